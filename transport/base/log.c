@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* log.c -- formats a line and hands it to the callback, stderr or the log files */
+#include "log.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "option.h"
+
+struct kv_log {
+	void (*sink)(void *arg, int level, const char *line);
+	void *arg;
+	FILE *debug_file; /* every level */
+	FILE *error_file; /* errors and warnings */
+	bool to_stderr;
+	int level; /* the highest that anybody wants */
+	pthread_mutex_t lock;
+};
+
+static const char *const level_names[] = { "?", "error", "warn", "info", "debug" };
+
+static FILE *open_file(const char *path)
+{
+	return path[0] ? fopen(path, "ae") : NULL;
+}
+
+struct kv_log *kv_log_open(const struct kv_option_set *options,
+			   void (*sink)(void *arg, int level, const char *line), void *arg)
+{
+	struct kv_log *log = calloc(1, sizeof(*log));
+	bool debug = kv_option_bool(options, KV_OPT_DEBUG);
+	const char *debug_path = kv_option_string(options, KV_OPT_DEBUG_FILE);
+	const char *error_path = kv_option_string(options, KV_OPT_ERROR_FILE);
+
+	if (!log)
+		return NULL;
+	pthread_mutex_init(&log->lock, NULL);
+	log->sink = sink;
+	log->arg = arg;
+	log->debug_file = open_file(debug_path);
+	log->error_file = open_file(error_path);
+	log->to_stderr = debug && !sink && !log->debug_file;
+	log->level = debug ? 4 : sink || log->debug_file ? 3 : log->error_file ? 2 : 0;
+	if (debug_path[0] && !log->debug_file)
+		kv_log_error(log, "KVCACHE_DEBUG_FILE %s cannot be opened: %s", debug_path,
+			     strerrordesc_np(errno));
+	if (error_path[0] && !log->error_file)
+		kv_log_error(log, "KVCACHE_ERROR_FILE %s cannot be opened: %s", error_path,
+			     strerrordesc_np(errno));
+	return log;
+}
+
+void kv_log_close(struct kv_log *log)
+{
+	if (!log)
+		return;
+	if (log->debug_file)
+		fclose(log->debug_file);
+	if (log->error_file)
+		fclose(log->error_file);
+	pthread_mutex_destroy(&log->lock);
+	free(log);
+}
+
+bool kv_log_wants(const struct kv_log *log, int level)
+{
+	return log && level <= log->level;
+}
+
+static void to_file(FILE *f, int level, const char *line)
+{
+	struct timespec ts;
+	struct tm tm;
+	char when[32];
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	localtime_r(&ts.tv_sec, &tm);
+	strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm);
+	fprintf(f, "%s.%06ld kvrail[%d] %s: %s\n", when, ts.tv_nsec / 1000, (int)getpid(),
+		level_names[level], line);
+	fflush(f);
+}
+
+void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
+{
+	int saved = errno;
+	char line[1024];
+	va_list ap;
+
+	if (!kv_log_wants(log, level))
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	pthread_mutex_lock(&log->lock);
+	if (log->sink)
+		log->sink(log->arg, level, line);
+	if (log->debug_file)
+		to_file(log->debug_file, level, line);
+	if (log->error_file && level <= 2)
+		to_file(log->error_file, level, line);
+	if (log->to_stderr)
+		to_file(stderr, level, line);
+	pthread_mutex_unlock(&log->lock);
+	errno = saved;
+}

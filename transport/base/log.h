@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * log.h -- one line to the application's callback, or to the files that the options name
+ *
+ * Nothing is printed unless asked for: a callback, KVCACHE_DEBUG=1 (stderr), KVCACHE_DEBUG_FILE, KVCACHE_ERROR_FILE (errors
+ * and warnings). Not for the data path. Style: lower case, the exact cause, once. errno is preserved.
+ */
+#ifndef BASE_LOG_H
+#define BASE_LOG_H
+
+#include <stdbool.h>
+
+struct kv_log;
+struct kv_option_set;
+
+/* Levels are enum kv_log_level: 1 error, 2 warn, 3 info, 4 debug. Never fails: a file that cannot be opened is told through the rest. */
+struct kv_log *kv_log_open(const struct kv_option_set *options,
+			   void (*sink)(void *arg, int level, const char *line), void *arg);
+void kv_log_close(struct kv_log *log);
+bool kv_log_wants(const struct kv_log *log, int level);
+/* log may be NULL */
+void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#define kv_log_error(log, ...) kv_log_line(log, 1, __VA_ARGS__)
+#define kv_log_warn(log, ...) kv_log_line(log, 2, __VA_ARGS__)
+#define kv_log_info(log, ...) kv_log_line(log, 3, __VA_ARGS__)
+#define kv_log_debug(log, ...)                            \
+	do {                                              \
+		if (kv_log_wants(log, 4))                 \
+			kv_log_line(log, 4, __VA_ARGS__); \
+	} while (0)
+
+#endif

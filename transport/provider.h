@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * provider.h -- what a transport provider implements, and what tr.c keeps for it
+ *
+ * tr.c (context), mem.c (regions), handshake.c (TCP, hello, setup) and op.c (slots, checks, events) are common. A provider moves
+ * bytes. All functions on a connection are called under the upper layer's lock of that connection; open, close,
+ * mem_reg and mem_dereg under the context's lock.
+ */
+#ifndef TR_PROVIDER_H
+#define TR_PROVIDER_H
+
+#include <stdatomic.h>
+
+#include "base/wire.h"
+#include "tr.h"
+
+struct kv_device_info;
+
+struct tr_provider {
+	const char *name;
+	uint16_t id; /* TR_PROVIDER_*: on the wire */
+
+	/*
+	 * open: KV_ERR_UNSUPPORTED with a message = this machine does not have it (not an error of tr_open unless
+	 * KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail info`; also called with ctx == NULL after a failed open.
+	 */
+	int (*open)(struct tr *tr, void **ctx_p, struct kv_error *err);
+	void (*close)(void *ctx);
+	int (*device_get)(void *ctx, size_t index, struct kv_device_info *info);
+
+	int (*mem_reg)(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
+	void (*mem_dereg)(void *ctx, void *handle);
+
+	/*
+	 * Handshake. Accepting side: offer (after the hello was accepted; KV_ERR_UNSUPPORTED = not for this peer), then, if the
+	 * connecting side chose this provider, setup_get, setup_put. Connecting side: start (TR_AGAIN = call again; negative = cannot reach, the
+	 * next offer is tried, err says why), then setup_put, setup_get. conn->priv is the provider's. `stop` undoes whatever of these was done,
+	 * in any state, and is called exactly once for each offer or start that succeeded.
+	 * After the last of them succeeded on a side, that side may receive; it sends after the peer's READY.
+	 */
+	int (*offer)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w, struct kv_error *err);
+	int (*start)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r, struct kv_error *err);
+	int (*setup_put)(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
+	int (*setup_get)(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
+	void (*stop)(struct tr_conn *conn, void *priv);
+
+	/* Remote regions: the provider's part of tr_mem_pack and tr_mem_open. */
+	int (*mem_pack)(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w, struct kv_error *err);
+	int (*mem_open)(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r, struct kv_error *err);
+	void (*mem_close)(struct tr_conn *conn, struct tr_rmem *rmem);
+
+	/*
+	 * Data path. op_begin prepares the provider's state of slot op->index. op_add: spans are checked already; returns the number accepted.
+	 * op_commit: 0 or TR_AGAIN. op_cancel: begins to stop; the provider ends it with tr_op_end. progress: moves what can be moved,
+	 * calls tr_op_end, tr_conn_notified, tr_conn_message, tr_conn_lost; returns the number of things done.
+	 */
+	void (*op_begin)(struct tr_op *op);
+	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
+		       struct kv_error *err);
+	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
+	void (*op_cancel)(struct tr_op *op, int64_t deadline_ns);
+	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+	int (*progress)(struct tr_conn *conn);
+	int (*arm)(struct tr_conn *conn);
+	int (*fence)(struct tr_conn *conn, struct kv_error *err);
+	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
+};
+
+enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDERS = 2 };
+extern const struct tr_provider tr_shm_provider;
+extern const struct tr_provider tr_ib_provider;
+
+/* ---------------------------------------------------------------- what providers see of the common objects */
+
+struct tr {
+	const struct kv_option_set *options;
+	struct kv_log *log;
+	uint8_t incarnation[16];
+	const struct tr_provider *provider[TR_PROVIDERS]; /* in order of preference; NULL past the last that opened */
+	void *provider_ctx[TR_PROVIDERS];
+	int providers;
+	struct tr_memory *memory; /* mem.c */
+};
+
+struct tr_mem {
+	struct tr *tr;
+	uint8_t *addr;
+	size_t len;
+	int kind;
+	unsigned int access;
+	uint32_t id;              /* unique in the context's life */
+	int pool_fd;              /* memfd that backs it (tr_alloc), or -1 */
+	uint64_t pool_id;         /* of the memfd */
+	uint64_t pool_off;        /* of addr in the memfd */
+	uint64_t pool_len;        /* of the whole memfd */
+	unsigned int refs;        /* tr_mem_reg calls; under the memory lock */
+	atomic_uint in_flight;    /* operations that use it */
+	void *handle[TR_PROVIDERS];  /* by index in tr->provider */
+	struct tr_mem *next;
+};
+
+struct tr_rmem {
+	struct tr_conn *conn;
+	uint64_t len;
+	uint32_t id;
+	unsigned int access;
+	unsigned int refs;
+	void *priv;               /* the provider's */
+	struct tr_rmem *next;
+};
+
+enum tr_op_state { TR_OP_FREE = 0, TR_OP_OPEN, TR_OP_COMMITTED, TR_OP_STOPPING, TR_OP_ENDED };
+
+enum { TR_OP_MEMS = 8 };
+
+struct tr_op {
+	struct tr_conn *conn;
+	uint16_t index;           /* 0 .. TR_OPS_MAX - 1 */
+	uint8_t kind;             /* enum tr_op_kind */
+	uint8_t state;            /* enum tr_op_state */
+	uint32_t generation;      /* changes with each use of the slot: a stale completion is recognised */
+	uint64_t user;
+	uint64_t bytes;
+	/* Local regions in use. Past TR_OP_MEMS different ones the operation pins every region of the context. */
+	struct tr_mem *mem[TR_OP_MEMS];
+	uint8_t mems;
+	bool pins_all;
+	int32_t end_kind;         /* event to report */
+	struct kv_error cause;    /* valid if end_kind == TR_IN_DOUBT */
+	struct tr_op *next_ended;
+};
+
+/* Called by providers. */
+void *tr_conn_priv(const struct tr_conn *conn);
+struct tr *tr_conn_tr(const struct tr_conn *conn);
+void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider);
+bool tr_conn_line_order(const struct tr_conn *conn);
+struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index);
+struct tr_counters *tr_conn_count(struct tr_conn *conn);
+void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Adds a descriptor to / removes it from the connection's epoll instance (readable). */
+int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err);
+void tr_conn_unwatch(struct tr_conn *conn, int fd);
+
+/* A region that the peer may touch, by the id in its packed description; NULL if there is none. For providers where this side copies. */
+struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id);
+
+/*
+ * Ends an operation: kind TR_WRITTEN, TR_READ, TR_CANCELLED or TR_IN_DOUBT (with a cause). The event is queued; there is always room.
+ * An operation in TR_OP_STOPPING that a provider reports as done stays done.
+ */
+void tr_op_end(struct tr_op *op, int kind, const struct kv_error *cause);
+
+/*
+ * Events from the peer. tr_conn_room says how many of them can be queued now; a provider stops reading at 0.
+ */
+int tr_conn_room(const struct tr_conn *conn);
+void tr_conn_notified(struct tr_conn *conn, uint64_t value);
+void tr_conn_message(struct tr_conn *conn, const void *buf, size_t len);
+
+/*
+ * The connection failed: ends every open operation as TR_IN_DOUBT with this cause and queues TR_PEER_LOST. The first cause stays. A provider calls it
+ * only when nothing of those operations is under way on this side any more.
+ */
+void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause);
+bool tr_conn_is_lost(const struct tr_conn *conn);
+
+#endif
