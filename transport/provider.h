@@ -126,7 +126,6 @@ struct tr_op {
 	uint8_t mems;
 	bool pins_all;
 	int32_t end_kind;         /* event to report */
-	struct kv_error cause;    /* valid if end_kind == TR_IN_DOUBT */
 	struct tr_op *next_ended;
 };
 
@@ -147,10 +146,11 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
 struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id);
 
 /*
- * Ends an operation: kind TR_WRITTEN, TR_READ, TR_CANCELLED or TR_IN_DOUBT (with a cause). The event is queued; there is always room.
+ * Ends an operation: kind TR_WRITTEN, TR_READ or TR_CANCELLED. The event is queued; there is always room. There is no single failed
+ * operation: as on a reliable queue pair, a failure is the connection's (tr_conn_lost), which ends every open operation as TR_IN_DOUBT.
  * An operation in TR_OP_STOPPING that a provider reports as done stays done.
  */
-void tr_op_end(struct tr_op *op, int kind, const struct kv_error *cause);
+void tr_op_end(struct tr_op *op, int kind);
 
 /*
  * Events from the peer. tr_conn_room says how many of them can be queued now; a provider stops reading at 0.

@@ -41,7 +41,7 @@ struct tr_op;
 enum tr_limits {
 	TR_OPS_MAX = 256,        /* operations of one connection that have not reported their end */
 	TR_MSG_MAX = 256,        /* bytes of a message */
-	TR_HELLO_MAX = 3072,     /* bytes of the upper layer's hello */
+	TR_HELLO_MAX = 2048,     /* bytes of the upper layer's hello */
 	TR_SETUP_MAX = 1 << 20,  /* bytes of the upper layer's setup, sent after both hellos were accepted */
 	TR_MEM_PACK_MAX = 4096,  /* bytes of a packed memory description */
 	TR_MEMS_MAX = 65536,     /* registered regions of one context */

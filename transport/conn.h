@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* conn.h -- a connection as the core sees it (tr.c, handshake.c, control.c, op.c, event.c); providers see provider.h only */
+#ifndef TR_CONN_H
+#define TR_CONN_H
+
+#include "frame.h"
+#include "provider.h"
+
+enum conn_stage {
+	CONN_CONNECTING = 0, /* TCP connect under way */
+	CONN_WAIT_HELLO,
+	CONN_STARTING,       /* connecting side: trying the offers */
+	CONN_WAIT_SETUP,
+	CONN_WAIT_READY,     /* accepting side */
+	CONN_READY,
+	CONN_FAILED,         /* handshake failed: only close */
+	CONN_BREAKING,       /* was ready; the provider is being fenced, operations have not ended */
+	CONN_LOST,           /* was ready; every operation has ended */
+};
+
+enum { CONN_EVENTS = 64 }; /* events from the peer that wait for tr_poll */
+
+/* What is needed only between the first byte and READY. */
+struct conn_handshake {
+	uint8_t header[FRAME_HEADER];
+	size_t got;               /* bytes of header + payload received */
+	struct frame_header in;
+	uint8_t *payload;         /* in.len bytes once the header is complete */
+	uint8_t *out;             /* frame being sent, NULL if none */
+	size_t out_len, out_pos;
+	void *offer_priv[TR_PROVIDERS]; /* what each offer (connecting side: start) made */
+	bool offered[TR_PROVIDERS];     /* it is to be stopped if it is not chosen */
+	uint8_t *hello;           /* connecting side: the peer's hello payload while its offers are tried */
+	struct frame_hello peer;  /* points into hello */
+	unsigned int next_offer;
+};
+
+struct conn_event {
+	int32_t kind; /* TR_NOTIFIED or TR_MSG */
+	uint32_t len;
+	uint64_t value;
+	uint8_t msg[TR_MSG_MAX];
+};
+
+/* What exists from READY on. */
+struct conn_data {
+	struct tr_op op[TR_OPS_MAX];
+	uint16_t free_op[TR_OPS_MAX]; /* stack of free slots */
+	unsigned int free_ops;
+	struct tr_op *ended_first, **ended_last; /* ended, not yet reported */
+	struct conn_event event[CONN_EVENTS];
+	unsigned int event_head, event_tail, event_lent; /* lent: given out by the last tr_poll, still readable */
+};
+
+struct tr_conn {
+	struct tr *tr;
+	const struct tr_provider *provider;
+	void *priv;
+	int provider_index;
+	int sock, epfd;
+	bool accepting;
+	bool lost_reported;
+	uint8_t stage;              /* enum conn_stage */
+	unsigned int flags;         /* enum tr_conn_flags */
+	unsigned int idle_polls;
+	const struct tr_upper_ops *upper;
+	void *upper_arg;
+	int64_t handshake_ms;
+	int64_t deadline_ns;
+	struct conn_handshake *hs;
+	struct conn_data *data;
+	struct tr_rmem *rmems;
+	struct tr_counters count;
+	uint8_t incarnation[16];
+	char address[64];
+	char path[96];
+	struct kv_error error;
+};
+
+/* control.c: the TCP socket */
+int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err);
+int control_prepare(struct tr_conn *conn, struct kv_error *err); /* options of an established socket; watches it */
+int control_finish_connect(struct tr_conn *conn, struct kv_error *err); /* 0, TR_AGAIN or the error */
+int control_flush(struct tr_conn *conn, struct kv_error *err);          /* sends hs->out: 0 or TR_AGAIN */
+int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err); /* until hs->got == want: 0 or TR_AGAIN */
+int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
+bool control_is_dead(struct tr_conn *conn, struct kv_error *err); /* EOF, reset or bytes after READY */
+int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
+
+/* conn.c */
+int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting, struct tr_conn **conn_p,
+	     struct kv_error *err);
+
+/* handshake.c */
+void handshake_free(struct tr_conn *conn);
+
+/* op.c */
+int op_make_data(struct tr_conn *conn, struct kv_error *err);
+void op_drop_all(struct tr_conn *conn);
+void op_release(struct tr_op *op); /* lets go of its regions and its slot */
+
+/* mem.c */
+int tr_memory_open(struct tr *tr, struct kv_error *err);
+void tr_memory_close(struct tr *tr);
+void tr_memory_pin(struct tr *tr, int by); /* while an operation uses too many regions to name them: no dereg at all */
+
+#endif

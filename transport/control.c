@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * control.c -- the TCP socket of a connection: made by the handshake, silent afterwards
+ *
+ * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or closes, keepalive
+ * when its host disappears. Bytes after READY are a protocol error.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/option.h"
+#include "conn.h"
+
+int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
+{
+	const char *name = kv_option_string(tr->options, KV_OPT_SOCKET_IFNAME);
+
+	if (!name[0])
+		return 0;
+	if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, (socklen_t)strlen(name) + 1)) {
+		kv_fail_errno(err, KV_ERR_SYSTEM, errno, "socket", "cannot bind to interface %s",
+			      name);
+		kv_error_hint(
+			err,
+			"KVCACHE_SOCKET_IFNAME must name an interface of this machine (ip link)");
+		return KV_ERR_SYSTEM;
+	}
+	return 0;
+}
+
+static void print_address(const struct sockaddr *sa, socklen_t len, char *buf, size_t cap)
+{
+	char host[INET6_ADDRSTRLEN + IF_NAMESIZE + 1], port[8];
+
+	if (getnameinfo(sa, len, host, sizeof(host), port, sizeof(port),
+			NI_NUMERICHOST | NI_NUMERICSERV))
+		snprintf(buf, cap, "?");
+	else
+		snprintf(buf, cap, sa->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+/* A host that vanishes without a word is noticed after about 5 s. */
+static void set_options(int fd)
+{
+	int on = 1, idle = 2, interval = 1, count = 3;
+	unsigned int user_timeout_ms = 5000;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof(user_timeout_ms));
+}
+
+int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err)
+{
+	struct epoll_event ev = { .events = EPOLLIN | (out ? (uint32_t)EPOLLOUT : 0),
+				  .data.fd = conn->sock };
+
+	if (epoll_ctl(conn->epfd, EPOLL_CTL_MOD, conn->sock, &ev))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
+				     "epoll_ctl of the control socket");
+	return 0;
+}
+
+int control_prepare(struct tr_conn *conn, struct kv_error *err)
+{
+	struct sockaddr_storage sa;
+	socklen_t len = sizeof(sa);
+
+	set_options(conn->sock);
+	if (!getpeername(conn->sock, (struct sockaddr *)&sa, &len))
+		print_address((struct sockaddr *)&sa, len, conn->address, sizeof(conn->address));
+	return tr_conn_watch(conn, conn->sock, err);
+}
+
+int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err)
+{
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV }, *list;
+	char service[8];
+	int ret;
+
+	if (!port || port > 65535)
+		return kv_fail(err, KV_ERR_ARG, "connect", "port %u is not in 1..65535", port);
+	snprintf(service, sizeof(service), "%u", port);
+	ret = getaddrinfo(host ? host : "127.0.0.1", service, &hints, &list);
+	if (ret)
+		return kv_fail(err, KV_ERR_ARG, "connect", "%s does not resolve: %s", host,
+			       gai_strerror(ret));
+	print_address(list->ai_addr, list->ai_addrlen, conn->address, sizeof(conn->address));
+	conn->sock =
+		kv_fault(TR_CONN_SOCKET)
+			? (errno = EMFILE, -1)
+			: socket(list->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (conn->sock < 0) {
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "socket");
+		goto free_list;
+	}
+	ret = control_bind_interface(conn->tr, conn->sock, err);
+	if (ret)
+		goto free_list;
+	if (connect(conn->sock, list->ai_addr, list->ai_addrlen) && errno != EINPROGRESS) {
+		ret = kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "connect", "cannot connect to %s",
+				    conn->address);
+		goto free_list;
+	}
+	ret = tr_conn_watch(conn, conn->sock, err);
+	if (!ret)
+		ret = control_watch_out(conn, true, err);
+
+free_list:
+	freeaddrinfo(list);
+	return ret;
+}
+
+int control_finish_connect(struct tr_conn *conn, struct kv_error *err)
+{
+	struct epoll_event ev;
+	socklen_t len = sizeof(int);
+	int error = 0;
+
+	/* Nothing else is watched while connecting, so any event is the socket's. */
+	if (epoll_wait(conn->epfd, &ev, 1, 0) <= 0)
+		return TR_AGAIN;
+	if (getsockopt(conn->sock, SOL_SOCKET, SO_ERROR, &error, &len))
+		error = errno;
+	if (error) {
+		kv_fail_errno(err, KV_ERR_PEER_LOST, error, "connect", "cannot connect to %s",
+			      conn->address);
+		if (error == ECONNREFUSED)
+			kv_error_hint(
+				err,
+				"nothing listens there: is the peer up, and is the port right?");
+		return KV_ERR_PEER_LOST;
+	}
+	set_options(conn->sock);
+	return control_watch_out(conn, false, err);
+}
+
+int control_flush(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+
+	while (hs->out && hs->out_pos < hs->out_len) {
+		ssize_t n = kv_fault(TR_CONN_SEND)
+				    ? (errno = ECONNRESET, -1)
+				    : send(conn->sock, hs->out + hs->out_pos,
+					   hs->out_len - hs->out_pos, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+			int ret = control_watch_out(conn, true, err);
+
+			return ret ? ret : TR_AGAIN;
+		}
+		if (n < 0)
+			return kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "handshake",
+					     "sending to %s", conn->address);
+		hs->out_pos += (size_t)n;
+	}
+	return 0;
+}
+
+int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+
+	while (hs->got < want) {
+		uint8_t *to = hs->got < FRAME_HEADER ? hs->header + hs->got
+						     : hs->payload + hs->got - FRAME_HEADER;
+		ssize_t n = kv_fault(TR_CONN_RECV)
+				    ? (errno = ECONNRESET, -1)
+				    : recv(conn->sock, to, want - hs->got, MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+			return TR_AGAIN;
+		if (n < 0)
+			return kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "handshake",
+					     "receiving from %s", conn->address);
+		if (!n)
+			return kv_fail(err, KV_ERR_PEER_LOST, "handshake",
+				       "%s closed the connection %s", conn->address,
+				       hs->got ? "in the middle of a frame" : "without a word");
+		hs->got += (size_t)n;
+	}
+	return 0;
+}
+
+bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
+{
+	uint8_t byte;
+	ssize_t n;
+
+	do
+		n = recv(conn->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		return false;
+	if (!n)
+		kv_fail(err, KV_ERR_PEER_LOST, "poll", "%s closed the connection", conn->address);
+	else if (n > 0)
+		kv_fail(err, KV_ERR_PROTOCOL, "poll", "%s sent bytes after the handshake",
+			conn->address);
+	else
+		kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "poll", "the connection to %s",
+			      conn->address);
+	return true;
+}

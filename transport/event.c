@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* event.c -- what a connection tells its owner: ends of operations, notifies, messages, its own loss; each exactly once */
+#include <sys/socket.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "conn.h"
+
+enum { CONTROL_EVERY = 64 }; /* idle polls between two looks at the control socket */
+
+void tr_op_end(struct tr_op *op, int kind)
+{
+	struct conn_data *data = op->conn->data;
+
+	if (op->state == TR_OP_FREE || op->state == TR_OP_ENDED)
+		return;
+	op->state = TR_OP_ENDED;
+	op->end_kind = kind;
+	op->next_ended = NULL;
+	*data->ended_last = op;
+	data->ended_last = &op->next_ended;
+}
+
+int tr_conn_room(const struct tr_conn *conn)
+{
+	return CONN_EVENTS - (int)(conn->data->event_tail - conn->data->event_head);
+}
+
+static struct conn_event *push(struct tr_conn *conn, int kind)
+{
+	struct conn_event *e = &conn->data->event[conn->data->event_tail++ % CONN_EVENTS];
+
+	e->kind = kind;
+	return e;
+}
+
+void tr_conn_notified(struct tr_conn *conn, uint64_t value)
+{
+	push(conn, TR_NOTIFIED)->value = value;
+	conn->count.notifies_in++;
+}
+
+void tr_conn_message(struct tr_conn *conn, const void *buf, size_t len)
+{
+	struct conn_event *e = push(conn, TR_MSG);
+
+	e->len = (uint32_t)len;
+	memcpy(e->msg, buf, len);
+	conn->count.msgs_in++;
+}
+
+static void set_error(struct tr_conn *conn, const struct kv_error *cause)
+{
+	if (conn->error.code)
+		return;
+	conn->error = *cause;
+	if (!conn->error.peer[0])
+		memcpy(conn->error.peer, conn->address, sizeof(conn->error.peer));
+	kv_log_warn(conn->tr->log, "connection to %s is lost: KV_ERR_%s: %s", conn->address,
+		    kv_error_name(conn->error.code), conn->error.message);
+}
+
+void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
+{
+	if (conn->stage != CONN_READY && conn->stage != CONN_BREAKING)
+		return;
+	set_error(conn, cause);
+	conn->stage = CONN_LOST;
+	shutdown(conn->sock, SHUT_RDWR); /* the peer learns of it at once */
+	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
+		struct tr_op *op = &conn->data->op[i];
+
+		tr_op_end(op, op->state == TR_OP_STOPPING ? TR_CANCELLED : TR_IN_DOUBT);
+	}
+}
+
+bool tr_conn_is_lost(const struct tr_conn *conn)
+{
+	return conn->stage > CONN_READY;
+}
+
+int tr_fence(struct tr_conn *conn, struct kv_error *err)
+{
+	struct kv_error cause;
+	int ret;
+
+	if (!conn->data)
+		return 0; /* the handshake never finished: the provider has opened nothing to the peer */
+	if (conn->stage == CONN_READY) {
+		kv_fail(&cause, KV_ERR_PEER_LOST, "fence", "this end fenced the connection to %s",
+			conn->address);
+		set_error(conn, &cause);
+		conn->stage = CONN_BREAKING;
+	}
+	ret = conn->provider->fence(conn, err);
+	if (!ret)
+		tr_conn_lost(conn, &conn->error);
+	return ret;
+}
+
+/* The control socket tells of a death that the provider may not notice. */
+static void watch_control(struct tr_conn *conn)
+{
+	struct kv_error cause;
+
+	if (++conn->idle_polls % CONTROL_EVERY || !control_is_dead(conn, &cause))
+		return;
+	/* What the peer sent before it went still counts: take that first, look again at the next poll. */
+	if (conn->provider->progress(conn)) {
+		conn->idle_polls = CONTROL_EVERY - 1;
+		return;
+	}
+	if (conn->stage != CONN_READY)
+		return;
+	set_error(conn, &cause);
+	conn->stage = CONN_BREAKING;
+}
+
+static void fill(const struct tr_conn *conn, struct tr_event *event, const struct tr_op *op)
+{
+	*event = (struct tr_event){ .kind = op->end_kind, .user = op->user };
+	if (op->end_kind == TR_IN_DOUBT) {
+		event->status = conn->error.code;
+		event->cause = &conn->error;
+	}
+}
+
+static int take_events(struct tr_conn *conn, struct tr_event *events, int n)
+{
+	struct conn_data *data = conn->data;
+	int got = 0;
+
+	while (got < n && data->ended_first) {
+		struct tr_op *op = data->ended_first;
+
+		fill(conn, &events[got++], op);
+		data->ended_first = op->next_ended;
+		if (!data->ended_first)
+			data->ended_last = &data->ended_first;
+		op_release(op);
+	}
+	while (got < n && data->event_head + data->event_lent != data->event_tail) {
+		const struct conn_event *e =
+			&data->event[(data->event_head + data->event_lent++) % CONN_EVENTS];
+
+		events[got++] = (struct tr_event){
+			.kind = e->kind,
+			.value = e->value,
+			.msg = e->kind == TR_MSG ? e->msg : NULL,
+			.len = e->kind == TR_MSG ? e->len : 0,
+		};
+	}
+	if (got < n && conn->stage == CONN_LOST && !conn->lost_reported) {
+		conn->lost_reported = true;
+		events[got++] = (struct tr_event){
+			.kind = TR_PEER_LOST,
+			.status = conn->error.code,
+			.cause = &conn->error,
+		};
+	}
+	return got;
+}
+
+int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
+{
+	struct conn_data *data = conn->data;
+
+	if (!data || conn->hs)
+		return 0; /* the handshake is not over */
+	data->event_head +=
+		data->event_lent; /* what the last call gave out may be overwritten now */
+	data->event_lent = 0;
+	if (conn->stage == CONN_READY && !conn->provider->progress(conn))
+		watch_control(conn);
+	/* A provider that cannot be fenced yet still has nothing of ours under way: only foreign bytes may land, see tr_fence. */
+	if (conn->stage == CONN_BREAKING && conn->provider->fence(conn, NULL) != TR_AGAIN)
+		tr_conn_lost(conn, &conn->error);
+	return take_events(conn, events, n);
+}
+
+int tr_conn_arm(struct tr_conn *conn)
+{
+	const struct conn_data *data = conn->data;
+
+	if (!data || conn->hs)
+		return 0;
+	if (data->ended_first || data->event_head + data->event_lent != data->event_tail)
+		return 1;
+	if (conn->stage == CONN_LOST)
+		return !conn->lost_reported;
+	if (conn->stage == CONN_BREAKING)
+		return 1;
+	return conn->provider->arm(conn);
+}

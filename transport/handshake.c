@@ -1,0 +1,444 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * handshake.c -- from a TCP connection to a proven transport, one non-blocking step at a time (frame.h has the picture)
+ *
+ * Every failure ends in fail(): the peer is told by a REJECT frame where that is possible, the caller by the error.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "conn.h"
+
+static int send_frame(struct tr_conn *conn, enum frame_type type, const void *payload, size_t len,
+		      struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+	int ret;
+
+	free(hs->out);
+	hs->out = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + len);
+	if (!hs->out)
+		return kv_fail(err, KV_ERR_NOMEM, "handshake",
+			       "cannot allocate a frame of %zu bytes", len);
+	frame_put_header(hs->out, type, (uint32_t)len);
+	if (len)
+		memcpy(hs->out + FRAME_HEADER, payload, len);
+	hs->out_len = FRAME_HEADER + len;
+	hs->out_pos = 0;
+	ret = control_flush(conn, err);
+	return ret == TR_AGAIN ? 0 : ret;
+}
+
+/*
+ * Tells the peer why, as far as the socket takes it at once: only a peer that has shown to be kvrail, and not with half a frame
+ * of our own in the way. What it sent meanwhile is read away, or closing would reset the connection under the refusal.
+ */
+static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
+{
+	const struct conn_handshake *hs = conn->hs;
+	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX], drain[4096];
+	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_REJECT_MAX);
+	bool is_kvrail = hs && (hs->in.type || cause->code == KV_ERR_VERSION);
+
+	if (!is_kvrail || hs->in.type == FRAME_REJECT || cause->code == KV_ERR_PEER_LOST ||
+	    (hs->out && hs->out_pos < hs->out_len))
+		return;
+	frame_put_reject(&w, cause->code, cause->message, cause->hint);
+	frame_put_header(buf, FRAME_REJECT, (uint32_t)w.len);
+	send(conn->sock, buf, FRAME_HEADER + w.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	shutdown(conn->sock, SHUT_WR);
+	for (int i = 0; i < 64 && recv(conn->sock, drain, sizeof(drain), MSG_DONTWAIT) > 0; i++)
+		;
+}
+
+static const struct kv_error *fail(struct tr_conn *conn, const struct kv_error *cause)
+{
+	send_reject(conn, cause);
+	conn->error = *cause;
+	if (!conn->error.peer[0])
+		memcpy(conn->error.peer, conn->address, sizeof(conn->error.peer));
+	conn->stage = CONN_FAILED;
+	return &conn->error;
+}
+
+static void stop_offers(struct tr_conn *conn)
+{
+	for (int i = 0; i < conn->tr->providers; i++)
+		if (conn->hs->offered[i]) {
+			conn->hs->offered[i] = false;
+			conn->tr->provider[i]->stop(conn, conn->hs->offer_priv[i]);
+		}
+}
+
+void handshake_free(struct tr_conn *conn)
+{
+	if (!conn->hs)
+		return;
+	stop_offers(conn);
+	free(conn->hs->payload);
+	free(conn->hs->out);
+	free(conn->hs->hello);
+	free(conn->hs);
+	conn->hs = NULL;
+}
+
+/* ---------------------------------------------------------------- frames going out */
+
+static int put_hello(struct tr_conn *conn, struct kv_error *err)
+{
+	uint8_t upper[TR_HELLO_MAX], offers[FRAME_OFFERS_MAX][FRAME_OFFER_MAX],
+		buf[FRAME_HELLO_MAX];
+	struct frame_hello hello = { .upper_id = conn->upper->id,
+				     .upper_version = conn->upper->version };
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	int len = conn->upper->hello_put(conn->upper_arg, conn, upper, sizeof(upper));
+
+	if (len < 0)
+		return kv_fail(err, len, "handshake", "the upper layer has no hello");
+	memcpy(hello.incarnation, conn->tr->incarnation, sizeof(hello.incarnation));
+	hello.upper = (struct frame_bytes){ upper, (size_t)len };
+	for (int i = 0; conn->accepting && i < conn->tr->providers; i++) {
+		struct wire_writer o = wire_writer_of(offers[hello.offers], FRAME_OFFER_MAX);
+		int ret = conn->tr->provider[i]->offer(conn->tr->provider_ctx[i], conn,
+						       &conn->hs->offer_priv[i], &o, err);
+
+		if (ret == KV_ERR_UNSUPPORTED)
+			continue;
+		if (ret)
+			return ret;
+		conn->hs->offered[i] = true;
+		if (o.bad)
+			return kv_fail(err, KV_ERR_INTERNAL, "handshake",
+				       "the %s offer is too long", conn->tr->provider[i]->name);
+		hello.offer[hello.offers].provider = conn->tr->provider[i]->id;
+		hello.offer[hello.offers++].bytes = (struct frame_bytes){ o.buf, o.len };
+	}
+	frame_put_hello(&w, &hello);
+	return send_frame(conn, FRAME_HELLO, buf, w.len, err);
+}
+
+static int put_setup(struct tr_conn *conn, struct kv_error *err)
+{
+	uint8_t provider_bytes[FRAME_PROVIDER_SETUP_MAX];
+	struct wire_writer p = wire_writer_of(provider_bytes, sizeof(provider_bytes));
+	uint8_t *upper = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(TR_SETUP_MAX);
+	uint8_t *buf = malloc(FRAME_SETUP_MAX);
+	struct wire_writer w = wire_writer_of(buf, FRAME_SETUP_MAX);
+	int ret, len;
+
+	if (!upper || !buf) {
+		ret = kv_fail(err, KV_ERR_NOMEM, "handshake", "cannot allocate the setup");
+		goto out;
+	}
+	ret = conn->provider->setup_put(conn, &p, err);
+	if (ret)
+		goto out;
+	len = conn->upper->setup_put(conn->upper_arg, conn, upper, TR_SETUP_MAX, err);
+	if (len < 0) {
+		ret = len;
+		goto out;
+	}
+	frame_put_setup(&w, &(struct frame_setup){
+				    .provider = conn->provider->id,
+				    .provider_bytes = { provider_bytes, p.len },
+				    .upper = { upper, (size_t)len },
+			    });
+	ret = p.bad || w.bad ? kv_fail(err, KV_ERR_INTERNAL, "handshake", "the setup is too long")
+			     : send_frame(conn, FRAME_SETUP, buf, w.len, err);
+
+out:
+	free(buf);
+	free(upper);
+	return ret;
+}
+
+/* ---------------------------------------------------------------- frames coming in */
+
+static int check_hello(struct tr_conn *conn, const struct frame_hello *hello, struct kv_error *err)
+{
+	if (hello->upper_id != conn->upper->id)
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "the peer speaks protocol %u over kvrail, this end %u",
+			       hello->upper_id, conn->upper->id);
+	if (hello->upper_version != conn->upper->version)
+		return kv_fail(err, KV_ERR_VERSION, "handshake",
+			       "the peer speaks version %u of protocol %u, this end %u",
+			       hello->upper_version, hello->upper_id, conn->upper->version);
+	memcpy(conn->incarnation, hello->incarnation, sizeof(conn->incarnation));
+	return conn->upper->hello_get(conn->upper_arg, conn, hello->upper.p, hello->upper.len, err);
+}
+
+/* Accepting side: the first thing that is spent on the peer comes after check_hello. */
+static int got_hello_accepting(struct tr_conn *conn, struct kv_error *err)
+{
+	struct frame_hello hello;
+	int ret;
+
+	if (frame_get_hello(conn->hs->payload, conn->hs->in.len, &hello))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "a hello of %u bytes is malformed", conn->hs->in.len);
+	ret = check_hello(conn, &hello, err);
+	if (ret)
+		return ret;
+	ret = put_hello(conn, err);
+	conn->stage = CONN_WAIT_SETUP;
+	return ret;
+}
+
+static int got_hello_connecting(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+	int ret;
+
+	hs->hello = hs->payload; /* the offers point into it */
+	hs->payload = NULL;
+	if (frame_get_hello(hs->hello, hs->in.len, &hs->peer))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "a hello of %u bytes is malformed", hs->in.len);
+	ret = check_hello(conn, &hs->peer, err);
+	conn->stage = CONN_STARTING;
+	return ret;
+}
+
+static int index_of_provider(const struct tr *tr, uint16_t id)
+{
+	for (int i = 0; i < tr->providers; i++)
+		if (tr->provider[i]->id == id)
+			return i;
+	return -1;
+}
+
+static void choose(struct tr_conn *conn, int index, void *priv)
+{
+	conn->provider_index = index;
+	conn->provider = conn->tr->provider[index];
+	conn->priv = priv;
+}
+
+/* Connecting side: tries the offers in the peer's order; 0 when one has started. */
+static int start_offer(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+	struct kv_error why;
+	char reasons[200] = "";
+	size_t len = 0;
+
+	for (; hs->next_offer < hs->peer.offers; hs->next_offer++) {
+		struct frame_bytes bytes = hs->peer.offer[hs->next_offer].bytes;
+		struct wire_reader r = wire_reader_of(bytes.p, bytes.len);
+		int index = index_of_provider(conn->tr, hs->peer.offer[hs->next_offer].provider);
+		int ret;
+
+		if (index < 0)
+			continue;
+		ret = conn->tr->provider[index]->start(conn->tr->provider_ctx[index], conn,
+						       &hs->offer_priv[index], &r, &why);
+		hs->offered[index] = ret == TR_AGAIN; /* begun: stop_offers undoes it */
+		if (ret == TR_AGAIN)
+			return TR_AGAIN;
+		if (!ret) {
+			choose(conn, index, hs->offer_priv[index]);
+			return put_setup(conn, err);
+		}
+		if (len < sizeof(reasons))
+			len += (size_t)snprintf(reasons + len, sizeof(reasons) - len, "%s%s: %s",
+						len ? "; " : "", conn->tr->provider[index]->name,
+						why.message);
+	}
+	return kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s",
+		       conn->address, reasons[0] ? reasons : "the two ends have none in common");
+}
+
+/* Both sides: the provider first, because the upper layer's setup opens regions through it. */
+static int got_setup(struct tr_conn *conn, struct kv_error *err)
+{
+	struct frame_setup setup;
+	struct wire_reader r;
+	int index, ret;
+
+	if (frame_get_setup(conn->hs->payload, conn->hs->in.len, &setup))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "a setup of %u bytes is malformed", conn->hs->in.len);
+	index = index_of_provider(conn->tr, setup.provider);
+	if (index < 0 ||
+	    (conn->accepting ? !conn->hs->offered[index] : index != conn->provider_index))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "the peer chose transport %u, which was not offered",
+			       setup.provider);
+	if (conn->accepting) {
+		choose(conn, index, conn->hs->offer_priv[index]);
+		conn->hs->offered[index] = false;
+		stop_offers(conn);
+	}
+	r = wire_reader_of(setup.provider_bytes.p, setup.provider_bytes.len);
+	ret = conn->provider->setup_get(conn, &r, err);
+	if (!ret && !wire_done(&r))
+		ret = kv_fail(err, KV_ERR_PROTOCOL, "handshake", "the peer's %s setup is malformed",
+			      conn->provider->name);
+	if (!ret)
+		ret = conn->upper->setup_get(conn->upper_arg, conn, setup.upper.p, setup.upper.len,
+					     err);
+	if (ret)
+		return ret;
+	ret = op_make_data(conn, err);
+	if (ret)
+		return ret;
+	if (conn->accepting) {
+		conn->stage = CONN_WAIT_READY;
+		return put_setup(conn, err);
+	}
+	conn->stage = CONN_READY;
+	return send_frame(conn, FRAME_READY, NULL, 0, err);
+}
+
+static int got_reject(struct tr_conn *conn, struct kv_error *err)
+{
+	struct frame_reject reject;
+
+	if (frame_get_reject(conn->hs->payload, conn->hs->in.len, &reject))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "a refusal of %u bytes is malformed", conn->hs->in.len);
+	kv_fail(err, reject.code, "handshake", "%s refused: %s", conn->address, reject.message);
+	kv_error_hint(err, "%s", reject.hint);
+	return reject.code;
+}
+
+static int got_frame(struct tr_conn *conn, struct kv_error *err)
+{
+	uint16_t type = conn->hs->in.type;
+
+	if (type == FRAME_REJECT)
+		return got_reject(conn, err);
+	if (type == FRAME_HELLO && conn->stage == CONN_WAIT_HELLO)
+		return conn->accepting ? got_hello_accepting(conn, err)
+				       : got_hello_connecting(conn, err);
+	if (type == FRAME_SETUP && conn->stage == CONN_WAIT_SETUP)
+		return got_setup(conn, err);
+	if (type == FRAME_READY && conn->stage == CONN_WAIT_READY) {
+		conn->stage = CONN_READY;
+		return 0;
+	}
+	return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "frame type %u does not belong here",
+		       type);
+}
+
+static int bad_header(const uint8_t *header, size_t len, int code, struct kv_error *err)
+{
+	if (code == KV_ERR_VERSION) {
+		kv_fail(err, code, "handshake",
+			"the peer speaks transport version %u.%u, this end %u.%u", header[4],
+			header[5], FRAME_MAJOR, FRAME_MINOR);
+		kv_error_hint(err, "install the same kvrail release on both ends");
+		return code;
+	}
+	return kv_fail(err, code, "handshake",
+		       "the other end is not kvrail: it begins with %02x %02x %02x %02x",
+		       len > 0 ? header[0] : 0, len > 1 ? header[1] : 0, len > 2 ? header[2] : 0,
+		       len > 3 ? header[3] : 0);
+}
+
+/* Reads one frame and handles it: 0, TR_AGAIN or the error. */
+static int take_frame(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+	int ret = 0;
+
+	if (hs->got < FRAME_HEADER) {
+		ret = control_fill(conn, FRAME_HEADER, err);
+		if (hs->got && conn->deadline_ns == INT64_MAX)
+			conn->deadline_ns = kv_deadline_ns(conn->handshake_ms);
+		if (hs->got && frame_check_prefix(hs->header, hs->got))
+			return bad_header(hs->header, hs->got, KV_ERR_PROTOCOL, err);
+		if (ret)
+			return ret;
+		ret = frame_get_header(hs->header, &hs->in);
+		if (ret)
+			return bad_header(hs->header, FRAME_HEADER, ret, err);
+		/* Before the hello is accepted nothing larger than a hello without offers is allocated. */
+		if (conn->stage == CONN_WAIT_HELLO && conn->accepting &&
+		    (hs->in.type == FRAME_SETUP || hs->in.len > TR_HELLO_MAX + FRAME_HELLO_FIXED))
+			return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+				       "frame type %u does not belong here", hs->in.type);
+		hs->payload = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(hs->in.len + 1);
+		if (!hs->payload)
+			return kv_fail(err, KV_ERR_NOMEM, "handshake", "cannot allocate %u bytes",
+				       hs->in.len);
+	}
+	ret = control_fill(conn, FRAME_HEADER + hs->in.len, err);
+	if (ret)
+		return ret;
+	ret = got_frame(conn, err);
+	free(hs->payload);
+	hs->payload = NULL;
+	hs->got = 0;
+	return ret;
+}
+
+/* One move of the state machine: 0 = moved, TR_AGAIN = waits for the peer. */
+static int advance(struct tr_conn *conn, struct kv_error *err)
+{
+	int ret;
+
+	if (conn->stage == CONN_CONNECTING) {
+		ret = control_finish_connect(conn, err);
+		if (ret)
+			return ret;
+		conn->stage = CONN_WAIT_HELLO;
+		return put_hello(conn, err);
+	}
+	ret = control_flush(conn, err);
+	if (ret)
+		return ret;
+	if (conn->stage != CONN_STARTING)
+		return take_frame(conn, err);
+	ret = start_offer(conn, err);
+	if (!ret)
+		conn->stage = CONN_WAIT_SETUP;
+	return ret;
+}
+
+static int finish(struct tr_conn *conn, struct kv_error *err)
+{
+	int ret = control_flush(conn, err);
+
+	if (ret)
+		return ret;
+	handshake_free(conn);
+	conn->deadline_ns = INT64_MAX;
+	kv_log_info(conn->tr->log, "%s %s over %s: %s",
+		    conn->accepting ? "accepted" : "connected to", conn->address,
+		    conn->provider->name, conn->path);
+	return control_watch_out(conn, false, err);
+}
+
+int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
+{
+	static const char *const stages[] = { "connecting",
+					      "waiting for the peer's hello",
+					      "starting the transport",
+					      "waiting for the peer's setup",
+					      "waiting for the peer's ready",
+					      "sending the last frame" };
+	struct kv_error cause;
+	int ret = 0;
+
+	if (conn->stage == CONN_FAILED)
+		return kv_error_copy(err, &conn->error);
+	while (!ret && conn->stage < CONN_READY)
+		ret = advance(conn, &cause);
+	if (!ret && conn->hs)
+		ret = finish(conn, &cause);
+	if (ret == TR_AGAIN && kv_now_ns() >= conn->deadline_ns) {
+		ret = kv_fail(&cause, KV_ERR_TIMEOUT, "handshake",
+			      "%s took longer than %lld ms: %s", conn->address,
+			      (long long)conn->handshake_ms, stages[conn->stage]);
+	}
+	if (ret >= 0)
+		return ret;
+	return kv_error_copy(err, fail(conn, &cause));
+}

@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mem.c -- local memory: memfd pools, registered regions, the range cache */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "conn.h"
+
+enum { CHUNK = 256, CHUNKS = TR_MEMS_MAX / CHUNK };
+
+/* A memfd made by tr_alloc. */
+struct pool {
+	uint8_t *addr;
+	size_t len;
+	int fd;
+	uint64_t id;
+	struct pool *next;
+};
+
+struct tr_memory {
+	pthread_mutex_t lock;
+	struct pool *pools;
+	struct tr_mem *mems;
+	uint64_t next_pool_id;
+	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
+	atomic_int pins;
+	/* id -> region for the data path, read without the lock: chunks are never freed before the context. */
+	_Atomic(struct tr_mem *) *_Atomic chunk[CHUNKS];
+};
+
+int tr_memory_open(struct tr *tr, struct kv_error *err)
+{
+	struct tr_memory *m = kv_fault(TR_ALLOC) ? NULL : calloc(1, sizeof(*m));
+
+	if (!m)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the memory table");
+	pthread_mutex_init(&m->lock, NULL);
+	tr->memory = m;
+	return 0;
+}
+
+void tr_memory_close(struct tr *tr)
+{
+	struct tr_memory *m = tr->memory;
+
+	while (m->mems) {
+		struct tr_mem *mem = m->mems;
+
+		for (int i = 0; i < tr->providers; i++)
+			tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+		m->mems = mem->next;
+		free(mem);
+	}
+	while (m->pools) {
+		struct pool *pool = m->pools;
+
+		m->pools = pool->next;
+		munmap(pool->addr, pool->len);
+		close(pool->fd);
+		free(pool);
+	}
+	for (int i = 0; i < CHUNKS; i++)
+		free((void *)atomic_load(&m->chunk[i]));
+	pthread_mutex_destroy(&m->lock);
+	free(m);
+	tr->memory = NULL;
+}
+
+void tr_memory_pin(struct tr *tr, int by)
+{
+	atomic_fetch_add(&tr->memory->pins, by);
+}
+
+/* ---------------------------------------------------------------- pools */
+
+static int map_pool(struct pool *pool, struct kv_error *err)
+{
+	pool->fd = kv_fault(TR_POOL_MEMFD)
+			   ? (errno = EMFILE, -1)
+			   : memfd_create("kvrail-pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (pool->fd < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "alloc", "memfd_create");
+	if (kv_fault(TR_POOL_SIZE) ? (errno = ENOSPC, -1) : ftruncate(pool->fd, (off_t)pool->len)) {
+		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot give a memfd %zu bytes",
+			      pool->len);
+		goto close_fd;
+	}
+	/* A peer that maps it must not fear SIGBUS, so its size is final. */
+	if (fcntl(pool->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
+		kv_fail_errno(err, KV_ERR_SYSTEM, errno, "alloc", "cannot seal a memfd");
+		goto close_fd;
+	}
+	pool->addr = kv_fault(TR_POOL_MMAP) ? (errno = ENOMEM, MAP_FAILED)
+					    : mmap(NULL, pool->len, PROT_READ | PROT_WRITE,
+						   MAP_SHARED, pool->fd, 0);
+	if (pool->addr == MAP_FAILED) {
+		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot map %zu bytes", pool->len);
+		goto close_fd;
+	}
+	madvise(pool->addr, pool->len, MADV_DONTFORK);
+	return 0;
+
+close_fd:
+	close(pool->fd);
+	return err ? err->code : KV_ERR_NOMEM;
+}
+
+int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	struct kv_error cause;
+	struct pool *pool;
+	int ret;
+
+	if (!len || len > (size_t)INT64_MAX - page)
+		return kv_fail(err, KV_ERR_ARG, "alloc", "%zu bytes cannot be allocated", len);
+	pool = kv_fault(TR_POOL_ALLOC) ? NULL : calloc(1, sizeof(*pool));
+	if (!pool)
+		return kv_fail(err, KV_ERR_NOMEM, "alloc", "cannot allocate a pool's record");
+	pool->len = (len + page - 1) & ~(page - 1);
+	ret = map_pool(pool, &cause);
+	if (ret) {
+		free(pool);
+		return kv_error_copy(err, &cause);
+	}
+	pthread_mutex_lock(&tr->memory->lock);
+	pool->id = ++tr->memory->next_pool_id;
+	pool->next = tr->memory->pools;
+	tr->memory->pools = pool;
+	pthread_mutex_unlock(&tr->memory->lock);
+	*ptr_p = pool->addr;
+	return 0;
+}
+
+int tr_free(struct tr *tr, void *ptr, struct kv_error *err)
+{
+	struct tr_memory *m = tr->memory;
+	struct pool *pool, **at;
+	int ret = 0;
+
+	pthread_mutex_lock(&m->lock);
+	for (at = &m->pools; *at && (*at)->addr != ptr; at = &(*at)->next)
+		;
+	pool = *at;
+	if (!pool)
+		ret = kv_fail(err, KV_ERR_ARG, "free", "%p was not allocated here", ptr);
+	for (struct tr_mem *mem = m->mems; pool && !ret && mem; mem = mem->next)
+		if (mem->pool_id == pool->id)
+			ret = kv_fail(err, KV_ERR_BUSY, "free",
+				      "a registered region lies in the %zu bytes at %p", pool->len,
+				      ptr);
+	if (!ret)
+		*at = pool->next;
+	pthread_mutex_unlock(&m->lock);
+	if (ret)
+		return ret;
+	munmap(pool->addr, pool->len);
+	close(pool->fd);
+	free(pool);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- regions */
+
+/* Tells mapped memory from unmapped before a device or a peer meets the hole. */
+static int check_mapped(uint8_t *addr, size_t len, struct kv_error *err)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	uintptr_t at = (uintptr_t)addr & ~(uintptr_t)(page - 1);
+	uintptr_t end = (uintptr_t)addr + len;
+	unsigned char resident[4096];
+
+	while (at < end) {
+		size_t step =
+			end - at < sizeof(resident) * page ? end - at : sizeof(resident) * page;
+
+		if (mincore((void *)at, step, resident))
+			return kv_fail_errno(err, KV_ERR_SYSTEM, errno == ENOMEM ? EFAULT : errno,
+					     "register", "%zu bytes at %p are not all mapped", len,
+					     (void *)addr);
+		at += step;
+	}
+	return 0;
+}
+
+/* Under the lock. */
+static struct tr_mem *find_covering(struct tr_memory *m, const uint8_t *addr, size_t len, int kind,
+				    unsigned int access)
+{
+	for (struct tr_mem *mem = m->mems; mem; mem = mem->next)
+		if (mem->kind == kind && (mem->access & access) == access &&
+		    (mem->access & TR_RELAXED) == (access & TR_RELAXED) && addr >= mem->addr &&
+		    len <= mem->len && (size_t)(addr - mem->addr) <= mem->len - len)
+			return mem;
+	return NULL;
+}
+
+/* A free id: the slot's next generation, so that an id comes back only after 2^32 registrations. Under the lock. */
+static int take_id(struct tr_memory *m, struct tr_mem *mem, struct kv_error *err)
+{
+	for (uint32_t tries = 0; tries < TR_MEMS_MAX; tries++) {
+		uint32_t id = m->next_id++;
+		uint32_t slot = id % TR_MEMS_MAX;
+		_Atomic(struct tr_mem *) *chunk = atomic_load(&m->chunk[slot / CHUNK]);
+
+		if (!chunk) {
+			chunk = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(CHUNK, sizeof(*chunk));
+			if (!chunk)
+				return kv_fail(err, KV_ERR_NOMEM, "register",
+					       "cannot grow the region table");
+			atomic_store(&m->chunk[slot / CHUNK], chunk);
+		}
+		if (!atomic_load(&chunk[slot % CHUNK])) {
+			mem->id = id;
+			atomic_store(&chunk[slot % CHUNK], mem);
+			return 0;
+		}
+	}
+	return kv_fail(err, KV_ERR_BUSY, "register", "%d regions are registered already",
+		       TR_MEMS_MAX);
+}
+
+static void give_id(struct tr_memory *m, struct tr_mem *mem)
+{
+	uint32_t slot = mem->id % TR_MEMS_MAX;
+
+	atomic_store(&atomic_load(&m->chunk[slot / CHUNK])[slot % CHUNK], NULL);
+}
+
+static void find_pool(struct tr_memory *m, struct tr_mem *mem)
+{
+	mem->pool_fd = -1;
+	for (struct pool *pool = m->pools; pool; pool = pool->next)
+		if (mem->addr >= pool->addr && mem->addr + mem->len <= pool->addr + pool->len) {
+			mem->pool_fd = pool->fd;
+			mem->pool_id = pool->id;
+			mem->pool_off = (uint64_t)(mem->addr - pool->addr);
+			mem->pool_len = pool->len;
+		}
+}
+
+/* Under the lock. */
+static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
+{
+	int i, ret;
+
+	find_pool(tr->memory, mem);
+	ret = take_id(tr->memory, mem, err);
+	if (ret)
+		return ret;
+	for (i = 0; i < tr->providers; i++) {
+		ret = tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], err);
+		if (ret)
+			goto undo;
+	}
+	mem->next = tr->memory->mems;
+	tr->memory->mems = mem;
+	return 0;
+
+undo:
+	while (i--)
+		tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+	give_id(tr->memory, mem);
+	return ret;
+}
+
+int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
+	       struct tr_mem **mem_p, struct kv_error *err)
+{
+	struct tr_mem *mem, *fresh;
+	int ret;
+
+	if (!addr || !len || (uintptr_t)addr + len < (uintptr_t)addr)
+		return kv_fail(err, KV_ERR_ARG, "register", "%zu bytes at %p are no memory range",
+			       len, addr);
+	if (kind != TR_MEM_HOST)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+			       "memory kind %d is not supported", kind);
+	ret = check_mapped(addr, len, err);
+	if (ret)
+		return ret;
+	fresh = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(1, sizeof(*fresh));
+	if (!fresh)
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
+	pthread_mutex_lock(&tr->memory->lock);
+	mem = find_covering(tr->memory, addr, len, kind, access);
+	if (!mem) {
+		fresh->tr = tr;
+		fresh->addr = addr;
+		fresh->len = len;
+		fresh->kind = kind;
+		fresh->access = access;
+		ret = register_new(tr, fresh, err);
+		if (!ret) {
+			mem = fresh;
+			fresh = NULL;
+		}
+	}
+	if (mem)
+		mem->refs++;
+	pthread_mutex_unlock(&tr->memory->lock);
+	free(fresh);
+	if (mem)
+		*mem_p = mem;
+	return ret;
+}
+
+int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err)
+{
+	struct tr *tr = mem->tr;
+	struct tr_memory *m = tr->memory;
+	struct tr_mem **at;
+
+	pthread_mutex_lock(&m->lock);
+	if (mem->refs > 1) {
+		mem->refs--;
+		pthread_mutex_unlock(&m->lock);
+		return 0;
+	}
+	if (atomic_load(&mem->in_flight) || atomic_load(&m->pins)) {
+		pthread_mutex_unlock(&m->lock);
+		return kv_fail(err, KV_ERR_BUSY, "deregister", "operations use the %zu bytes at %p",
+			       mem->len, (void *)mem->addr);
+	}
+	for (at = &m->mems; *at != mem; at = &(*at)->next)
+		;
+	*at = mem->next;
+	give_id(m, mem);
+	for (int i = 0; i < tr->providers; i++)
+		tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+	pthread_mutex_unlock(&m->lock);
+	free(mem);
+	return 0;
+}
+
+void *tr_mem_addr(const struct tr_mem *mem)
+{
+	return mem->addr;
+}
+
+size_t tr_mem_len(const struct tr_mem *mem)
+{
+	return mem->len;
+}
+
+void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)
+{
+	for (int i = 0; i < mem->tr->providers; i++)
+		if (mem->tr->provider[i] == provider)
+			return mem->handle[i];
+	return NULL;
+}
+
+struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id)
+{
+	uint32_t slot = id % TR_MEMS_MAX;
+	_Atomic(struct tr_mem *) *chunk = atomic_load(&tr->memory->chunk[slot / CHUNK]);
+	struct tr_mem *mem = chunk ? atomic_load(&chunk[slot % CHUNK]) : NULL;
+
+	return mem && mem->id == id ? mem : NULL;
+}
+
+/* ---------------------------------------------------------------- regions of the peer */
+
+int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p,
+		struct kv_error *err)
+{
+	struct wire_writer w = wire_writer_of(buf, cap < TR_MEM_PACK_MAX ? cap : TR_MEM_PACK_MAX);
+	int ret;
+
+	wire_put_u32(&w, mem->id);
+	wire_put_u32(&w, mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE));
+	wire_put_u64(&w, mem->len);
+	ret = conn->provider->mem_pack(conn, mem, &w, err);
+	if (ret)
+		return ret;
+	if (w.bad)
+		return kv_fail(err, KV_ERR_ARG, "mem_pack",
+			       "the description needs more than %zu bytes", w.cap);
+	*len_p = w.len;
+	return 0;
+}
+
+/* The same registration seen again: a peer's id names one registration for the life of its context. */
+static struct tr_rmem *find_open(struct tr_conn *conn, uint32_t id, uint64_t len,
+				 unsigned int access)
+{
+	for (struct tr_rmem *rmem = conn->rmems; rmem; rmem = rmem->next)
+		if (rmem->id == id && rmem->len == len && rmem->access == access)
+			return rmem;
+	return NULL;
+}
+
+int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rmem **rmem_p,
+		struct kv_error *err)
+{
+	struct wire_reader r = wire_reader_of(buf, len);
+	uint32_t id = wire_get_u32(&r);
+	unsigned int access = wire_get_u32(&r);
+	uint64_t region_len = wire_get_u64(&r);
+	struct tr_rmem *rmem;
+	int ret;
+
+	if (r.bad || !region_len || region_len > INT64_MAX ||
+	    (access & ~(unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE)))
+		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			       "%zu bytes are no memory description", len);
+	rmem = find_open(conn, id, region_len, access);
+	if (rmem) {
+		rmem->refs++;
+		*rmem_p = rmem;
+		return 0;
+	}
+	rmem = kv_fault(TR_RMEM_ALLOC) ? NULL : calloc(1, sizeof(*rmem));
+	if (!rmem)
+		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
+			       "cannot allocate a remote region's record");
+	rmem->conn = conn;
+	rmem->id = id;
+	rmem->access = access;
+	rmem->len = region_len;
+	rmem->refs = 1;
+	ret = conn->provider->mem_open(conn, rmem, &r, err);
+	if (!ret && !wire_done(&r)) {
+		ret = kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			      "a memory description of %zu bytes has %s", len,
+			      r.bad ? "too few" : "too many");
+		conn->provider->mem_close(conn, rmem);
+	}
+	if (ret) {
+		free(rmem);
+		return ret;
+	}
+	rmem->next = conn->rmems;
+	conn->rmems = rmem;
+	*rmem_p = rmem;
+	return 0;
+}
+
+void tr_mem_close(struct tr_rmem *rmem)
+{
+	struct tr_rmem **at;
+
+	if (!rmem || --rmem->refs)
+		return;
+	for (at = &rmem->conn->rmems; *at != rmem; at = &(*at)->next)
+		;
+	*at = rmem->next;
+	rmem->conn->provider->mem_close(rmem->conn, rmem);
+	free(rmem);
+}
+
+size_t tr_rmem_len(const struct tr_rmem *rmem)
+{
+	return rmem->len;
+}

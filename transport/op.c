@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* op.c -- operations: slots, checks of every span, regions in use; the bytes are the provider's */
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "conn.h"
+
+int op_make_data(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_data *data = kv_fault(TR_CONN_DATA) ? NULL : calloc(1, sizeof(*data));
+
+	if (!data)
+		return kv_fail(err, KV_ERR_NOMEM, "handshake",
+			       "cannot allocate the operation table");
+	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
+		data->op[i].conn = conn;
+		data->op[i].index = (uint16_t)i;
+		data->free_op[i] = (uint16_t)(TR_OPS_MAX - 1 - i);
+	}
+	data->free_ops = TR_OPS_MAX;
+	data->ended_last = &data->ended_first;
+	conn->data = data;
+	return 0;
+}
+
+struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index)
+{
+	return &conn->data->op[index];
+}
+
+/* Marks a region as in use until the operation is released. */
+static void hold(struct tr_op *op, struct tr_mem *mem)
+{
+	for (int i = op->mems - 1; i >= 0; i--)
+		if (op->mem[i] == mem)
+			return;
+	if (op->mems < TR_OP_MEMS) {
+		op->mem[op->mems++] = mem;
+		atomic_fetch_add_explicit(&mem->in_flight, 1, memory_order_relaxed);
+	} else if (!op->pins_all) {
+		op->pins_all = true;
+		tr_memory_pin(mem->tr, 1);
+	}
+}
+
+static void let_go(struct tr_op *op)
+{
+	for (unsigned int i = 0; i < op->mems; i++)
+		atomic_fetch_sub(&op->mem[i]->in_flight, 1);
+	if (op->pins_all)
+		tr_memory_pin(op->conn->tr, -1);
+	op->mems = 0;
+	op->pins_all = false;
+}
+
+void op_release(struct tr_op *op)
+{
+	struct conn_data *data = op->conn->data;
+
+	let_go(op);
+	op->state = TR_OP_FREE;
+	data->free_op[data->free_ops++] = op->index;
+}
+
+void op_drop_all(struct tr_conn *conn)
+{
+	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++)
+		if (conn->data->op[i].state != TR_OP_FREE)
+			let_go(&conn->data->op[i]);
+}
+
+static int not_ready(const struct tr_conn *conn, const char *what, struct kv_error *err)
+{
+	if (conn->error.code)
+		return kv_error_copy(err, &conn->error);
+	return kv_fail(err, KV_ERR_CLOSED, what, "the connection to %s is not ready",
+		       conn->address);
+}
+
+int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op_p,
+		struct kv_error *err)
+{
+	struct conn_data *data = conn->data;
+	struct tr_op *op;
+
+	if (conn->stage != CONN_READY)
+		return not_ready(conn, "begin", err);
+	if (!data->free_ops)
+		return TR_AGAIN;
+	op = &data->op[data->free_op[--data->free_ops]];
+	op->kind = (uint8_t)kind;
+	op->state = TR_OP_OPEN;
+	op->generation++;
+	op->user = user;
+	op->bytes = 0;
+	conn->provider->op_begin(op);
+	*op_p = op;
+	return 0;
+}
+
+/* The sum of the lengths, or -1 and *bad_p if a span leaves a region. */
+static int64_t check_spans(const struct tr_mem *lmem, const struct tr_rmem *rmem,
+			   const struct tr_span *spans, size_t n, size_t *bad_p)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t len = spans[i].len;
+
+		if (!len || len > lmem->len || spans[i].local > lmem->len - len ||
+		    len > rmem->len || spans[i].remote > rmem->len - len) {
+			*bad_p = i;
+			return -1;
+		}
+		sum += len;
+	}
+	return (int64_t)sum;
+}
+
+static int refuse_span(const struct tr_mem *lmem, const struct tr_rmem *rmem,
+		       const struct tr_span *span, size_t index, struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_ARG, "add",
+		"span %zu (%llu bytes, local offset %llu of %zu, remote offset %llu of %llu) leaves a region",
+		index, (unsigned long long)span->len, (unsigned long long)span->local, lmem->len,
+		(unsigned long long)span->remote, (unsigned long long)rmem->len);
+	if (err)
+		err->block_index = (int64_t)index;
+	return KV_ERR_ARG;
+}
+
+long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct tr_conn *conn = op->conn;
+	unsigned int need = op->kind == TR_WRITE ? TR_REMOTE_WRITE : TR_REMOTE_READ;
+	size_t bad = 0;
+	long done;
+
+	if (conn->stage != CONN_READY)
+		return not_ready(conn, "add", err);
+	if (op->state != TR_OP_OPEN)
+		return kv_fail(err, KV_ERR_ARG, "add", "the operation is committed or cancelled");
+	if (!(rmem->access & need))
+		return kv_fail(err, KV_ERR_REMOTE_ACCESS, "add",
+			       "the peer did not register the region for remote %s",
+			       op->kind == TR_WRITE ? "writes" : "reads");
+	if (check_spans(lmem, rmem, spans, n, &bad) < 0)
+		return refuse_span(lmem, rmem, &spans[bad], bad, err);
+	hold(op, lmem);
+	done = conn->provider->op_add(op, lmem, rmem, spans, n, err);
+	for (long i = 0; i < done; i++)
+		op->bytes += spans[i].len;
+	if (done > 0)
+		conn->count.spans += (uint64_t)done;
+	return done;
+}
+
+int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
+{
+	struct tr_conn *conn = op->conn;
+	int ret;
+
+	if (conn->stage != CONN_READY)
+		return not_ready(conn, "commit", err);
+	if (op->state != TR_OP_OPEN)
+		return kv_fail(err, KV_ERR_ARG, "commit",
+			       "the operation is committed or cancelled already");
+	if (op->kind == TR_READ_OP && flags)
+		return kv_fail(err, KV_ERR_ARG, "commit",
+			       "a read takes no notify and needs no proof");
+	op->state = TR_OP_COMMITTED; /* before the provider, which may end it at once */
+	ret = conn->provider->op_commit(op, flags, value, err);
+	if (ret) {
+		if (op->state == TR_OP_COMMITTED)
+			op->state = TR_OP_OPEN;
+		return ret;
+	}
+	if (op->kind == TR_WRITE)
+		conn->count.bytes_out += op->bytes;
+	else
+		conn->count.bytes_in += op->bytes;
+	conn->count.notifies_out += flags & TR_NOTIFY ? 1 : 0;
+	return 0;
+}
+
+int tr_op_cancel(struct tr_op *op, int64_t deadline_ns, struct kv_error *err)
+{
+	if (op->conn->stage != CONN_READY)
+		return not_ready(op->conn, "cancel", err);
+	if (op->state != TR_OP_OPEN && op->state != TR_OP_COMMITTED)
+		return 0;
+	op->state = TR_OP_STOPPING;
+	op->conn->provider->op_cancel(op, deadline_ns);
+	return 0;
+}
+
+int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+{
+	int ret;
+
+	if (conn->stage != CONN_READY)
+		return not_ready(conn, "message", err);
+	if (len > TR_MSG_MAX)
+		return kv_fail(err, KV_ERR_ARG, "message", "%zu bytes are more than %d", len,
+			       TR_MSG_MAX);
+	ret = conn->provider->msg(conn, buf, len, err);
+	if (!ret)
+		conn->count.msgs_out++;
+	return ret;
+}
+
+int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err)
+{
+	if (conn->stage != CONN_READY)
+		return not_ready(conn, "flush", err);
+	(void)mem; /* host memory, the only kind: the completion that tr_poll read ordered its bytes */
+	atomic_thread_fence(memory_order_acquire);
+	return 0;
+}

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tr.c -- the context: which providers this machine has */
+#include "tr.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/random.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/option.h"
+#include "conn.h"
+
+#include <kvrail/kv.h>
+
+/* In order of preference. */
+static const struct tr_provider *const known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider };
+
+static bool allowed(const struct tr *tr, const struct tr_provider *provider)
+{
+	const char *word = kv_option_string(tr->options, KV_OPT_TRANSPORT);
+
+	return !strcmp(word, "auto") || !strcmp(word, provider->name);
+}
+
+static int open_providers(struct tr *tr, struct kv_error *err)
+{
+	for (int i = 0; i < TR_PROVIDERS; i++) {
+		struct kv_error why;
+		int ret;
+
+		if (!allowed(tr, known[i]))
+			continue;
+		ret = known[i]->open(tr, &tr->provider_ctx[tr->providers], &why);
+		if (!ret) {
+			tr->provider[tr->providers++] = known[i];
+			continue;
+		}
+		if (ret != KV_ERR_UNSUPPORTED)
+			return kv_error_copy(err, &why);
+		kv_log_info(tr->log, "transport %s is not used: %s", known[i]->name, why.message);
+		if (!kv_option_is(tr->options, KV_OPT_TRANSPORT, "auto")) {
+			kv_fail(err, KV_ERR_DEVICE, "open", "KVCACHE_TRANSPORT is %s: %s",
+				known[i]->name, why.message);
+			kv_error_hint(err, "%s", why.hint);
+			return KV_ERR_DEVICE;
+		}
+	}
+	return 0;
+}
+
+static void close_providers(struct tr *tr)
+{
+	while (tr->providers--)
+		tr->provider[tr->providers]->close(tr->provider_ctx[tr->providers]);
+}
+
+int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err)
+{
+	struct tr *tr = kv_fault(TR_ALLOC) ? NULL : calloc(1, sizeof(*tr));
+	int ret;
+
+	if (!tr)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate a context");
+	tr->options = config->options;
+	tr->log = config->log;
+	if (kv_fault(TR_RANDOM) ||
+	    getrandom(tr->incarnation, sizeof(tr->incarnation), 0) != sizeof(tr->incarnation)) {
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "getrandom");
+		goto free_tr;
+	}
+	ret = tr_memory_open(tr, err);
+	if (ret)
+		goto free_tr;
+	ret = open_providers(tr, err);
+	if (!ret) {
+		*tr_p = tr;
+		return 0;
+	}
+	tr_memory_close(tr);
+	close_providers(tr);
+
+free_tr:
+	free(tr);
+	return ret;
+}
+
+void tr_close(struct tr *tr)
+{
+	if (!tr)
+		return;
+	tr_memory_close(tr);
+	close_providers(tr);
+	free(tr);
+}
+
+const uint8_t *tr_incarnation(const struct tr *tr)
+{
+	return tr->incarnation;
+}
+
+int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info)
+{
+	for (int k = 0; k < TR_PROVIDERS; k++) {
+		void *ctx = NULL;
+
+		if (!known[k]->device_get)
+			continue;
+		for (int i = 0; i < tr->providers; i++)
+			if (tr->provider[i] == known[k])
+				ctx = tr->provider_ctx[i];
+		for (size_t row = 0; !known[k]->device_get(ctx, row, info); row++)
+			if (!index--)
+				return 0;
+	}
+	return KV_ERR_ARG;
+}
