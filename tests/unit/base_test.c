@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* base_test.c -- error codes, options, log lines */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/option.h"
+
+static void every_code_has_a_name_a_sentence_and_a_scope(void **state)
+{
+	(void)state;
+#define CHECK(name, value, scope, text)                                                           \
+	assert_string_equal(kv_error_name(KV_ERR_##name), #name);                                 \
+	assert_string_equal(kv_error_text(KV_ERR_##name), text);                                  \
+	assert_int_equal(kv_error_scope(KV_ERR_##name), KV_SCOPE_##scope);
+	KV_ERROR_LIST(CHECK)
+#undef CHECK
+	assert_string_equal(kv_error_name(0), "OK");
+	assert_string_equal(kv_error_name(-12345), "UNKNOWN");
+}
+
+static void the_cause_reaches_the_line_that_people_read(void **state)
+{
+	struct kv_error err;
+	char line[512], small[16];
+	int len;
+
+	(void)state;
+	assert_int_equal(kv_fail(&err, KV_ERR_BLOCK_ID, "write_blocks", "remote id %d is above %d", 70, 63),
+			 KV_ERR_BLOCK_ID);
+	err.block_index = 5;
+	err.block_id = 70;
+	snprintf(err.peer, sizeof(err.peer), "10.0.0.7:4000");
+	kv_error_hint(&err, "both caches must have the same ids");
+	len = kv_error_format(&err, line, sizeof(line));
+	assert_string_equal(line, "write_blocks: KV_ERR_BLOCK_ID: remote id 70 is above 63; peer 10.0.0.7:4000; block "
+				  "70 at index 5 (both caches must have the same ids)");
+	assert_int_equal(kv_error_format(&err, small, sizeof(small)), len);
+	assert_string_equal(small, "write_blocks: K");
+}
+
+static void running_out_of_descriptors_is_told_from_other_errors(void **state)
+{
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_fail_errno(&err, KV_ERR_SYSTEM, EMFILE, "x", "socket"), KV_ERR_NOFD);
+	assert_int_equal(err.sys_errno, EMFILE);
+	assert_non_null(strstr(err.hint, "ulimit"));
+	assert_int_equal(kv_fail_errno(&err, KV_ERR_SYSTEM, ENOMEM, "x", "mmap"), KV_ERR_NOMEM);
+	assert_int_equal(kv_fail_errno(NULL, KV_ERR_SYSTEM, EIO, "x", "read"), KV_ERR_SYSTEM);
+}
+
+static int read_one(const char *text, struct kv_option_set **set, struct kv_error *err)
+{
+	const char *list[] = { text, NULL };
+
+	return kv_option_read(list, set, err);
+}
+
+static void a_bad_value_names_the_option_and_its_range(void **state)
+{
+	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",   "KVCACHE_IB_TIMEOUT=32",	"KVCACHE_IB_TIMEOUT=abc",
+					   "KVCACHE_IB_TIMEOUT=",     "KVCACHE_IB_TIMEOUT=16x", "KVCACHE_IB_TIMEOUT= 16",
+					   "KVCACHE_DEBUG=maybe",     "KVCACHE_SHM_PATH=poo",	"KVCACHE_SHM_PATH=",
+					   "KVCACHE_SHM_RING=9999999G" };
+	struct kv_option_set *set;
+	struct kv_error err;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		assert_int_equal(read_one(bad[i], &set, &err), KV_ERR_ARG);
+		assert_non_null(strstr(err.message, "KVCACHE_"));
+		assert_non_null(strstr(err.message, "it takes"));
+	}
+	read_one(bad[0], &set, &err);
+	assert_non_null(strstr(err.message, "14..31"));
+}
+
+static void good_values_are_parsed(void **state)
+{
+	struct kv_option_set *set;
+	struct kv_option_row row;
+
+	(void)state;
+	assert_int_equal(read_one("KVCACHE_SHM_RING=2M", &set, NULL), 0);
+	assert_int_equal(kv_option_int(set, KV_OPT_SHM_RING), 2 << 20);
+	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 16);
+	assert_true(kv_option_is(set, KV_OPT_SHM_PATH, "auto"));
+	kv_option_row(set, KV_OPT_SHM_RING, &row);
+	assert_string_equal(row.source, "config");
+	assert_string_equal(row.value, "2M");
+	assert_string_equal(row.def, "1048576");
+	kv_option_free(set);
+	assert_int_equal(read_one("KVCACHE_DEBUG=On", &set, NULL), 0);
+	assert_true(kv_option_bool(set, KV_OPT_DEBUG));
+	kv_option_free(set);
+}
+
+static void the_list_beats_the_environment(void **state)
+{
+	struct kv_option_set *set;
+	struct kv_option_row row;
+
+	(void)state;
+	setenv("KVCACHE_IB_TIMEOUT", "20", 1);
+	assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
+	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 20);
+	kv_option_row(set, KV_OPT_IB_TIMEOUT, &row);
+	assert_string_equal(row.source, "environment");
+	kv_option_free(set);
+	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=18", &set, NULL), 0);
+	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 18);
+	kv_option_free(set);
+	unsetenv("KVCACHE_IB_TIMEOUT");
+}
+
+static void an_unknown_name_is_told_with_its_neighbour(void **state)
+{
+	struct kv_option_set *set;
+	const char *name, *near;
+	struct kv_error err;
+
+	(void)state;
+	setenv("KVCACHE_RDMA_NIC", "mlx5_0", 1);
+	assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
+	assert_true(kv_option_unknown(set, 0, &name, &near));
+	assert_string_equal(name, "KVCACHE_RDMA_NIC");
+	assert_string_equal(near, "KVCACHE_RDMA_NICS");
+	assert_false(kv_option_unknown(set, 1, &name, &near));
+	kv_option_free(set);
+	unsetenv("KVCACHE_RDMA_NIC");
+	assert_int_equal(read_one("KVCACHE_SPIN=3", &set, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "KVCACHE_SPIN_US"));
+}
+
+static void log_files_receive_their_levels(void **state)
+{
+	char debug[] = "/tmp/kvrail-debug-XXXXXX", error[] = "/tmp/kvrail-error-XXXXXX";
+	char debug_opt[80], error_opt[80], text[256] = "";
+	const char *list[] = { debug_opt, error_opt, NULL };
+	struct kv_option_set *set;
+	struct kv_log *log;
+	FILE *f;
+
+	(void)state;
+	close(mkstemp(debug));
+	close(mkstemp(error));
+	snprintf(debug_opt, sizeof(debug_opt), "KVCACHE_DEBUG_FILE=%s", debug);
+	snprintf(error_opt, sizeof(error_opt), "KVCACHE_ERROR_FILE=%s", error);
+	assert_int_equal(kv_option_read(list, &set, NULL), 0);
+	log = kv_log_open(set, NULL, NULL);
+	kv_log_info(log, "only for the debug file");
+	kv_log_error(log, "for both");
+	kv_log_close(log);
+	kv_option_free(set);
+	f = fopen(error, "r");
+	assert_non_null(fgets(text, sizeof(text), f));
+	assert_non_null(strstr(text, "for both"));
+	assert_null(fgets(text, sizeof(text), f));
+	fclose(f);
+	f = fopen(debug, "r");
+	assert_non_null(fgets(text, sizeof(text), f));
+	assert_non_null(strstr(text, "only for the debug file"));
+	fclose(f);
+	unlink(debug);
+	unlink(error);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_code_has_a_name_a_sentence_and_a_scope),
+		cmocka_unit_test(the_cause_reaches_the_line_that_people_read),
+		cmocka_unit_test(running_out_of_descriptors_is_told_from_other_errors),
+		cmocka_unit_test(a_bad_value_names_the_option_and_its_range),
+		cmocka_unit_test(good_values_are_parsed),
+		cmocka_unit_test(the_list_beats_the_environment),
+		cmocka_unit_test(an_unknown_name_is_told_with_its_neighbour),
+		cmocka_unit_test(log_files_receive_their_levels),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
