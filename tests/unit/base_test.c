@@ -19,9 +19,9 @@
 static void every_code_has_a_name_a_sentence_and_a_scope(void **state)
 {
 	(void)state;
-#define CHECK(name, value, scope, text)                                                           \
-	assert_string_equal(kv_error_name(KV_ERR_##name), #name);                                 \
-	assert_string_equal(kv_error_text(KV_ERR_##name), text);                                  \
+#define CHECK(name, value, scope, text)                           \
+	assert_string_equal(kv_error_name(KV_ERR_##name), #name); \
+	assert_string_equal(kv_error_text(KV_ERR_##name), text);  \
 	assert_int_equal(kv_error_scope(KV_ERR_##name), KV_SCOPE_##scope);
 	KV_ERROR_LIST(CHECK)
 #undef CHECK
@@ -36,15 +36,18 @@ static void the_cause_reaches_the_line_that_people_read(void **state)
 	int len;
 
 	(void)state;
-	assert_int_equal(kv_fail(&err, KV_ERR_BLOCK_ID, "write_blocks", "remote id %d is above %d", 70, 63),
-			 KV_ERR_BLOCK_ID);
+	assert_int_equal(
+		kv_fail(&err, KV_ERR_BLOCK_ID, "write_blocks", "remote id %d is above %d", 70, 63),
+		KV_ERR_BLOCK_ID);
 	err.block_index = 5;
 	err.block_id = 70;
 	snprintf(err.peer, sizeof(err.peer), "10.0.0.7:4000");
 	kv_error_hint(&err, "both caches must have the same ids");
 	len = kv_error_format(&err, line, sizeof(line));
-	assert_string_equal(line, "write_blocks: KV_ERR_BLOCK_ID: remote id 70 is above 63; peer 10.0.0.7:4000; block "
-				  "70 at index 5 (both caches must have the same ids)");
+	assert_string_equal(
+		line,
+		"write_blocks: KV_ERR_BLOCK_ID: remote id 70 is above 63; peer 10.0.0.7:4000; block "
+		"70 at index 5 (both caches must have the same ids)");
 	assert_int_equal(kv_error_format(&err, small, sizeof(small)), len);
 	assert_string_equal(small, "write_blocks: K");
 }
@@ -70,10 +73,11 @@ static int read_one(const char *text, struct kv_option_set **set, struct kv_erro
 
 static void a_bad_value_names_the_option_and_its_range(void **state)
 {
-	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",   "KVCACHE_IB_TIMEOUT=32",	"KVCACHE_IB_TIMEOUT=abc",
-					   "KVCACHE_IB_TIMEOUT=",     "KVCACHE_IB_TIMEOUT=16x", "KVCACHE_IB_TIMEOUT= 16",
-					   "KVCACHE_DEBUG=maybe",     "KVCACHE_SHM_PATH=poo",	"KVCACHE_SHM_PATH=",
-					   "KVCACHE_SHM_RING=9999999G" };
+	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",  "KVCACHE_IB_TIMEOUT=32",
+					   "KVCACHE_IB_TIMEOUT=abc", "KVCACHE_IB_TIMEOUT=",
+					   "KVCACHE_IB_TIMEOUT=16x", "KVCACHE_IB_TIMEOUT= 16",
+					   "KVCACHE_DEBUG=maybe",    "KVCACHE_SHM_PATH=poo",
+					   "KVCACHE_SHM_PATH=",	     "KVCACHE_SHM_RING=9999999G" };
 	struct kv_option_set *set;
 	struct kv_error err;
 

@@ -10,7 +10,8 @@
 
 #include "frame.h"
 
-static const uint8_t header_golden[FRAME_HEADER] = { 'K', 'V', 'R', 'L', 1, 0, 2, 0, 0x78, 0x56, 0, 0 };
+static const uint8_t header_golden[FRAME_HEADER] = { 'K', 'V', 'R',  'L',  1, 0,
+						     2,	  0,   0x78, 0x56, 0, 0 };
 
 static void a_header_has_these_bytes(void **state)
 {
@@ -52,7 +53,9 @@ static void a_length_above_its_type_s_limit_is_refused(void **state)
 	static const struct {
 		enum frame_type type;
 		uint32_t limit;
-	} rows[] = { { FRAME_HELLO, FRAME_HELLO_MAX }, { FRAME_SETUP, FRAME_SETUP_MAX }, { FRAME_READY, 0 },
+	} rows[] = { { FRAME_HELLO, FRAME_HELLO_MAX },
+		     { FRAME_SETUP, FRAME_SETUP_MAX },
+		     { FRAME_READY, 0 },
 		     { FRAME_REJECT, FRAME_REJECT_MAX } };
 	uint8_t buf[FRAME_HEADER];
 	struct frame_header h;
@@ -68,9 +71,9 @@ static void a_length_above_its_type_s_limit_is_refused(void **state)
 
 /* features 0x0102, incarnation 0x10.., upper 1 version 2 "hi", one offer of provider 7: "abc" */
 static const uint8_t hello_golden[] = {
-	0x02, 0x01, 0,    0,	0,    0,    0,	  0,	0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18, 0x19,
-	0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f, 1,	  0,	2,    0,    2,	  0,	'h',  'i',  1,	  7,	0,    3,
-	0,    'a',  'b',  'c',
+	0x02, 0x01, 0,	  0,	0,    0,    0,	  0,	0x10, 0x11, 0x12, 0x13, 0x14, 0x15,
+	0x16, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f, 1,	  0,	2,    0,
+	2,    0,    'h',  'i',	1,    7,    0,	  3,	0,    'a',  'b',  'c',
 };
 
 static size_t make_hello(uint8_t *buf, size_t cap)
@@ -118,7 +121,8 @@ static void every_truncation_and_every_extra_byte_is_refused(void **state)
 
 	(void)state;
 	for (size_t n = 0; n < sizeof(hello_golden); n++) {
-		uint8_t *exact = malloc(n + 1); /* exact size, so that a sanitizer sees a read past the end */
+		uint8_t *exact = malloc(
+			n + 1); /* exact size, so that a sanitizer sees a read past the end */
 
 		memcpy(exact, hello_golden, n);
 		exact = realloc(exact, n ? n : 1);
@@ -129,7 +133,8 @@ static void every_truncation_and_every_extra_byte_is_refused(void **state)
 	assert_int_equal(frame_get_hello(buf, sizeof(hello_golden) + 1, &hello), KV_ERR_PROTOCOL);
 
 	w = wire_writer_of(buf, sizeof(buf));
-	frame_put_setup(&w, &(struct frame_setup){ 2, { (const uint8_t *)"x", 1 }, { (const uint8_t *)"yz", 2 } });
+	frame_put_setup(&w, &(struct frame_setup){
+				    2, { (const uint8_t *)"x", 1 }, { (const uint8_t *)"yz", 2 } });
 	assert_int_equal(frame_get_setup(buf, w.len, &setup), 0);
 	assert_memory_equal(setup.upper.p, "yz", 2);
 	for (size_t n = 0; n < w.len; n++)

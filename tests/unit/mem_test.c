@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* mem_test.c -- pools, regions, the range cache */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/fault.h"
+#include "base/option.h"
+#include "provider.h"
+
+static struct kv_option_set *options;
+static struct tr *tr;
+
+static int open_tr(void **state)
+{
+	(void)state;
+	assert_int_equal(kv_option_read(NULL, &options, NULL), 0);
+	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, NULL), 0);
+	return 0;
+}
+
+static int close_tr(void **state)
+{
+	(void)state;
+	tr_close(tr);
+	kv_option_free(options);
+	return 0;
+}
+
+static void a_pool_is_zeroed_page_aligned_and_cannot_shrink(void **state)
+{
+	struct tr_mem *mem;
+	uint8_t *p;
+
+	(void)state;
+	assert_int_equal(tr_alloc(tr, 10000, (void **)&p, NULL), 0);
+	assert_int_equal((uintptr_t)p % 4096, 0);
+	for (int i = 0; i < 10000; i++)
+		assert_int_equal(p[i], 0);
+	assert_int_equal(tr_mem_reg(tr, p + 100, 200, TR_MEM_HOST, TR_REMOTE_WRITE, &mem, NULL), 0);
+	assert_true(mem->pool_fd >= 0);
+	assert_int_equal(mem->pool_off, 100);
+	assert_int_equal(mem->pool_len, 12288);
+	assert_int_equal(ftruncate(mem->pool_fd, 0), -1);
+	assert_int_equal(errno, EPERM);
+	assert_int_equal(tr_free(tr, p, NULL), KV_ERR_BUSY);
+	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	assert_int_equal(tr_free(tr, p, NULL), 0);
+	assert_int_equal(tr_free(tr, p, NULL), KV_ERR_ARG);
+}
+
+static void a_pool_is_not_inherited_by_fork(void **state)
+{
+	uint8_t *p;
+	pid_t pid;
+	int status;
+
+	(void)state;
+	assert_int_equal(tr_alloc(tr, 4096, (void **)&p, NULL), 0);
+	pid = fork();
+	if (!pid) {
+		unsigned char resident;
+
+		_exit(mincore(p, 4096, &resident) == -1 && errno == ENOMEM ? 0 : 1);
+	}
+	waitpid(pid, &status, 0);
+	assert_int_equal(status, 0);
+	assert_int_equal(tr_free(tr, p, NULL), 0);
+}
+
+static void a_range_inside_a_region_shares_it(void **state)
+{
+	uint8_t *p = malloc(65536);
+	struct tr_mem *whole, *part, *other;
+
+	(void)state;
+	assert_int_equal(tr_mem_reg(tr, p, 65536, TR_MEM_HOST, TR_REMOTE_WRITE | TR_REMOTE_READ,
+				    &whole, NULL),
+			 0);
+	assert_int_equal(tr_mem_reg(tr, p + 100, 1000, TR_MEM_HOST, TR_REMOTE_WRITE, &part, NULL),
+			 0);
+	assert_ptr_equal(part, whole);
+	assert_int_equal(tr_mem_reg(tr, p, 65536, TR_MEM_HOST, TR_RELAXED, &other, NULL), 0);
+	assert_ptr_not_equal(other, whole); /* another ordering is another region */
+	assert_int_equal(tr_mem_dereg(other, NULL), 0);
+	assert_int_equal(tr_mem_dereg(whole, NULL), 0);
+	assert_ptr_equal(tr_mem_by_id(tr, part->id), part); /* still registered once */
+	assert_int_equal(tr_mem_dereg(part, NULL), 0);
+	free(p);
+}
+
+static void more_access_or_a_longer_range_is_a_new_region(void **state)
+{
+	uint8_t *p = malloc(65536);
+	struct tr_mem *a, *b, *c;
+
+	(void)state;
+	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, TR_REMOTE_WRITE, &a, NULL), 0);
+	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, TR_REMOTE_READ, &b, NULL), 0);
+	assert_int_equal(tr_mem_reg(tr, p, 4097, TR_MEM_HOST, TR_REMOTE_WRITE, &c, NULL), 0);
+	assert_ptr_not_equal(a, b);
+	assert_ptr_not_equal(a, c);
+	assert_int_equal(tr_mem_dereg(a, NULL), 0);
+	assert_int_equal(tr_mem_dereg(b, NULL), 0);
+	assert_int_equal(tr_mem_dereg(c, NULL), 0);
+	free(p);
+}
+
+static void an_old_id_does_not_name_a_new_region(void **state)
+{
+	uint8_t *p = malloc(4096);
+	struct tr_mem *mem;
+	uint32_t old;
+
+	(void)state;
+	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
+	old = mem->id;
+	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	for (int i = 0; i < TR_MEMS_MAX; i++) { /* once around the table */
+		assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
+		assert_int_not_equal(mem->id, old);
+		assert_null(tr_mem_by_id(tr, old));
+		assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	}
+	free(p);
+}
+
+static void a_region_in_use_is_not_deregistered(void **state)
+{
+	uint8_t *p = malloc(4096);
+	struct kv_error err;
+	struct tr_mem *mem;
+
+	(void)state;
+	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
+	atomic_fetch_add(&mem->in_flight, 1);
+	assert_int_equal(tr_mem_dereg(mem, &err), KV_ERR_BUSY);
+	assert_ptr_equal(tr_mem_by_id(tr, mem->id), mem);
+	atomic_fetch_sub(&mem->in_flight, 1);
+	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	free(p);
+}
+
+static void what_is_no_memory_is_refused(void **state)
+{
+	uint8_t *p =
+		mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct tr_mem *mem = NULL;
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(tr_mem_reg(tr, NULL, 4096, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
+	assert_int_equal(tr_mem_reg(tr, p, 0, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
+	assert_int_equal(tr_mem_reg(tr, p, SIZE_MAX, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
+	assert_int_equal(tr_mem_reg(tr, p, 4096, 7, 0, &mem, &err), KV_ERR_UNSUPPORTED);
+	munmap(p + 4096, 4096);
+	assert_int_equal(tr_mem_reg(tr, p, 3 * 4096, TR_MEM_HOST, 0, &mem, &err), KV_ERR_SYSTEM);
+	assert_int_equal(err.sys_errno, EFAULT);
+	assert_null(mem);
+	munmap(p, 4096);
+	munmap(p + 2 * 4096, 4096);
+}
+
+static void each_failure_leaves_nothing_behind(void **state)
+{
+#ifdef KVRAIL_FAULTS
+	static const enum kv_fault_point points[] = { KV_FAULT_TR_POOL_ALLOC,
+						      KV_FAULT_TR_POOL_MEMFD, KV_FAULT_TR_POOL_SIZE,
+						      KV_FAULT_TR_POOL_MMAP };
+	uint8_t *p = (uint8_t *)1;
+	struct tr_mem *mem = NULL;
+	struct kv_error err;
+	int lowest, again;
+
+	lowest = dup(0);
+	close(lowest);
+	for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+		kv_fault_arm(points[i], 1);
+		assert_true(tr_alloc(tr, 4096, (void **)&p, &err) < 0);
+		assert_true(kv_fault_fired(points[i]));
+		assert_true(err.message[0] && p == (uint8_t *)1);
+		again = dup(0);
+		close(again);
+		assert_int_equal(again, lowest);
+	}
+	assert_int_equal(tr_alloc(tr, 4096, (void **)&p, &err), 0);
+	kv_fault_arm(KV_FAULT_TR_MEM_ALLOC, 1);
+	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, &err), KV_ERR_NOMEM);
+	assert_null(mem);
+	assert_int_equal(tr_free(tr, p, &err), 0);
+#else
+	(void)state;
+	skip();
+#endif
+	(void)state;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_pool_is_zeroed_page_aligned_and_cannot_shrink),
+		cmocka_unit_test(a_pool_is_not_inherited_by_fork),
+		cmocka_unit_test(a_range_inside_a_region_shares_it),
+		cmocka_unit_test(more_access_or_a_longer_range_is_a_new_region),
+		cmocka_unit_test(an_old_id_does_not_name_a_new_region),
+		cmocka_unit_test(a_region_in_use_is_not_deregistered),
+		cmocka_unit_test(what_is_no_memory_is_refused),
+		cmocka_unit_test(each_failure_leaves_nothing_behind),
+	};
+
+	return cmocka_run_group_tests(tests, open_tr, close_tr);
+}
