@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+# install.cmake -- what `cmake --install` leaves behind: library, headers, pkg-config file, CMake package
+include(CMakePackageConfigHelpers)
+
+add_library(kvrail::kvrail ALIAS kvrail)
+# While the major version is 0 the ABI may change with every minor one, so both stand in the SONAME.
+set_target_properties(kvrail PROPERTIES VERSION ${PROJECT_VERSION}
+	SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+
+install(TARGETS kvrail EXPORT kvrail LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/kvrail DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+if(TARGET kvrail_tool)
+	install(TARGETS kvrail_tool RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
+
+# The file finds its prefix from where it lies, so an installation can be moved.
+file(RELATIVE_PATH pc_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+configure_file(${PROJECT_SOURCE_DIR}/cmake/kvrail.pc.in ${PROJECT_BINARY_DIR}/kvrail.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/kvrail.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvrail)
+install(EXPORT kvrail NAMESPACE kvrail:: FILE kvrail-config.cmake DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/kvrail-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/kvrail-config-version.cmake DESTINATION ${package_dir})

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# kvrail_test.cmake -- how a test is made known: exit 77 = skipped, with the reason printed as its last line
+#
+# Every test carries the name of its rig (the folder it stands in) as a label, so that a rig can be chosen
+# (ctest -L loop) or declared present (KVRAIL_REQUIRE). Tests labelled "long" run in `./dev test --long` only.
+find_path(CMOCKA_INCLUDE cmocka.h)
+find_library(CMOCKA_LIBRARY cmocka)
+if(NOT CMOCKA_INCLUDE OR NOT CMOCKA_LIBRARY)
+	message(FATAL_ERROR "cmocka is missing: install libcmocka-dev, or configure with -DKVRAIL_TESTS=OFF")
+endif()
+
+# kvrail_add_test(name COMMAND … [LABELS …] [TIMEOUT seconds])
+function(kvrail_add_test name)
+	cmake_parse_arguments(T "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})
+	get_filename_component(rig ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+	if(NOT T_TIMEOUT)
+		set(T_TIMEOUT 60)
+	endif()
+	add_test(NAME ${name} COMMAND ${T_COMMAND})
+	set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${T_TIMEOUT} LABELS "${rig};${T_LABELS}")
+endfunction()
+
+# kvrail_test(name SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds]): a cmocka program
+function(kvrail_test name)
+	cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS;ARGS;LABELS" ${ARGN})
+	add_executable(${name} ${T_SOURCES})
+	target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests ${CMOCKA_INCLUDE})
+	target_link_libraries(${name} PRIVATE ${T_LIBS} ${CMOCKA_LIBRARY})
+	kvrail_add_test(${name} COMMAND ${name} ${T_ARGS} LABELS ${T_LABELS} TIMEOUT ${T_TIMEOUT})
+endfunction()
