@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""arrows.py -- includes go downhill only: include <- transport/base <- transport <- kvapi <- tool, examples, mpi_tests
+
+usage: arrows.py ROOT
+"""
+import os
+import re
+import sys
+
+import source
+
+# Longest folder first. A layer may include itself and the layers named.
+LAYERS = [
+    ("include/kvrail/", set()),
+    ("transport/base/", {"include/kvrail/kv_error.h"}),
+    ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/kv_error.h"}),
+    ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/kv_error.h"}),
+    ("transport/", {"transport/base/", "include/kvrail/kv_error.h"}),
+    ("kvapi/tool/", {"include/kvrail/"}),
+    ("kvapi/examples/", {"include/kvrail/"}),
+    ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
+    ("mpi_tests/", {"include/kvrail/"}),
+    ("docs/", {"transport/base/"}),
+]
+# Headers of other projects, and the only folders that may see them.
+FOREIGN = {
+    r"infiniband/|rdma/": ("transport/ib/", "tests/"),
+    r"mpi\.h": ("mpi_tests/",),
+    r"nccl.*\.h": (),
+    r"Python\.h": (),
+    r"cuda.*\.h": (),
+    r"cmocka\.h": ("tests/", "kvapi/tool/", "mpi_tests/"),
+    r"jansson\.h": ("kvapi/tool/", "mpi_tests/", "tests/"),
+}
+
+
+def layer_of(path):
+    return next((layer for layer in LAYERS if path.startswith(layer[0])), None)
+
+
+def resolve(root, path, name):
+    """The file of the tree that an include names, or None if it belongs to somebody else."""
+    for folder in (os.path.dirname(path), "transport", "kvapi", "include", os.path.dirname(os.path.dirname(path))):
+        candidate = os.path.normpath(os.path.join(folder, name))
+        if os.path.isfile(os.path.join(root, candidate)):
+            return candidate
+    return None
+
+
+def check_include(path, name, target):
+    if target is None:
+        for pattern, folders in FOREIGN.items():
+            if re.fullmatch(f"(?:{pattern}).*", name) and not path.startswith(folders):
+                return f"<{name}> does not belong here"
+        return None
+    layer = layer_of(path)
+    if layer is None:
+        return None  # tests see everything
+    own, below = layer
+    theirs = layer_of(target)[0] if layer_of(target) else target
+    if theirs == own or theirs in below or target in below:
+        return None
+    return f'"{name}" ({target}) goes against the arrows'
+
+
+def check(root):
+    findings = []
+    for path in source.c_files(root):
+        for number, line in enumerate(source.read(root, path).splitlines(), 1):
+            match = re.match(r'\s*#\s*include\s*[<"]([^>"]+)[>"]', line)
+            if match:
+                complaint = check_include(path, match[1], resolve(root, path, match[1]))
+                if complaint:
+                    findings.append(f"{path}:{number}: {complaint}")
+    return findings
+
+
+if __name__ == "__main__":
+    source.report(check(sys.argv[1]))

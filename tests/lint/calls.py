@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""calls.py -- calls that no file may make, calls that a library may not make, and the few exceptions by name
+
+usage: calls.py ROOT
+"""
+import re
+import sys
+
+import source
+
+NOWHERE = "atoi atol atoll atof strcpy strncpy strcat strncat sprintf vsprintf strtok alloca gets mktemp tmpnam"
+IN_LIBRARIES = """
+    exit _exit _Exit quick_exit abort system popen fork vfork printf vprintf fprintf puts fputs putchar perror dprintf
+    getenv secure_getenv setenv putenv unsetenv signal sigaction sigprocmask pthread_sigmask sleep usleep nanosleep
+    rand srand random setlocale
+"""
+# The one place that reads the environment, and the one that writes log lines.
+ALLOWED = {
+    "transport/base/option.c": {"getenv"},
+    "transport/base/log.c": {"fprintf", "fputs", "dprintf"},
+}
+
+
+def check(root):
+    findings = []
+    for path in source.c_files(root):
+        names = NOWHERE.split() + (IN_LIBRARIES.split() if source.is_library(path) else [])
+        names = [name for name in names if name not in ALLOWED.get(path, ())]
+        pattern = re.compile(r"(?<![\w.>])(" + "|".join(names) + r")\s*\(")
+        for number, line in enumerate(source.code(source.read(root, path)).splitlines(), 1):
+            for match in pattern.finditer(line):
+                findings.append(f"{path}:{number}: {match[1]} is not to be called here")
+            if re.search(r"\benviron\b", line) and source.is_library(path) and not path.endswith("base/option.c"):
+                findings.append(f"{path}:{number}: only base/option.c reads the environment")
+    return findings
+
+
+if __name__ == "__main__":
+    source.report(check(sys.argv[1]))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""install.py -- an installed kvrail can be used: by pkg-config, by find_package, and as a subdirectory, from C and C++
+
+usage: install.py ROOT BUILD_DIRECTORY C_COMPILER [C++_COMPILER]
+"""
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import source
+
+CONSUMER = """
+#include <kvrail/kv.h>
+#include <stdio.h>
+#include <string.h>
+
+int main(void)
+{
+	struct kv_engine *engine = NULL;
+	int ret = kv_engine_open(NULL, &engine, NULL);
+
+	printf("%s %d\\n", kv_version(), ret);
+	kv_engine_close(engine);
+	return ret || strncmp(kv_version(), "VERSION", strlen("VERSION"));
+}
+"""
+CMAKE = """
+cmake_minimum_required(VERSION 3.22)
+project(consumer LANGUAGES C)
+{}
+add_executable(consumer consumer.c)
+target_link_libraries(consumer PRIVATE kvrail::kvrail)
+"""
+
+
+def run(*command, **more):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    if done.returncode:
+        print(" ".join(command) + "\n" + done.stdout)
+        sys.exit(1)
+    return done.stdout
+
+
+def by_pkg_config(work, prefix, compiler, language):
+    config = os.path.dirname(glob.glob(prefix + "/**/kvrail.pc", recursive=True)[0])
+    flags = run("pkg-config", "--cflags", "--libs", "kvrail", env={**os.environ, "PKG_CONFIG_PATH": config}).split()
+    program = f"{work}/pkg-{language}"
+    run(compiler, "-x", language, f"{work}/consumer.c", "-x", "none", "-Wall", "-Werror", "-o", program, *flags)
+    library = os.path.dirname(glob.glob(prefix + "/**/libkvrail.so", recursive=True)[0])
+    run(program, env={**os.environ, "LD_LIBRARY_PATH": library})
+
+
+def by_cmake(work, name, how, *options):
+    folder = f"{work}/{name}"
+    os.mkdir(folder)
+    shutil.copy(f"{work}/consumer.c", folder)
+    with open(f"{folder}/CMakeLists.txt", "w", encoding="utf-8") as file:
+        file.write(CMAKE.format(how))
+    run("cmake", "-G", "Ninja", "-S", folder, "-B", f"{folder}/build", *options)
+    run("cmake", "--build", f"{folder}/build", "-j", "2")
+    run(f"{folder}/build/consumer")
+
+
+def check_layout(prefix):
+    """The SONAME is a link to the versioned file, and nothing names the folder it was built in."""
+    library = glob.glob(prefix + "/**/libkvrail.so", recursive=True)[0]
+    soname = next(line for line in run("readelf", "-d", library).splitlines() if "SONAME" in line).split("[")[1][:-1]
+    if not os.path.islink(os.path.join(os.path.dirname(library), soname)):
+        source.report([f"no link {soname} beside {library}"])
+
+
+def check_paths(prefix, root):
+    found = []
+    for path in glob.glob(prefix + "/**/*", recursive=True):
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                if os.path.realpath(root).encode() in file.read():
+                    found.append(f"{os.path.relpath(path, prefix)} holds the path of the source tree")
+    return found
+
+
+def main(root, build, c_compiler, cxx_compiler=""):
+    with tempfile.TemporaryDirectory() as work:
+        prefix = f"{work}/prefix"
+        run("cmake", "--install", build, "--prefix", prefix, "--strip")
+        header = source.read(root, "include/kvrail/kv.h")
+        version = ".".join(line.split()[2] for line in header.splitlines() if line.startswith("#define KV_VERSION_"))
+        with open(f"{work}/consumer.c", "w", encoding="utf-8") as file:
+            file.write(CONSUMER.replace("VERSION", version))
+        check_layout(prefix)
+        by_pkg_config(work, prefix, c_compiler, "c")
+        if cxx_compiler:
+            by_pkg_config(work, prefix, cxx_compiler, "c++")
+        minor = version.rsplit(".", 1)[0]
+        by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
+        by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)')
+        source.report(check_paths(prefix, root))
+
+
+main(*sys.argv[1:])

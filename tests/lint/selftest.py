@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""selftest.py -- each lint finds what it exists for in a bad sample, and is quiet about a good one
+
+usage: selftest.py [ROOT]
+"""
+import io
+import os
+import shutil
+import sys
+import tempfile
+import unittest
+
+import agree
+import arrows
+import calls
+import format as formatting
+import headers
+import shape
+import source
+import symbols
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import summary  # noqa: E402
+
+SPDX = "/* SPDX-License-Identifier: Apache-2.0 */\n"
+
+
+class Tree(unittest.TestCase):
+    """Each test gets an empty tree to write samples into."""
+
+    def setUp(self):
+        self.root = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.root)
+
+    def write(self, path, text):
+        full = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def assert_finds(self, words, findings, count=1):
+        self.assertEqual(len(findings), count, findings)
+        for finding in findings:
+            self.assertIn(words, finding)
+
+
+class Source(Tree):
+    def test_comments_and_strings_are_not_code(self):
+        text = 'a /* exit(1)\n */ b "exit(\\"2)" c // exit(3)\nd'
+        self.assertNotIn("exit", source.code(text))
+        self.assertEqual(source.code(text).count("\n"), 2)
+        self.assertIn("d", source.code(text))
+
+    def test_build_folders_are_not_the_tree(self):
+        self.write("build-dev/x.c", "")
+        self.write("transport/x.c", "")
+        self.assertEqual(source.c_files(self.root), ["transport/x.c"])
+
+
+class Arrows(Tree):
+    def setUp(self):
+        super().setUp()
+        for path in ("transport/tr.h", "transport/provider.h", "transport/base/log.h", "transport/shm/ring.h",
+                     "transport/ib/post.h", "kvapi/engine.h", "include/kvrail/kv.h", "include/kvrail/kv_error.h"):
+            self.write(path, "")
+
+    def test_downhill_is_allowed(self):
+        self.write("kvapi/a.c", '#include <kvrail/kv.h>\n#include "engine.h"\n#include "tr.h"\n#include "base/log.h"\n')
+        self.write("transport/ib/a.c", '#include <infiniband/verbs.h>\n#include "post.h"\n#include "provider.h"\n')
+        self.write("tests/unit/a.c", '#include "shm/ring.h"\n#include "../../kvapi/engine.h"\n')
+        self.write("mpi_tests/a.c", "#include <mpi.h>\n#include <kvrail/kv.h>\n")
+        self.assertEqual(arrows.check(self.root), [])
+
+    def test_uphill_is_found(self):
+        for path, line in (
+            ("transport/base/a.c", '#include "tr.h"'),
+            ("transport/base/b.c", '#include "../tr.h"'),
+            ("transport/a.c", '#include "../kvapi/engine.h"'),
+            ("transport/b.c", "#include <kvrail/kv.h>"),
+            ("transport/ib/a.c", '#include "shm/ring.h"'),
+            ("kvapi/a.c", '#include "provider.h"'),
+            ("kvapi/b.c", "  #  include <infiniband/verbs.h>"),
+            ("kvapi/tool/a.c", '#include "../engine.h"'),
+            ("kvapi/examples/a.c", '#include "base/log.h"'),
+            ("mpi_tests/a.c", '#include "tr.h"'),
+            ("transport/c.c", "#include <mpi.h>"),
+            ("kvapi/c.c", "#include <nccl.h>"),
+            ("transport/d.c", "#include <Python.h>"),
+        ):
+            with self.subTest(path=path, line=line):
+                self.write(path, line + "\n")
+                self.assert_finds(f"{path}:1:", arrows.check(self.root))
+                os.remove(os.path.join(self.root, path))
+
+
+class Calls(Tree):
+    def test_forbidden_calls_are_found(self):
+        self.write("transport/a.c", "f(void) { exit (1); printf(x); getenv(x); }\n")
+        self.write("tests/b.c", "f(void) { atoi(x); exit(1); }\n")
+        self.assert_finds("is not to be called here", calls.check(self.root), 4)
+
+    def test_the_environment_belongs_to_one_file(self):
+        self.write("transport/base/option.c", "extern char **environ;\n")
+        self.assertEqual(calls.check(self.root), [])
+        self.write("kvapi/a.c", "extern char **environ;\n")
+        self.assert_finds("kvapi/a.c:1", calls.check(self.root))
+
+    def test_longer_names_members_and_comments_are_not_calls(self):
+        self.write("kvapi/a.c", 'kv_exit(1); p->abort(); ops.sleep(1); snprintf(x); /* exit(1) */ "atoi(x)"\n')
+        self.write("kvapi/tool/b.c", "printf(x); exit(1);\n")
+        self.assertEqual(calls.check(self.root), [])
+
+
+class Shape(Tree):
+    def test_a_missing_licence_line_is_found(self):
+        self.write("kvapi/a.c", "int x;\n")
+        self.write("kvapi/b.c", SPDX + "int x;\n")
+        self.assert_finds("kvapi/a.c:1", shape.check(self.root)[0])
+
+    def test_a_file_over_the_limit_is_found(self):
+        self.write("a.c", SPDX + "\n" * 800)
+        self.write("b.c", SPDX + "\n" * 501)
+        findings, notes = shape.check(self.root)
+        self.assert_finds("a.c: 801 lines", findings)
+        self.assert_finds("b.c: 502 lines", notes)
+
+    def test_long_functions_and_wide_lines_are_noted(self):
+        self.write("a.c", SPDX + "int f(int a,\n      int b)\n{\n" + "\tx;\n" * 69 + "}\n" + "\t" * 12 + "12345\n")
+        notes = shape.check(self.root)[1]
+        self.assertEqual(len(notes), 2, notes)
+        self.assertIn("f has 71 lines", notes[0])
+        self.assertIn("a.c:75: 1 lines are wider", notes[1])
+
+
+class Format(Tree):
+    def test_an_unformatted_file_is_found(self):
+        formatter = formatting.find_formatter()
+        if formatter is None:
+            self.skipTest("no clang-format")
+        self.write("a.c", "int  x ;\n")
+        self.write("include/kvrail/by_hand.h", "int  x ;\n")
+        self.assert_finds("a.c: not formatted", formatting.check(self.root, formatter))
+
+
+class Headers(Tree):
+    def test_a_header_that_needs_another_is_found(self):
+        self.write("include/kvrail/good.h", "#pragma once\n#include <stddef.h>\nsize_t f(void);\n")
+        self.write("include/kvrail/bad.h", "#pragma once\nsize_t f(void);\n")
+        self.assert_finds("bad.h alone", headers.check(self.root, [("cc", ["-xc", "-std=c11"])]))
+
+    def test_a_header_that_is_not_guarded_is_found(self):
+        self.write("include/kvrail/bad.h", "struct s { int x; };\n")
+        self.assert_finds("bad.h alone", headers.check(self.root, [("cc", ["-xc", "-std=c11"])]))
+
+
+class Symbols(Tree):
+    def test_declared_functions_are_read_from_headers(self):
+        self.write("include/kvrail/kv.h", "/* kv_no(1); */\n#define KV_X(a) \\\n\tkv_never(a);\n"
+                   "int kv_a(struct kv_b *b,\n\t int (*f)(void *, int), int c);\nconst char *kv_c(void);\n"
+                   "struct kv_s { int (*kv_f)(void); };\n")
+        self.assertEqual(symbols.declared(self.root), {"kv_a", "kv_c"})
+
+    def test_a_map_is_read(self):
+        text = "# SPDX\nKVRAIL_0.1 {\n\tglobal: /* all; */\n\t\tkv_a; kv_b;\n\tlocal: *;\n};\n"
+        self.assertEqual(symbols.mapped(text), {"kv_a", "kv_b"})
+        self.assertEqual(symbols.mapped("X { global: kv_*; local: *; };"), {"kv_*"})
+
+    def test_every_difference_is_found(self):
+        self.assertEqual(symbols.check_exports({"a"}, {"a"}, {"a"}), [])
+        self.assert_finds("x:", symbols.check_exports({"a", "x"}, {"a"}, {"a"}))
+        self.assert_finds("x:", symbols.check_exports({"a"}, {"a", "x"}, {"a", "x"}))
+        self.assert_finds("x:", symbols.check_exports({"a"}, {"a"}, {"a", "x"}))
+
+    def test_a_device_library_is_found(self):
+        self.assertEqual(symbols.check_needs(["libc.so.6"], {"memcpy", "custom"}), [])
+        self.assert_finds("libibverbs.so.1", symbols.check_needs(["libibverbs.so.1"], set()))
+        self.assert_finds("undefined", symbols.check_needs([], {"ibv_poll_cq", "cuInit", "MPI_Init"}), 3)
+
+
+class Agree(Tree):
+    def test_an_unused_fault_point_is_found(self):
+        self.write("transport/base/fault.def", 'FAULT(USED, "x")\nFAULT(UNUSED, "x")\n')
+        self.write("transport/a.c", "if (kv_fault(USED)) return 1;\n")
+        self.write("tests/a.c", "if (kv_fault(UNUSED)) return 1;\n")
+        self.assert_finds("UNUSED is not used", agree.check_faults(self.root))
+
+    def test_an_error_code_without_a_section_is_found(self):
+        self.write("include/kvrail/kv_error.h", "#define L(X) \\\n\tX(A, 1) \\\n\tX(B, 2)\n")
+        self.write("docs/troubleshooting.md", "### KV_ERR_A\n### KV_ERR_C\n")
+        self.assert_finds("KV_ERR_", agree.check_codes(self.root), 2)
+
+    def test_two_versions_are_found(self):
+        self.write("CMakeLists.txt", "project(kvrail VERSION 1.2.3 LANGUAGES C)\n")
+        define = "#define KV_VERSION_MAJOR 1\n#define KV_VERSION_MINOR 2\n#define KV_VERSION_PATCH {}\n"
+        self.write("include/kvrail/kv.h", define.format(3))
+        self.assertEqual(agree.check_version(self.root), [])
+        self.write("include/kvrail/kv.h", define.format(4))
+        self.assert_finds("1.2.4", agree.check_version(self.root))
+
+    def test_a_path_of_this_machine_is_found(self):
+        self.write("a.txt", f"see {os.path.realpath(self.root)}/x\n")
+        self.write("b.txt", "see /" + "home/somebody/x\n")
+        self.write("c.txt", "see /usr/lib and https://example.org/home\n")
+        self.assert_finds("a path of one machine", agree.check_paths(self.root), 2)
+
+
+class Summary(Tree):
+    RESULTS = """<testsuite>
+<testcase name="good" status="run"><system-out>[  SKIPPED ] part_two\n</system-out></testcase>
+<testcase name="away" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/>
+<system-out>starting\nskipped: no NIC here\n</system-out></testcase>{more}</testsuite>"""
+    LABELS = '{"tests": [{"name": "away", "properties": [{"name": "LABELS", "value": ["rxe"]}]}]}'
+
+    def run_summary(self, more="", required=()):
+        self.write("build-dev/results.xml", self.RESULTS.format(more=more))
+        self.write("build-dev/tests.json", self.LABELS)
+        out = io.StringIO()
+        passed = summary.summary([os.path.join(self.root, "build-dev")], required, out)
+        return passed, out.getvalue()
+
+    def test_a_skip_is_told_with_its_reason_and_not_counted_as_passed(self):
+        passed, text = self.run_summary()
+        self.assertTrue(passed)
+        self.assertIn("away (dev): no NIC here", text)
+        self.assertIn("part_two of good (dev)", text)
+        self.assertTrue(text.endswith("100% tests passed, 0 tests failed out of 1; 2 skipped\n"), text)
+
+    def test_a_rig_that_was_declared_present_may_not_be_skipped(self):
+        self.assertFalse(self.run_summary(required=["rxe"])[0])
+        self.assertFalse(self.run_summary(required=["unknown"])[0])
+
+    def test_a_failure_and_a_missing_program_fail(self):
+        for more in (
+            '<testcase name="bad" status="fail"><failure/></testcase>',
+            '<testcase name="bad" status="notrun"><skipped message="Unable to find executable"/></testcase>',
+            '<testcase name="bad" status="disabled"/>',
+        ):
+            passed, text = self.run_summary(more)
+            self.assertFalse(passed)
+            self.assertIn("FAILED bad (dev)", text)
+            self.assertIn("50% tests passed, 1 tests failed out of 2", text)
+
+    def test_a_run_that_left_no_results_fails(self):
+        out = io.StringIO()
+        self.assertFalse(summary.summary([os.path.join(self.root, "build-asan")], [], out))
+
+
+if __name__ == "__main__":
+    unittest.main()
