@@ -12,8 +12,6 @@
 #include "base/option.h"
 #include "conn.h"
 
-#include <kvrail/kv.h>
-
 /* In order of preference. */
 static const struct tr_provider *const known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider };
 

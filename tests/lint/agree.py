@@ -51,7 +51,7 @@ def check_paths(root):
 
 
 def check(root):
-    return check_codes(root) + check_version(root) + check_paths(root)
+    return check_faults(root) + check_codes(root) + check_version(root) + check_paths(root)
 
 
 if __name__ == "__main__":
