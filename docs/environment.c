@@ -2,7 +2,8 @@
 /*
  * environment.c -- prints docs/environment.md from the option table
  *
- * With a file name it compares instead: 0 if the file is what would be printed, else 1. `./dev docs` writes the file.
+ * With a file name it compares instead: 0 if the file is what would be printed, else 1. `./dev
+ * docs` writes the file.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tool.h -- the parts of the kvrail command; a subcommand returns the exit status: 0, 1 failed, 2 wrong usage */
+#ifndef KVRAIL_TOOL_H
+#define KVRAIL_TOOL_H
+
+#include <stddef.h>
+
+#include <kvrail/kv.h>
+
+enum { EXIT_USAGE = 2 };
+
+int info_main(int argc, char **argv);
+
+/* Prints rows of `columns` cells with a heading, each column as wide as its widest cell. */
+void table_print(const char *const *head, const char *const *cells, size_t columns, size_t rows);
+
+#endif

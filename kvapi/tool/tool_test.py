@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tool_test.py -- the kvrail command as a user and as a script see it
+
+usage: tool_test.py PROGRAM
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import unittest
+
+PROGRAM = sys.argv.pop(1)
+
+
+def kvrail(*arguments, **environment):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHE_")}
+    return subprocess.run([PROGRAM, *arguments], env={**clean, **environment}, capture_output=True, text=True)
+
+
+class Command(unittest.TestCase):
+    def test_help_and_version_go_to_stdout(self):
+        for flag in "--help", "-h":
+            run = kvrail(flag)
+            self.assertEqual((run.returncode, run.stderr), (0, ""))
+            self.assertIn("info", run.stdout)
+        self.assertRegex(kvrail("--version").stdout, r"^kvrail \d+\.\d+\.\d+")
+
+    def test_wrong_usage_exits_2_and_says_why_on_stderr(self):
+        for arguments in [], ["nonsense"], ["info", "--nonsense"], ["info", "too much"]:
+            run = kvrail(*arguments)
+            self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
+            self.assertIn("usage:", run.stderr)
+
+
+class Info(unittest.TestCase):
+    def test_json_names_every_device_and_option(self):
+        run = kvrail("info", "--json", KVCACHE_SPIN_US="7")
+        self.assertEqual((run.returncode, run.stderr), (0, ""))
+        document = json.loads(run.stdout)
+        self.assertEqual(set(document), {"version", "devices", "options", "warnings"})
+        self.assertIn("shm", {device["transport"] for device in document["devices"]})
+        for device in document["devices"]:
+            self.assertIsInstance(device["usable"], bool)
+            self.assertTrue(device["detail"], device)
+        options = {option["name"]: option for option in document["options"]}
+        self.assertEqual(options["KVCACHE_SPIN_US"]["value"], "7")
+        self.assertEqual(options["KVCACHE_SPIN_US"]["source"], "environment")
+        self.assertEqual(options["KVCACHE_SPIN_US"]["default"], "20")
+        self.assertEqual(options["KVCACHE_MAX_PEERS"]["source"], "default")
+        self.assertTrue(all(option["help"] for option in options.values()))
+        self.assertEqual(document["warnings"], [])
+
+    def test_the_table_holds_the_same_rows_in_straight_columns(self):
+        run = kvrail("info")
+        document = json.loads(kvrail("info", "--json").stdout)
+        self.assertEqual(run.returncode, 0)
+        lines = run.stdout.splitlines()
+        head = next(line for line in lines if line.startswith("option "))
+        for option in document["options"]:
+            row = next(line for line in lines if line.startswith(option["name"] + " "))
+            value = option["value"] or "(empty)"
+            self.assertTrue(row[head.index("value"):].startswith(value + " "), row)
+            self.assertTrue(row[head.index("source"):].startswith("default "), row)
+        for device in document["devices"]:
+            self.assertTrue(any(re.match(rf"{device['transport']} .*{re.escape(device['detail'])}$", line)
+                                for line in lines), device)
+
+    def test_a_misspelt_variable_is_warned_about_with_the_nearest_name(self):
+        for arguments in ["info"], ["info", "--json"]:
+            run = kvrail(*arguments, KVCACHE_SPIN_MS="7")
+            self.assertEqual(run.returncode, 0)
+            self.assertIn("KVCACHE_SPIN_MS", run.stdout)
+            self.assertRegex(run.stdout, "KVCACHE_SPIN_MS.*KVCACHE_SPIN_US")
+
+    def test_a_bad_value_fails_and_names_the_range(self):
+        run = kvrail("info", KVCACHE_IB_TIMEOUT="99")
+        self.assertEqual((run.returncode, run.stdout), (1, ""))
+        self.assertRegex(run.stderr, "KVCACHE_IB_TIMEOUT.*14..31")
+        run = kvrail("info", "--json", KVCACHE_IB_TIMEOUT="99")
+        self.assertEqual(run.returncode, 1)
+        self.assertEqual(json.loads(run.stdout)["error"]["code"], "ARG")
+
+
+if __name__ == "__main__":
+    unittest.main()
