@@ -28,6 +28,8 @@
 
 #include <kvrail/kv_error.h>
 
+/* The library is compiled with hidden symbols; what this header declares is what it exports. */
+#pragma GCC visibility push(default)
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -538,4 +540,5 @@ int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info 
 #ifdef __cplusplus
 }
 #endif
+#pragma GCC visibility pop
 #endif

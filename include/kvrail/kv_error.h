@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#pragma GCC visibility push(default)
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -112,4 +113,5 @@ int kv_error_format(const struct kv_error *err, char *buf, size_t cap);
 #ifdef __cplusplus
 }
 #endif
+#pragma GCC visibility pop
 #endif

@@ -3,7 +3,7 @@
  * 04-async-layers-and-arrivals.c -- send each layer as soon as it is computed, and sleep on a
  * descriptor until it is there
  *
- *     cc 04-async-layers-and-arrivals.c -o 04-async-layers-and-arrivals $(pkg-config --cflags --libs kvrail)
+ *     cc 04-async-layers-and-arrivals.c -o 04-async-layers $(pkg-config --cflags --libs kvrail)
  *
  * The prefill side starts one operation per layer and goes on computing; the decode side sleeps in
  * poll(2), as an event loop would, and is told layer by layer.

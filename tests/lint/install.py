@@ -72,6 +72,13 @@ def check_layout(prefix):
         source.report([f"no link {soname} beside {library}"])
 
 
+def check_command(prefix, version):
+    """The command finds its library from where it was installed to."""
+    command = f"{prefix}/bin/kvrail"
+    if os.path.exists(command) and version not in run(command, "--version"):
+        source.report([f"kvrail --version does not say {version}"])
+
+
 def check_paths(prefix, root):
     found = []
     for path in glob.glob(prefix + "/**/*", recursive=True):
@@ -91,6 +98,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
         with open(f"{work}/consumer.c", "w", encoding="utf-8") as file:
             file.write(CONSUMER.replace("VERSION", version))
         check_layout(prefix)
+        check_command(prefix, version)
         by_pkg_config(work, prefix, c_compiler, "c")
         if cxx_compiler:
             by_pkg_config(work, prefix, cxx_compiler, "c++")
