@@ -108,4 +108,5 @@ def main(root, build, c_compiler, cxx_compiler=""):
         source.report(check_paths(prefix, root))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -6,6 +6,7 @@ usage: selftest.py [ROOT]
 import io
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -15,6 +16,8 @@ import arrows
 import calls
 import format as formatting
 import headers
+import install
+import quickstart
 import shape
 import source
 import symbols
@@ -202,6 +205,30 @@ class Agree(Tree):
         self.write("b.txt", "see /" + "home/somebody/x\n")
         self.write("c.txt", "see /usr/lib and https://example.org/home\n")
         self.assert_finds("a path of one machine", agree.check_paths(self.root), 2)
+
+
+class Quickstart(Tree):
+    def check(self, program):
+        library = os.path.join(self.root, "empty.so")
+        subprocess.run(["cc", "-shared", "-xc", os.devnull, "-o", library], check=True)
+        self.write("README.md", f"```c\n{program}\n```\nIt prints `hello`\n")
+        return quickstart.check(self.root, library, "cc")
+
+    def test_a_program_that_keeps_its_promise_is_good(self):
+        self.assertEqual(self.check('#include <stdio.h>\nint main(void) { puts("hello"); return 0; }'), [])
+
+    def test_one_that_does_not_is_found(self):
+        self.assert_finds("promised", self.check('#include <stdio.h>\nint main(void) { puts("no"); return 0; }'))
+        self.assert_finds("exit 3", self.check('#include <stdio.h>\nint main(void) { puts("hello"); return 3; }'))
+        self.assert_finds("undeclared", self.check("int main(void) { return nothing; }"))
+
+
+class Install(Tree):
+    def test_a_file_with_the_path_of_the_source_tree_is_found(self):
+        self.write("prefix/lib/good.so", "transport/tr.c")
+        self.write("prefix/lib/bad.so", os.path.realpath(self.root) + "/source/transport/tr.c")
+        prefix, tree = os.path.join(self.root, "prefix"), os.path.join(self.root, "source")
+        self.assert_finds("lib/bad.so", install.check_paths(prefix, tree))
 
 
 class Summary(Tree):
