@@ -32,9 +32,13 @@ class Case:
         note = element.find("skipped")
         self.skipped = note is not None and note.get("message", "").startswith("SKIP_RETURN_CODE")
         self.failed = element.get("status") != "run" and not self.skipped
-        # One test function of a cmocka program that called skip(); cmocka repeats the names after a count.
-        parts = re.findall(r"^\[  SKIPPED \] ([A-Za-z_]\w*)\.?$", self.output, re.MULTILINE)
-        self.parts_skipped = [] if self.skipped else list(dict.fromkeys(parts))
+        self.parts_skipped = {} if self.skipped else parts_skipped(self.output)
+
+
+def parts_skipped(output):
+    """{name: reason} of the test functions of a cmocka program that called skip() while the program went on."""
+    pattern = re.compile(r"^\[ RUN      \] (\w+)$(.*?)^\[  SKIPPED \] \1$", re.MULTILINE | re.DOTALL)
+    return {name: reason_of(said) for name, said in pattern.findall(output) if "[       OK ]" not in said}
 
 
 def read_labels(path):
@@ -70,7 +74,7 @@ def unmet(required, cases):
 
 def account(cases, complaints, out):
     skips = [f"{c.name} ({c.where}): {reason_of(c.output)}" for c in cases if c.skipped]
-    skips += [f"{part} of {c.name} ({c.where}): its output says why" for c in cases for part in c.parts_skipped]
+    skips += [f"{part} of {c.name} ({c.where}): {why}" for c in cases for part, why in c.parts_skipped.items()]
     failed = [c for c in cases if c.failed]
     ran = sum(not c.skipped for c in cases)
 

@@ -233,7 +233,15 @@ class Install(Tree):
 
 class Summary(Tree):
     RESULTS = """<testsuite>
-<testcase name="good" status="run"><system-out>[  SKIPPED ] part_two\n</system-out></testcase>
+<testcase name="good" status="run"><system-out>[ RUN      ] part_one
+[       OK ] part_one
+[ RUN      ] part_two
+skipped: no second user
+[  SKIPPED ] part_two
+[==========] 1 test(s) run.
+[  SKIPPED ] 1 test(s), listed below:
+[  SKIPPED ] part_two
+</system-out></testcase>
 <testcase name="away" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/>
 <system-out>starting\nskipped: no NIC here\n</system-out></testcase>{more}</testsuite>"""
     LABELS = '{"tests": [{"name": "away", "properties": [{"name": "LABELS", "value": ["rxe"]}]}]}'
@@ -249,7 +257,7 @@ class Summary(Tree):
         passed, text = self.run_summary()
         self.assertTrue(passed)
         self.assertIn("away (dev): no NIC here", text)
-        self.assertIn("part_two of good (dev)", text)
+        self.assertIn("part_two of good (dev): no second user", text)
         self.assertTrue(text.endswith("100% tests passed, 0 tests failed out of 1; 2 skipped\n"), text)
 
     def test_a_rig_that_was_declared_present_may_not_be_skipped(self):
