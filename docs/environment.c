@@ -37,7 +37,7 @@ static void print_table(FILE *out, const struct kv_option_set *set)
 	for (int id = 0; id < KV_OPTIONS; id++) {
 		struct kv_option_row row;
 
-		kv_option_row(set, id, &row);
+		kv_option_row(set, (enum kv_option_id)id, &row);
 		fprintf(out, "| `%s` | %s ", row.name, row.type);
 		print_cell(out, row.range);
 		fprintf(out, " | %s%s%s | ", *row.def ? "`" : "", *row.def ? row.def : "(empty)",
