@@ -13,9 +13,9 @@ import source
 LAYERS = [
     ("include/kvrail/", set()),
     ("transport/base/", {"include/kvrail/kv_error.h"}),
-    ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/kv_error.h"}),
-    ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/kv_error.h"}),
-    ("transport/", {"transport/base/", "include/kvrail/kv_error.h"}),
+    ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
+    ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
+    ("transport/", {"transport/base/", "include/kvrail/"}),
     ("kvapi/tool/", {"include/kvrail/"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),

@@ -11,7 +11,7 @@ import source
 NOWHERE = "atoi atol atoll atof strcpy strncpy strcat strncat sprintf vsprintf strtok alloca gets mktemp tmpnam"
 IN_LIBRARIES = """
     exit _exit _Exit quick_exit abort system popen fork vfork printf vprintf fprintf puts fputs putchar perror dprintf
-    getenv secure_getenv setenv putenv unsetenv signal sigaction sigprocmask pthread_sigmask sleep usleep nanosleep
+    getenv secure_getenv setenv putenv unsetenv signal sigaction sigprocmask sleep usleep nanosleep
     rand srand random setlocale
 """
 # The one place that reads the environment, and the one that writes log lines.

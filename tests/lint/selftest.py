@@ -79,7 +79,7 @@ class Arrows(Tree):
             ("transport/base/a.c", '#include "tr.h"'),
             ("transport/base/b.c", '#include "../tr.h"'),
             ("transport/a.c", '#include "../kvapi/engine.h"'),
-            ("transport/b.c", "#include <kvrail/kv.h>"),
+            ("transport/base/c.c", "#include <kvrail/kv.h>"),
             ("transport/ib/a.c", '#include "shm/ring.h"'),
             ("kvapi/a.c", '#include "provider.h"'),
             ("kvapi/b.c", "  #  include <infiniband/verbs.h>"),
