@@ -1,14 +1,124 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib.c -- the ib provider: not written yet */
-#include "base/error.h"
-#include "provider.h"
+/* ib.c -- the ib provider: opened once per context, and the table of what it does */
+#include "ib.h"
 
-static int not_here(struct tr *tr, void **ctx_p, struct kv_error *err)
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <kvrail/kv.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/option.h"
+
+static void set_limits(struct ib_ctx *ctx)
 {
-	(void)tr;
-	(void)ctx_p;
-	return kv_fail(err, KV_ERR_UNSUPPORTED, "open",
-		       "the ib transport is not part of this build");
+	ctx->slice_bytes = IB_SLICE_BYTES;
+	ctx->sq_depth = IB_SQ_DEPTH;
+#ifdef KVRAIL_FAULTS
+	if (ib_test_hook.slice_bytes)
+		ctx->slice_bytes = ib_test_hook.slice_bytes;
+	if (ib_test_hook.sq_depth)
+		ctx->sq_depth = ib_test_hook.sq_depth;
+#endif
 }
 
-const struct tr_provider tr_ib_provider = { .name = "ib", .id = TR_PROVIDER_IB, .open = not_here };
+static int open_with(const char *nics, int gid_index, struct kv_log *log, struct ib_ctx **ctx_p,
+		     struct kv_error *err)
+{
+	const struct ib_verbs *v = ib_verbs_load(err);
+	struct ib_ctx *ctx;
+	int ret;
+
+	if (!v)
+		return KV_ERR_UNSUPPORTED;
+	ctx = kv_fault(IB_CTX_ALLOC) ? NULL : calloc(1, sizeof(*ctx));
+	if (!ctx)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the ib context");
+	ctx->v = v;
+	set_limits(ctx);
+	ret = ib_rails_open(ctx, nics, gid_index, log, err);
+	if (ret)
+		free(ctx);
+	else
+		*ctx_p = ctx;
+	return ret;
+}
+
+static int ib_open(struct tr *tr, void **ctx_p, struct kv_error *err)
+{
+	struct ib_ctx *ctx;
+	int ret = open_with(kv_option_string(tr->options, KV_OPT_RDMA_NICS),
+			    (int)kv_option_int(tr->options, KV_OPT_RDMA_GID_INDEX), tr->log, &ctx,
+			    err);
+
+	if (ret)
+		return ret;
+	ctx->tr = tr;
+	ctx->relaxed = kv_option_bool(tr->options, KV_OPT_RELAX_ORDERING);
+	*ctx_p = ctx;
+	return 0;
+}
+
+static void ib_close(void *arg)
+{
+	struct ib_ctx *ctx = arg;
+
+	ib_rails_close(ctx);
+	free(ctx);
+}
+
+/* One row that says why there is none, or a row for each rail. */
+static int ib_device_get(void *arg, size_t index, struct kv_device_info *info)
+{
+	struct ib_ctx *ctx = arg;
+	struct kv_error why = { 0 };
+
+	if (ctx ? index >= (size_t)ctx->rails : index > 0)
+		return KV_ERR_ARG;
+	snprintf(info->transport, sizeof(info->transport), "ib");
+	if (ctx) {
+		snprintf(info->name, sizeof(info->name), "%s", ctx->rail[index].name);
+		info->usable = !atomic_load(&ctx->rail[index].dead);
+		ib_rail_describe(&ctx->rail[index], info->detail, sizeof(info->detail));
+		return 0;
+	}
+	snprintf(info->name, sizeof(info->name), "RDMA device");
+	info->usable = 0;
+	if (!open_with("", -1, NULL, &ctx, &why)) {
+		ib_close(ctx);
+		snprintf(info->detail, sizeof(info->detail),
+			 "there are devices, but the options exclude them");
+	} else {
+		snprintf(info->detail, sizeof(info->detail), "%.80s%s%.76s", why.message,
+			 why.hint[0] ? "; " : "", why.hint);
+	}
+	return 0;
+}
+
+const struct tr_provider tr_ib_provider = {
+	.name = "ib",
+	.id = TR_PROVIDER_IB,
+	.open = ib_open,
+	.close = ib_close,
+	.device_get = ib_device_get,
+	.mem_reg = ib_mem_reg,
+	.mem_dereg = ib_mem_dereg,
+	.offer = ib_offer,
+	.start = ib_start,
+	.setup_put = ib_setup_put,
+	.setup_get = ib_setup_get,
+	.stop = ib_stop,
+	.mem_pack = ib_mem_pack,
+	.mem_open = ib_mem_open,
+	.mem_close = ib_mem_close,
+	.op_begin = ib_op_begin,
+	.op_add = ib_op_add,
+	.op_commit = ib_op_commit,
+	.op_cancel = ib_op_cancel,
+	.msg = ib_msg,
+	.progress = ib_progress,
+	.arm = ib_arm,
+	.fence = ib_fence,
+	.dump = ib_dump,
+};

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cancel.c -- stopping: one operation, or the whole connection
+ *
+ * A posted work request cannot be called back. A cancelled operation posts no more and ends when its requests are drained. If
+ * they are not at its deadline, or if anything fails, the connection is broken: every queue pair goes to the error state, its
+ * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the operations end: from
+ * then on no device reads their memory.
+ * A fence goes one step further and destroys the queue pairs, so that nothing of the peer's can land either.
+ */
+#include <errno.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "ib.h"
+
+void ib_break(struct ib_conn *c, const struct kv_error *cause)
+{
+	if (c->state != IB_LIVE)
+		return;
+	c->cause = *cause;
+	c->state = IB_BREAKING;
+	c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
+	for (int i = 0; i < c->lanes; i++) {
+		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
+
+		/* Where it fails, ib_break_step destroys the queue pair at the deadline. */
+		c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE);
+	}
+}
+
+/* One step from IB_BREAKING to IB_DOWN. */
+void ib_break_step(struct ib_conn *c)
+{
+	bool late;
+
+	if (c->state != IB_BREAKING)
+		return;
+	late = kv_now_ns() >= c->break_deadline_ns;
+	for (int i = 0; i < c->lanes; i++) {
+		struct ib_lane *lane = &c->lane[i];
+
+		if (ib_lane_drained(lane))
+			continue;
+		if (!late && !atomic_load(&lane->path->rail->dead))
+			return;
+		ib_lane_destroy(lane);
+	}
+	c->state = IB_DOWN;
+	tr_conn_lost(c->conn, &c->cause);
+}
+
+void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
+{
+	struct ib_conn *c = ib_conn_of(op->conn);
+	struct ib_op *state = &c->op[op->index];
+
+	state->stopping = true;
+	state->deadline_ns = deadline_ns;
+	state->rest.len = 0;
+	c->stopping++;
+	ib_op_settle(c, op->index);
+}
+
+/* Breaks the connection when a cancelled operation has not drained at its deadline. */
+void ib_stop_overdue(struct ib_conn *c)
+{
+	int64_t now = kv_now_ns();
+	struct kv_error cause;
+
+	for (int i = 0; i < TR_OPS_MAX; i++) {
+		const struct ib_op *state = &c->op[i];
+
+		if (!state->busy || !state->stopping || now < state->deadline_ns)
+			continue;
+		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
+			"%u work requests of a cancelled operation were not drained at its deadline",
+			state->in_flight);
+		cause.scope = KV_SCOPE_PEER;
+		cause.in_doubt = 1;
+		ib_name_peer(c, NULL, &cause);
+		ib_break(c, &cause);
+		return;
+	}
+}
+
+int ib_fence(struct tr_conn *conn, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+
+	(void)err;
+	ib_break(c, tr_conn_error(conn));
+	if (c->state == IB_BREAKING) {
+		ib_poll(c);
+		ib_break_step(c);
+	}
+	if (c->state == IB_BREAKING)
+		return TR_AGAIN;
+	for (int i = 0; i < c->lanes; i++)
+		ib_lane_destroy(&c->lane[i]);
+	return 0;
+}

@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * control.c -- the memory of a connection that is not the caller's: cells, probe, buffers, queues
+ *
+ * One mapping with three parts, each with no more rights than it needs:
+ *   cells    the peer's devices write notify records here: IB_RECV_DATA cells of IB_CELL bytes for each lane. Read only
+ *            after the receive completion of the write that filled the cell.
+ *   probe    one page that the peer's devices read 8 bytes of, behind their writes (flush.c). Never written.
+ *   private  source records and messages (IB_RECV_DATA for each lane), receive buffers (IB_RECVS for each lane), the
+ *            8 bytes of each lane where a probe lands. No remote rights.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "ib.h"
+
+enum { LANDING = 8 };
+
+static size_t private_bytes(const struct ib_conn *c)
+{
+	return (size_t)c->lanes * ((size_t)(IB_RECV_DATA + IB_RECVS) * IB_BUFFER + LANDING);
+}
+
+uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+{
+	return c->region + ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
+}
+
+/* The same cell in the peer, whose lanes are numbered alike. */
+uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number)
+{
+	return lane->path->peer.cells +
+	       ((uint64_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
+}
+
+uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+{
+	return c->region + c->private_off +
+	       ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_BUFFER;
+}
+
+uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+{
+	return c->region + c->private_off +
+	       ((size_t)c->lanes * IB_RECV_DATA + (size_t)lane->index * IB_RECVS + number) *
+		       IB_BUFFER;
+}
+
+uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane)
+{
+	return c->region + c->private_off +
+	       (size_t)c->lanes * (IB_RECV_DATA + IB_RECVS) * IB_BUFFER +
+	       (size_t)lane->index * LANDING;
+}
+
+static size_t pages(size_t len)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	return (len + page - 1) / page * page;
+}
+
+static int make_memory(struct ib_conn *c, struct kv_error *err)
+{
+	size_t cells = pages((size_t)c->lanes * IB_RECV_DATA * IB_CELL);
+	uint32_t inbox = 1;
+
+	c->probe_off = cells;
+	c->private_off = cells + pages(1);
+	c->region_len = c->private_off + pages(private_bytes(c));
+	c->region = kv_fault(IB_CONTROL_MMAP) ? (errno = ENOMEM, MAP_FAILED)
+					      : mmap(NULL, c->region_len, PROT_READ | PROT_WRITE,
+						     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (c->region == MAP_FAILED) {
+		c->region = NULL;
+		return kv_fail_errno(err, KV_ERR_NOMEM, errno, "connect",
+				     "cannot map a control region of %zu bytes", c->region_len);
+	}
+	/* A child of fork must not take the pages that the device writes. */
+	if (kv_fault(IB_CONTROL_MADVISE) ? (errno = EINVAL, -1)
+					 : madvise(c->region, c->region_len, MADV_DONTFORK))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
+				     "cannot keep the control region from children");
+	while (inbox < (uint32_t)c->lanes * IB_RECV_DATA)
+		inbox *= 2;
+	c->inbox_mask = inbox - 1;
+	c->lane = kv_fault(IB_LANES_ALLOC) ? NULL : calloc((size_t)c->lanes, sizeof(*c->lane));
+	c->slots = kv_fault(IB_SLOTS_ALLOC)
+			   ? NULL
+			   : calloc((size_t)c->lanes * c->ctx->sq_depth, sizeof(*c->slots));
+	c->inbox = kv_fault(IB_INBOX_ALLOC) ? NULL : calloc(inbox, sizeof(*c->inbox));
+	c->msgs = kv_fault(IB_MSGS_ALLOC) ? NULL : calloc(IB_RECV_DATA, sizeof(*c->msgs));
+	for (int i = 0; i < 2; i++) {
+		c->chain[i] = kv_fault(IB_CHAIN_ALLOC) ? NULL : calloc(1, sizeof(*c->chain[i]));
+		if (c->chain[i])
+			ib_chain_build(c->chain[i],
+				       i == TR_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ);
+	}
+	if (!c->lane || !c->slots || !c->inbox || !c->msgs || !c->chain[0] || !c->chain[1])
+		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate %d lanes", c->lanes);
+	return 0;
+}
+
+static int unblock(int fd)
+{
+	int flags = kv_fault(IB_CHANNEL_FCNTL) ? (errno = EBADF, -1) : fcntl(fd, F_GETFL);
+
+	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/* A completion queue holds every completion that its lanes can have at one time: it cannot overrun. */
+static int make_queues(struct ib_conn *c, struct ib_path *path, struct kv_error *err)
+{
+	const struct ib_verbs *v = c->v;
+	struct ib_rail *rail = path->rail;
+	int sends = c->lanes_per_path * (int)c->ctx->sq_depth;
+	int recvs = c->lanes_per_path * IB_RECVS;
+
+	path->channel = v->create_comp_channel(rail->context);
+	if (!path->channel)
+		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "connect",
+				     "cannot make a completion channel on %s", rail->name);
+	if (unblock(path->channel->fd))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
+				     "cannot make a completion channel non-blocking");
+	path->scq = v->create_cq(rail->context, sends, c, path->channel, 0);
+	if (path->scq)
+		path->rcq = v->create_cq(rail->context, recvs, c, path->channel, 0);
+	if (!path->rcq)
+		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "connect",
+				     "cannot make completion queues of %d and %d entries on %s",
+				     sends, recvs, rail->name);
+	return 0;
+}
+
+static int make_keys(struct ib_conn *c, struct ib_path *path, struct kv_error *err)
+{
+	const struct {
+		struct ibv_mr **mr_p;
+		size_t from, to;
+		unsigned int access;
+	} parts[] = {
+		{ &path->mr_cells, 0, c->probe_off,
+		  IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE },
+		{ &path->mr_probe, c->probe_off, c->private_off, IBV_ACCESS_REMOTE_READ },
+		{ &path->mr_private, c->private_off, c->region_len, IBV_ACCESS_LOCAL_WRITE },
+	};
+
+	for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+		int ret = ib_mr_make(c->ctx, path->rail, c->region + parts[i].from,
+				     parts[i].to - parts[i].from, parts[i].access, parts[i].mr_p,
+				     err);
+
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+int ib_control_make(struct ib_conn *c, struct kv_error *err)
+{
+	int ret = make_memory(c, err);
+
+	for (int p = 0; p < c->paths && !ret; p++) {
+		ret = make_queues(c, &c->path[p], err);
+		if (!ret)
+			ret = make_keys(c, &c->path[p], err);
+	}
+	for (int i = 0; i < c->lanes && !ret; i++) {
+		struct ib_lane *lane = &c->lane[i];
+
+		lane->c = c;
+		lane->index = (uint16_t)i;
+		lane->path = &c->path[i / c->lanes_per_path];
+		lane->slot = &c->slots[(size_t)i * c->ctx->sq_depth];
+		ret = ib_lane_make(lane, err);
+	}
+	return ret;
+}
+
+static void free_path(struct ib_conn *c, struct ib_path *path)
+{
+	const struct ib_verbs *v = c->v;
+
+	if (path->rcq)
+		v->destroy_cq(path->rcq);
+	if (path->scq)
+		v->destroy_cq(path->scq);
+	if (path->channel)
+		v->destroy_comp_channel(path->channel);
+	if (path->mr_private)
+		v->dereg_mr(path->mr_private);
+	if (path->mr_probe)
+		v->dereg_mr(path->mr_probe);
+	if (path->mr_cells)
+		v->dereg_mr(path->mr_cells);
+	path->rcq = path->scq = NULL;
+	path->channel = NULL;
+	path->mr_private = path->mr_probe = path->mr_cells = NULL;
+}
+
+/* Undoes ib_control_make, however far it came. */
+void ib_control_free(struct ib_conn *c)
+{
+	for (int i = 0; c->lane && i < c->lanes; i++)
+		ib_lane_destroy(&c->lane[i]);
+	for (int p = 0; p < c->paths; p++)
+		free_path(c, &c->path[p]);
+	free(c->chain[0]);
+	free(c->chain[1]);
+	free(c->msgs);
+	free(c->inbox);
+	free(c->slots);
+	free(c->lane);
+	if (c->region)
+		munmap(c->region, c->region_len);
+	c->chain[0] = c->chain[1] = NULL;
+	c->msgs = NULL;
+	c->inbox = NULL;
+	c->slots = NULL;
+	c->lane = NULL;
+	c->region = NULL;
+}

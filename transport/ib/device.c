@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* device.c -- the rails: which ports of which devices are used, how they are addressed, and what happens to them */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "gid.h"
+#include "ib.h"
+
+/* True if `nics` ("mlx5_0,mlx5_1:2", "" = all) names this port. */
+static bool named(const char *nics, const char *device, unsigned int port)
+{
+	size_t len = strlen(device);
+
+	if (!*nics)
+		return true;
+	for (const char *p = nics; *p;) {
+		size_t item = strcspn(p, ",");
+
+		if (item >= len && !memcmp(p, device, len)) {
+			if (item == len)
+				return true;
+			if (p[len] == ':' && strtoul(p + len + 1, NULL, 10) == port)
+				return true;
+		}
+		p += item;
+		p += *p == ',';
+	}
+	return false;
+}
+
+/* Every item of `nics` must have become a rail: a misspelt name is no reason to use another device. */
+static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_error *err)
+{
+	for (const char *p = nics; *p;) {
+		size_t item = strcspn(p, ",");
+		size_t device = strcspn(p, ":,");
+		bool found = !item;
+
+		for (int i = 0; i < ctx->rails; i++) {
+			const char *name = ctx->rail[i].name;
+			size_t len = device == item ? strcspn(name, ":") : strlen(name);
+
+			found |= len == item && !memcmp(name, p, item);
+		}
+		if (!found) {
+			kv_fail(err, KV_ERR_DEVICE, "open",
+				"KVCACHE_RDMA_NICS names \"%.*s\", which is no device with an "
+				"active port",
+				(int)item, p);
+			kv_error_hint(err, "ibv_devinfo lists the devices and the state of their "
+					   "ports");
+			return KV_ERR_DEVICE;
+		}
+		p += item;
+		p += *p == ',';
+	}
+	return 0;
+}
+
+static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, int option,
+		      struct kv_error *err)
+{
+	int rows = rail->port_attr.gid_tbl_len > 0 ? rail->port_attr.gid_tbl_len : 1;
+	struct ibv_gid_entry *entries;
+	struct ib_gid_choice choice;
+	ssize_t n;
+	size_t mine = 0;
+	bool usable;
+
+	entries = kv_fault(IB_GID_TABLE) ? NULL : calloc((size_t)rows, sizeof(*entries));
+	if (!entries)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate a GID table of %d rows",
+			       rows);
+	n = ctx->v->query_gid_table(rail->context, entries, (size_t)rows);
+	if (n < 0) {
+		free(entries);
+		return kv_fail_errno(err, KV_ERR_DEVICE, (int)-n, "open",
+				     "cannot read the GID table of %s", rail->name);
+	}
+	for (ssize_t i = 0; i < n; i++)
+		if (entries[i].port_num == rail->port)
+			entries[mine++] = entries[i];
+	ib_gid_choose(entries, mine, option, &choice);
+	snprintf(rail->reason, sizeof(rail->reason), "%s", choice.reason);
+	/* An address handle has 8 bits for the index. */
+	usable = choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX;
+	if (usable) {
+		rail->gid = entries[choice.entry].gid;
+		rail->gid_index = (uint8_t)entries[choice.entry].gid_index;
+	}
+	free(entries);
+	if (!usable)
+		return kv_fail(err, KV_ERR_DEVICE, "open", "%s has no usable GID: %s", rail->name,
+			       choice.reason);
+	return 0;
+}
+
+/* Asynchronous events are read without waiting, by whichever connection looks first. */
+static int unblock(int fd)
+{
+	int flags = kv_fault(IB_ASYNC_FCNTL) ? (errno = EBADF, -1) : fcntl(fd, F_GETFL);
+
+	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+/* Opens one port as a rail. KV_ERR_UNSUPPORTED: it is not active. */
+static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device,
+		     uint8_t port, int gid_option, struct kv_error *err)
+{
+	const struct ib_verbs *v = ctx->v;
+	int ret;
+
+	memset(rail, 0, sizeof(*rail));
+	rail->port = port;
+	snprintf(rail->name, sizeof(rail->name), "%s:%u", v->get_device_name(device), port);
+	rail->context = v->open_device(device);
+	if (!rail->context)
+		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "open", "cannot open the device %s",
+				     v->get_device_name(device));
+	ret = v->query_device(rail->context, &rail->attr);
+	if (ret) {
+		ret = kv_fail_errno(err, KV_ERR_DEVICE, ret, "open",
+				    "cannot query the device of %s", rail->name);
+		goto close;
+	}
+	if (port > rail->attr.phys_port_cnt) {
+		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s does not exist", rail->name);
+		goto close;
+	}
+	ret = v->query_port(rail->context, port, &rail->port_attr);
+	if (ret) {
+		ret = kv_fail_errno(err, KV_ERR_DEVICE, ret, "open", "cannot query the port %s",
+				    rail->name);
+		goto close;
+	}
+	if (rail->port_attr.state != IBV_PORT_ACTIVE) {
+		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "the port %s is not active",
+			      rail->name);
+		goto close;
+	}
+	rail->ethernet = rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET;
+	if (rail->ethernet) {
+		ret = choose_gid(ctx, rail, gid_option, err);
+		if (ret)
+			goto close;
+	} else {
+		snprintf(rail->reason, sizeof(rail->reason), "InfiniBand, lid %u",
+			 rail->port_attr.lid);
+	}
+	if (unblock(rail->context->async_fd)) {
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open",
+				    "cannot make the event descriptor of %s non-blocking",
+				    rail->name);
+		goto close;
+	}
+	rail->pd = v->alloc_pd(rail->context);
+	if (rail->pd)
+		return 0;
+	ret = kv_fail_errno(err, KV_ERR_DEVICE, errno, "open",
+			    "cannot allocate a protection domain on %s", rail->name);
+close:
+	v->close_device(rail->context);
+	return ret;
+}
+
+static void close_rail(struct ib_ctx *ctx, struct ib_rail *rail)
+{
+	ctx->v->dealloc_pd(rail->pd);
+	ctx->v->close_device(rail->context);
+}
+
+void ib_rails_close(struct ib_ctx *ctx)
+{
+	while (ctx->rails)
+		close_rail(ctx, &ctx->rail[--ctx->rails]);
+}
+
+static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
+		int gid_option, struct kv_log *log, struct kv_error *err)
+{
+	int ret;
+
+	for (int i = 0; i < n; i++) {
+		const char *name = ctx->v->get_device_name(list[i]);
+		unsigned int ports =
+			2; /* no RDMA device has more; the second is asked for and refused */
+
+		for (unsigned int port = 1; port <= ports && ctx->rails < IB_RAILS_MAX; port++) {
+			struct ib_rail *rail = &ctx->rail[ctx->rails];
+
+			if (!named(nics, name, port))
+				continue;
+			ret = open_rail(ctx, rail, list[i], (uint8_t)port, gid_option, err);
+			if (ret == KV_ERR_UNSUPPORTED)
+				continue;
+			if (ret)
+				return ret;
+			ctx->rails++;
+			kv_log_info(log, "ib: rail %d is %s: %s", ctx->rails - 1, rail->name,
+				    rail->reason);
+		}
+	}
+	return 0;
+}
+
+int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv_log *log,
+		  struct kv_error *err)
+{
+	struct ibv_device **list;
+	int n = 0, ret;
+
+	list = ctx->v->get_device_list(&n);
+	if (!list && errno != ENOSYS)
+		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "open",
+				     "cannot list the RDMA devices");
+	ret = scan(ctx, list, n, nics, gid_index, log, err);
+	if (list)
+		ctx->v->free_device_list(list);
+	if (!ret)
+		ret = check_names(ctx, nics, err);
+	if (!ret && !ctx->rails && n) {
+		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open",
+			      "none of %d RDMA devices has an active port", n);
+		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
+	} else if (!ret && !ctx->rails) {
+		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
+		kv_error_hint(err, "`rdma link show` lists devices; for a test: rdma link add rxe0 "
+				   "type rxe netdev eth0");
+	}
+	if (ret)
+		ib_rails_close(ctx);
+	return ret;
+}
+
+static unsigned int gigabits(const struct ibv_port_attr *attr)
+{
+	static const unsigned int tenths_per_lane[] = {
+		25, 50, 100, 100, 140, 250, 500, 1000, 2000
+	};
+	static const unsigned int lanes[] = { 1, 4, 8, 12, 2 };
+	unsigned int tenths = 0, width = 0;
+
+	for (unsigned int i = 0; i < sizeof(tenths_per_lane) / sizeof(tenths_per_lane[0]); i++)
+		if (attr->active_speed == 1u << i)
+			tenths = tenths_per_lane[i];
+	for (unsigned int i = 0; i < sizeof(lanes) / sizeof(lanes[0]); i++)
+		if (attr->active_width == 1u << i)
+			width = lanes[i];
+	return tenths * width / 10;
+}
+
+void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
+{
+	snprintf(buf, cap, "%s, %u Gb/s, mtu %u, %s%s", rail->ethernet ? "RoCE" : "InfiniBand",
+		 gigabits(&rail->port_attr), 128u << rail->port_attr.active_mtu, rail->reason,
+		 atomic_load(&rail->dead)   ? "; the device has failed"
+		 : atomic_load(&rail->down) ? "; the port is down"
+					    : "");
+}
+
+static void note_event(struct ib_rail *rail, const struct ibv_async_event *event)
+{
+	struct ib_lane *lane;
+
+	switch (event->event_type) {
+	case IBV_EVENT_QP_FATAL:
+	case IBV_EVENT_QP_REQ_ERR:
+	case IBV_EVENT_QP_ACCESS_ERR:
+		/* The queue pair cannot be destroyed, nor its lane freed, before the event is acknowledged. */
+		lane = event->element.qp->qp_context;
+		atomic_store(&lane->async, (int)event->event_type + 1);
+		break;
+	case IBV_EVENT_CQ_ERR:
+	case IBV_EVENT_DEVICE_FATAL:
+		atomic_store(&rail->dead, true);
+		break;
+	case IBV_EVENT_PORT_ERR:
+	case IBV_EVENT_PORT_ACTIVE:
+		if (event->element.port_num == rail->port)
+			atomic_store(&rail->down, event->event_type == IBV_EVENT_PORT_ERR);
+		break;
+	default:
+		break;
+	}
+}
+
+void ib_async_drain(struct ib_ctx *ctx)
+{
+	struct ibv_async_event event;
+
+	for (int i = 0; i < ctx->rails; i++)
+		while (!ctx->v->get_async_event(ctx->rail[i].context, &event)) {
+			note_event(&ctx->rail[i], &event);
+			ctx->v->ack_async_event(&event);
+		}
+}

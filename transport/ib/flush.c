@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * flush.c -- TR_PROVEN: the bytes of an operation are visible in the peer before its event is reported
+ *
+ * The completion of a WRITE says only that the peer's device has it. A READ on the same queue pair is executed after the
+ * WRITEs before it, and a PCIe read does not pass writes: when the 8 bytes of the peer's probe are here, what was written before is in
+ * the peer's memory. One READ on each lane that the operation used. It proves visibility to a CPU, or to a
+ * GPU whose memory is ordered strictly; not that anybody was told.
+ */
+#include "ib.h"
+
+int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err)
+{
+	for (int i = 0; i < c->lanes; i++) {
+		struct ib_lane *lane = &c->lane[i];
+		struct ibv_sge sge = {
+			.addr = (uint64_t)(uintptr_t)ib_control_landing(c, lane),
+			.length = 8,
+			.lkey = lane->path->mr_private->lkey,
+		};
+		struct ibv_send_wr wr = {
+			.sg_list = &sge,
+			.num_sge = 1,
+			.opcode = IBV_WR_RDMA_READ,
+			.wr.rdma = { .remote_addr = lane->path->peer.probe,
+				     .rkey = lane->path->peer.probe_rkey },
+		};
+		int ret =
+			lanes >> i & 1 ? ib_post_one(lane, &wr, IB_KIND_PROOF, op->index, err) : 0;
+
+		if (ret)
+			return ret;
+	}
+	return 0;
+}

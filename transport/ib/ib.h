@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * ib.h -- the objects of the ib provider and which file does what with them
+ *
+ *   rail   one port of one device: its own verbs context and protection domain            device.c, gid.c
+ *   path   a rail of ours joined with a rail of the peer: completion queues, addresses    setup.c, control.c
+ *   lane   one RC queue pair of a path                                                    qp.c
+ *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
+ *   slot   what a lane remembers of each work request that it has posted                  post.c, progress.c
+ *
+ * The path of a byte: post.c (spans to work requests) -> progress.c (completions) -> notify.c (the peer is told).
+ *
+ * Everything of a connection is used under its caller's lock. Shared between connections are only the rails; what
+ * changes in them (dead, down) is atomic.
+ */
+#ifndef IB_IB_H
+#define IB_IB_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "provider.h"
+#include "verbs_load.h"
+
+enum ib_limits {
+	IB_RAILS_MAX = 8,
+	IB_LANES_MAX = 64,  /* of a connection: the width of a lane mask */
+	IB_SQ_DEPTH = 512,  /* work requests of a lane; a power of two */
+	IB_SQ_NOTIFY = 8,   /* of them kept free of data: for notifies, messages and credits, */
+	IB_SQ_MSG = 4,	    /* for messages and credits, */
+	IB_SQ_CREDIT = 2,   /* for credits */
+	IB_RECV_DATA = 64,  /* receive requests of a lane that notifies and messages may use */
+	IB_RECV_CREDIT = 2, /* and those that credit messages use; msg.c proves that 2 are enough */
+	IB_RECV_MSG = 8,    /* of the first lane's IB_RECV_DATA, those that only messages may use */
+	IB_RECVS = IB_RECV_DATA + IB_RECV_CREDIT,
+	IB_CHAIN = 64,	      /* work requests of one doorbell */
+	IB_SIGNAL_EVERY = 32, /* a chain's last one is signalled as well */
+	IB_CHUNK =
+		256
+		<< 10, /* bytes of one work request, and of one chain before the next lane's turn */
+	IB_LINE = 128, /* pieces are cut at remote addresses that are multiples of it */
+	IB_SGES = 2,   /* of a work request: two fit the smallest work queue element */
+	IB_INLINE = 32, /* a notify record */
+	IB_MSG_HEADER = 16,
+	IB_BUFFER = IB_MSG_HEADER + TR_MSG_MAX,
+	IB_CELL = 32,	       /* bytes of a notify record */
+	IB_RD_ATOMIC = 16,     /* reads under way on a lane */
+	IB_POLL = 32,	       /* completions taken at once */
+	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
+	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
+	IB_SLICES_MAX = 512,   /* slices of one region */
+};
+#define IB_SLICE_BYTES \
+	(UINT64_C(2) << 30) /* a larger region of 4 KiB pages makes some devices slow */
+
+/* ---------------------------------------------------------------- rails */
+
+struct ib_rail {
+	struct ibv_context *context;
+	struct ibv_pd *pd;
+	uint8_t port;
+	bool ethernet;
+	char name[32]; /* "mlx5_0:1" */
+	char reason[160];
+	struct ibv_device_attr attr;
+	struct ibv_port_attr port_attr;
+	union ibv_gid gid;
+	uint8_t gid_index;
+	atomic_bool dead; /* the device has failed: nothing but destroying works */
+	atomic_bool down; /* the port is down */
+};
+
+struct ib_ctx {
+	struct tr *tr;
+	const struct ib_verbs *v;
+	uint64_t slice_bytes;
+	uint32_t sq_depth;
+	bool relaxed;
+	int rails;
+	struct ib_rail rail[IB_RAILS_MAX];
+};
+
+/* device.c */
+int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv_log *log,
+		  struct kv_error *err);
+void ib_rails_close(struct ib_ctx *ctx);
+void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
+void ib_async_drain(struct ib_ctx *ctx);
+
+/* ---------------------------------------------------------------- memory */
+
+struct ib_mr {
+	uint64_t
+		first; /* first byte of slice 0's range, a multiple of the page size: addr rounded down */
+	uint32_t slices;
+	struct ibv_mr *mr[]; /* [rail * slices + slice] */
+};
+
+struct ib_rmr {
+	uint64_t addr; /* of the region in the peer */
+	uint64_t first;
+	uint64_t slice_bytes;
+	uint32_t slices;
+	uint32_t rkey[]; /* [path * slices + slice] */
+};
+
+int ib_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
+void ib_mem_dereg(void *ctx, void *handle);
+int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
+		struct kv_error *err);
+int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
+		struct kv_error *err);
+void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
+int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
+	       unsigned int access, struct ibv_mr **mr_p, struct kv_error *err);
+
+/* ---------------------------------------------------------------- connections */
+
+enum ib_kind {
+	IB_KIND_WRITE = 1,
+	IB_KIND_READ,
+	IB_KIND_NOTIFY,
+	IB_KIND_PROOF, /* the READ behind the last WRITE */
+	IB_KIND_MSG,
+	IB_KIND_CREDIT,
+	IB_KIND_RECV,
+};
+
+struct ib_slot {
+	uint16_t op; /* of the kinds WRITE, READ, NOTIFY and PROOF */
+	uint8_t kind;
+};
+
+struct ib_lane {
+	struct ib_conn *c;
+	struct ib_path *path;
+	struct ibv_qp *qp;
+	uint16_t index;
+	bool inlines;	  /* the queue pair takes IB_INLINE bytes inline */
+	bool failed;	  /* a completion with an error was seen */
+	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
+	uint32_t posted;  /* work requests posted, */
+	uint32_t retired; /* and known to be finished; free-running */
+	uint32_t unsignalled; /* since the last signalled one */
+	uint32_t ctl_posted;  /* notifies, messages and credits: users of the source buffers */
+	uint32_t ctl_retired;
+	uint16_t credits;   /* the peer's receive requests that this side may use */
+	uint16_t owed;	    /* ours that were used and not yet given back */
+	uint32_t cells_out; /* notifies sent, */
+	uint32_t cells_in;  /* and received: the number of the peer's and of our next cell */
+	uint32_t psn;
+	uint32_t peer_qpn, peer_psn;
+	struct ib_slot *slot; /* ctx->sq_depth of them */
+};
+
+struct ib_end { /* what the other end of a path has told */
+	union ibv_gid gid;
+	uint16_t lid;
+	uint8_t mtu;
+	uint8_t rd_atomic;
+	uint8_t rail;	       /* the peer's number of it */
+	uint64_t cells, probe; /* addresses */
+	uint32_t cells_rkey, probe_rkey;
+};
+
+struct ib_path {
+	struct ib_rail *rail;
+	uint8_t rail_index;
+	struct ibv_comp_channel *channel;
+	struct ibv_cq *scq, *rcq;
+	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
+	struct ib_end peer;
+	bool watched, watched_async;
+};
+
+/* An operation slot; its index and generation are tr_op's. */
+struct ib_op {
+	uint32_t in_flight; /* work requests posted and not retired */
+	uint64_t lanes;	    /* used by it */
+	bool busy, committed, stopping;
+	bool failed; /* one of its work requests ended with an error: never TR_WRITTEN */
+	int64_t began_ns;
+	int64_t deadline_ns; /* of stopping */
+	/* The rest of the one span that was accepted while only a part of it found room. */
+	struct tr_mem *lmem;
+	struct tr_rmem *rmem;
+	struct tr_span rest;
+};
+
+/* A notify or message whose turn to be delivered may not have come; the ring is indexed by sequence number. */
+struct ib_inbox {
+	uint64_t lanes; /* seen on these lanes */
+	uint64_t value;
+	uint32_t imm;
+	uint16_t want; /* lanes that carry it, 0 = nothing is here yet */
+	uint16_t len;  /* of a message */
+	bool is_msg;
+	uint8_t msg; /* index of its copy */
+};
+
+struct ib_chain {
+	struct ibv_send_wr wr[IB_CHAIN];
+	struct ibv_sge sge[IB_CHAIN][IB_SGES];
+	struct ib_lane *lane; /* NULL: no chain is begun */
+	uint32_t n, room;     /* work requests in it, and how many the lane takes */
+	uint64_t bytes;
+	uint64_t len, limit; /* of the last one: its bytes, and how many it may have */
+};
+
+enum ib_state {
+	IB_SETUP = 0,
+	IB_LIVE,
+	IB_BREAKING, /* queue pairs are in the error state, their work is being flushed */
+	IB_DOWN,     /* nothing is under way, tr_conn_lost was called */
+};
+
+struct ib_conn {
+	struct ib_ctx *ctx;
+	const struct ib_verbs *v;
+	struct tr_conn *conn;
+	enum ib_state state;
+	uint16_t generation; /* in every wr_id */
+	bool accepting;
+	bool line_order;
+	int paths, lanes_per_path, lanes;
+	struct ib_path path[IB_RAILS_MAX];
+	struct ib_lane *lane;
+	struct ib_slot *slots;
+	uint32_t chunk;
+	uint32_t next_lane;
+	struct ib_chain *chain[2]; /* by enum tr_op_kind */
+	/* Control region: cells (the peer writes), probe (the peer reads), private. */
+	uint8_t *region;
+	size_t region_len, probe_off, private_off;
+	uint32_t seq_out, seq_in;
+	uint32_t inbox_mask;
+	struct ib_inbox *inbox;
+	uint8_t (*msgs)[TR_MSG_MAX];
+	uint32_t msgs_in;
+	struct ib_op op[TR_OPS_MAX];
+	uint32_t stopping; /* operations that are being cancelled */
+	uint32_t idle;
+	uint64_t stale;	       /* completions of another life, counted and ignored */
+	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
+	int64_t break_deadline_ns;
+};
+
+static inline struct ib_conn *ib_conn_of(const struct tr_conn *conn)
+{
+	return tr_conn_priv(conn);
+}
+
+static inline bool ib_lane_drained(const struct ib_lane *lane)
+{
+	return lane->posted == lane->retired;
+}
+
+/* How many more work requests the lane takes if `keep` slots must stay free. */
+static inline uint32_t ib_lane_room(const struct ib_lane *lane, uint32_t keep)
+{
+	uint32_t used = lane->posted - lane->retired + keep;
+	uint32_t depth = lane->c->ctx->sq_depth;
+
+	return used < depth ? depth - used : 0;
+}
+
+/*
+ * wr_id: kind, lane, the connection's generation, and the number of the work request on its lane (RECV: of the receive
+ * buffer). A completion finds its slot without a search and one of another life is recognised.
+ */
+#define IB_WR_ID(kind, lane, generation, number) \
+	((uint64_t)(kind) << 56 | (uint64_t)(lane) << 48 | (uint64_t)(generation) << 32 | (number))
+#define IB_WR_KIND(id) ((uint8_t)((id) >> 56))
+#define IB_WR_LANE(id) ((uint8_t)((id) >> 48))
+#define IB_WR_GENERATION(id) ((uint16_t)((id) >> 32))
+#define IB_WR_NUMBER(id) ((uint32_t)(id))
+_Static_assert(IB_LANES_MAX <= 256, "a lane fits its byte of the wr_id");
+_Static_assert(TR_OPS_MAX <= 256, "an operation's slot fits its byte of the immediate");
+
+/* control.c: the control region, completion queues and lanes' memory of a connection */
+int ib_control_make(struct ib_conn *c, struct kv_error *err);
+void ib_control_free(struct ib_conn *c);
+uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane);
+uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number);
+
+/* qp.c */
+int ib_lane_make(struct ib_lane *lane, struct kv_error *err);
+int ib_lane_connect(struct ib_lane *lane, struct kv_error *err);
+int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *err);
+void ib_lane_destroy(struct ib_lane *lane);
+
+/* setup.c */
+int ib_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
+	     struct kv_error *err);
+int ib_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
+	     struct kv_error *err);
+int ib_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
+int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
+void ib_stop(struct tr_conn *conn, void *priv);
+
+/* post.c */
+void ib_chain_build(struct ib_chain *chain, enum ibv_wr_opcode opcode);
+void ib_op_begin(struct tr_op *op);
+long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err);
+int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
+/* Posts one work request that is no part of a chain. */
+int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
+		struct kv_error *err);
+
+/* notify.c */
+bool ib_notify_room(const struct ib_conn *c, uint64_t lanes);
+int ib_notify_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, uint64_t value,
+		   struct kv_error *err);
+void ib_notify_arrived(struct ib_lane *lane, const struct ibv_wc *wc);
+int ib_inbox_deliver(struct ib_conn *c);
+
+/* msg.c */
+int ib_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buffer);
+void ib_credits_return(struct ib_conn *c);
+/* False: the peer gives back more than was used. */
+bool ib_credits_take(struct ib_lane *lane, uint16_t credits);
+
+/* flush.c */
+int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err);
+
+/* progress.c */
+int ib_poll(struct ib_conn *c);
+int ib_progress(struct tr_conn *conn);
+int ib_arm(struct tr_conn *conn);
+void ib_op_settle(struct ib_conn *c, uint16_t index); /* reports its end if it has come */
+
+/* cancel.c */
+void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
+int ib_fence(struct tr_conn *conn, struct kv_error *err);
+void ib_break(struct ib_conn *c, const struct kv_error *cause);
+void ib_break_step(struct ib_conn *c);
+void ib_stop_overdue(struct ib_conn *c);
+
+/* status.c */
+int ib_wc_code(enum ibv_wc_status status, bool port_down); /* pure */
+void ib_wc_cause(const struct ib_lane *lane, const struct ibv_wc *wc, struct kv_error *err);
+void ib_async_cause(const struct ib_lane *lane, int type, struct kv_error *err);
+void ib_name_peer(const struct ib_conn *c, const struct ib_rail *rail, struct kv_error *err);
+
+/* dump.c */
+int ib_dump(const struct tr_conn *conn, char *buf, size_t cap);
+
+#endif

@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * post.c -- spans to work requests: the write path
+ *
+ * Spans become entries of a chain of prebuilt work requests, of which only address, length, key and wr_id are
+ * patched. A span that continues the one before it on both ends lengthens its entry; one that continues it only in the
+ * peer becomes the second entry of the same work request. A chain goes to one lane with one doorbell when it has
+ * IB_CHAIN requests or IB_CHUNK bytes; the next chain goes to the next lane that has room. Every
+ * IB_SIGNAL_EVERY-th request and each chain's last one is signalled, so room comes back continuously.
+ *
+ * Room is counted here (ib_lane_room), never learned from a failing post. When there is none the spans are not accepted; the one
+ * span that was begun is kept in the operation (ib_op.rest) and continued by the next call.
+ *
+ * Line order: a cut inside a span is made at a remote address that is a multiple of IB_LINE. With TR_LINE_ORDER spans are
+ * not joined, so that a local slice boundary always finds the second entry free.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "ib.h"
+
+void ib_chain_build(struct ib_chain *chain, enum ibv_wr_opcode opcode)
+{
+	for (int i = 0; i < IB_CHAIN; i++) {
+		chain->wr[i].opcode = opcode;
+		chain->wr[i].sg_list = chain->sge[i];
+		chain->wr[i].next = i + 1 < IB_CHAIN ? &chain->wr[i + 1] : NULL;
+	}
+}
+
+void ib_op_begin(struct tr_op *op)
+{
+	struct ib_conn *c = ib_conn_of(op->conn);
+
+	c->op[op->index] = (struct ib_op){ .busy = true, .began_ns = kv_now_ns() };
+}
+
+static int post_failed(struct ib_lane *lane, int why, struct kv_error *err)
+{
+	struct kv_error cause;
+
+	kv_fail_errno(&cause, KV_ERR_DEVICE, why, "post", "ibv_post_send on qp 0x%x of %s",
+		      lane->qp->qp_num, lane->path->rail->name);
+	cause.qp_num = lane->qp->qp_num;
+	cause.in_doubt = 1;
+	ib_name_peer(lane->c, lane->path->rail, &cause);
+	ib_break(lane->c, &cause);
+	return kv_error_copy(err, &cause);
+}
+
+static uint64_t next_id(struct ib_lane *lane, enum ib_kind kind, uint32_t ahead)
+{
+	return IB_WR_ID(kind, lane->index, lane->c->generation, lane->posted + ahead);
+}
+
+/* The device has taken n requests of the lane. */
+static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t op)
+{
+	struct ib_conn *c = lane->c;
+
+	for (uint32_t i = 0; i < n; i++)
+		lane->slot[lane->posted++ & (c->ctx->sq_depth - 1)] =
+			(struct ib_slot){ .op = op, .kind = (uint8_t)kind };
+	if (kind <= IB_KIND_PROOF) {
+		c->op[op].in_flight += n;
+		c->op[op].lanes |= UINT64_C(1) << lane->index;
+	}
+	tr_conn_count(c->conn)->work_requests += n;
+}
+
+int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
+		struct kv_error *err)
+{
+	struct ibv_send_wr *bad;
+	int ret;
+
+	wr->wr_id = next_id(lane, kind, 0);
+	wr->send_flags |= IBV_SEND_SIGNALED;
+	tr_conn_count(lane->c->conn)->doorbells++;
+	ret = lane->c->v->post_send(lane->qp, wr, &bad);
+	if (ret)
+		return post_failed(lane, ret, err);
+	lane->unsignalled = 0;
+	took(lane, 1, kind, op);
+	return 0;
+}
+
+static enum ib_kind kind_of(const struct tr_op *op)
+{
+	return op->kind == TR_WRITE ? IB_KIND_WRITE : IB_KIND_READ;
+}
+
+/* Posts what the chain holds. */
+static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error *err)
+{
+	struct ib_lane *lane = chain->lane;
+	struct ibv_send_wr *last, *bad = NULL;
+	uint32_t n = chain->n;
+	int ret;
+
+	chain->lane = NULL;
+	if (!n)
+		return 0;
+	last = &chain->wr[n - 1];
+	last->next = NULL;
+	last->send_flags = IBV_SEND_SIGNALED;
+	lane->unsignalled = 0;
+	tr_conn_count(lane->c->conn)->doorbells++;
+	ret = lane->c->v->post_send(lane->qp, chain->wr, &bad);
+	last->next = n < IB_CHAIN ? &chain->wr[n] : NULL;
+	if (ret)
+		n = bad ? (uint32_t)(bad - chain->wr) : 0; /* those before it were taken */
+	took(lane, n, kind_of(op), op->index);
+	return ret ? post_failed(lane, ret, err) : 0;
+}
+
+/* Begins a chain on the next lane that has room. */
+static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
+{
+	for (int i = 0; i < c->lanes; i++) {
+		struct ib_lane *lane = &c->lane[c->next_lane];
+
+		c->next_lane = (c->next_lane + 1) % (uint32_t)c->lanes;
+		chain->room = ib_lane_room(lane, IB_SQ_NOTIFY);
+		if (!chain->room)
+			continue;
+		if (chain->room > IB_CHAIN)
+			chain->room = IB_CHAIN;
+		chain->lane = lane;
+		chain->n = 0;
+		chain->bytes = chain->len = chain->limit = 0;
+		return true;
+	}
+	return false;
+}
+
+struct piece {
+	const struct ib_mr *mr;
+	const struct ib_rmr *rmr;
+	uint64_t laddr, raddr;
+	uint64_t len;
+};
+
+/* Bytes from `addr` to the end of its slice. */
+static uint64_t to_slice_end(uint64_t addr, uint64_t first, uint64_t slice_bytes)
+{
+	return slice_bytes - (addr - first) % slice_bytes;
+}
+
+static uint32_t slice_of(uint64_t addr, uint64_t first, uint64_t slice_bytes)
+{
+	return (uint32_t)((addr - first) / slice_bytes);
+}
+
+/* Appends the piece's beginning to the chain's last request if it continues it in the peer; returns the bytes that fitted. */
+static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32_t lkey,
+		       uint32_t rkey, uint64_t len)
+{
+	struct ibv_send_wr *wr;
+	struct ibv_sge *sge;
+
+	if (!chain->n || chain->len >= chain->limit)
+		return 0;
+	wr = &chain->wr[chain->n - 1];
+	if (wr->wr.rdma.rkey != rkey || wr->wr.rdma.remote_addr + chain->len != piece->raddr)
+		return 0;
+	sge = &wr->sg_list[wr->num_sge - 1];
+	if (sge->addr + sge->length != piece->laddr || sge->lkey != lkey) {
+		if (wr->num_sge == IB_SGES)
+			return 0;
+		sge = &wr->sg_list[wr->num_sge++];
+		sge->addr = piece->laddr;
+		sge->lkey = lkey;
+		sge->length = 0;
+	}
+	if (len > chain->limit - chain->len)
+		len = chain->limit - chain->len;
+	sge->length += (uint32_t)len;
+	chain->len += len;
+	return len;
+}
+
+/* Begins a new request with the piece's beginning; returns the bytes that fitted. */
+static uint64_t append(struct ib_conn *c, struct ib_chain *chain, enum ib_kind kind,
+		       const struct piece *piece, uint32_t lkey, uint32_t rkey, uint64_t len)
+{
+	struct ib_lane *lane = chain->lane;
+	struct ibv_send_wr *wr = &chain->wr[chain->n];
+
+	chain->limit = c->chunk - (piece->raddr + c->chunk) % IB_LINE;
+	if (len > chain->limit)
+		len = chain->limit;
+	wr->wr_id = next_id(lane, kind, chain->n);
+	wr->wr.rdma.remote_addr = piece->raddr;
+	wr->wr.rdma.rkey = rkey;
+	wr->sg_list[0] =
+		(struct ibv_sge){ .addr = piece->laddr, .length = (uint32_t)len, .lkey = lkey };
+	wr->num_sge = 1;
+	wr->send_flags = 0;
+	if (++lane->unsignalled >= IB_SIGNAL_EVERY) {
+		wr->send_flags = IBV_SEND_SIGNALED;
+		lane->unsignalled = 0;
+	}
+	chain->n++;
+	chain->len = len;
+	return len;
+}
+
+/*
+ * Puts as much of the piece as there is room for into chains; advances it. `joins`: its beginning may continue the request before it.
+ * 0: all of it. TR_AGAIN: no lane has room.
+ */
+static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
+		     struct piece *piece, bool joins, struct kv_error *err)
+{
+	const struct ib_mr *mr = piece->mr;
+	const struct ib_rmr *rmr = piece->rmr;
+	uint64_t slice_bytes = c->ctx->slice_bytes;
+
+	while (piece->len) {
+		uint64_t lrun = to_slice_end(piece->laddr, mr->first, slice_bytes);
+		uint64_t rrun = to_slice_end(piece->raddr, rmr->first, rmr->slice_bytes);
+		uint64_t len = piece->len, done = 0;
+		uint32_t lslice = slice_of(piece->laddr, mr->first, slice_bytes);
+		uint32_t rslice = slice_of(piece->raddr, rmr->first, rmr->slice_bytes);
+		uint32_t path, lkey, rkey;
+		int ret;
+
+		if (!chain->lane && !begin_chain(c, chain))
+			return TR_AGAIN;
+		path = (uint32_t)(chain->lane->path - c->path);
+		lkey = mr->mr[chain->lane->path->rail_index * mr->slices + lslice]->lkey;
+		rkey = rmr->rkey[path * rmr->slices + rslice];
+		len = len < lrun ? len : lrun;
+		len = len < rrun ? len : rrun;
+		if (joins)
+			done = extend(chain, piece, lkey, rkey, len);
+		if (!done && (chain->n == chain->room || chain->bytes >= c->chunk)) {
+			ret = ring(chain, op, err);
+			if (ret)
+				return ret;
+			continue;
+		}
+		if (!done)
+			done = append(c, chain, kind_of(op), piece, lkey, rkey, len);
+		joins = true;
+		chain->bytes += done;
+		piece->laddr += done;
+		piece->raddr += done;
+		piece->len -= done;
+	}
+	return 0;
+}
+
+static struct piece piece_of(const struct tr_mem *lmem, const struct tr_rmem *rmem,
+			     const struct tr_span *span)
+{
+	const struct ib_rmr *rmr = rmem->priv;
+
+	return (struct piece){
+		.mr = tr_mem_handle(lmem, &tr_ib_provider),
+		.rmr = rmr,
+		.laddr = (uint64_t)(uintptr_t)lmem->addr + span->local,
+		.raddr = rmr->addr + span->remote,
+		.len = span->len,
+	};
+}
+
+static struct tr_span rest_of(const struct tr_span *span, const struct piece *piece)
+{
+	uint64_t done = span->len - piece->len;
+
+	return (struct tr_span){ span->local + done, span->remote + done, piece->len };
+}
+
+/* Continues the span that was accepted in part. */
+static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
+		    struct kv_error *err)
+{
+	struct ib_op *state = &c->op[op->index];
+	struct piece piece;
+	int ret;
+
+	if (!state->rest.len)
+		return 0;
+	piece = piece_of(state->lmem, state->rmem, &state->rest);
+	ret = put_piece(c, chain, op, &piece, false, err);
+	state->rest = rest_of(&state->rest, &piece);
+	return ret;
+}
+
+/* Rings for what is in the chain; a failure to put more comes first. */
+static int finish(struct ib_chain *chain, const struct tr_op *op, int ret, struct kv_error *err)
+{
+	int rung = 0;
+
+	if (ret >= 0 && chain->lane)
+		rung = ring(chain, op, err);
+	chain->lane = NULL;
+	return ret < 0 ? ret : rung;
+}
+
+static int refuse(const struct ib_conn *c, struct kv_error *err)
+{
+	return kv_error_copy(err, &c->cause);
+}
+
+long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(op->conn);
+	struct ib_op *state = &c->op[op->index];
+	struct ib_chain *chain = c->chain[op->kind];
+	long accepted = 0;
+	int ret;
+
+	if (c->state != IB_LIVE)
+		return refuse(c, err);
+	ret = put_rest(c, chain, op, err);
+	for (size_t i = 0; i < n && !ret; i++) {
+		struct piece piece = piece_of(lmem, rmem, &spans[i]);
+
+		ret = put_piece(c, chain, op, &piece, !c->line_order, err);
+		if (ret < 0 || piece.len == spans[i].len)
+			break;
+		accepted++;
+		if (piece.len) {
+			state->lmem = lmem;
+			state->rmem = rmem;
+			state->rest = rest_of(&spans[i], &piece);
+		}
+	}
+	ret = finish(chain, op, ret, err);
+	return ret < 0 ? ret : accepted;
+}
+
+/* The lanes of a notify: those that carried bytes, or one if there were none. */
+static uint64_t notify_lanes(struct ib_conn *c, uint16_t op)
+{
+	if (c->op[op].lanes)
+		return c->op[op].lanes;
+	c->next_lane = (c->next_lane + 1) % (uint32_t)c->lanes;
+	return UINT64_C(1) << c->next_lane;
+}
+
+int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(op->conn);
+	struct ib_op *state = &c->op[op->index];
+	struct ib_chain *chain = c->chain[op->kind];
+	uint64_t lanes;
+	int ret;
+
+	if (c->state != IB_LIVE)
+		return refuse(c, err);
+	ret = finish(chain, op, put_rest(c, chain, op, err), err);
+	if (ret || state->rest.len)
+		return ret ? ret : TR_AGAIN;
+	lanes = flags & TR_NOTIFY ? notify_lanes(c, op->index) : state->lanes;
+	if (flags & (TR_NOTIFY | TR_PROVEN)) {
+		if (!ib_notify_room(c, lanes))
+			return TR_AGAIN;
+		if (flags & TR_NOTIFY)
+			ret = ib_notify_post(c, op, lanes, value, err);
+		if (!ret && (flags & TR_PROVEN))
+			ret = ib_proof_post(c, op, lanes, err);
+		if (ret)
+			return ret;
+	}
+	state->committed = true;
+	ib_op_settle(c, op->index); /* nothing was posted, or all of it is done */
+	return 0;
+}

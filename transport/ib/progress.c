@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * progress.c -- completions: every status is looked at, room and credits come back, operations end
+ *
+ * Queue pairs complete in order, so the completion of a signalled request says that all before it on its lane
+ * succeeded too. The first error on a connection is its root cause; the flush errors that follow are consequences and only counted
+ * off. A completion whose wr_id does not name a request that is under way belongs to another life: it is counted and ignored.
+ */
+#include <errno.h>
+
+#include "base/error.h"
+#include "ib.h"
+
+void ib_op_settle(struct ib_conn *c, uint16_t index)
+{
+	struct ib_op *state = &c->op[index];
+	struct tr_op *op = tr_conn_op(c->conn, index);
+	int kind = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
+
+	if (!state->busy || state->in_flight || !(state->committed || state->stopping))
+		return;
+	if (state->failed && !state->stopping)
+		return; /* tr_conn_lost ends it IN_DOUBT */
+	state->busy = false;
+	if (state->stopping)
+		c->stopping--;
+	/* Cancelled too late: everything was posted already and has succeeded. */
+	tr_op_end(op, state->committed && !state->failed ? kind : TR_CANCELLED);
+}
+
+static void retire_one(struct ib_lane *lane, bool failed)
+{
+	struct ib_conn *c = lane->c;
+	struct ib_slot slot = lane->slot[lane->retired++ & (c->ctx->sq_depth - 1)];
+
+	if (slot.kind == IB_KIND_NOTIFY || slot.kind > IB_KIND_PROOF)
+		lane->ctl_retired++;
+	if (slot.kind > IB_KIND_PROOF)
+		return;
+	c->op[slot.op].failed |= failed;
+	c->op[slot.op].in_flight--;
+	ib_op_settle(c, slot.op);
+}
+
+/* The lane whose request the completion ends, or NULL if it is none of this connection's life. */
+static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
+{
+	uint32_t number = IB_WR_NUMBER(wc->wr_id);
+	uint8_t kind = IB_WR_KIND(wc->wr_id);
+	struct ib_lane *lane;
+
+	if (IB_WR_GENERATION(wc->wr_id) != c->generation || IB_WR_LANE(wc->wr_id) >= c->lanes)
+		return NULL;
+	lane = &c->lane[IB_WR_LANE(wc->wr_id)];
+	if (!lane->qp || lane->qp->qp_num != wc->qp_num)
+		return NULL;
+	if (kind == IB_KIND_RECV)
+		return number < IB_RECVS ? lane : NULL;
+	if (number - lane->retired >= lane->posted - lane->retired ||
+	    lane->slot[number & (c->ctx->sq_depth - 1)].kind != kind)
+		return NULL;
+	return lane;
+}
+
+static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
+{
+	struct ib_conn *c = lane->c;
+	struct kv_error cause;
+	int async;
+
+	lane->failed = true;
+	if (c->state != IB_LIVE)
+		return;
+	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
+	async = atomic_load(&lane->async);
+	if (wc->status == IBV_WC_WR_FLUSH_ERR && async)
+		ib_async_cause(lane, async - 1, &cause);
+	else
+		ib_wc_cause(lane, wc, &cause);
+	ib_break(c, &cause);
+}
+
+static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
+{
+	uint32_t number = IB_WR_NUMBER(wc->wr_id);
+	bool failed = wc->status != IBV_WC_SUCCESS;
+
+	while (lane->retired != number)
+		retire_one(lane, false);
+	if (failed)
+		lane_failed(lane, wc);
+	retire_one(lane, failed);
+}
+
+static void received(struct ib_lane *lane, const struct ibv_wc *wc)
+{
+	struct ib_conn *c = lane->c;
+	uint32_t buffer = IB_WR_NUMBER(wc->wr_id);
+	struct kv_error cause;
+
+	if (wc->status != IBV_WC_SUCCESS)
+		return lane_failed(lane, wc);
+	if (wc->opcode == IBV_WC_RECV_RDMA_WITH_IMM)
+		ib_notify_arrived(lane, wc);
+	else
+		ib_msg_arrived(lane, wc, buffer);
+	if (c->state == IB_LIVE && ib_lane_post_recv(lane, buffer, &cause))
+		ib_break(c, &cause);
+}
+
+static void poll_failed(struct ib_conn *c, const struct ib_path *path)
+{
+	struct kv_error cause;
+
+	atomic_store(&path->rail->dead, true);
+	kv_fail(&cause, KV_ERR_DEVICE, "poll", "ibv_poll_cq failed on %s", path->rail->name);
+	cause.in_doubt = 1;
+	ib_name_peer(c, path->rail, &cause);
+	ib_break(c, &cause);
+}
+
+static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq)
+{
+	struct ibv_wc wc[IB_POLL];
+	int n = c->v->poll_cq(cq, IB_POLL, wc);
+
+	if (n < 0) {
+		poll_failed(c, path);
+		return 0;
+	}
+	for (int i = 0; i < n; i++) {
+		struct ib_lane *lane = lane_of(c, &wc[i]);
+
+		if (!lane)
+			c->stale++;
+		else if (IB_WR_KIND(wc[i].wr_id) == IB_KIND_RECV)
+			received(lane, &wc[i]);
+		else
+			sent(lane, &wc[i]);
+	}
+	tr_conn_count(c->conn)->completions += (uint64_t)n;
+	return n;
+}
+
+/* Takes what the queues hold, once around. */
+int ib_poll(struct ib_conn *c)
+{
+	int did = 0;
+
+	for (int p = 0; p < c->paths; p++) {
+		struct ib_path *path = &c->path[p];
+
+		/* Receives first: credits that they bring let the sends go on. */
+		did += poll_queue(c, path, path->rcq);
+		did += poll_queue(c, path, path->scq);
+	}
+	return did + ib_inbox_deliver(c);
+}
+
+/* What devices said between completions: a dead device or queue pair may never complete anything. */
+static void check_rails(struct ib_conn *c)
+{
+	struct kv_error cause;
+
+	for (int i = 0; i < c->lanes && c->state == IB_LIVE; i++) {
+		struct ib_lane *lane = &c->lane[i];
+		int async = atomic_load(&lane->async);
+
+		if (atomic_load_explicit(&lane->path->rail->dead, memory_order_relaxed))
+			async = IBV_EVENT_DEVICE_FATAL + 1;
+		if (!async)
+			continue;
+		ib_async_cause(lane, async - 1, &cause);
+		ib_break(c, &cause);
+	}
+}
+
+int ib_progress(struct tr_conn *conn)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+	int did;
+
+	if (c->state == IB_DOWN)
+		return 0;
+	did = ib_poll(c);
+	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
+		ib_async_drain(c->ctx);
+		check_rails(c);
+	}
+	if (c->state == IB_LIVE) {
+		ib_credits_return(c);
+		if (c->stopping)
+			ib_stop_overdue(c);
+	}
+	if (c->state != IB_LIVE) {
+		ib_break_step(c);
+		return 1;
+	}
+	return did;
+}
+
+/* A completion between the last poll and the request for events would wake nobody: so ask first, then poll once more. */
+int ib_arm(struct tr_conn *conn)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+	struct ibv_cq *cq;
+	void *unused;
+
+	if (c->state != IB_LIVE)
+		return 1;
+	for (int p = 0; p < c->paths; p++) {
+		struct ib_path *path = &c->path[p];
+
+		while (!c->v->get_cq_event(path->channel, &cq, &unused))
+			c->v->ack_cq_events(cq, 1);
+		if (c->v->req_notify_cq(path->rcq, 0) || c->v->req_notify_cq(path->scq, 0))
+			return 1;
+		tr_conn_count(conn)->syscalls++;
+	}
+	ib_async_drain(c->ctx);
+	check_rails(c);
+	return ib_progress(conn) > 0;
+}

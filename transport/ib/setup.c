@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * setup.c -- the handshake's ib part: which rails are joined, and the numbers of the queue pairs
+ *
+ * Every integer is little-endian.
+ *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u8 rails,
+ *           then for each rail: u8 link (1 = Ethernet, 0 = InfiniBand)
+ *   setup   (both sides, alike)  u8 version, u8 paths, u8 lanes per path,
+ *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid, gid[16],
+ *                          u64 cells, u32 key, u64 probe, u32 key
+ *           for each lane: u32 queue pair, u32 packet sequence number
+ * The connecting side chooses paths and lanes; the accepting side's setup must repeat its choice.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/option.h"
+#include "gid.h"
+#include "ib.h"
+
+enum { SETUP_VERSION = 1, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
+
+static int conn_new(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
+		    struct kv_error *err)
+{
+	struct ib_conn *c = kv_fault(IB_CONN_ALLOC) ? NULL : calloc(1, sizeof(*c));
+
+	if (!c)
+		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a connection");
+	c->ctx = ctx;
+	c->v = ctx->v;
+	c->conn = conn;
+	c->line_order = tr_conn_line_order(conn);
+	if (kv_fault(IB_CONN_RANDOM) ||
+	    getrandom(&c->generation, sizeof(c->generation), 0) != sizeof(c->generation)) {
+		free(c);
+		return kv_fail(err, KV_ERR_SYSTEM, "connect", "cannot get a random generation");
+	}
+	*c_p = c;
+	return 0;
+}
+
+static int lanes_wanted(const struct ib_ctx *ctx)
+{
+	return (int)kv_option_int(ctx->tr->options, KV_OPT_IB_LANES);
+}
+
+int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
+	     struct kv_error *err)
+{
+	struct ib_ctx *ctx = arg;
+	struct ib_conn *c;
+	int ret = conn_new(ctx, conn, &c, err);
+
+	if (ret)
+		return ret;
+	c->accepting = true;
+	wire_put_u8(w, SETUP_VERSION);
+	wire_put_u8(w, (uint8_t)lanes_wanted(ctx));
+	wire_put_u8(w, (uint8_t)ctx->rails);
+	for (int i = 0; i < ctx->rails; i++)
+		wire_put_u8(w, ctx->rail[i].ethernet);
+	*priv_p = c;
+	return 0;
+}
+
+static void set_path(struct ib_conn *c, int rail, int peer_rail)
+{
+	struct ib_path *path = &c->path[c->paths++];
+
+	path->rail = &c->ctx->rail[rail];
+	path->rail_index = (uint8_t)rail;
+	path->peer.rail = (uint8_t)peer_rail;
+}
+
+/* Each of our working rails is joined with the peer's next one of the same kind. */
+static void pair_rails(struct ib_conn *c, const bool *ethernet, int rails)
+{
+	bool used[IB_RAILS_MAX] = { false };
+
+	for (int i = 0; i < c->ctx->rails; i++) {
+		const struct ib_rail *rail = &c->ctx->rail[i];
+
+		if (atomic_load(&rail->dead) || atomic_load(&rail->down))
+			continue;
+		for (int j = 0; j < rails; j++)
+			if (!used[j] && ethernet[j] == rail->ethernet) {
+				used[j] = true;
+				set_path(c, i, j);
+				break;
+			}
+	}
+}
+
+static void set_lanes(struct ib_conn *c, int per_path)
+{
+	c->lanes_per_path = per_path;
+	c->lanes = c->paths * per_path;
+	c->chunk = IB_CHUNK;
+	if (c->ctx->slice_bytes < c->chunk)
+		c->chunk = (uint32_t)c->ctx->slice_bytes;
+	for (int p = 0; p < c->paths; p++)
+		if (c->path[p].rail->port_attr.max_msg_sz < c->chunk)
+			c->chunk = c->path[p].rail->port_attr.max_msg_sz;
+}
+
+int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
+	     struct kv_error *err)
+{
+	struct ib_ctx *ctx = arg;
+	bool ethernet[IB_RAILS_MAX] = { false };
+	uint8_t version = wire_get_u8(r);
+	uint8_t lanes = wire_get_u8(r);
+	uint8_t rails = wire_get_u8(r);
+	struct ib_conn *c;
+	int ret;
+
+	for (int i = 0; i < rails && i < IB_RAILS_MAX; i++)
+		ethernet[i] = wire_get_u8(r) != 0;
+	if (!r->bad && version != SETUP_VERSION)
+		return kv_fail(err, KV_ERR_VERSION, "connect",
+			       "the peer's ib setup has version %u, this one %d", version,
+			       SETUP_VERSION);
+	if (r->bad || !lanes || !rails || rails > IB_RAILS_MAX)
+		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib offer is malformed");
+	ib_async_drain(ctx);
+	ret = conn_new(ctx, conn, &c, err);
+	if (ret)
+		return ret;
+	pair_rails(c, ethernet, rails);
+	if (!c->paths) {
+		free(c);
+		return kv_fail(err, KV_ERR_UNREACHABLE, "connect",
+			       "no working rail of the %d here is of the same kind (RoCE or "
+			       "InfiniBand) as one of the peer's %u",
+			       ctx->rails, rails);
+	}
+	if (lanes > lanes_wanted(ctx))
+		lanes = (uint8_t)lanes_wanted(ctx);
+	if (lanes > IB_LANES_MAX / c->paths)
+		lanes = (uint8_t)(IB_LANES_MAX / c->paths);
+	set_lanes(c, lanes);
+	ret = ib_control_make(c, err);
+	if (ret) {
+		ib_control_free(c);
+		free(c);
+		return ret;
+	}
+	*priv_p = c;
+	return 0;
+}
+
+static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_writer *w)
+{
+	const struct ib_rail *rail = path->rail;
+	int reads =
+		rail->attr.max_qp_rd_atom < IB_RD_ATOMIC ? rail->attr.max_qp_rd_atom : IB_RD_ATOMIC;
+
+	wire_put_u8(w, path->rail_index);
+	wire_put_u8(w, path->peer.rail);
+	wire_put_u8(w, (uint8_t)rail->port_attr.active_mtu);
+	wire_put_u8(w, (uint8_t)reads);
+	wire_put_u16(w, rail->port_attr.lid);
+	wire_put_bytes(w, rail->gid.raw, sizeof(rail->gid.raw));
+	wire_put_u64(w, (uint64_t)(uintptr_t)c->region);
+	wire_put_u32(w, path->mr_cells->rkey);
+	wire_put_u64(w, (uint64_t)(uintptr_t)(c->region + c->probe_off));
+	wire_put_u32(w, path->mr_probe->rkey);
+}
+
+int ib_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+
+	wire_put_u8(w, SETUP_VERSION);
+	wire_put_u8(w, (uint8_t)c->paths);
+	wire_put_u8(w, (uint8_t)c->lanes_per_path);
+	for (int p = 0; p < c->paths; p++)
+		put_path(c, &c->path[p], w);
+	for (int i = 0; i < c->lanes; i++) {
+		wire_put_u32(w, c->lane[i].qp->qp_num);
+		wire_put_u32(w, c->lane[i].psn);
+	}
+	if (w->bad)
+		return kv_fail(err, KV_ERR_INTERNAL, "connect", "the ib setup does not fit");
+	return 0;
+}
+
+struct path_numbers {
+	uint8_t own, other;
+	struct ib_end end;
+};
+
+static bool get_path(struct wire_reader *r, struct path_numbers *numbers)
+{
+	struct ib_end *end = &numbers->end;
+
+	numbers->own = wire_get_u8(r);
+	numbers->other = wire_get_u8(r);
+	end->rail = numbers->own;
+	end->mtu = wire_get_u8(r);
+	end->rd_atomic = wire_get_u8(r);
+	end->lid = wire_get_u16(r);
+	wire_get_bytes(r, end->gid.raw, sizeof(end->gid.raw));
+	end->cells = wire_get_u64(r);
+	end->cells_rkey = wire_get_u32(r);
+	end->probe = wire_get_u64(r);
+	end->probe_rkey = wire_get_u32(r);
+	return !r->bad && end->mtu >= IBV_MTU_256 && end->mtu <= IBV_MTU_4096 && end->rd_atomic &&
+	       end->rd_atomic <= IB_RD_ATOMIC && end->lid <= LID_UNICAST_MAX && end->cells &&
+	       end->cells <= UINT64_MAX - IB_LANES_MAX * IB_RECV_DATA * IB_CELL && end->probe &&
+	       end->probe <= UINT64_MAX - 8;
+}
+
+/* On the accepting side the first setup decides the paths; on the other it must repeat ours. */
+static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *numbers)
+{
+	const struct ib_rail *rail;
+
+	if (c->accepting) {
+		if (numbers->other >= c->ctx->rails || numbers->own >= IB_RAILS_MAX)
+			return false;
+		for (int i = 0; i < p; i++)
+			if (c->path[i].rail_index == numbers->other ||
+			    c->path[i].peer.rail == numbers->own)
+				return false;
+		set_path(c, numbers->other, numbers->own);
+	} else if (numbers->other != c->path[p].rail_index ||
+		   numbers->own != c->path[p].peer.rail) {
+		return false;
+	}
+	rail = c->path[p].rail;
+	if (rail->ethernet ? ib_gid_is_zero(&numbers->end.gid) : !numbers->end.lid)
+		return false;
+	c->path[p].peer = numbers->end;
+	return true;
+}
+
+static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
+{
+	int ret;
+
+	for (int i = 0; i < c->lanes; i++) {
+		struct ib_lane *lane = &c->lane[i];
+
+		lane->peer_qpn = wire_get_u32(r);
+		lane->peer_psn = wire_get_u32(r);
+		if (r->bad || !lane->peer_qpn || lane->peer_qpn > NUMBER_MAX ||
+		    lane->peer_psn > NUMBER_MAX)
+			return kv_fail(err, KV_ERR_PROTOCOL, "connect",
+				       "lane %d of the peer's ib setup is malformed", i);
+		lane->credits = IB_RECV_DATA;
+		ret = ib_lane_connect(lane, err);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static void tell_path(struct ib_conn *c)
+{
+	const struct ib_path *path = &c->path[0];
+	unsigned int mtu = path->rail->port_attr.active_mtu;
+
+	if (path->peer.mtu < mtu)
+		mtu = path->peer.mtu;
+	tr_conn_set_path(c->conn, "%d lanes on %d rails, the first %s (%s), mtu %u", c->lanes,
+			 c->paths, path->rail->name,
+			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", 128u << mtu);
+}
+
+static int watch(struct ib_conn *c, struct kv_error *err)
+{
+	int ret;
+
+	for (int p = 0; p < c->paths; p++) {
+		struct ib_path *path = &c->path[p];
+
+		ret = tr_conn_watch(c->conn, path->channel->fd, err);
+		if (ret)
+			return ret;
+		path->watched = true;
+		ret = tr_conn_watch(c->conn, path->rail->context->async_fd, err);
+		if (ret)
+			return ret;
+		path->watched_async = true;
+	}
+	return 0;
+}
+
+int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+	uint8_t version = wire_get_u8(r);
+	uint8_t paths = wire_get_u8(r);
+	uint8_t per_path = wire_get_u8(r);
+	struct path_numbers numbers;
+	int ret;
+
+	if (r->bad || version != SETUP_VERSION || !paths || paths > IB_RAILS_MAX || !per_path ||
+	    per_path > IB_LANES_MAX / paths ||
+	    (c->accepting ? per_path > lanes_wanted(c->ctx)
+			  : paths != c->paths || per_path != c->lanes_per_path))
+		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib setup is malformed");
+	for (int p = 0; p < paths; p++)
+		if (!get_path(r, &numbers) || !accept_path(c, p, &numbers))
+			return kv_fail(err, KV_ERR_PROTOCOL, "connect",
+				       "path %d of the peer's ib setup is malformed", p);
+	if (c->accepting) {
+		set_lanes(c, per_path);
+		ret = ib_control_make(c, err);
+		if (ret)
+			return ret;
+	}
+	ret = get_lanes(c, r, err);
+	if (!ret)
+		ret = watch(c, err);
+	if (ret)
+		return ret;
+	tell_path(c);
+	c->state = IB_LIVE;
+	return 0;
+}
+
+void ib_stop(struct tr_conn *conn, void *priv)
+{
+	struct ib_conn *c = priv;
+
+	for (int p = 0; p < c->paths; p++) {
+		struct ib_path *path = &c->path[p];
+
+		if (path->watched)
+			tr_conn_unwatch(conn, path->channel->fd);
+		if (path->watched_async)
+			tr_conn_unwatch(conn, path->rail->context->async_fd);
+	}
+	ib_control_free(c);
+	free(c);
+}
