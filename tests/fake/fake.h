@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fake.h -- a software RC device behind the verbs table: a world of hosts with devices, in one process
+ *
+ * It moves bytes between the memory of its users as real devices do: state machine, domains, keys, bounds, queue depths,
+ * receiver-not-ready, retries, flushes. Everything random comes from one seed, and time is a number of steps: completions appear only when
+ * somebody polls, sleeps (ibv_req_notify_cq: the world runs until it is idle) or calls fake_step.
+ *
+ * What it is meaner about than most hardware: a requester's completion may come before the bytes are in the responder's
+ * memory; those of one work request arrive in pieces; after a queue pair was put into the error state accepted bytes still land, until it is
+ * destroyed; packets of a dead queue pair may arrive late.
+ */
+#ifndef FAKE_H
+#define FAKE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "ib/verbs_load.h"
+
+struct fake_config {
+	int hosts;	       /* 0 = 2 */
+	int devices;	       /* of each host, 0 = 1 */
+	bool infiniband;       /* link layer */
+	uint64_t seed;	       /* 0 = 1 */
+	int steps_per_poll;    /* 0 = 3 */
+	bool prompt;	       /* bytes are placed before the requester's completion */
+	int max_inline;	       /* -1 = none, 0 = 256 */
+	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
+};
+
+/* Begins a new world and puts its table in the place of libibverbs. Everything of the old one must be closed. */
+void fake_begin(const struct fake_config *config);
+/* Takes the table away again; true if nothing was left behind and nothing was misused (the reasons are printed). */
+bool fake_end(void);
+
+/* Whose devices ibv_get_device_list lists from now on, in this thread. */
+void fake_host(int host);
+
+/* Lets n steps pass; returns how many did something. */
+int fake_step(int n);
+/* Until nothing is left to do. */
+void fake_settle(void);
+
+/* ---------------------------------------------------------------- faults */
+
+#define FAKE_VERBS(X)                                                                              \
+	X(get_device_list)                                                                         \
+	X(open_device)                                                                             \
+	X(query_device)                                                                            \
+	X(query_port) X(query_gid_table) X(alloc_pd) X(reg_mr) X(create_comp_channel) X(create_cq) \
+		X(poll_cq) X(req_notify_cq) X(create_qp) X(modify_qp) X(post_send) X(post_recv)
+
+enum fake_verb {
+#define X(name) FAKE_##name,
+	FAKE_VERBS(X)
+#undef X
+		FAKE_VERB_COUNT
+};
+
+const char *fake_verb_name(enum fake_verb verb);
+/* The nth call from now on fails once with this errno; 0 disarms. */
+void fake_fail_verb(enum fake_verb verb, int nth, int error);
+bool fake_verb_fired(enum fake_verb verb);
+uint64_t fake_verb_calls(enum fake_verb verb);
+/* The nth work request posted from now on is refused with ENOMEM; those before it in its list are taken. */
+void fake_fail_wr(int nth);
+/* The nth work request executed from now on ends with this status. */
+void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_err);
+/* Puts a completion that nobody asked for into the queue of the host's first queue pair; qp_num 0 is filled in. */
+bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
+void fake_kill_host(int host);
+void fake_link(int host, int device, bool up);
+void fake_device_fatal(int host, int device);
+
+/* ---------------------------------------------------------------- looking at it */
+
+struct fake_counts {
+	int contexts, pds, mrs, channels, cqs, qps;
+};
+void fake_counts(struct fake_counts *counts);
+
+struct fake_stats {
+	uint64_t steps, work_requests, doorbells, completions, bytes;
+	uint64_t late;	 /* pieces placed after the requester's completion */
+	uint64_t ghosts; /* work requests of dead queue pairs that arrived */
+	uint64_t
+		refused; /* posts refused for want of room: a user that learns its room by ENOMEM */
+	uint64_t overruns; /* of completion queues */
+	uint64_t rnr;	   /* arrivals without a receive request */
+};
+void fake_stats(struct fake_stats *stats);
+
+#endif

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fake_device.c -- devices, their ports and GIDs, protection domains and memory regions */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "fake_world.h"
+
+/* Index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1 fails. */
+void fake_device_init(struct fake_device *device, int host, int index)
+{
+	snprintf(device->device.name, sizeof(device->device.name), "fake%d", index);
+	device->host = host;
+	device->index = index;
+	device->up = true;
+	device->lid = (uint16_t)(host * 16 + index + 1);
+	for (unsigned int i = 0; i < GIDS; i++) {
+		struct ibv_gid_entry *entry = &device->gid[i];
+
+		entry->gid_index = i;
+		entry->port_num = 1;
+		entry->gid_type = i == 2 ? IBV_GID_TYPE_ROCE_V1 : IBV_GID_TYPE_ROCE_V2;
+		if (i == 0) {
+			entry->gid.raw[0] = 0xfe;
+			entry->gid.raw[1] = 0x80;
+		} else if (i > 1) {
+			entry->gid.raw[10] = entry->gid.raw[11] = 0xff;
+			entry->gid.raw[12] = 10;
+		}
+		if (i != 1) {
+			entry->gid.raw[14] = (uint8_t)(host + 1);
+			entry->gid.raw[15] = (uint8_t)(index + 1);
+		}
+	}
+}
+
+static struct fake_device *device_of(struct ibv_device *device)
+{
+	return (struct fake_device *)device;
+}
+
+struct fake_context *fake_context_of(struct ibv_context *context)
+{
+	return (struct fake_context *)context;
+}
+
+struct ibv_device **fake_get_device_list(int *n)
+{
+	struct ibv_device **list = NULL;
+	int host = fake_current_host();
+
+	fake_lock();
+	if (!fake_fault(FAKE_get_device_list)) {
+		list = calloc((size_t)world.config.devices + 1, sizeof(struct ibv_device *));
+		for (int d = 0; d < world.config.devices; d++)
+			list[d] = &world.device[host][d].device;
+		*n = world.config.devices;
+	}
+	fake_unlock();
+	return list;
+}
+
+void fake_free_device_list(struct ibv_device **list)
+{
+	free(list);
+}
+
+const char *fake_get_device_name(struct ibv_device *device)
+{
+	return device->name;
+}
+
+struct ibv_context *fake_open_device(struct ibv_device *device)
+{
+	struct fake_context *c = NULL;
+
+	fake_lock();
+	if (!fake_fault(FAKE_open_device)) {
+		c = calloc(1, sizeof(*c));
+		c->device = device_of(device);
+		c->context.device = device;
+		c->context.async_fd = eventfd(0, EFD_SEMAPHORE | EFD_CLOEXEC);
+		c->next = world.contexts;
+		world.contexts = c;
+		world.counts.contexts++;
+	}
+	fake_unlock();
+	return c ? &c->context : NULL;
+}
+
+int fake_close_device(struct ibv_context *context)
+{
+	struct fake_context *c = fake_context_of(context), **at;
+	int ret = 0;
+
+	fake_lock();
+	if (c->users) {
+		ret = fake_misuse("close_device with objects in it");
+	} else {
+		for (at = &world.contexts; *at != c; at = &(*at)->next)
+			;
+		*at = c->next;
+		world.counts.contexts--;
+		close(context->async_fd);
+		free(c);
+	}
+	fake_unlock();
+	return ret;
+}
+
+int fake_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
+{
+	int ret;
+
+	(void)context;
+	fake_lock();
+	ret = fake_fault(FAKE_query_device) ? errno : 0;
+	memset(attr, 0, sizeof(*attr));
+	attr->phys_port_cnt = 1;
+	attr->max_qp_wr = 4096;
+	attr->max_sge = SGES_MAX;
+	attr->max_cqe = 1 << 16;
+	attr->max_qp_rd_atom = 16;
+	attr->max_qp_init_rd_atom = 16;
+	fake_unlock();
+	return ret;
+}
+
+int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr)
+{
+	const struct fake_device *device = fake_context_of(context)->device;
+	int ret;
+
+	fake_lock();
+	ret = fake_fault(FAKE_query_port) ? errno : port == 1 ? 0 : EINVAL;
+	memset(attr, 0, sizeof(*attr));
+	attr->state = device->up ? IBV_PORT_ACTIVE : IBV_PORT_DOWN;
+	attr->max_mtu = IBV_MTU_4096;
+	attr->active_mtu = device->index ? IBV_MTU_4096 : IBV_MTU_1024;
+	attr->gid_tbl_len = 8;
+	attr->max_msg_sz = 8 << 20;
+	attr->active_width = 2;
+	attr->active_speed = 64;
+	attr->lid = world.config.infiniband ? device->lid : 0;
+	attr->link_layer =
+		world.config.infiniband ? IBV_LINK_LAYER_INFINIBAND : IBV_LINK_LAYER_ETHERNET;
+	fake_unlock();
+	return ret;
+}
+
+ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries, size_t max)
+{
+	const struct fake_device *device = fake_context_of(context)->device;
+	ssize_t n = 0;
+
+	fake_lock();
+	if (fake_fault(FAKE_query_gid_table))
+		n = -errno;
+	for (size_t i = 0; n >= 0 && i < GIDS && (size_t)n < max; i++)
+		if (i != 1)
+			entries[n++] = device->gid[i];
+	fake_unlock();
+	return n;
+}
+
+/* The device that the queue pair's address vector names. */
+struct fake_device *fake_find_peer(const struct fake_qp *qp)
+{
+	const struct ibv_ah_attr *ah = &qp->attr.ah_attr;
+
+	for (int h = 0; h < world.config.hosts; h++)
+		for (int d = 0; d < world.config.devices; d++) {
+			struct fake_device *device = &world.device[h][d];
+
+			if (!ah->is_global && world.config.infiniband && ah->dlid == device->lid)
+				return device;
+			/* A link-local address does not leave its host; RoCE v1 does not get through. */
+			if (ah->is_global && ah->grh.sgid_index == 3 &&
+			    !memcmp(&ah->grh.dgid, &device->gid[3].gid, sizeof(ah->grh.dgid)))
+				return device;
+		}
+	return NULL;
+}
+
+struct ibv_pd *fake_alloc_pd(struct ibv_context *context)
+{
+	struct fake_pd *pd = NULL;
+
+	fake_lock();
+	if (!fake_fault(FAKE_alloc_pd)) {
+		pd = calloc(1, sizeof(*pd));
+		pd->pd.context = context;
+		fake_context_of(context)->users++;
+		world.counts.pds++;
+	}
+	fake_unlock();
+	return pd ? &pd->pd : NULL;
+}
+
+int fake_dealloc_pd(struct ibv_pd *ibv_pd)
+{
+	struct fake_pd *pd = (struct fake_pd *)ibv_pd;
+	int ret = 0;
+
+	fake_lock();
+	if (pd->users) {
+		ret = fake_misuse("dealloc_pd with objects in it");
+	} else {
+		fake_context_of(ibv_pd->context)->users--;
+		world.counts.pds--;
+		free(pd);
+	}
+	fake_unlock();
+	return ret;
+}
+
+static struct fake_mr *new_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned int access)
+{
+	struct fake_mr *mr;
+	uint32_t slot;
+
+	if (world.config.max_mr_bytes && len > world.config.max_mr_bytes) {
+		errno = ENOMEM;
+		return NULL;
+	}
+	if (!len || ((access & IBV_ACCESS_REMOTE_WRITE) && !(access & IBV_ACCESS_LOCAL_WRITE))) {
+		errno = EINVAL;
+		return NULL;
+	}
+	do
+		slot = world.next_mr++ % MRS_MAX;
+	while (world.mr[slot]);
+	mr = calloc(1, sizeof(*mr));
+	mr->mr = (struct ibv_mr){ .context = pd->context, .pd = pd, .addr = addr, .length = len };
+	mr->mr.lkey = slot << 8 | fake_random(256);
+	mr->mr.rkey = slot << 8 | fake_random(256);
+	mr->access = access;
+	world.mr[slot] = mr;
+	((struct fake_pd *)pd)->users++;
+	world.counts.mrs++;
+	return mr;
+}
+
+struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned int access)
+{
+	struct fake_mr *mr;
+
+	fake_lock();
+	mr = fake_fault(FAKE_reg_mr) ? NULL : new_mr(pd, addr, len, access);
+	fake_unlock();
+	return mr ? &mr->mr : NULL;
+}
+
+int fake_dereg_mr(struct ibv_mr *ibv_mr)
+{
+	struct fake_mr *mr = (struct fake_mr *)ibv_mr;
+
+	fake_lock();
+	fake_place_mr(mr);
+	world.mr[ibv_mr->lkey >> 8] = NULL;
+	((struct fake_pd *)ibv_mr->pd)->users--;
+	world.counts.mrs--;
+	free(mr);
+	fake_unlock();
+	return 0;
+}
+
+/* The region that the key opens for all of [addr, addr + len) in this domain, or NULL. Works for local and remote keys. */
+struct fake_mr *fake_find_mr(uint32_t key, uint64_t addr, uint64_t len, const struct ibv_pd *pd)
+{
+	struct fake_mr *mr = key >> 8 < MRS_MAX ? world.mr[key >> 8] : NULL;
+	uint64_t first = mr ? (uint64_t)(uintptr_t)mr->mr.addr : 0;
+
+	if (!mr || mr->mr.pd != pd || (key != mr->mr.lkey && key != mr->mr.rkey))
+		return NULL;
+	if (addr < first || len > mr->mr.length || addr - first > mr->mr.length - len)
+		return NULL;
+	return mr;
+}

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fake_world.c -- the world's beginning and end, its chance, its clock, and the faults that are asked for */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fake_world.h"
+
+struct fake_world world = { .lock = PTHREAD_MUTEX_INITIALIZER };
+static _Thread_local int current_host;
+
+static const char *wc_status_str(enum ibv_wc_status status)
+{
+	static const char *const names[] = {
+		"success",
+		"local length error",
+		"local QP operation error",
+		"local EEC operation error",
+		"local protection error",
+		"Work Request Flushed Error",
+		"memory management operation error",
+		"bad response error",
+		"local access error",
+		"remote invalid request error",
+		"remote access error",
+		"remote operation error",
+		"transport retry counter exceeded",
+		"RNR retry counter exceeded",
+	};
+
+	return (size_t)status < sizeof(names) / sizeof(names[0]) ? names[status] : "another error";
+}
+
+static const char *event_type_str(enum ibv_event_type type)
+{
+	switch (type) {
+	case IBV_EVENT_CQ_ERR:
+		return "CQ error";
+	case IBV_EVENT_QP_ACCESS_ERR:
+		return "local access violation work queue error";
+	case IBV_EVENT_DEVICE_FATAL:
+		return "local catastrophic error";
+	case IBV_EVENT_PORT_ERR:
+		return "port error";
+	case IBV_EVENT_PORT_ACTIVE:
+		return "port active";
+	default:
+		return "another event";
+	}
+}
+
+const struct ib_verbs fake_table = {
+	.get_device_list = fake_get_device_list,
+	.free_device_list = fake_free_device_list,
+	.get_device_name = fake_get_device_name,
+	.open_device = fake_open_device,
+	.close_device = fake_close_device,
+	.query_device = fake_query_device,
+	.query_port = fake_query_port,
+	.query_gid_table = fake_query_gid_table,
+	.alloc_pd = fake_alloc_pd,
+	.dealloc_pd = fake_dealloc_pd,
+	.reg_mr = fake_reg_mr,
+	.dereg_mr = fake_dereg_mr,
+	.create_comp_channel = fake_create_comp_channel,
+	.destroy_comp_channel = fake_destroy_comp_channel,
+	.create_cq = fake_create_cq,
+	.destroy_cq = fake_destroy_cq,
+	.poll_cq = fake_poll_cq,
+	.req_notify_cq = fake_req_notify_cq,
+	.get_cq_event = fake_get_cq_event,
+	.ack_cq_events = fake_ack_cq_events,
+	.create_qp = fake_create_qp,
+	.modify_qp = fake_modify_qp,
+	.destroy_qp = fake_destroy_qp,
+	.post_send = fake_post_send,
+	.post_recv = fake_post_recv,
+	.get_async_event = fake_get_async_event,
+	.ack_async_event = fake_ack_async_event,
+	.wc_status_str = wc_status_str,
+	.event_type_str = event_type_str,
+};
+
+uint32_t fake_random(uint32_t below)
+{
+	world.rng ^= world.rng << 13;
+	world.rng ^= world.rng >> 7;
+	world.rng ^= world.rng << 17;
+	return below ? (uint32_t)((world.rng >> 16) % below) : 0;
+}
+
+void fake_begin(const struct fake_config *config)
+{
+	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+	memset(&world, 0, sizeof(world));
+	world.lock = lock;
+	if (config)
+		world.config = *config;
+	world.config.hosts = world.config.hosts ? world.config.hosts : 2;
+	world.config.devices = world.config.devices ? world.config.devices : 1;
+	world.config.steps_per_poll = world.config.steps_per_poll ? world.config.steps_per_poll : 3;
+	world.rng = (world.config.seed ? world.config.seed : 1) * UINT64_C(0x9e3779b97f4a7c15);
+	for (int i = 0; i < 8; i++)
+		fake_random(0);
+	world.next_qp = fake_random(1 << 20);
+	for (int h = 0; h < world.config.hosts; h++)
+		for (int d = 0; d < world.config.devices; d++)
+			fake_device_init(&world.device[h][d], h, d);
+	current_host = 0;
+	ib_test_hook.verbs = &fake_table;
+}
+
+bool fake_end(void)
+{
+	const struct fake_counts *c = &world.counts;
+	bool clean = !world.misuses && !c->contexts && !c->pds && !c->mrs && !c->channels &&
+		     !c->cqs && !c->qps;
+
+	if (!clean)
+		fprintf(stderr,
+			"fake: seed %llu, %d misuses; left behind: %d contexts, %d domains, %d regions, "
+			"%d channels, %d completion queues, %d queue pairs\n",
+			(unsigned long long)world.config.seed, world.misuses, c->contexts, c->pds,
+			c->mrs, c->channels, c->cqs, c->qps);
+	while (world.ghosts) {
+		struct fake_ghost *ghost = world.ghosts;
+
+		world.ghosts = ghost->next;
+		free(ghost);
+	}
+	memset(&ib_test_hook, 0, sizeof(ib_test_hook));
+	return clean;
+}
+
+void fake_host(int host)
+{
+	current_host = host;
+}
+
+int fake_current_host(void)
+{
+	return current_host;
+}
+
+int fake_misuse(const char *what)
+{
+	fprintf(stderr, "fake: misuse: %s\n", what);
+	world.misuses++;
+	return EBUSY;
+}
+
+int fake_step(int n)
+{
+	int did = 0;
+
+	fake_lock();
+	for (int i = 0; i < n; i++)
+		did += fake_wire_step();
+	fake_unlock();
+	return did;
+}
+
+void fake_settle(void)
+{
+	int budget = 1 << 20;
+
+	fake_lock();
+	while (budget-- && fake_wire_step())
+		;
+	if (budget < 0)
+		fake_misuse("the world does not come to rest");
+	fake_unlock();
+}
+
+/* ---------------------------------------------------------------- faults */
+
+const char *fake_verb_name(enum fake_verb verb)
+{
+	static const char *const names[] = {
+#define X(name) "ibv_" #name,
+		FAKE_VERBS(X)
+#undef X
+	};
+
+	return names[verb];
+}
+
+bool fake_fault(enum fake_verb verb)
+{
+	world.fault[verb].calls++;
+	if (!world.fault[verb].left || --world.fault[verb].left)
+		return false;
+	world.fault[verb].fired = true;
+	errno = world.fault[verb].error;
+	return true;
+}
+
+void fake_fail_verb(enum fake_verb verb, int nth, int error)
+{
+	fake_lock();
+	world.fault[verb].left = nth;
+	world.fault[verb].error = error;
+	world.fault[verb].fired = false;
+	fake_unlock();
+}
+
+bool fake_verb_fired(enum fake_verb verb)
+{
+	return world.fault[verb].fired;
+}
+
+uint64_t fake_verb_calls(enum fake_verb verb)
+{
+	return world.fault[verb].calls;
+}
+
+void fake_fail_wr(int nth)
+{
+	world.fail_wr = nth;
+}
+
+void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_err)
+{
+	world.fail_completion = nth;
+	world.fail_status = status;
+	world.fail_vendor = vendor_err;
+}
+
+bool fake_spurious(int host, bool recv, const struct ibv_wc *wc)
+{
+	struct fake_wc entry = { .wc = *wc, .recv = recv, .spurious = true };
+
+	for (int i = 0; i < QPS_MAX; i++) {
+		struct fake_qp *qp = world.qp[i];
+
+		if (!qp || qp->device->host != host)
+			continue;
+		if (!entry.wc.qp_num)
+			entry.wc.qp_num = qp->qp.qp_num;
+		fake_lock();
+		fake_push_wc(fake_cq_of(recv ? qp->qp.recv_cq : qp->qp.send_cq), &entry);
+		fake_unlock();
+		return true;
+	}
+	return false;
+}
+
+void fake_kill_host(int host)
+{
+	fake_lock();
+	for (int d = 0; d < world.config.devices; d++)
+		world.device[host][d].dead = true;
+	fake_unlock();
+}
+
+static void tell(const struct fake_device *device, enum ibv_event_type type)
+{
+	struct ibv_async_event event = { .event_type = type, .element.port_num = 1 };
+
+	for (struct fake_context *c = world.contexts; c; c = c->next)
+		if (c->device == device)
+			fake_push_async(&c->context, &event);
+}
+
+void fake_link(int host, int device, bool up)
+{
+	fake_lock();
+	world.device[host][device].up = up;
+	tell(&world.device[host][device], up ? IBV_EVENT_PORT_ACTIVE : IBV_EVENT_PORT_ERR);
+	fake_unlock();
+}
+
+void fake_device_fatal(int host, int device)
+{
+	fake_lock();
+	world.device[host][device].fatal = true;
+	tell(&world.device[host][device], IBV_EVENT_DEVICE_FATAL);
+	fake_unlock();
+}
+
+void fake_counts(struct fake_counts *counts)
+{
+	fake_lock();
+	*counts = world.counts;
+	fake_unlock();
+}
+
+void fake_stats(struct fake_stats *stats)
+{
+	fake_lock();
+	*stats = world.stats;
+	fake_unlock();
+}
