@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rig_test.py -- the guest itself: what it passes on, and that rxe0 and rxe1 reach each other as perftest sees it"""
+import os
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+IN_GUEST = r"""
+echo to stdout; echo to stderr >&2
+echo "directory $(pwd) marker $RXE_TEST_MARKER"
+echo "user $(id -u) memlock $(ulimit -l) ptrace $(cat /proc/sys/kernel/yama/ptrace_scope)"
+ibv_devinfo | sed -n 's/.*state:\s*/state /p; s/^hca_id:\s*/device /p'
+payload() { cat /sys/class/net/eth0/statistics/tx_bytes; }
+sent() { cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts; }
+before=$(payload) packets=$(sent)
+ib_write_bw -d rxe1 -x 1 -s 65536 -n 100 -F >/dev/null 2>&1 &
+sleep 1
+ib_write_bw -d rxe0 -x 1 -s 65536 -n 100 -F 10.77.0.2 | tail -n 2
+wait
+echo "wire $(($(payload) - before)) packets $(($(sent) - packets))"
+ibv_rc_pingpong -d rxe1 -g 1 -n 100 >/dev/null 2>&1 &
+sleep 0.5
+ibv_rc_pingpong -d rxe0 -g 1 -n 100 10.77.0.2 | tail -n 1
+echo changed >/usr/rxe-was-here 2>/dev/null && echo "wrote to the root"
+exit 3
+"""
+
+
+def check(truth, what):
+    if not truth:
+        print(f"failed: {what}")
+        sys.exit(1)
+
+
+def main():
+    env = dict(os.environ, RXE_TEST_MARKER="it's \"quoted\" $here")
+    got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "240", "--memlock", "4096", "--user",
+                          "--ptrace-scope", "1", "sh", "-c", IN_GUEST],
+                         env=env, cwd=HERE, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    print(got.stdout + got.stderr, end="")
+    if got.returncode == 77:
+        sys.exit(77)
+    check(got.returncode == 3, f"exit status {got.returncode}, not the command's 3")
+    check("to stdout" in got.stdout and "to stderr" in got.stderr, "stdout and stderr arrive separately")
+    check(f"directory {HERE} marker it's \"quoted\" $here" in got.stdout, "directory and environment are the caller's")
+    check("user 65534 memlock 4096 ptrace 1" in got.stdout, "user, memlock and ptrace_scope are as asked")
+    check(got.stdout.count("state PORT_ACTIVE") == 2, "two active devices")
+    numbers = [line.split() for line in got.stdout.splitlines() if line.startswith("wire ")]
+    check(numbers and int(numbers[0][1]) >= 100 * 65536, "the wire carried the payload")
+    check(int(numbers[0][3]) >= 100 * 16, "the device counted its packets")
+    check("usec/iter" in got.stdout, "ibv_rc_pingpong ended well")
+    check("wrote to the root" not in got.stdout, "an ordinary user does not write to /usr")
+    check(not os.path.exists("/usr/rxe-was-here"), "the host's root is unchanged")
+
+
+if __name__ == "__main__":
+    main()
