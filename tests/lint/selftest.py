@@ -141,7 +141,7 @@ class Format(Tree):
         if formatter is None:
             self.skipTest("no clang-format")
         self.write("a.c", "int  x ;\n")
-        self.write("include/kvrail/by_hand.h", "int  x ;\n")
+        self.write("by_hand.h", "int  x ;\n")
         self.assert_finds("a.c: not formatted", formatting.check(self.root, formatter))
 
 

@@ -88,8 +88,10 @@ static inline void wire_put_u64(struct wire_writer *w, uint64_t v)
 /* A string: u8 length, then the bytes; longer ones are cut at 255. */
 static inline void wire_put_string(struct wire_writer *w, const char *s)
 {
-	size_t n = strnlen(s, 255);
+	size_t n = strlen(s);
 
+	if (n > 255)
+		n = 255;
 	wire_put_u8(w, (uint8_t)n);
 	wire_put_bytes(w, s, n);
 }

@@ -1,16 +1,131 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* shm.c -- the shm provider: not written yet */
-#include "base/error.h"
-#include "provider.h"
+/* shm.c -- the shared-memory provider: options, what it shows of itself, the provider table */
+#include "shm.h"
 
-static int not_here(struct tr *tr, void **ctx_p, struct kv_error *err)
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <kvrail/kv.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/option.h"
+
+static enum shm_path path_by_name(const char *word)
 {
-	(void)tr;
-	(void)ctx_p;
-	return kv_fail(err, KV_ERR_UNSUPPORTED, "open",
-		       "the shm transport is not part of this build");
+	if (!strcmp(word, "pool"))
+		return SHM_POOL;
+	if (!strcmp(word, "cma"))
+		return SHM_CMA;
+	return !strcmp(word, "ring") ? SHM_RING : SHM_AUTO;
 }
 
-const struct tr_provider tr_shm_provider = { .name = "shm",
-					     .id = TR_PROVIDER_SHM,
-					     .open = not_here };
+/* Positions are masked, so the size is a power of two: the largest that is not above the option. */
+static uint64_t ring_bytes(uint64_t option)
+{
+	uint64_t bytes = RING_BYTES_MIN;
+
+	while (bytes * 2 <= option && bytes < RING_BYTES_MAX)
+		bytes *= 2;
+	return bytes;
+}
+
+static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
+{
+	struct shm_ctx *ctx = kv_fault(SHM_CTX) ? NULL : calloc(1, sizeof(*ctx));
+
+	if (!ctx)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the shm provider");
+	ctx->tr = tr;
+	ctx->forced = path_by_name(kv_option_string(tr->options, KV_OPT_SHM_PATH));
+	ctx->stores = kv_option_string(tr->options, KV_OPT_SHM_STORES);
+	ctx->ring_bytes = ring_bytes((uint64_t)kv_option_int(tr->options, KV_OPT_SHM_RING));
+	ctx->nt = store_nt(&ctx->nt_name);
+	*ctx_p = ctx;
+	return 0;
+}
+
+static void shm_close_provider(void *ctx)
+{
+	free(ctx);
+}
+
+static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
+{
+	const char *nt_name;
+
+	if (index)
+		return KV_ERR_ARG;
+	store_nt(&nt_name);
+	memset(info, 0, sizeof(*info));
+	info->size = sizeof(*info);
+	info->usable = ctx != NULL;
+	snprintf(info->transport, sizeof(info->transport), "shm");
+	snprintf(info->name, sizeof(info->name), "host memory");
+	if (ctx)
+		snprintf(info->detail, sizeof(info->detail),
+			 "peers of this host by memfd pool (%s), process_vm_writev or ring",
+			 nt_name);
+	else
+		snprintf(info->detail, sizeof(info->detail), "not allowed by KVCACHE_TRANSPORT");
+	return 0;
+}
+
+static int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+{
+	(void)ctx;
+	(void)mem;
+	(void)err;
+	*handle_p = NULL; /* nothing is needed of host memory */
+	return 0;
+}
+
+static void shm_mem_dereg(void *ctx, void *handle)
+{
+	(void)ctx;
+	(void)handle;
+}
+
+static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
+{
+	const struct shm_conn *sc = tr_conn_priv(conn);
+
+	return snprintf(
+		buf, cap,
+		"  peer process %d, ring of %llu: out %llu of which %llu not taken, in %llu\n"
+		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s\n",
+		(int)sc->pid, (unsigned long long)sc->out.size, (unsigned long long)sc->out.tail,
+		(unsigned long long)(sc->out.tail - sc->out.head), (unsigned long long)sc->in.head,
+		(unsigned long long)(sc->rest.op ? sc->rest.left : 0),
+		sc->wait_tail - sc->wait_head, sc->read_tail - sc->read_head,
+		sc->answer_tail - sc->answer_head, sc->blocked ? "out of room" : "flowing",
+		sc->armed ? ", asleep" : "", sc->hung_up ? ", the peer hung up" : "");
+}
+
+const struct tr_provider tr_shm_provider = {
+	.name = "shm",
+	.id = TR_PROVIDER_SHM,
+	.open = shm_open_provider,
+	.close = shm_close_provider,
+	.device_get = shm_device_get,
+	.mem_reg = shm_mem_reg,
+	.mem_dereg = shm_mem_dereg,
+	.offer = shm_offer,
+	.start = shm_start,
+	.setup_put = shm_setup_put,
+	.setup_get = shm_setup_get,
+	.stop = shm_stop,
+	.mem_pack = shm_mem_pack,
+	.mem_open = shm_mem_open,
+	.mem_close = shm_mem_close,
+	.op_begin = shm_op_begin,
+	.op_add = shm_op_add,
+	.op_commit = shm_op_commit,
+	.op_cancel = shm_op_cancel,
+	.msg = shm_msg,
+	.progress = shm_progress,
+	.arm = shm_arm,
+	.fence = shm_fence,
+	.dump = shm_dump,
+};

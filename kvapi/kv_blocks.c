@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_blocks.c -- kv_blocks_open and kv_revoke */
+#include "kv_internal.h"
+
+#include <poll.h>
+
+static int check_open(const struct kv_peer *peer, const struct kv_cache *cache, const int64_t *ids,
+		      size_t n, struct kv_lease **lease_p, struct kv_error *err)
+{
+	static const char name[] = "blocks_open";
+	int ret = kv_peer_use(peer, name, err);
+
+	if (!ret)
+		ret = kv_cache_use(cache, peer->engine, name, err);
+	if (ret)
+		return ret;
+	if (!n || n > KV_LEASE_BLOCKS_MAX)
+		return kv_fail(err, KV_ERR_ARG, name, "n is %zu; it must be 1..%d", n,
+			       KV_LEASE_BLOCKS_MAX);
+	if (!ids || !lease_p)
+		return kv_fail(err, KV_ERR_ARG, name, "%s is NULL", ids ? "lease_p" : "ids");
+	return kv_request_map(peer, cache, name, err);
+}
+
+int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *ids, size_t n,
+		   uint64_t tag, int64_t lifetime_ms, struct kv_lease **lease_p,
+		   struct kv_error *err)
+{
+	struct kv_lease_request req = {
+		.name = "blocks_open", .peer = peer, .cache = cache, .ids = ids, .n = n, .tag = tag
+	};
+	int ret = check_open(peer, cache, ids, n, lease_p, err);
+
+	if (!ret)
+		ret = kv_engine_deadline(lifetime_ms, req.name, &req.expires_ns, err);
+	if (ret)
+		return ret;
+	req.layers.count = cache->geometry.layers;
+	kv_peer_claim(peer);
+	ret = kv_peer_usable(peer, req.name, err);
+	if (!ret)
+		ret = kv_lease_open(&req, lease_p, err);
+	if (!ret)
+		kv_peer_progress(peer, true);
+	kv_peer_release(peer);
+	return ret;
+}
+
+uint64_t kv_lease_id(const struct kv_lease *lease)
+{
+	return lease->id;
+}
+
+/* Waits until the writer has said that it stopped. Claim held before and after. */
+static void wait_for_writer(struct kv_lease *lease, int64_t deadline_ns)
+{
+	struct kv_peer *peer = lease->peer;
+
+	while (!lease->stopped && peer->state == KV_PEER_UP && kv_now_ns() < deadline_ns) {
+		uint32_t seq = kv_waiter_enter(&lease->waiter);
+
+		kv_peer_progress(peer, true);
+		if (!lease->stopped && peer->state == KV_PEER_UP) {
+			kv_peer_release(peer);
+			kv_service_sleep(peer->engine, &lease->waiter, seq, deadline_ns);
+			kv_peer_claim(peer);
+		}
+		kv_waiter_leave(&lease->waiter);
+	}
+}
+
+/* The writer did not answer, or is gone: nothing of the whole connection may land any more. */
+static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *err)
+{
+	struct kv_peer *peer = lease->peer;
+	int64_t patience = kv_deadline_ns(KV_TICK_MS); /* the fence itself takes a moment */
+	int ret;
+
+	if (peer->state == KV_PEER_UP)
+		kv_peer_break(peer, KV_ERR_PEER_LOST,
+			      "%s did not answer the revocation of lease %llu", peer->name,
+			      (unsigned long long)lease->id);
+	if (patience < deadline_ns)
+		patience = deadline_ns;
+	while ((ret = tr_fence(peer->conn, NULL)) == TR_AGAIN && kv_now_ns() < patience)
+		poll(NULL, 0, 1);
+	kv_peer_progress(peer, false);
+	if (!ret) {
+		peer->fenced = true;
+		kv_lease_fenced(peer);
+		return 0;
+	}
+	kv_peer_fail(peer, err, KV_ERR_BUSY, "revoke",
+		     "%s has not stopped writing and its process lives", peer->name);
+	kv_error_hint(
+		err,
+		"the blocks stay closed; revoke again once that process has answered or ended");
+	return KV_ERR_BUSY;
+}
+
+int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err)
+{
+	struct kv_peer *peer;
+	int64_t deadline;
+	int ret;
+
+	if (!lease || lease->magic != KV_MAGIC_LEASE)
+		return kv_fail(err, KV_ERR_ARG, "revoke", "lease is NULL or was revoked");
+	peer = lease->peer;
+	ret = kv_peer_use(peer, "revoke", err);
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "revoke", &deadline, err);
+	if (ret)
+		return ret;
+	kv_peer_claim(peer);
+	kv_lease_stop(lease);
+	wait_for_writer(lease, deadline);
+	ret = lease->stopped ? 0 : fence(lease, deadline, err);
+	if (!ret) {
+		kv_count(peer->engine, leases_revoked, 1);
+		kv_lease_release(lease);
+	}
+	kv_peer_release(peer);
+	return ret;
+}

@@ -1,0 +1,365 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_cache.c -- memory for caches, and making a cache known to the transports */
+#include "kv_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PAGE = 4096 };
+
+/* What kv_alloc gave out. */
+struct kv_pool_range {
+	uint8_t *ptr;
+	size_t len;
+	struct kv_pool_range *next;
+};
+
+int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error *err)
+{
+	struct kv_pool_range *range;
+	void *ptr;
+	int ret = kv_engine_use(engine, "alloc", err);
+
+	if (ret)
+		return ret;
+	if (!len || !ptr_p)
+		return kv_fail(err, KV_ERR_ARG, "alloc", "len is %zu, ptr_p %s", len,
+			       ptr_p ? "set" : "NULL");
+	range = kv_fault(KV_RANGE_ALLOC) ? NULL : calloc(1, sizeof(*range));
+	if (!range)
+		return kv_fail(err, KV_ERR_NOMEM, "alloc", "cannot allocate the record of a pool");
+	ret = tr_alloc(engine->tr, len, &ptr, err);
+	if (ret) {
+		free(range);
+		return ret;
+	}
+	range->ptr = ptr;
+	range->len = len;
+	pthread_mutex_lock(&engine->lock);
+	range->next = engine->ranges;
+	engine->ranges = range;
+	pthread_mutex_unlock(&engine->lock);
+	*ptr_p = ptr;
+	return 0;
+}
+
+int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err)
+{
+	struct kv_pool_range **at, *range;
+	int ret = kv_engine_use(engine, "free", err);
+
+	if (ret)
+		return ret;
+	pthread_mutex_lock(&engine->lock);
+	for (at = &engine->ranges; *at && (*at)->ptr != ptr; at = &(*at)->next)
+		;
+	range = *at;
+	ret = range ? tr_free(engine->tr, ptr, err)
+		    : kv_fail(err, KV_ERR_ARG, "free", "%p did not come from kv_alloc", ptr);
+	if (!ret)
+		*at = range->next;
+	pthread_mutex_unlock(&engine->lock);
+	if (!ret)
+		free(range);
+	return ret;
+}
+
+void kv_ranges_free(struct kv_engine *engine)
+{
+	while (engine->ranges) {
+		struct kv_pool_range *range = engine->ranges;
+
+		engine->ranges = range->next;
+		if (tr_free(engine->tr, range->ptr, NULL))
+			kv_log_error(engine->log, "a pool is still registered at close");
+		free(range);
+	}
+}
+
+/* The number of the kv_alloc range that holds `addr`, 0 if none does; under engine.lock. */
+static uintptr_t range_of(const struct kv_engine *engine, const uint8_t *addr)
+{
+	for (const struct kv_pool_range *r = engine->ranges; r; r = r->next)
+		if (addr >= r->ptr && (size_t)(addr - r->ptr) < r->len)
+			return (uintptr_t)r->ptr;
+	return 0;
+}
+
+/* ---------------------------------------------------------------- checking a layout */
+
+static int take_tensor(const struct kv_layout *layout, uint32_t i, struct kv_cache *cache,
+		       struct kv_error *err)
+{
+	const struct kv_tensor *t = &layout->tensor[i];
+	struct kv_geometry_tensor *g = &cache->geometry.tensor[i];
+
+	if (!t->name || strlen(t->name) >= sizeof(g->name))
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "tensor[%u].name is NULL or longer than %zu bytes", i,
+			       sizeof(g->name) - 1);
+	for (const char *c = t->name; *c; c++)
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			return kv_fail(err, KV_ERR_ARG, "register",
+				       "tensor[%u].name holds a control character", i);
+	snprintf(g->name, sizeof(g->name), "%s", t->name);
+	g->block_bytes = t->block_bytes;
+	g->flags = t->flags;
+	cache->stride[i] = t->stride ? t->stride : t->block_bytes;
+	if (cache->stride[i] < t->block_bytes)
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "tensor[%u].stride is %llu, less than block_bytes %llu", i,
+			       (unsigned long long)t->stride, (unsigned long long)t->block_bytes);
+	for (uint32_t l = 0; t->layer_base && l < layout->layers; l++)
+		if (!t->layer_base[l])
+			return kv_fail(err, KV_ERR_ARG, "register",
+				       "tensor[%u].layer_base[%u] is NULL", i, l);
+	if (!t->layer_base && !t->base)
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "tensor[%u] has neither base nor layer_base", i);
+	return 0;
+}
+
+static int take_layout(const struct kv_layout *layout, struct kv_cache *cache, struct kv_error *err)
+{
+	struct kv_geometry *g = &cache->geometry;
+	int ret;
+
+	if (!layout || layout->size != sizeof(*layout))
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "kv_layout is NULL or its size is not %zu", sizeof(*layout));
+	if (layout->mem_kind != KV_MEM_HOST)
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "mem_kind is %d; this version knows KV_MEM_HOST", layout->mem_kind);
+	*g = (struct kv_geometry){
+		.cache_id = layout->cache_id,
+		.layers = layout->layers,
+		.tensors = layout->tensors,
+		.blocks = layout->blocks,
+		.tp_size = layout->tp_size ? layout->tp_size : 1,
+		.tp_rank = layout->tp_rank,
+		.block_tokens = layout->block_tokens,
+		.dtype = layout->dtype,
+		.flags = layout->flags,
+	};
+	if (layout->tensors > KV_TENSORS_MAX || layout->layers > KV_LAYERS_MAX)
+		return kv_geometry_check(g, "register", err);
+	if (layout->tensors && !layout->tensor)
+		return kv_fail(err, KV_ERR_ARG, "register", "tensor is NULL");
+	for (uint32_t i = 0; i < layout->tensors; i++) {
+		ret = take_tensor(layout, i, cache, err);
+		if (ret)
+			return ret;
+	}
+	return kv_geometry_check(g, "register", err);
+}
+
+/* ---------------------------------------------------------------- regions */
+
+/* The memory of one tensor of one layer. */
+struct extent {
+	uint8_t *addr;
+	size_t len;
+	uintptr_t range; /* the kv_alloc pool that holds it */
+	uint32_t slab;
+};
+
+static int find_extents(const struct kv_layout *layout, const struct kv_cache *cache,
+			struct extent *extents, struct kv_error *err)
+{
+	const struct kv_geometry *g = &cache->geometry;
+
+	for (uint32_t l = 0; l < g->layers; l++)
+		for (uint32_t i = 0; i < g->tensors; i++) {
+			const struct kv_tensor *t = &layout->tensor[i];
+			struct extent *e = &extents[l * g->tensors + i];
+			uint64_t addr, step, len, end;
+			bool over = __builtin_mul_overflow(t->layer_stride, l, &step);
+
+			addr = (uintptr_t)(t->layer_base ? t->layer_base[l] : t->base);
+			if (!t->layer_base)
+				over |= __builtin_add_overflow(addr, step, &addr);
+			else
+				over = false;
+			over |= __builtin_mul_overflow(cache->stride[i], g->blocks - 1, &len);
+			over |= __builtin_add_overflow(len, g->tensor[i].block_bytes, &len);
+			over |= __builtin_add_overflow(addr, len, &end);
+			if (over)
+				return kv_fail(err, KV_ERR_ARG, "register",
+					       "tensor[%u] of layer %u ends past the address space",
+					       i, l);
+			*e = (struct extent){ .addr = (uint8_t *)(uintptr_t)addr,
+					      .len = len,
+					      .range = range_of(cache->engine, (uint8_t *)addr),
+					      .slab = l * g->tensors + i };
+		}
+	return 0;
+}
+
+static int by_address(const void *a, const void *b)
+{
+	const struct extent *x = a, *y = b;
+
+	return x->addr < y->addr ? -1 : x->addr > y->addr;
+}
+
+/*
+ * Registers touching or overlapping extents of one pool as one region, and points their slabs into
+ * it.
+ */
+static int register_extents(struct kv_cache *cache, struct extent *extents, size_t n,
+			    struct kv_error *err)
+{
+	unsigned int access = TR_REMOTE_WRITE;
+
+	if (cache->geometry.flags & KV_CACHE_READABLE)
+		access |= TR_REMOTE_READ;
+	if (kv_option_bool(cache->engine->options, KV_OPT_RELAX_ORDERING))
+		access |= TR_RELAXED;
+	qsort(extents, n, sizeof(*extents), by_address);
+	for (size_t i = 0, next; i < n; i = next) {
+		uint8_t *begin = extents[i].addr, *end = begin + extents[i].len;
+		struct tr_mem *mem;
+		size_t gap = extents[i].range ? PAGE : 0; /* of a pool, all of it is ours */
+		int ret;
+
+		for (next = i + 1; next < n && extents[next].addr <= end + gap &&
+				   extents[next].range == extents[i].range;
+		     next++)
+			if (extents[next].addr + extents[next].len > end)
+				end = extents[next].addr + extents[next].len;
+		ret = tr_mem_reg(cache->engine->tr, begin, (size_t)(end - begin), TR_MEM_HOST,
+				 access, &mem, err);
+		if (ret)
+			return ret;
+		cache->region[cache->regions++] = mem;
+		for (size_t k = i; k < next; k++)
+			cache->slab[extents[k].slab] = (struct kv_slab){
+				.mem = mem,
+				.offset = (uint64_t)(extents[k].addr - (uint8_t *)tr_mem_addr(mem)),
+			};
+	}
+	return 0;
+}
+
+static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
+			struct kv_error *err)
+{
+	size_t n = (size_t)cache->geometry.layers * cache->geometry.tensors;
+	struct extent *extents;
+	int ret;
+
+	if (kv_fault(KV_CACHE_SLABS))
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate %zu slabs", n);
+	cache->slab = calloc(n, sizeof(*cache->slab));
+	cache->region = calloc(n, sizeof(struct tr_mem *));
+	extents = calloc(n, sizeof(*extents));
+	if (!cache->slab || !cache->region || !extents)
+		ret = kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate %zu slabs", n);
+	else
+		ret = find_extents(layout, cache, extents, err);
+	if (!ret)
+		ret = register_extents(cache, extents, n, err);
+	free(extents);
+	return ret;
+}
+
+void kv_cache_free(struct kv_cache *cache)
+{
+	for (size_t i = 0; i < cache->regions; i++)
+		if (tr_mem_dereg(cache->region[i], NULL))
+			kv_log_error(cache->engine->log, "a region of cache %u is still in use",
+				     cache->geometry.cache_id);
+	pthread_mutex_destroy(&cache->lock);
+	free(cache->owner);
+	free(cache->region);
+	free(cache->slab);
+	cache->magic = KV_MAGIC_DEAD;
+	free(cache);
+}
+
+int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
+		      struct kv_cache **cache_p, struct kv_error *err)
+{
+	struct kv_cache *cache;
+	int ret = kv_engine_use(engine, "register", err);
+
+	if (ret)
+		return ret;
+	if (!cache_p)
+		return kv_fail(err, KV_ERR_ARG, "register", "cache_p is NULL");
+	cache = kv_fault(KV_CACHE_ALLOC) ? NULL : calloc(1, sizeof(*cache));
+	if (!cache)
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a cache");
+	cache->engine = engine;
+	pthread_mutex_init(&cache->lock, NULL);
+	ret = take_layout(layout, cache, err);
+	pthread_mutex_lock(&engine->lock);
+	if (!ret && engine->cache[cache->geometry.cache_id])
+		ret = kv_fail(err, KV_ERR_BUSY, "register", "cache id %u is taken",
+			      cache->geometry.cache_id);
+	if (!ret)
+		ret = kv_hello_fits(engine, &cache->geometry, err);
+	if (!ret)
+		ret = make_regions(layout, cache, err);
+	if (!ret) {
+		cache->magic = KV_MAGIC_CACHE;
+		engine->cache[cache->geometry.cache_id] = cache;
+		*cache_p = cache;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	if (ret)
+		kv_cache_free(cache);
+	return ret;
+}
+
+int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err)
+{
+	struct kv_engine *engine;
+	int ret;
+
+	if (!cache || cache->magic != KV_MAGIC_CACHE)
+		return kv_fail(err, KV_ERR_ARG, "unregister", "cache is NULL or was unregistered");
+	engine = cache->engine;
+	ret = kv_engine_use(engine, "unregister", err);
+	if (ret)
+		return ret;
+	pthread_mutex_lock(&engine->lock);
+	if (cache->peers)
+		ret = kv_fail(err, KV_ERR_BUSY, "unregister",
+			      "%u peers know cache %u: close them first", cache->peers,
+			      cache->geometry.cache_id);
+	else if (atomic_load(&cache->users))
+		ret = kv_fail(err, KV_ERR_BUSY, "unregister",
+			      "%u operations or leases use cache %u", atomic_load(&cache->users),
+			      cache->geometry.cache_id);
+	else
+		engine->cache[cache->geometry.cache_id] = NULL;
+	pthread_mutex_unlock(&engine->lock);
+	if (!ret)
+		kv_cache_free(cache);
+	return ret;
+}
+
+int kv_cache_use(const struct kv_cache *cache, const struct kv_engine *engine, const char *op,
+		 struct kv_error *err)
+{
+	if (!cache || cache->magic != KV_MAGIC_CACHE)
+		return kv_fail(err, KV_ERR_ARG, op, "cache is NULL or was unregistered");
+	if (cache->engine != engine)
+		return kv_fail(err, KV_ERR_ARG, op, "cache and peer belong to different engines");
+	return 0;
+}
+
+int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, const char *op,
+		    struct kv_error *err)
+{
+	uint32_t all = cache->geometry.layers;
+
+	if (layers->first >= all || layers->count > all - layers->first)
+		return kv_fail(err, KV_ERR_ARG, op, "layers %u + %u lie outside the cache's %u",
+			       layers->first, layers->count, all);
+	if (!layers->count)
+		layers->count = all - layers->first;
+	return 0;
+}

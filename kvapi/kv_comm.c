@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_comm.c -- connecting the engines of several processes with each other */
+#include "kv_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/wire.h"
+
+enum {
+	BLOB_LEN = 128,
+	BLOB_MAGIC = 0x6b76636d,
+	COMM_RANKS_MAX = KV_PEERS_MAX,
+	COMM_TIMEOUT_MS = 30000
+};
+
+/* What a rank tells the others. */
+struct rank_info {
+	uint64_t comm; /* rank 0's counts */
+	uint32_t rank, nranks;
+	int32_t group;
+	uint32_t port;
+	char host[64];
+};
+
+struct kv_comm {
+	struct kv_engine *engine;
+	uint32_t rank, nranks;
+	uint64_t id;
+	struct kv_peer *peer[];
+};
+
+static void put_info(const struct rank_info *info, uint8_t blob[BLOB_LEN])
+{
+	struct wire_writer w = wire_writer_of(blob, BLOB_LEN);
+
+	memset(blob, 0, BLOB_LEN);
+	wire_put_u32(&w, BLOB_MAGIC);
+	wire_put_u32(&w, KV_WIRE_VERSION);
+	wire_put_u64(&w, info->comm);
+	wire_put_u32(&w, info->rank);
+	wire_put_u32(&w, info->nranks);
+	wire_put_u32(&w, (uint32_t)info->group);
+	wire_put_u32(&w, info->port);
+	wire_put_string(&w, info->host);
+}
+
+static int get_info(const uint8_t *blob, uint32_t rank, uint32_t nranks, struct rank_info *info,
+		    struct kv_error *err)
+{
+	struct wire_reader r = wire_reader_of(blob, BLOB_LEN);
+	uint32_t magic = wire_get_u32(&r), version = wire_get_u32(&r);
+
+	info->comm = wire_get_u64(&r);
+	info->rank = wire_get_u32(&r);
+	info->nranks = wire_get_u32(&r);
+	info->group = (int32_t)wire_get_u32(&r);
+	info->port = wire_get_u32(&r);
+	wire_get_string(&r, info->host, sizeof(info->host));
+	if (magic != BLOB_MAGIC || r.bad)
+		return kv_fail(err, KV_ERR_PROTOCOL, "comm_init",
+			       "allgather gave bytes at place %u that no rank sent", rank);
+	if (version != KV_WIRE_VERSION)
+		return kv_fail(err, KV_ERR_VERSION, "comm_init",
+			       "rank %u speaks version %u, not %d", rank, version, KV_WIRE_VERSION);
+	if (info->rank != rank || info->nranks != nranks)
+		return kv_fail(err, KV_ERR_ARG, "comm_init",
+			       "rank %u of %u stands at place %u of %u", info->rank, info->nranks,
+			       rank, nranks);
+	return 0;
+}
+
+static int check_config(const struct kv_comm_config *c, struct kv_comm **comm_p,
+			struct kv_error *err)
+{
+	if (!c || c->size != sizeof(*c) || !comm_p)
+		return kv_fail(err, KV_ERR_ARG, "comm_init",
+			       "config or comm_p is NULL, or config->size is not %zu", sizeof(*c));
+	if (!c->nranks || c->nranks > COMM_RANKS_MAX || c->rank >= c->nranks)
+		return kv_fail(err, KV_ERR_ARG, "comm_init",
+			       "rank %u of %u; there can be 1..%d ranks", c->rank, c->nranks,
+			       COMM_RANKS_MAX);
+	if (!c->allgather || c->group < KV_COMM_ALL)
+		return kv_fail(err, KV_ERR_ARG, "comm_init", "%s",
+			       c->allgather ? "group is below KV_COMM_ALL" : "allgather is NULL");
+	if (c->host && strlen(c->host) >= sizeof(((struct rank_info *)0)->host))
+		return kv_fail(err, KV_ERR_ARG, "comm_init", "host is longer than 63 bytes");
+	return 0;
+}
+
+/* Listens if nobody did yet, and says where. */
+static int make_own(struct kv_engine *engine, const struct kv_comm_config *c,
+		    struct rank_info *info, struct kv_error *err)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	info->port = engine->listener ? tr_listener_port(engine->listener) : 0;
+	info->comm = ++engine->comms;
+	pthread_mutex_unlock(&engine->lock);
+	if (!info->port)
+		ret = kv_listen(engine, c->host, 0, &info->port, err);
+	/*
+	 * Differs between processes by their incarnation, between communicators of one by the
+	 * count.
+	 */
+	for (int i = 0; i < 8; i++)
+		info->comm += (uint64_t)tr_incarnation(engine->tr)[i] << (8 * i);
+	info->comm |= 1; /* 0 stands for none */
+	info->rank = c->rank;
+	info->nranks = c->nranks;
+	info->group = c->group;
+	snprintf(info->host, sizeof(info->host), "%s", c->host ? c->host : "127.0.0.1");
+	return ret;
+}
+
+/* Everybody's info, through the caller's function. */
+static int exchange(const struct kv_comm_config *c, const struct rank_info *own,
+		    struct rank_info *all, struct kv_error *err)
+{
+	uint8_t mine[BLOB_LEN];
+	uint8_t *blobs = kv_fault(KV_COMM_BLOBS) ? NULL : calloc(c->nranks, BLOB_LEN);
+	int ret;
+
+	if (!blobs)
+		return kv_fail(err, KV_ERR_NOMEM, "comm_init", "cannot allocate %u ranks",
+			       c->nranks);
+	put_info(own, mine);
+	ret = c->allgather(c->arg, mine, blobs, BLOB_LEN);
+	if (ret)
+		ret = kv_fail(err, KV_ERR_SYSTEM, "comm_init", "allgather returned %d", ret);
+	for (uint32_t r = 0; !ret && r < c->nranks; r++)
+		ret = get_info(blobs + (size_t)r * BLOB_LEN, r, c->nranks, &all[r], err);
+	free(blobs);
+	return ret;
+}
+
+static bool connected(const struct rank_info *a, const struct rank_info *b)
+{
+	return a->rank != b->rank && (a->group == KV_COMM_ALL || a->group != b->group);
+}
+
+/*
+ * The peer that rank `rank` of this communicator has connected to us with; NULL while there is
+ * none.
+ */
+static struct kv_peer *find_incoming(struct kv_comm *comm, uint32_t rank)
+{
+	struct kv_peer *found = NULL;
+
+	for (uint32_t i = 0; !found && i < comm->engine->peers_end; i++) {
+		struct kv_peer *peer = kv_service_claim(comm->engine, i);
+
+		if (!peer)
+			continue;
+		if (peer->incoming && peer->comm == comm->id && peer->comm_rank == rank &&
+		    peer->state != KV_PEER_HANDSHAKE)
+			found = peer; /* it may have done its work and be gone again */
+		kv_peer_release(peer);
+	}
+	return found;
+}
+
+static int await(struct kv_comm *comm, uint32_t rank, int64_t deadline_ns, struct kv_error *err)
+{
+	struct kv_waiter *waiter = &comm->engine->waiter;
+
+	while (!(comm->peer[rank] = find_incoming(comm, rank))) {
+		uint32_t seq = kv_waiter_enter(waiter);
+		int64_t soon = kv_deadline_ns(1); /* a claimed peer was passed over */
+
+		if (kv_now_ns() >= deadline_ns) {
+			kv_waiter_leave(waiter);
+			return kv_fail(err, KV_ERR_TIMEOUT, "comm_init",
+				       "rank %u has not connected to rank %u", rank, comm->rank);
+		}
+		kv_service_sleep(comm->engine, waiter, seq, soon);
+		kv_waiter_leave(waiter);
+	}
+	return 0;
+}
+
+static int join(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
+		struct kv_error *err)
+{
+	const struct rank_info *own = &all[comm->rank];
+	int ret = 0;
+
+	comm->id = all[0].comm;
+	for (uint32_t r = comm->rank + 1; !ret && r < comm->nranks; r++)
+		if (connected(own, &all[r]))
+			ret = kv_peer_connect(comm->engine, all[r].host, all[r].port, deadline_ns,
+					      comm->id, comm->rank, &comm->peer[r], err);
+	for (uint32_t r = 0; !ret && r < comm->rank; r++)
+		if (connected(own, &all[r]))
+			ret = await(comm, r, deadline_ns, err);
+	return ret;
+}
+
+int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
+		 struct kv_comm **comm_p, struct kv_error *err)
+{
+	struct rank_info *all = NULL, own = { .comm = 0 };
+	struct kv_comm *comm = NULL;
+	int64_t deadline;
+	int ret = kv_engine_use(engine, "comm_init", err);
+
+	if (!ret)
+		ret = check_config(config, comm_p, err);
+	if (!ret)
+		ret = kv_engine_deadline(config->timeout_ms ? config->timeout_ms : COMM_TIMEOUT_MS,
+					 "comm_init", &deadline, err);
+	if (!ret)
+		ret = make_own(engine, config, &own, err);
+	if (ret)
+		return ret;
+	if (!kv_fault(KV_COMM_ALLOC)) {
+		comm = calloc(1, sizeof(*comm) + config->nranks * sizeof(struct kv_peer *));
+		all = calloc(config->nranks, sizeof(*all));
+	}
+	if (!comm || !all) {
+		ret = kv_fail(err, KV_ERR_NOMEM, "comm_init", "cannot allocate %u ranks",
+			      config->nranks);
+	} else {
+		comm->engine = engine;
+		comm->rank = config->rank;
+		comm->nranks = config->nranks;
+		ret = exchange(config, &own, all, err);
+		if (!ret)
+			ret = join(comm, all, deadline, err);
+	}
+	free(all);
+	if (ret)
+		kv_comm_free(comm, KV_CLOSE_MS, NULL);
+	else
+		*comm_p = comm;
+	return ret;
+}
+
+struct kv_peer *kv_comm_peer(struct kv_comm *comm, uint32_t rank)
+{
+	return comm && rank < comm->nranks ? comm->peer[rank] : NULL;
+}
+
+int kv_comm_free(struct kv_comm *comm, int64_t timeout_ms, struct kv_error *err)
+{
+	int64_t deadline;
+	int ret;
+
+	if (!comm)
+		return 0;
+	ret = kv_engine_use(comm->engine, "comm_free", err);
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "comm_free", &deadline, err);
+	for (uint32_t r = 0; !ret && r < comm->nranks; r++) {
+		if (!comm->peer[r])
+			continue;
+		ret = kv_peer_close(comm->peer[r], kv_poll_ms(deadline, KV_TIMEOUT_MAX_MS), err);
+		if (!ret)
+			comm->peer[r] = NULL;
+	}
+	if (!ret)
+		free(comm); /* otherwise what is left can be closed by another call */
+	return ret;
+}

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_connect.c -- listening, accepting, connecting: a peer until its handshake is over */
+#include "kv_internal.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+enum { ACCEPTS_MAX = 64 }; /* of one turn */
+
+/* ---------------------------------------------------------------- the end of a handshake */
+
+static void leave_pending(struct kv_peer *peer, enum kv_peer_state state)
+{
+	pthread_mutex_lock(&peer->engine->lock);
+	peer->engine->peers_pending--;
+	pthread_mutex_unlock(&peer->engine->lock);
+	peer->state = (uint8_t)state;
+}
+
+static void count_rejected(struct kv_engine *engine, int code)
+{
+	switch (code) {
+	case KV_ERR_VERSION:
+		kv_count(engine, rejected_version, 1);
+		break;
+	case KV_ERR_GEOMETRY:
+		kv_count(engine, rejected_geometry, 1);
+		break;
+	case KV_ERR_TIMEOUT:
+		kv_count(engine, rejected_timeout, 1);
+		break;
+	case KV_ERR_BUSY:
+	case KV_ERR_NOFD:
+	case KV_ERR_NOMEM:
+		kv_count(engine, rejected_limit, 1);
+		break;
+	default: /* no handshake of ours, or it broke off */
+		kv_count(engine, rejected_garbage, 1);
+		break;
+	}
+}
+
+/* PEER_UP is queued, or needs not be; false: the queue is full, later. */
+bool kv_peer_tell_up(struct kv_peer *peer)
+{
+	struct kv_arrival up = { .kind = KV_ARRIVAL_PEER_UP, .peer = peer };
+
+	if (!peer->up_told)
+		peer->up_told = !peer->owned || !peer->incoming || peer->comm ||
+				kv_arrivals_push(peer->engine, &up);
+	return peer->up_told;
+}
+
+static void rise(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
+
+	leave_pending(peer, KV_PEER_UP);
+	peer->owned = !peer->incoming || peer->comm || !engine->arrivals_off;
+	kv_count(engine, peers_now, 1);
+	if (peer->incoming)
+		kv_count(engine, peers_accepted, 1);
+	else
+		kv_count(engine, peers_connected, 1);
+	kv_log_info(engine->log, "%s %s (%s) over %s: %s",
+		    peer->incoming ? "accepted" : "connected to", peer->name,
+		    tr_conn_address(peer->conn), tr_conn_transport(peer->conn),
+		    tr_conn_path(peer->conn));
+	kv_peer_tell_up(peer);
+	kv_waiter_wake(&peer->waiter);
+	kv_waiter_wake(&engine->waiter); /* kv_comm_init */
+}
+
+bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
+{
+	struct kv_error err;
+	int ret = tr_conn_step(peer->conn, &err);
+
+	if (ret == TR_AGAIN)
+		return true;
+	++*done_p;
+	if (!ret) {
+		rise(peer);
+		return kv_peer_service(peer, done_p);
+	}
+	if (peer->incoming) {
+		count_rejected(peer->engine, ret);
+		kv_log_info(peer->engine->log, "refused %s: KV_ERR_%s: %s",
+			    tr_conn_address(peer->conn), kv_error_name(ret), err.message);
+		kv_peer_free(peer);
+		return false;
+	}
+	peer->error = err;
+	kv_service_unwatch(peer);
+	leave_pending(peer, KV_PEER_LOST);
+	peer->fenced = peer->lost_told = true;
+	kv_waiter_wake(&peer->waiter);
+	return true;
+}
+
+/* ---------------------------------------------------------------- accepting */
+
+static int accept_one(struct kv_engine *engine)
+{
+	struct tr_conn_config config = { .ops = &kv_upper_ops };
+	struct kv_peer *peer = NULL;
+	struct tr_conn *conn;
+	struct kv_error err;
+	int done = 0, ret;
+
+	/* Without a peer (too many handshakes, no memory) the connection is taken and closed. */
+	kv_peer_new(engine, true, &peer, &err);
+	config.arg = peer;
+	ret = tr_accept(engine->listener, &config, &conn, &err);
+	if (ret) {
+		if (ret != TR_AGAIN) {
+			count_rejected(engine, KV_ERR_BUSY);
+			kv_log_warn(engine->log, "accept: %s", err.message);
+		}
+		if (peer)
+			kv_peer_free(peer);
+		return ret;
+	}
+	if (!peer) {
+		count_rejected(engine, KV_ERR_BUSY);
+		tr_conn_close(conn);
+		return 0;
+	}
+	peer->conn = conn;
+	ret = kv_service_watch(peer, &err);
+	if (ret) {
+		count_rejected(engine, ret);
+		kv_log_warn(engine->log, "accept: %s", err.message);
+		kv_peer_free(peer);
+		return 0;
+	}
+	if (kv_peer_handshake(peer, &done))
+		pthread_mutex_unlock(&peer->claim);
+	return 0;
+}
+
+void kv_peer_accept(struct kv_engine *engine)
+{
+	for (int i = 0; i < ACCEPTS_MAX; i++)
+		if (accept_one(engine))
+			return;
+}
+
+int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p,
+	      struct kv_error *err)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.u64 = KV_TOKEN_LISTENER };
+	struct tr_listener *listener;
+	int ret = kv_engine_use(engine, "listen", err);
+
+	if (ret)
+		return ret;
+	if (port > UINT16_MAX)
+		return kv_fail(err, KV_ERR_ARG, "listen", "port is %u; it must be 0..65535", port);
+	pthread_mutex_lock(&engine->lock);
+	if (engine->listener)
+		ret = kv_fail(err, KV_ERR_BUSY, "listen", "the engine listens already on port %u",
+			      tr_listener_port(engine->listener));
+	else
+		ret = tr_listen(engine->tr, host, port, &listener, err);
+	if (!ret && (kv_fault(KV_LISTEN_WATCH) ? (errno = ENOMEM, -1)
+					       : epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD,
+							   tr_listener_fd(listener), &event))) {
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "listen", "epoll_ctl failed");
+		tr_listener_close(listener);
+	}
+	if (!ret) {
+		engine->listener = listener;
+		if (port_p)
+			*port_p = tr_listener_port(listener);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return ret;
+}
+
+/* ---------------------------------------------------------------- connecting */
+
+static int start_connect(struct kv_engine *engine, const char *host, uint32_t port,
+			 struct kv_peer *peer, struct kv_error *err)
+{
+	struct tr_conn_config config = { .ops = &kv_upper_ops, .arg = peer };
+	int done = 0;
+	int ret = tr_connect(engine->tr, host, port, &config, &peer->conn, err);
+
+	if (!ret)
+		ret = kv_service_watch(peer, err);
+	if (!ret)
+		kv_peer_handshake(peer, &done);
+	return ret;
+}
+
+static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns)
+{
+	for (;;) {
+		uint32_t seq = kv_waiter_enter(&peer->waiter);
+		enum kv_peer_state state;
+
+		pthread_mutex_lock(&peer->claim);
+		state = peer->state;
+		if (state != KV_PEER_HANDSHAKE || kv_now_ns() >= deadline_ns) {
+			kv_waiter_leave(&peer->waiter);
+			return state; /* with the claim */
+		}
+		pthread_mutex_unlock(&peer->claim);
+		if (atomic_exchange(&peer->service_wants, false))
+			kv_service_rearm(peer);
+		kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
+		kv_waiter_leave(&peer->waiter);
+	}
+}
+
+int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
+		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
+		    struct kv_error *err)
+{
+	enum kv_peer_state state;
+	struct kv_peer *peer;
+	int ret = kv_peer_new(engine, false, &peer, err);
+
+	if (ret)
+		return ret;
+	peer->comm = comm;
+	peer->comm_rank = comm_rank;
+	ret = start_connect(engine, host, port, peer, err);
+	if (ret) {
+		kv_peer_free(peer);
+		return ret;
+	}
+	pthread_mutex_unlock(&peer->claim);
+	state = wait_for_end(peer, deadline_ns);
+	if (state == KV_PEER_UP) {
+		kv_peer_release(peer);
+		*peer_p = peer;
+		return 0;
+	}
+	if (state == KV_PEER_LOST)
+		ret = kv_error_copy(err, &peer->error);
+	else
+		ret = kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",
+				   "the deadline passed %s of %s:%u",
+				   peer->link && peer->name[0] ? "after the hello, in the setup"
+							       : "while waiting for the hello",
+				   host ? host : "127.0.0.1", port);
+	kv_peer_free(peer);
+	return ret;
+}
+
+int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t timeout_ms,
+	       struct kv_peer **peer_p, struct kv_error *err)
+{
+	int64_t deadline;
+	int ret = kv_engine_use(engine, "connect", err);
+
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "connect", &deadline, err);
+	if (ret)
+		return ret;
+	if (!port || port > UINT16_MAX)
+		return kv_fail(err, KV_ERR_ARG, "connect", "port is %u; it must be 1..65535", port);
+	if (!peer_p)
+		return kv_fail(err, KV_ERR_ARG, "connect", "peer_p is NULL");
+	return kv_peer_connect(engine, host, port, deadline, 0, 0, peer_p, err);
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_dump.c -- the engine's state as text */
+#include "kv_internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+struct text {
+	char *buf;
+	size_t cap, len;
+};
+
+static void __attribute__((format(printf, 2, 3))) say(struct text *t, const char *fmt, ...)
+{
+	bool room = t->len < t->cap;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vsnprintf(room ? t->buf + t->len : NULL, room ? t->cap - t->len : 0, fmt, ap);
+	va_end(ap);
+	if (n > 0)
+		t->len += (size_t)n;
+}
+
+static long long age_ms(int64_t since_ns)
+{
+	return (kv_now_ns() - since_ns) / KV_NS_PER_MS;
+}
+
+static void dump_ops(struct text *t, const struct kv_peer *peer)
+{
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		const struct kv_slot *slot = &peer->link->slot[i];
+		const struct kv_op *op = slot->op;
+
+		if (op)
+			say(t,
+			    "  op %u.%u %s: %s, %lld ms old, %lld ms left, %zu blocks, layer %u of %u, tensor %u, id index %zu%s%s%s\n",
+			    i, slot->generation, kv_op_name(op), kv_op_stage_name(op),
+			    age_ms(op->begun_ns), -age_ms(op->deadline_ns), op->n, op->layer,
+			    op->layers.count, op->tensor, op->index, op->written ? ", written" : "",
+			    op->acked ? ", acknowledged" : "",
+			    op->tr ? ", with the transport" : "");
+		else if (slot->state != KV_SLOT_FREE)
+			say(t, "  op %u.%u ended, %s\n", i, slot->generation,
+			    slot->state == KV_SLOT_ABORT ? "the peer is still to be told"
+							 : "its acknowledgement is still due");
+	}
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		const struct kv_incoming *in = &peer->link->in[i];
+
+		if (in->begun)
+			say(t, "  incoming %u: %u blocks of cache %u, layers %u + %u, tag %llu%s\n",
+			    i, in->begin.blocks, in->begin.cache, in->begin.first, in->begin.count,
+			    (unsigned long long)in->begin.tag,
+			    kv_bit(peer->link->withheld, i) ? ", waits for room in the arrivals"
+			    : kv_bit(peer->link->ack, i)    ? ", to be acknowledged"
+							    : ", not committed");
+	}
+}
+
+static void dump_leases(struct text *t, const struct kv_peer *peer)
+{
+	for (unsigned int i = 0; i < peer->link->leases_end; i++) {
+		const struct kv_lease *l = peer->link->lease[i];
+
+		if (l)
+			say(t,
+			    "  lease %llu tag %llu: %u blocks of cache %u, %s%s%s%s, %u of %u told\n",
+			    (unsigned long long)l->id, (unsigned long long)l->tag, l->n,
+			    l->cache->geometry.cache_id, l->open ? "open" : "closed",
+			    l->expired ? ", expired" : "",
+			    l->revoke && !l->stopped ? ", waits for the writer to stop" : "",
+			    l->stopped ? ", stopped" : "", l->sent, l->n);
+	}
+	for (const struct kv_grant *g = peer->link->oldest; g; g = g->newer)
+		say(t, "  granted %llu tag %llu: %u of %u blocks of cache %u%s%s\n",
+		    (unsigned long long)g->id, (unsigned long long)g->tag, g->got, g->n, g->cache,
+		    g->revoked ? ", revoked" : "", g->failed ? ", failed" : "");
+}
+
+static void dump_peer(struct text *t, const struct kv_peer *peer)
+{
+	static const char *const states[] = { "handshake", "up", "lost" };
+	char conn[2048];
+
+	say(t, "peer %u %s (%s), %s, %s%s\n", peer->index, peer->name,
+	    peer->conn ? tr_conn_address(peer->conn) : "", peer->incoming ? "incoming" : "outgoing",
+	    states[peer->state], peer->closing ? ", closing" : "");
+	if (peer->conn && tr_conn_transport(peer->conn)[0]) {
+		tr_conn_dump(peer->conn, conn, sizeof(conn));
+		say(t, "  %s: %s\n  %s\n", tr_conn_transport(peer->conn), tr_conn_path(peer->conn),
+		    conn);
+	}
+	if (peer->error.code)
+		say(t, "  error KV_ERR_%s: %s%s\n", kv_error_name(peer->error.code),
+		    peer->error.message, peer->fenced ? "; fenced" : "; not fenced yet");
+	if (!peer->link)
+		return;
+	dump_ops(t, peer);
+	dump_leases(t, peer);
+}
+
+int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
+{
+	struct text t = { buf, cap, 0 };
+
+	if (cap)
+		buf[0] = 0;
+	if (kv_engine_use(engine, "dump", NULL))
+		return KV_ERR_ARG;
+	say(&t, "engine %s, %s progress, %u peers up, %u in handshake, %s\n", engine->name,
+	    engine->caller_mode ? "caller" : "auto", engine->peers_up, engine->peers_pending,
+	    engine->listener ? "listening" : "not listening");
+	say(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count, engine->arrivals.cap);
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = kv_service_claim(engine, i);
+
+		if (peer) {
+			dump_peer(&t, peer);
+			kv_peer_release(peer);
+		} else if (engine->peer[i]) {
+			say(&t, "peer %u is busy in a call\n", i);
+		}
+	}
+	return (int)t.len;
+}

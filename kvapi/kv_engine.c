@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_engine.c -- opening and closing an engine */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kv_internal.h"
+
+enum { LIFE_PAGE = 4096, ALIVE = 0x616c6976 };
+
+const char *kv_version(void)
+{
+#define TEXT_OF(x) #x
+#define VERSION_OF(a, b, c) TEXT_OF(a) "." TEXT_OF(b) "." TEXT_OF(c)
+	static const char version[] =
+		VERSION_OF(KV_VERSION_MAJOR, KV_VERSION_MINOR, KV_VERSION_PATCH)
+#ifdef KVRAIL_COMMIT
+			" (" KVRAIL_COMMIT ")"
+#endif
+		;
+	return version;
+}
+
+static bool forked(const struct kv_engine *engine)
+{
+	return engine->wiped ? *engine->life != ALIVE : getpid() != engine->pid;
+}
+
+int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err)
+{
+	if (!engine)
+		return kv_fail(err, KV_ERR_ARG, op, "engine is NULL");
+	if (engine->magic != KV_MAGIC_ENGINE)
+		return kv_fail(err, KV_ERR_CLOSED, op, "the engine was closed");
+	if (forked(engine)) {
+		kv_fail(err, KV_ERR_FORKED, op, "the engine was opened by process %d",
+			(int)engine->pid);
+		kv_error_hint(err, "open an engine after fork, or start workers with spawn");
+		return KV_ERR_FORKED;
+	}
+	return 0;
+}
+
+int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
+		       struct kv_error *err)
+{
+	if (timeout_ms < 0 || timeout_ms > KV_TIMEOUT_MAX_MS)
+		return kv_fail(err, KV_ERR_ARG, op, "timeout_ms is %lld; it must be 0..%d",
+			       (long long)timeout_ms, KV_TIMEOUT_MAX_MS);
+	*deadline_p = kv_deadline_ns(timeout_ms);
+	return 0;
+}
+
+void kv_engine_wake(struct kv_engine *engine)
+{
+	uint64_t one = 1;
+	ssize_t n;
+
+	do
+		n = write(engine->wake_fd, &one, sizeof(one));
+	while (n < 0 && errno == EINTR);
+	/* EAGAIN: it is readable already. */
+}
+
+/* The page by which a forked child knows that it is one, without a system call at each use. */
+static int make_life(struct kv_engine *engine, struct kv_error *err)
+{
+	void *page = kv_fault(KV_LIFE_MMAP) ? (errno = ENOMEM, MAP_FAILED)
+					    : mmap(NULL, LIFE_PAGE, PROT_READ | PROT_WRITE,
+						   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return kv_fail_errno(err, KV_ERR_NOMEM, errno, "open", "mmap of a page failed");
+	engine->life = page;
+	*engine->life = ALIVE;
+	engine->pid = getpid();
+	engine->wiped = !madvise(page, LIFE_PAGE, MADV_WIPEONFORK);
+	return 0;
+}
+
+static int make_descriptors(struct kv_engine *engine, struct kv_error *err)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+
+	engine->epoll_fd = kv_fault(KV_EPOLL) ? (errno = EMFILE, -1) : epoll_create1(EPOLL_CLOEXEC);
+	if (engine->epoll_fd < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "epoll_create1 failed");
+	engine->wake_fd = kv_fault(KV_EVENTFD) ? (errno = EMFILE, -1)
+					       : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (engine->wake_fd < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "eventfd failed");
+	if (epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, engine->wake_fd, &event))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "epoll_ctl failed");
+	return kv_arrivals_open(engine, err);
+}
+
+static void read_options(struct kv_engine *engine)
+{
+	const struct kv_option_set *set = engine->options;
+
+	engine->spin_ns = kv_option_int(set, KV_OPT_SPIN_US) * KV_NS_PER_US;
+	if (!kv_option_is_set(set, KV_OPT_SPIN_US) && sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		engine->spin_ns = 0; /* what is waited for cannot run meanwhile */
+	engine->op_timeout_ms = kv_option_int(set, KV_OPT_OP_TIMEOUT_MS);
+	engine->handshake_ms = kv_option_int(set, KV_OPT_HANDSHAKE_MS);
+	engine->peers_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PEERS);
+	engine->pending_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PENDING);
+	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
+}
+
+static void warn_unknown(struct kv_engine *engine)
+{
+	const char *name, *near;
+
+	for (size_t i = 0; kv_option_unknown(engine->options, i, &name, &near); i++)
+		kv_log_warn(engine->log, "%s is no option of kvrail%s%s", name,
+			    *near ? "; did you mean " : "", near);
+}
+
+static void name_engine(struct kv_engine *engine, const char *name)
+{
+	char host[KV_NAME_MAX - 16] = "";
+
+	if (!name) {
+		gethostname(host, sizeof(host) - 1);
+		snprintf(engine->name, sizeof(engine->name), "%s:%d", host, (int)getpid());
+	} else {
+		snprintf(engine->name, sizeof(engine->name), "%s", name);
+	}
+	/* The wire takes no control characters. */
+	for (char *c = engine->name; *c; c++)
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			*c = '?';
+}
+
+static int check_config(const struct kv_engine_config *config, struct kv_error *err)
+{
+	if (!config)
+		return 0;
+	if (config->size != sizeof(*config))
+		return kv_fail(err, KV_ERR_ARG, "open",
+			       "kv_engine_config.size is %zu; this version knows %zu", config->size,
+			       sizeof(*config));
+	if (config->progress != KV_PROGRESS_AUTO && config->progress != KV_PROGRESS_CALLER)
+		return kv_fail(err, KV_ERR_ARG, "open", "progress is %d; it must be %d or %d",
+			       config->progress, KV_PROGRESS_AUTO, KV_PROGRESS_CALLER);
+	return 0;
+}
+
+/* Frees what there is; also of an engine that was never finished. */
+static void free_engine(struct kv_engine *engine)
+{
+	if (engine->tr)
+		tr_close(engine->tr);
+	kv_op_pool_free(engine);
+	kv_lease_pool_free(engine);
+	kv_arrivals_close(engine);
+	if (engine->wake_fd >= 0)
+		close(engine->wake_fd);
+	if (engine->epoll_fd >= 0)
+		close(engine->epoll_fd);
+	kv_log_close(engine->log);
+	kv_option_free(engine->options);
+	if (engine->life)
+		munmap(engine->life, LIFE_PAGE);
+	pthread_mutex_destroy(&engine->turn);
+	pthread_mutex_destroy(&engine->lock);
+	pthread_mutex_destroy(&engine->pool_lock);
+	engine->magic = KV_MAGIC_DEAD;
+	free(engine);
+}
+
+static int fill_engine(struct kv_engine *engine, const struct kv_engine_config *config,
+		       struct kv_error *err)
+{
+	static const struct kv_engine_config defaults = { .size = sizeof(defaults) };
+	const struct kv_engine_config *c = config ? config : &defaults;
+	struct tr_config tr_config = { 0 };
+	int ret = kv_option_read(c->options, &engine->options, err);
+
+	if (ret)
+		return ret;
+	read_options(engine);
+	engine->caller_mode = c->progress == KV_PROGRESS_CALLER;
+	engine->arrivals_off = c->arrivals_off != 0;
+	engine->log = kv_log_open(engine->options, c->log, c->log_arg);
+	if (!engine->log)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the log");
+	warn_unknown(engine);
+	name_engine(engine, c->name);
+	ret = make_life(engine, err);
+	if (!ret)
+		ret = make_descriptors(engine, err);
+	if (ret)
+		return ret;
+	tr_config.options = engine->options;
+	tr_config.log = engine->log;
+	return tr_open(&tr_config, &engine->tr, err);
+}
+
+int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **engine_p,
+		   struct kv_error *err)
+{
+	struct kv_engine *engine;
+	int ret = check_config(config, err);
+
+	if (ret)
+		return ret;
+	if (!engine_p)
+		return kv_fail(err, KV_ERR_ARG, "open", "engine_p is NULL");
+	engine = kv_fault(KV_ENGINE_ALLOC) ? NULL : calloc(1, sizeof(*engine));
+	if (!engine)
+		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the engine");
+	engine->epoll_fd = engine->wake_fd = engine->arrivals.fd = -1;
+	pthread_mutex_init(&engine->turn, NULL);
+	pthread_mutex_init(&engine->lock, NULL);
+	pthread_mutex_init(&engine->pool_lock, NULL);
+	ret = fill_engine(engine, config, err);
+	if (!ret && !engine->caller_mode)
+		ret = kv_service_start(engine, err);
+	if (ret) {
+		free_engine(engine);
+		return ret;
+	}
+	engine->magic = KV_MAGIC_ENGINE;
+	*engine_p = engine;
+	return 0;
+}
+
+static void shut_peers(struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(KV_CLOSE_MS);
+
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = engine->peer[i];
+		struct kv_error err;
+
+		if (!peer)
+			continue;
+		kv_peer_claim(peer);
+		if (kv_peer_shut(peer, deadline, &err))
+			kv_log_warn(engine->log, "closed the engine although %s", err.message);
+		kv_peer_free(peer);
+	}
+}
+
+void kv_engine_close(struct kv_engine *engine)
+{
+	if (!engine || engine->magic != KV_MAGIC_ENGINE || forked(engine))
+		return; /* a forked child shares descriptors with its parent: it touches none */
+	kv_service_stop(engine);
+	if (engine->listener)
+		tr_listener_close(engine->listener);
+	shut_peers(engine);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (engine->cache[i])
+			kv_cache_free(engine->cache[i]);
+	kv_ranges_free(engine);
+	free_engine(engine);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_group.c -- many operations to many peers: posted a piece of each in turn, waited for together
+ */
+#include "kv_internal.h"
+
+#include <stdlib.h>
+
+struct kv_group {
+	struct kv_engine *engine;
+	struct kv_op *first, **last;
+	struct kv_waiter waiter;
+};
+
+int kv_group_start(struct kv_engine *engine, struct kv_group **group_p, struct kv_error *err)
+{
+	struct kv_group *group;
+	int ret = kv_engine_use(engine, "group_start", err);
+
+	if (ret)
+		return ret;
+	if (!group_p)
+		return kv_fail(err, KV_ERR_ARG, "group_start", "group_p is NULL");
+	group = kv_fault(KV_GROUP_ALLOC) ? NULL : calloc(1, sizeof(*group));
+	if (!group)
+		return kv_fail(err, KV_ERR_NOMEM, "group_start", "cannot allocate a group");
+	group->engine = engine;
+	group->last = &group->first;
+	*group_p = group;
+	return 0;
+}
+
+int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err)
+{
+	if (group->engine != op->engine)
+		return kv_fail(err, KV_ERR_ARG, kv_op_name(op),
+			       "group and peer belong to different engines");
+	op->waiter = &group->waiter;
+	*group->last = op;
+	group->last = &op->next;
+	return 0;
+}
+
+/*
+ * Claim held. Begins an operation that was only collected; without a free slot it stays collected.
+ */
+static bool begin(struct kv_op *op, int64_t deadline_ns)
+{
+	struct kv_error err;
+	int ret = kv_peer_usable(op->peer, kv_op_name(op), &err);
+
+	if (kv_now_ns() >= deadline_ns)
+		ret = kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op),
+				   "the group's deadline passed before a slot was free");
+	if (!ret) {
+		op->begun_ns = kv_now_ns();
+		op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;
+		if (op->deadline_ns > deadline_ns)
+			op->deadline_ns = deadline_ns;
+		ret = op->kind == KV_OP_RECV ? kv_recv_start(op, &err) : kv_op_activate(op, &err);
+		if (ret == KV_ERR_BUSY)
+			return false;
+	}
+	if (ret)
+		kv_op_end(op, ret, &err);
+	return true;
+}
+
+/* One piece of every operation that is not done. Returns the number of operations that are not. */
+static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p,
+		       int64_t *wake_ns_p)
+{
+	size_t unfinished = 0;
+
+	for (struct kv_op *op = group->first; op; op = op->next) {
+		if (atomic_load(&op->ended))
+			continue;
+		kv_peer_claim(op->peer);
+		if (op->stage == KV_STAGE_IDLE)
+			*moved_p += begin(op, deadline_ns);
+		if (op->stage != KV_STAGE_IDLE && op->stage != KV_STAGE_ENDED)
+			*moved_p += kv_peer_round(op->peer, true);
+		if (op->stage != KV_STAGE_IDLE && op->stage < KV_STAGE_STOP &&
+		    op->deadline_ns < *wake_ns_p)
+			*wake_ns_p = op->deadline_ns;
+		kv_peer_release(op->peer);
+		unfinished += !atomic_load(&op->ended);
+	}
+	return unfinished;
+}
+
+static void run(struct kv_group *group, int64_t deadline_ns)
+{
+	int64_t spin_until = 0;
+
+	for (;;) {
+		uint32_t seq = kv_waiter_enter(&group->waiter);
+		int64_t wake_ns = kv_deadline_ns(KV_TICK_MS), now;
+		int moved = 0;
+		size_t unfinished = round_of(group, deadline_ns, &moved, &wake_ns);
+
+		now = kv_now_ns();
+		if (moved)
+			spin_until = now + group->engine->spin_ns;
+		if (unfinished && !moved && now >= spin_until)
+			kv_service_sleep(group->engine, &group->waiter, seq, wake_ns);
+		kv_waiter_leave(&group->waiter);
+		if (!unfinished)
+			return;
+	}
+}
+
+int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, struct kv_error *err)
+{
+	size_t failed = 0;
+	int64_t deadline;
+	int ret;
+
+	if (!group)
+		return kv_fail(err, KV_ERR_ARG, "group_end", "group is NULL");
+	ret = kv_engine_use(group->engine, "group_end", err);
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "group_end", &deadline, err);
+	if (ret)
+		return ret;
+	run(group, deadline);
+	for (struct kv_op *op = group->first, *next; op; op = next) {
+		next = op->next;
+		/* Who ended it held the claim while it used our waiter. */
+		pthread_mutex_lock(&op->peer->claim);
+		op->waiter = &op->own_waiter;
+		op->next = NULL;
+		pthread_mutex_unlock(&op->peer->claim);
+		if (op->result && !failed++)
+			ret = kv_op_result(op, err);
+	}
+	if (failed_p)
+		*failed_p = failed;
+	free(group);
+	return ret;
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_incoming.c -- the receiver's side of an operation: BEGIN and notify make a commit, a commit
+ * makes an arrival, and only then is it acknowledged
+ *
+ * A writer uses a slot again only after the acknowledgement of its last commit, or after ABORT: so
+ * one record per slot holds everything that is under way, and nothing here grows.
+ */
+#include "kv_internal.h"
+
+enum { ID_SLOT_BITS = 16 };
+
+static struct kv_incoming *incoming_at(struct kv_peer *peer, uint64_t op)
+{
+	uint64_t i = op & ((1u << ID_SLOT_BITS) - 1);
+
+	return i < KV_OPS_MAX ? &peer->link->in[i] : NULL;
+}
+
+static unsigned int index_of(const struct kv_peer *peer, const struct kv_incoming *in)
+{
+	return (unsigned int)(in - peer->link->in);
+}
+
+static bool push_arrival(struct kv_peer *peer, const struct kv_msg_begin *begin)
+{
+	struct kv_arrival arrival = {
+		.kind = KV_ARRIVAL_BLOCKS,
+		.peer = peer->owned ? peer : NULL,
+		.cache = peer->link->map[begin->cache].cache,
+		.layers = { begin->first, begin->count },
+		.tag = begin->tag,
+		.lease = begin->lease,
+		.blocks = begin->blocks,
+		.bytes = begin->bytes,
+		.user = atomic_load(&peer->user),
+	};
+
+	return kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &arrival);
+}
+
+static void answer(struct kv_peer *peer, struct kv_incoming *in, int status)
+{
+	in->status = status;
+	kv_bit_set(peer->link->ack, index_of(peer, in));
+}
+
+/* Every byte is visible, the description is here: take it or refuse it. */
+static void commit(struct kv_peer *peer, struct kv_incoming *in)
+{
+	const struct kv_msg_begin *begin = &in->begin;
+	struct kv_layers layers = { begin->first, begin->count };
+	struct kv_lease *lease = NULL;
+	int status = kv_lease_commit(peer, begin, &lease);
+
+	in->notified = false;
+	if (status) {
+		answer(peer, in, status);
+		return;
+	}
+	kv_count(peer->engine, blocks_in, begin->blocks);
+	kv_count(peer->engine, bytes_in, begin->bytes);
+	if (lease && lease->once) {
+		kv_lease_committed(lease, layers); /* tells kv_recv_blocks instead of the queue */
+		answer(peer, in, 0);
+	} else if (push_arrival(peer, begin)) {
+		answer(peer, in, 0);
+	} else {
+		kv_bit_set(peer->link->withheld, index_of(peer, in));
+	}
+}
+
+int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
+{
+	struct kv_incoming *in = incoming_at(peer, begin->op);
+	const struct kv_cache *cache = peer->link->map[begin->cache].cache;
+
+	if (!in || !cache || in->begun)
+		return KV_ERR_PROTOCOL;
+	if ((uint32_t)begin->first + begin->count > cache->geometry.layers)
+		return KV_ERR_PROTOCOL;
+	in->begun = true;
+	in->begin = *begin;
+	if (in->notified && in->notified_op == begin->op)
+		commit(peer, in);
+	return 0;
+}
+
+void kv_incoming_notified(struct kv_peer *peer, uint64_t value)
+{
+	struct kv_incoming *in = incoming_at(peer, value);
+	unsigned int i = in ? index_of(peer, in) : 0;
+
+	if (!in || kv_bit(peer->link->ack, i) || kv_bit(peer->link->withheld, i) ||
+	    (in->begun && in->begin.op != value) || in->notified) {
+		kv_count(peer->engine, unknown_messages, 1);
+		return;
+	}
+	in->notified = true; /* it may overtake its BEGIN */
+	in->notified_op = value;
+	if (in->begun)
+		commit(peer, in);
+}
+
+void kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
+{
+	struct kv_incoming *in = incoming_at(peer, abort->op);
+
+	if (in && in->begun && in->begin.op == abort->op)
+		in->begun = false;
+	if (abort->lease)
+		kv_lease_aborted(peer, abort->lease, abort->status);
+}
+
+void kv_incoming_retry(struct kv_peer *peer)
+{
+	uint64_t *withheld = peer->link->withheld;
+
+	if (!(withheld[0] | withheld[1]))
+		return;
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		if (!kv_bit(withheld, i))
+			continue;
+		if (!push_arrival(peer, &peer->link->in[i].begin))
+			return;
+		kv_bit_clear(withheld, i);
+		answer(peer, &peer->link->in[i], 0);
+	}
+}
+
+/* As many acknowledgements as fit into one message. */
+static void collect(const struct kv_link *link, struct kv_msg_ack *ack)
+{
+	for (unsigned int i = 0; i < KV_OPS_MAX && ack->count < KV_ACKS_MAX; i++)
+		if (kv_bit(link->ack, i))
+			ack->ack[ack->count++] =
+				(struct kv_ack){ link->in[i].begin.op, link->in[i].status };
+}
+
+bool kv_incoming_flush(struct kv_peer *peer)
+{
+	struct kv_link *link = peer->link;
+
+	while (link->ack[0] | link->ack[1]) {
+		struct kv_msg msg = { .type = KV_MSG_ACK, .ack.count = 0 };
+
+		collect(link, &msg.ack);
+		if (kv_peer_send(peer, &msg))
+			return false;
+		for (int i = 0; i < msg.ack.count; i++) {
+			struct kv_incoming *in = incoming_at(peer, msg.ack.ack[i].op);
+
+			in->begun = false;
+			kv_bit_clear(link->ack, index_of(peer, in));
+		}
+	}
+	return true;
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_info.c -- the option table and the devices, for people */
+#include "kv_internal.h"
+
+static pthread_mutex_t fresh_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct kv_option_set *fresh; /* what an engine opened now would have; read anew at row 0 */
+
+static int refresh(size_t index, struct kv_error *err)
+{
+	struct kv_option_set *set;
+	int ret;
+
+	if (fresh && index)
+		return 0;
+	ret = kv_option_read(NULL, &set, err);
+	if (ret)
+		return ret;
+	kv_option_free(fresh);
+	fresh = set;
+	return 0;
+}
+
+static void fill(const struct kv_option_set *set, size_t index, struct kv_option_info *info)
+{
+	struct kv_option_row row;
+
+	kv_option_row(set, (enum kv_option_id)index, &row);
+	*info = (struct kv_option_info){
+		.size = sizeof(*info),
+		.name = row.name,
+		.type = row.type,
+		.range = row.range,
+		.def = row.def,
+		.help = row.help,
+		.value = row.value,
+		.source = row.source,
+	};
+}
+
+int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info *info,
+		  struct kv_error *err)
+{
+	int ret = engine ? kv_engine_use(engine, "option_get", err) : 0;
+
+	if (ret)
+		return ret;
+	if (!info || info->size != sizeof(*info))
+		return kv_fail(err, KV_ERR_ARG, "option_get",
+			       "kv_option_info is NULL or its size is not %zu", sizeof(*info));
+	if (index >= KV_OPTIONS)
+		return kv_fail(err, KV_ERR_ARG, "option_get", "there are %d options", KV_OPTIONS);
+	if (engine) {
+		fill(engine->options, index, info);
+		return 0;
+	}
+	pthread_mutex_lock(&fresh_lock);
+	ret = refresh(index, err);
+	if (!ret)
+		fill(fresh, index, info);
+	pthread_mutex_unlock(&fresh_lock);
+	return ret;
+}
+
+int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info,
+		  struct kv_error *err)
+{
+	int ret = kv_engine_use(engine, "device_get", err);
+
+	if (ret)
+		return ret;
+	if (!info || info->size != sizeof(*info))
+		return kv_fail(err, KV_ERR_ARG, "device_get",
+			       "kv_device_info is NULL or its size is not %zu", sizeof(*info));
+	if (tr_device_get(engine->tr, index, info))
+		return kv_fail(err, KV_ERR_ARG, "device_get", "there are fewer than %zu devices",
+			       index + 1);
+	return 0;
+}

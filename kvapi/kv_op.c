@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_op.c -- an operation's slot, its stages and its one end */
+#include "kv_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK_OPS = 16, ID_SLOT_BITS = 16 };
+
+static const char *const kind_names[] = { "write_blocks", "read_blocks", "send_blocks",
+					  "recv_blocks" };
+static const char *const stage_names[] = { "idle",   "waits for a lease", "begin", "post",
+					   "commit", "in flight",	  "stop",  "ended" };
+
+const char *kv_op_name(const struct kv_op *op)
+{
+	return kind_names[op->kind];
+}
+
+const char *kv_op_stage_name(const struct kv_op *op)
+{
+	return stage_names[op->stage];
+}
+
+/* ---------------------------------------------------------------- the pool */
+
+struct kv_op_chunk {
+	struct kv_op_chunk *next;
+	struct kv_op op[CHUNK_OPS];
+};
+
+static bool grow_pool(struct kv_engine *engine)
+{
+	struct kv_op_chunk *chunk = kv_fault(KV_OP_CHUNK) ? NULL : calloc(1, sizeof(*chunk));
+
+	if (!chunk)
+		return false;
+	for (int i = 0; i < CHUNK_OPS; i++) {
+		chunk->op[i].engine = engine;
+		chunk->op[i].next = engine->free_ops;
+		engine->free_ops = &chunk->op[i];
+	}
+	chunk->next = engine->op_chunks;
+	engine->op_chunks = chunk;
+	return true;
+}
+
+int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err)
+{
+	struct kv_op *op = NULL;
+
+	pthread_mutex_lock(&engine->pool_lock);
+	if (engine->free_ops || grow_pool(engine)) {
+		op = engine->free_ops;
+		engine->free_ops = op->next;
+	}
+	pthread_mutex_unlock(&engine->pool_lock);
+	if (!op)
+		return kv_fail(err, KV_ERR_NOMEM, "operation", "cannot allocate operations");
+	op->magic = KV_MAGIC_OP;
+	op->stage = KV_STAGE_IDLE;
+	op->begun = op->committed = op->written = op->acked = op->blocking = false;
+	op->tr = NULL;
+	op->lease = NULL;
+	op->next = NULL;
+	op->id = 0;
+	op->grant = 0;
+	op->end_code = op->ack_status = op->result = 0;
+	op->layer = op->tensor = 0;
+	op->index = 0;
+	op->waiter = &op->own_waiter;
+	atomic_store(&op->grade, KV_NONE);
+	atomic_store(&op->ended, false);
+	*op_p = op;
+	return 0;
+}
+
+void kv_op_give(struct kv_op *op)
+{
+	struct kv_engine *engine = op->engine;
+
+	op->magic = KV_MAGIC_DEAD;
+	pthread_mutex_lock(&engine->pool_lock);
+	op->next = engine->free_ops;
+	engine->free_ops = op;
+	pthread_mutex_unlock(&engine->pool_lock);
+}
+
+void kv_op_pool_free(struct kv_engine *engine)
+{
+	while (engine->op_chunks) {
+		struct kv_op_chunk *chunk = engine->op_chunks;
+
+		engine->op_chunks = chunk->next;
+		for (int i = 0; i < CHUNK_OPS; i++)
+			free(chunk->op[i].ids);
+		free(chunk);
+	}
+}
+
+int kv_op_keep_ids(struct kv_op *op, struct kv_error *err)
+{
+	bool both = op->kind != KV_OP_SEND; /* its remote ids are the grant's */
+	size_t need = both ? 2 * op->n : op->n;
+
+	if (need > op->ids_cap) {
+		int64_t *ids = kv_fault(KV_OP_IDS) ? NULL : realloc(op->ids, need * sizeof(*ids));
+
+		if (!ids)
+			return kv_fail(err, KV_ERR_NOMEM, kv_op_name(op),
+				       "cannot keep %zu block ids", need);
+		op->ids = ids;
+		op->ids_cap = need;
+	}
+	memcpy(op->ids, op->local, op->n * sizeof(*op->ids));
+	op->local = op->ids;
+	if (both) {
+		memcpy(op->ids + op->n, op->remote, op->n * sizeof(*op->ids));
+		op->remote = op->ids + op->n;
+	}
+	return 0;
+}
+
+/* ---------------------------------------------------------------- slots */
+
+static struct kv_slot *slot_at(struct kv_peer *peer, uint64_t id)
+{
+	uint64_t i = id & ((1u << ID_SLOT_BITS) - 1);
+	struct kv_slot *slot = i < KV_OPS_MAX ? &peer->link->slot[i] : NULL;
+
+	return slot && slot->generation == (uint32_t)(id >> ID_SLOT_BITS) ? slot : NULL;
+}
+
+unsigned int kv_op_slot(const struct kv_op *op)
+{
+	return (unsigned int)(op->id & ((1u << ID_SLOT_BITS) - 1));
+}
+
+static void free_slot(struct kv_peer *peer, struct kv_slot *slot)
+{
+	slot->state = KV_SLOT_FREE;
+	slot->op = NULL;
+	peer->link->slots_used--;
+	kv_waiter_wake(&peer->link->slot_waiter);
+}
+
+int kv_op_activate(struct kv_op *op, struct kv_error *err)
+{
+	struct kv_link *link = op->peer->link;
+	unsigned int i;
+
+	for (i = 0; i < KV_OPS_MAX && link->slot[i].state != KV_SLOT_FREE; i++)
+		;
+	if (i == KV_OPS_MAX)
+		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, kv_op_name(op),
+				    "%d operations are unfinished towards %s", KV_OPS_MAX,
+				    op->peer->name);
+	link->slot[i].state = KV_SLOT_BUSY;
+	link->slot[i].op = op;
+	link->slots_used++;
+	op->id = (uint64_t)++link->slot[i].generation << ID_SLOT_BITS | i;
+	kv_bit_set(link->busy, i);
+	kv_bit_set(link->posting, i);
+	op->stage = op->kind == KV_OP_SEND ? KV_STAGE_WAIT_GRANT : KV_STAGE_BEGIN;
+	kv_op_count(op);
+	kv_peer_due(op->peer, op->deadline_ns);
+	return 0;
+}
+
+/*
+ * What becomes of the slot when its operation ends: the peer may still have something to say about
+ * it, or must be told.
+ */
+static void leave_slot(struct kv_op *op, int code)
+{
+	struct kv_peer *peer = op->peer;
+	struct kv_slot *slot = &peer->link->slot[kv_op_slot(op)];
+	bool tell = op->begun || (op->kind == KV_OP_SEND && op->grant);
+
+	kv_bit_clear(peer->link->busy, kv_op_slot(op));
+	kv_bit_clear(peer->link->posting, kv_op_slot(op));
+	slot->op = NULL;
+	slot->grant = op->grant;
+	slot->layers = op->layers;
+	slot->status = code;
+	slot->send = op->kind == KV_OP_SEND;
+	if (peer->state != KV_PEER_UP || op->acked || op->kind == KV_OP_READ) {
+		free_slot(peer, slot);
+	} else if (op->committed) {
+		slot->state = KV_SLOT_UNACKED;
+	} else if (tell) {
+		slot->state = KV_SLOT_ABORT;
+		kv_bit_set(peer->link->aborts, kv_op_slot(op));
+	} else {
+		free_slot(peer, slot);
+	}
+}
+
+bool kv_op_flush(struct kv_peer *peer)
+{
+	struct kv_link *link = peer->link;
+
+	if (!(link->aborts[0] | link->aborts[1]))
+		return true;
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		struct kv_slot *slot = &link->slot[i];
+		struct kv_msg msg = { .type = KV_MSG_ABORT };
+
+		if (!kv_bit(link->aborts, i))
+			continue;
+		msg.abort.op = (uint64_t)slot->generation << ID_SLOT_BITS | i;
+		msg.abort.lease = slot->send ? slot->grant : 0;
+		msg.abort.status = slot->status;
+		if (kv_peer_send(peer, &msg))
+			return false;
+		kv_bit_clear(link->aborts, i);
+		free_slot(peer, slot);
+	}
+	return true;
+}
+
+/* ---------------------------------------------------------------- the end */
+
+void kv_op_count(struct kv_op *op)
+{
+	struct kv_engine *engine = op->engine;
+
+	atomic_fetch_add(&op->cache->users, 1);
+	kv_count(engine, in_flight, 1);
+	if (op->kind == KV_OP_WRITE)
+		kv_count(engine, writes, 1);
+	else if (op->kind == KV_OP_READ)
+		kv_count(engine, reads, 1);
+	else if (op->kind == KV_OP_SEND)
+		kv_count(engine, sends, 1);
+	else
+		kv_count(engine, recvs, 1);
+}
+
+static void count_end(struct kv_op *op, int code)
+{
+	struct kv_engine *engine = op->engine;
+
+	atomic_fetch_sub(&op->cache->users, 1);
+	kv_count(engine, in_flight, -1);
+	if (!code)
+		kv_count(engine, ok, 1);
+	else if (code == KV_ERR_CANCELLED)
+		kv_count(engine, cancelled, 1);
+	else
+		kv_count(engine, failed, 1);
+}
+
+/* Fills op->err from a cause, or from the code alone. */
+void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause)
+{
+	if (cause && cause->code) {
+		kv_error_copy(&op->err, cause);
+		if (cause->code !=
+		    code) { /* the caller knows better what it means for this operation */
+			op->err.code = code;
+			op->err.scope = kv_error_scope(code);
+		}
+		snprintf(op->err.op, sizeof(op->err.op), "%s", kv_op_name(op));
+	} else {
+		kv_peer_fail(op->peer, &op->err, code, kv_op_name(op), "%s", kv_error_text(code));
+	}
+	op->err.in_doubt = op->begun && op->kind != KV_OP_READ;
+}
+
+void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
+{
+	struct kv_waiter *waiter = op->waiter;
+
+	if (op->stage == KV_STAGE_ENDED)
+		return;
+	if (code)
+		kv_op_set_error(op, code, cause);
+	if (op->id) {
+		leave_slot(op, code);
+		/* Unless it is committed and the receiver has yet to decide. */
+		if (op->grant && op->kind == KV_OP_SEND && (op->acked || !op->committed))
+			kv_grant_settled(op->peer, op->grant, op->layers, code);
+	}
+	if (op->stage != KV_STAGE_IDLE)
+		count_end(op, code);
+	op->stage = KV_STAGE_ENDED;
+	op->result = code;
+	if (!code)
+		atomic_store(&op->grade, KV_ACKED);
+	atomic_store(&op->ended, true); /* from here on the operation may be freed and used again */
+	kv_waiter_wake(waiter);
+}
+
+void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
+{
+	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
+		return;
+	if (op->kind == KV_OP_RECV) {
+		kv_lease_end_op(op, code, stop_ns, cause);
+		return;
+	}
+	if (!op->tr) {
+		kv_op_end(op, code, cause);
+		return;
+	}
+	kv_op_set_error(op, code, cause);
+	op->end_code = code;
+	op->stage = KV_STAGE_STOP;
+	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
+	/*
+	 * It fails only on a connection that is failing: then the transport ends the operation
+	 * itself.
+	 */
+	tr_op_cancel(op->tr, stop_ns, NULL);
+}
+
+void kv_op_timeout(struct kv_op *op)
+{
+	struct kv_error err;
+	const char *missing =
+		op->stage == KV_STAGE_WAIT_GRANT ? "no lease with this tag was opened"
+		: op->stage == KV_STAGE_FLIGHT && op->kind == KV_OP_RECV ? "not every layer arrived"
+		: op->stage == KV_STAGE_FLIGHT && op->written ? "the peer did not acknowledge"
+		: op->stage == KV_STAGE_FLIGHT		      ? "the blocks were not delivered"
+							      : "the blocks were not all posted";
+
+	kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op), "%s within %lld ms", missing,
+		     (long long)op->timeout_ms);
+	kv_op_stop(op, KV_ERR_TIMEOUT, kv_deadline_ns(KV_STOP_MS), &err);
+}
+
+void kv_op_lost(struct kv_op *op)
+{
+	bool stopping = op->stage == KV_STAGE_STOP;
+
+	op->tr = NULL;
+	kv_op_end(op, stopping ? op->end_code : KV_ERR_PEER_LOST,
+		  stopping ? &op->err : &op->peer->error);
+}
+
+/* ---------------------------------------------------------------- events */
+
+static void raise_grade(struct kv_op *op, int grade)
+{
+	atomic_store(&op->grade, grade);
+	kv_waiter_wake(op->waiter);
+}
+
+static void finish_acked(struct kv_op *op)
+{
+	struct kv_error err;
+	int status = op->ack_status;
+
+	if (!status) {
+		kv_op_end(op, 0, NULL);
+		return;
+	}
+	/* A status that this version does not know is no success. */
+	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
+		status = KV_ERR_PROTOCOL;
+	kv_peer_fail(op->peer, &err, status, kv_op_name(op), "the receiver refused the commit: %s",
+		     kv_error_text(status));
+	kv_op_end(op, status, &err);
+}
+
+static void written(struct kv_op *op)
+{
+	op->written = true;
+	if (op->acked)
+		finish_acked(op);
+	else if (op->engine->ack_read && !op->grant)
+		kv_op_end(op, 0, NULL); /* proven to be visible */
+	else
+		raise_grade(op, KV_SENT);
+}
+
+void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
+{
+	struct kv_slot *slot = slot_at(peer, event->user);
+	struct kv_op *op = slot && slot->state == KV_SLOT_BUSY ? slot->op : NULL;
+
+	if (!op) {
+		kv_count(peer->engine, unknown_messages, 1);
+		return;
+	}
+	op->tr = NULL;
+	if (op->stage == KV_STAGE_STOP)
+		kv_op_end(op, op->end_code, &op->err);
+	else if (event->kind == TR_WRITTEN)
+		written(op);
+	else if (event->kind == TR_READ)
+		kv_op_end(op, 0, NULL);
+	else
+		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT, event->cause);
+}
+
+void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
+{
+	struct kv_slot *slot = slot_at(peer, ack->op);
+	struct kv_op *op = slot ? slot->op : NULL;
+
+	if (slot && slot->state == KV_SLOT_UNACKED) {
+		if (slot->send)
+			kv_grant_settled(peer, slot->grant, slot->layers, ack->status);
+		free_slot(peer, slot);
+	} else if (op && slot->state == KV_SLOT_BUSY && op->committed && !op->acked) {
+		op->acked = true;
+		op->ack_status = ack->status;
+		if (op->written)
+			finish_acked(op);
+	} else {
+		kv_count(peer->engine, unknown_messages, 1);
+	}
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_plan.c -- checks block ids and turns them into spans; on the data path */
+#include "kv_plan.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+
+int kv_marks_make(struct kv_marks *marks, uint32_t blocks, struct kv_error *err)
+{
+	if (marks->mark)
+		return 0;
+	marks->mark = kv_fault(KV_MARKS) ? NULL : calloc(blocks, sizeof(*marks->mark));
+	if (!marks->mark)
+		return kv_fail(err, KV_ERR_NOMEM, "write_blocks",
+			       "cannot allocate the marks of %u blocks", blocks);
+	marks->blocks = blocks;
+	marks->round = 0;
+	return 0;
+}
+
+void kv_marks_free(struct kv_marks *marks)
+{
+	free(marks->mark);
+	*marks = (struct kv_marks){ .mark = NULL };
+}
+
+static uint16_t next_round(struct kv_marks *marks)
+{
+	if (marks->round == UINT16_MAX) {
+		memset(marks->mark, 0, marks->blocks * sizeof(*marks->mark));
+		marks->round = 0;
+	}
+	return ++marks->round;
+}
+
+static int bad_block(const struct kv_plan_check *c, size_t i, bool destination, int code,
+		     struct kv_error *err)
+{
+	int64_t id = destination ? c->destination[i] : c->source[i];
+	uint32_t blocks = destination ? c->destination_blocks : c->source_blocks;
+	const char *side = destination == c->pull ? "local" : "remote";
+
+	if (code == KV_ERR_BLOCK_ID)
+		kv_fail(err, code, c->op, "%s_ids[%zu] is %lld; the %s cache has blocks 0..%u",
+			side, i, (long long)id, side, blocks - 1);
+	else if (code == KV_ERR_DUP_BLOCK)
+		kv_fail(err, code, c->op, "%s_ids[%zu] is block %lld, which an earlier index names",
+			side, i, (long long)id);
+	else
+		kv_fail(err, code, c->op,
+			"%s_ids[%zu] is block %lld, which the lease does not hold", side, i,
+			(long long)id);
+	if (err) {
+		err->block_index = (int64_t)i;
+		err->block_id = id;
+	}
+	return code;
+}
+
+int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
+{
+	uint16_t round;
+	uint16_t *mark;
+
+	/* A negative id is a huge one. */
+	for (size_t i = 0; i < c->n; i++)
+		if ((uint64_t)c->source[i] >= c->source_blocks)
+			return bad_block(c, i, false, KV_ERR_BLOCK_ID, err);
+	if (!c->destination)
+		return 0;
+	round = next_round(c->marks);
+	mark = c->marks->mark;
+	for (size_t i = 0; i < c->n; i++) {
+		uint64_t to = (uint64_t)c->destination[i];
+
+		if (to >= c->destination_blocks)
+			return bad_block(c, i, true, KV_ERR_BLOCK_ID, err);
+		if (mark[to] == round)
+			return bad_block(c, i, true, KV_ERR_DUP_BLOCK, err);
+		mark[to] = round;
+		if (c->owner_of && c->owner_of[to] != c->owner)
+			return bad_block(c, i, true, KV_ERR_LEASE, err);
+	}
+	return 0;
+}
+
+size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
+		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
+		    size_t max)
+{
+	bool dense = pitch->local_stride == pitch->len && pitch->remote_stride == pitch->len;
+	size_t count = 0;
+
+	for (size_t i = from; i < n; i++) {
+		if (dense && i > from && local_ids[i] == local_ids[i - 1] + 1 &&
+		    remote_ids[i] == remote_ids[i - 1] + 1) {
+			spans[count - 1].len += pitch->len;
+			continue;
+		}
+		if (count == max)
+			break;
+		spans[count++] = (struct tr_span){
+			.local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride,
+			.remote =
+				pitch->remote_base + (uint64_t)remote_ids[i] * pitch->remote_stride,
+			.len = pitch->len,
+		};
+	}
+	return count;
+}
+
+size_t kv_plan_ids(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count)
+{
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < count; i++)
+		bytes += spans[i].len;
+	return (size_t)(bytes / pitch->len);
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_plan.h -- from block ids to the pieces of memory that move
+ *
+ * Pure. Two steps: kv_plan_check looks at every id once, before the first byte moves; kv_plan_next
+ * then yields the spans of one tensor of one layer, a batch at a time, without memory of its own.
+ */
+#ifndef KV_PLAN_H
+#define KV_PLAN_H
+
+#include <stdbool.h>
+
+#include <kvrail/kv.h>
+
+#include "tr.h"
+
+/*
+ * One mark per block; a block was seen in this round if its mark is the round's number. So nothing
+ * is cleared between calls, except every 65535th time.
+ */
+struct kv_marks {
+	uint16_t *mark; /* `blocks` of them */
+	uint32_t blocks;
+	uint16_t round;
+};
+int kv_marks_make(struct kv_marks *marks, uint32_t blocks, struct kv_error *err);
+void kv_marks_free(struct kv_marks *marks);
+
+struct kv_plan_check {
+	const char *op;
+	const int64_t *source,
+		*destination; /* destination NULL: only the source ids are looked at */
+	size_t n;
+	uint32_t source_blocks, destination_blocks;
+	bool pull;		/* the source is remote (kv_read_blocks) */
+	struct kv_marks *marks; /* of the destination */
+	/* Every destination block must be owned by `owner`; NULL: no lease is needed. */
+	const uint32_t *owner_of;
+	uint32_t owner;
+};
+/* BLOCK_ID, DUP_BLOCK or LEASE with block_index and block_id. */
+int kv_plan_check(const struct kv_plan_check *check, struct kv_error *err);
+
+/*
+ * Where one tensor of one layer lies on both sides: block id b begins at base + b * stride and
+ * `len` bytes of it move.
+ */
+struct kv_pitch {
+	uint64_t local_base, local_stride;
+	uint64_t remote_base, remote_stride;
+	uint64_t len;
+};
+
+/*
+ * Fills at most `max` spans from id index `from` on; blocks that follow each other without a gap on
+ * both sides become one span. Returns the number of spans; the ids they cover are found by
+ * kv_plan_ids.
+ */
+size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
+		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
+		    size_t max);
+
+/* The number of ids that `count` spans of this pitch cover. */
+size_t kv_plan_ids(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count);
+
+#endif

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_request.c -- from a public call to a running operation: every check is made here, before the
+ * first byte moves
+ */
+#include "kv_internal.h"
+
+#include <stdio.h>
+
+static const char *const request_names[] = { "write_blocks", "read_blocks", "send_blocks",
+					     "recv_blocks" };
+
+static int check_options(const struct kv_options *opts, const char *name, struct kv_error *err)
+{
+	int64_t deadline;
+
+	if (!opts)
+		return 0;
+	if (opts->size != sizeof(*opts))
+		return kv_fail(err, KV_ERR_ARG, name,
+			       "kv_options.size is %zu; this version knows %zu", opts->size,
+			       sizeof(*opts));
+	return kv_engine_deadline(opts->timeout_ms, name, &deadline, err);
+}
+
+int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
+		   struct kv_error *err)
+{
+	const struct kv_map *map = &peer->link->map[cache->geometry.cache_id];
+
+	if (map->cache != cache) {
+		kv_peer_fail(peer, err, KV_ERR_GEOMETRY, name,
+			     "%s and this engine did not both have cache %u when they connected",
+			     peer->name, cache->geometry.cache_id);
+		kv_error_hint(err, "register caches before kv_listen and kv_connect");
+		return KV_ERR_GEOMETRY;
+	}
+	if (!map->meets)
+		return kv_peer_fail(
+			peer, err, KV_ERR_GEOMETRY, name,
+			"rank %u of %u here and rank %u of %u at %s share no part of a block",
+			cache->geometry.tp_rank, cache->geometry.tp_size, map->remote.tp_rank,
+			map->remote.tp_size, peer->name);
+	return 0;
+}
+
+static int check_ids(const struct kv_request *req, struct kv_error *err)
+{
+	bool remote = req->kind == KV_OP_WRITE || req->kind == KV_OP_READ;
+
+	size_t max = req->kind == KV_OP_RECV || req->kind == KV_OP_SEND ? KV_LEASE_BLOCKS_MAX
+									: KV_CALL_BLOCKS_MAX;
+
+	if (req->n > max)
+		return kv_fail(err, KV_ERR_ARG, req->name, "n is %zu; the limit is %zu", req->n,
+			       max);
+	if (req->n && (!req->local || (remote && !req->remote)))
+		return kv_fail(err, KV_ERR_ARG, req->name, "%s_ids is NULL",
+			       req->local ? "remote" : "local");
+	return 0;
+}
+
+int kv_request_check(struct kv_request *req, struct kv_error *err)
+{
+	int ret;
+
+	req->name = request_names[req->kind];
+	ret = kv_peer_use(req->peer, req->name, err);
+	if (!ret)
+		ret = kv_cache_use(req->cache, req->peer->engine, req->name, err);
+	if (!ret)
+		ret = check_options(req->opts, req->name, err);
+	if (!ret)
+		ret = kv_cache_layers(req->cache, &req->layers, req->name, err);
+	if (!ret)
+		ret = check_ids(req, err);
+	if (!ret)
+		ret = kv_request_map(req->peer, req->cache, req->name, err);
+	return ret;
+}
+
+/*
+ * ---------------------------------------------------------------- ids and leases, under the claim
+ */
+
+static int admit_write(struct kv_op *op, uint64_t lease, struct kv_plan_check *check,
+		       struct kv_error *err)
+{
+	struct kv_peer *peer = op->peer;
+	const struct kv_grant *grant;
+
+	if (!lease && op->map->remote.flags & KV_CACHE_OPEN)
+		return 0;
+	if (!lease) {
+		kv_peer_fail(peer, err, KV_ERR_LEASE, kv_op_name(op),
+			     "cache %u of %s is not open and the call names no lease",
+			     op->cache->geometry.cache_id, peer->name);
+		kv_error_hint(
+			err,
+			"name a lease that the receiver opened, or register its cache KV_CACHE_OPEN");
+		return KV_ERR_LEASE;
+	}
+	grant = kv_grant_find(peer, lease);
+	if (!grant || grant->cache != op->cache->geometry.cache_id || grant->got < grant->n)
+		return kv_peer_fail(peer, err, KV_ERR_LEASE, kv_op_name(op),
+				    "%s has no open lease %llu of cache %u for this engine",
+				    peer->name, (unsigned long long)lease,
+				    op->cache->geometry.cache_id);
+	if (grant->revoked)
+		return kv_peer_fail(peer, err, KV_ERR_REVOKED, kv_op_name(op),
+				    "%s has revoked lease %llu", peer->name,
+				    (unsigned long long)lease);
+	op->grant = lease;
+	check->owner_of = op->map->owner;
+	check->owner = kv_grant_owner(grant);
+	return 0;
+}
+
+static int admit(struct kv_op *op, uint64_t lease, struct kv_error *err)
+{
+	bool pull = op->kind == KV_OP_READ;
+	uint32_t here = op->cache->geometry.blocks, there = op->map->remote.blocks;
+	struct kv_plan_check check = { .op = kv_op_name(op),
+				       .source = pull ? op->remote : op->local,
+				       .destination = pull ? op->local : op->remote,
+				       .n = op->n,
+				       .source_blocks = pull ? there : here,
+				       .destination_blocks = pull ? here : there,
+				       .pull = pull };
+	int ret = kv_peer_usable(op->peer, kv_op_name(op), err);
+
+	if (ret || op->kind == KV_OP_RECV)
+		return ret; /* kv_lease_open looks at its ids */
+	check.marks = pull ? &op->map->local_marks : &op->map->remote_marks;
+	if (pull && !(op->map->remote.flags & KV_CACHE_READABLE))
+		ret = kv_peer_fail(op->peer, err, KV_ERR_LEASE, kv_op_name(op),
+				   "cache %u of %s is not KV_CACHE_READABLE",
+				   op->cache->geometry.cache_id, op->peer->name);
+	if (!ret && op->kind == KV_OP_WRITE)
+		ret = admit_write(op, lease, &check, err);
+	if (!ret && op->kind != KV_OP_SEND)
+		ret = kv_marks_make(check.marks, check.destination_blocks, err);
+	if (!ret)
+		ret = kv_plan_check(&check, err);
+	if (ret && err && !err->peer[0])
+		snprintf(err->peer, sizeof(err->peer), "%s", tr_conn_address(op->peer->conn));
+	return ret;
+}
+
+/* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
+int kv_op_start(struct kv_op *op, struct kv_error *err)
+{
+	int ret;
+
+	if (op->kind == KV_OP_RECV)
+		return kv_recv_start(op, err);
+	ret = kv_op_activate(op, err);
+	if (ret)
+		return ret;
+	kv_peer_progress(op->peer, true);
+	if (op->stage < KV_STAGE_COMMIT && !op->blocking) {
+		struct kv_error cause;
+
+		ret = kv_op_keep_ids(op, &cause);
+		if (ret)
+			kv_op_stop(op, ret, kv_deadline_ns(KV_STOP_MS), &cause);
+	}
+	return 0;
+}
+
+/* A slot for a blocking call: waits until one is free. Claim held before and after. */
+static int wait_for_slot(struct kv_op *op, struct kv_error *err)
+{
+	struct kv_peer *peer = op->peer;
+	struct kv_waiter *waiter = &peer->link->slot_waiter;
+
+	while (peer->link->slots_used >= KV_OPS_MAX && peer->state == KV_PEER_UP &&
+	       kv_now_ns() < op->deadline_ns) {
+		uint32_t seq = kv_waiter_enter(waiter);
+
+		kv_peer_progress(peer, true);
+		if (peer->link->slots_used >= KV_OPS_MAX && peer->state == KV_PEER_UP) {
+			kv_peer_release(peer);
+			kv_service_sleep(op->engine, waiter, seq, op->deadline_ns);
+			kv_peer_claim(peer);
+		}
+		kv_waiter_leave(waiter);
+	}
+	return kv_peer_usable(peer, kv_op_name(op), err);
+}
+
+static void fill(struct kv_op *op, const struct kv_request *req)
+{
+	const struct kv_options *opts = req->opts;
+
+	op->kind = (uint8_t)req->kind;
+	op->peer = req->peer;
+	op->cache = req->cache;
+	op->map = &req->peer->link->map[req->cache->geometry.cache_id];
+	op->layers = req->layers;
+	op->local = req->local;
+	op->remote = req->remote;
+	op->n = req->n;
+	op->bytes = op->map->block_bytes * req->n * req->layers.count;
+	op->blocking = req->blocking || (opts && opts->group);
+	op->tag = req->kind == KV_OP_SEND || !opts ? req->tag : opts->tag;
+	op->timeout_ms = opts && opts->timeout_ms ? opts->timeout_ms : op->engine->op_timeout_ms;
+	op->begun_ns = kv_now_ns();
+	op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;
+}
+
+static int begin(struct kv_request *req, struct kv_op *op, struct kv_error *err)
+{
+	struct kv_group *group = req->opts ? req->opts->group : NULL;
+	int ret;
+
+	fill(op, req);
+	if (!req->n) {
+		op->stage = KV_STAGE_ENDED;
+		atomic_store(&op->grade, KV_ACKED);
+		atomic_store(&op->ended, true);
+		return group ? kv_group_add(group, op, err) : 0;
+	}
+	kv_peer_claim(op->peer);
+	ret = admit(op, req->opts ? req->opts->lease : 0, err);
+	if (!ret && group)
+		ret = kv_group_add(group, op, err);
+	else if (!ret && req->blocking && req->kind != KV_OP_RECV)
+		ret = wait_for_slot(op, err);
+	if (!ret && !group)
+		ret = kv_op_start(op, err);
+	kv_peer_release(op->peer);
+	return ret;
+}
+
+int kv_request_run(struct kv_request *req, struct kv_op **op_p, struct kv_error *err)
+{
+	struct kv_op *op;
+	int ret = kv_request_check(req, err);
+
+	if (ret)
+		return ret;
+	if (!op_p)
+		return kv_fail(err, KV_ERR_ARG, req->name, "op_p is NULL");
+	ret = kv_op_take(req->peer->engine, &op, err);
+	if (ret)
+		return ret;
+	ret = begin(req, op, err);
+	if (ret) {
+		kv_op_give(op);
+		return ret;
+	}
+	*op_p = op;
+	return 0;
+}
+
+int kv_request_finish(struct kv_request *req, struct kv_error *err)
+{
+	struct kv_op *op;
+	int ret;
+
+	if (req->opts && req->opts->size == sizeof(*req->opts) && req->opts->group)
+		return kv_fail(err, KV_ERR_ARG, request_names[req->kind],
+			       "a group takes only the *_async calls");
+	req->blocking = true;
+	ret = kv_request_run(req, &op, err);
+	if (ret)
+		return ret;
+	kv_op_wait_for(op, KV_ACKED, KV_NO_DEADLINE); /* the operation's own deadline ends it */
+	ret = kv_op_result(op, err);
+	kv_op_give(op);
+	return ret;
+}

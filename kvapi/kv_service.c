@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_service.c -- the loop that serves peers: a thread of its own, or the callers of kv_progress */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "kv_internal.h"
+
+enum { TURN_EVENTS = 64, RESTLESS_MS = 1, CLAIM_TRIES = 20 };
+
+/*
+ * A peer is told by index and generation, so that a closed one is not mistaken for its successor.
+ */
+static uint64_t token_of(const struct kv_peer *peer)
+{
+	return (uint64_t)peer->engine->peer_generation[peer->index] << 32 |
+	       (peer->index + KV_TOKEN_PEERS);
+}
+
+int kv_service_watch(struct kv_peer *peer, struct kv_error *err)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
+	int ret = kv_fault(KV_WATCH) ? (errno = ENOMEM, -1)
+				     : epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_ADD,
+						 tr_conn_fd(peer->conn), &event);
+
+	if (ret)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "watch", "epoll_ctl failed");
+	return 0;
+}
+
+void kv_service_rearm(struct kv_peer *peer)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
+
+	/* Cannot fail for a descriptor that is there; a peer that is lost was taken out. */
+	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_MOD, tr_conn_fd(peer->conn), &event);
+}
+
+void kv_service_unwatch(struct kv_peer *peer)
+{
+	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_DEL, tr_conn_fd(peer->conn), NULL);
+}
+
+/*
+ * The peer at `index` with its claim held, or NULL. A peer whose claim is taken is told to come
+ * back to us: its holder looks at service_wants after its release, so the second try sees either
+ * the free claim or is seen.
+ */
+static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
+				const uint32_t *generation)
+{
+	struct kv_peer *peer;
+
+	pthread_mutex_lock(&engine->lock);
+	peer = engine->peer[index];
+	if (peer && generation && engine->peer_generation[index] != *generation)
+		peer = NULL;
+	if (peer && pthread_mutex_trylock(&peer->claim)) {
+		if (generation)
+			atomic_store(&peer->service_wants, true);
+		if (!generation || pthread_mutex_trylock(&peer->claim))
+			peer = NULL;
+		else
+			atomic_store(&peer->service_wants, false);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return peer;
+}
+
+struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index)
+{
+	struct kv_peer *peer = NULL;
+
+	for (int i = 0; !peer && i < CLAIM_TRIES && engine->peer[index]; i++) {
+		peer = claim_at(engine, index, NULL);
+		if (!peer)
+			poll(NULL, 0, 1);
+	}
+	return peer;
+}
+
+/* Looks at every peer: deadlines, and in caller mode everything. */
+static int sweep(struct kv_engine *engine, bool *restless_p)
+{
+	int done = 0;
+
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = claim_at(engine, i, NULL);
+
+		if (!peer || !kv_peer_service(peer, &done))
+			continue;
+		*restless_p |= peer->restless;
+		pthread_mutex_unlock(&peer->claim);
+	}
+	return done;
+}
+
+static int serve_event(struct kv_engine *engine, const struct epoll_event *event)
+{
+	uint32_t generation = (uint32_t)(event->data.u64 >> 32);
+	uint32_t token = (uint32_t)event->data.u64;
+	struct kv_peer *peer;
+	int done = 0;
+
+	if (token == KV_TOKEN_LISTENER) {
+		kv_peer_accept(engine);
+		return 1;
+	}
+	peer = claim_at(engine, token - KV_TOKEN_PEERS, &generation);
+	if (!peer || !kv_peer_service(peer, &done))
+		return done;
+	if (peer->state != KV_PEER_LOST)
+		kv_service_rearm(peer);
+	pthread_mutex_unlock(&peer->claim);
+	return done;
+}
+
+static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, bool restless)
+{
+	int64_t until = deadline_ns;
+
+	if (engine->peers_end && engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS < until)
+		until = engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS;
+	if (until == KV_NO_DEADLINE)
+		return -1;
+	return kv_poll_ms(until, restless ? RESTLESS_MS : KV_TIMEOUT_MAX_MS);
+}
+
+static void drain_wake(struct kv_engine *engine)
+{
+	uint64_t count;
+
+	while (read(engine->wake_fd, &count, sizeof(count)) < 0 && errno == EINTR)
+		;
+}
+
+int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
+{
+	struct epoll_event events[TURN_EVENTS];
+	bool restless = false, woken = false;
+	int done = 0, n;
+
+	if (pthread_mutex_trylock(&engine->turn))
+		return -1;
+	if (engine->caller_mode)
+		done = sweep(engine, &restless);
+	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
+		       done ? 0 : turn_timeout_ms(engine, deadline_ns, restless));
+	for (int i = 0; i < n; i++)
+		if (events[i].data.u64 == KV_TOKEN_WAKE)
+			woken = true;
+		else
+			done += serve_event(engine, &events[i]);
+	if (woken)
+		drain_wake(engine);
+	if (woken || engine->restless ||
+	    kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS) {
+		restless = false;
+		done += sweep(engine, &restless);
+		engine->swept_ns = kv_now_ns();
+	}
+	engine->restless = restless;
+	pthread_mutex_unlock(&engine->turn);
+	return done;
+}
+
+void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
+		      int64_t deadline_ns)
+{
+	int64_t soon;
+
+	if (!engine->caller_mode) {
+		kv_waiter_sleep(waiter, seq, deadline_ns);
+		return;
+	}
+	if (kv_service_turn(engine, deadline_ns) >= 0)
+		return;
+	/* Another thread is at it and may leave at any time: look again soon. */
+	soon = kv_deadline_ns(1);
+	kv_waiter_sleep(waiter, seq, soon < deadline_ns ? soon : deadline_ns);
+}
+
+static void *service_main(void *arg)
+{
+	struct kv_engine *engine = arg;
+
+	while (!atomic_load(&engine->stopping))
+		kv_service_turn(engine, KV_NO_DEADLINE);
+	return NULL;
+}
+
+int kv_service_start(struct kv_engine *engine, struct kv_error *err)
+{
+	sigset_t all, before;
+	int ret;
+
+	/* The thread inherits the mask: no signal of the application is ever handled in it. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	ret = kv_fault(KV_THREAD) ? EAGAIN
+				  : pthread_create(&engine->thread, NULL, service_main, engine);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (ret)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, ret, "open",
+				     "the service thread could not be started");
+	pthread_setname_np(engine->thread, "kvrail");
+	engine->thread_on = true;
+	return 0;
+}
+
+void kv_service_stop(struct kv_engine *engine)
+{
+	if (!engine->thread_on)
+		return;
+	atomic_store(&engine->stopping, true);
+	kv_engine_wake(engine);
+	pthread_join(engine->thread, NULL);
+	engine->thread_on = false;
+}
+
+/* Posts what asynchronous operations have left, at every peer. */
+static int post_all(struct kv_engine *engine)
+{
+	int done = 0;
+
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = claim_at(engine, i, NULL);
+
+		if (!peer)
+			continue;
+		done += kv_peer_progress(peer, true);
+		kv_peer_release(peer);
+	}
+	return done;
+}
+
+int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *err)
+{
+	int64_t deadline;
+	int done, ret = kv_engine_use(engine, "progress", err);
+
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "progress", &deadline, err);
+	if (ret)
+		return ret;
+	for (;;) {
+		uint32_t seq = kv_waiter_enter(&engine->waiter);
+
+		done = engine->caller_mode ? kv_service_turn(engine, deadline) : post_all(engine);
+		if (done <= 0 && kv_now_ns() < deadline) {
+			int64_t soon = kv_deadline_ns(1);
+
+			if (!engine->caller_mode || done < 0)
+				kv_waiter_sleep(&engine->waiter, seq,
+						soon < deadline ? soon : deadline);
+		}
+		kv_waiter_leave(&engine->waiter);
+		if (done > 0 || kv_now_ns() >= deadline)
+			return done > 0 ? done : 0;
+	}
+}

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_wait.c -- waiting for an operation, looking at it, cancelling it, freeing it */
+#include "kv_internal.h"
+
+#include <string.h>
+
+static bool reached(const struct kv_op *op, int grade)
+{
+	return atomic_load(&op->ended) || atomic_load(&op->grade) >= grade;
+}
+
+static int64_t earlier(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
+/*
+ * With the claim: polls and posts for the time that spinning is allowed, or until another thread
+ * wants the peer.
+ */
+static void spin(struct kv_op *op, int grade)
+{
+	int64_t until = kv_now_ns() + op->engine->spin_ns;
+
+	do {
+		if (kv_peer_progress(op->peer, true))
+			until = kv_now_ns() + op->engine->spin_ns;
+		if (reached(op, grade) || atomic_load(&op->peer->wanting))
+			return;
+		kv_cpu_relax();
+	} while (kv_now_ns() < until);
+}
+
+bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
+{
+	struct kv_peer *peer = op->peer;
+
+	while (!reached(op, grade)) {
+		uint32_t seq = kv_waiter_enter(op->waiter);
+		int64_t own = KV_NO_DEADLINE;
+
+		kv_peer_claim(peer);
+		spin(op, grade);
+		/* Nobody else may be there to see that its time is up. */
+		if (op->stage != KV_STAGE_STOP)
+			own = op->deadline_ns;
+		kv_peer_release(peer);
+		if (!reached(op, grade) && kv_now_ns() < deadline_ns)
+			kv_service_sleep(
+				op->engine, op->waiter, seq,
+				earlier(earlier(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)));
+		kv_waiter_leave(op->waiter);
+		if (kv_now_ns() >= deadline_ns)
+			return reached(op, grade);
+	}
+	return true;
+}
+
+int kv_op_result(const struct kv_op *op, struct kv_error *err)
+{
+	if (!op->result)
+		return 0;
+	return kv_error_copy(err, &op->err);
+}
+
+static int use_op(const struct kv_op *op, const char *name, struct kv_error *err)
+{
+	if (!op)
+		return kv_fail(err, KV_ERR_ARG, name, "op is NULL");
+	if (op->magic != KV_MAGIC_OP)
+		return kv_fail(err, KV_ERR_CLOSED, name, "the operation was freed");
+	return kv_engine_use(op->engine, name, err);
+}
+
+int kv_test(struct kv_op *op, struct kv_error *err)
+{
+	int ret = use_op(op, "test", err);
+
+	if (ret)
+		return ret;
+	if (!atomic_load(&op->ended)) {
+		kv_peer_claim(op->peer);
+		kv_peer_progress(op->peer, true);
+		kv_peer_release(op->peer);
+	}
+	if (atomic_load(&op->ended) && op->result)
+		return kv_op_result(op, err);
+	return atomic_load(&op->grade);
+}
+
+int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *err)
+{
+	int64_t deadline;
+	int ret = use_op(op, "wait", err);
+
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "wait", &deadline, err);
+	if (ret)
+		return ret;
+	if (grade < KV_SENT || grade > KV_ACKED)
+		return kv_fail(err, KV_ERR_ARG, "wait", "grade is %d; it must be %d..%d", grade,
+			       KV_SENT, KV_ACKED);
+	if (!kv_op_wait_for(op, grade, deadline))
+		return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, "wait",
+				    "%s has not reached grade %d within %lld ms and goes on",
+				    kv_op_name(op), grade, (long long)timeout_ms);
+	return atomic_load(&op->ended) ? kv_op_result(op, err) : 0;
+}
+
+int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err)
+{
+	int64_t deadline;
+	int ret = use_op(op, "cancel", err);
+
+	if (!ret)
+		ret = kv_engine_deadline(timeout_ms, "cancel", &deadline, err);
+	if (ret)
+		return ret;
+	if (atomic_load(&op->ended))
+		return 0;
+	kv_peer_claim(op->peer);
+	kv_op_stop(op, KV_ERR_CANCELLED, deadline, NULL);
+	kv_peer_release(op->peer);
+	/* The transport itself gives up at the deadline; what it then reports takes a moment. */
+	if (kv_op_wait_for(op, KV_ACKED, deadline + KV_TICK_MS * KV_NS_PER_MS) &&
+	    atomic_load(&op->ended))
+		return 0;
+	return kv_peer_fail(op->peer, err, KV_ERR_BUSY, "cancel",
+			    "%s has not stopped the transfer that its process performs",
+			    op->peer->name);
+}
+
+int kv_op_free(struct kv_op *op, struct kv_error *err)
+{
+	int ret;
+
+	if (!op)
+		return 0;
+	ret = use_op(op, "op_free", err);
+	if (ret)
+		return ret;
+	if (!atomic_load(&op->ended))
+		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, "op_free",
+				    "%s has not ended: wait for it or cancel it", kv_op_name(op));
+	kv_op_give(op);
+	return 0;
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_wire.h -- the messages between two engines, and their bytes
+ *
+ * Every message is one tr_msg of at most TR_MSG_MAX bytes: a type byte, then the fields of its
+ * struct in order, little endian, without padding. Messages of one connection arrive in the order
+ * in which they were sent; a notify (the commit of an operation) may overtake the messages sent
+ * before it.
+ *
+ *   BEGIN    writer -> receiver  before the blocks of an operation; its notify carries the same op id
+ *   ACK      receiver -> writer  commits that were taken (status 0) or refused
+ *   ABORT    writer -> receiver  the operation will not be committed; nothing of it is under way any more
+ *   LEASE    receiver -> writer  blocks were opened; IDS messages with exactly n ids follow
+ *   IDS      receiver -> writer  the next ids of a lease, as runs of consecutive blocks
+ *   REVOKE   receiver -> writer  stop writing to the lease
+ *   REVOKED  writer -> receiver  nothing of the lease is under way any more, it is forgotten
+ *   BYE      both                the sender is about to close the connection
+ */
+#ifndef KV_WIRE_H
+#define KV_WIRE_H
+
+#include "kv_geometry.h"
+#include "tr.h"
+
+enum { KV_WIRE_VERSION = 1 };
+
+enum kv_msg_type {
+	KV_MSG_BEGIN = 1,
+	KV_MSG_ACK,
+	KV_MSG_ABORT,
+	KV_MSG_LEASE,
+	KV_MSG_IDS,
+	KV_MSG_REVOKE,
+	KV_MSG_REVOKED,
+	KV_MSG_BYE,
+};
+
+enum {
+	KV_ACKS_MAX = 20, /* of one message */
+	KV_RUNS_MAX = 40,
+};
+
+enum {
+	KV_LEASE_ONCE = 1 << 0
+}; /* each layer is committed once, the last one closes the lease (kv_recv_blocks) */
+
+struct kv_msg_begin {
+	uint64_t op; /* slot (16 bits), generation (32 bits) */
+	uint8_t cache;
+	uint16_t first; /* layers */
+	uint16_t count;
+	uint32_t blocks;
+	uint64_t bytes;
+	uint64_t lease; /* 0: none */
+	uint64_t tag;
+};
+
+struct kv_msg_ack {
+	uint8_t count;
+	struct kv_ack {
+		uint64_t op;
+		int32_t status; /* 0 or KV_ERR_* */
+	} ack[KV_ACKS_MAX];
+};
+
+struct kv_msg_abort {
+	uint64_t op;
+	uint64_t lease;
+	int32_t status;
+};
+
+struct kv_msg_lease {
+	uint64_t lease;
+	uint64_t tag;
+	uint8_t cache;
+	uint8_t flags; /* KV_LEASE_* */
+	uint16_t first, count;
+	uint32_t blocks;
+};
+
+struct kv_msg_ids {
+	uint64_t lease;
+	uint32_t at; /* index of the first id in the lease */
+	uint8_t runs;
+	struct kv_run {
+		uint32_t first;
+		uint16_t count;
+	} run[KV_RUNS_MAX];
+};
+
+struct kv_msg_id {
+	uint64_t lease;
+};
+
+struct kv_msg {
+	uint8_t type;
+	union {
+		struct kv_msg_begin begin;
+		struct kv_msg_ack ack;
+		struct kv_msg_abort abort;
+		struct kv_msg_lease lease;
+		struct kv_msg_ids ids;
+		struct kv_msg_id id; /* REVOKE, REVOKED */
+	};
+};
+
+/* Returns the length, or 0 if cap is too small (TR_MSG_MAX never is). */
+size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap);
+/*
+ * false: no message of this version. Counts, layers and run lengths are within their limits; ids
+ * are not checked.
+ */
+bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg);
+
+/* The hello: who the engine is and the shape of its caches. */
+struct kv_hello {
+	char name[KV_NAME_MAX];
+	uint64_t comm;	    /* kv_comm_init: which communicator, 0 = none */
+	uint32_t comm_rank; /* and the rank of the connecting side */
+	uint32_t caches;
+	struct kv_geometry cache[KV_CACHES_MAX];
+};
+size_t kv_wire_put_hello(const struct kv_hello *hello, void *buf, size_t cap);
+bool kv_wire_get_hello(const void *buf, size_t len, struct kv_hello *hello);
+
+#endif

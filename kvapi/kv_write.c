@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_write.c -- writing blocks: BEGIN, the spans, the commit; on the data path. Reads and sends
+ * post the same way
+ */
+#include "kv_internal.h"
+
+static bool give_up(struct kv_op *op, const struct kv_error *err)
+{
+	kv_op_stop(op, err->code, kv_deadline_ns(KV_STOP_MS), err);
+	return true;
+}
+
+/* The transport's operation and, unless it is a read, the BEGIN message. false: no credits. */
+static bool begin(struct kv_op *op)
+{
+	struct kv_error err;
+	int ret;
+
+	if (!op->tr) {
+		ret = tr_op_begin(op->peer->conn, op->kind == KV_OP_READ ? TR_READ_OP : TR_WRITE,
+				  op->id, &op->tr, &err);
+		if (ret == TR_AGAIN)
+			return false;
+		if (ret)
+			return give_up(op, &err);
+	}
+	if (op->kind != KV_OP_READ) {
+		struct kv_msg msg = { .type = KV_MSG_BEGIN,
+				      .begin = {
+					      .op = op->id,
+					      .cache = (uint8_t)op->cache->geometry.cache_id,
+					      .first = (uint16_t)op->layers.first,
+					      .count = (uint16_t)op->layers.count,
+					      .blocks = (uint32_t)op->n,
+					      .bytes = op->bytes,
+					      .lease = op->grant,
+					      .tag = op->tag,
+				      } };
+
+		/* A failing connection ends the operation through its event. */
+		if (kv_peer_send(op->peer, &msg))
+			return false;
+	}
+	op->begun = true;
+	op->stage = KV_STAGE_POST;
+	return true;
+}
+
+static struct kv_pitch pitch_of(const struct kv_op *op, size_t slab)
+{
+	const struct kv_map *map = op->map;
+	const struct kv_part *part = &map->part[op->tensor];
+
+	return (struct kv_pitch){
+		.local_base = op->cache->slab[slab].offset + part->local_skip,
+		.local_stride = op->cache->stride[op->tensor],
+		.remote_base = map->slab[slab].offset + part->remote_skip,
+		.remote_stride = map->stride[op->tensor],
+		.len = part->len,
+	};
+}
+
+static void next_tensor(struct kv_op *op)
+{
+	op->index = 0;
+	if (++op->tensor < op->cache->geometry.tensors)
+		return;
+	op->tensor = 0;
+	if (++op->layer == op->layers.count)
+		op->stage = KV_STAGE_COMMIT;
+}
+
+/* At most TR_SPANS_GOOD spans of one tensor of one layer. false: no credits. */
+static bool post_piece(struct kv_op *op)
+{
+	size_t slab =
+		(size_t)(op->layers.first + op->layer) * op->cache->geometry.tensors + op->tensor;
+	struct tr_span *spans = op->peer->link->span;
+	struct kv_pitch pitch = pitch_of(op, slab);
+	struct kv_error err;
+	size_t count =
+		kv_plan_next(&pitch, op->local, op->remote, op->n, op->index, spans, TR_SPANS_GOOD);
+	long taken = tr_op_add(op->tr, op->cache->slab[slab].mem, op->map->slab[slab].rmem, spans,
+			       count, &err);
+
+	if (taken < 0)
+		return give_up(op, &err);
+	op->index += kv_plan_ids(&pitch, spans, (size_t)taken);
+	kv_count(op->engine, spans_out, taken);
+	if (op->index == op->n)
+		next_tensor(op);
+	return taken > 0;
+}
+
+static bool commit(struct kv_op *op)
+{
+	bool read = op->kind == KV_OP_READ;
+	unsigned int flags = read ? 0 : TR_NOTIFY;
+	struct kv_error err;
+	int ret;
+
+	if (!read && op->engine->ack_read && !op->grant)
+		flags |= TR_PROVEN;
+	ret = tr_op_commit(op->tr, flags, op->id, &err);
+	if (ret == TR_AGAIN)
+		return false;
+	if (ret)
+		return give_up(op, &err);
+	op->committed = true;
+	op->stage = KV_STAGE_FLIGHT;
+	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
+	if (!read) {
+		kv_count(op->engine, blocks_out, op->n);
+		kv_count(op->engine, bytes_out, op->bytes);
+	}
+	return true;
+}
+
+bool kv_op_step(struct kv_op *op, bool may_post)
+{
+	bool moved = false;
+
+	if (op->stage == KV_STAGE_WAIT_GRANT && !(moved = kv_send_match(op)))
+		return false;
+	if (op->stage == KV_STAGE_BEGIN) {
+		if (!begin(op))
+			return moved;
+		moved = true;
+	}
+	if (op->stage == KV_STAGE_POST) {
+		if (!may_post || !post_piece(op))
+			return moved;
+		moved = true;
+	}
+	if (op->stage == KV_STAGE_COMMIT)
+		moved |= commit(op);
+	return moved;
+}
+
+int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+			  const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err)
+{
+	struct kv_request req = { .kind = KV_OP_WRITE,
+				  .peer = peer,
+				  .cache = cache,
+				  .layers = layers,
+				  .local = local_ids,
+				  .remote = remote_ids,
+				  .n = n,
+				  .opts = opts };
+
+	return kv_request_run(&req, op_p, err);
+}
+
+int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		    const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+		    const struct kv_options *opts, struct kv_error *err)
+{
+	struct kv_request req = { .kind = KV_OP_WRITE,
+				  .peer = peer,
+				  .cache = cache,
+				  .layers = layers,
+				  .local = local_ids,
+				  .remote = remote_ids,
+				  .n = n,
+				  .opts = opts };
+
+	return kv_request_finish(&req, err);
+}

@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * handshake_test.c -- the connection state machine: both ends stepped in one thread over loopback TCP, and strangers
+ *
+ * Loopback: the handshake has no state outside its two connections, so one process shows all of it.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/option.h"
+#include "frame.h"
+#include "tr.h"
+
+struct side {
+	const char *hello, *setup; /* sent */
+	char got_hello[64], got_setup[64];
+	int refuse; /* code given to hello_get's caller */
+};
+
+static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
+{
+	struct side *s = arg;
+
+	(void)conn;
+	assert_true(cap == TR_HELLO_MAX);
+	memcpy(buf, s->hello, strlen(s->hello));
+	return (int)strlen(s->hello);
+}
+
+static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		     struct kv_error *err)
+{
+	struct side *s = arg;
+
+	(void)conn;
+	assert_true(len < sizeof(s->got_hello));
+	memcpy(s->got_hello, buf, len);
+	s->got_hello[len] = 0;
+	if (!s->refuse)
+		return 0;
+	kv_fail(err, s->refuse, "handshake", "this end does not like \"%s\"", s->got_hello);
+	kv_error_hint(err, "be nicer");
+	return s->refuse;
+}
+
+static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
+{
+	struct side *s = arg;
+
+	(void)conn;
+	(void)err;
+	assert_true(cap == TR_SETUP_MAX);
+	memcpy(buf, s->setup, strlen(s->setup));
+	return (int)strlen(s->setup);
+}
+
+static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		     struct kv_error *err)
+{
+	struct side *s = arg;
+
+	(void)conn;
+	(void)err;
+	assert_true(len < sizeof(s->got_setup));
+	memcpy(s->got_setup, buf, len);
+	s->got_setup[len] = 0;
+	return 0;
+}
+
+static struct tr_upper_ops upper = { TR_UPPER_TEST, 1, hello_put, hello_get, setup_put, setup_get };
+static struct tr_upper_ops upper_v2 = {
+	TR_UPPER_TEST, 2, hello_put, hello_get, setup_put, setup_get
+};
+static struct tr_upper_ops upper_other = { TR_UPPER_NCCL, 1,	     hello_put,
+					   hello_get,	  setup_put, setup_get };
+
+static struct kv_option_set *options;
+static struct tr *tr;
+static struct tr_listener *listener;
+
+static int open_all(void **state)
+{
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_option_read(NULL, &options, NULL), 0);
+	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err), 0);
+	assert_int_equal(tr_listen(tr, NULL, 0, &listener, &err), 0);
+	return 0;
+}
+
+static int close_all(void **state)
+{
+	(void)state;
+	tr_listener_close(listener);
+	tr_close(tr);
+	kv_option_free(options);
+	return 0;
+}
+
+static struct tr_conn *accept_within(struct side *side, int64_t handshake_ms,
+				     const struct tr_upper_ops *ops)
+{
+	struct tr_conn_config config = { .ops = ops, .arg = side, .handshake_ms = handshake_ms };
+	int64_t deadline = kv_deadline_ns(2000);
+	struct tr_conn *conn = NULL;
+	struct kv_error err;
+
+	while (tr_accept(listener, &config, &conn, &err) == TR_AGAIN)
+		assert_true(kv_now_ns() < deadline);
+	return conn;
+}
+
+static struct tr_conn *connect_to_listener(struct side *side, const struct tr_upper_ops *ops)
+{
+	struct tr_conn_config config = { .ops = ops, .arg = side };
+	struct tr_conn *conn;
+
+	assert_int_equal(tr_connect(tr, NULL, tr_listener_port(listener), &config, &conn, NULL), 0);
+	return conn;
+}
+
+/* Steps both ends until neither wants to go on; the results are TR_AGAIN only if `ms` passed. */
+static void step_both(struct tr_conn *a, struct tr_conn *b, int *a_ret, int *b_ret,
+		      struct kv_error *a_err, struct kv_error *b_err, int64_t ms)
+{
+	int64_t deadline = kv_deadline_ns(ms);
+
+	*a_ret = *b_ret = TR_AGAIN;
+	while ((*a_ret == TR_AGAIN || *b_ret == TR_AGAIN) && kv_now_ns() < deadline) {
+		if (a && *a_ret == TR_AGAIN)
+			*a_ret = tr_conn_step(a, a_err);
+		if (b && *b_ret == TR_AGAIN)
+			*b_ret = tr_conn_step(b, b_err);
+		if (!a || !b)
+			break;
+	}
+}
+
+static int step_until(struct tr_conn *conn, int64_t ms, struct kv_error *err)
+{
+	int64_t deadline = kv_deadline_ns(ms);
+	int ret;
+
+	while ((ret = tr_conn_step(conn, err)) == TR_AGAIN && kv_now_ns() < deadline) {
+		struct pollfd p = { .fd = tr_conn_fd(conn), .events = POLLIN };
+
+		poll(&p, 1, 5);
+	}
+	return ret;
+}
+
+static int raw_socket(void)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)tr_listener_port(listener)),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	return fd;
+}
+
+static int open_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+/* ---------------------------------------------------------------- two honest ends */
+
+static void both_ends_learn_hello_and_setup(void **state)
+{
+	struct side c = { .hello = "from c", .setup = "setup c" },
+		    s = { .hello = "from s", .setup = "setup s" };
+	struct kv_error c_err, s_err;
+	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
+	int a_ret, b_ret;
+
+	(void)state;
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(a_ret, 0);
+	assert_int_equal(b_ret, 0);
+	assert_string_equal(s.got_hello, "from c");
+	assert_string_equal(c.got_hello, "from s");
+	assert_string_equal(s.got_setup, "setup c");
+	assert_string_equal(c.got_setup, "setup s");
+	assert_memory_equal(tr_conn_incarnation(a), tr_incarnation(tr), 16);
+	assert_string_equal(tr_conn_transport(a), tr_conn_transport(b));
+	tr_conn_close(a);
+	tr_conn_close(b);
+}
+
+static void a_refusal_reaches_the_other_end_with_its_cause(void **state)
+{
+	struct side c = { .hello = "x" }, s = { .hello = "y", .refuse = KV_ERR_GEOMETRY };
+	struct kv_error c_err, s_err;
+	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
+	int a_ret, b_ret;
+
+	(void)state;
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(b_ret, KV_ERR_GEOMETRY);
+	assert_int_equal(a_ret, KV_ERR_GEOMETRY);
+	assert_non_null(strstr(c_err.message, "does not like \"x\""));
+	assert_string_equal(c_err.hint, "be nicer");
+	assert_int_equal(tr_conn_step(a, &c_err),
+			 KV_ERR_GEOMETRY); /* it stays failed, with its cause */
+	tr_conn_close(a);
+	tr_conn_close(b);
+
+	s.refuse = 0;
+	c.refuse = KV_ERR_GEOMETRY; /* the connecting end refuses */
+	a = connect_to_listener(&c, &upper);
+	b = accept_within(&s, 0, &upper);
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(a_ret, KV_ERR_GEOMETRY);
+	assert_int_equal(b_ret, KV_ERR_GEOMETRY);
+	tr_conn_close(a);
+	tr_conn_close(b);
+}
+
+static void other_protocols_and_versions_are_named(void **state)
+{
+	struct side c = { .hello = "x" }, s = { .hello = "y" };
+	struct kv_error c_err, s_err;
+	int a_ret, b_ret;
+	struct tr_conn *a = connect_to_listener(&c, &upper_v2), *b = accept_within(&s, 0, &upper);
+
+	(void)state;
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(a_ret, KV_ERR_VERSION);
+	assert_int_equal(b_ret, KV_ERR_VERSION);
+	assert_non_null(strstr(s_err.message, "version 2"));
+	assert_non_null(strstr(s_err.message, "this end 1"));
+	tr_conn_close(a);
+	tr_conn_close(b);
+	a = connect_to_listener(&c, &upper_other);
+	b = accept_within(&s, 0, &upper);
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(b_ret, KV_ERR_PROTOCOL);
+	tr_conn_close(a);
+	tr_conn_close(b);
+}
+
+static void waiting_for_an_accept_has_no_deadline(void **state)
+{
+	struct side c = { .hello = "x", .setup = "" }, s = { .hello = "y", .setup = "" };
+	struct tr_conn_config config = { .ops = &upper, .arg = &c, .handshake_ms = 100 };
+	struct kv_error c_err, s_err;
+	struct tr_conn *a, *b;
+	int a_ret, b_ret;
+
+	(void)state;
+	assert_int_equal(tr_connect(tr, NULL, tr_listener_port(listener), &config, &a, NULL), 0);
+	assert_int_equal(step_until(a, 300, &c_err), TR_AGAIN);
+	assert_true(tr_conn_deadline(a) == INT64_MAX);
+	b = accept_within(&s, 0, &upper);
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err, 2000);
+	assert_int_equal(a_ret, 0);
+	assert_int_equal(b_ret, 0);
+	tr_conn_close(a);
+	tr_conn_close(b);
+}
+
+static void a_closed_port_is_told_at_once(void **state)
+{
+	struct side c = { .hello = "x" };
+	struct tr_conn_config config = { .ops = &upper, .arg = &c };
+	struct tr_listener *other;
+	struct kv_error err;
+	struct tr_conn *a;
+	uint32_t port;
+	int ret;
+
+	(void)state;
+	assert_int_equal(tr_listen(tr, NULL, 0, &other, NULL), 0);
+	port = tr_listener_port(other);
+	tr_listener_close(other);
+	ret = tr_connect(tr, "127.0.0.1", port, &config, &a, &err);
+	if (!ret) {
+		ret = step_until(a, 2000, &err);
+		tr_conn_close(a);
+	}
+	assert_int_equal(ret, KV_ERR_PEER_LOST);
+	assert_int_equal(err.sys_errno, ECONNREFUSED);
+	assert_true(err.hint[0] != 0);
+}
+
+static void bad_addresses_are_argument_errors(void **state)
+{
+	struct side c = { .hello = "x" };
+	struct tr_conn_config config = { .ops = &upper, .arg = &c };
+	struct tr_listener *other;
+	struct kv_error err;
+	struct tr_conn *a;
+
+	(void)state;
+	assert_int_equal(tr_connect(tr, NULL, 0, &config, &a, &err), KV_ERR_ARG);
+	assert_int_equal(tr_connect(tr, NULL, 65536, &config, &a, &err), KV_ERR_ARG);
+	assert_int_equal(tr_connect(tr, "no such host!", 1, &config, &a, &err), KV_ERR_ARG);
+	assert_int_equal(tr_listen(tr, "no such host!", 0, &other, &err), KV_ERR_ARG);
+	assert_int_equal(tr_listen(tr, NULL, 65536, &other, &err), KV_ERR_ARG);
+	assert_int_equal(tr_listen(tr, NULL, tr_listener_port(listener), &other, &err),
+			 KV_ERR_BUSY);
+	assert_int_equal(err.sys_errno, EADDRINUSE);
+}
+
+/* ---------------------------------------------------------------- strangers */
+
+static void refuse_bytes(const void *bytes, size_t len)
+{
+	struct side s = { .hello = "y" };
+	struct kv_error err;
+	struct tr_conn *b;
+	uint8_t back;
+	int before, fd;
+
+	before = open_fds();
+	fd = raw_socket();
+	assert_true(send(fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT) > 0);
+	b = accept_within(&s, 0, &upper);
+	assert_int_equal(step_until(b, 2000, &err), KV_ERR_PROTOCOL);
+	assert_non_null(strstr(err.message, "not kvrail"));
+	assert_string_equal(s.got_hello, "");
+	tr_conn_close(b);
+	assert_true(recv(fd, &back, 1, 0) <= 0); /* closed without an answer */
+	close(fd);
+	assert_int_equal(open_fds(), before);
+}
+
+static void garbage_costs_nothing_and_gets_no_answer(void **state)
+{
+	static const uint8_t tls[] = { 0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3 };
+	uint8_t *noise = malloc(100 * 1024);
+
+	(void)state;
+	for (size_t i = 0; i < 100 * 1024; i++)
+		noise[i] = (uint8_t)(i * 2654435761u >> 13);
+	refuse_bytes("GET / HTTP/1.1\r\nHost: kv\r\n\r\n", 28);
+	refuse_bytes(tls, sizeof(tls));
+	refuse_bytes(noise, 100 * 1024);
+	refuse_bytes("K!", 2);
+	free(noise);
+}
+
+static void another_major_version_is_answered_with_ours(void **state)
+{
+	uint8_t bytes[FRAME_HEADER], back[FRAME_HEADER + FRAME_REJECT_MAX];
+	struct side s = { .hello = "y" };
+	struct frame_header h;
+	struct frame_reject reject;
+	struct kv_error err;
+	struct tr_conn *b;
+	int fd = raw_socket();
+	ssize_t n;
+
+	(void)state;
+	frame_put_header(bytes, FRAME_HELLO, 40);
+	bytes[4] = 9;
+	assert_int_equal(send(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+	b = accept_within(&s, 0, &upper);
+	assert_int_equal(step_until(b, 2000, &err), KV_ERR_VERSION);
+	assert_non_null(strstr(err.message, "version 9.0, this end 1.0"));
+	tr_conn_close(b);
+	n = recv(fd, back, sizeof(back), MSG_WAITALL);
+	assert_true(n > FRAME_HEADER);
+	assert_int_equal(frame_get_header(back, &h), 0);
+	assert_int_equal(h.type, FRAME_REJECT);
+	assert_int_equal(frame_get_reject(back + FRAME_HEADER, h.len, &reject), 0);
+	assert_int_equal(reject.code, KV_ERR_VERSION);
+	close(fd);
+}
+
+static void frames_out_of_order_and_oversized_are_refused(void **state)
+{
+	static const struct {
+		enum frame_type type;
+		uint32_t len;
+	} bad[] = { { FRAME_SETUP, 100 },
+		    { FRAME_READY, 0 },
+		    { FRAME_HELLO, FRAME_HELLO_MAX },
+		    { FRAME_SETUP, FRAME_SETUP_MAX } };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		struct side s = { .hello = "y" };
+		uint8_t bytes[FRAME_HEADER];
+		struct kv_error err;
+		struct tr_conn *b;
+		int fd = raw_socket();
+
+		frame_put_header(bytes, bad[i].type, bad[i].len);
+		assert_int_equal(send(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+		b = accept_within(&s, 0, &upper);
+		assert_int_equal(step_until(b, 2000, &err), KV_ERR_PROTOCOL);
+		tr_conn_close(b);
+		close(fd);
+	}
+}
+
+static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
+{
+	uint8_t bytes[FRAME_HEADER];
+	struct side s = { .hello = "y" };
+	struct kv_error err;
+	struct tr_conn *b;
+	int64_t start;
+	int fd = raw_socket(), ret = TR_AGAIN;
+
+	(void)state;
+	b = accept_within(&s, 150, &upper);
+	start = kv_now_ns();
+	assert_int_equal(step_until(b, 2000, &err), KV_ERR_TIMEOUT);
+	assert_true(kv_now_ns() - start < 600 * KV_NS_PER_MS);
+	assert_non_null(strstr(err.message, "waiting for the peer's hello"));
+	tr_conn_close(b);
+	close(fd);
+
+	fd = raw_socket();
+	frame_put_header(bytes, FRAME_HELLO, 40);
+	b = accept_within(&s, 150, &upper);
+	start = kv_now_ns();
+	for (size_t i = 0; ret == TR_AGAIN && i < 100; i++) {
+		if (i < sizeof(bytes))
+			send(fd, &bytes[i], 1, MSG_NOSIGNAL);
+		ret = step_until(b, 20, &err);
+	}
+	assert_int_equal(ret, KV_ERR_TIMEOUT);
+	assert_true(kv_now_ns() - start < 600 * KV_NS_PER_MS);
+	tr_conn_close(b);
+	close(fd);
+}
+
+static void when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served(void **state)
+{
+	struct tr_conn_config config = { .ops = &upper };
+	struct rlimit old, low;
+	struct kv_error err;
+	struct tr_conn *conn;
+	uint8_t byte;
+	int fd = raw_socket(), ret;
+
+	(void)state;
+	getrlimit(RLIMIT_NOFILE, &old);
+	low = old;
+	low.rlim_cur = (rlim_t)fd + 1;
+	setrlimit(RLIMIT_NOFILE, &low);
+	while ((ret = tr_accept(listener, &config, &conn, &err)) == TR_AGAIN)
+		;
+	setrlimit(RLIMIT_NOFILE, &old);
+	assert_int_equal(ret, KV_ERR_NOFD);
+	assert_int_equal(recv(fd, &byte, 1, 0), 0); /* told by a close, not left to wait */
+	close(fd);
+	both_ends_learn_hello_and_setup(state);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(both_ends_learn_hello_and_setup),
+		cmocka_unit_test(a_refusal_reaches_the_other_end_with_its_cause),
+		cmocka_unit_test(other_protocols_and_versions_are_named),
+		cmocka_unit_test(waiting_for_an_accept_has_no_deadline),
+		cmocka_unit_test(a_closed_port_is_told_at_once),
+		cmocka_unit_test(bad_addresses_are_argument_errors),
+		cmocka_unit_test(garbage_costs_nothing_and_gets_no_answer),
+		cmocka_unit_test(another_major_version_is_answered_with_ours),
+		cmocka_unit_test(frames_out_of_order_and_oversized_are_refused),
+		cmocka_unit_test(silence_and_single_bytes_end_at_the_total_deadline),
+		cmocka_unit_test(
+			when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served),
+	};
+
+	return cmocka_run_group_tests(tests, open_all, close_all);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_rig.h -- two engines for the loop tests: in one process, or each in its own
+ *
+ * Every byte of a cache is f(side, layer, tensor, block, offset, epoch), the gaps between blocks
+ * included, so that a misplaced, stale or stray byte never looks right.
+ */
+#ifndef KV_RIG_H
+#define KV_RIG_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include <kvrail/kv.h>
+
+enum { RIG_LAYERS = 4, RIG_TENSORS = 2, RIG_BLOCKS = 96, RIG_TIMEOUT_MS = 10000 };
+
+struct shape {
+	uint32_t layers, blocks;
+	uint64_t block_bytes[RIG_TENSORS], stride[RIG_TENSORS];
+	uint32_t tp_size, tp_rank;
+	uint32_t flags;
+	bool malloced; /* memory that did not come from kv_alloc */
+};
+extern const struct shape
+	rig_shape; /* K without gaps, V with gaps, KV_CACHE_OPEN | KV_CACHE_READABLE */
+
+struct node {
+	struct kv_engine *engine;
+	struct kv_cache *cache;
+	struct kv_peer *peer;
+	struct shape shape;
+	uint8_t *mem;
+	size_t len;
+	uint32_t port;
+	unsigned int side;
+	struct kv_error err;
+};
+
+/* Opens an engine with a cache, filled with this side's epoch 0. */
+void node_open(struct node *node, unsigned int side, const struct shape *shape,
+	       const struct kv_engine_config *config);
+void node_close(struct node *node);
+void node_listen(struct node *node);
+void node_connect(struct node *node, uint32_t port);
+void node_await_peer(struct node *node); /* PEER_UP */
+
+struct pair {
+	struct node a, b; /* a has connected to b */
+};
+void pair_open(struct pair *pair, const struct shape *shape, const struct kv_engine_config *config);
+void pair_close(struct pair *pair);
+
+uint8_t *block_at(const struct node *node, uint32_t layer, uint32_t tensor, int64_t block);
+void fill_side(struct node *node, unsigned int side, unsigned int epoch);
+void fill_block(struct node *node, unsigned int side, int64_t block, unsigned int epoch);
+uint8_t pattern(unsigned int side, uint32_t layer, uint32_t tensor, int64_t block, uint64_t offset,
+		unsigned int epoch);
+
+/*
+ * Whether node's memory is exactly: its own pattern (epoch 0), except that to[i] of these layers
+ * hold block from[i] of side `side`, epoch `epoch`. Prints the first byte that differs.
+ */
+bool memory_is(const struct node *node, struct kv_layers layers, unsigned int side,
+	       const int64_t *from, const int64_t *to, size_t n, unsigned int epoch);
+
+/* Takes the next arrival that is not PEER_UP or PEER_LOST; false after `ms`. */
+bool next_arrival(struct node *node, struct kv_arrival *arrival, int64_t ms);
+bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms);
+
+/* Fails the test with the whole error in words. */
+void check_ok(int ret, const struct kv_error *err, const char *what);
+#define ok(call, err) check_ok((call), (err), #call)
+
+/* A child process that runs `main` with one end of a socket pair; the other end is the parent's. */
+struct child {
+	pid_t pid;
+	int fd;
+};
+void child_start(struct child *child, int (*run)(int fd, const void *arg), const void *arg);
+void child_send(int fd, const void *p, size_t n);
+void child_receive(int fd, void *p, size_t n); /* fails the test after 20 s */
+int child_join(struct child *child);	       /* its exit code, or 128 + signal */
+void child_kill(struct child *child, int sig);
+
+#endif

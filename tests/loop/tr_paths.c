@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_paths.c -- every way that shm moves bytes, between two processes: all bytes, their neighbours,
+ * orders, limits
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tr_pair.h"
+
+enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };
+
+struct path_row {
+	const char *name;
+	struct pair_config config;
+	const char *text; /* what tr_conn_path must say */
+};
+
+static const struct path_row rows[] = {
+	{ "pool", { .child_pool = true, .parent_pool = true, .region = REGION }, "memfd pool" },
+	{ "cma", { .region = REGION }, "process_vm_writev" },
+	{ "ring",
+	  { .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
+	  "ring (KVCACHE_SHM_PATH)" },
+	{ "lines by pool",
+	  { .child_pool = true, .parent_pool = true, .region = REGION, .flags = TR_LINE_ORDER },
+	  "ordered stores" },
+	{ "lines by ring",
+	  { .region = REGION, .ring = 65536, .flags = TR_LINE_ORDER },
+	  "ring (process_vm_writev does not keep the order within lines)" },
+};
+
+static void begin(struct pair_side *s)
+{
+	pair_up(s);
+	pair_fill(s->base, s->child ? TARGET_SEED : SOURCE_SEED, 0, REGION);
+	pair_meet(s); /* before this, the fill could overwrite what arrives */
+}
+
+static void run(void **state, pair_fn *parent, pair_fn *child)
+{
+	const struct path_row *row = *state;
+	struct pair_config config = row->config;
+
+	config.arg = (void *)(uintptr_t)row->text;
+	assert_int_equal(pair_run(&config, parent, child), 0);
+}
+
+/* ---------------------------------------------------------------- every size and alignment */
+
+enum { SIZES = 300, SLOT = 512 };
+
+static struct tr_span size_span(unsigned int size)
+{
+	/* Offsets run through all 64 of a line at both ends while the sizes run. */
+	return (struct tr_span){ .local = (uint64_t)(size * 7 % 64) + (size - 1) * (uint64_t)SLOT,
+				 .remote = (uint64_t)(size * 13 % 64 + 64) +
+					   (size - 1) * (uint64_t)SLOT,
+				 .len = size };
+}
+
+static void sizes_parent(struct pair_side *s)
+{
+	struct tr_span spans[SIZES];
+	struct tr_op *op;
+
+	begin(s);
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), s->config->arg));
+	for (unsigned int i = 0; i < SIZES; i++)
+		spans[i] = size_span(i + 1);
+	op = pair_begin(s, TR_WRITE, 77);
+	pair_add(s, op, spans, SIZES);
+	pair_commit(s, op, TR_NOTIFY, 4711);
+	pair_wait_ended(s, 1);
+	PAIR_CHECK(s->last_end == TR_WRITTEN && s->last_user == 77);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void sizes_child(struct pair_side *s)
+{
+	uint64_t at = 0;
+
+	begin(s);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(s->notified[0] == 4711);
+	for (unsigned int i = 0; i < SIZES; i++) {
+		struct tr_span span = size_span(i + 1);
+
+		PAIR_CHECK(pair_differs(s->base + at, TARGET_SEED, at, span.remote - at) < 0);
+		PAIR_CHECK(pair_differs(s->base + span.remote, SOURCE_SEED, span.local, span.len) <
+			   0);
+		at = span.remote + span.len;
+	}
+	PAIR_CHECK(pair_differs(s->base + at, TARGET_SEED, at, REGION - at) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void every_size_and_alignment_arrives_and_the_neighbours_stay(void **state)
+{
+	run(state, sizes_parent, sizes_child);
+}
+
+/* ---------------------------------------------------------------- many operations */
+
+enum { MANY = 20000, MANY_SPANS = 3 };
+
+/* The same on both sides: spans of operation i. */
+static void many_spans(uint64_t *random, struct tr_span spans[MANY_SPANS])
+{
+	for (int i = 0; i < MANY_SPANS; i++) {
+		uint64_t x = pair_random(random);
+
+		spans[i].len = 1 + (x >> 40) % (x & 1 ? 40 : 1500);
+		spans[i].local = (x >> 1) % (REGION - spans[i].len);
+		spans[i].remote = pair_random(random) % (REGION - spans[i].len);
+	}
+}
+
+/*
+ * Spans of one operation are not ordered among each other: those that overlap an earlier one of it
+ * are left out.
+ */
+static int distinct(struct tr_span *spans)
+{
+	int n = 0;
+
+	for (int i = 0; i < MANY_SPANS; i++) {
+		bool clear = true;
+
+		for (int k = 0; k < n; k++)
+			clear &= spans[i].remote + spans[i].len <= spans[k].remote ||
+				 spans[k].remote + spans[k].len <= spans[i].remote;
+		if (clear)
+			spans[n++] = spans[i];
+	}
+	return n;
+}
+
+static void many_parent(struct pair_side *s)
+{
+	struct tr_span spans[MANY_SPANS];
+	uint64_t random = 88172645463325252u;
+
+	begin(s);
+	for (unsigned int i = 0; i < MANY; i++) {
+		struct tr_op *op = pair_begin(s, TR_WRITE, i);
+
+		many_spans(&random, spans);
+		pair_add(s, op, spans, (size_t)distinct(spans));
+		pair_commit(s, op, TR_NOTIFY | (i % 3 ? 0 : TR_PROVEN), i);
+	}
+	pair_wait_ended(s, MANY);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void many_child(struct pair_side *s)
+{
+	struct tr_span spans[MANY_SPANS];
+	uint64_t random = 88172645463325252u;
+	uint8_t *model = malloc(REGION);
+
+	PAIR_CHECK(model);
+	begin(s);
+	pair_fill(model, TARGET_SEED, 0, REGION);
+	for (unsigned int i = 0; i < MANY; i++) {
+		pair_wait_notifies(s, i + 1);
+		PAIR_CHECK(s->notified[i % PAIR_EVENTS_MAX] == i);
+		many_spans(&random, spans);
+		for (int k = 0, n = distinct(spans); k < n; k++)
+			pair_fill(model + spans[k].remote, SOURCE_SEED, spans[k].local,
+				  spans[k].len);
+	}
+	PAIR_CHECK(!memcmp(model, s->base, REGION));
+	free(model);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void twenty_thousand_operations_arrive_in_order_through_every_wraparound(void **state)
+{
+	run(state, many_parent, many_child);
+}
+
+/* ---------------------------------------------------------------- orders */
+
+enum { ROUNDS = 300, ORDER_LEN = 3000 };
+
+static void order_parent(struct pair_side *s)
+{
+	struct kv_error err;
+
+	begin(s);
+	for (uint64_t i = 0; i < ROUNDS; i++) {
+		uint64_t at = i * 3001 % (REGION - ORDER_LEN);
+		struct tr_span span = { .local = at, .remote = at, .len = ORDER_LEN };
+		struct tr_op *op = pair_begin(s, TR_WRITE, i);
+
+		pair_add(s, op, &span, 1);
+		pair_commit(s, op, TR_NOTIFY, i * 2);
+		op = pair_begin(s, TR_WRITE, i);
+		pair_commit(s, op, TR_NOTIFY, i * 2 + 1); /* no span at all */
+		pair_send(s, &i, sizeof(i));
+	}
+	pair_send(s, s->base, TR_MSG_MAX);
+	pair_send(s, s->base, 0);
+	PAIR_CHECK(tr_msg(s->conn, s->base, TR_MSG_MAX + 1, &err) == KV_ERR_ARG);
+	pair_wait_ended(s, 2 * ROUNDS);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void order_on_notify(struct pair_side *s, uint64_t value)
+{
+	uint64_t i = value / 2, at = i * 3001 % (REGION - ORDER_LEN);
+
+	PAIR_CHECK(value == s->notifies);
+	PAIR_CHECK(pair_differs(s->base + at, SOURCE_SEED, at, ORDER_LEN) < 0);
+	/* The message that follows this round's second notify has not overtaken it. */
+	PAIR_CHECK(s->msgs <= i);
+}
+
+static void order_child(struct pair_side *s)
+{
+	s->on_notify = order_on_notify;
+	begin(s);
+	pair_wait_msgs(s, ROUNDS + 2);
+	PAIR_CHECK(s->notifies == 2 * ROUNDS);
+	for (uint64_t i = 0; i < ROUNDS; i++)
+		PAIR_CHECK(s->msg_len[i] == sizeof(i) && !memcmp(s->msg[i], &i, sizeof(i)));
+	PAIR_CHECK(s->msg_len[ROUNDS] == TR_MSG_MAX);
+	PAIR_CHECK(pair_differs(s->msg[ROUNDS], SOURCE_SEED, 0, 16) < 0);
+	PAIR_CHECK(s->msg_len[ROUNDS + 1] == 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void a_notify_comes_after_its_bytes_and_a_message_after_the_notify(void **state)
+{
+	run(state, order_parent, order_child);
+}
+
+/* ---------------------------------------------------------------- reads */
+
+enum { READS = 500, READ_SPANS = 4 };
+
+static void reads_parent(struct pair_side *s)
+{
+	uint64_t random = 42;
+	uint8_t *model = malloc(REGION);
+
+	PAIR_CHECK(model);
+	begin(s);
+	pair_fill(model, SOURCE_SEED, 0, REGION);
+	for (unsigned int i = 0; i < READS; i++) {
+		struct tr_op *op = pair_begin(s, TR_READ_OP, i);
+		struct tr_span spans[READ_SPANS];
+
+		for (unsigned int k = 0; k < READ_SPANS; k++) {
+			uint64_t part = REGION / READ_SPANS;
+
+			/* one in 100 is larger than the ring */
+			spans[k].len = 1 + pair_random(&random) % (i % 100 ? 9000 : part - 1);
+			spans[k].local = k * part + pair_random(&random) % (part - spans[k].len);
+			spans[k].remote = pair_random(&random) % (REGION - spans[k].len);
+			pair_fill(model + spans[k].local, TARGET_SEED, spans[k].remote,
+				  spans[k].len);
+		}
+		pair_add(s, op, spans, READ_SPANS);
+		pair_commit(s, op, 0, 0);
+		pair_wait_ended(s, i + 1);
+		PAIR_CHECK(s->last_end == TR_READ && s->last_user == i);
+	}
+	PAIR_CHECK(!memcmp(model, s->base, REGION));
+	free(model);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void reads_child(struct pair_side *s)
+{
+	begin(s);
+	pair_meet(s);
+	PAIR_CHECK(pair_differs(s->base, TARGET_SEED, 0, REGION) < 0);
+	pair_down(s);
+}
+
+static void reads_bring_the_peers_bytes_and_nothing_else(void **state)
+{
+	run(state, reads_parent, reads_child);
+}
+
+/* ---------------------------------------------------------------- both directions at once */
+
+enum { BOTH = 200 };
+
+/* Each side writes into the peer's first half and reads from its second half. */
+static void both_sides(struct pair_side *s)
+{
+	uint64_t half = REGION / 2, mine = s->child ? TARGET_SEED : SOURCE_SEED;
+	uint64_t theirs = s->child ? SOURCE_SEED : TARGET_SEED;
+
+	begin(s);
+	for (unsigned int i = 0; i < BOTH; i++) {
+		struct tr_span write = { .local = half + i * 100,
+					 .remote = i * 100,
+					 .len = half - BOTH * 100 };
+		struct tr_span read = { .local = half - 30000, .remote = half, .len = 30000 };
+		struct tr_op *op = pair_begin(s, TR_WRITE, i);
+
+		write.len = i % 20 ? 30000 : write.len;
+		pair_add(s, op, &write, 1);
+		pair_commit(s, op, TR_NOTIFY, i);
+		op = pair_begin(s, TR_READ_OP, i);
+		pair_add(s, op, &read, 1);
+		pair_commit(s, op, 0, 0);
+	}
+	pair_wait_ended(s, 2 * BOTH);
+	pair_wait_notifies(s, BOTH);
+	pair_meet(s);
+	PAIR_CHECK(pair_differs(s->base, theirs, half, 100) < 0);
+	PAIR_CHECK(pair_differs(s->base + half, mine, half, half) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void both_sides_write_and_read_at_once_without_waiting_for_each_other(void **state)
+{
+	run(state, both_sides, both_sides);
+}
+
+/* ---------------------------------------------------------------- cancel */
+
+static void cancel_parent(struct pair_side *s)
+{
+	struct tr_span big = { .local = 0, .remote = 0, .len = REGION };
+	struct kv_error err;
+	struct tr_op *op;
+
+	begin(s);
+	/*
+	 * Open, with a span that a ring cannot hold: what went ahead may arrive, the rest must not
+	 * follow.
+	 */
+	op = pair_begin(s, TR_WRITE, 1);
+	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, &big, 1, &err) == 1);
+	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(5000), &err));
+	pair_wait_ended(s, 1);
+	PAIR_CHECK(s->last_end == TR_CANCELLED && s->last_user == 1);
+	pair_meet(s);
+	/* Nothing of it lands from here on: the child looks twice. */
+	pair_meet(s);
+	/* A read, with its slot and its place used again at once. */
+	op = pair_begin(s, TR_READ_OP, 2);
+	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, &big, 1, &err) == 1);
+	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(5000), &err));
+	pair_wait_ended(s, 2);
+	PAIR_CHECK(s->last_end == TR_CANCELLED && s->last_user == 2);
+	pair_fill(s->base, 9, 0, REGION);
+	op = pair_begin(s, TR_READ_OP, 3);
+	big = (struct tr_span){ .local = 100, .remote = REGION - 50, .len = 50 };
+	pair_add(s, op, &big, 1);
+	pair_commit(s, op, 0, 0);
+	pair_wait_ended(s, 3);
+	PAIR_CHECK(s->last_end == TR_READ && s->last_user == 3);
+	PAIR_CHECK(pair_differs(s->base + 100, 3, REGION - 50, 50) < 0);
+	PAIR_CHECK(pair_differs(s->base, 9, 0, 100) < 0);
+	PAIR_CHECK(pair_differs(s->base + 150, 9, 150, REGION - 150) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void cancel_child(struct pair_side *s)
+{
+	begin(s);
+	pair_meet(s);
+	pair_fill(s->base, 3, 0, REGION);
+	for (int i = 0; i < 20; i++)
+		pair_poll(s, 1);
+	PAIR_CHECK(pair_differs(s->base, 3, 0, REGION) < 0);
+	pair_meet(s);
+	pair_meet(s);
+	PAIR_CHECK(!s->notifies && !s->lost);
+	pair_down(s);
+}
+
+static void nothing_of_a_cancelled_operation_lands_after_its_event(void **state)
+{
+	run(state, cancel_parent, cancel_child);
+}
+
+/* ---------------------------------------------------------------- back-pressure */
+
+static void quiet_parent(struct pair_side *s)
+{
+	struct kv_error err;
+	unsigned int sent = 0;
+	int ret;
+
+	begin(s);
+	pair_say(s, 1);
+	/* The child does not poll: messages are refused, not waited for. */
+	while (!(ret = tr_msg(s->conn, &sent, sizeof(sent), &err)))
+		sent++;
+	PAIR_CHECK(ret == TR_AGAIN && sent > 100 && sent < PAIR_EVENTS_MAX);
+	pair_say(s, sent);
+	/* The wake-up comes when there is room again, without any event. */
+	while ((ret = tr_msg(s->conn, &sent, sizeof(sent), &err)) == TR_AGAIN)
+		pair_poll(s, PAIR_WAIT_MS);
+	PAIR_CHECK(!ret);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void quiet_child(struct pair_side *s)
+{
+	unsigned int sent;
+
+	begin(s);
+	PAIR_CHECK(pair_hear(s) == 1);
+	sent = (unsigned int)pair_hear(s);
+	pair_wait_msgs(s, sent + 1);
+	for (unsigned int i = 0; i <= sent; i++)
+		PAIR_CHECK(!memcmp(s->msg[i], &i, sizeof(i)));
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender(void **state)
+{
+	struct path_row row = *(const struct path_row *)*state;
+
+	row.config.ring = 65536;
+	*state = &row;
+	run(state, quiet_parent, quiet_child);
+}
+
+#define TEST(f, row)                                                           \
+	{                                                                      \
+#f " (" #row ")", f, NULL, NULL, (void *)(uintptr_t)&rows[row] \
+	}
+#define TESTS(f) TEST(f, 0), TEST(f, 1), TEST(f, 2), TEST(f, 3), TEST(f, 4)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay),
+		TESTS(twenty_thousand_operations_arrive_in_order_through_every_wraparound),
+		TESTS(a_notify_comes_after_its_bytes_and_a_message_after_the_notify),
+		TESTS(reads_bring_the_peers_bytes_and_nothing_else),
+		TESTS(both_sides_write_and_read_at_once_without_waiting_for_each_other),
+		TESTS(nothing_of_a_cancelled_operation_lands_after_its_event),
+		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, 0),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cma.c -- cross memory attach: the kernel copies between two processes, many spans a call */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "shm.h"
+
+/*
+ * One nonce read, one word written and read back: the number names the right process, and the
+ * kernel lets us. The reasons why not are told in no_cma.
+ */
+void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16])
+{
+	struct shm_probe seen, *there = (struct shm_probe *)(uintptr_t)addr;
+	uint32_t mark = 0x6b76726c, back = 0;
+	struct iovec mine = { &seen.nonce, sizeof(seen.nonce) };
+	struct iovec theirs = { &there->nonce, sizeof(seen.nonce) };
+	struct iovec word = { &mark, sizeof(mark) }, echo = { &back, sizeof(back) };
+	struct iovec target = { &there->touched, sizeof(mark) };
+
+	if (sc->pid <= 0) {
+		snprintf(sc->no_cma, sizeof(sc->no_cma),
+			 "the peer is not visible in this pid namespace");
+		return;
+	}
+	if (sc->pidfd < 0) {
+		snprintf(sc->no_cma, sizeof(sc->no_cma), "%s", sc->no_pidfd);
+		return;
+	}
+	if (kv_fault(SHM_PROBE) ||
+	    process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0) != sizeof(seen.nonce)) {
+		snprintf(sc->no_cma, sizeof(sc->no_cma), "process_vm_readv of process %d: %s",
+			 (int)sc->pid, strerrordesc_np(errno));
+		return;
+	}
+	if (memcmp(seen.nonce, nonce, sizeof(seen.nonce))) {
+		snprintf(sc->no_cma, sizeof(sc->no_cma), "process %d is not the peer",
+			 (int)sc->pid);
+		return;
+	}
+	if (process_vm_writev(sc->pid, &word, 1, &target, 1, 0) != sizeof(mark) ||
+	    process_vm_readv(sc->pid, &echo, 1, &target, 1, 0) != sizeof(mark) || back != mark) {
+		snprintf(sc->no_cma, sizeof(sc->no_cma), "process_vm_writev to process %d: %s",
+			 (int)sc->pid, strerrordesc_np(errno));
+		return;
+	}
+	sc->cma_works = true;
+}
+
+static ssize_t call(struct shm_conn *sc, int kind, struct iovec *local, struct iovec *remote,
+		    size_t n)
+{
+	/*
+	 * A pid may be given to a stranger once its process is gone and reaped; then we would write
+	 * into the stranger. The pidfd tells before each call; between the two the number would
+	 * have to be freed and the whole pid space to wrap around.
+	 */
+	if (link_peer_is_dead(sc)) {
+		errno = ESRCH;
+		return -1;
+	}
+	if (kv_fault(SHM_PROCESS_VM)) {
+		errno = EPERM;
+		return -1;
+	}
+	tr_conn_count(sc->conn)->syscalls += 2;
+	tr_conn_count(sc->conn)->work_requests++;
+	return kind == TR_WRITE ? process_vm_writev(sc->pid, local, n, remote, n, 0)
+				: process_vm_readv(sc->pid, local, n, remote, n, 0);
+}
+
+/*
+ * Takes `done` bytes off the front of two lists of equal lengths; returns how many entries are
+ * gone.
+ */
+static size_t skip(struct iovec *local, struct iovec *remote, size_t n, size_t done)
+{
+	size_t i = 0;
+
+	while (i < n && done >= local[i].iov_len)
+		done -= local[i++].iov_len;
+	if (i < n) {
+		local[i].iov_base = (uint8_t *)local[i].iov_base + done;
+		local[i].iov_len -= done;
+		remote[i].iov_base = (uint8_t *)remote[i].iov_base + done;
+		remote[i].iov_len -= done;
+	}
+	return i;
+}
+
+static int failed(struct shm_conn *sc, int kind, struct kv_error *err)
+{
+	const char *what = kind == TR_WRITE ? "process_vm_writev" : "process_vm_readv";
+	int code = errno == ESRCH ? KV_ERR_PEER_LOST : KV_ERR_REMOTE_ACCESS;
+	struct kv_error cause;
+
+	kv_fail_errno(&cause, code, errno, "shm", "%s with process %d", what, (int)sc->pid);
+	shm_lose(sc, &cause);
+	return kv_error_copy(err, &cause);
+}
+
+int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+	     const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct iovec ours[SHM_CMA_SPANS], theirs[SHM_CMA_SPANS];
+	size_t left = 0;
+
+	for (size_t next = 0; next < n || left;) {
+		size_t gone;
+		ssize_t done;
+
+		for (; next < n && left < SHM_CMA_SPANS; next++, left++) {
+			ours[left] = (struct iovec){ local + spans[next].local, spans[next].len };
+			theirs[left] =
+				(struct iovec){ remote + spans[next].remote, spans[next].len };
+		}
+		done = call(sc, kind, ours, theirs, left);
+		if (done <= 0) /* 0: a span is never empty, so nothing could be moved */
+			return errno = done ? errno : EFAULT, failed(sc, kind, err);
+		gone = skip(ours, theirs, left, (size_t)done);
+		left -= gone;
+		/*
+		 * After a partial transfer the next call begins with what is left and shows the
+		 * cause, if there is one.
+		 */
+		memmove(ours, ours + gone, left * sizeof(*ours));
+		memmove(theirs, theirs + gone, left * sizeof(*theirs));
+	}
+	return 0;
+}

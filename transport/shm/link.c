@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * link.c -- the AF_UNIX socket between the two ends: descriptors, doorbell, identity, death
+ *
+ * The doorbell is a byte on this socket and not an eventfd: it costs no descriptor, MSG_DONTWAIT
+ * holds whatever the peer does to the open file, and a full queue means that the peer has a wake-up
+ * waiting already.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "shm.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 /* Linux 6.5 */
+#endif
+
+union control {
+	struct cmsghdr align;
+	char buf[CMSG_SPACE(sizeof(int))];
+};
+
+int link_send(struct shm_conn *sc, const struct link_message *message, int fd, struct kv_error *err)
+{
+	union control control = { 0 };
+	struct iovec iov = { (void *)(uintptr_t)message, sizeof(*message) };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (fd >= 0) {
+		struct cmsghdr *c;
+
+		msg.msg_control = control.buf;
+		msg.msg_controllen = sizeof(control.buf);
+		c = CMSG_FIRSTHDR(&msg);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &fd, sizeof(int));
+	}
+	tr_conn_count(sc->conn)->syscalls++;
+	do
+		n = kv_fault(SHM_SEND) ? (errno = ENOBUFS, -1)
+				       : sendmsg(sc->sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		return TR_AGAIN;
+	if (n < 0)
+		return kv_fail_errno(err,
+				     errno == EPIPE || errno == ECONNRESET ? KV_ERR_PEER_LOST
+									   : KV_ERR_SYSTEM,
+				     errno, "shm", "cannot pass a descriptor to the peer");
+	return 0;
+}
+
+static int take_fd(struct msghdr *msg)
+{
+	int fd = -1;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+		    c->cmsg_len >= CMSG_LEN(sizeof(int)))
+			memcpy(&fd, CMSG_DATA(c),
+			       sizeof(int)); /* room for one: the kernel drops the others */
+	return fd;
+}
+
+int link_receive(struct shm_conn *sc, int sock, struct link_message *message, int *fd_p,
+		 struct kv_error *err)
+{
+	union control control;
+	struct iovec iov = { message, sizeof(*message) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.buf,
+			      .msg_controllen = sizeof(control.buf) };
+	ssize_t n;
+
+	*fd_p = -1;
+	tr_conn_count(sc->conn)->syscalls++;
+	do
+		n = kv_fault(SHM_RECEIVE) ? (errno = ENOMEM, -1)
+					  : recvmsg(sock, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		return TR_AGAIN;
+	if (n < 0)
+		return kv_fail_errno(err, errno == ECONNRESET ? KV_ERR_PEER_LOST : KV_ERR_SYSTEM,
+				     errno, "shm", "receiving from the peer's local socket");
+	if (!n)
+		return kv_fail(err, KV_ERR_PEER_LOST, "shm", "the peer closed its local socket");
+	*fd_p = take_fd(&msg);
+	if (n == sizeof(*message) && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+		return 0;
+	if (*fd_p >= 0)
+		close(*fd_p);
+	else if (msg.msg_flags & MSG_CTRUNC)
+		return kv_fail_errno(err, KV_ERR_NOFD, EMFILE, "shm",
+				     "cannot take a descriptor from the peer");
+	*fd_p = -1;
+	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
+		       "a message of %zd bytes on the peer's local socket is malformed", n);
+}
+
+/* One message after the handshake; takes over the descriptor. */
+static int handle(struct shm_conn *sc, const struct link_message *message, int fd,
+		  struct kv_error *err)
+{
+	if (message->kind == LINK_POOL && fd >= 0)
+		return pool_received(sc, message->id, message->len, fd, err);
+	if (fd >= 0)
+		close(fd);
+	if (message->kind == LINK_DOORBELL && fd < 0)
+		return 0;
+	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
+		       "message kind %u on the peer's local socket does not belong there",
+		       message->kind);
+}
+
+int link_drain(struct shm_conn *sc, struct kv_error *err)
+{
+	struct link_message message;
+	struct kv_error cause;
+	int fd, ret = 0;
+
+	while (!ret && !sc->hung_up) {
+		ret = link_receive(sc, sc->sock, &message, &fd, &cause);
+		if (!ret)
+			ret = handle(sc, &message, fd, &cause);
+		else if (ret == KV_ERR_PEER_LOST) {
+			/* What the ring still holds is taken first; receive.c reports the loss. */
+			sc->hung_up = true;
+			ret = 0;
+		}
+	}
+	return ret < 0 ? kv_error_copy(err, &cause) : 0;
+}
+
+void link_wake(struct shm_conn *sc, uint32_t why)
+{
+	static const struct link_message doorbell = { .kind = LINK_DOORBELL };
+	_Atomic uint32_t *asleep = &sc->seg.shared->side[!sc->side].asleep;
+
+	/*
+	 * seq_cst fence: our store (a tail, a head, a stop) before our load of `asleep`; the
+	 * sleeper stores `asleep`, fences, and looks at those words again (shm_arm). At least one
+	 * of the two sees the other's store, so no wake-up is lost.
+	 */
+	atomic_thread_fence(memory_order_seq_cst);
+	if (!(atomic_load_explicit(asleep, memory_order_relaxed) & why))
+		return;
+	/* exchange: of several wakers and reasons one rings */
+	if (!atomic_exchange_explicit(asleep, 0, memory_order_relaxed))
+		return;
+	tr_conn_count(sc->conn)->doorbells++;
+	link_send(sc, &doorbell, -1, NULL); /* a dead peer is noticed elsewhere */
+}
+
+int link_identify(struct shm_conn *sc, struct kv_error *err)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (kv_fault(SHM_PEERCRED) ? (errno = ENOBUFS, -1)
+				   : getsockopt(sc->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake",
+				     "cannot tell who the peer's process is");
+	sc->pid = cred.pid;
+
+	len = sizeof(sc->pidfd);
+	if (kv_fault(SHM_PIDFD)
+		    ? (errno = EMFILE, -1)
+		    : getsockopt(sc->sock, SOL_SOCKET, SO_PEERPIDFD, &sc->pidfd, &len)) {
+		sc->pidfd = -1;
+		/*
+		 * Before Linux 6.5: by number. The peer is alive (its socket is open), so the
+		 * number is its own.
+		 */
+		if (errno == ENOPROTOOPT && sc->pid > 0)
+			sc->pidfd = (int)syscall(SYS_pidfd_open, sc->pid, 0);
+		if (sc->pidfd < 0)
+			snprintf(sc->no_pidfd, sizeof(sc->no_pidfd), "no pidfd: %s",
+				 strerrordesc_np(errno));
+	}
+	return 0;
+}
+
+bool link_peer_is_dead(const struct shm_conn *sc)
+{
+	struct pollfd p = { .fd = sc->pidfd, .events = POLLIN };
+
+	return sc->pidfd >= 0 && poll(&p, 1, 0) == 1;
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * path.c -- how the bytes of a region reach it: pool, process_vm, ring; chosen once per region,
+ * with the reason
+ *
+ * Pool and process_vm let a process store into another one's memory, and only its death stops it
+ * for certain. So they are used only where the receiver said that it holds a pidfd of this process.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/option.h"
+#include "shm.h"
+
+/* As it travels in a memory description, after the core's part. */
+struct description {
+	uint64_t addr; /* the region's, in its process */
+	uint8_t in_pool;
+	uint64_t pool_id, pool_len, pool_off;
+};
+
+int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
+		 struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	bool in_pool = false;
+	int ret = 0;
+
+	if (mem->pool_fd >= 0 && sc->we_allow_direct)
+		ret = pool_send(sc, mem, &in_pool, err);
+	wire_put_u64(w, (uintptr_t)mem->addr);
+	wire_put_u8(w, in_pool);
+	wire_put_u64(w, mem->pool_id);
+	wire_put_u64(w, mem->pool_len);
+	wire_put_u64(w, mem->pool_off);
+	return ret;
+}
+
+static void get_description(struct wire_reader *r, struct description *d)
+{
+	d->addr = wire_get_u64(r);
+	d->in_pool = wire_get_u8(r);
+	d->pool_id = wire_get_u64(r);
+	d->pool_len = wire_get_u64(r);
+	d->pool_off = wire_get_u64(r);
+}
+
+/* What to write of a store: also the text of the path. */
+static const char *stores_text(const struct shm_conn *sc, char *buf, size_t cap)
+{
+	if (sc->line_order)
+		snprintf(buf, cap, "ordered stores");
+	else if (!strcmp(sc->ctx->stores, "plain"))
+		snprintf(buf, cap, "plain stores");
+	else
+		snprintf(buf, cap, "non-temporal stores (%s)", sc->ctx->nt_name);
+	return buf;
+}
+
+/* Why not by the pool; NULL if it can be. */
+static const char *no_pool(const struct shm_conn *sc, const struct description *d)
+{
+	if (sc->ctx->forced != SHM_AUTO && sc->ctx->forced != SHM_POOL)
+		return "KVCACHE_SHM_PATH";
+	if (!sc->peer_allows_pool)
+		return "the peer allows no direct writes";
+	if (!d->in_pool)
+		return "the region is not in a memfd pool";
+	return NULL;
+}
+
+static const char *no_cma(const struct shm_conn *sc)
+{
+	if (sc->ctx->forced != SHM_AUTO && sc->ctx->forced != SHM_CMA)
+		return "KVCACHE_SHM_PATH";
+	if (!sc->peer_allows_cma)
+		return "the peer allows no direct writes";
+	if (sc->line_order)
+		return "process_vm_writev does not keep the order within lines";
+	return sc->cma_works ? NULL : sc->no_cma;
+}
+
+/* Maps the pool of a region: 0, or PROTOCOL, or what mmap said. */
+static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64_t len,
+			uint8_t **addr_p, struct kv_error *err)
+{
+	int ret;
+
+	if (d->pool_off > d->pool_len || len > d->pool_len - d->pool_off)
+		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			       "a region of %llu bytes does not lie in its pool",
+			       (unsigned long long)len);
+	ret = pool_map(sc, d->pool_id, d->pool_len, addr_p, err);
+	if (!ret && !*addr_p)
+		ret = kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			      "the peer describes a pool that it did not pass");
+	if (!ret)
+		*addr_p += d->pool_off;
+	return ret;
+}
+
+static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
+		  uint64_t len, struct kv_error *err)
+{
+	enum shm_path forced = sc->ctx->forced;
+	const char *pool_why = no_pool(sc, d), *cma_why = no_cma(sc);
+	char text[48];
+
+	if (!pool_why) {
+		rm->path = SHM_POOL;
+		tr_conn_set_path(sc->conn, "memfd pool, %s", stores_text(sc, text, sizeof(text)));
+		return open_in_pool(sc, d, len, &rm->addr, err);
+	}
+	if (forced == SHM_POOL)
+		return kv_fail(err, KV_ERR_UNREACHABLE, "mem_open",
+			       "KVCACHE_SHM_PATH is pool, but %s", pool_why);
+	rm->addr = (uint8_t *)(uintptr_t)d->addr;
+	if (!cma_why) {
+		rm->path = SHM_CMA;
+		tr_conn_set_path(sc->conn, "process_vm_writev, %d spans a call (%s)", SHM_CMA_SPANS,
+				 pool_why);
+		return 0;
+	}
+	if (forced == SHM_CMA)
+		return kv_fail(err, KV_ERR_UNREACHABLE, "mem_open",
+			       "KVCACHE_SHM_PATH is cma, but %s", cma_why);
+	rm->path = SHM_RING;
+	tr_conn_set_path(sc->conn, "ring (%s)", cma_why);
+	return 0;
+}
+
+int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
+		 struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	struct description d;
+	struct shm_rmem *rm;
+	int ret;
+
+	get_description(r, &d);
+	if (r->bad || d.in_pool > 1 || d.addr + rmem->len < d.addr)
+		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			       "a memory description is malformed");
+	rm = kv_fault(SHM_RMEM) ? NULL : calloc(1, sizeof(*rm));
+	if (!rm)
+		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
+			       "cannot allocate a remote region's path");
+	ret = choose(sc, rm, &d, rmem->len, err);
+	if (ret) {
+		free(rm);
+		return ret;
+	}
+	rmem->priv = rm;
+	kv_log_info(tr_conn_tr(conn)->log, "region %u of %s (%llu bytes): %s", rmem->id,
+		    tr_conn_address(conn), (unsigned long long)rmem->len, tr_conn_path(conn));
+	return 0;
+}
+
+void shm_mem_close(struct tr_conn *conn, struct tr_rmem *rmem)
+{
+	(void)conn;
+	free(rmem->priv);
+	rmem->priv = NULL;
+}

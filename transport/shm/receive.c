@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* receive.c -- progress: the peer's records, answers to its reads, its death; and going to sleep */
+#include <string.h>
+
+#include "base/error.h"
+#include "shm.h"
+
+/*
+ * [offset, offset + len) of a region that the peer may touch in this way, or NULL. Every use asks
+ * again: the region may have been deregistered meanwhile.
+ */
+static uint8_t *reachable(struct shm_conn *sc, uint32_t id, uint64_t offset, uint64_t len,
+			  unsigned int access)
+{
+	const struct tr_mem *mem = tr_mem_by_id(tr_conn_tr(sc->conn), id);
+
+	if (!mem || !(mem->access & access) || offset > mem->len || len > mem->len - offset)
+		return NULL;
+	return mem->addr + offset;
+}
+
+static int refuse(struct kv_error *err, const struct ring_record *r, const char *what)
+{
+	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
+		       "the peer's record (type %u, %u bytes, region %u, offset %llu) %s", r->type,
+		       r->len, r->mem, (unsigned long long)r->a, what);
+}
+
+static int take_data(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
+		     struct kv_error *err)
+{
+	uint8_t *dst = reachable(sc, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+
+	if (!dst)
+		return refuse(err, r, "writes outside the memory that was opened to it");
+	if (sc->line_order)
+		store_ordered(dst, payload, r->len, (struct store_ahead){ payload, dst });
+	else
+		memcpy(dst, payload, r->len);
+	return 0;
+}
+
+static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv_error *err)
+{
+	if (!r->b || !reachable(sc, r->mem, r->a, r->b, TR_REMOTE_READ))
+		return refuse(err, r, "reads outside the memory that was opened to it");
+	if (sc->answer_tail - sc->answer_head == SHM_READS_MAX)
+		return refuse(err, r, "is one read too many");
+	sc->answer[sc->answer_tail++ % SHM_READS_MAX] = (struct shm_answer){
+		.mem = r->mem, .offset = r->a, .left = r->b, .line = r->line & 127
+	};
+	return 0;
+}
+
+static int take_answer(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
+		       struct kv_error *err)
+{
+	struct shm_read *read = &sc->read[sc->read_head % SHM_READS_MAX];
+	struct shm_op *so = &sc->op[read->op];
+
+	if (sc->read_head == sc->read_tail || r->len > read->left)
+		return refuse(err, r, "answers no read");
+	if (read->dst) {
+		if (sc->line_order)
+			store_ordered(read->dst, payload, r->len,
+				      (struct store_ahead){ payload, read->dst });
+		else
+			memcpy(read->dst, payload, r->len);
+		read->dst += r->len;
+	}
+	read->left -= r->len;
+	if (read->left)
+		return 0;
+	sc->read_head++;
+	/* A cancelled operation has ended, and its slot may serve another one. */
+	if (read->dst && !--so->reads && so->committed)
+		tr_op_end(tr_conn_op(sc->conn, read->op), TR_READ);
+	return 0;
+}
+
+/* One record: 0, TR_AGAIN if the events it makes have no room, or the connection's failure. */
+static int take(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
+		struct kv_error *err)
+{
+	switch (r->type) {
+	case RING_PAD:
+		return 0;
+	case RING_DATA:
+		return take_data(sc, r, payload, err);
+	case RING_NOTIFY:
+		if (!tr_conn_room(sc->conn))
+			return TR_AGAIN;
+		tr_conn_notified(sc->conn, r->a);
+		return 0;
+	case RING_MSG:
+		if (r->len > TR_MSG_MAX)
+			return refuse(err, r, "is too long for a message");
+		if (!tr_conn_room(sc->conn))
+			return TR_AGAIN;
+		tr_conn_message(sc->conn, payload, r->len);
+		return 0;
+	case RING_READ:
+		return take_read(sc, r, err);
+	case RING_READ_DATA:
+		return take_answer(sc, r, payload, err);
+	default:
+		return refuse(err, r, "is of an unknown type");
+	}
+}
+
+static void publish_head(struct shm_conn *sc)
+{
+	if (ring_publish_head(&sc->in))
+		link_wake(sc, WAKE_ROOM);
+}
+
+static bool told_to_stop(const struct shm_conn *sc)
+{
+	return atomic_load_explicit(&sc->seg.shared->side[!sc->side].stop, memory_order_acquire);
+}
+
+/* Number of records, or the connection's failure. */
+static int take_records(struct shm_conn *sc, struct kv_error *err)
+{
+	uint64_t end = sc->in.head + SHM_PROGRESS_BYTES;
+	struct ring_record record;
+	const uint8_t *payload;
+	int done = 0, ret = 0;
+
+	while (sc->in.head < end && !told_to_stop(sc)) {
+		ret = ring_next(&sc->in, &record, &payload);
+		if (ret < 0)
+			return kv_fail(err, KV_ERR_PROTOCOL, "shm",
+				       "the ring that the peer writes is corrupt");
+		if (!ret)
+			break;
+		ret = take(sc, &record, payload, err);
+		if (ret < 0)
+			return ret;
+		if (ret == TR_AGAIN)
+			break;
+		ring_consume(&sc->in, &record);
+		done++;
+		if (sc->in.head - sc->in.published >= SHM_PUBLISH_BYTES)
+			publish_head(sc);
+	}
+	publish_head(sc);
+	return done;
+}
+
+/* Number of answers that advanced, or the connection's failure. */
+static int answer_reads(struct shm_conn *sc, struct kv_error *err)
+{
+	int done = 0;
+
+	while (sc->answer_head != sc->answer_tail) {
+		struct shm_answer *a = &sc->answer[sc->answer_head % SHM_READS_MAX];
+		struct ring_record record = { .type = RING_READ_DATA,
+					      .mem = a->mem,
+					      .a = a->offset };
+		const uint8_t *src = reachable(sc, a->mem, a->offset, a->left, TR_REMOTE_READ);
+		uint64_t n;
+
+		if (!src)
+			return refuse(err, &record, "reads a region that was deregistered");
+		n = send_piece(sc, &record, src, a->left, a->line);
+		a->line = (uint32_t)(a->line + n) & 127;
+		a->offset += n;
+		a->left -= n;
+		done += n > 0;
+		if (a->left)
+			break;
+		sc->answer_head++;
+	}
+	return done;
+}
+
+/* The socket and the pidfd: looked at after a sleep only, the ring tells everything else. */
+static int look_at_link(struct shm_conn *sc, struct kv_error *err)
+{
+	int ret = link_drain(sc, err);
+
+	if (!ret && !sc->hung_up && link_peer_is_dead(sc))
+		sc->hung_up = true;
+	return ret;
+}
+
+static int move(struct shm_conn *sc, struct kv_error *err)
+{
+	int taken, answered;
+
+	if (!ring_refresh(&sc->out))
+		return kv_fail(err, KV_ERR_PROTOCOL, "shm",
+			       "the peer's position in the ring is impossible");
+	taken = take_records(sc, err);
+	if (taken < 0)
+		return taken;
+	answered = answer_reads(sc, err);
+	if (answered < 0)
+		return answered;
+	return taken + answered + send_progress(sc);
+}
+
+int shm_progress(struct tr_conn *conn)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	struct kv_error cause;
+	int ret = 0;
+
+	if (sc->armed) {
+		sc->armed = false;
+		atomic_store_explicit(&sc->seg.shared->side[sc->side].asleep, 0,
+				      memory_order_relaxed);
+		ret = look_at_link(sc, &cause);
+	}
+
+	if (!ret)
+		ret = move(sc, &cause);
+	if (!ret && told_to_stop(sc))
+		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "%s stopped the connection",
+			      tr_conn_address(conn));
+	/* Last: what the peer sent before it went still counts. */
+	if (!ret && sc->hung_up && tr_conn_room(conn))
+		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "the process of %s is gone",
+			      tr_conn_address(conn));
+	if (ret < 0) {
+		shm_lose(sc, &cause);
+		return 1;
+	}
+	return ret;
+}
+
+int shm_arm(struct tr_conn *conn)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	struct segment_side *me = &sc->seg.shared->side[sc->side];
+	bool room = sc->blocked || sc->rest.op || sc->wait_head != sc->wait_tail ||
+		    sc->answer_head != sc->answer_tail;
+
+	/* Once for each refusal: a caller that gave up must be able to sleep. */
+	if (sc->cut || (sc->blocked && sc->blocked_at != sc->out.head)) {
+		sc->cut = sc->blocked = false;
+		return 1;
+	}
+	if (sc->hung_up)
+		return 1;
+	sc->armed = true;
+	atomic_store_explicit(&me->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),
+			      memory_order_relaxed);
+	/*
+	 * seq_cst fence: `asleep` is stored before the words below are looked at; the partner is in
+	 * link_wake.
+	 */
+	atomic_thread_fence(memory_order_seq_cst);
+	if (atomic_load_explicit(&sc->in.shared->tail, memory_order_relaxed) != sc->in.head ||
+	    told_to_stop(sc))
+		return 1;
+	return room &&
+	       atomic_load_explicit(&sc->out.shared->head, memory_order_relaxed) != sc->out.head;
+}

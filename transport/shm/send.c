@@ -1,0 +1,387 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * send.c -- operations and messages going out
+ *
+ * Pool and process_vm spans are done when op_add returns. Ring spans are done when they are in the
+ * ring: the source may be reused, the peer copies them before it sees the notify that follows.
+ */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "shm.h"
+
+void send_published(struct shm_conn *sc)
+{
+	if (ring_publish(&sc->out))
+		link_wake(sc, WAKE_DATA);
+}
+
+/*
+ * Learns of room. A peer that writes an impossible position is noticed by the next progress as
+ * well; here it has no room.
+ */
+static bool refresh(struct shm_conn *sc)
+{
+	return ring_refresh(&sc->out);
+}
+
+void shm_op_begin(struct tr_op *op)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+
+	sc->op[op->index] = (struct shm_op){ 0 };
+}
+
+/* ---------------------------------------------------------------- pool */
+
+enum { AUTO_NT_BYTES = 256 }; /* KVCACHE_SHM_STORES=auto: from this length on non-temporal */
+
+static store_fn *store_for(const struct shm_conn *sc, uint64_t len)
+{
+	const char *word = sc->ctx->stores;
+
+	if (sc->line_order)
+		return store_ordered;
+	if (!strcmp(word, "plain") || (len < AUTO_NT_BYTES && strcmp(word, "nt")))
+		return store_plain;
+	return sc->ctx->nt;
+}
+
+/*
+ * Which span is prefetched while one is copied: far enough ahead for a miss, near enough to be
+ * still there.
+ */
+static size_t ahead_of(size_t i, size_t n, uint64_t len)
+{
+	size_t next = i + (len <= 2048 ? 4 : 1);
+
+	return next < n ? next : i;
+}
+
+static size_t move_by_pool(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+			   const struct tr_span *spans, size_t n)
+{
+	uint64_t len = 0;
+	store_fn *store = NULL;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct tr_span *s = &spans[i], *a = &spans[ahead_of(i, n, s->len)];
+
+		if (s->len != len) {
+			len = s->len;
+			store = store_for(sc, len);
+		}
+		if (kind == TR_WRITE)
+			store(remote + s->remote, local + s->local, len,
+			      (struct store_ahead){ local + a->local, remote + a->remote });
+		else
+			store(local + s->local, remote + s->remote, len,
+			      (struct store_ahead){ remote + a->remote, local + a->local });
+	}
+	/* Before the notify, or whatever else tells somebody that the bytes are there. */
+	store_drain();
+	return n;
+}
+
+/* ---------------------------------------------------------------- ring */
+
+uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const uint8_t *src,
+		    uint64_t len, uint64_t addr)
+{
+	struct ring_record record = *first;
+	uint64_t done = 0;
+
+	while (done < len) {
+		uint64_t left = len - done;
+		uint64_t want = left < SHM_PUBLISH_BYTES ? left : SHM_PUBLISH_BYTES;
+		uint64_t least = want < SHM_CHUNK_LEAST ? want : SHM_CHUNK_LEAST;
+		int64_t fit = ring_fit(&sc->out, want, least, SHM_RING_RESERVE);
+
+		if (fit < 0)
+			break;
+		/*
+		 * A line is never cut: the receiver copies each record for itself. SHM_CHUNK_LEAST
+		 * leaves at least one.
+		 */
+		if (sc->line_order && (uint64_t)fit < left)
+			fit -= (int64_t)((addr + done + (uint64_t)fit) & 127);
+		record.len = (uint32_t)fit;
+		record.a = first->a + done;
+		ring_put(&sc->out, &record, src + done);
+		done += (uint64_t)fit;
+		if (sc->out.tail - sc->out.published >= SHM_PUBLISH_BYTES)
+			send_published(sc); /* the receiver copies while we go on */
+	}
+	return done;
+}
+
+/* Puts the rest of a span into the ring; true if none is left. */
+static bool send_rest(struct shm_conn *sc)
+{
+	struct ring_record record = { .type = RING_DATA,
+				      .a = sc->rest.offset,
+				      .mem = sc->rest.mem };
+	uint64_t n;
+
+	if (!sc->rest.op)
+		return true;
+	n = send_piece(sc, &record, sc->rest.src, sc->rest.left, sc->rest.addr);
+	sc->rest.src += n;
+	sc->rest.offset += n;
+	sc->rest.addr += n;
+	sc->rest.left -= n;
+	if (!sc->rest.left)
+		sc->rest.op = NULL;
+	return !sc->rest.left;
+}
+
+static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t *local,
+			    const struct tr_rmem *rmem, const struct tr_span *spans, size_t n)
+{
+	const struct shm_rmem *rm = rmem->priv;
+	size_t i;
+
+	if (!send_rest(sc))
+		return 0;
+	for (i = 0; i < n; i++) {
+		struct ring_record record = { .type = RING_DATA,
+					      .a = spans[i].remote,
+					      .mem = rmem->id };
+		uint64_t addr = (uintptr_t)rm->addr + spans[i].remote;
+		uint64_t done = send_piece(sc, &record, local + spans[i].local, spans[i].len, addr);
+
+		if (!done)
+			break;
+		sc->op[op->index].in_ring = true;
+		if (done == spans[i].len)
+			continue;
+		/* Accepted, although its end has to wait. */
+		sc->rest.op = op;
+		sc->rest.src = local + spans[i].local + done;
+		sc->rest.offset = spans[i].remote + done;
+		sc->rest.left = spans[i].len - done;
+		sc->rest.addr = addr + done;
+		sc->rest.mem = rmem->id;
+		i++;
+		break;
+	}
+	return i;
+}
+
+/* A record without block data: may use the reserve. */
+static bool put_small(struct shm_conn *sc, const struct ring_record *record, const void *payload)
+{
+	if (ring_fit(&sc->out, record->len, record->len, 0) < 0)
+		return false;
+	ring_put(&sc->out, record, payload);
+	return true;
+}
+
+static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, uint8_t *local,
+			   const struct tr_rmem *rmem, const struct tr_span *spans, size_t n)
+{
+	size_t i;
+
+	for (i = 0; i < n && sc->read_tail - sc->read_head < SHM_READS_MAX; i++) {
+		struct ring_record record = {
+			.type = RING_READ,
+			.a = spans[i].remote,
+			.b = spans[i].len,
+			.mem = rmem->id,
+			.line = (uint32_t)(uintptr_t)(local + spans[i].local) & 127
+		};
+
+		if (!put_small(sc, &record, NULL))
+			break;
+		sc->read[sc->read_tail++ % SHM_READS_MAX] = (struct shm_read){
+			.dst = local + spans[i].local,
+			.left = spans[i].len,
+			.op = op->index,
+		};
+		sc->op[op->index].reads++;
+	}
+	return i;
+}
+
+/* ---------------------------------------------------------------- the provider's calls */
+
+/* The caller will come back when arm has told it that the peer made room. */
+static void refused(struct shm_conn *sc)
+{
+	sc->blocked = true;
+	sc->blocked_at = sc->out.head;
+}
+
+/* How many spans are at most SHM_ADD_BYTES; at least one. */
+static size_t bounded(const struct tr_span *spans, size_t n)
+{
+	uint64_t sum = 0;
+	size_t i;
+
+	for (i = 0; i < n && (sum < SHM_ADD_BYTES || !i); i++)
+		sum += spans[i].len;
+	return i;
+}
+
+long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	const struct shm_rmem *rm = rmem->priv;
+	size_t now = bounded(spans, n), done;
+	int ret;
+
+	if (rm->path == SHM_RING) {
+		refresh(sc);
+		done = op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
+					    : read_by_ring(sc, op, lmem->addr, rmem, spans, now);
+		send_published(sc);
+		if (done < now)
+			refused(sc);
+	} else if (rm->path == SHM_POOL) {
+		done = move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
+	} else {
+		ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
+		if (ret)
+			return ret;
+		done = now;
+	}
+	sc->cut |= done == now && now < n;
+	return (long)done;
+}
+
+static void wait_for_peer(struct shm_conn *sc, struct tr_op *op, int end_kind, int64_t deadline_ns)
+{
+	sc->op[op->index].waiting = true;
+	sc->wait[sc->wait_tail++ % TR_OPS_MAX] = (struct shm_wait){
+		.at = sc->out.tail,
+		.deadline_ns = deadline_ns,
+		.op = op->index,
+		.end_kind = end_kind,
+	};
+}
+
+int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	struct shm_op *so = &sc->op[op->index];
+	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
+
+	(void)err;
+	refresh(sc);
+	if (sc->rest.op == op && !send_rest(sc))
+		goto again;
+	/*
+	 * The notify comes after the operation's bytes: they are stored, or in the ring before it.
+	 */
+	if ((flags & TR_NOTIFY) && !put_small(sc, &notify, NULL))
+		goto again;
+	so->committed = true;
+	if (op->kind == TR_READ_OP) {
+		if (!so->reads)
+			tr_op_end(op, TR_READ);
+	} else if ((flags & TR_PROVEN) && so->in_ring) {
+		wait_for_peer(sc, op, TR_WRITTEN, INT64_MAX);
+	} else {
+		tr_op_end(op, TR_WRITTEN);
+	}
+	send_published(sc);
+	return 0;
+
+again:
+	send_published(sc);
+	refused(sc);
+	return TR_AGAIN;
+}
+
+int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	struct ring_record record = { .type = RING_MSG, .len = (uint32_t)len };
+
+	(void)err;
+	refresh(sc);
+	if (!put_small(sc, &record, buf)) {
+		refused(sc);
+		return TR_AGAIN;
+	}
+	send_published(sc);
+	return 0;
+}
+
+/*
+ * Bytes of a write that are in the ring will be copied by the peer: the operation ends once it has
+ * consumed them. Answers to reads are thrown away from now on.
+ */
+void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	struct shm_op *so = &sc->op[op->index];
+
+	if (sc->rest.op == op)
+		sc->rest.op = NULL;
+	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
+		if (sc->read[i % SHM_READS_MAX].op == op->index)
+			sc->read[i % SHM_READS_MAX].dst = NULL;
+	if (so->waiting) {
+		for (unsigned int i = sc->wait_head; i != sc->wait_tail; i++)
+			if (sc->wait[i % TR_OPS_MAX].op == op->index)
+				sc->wait[i % TR_OPS_MAX].deadline_ns = deadline_ns;
+	} else if (so->in_ring) {
+		wait_for_peer(sc, op, TR_CANCELLED, deadline_ns);
+	} else {
+		tr_op_end(op, TR_CANCELLED);
+	}
+}
+
+/*
+ * A cancelled operation whose bytes the peer does not consume in time: nothing but the connection's
+ * end stops them.
+ */
+static bool break_late(struct shm_conn *sc)
+{
+	struct kv_error cause;
+	int64_t now = 0;
+
+	for (unsigned int i = sc->wait_head; i != sc->wait_tail; i++) {
+		int64_t deadline_ns = sc->wait[i % TR_OPS_MAX].deadline_ns;
+
+		if (deadline_ns == INT64_MAX)
+			continue;
+		if (!now)
+			now = kv_now_ns();
+		if (now < deadline_ns)
+			continue;
+		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
+			"%s did not take what was written before a cancelled operation's deadline",
+			tr_conn_address(sc->conn));
+		shm_lose(sc, &cause);
+		return true;
+	}
+	return false;
+}
+
+int send_progress(struct shm_conn *sc)
+{
+	int done = 0;
+
+	if (sc->rest.op) {
+		uint64_t left = sc->rest.left;
+
+		send_rest(sc);
+		done += sc->rest.left != left;
+	}
+	send_published(sc);
+	while (sc->wait_head != sc->wait_tail &&
+	       sc->wait[sc->wait_head % TR_OPS_MAX].at <= sc->out.head) {
+		const struct shm_wait *w = &sc->wait[sc->wait_head++ % TR_OPS_MAX];
+
+		sc->op[w->op].waiting = false;
+		tr_op_end(tr_conn_op(sc->conn, w->op), w->end_kind);
+		done++;
+	}
+	if (sc->wait_head != sc->wait_tail && break_late(sc))
+		return 1;
+	return done;
+}

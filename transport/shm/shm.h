@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * shm.h -- what the files of the shm provider know of each other
+ *
+ *   prove.c    same host? AF_UNIX, the segment, the nonce
+ *   link.c     the AF_UNIX socket afterwards: pools, doorbell, death
+ *   segment.c  the shared memory of a connection
+ *   ring.c     records in it
+ *   path.c     how a region of the peer is reached, and why
+ *   pool.c     the peer's memfd pools
+ *   cma.c      process_vm_writev, process_vm_readv
+ *   store.c    copy loops of the pool path
+ *   send.c     op_begin .. op_cancel, messages
+ *   receive.c  progress: records of the peer; going to sleep
+ *   stop.c     the end: loss, fence
+ */
+#ifndef SHM_H
+#define SHM_H
+
+#include <sys/types.h>
+
+#include "provider.h"
+#include "segment.h"
+#include "store.h"
+
+enum shm_limits {
+	SHM_POOLS_MAX = 64,	      /* pools of one side that the other may map, per connection */
+	SHM_READS_MAX = 64,	      /* ring reads that are not answered, per side */
+	SHM_ADD_BYTES = 16 << 20,     /* that one op_add copies: how long it may keep its caller */
+	SHM_CMA_SPANS = 256,	      /* iovecs of one process_vm_writev */
+	SHM_RING_RESERVE = 8 << 10,   /* of the ring: kept for notifies and messages */
+	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
+	SHM_PUBLISH_BYTES = 64 << 10, /* the other side learns of progress at least so often */
+	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
+	SHM_FENCE_GRACE_MS = 100,     /* until a peer that does not answer a stop is called BUSY */
+};
+
+enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING };
+
+struct shm_ctx {
+	struct tr *tr;
+	enum shm_path forced; /* KVCACHE_SHM_PATH */
+	const char *stores;   /* KVCACHE_SHM_STORES */
+	store_fn *nt;
+	const char *nt_name;
+	uint64_t ring_bytes;
+};
+
+/* A pool of the peer, passed over the socket. */
+struct shm_pool {
+	uint64_t id, len;
+	int fd;	       /* until it is mapped */
+	uint8_t *addr; /* NULL until a region in it is opened */
+};
+
+/* rmem->priv */
+struct shm_rmem {
+	enum shm_path path;
+	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
+};
+
+/* State of an operation's slot. */
+struct shm_op {
+	uint32_t reads; /* ring reads that are not answered */
+	bool in_ring;	/* some of its bytes went through the ring */
+	bool committed;
+	bool waiting; /* it stands in shm_conn.wait */
+};
+
+/* An operation that ends when the peer has consumed our ring up to `at`. */
+struct shm_wait {
+	uint64_t at;
+	int64_t deadline_ns; /* of a cancelled one; INT64_MAX */
+	uint16_t op;
+	int32_t end_kind;
+};
+
+/* Our read by ring. Answers come in the order of the requests. */
+struct shm_read {
+	uint8_t *dst; /* NULL: cancelled, the bytes are thrown away */
+	uint64_t left;
+	uint16_t op;
+};
+
+/* A read that the peer asked for. */
+struct shm_answer {
+	uint32_t mem;
+	uint64_t offset, left;
+	uint32_t line; /* where in a 128-byte line of the reader the next byte goes */
+};
+
+/* What the peer reads and writes with process_vm_* to learn whether it may. */
+struct shm_probe {
+	uint8_t nonce[16];
+	_Atomic uint32_t touched;
+};
+
+struct shm_conn {
+	struct shm_ctx *ctx;
+	struct tr_conn *conn;
+	int side;      /* SEGMENT_CONNECTING or SEGMENT_ACCEPTING */
+	int listen_fd; /* accepting side, until the peer came */
+	int sock;      /* AF_UNIX; -1 until it is connected */
+	int pidfd;     /* of the peer, or -1 and why in no_pidfd */
+	pid_t pid;     /* of the peer as this process sees it, 0: not visible */
+
+	char no_pidfd[64];
+	uint8_t token[16];
+	uint8_t nonce[16]; /* in the segment; accepting side: the local socket's name */
+	struct shm_probe probe;
+
+	bool peer_allows_pool, peer_allows_cma; /* it could watch us die */
+	bool we_allow_direct;
+	bool cma_works;
+	bool line_order;
+	char no_cma[96];
+
+	struct segment seg;
+	struct ring_out out;
+	struct ring_in in;
+
+	/* Sending. */
+	struct shm_op op[TR_OPS_MAX];
+	struct { /* the one span that did not fit into the ring as a whole */
+		struct tr_op *op;
+		const uint8_t *src;
+		uint64_t offset, left, addr;
+		uint32_t mem;
+	} rest;
+	struct shm_wait wait[TR_OPS_MAX];
+	unsigned int wait_head, wait_tail;
+	struct shm_read read[SHM_READS_MAX];
+	unsigned int read_head, read_tail;
+	uint64_t blocked_at; /* out.head then */
+	bool blocked; /* somebody was refused for lack of room and was not told of room yet */
+	bool cut; /* op_add stopped at SHM_ADD_BYTES, and the caller was not told to go on yet */
+
+	/* Receiving. */
+	struct shm_answer answer[SHM_READS_MAX];
+	unsigned int answer_head, answer_tail;
+	bool armed;
+	bool hung_up; /* the socket's EOF or the pidfd was seen */
+
+	int64_t fence_deadline_ns; /* 0: not begun */
+
+	struct shm_pool pool[SHM_POOLS_MAX];
+	unsigned int pools;
+	uint64_t sent_pool[SHM_POOLS_MAX];
+	unsigned int sent_pools;
+};
+
+/* prove.c */
+int shm_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
+	      struct kv_error *err);
+int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
+	      struct kv_error *err);
+int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
+int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
+void shm_stop(struct tr_conn *conn, void *priv);
+
+/* link.c */
+enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL };
+struct link_message {
+	uint32_t kind;
+	uint32_t zero;
+	uint8_t token[16]; /* SEGMENT */
+	uint64_t id, len;  /* POOL */
+};
+int link_send(struct shm_conn *sc, const struct link_message *message, int fd,
+	      struct kv_error *err);
+/* 0, TR_AGAIN (nothing there), or negative; *fd_p is -1 or the caller's. */
+int link_receive(struct shm_conn *sc, int sock, struct link_message *message, int *fd_p,
+		 struct kv_error *err);
+/* Takes everything that waits on the socket. Sets hung_up at its end. */
+int link_drain(struct shm_conn *sc, struct kv_error *err);
+void link_wake(struct shm_conn *sc,
+	       uint32_t why); /* rings the doorbell if the peer sleeps for it */
+/* Who is at the other end of a connected socket: pid, uid, pidfd. */
+int link_identify(struct shm_conn *sc, struct kv_error *err);
+bool link_peer_is_dead(const struct shm_conn *sc);
+
+/* pool.c */
+int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struct kv_error *err);
+int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct kv_error *err);
+/* Maps it; *addr_p NULL: the peer never passed it. */
+int pool_map(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
+	     struct kv_error *err);
+void pool_close_all(struct shm_conn *sc);
+
+/* cma.c */
+void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16]);
+/* Moves all spans: 0, or the connection's failure. */
+int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+	     const struct tr_span *spans, size_t n, struct kv_error *err);
+
+/* path.c */
+int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
+		 struct kv_error *err);
+int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
+		 struct kv_error *err);
+void shm_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
+
+/* send.c */
+void shm_op_begin(struct tr_op *op);
+long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		const struct tr_span *spans, size_t n, struct kv_error *err);
+int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
+void shm_op_cancel(struct tr_op *op, int64_t deadline_ns);
+int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+int send_progress(
+	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
+void send_published(struct shm_conn *sc);
+/*
+ * Puts as much of one piece into the ring as fits, in records of `type`; returns the bytes. `addr`:
+ * where it will lie at the peer.
+ */
+uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const uint8_t *src,
+		    uint64_t len, uint64_t addr);
+
+/* receive.c */
+int shm_progress(struct tr_conn *conn);
+int shm_arm(struct tr_conn *conn);
+
+/* stop.c */
+int shm_fence(struct tr_conn *conn, struct kv_error *err);
+/* The connection fails for this reason: tells the peer, then the core. */
+void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
+void stop_announce(struct shm_conn *sc);
+
+#endif

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * stop.c -- the end of a connection: told to the peer, waited for where the peer can store into our
+ * memory
+ */
+#include "base/clock.h"
+#include "base/error.h"
+#include "shm.h"
+
+/*
+ * This side stores nothing any more, and wants the same of the other. Called under the connection's
+ * lock: no copy of ours is under way in another thread.
+ */
+void stop_announce(struct shm_conn *sc)
+{
+	struct segment_side *me = &sc->seg.shared->side[sc->side];
+
+	store_drain();
+	/*
+	 * release: our last stores to the peer's memory come before the word that promises that
+	 * there will be no more.
+	 */
+	atomic_store_explicit(&me->stopped, 1, memory_order_release);
+	atomic_store_explicit(&me->stop, 1, memory_order_release);
+	link_wake(sc, WAKE_DATA | WAKE_ROOM);
+}
+
+void shm_lose(struct shm_conn *sc, const struct kv_error *cause)
+{
+	stop_announce(sc);
+	tr_conn_lost(sc->conn, cause);
+}
+
+int shm_fence(struct tr_conn *conn, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+
+	if (!sc->seg.shared)
+		return 0;
+	if (!sc->fence_deadline_ns) {
+		sc->fence_deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
+		stop_announce(sc);
+	}
+	/* What comes by the ring is copied by this side, which has just stopped. */
+	if (!sc->we_allow_direct)
+		return 0;
+	/* acquire: pairs with the release in the peer's stop_announce. */
+	if (atomic_load_explicit(&sc->seg.shared->side[!sc->side].stopped, memory_order_acquire) ||
+	    link_peer_is_dead(sc))
+		return 0;
+	if (kv_now_ns() < sc->fence_deadline_ns)
+		return TR_AGAIN;
+	return kv_fail(err, KV_ERR_BUSY, "fence",
+		       "process %d of %s can write into this process, does not answer, and lives",
+		       (int)sc->pid, tr_conn_address(conn));
+}
