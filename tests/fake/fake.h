@@ -44,12 +44,22 @@ void fake_settle(void);
 
 /* ---------------------------------------------------------------- faults */
 
-#define FAKE_VERBS(X)                                                                              \
-	X(get_device_list)                                                                         \
-	X(open_device)                                                                             \
-	X(query_device)                                                                            \
-	X(query_port) X(query_gid_table) X(alloc_pd) X(reg_mr) X(create_comp_channel) X(create_cq) \
-		X(poll_cq) X(req_notify_cq) X(create_qp) X(modify_qp) X(post_send) X(post_recv)
+#define FAKE_VERBS(X)          \
+	X(get_device_list)     \
+	X(open_device)         \
+	X(query_device)        \
+	X(query_port)          \
+	X(query_gid_table)     \
+	X(alloc_pd)            \
+	X(reg_mr)              \
+	X(create_comp_channel) \
+	X(create_cq)           \
+	X(poll_cq)             \
+	X(req_notify_cq)       \
+	X(create_qp)           \
+	X(modify_qp)           \
+	X(post_send)           \
+	X(post_recv)
 
 enum fake_verb {
 #define X(name) FAKE_##name,

@@ -244,6 +244,7 @@ struct ib_conn {
 	uint32_t idle;
 	uint64_t stale;	       /* completions of another life, counted and ignored */
 	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
+	bool cause_is_flush;   /* a consequence; what caused it may still be found */
 	int64_t break_deadline_ns;
 };
 

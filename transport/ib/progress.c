@@ -62,22 +62,31 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 	return lane;
 }
 
+/*
+ * The send and the receive queue are polled one after the other, so a flush error may be seen before the error that caused
+ * it: until the connection is down a better cause replaces it.
+ */
 static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 {
 	struct ib_conn *c = lane->c;
+	bool flushed = wc->status == IBV_WC_WR_FLUSH_ERR;
 	struct kv_error cause;
 	int async;
 
 	lane->failed = true;
-	if (c->state != IB_LIVE)
+	if (c->state != IB_LIVE && (flushed || !c->cause_is_flush))
 		return;
 	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
 	async = atomic_load(&lane->async);
-	if (wc->status == IBV_WC_WR_FLUSH_ERR && async)
+	if (flushed && async)
 		ib_async_cause(lane, async - 1, &cause);
 	else
 		ib_wc_cause(lane, wc, &cause);
-	ib_break(c, &cause);
+	if (c->state == IB_LIVE)
+		ib_break(c, &cause);
+	else
+		c->cause = cause;
+	c->cause_is_flush = flushed && !async;
 }
 
 static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
