@@ -75,6 +75,9 @@ bool fake_verb_fired(enum fake_verb verb);
 uint64_t fake_verb_calls(enum fake_verb verb);
 /* The nth work request posted from now on is refused with ENOMEM; those before it in its list are taken. */
 void fake_fail_wr(int nth);
+/* The same two, in the next world. */
+void fake_fail_verb_ahead(enum fake_verb verb, int nth, int error);
+void fake_fail_wr_ahead(int nth);
 /* The nth work request executed from now on ends with this status. */
 void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_err);
 /* Puts a completion that nobody asked for into the queue of the host's first queue pair; qp_num 0 is filled in. */

@@ -58,6 +58,10 @@ struct tr_mem *rig_reg(struct rig *rig, int side, void *addr, size_t len, unsign
 struct tr_rmem *rig_see(struct rig *rig, int side, struct tr_mem *mem);
 
 /* A whole operation of `side`: begun, all spans added (pumping while credits are out), committed. */
+int rig_try_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
+	       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, unsigned int flags,
+	       uint64_t value, struct tr_op **op_p, struct kv_error *err);
+/* The same; fails the test on an error. */
 struct tr_op *rig_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
 		     struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
 		     unsigned int flags, uint64_t value);

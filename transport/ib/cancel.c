@@ -4,8 +4,8 @@
  *
  * A posted work request cannot be called back. A cancelled operation posts no more and ends when its requests are drained. If
  * they are not at its deadline, or if anything fails, the connection is broken: every queue pair goes to the error state, its
- * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the operations end: from
- * then on no device reads their memory.
+ * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the
+ * operations end: from then on no device reads their memory.
  * A fence goes one step further and destroys the queue pairs, so that nothing of the peer's can land either.
  */
 #include <errno.h>
@@ -24,8 +24,8 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 	for (int i = 0; i < c->lanes; i++) {
 		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
 
-		/* Where it fails, ib_break_step destroys the queue pair at the deadline. */
-		c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE);
+		if (c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE))
+			ib_lane_destroy(&c->lane[i]);
 	}
 }
 
@@ -40,7 +40,7 @@ void ib_break_step(struct ib_conn *c)
 	for (int i = 0; i < c->lanes; i++) {
 		struct ib_lane *lane = &c->lane[i];
 
-		if (ib_lane_drained(lane))
+		if (!lane->qp || ib_lane_drained(lane))
 			continue;
 		if (!late && !atomic_load(&lane->path->rail->dead))
 			return;
