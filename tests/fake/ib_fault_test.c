@@ -241,6 +241,37 @@ static void a_cancelled_operation_ends_once_and_the_connection_lives(void **stat
 	}
 }
 
+static void after_a_cancel_nothing_of_the_operation_lands(void **state)
+{
+	uint8_t *copy = malloc(SIZE);
+	int torn = 0;
+
+	(void)state;
+	for (uint64_t seed = 1; seed <= 40; seed++) {
+		struct fake_config config = { .seed = seed };
+		struct setting s;
+		struct tr_span span = { 0, 0, SIZE };
+		struct tr_op *op;
+
+		setting_make(&s, &config, four_lanes, SIZE);
+		ib_conn_of(s.rig.side[0].conn)->chunk = 4096;
+		setting_fill(&s, 0, seed);
+		assert_int_equal(tr_op_begin(s.rig.side[0].conn, TR_WRITE, 3, &op, NULL), 0);
+		assert_int_equal(tr_op_add(op, s.mem[0], s.rmem[0], &span, 1, NULL), 1);
+		fake_step((int)seed);
+		assert_int_equal(tr_op_cancel(op, kv_deadline_ns(10000), NULL), 0);
+		while (!rig_find(&s.rig, 0, TR_CANCELLED))
+			rig_pump_side(&s.rig, 0);
+		memcpy(copy, setting_at(&s, 1, 0), SIZE);
+		torn += copy[0] != 0xee;
+		fake_settle();
+		assert_memory_equal(copy, setting_at(&s, 1, 0), SIZE);
+		setting_end(&s);
+	}
+	assert_true(torn > 0);
+	free(copy);
+}
+
 static void a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline(void **state)
 {
 	struct setting s;
@@ -501,6 +532,7 @@ int main(void)
 		cmocka_unit_test(memory_that_the_peer_took_back_is_a_remote_access_error),
 		cmocka_unit_test(a_region_in_use_is_not_deregistered),
 		cmocka_unit_test(a_cancelled_operation_ends_once_and_the_connection_lives),
+		cmocka_unit_test(after_a_cancel_nothing_of_the_operation_lands),
 		cmocka_unit_test(
 			a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline),
 		cmocka_unit_test(after_a_fence_nothing_changes),

@@ -17,7 +17,8 @@ void ib_op_settle(struct ib_conn *c, uint16_t index)
 	struct tr_op *op = tr_conn_op(c->conn, index);
 	int kind = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
 
-	if (!state->busy || state->in_flight || !(state->committed || state->stopping))
+	if (!state->busy || state->in_flight || !(state->committed || state->stopping) ||
+	    state->proof_due)
 		return;
 	if (state->failed && !state->stopping)
 		return; /* tr_conn_lost ends it IN_DOUBT */
@@ -199,7 +200,7 @@ int ib_progress(struct tr_conn *conn)
 	if (c->state == IB_LIVE) {
 		ib_credits_return(c);
 		if (c->stopping)
-			ib_stop_overdue(c);
+			ib_stop_step(c);
 	}
 	if (c->state != IB_LIVE) {
 		ib_break_step(c);
