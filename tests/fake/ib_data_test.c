@@ -202,20 +202,23 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 static void a_receiver_that_does_not_poll_stops_the_sender(void **state)
 {
 	struct setting s;
-	uint32_t sent = 0;
 
 	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
-	for (int i = 0; i < 5000; i++) {
-		sent += tr_msg(s.rig.side[0].conn, &sent, 4, NULL) == 0;
-		rig_pump_side(&s.rig, 0);
-	}
-	assert_true(sent >= 32 && sent < 200);
-	for (uint32_t n = 0; n < sent; n++) {
-		struct rig_event *event = rig_wait(&s.rig, 1, TR_MSG, BUDGET);
+	for (int again = 0; again < 5; again++) {
+		uint32_t sent = 0;
 
-		assert_non_null(event);
-		assert_memory_equal(event->msg, &n, 4);
+		for (int i = 0; i < 5000; i++) {
+			sent += tr_msg(s.rig.side[0].conn, &sent, 4, NULL) == 0;
+			rig_pump_side(&s.rig, 0);
+		}
+		assert_true(sent >= 32 && sent < 200);
+		for (uint32_t n = 0; n < sent; n++) {
+			struct rig_event *event = rig_wait(&s.rig, 1, TR_MSG, BUDGET);
+
+			assert_non_null(event);
+			assert_memory_equal(event->msg, &n, 4);
+		}
 	}
 	setting_end(&s);
 }
@@ -358,6 +361,22 @@ static void a_device_that_takes_nothing_inline_works(void **state)
 	setting_end(&s);
 }
 
+/* A completion that is there already makes no event: the caller must not go to sleep. */
+static void arming_tells_of_what_is_there_already(void **state)
+{
+	struct setting s;
+
+	(void)state;
+	setting_make(&s, NULL, NULL, 4096);
+	while (tr_conn_arm(s.rig.side[1].conn))
+		rig_pump(&s.rig);
+	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, 6);
+	fake_settle();
+	assert_int_equal(tr_conn_arm(s.rig.side[1].conn), 1);
+	setting_expect_notify(&s, 1, 6);
+	setting_end(&s);
+}
+
 static void a_sleeper_is_woken(void **state)
 {
 	struct setting s;
@@ -392,6 +411,7 @@ int main(void)
 		cmocka_unit_test(a_small_send_queue_is_slow_and_right),
 		cmocka_unit_test(infiniband_addresses_by_lid),
 		cmocka_unit_test(a_device_that_takes_nothing_inline_works),
+		cmocka_unit_test(arming_tells_of_what_is_there_already),
 		cmocka_unit_test(a_sleeper_is_woken),
 	};
 
