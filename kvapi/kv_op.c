@@ -142,7 +142,7 @@ static void free_slot(struct kv_peer *peer, struct kv_slot *slot)
 	slot->state = KV_SLOT_FREE;
 	slot->op = NULL;
 	peer->link->slots_used--;
-	kv_waiter_wake(&peer->link->slot_waiter);
+	kv_waiter_wake(&peer->link->waiter);
 }
 
 int kv_op_activate(struct kv_op *op, struct kv_error *err)

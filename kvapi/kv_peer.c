@@ -252,7 +252,7 @@ static void lose(struct kv_peer *peer, const struct kv_error *cause)
 	memset(peer->link->aborts, 0, sizeof(peer->link->aborts));
 	memset(peer->link->ack, 0, sizeof(peer->link->ack));
 	peer->link->slots_used = 0;
-	kv_waiter_wake(&peer->link->slot_waiter);
+	kv_waiter_wake(&peer->link->waiter);
 	kv_lease_lost(peer);
 	kv_engine_wake(engine); /* the service thread fences it and tells the application */
 }
