@@ -218,6 +218,7 @@ struct kv_op {
 	bool begun;	/* BEGIN was sent */
 	bool committed; /* the notify was given to the transport */
 	bool written;	/* the transport is done with it */
+	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	struct kv_engine *engine;
@@ -300,6 +301,7 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack);
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
+void kv_op_stop_late(struct kv_op *op); /* the deadline of a stop passed */
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
 
 /* ---------------------------------------------------------------- leases (receiver): kv_lease.c */

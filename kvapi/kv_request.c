@@ -174,7 +174,9 @@ static bool no_slot(const struct kv_op *op, uint64_t lease)
 	return op->peer->link->slots_used >= KV_OPS_MAX;
 }
 
-/* The number of a lease may reach us, on the application's own way, before its LEASE message does. */
+/*
+ * The number of a lease may reach us, on the application's own way, before its LEASE message does.
+ */
 static bool grant_under_way(const struct kv_op *op, uint64_t lease)
 {
 	const struct kv_grant *grant = kv_grant_find(op->peer, lease);
