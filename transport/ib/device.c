@@ -230,8 +230,7 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv
 		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
 	} else if (!ret && !ctx->rails) {
 		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
-		kv_error_hint(err, "`rdma link show` lists devices; for a test: rdma link add rxe0 "
-				   "type rxe netdev eth0");
+		kv_error_hint(err, "a software one: rdma link add rxe0 type rxe netdev eth0");
 	}
 	if (ret)
 		ib_rails_close(ctx);
