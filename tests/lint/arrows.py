@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""arrows.py -- includes go downhill only: include <- transport/base <- transport <- kvapi <- tool, examples, mpi_tests
+"""arrows.py -- includes go downhill only: include <- transport/base <- transport <- kvapi <- tool, examples, python, mpi_tests
 
 usage: arrows.py ROOT
 """
@@ -19,9 +19,8 @@ LAYERS = [
     ("kvapi/tool/", {"include/kvrail/"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
-    ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
-    ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
     ("mpi_tests/", {"include/kvrail/"}),
+    ("python/", {"include/kvrail/"}),
     ("docs/", {"transport/base/"}),
 ]
 # Headers of other projects, and the only folders that may see them.
@@ -29,7 +28,7 @@ FOREIGN = {
     r"infiniband/|rdma/": ("transport/ib/", "tests/"),
     r"mpi\.h": ("mpi_tests/",),
     r"nccl.*\.h": (),
-    r"Python\.h": (),
+    r"Python\.h": ("python/ext/",),
     r"cuda.*\.h": (),
     r"cmocka\.h": ("tests/", "kvapi/tool/", "mpi_tests/"),
     r"jansson\.h": ("kvapi/tool/", "mpi_tests/", "tests/"),

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* handle.c -- the one object type of the extension: who may use it, and how it ends */
+#include "ext.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* An operation that has not ended although nobody holds it any more. */
+struct orphan {
+	struct kv_op *op;
+	void *own;
+	struct orphan *next;
+};
+
+static PyTypeObject *handle_type;
+static const char *const kind_names[] = { "?",	  "engine",    "memory", "cache",
+					  "peer", "operation", "lease",	 "group" };
+
+struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *parent)
+{
+	struct handle *h = PyObject_New(struct handle, handle_type);
+
+	if (!h)
+		return NULL;
+	h->kind = kind;
+	h->closing = false;
+	h->pid = getpid();
+	h->users = 0;
+	h->ptr = ptr;
+	h->parent = parent;
+	Py_XINCREF((PyObject *)parent);
+	h->peer = NULL;
+	h->own = NULL;
+	h->len = 0;
+	h->orphans = NULL;
+	return h;
+}
+
+bool handle_closing(const struct handle *h)
+{
+	for (; h; h = h->parent)
+		if (h->closing || !h->ptr)
+			return true;
+	return false;
+}
+
+struct handle *handle_enter(PyObject *obj, enum handle_kind kind)
+{
+	struct handle *h = (struct handle *)obj;
+
+	if (Py_TYPE(obj) != handle_type || h->kind != kind) {
+		PyErr_Format(PyExc_TypeError, "a kvrail %s is needed", kind_names[kind]);
+		return NULL;
+	}
+	if (handle_closing(h)) {
+		raise_code(KV_ERR_CLOSED, kind_names[kind], "it was closed");
+		return NULL;
+	}
+	for (struct handle *up = h; up; up = up->parent)
+		up->users++;
+	return h;
+}
+
+void handle_leave(struct handle *h)
+{
+	for (; h; h = h->parent)
+		h->users--;
+}
+
+/* Frees the orphans that have ended. */
+void engine_reap(struct handle *engine)
+{
+	struct orphan **link = &engine->orphans, *o;
+
+	while ((o = *link)) {
+		if (kv_op_free(o->op, NULL)) {
+			link = &o->next;
+			continue;
+		}
+		*link = o->next;
+		free(o->own);
+		free(o);
+	}
+}
+
+/* kv_engine_close has freed the operations themselves. */
+static void orphans_forget(struct handle *engine)
+{
+	struct orphan *o;
+
+	while ((o = engine->orphans)) {
+		engine->orphans = o->next;
+		free(o->own);
+		free(o);
+	}
+}
+
+static void op_drop(struct handle *h)
+{
+	struct handle *engine = h->parent;
+	struct orphan *o;
+
+	if (h->ptr && engine->ptr && kv_op_free(h->ptr, NULL) == KV_ERR_BUSY) {
+		o = malloc(sizeof(*o));
+		if (o) {
+			*o = (struct orphan){ h->ptr, h->own, engine->orphans };
+			engine->orphans = o;
+		}
+		/* Without memory for the note the operation stays the engine's until it closes. */
+		h->own = NULL;
+	}
+	free(h->own);
+}
+
+/* The end of a handle that nobody refers to: nobody can be inside it either. */
+static void handle_drop(struct handle *h)
+{
+	void *ptr = h->ptr;
+	bool alive = ptr && (!h->parent || !handle_closing(h->parent));
+
+	switch (h->kind) {
+	case H_ENGINE:
+		if (ptr) {
+			Py_BEGIN_ALLOW_THREADS kv_engine_close(ptr);
+			Py_END_ALLOW_THREADS
+		}
+		orphans_forget(h);
+		break;
+	case H_MEMORY:
+		if (alive)
+			kv_free(h->parent->ptr, ptr,
+				NULL); /* BUSY: a cache lies in it; freed with the engine */
+		if (h->own)
+			munmap(h->own, h->len);
+		break;
+	case H_CACHE:
+		if (alive)
+			kv_cache_unregister(ptr, NULL);
+		break;
+	case H_PEER:
+		if (alive) {
+			Py_BEGIN_ALLOW_THREADS kv_peer_close(ptr, DROP_MS, NULL);
+			Py_END_ALLOW_THREADS
+		}
+		break;
+	case H_OP:
+		op_drop(h);
+		break;
+	case H_LEASE:
+		if (alive) {
+			Py_BEGIN_ALLOW_THREADS kv_revoke(ptr, DROP_MS, NULL);
+			Py_END_ALLOW_THREADS
+		}
+		break;
+	case H_GROUP:
+		if (alive) {
+			Py_BEGIN_ALLOW_THREADS kv_group_end(ptr, DROP_MS, NULL, NULL);
+			Py_END_ALLOW_THREADS
+		}
+		break;
+	}
+}
+
+static void handle_dealloc(PyObject *self)
+{
+	struct handle *h = (struct handle *)self;
+	PyObject *type, *value, *trace;
+
+	PyErr_Fetch(&type, &value, &trace);
+	handle_drop(h);
+	PyErr_Restore(type, value, trace);
+	Py_XDECREF((PyObject *)h->peer);
+	Py_XDECREF((PyObject *)h->parent);
+	PyObject_Free(self);
+	Py_DECREF((PyObject *)handle_type);
+}
+
+/*
+ * Waits until no call is inside. Those that wait in the library see `closing` after a slice at most. In a forked child
+ * the other threads do not exist and will never leave.
+ */
+static int handle_quiet(struct handle *h)
+{
+	const struct timespec nap = { .tv_nsec = 1000000 };
+
+	while (h->users && h->pid == getpid()) {
+		Py_BEGIN_ALLOW_THREADS nanosleep(&nap, NULL);
+		Py_END_ALLOW_THREADS if (PyErr_CheckSignals()) return -1;
+	}
+	return 0;
+}
+
+static int close_now(struct handle *h, int64_t timeout_ms, struct kv_error *err)
+{
+	int rc = 0;
+
+	Py_BEGIN_ALLOW_THREADS switch (h->kind)
+	{
+	case H_ENGINE:
+		kv_engine_close(h->ptr);
+		break;
+	case H_MEMORY:
+		rc = kv_free(h->parent->ptr, h->ptr, err);
+		break;
+	case H_CACHE:
+		rc = kv_cache_unregister(h->ptr, err);
+		break;
+	case H_PEER:
+		rc = kv_peer_close(h->ptr, timeout_ms, err);
+		break;
+	case H_OP:
+		rc = kv_op_free(h->ptr, err);
+		break;
+	case H_LEASE:
+		rc = kv_revoke(h->ptr, timeout_ms, err);
+		break;
+	case H_GROUP:
+		rc = kv_group_end(h->ptr, timeout_ms, NULL, err);
+		break;
+	}
+	Py_END_ALLOW_THREADS return rc;
+}
+
+/* close(handle, timeout_ms): a handle that is closed already, or whose engine is, is fine. */
+PyObject *core_close(PyObject *module, PyObject *args)
+{
+	struct kv_error err = { 0 };
+	long long timeout_ms;
+	struct handle *h;
+	PyObject *obj;
+	int rc;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OL", &obj, &timeout_ms))
+		return NULL;
+	h = (struct handle *)obj;
+	if (Py_TYPE(obj) != handle_type)
+		return PyErr_Format(PyExc_TypeError, "a kvrail handle is needed");
+	if (handle_closing(h))
+		Py_RETURN_NONE;
+	h->closing = true;
+	if (handle_quiet(h)) {
+		h->closing = false;
+		return NULL;
+	}
+	/* What it belongs to must not be closed meanwhile. */
+	if (h->parent && handle_closing(h->parent))
+		Py_RETURN_NONE;
+	for (struct handle *up = h->parent; up; up = up->parent)
+		up->users++;
+	rc = close_now(h, timeout_ms, &err);
+	handle_leave(h->parent);
+	/* A group is gone whatever its operations did. */
+	if (!rc || h->kind == H_GROUP)
+		h->ptr = NULL;
+	h->closing = false;
+	if (h->kind == H_ENGINE)
+		orphans_forget(h);
+	if (rc)
+		return raise_error(&err);
+	Py_RETURN_NONE;
+}
+
+/* ident(handle): the number under which arrivals name it */
+PyObject *core_ident(PyObject *module, PyObject *arg)
+{
+	(void)module;
+	if (Py_TYPE(arg) != handle_type)
+		return PyErr_Format(PyExc_TypeError, "a kvrail handle is needed");
+	return PyLong_FromVoidPtr(((struct handle *)arg)->ptr);
+}
+
+static PyObject *handle_repr(PyObject *self)
+{
+	struct handle *h = (struct handle *)self;
+
+	return PyUnicode_FromFormat("<kvrail %s handle%s>", kind_names[h->kind],
+				    handle_closing(h) ? ", closed" : "");
+}
+
+/* Handles are made here only. */
+static PyObject *refuse_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	(void)type;
+	(void)args;
+	(void)kwargs;
+	return PyErr_Format(PyExc_TypeError, "kvrail handles are made by kvrail's functions");
+}
+
+static PyType_Slot handle_slots[] = {
+	{ Py_tp_new, (void *)refuse_new },
+	{ Py_tp_dealloc, (void *)handle_dealloc },
+	{ Py_tp_repr, (void *)handle_repr },
+	{ Py_tp_doc,
+	  (void *)"An object of the library. Made and used by the functions of this module." },
+	{ 0, NULL },
+};
+
+static PyType_Spec handle_spec = {
+	.name = "kvrail._core.Handle",
+	.basicsize = sizeof(struct handle),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = handle_slots,
+};
+
+int handle_type_add(PyObject *module)
+{
+	handle_type = (PyTypeObject *)PyType_FromSpec(&handle_spec);
+	if (!handle_type)
+		return -1;
+	Py_INCREF((PyObject *)handle_type);
+	return PyModule_AddObject(module, "Handle", (PyObject *)handle_type);
+}

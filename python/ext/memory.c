@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* memory.c -- pools that peers of the host write directly, and the registration of caches */
+#include "ext.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/*
+ * alloc(engine, len) -> memory
+ *
+ * Arrays may outlive the engine, whose memory goes with it. So Python gets a second mapping of the same pages (mremap of
+ * length 0 makes one of a shared mapping), which lives as long as the handle. memory_info translates.
+ */
+static PyObject *memory_alloc(PyObject *module, PyObject *args)
+{
+	struct kv_error err = { 0 };
+	void *ptr = NULL, *own;
+	struct handle *h, *mem;
+	Py_ssize_t len;
+	PyObject *obj;
+	int rc;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "On", &obj, &len))
+		return NULL;
+	if (len < 0)
+		return PyErr_Format(PyExc_ValueError, "a length of %zd bytes", len);
+	h = handle_enter(obj, H_ENGINE);
+	if (!h)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err);
+	Py_END_ALLOW_THREADS if (rc)
+	{
+		handle_leave(h);
+		return raise_error(&err);
+	}
+	own = mremap(ptr, 0, (size_t)len, MREMAP_MAYMOVE);
+	mem = own != MAP_FAILED ? handle_new(H_MEMORY, ptr, h) : NULL;
+	if (!mem) {
+		if (own != MAP_FAILED)
+			munmap(own, (size_t)len);
+		else
+			PyErr_SetFromErrno(PyExc_OSError);
+		kv_free(h->ptr, ptr, NULL);
+	} else {
+		madvise(own, (size_t)len,
+			MADV_DOFORK); /* a child that looks at an array must not crash */
+		mem->own = own;
+		mem->len = (size_t)len;
+	}
+	handle_leave(h);
+	return (PyObject *)mem;
+}
+
+/* memory_info(memory) -> (address for Python, the engine's address, length) */
+static PyObject *memory_info(PyObject *module, PyObject *obj)
+{
+	struct handle *h = handle_enter(obj, H_MEMORY);
+	PyObject *info;
+
+	(void)module;
+	if (!h)
+		return NULL;
+	info = Py_BuildValue("KKn", (unsigned long long)(uintptr_t)h->own,
+			     (unsigned long long)(uintptr_t)h->ptr, (Py_ssize_t)h->len);
+	handle_leave(h);
+	return info;
+}
+
+/* (name, block_bytes, stride, flags, [address of each layer]) */
+static int tensor_of(PyObject *tuple, struct kv_tensor *t, uint32_t layers)
+{
+	unsigned long long block_bytes, stride;
+	unsigned int flags;
+	PyObject *list;
+	void **bases;
+
+	if (!PyArg_ParseTuple(tuple, "sKKIO", &t->name, &block_bytes, &stride, &flags, &list))
+		return -1;
+	if (PyList_Size(list) != (Py_ssize_t)layers) {
+		if (!PyErr_Occurred())
+			PyErr_Format(PyExc_ValueError, "tensor %s has %zd layers, the first has %u",
+				     t->name, PyList_Size(list), layers);
+		return -1;
+	}
+	bases = calloc(layers ? layers : 1, sizeof(*bases));
+	if (!bases) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	t->layer_base = bases;
+	t->block_bytes = block_bytes;
+	t->stride = stride;
+	t->flags = flags;
+	for (uint32_t l = 0; l < layers; l++) {
+		bases[l] = PyLong_AsVoidPtr(PyList_GetItem(list, l));
+		if (PyErr_Occurred())
+			return -1;
+	}
+	return 0;
+}
+
+static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layout, PyObject *list)
+{
+	struct kv_tensor tensors[KV_TENSORS_MAX] = { 0 };
+	Py_ssize_t n = PyList_Size(list);
+	struct kv_cache *cache = NULL;
+	struct kv_error err = { 0 };
+	struct handle *made = NULL;
+	bool ok = true;
+	int rc;
+
+	if (n < 1 || n > KV_TENSORS_MAX)
+		return PyErr_Format(PyExc_ValueError, "%zd tensors; a cache has 1 to %d", n,
+				    KV_TENSORS_MAX);
+	for (Py_ssize_t i = 0; ok && i < n; i++)
+		ok = !tensor_of(PyList_GetItem(list, i), &tensors[i], layout->layers);
+	if (ok) {
+		layout->tensor = tensors;
+		layout->tensors = (uint32_t)n;
+		Py_BEGIN_ALLOW_THREADS rc = kv_cache_register(h->ptr, layout, &cache, &err);
+		Py_END_ALLOW_THREADS if (rc) raise_error(&err);
+		else made = handle_new(H_CACHE, cache, h);
+		if (!rc && !made)
+			kv_cache_unregister(cache, NULL);
+	}
+	for (Py_ssize_t i = 0; i < n; i++)
+		free((void *)(uintptr_t)tensors[i].layer_base);
+	return (PyObject *)made;
+}
+
+/* cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype, flags) */
+static PyObject *cache_register(PyObject *module, PyObject *args)
+{
+	struct kv_layout layout = KV_INIT(kv_layout);
+	PyObject *obj, *list, *cache;
+	struct handle *h;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OIIIO!IIIII", &obj, &layout.cache_id, &layout.layers,
+			      &layout.blocks, &PyList_Type, &list, &layout.tp_size, &layout.tp_rank,
+			      &layout.block_tokens, &layout.dtype, &layout.flags))
+		return NULL;
+	h = handle_enter(obj, H_ENGINE);
+	if (!h)
+		return NULL;
+	cache = cache_register_entered(h, &layout, list);
+	handle_leave(h);
+	return cache;
+}
+
+PyMethodDef memory_methods[] = {
+	{ "alloc", memory_alloc, METH_VARARGS, NULL },
+	{ "memory_info", memory_info, METH_O, NULL },
+	{ "cache_register", cache_register, METH_VARARGS, NULL },
+	{ "dlpack_info", core_dlpack_info, METH_O, NULL },
+	{ "ids", core_ids, METH_O, NULL },
+	{ NULL, NULL, 0, NULL },
+};

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* op.c -- transfers: started, waited for, cancelled; one by one or in groups */
+#include "ext.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum transfer_kind { T_WRITE = 0, T_READ, T_SEND, T_RECV };
+
+struct transfer {
+	enum transfer_kind kind;
+	struct handle *peer, *cache;
+	struct kv_layers layers;
+	struct ids local, remote;
+	struct kv_options options;
+	struct handle *group;
+};
+
+static int begin(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
+{
+	struct kv_peer *peer = t->peer->ptr;
+	struct kv_cache *cache = t->cache->ptr;
+	const struct kv_options *o = &t->options;
+
+	switch (t->kind) {
+	case T_WRITE:
+		return kv_write_blocks_async(peer, cache, t->layers, t->local.id, t->remote.id,
+					     t->local.n, o, op_p, err);
+	case T_READ:
+		return kv_read_blocks_async(peer, cache, t->layers, t->local.id, t->remote.id,
+					    t->local.n, o, op_p, err);
+	case T_SEND:
+		return kv_send_blocks_async(peer, cache, t->layers, t->local.id, t->local.n, o->tag,
+					    o, op_p, err);
+	default:
+		return kv_recv_blocks_async(peer, cache, t->layers, t->local.id, t->local.n, o->tag,
+					    o, op_p, err);
+	}
+}
+
+static void transfer_leave(struct transfer *t)
+{
+	ids_drop(&t->local);
+	ids_drop(&t->remote);
+	if (t->group)
+		handle_leave(t->group);
+	if (t->cache)
+		handle_leave(t->cache);
+	if (t->peer)
+		handle_leave(t->peer);
+}
+
+static bool wants_remote(const struct transfer *t)
+{
+	return t->kind == T_WRITE || t->kind == T_READ;
+}
+
+/* An integer of any kind (numpy's too) that must lie in 0..max. */
+static int number_of(PyObject *obj, uint64_t max, const char *what, uint64_t *n)
+{
+	PyObject *index = PyNumber_Index(obj);
+
+	if (!index) {
+		if (PyErr_ExceptionMatches(PyExc_TypeError))
+			PyErr_Format(PyExc_TypeError, "%s must be an integer", what);
+		return -1;
+	}
+	*n = PyLong_AsUnsignedLongLong(index);
+	Py_DECREF(index);
+	if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
+		return -1;
+	if (!PyErr_Occurred() && *n <= max)
+		return 0;
+	PyErr_Clear();
+	PyErr_Format(PyExc_OverflowError, "%s is %S; it must lie between 0 and %llu", what, obj,
+		     (unsigned long long)max);
+	return -1;
+}
+
+/* Everything that may run foreign code (ids) comes first. On failure all is given back. */
+static int transfer_enter(struct transfer *t, PyObject *const *a, Py_ssize_t n)
+{
+	uint64_t kind, first, count, timeout_ms;
+
+	memset(t, 0, sizeof(*t));
+	t->options.size = sizeof(t->options);
+	if (n != 11) {
+		PyErr_Format(PyExc_TypeError, "11 arguments are needed, not %zd", n);
+		return -1;
+	}
+	if (number_of(a[0], T_RECV, "kind", &kind) ||
+	    number_of(a[3], UINT32_MAX, "layer", &first) ||
+	    number_of(a[4], UINT32_MAX, "layers", &count) ||
+	    number_of(a[7], KV_TIMEOUT_MAX_MS, "timeout_ms", &timeout_ms) ||
+	    number_of(a[8], UINT64_MAX, "tag", &t->options.tag) ||
+	    number_of(a[9], UINT64_MAX, "lease", &t->options.lease))
+		return -1;
+	t->layers = (struct kv_layers){ (uint32_t)first, (uint32_t)count };
+	t->options.timeout_ms = (int64_t)timeout_ms;
+	t->kind = (enum transfer_kind)kind;
+	if (ids_take(&t->local, a[5], wants_remote(t) ? "local_ids" : "ids"))
+		return -1;
+	if (wants_remote(t) && ids_take(&t->remote, a[6], "remote_ids"))
+		goto err_leave;
+	if (wants_remote(t) && t->local.n != t->remote.n) {
+		PyErr_Format(PyExc_ValueError, "%zd local ids but %zd remote ids",
+			     (Py_ssize_t)t->local.n, (Py_ssize_t)t->remote.n);
+		goto err_leave;
+	}
+	t->peer = handle_enter(a[1], H_PEER);
+	t->cache = t->peer ? handle_enter(a[2], H_CACHE) : NULL;
+	if (!t->cache)
+		goto err_leave;
+	if (a[10] != Py_None) {
+		t->group = handle_enter(a[10], H_GROUP);
+		/* The group reads the ids when it ends. */
+		if (!t->group || ids_own(&t->local, &t->remote))
+			goto err_leave;
+		t->options.group = t->group->ptr;
+	}
+	return 0;
+
+err_leave:
+	transfer_leave(t);
+	return -1;
+}
+
+/* Nothing of it may land later: cancels, and leaves what cannot be stopped now to the engine. */
+static void abandon(struct handle *peer, struct kv_op *op)
+{
+	struct handle *h;
+
+	Py_BEGIN_ALLOW_THREADS kv_cancel(op, DROP_MS, NULL);
+	Py_END_ALLOW_THREADS h = handle_new(H_OP, op, peer->parent);
+	Py_XDECREF((PyObject *)h); /* frees it, or notes it as an orphan */
+}
+
+/* transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking */
+static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	struct kv_error err;
+	struct kv_op *op = NULL;
+	struct transfer t;
+	bool stopped = false;
+	int rc;
+
+	(void)module;
+	if (transfer_enter(&t, args, nargs))
+		return NULL;
+	for (;;) {
+		Py_BEGIN_ALLOW_THREADS rc = op ? 0 : begin(&t, &op, &err);
+		if (!rc)
+			rc = kv_wait(op, KV_ACKED, SLICE_MS, &err);
+		Py_END_ALLOW_THREADS if (!op || rc != KV_ERR_TIMEOUT ||
+					 strcmp(err.op, "wait") != 0) break;
+		stopped = PyErr_CheckSignals() || handle_closing(t.peer);
+		if (stopped)
+			break;
+	}
+	if (stopped)
+		abandon(t.peer, op);
+	else if (op)
+		kv_op_free(op, NULL);
+	transfer_leave(&t);
+	if (stopped)
+		return PyErr_Occurred()
+			       ? NULL
+			       : raise_code(KV_ERR_CLOSED, "wait", "it was closed meanwhile");
+	if (rc)
+		return raise_error(&err);
+	Py_RETURN_NONE;
+}
+
+/* start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group) -> operation */
+static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+	struct kv_error err;
+	struct kv_op *op = NULL;
+	struct handle *h = NULL;
+	struct transfer t;
+	int rc;
+
+	(void)module;
+	if (transfer_enter(&t, args, nargs))
+		return NULL;
+	engine_reap(t.peer->parent);
+	Py_BEGIN_ALLOW_THREADS rc = begin(&t, &op, &err);
+	Py_END_ALLOW_THREADS if (!rc)
+	{
+		h = handle_new(H_OP, op, t.peer->parent);
+		if (h) {
+			h->peer = t.peer;
+			Py_INCREF((PyObject *)h->peer);
+			if (t.group) { /* both arrays of ids */
+				h->own = t.local.own;
+				t.local.own = NULL;
+			}
+		}
+	}
+	transfer_leave(&t);
+	if (rc)
+		return raise_error(&err);
+	return (PyObject *)h;
+}
+
+/* Enters an operation, and its peer if that is still open (else the operation has ended). */
+static struct handle *op_enter(PyObject *obj, bool *peer_entered)
+{
+	struct handle *h = handle_enter(obj, H_OP);
+
+	*peer_entered = h && h->peer && !handle_closing(h->peer);
+	if (*peer_entered)
+		handle_enter((PyObject *)h->peer, H_PEER);
+	return h;
+}
+
+static void op_leave(struct handle *h, bool peer_entered)
+{
+	if (peer_entered)
+		handle_leave(h->peer);
+	handle_leave(h);
+}
+
+/* op_test(op) -> grade */
+static PyObject *op_test(PyObject *module, PyObject *obj)
+{
+	struct kv_error err = { 0 };
+	struct handle *h;
+	bool peer;
+	int rc;
+
+	(void)module;
+	h = op_enter(obj, &peer);
+	if (!h)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS rc = kv_test(h->ptr, &err);
+	Py_END_ALLOW_THREADS op_leave(h, peer);
+	return rc < 0 ? raise_error(&err) : PyLong_FromLong(rc);
+}
+
+/* op_wait(op, grade, timeout_ms) -> whether it was reached; raises what the operation ended with */
+static PyObject *op_wait(PyObject *module, PyObject *args)
+{
+	struct kv_error err = { 0 };
+	long long timeout_ms, slice;
+	struct handle *h;
+	PyObject *obj;
+	int grade, rc;
+	bool peer;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OiL", &obj, &grade, &timeout_ms))
+		return NULL;
+	do {
+		h = op_enter(obj, &peer);
+		if (!h)
+			return NULL;
+		slice = timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms;
+		Py_BEGIN_ALLOW_THREADS rc = kv_wait(h->ptr, grade, slice, &err);
+		Py_END_ALLOW_THREADS op_leave(h, peer);
+		if (rc != KV_ERR_TIMEOUT || strcmp(err.op, "wait") != 0)
+			break;
+		if (PyErr_CheckSignals())
+			return NULL;
+		timeout_ms -= slice;
+	} while (timeout_ms > 0);
+	if (rc == KV_ERR_TIMEOUT && !strcmp(err.op, "wait"))
+		return PyBool_FromLong(0);
+	return rc ? raise_error(&err) : PyBool_FromLong(1);
+}
+
+/* op_cancel(op, timeout_ms) */
+static PyObject *op_cancel(PyObject *module, PyObject *args)
+{
+	struct kv_error err = { 0 };
+	long long timeout_ms;
+	struct handle *h;
+	PyObject *obj;
+	bool peer;
+	int rc;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OL", &obj, &timeout_ms))
+		return NULL;
+	h = op_enter(obj, &peer);
+	if (!h)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS rc = kv_cancel(h->ptr, timeout_ms, &err);
+	Py_END_ALLOW_THREADS op_leave(h, peer);
+	if (rc)
+		return raise_error(&err);
+	Py_RETURN_NONE;
+}
+
+static PyObject *group_start(PyObject *module, PyObject *obj)
+{
+	struct handle *h = handle_enter(obj, H_ENGINE), *made;
+	struct kv_group *group = NULL;
+	struct kv_error err = { 0 };
+	int rc;
+
+	(void)module;
+	if (!h)
+		return NULL;
+	rc = kv_group_start(h->ptr, &group, &err);
+	made = rc ? NULL : handle_new(H_GROUP, group, h);
+	handle_leave(h);
+	return rc ? raise_error(&err) : (PyObject *)made;
+}
+
+PyMethodDef op_methods[] = {
+	{ "transfer", (PyCFunction)(void (*)(void))transfer, METH_FASTCALL, NULL },
+	{ "start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, NULL },
+	{ "op_test", op_test, METH_O, NULL },
+	{ "op_wait", op_wait, METH_VARARGS, NULL },
+	{ "op_cancel", op_cancel, METH_VARARGS, NULL },
+	{ "group_start", group_start, METH_O, NULL },
+	{ NULL, NULL, 0, NULL },
+};

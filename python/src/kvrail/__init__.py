@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move blocks of a paged KV cache between processes.
+
+    with kvrail.Engine() as engine:
+        keys = np.zeros((layers, blocks, block_bytes), np.uint8)
+        cache = engine.register({"k": keys})
+        peer = engine.connect("127.0.0.1", port)
+        peer.write_blocks(cache, [3, 1, 4], [40, 7, 23])     # returns when the other side has them
+
+Every failure is a KvError whose class says what to do: CallError (fix the call), RequestError (try again), PeerError
+(connect again), DeviceError (mend the machine and reopen the engine). The page docs/python.md tells the rest.
+"""
+
+from ._core import version as _version
+from ._engine import Cache, Engine, Ids, Layers, Memory, Peer, PeerInfo
+from ._errors import (
+    ArgumentError,
+    CallError,
+    CancelledError,
+    ClosedError,
+    DeviceError,
+    KvError,
+    KvTimeoutError,
+    PeerError,
+    PeerLostError,
+    RequestError,
+    Scope,
+    UnsupportedError,
+)
+from ._arrivals import Arrival, ArrivalKind
+from ._memory import MemoryLike, Tensor
+from ._ops import ACKED, SENT, VISIBLE, Group, Lease, Op
+
+__version__ = _version()
+
+__all__ = [
+    "ACKED",
+    "SENT",
+    "VISIBLE",
+    "ArgumentError",
+    "Arrival",
+    "ArrivalKind",
+    "Cache",
+    "CallError",
+    "CancelledError",
+    "ClosedError",
+    "DeviceError",
+    "Engine",
+    "Group",
+    "Ids",
+    "KvError",
+    "KvTimeoutError",
+    "Layers",
+    "Lease",
+    "Memory",
+    "MemoryLike",
+    "Op",
+    "Peer",
+    "PeerError",
+    "PeerInfo",
+    "PeerLostError",
+    "RequestError",
+    "Scope",
+    "Tensor",
+    "UnsupportedError",
+    "__version__",
+]

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine, Cache, Peer: the objects of kv.h with Python's manners."""
+
+from __future__ import annotations
+
+import select
+import time
+import warnings
+from types import TracebackType
+from typing import Any, AsyncIterator, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Type, Union
+
+from . import _core
+from ._arrivals import Arrival, ArrivalKind, Arrivals
+from ._errors import KvError
+from ._log import LogPipe
+from ._memory import MemoryLike, Tensor, slabs_of
+from ._ops import Group, Lease, Op, deadline_of, to_ms
+
+#: Block ids: a list, a numpy array (int64 in one piece: used without a copy), a tensor, any sequence of integers.
+Ids = Any
+#: Which layers: None = all, one number, a range, or (first, count).
+Layers = Union[None, int, range, "tuple[int, int]"]
+
+
+def _layers_of(layers: Layers) -> "tuple[int, int]":
+    if layers is None:
+        return 0, 0
+    if isinstance(layers, range):
+        if layers.step != 1 or not len(layers):
+            raise ValueError(f"{layers}: layers are one after the other, and at least one")
+        return layers.start, len(layers)
+    if isinstance(layers, tuple):
+        first, count = layers
+        return first, count
+    return layers, 1
+
+
+class Memory:
+    """A pool that peers of this host write directly. numpy.asarray(memory) is a view of its bytes."""
+
+    def __init__(self, handle: _core.Handle) -> None:
+        self._handle = handle
+        self.address, self.engine_address, self.nbytes = _core.memory_info(handle)
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]:
+        return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,), "data": (self.address, False)}
+
+    def free(self) -> None:
+        """Give the pool back. Arrays made of it stay valid; peers reach it no longer."""
+        _core.close(self._handle, 0)
+
+
+class PeerInfo(NamedTuple):
+    name: str
+    address: str
+    transport: str
+    path: str  #: how its bytes travel, and why
+    incarnation: bytes  #: another value = another process
+    connected: bool
+    incoming: bool
+
+
+class Cache:
+    """Registered memory. Closing it is refused (CallError) while a connected peer knows it."""
+
+    def __init__(self, engine: "Engine", handle: _core.Handle, layers: int, blocks: int, keep: List[object]) -> None:
+        self._handle = handle
+        self._keep = keep
+        self._ident = _core.ident(handle)
+        self.engine = engine
+        self.layers = layers
+        self.blocks = blocks
+
+    def close(self) -> None:
+        _core.close(self._handle, 0)
+        self.engine._caches.pop(self._ident, None)
+
+    def __enter__(self) -> "Cache":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+
+class Peer:
+    """A connection, good for both directions. Methods may be called from many threads."""
+
+    def __init__(self, engine: "Engine", handle: _core.Handle) -> None:
+        self._handle = handle
+        self._ident = _core.ident(handle)
+        self.engine = engine
+        self.name = self.info().name
+        self.user: Any = None  #: whatever the application wants to find here
+
+    def info(self) -> PeerInfo:
+        name, address, transport, path, incarnation, connected, incoming = _core.peer_info(self._handle)
+        return PeerInfo(name, address, transport, path, incarnation, bool(connected), bool(incoming))
+
+    @property
+    def connected(self) -> bool:
+        try:
+            return self.info().connected
+        except KvError:
+            return False
+
+    def _run(
+        self, kind: int, cache: Cache, local: Ids, remote: Ids, layers: Layers, timeout: Optional[float], tag: int, lease: int
+    ) -> None:
+        first, count = _layers_of(layers)
+        ms = 0 if timeout is None else max(1, to_ms(timeout))
+        _core.transfer(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, None)
+
+    def _start(
+        self,
+        name: str,
+        kind: int,
+        cache: Cache,
+        local: Ids,
+        remote: Ids,
+        layers: Layers,
+        timeout: Optional[float],
+        tag: int,
+        lease: int,
+        group: Optional[Group],
+    ) -> Op:
+        first, count = _layers_of(layers)
+        ms = 0 if timeout is None else max(1, to_ms(timeout))
+        in_group = group._handle if group is not None else None
+        op = Op(
+            _core.start(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, in_group), name, self
+        )
+        if group is not None:
+            group.ops.append(op)
+        return op
+
+    def write_blocks(
+        self,
+        cache: Cache,
+        local_ids: Ids,
+        remote_ids: Ids,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        tag: int = 0,
+        lease: int = 0,
+    ) -> None:
+        """Write local block local_ids[i] to the peer's block remote_ids[i]; return when the peer's engine has them all.
+
+        timeout None is KVCACHE_OP_TIMEOUT_MS. On failure the destination blocks are undefined unless the error is a CallError.
+        """
+        self._run(_core.WRITE, cache, local_ids, remote_ids, layers, timeout, tag, lease)
+
+    def write_blocks_async(
+        self,
+        cache: Cache,
+        local_ids: Ids,
+        remote_ids: Ids,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        tag: int = 0,
+        lease: int = 0,
+        group: Optional[Group] = None,
+    ) -> Op:
+        """The same, as an operation. The source blocks must not change before it is SENT."""
+        return self._start(
+            "write_blocks", _core.WRITE, cache, local_ids, remote_ids, layers, timeout, tag, lease, group
+        )
+
+    def read_blocks(
+        self, cache: Cache, local_ids: Ids, remote_ids: Ids, layers: Layers = None, *, timeout: Optional[float] = None
+    ) -> None:
+        """Copy the peer's block remote_ids[i] into local block local_ids[i]; its cache must be readable."""
+        self._run(_core.READ, cache, local_ids, remote_ids, layers, timeout, 0, 0)
+
+    def read_blocks_async(
+        self,
+        cache: Cache,
+        local_ids: Ids,
+        remote_ids: Ids,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        group: Optional[Group] = None,
+    ) -> Op:
+        return self._start("read_blocks", _core.READ, cache, local_ids, remote_ids, layers, timeout, 0, 0, group)
+
+    def send_blocks(
+        self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
+    ) -> None:
+        """Fill the blocks that the peer's recv_blocks has opened under `tag`: ids[i] goes to its i-th block."""
+        self._run(_core.SEND, cache, ids, None, layers, timeout, tag, 0)
+
+    def send_blocks_async(
+        self,
+        cache: Cache,
+        ids: Ids,
+        tag: int,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        group: Optional[Group] = None,
+    ) -> Op:
+        return self._start("send_blocks", _core.SEND, cache, ids, None, layers, timeout, tag, 0, group)
+
+    def recv_blocks(
+        self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
+    ) -> None:
+        """Open blocks and wait until the peer's send_blocks has filled them in every named layer."""
+        self._run(_core.RECV, cache, ids, None, layers, timeout, tag, 0)
+
+    def recv_blocks_async(
+        self,
+        cache: Cache,
+        ids: Ids,
+        tag: int,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        group: Optional[Group] = None,
+    ) -> Op:
+        return self._start("recv_blocks", _core.RECV, cache, ids, None, layers, timeout, tag, 0, group)
+
+    def open_blocks(self, cache: Cache, ids: Ids, tag: int = 0, lifetime: float = 60.0) -> Lease:
+        """Open blocks of a cache for this peer alone, for `lifetime` seconds."""
+        handle, number = _core.lease_open(self._handle, cache._handle, ids, tag, to_ms(lifetime))
+        return Lease(handle, number, self)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Say goodbye. Unfinished operations end with ClosedError; afterwards no byte of this peer can land here."""
+        _core.close(self._handle, to_ms(timeout))
+        self.engine._peers.pop(self._ident, None)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvrail.Peer {self.name}>"
+
+
+class Engine:
+    """One process's endpoint. Everything made from it ends with it.
+
+    progress "auto": a thread of the library accepts peers and acknowledges arrivals; "caller": only progress() does.
+    options: KVCACHE_* names and values; they beat the environment.
+    """
+
+    def __init__(
+        self,
+        name: Optional[str] = None,
+        *,
+        progress: str = "auto",
+        options: Optional[Mapping[str, object]] = None,
+        arrivals: bool = True,
+    ) -> None:
+        self._closed = True
+        if progress not in ("auto", "caller"):
+            raise ValueError(f"progress is {progress!r}; it is 'auto' or 'caller'")
+        mode = _core.PROGRESS_AUTO if progress == "auto" else _core.PROGRESS_CALLER
+        given = [f"{key}={value}" for key, value in (options or {}).items()]
+        self._log = LogPipe()
+        try:
+            self._handle = _core.engine_open(name, mode, int(not arrivals), given, self._log.fd)
+        except BaseException:
+            self._log.close()
+            raise
+        self._closed = False
+        self._peers: Dict[int, Peer] = {}
+        self._caches: Dict[int, Cache] = {}
+        self._pools: List[Memory] = []
+        self._fd: Optional[int] = None
+
+    # -- memory
+
+    def alloc(self, nbytes: int) -> Memory:
+        """A zeroed pool that peers of this host write directly, the fastest path there is without a NIC."""
+        memory = Memory(_core.alloc(self._handle, nbytes))
+        self._pools.append(memory)
+        return memory
+
+    def _engine_address(self, address: int) -> int:
+        """Arrays of a pool show Python's mapping of it; the library wants its own."""
+        for pool in self._pools:
+            if pool.address <= address < pool.address + pool.nbytes:
+                return address - pool.address + pool.engine_address
+        return address
+
+    def register(
+        self,
+        tensors: Mapping[str, Union[Tensor, MemoryLike, Sequence[MemoryLike]]],
+        *,
+        blocks: Optional[int] = None,
+        cache_id: int = 0,
+        tp_size: int = 1,
+        tp_rank: int = 0,
+        block_tokens: int = 0,
+        dtype: int = 0,
+        open: bool = False,
+        readable: bool = False,
+    ) -> Cache:
+        """Make a cache known: register before listen() and connect().
+
+        Each tensor is an array [layers, blocks, ...], a list of one array [blocks, ...] for each layer, or a Tensor (which
+        takes addresses too; then `blocks` is needed). open: peers may write without a lease. readable: they may read.
+        """
+        slabs = {name: slabs_of(name, given, None) for name, given in tensors.items()}
+        if not slabs:
+            raise ValueError("a cache has at least one tensor")
+        layers = len(next(iter(slabs.values())).bases)
+        known = [s.blocks for s in slabs.values() if s.blocks is not None]
+        count = blocks if blocks is not None else min(known, default=None)
+        if count is None:
+            raise ValueError("blocks is needed for addresses")
+        if any(count > n for n in known):
+            raise ValueError(f"{count} blocks do not fit into memory for {min(known)}")
+        listed = [
+            (name, s.block_bytes, s.stride, _core.TENSOR_REPLICATED if _replicated(tensors[name]) else 0, self._bases(s.bases))
+            for name, s in slabs.items()
+        ]
+        flags = (_core.CACHE_OPEN if open else 0) | (_core.CACHE_READABLE if readable else 0)
+        handle = _core.cache_register(
+            self._handle, cache_id, layers, count, listed, tp_size, tp_rank, block_tokens, dtype, flags
+        )
+        cache = Cache(self, handle, layers, count, [keep for s in slabs.values() for keep in s.keep])
+        self._caches[cache._ident] = cache
+        return cache
+
+    def _bases(self, bases: Iterable[int]) -> List[int]:
+        return [self._engine_address(base) for base in bases]
+
+    # -- peers
+
+    def listen(self, host: Optional[str] = None, port: int = 0) -> int:
+        """Accept peers; returns the port. host None is 127.0.0.1; all interfaces must be asked for by name."""
+        return _core.listen(self._handle, host, port)
+
+    def connect(self, host: str, port: int, timeout: float = 5.0) -> Peer:
+        """Connect to a listening engine: versions, geometry and a transport are agreed on when it returns."""
+        return self._know(_core.connect(self._handle, host, port, to_ms(timeout)))
+
+    def _know(self, handle: _core.Handle) -> Peer:
+        peer = Peer(self, handle)
+        self._peers[peer._ident] = peer
+        return peer
+
+    @property
+    def peers(self) -> List[Peer]:
+        return list(self._peers.values())
+
+    def group(self, timeout: Optional[float] = None) -> Group:
+        return Group(self, _core.group_start(self._handle), timeout)
+
+    # -- arrivals
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable while arrivals wait."""
+        if self._fd is None:
+            self._fd = _core.arrivals_fd(self._handle)
+        return self._fd
+
+    def poll(self, max: int = 64) -> List[Arrival]:
+        """Take up to `max` arrivals, oldest first, without waiting."""
+        return [self._arrival(row) for row in _core.poll(self._handle, max)]
+
+    def _arrival(self, row: _core.ArrivalRow) -> Arrival:
+        kind, status, new, peer, cache, first, count, tag, lease, blocks, nbytes = row
+        if new is not None:
+            self._know(new)
+        return Arrival(
+            ArrivalKind(kind),
+            self._peers.get(peer),
+            self._caches.get(cache),
+            range(first, first + count),
+            tag,
+            lease,
+            blocks,
+            nbytes,
+            status,
+        )
+
+    def next_arrival(self, timeout: Optional[float] = None) -> Optional[Arrival]:
+        """The next arrival, or None after `timeout` seconds."""
+        deadline = deadline_of(timeout)
+        while True:
+            got = self.poll(1)
+            if got:
+                return got[0]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            # In pieces, so that a close() by another thread is seen.
+            select.select([self.fileno()], [], [], min(left, 0.1))
+
+    def arrivals(self) -> AsyncIterator[Arrival]:
+        """All arrivals from now on: `async for arrival in engine.arrivals()`. One iterator at a time."""
+        return Arrivals(self)
+
+    # -- the rest
+
+    def progress(self, timeout: float = 0.0) -> int:
+        """Let the engine work (progress "caller"), up to 50 ms; returns the number of events handled."""
+        return _core.progress(self._handle, to_ms(timeout))
+
+    def stats(self) -> Dict[str, int]:
+        return _core.stats(self._handle)
+
+    def dump(self) -> str:
+        """The engine's state as text, to answer "why does it hang"."""
+        return _core.dump(self._handle)
+
+    def options(self) -> List[_core.OptionRow]:
+        """(name, type, range, default, help, value, source) of every option."""
+        return _core.options(self._handle)
+
+    def devices(self) -> List[_core.DeviceRow]:
+        """(transport, name, usable, detail) of every device that this build knows."""
+        return _core.devices(self._handle)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Stop, drain, free. Unfinished operations end with ClosedError. Calling it again is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        _core.close(self._handle, 0)
+        self._log.close()
+        self._peers.clear()
+        self._caches.clear()
+        self._pools.clear()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"an engine was not closed: {self!r}", ResourceWarning, source=self)
+            self.close()
+
+
+def _replicated(given: object) -> bool:
+    return isinstance(given, Tensor) and given.replicated

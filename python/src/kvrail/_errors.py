@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exceptions: one class for each scope of kv_error.h, which says what is lost and what to do next."""
+
+from __future__ import annotations
+
+import enum
+from typing import Dict, Tuple, Type
+
+from . import _core
+
+
+class Scope(enum.IntEnum):
+    """What an error costs: CALL nothing, REQUEST the operation, PEER the connection, DEVICE the engine."""
+
+    NONE = 0
+    CALL = 1
+    REQUEST = 2
+    PEER = 3
+    DEVICE = 4
+
+
+class KvError(Exception):
+    """Something failed. str() is one line with everything that is known."""
+
+    code: int = 0  #: KV_ERR_*, negative
+    name: str = ""  #: the code's name, "PEER_LOST"
+    scope: Scope = Scope.NONE
+    cause: str = ""  #: the exact cause, one sentence
+    op: str = ""  #: what was being done, "write_blocks"
+    peer: str = ""  #: address and name of the peer
+    device: str = ""  #: "shm", "mlx5_0:1"
+    hint: str = ""  #: what to do about it
+    sys_errno: int = 0
+    wc_status: int = 0
+    vendor_err: int = 0
+    qp_num: int = 0
+    in_doubt: bool = False  #: destination bytes may have changed
+    block_index: int = -1  #: index into the ids of the call of the first bad block
+    block_id: int = -1
+
+
+class CallError(KvError):
+    """Nothing is lost: correct the arguments and call again."""
+
+
+class ArgumentError(CallError, ValueError):
+    """An argument, a block id or a lease is wrong."""
+
+
+class ClosedError(CallError):
+    """The object was closed."""
+
+
+class UnsupportedError(CallError, NotImplementedError):
+    """This build or this machine cannot do that."""
+
+
+class RequestError(KvError):
+    """This operation is lost; it may be tried again on the same peer."""
+
+
+class KvTimeoutError(RequestError, TimeoutError):
+    """The deadline passed."""
+
+
+class CancelledError(RequestError):
+    """The operation was cancelled."""
+
+
+class PeerError(KvError):
+    """The connection is lost: close the peer and connect again."""
+
+
+class PeerLostError(PeerError, ConnectionError):
+    """The peer or the connection to it is gone."""
+
+
+class DeviceError(KvError):
+    """The engine's device or memory limits are the problem: mend them and reopen the engine."""
+
+
+_BY_CODE: Dict[int, Type[KvError]] = {
+    _core.ERR_ARG: ArgumentError,
+    _core.ERR_BLOCK_ID: ArgumentError,
+    _core.ERR_DUP_BLOCK: ArgumentError,
+    _core.ERR_LEASE: ArgumentError,
+    _core.ERR_CLOSED: ClosedError,
+    _core.ERR_UNSUPPORTED: UnsupportedError,
+    _core.ERR_TIMEOUT: KvTimeoutError,
+    _core.ERR_CANCELLED: CancelledError,
+    _core.ERR_PEER_LOST: PeerLostError,
+    _core.ERR_UNREACHABLE: PeerLostError,
+}
+_BY_SCOPE: Dict[Scope, Type[KvError]] = {
+    Scope.CALL: CallError,
+    Scope.REQUEST: RequestError,
+    Scope.PEER: PeerError,
+    Scope.DEVICE: DeviceError,
+}
+
+
+def _make(
+    code: int,
+    name: str,
+    scope: int,
+    text: str,
+    cause: str,
+    op: str,
+    peer: str,
+    device: str,
+    hint: str,
+    numbers: Tuple[int, int, int, int, int, int, int],
+) -> KvError:
+    cls = _BY_CODE.get(code) or _BY_SCOPE.get(Scope(scope), KvError)
+    exc = cls(text)
+    exc.code, exc.name, exc.scope, exc.cause = code, name, Scope(scope), cause
+    exc.op, exc.peer, exc.device, exc.hint = op, peer, device, hint
+    exc.sys_errno, exc.wc_status, exc.vendor_err, exc.qp_num = numbers[:4]
+    exc.in_doubt, exc.block_index, exc.block_id = bool(numbers[4]), numbers[5], numbers[6]
+    return exc
+
+
+_core.set_error_factory(_make)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory of every kind, described as address, shape and strides: what a cache is registered from."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+from . import _core
+from ._errors import UnsupportedError
+
+#: An address, or an object with a buffer, __array_interface__, __cuda_array_interface__ or __dlpack__.
+MemoryLike = Union[int, Any]
+_DL_HOST = (1, 3, 13)  # CPU, CUDA pinned host, CUDA managed
+
+
+class Region(NamedTuple):
+    address: int
+    itemsize: int
+    shape: Tuple[int, ...]
+    strides: Tuple[int, ...]
+    keep: object  # whose memory it is
+
+
+class Tensor(NamedTuple):
+    """One tensor of every layer, with what cannot be read off the memory itself.
+
+    layers: one array [layers, blocks, ...], or a list with one array [blocks, ...] or one address for each layer.
+    block_bytes, stride: needed for addresses and plain buffers; otherwise from the arrays.
+    replicated: every tensor-parallel rank holds the same bytes (MLA).
+    """
+
+    layers: Union[MemoryLike, Sequence[MemoryLike]]
+    block_bytes: Optional[int] = None
+    stride: Optional[int] = None
+    replicated: bool = False
+
+
+class Slabs(NamedTuple):
+    """A tensor as the library wants it."""
+
+    bases: List[int]
+    blocks: Optional[int]  # None: addresses only, not known
+    block_bytes: int
+    stride: int
+    keep: List[object]
+
+
+def _contiguous(shape: Sequence[int], itemsize: int) -> Tuple[int, ...]:
+    strides: List[int] = []
+    step = itemsize
+    for n in reversed(shape):
+        strides.insert(0, step)
+        step *= n
+    return tuple(strides)
+
+
+def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
+    address, readonly = desc["data"]
+    if readonly:
+        raise ValueError("the memory is read-only; a cache is written by peers")
+    itemsize = int(desc["typestr"][2:])
+    shape = tuple(int(n) for n in desc["shape"])
+    strides = desc.get("strides")
+    return Region(int(address), itemsize, shape, tuple(strides) if strides else _contiguous(shape, itemsize), obj)
+
+
+def _on_a_device(what: str) -> UnsupportedError:
+    exc = UnsupportedError(f"{what}: this version registers host memory only")
+    exc.code, exc.name, exc.cause = _core.ERR_UNSUPPORTED, "UNSUPPORTED", str(exc)
+    return exc
+
+
+def describe(obj: Any) -> Region:
+    """Where an object's memory is. Raises TypeError for what has none."""
+    if getattr(obj, "__cuda_array_interface__", None) is not None:
+        raise _on_a_device("CUDA memory (__cuda_array_interface__)")
+    desc = getattr(obj, "__array_interface__", None)
+    if desc is not None:
+        return _from_interface(obj, desc)
+    if hasattr(obj, "__dlpack__"):
+        capsule = obj.__dlpack__()
+        device, _, address, itemsize, shape, strides = _core.dlpack_info(capsule)
+        if device not in _DL_HOST:
+            raise _on_a_device(f"memory of DLPack device type {device}")
+        return Region(
+            address, itemsize, tuple(shape), tuple(strides) if strides else _contiguous(shape, itemsize), capsule
+        )
+    try:
+        view = memoryview(obj)
+    except TypeError:
+        raise TypeError(f"a {type(obj).__name__} is neither an address nor has it memory to register") from None
+    if view.readonly:
+        raise ValueError("the memory is read-only; a cache is written by peers")
+    if not view.c_contiguous:
+        raise ValueError("the buffer does not lie in one piece")
+    # The limited API of 3.10 has no buffer protocol. ctypes exports the buffer, which also keeps it from being resized.
+    held = (ctypes.c_char * view.nbytes).from_buffer(view)
+    return Region(ctypes.addressof(held), view.itemsize, tuple(view.shape or ()), tuple(view.strides or ()), held)
+
+
+def _inner_bytes(region: Region, axes: int, name: str) -> int:
+    """Bytes of one block, whose bytes must lie in one piece."""
+    shape, strides = region.shape[axes:], region.strides[axes:]
+    if any(n > 1 and s != c for n, s, c in zip(shape, strides, _contiguous(shape, region.itemsize))):
+        raise ValueError(f"tensor {name}: the bytes of one block do not lie in one piece")
+    size = region.itemsize
+    for n in shape:
+        size *= n
+    return size
+
+
+def _blocks_of(region: Region, axis: int, tensor: Tensor, name: str) -> Tuple[int, int, int]:
+    """(blocks, block_bytes, stride) of one layer whose axis `axis` counts blocks, or of a plain run of bytes."""
+    if tensor.block_bytes is None:
+        if len(region.shape) <= axis:
+            raise ValueError(f"tensor {name}: block_bytes is needed for memory of {len(region.shape)} dimensions")
+        return region.shape[axis], _inner_bytes(region, axis + 1, name), region.strides[axis]
+    stride = tensor.stride or tensor.block_bytes
+    size = _inner_bytes(region, axis, name)
+    blocks = (size - tensor.block_bytes) // stride + 1 if size >= tensor.block_bytes else 0
+    return blocks, tensor.block_bytes, stride
+
+
+def _one_array(region: Region, tensor: Tensor, name: str, layers: Optional[int]) -> Slabs:
+    if len(region.shape) < 2:
+        if layers not in (None, 1):
+            raise ValueError(f"tensor {name}: give a list with one buffer for each layer")
+        return _many([region], tensor, name)
+    blocks, block_bytes, stride = _blocks_of(region, 1, tensor, name)
+    bases = [region.address + i * region.strides[0] for i in range(region.shape[0])]
+    return Slabs(bases, blocks, block_bytes, stride, [region.keep])
+
+
+def _many(regions: Sequence[Region], tensor: Tensor, name: str) -> Slabs:
+    found = {_blocks_of(region, 0, tensor, name) for region in regions}
+    if len(found) != 1:
+        raise ValueError(f"tensor {name}: the layers differ in shape or strides")
+    blocks, block_bytes, stride = found.pop()
+    return Slabs([r.address for r in regions], blocks, block_bytes, stride, [r.keep for r in regions])
+
+
+def _addresses(addresses: Sequence[int], tensor: Tensor, name: str) -> Slabs:
+    if tensor.block_bytes is None:
+        raise ValueError(f"tensor {name}: block_bytes is needed for addresses")
+    return Slabs(list(addresses), None, tensor.block_bytes, tensor.stride or tensor.block_bytes, [])
+
+
+def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], layers: Optional[int]) -> Slabs:
+    """Whatever was given for a tensor, as one base for each layer."""
+    tensor = given if isinstance(given, Tensor) else Tensor(given)
+    memory = tensor.layers
+    if isinstance(memory, int):
+        memory = [memory]
+    if not isinstance(memory, (list, tuple)):
+        return _one_array(describe(memory), tensor, name, layers)
+    if not memory:
+        raise ValueError(f"tensor {name} has no layers")
+    if all(hasattr(item, "__index__") and not getattr(item, "shape", ()) for item in memory):
+        return _addresses([operator.index(item) for item in memory], tensor, name)
+    return _many([describe(item) for item in memory], tensor, name)

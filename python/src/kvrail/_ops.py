@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations, leases and groups: what a peer's methods return."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generator, List, Optional, Type
+
+from . import _core
+from ._errors import KvError, KvTimeoutError
+
+if TYPE_CHECKING:
+    from ._engine import Engine, Peer
+
+#: Grades of an operation: the source may be reused; all bytes are visible; the receiver has been told.
+SENT, VISIBLE, ACKED = _core.SENT, _core.VISIBLE, _core.ACKED
+
+TIMEOUT_MAX_S = 24 * 3600.0
+_POLL_MAX_S = 0.001  # await looks this often in the end
+
+
+def to_ms(seconds: Optional[float], default: float = TIMEOUT_MAX_S) -> int:
+    """A timeout in the library's unit: rounded up, so that what is not 0 does not become 0."""
+    value = default if seconds is None else float(seconds)
+    if not 0 <= value <= TIMEOUT_MAX_S:
+        raise ValueError(f"a timeout of {value} s; it must lie between 0 and {TIMEOUT_MAX_S:.0f}")
+    return int(-(-value * 1000 // 1))
+
+
+class Op:
+    """A transfer that goes on by itself. Dropping it neither cancels it nor waits for it; its source must stay as it is."""
+
+    __slots__ = ("_handle", "name", "peer")
+
+    def __init__(self, handle: _core.Handle, name: str, peer: "Peer") -> None:
+        self._handle = handle
+        self.name = name
+        self.peer = peer
+
+    def grade(self) -> int:
+        """The highest of 0, SENT, VISIBLE, ACKED that it has reached. Raises what it ended with."""
+        return _core.op_test(self._handle)
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        try:
+            return _core.op_test(self._handle) >= ACKED
+        except KvError:
+            return True
+
+    def wait(self, timeout: Optional[float] = None, grade: int = ACKED) -> None:
+        """Wait until it has reached `grade`. KvTimeoutError after `timeout` seconds, while the operation goes on."""
+        if not _core.op_wait(self._handle, grade, to_ms(timeout)):
+            exc = KvTimeoutError(f"{self.name} has not ended within {timeout} s; it goes on")
+            exc.code, exc.name, exc.op, exc.cause = _core.ERR_TIMEOUT, "TIMEOUT", "wait", str(exc)
+            raise exc
+
+    def result(self, timeout: Optional[float] = None) -> None:
+        """The same as wait(timeout)."""
+        self.wait(timeout)
+
+    def error(self) -> Optional[KvError]:
+        """What it failed with, None if it goes on or went well."""
+        try:
+            _core.op_test(self._handle)
+        except KvError as exc:
+            return exc
+        return None
+
+    def cancel(self, timeout: float = 5.0) -> None:
+        """Stop it: after the return nothing of it can land and the source is the caller's again."""
+        _core.op_cancel(self._handle, to_ms(timeout))
+
+    def __await__(self) -> Generator[Any, None, None]:
+        """Ends when the operation has. Cancelling the task leaves the operation alone: see cancel()."""
+        pause = 0.0
+        while _core.op_test(self._handle) < ACKED:
+            yield from asyncio.sleep(pause).__await__()
+            pause = min(_POLL_MAX_S, pause * 2 or 0.00005)
+
+    def __repr__(self) -> str:
+        return f"<kvrail.Op {self.name} to {self.peer.name}>"
+
+
+class Lease:
+    """Blocks that one peer may write. close() (or leaving `with`) takes them back: then no byte can land any more."""
+
+    def __init__(self, handle: _core.Handle, number: int, peer: "Peer") -> None:
+        self._handle = handle
+        self.id = number  #: what the writer names as lease=
+        self.peer = peer
+
+    def revoke(self, timeout: float = 5.0) -> None:
+        """BUSY (CallError): a writer on this host does not answer; the blocks stay closed to others. Call again."""
+        _core.close(self._handle, to_ms(timeout))
+
+    close = revoke
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.revoke()
+
+    def __repr__(self) -> str:
+        return f"<kvrail.Lease {self.id} for {self.peer.name}>"
+
+
+class Group:
+    """Transfers to many peers, posted together at the end of `with`, which raises if one of them failed.
+
+        with engine.group(timeout=5.0) as group:
+            for peer, ids in work:
+                peer.write_blocks_async(cache, ids, ids, group=group)
+        failed = [op for op in group.ops if op.error()]
+    """
+
+    def __init__(self, engine: "Engine", handle: _core.Handle, timeout: Optional[float]) -> None:
+        self._handle = handle
+        self._timeout = timeout
+        self.engine = engine
+        self.ops: List[Op] = []
+
+    def end(self) -> None:
+        """Post everything and wait for all. Raises the first failure; every op keeps its own."""
+        _core.close(self._handle, to_ms(self._timeout, 60.0))
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if kind is None:
+            self.end()
+            return
+        # The body failed: nothing was posted yet, and nothing shall be.
+        for op in self.ops:
+            try:
+                op.cancel(0.0)
+            except KvError:
+                pass
+        try:
+            _core.close(self._handle, 0)
+        except KvError:
+            pass
+
+
+def deadline_of(timeout: Optional[float]) -> float:
+    return time.monotonic() + (TIMEOUT_MAX_S if timeout is None else timeout)
