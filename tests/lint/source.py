@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-LIBRARY = ("transport/", "kvapi/", "net_plugin/")
+LIBRARY = ("transport/", "kvapi/")
 NOT_LIBRARY = ("kvapi/tool/", "kvapi/examples/")
 
 

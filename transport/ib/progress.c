@@ -17,8 +17,7 @@ void ib_op_settle(struct ib_conn *c, uint16_t index)
 	struct tr_op *op = tr_conn_op(c->conn, index);
 	int kind = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
 
-	if (!state->busy || state->in_flight || !(state->committed || state->stopping) ||
-	    state->proof_due)
+	if (!state->busy || state->in_flight || !(state->committed || state->stopping))
 		return;
 	if (state->failed && !state->stopping)
 		return; /* tr_conn_lost ends it IN_DOUBT */
@@ -63,31 +62,22 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 	return lane;
 }
 
-/*
- * The send and the receive queue are polled one after the other, so a flush error may be seen before the error that caused
- * it: until the connection is down a better cause replaces it.
- */
 static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 {
 	struct ib_conn *c = lane->c;
-	bool flushed = wc->status == IBV_WC_WR_FLUSH_ERR;
 	struct kv_error cause;
 	int async;
 
 	lane->failed = true;
-	if (c->state != IB_LIVE && (flushed || !c->cause_is_flush))
+	if (c->state != IB_LIVE)
 		return;
 	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
 	async = atomic_load(&lane->async);
-	if (flushed && async)
+	if (wc->status == IBV_WC_WR_FLUSH_ERR && async)
 		ib_async_cause(lane, async - 1, &cause);
 	else
 		ib_wc_cause(lane, wc, &cause);
-	if (c->state == IB_LIVE)
-		ib_break(c, &cause);
-	else
-		c->cause = cause;
-	c->cause_is_flush = flushed && !async;
+	ib_break(c, &cause);
 }
 
 static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
@@ -200,7 +190,7 @@ int ib_progress(struct tr_conn *conn)
 	if (c->state == IB_LIVE) {
 		ib_credits_return(c);
 		if (c->stopping)
-			ib_stop_step(c);
+			ib_stop_overdue(c);
 	}
 	if (c->state != IB_LIVE) {
 		ib_break_step(c);

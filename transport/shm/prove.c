@@ -220,7 +220,7 @@ void shm_stop(struct tr_conn *conn, void *priv)
 
 	(void)conn;
 	if (sc->seg.shared)
-		stop_leave(sc);
+		stop_announce(sc);
 	free_conn(sc);
 }
 

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The constructor's arguments: three generations of signatures made one."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+# The first seven never moved; these are their names in the README and in the module.
+_COMMON = (
+    ("splitwise_role", "role"),
+    ("gpu_idx",),
+    ("port",),
+    ("key_cache_ptrs", "local_key_cache"),
+    ("value_cache_ptrs", "local_value_cache"),
+    ("block_number",),
+    ("block_bytes",),
+)
+# What followed them: the 8th argument is a number in the second generation and a list in the third.
+_TP = (("prefill_tp_size",), ("prefill_tp_idx",))
+_SCALES = (("key_scale_ptrs",), ("value_scale_ptrs",), ("scale_block_bytes",))
+_DEFAULTS: Dict[str, Any] = {
+    "prefill_tp_size": 1,
+    "prefill_tp_idx": 0,
+    "key_scale_ptrs": (),
+    "value_scale_ptrs": (),
+    "scale_block_bytes": 0,
+}
+
+
+class Arguments(NamedTuple):
+    role: str
+    gpu_idx: int
+    port: int
+    keys: List[int]
+    values: List[int]
+    blocks: int
+    block_bytes: int
+    key_scales: List[int]
+    value_scales: List[int]
+    scale_bytes: int
+    tp_size: int
+    tp_rank: int
+
+
+def _is_number(value: object) -> bool:
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return not getattr(value, "shape", ())
+
+
+def _bound(args: Sequence[Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """Arguments by their canonical names."""
+    order = _COMMON + (_TP if len(args) > 7 and _is_number(args[7]) else _SCALES + _TP)
+    if len(args) > len(order):
+        raise TypeError(f"RDMACommunicator takes at most {len(order)} such arguments ({len(args)} given)")
+    got: Dict[str, Any] = {names[0]: value for names, value in zip(order, args)}
+    canonical = {name: names[0] for names in _COMMON + _SCALES + _TP for name in names}
+    for name, value in kwargs.items():
+        if name not in canonical:
+            raise TypeError(f"RDMACommunicator has no argument {name!r}")
+        if canonical[name] in got:
+            raise TypeError(f"RDMACommunicator got two values for {canonical[name]!r}")
+        got[canonical[name]] = value
+    missing = [names[0] for names in _COMMON if names[0] not in got]
+    if missing:
+        raise TypeError(f"RDMACommunicator lacks {', '.join(missing)}")
+    return {**_DEFAULTS, **got}
+
+
+def integer(value: Any, what: str, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} is a {type(value).__name__}, not an integer") from None
+    if not low <= number <= high:
+        raise ValueError(f"{what} is {number}; it must lie between {low} and {high}")
+    return number
+
+
+def port_of(value: Any) -> int:
+    """A port as callers have it: "9881" or 9881."""
+    if isinstance(value, (str, bytes)):
+        text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
+        if not text.strip().isdigit():
+            raise ValueError(f"port is {text!r}, not a number")
+        value = int(text)
+    return integer(value, "port", 0, 65535)
+
+
+def _pointers(values: Any, what: str) -> List[int]:
+    if values is None:
+        return []
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{what} must be a list of addresses")
+    try:
+        items = list(values)
+    except TypeError:
+        raise TypeError(f"{what} must be a list of addresses, not a {type(values).__name__}") from None
+    return [integer(item, f"{what}[{i}]", 1, 2**64 - 1) for i, item in enumerate(items)]
+
+
+def _same_length(got: Dict[str, List[int]]) -> None:
+    layers = len(got["key_cache_ptrs"])
+    if not layers:
+        raise ValueError("key_cache_ptrs is empty")
+    for what, pointers in got.items():
+        if pointers and len(pointers) != layers:
+            raise ValueError(f"{what} has {len(pointers)} layers, key_cache_ptrs has {layers}")
+
+
+def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
+    got = _bound(args, kwargs)
+    role = got["splitwise_role"]
+    if role not in ("prefill", "decode"):
+        raise ValueError(f"splitwise_role is {role!r}; it is 'prefill' or 'decode'")
+    lists = {
+        what: _pointers(got[what], what)
+        for what in ("key_cache_ptrs", "value_cache_ptrs", "key_scale_ptrs", "value_scale_ptrs")
+    }
+    _same_length(lists)
+    scales = bool(lists["key_scale_ptrs"] or lists["value_scale_ptrs"])
+    tp_size = integer(got["prefill_tp_size"], "prefill_tp_size", 1, 65536)
+    return Arguments(
+        role,
+        integer(got["gpu_idx"], "gpu_idx", 0, 65535),
+        port_of(got["port"]),
+        lists["key_cache_ptrs"],
+        lists["value_cache_ptrs"],
+        integer(got["block_number"], "block_number", 1, 2**31 - 1),
+        integer(got["block_bytes"], "block_bytes", 1, 2**40),
+        lists["key_scale_ptrs"],
+        lists["value_scale_ptrs"],
+        integer(got["scale_block_bytes"], "scale_block_bytes", 1 if scales else 0, 2**40),
+        tp_size,
+        integer(got["prefill_tp_idx"], "prefill_tp_idx", 0, tp_size - 1),
+    )

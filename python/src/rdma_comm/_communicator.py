@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RDMACommunicator: one engine, its cache, and the peers that a prefill process has connected to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any, Dict, List, Optional, Tuple
+
+from kvrail import Cache, Engine, KvError, Peer, Tensor, _core
+
+from . import _log
+from ._arguments import Arguments, integer, parse, port_of
+
+logger = logging.getLogger("rdma_comm")
+
+CONNECT_TIMEOUT_S = 10.0
+# The reference's codes for a connection.
+_CONNECTED, _DISCONNECTED, _ERROR, _TIMED_OUT, _BAD_PARAMETERS = range(5)
+
+
+class ConnectStatus(int):
+    """What connect() returns: on success equal to 0 AND true, otherwise another number AND false.
+
+    One caller tests `== 0`, the README writes `if comm.connect(...)`. Equality and hash are those of the number.
+    """
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return int(self) == 0
+
+    def __repr__(self) -> str:
+        return f"ConnectStatus({int(self)}, {'connected' if self else 'not connected'})"
+
+
+def _status_of(exc: Exception) -> ConnectStatus:
+    if isinstance(exc, TimeoutError):
+        return ConnectStatus(_TIMED_OUT)
+    if isinstance(exc, ConnectionError):
+        return ConnectStatus(_DISCONNECTED)
+    return ConnectStatus(_BAD_PARAMETERS if isinstance(exc, ValueError) else _ERROR)
+
+
+class _View:
+    """An engine with the cache registered as part `rank` of `size`.
+
+    Usually there is one. The receiver tells its own tensor-parallel size in the handshake; one that was made without it
+    (the 7-argument constructor) counts as 1, and then what this side registers must be its share of that receiver's block.
+    """
+
+    def __init__(self, args: Arguments, size: int, rank: int) -> None:
+        self.engine = Engine(f"{args.role}-{args.gpu_idx}", options=_options(args.gpu_idx), arrivals=False)
+        self._args, self._size, self._rank = args, size, rank
+        self._cache: Optional[Cache] = None
+        self._lock = threading.Lock()
+
+    def cache(self) -> Cache:
+        a = self._args
+        with self._lock:
+            if self._cache is None:
+                tensors = {"k": Tensor(a.keys, a.block_bytes)}
+                if a.values:
+                    tensors["v"] = Tensor(a.values, a.block_bytes)
+                if a.key_scales:
+                    tensors["k_scale"] = Tensor(a.key_scales, a.scale_bytes)
+                if a.value_scales:
+                    tensors["v_scale"] = Tensor(a.value_scales, a.scale_bytes)
+                self._cache = self.engine.register(
+                    tensors, blocks=a.blocks, tp_size=self._size, tp_rank=self._rank, open=True
+                )
+            return self._cache
+
+
+def _options(gpu_idx: int) -> Dict[str, object]:
+    """Where this module's defaults differ from the library's. The environment wins."""
+    options: Dict[str, object] = {}
+    if not os.environ.get("KVCACHE_IB_TIMEOUT"):
+        options["KVCACHE_IB_TIMEOUT"] = 18
+    nics = [nic.strip() for nic in os.environ.get("KVCACHE_RDMA_NICS", "").split(",") if nic.strip()]
+    if len(nics) > 1:
+        options["KVCACHE_RDMA_NICS"] = nics[gpu_idx % len(nics)]
+    return options
+
+
+class RDMACommunicator:
+    """Moves KV cache blocks from a prefill process into a decode process's cache.
+
+    RDMACommunicator(role, gpu_idx, port, key_ptrs, value_ptrs, block_number, block_bytes
+                     [, key_scale_ptrs, value_scale_ptrs, scale_block_bytes]
+                     [, prefill_tp_size=1, prefill_tp_idx=0])
+
+    A decode process listens on `port` and needs no further call: blocks land, and writers are answered, by themselves.
+    Methods may be called from many threads; they release the GIL while they wait.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._args = parse(args, kwargs)
+        self._lock = threading.Lock()
+        self._peers: Dict[Tuple[str, Any], Tuple[_View, Peer]] = {}
+        self._dialling: Dict[Tuple[str, int], threading.Lock] = {}
+        self._errors = threading.local()
+        self._views: Dict[Tuple[int, int], _View] = {}
+        _log.files_of_the_environment()
+        try:
+            view = self._view(self._args.tp_size, self._args.tp_rank)
+            if self._args.role == "decode":
+                view.cache()
+                self._listen(view)
+        except KvError as exc:
+            self.close()
+            logger.error("%s", exc)
+            raise RuntimeError(f"rdma_comm cannot work here: {exc}") from exc
+
+    def _view(self, size: int, rank: int) -> _View:
+        with self._lock:
+            view = self._views.get((size, rank))
+            if view is None:
+                view = self._views[(size, rank)] = _View(self._args, size, rank)
+            return view
+
+    def _listen(self, view: _View) -> None:
+        port = view.engine.listen("0.0.0.0", self._args.port)
+        self.port = port
+        logger.warning("listening on port %d; peers are not asked for a key, so keep the port inside the cluster", port)
+
+    # -- prefill
+
+    def _candidates(self, dst_tp_size: int) -> List[Tuple[int, int]]:
+        """As what part of the receiver's block this cache may have to be registered: (size, rank), likeliest first."""
+        size, rank = self._args.tp_size, self._args.tp_rank
+        views = [(size, rank)]
+        if dst_tp_size in (0, size):
+            views.append((1, 0))
+        elif size > dst_tp_size and size % dst_tp_size == 0:
+            views.append((size // dst_tp_size, rank % (size // dst_tp_size)))
+        return list(dict.fromkeys(views))
+
+    def _dial(self, host: str, port: int, dst_tp_size: int) -> Tuple[_View, Peer]:
+        refused: Optional[KvError] = None
+        for size, rank in self._candidates(dst_tp_size):
+            view = self._view(size, rank)
+            view.cache()
+            try:
+                return view, view.engine.connect(host, port, CONNECT_TIMEOUT_S)
+            except KvError as exc:
+                if exc.code != _core.ERR_GEOMETRY:
+                    raise
+                refused = refused or exc
+        assert refused is not None
+        raise refused
+
+    def _connect(self, host: str, port: int, dst_tp_size: int) -> None:
+        with self._lock:
+            dialling = self._dialling.setdefault((host, port), threading.Lock())
+        with dialling:  # of two threads that want the same peer, one connects
+            known = self._peers.get((host, port))
+            if known:
+                if known[1].connected:
+                    return
+                self._forget(host, port)
+                known[1].close()
+            found = self._dial(host, port, dst_tp_size)
+            with self._lock:
+                self._peers[(host, port)] = self._peers[(host, str(port))] = found
+
+    def _forget(self, host: str, port: int) -> None:
+        with self._lock:
+            self._peers.pop((host, port), None)
+            self._peers.pop((host, str(port)), None)
+
+    def connect(self, dst_ip: str, dst_port: Any, dst_tp_size: int = 0) -> ConnectStatus:
+        """Connect to a decode process. The result is equal to 0 and true on success; else last_error() says why not.
+
+        dst_tp_size: the tensor-parallel size of the receiver's group, 0 = the same as this one's.
+        """
+        host = _host(dst_ip)
+        try:
+            self._connect(host, port_of(dst_port), integer(dst_tp_size, "dst_tp_size", 0, 65536))
+        except (KvError, ValueError) as exc:
+            self._failed(f"connect to {host}:{dst_port}: {exc}")
+            return _status_of(exc)
+        self._errors.text = ""
+        return ConnectStatus(_CONNECTED)
+
+    def is_connected(self, dst_ip: str, dst_port: Any) -> bool:
+        """Whether connect() has succeeded and the peer has not been lost since."""
+        known = self._peers.get((dst_ip, dst_port))
+        if known is None:
+            try:
+                known = self._peers.get((_host(dst_ip), port_of(dst_port)))
+            except ValueError:
+                return False
+        return known is not None and known[1].connected
+
+    def write_cache(
+        self,
+        dst_ip: Optional[str] = None,
+        dst_port: Any = None,
+        local_block_ids: Any = None,
+        remote_block_ids: Any = None,
+        layer_idx: Any = None,
+        *,
+        ip: Optional[str] = None,
+        port: Any = None,
+    ) -> int:
+        """Write blocks of one layer: keys, values and scales. 0 when the receiver has them all, else -1 and last_error().
+
+        Ids are lists, numpy arrays or tensors of integers; contiguous int64 arrays are used without a copy.
+        """
+        host = dst_ip if ip is None else ip
+        number = dst_port if port is None else port
+        known = self._peers.get((host, number))  # type: ignore[arg-type]
+        try:
+            if known is None:
+                known = self._known(host, number, local_block_ids, remote_block_ids, layer_idx)
+            view, peer = known
+            cache: Cache = view._cache  # type: ignore[assignment]
+            _core.transfer(
+                0, peer._handle, cache._handle, layer_idx, 1, local_block_ids, remote_block_ids, 0, 0, 0, None
+            )
+        except (KvError, ValueError, OverflowError) as exc:
+            self._failed(f"write_cache of layer {layer_idx} to {host}:{number}: {exc}")
+            return -1
+        return 0
+
+    def _known(self, host: Any, port: Any, *rest: Any) -> Tuple[_View, Peer]:
+        """The slow look-up: a port of an unusual type, or a peer that is not there."""
+        if host is None or port is None or any(value is None for value in rest):
+            raise TypeError("write_cache needs dst_ip, dst_port, local_block_ids, remote_block_ids and layer_idx")
+        known = self._peers.get((_host(host), port_of(port)))
+        if known is None:
+            raise ValueError("not connected; connect() comes first")
+        return known
+
+    def _failed(self, text: str) -> None:
+        self._errors.text = text
+        logger.error("%s", text)
+
+    def last_error(self) -> str:
+        """The cause of this thread's last failure, "" if there was none."""
+        return str(getattr(self._errors, "text", ""))
+
+    def close(self) -> None:
+        """Disconnect, stop listening, free. Not part of the reference; leaving it to the garbage collector is fine too."""
+        with self._lock:
+            views, self._views = list(self._views.values()), {}
+            self._peers.clear()
+        for view in views:
+            view.engine.close()
+
+    def __enter__(self) -> "RDMACommunicator":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_views"):
+            self.close()
+
+
+def _host(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"dst_ip is a {type(value).__name__}, not a str")
+    return value

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where this module's own lines go: logging, and the files and stderr that KVCACHE_* ask for.
+
+The library's lines arrive at the logger "kvrail", and the library itself appends them to those files.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+_own = logging.getLogger("rdma_comm")
+_own.addHandler(logging.NullHandler())
+_lock = threading.Lock()
+_done = False
+
+
+def files_of_the_environment() -> None:
+    """Once a process. A file that cannot be opened is told through the rest."""
+    global _done
+    with _lock:
+        if _done:
+            return
+        _done = True
+    debug = os.environ.get("KVCACHE_DEBUG", "").strip().lower() in ("1", "yes", "on", "true", "y")
+    form = logging.Formatter("%(asctime)s rdma_comm[%(process)d] %(levelname)s: %(message)s")
+    for variable, level in (("KVCACHE_DEBUG_FILE", logging.DEBUG), ("KVCACHE_ERROR_FILE", logging.WARNING)):
+        path = os.environ.get(variable, "")
+        if path:
+            _to_file(path, variable, level, form)
+    if debug and not os.environ.get("KVCACHE_DEBUG_FILE"):
+        for name in ("rdma_comm", "kvrail"):
+            stderr = logging.StreamHandler()
+            stderr.setFormatter(form)
+            logging.getLogger(name).addHandler(stderr)
+    if debug:
+        _own.setLevel(logging.DEBUG)
+        logging.getLogger("kvrail").setLevel(logging.DEBUG)
+
+
+def _to_file(path: str, variable: str, level: int, form: logging.Formatter) -> None:
+    try:
+        handler = logging.FileHandler(path, delay=False)
+    except OSError as exc:
+        _own.error("%s %s cannot be opened: %s", variable, path, exc)
+        return
+    handler.setLevel(level)
+    handler.setFormatter(form)
+    _own.addHandler(handler)
