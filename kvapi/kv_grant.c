@@ -20,6 +20,11 @@ struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 	return grant && grant->live && grant->id == id ? grant : NULL;
 }
 
+bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id)
+{
+	return (int32_t)((uint32_t)(id >> ID_INDEX_BITS) - peer->link->newest_serial) > 0;
+}
+
 uint32_t kv_grant_owner(const struct kv_grant *grant)
 {
 	return index_of(grant->id) + 1;
@@ -77,6 +82,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	if (ret)
 		return ret;
 	grant = peer->link->grant[i];
+	peer->link->newest_serial = (uint32_t)(msg->lease >> ID_INDEX_BITS);
 	grant->id = msg->lease;
 	grant->tag = msg->tag;
 	grant->cache = msg->cache;
@@ -108,6 +114,8 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 			map->owner[id] = kv_grant_owner(grant);
 			grant->ids[grant->got++] = (int64_t)id;
 		}
+	if (grant->got == grant->n)
+		kv_waiter_wake(&peer->link->waiter);
 	return 0;
 }
 

@@ -67,6 +67,7 @@ static void commit(struct kv_peer *peer, struct kv_incoming *in)
 		answer(peer, in, 0);
 	} else {
 		kv_bit_set(peer->link->withheld, index_of(peer, in));
+		answer(peer, in, KV_ACK_VISIBLE);
 	}
 }
 
@@ -150,7 +151,7 @@ bool kv_incoming_flush(struct kv_peer *peer)
 		for (int i = 0; i < msg.ack.count; i++) {
 			struct kv_incoming *in = incoming_at(peer, msg.ack.ack[i].op);
 
-			in->begun = false;
+			in->begun = msg.ack.ack[i].status == KV_ACK_VISIBLE;
 			kv_bit_clear(link->ack, index_of(peer, in));
 		}
 	}

@@ -35,6 +35,7 @@
 enum {
 	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
 	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
+	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
 	KV_WORDS = KV_OPS_MAX / 64,
@@ -217,6 +218,7 @@ struct kv_op {
 	bool begun;	/* BEGIN was sent */
 	bool committed; /* the notify was given to the transport */
 	bool written;	/* the transport is done with it */
+	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	struct kv_engine *engine;
@@ -299,6 +301,7 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack);
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
+void kv_op_stop_late(struct kv_op *op); /* the deadline of a stop passed */
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
 
 /* ---------------------------------------------------------------- leases (receiver): kv_lease.c */
@@ -381,6 +384,7 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
 void kv_grant_revoke(struct kv_peer *peer, uint64_t id);
 bool kv_grant_flush(struct kv_peer *peer);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
+bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
 uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */
 /* The oldest complete grant of this tag and cache that still lacks one of these layers. */
 struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op);
@@ -449,12 +453,13 @@ struct kv_link {
 	uint64_t busy[KV_WORDS], posting[KV_WORDS], aborts[KV_WORDS];
 	unsigned int slots_used;
 	unsigned int turn; /* where the next round of posting begins */
-	struct kv_waiter slot_waiter;
+	struct kv_waiter waiter; /* for a slot, or for a lease whose number came first */
 	struct kv_incoming in[KV_OPS_MAX];
 	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
 	struct kv_lease *lease[KV_LEASES_MAX];
 	struct kv_grant *grant[KV_LEASES_MAX];
 	struct kv_grant *oldest, *newest;
+	uint32_t newest_serial;
 	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
 	unsigned int leases, leases_end;
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */

@@ -60,7 +60,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 		return kv_fail(err, KV_ERR_NOMEM, "operation", "cannot allocate operations");
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
-	op->begun = op->committed = op->written = op->acked = op->blocking = false;
+	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
 	op->tr = NULL;
 	op->lease = NULL;
 	op->next = NULL;
@@ -142,7 +142,7 @@ static void free_slot(struct kv_peer *peer, struct kv_slot *slot)
 	slot->state = KV_SLOT_FREE;
 	slot->op = NULL;
 	peer->link->slots_used--;
-	kv_waiter_wake(&peer->link->slot_waiter);
+	kv_waiter_wake(&peer->link->waiter);
 }
 
 int kv_op_activate(struct kv_op *op, struct kv_error *err)
@@ -293,6 +293,36 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 	kv_waiter_wake(waiter);
 }
 
+static void finish_acked(struct kv_op *op)
+{
+	struct kv_error err;
+	int status = op->ack_status;
+
+	if (!status) {
+		kv_op_end(op, 0, NULL);
+		return;
+	}
+	/* A status that this version does not know is no success. */
+	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
+		status = KV_ERR_PROTOCOL;
+	kv_peer_fail(op->peer, &err, status, kv_op_name(op), "the receiver refused the commit: %s",
+		     kv_error_text(status));
+	kv_op_end(op, status, &err);
+}
+
+/*
+ * The transport is done with a stopped operation. Cancelled means that nothing can land any more:
+ * what is committed may still lie in a ring that the peer empties, so its word is waited for.
+ */
+static void stopped(struct kv_op *op)
+{
+	if (op->acked)
+		finish_acked(op);
+	else if (op->end_code != KV_ERR_CANCELLED || !op->committed || op->visible ||
+		 op->kind == KV_OP_READ)
+		kv_op_end(op, op->end_code, &op->err);
+}
+
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
 {
 	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
@@ -301,19 +331,31 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 		kv_lease_end_op(op, code, stop_ns, cause);
 		return;
 	}
-	if (!op->tr) {
-		kv_op_end(op, code, cause);
+	if (!op->id) {
+		kv_op_end(op, code, cause); /* collected by a group, not begun */
 		return;
 	}
 	kv_op_set_error(op, code, cause);
 	op->end_code = code;
 	op->stage = KV_STAGE_STOP;
+	op->deadline_ns = stop_ns;
+	kv_peer_due(op->peer, stop_ns);
 	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
-	/*
-	 * It fails only on a connection that is failing: then the transport ends the operation
-	 * itself.
-	 */
-	tr_op_cancel(op->tr, stop_ns, NULL);
+	/* It fails only on a failing connection: then the transport ends the operation itself. */
+	if (op->tr)
+		tr_op_cancel(op->tr, stop_ns, NULL);
+	else
+		stopped(op);
+}
+
+void kv_op_stop_late(struct kv_op *op)
+{
+	if (op->tr)
+		return; /* the transport has the same deadline */
+	kv_peer_break(op->peer, KV_ERR_PEER_LOST,
+		      "%s did not take what a cancelled operation had written in time",
+		      op->peer->name);
+	kv_op_end(op, op->end_code, &op->err);
 }
 
 void kv_op_timeout(struct kv_op *op)
@@ -348,23 +390,6 @@ static void raise_grade(struct kv_op *op, int grade)
 	kv_waiter_wake(op->waiter);
 }
 
-static void finish_acked(struct kv_op *op)
-{
-	struct kv_error err;
-	int status = op->ack_status;
-
-	if (!status) {
-		kv_op_end(op, 0, NULL);
-		return;
-	}
-	/* A status that this version does not know is no success. */
-	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
-		status = KV_ERR_PROTOCOL;
-	kv_peer_fail(op->peer, &err, status, kv_op_name(op), "the receiver refused the commit: %s",
-		     kv_error_text(status));
-	kv_op_end(op, status, &err);
-}
-
 static void written(struct kv_op *op)
 {
 	op->written = true;
@@ -373,7 +398,7 @@ static void written(struct kv_op *op)
 	else if (op->engine->ack_read && !op->grant)
 		kv_op_end(op, 0, NULL); /* proven to be visible */
 	else
-		raise_grade(op, KV_SENT);
+		raise_grade(op, op->visible ? KV_VISIBLE : KV_SENT);
 }
 
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
@@ -387,7 +412,7 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 	}
 	op->tr = NULL;
 	if (op->stage == KV_STAGE_STOP)
-		kv_op_end(op, op->end_code, &op->err);
+		stopped(op);
 	else if (event->kind == TR_WRITTEN)
 		written(op);
 	else if (event->kind == TR_READ)
@@ -396,20 +421,35 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT, event->cause);
 }
 
+static void take_ack(struct kv_op *op, int status)
+{
+	if (status == KV_ACK_VISIBLE) {
+		op->visible = true;
+		if (op->stage == KV_STAGE_STOP && !op->tr)
+			stopped(op);
+		else if (op->written)
+			raise_grade(op, KV_VISIBLE);
+		return;
+	}
+	op->acked = true;
+	op->ack_status = status;
+	if (!op->tr)
+		finish_acked(op);
+}
+
 void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
 {
 	struct kv_slot *slot = slot_at(peer, ack->op);
 	struct kv_op *op = slot ? slot->op : NULL;
 
+	if (slot && slot->state == KV_SLOT_UNACKED && ack->status == KV_ACK_VISIBLE)
+		return; /* the operation has ended; the slot waits on */
 	if (slot && slot->state == KV_SLOT_UNACKED) {
 		if (slot->send)
 			kv_grant_settled(peer, slot->grant, slot->layers, ack->status);
 		free_slot(peer, slot);
 	} else if (op && slot->state == KV_SLOT_BUSY && op->committed && !op->acked) {
-		op->acked = true;
-		op->ack_status = ack->status;
-		if (op->written)
-			finish_acked(op);
+		take_ack(op, ack->status);
 	} else {
 		kv_count(peer->engine, unknown_messages, 1);
 	}

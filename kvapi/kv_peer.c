@@ -252,7 +252,7 @@ static void lose(struct kv_peer *peer, const struct kv_error *cause)
 	memset(peer->link->aborts, 0, sizeof(peer->link->aborts));
 	memset(peer->link->ack, 0, sizeof(peer->link->ack));
 	peer->link->slots_used = 0;
-	kv_waiter_wake(&peer->link->slot_waiter);
+	kv_waiter_wake(&peer->link->waiter);
 	kv_lease_lost(peer);
 	kv_engine_wake(engine); /* the service thread fences it and tells the application */
 }
@@ -316,12 +316,14 @@ static void check_deadlines(struct kv_peer *peer)
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
 
-		if (!op || op->stage == KV_STAGE_STOP)
+		if (!op)
 			continue;
-		if (now >= op->deadline_ns)
-			kv_op_timeout(op);
-		else
+		if (now < op->deadline_ns)
 			kv_peer_due(peer, op->deadline_ns);
+		else if (op->stage == KV_STAGE_STOP)
+			kv_op_stop_late(op);
+		else
+			kv_op_timeout(op);
 	}
 	kv_lease_expire(peer, now);
 }

@@ -168,25 +168,49 @@ int kv_op_start(struct kv_op *op, struct kv_error *err)
 	return 0;
 }
 
-/* A slot for a blocking call: waits until one is free. Claim held before and after. */
-static int wait_for_slot(struct kv_op *op, struct kv_error *err)
+static bool no_slot(const struct kv_op *op, uint64_t lease)
+{
+	(void)lease;
+	return op->peer->link->slots_used >= KV_OPS_MAX;
+}
+
+/*
+ * The number of a lease may reach us, on the application's own way, before its LEASE message does.
+ */
+static bool grant_under_way(const struct kv_op *op, uint64_t lease)
+{
+	const struct kv_grant *grant = kv_grant_find(op->peer, lease);
+
+	return grant ? grant->got < grant->n : kv_grant_is_new(op->peer, lease);
+}
+
+/* Waits while `lacking` holds. Claim held before and after. */
+static int wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op, uint64_t lease),
+		      uint64_t lease, int64_t deadline_ns, struct kv_error *err)
 {
 	struct kv_peer *peer = op->peer;
-	struct kv_waiter *waiter = &peer->link->slot_waiter;
+	struct kv_waiter *waiter = &peer->link->waiter;
 
-	while (peer->link->slots_used >= KV_OPS_MAX && peer->state == KV_PEER_UP &&
-	       kv_now_ns() < op->deadline_ns) {
+	while (lacking(op, lease) && peer->state == KV_PEER_UP && kv_now_ns() < deadline_ns) {
 		uint32_t seq = kv_waiter_enter(waiter);
 
 		kv_peer_progress(peer, true);
-		if (peer->link->slots_used >= KV_OPS_MAX && peer->state == KV_PEER_UP) {
+		if (lacking(op, lease) && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
-			kv_service_sleep(op->engine, waiter, seq, op->deadline_ns);
+			kv_service_sleep(op->engine, waiter, seq, deadline_ns);
 			kv_peer_claim(peer);
 		}
 		kv_waiter_leave(waiter);
 	}
 	return kv_peer_usable(peer, kv_op_name(op), err);
+}
+
+static int wait_for_grant(struct kv_op *op, uint64_t lease, struct kv_error *err)
+{
+	int64_t late = kv_deadline_ns(KV_LATE_MS);
+
+	return wait_while(op, grant_under_way, lease,
+			  late < op->deadline_ns ? late : op->deadline_ns, err);
 }
 
 static void fill(struct kv_op *op, const struct kv_request *req)
@@ -212,7 +236,8 @@ static void fill(struct kv_op *op, const struct kv_request *req)
 static int begin(struct kv_request *req, struct kv_op *op, struct kv_error *err)
 {
 	struct kv_group *group = req->opts ? req->opts->group : NULL;
-	int ret;
+	uint64_t lease = req->opts ? req->opts->lease : 0;
+	int ret = 0;
 
 	fill(op, req);
 	if (!req->n) {
@@ -222,11 +247,14 @@ static int begin(struct kv_request *req, struct kv_op *op, struct kv_error *err)
 		return group ? kv_group_add(group, op, err) : 0;
 	}
 	kv_peer_claim(op->peer);
-	ret = admit(op, req->opts ? req->opts->lease : 0, err);
+	if (lease && req->kind == KV_OP_WRITE)
+		ret = wait_for_grant(op, lease, err);
+	if (!ret)
+		ret = admit(op, lease, err);
 	if (!ret && group)
 		ret = kv_group_add(group, op, err);
 	else if (!ret && req->blocking && req->kind != KV_OP_RECV)
-		ret = wait_for_slot(op, err);
+		ret = wait_while(op, no_slot, 0, op->deadline_ns, err);
 	if (!ret && !group)
 		ret = kv_op_start(op, err);
 	kv_peer_release(op->peer);

@@ -40,9 +40,11 @@ enum {
 	KV_RUNS_MAX = 40,
 };
 
-enum {
-	KV_LEASE_ONCE = 1 << 0
-}; /* each layer is committed once, the last one closes the lease (kv_recv_blocks) */
+/* Taken, but the queue of arrivals is full: 0 follows when there is room. */
+enum { KV_ACK_VISIBLE = 1 };
+
+/* kv_recv_blocks: each layer is committed once, the last one closes the lease. */
+enum { KV_LEASE_ONCE = 1 << 0 };
 
 struct kv_msg_begin {
 	uint64_t op; /* slot (16 bits), generation (32 bits) */
@@ -59,7 +61,7 @@ struct kv_msg_ack {
 	uint8_t count;
 	struct kv_ack {
 		uint64_t op;
-		int32_t status; /* 0 or KV_ERR_* */
+		int32_t status; /* 0, KV_ACK_VISIBLE or KV_ERR_* */
 	} ack[KV_ACKS_MAX];
 };
 

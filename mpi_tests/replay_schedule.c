@@ -70,7 +70,8 @@ static uint16_t choose_decode(const struct owner_table *t, const struct trace_re
 {
 	uint32_t h;
 
-	for (h = r->hashes; h-- > 0;) {
+	/* The first part is the system prompt, which all requests share: it attracts nobody. */
+	for (h = r->hashes; h-- > 1;) {
 		uint64_t at = owner_slot(t, r->hash[h]);
 
 		if (t->id[at] == 0)

@@ -44,12 +44,22 @@ void fake_settle(void);
 
 /* ---------------------------------------------------------------- faults */
 
-#define FAKE_VERBS(X)                                                                              \
-	X(get_device_list)                                                                         \
-	X(open_device)                                                                             \
-	X(query_device)                                                                            \
-	X(query_port) X(query_gid_table) X(alloc_pd) X(reg_mr) X(create_comp_channel) X(create_cq) \
-		X(poll_cq) X(req_notify_cq) X(create_qp) X(modify_qp) X(post_send) X(post_recv)
+#define FAKE_VERBS(X)          \
+	X(get_device_list)     \
+	X(open_device)         \
+	X(query_device)        \
+	X(query_port)          \
+	X(query_gid_table)     \
+	X(alloc_pd)            \
+	X(reg_mr)              \
+	X(create_comp_channel) \
+	X(create_cq)           \
+	X(poll_cq)             \
+	X(req_notify_cq)       \
+	X(create_qp)           \
+	X(modify_qp)           \
+	X(post_send)           \
+	X(post_recv)
 
 enum fake_verb {
 #define X(name) FAKE_##name,
@@ -65,6 +75,9 @@ bool fake_verb_fired(enum fake_verb verb);
 uint64_t fake_verb_calls(enum fake_verb verb);
 /* The nth work request posted from now on is refused with ENOMEM; those before it in its list are taken. */
 void fake_fail_wr(int nth);
+/* The same two, in the next world. */
+void fake_fail_verb_ahead(enum fake_verb verb, int nth, int error);
+void fake_fail_wr_ahead(int nth);
 /* The nth work request executed from now on ends with this status. */
 void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_err);
 /* Puts a completion that nobody asked for into the queue of the host's first queue pair; qp_num 0 is filled in. */

@@ -8,6 +8,7 @@
 #include "fake_world.h"
 
 struct fake_world world = { .lock = PTHREAD_MUTEX_INITIALIZER };
+static struct fake_ahead ahead;
 static _Thread_local int current_host;
 
 static const char *wc_status_str(enum ibv_wc_status status)
@@ -92,10 +93,11 @@ uint32_t fake_random(uint32_t below)
 
 void fake_begin(const struct fake_config *config)
 {
-	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-
 	memset(&world, 0, sizeof(world));
-	world.lock = lock;
+	pthread_mutex_init(&world.lock, NULL);
+	memcpy(&world.fault, &ahead.fault, sizeof(world.fault));
+	world.fail_wr = ahead.fail_wr;
+	memset(&ahead, 0, sizeof(ahead));
 	if (config)
 		world.config = *config;
 	world.config.hosts = world.config.hosts ? world.config.hosts : 2;
@@ -204,6 +206,17 @@ void fake_fail_verb(enum fake_verb verb, int nth, int error)
 	world.fault[verb].error = error;
 	world.fault[verb].fired = false;
 	fake_unlock();
+}
+
+void fake_fail_verb_ahead(enum fake_verb verb, int nth, int error)
+{
+	ahead.fault[verb].left = nth;
+	ahead.fault[verb].error = error;
+}
+
+void fake_fail_wr_ahead(int nth)
+{
+	ahead.fail_wr = nth;
 }
 
 bool fake_verb_fired(enum fake_verb verb)

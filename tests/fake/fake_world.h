@@ -132,6 +132,18 @@ struct fake_qp {
 	struct fake_place *place, **place_last;
 };
 
+struct fake_fault {
+	uint64_t calls;
+	int left, error;
+	bool fired;
+};
+
+/* Faults of the next world. */
+struct fake_ahead {
+	struct fake_fault fault[FAKE_VERB_COUNT];
+	int fail_wr;
+};
+
 struct fake_world {
 	pthread_mutex_t lock;
 	struct fake_config config;
@@ -145,11 +157,7 @@ struct fake_world {
 	struct fake_counts counts;
 	struct fake_stats stats;
 	int misuses;
-	struct {
-		uint64_t calls;
-		int left, error;
-		bool fired;
-	} fault[FAKE_VERB_COUNT];
+	struct fake_fault fault[FAKE_VERB_COUNT];
 	int fail_wr;
 	int fail_completion;
 	enum ibv_wc_status fail_status;

@@ -8,81 +8,9 @@
 #include <cmocka.h>
 
 #include "base/option.h"
-#include "rig.h"
+#include "setting.h"
 
-enum { GUARD = 4096, SIZE = 1 << 20, BUDGET = 200000 };
-
-/* A world, a connection, and a buffer with guards on each side. */
-struct setting {
-	struct rig rig;
-	uint8_t *buf[2];
-	struct tr_mem *mem[2];
-	struct tr_rmem *rmem[2]; /* what side i sees of the other */
-	size_t size;
-};
-
-static void make(struct setting *s, const struct fake_config *config, const char *const *options,
-		 size_t size)
-{
-	fake_begin(config);
-	s->size = size;
-	s->rig.flags = 0;
-	rig_make(&s->rig, "ib", options);
-	for (int i = 0; i < 2; i++) {
-		s->buf[i] = aligned_alloc(4096, size + 2 * GUARD);
-		memset(s->buf[i], 0xee, size + 2 * GUARD);
-		s->mem[i] = rig_reg(&s->rig, i, s->buf[i] + GUARD, size,
-				    TR_REMOTE_WRITE | TR_REMOTE_READ);
-	}
-	for (int i = 0; i < 2; i++)
-		s->rmem[i] = rig_see(&s->rig, i, s->mem[!i]);
-}
-
-static void unmake(struct setting *s)
-{
-	struct fake_stats stats;
-
-	fake_stats(&stats);
-	assert_int_equal(stats.refused, 0);
-	assert_int_equal(stats.overruns, 0);
-	assert_int_equal(stats.rnr, 0);
-	for (int i = 0; i < 2; i++)
-		for (int g = 0; g < GUARD; g++) {
-			assert_int_equal(s->buf[i][g], 0xee);
-			assert_int_equal(s->buf[i][GUARD + s->size + (size_t)g], 0xee);
-		}
-	rig_disconnect(&s->rig);
-	for (int i = 0; i < 2; i++) {
-		struct kv_error err;
-
-		assert_int_equal(tr_mem_dereg(s->mem[i], &err), 0);
-		free(s->buf[i]);
-	}
-	rig_close(&s->rig);
-	assert_true(fake_end());
-}
-
-static void fill(struct setting *s, int side, uint64_t epoch)
-{
-	for (size_t i = 0; i < s->size; i++)
-		s->buf[side][GUARD + i] = rig_byte(epoch, i);
-}
-
-static void expect_written(struct setting *s, int side, uint64_t user)
-{
-	struct rig_event *event = rig_wait(&s->rig, side, TR_WRITTEN, BUDGET);
-
-	assert_non_null(event);
-	assert_int_equal(event->user, user);
-}
-
-static void expect_notify(struct setting *s, int side, uint64_t value)
-{
-	struct rig_event *event = rig_wait(&s->rig, side, TR_NOTIFIED, BUDGET);
-
-	assert_non_null(event);
-	assert_int_equal(event->value, value);
-}
+enum { SIZE = 1 << 20 };
 
 /* Blocks of side 0 in order go to the places of a permutation at side 1; after the notify every byte is there. */
 static void write_blocks(struct setting *s, size_t block, uint64_t epoch, unsigned int flags)
@@ -90,19 +18,19 @@ static void write_blocks(struct setting *s, size_t block, uint64_t epoch, unsign
 	size_t n = s->size / block;
 	struct tr_span *spans = calloc(n, sizeof(*spans));
 
-	fill(s, 0, epoch);
+	setting_fill(s, 0, epoch);
 	for (size_t i = 0; i < n; i++)
 		spans[i] = (struct tr_span){ i * block, (i * 7 + 3) % n * block, block };
 	rig_op(&s->rig, 0, TR_WRITE, epoch, s->mem[0], s->rmem[0], spans, n, flags, epoch * 3);
 	if (flags & TR_NOTIFY)
-		expect_notify(s, 1, epoch * 3);
+		setting_expect_notify(s, 1, epoch * 3);
 	else
-		expect_written(s, 0, epoch);
+		setting_expect_written(s, 0, epoch);
 	for (size_t i = 0; i < n; i++)
 		assert_memory_equal(s->buf[1] + GUARD + spans[i].remote,
 				    s->buf[0] + GUARD + spans[i].local, block);
 	if (flags & TR_NOTIFY)
-		expect_written(s, 0, epoch);
+		setting_expect_written(s, 0, epoch);
 	free(spans);
 }
 
@@ -116,10 +44,10 @@ static void after_a_notify_every_byte_is_there(void **state)
 		struct fake_config config = { .seed = seed, .devices = seed % 3 == 0 ? 2 : 1 };
 		struct setting s;
 
-		make(&s, &config, lanes[seed % 2], SIZE / 4);
+		setting_make(&s, &config, lanes[seed % 2], SIZE / 4);
 		write_blocks(&s, 1024, seed, TR_NOTIFY);
 		write_blocks(&s, 4096, seed + 100, TR_NOTIFY);
-		unmake(&s);
+		setting_end(&s);
 	}
 }
 
@@ -132,9 +60,9 @@ static void after_a_proven_write_every_byte_is_there(void **state)
 		struct fake_config config = { .seed = seed };
 		struct setting s;
 
-		make(&s, &config, options, SIZE / 8);
+		setting_make(&s, &config, options, SIZE / 8);
 		write_blocks(&s, 512, seed, TR_PROVEN);
-		unmake(&s);
+		setting_end(&s);
 	}
 }
 
@@ -150,13 +78,13 @@ static void after_an_unproven_write_bytes_may_be_missing(void **state)
 		struct setting s;
 		struct tr_span span = { 0, 0, 65536 };
 
-		make(&s, &config, NULL, 65536);
+		setting_make(&s, &config, NULL, 65536);
 		rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], &span, 1, 0, 0);
-		expect_written(&s, 0, 1);
+		setting_expect_written(&s, 0, 1);
 		fake_settle();
 		fake_stats(&stats);
 		late += stats.late;
-		unmake(&s);
+		setting_end(&s);
 	}
 	assert_true(late > 0);
 }
@@ -169,19 +97,19 @@ static void reads_bring_the_peers_bytes(void **state)
 	struct tr_span spans[64];
 
 	(void)state;
-	make(&s, &config, options, SIZE / 4);
-	fill(&s, 1, 9);
+	setting_make(&s, &config, options, SIZE / 4);
+	setting_fill(&s, 1, 9);
 	for (size_t i = 0; i < 64; i++)
 		spans[i] = (struct tr_span){ i * 4096, (63 - i) * 4096, 4000 };
 	rig_op(&s.rig, 0, TR_READ_OP, 77, s.mem[0], s.rmem[0], spans, 64, 0, 0);
 	assert_int_equal(rig_wait(&s.rig, 0, TR_READ, BUDGET)->user, 77);
 	for (size_t i = 0; i < 64; i++) {
-		assert_memory_equal(s.buf[0] + GUARD + spans[i].local,
-				    s.buf[1] + GUARD + spans[i].remote, 4000);
+		assert_memory_equal(setting_at(&s, 0, spans[i].local),
+				    setting_at(&s, 1, spans[i].remote), 4000);
 		for (size_t g = 4000; g < 4096; g++)
 			assert_int_equal(s.buf[0][GUARD + i * 4096 + g], 0xee);
 	}
-	unmake(&s);
+	setting_end(&s);
 }
 
 static void a_notify_without_bytes_arrives(void **state)
@@ -189,13 +117,13 @@ static void a_notify_without_bytes_arrives(void **state)
 	struct setting s;
 
 	(void)state;
-	make(&s, NULL, NULL, 4096);
+	setting_make(&s, NULL, NULL, 4096);
 	for (uint64_t i = 0; i < 500; i++) {
 		rig_op(&s.rig, 0, TR_WRITE, i, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, i + 1);
-		expect_notify(&s, 1, i + 1);
-		expect_written(&s, 0, i);
+		setting_expect_notify(&s, 1, i + 1);
+		setting_expect_written(&s, 0, i);
 	}
-	unmake(&s);
+	setting_end(&s);
 }
 
 /* Messages in order, each after the bytes of the operation that was notified before it. */
@@ -211,8 +139,8 @@ static void a_message_does_not_pass_the_operation_before_it(void **state)
 		struct rig_event *event;
 		uint32_t n;
 
-		make(&s, &config, options, SIZE / 2);
-		fill(&s, 0, seed);
+		setting_make(&s, &config, options, SIZE / 2);
+		setting_fill(&s, 0, seed);
 		rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], &span, 1, TR_NOTIFY, 5);
 		for (n = 0; n < 3; n++)
 			assert_int_equal(tr_msg(s.rig.side[0].conn, &n, sizeof(n), NULL), 0);
@@ -221,10 +149,10 @@ static void a_message_does_not_pass_the_operation_before_it(void **state)
 			assert_non_null(event);
 			assert_int_equal(event->len, sizeof(n));
 			assert_memory_equal(event->msg, &n, sizeof(n));
-			assert_memory_equal(s.buf[0] + GUARD, s.buf[1] + GUARD, s.size);
+			assert_memory_equal(setting_at(&s, 0, 0), setting_at(&s, 1, 0), s.size);
 		}
 		assert_non_null(rig_find(&s.rig, 1, TR_NOTIFIED));
-		unmake(&s);
+		setting_end(&s);
 	}
 }
 
@@ -238,7 +166,7 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 	int again = 0;
 
 	(void)state;
-	make(&s, &config, options, 4096);
+	setting_make(&s, &config, options, 4096);
 	for (int i = 0; i < BUDGET && (got[0] < 3000 || got[1] < 3000); i++) {
 		for (int side = 0; side < 2; side++) {
 			struct tr_conn *conn = s.rig.side[side].conn;
@@ -267,29 +195,32 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 	assert_int_equal(got[1], 3000);
 	assert_true(notified[0] > 1000);
 	assert_true(again > 0);
-	unmake(&s);
+	setting_end(&s);
 }
 
 /* A receiver that takes nothing stops the sender, and loses nothing. */
 static void a_receiver_that_does_not_poll_stops_the_sender(void **state)
 {
 	struct setting s;
-	uint32_t sent = 0;
 
 	(void)state;
-	make(&s, NULL, NULL, 4096);
-	for (int i = 0; i < 5000; i++) {
-		sent += tr_msg(s.rig.side[0].conn, &sent, 4, NULL) == 0;
-		rig_pump_side(&s.rig, 0);
-	}
-	assert_true(sent >= 32 && sent < 200);
-	for (uint32_t n = 0; n < sent; n++) {
-		struct rig_event *event = rig_wait(&s.rig, 1, TR_MSG, BUDGET);
+	setting_make(&s, NULL, NULL, 4096);
+	for (int again = 0; again < 5; again++) {
+		uint32_t sent = 0;
 
-		assert_non_null(event);
-		assert_memory_equal(event->msg, &n, 4);
+		for (int i = 0; i < 5000; i++) {
+			sent += tr_msg(s.rig.side[0].conn, &sent, 4, NULL) == 0;
+			rig_pump_side(&s.rig, 0);
+		}
+		assert_true(sent >= 32 && sent < 200);
+		for (uint32_t n = 0; n < sent; n++) {
+			struct rig_event *event = rig_wait(&s.rig, 1, TR_MSG, BUDGET);
+
+			assert_non_null(event);
+			assert_memory_equal(event->msg, &n, 4);
+		}
 	}
-	unmake(&s);
+	setting_end(&s);
 }
 
 static struct tr_counters counters(struct setting *s)
@@ -309,13 +240,13 @@ static void count(size_t n, size_t block, size_t lstride, size_t rstride, uint64
 	struct tr_span *spans = calloc(n, sizeof(*spans));
 	struct tr_counters before, after;
 
-	make(&s, NULL, options, SIZE);
-	fill(&s, 0, 1);
+	setting_make(&s, NULL, options, SIZE);
+	setting_fill(&s, 0, 1);
 	for (size_t i = 0; i < n; i++)
 		spans[i] = (struct tr_span){ i * lstride, i * rstride, block };
 	before = counters(&s);
 	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], spans, n, TR_PROVEN, 0);
-	expect_written(&s, 0, 1);
+	setting_expect_written(&s, 0, 1);
 	after = counters(&s);
 	for (size_t i = 0; i < n; i++)
 		assert_memory_equal(s.buf[1] + GUARD + i * rstride, s.buf[0] + GUARD + i * lstride,
@@ -323,7 +254,7 @@ static void count(size_t n, size_t block, size_t lstride, size_t rstride, uint64
 	*wrs = after.work_requests - before.work_requests;
 	*bells = after.doorbells - before.doorbells;
 	free(spans);
-	unmake(&s);
+	setting_end(&s);
 }
 
 static void scattered_blocks_cost_one_request_each_and_few_doorbells(void **state)
@@ -371,36 +302,23 @@ static void spans_that_straddle_slices_arrive_whole(void **state)
 
 		fake_begin(NULL);
 		ib_test_hook.slice_bytes = 8192;
-		memset(&s, 0, sizeof(s));
-		s.size = 200000;
-		assert_int_equal(rig_open(&s.rig, "ib", options, NULL), 0);
-		s.rig.flags = flags;
-		assert_int_equal(rig_connect(&s.rig, NULL), 0);
+		setting_connect(&s, options, 200000, flags);
+		/* Regions inside pages, and not alike on both ends. */
 		for (int i = 0; i < 2; i++) {
-			/* Not at a page's beginning, and not alike on both ends. */
-			s.buf[i] = (uint8_t *)aligned_alloc(4096, 65536 * 4) + (i ? 128 : 37);
-			memset(s.buf[i], 0xee, s.size + 2 * GUARD);
-			s.mem[i] = rig_reg(&s.rig, i, s.buf[i] + GUARD, s.size,
-					   TR_REMOTE_WRITE | TR_REMOTE_READ);
+			assert_int_equal(tr_mem_dereg(s.mem[i], NULL), 0);
+			s.mem[i] = rig_reg(&s.rig, i, setting_at(&s, i, i ? 128 : 37), 190000,
+					   TR_REMOTE_WRITE);
 		}
 		s.rmem[0] = rig_see(&s.rig, 0, s.mem[1]);
-		fill(&s, 0, 4);
+		setting_fill(&s, 0, 4);
 		rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], spans, 5, TR_NOTIFY, 8);
-		expect_notify(&s, 1, 8);
+		setting_expect_notify(&s, 1, 8);
 		for (size_t i = 0; i < 5; i++)
-			assert_memory_equal(s.buf[1] + GUARD + spans[i].remote,
-					    s.buf[0] + GUARD + spans[i].local, spans[i].len);
-		for (size_t i = 0; i < 8000; i++)
-			assert_int_equal(s.buf[1][GUARD + i], 0xee);
-		for (int i = 0; i < 2; i++)
-			s.buf[i] -= i ? 128 : 37;
-		rig_disconnect(&s.rig);
-		for (int i = 0; i < 2; i++) {
-			tr_mem_dereg(s.mem[i], NULL);
-			free(s.buf[i]);
-		}
-		rig_close(&s.rig);
-		assert_true(fake_end());
+			assert_memory_equal(setting_at(&s, 1, 128 + spans[i].remote),
+					    setting_at(&s, 0, 37 + spans[i].local), spans[i].len);
+		for (size_t i = 0; i < 8128; i++)
+			assert_int_equal(*setting_at(&s, 1, i), 0xee);
+		setting_end(&s);
 	}
 }
 
@@ -413,23 +331,10 @@ static void a_small_send_queue_is_slow_and_right(void **state)
 		struct setting s;
 
 		fake_begin(&config);
-		fake_end();
-		make(&s, &config, NULL, 4096);
-		unmake(&s);
-		fake_begin(&config);
 		ib_test_hook.sq_depth = 16;
-		memset(&s, 0, sizeof(s));
-		s.size = 65536;
-		assert_int_equal(rig_open(&s.rig, "ib", NULL, NULL), 0);
-		assert_int_equal(rig_connect(&s.rig, NULL), 0);
-		for (int i = 0; i < 2; i++) {
-			s.buf[i] = aligned_alloc(4096, s.size + 2 * GUARD);
-			memset(s.buf[i], 0xee, s.size + 2 * GUARD);
-			s.mem[i] = rig_reg(&s.rig, i, s.buf[i] + GUARD, s.size, TR_REMOTE_WRITE);
-		}
-		s.rmem[0] = rig_see(&s.rig, 0, s.mem[1]);
+		setting_connect(&s, NULL, 65536, 0);
 		write_blocks(&s, 256, seed, TR_NOTIFY | TR_PROVEN);
-		unmake(&s);
+		setting_end(&s);
 	}
 }
 
@@ -439,10 +344,10 @@ static void infiniband_addresses_by_lid(void **state)
 	struct setting s;
 
 	(void)state;
-	make(&s, &config, NULL, SIZE / 8);
+	setting_make(&s, &config, NULL, SIZE / 8);
 	write_blocks(&s, 4096, 2, TR_NOTIFY);
 	assert_non_null(strstr(tr_conn_path(s.rig.side[0].conn), "InfiniBand"));
-	unmake(&s);
+	setting_end(&s);
 }
 
 static void a_device_that_takes_nothing_inline_works(void **state)
@@ -451,9 +356,25 @@ static void a_device_that_takes_nothing_inline_works(void **state)
 	struct setting s;
 
 	(void)state;
-	make(&s, &config, NULL, SIZE / 8);
+	setting_make(&s, &config, NULL, SIZE / 8);
 	write_blocks(&s, 4096, 2, TR_NOTIFY);
-	unmake(&s);
+	setting_end(&s);
+}
+
+/* A completion that is there already makes no event: the caller must not go to sleep. */
+static void arming_tells_of_what_is_there_already(void **state)
+{
+	struct setting s;
+
+	(void)state;
+	setting_make(&s, NULL, NULL, 4096);
+	while (tr_conn_arm(s.rig.side[1].conn))
+		rig_pump(&s.rig);
+	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, 6);
+	fake_settle();
+	assert_int_equal(tr_conn_arm(s.rig.side[1].conn), 1);
+	setting_expect_notify(&s, 1, 6);
+	setting_end(&s);
 }
 
 static void a_sleeper_is_woken(void **state)
@@ -461,15 +382,15 @@ static void a_sleeper_is_woken(void **state)
 	struct setting s;
 
 	(void)state;
-	make(&s, NULL, NULL, 4096);
+	setting_make(&s, NULL, NULL, 4096);
 	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, 6);
 	for (int i = 0; i < 100 && tr_conn_arm(s.rig.side[1].conn); i++)
 		rig_pump_side(&s.rig, 1);
 	/* Side 1 sleeps; that side 0 goes to sleep as well lets the world run. */
 	for (int i = 0; i < 100 && tr_conn_arm(s.rig.side[0].conn); i++)
 		rig_pump_side(&s.rig, 0);
-	expect_notify(&s, 1, 6);
-	unmake(&s);
+	setting_expect_notify(&s, 1, 6);
+	setting_end(&s);
 }
 
 int main(void)
@@ -490,6 +411,7 @@ int main(void)
 		cmocka_unit_test(a_small_send_queue_is_slow_and_right),
 		cmocka_unit_test(infiniband_addresses_by_lid),
 		cmocka_unit_test(a_device_that_takes_nothing_inline_works),
+		cmocka_unit_test(arming_tells_of_what_is_there_already),
 		cmocka_unit_test(a_sleeper_is_woken),
 	};
 

@@ -218,34 +218,57 @@ struct tr_rmem *rig_see(struct rig *rig, int side, struct tr_mem *mem)
 	return rmem;
 }
 
-struct tr_op *rig_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
-		     struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
-		     unsigned int flags, uint64_t value)
+int rig_try_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
+	       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, unsigned int flags,
+	       uint64_t value, struct tr_op **op_p, struct kv_error *err)
 {
 	struct tr_conn *conn = rig->side[side].conn;
-	struct tr_op *op = NULL;
-	struct kv_error err;
 	int ret;
 
-	while ((ret = tr_op_begin(conn, kind, user, &op, &err)) == TR_AGAIN)
+	while ((ret = tr_op_begin(conn, kind, user, op_p, err)) == TR_AGAIN)
 		rig_pump(rig);
 	while (!ret && n) {
-		long added = tr_op_add(op, lmem, rmem, spans, n, &err);
+		long added = tr_op_add(*op_p, lmem, rmem, spans, n, err);
 
-		if (added < 0) {
-			ret = (int)added;
-			break;
-		}
+		if (added < 0)
+			return (int)added;
 		spans += added;
 		n -= (size_t)added;
 		if (n)
 			rig_pump(rig);
 	}
-	while (!ret && (ret = tr_op_commit(op, flags, value, &err)) == TR_AGAIN) {
-		ret = 0;
-		rig_pump(rig);
-	}
 	if (ret)
+		return ret;
+	while ((ret = tr_op_commit(*op_p, flags, value, err)) == TR_AGAIN)
+		rig_pump(rig);
+	return ret;
+}
+
+struct tr_op *rig_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
+		     struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
+		     unsigned int flags, uint64_t value)
+{
+	struct kv_error err;
+	struct tr_op *op;
+
+	if (rig_try_op(rig, side, kind, user, lmem, rmem, spans, n, flags, value, &op, &err))
 		fail_msg("operation: %s", err.message);
 	return op;
+}
+
+bool rig_skip(const char *transport)
+{
+	struct kv_error err;
+	struct rig rig;
+	bool skip = false;
+
+	fake_begin(NULL);
+	if (rig_open(&rig, transport, NULL, &err)) {
+		skip = true;
+		printf("skipped: %s\n", err.message);
+	} else {
+		rig_close(&rig);
+	}
+	fake_end();
+	return skip;
 }

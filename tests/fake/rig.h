@@ -46,6 +46,9 @@ void rig_close(struct rig *rig);
 /* Both in one; fails the test on an error. */
 void rig_make(struct rig *rig, const char *transport, const char *const *options);
 
+/* True, with the reason printed, if this build or machine does not have the transport. */
+bool rig_skip(const char *transport);
+
 /* Polls both ends once. */
 void rig_pump(struct rig *rig);
 void rig_pump_side(struct rig *rig, int side);
@@ -58,6 +61,10 @@ struct tr_mem *rig_reg(struct rig *rig, int side, void *addr, size_t len, unsign
 struct tr_rmem *rig_see(struct rig *rig, int side, struct tr_mem *mem);
 
 /* A whole operation of `side`: begun, all spans added (pumping while credits are out), committed. */
+int rig_try_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
+	       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, unsigned int flags,
+	       uint64_t value, struct tr_op **op_p, struct kv_error *err);
+/* The same; fails the test on an error. */
 struct tr_op *rig_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
 		     struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
 		     unsigned int flags, uint64_t value);

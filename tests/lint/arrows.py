@@ -19,6 +19,8 @@ LAYERS = [
     ("kvapi/tool/", {"include/kvrail/"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
+    ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
+    ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
     ("mpi_tests/", {"include/kvrail/"}),
     ("python/", {"include/kvrail/"}),
     ("docs/", {"transport/base/"}),

@@ -104,7 +104,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
             by_pkg_config(work, prefix, cxx_compiler, "c++")
         minor = version.rsplit(".", 1)[0]
         by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
-        by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)')
+        by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)', "-DCMAKE_BUILD_TYPE=Debug")
         source.report(check_paths(prefix, root))
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-LIBRARY = ("transport/", "kvapi/")
+LIBRARY = ("transport/", "kvapi/", "net_plugin/")
 NOT_LIBRARY = ("kvapi/tool/", "kvapi/examples/")
 
 

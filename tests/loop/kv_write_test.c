@@ -1,15 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_write_test.c -- one-sided operations between two engines: bytes, neighbours, and errors before any byte moves */
+/* kv_write_test.c -- one-sided operations: bytes, neighbours, arrivals, and errors before any byte moves */
 #include "kv_rig.h"
 
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+
+enum { BLOCK_SUM = 512 + 320 };
+
 static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
+enum { N = 6 };
+
+static void no_arrival(struct node *node)
+{
+	struct kv_arrival arrival;
+
+	assert_int_equal(kv_poll_arrivals(node->engine, &arrival, 1, NULL), 0);
+}
 
 static void a_write_lands_in_its_blocks_and_nowhere_else(void **state)
 {
-	static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_arrival arrival;
 	struct pair p;
@@ -17,25 +31,477 @@ static void a_write_lands_in_its_blocks_and_nowhere_else(void **state)
 	(void)state;
 	pair_open(&p, NULL, NULL);
 	opts.tag = 77;
-	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, 6, &opts, &p.a.err),
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &p.a.err),
 	   &p.a.err);
-	assert_true(memory_is(&p.b, all_layers, 1, from, to, 6, 0));
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
 	assert_true(next_arrival(&p.b, &arrival, 1000));
 	assert_int_equal(arrival.tag, 77);
-	assert_int_equal(arrival.blocks, 6);
-	assert_int_equal(arrival.bytes, 6 * RIG_LAYERS * (512 + 320));
+	assert_int_equal(arrival.blocks, N);
+	assert_int_equal(arrival.bytes, N * RIG_LAYERS * BLOCK_SUM);
 	assert_ptr_equal(arrival.peer, p.b.peer);
 	assert_ptr_equal(arrival.cache, p.b.cache);
 	assert_int_equal(arrival.layers.count, RIG_LAYERS);
-	assert_int_equal(kv_poll_arrivals(p.b.engine, &arrival, 1, NULL), 0);
+	no_arrival(&p.b);
 	pair_close(&p);
 }
 
-int main(void)
+static void a_write_of_some_layers_leaves_the_others_alone(void **state)
+{
+	const struct kv_layers two = { 1, 2 }, rest = { 3, 0 };
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, two, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.b, two, 1, from, to, N, 0));
+	fill_side(&p.b, 2, 0);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, rest, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.b, rest, 1, from, to, N, 0));
+	pair_close(&p);
+}
+
+static void both_ends_can_write_and_read(void **state)
+{
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	ok(kv_write_blocks(p.b.peer, p.b.cache, all_layers, from, to, N, NULL, &p.b.err), &p.b.err);
+	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
+	fill_side(&p.a, 1, 0);
+	/* A read brings remote block from[i] to local block to[i] and tells nobody. */
+	ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
+	assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+static void nothing_moves_when_an_argument_is_wrong(void **state)
+{
+	static const int64_t far[] = { 1, 2, RIG_BLOCKS }, negative[] = { 1, -1, 2 },
+			     twice[] = { 4, 9, 4 }, good[] = { 1, 2, 3 };
+	static const struct {
+		const int64_t *local, *remote;
+		size_t n;
+		struct kv_layers layers;
+		int code;
+		int64_t index, id;
+	} cases[] = {
+		{ far, good, 3, { 0, 0 }, KV_ERR_BLOCK_ID, 2, RIG_BLOCKS },
+		{ good, far, 3, { 0, 0 }, KV_ERR_BLOCK_ID, 2, RIG_BLOCKS },
+		{ negative, good, 3, { 0, 0 }, KV_ERR_BLOCK_ID, 1, -1 },
+		{ good, negative, 3, { 0, 0 }, KV_ERR_BLOCK_ID, 1, -1 },
+		{ good, twice, 3, { 0, 0 }, KV_ERR_DUP_BLOCK, 2, 4 },
+		{ good, NULL, 3, { 0, 0 }, KV_ERR_ARG, -1, -1 },
+		{ NULL, good, 3, { 0, 0 }, KV_ERR_ARG, -1, -1 },
+		{ good, good, KV_CALL_BLOCKS_MAX + 1, { 0, 0 }, KV_ERR_ARG, -1, -1 },
+		{ good, good, 3, { RIG_LAYERS, 0 }, KV_ERR_ARG, -1, -1 },
+		{ good, good, 3, { 1, RIG_LAYERS }, KV_ERR_ARG, -1, -1 },
+		{ good, good, 3, { 1, UINT32_MAX }, KV_ERR_ARG, -1, -1 },
+	};
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		int ret = kv_write_blocks(p.a.peer, p.a.cache, cases[i].layers, cases[i].local,
+					  cases[i].remote, cases[i].n, NULL, &err);
+
+		assert_int_equal(ret, cases[i].code);
+		assert_int_equal(err.code, cases[i].code);
+		assert_int_equal(err.scope, KV_SCOPE_CALL);
+		assert_int_equal(err.block_index, cases[i].index);
+		assert_int_equal(err.block_id, cases[i].id);
+		assert_int_equal(err.in_doubt, 0);
+	}
+	/* The local ids of a read are its destination. */
+	assert_int_equal(
+		kv_read_blocks(p.a.peer, p.a.cache, all_layers, twice, good, 3, NULL, &err),
+		KV_ERR_DUP_BLOCK);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, NULL, NULL, 0, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+static void options_of_another_size_or_time_are_refused(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	opts.size--;
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
+			 KV_ERR_ARG);
+	opts.size = sizeof(opts);
+	opts.timeout_ms = -1;
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
+			 KV_ERR_ARG);
+	opts.timeout_ms = (int64_t)KV_TIMEOUT_MAX_MS + 1;
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
+			 KV_ERR_ARG);
+	assert_int_equal(kv_write_blocks(p.a.peer, p.b.cache, all_layers, from, to, N, NULL, &err),
+			 KV_ERR_ARG); /* another engine's cache */
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+	pair_close(&p);
+}
+
+static void a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read(void **state)
+{
+	struct shape shape = rig_shape;
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	shape.flags = 0;
+	pair_open(&p, &shape, NULL);
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err),
+			 KV_ERR_LEASE);
+	assert_int_equal(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &err),
+			 KV_ERR_LEASE);
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- asynchronous */
+
+static void run_engine(struct node *node, int64_t ms)
+{
+	ok(kv_progress(node->engine, ms, &node->err), &node->err);
+}
+
+static void *connect_a(void *arg)
+{
+	struct pair *p = arg;
+
+	node_connect(&p->a, p->b.port);
+	return NULL;
+}
+
+/* The receiver advances only when the test lets it. */
+static void idle_pair_open(struct pair *p, const char *const *options)
+{
+	struct kv_engine_config caller = KV_INIT(kv_engine_config);
+	pthread_t thread;
+
+	caller.progress = KV_PROGRESS_CALLER;
+	caller.options = options;
+	node_open(&p->b, 2, NULL, &caller);
+	node_listen(&p->b);
+	node_open(&p->a, 1, NULL, NULL);
+	assert_int_equal(pthread_create(&thread, NULL, connect_a, p), 0);
+	node_await_peer(&p->b);
+	/* READY may still be on its way. */
+	for (int i = 0; i < 50; i++)
+		run_engine(&p->b, 1);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void one_more_operation_than_the_limit_is_busy(void **state)
+{
+	struct kv_op *op[KV_OPS_MAX], *more;
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	for (int64_t i = 0; i < KV_OPS_MAX; i++) {
+		int64_t id = i % RIG_BLOCKS;
+
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, &id, &id, 1, NULL, &op[i],
+					 &err),
+		   &err);
+	}
+	assert_int_equal(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
+					       &more, &err),
+			 KV_ERR_BUSY);
+	assert_int_equal(kv_test(op[0], &err) < KV_ACKED, 1);
+	assert_int_equal(kv_op_free(op[0], &err), KV_ERR_BUSY);
+	for (int i = 0; i < 200 && kv_test(op[KV_OPS_MAX - 1], &err) < KV_ACKED; i++)
+		run_engine(&p.b, 5);
+	for (int i = 0; i < KV_OPS_MAX; i++) {
+		ok(kv_wait(op[i], KV_ACKED, 2000, &err), &err);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+	{
+		int64_t ids[RIG_BLOCKS];
+
+		for (int64_t i = 0; i < RIG_BLOCKS; i++)
+			ids[i] = i;
+		assert_true(memory_is(&p.b, all_layers, 1, ids, ids, RIG_BLOCKS, 0));
+	}
+	pair_close(&p);
+}
+
+static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_arrival arrival;
+	int64_t begun = kv_now_ns();
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	opts.timeout_ms = 50;
+	begun = kv_now_ns();
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
+			 KV_ERR_TIMEOUT);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 49, 1500);
+	assert_int_equal(err.in_doubt, 1);
+	assert_string_equal(err.op, "write_blocks");
+	/* The writer may go on at once; what was committed before is told once, when the receiver looks. */
+	assert_true(next_arrival(&p.b, &arrival, 2000));
+	for (int i = 0; i < 20; i++)
+		run_engine(&p.b, 1);
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **state)
+{
+	int64_t begun;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
+	   &err);
+	begun = kv_now_ns();
+	ok(kv_cancel(op, 100, &err), &err);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 0, 1000);
+	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
+	ok(kv_op_free(op, &err), &err);
+	fill_side(&p.b, 2, 0); /* what landed before is undefined */
+	for (int i = 0; i < 20; i++)
+		run_engine(&p.b, 1);
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+	pair_close(&p);
+}
+
+static void a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole(void **state)
+{
+	unsigned int cancelled = 0;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	for (int i = 0; i < 100; i++) {
+		int ret;
+
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op,
+					 &err),
+		   &err);
+		ok(kv_cancel(op, 2000, &err), &err);
+		ret = kv_test(op, &err);
+		assert_true(ret == KV_ERR_CANCELLED || ret == KV_ACKED);
+		cancelled += ret == KV_ERR_CANCELLED;
+		ok(kv_op_free(op, &err), &err);
+	}
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	pair_close(&p);
+}
+
+static void grades_come_one_after_the_other(void **state)
+{
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
+	   &err);
+	assert_int_equal(kv_wait(op, KV_ACKED, 20, &err), KV_ERR_TIMEOUT);
+	assert_string_equal(err.op, "wait");
+	for (int i = 0; i < 400 && kv_test(op, &err) < KV_ACKED; i++)
+		run_engine(&p.b, 1);
+	assert_int_equal(kv_test(op, &err), KV_ACKED);
+	ok(kv_wait(op, KV_SENT, 0, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- arrivals */
+
+static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
+{
+	static const char *const small_queue[] = { "KVCACHE_ARRIVALS=64", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_op *op[100];
+	struct kv_arrival arrival;
+	unsigned int acked = 0, seen[100] = { 0 };
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	config.options = small_queue;
+	pair_open(&p, NULL, &config);
+	for (int64_t i = 0; i < 100; i++) {
+		struct kv_options opts = KV_INIT(kv_options);
+		int64_t id = i % RIG_BLOCKS;
+
+		opts.tag = (uint64_t)i;
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, (struct kv_layers){ 0, 1 }, &id, &id,
+					 1, &opts, &op[i], &err),
+		   &err);
+	}
+	assert_int_equal(kv_wait(op[99], KV_ACKED, 100, &err), KV_ERR_TIMEOUT);
+	for (int i = 0; i < 100; i++)
+		acked += kv_test(op[i], &err) == KV_ACKED;
+	assert_int_equal(acked, 64);
+	for (int i = 0; i < 100; i++) {
+		assert_true(next_arrival(&p.b, &arrival, 2000));
+		assert_true(arrival.tag < 100);
+		seen[arrival.tag]++;
+	}
+	for (int i = 0; i < 100; i++) {
+		assert_int_equal(seen[i], 1);
+		ok(kv_wait(op[i], KV_ACKED, 2000, &err), &err);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- threads */
+
+enum { THREADS = 4, ROUNDS = 100 };
+
+struct worker {
+	struct pair *pair;
+	int64_t first;
+	int failures;
+};
+
+/* Each thread writes its own quarter of the blocks, reversed, again and again. */
+static void *write_quarter(void *arg)
+{
+	struct worker *w = arg;
+	enum { QUARTER = RIG_BLOCKS / THREADS };
+	int64_t src[QUARTER], dst[QUARTER];
+	struct kv_error err;
+
+	for (int64_t i = 0; i < QUARTER; i++) {
+		src[i] = w->first + i;
+		dst[i] = w->first + QUARTER - 1 - i;
+	}
+	for (int r = 0; r < ROUNDS; r++)
+		if (kv_write_blocks(w->pair->a.peer, w->pair->a.cache, all_layers, src, dst,
+				    QUARTER, NULL, &err)) {
+			w->failures++;
+			fprintf(stderr, "%s\n", err.message);
+		}
+	return NULL;
+}
+
+static void *watch(void *arg)
+{
+	struct pair *p = arg;
+	static char text[65536];
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	for (int i = 0; i < 20; i++) {
+		assert_true(kv_dump(p->a.engine, text, sizeof(text)) > 0);
+		ok(kv_stats(p->a.engine, &stats, &p->a.err), &p->a.err);
+	}
+	return NULL;
+}
+
+static void threads_share_a_peer_while_others_look(void **state)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	int64_t src[RIG_BLOCKS], dst[RIG_BLOCKS];
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct worker worker[THREADS];
+	pthread_t thread[THREADS + 1];
+	struct pair p;
+
+	(void)state;
+	config.arrivals_off = 1;
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, NULL, NULL);
+	node_connect(&p.a, p.b.port);
+	for (int i = 0; i < THREADS; i++) {
+		worker[i] = (struct worker){ &p, i * RIG_BLOCKS / THREADS, 0 };
+		assert_int_equal(pthread_create(&thread[i], NULL, write_quarter, &worker[i]), 0);
+	}
+	assert_int_equal(pthread_create(&thread[THREADS], NULL, watch, &p), 0);
+	for (int i = 0; i <= THREADS; i++)
+		pthread_join(thread[i], NULL);
+	for (int i = 0; i < THREADS; i++)
+		assert_int_equal(worker[i].failures, 0);
+	for (int64_t i = 0; i < RIG_BLOCKS; i++) {
+		int64_t quarter = i / (RIG_BLOCKS / THREADS) * (RIG_BLOCKS / THREADS);
+
+		src[i] = i;
+		dst[i] = 2 * quarter + RIG_BLOCKS / THREADS - 1 - i;
+	}
+	assert_true(memory_is(&p.b, all_layers, 1, src, dst, RIG_BLOCKS, 0));
+	ok(kv_stats(p.a.engine, &stats, &p.a.err), &p.a.err);
+	assert_int_equal(stats.writes, THREADS * ROUNDS);
+	assert_int_equal(stats.ok, THREADS * ROUNDS);
+	assert_int_equal(stats.failed + stats.cancelled + stats.in_flight, 0);
+	assert_int_equal(stats.unknown_messages, 0);
+	ok(kv_stats(p.b.engine, &stats, &p.b.err), &p.b.err);
+	assert_int_equal(stats.arrivals, THREADS * ROUNDS);
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- ack by reading back */
+
+static void a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement(void **state)
+{
+	static const char *const ack_read[] = { "KVCACHE_ACK=read", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_arrival arrival;
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	config.options = ack_read;
+	pair_open(&p, NULL, &config);
+	for (int i = 0; i < 3 * KV_OPS_MAX; i++)
+		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	for (int i = 0; i < 3 * KV_OPS_MAX; i++)
+		assert_true(next_arrival(&p.b, &arrival, 1000));
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_write_lands_in_its_blocks_and_nowhere_else),
+		cmocka_unit_test(a_write_of_some_layers_leaves_the_others_alone),
+		cmocka_unit_test(both_ends_can_write_and_read),
+		cmocka_unit_test(nothing_moves_when_an_argument_is_wrong),
+		cmocka_unit_test(options_of_another_size_or_time_are_refused),
+		cmocka_unit_test(a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read),
+		cmocka_unit_test(one_more_operation_than_the_limit_is_busy),
+		cmocka_unit_test(no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once),
+		cmocka_unit_test(nothing_lands_after_a_cancel_although_the_receiver_sleeps),
+		cmocka_unit_test(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole),
+		cmocka_unit_test(grades_come_one_after_the_other),
+		cmocka_unit_test(a_slow_reader_slows_the_writer_and_loses_nothing),
+		cmocka_unit_test(threads_share_a_peer_while_others_look),
+		cmocka_unit_test(a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement),
 	};
 
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

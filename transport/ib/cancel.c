@@ -2,10 +2,11 @@
 /*
  * cancel.c -- stopping: one operation, or the whole connection
  *
- * A posted work request cannot be called back. A cancelled operation posts no more and ends when its requests are drained. If
+ * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind its last WRITE on each lane
+ * (flush.c) tells when its bytes have landed, not only when the peer's device has them: so after TR_CANCELLED nothing of it lands any more. If
  * they are not at its deadline, or if anything fails, the connection is broken: every queue pair goes to the error state, its
- * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the operations end: from
- * then on no device reads their memory.
+ * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the
+ * operations end: from then on no device reads their memory.
  * A fence goes one step further and destroys the queue pairs, so that nothing of the peer's can land either.
  */
 #include <errno.h>
@@ -24,8 +25,8 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 	for (int i = 0; i < c->lanes; i++) {
 		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
 
-		/* Where it fails, ib_break_step destroys the queue pair at the deadline. */
-		c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE);
+		if (c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE))
+			ib_lane_destroy(&c->lane[i]);
 	}
 }
 
@@ -40,7 +41,7 @@ void ib_break_step(struct ib_conn *c)
 	for (int i = 0; i < c->lanes; i++) {
 		struct ib_lane *lane = &c->lane[i];
 
-		if (ib_lane_drained(lane))
+		if (!lane->qp || ib_lane_drained(lane))
 			continue;
 		if (!late && !atomic_load(&lane->path->rail->dead))
 			return;
@@ -48,6 +49,18 @@ void ib_break_step(struct ib_conn *c)
 	}
 	c->state = IB_DOWN;
 	tr_conn_lost(c->conn, &c->cause);
+}
+
+/* Posts the READs that TR_CANCELLED waits for, as soon as there is room for them. */
+static void prove(struct ib_conn *c, uint16_t index)
+{
+	struct ib_op *state = &c->op[index];
+
+	if (!state->proof_due || c->state != IB_LIVE || !ib_proof_room(c, state->lanes))
+		return;
+	if (ib_proof_post(c, tr_conn_op(c->conn, index), state->lanes, NULL))
+		return; /* broke the connection, which ends the operation */
+	state->proof_due = false;
 }
 
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
@@ -58,12 +71,15 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	state->stopping = true;
 	state->deadline_ns = deadline_ns;
 	state->rest.len = 0;
+	/* What is committed is all posted: its end is what it would have been. */
+	state->proof_due = !state->committed && state->lanes && op->kind == TR_WRITE;
 	c->stopping++;
+	prove(c, op->index);
 	ib_op_settle(c, op->index);
 }
 
-/* Breaks the connection when a cancelled operation has not drained at its deadline. */
-void ib_stop_overdue(struct ib_conn *c)
+/* Goes on with cancelled operations; breaks the connection when one has not drained at its deadline. */
+void ib_stop_step(struct ib_conn *c)
 {
 	int64_t now = kv_now_ns();
 	struct kv_error cause;
@@ -71,7 +87,10 @@ void ib_stop_overdue(struct ib_conn *c)
 	for (int i = 0; i < TR_OPS_MAX; i++) {
 		const struct ib_op *state = &c->op[i];
 
-		if (!state->busy || !state->stopping || now < state->deadline_ns)
+		if (!state->busy || !state->stopping)
+			continue;
+		prove(c, (uint16_t)i);
+		if (now < state->deadline_ns)
 			continue;
 		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
 			"%u work requests of a cancelled operation were not drained at its deadline",

@@ -188,8 +188,7 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 
 	for (int i = 0; i < n; i++) {
 		const char *name = ctx->v->get_device_name(list[i]);
-		unsigned int ports =
-			2; /* no RDMA device has more; the second is asked for and refused */
+		unsigned int ports = 2; /* until the device has been asked */
 
 		for (unsigned int port = 1; port <= ports && ctx->rails < IB_RAILS_MAX; port++) {
 			struct ib_rail *rail = &ctx->rail[ctx->rails];
@@ -197,6 +196,7 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 			if (!named(nics, name, port))
 				continue;
 			ret = open_rail(ctx, rail, list[i], (uint8_t)port, gid_option, err);
+			ports = rail->attr.phys_port_cnt;
 			if (ret == KV_ERR_UNSUPPORTED)
 				continue;
 			if (ret)
@@ -230,8 +230,7 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv
 		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
 	} else if (!ret && !ctx->rails) {
 		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
-		kv_error_hint(err, "`rdma link show` lists devices; for a test: rdma link add rxe0 "
-				   "type rxe netdev eth0");
+		kv_error_hint(err, "a software one: rdma link add rxe0 type rxe netdev eth0");
 	}
 	if (ret)
 		ib_rails_close(ctx);

@@ -9,6 +9,14 @@
  */
 #include "ib.h"
 
+bool ib_proof_room(const struct ib_conn *c, uint64_t lanes)
+{
+	for (int i = 0; i < c->lanes; i++)
+		if ((lanes >> i & 1) && !ib_lane_room(&c->lane[i], IB_SQ_MSG))
+			return false;
+	return true;
+}
+
 int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err)
 {
 	for (int i = 0; i < c->lanes; i++) {

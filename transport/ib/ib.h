@@ -180,7 +180,8 @@ struct ib_op {
 	uint32_t in_flight; /* work requests posted and not retired */
 	uint64_t lanes;	    /* used by it */
 	bool busy, committed, stopping;
-	bool failed; /* one of its work requests ended with an error: never TR_WRITTEN */
+	bool proof_due; /* stopping: the READs behind its bytes are not posted yet */
+	bool failed;	/* one of its work requests ended with an error: never TR_WRITTEN */
 	int64_t began_ns;
 	int64_t deadline_ns; /* of stopping */
 	/* The rest of the one span that was accepted while only a part of it found room. */
@@ -244,6 +245,7 @@ struct ib_conn {
 	uint32_t idle;
 	uint64_t stale;	       /* completions of another life, counted and ignored */
 	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
+	bool cause_is_flush;   /* a consequence; what caused it may still be found */
 	int64_t break_deadline_ns;
 };
 
@@ -328,6 +330,7 @@ void ib_credits_return(struct ib_conn *c);
 bool ib_credits_take(struct ib_lane *lane, uint16_t credits);
 
 /* flush.c */
+bool ib_proof_room(const struct ib_conn *c, uint64_t lanes);
 int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err);
 
 /* progress.c */
@@ -341,7 +344,7 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
 int ib_fence(struct tr_conn *conn, struct kv_error *err);
 void ib_break(struct ib_conn *c, const struct kv_error *cause);
 void ib_break_step(struct ib_conn *c);
-void ib_stop_overdue(struct ib_conn *c);
+void ib_stop_step(struct ib_conn *c);
 
 /* status.c */
 int ib_wc_code(enum ibv_wc_status status, bool port_down); /* pure */

@@ -17,7 +17,8 @@ void ib_op_settle(struct ib_conn *c, uint16_t index)
 	struct tr_op *op = tr_conn_op(c->conn, index);
 	int kind = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
 
-	if (!state->busy || state->in_flight || !(state->committed || state->stopping))
+	if (!state->busy || state->in_flight || !(state->committed || state->stopping) ||
+	    state->proof_due)
 		return;
 	if (state->failed && !state->stopping)
 		return; /* tr_conn_lost ends it IN_DOUBT */
@@ -62,22 +63,31 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 	return lane;
 }
 
+/*
+ * The send and the receive queue are polled one after the other, so a flush error may be seen before the error that caused
+ * it: until the connection is down a better cause replaces it.
+ */
 static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 {
 	struct ib_conn *c = lane->c;
+	bool flushed = wc->status == IBV_WC_WR_FLUSH_ERR;
 	struct kv_error cause;
 	int async;
 
 	lane->failed = true;
-	if (c->state != IB_LIVE)
+	if (c->state != IB_LIVE && (flushed || !c->cause_is_flush))
 		return;
 	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
 	async = atomic_load(&lane->async);
-	if (wc->status == IBV_WC_WR_FLUSH_ERR && async)
+	if (flushed && async)
 		ib_async_cause(lane, async - 1, &cause);
 	else
 		ib_wc_cause(lane, wc, &cause);
-	ib_break(c, &cause);
+	if (c->state == IB_LIVE)
+		ib_break(c, &cause);
+	else
+		c->cause = cause;
+	c->cause_is_flush = flushed && !async;
 }
 
 static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
@@ -190,7 +200,7 @@ int ib_progress(struct tr_conn *conn)
 	if (c->state == IB_LIVE) {
 		ib_credits_return(c);
 		if (c->stopping)
-			ib_stop_overdue(c);
+			ib_stop_step(c);
 	}
 	if (c->state != IB_LIVE) {
 		ib_break_step(c);

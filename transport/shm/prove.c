@@ -220,7 +220,7 @@ void shm_stop(struct tr_conn *conn, void *priv)
 
 	(void)conn;
 	if (sc->seg.shared)
-		stop_announce(sc);
+		stop_leave(sc);
 	free_conn(sc);
 }
 

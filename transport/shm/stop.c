@@ -8,10 +8,10 @@
 #include "shm.h"
 
 /*
- * This side stores nothing any more, and wants the same of the other. Called under the connection's
- * lock: no copy of ours is under way in another thread.
+ * This side stores nothing any more. What it wrote into the ring before stays and is taken. Called
+ * under the connection's lock: no copy of ours is under way in another thread.
  */
-void stop_announce(struct shm_conn *sc)
+void stop_leave(struct shm_conn *sc)
 {
 	struct segment_side *me = &sc->seg.shared->side[sc->side];
 
@@ -21,8 +21,14 @@ void stop_announce(struct shm_conn *sc)
 	 * there will be no more.
 	 */
 	atomic_store_explicit(&me->stopped, 1, memory_order_release);
-	atomic_store_explicit(&me->stop, 1, memory_order_release);
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
+}
+
+/* And wants the same of the other: not even what is in the ring is taken. */
+void stop_announce(struct shm_conn *sc)
+{
+	atomic_store_explicit(&sc->seg.shared->side[sc->side].stop, 1, memory_order_release);
+	stop_leave(sc);
 }
 
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause)

@@ -60,31 +60,31 @@ static inline size_t head_bytes(const uint8_t *dst, size_t n)
  * destination: not for its data (the stores go around the caches) but for the translation. What
  * that gains: docs/benchmarks-shm.md.
  */
-#define NT_COPY(name, isa, line)                                                                  \
-	__attribute__((target(isa))) static void name(uint8_t *dst, const uint8_t *src, size_t n, \
-						      struct store_ahead ahead)                   \
-	{                                                                                         \
-		size_t head = head_bytes(dst, n);                                                 \
-                                                                                                  \
-		memcpy(dst, src, head);                                                           \
-		dst += head;                                                                      \
-		src += head;                                                                      \
-		n -= head;                                                                        \
-		__builtin_prefetch(ahead.dst, 1);                                                 \
-		for (; n >= 64; n -= 64, dst += 64, src += 64, ahead.src += 64) {                 \
-			__builtin_prefetch(ahead.src);                                            \
-			line;                                                                     \
-		}                                                                                 \
-		memcpy(dst, src, n);                                                              \
+#define NT_COPY(name, isa, line)                                                           \
+	__attribute__((target(isa))) void name(uint8_t *dst, const uint8_t *src, size_t n, \
+					       struct store_ahead ahead)                   \
+	{                                                                                  \
+		size_t head = head_bytes(dst, n);                                          \
+                                                                                           \
+		memcpy(dst, src, head);                                                    \
+		dst += head;                                                               \
+		src += head;                                                               \
+		n -= head;                                                                 \
+		__builtin_prefetch(ahead.dst, 1);                                          \
+		for (; n >= 64; n -= 64, dst += 64, src += 64, ahead.src += 64) {          \
+			__builtin_prefetch(ahead.src);                                     \
+			line;                                                              \
+		}                                                                          \
+		memcpy(dst, src, n);                                                       \
 	}
 
 /* clang-format off */
-NT_COPY(nt_avx512, "avx512f",
+NT_COPY(store_nt_avx512, "avx512f",
 	_mm512_stream_si512((void *)dst, _mm512_loadu_si512((const void *)src)))
-NT_COPY(nt_avx2, "avx2",
+NT_COPY(store_nt_avx2, "avx2",
 	_mm256_stream_si256((void *)dst, _mm256_loadu_si256((const void *)src));
 	_mm256_stream_si256((void *)(dst + 32), _mm256_loadu_si256((const void *)(src + 32))))
-NT_COPY(nt_sse2, "sse2",
+NT_COPY(store_nt_sse2, "sse2",
 	_mm_stream_si128((void *)dst, _mm_loadu_si128((const void *)src));
 	_mm_stream_si128((void *)(dst + 16), _mm_loadu_si128((const void *)(src + 16)));
 	_mm_stream_si128((void *)(dst + 32), _mm_loadu_si128((const void *)(src + 32)));
@@ -95,14 +95,14 @@ store_fn *store_nt(const char **name_p)
 {
 	if (__builtin_cpu_supports("avx512f")) {
 		*name_p = "avx512";
-		return nt_avx512;
+		return store_nt_avx512;
 	}
 	if (__builtin_cpu_supports("avx2")) {
 		*name_p = "avx2";
-		return nt_avx2;
+		return store_nt_avx2;
 	}
 	*name_p = "sse2";
-	return nt_sse2;
+	return store_nt_sse2;
 }
 
 void store_drain(void)

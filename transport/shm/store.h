@@ -18,6 +18,9 @@ typedef void store_fn(uint8_t *dst, const uint8_t *src, size_t n, struct store_a
 
 /* Non-temporal stores with the widest registers of this CPU, or plain where there are none. */
 store_fn *store_nt(const char **name_p);
+#if defined(__x86_64__)
+store_fn store_nt_avx512, store_nt_avx2, store_nt_sse2;
+#endif
 store_fn store_plain;
 /*
  * 128-byte lines of the destination ascending, each complete before the next, its last 8 bytes

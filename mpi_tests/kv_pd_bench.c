@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_pd_bench.c -- how fast do blocks of a fixed size get from prefill to decode ranks? */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "bench.h"
+#include "progress.h"
+#include "util.h"
+
+static void show_progress(void *arg, uint64_t done, int last)
+{
+	const struct bench_options *opt = arg;
+
+	progress_show("steps", done, (uint64_t)opt->rows * (opt->prefills + opt->decodes), last);
+}
+
+/* Starts plot_bench.py, which lies beside this program. */
+static void plot(const char *json_path, const char *png_path)
+{
+	char script[4096];
+	ssize_t len = readlink("/proc/self/exe", script, sizeof(script) - 64);
+	char *slash;
+	int status;
+	pid_t pid;
+
+	if (len <= 0)
+		return;
+	script[len] = 0;
+	slash = strrchr(script, '/');
+	memcpy(slash + 1, "plot_bench.py", sizeof("plot_bench.py"));
+	pid = fork();
+	if (pid == 0) {
+		execlp("python3", "python3", script, json_path, png_path, (char *)NULL);
+		perror("python3");
+		_exit(1);
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) < 0 || status != 0)
+		fprintf(stderr, "no plot was made; the numbers are in %s\n", json_path);
+}
+
+static int report_fates(const struct rank_job *job, const struct bench_result *results,
+			const struct rank_fate *fates, int lead)
+{
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; i < job->size; i++) {
+		rc |= !fates[i].present || results[i].failed || results[i].wrong;
+		if (!fates[i].present && lead)
+			fprintf(stderr, "rank %u died: %s %d\n", i,
+				WIFSIGNALED(fates[i].status) ? "signal" : "exit code",
+				WIFSIGNALED(fates[i].status) ? WTERMSIG(fates[i].status)
+							     : WEXITSTATUS(fates[i].status));
+	}
+	return rc != 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct bench_options opt;
+	struct rank_job job = { .work = bench_rank_run, .arg = &opt, .restart = -1 };
+	struct bench_result *results;
+	struct rank_fate *fates;
+	char json_path[4096];
+	int lead = 0, rc = 3;
+
+	bench_options_parse(&opt, argc, argv);
+	if (opt.plot_path && !opt.json_path) {
+		snprintf(json_path, sizeof(json_path), "%s.json", opt.plot_path);
+		opt.json_path = json_path;
+	}
+	job.size = opt.prefills + opt.decodes;
+	job.local = opt.local;
+	job.stall_ms = (uint64_t)opt.timeout_ms * 4;
+	job.result_len = sizeof(*results);
+	job.tick =
+		opt.local && isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO) ? show_progress : NULL;
+	results = need_calloc(job.size, sizeof(*results));
+	fates = need_calloc(job.size, sizeof(*fates));
+	if (rank_job_run(&job, results, fates, &lead) == 0)
+		rc = report_fates(&job, results, fates, lead);
+	rank_job_end(&job);
+	if (lead && opt.plot_path && rc != 3)
+		plot(opt.json_path, opt.plot_path);
+	free(results);
+	free(fates);
+	return rc;
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cases_failure.c -- cases 31, 32, 36 to 38: closing early, a killed peer, many threads and communicators, idleness */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "net_side.h"
+
+enum { LEN = 1 << 20, FLIGHT = 8, BOUND_MS = 10000 };
+
+/* Both close with requests under way; nobody waits for anybody. */
+static int close_in_flight(struct side *s)
+{
+	TRY(side_start(s));
+	for (int round = 0; round < 10; round++) {
+		struct buffer b;
+		void *comm, *request;
+		int64_t before;
+
+		TRY(side_link(s, &comm));
+		TRY(side_buffer(s, comm, LEN, &b));
+		TRY(side_barrier(s));
+		for (int i = 0; i < FLIGHT; i++) {
+			void *data = b.bytes, *phandle = NULL;
+			size_t size = LEN;
+			int tag = 0;
+
+			request = NULL;
+			/* The other end may have closed already: an error is in order, a crash is not. */
+			if (s->sender ? s->net->isend(comm, data, size, tag, b.mhandle, NULL,
+						      &request)
+				      : s->net->irecv(comm, 1, &data, &size, &tag, &b.mhandle,
+						      &phandle, &request))
+				break;
+		}
+		before = side_ms();
+		if (round % 2 == (int)s->sender)
+			usleep(20000);
+		OK(s, s->net->deregMr(comm, b.mhandle));
+		TRY(side_unlink(s, comm));
+		REQUIRE(s, side_ms() - before < 2000, "close took %d ms",
+			(int)(side_ms() - before));
+		free(b.base);
+		TRY(side_barrier(s));
+	}
+	return side_stop(s);
+}
+
+/* What was sent whole before the sender closed still arrives. */
+static int close_after_send(struct side *s)
+{
+	TRY(side_start(s));
+	for (uint64_t round = 0; round < 20; round++) {
+		void *comm, *request[FLIGHT];
+		struct buffer b;
+
+		TRY(side_link(s, &comm));
+		TRY(side_buffer(s, comm, FLIGHT * 5000, &b));
+		for (size_t i = 0; i < FLIGHT; i++) {
+			void *data = b.bytes + i * 5000;
+			size_t size = 5000;
+			int tag = 0;
+
+			if (s->sender) {
+				side_fill(data, size, round * 100 + i);
+				TRY(side_isend(s, comm, data, size, tag, b.mhandle, &request[i]));
+			} else {
+				TRY(side_irecv(s, comm, 1, &data, &size, &tag, &b.mhandle,
+					       &request[i]));
+			}
+		}
+		for (int i = 0; s->sender && i < FLIGHT; i++)
+			TRY(side_wait(s, request[i], NULL));
+		if (s->sender) {
+			TRY(side_buffer_free(s, comm, &b));
+			TRY(side_unlink(s, comm));
+			TRY(side_barrier(s));
+			continue;
+		}
+		TRY(side_barrier(s)); /* the sender has closed */
+		for (size_t i = 0; i < FLIGHT; i++) {
+			TRY(side_wait(s, request[i], NULL));
+			TRY(side_check_at(s, b.bytes + i * 5000, 5000, round * 100 + i));
+		}
+		TRY(side_buffer_free(s, comm, &b));
+		TRY(side_unlink(s, comm));
+	}
+	return side_stop(s);
+}
+
+static int close_nothing(struct side *s)
+{
+	TRY(side_start(s));
+	OK(s, s->net->closeSend(NULL));
+	OK(s, s->net->closeRecv(NULL));
+	OK(s, s->net->closeListen(NULL));
+	return side_stop(s);
+}
+
+static int survive(struct side *s, void *comm, struct buffer *b)
+{
+	int64_t end = side_ms() + BOUND_MS, before = side_ms();
+	void *data = b->bytes, *phandle = NULL, *request = NULL;
+	ncclResult_t ret = ncclSuccess;
+	size_t size = LEN;
+	int tag = 0, done = 0;
+
+	while (!ret) {
+		if (!request) {
+			done = 0;
+			ret = s->sender ? s->net->isend(comm, data, size, tag, b->mhandle, NULL,
+							&request)
+					: s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle,
+							&phandle, &request);
+		} else {
+			ret = s->net->test(request, &done, NULL);
+		}
+		if (done)
+			request = NULL;
+		REQUIRE(s, side_ms() < end, "no error within %d ms of the peer's death", BOUND_MS);
+	}
+	snprintf(s->reason, sizeof(s->reason), "error %d after %d ms", (int)ret,
+		 (int)(side_ms() - before));
+	request = NULL;
+	ret = s->sender
+		      ? s->net->isend(comm, data, size, tag, b->mhandle, NULL, &request)
+		      : s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle, &phandle, &request);
+	REQUIRE(s, ret, "the next call succeeds");
+	OK(s, s->net->deregMr(comm, b->mhandle));
+	TRY(side_unlink(s, comm));
+	return side_stop(s);
+}
+
+static int traffic(struct side *s, void *comm, struct buffer *b, int messages)
+{
+	for (int i = 0; i < messages; i++) {
+		void *request;
+
+		if (s->sender)
+			TRY(side_isend(s, comm, b->bytes, LEN, 0, b->mhandle, &request));
+		else
+			TRY(side_irecv1(s, comm, b, LEN, 0, &request));
+		TRY(side_wait(s, request, NULL));
+	}
+	return PASS;
+}
+
+static int killed(struct side *s, bool sender_dies)
+{
+	struct buffer b;
+	void *comm;
+
+	TRY(side_start(s));
+	TRY(side_link(s, &comm));
+	TRY(side_buffer(s, comm, LEN, &b));
+	TRY(traffic(s, comm, &b, 10));
+	if (s->sender == sender_dies) {
+		snprintf(s->reason, sizeof(s->reason), "killed as planned");
+		raise(SIGKILL);
+	}
+	return survive(s, comm, &b);
+}
+
+static int killed_sender(struct side *s)
+{
+	return killed(s, true);
+}
+
+static int killed_receiver(struct side *s)
+{
+	return killed(s, false);
+}
+
+/* ---------------------------------------------------------------- many */
+
+struct worker {
+	struct side side;
+	pthread_t thread;
+	int verdict;
+};
+
+static int own_loop(struct side *s)
+{
+	struct buffer from, to;
+	struct loop loop;
+
+	TRY(side_loop(s, &loop));
+	TRY(side_buffer(s, loop.send, 9000, &from));
+	TRY(side_buffer(s, loop.recv, 9000, &to));
+	for (uint64_t i = 0; i < 300; i++) {
+		void *in, *out;
+
+		side_fill(from.bytes, 9000, i);
+		TRY(side_irecv1(s, loop.recv, &to, 9000, 1, &in));
+		TRY(side_isend(s, loop.send, from.bytes, 9000, 1, from.mhandle, &out));
+		TRY(side_wait(s, out, NULL));
+		TRY(side_wait(s, in, NULL));
+		TRY(side_check(s, &to, 9000, i));
+	}
+	TRY(side_buffer_free(s, loop.send, &from));
+	TRY(side_buffer_free(s, loop.recv, &to));
+	return side_loop_close(s, &loop);
+}
+
+static void *worker_main(void *arg)
+{
+	struct worker *w = arg;
+
+	w->verdict = own_loop(&w->side);
+	return NULL;
+}
+
+static int many_threads(struct side *s)
+{
+	enum { THREADS = 8 };
+	struct worker worker[THREADS];
+
+	TRY(side_start(s));
+	for (int i = 0; i < THREADS; i++) {
+		worker[i].side = *s;
+		worker[i].side.sock = -1;
+		pthread_create(&worker[i].thread, NULL, worker_main, &worker[i]);
+	}
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(worker[i].thread, NULL);
+	for (int i = 0; i < THREADS; i++)
+		REQUIRE(s, !worker[i].verdict, "thread %d: %s", i, worker[i].side.reason);
+	return side_stop(s);
+}
+
+static long resident_kb(void)
+{
+	long pages = 0, total = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+
+	if (f && fscanf(f, "%ld %ld", &total, &pages) != 2)
+		pages = 0;
+	if (f)
+		fclose(f);
+	return pages * 4;
+}
+
+static int64_t cpu_ms(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000 +
+	       (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1000;
+}
+
+static int many_and_idle(struct side *s)
+{
+	int n = s->quick ? 50 : 1000;
+	struct rlimit limit;
+	struct loop *loop = calloc((size_t)n, sizeof(*loop));
+	int64_t cpu;
+	long before;
+
+	REQUIRE(s, loop, "out of memory");
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	TRY(side_start(s));
+	TRY(side_loop(s, &loop[0]));
+	before = resident_kb();
+	for (int i = 1; i < n; i++)
+		TRY(side_loop(s, &loop[i]));
+	before = resident_kb() - before;
+	cpu = cpu_ms();
+	usleep(500000);
+	cpu = cpu_ms() - cpu;
+	REQUIRE(s, cpu < 50, "%d ms of CPU in half a second of idleness", (int)cpu);
+	for (int i = 0; i < n; i++)
+		TRY(side_loop_close(s, &loop[i]));
+	free(loop);
+	snprintf(s->reason, sizeof(s->reason), "%d pairs, %ld KB resident each, %d threads", n,
+		 before / (n - 1), side_count_threads());
+	return side_stop(s);
+}
+
+static int bad_values(struct side *s)
+{
+	static const char *const bad[] = { "NCCL_IB_TIMEOUT=banana", "NCCL_IB_RETRY_CNT=-7",
+					   "NCCL_IB_TC=1000", "NCCL_IB_QPS_PER_CONNECTION=" };
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++)
+		putenv((char *)bad[i]);
+	TRY(side_start(s));
+	TRY(own_loop(s));
+	return side_stop(s);
+}
+
+const struct net_case failure_cases[] = {
+	{ "31", "close with requests under way, ten times", 2, 0, close_in_flight },
+	{ "31b", "what was sent before closing arrives", 2, 0, close_after_send },
+	{ "31c", "close of nothing", 1, 0, close_nothing },
+	{ "32", "the sender is killed", 2, 0, killed_sender },
+	{ "32b", "the receiver is killed", 2, 0, killed_receiver },
+	{ "36", "eight threads, each its own communicators", 1, 0, many_threads },
+	{ "37", "many communicators; no CPU when idle", 1, 0, many_and_idle },
+	{ "38", "bad values in NCCL's variables", 1, 0, bad_values },
+	{ 0 },
+};

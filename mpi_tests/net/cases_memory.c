@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cases_memory.c -- cases 16 to 19: registered memory */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "net_side.h"
+
+static int sizes(struct side *s)
+{
+	static const size_t sizes[] = { 1, 4095, 4096, 4097, 1 << 20, 1 << 30 };
+	struct loop loop;
+
+	TRY(side_start(s));
+	TRY(side_loop(s, &loop));
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+		for (size_t shift = 0; shift < 2; shift++) {
+			uint8_t *p = mmap(NULL, sizes[i] + 4096, PROT_READ | PROT_WRITE,
+					  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			void *a, *b;
+
+			if (s->source.symbol && sizes[i] == 1 << 30)
+				continue; /* a device pins it */
+			REQUIRE(s, p != MAP_FAILED, "mmap of %zu", sizes[i]);
+			OK(s, s->net->regMr(loop.recv, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &a));
+			OK(s, s->net->regMr(loop.send, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &b));
+			OK(s, s->net->deregMr(loop.recv, a));
+			OK(s, s->net->deregMr(loop.send, b));
+			munmap(p, sizes[i] + 4096);
+		}
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+/* Two overlapping, one nested, one twice; then each in turn goes, and the others still work. */
+static int overlapping(struct side *s)
+{
+	enum { LEN = 16384, RANGES = 4 };
+	static const size_t start[RANGES] = { 0, 4096, 1000, 1000 };
+	static const size_t len[RANGES] = { 12288, 12288, 3000, 3000 };
+	struct buffer from, to;
+	struct loop loop;
+
+	TRY(side_start(s));
+	TRY(side_loop(s, &loop));
+	TRY(side_buffer(s, loop.send, LEN, &from));
+	TRY(side_buffer(s, loop.recv, LEN, &to));
+	for (int gone = 0; gone < RANGES; gone++) {
+		void *mh[RANGES];
+
+		for (int i = 0; i < RANGES; i++)
+			OK(s, s->net->regMr(loop.recv, to.bytes + start[i], len[i], NCCL_PTR_HOST,
+					    &mh[i]));
+		OK(s, s->net->deregMr(loop.recv, mh[gone]));
+		for (int i = 0; i < RANGES; i++) {
+			void *data = to.bytes + start[i], *in, *out;
+			size_t size = len[i];
+			int tag = 0;
+
+			if (i == gone)
+				continue;
+			side_fill(from.bytes, size, (uint64_t)(10 * gone + i));
+			TRY(side_irecv(s, loop.recv, 1, &data, &size, &tag, &mh[i], &in));
+			TRY(side_isend(s, loop.send, from.bytes, size, tag, from.mhandle, &out));
+			TRY(side_wait(s, out, NULL));
+			TRY(side_wait(s, in, NULL));
+			TRY(side_check_at(s, data, size, (uint64_t)(10 * gone + i)));
+			OK(s, s->net->deregMr(loop.recv, mh[i]));
+		}
+	}
+	OK(s, s->net->deregMr(loop.recv, NULL));
+	TRY(side_buffer_free(s, loop.send, &from));
+	TRY(side_buffer_free(s, loop.recv, &to));
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+static int refused(struct side *s)
+{
+	struct loop loop;
+	void *hole, *mh = NULL;
+
+	TRY(side_start(s));
+	if (s->source.symbol)
+		return side_skip(s, "the oracle does not check what it registers");
+	TRY(side_loop(s, &loop));
+	hole = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	munmap(hole, 8192);
+	REQUIRE(s, s->net->regMr(loop.recv, NULL, 4096, NCCL_PTR_HOST, &mh), "NULL is registered");
+	REQUIRE(s, s->net->regMr(loop.recv, &loop, 0, NCCL_PTR_HOST, &mh),
+		"no bytes are registered");
+	REQUIRE(s, s->net->regMr(loop.recv, hole, 4096, NCCL_PTR_HOST, &mh),
+		"memory that is not mapped is registered");
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+static int not_offered(struct side *s)
+{
+	ncclNetProperties_v12_t p;
+	struct loop loop;
+	char bytes[64];
+	void *mh = NULL;
+
+	TRY(side_start(s));
+	OK(s, s->net->getProperties(0, &p));
+	if (p.ptrSupport != NCCL_PTR_HOST)
+		return side_skip(s, "the plugin offers more than host pointers; no GPU here");
+	TRY(side_loop(s, &loop));
+	if (!s->source.symbol)
+		REQUIRE(s, s->net->regMr(loop.recv, bytes, 64, NCCL_PTR_CUDA, &mh),
+			"a CUDA pointer is registered");
+	REQUIRE(s, s->net->regMrDmaBuf(loop.recv, bytes, 64, NCCL_PTR_CUDA, 0, -1, &mh),
+		"a DMA-BUF is registered");
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+/* The same address, other memory: what arrives must be in the new. */
+static int mapped_again(struct side *s)
+{
+	enum { LEN = 65536 };
+	struct buffer from;
+	struct loop loop;
+	void *place;
+
+	TRY(side_start(s));
+	TRY(side_loop(s, &loop));
+	TRY(side_buffer(s, loop.send, LEN, &from));
+	place = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	for (uint64_t i = 0; i < 20; i++) {
+		void *mh, *in, *out, *p;
+		size_t size = LEN;
+		int tag = 1;
+
+		munmap(place, LEN);
+		p = mmap(place, LEN, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+		REQUIRE(s, p == place, "mmap gave another address");
+		OK(s, s->net->regMr(loop.recv, p, LEN, NCCL_PTR_HOST, &mh));
+		side_fill(from.bytes, LEN, i);
+		TRY(side_irecv(s, loop.recv, 1, &p, &size, &tag, &mh, &in));
+		TRY(side_isend(s, loop.send, from.bytes, LEN, tag, from.mhandle, &out));
+		TRY(side_wait(s, out, NULL));
+		TRY(side_wait(s, in, NULL));
+		TRY(side_check_at(s, p, LEN, i));
+		OK(s, s->net->deregMr(loop.recv, mh));
+	}
+	TRY(side_buffer_free(s, loop.send, &from));
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+/* NCCL's service thread registers while its progress thread sends. */
+struct registrar {
+	struct side side; /* its own place for a reason */
+	void *comm;
+	atomic_bool stop;
+	unsigned int rounds;
+	int verdict;
+};
+
+static int register_until_stopped(struct registrar *r)
+{
+	static uint8_t bytes[16 * 4096];
+	struct side *s = &r->side;
+	void *mh[16];
+
+	while (!atomic_load(&r->stop)) {
+		for (int i = 0; i < 16; i++)
+			OK(s,
+			   s->net->regMr(r->comm, bytes + 4096 * i, 4096, NCCL_PTR_HOST, &mh[i]));
+		for (int i = 0; i < 16; i++)
+			OK(s, s->net->deregMr(r->comm, mh[(i * 7) % 16]));
+		r->rounds++;
+	}
+	return PASS;
+}
+
+static void *registrar_main(void *arg)
+{
+	struct registrar *r = arg;
+
+	r->verdict = register_until_stopped(r);
+	return NULL;
+}
+
+static int concurrent(struct side *s)
+{
+	enum { ROUNDS = 2000, LEN = 5000 };
+	struct registrar r = { .side = { .sock = -1 } };
+	struct buffer b;
+	pthread_t thread;
+	void *comm;
+
+	TRY(side_start(s));
+	TRY(side_link(s, &comm));
+	TRY(side_buffer(s, comm, LEN, &b));
+	r.side.net = s->net;
+	r.comm = comm;
+	pthread_create(&thread, NULL, registrar_main, &r);
+	for (uint64_t i = 0; i < ROUNDS; i++) {
+		void *request, *mh;
+
+		/* New registrations enter the data path meanwhile. */
+		OK(s, s->net->regMr(comm, b.bytes, LEN, NCCL_PTR_HOST, &mh));
+		if (s->sender) {
+			side_fill(b.bytes, LEN, i);
+			TRY(side_isend(s, comm, b.bytes, LEN, 0, mh, &request));
+			TRY(side_wait(s, request, NULL));
+		} else {
+			void *data = b.bytes;
+			size_t size = LEN;
+			int tag = 0;
+
+			TRY(side_irecv(s, comm, 1, &data, &size, &tag, &mh, &request));
+			TRY(side_wait(s, request, NULL));
+			TRY(side_check(s, &b, LEN, i));
+		}
+		OK(s, s->net->deregMr(comm, mh));
+	}
+	atomic_store(&r.stop, true);
+	pthread_join(thread, NULL);
+	REQUIRE(s, !r.verdict, "beside the data path: %s", r.side.reason);
+	REQUIRE(s, r.rounds, "the second thread did not run");
+	TRY(side_barrier(s));
+	TRY(side_buffer_free(s, comm, &b));
+	TRY(side_unlink(s, comm));
+	return side_stop(s);
+}
+
+const struct net_case memory_cases[] = {
+	{ "16", "register sizes from 1 byte to 1 GiB, also unaligned", 1, 0, sizes },
+	{ "16b", "overlapping, nested and equal ranges, in every order of going", 1, 0,
+	  overlapping },
+	{ "17", "what is no memory is refused", 1, 0, refused },
+	{ "17b", "register beside isend, irecv and test", 2, 0, concurrent },
+	{ "18", "another mapping at the same address", 1, 0, mapped_again },
+	{ "19", "CUDA and DMA-BUF are refused where not offered", 1, 0, not_offered },
+	{ 0 },
+};

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * net_conformance.c -- runs the numbered cases of NCCL's network plugin contract against any plugin, without NCCL or a GPU
+ *
+ * Each case runs in processes of its own (two, or one for loopback) under a deadline; one line each says how it went.
+ */
+#include <errno.h>
+#include <fnmatch.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "net_side.h"
+
+enum { CASE_MS = 60000 };
+
+struct options {
+	struct net_source source;
+	const char *only;
+	const char *json;
+	const char *without;
+	bool quick, list;
+};
+
+struct result {
+	int verdict;
+	char reason[sizeof(((struct side *)0)->reason)];
+};
+
+static void usage(FILE *to)
+{
+	fputs("usage: net_conformance [options] PLUGIN.so\n"
+	      "  -c, --case PATTERN   only cases whose number matches (24*, may be repeated with commas)\n"
+	      "  -v, --api N          take interface version N (6 to 12) instead of the newest\n"
+	      "  -s, --symbol NAME    a v12 table that is not exported, such as ncclNetIb of libnccl.so.2\n"
+	      "  -w, --without N=V    environment that takes every device away (case 4)\n"
+	      "      --long           also what takes long or much memory\n"
+	      "  -J, --json FILE      results as JSON\n"
+	      "  -l, --list           names the cases\n"
+	      "NET_LOG=1 in the environment shows what the plugin logs.\n",
+	      to);
+}
+
+/* ---------------------------------------------------------------- one process of a case */
+
+static void child(const struct options *o, const struct net_case *c, int sock, bool sender,
+		  int report)
+{
+	struct side s = { .source = o->source,
+			  .sock = sock,
+			  .sender = sender,
+			  .without = o->without,
+			  .quick = o->quick };
+	struct result result;
+
+	if (c->version)
+		s.source.version = c->version;
+	signal(SIGPIPE, SIG_IGN);
+	result.verdict = c->run(&s);
+	memcpy(result.reason, s.reason, sizeof(result.reason));
+	_exit(write(report, &result, sizeof(result)) == sizeof(result) ? 0 : 1);
+}
+
+struct process {
+	pid_t pid;
+	int report;
+	struct result result;
+};
+
+static int start(const struct options *o, const struct net_case *c, int sock, int other,
+		 bool sender, struct process *p)
+{
+	int fd[2];
+
+	if (pipe(fd))
+		return -1;
+	fflush(NULL);
+	p->pid = fork();
+	if (!p->pid) {
+		close(fd[0]);
+		if (other >= 0)
+			close(other);
+		child(o, c, sock, sender, fd[1]);
+	}
+	close(fd[1]);
+	p->report = fd[0];
+	return p->pid < 0 ? -1 : 0;
+}
+
+/* Its verdict, or how it ended without one. */
+static void finish(struct process *p, int64_t end)
+{
+	struct pollfd poll_for = { .fd = p->report, .events = POLLIN };
+	int64_t left = end - side_ms();
+	int status = 0;
+	bool late = poll(&poll_for, 1, left > 0 ? (int)left : 0) == 0;
+
+	if (late || read(p->report, &p->result, sizeof(p->result)) != sizeof(p->result)) {
+		p->result.verdict = FAIL;
+		p->result.reason[0] = 0;
+	}
+	if (late)
+		kill(p->pid, SIGKILL);
+	close(p->report);
+	waitpid(p->pid, &status, 0);
+	if (late)
+		snprintf(p->result.reason, sizeof(p->result.reason), "hung for %d ms", CASE_MS);
+	else if (WIFSIGNALED(status))
+		snprintf(p->result.reason, sizeof(p->result.reason), "killed by signal %d",
+			 WTERMSIG(status));
+}
+
+/* ---------------------------------------------------------------- a case */
+
+/* A case whose peer kills itself ends well if the survivor says so. */
+static bool dies_as_planned(const struct net_case *c, const struct process *p)
+{
+	return !strncmp(c->id, "32", 2) && !strcmp(p->result.reason, "killed by signal 9");
+}
+
+static struct result run_case(const struct options *o, const struct net_case *c)
+{
+	struct process p[2] = { 0 };
+	struct result worst = { .verdict = PASS };
+	int64_t end = side_ms() + CASE_MS;
+	int pair[2] = { -1, -1 };
+
+	if (c->processes == 2 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
+		return (struct result){ .verdict = FAIL, .reason = "socketpair failed" };
+	for (int i = 0; i < c->processes; i++)
+		if (start(o, c, pair[i], pair[1 - i], i, &p[i]))
+			return (struct result){ .verdict = FAIL, .reason = "fork failed" };
+	for (int i = 0; i < 2; i++)
+		if (pair[i] >= 0)
+			close(pair[i]);
+	for (int i = 0; i < c->processes; i++)
+		finish(&p[i], end);
+	for (int i = 0; i < c->processes; i++) {
+		const struct result *r = &p[i].result;
+		bool worse = r->verdict == FAIL ? worst.verdict != FAIL
+						: r->verdict == SKIP && worst.verdict == PASS;
+
+		if (dies_as_planned(c, &p[i]))
+			continue;
+		/* "the other process is gone" is the second thing that went wrong */
+		if (worse || (r->verdict == worst.verdict && r->reason[0] &&
+			      (!worst.reason[0] || strstr(worst.reason, "is gone"))))
+			worst = *r;
+	}
+	return worst;
+}
+
+/* ---------------------------------------------------------------- all of them */
+
+static const struct net_case *const suites[] = { load_cases, connect_cases, memory_cases,
+						 data_cases, group_cases,   failure_cases };
+
+static bool wanted(const struct options *o, const char *id)
+{
+	char pattern[64];
+	const char *p = o->only;
+
+	if (!p)
+		return true;
+	while (*p) {
+		size_t len = strcspn(p, ",");
+
+		snprintf(pattern, sizeof(pattern), "%.*s", (int)len, p);
+		if (!fnmatch(pattern, id, 0))
+			return true;
+		p += len + (p[len] == ',');
+	}
+	return false;
+}
+
+static void print_json_text(FILE *f, const char *text)
+{
+	for (; *text; text++)
+		if (*text == '"' || *text == '\\')
+			fprintf(f, "\\%c", *text);
+		else
+			fputc((unsigned char)*text < 0x20 ? ' ' : *text, f);
+}
+
+static void print_json(FILE *f, bool first, const struct net_case *c, const struct result *r)
+{
+	fprintf(f, "%s\n  {\"case\": \"%s\", \"what\": \"", first ? "" : ",", c->id);
+	print_json_text(f, c->what);
+	fprintf(f, "\", \"verdict\": \"%s\", \"reason\": \"",
+		r->verdict == PASS   ? "pass"
+		: r->verdict == SKIP ? "skip"
+				     : "fail");
+	print_json_text(f, r->reason);
+	fputs("\"}", f);
+}
+
+static int run_all(const struct options *o)
+{
+	FILE *json = o->json ? fopen(o->json, "we") : NULL;
+	int count[3] = { 0 };
+	bool first = true;
+
+	if (o->json && !json) {
+		fprintf(stderr, "net_conformance: %s: %s\n", o->json, strerror(errno));
+		return 2;
+	}
+	if (json)
+		fputc('[', json);
+	for (size_t i = 0; i < sizeof(suites) / sizeof(*suites); i++)
+		for (const struct net_case *c = suites[i]; c->id; c++) {
+			struct result r;
+
+			if (!wanted(o, c->id))
+				continue;
+			r = run_case(o, c);
+			count[r.verdict == PASS ? 0 : r.verdict == SKIP ? 1 : 2]++;
+			printf("%-5s %-4s  %s%s%s\n", c->id,
+			       r.verdict == PASS   ? "pass"
+			       : r.verdict == SKIP ? "skip"
+						   : "FAIL",
+			       c->what, r.reason[0] ? ": " : "", r.reason);
+			fflush(stdout);
+			if (json)
+				print_json(json, first, c, &r);
+			first = false;
+		}
+	if (json) {
+		fputs("\n]\n", json);
+		fclose(json);
+	}
+	printf("%d passed, %d skipped, %d failed\n", count[0], count[1], count[2]);
+	if (!count[2] && !count[0] && count[1])
+		printf("skipped: every case was\n");
+	return count[2] ? 1 : count[0] ? 0 : SKIP;
+}
+
+static void list(void)
+{
+	for (size_t i = 0; i < sizeof(suites) / sizeof(*suites); i++)
+		for (const struct net_case *c = suites[i]; c->id; c++)
+			printf("%-5s %d process%s  %s\n", c->id, c->processes,
+			       c->processes == 1 ? "  " : "es", c->what);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "case", required_argument, NULL, 'c' },
+		{ "api", required_argument, NULL, 'v' },
+		{ "symbol", required_argument, NULL, 's' },
+		{ "without", required_argument, NULL, 'w' },
+		{ "long", no_argument, NULL, 'L' },
+		{ "json", required_argument, NULL, 'J' },
+		{ "list", no_argument, NULL, 'l' },
+		{ "help", no_argument, NULL, 'h' },
+		{ 0 },
+	};
+	struct options o = { .quick = true };
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, "c:v:s:w:J:lh", longs, NULL)) != -1)
+		switch (opt) {
+		case 'c':
+			o.only = optarg;
+			break;
+		case 'v':
+			o.source.version = (int)strtol(optarg, NULL, 10);
+			break;
+		case 's':
+			o.source.symbol = optarg;
+			break;
+		case 'w':
+			o.without = optarg;
+			break;
+		case 'L':
+			o.quick = false;
+			break;
+		case 'J':
+			o.json = optarg;
+			break;
+		case 'l':
+			list();
+			return 0;
+		case 'h':
+			usage(stdout);
+			return 0;
+		default:
+			usage(stderr);
+			return 2;
+		}
+	if (optind != argc - 1 ||
+	    (o.source.version && (o.source.version < 6 || o.source.version > 12))) {
+		usage(stderr);
+		return 2;
+	}
+	o.source.path = argv[optind];
+	return run_all(&o);
+}

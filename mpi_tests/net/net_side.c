@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* net_side.c -- what every conformance case needs */
+#include "net_side.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static int say(struct side *s, int verdict, const char *fmt, va_list ap)
+{
+	int n = snprintf(s->reason, sizeof(s->reason), "%s",
+			 s->sock < 0 ? ""
+			 : s->sender ? "sender: "
+				     : "receiver: ");
+
+	vsnprintf(s->reason + n, sizeof(s->reason) - (size_t)n, fmt, ap);
+	return verdict;
+}
+
+int side_fail(struct side *s, const char *fmt, ...)
+{
+	va_list ap;
+	int ret;
+
+	va_start(ap, fmt);
+	ret = say(s, FAIL, fmt, ap);
+	va_end(ap);
+	return ret;
+}
+
+int side_skip(struct side *s, const char *fmt, ...)
+{
+	va_list ap;
+	int ret;
+
+	va_start(ap, fmt);
+	ret = say(s, SKIP, fmt, ap);
+	va_end(ap);
+	return ret;
+}
+
+int64_t side_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int count_entries(const char *path)
+{
+	DIR *dir = opendir(path);
+	int n = -2; /* . and .. */
+
+	while (dir && readdir(dir))
+		n++;
+	if (dir)
+		closedir(dir);
+	return n;
+}
+
+int side_count_fds(void)
+{
+	return count_entries("/proc/self/fd") - 1; /* the directory itself */
+}
+
+int side_count_threads(void)
+{
+	return count_entries("/proc/self/task");
+}
+
+/* ---------------------------------------------------------------- plugin */
+
+static atomic_uint logged;
+
+void side_log_reset(void)
+{
+	atomic_store(&logged, 0);
+}
+
+unsigned int side_log_count(void)
+{
+	return atomic_load(&logged);
+}
+
+void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
+		 const char *fmt, ...)
+{
+	static int wanted = -1;
+	va_list ap;
+
+	atomic_fetch_add(&logged, 1);
+	if (wanted < 0)
+		wanted = getenv("NET_LOG") ? 1 : 0;
+	if (!wanted)
+		return;
+	fprintf(stderr, "[%d] %d %#lx %s:%d ", (int)getpid(), (int)level, flags, file, line);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fputc('\n', stderr);
+}
+
+int side_start(struct side *s)
+{
+	const char *why = "";
+	int ndev = 0;
+
+	s->net = net_load(&s->source, &s->version, &why);
+	if (!s->net && s->source.version)
+		return side_skip(s, "no v%d in the library", s->source.version);
+	REQUIRE(s, s->net, "%s", why);
+	OK(s, s->net->init(&s->ctx, 1, &(ncclNetCommConfig_v10_t){ -1 }, side_logger, NULL));
+	OK(s, s->net->devices(&ndev));
+	if (!ndev)
+		return side_skip(s, "the plugin has no device here");
+	return PASS;
+}
+
+int side_stop(struct side *s)
+{
+	OK(s, s->net->finalize(s->ctx));
+	s->ctx = NULL;
+	return PASS;
+}
+
+/* ---------------------------------------------------------------- the other process */
+
+static int wait_for(struct side *s, short events)
+{
+	struct pollfd p = { .fd = s->sock, .events = events };
+
+	if (poll(&p, 1, SIDE_WAIT_MS) == 1)
+		return PASS;
+	return side_fail(s, "the other process did not answer in %d ms", SIDE_WAIT_MS);
+}
+
+int side_put(struct side *s, const void *buf, size_t len)
+{
+	for (size_t done = 0; done < len;) {
+		ssize_t n;
+
+		TRY(wait_for(s, POLLOUT));
+		n = write(s->sock, (const uint8_t *)buf + done, len - done);
+		REQUIRE(s, n > 0, "the other process is gone");
+		done += (size_t)n;
+	}
+	return PASS;
+}
+
+int side_get(struct side *s, void *buf, size_t len)
+{
+	for (size_t done = 0; done < len;) {
+		ssize_t n;
+
+		TRY(wait_for(s, POLLIN));
+		n = read(s->sock, (uint8_t *)buf + done, len - done);
+		REQUIRE(s, n > 0, "the other process is gone");
+		done += (size_t)n;
+	}
+	return PASS;
+}
+
+int side_barrier(struct side *s)
+{
+	char c = 'b';
+
+	TRY(side_put(s, &c, 1));
+	return side_get(s, &c, 1);
+}
+
+/* ---------------------------------------------------------------- connections */
+
+void side_handle_init(struct handle *handle)
+{
+	memset(handle, SIDE_POISON, sizeof(*handle));
+	memset(handle->bytes, 0, sizeof(handle->bytes));
+}
+
+bool side_handle_intact(const struct handle *handle)
+{
+	for (int i = 0; i < SIDE_GUARD; i++)
+		if (handle->before[i] != SIDE_POISON || handle->after[i] != SIDE_POISON)
+			return false;
+	return true;
+}
+
+int side_wait_connect(struct side *s, struct handle *handle, void **comm)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+
+	for (*comm = NULL; !*comm;) {
+		ncclNetDeviceHandle_v7_t *device = NULL;
+
+		OK(s, s->net->connect(s->ctx, s->dev, handle->bytes, comm, &device));
+		REQUIRE(s, side_ms() < end, "connect did not finish in %d ms", SIDE_WAIT_MS);
+		if (!*comm)
+			usleep(100);
+	}
+	return PASS;
+}
+
+int side_wait_accept(struct side *s, void *listen, void **comm)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+
+	for (*comm = NULL; !*comm;) {
+		ncclNetDeviceHandle_v7_t *device = NULL;
+
+		OK(s, s->net->accept(listen, comm, &device));
+		REQUIRE(s, side_ms() < end, "accept did not finish in %d ms", SIDE_WAIT_MS);
+		if (!*comm)
+			usleep(100);
+	}
+	return PASS;
+}
+
+int side_link(struct side *s, void **comm)
+{
+	struct handle handle;
+	void *listen = NULL;
+
+	side_handle_init(&handle);
+	if (s->sender) {
+		TRY(side_get(s, handle.bytes, sizeof(handle.bytes)));
+		return side_wait_connect(s, &handle, comm);
+	}
+	OK(s, s->net->listen(s->ctx, s->dev, handle.bytes, &listen));
+	TRY(side_put(s, handle.bytes, sizeof(handle.bytes)));
+	TRY(side_wait_accept(s, listen, comm));
+	OK(s, s->net->closeListen(listen));
+	return PASS;
+}
+
+int side_unlink(struct side *s, void *comm)
+{
+	if (s->sender)
+		OK(s, s->net->closeSend(comm));
+	else
+		OK(s, s->net->closeRecv(comm));
+	return PASS;
+}
+
+int side_loop(struct side *s, struct loop *loop)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	struct handle handle;
+
+	memset(loop, 0, sizeof(*loop));
+	side_handle_init(&handle);
+	OK(s, s->net->listen(s->ctx, s->dev, handle.bytes, &loop->listen));
+	while (!loop->send || !loop->recv) {
+		ncclNetDeviceHandle_v7_t *d = NULL;
+
+		if (!loop->send)
+			OK(s, s->net->connect(s->ctx, s->dev, handle.bytes, &loop->send, &d));
+		if (!loop->recv)
+			OK(s, s->net->accept(loop->listen, &loop->recv, &d));
+		REQUIRE(s, side_ms() < end, "no connection in %d ms", SIDE_WAIT_MS);
+	}
+	return PASS;
+}
+
+int side_loop_close(struct side *s, struct loop *loop)
+{
+	OK(s, s->net->closeSend(loop->send));
+	OK(s, s->net->closeRecv(loop->recv));
+	OK(s, s->net->closeListen(loop->listen));
+	return PASS;
+}
+
+/* ---------------------------------------------------------------- buffers */
+
+int side_buffer(struct side *s, void *comm, size_t size, struct buffer *buffer)
+{
+	memset(buffer, 0, sizeof(*buffer));
+	buffer->size = size;
+	buffer->base = aligned_alloc(4096, (size + 2 * SIDE_GUARD + 8191) & ~(size_t)4095);
+	REQUIRE(s, buffer->base, "out of memory");
+	buffer->bytes = buffer->base + SIDE_GUARD;
+	side_poison(buffer);
+	OK(s, s->net->regMr(comm, buffer->bytes, size ? size : 1, NCCL_PTR_HOST, &buffer->mhandle));
+	return PASS;
+}
+
+int side_buffer_free(struct side *s, void *comm, struct buffer *buffer)
+{
+	OK(s, s->net->deregMr(comm, buffer->mhandle));
+	free(buffer->base);
+	return PASS;
+}
+
+void side_poison(struct buffer *buffer)
+{
+	memset(buffer->base, SIDE_POISON, buffer->size + 2 * SIDE_GUARD);
+}
+
+static uint64_t word_of(uint64_t seed, uint64_t i)
+{
+	uint64_t x = seed * 0x9e3779b97f4a7c15u + i * 0xbf58476d1ce4e5b9u;
+
+	return (x ^ x >> 29) * 0x94d049bb133111ebu;
+}
+
+void side_fill(uint8_t *bytes, size_t size, uint64_t seed)
+{
+	size_t i;
+
+	for (i = 0; i + 8 <= size; i += 8) {
+		uint64_t word = word_of(seed, i);
+
+		memcpy(bytes + i, &word, 8);
+	}
+	for (; i < size; i++)
+		bytes[i] = (uint8_t)word_of(seed, i);
+}
+
+int side_check_at(struct side *s, const uint8_t *bytes, size_t size, uint64_t seed)
+{
+	size_t i;
+
+	for (i = 0; i + 8 <= size; i += 8) {
+		uint64_t word = word_of(seed, i);
+
+		REQUIRE(s, !memcmp(bytes + i, &word, 8), "wrong bytes at %zu of %zu", i, size);
+	}
+	for (; i < size; i++)
+		REQUIRE(s, bytes[i] == (uint8_t)word_of(seed, i), "wrong byte at %zu of %zu", i,
+			size);
+	return PASS;
+}
+
+int side_check(struct side *s, const struct buffer *buffer, size_t size, uint64_t seed)
+{
+	size_t end = buffer->size + SIDE_GUARD;
+
+	TRY(side_check_at(s, buffer->bytes, size, seed));
+	for (size_t i = 0; i < SIDE_GUARD; i++)
+		REQUIRE(s, buffer->base[i] == SIDE_POISON, "byte %zu before the buffer changed",
+			SIDE_GUARD - i);
+	for (size_t i = size; i < end; i++)
+		REQUIRE(s, buffer->bytes[i] == SIDE_POISON,
+			"byte %zu changed, past a message of %zu", i, size);
+	return PASS;
+}
+
+/* ---------------------------------------------------------------- requests */
+
+int side_isend(struct side *s, void *comm, void *data, size_t size, int tag, void *mhandle,
+	       void **request)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+
+	for (*request = NULL; !*request;) {
+		OK(s, s->net->isend(comm, data, size, tag, mhandle, NULL, request));
+		if (!*request)
+			sched_yield();
+		REQUIRE(s, *request || side_ms() < end, "isend of %zu: no request in %d ms", size,
+			SIDE_WAIT_MS);
+	}
+	return PASS;
+}
+
+int side_irecv(struct side *s, void *comm, int n, void **data, size_t *sizes, int *tags,
+	       void **mhandles, void **request)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	void *phandles[64] = { 0 };
+
+	for (*request = NULL; !*request;) {
+		OK(s, s->net->irecv(comm, n, data, sizes, tags, mhandles, phandles, request));
+		if (!*request)
+			sched_yield();
+		REQUIRE(s, *request || side_ms() < end, "irecv: no request in %d ms", SIDE_WAIT_MS);
+	}
+	return PASS;
+}
+
+int side_irecv1(struct side *s, void *comm, struct buffer *b, size_t size, int tag, void **request)
+{
+	void *data = b->bytes;
+
+	return side_irecv(s, comm, 1, &data, &size, &tag, &b->mhandle, request);
+}
+
+int side_wait(struct side *s, void *request, int *sizes)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	int done = 0;
+
+	while (!done) {
+		OK(s, s->net->test(request, &done, sizes));
+		if (!done)
+			sched_yield();
+		REQUIRE(s, done || side_ms() < end, "a request was not done in %d ms",
+			SIDE_WAIT_MS);
+	}
+	return PASS;
+}

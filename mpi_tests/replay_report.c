@@ -1,0 +1,349 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* replay_report.c -- one table for the whole job, its JSON, and the verdict */
+#include <jansson.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "replay.h"
+#include "util.h"
+
+enum { WHY_MAX = 256 };
+
+/* All ranks together. */
+struct total {
+	struct replay_result sum; /* counters added; begin/end the extremes */
+	uint64_t busiest_ns;	  /* transfer time of the prefill rank that had most */
+	uint64_t noticed_ns;	  /* from the kill to the last survivor's first report */
+	uint64_t deaths;
+	int verdict; /* exit code */
+	char why[WHY_MAX];
+};
+
+static uint32_t ranks_of(const struct replay_options *opt)
+{
+	return opt->prefills + opt->decodes;
+}
+
+static double gbps(uint64_t bytes, uint64_t ns)
+{
+	return ns ? (double)bytes / (double)ns : 0;
+}
+
+static void add(struct total *t, const struct replay_result *r, int is_decode)
+{
+	struct replay_result *s = &t->sum;
+
+	s->requests += is_decode ? r->requests : 0;
+	s->requests_failed += r->requests_failed;
+	s->requests_before += r->requests_before;
+	s->resent += r->resent;
+	s->streamed += r->streamed;
+	s->prompt_blocks += r->prompt_blocks;
+	s->hit_blocks += r->hit_blocks;
+	s->blocks += r->blocks;
+	s->bytes += r->bytes;
+	s->transfer_ns += r->transfer_ns;
+	s->evictions += r->evictions;
+	s->whole_checks += r->whole_checks;
+	s->checked_bytes += r->checked_bytes;
+	s->check_ns += r->check_ns;
+	s->wrong_bytes += r->wrong_bytes;
+	s->wrong_blocks += r->wrong_blocks;
+	s->lost_ops += r->lost_ops;
+	s->false_success += r->false_success;
+	s->errors += r->errors;
+	if (s->begin_ns == 0 || (r->begin_ns && r->begin_ns < s->begin_ns))
+		s->begin_ns = r->begin_ns;
+	if (r->end_ns > s->end_ns)
+		s->end_ns = r->end_ns;
+	if (r->transfer_ns > t->busiest_ns)
+		t->busiest_ns = r->transfer_ns;
+	hist_merge(&s->batch, &r->batch);
+}
+
+/*
+ * Requests whose decode rank is not the killed one (all, where it is replaced or a prefill rank).
+ */
+static uint64_t requests_due(const struct replay_job *job)
+{
+	const struct replay_options *opt = &job->opt;
+	uint64_t due = 0;
+	uint32_t i;
+
+	for (i = 0; i < job->schedule.requests; i++)
+		due += opt->kill_rank < 0 || opt->restart ||
+		       opt->kill_rank != (int64_t)(opt->prefills + job->schedule.decode[i]);
+	return due;
+}
+
+static int fail(struct total *t, const char *why)
+{
+	if (t->verdict == 0)
+		snprintf(t->why, sizeof(t->why), "%s", why);
+	t->verdict = 1;
+	return 1;
+}
+
+static void judge_kill(struct total *t, const struct replay_job *job,
+		       const struct replay_result *results, const struct rank_fate *fates)
+{
+	const struct replay_options *opt = &job->opt;
+	const struct rank_fate *killed = &fates[opt->kill_rank];
+	uint64_t after;
+	uint32_t i;
+
+	if (killed->deaths != 1 || killed->killed_ns == 0 || !WIFSIGNALED(killed->status) ||
+	    WTERMSIG(killed->status) != SIGKILL) {
+		fail(t, "the rank that was to be killed did not die by its SIGKILL");
+		return;
+	}
+	for (i = 0; i < ranks_of(opt); i++) {
+		if (results[i].lost_ops == 0)
+			continue;
+		after = results[i].lost_ns - killed->killed_ns;
+		if (after > t->noticed_ns)
+			t->noticed_ns = after;
+	}
+	if (t->sum.lost_ops == 0)
+		fail(t, "no survivor reported KV_ERR_PEER_LOST");
+	if (t->noticed_ns > (uint64_t)opt->timeout_ms * 1000000)
+		fail(t, "a survivor noticed the loss only after the deadline");
+	if (opt->restart && t->sum.requests_failed)
+		fail(t, "requests were given up though the rank was replaced");
+}
+
+static void judge(struct total *t, const struct replay_job *job,
+		  const struct replay_result *results, const struct rank_fate *fates)
+{
+	const struct replay_options *opt = &job->opt;
+	uint32_t i;
+
+	for (i = 0; i < ranks_of(opt); i++) {
+		int is_killed = opt->kill_rank == (int64_t)i;
+
+		if (fates[i].present)
+			add(t, &results[i], i >= opt->prefills);
+		t->deaths += fates[i].deaths;
+		if (!fates[i].present && (!is_killed || opt->restart))
+			fail(t, "a rank died without a result");
+		else if (fates[i].deaths && !is_killed)
+			fail(t, "a rank died");
+	}
+	if (t->sum.wrong_bytes)
+		fail(t, "bytes are wrong");
+	if (t->sum.false_success)
+		fail(t, "an operation succeeded that cannot have");
+	if (t->sum.errors)
+		fail(t, "operations failed");
+	if (opt->kill_rank >= 0)
+		judge_kill(t, job, results, fates);
+	else if (t->sum.lost_ops)
+		fail(t, "peers were lost though nobody was killed");
+	if (t->sum.requests + t->sum.requests_failed + t->sum.requests_before != requests_due(job))
+		fail(t, "not all requests were served");
+}
+
+static void print_head(const struct replay_job *job, const struct replay_result *results, FILE *out)
+{
+	const struct replay_options *opt = &job->opt;
+	const struct model *m = opt->model;
+	char pool[32], source[32];
+
+	fprintf(out, "# kv_pd_replay, kvrail %s\n", kv_version());
+	fprintf(out, "# %u prefill and %u decode ranks, %s; trace %s, requests %u to %u\n",
+		opt->prefills, opt->decodes, opt->local ? "forked (--local)" : "under MPI",
+		opt->trace_path, opt->first, opt->first + job->trace.requests - 1);
+	fprintf(out,
+		"# model %s: %u of %u layers moved, %llu bytes a block and layer; input tokens / %u\n",
+		m->name, opt->layers, m->layers, (unsigned long long)model_layer_bytes(m),
+		opt->cut.scale);
+	fprintf(out, "# pools: decode %s, prefill %s a rank; transport %s, path: %s\n",
+		size_text(opt->pool_bytes, pool, sizeof(pool)),
+		size_text(opt->source_bytes, source, sizeof(source)),
+		results[opt->prefills].transport, results[opt->prefills].path);
+	fprintf(out,
+		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, waiting\n"
+		"# for the acknowledgement included, computing and checking excluded; one operation\n"
+		"# is one layer of a request or of a part of it; all: bytes of all / time of the\n"
+		"# rank that had most\n");
+}
+
+static void print_row(const char *who, const struct replay_result *r, uint64_t time_ns, FILE *out)
+{
+	fprintf(out, "%-12s %9llu %10llu %15llu %9llu %10.3f %8.3f %9.1f %9.1f %9.1f\n", who,
+		(unsigned long long)r->requests, (unsigned long long)r->blocks,
+		(unsigned long long)r->bytes, (unsigned long long)r->batch.samples,
+		(double)time_ns / 1e9, gbps(r->bytes, time_ns),
+		(double)hist_percentile(&r->batch, 5000) / 1e3,
+		(double)hist_percentile(&r->batch, 9900) / 1e3,
+		(double)hist_percentile(&r->batch, 9990) / 1e3);
+}
+
+static void print_ranks(const struct replay_options *opt, const struct total *t,
+			const struct replay_result *results, const struct rank_fate *fates,
+			FILE *out)
+{
+	struct replay_result all = t->sum;
+	char who[32];
+	uint32_t i;
+
+	fprintf(out, "%-12s %9s %10s %15s %9s %10s %8s %9s %9s %9s\n", "#", "requests", "blocks",
+		"bytes", "ops", "time(s)", "GB/s", "p50(us)", "p99(us)", "p99.9(us)");
+	for (i = 0; i < opt->prefills; i++) {
+		snprintf(who, sizeof(who), "prefill %u", i);
+		if (fates[i].present)
+			print_row(who, &results[i], results[i].transfer_ns, out);
+		else
+			fprintf(out, "%-12s died\n", who);
+	}
+	all.requests += all.requests_before;
+	print_row("all", &all, t->busiest_ns, out);
+}
+
+static void print_total(const struct replay_job *job, const struct total *t, FILE *out)
+{
+	const struct replay_result *s = &t->sum;
+	double wall = (double)(s->end_ns - s->begin_ns) / 1e9;
+
+	fprintf(out, "requests          %llu of %u served\n",
+		(unsigned long long)(s->requests + s->requests_before), job->trace.requests);
+	fprintf(out, "prefix hits       %llu of %llu blocks (%.1f %%), not sent again\n",
+		(unsigned long long)s->hit_blocks, (unsigned long long)s->prompt_blocks,
+		s->prompt_blocks ? 100.0 * (double)s->hit_blocks / (double)s->prompt_blocks : 0);
+	fprintf(out, "evictions         %llu blocks; %llu requests streamed in parts\n",
+		(unsigned long long)s->evictions, (unsigned long long)s->streamed);
+	fprintf(out, "checked           %llu bytes in %.3f s; whole pools %llu times\n",
+		(unsigned long long)s->checked_bytes, (double)s->check_ns / 1e9,
+		(unsigned long long)s->whole_checks);
+	fprintf(out, "wall time         %.3f s\n", wall);
+	fprintf(out, "errors            %llu\n", (unsigned long long)s->errors);
+	fprintf(out, "wrong bytes       %llu", (unsigned long long)s->wrong_bytes);
+	fprintf(out, s->wrong_bytes ? " in %llu places\n" : "\n",
+		(unsigned long long)s->wrong_blocks);
+}
+
+static void print_kill(const struct replay_options *opt, const struct total *t, FILE *out)
+{
+	const struct replay_result *s = &t->sum;
+
+	if (opt->kill_rank < 0)
+		return;
+	fprintf(out, "killed            rank %lld (%s %lld) at request %u or the next it had\n",
+		(long long)opt->kill_rank, opt->kill_rank < opt->prefills ? "prefill" : "decode",
+		(long long)(opt->kill_rank < opt->prefills ? opt->kill_rank
+							   : opt->kill_rank - opt->prefills),
+		opt->kill_request);
+	fprintf(out,
+		"survivors         %llu operations ended with KV_ERR_PEER_LOST, the first at the slowest survivor after %.3f ms;\n"
+		"                  %llu succeeded wrongly; %llu requests given up, %llu chunks sent again\n",
+		(unsigned long long)s->lost_ops, (double)t->noticed_ns / 1e6,
+		(unsigned long long)s->false_success, (unsigned long long)s->requests_failed,
+		(unsigned long long)s->resent);
+	if (opt->restart)
+		fprintf(out,
+			"replacement       served on; what the killed process had counted is lost, but for\n"
+			"                  %llu finished requests\n",
+			(unsigned long long)s->requests_before);
+}
+
+static void print_notes(const struct replay_options *opt, const struct replay_result *results,
+			const struct rank_fate *fates, FILE *out)
+{
+	uint32_t i, n;
+
+	for (i = 0; i < ranks_of(opt); i++) {
+		if (fates[i].deaths && opt->kill_rank != (int64_t)i) {
+			int s = fates[i].status;
+
+			fprintf(out, "# rank %u died: %s %d\n", i,
+				WIFSIGNALED(s) ? "signal" : "exit code",
+				WIFSIGNALED(s) ? WTERMSIG(s) : WEXITSTATUS(s));
+		}
+		for (n = 0; fates[i].present && n < results[i].notes; n++)
+			fprintf(out, "# rank %u: %s\n", i, results[i].note[n]);
+	}
+}
+
+static json_t *result_json(const struct replay_result *r, uint64_t time_ns)
+{
+	return json_pack(
+		"{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:I,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
+		"requests", (json_int_t)r->requests, "requests_failed",
+		(json_int_t)r->requests_failed, "resent", (json_int_t)r->resent, "prompt_blocks",
+		(json_int_t)r->prompt_blocks, "hit_blocks", (json_int_t)r->hit_blocks, "blocks",
+		(json_int_t)r->blocks, "bytes", (json_int_t)r->bytes, "transfer_s",
+		(double)time_ns / 1e9, "gb_per_s", gbps(r->bytes, time_ns), "operations",
+		(json_int_t)r->batch.samples, "p50_us",
+		(double)hist_percentile(&r->batch, 5000) / 1e3, "p99_us",
+		(double)hist_percentile(&r->batch, 9900) / 1e3, "p999_us",
+		(double)hist_percentile(&r->batch, 9990) / 1e3, "evictions",
+		(json_int_t)r->evictions, "streamed", (json_int_t)r->streamed, "checked_bytes",
+		(json_int_t)r->checked_bytes, "whole_checks", (json_int_t)r->whole_checks,
+		"wrong_bytes", (json_int_t)r->wrong_bytes, "errors", (json_int_t)r->errors,
+		"peer_lost_operations", (json_int_t)r->lost_ops, "false_success",
+		(json_int_t)r->false_success, "requests_before", (json_int_t)r->requests_before);
+}
+
+static int write_json(const struct replay_job *job, const struct total *t,
+		      const struct replay_result *results, const struct rank_fate *fates)
+{
+	const struct replay_options *opt = &job->opt;
+	json_t *ranks = json_array(), *root;
+	uint32_t i;
+	int rc;
+
+	for (i = 0; i < ranks_of(opt); i++) {
+		json_t *r = fates[i].present ? result_json(&results[i], results[i].transfer_ns)
+					     : json_object();
+
+		json_object_set_new(r, "rank", json_integer(i));
+		json_object_set_new(r, "role",
+				    json_string(i < opt->prefills ? "prefill" : "decode"));
+		json_object_set_new(r, "deaths", json_integer(fates[i].deaths));
+		json_array_append_new(ranks, r);
+	}
+	root = json_pack(
+		"{s:s,s:s,s:s,s:i,s:i,s:s,s:i,s:i,s:I,s:I,s:i,s:i,s:s,s:s,s:f,s:f,s:i,s:s,s:o,s:o}",
+		"program", "kv_pd_replay", "version", kv_version(), "model", opt->model->name,
+		"prefill", (int)opt->prefills, "decode", (int)opt->decodes, "trace",
+		opt->trace_path, "layers", (int)opt->layers, "scale", (int)opt->cut.scale,
+		"pool_bytes", (json_int_t)opt->pool_bytes, "source_bytes",
+		(json_int_t)opt->source_bytes, "first", (int)opt->first, "trace_requests",
+		(int)job->trace.requests, "transport", results[opt->prefills].transport, "path",
+		results[opt->prefills].path, "wall_s",
+		(double)(t->sum.end_ns - t->sum.begin_ns) / 1e9, "peer_lost_noticed_ms",
+		(double)t->noticed_ns / 1e6, "exit_code", t->verdict, "why", t->why, "total",
+		result_json(&t->sum, t->busiest_ns), "ranks", ranks);
+	rc = root ? json_dump_file(root, opt->json_path, JSON_INDENT(2)) : -1;
+	json_decref(root);
+	if (rc)
+		fprintf(stderr, "%s could not be written\n", opt->json_path);
+	return rc;
+}
+
+int replay_report(const struct replay_job *job, const struct replay_result *results,
+		  const struct rank_fate *fates, FILE *out)
+{
+	struct total *t = need_calloc(1, sizeof(*t));
+	int verdict;
+
+	judge(t, job, results, fates);
+	if (out) {
+		print_head(job, results, out);
+		print_ranks(&job->opt, t, results, fates, out);
+		print_total(job, t, out);
+		print_kill(&job->opt, t, out);
+		print_notes(&job->opt, results, fates, out);
+		if (job->opt.json_path && write_json(job, t, results, fates))
+			fail(t, "the JSON file could not be written");
+		if (t->verdict)
+			fprintf(out, "verdict           FAILED: %s\n", t->why);
+		else
+			fprintf(out, "verdict           OK\n");
+	}
+	verdict = t->verdict;
+	free(t);
+	return verdict;
+}

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np.h -- what the parts of the plugin share: contexts, devices, communicators, requests
+ *
+ * A context is one NCCL communicator's init; a communicator here is one direction between two ranks and owns one
+ * transport connection: the connecting side sends, the accepting side receives.
+ *
+ *   irecv   takes a slot, describes its memory to the sender once, sends a clear-to-send message (np_wire.h)
+ *   isend   matches a row of the oldest clear-to-send by tag, writes the bytes with a notify that names slot, row and size
+ *   test    polls the connection and looks at the request
+ *
+ * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects, closes and registers
+ *          memory meanwhile. So a communicator's regions have a lock, and nothing else of it has.
+ * Memory   Nothing is allocated after connect, except the first time that a region is named to a sender.
+ */
+#ifndef NP_H
+#define NP_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/option.h"
+#include "nccl_abi.h"
+#include "np_wire.h"
+#include "tr.h"
+
+enum np_limits {
+	NP_RECVS = NCCL_REQUESTS_MAX,
+	NP_SENDS = NP_RECVS * NP_GROUP,
+	NP_DEVICES_MAX = 64,	  /* with virtual ones */
+	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
+	NP_HANDSHAKE_MS = 60000,  /* a peer's service thread may be busy elsewhere for long */
+	NP_FENCE_MS = 1000,	  /* of a close with requests under way */
+	NP_SIZE_MAX = 0x7fffff80, /* a size is reported as an int */
+};
+
+_Static_assert((int)NP_SENDS <= (int)TR_OPS_MAX, "every send is one operation");
+
+/* ---------------------------------------------------------------- np_log.c */
+
+void np_log_set(ncclDebugLogger_t logger);
+void np_log_sink(void *arg, int level, const char *line); /* for kv_log_open */
+void np_log_line(ncclDebugLogLevel level, unsigned long subsystem, const char *file, int line,
+		 const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+#define np_warn(...) np_log_line(NCCL_LOG_WARN, NCCL_NET, __FILE__, __LINE__, __VA_ARGS__)
+#define np_info(...) \
+	np_log_line(NCCL_LOG_INFO, NCCL_INIT | NCCL_NET, __FILE__, __LINE__, __VA_ARGS__)
+#define np_trace(...) np_log_line(NCCL_LOG_INFO, NCCL_NET, __FILE__, __LINE__, __VA_ARGS__)
+
+/* NCCL's code for an error, which is logged as a warning. */
+ncclResult_t np_fail(const struct kv_error *err, const char *what);
+ncclResult_t np_misuse(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* ---------------------------------------------------------------- np_env.c */
+
+enum { NP_OPTIONS_MAX = 16, NP_OPTION_TEXT = 320 };
+
+/* A list for kv_option_read. */
+struct np_options {
+	const char *list[NP_OPTIONS_MAX + 1];
+	char text[NP_OPTIONS_MAX][NP_OPTION_TEXT];
+	int n;
+};
+
+/* What the NCCL_IB_* variables ask for; a bad value is warned about and left out. */
+void np_env_options(struct np_options *options);
+void np_options_set(struct np_options *options, const char *name, const char *value);
+/* Unless the list has it or the environment sets NAME itself. */
+void np_options_add(struct np_options *options, const char *name, const char *value);
+/* NCCL_IB_HCA, NCCL_SOCKET_IFNAME, ...: "" if not set */
+const char *np_env_text(const char *name);
+
+/* ---------------------------------------------------------------- np_name.c: NCCL's lists of device and interface names */
+
+/* "[^][=]name[:port],..."; port 0 = the name has none. An empty list matches all. */
+bool np_name_matches(const char *list, const char *name, int port);
+
+/* ---------------------------------------------------------------- np_address.c */
+
+/* The address that listeners bind to, as text; why = how it was chosen. `is_host`: only peers of this host can come. */
+int np_address_choose(bool is_host, char *host, size_t cap, const char **why_p,
+		      struct kv_error *err);
+
+/* ---------------------------------------------------------------- np_device.c */
+
+struct np_device {
+	char name[128];	    /* "shm", "mlx5_0:1", "mlx5_0:1+mlx5_1:1" */
+	char pci_path[256]; /* "" if it has none */
+	uint64_t guid;
+	int speed_mbps;
+	int port;
+	bool is_host; /* shared memory: ranks of this host only */
+	int ndevs;
+	int devs[NCCL_DEVS_V12];
+};
+
+/* Finds the devices at the first call; the table lives as long as the library. */
+int np_devices_find(struct kv_error *err);
+int np_devices_count(void);
+const struct np_device *np_device_get(int dev); /* NULL: there is no such device */
+/* The value of KVCACHE_RDMA_NICS that means this device. */
+void np_device_nics(const struct np_device *device, char *buf, size_t cap);
+ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props);
+ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props);
+
+/* ---------------------------------------------------------------- np_init.c */
+
+/* One device as one context uses it. */
+struct np_rail {
+	struct kv_option_set *options;
+	struct kv_log *log;
+	struct tr *tr;
+};
+
+struct np_context {
+	pthread_mutex_t lock;
+	unsigned int refs; /* NCCL's init, each listener, each communicator */
+	int traffic_class; /* -1: not given */
+	struct np_rail rail[NP_DEVICES_MAX];
+	struct np_comm *connecting;
+	unsigned int connectings;
+	uint64_t next_cookie;
+};
+
+/* version: of the interface that NCCL took. config may be NULL. */
+ncclResult_t np_init(int version, void **ctx, const ncclNetCommConfig_v10_t *config,
+		     ncclDebugLogger_t logger);
+ncclResult_t np_devices(int *ndev);
+ncclResult_t np_finalize(void *ctx);
+ncclResult_t np_set_attr(void *ctx, ncclNetAttr_v11_t *attr);
+/* The transport of a device, opened at its first use. The caller gets a reference on ctx. */
+int np_rail_get(struct np_context *ctx, int dev, struct np_rail **rail_p, struct kv_error *err);
+void np_context_put(struct np_context *ctx);
+
+/* ---------------------------------------------------------------- communicators */
+
+/* A registration of one communicator: what NCCL calls mhandle. */
+struct np_mr {
+	struct tr_mem *mem;
+	uint16_t slot;	      /* receiving side: its number in messages */
+	bool described;	      /* the sender knows it; progress thread only */
+	size_t described_len; /* bytes of the description sent so far */
+	struct np_mr *next, **prev;
+};
+
+struct np_comm {
+	bool is_send;
+	struct np_context *ctx;
+	struct tr *tr;
+	struct tr_conn *conn;
+	bool failed;
+	ncclResult_t result; /* of every call after the failure */
+	pthread_mutex_t mr_lock;
+	struct np_mr *mrs;
+	unsigned int busy; /* sends and receives under way */
+	/* while connecting */
+	uint64_t cookie;
+	uint8_t nonce[NP_NONCE];
+	struct np_comm *next;
+};
+
+enum np_request_kind { NP_FREE = 0, NP_SEND, NP_RECV, NP_FLUSH };
+
+struct np_request {
+	struct np_comm *comm;
+	uint8_t kind; /* enum np_request_kind */
+	uint8_t n;    /* rows */
+	uint8_t left; /* bit i: row i has not ended */
+	uint16_t seq; /* NP_RECV: of the clear-to-send */
+	uint16_t index;
+	size_t size[NP_GROUP];
+	/* NP_SEND */
+	struct tr_op *op;
+	struct tr_mem *mem;
+	struct tr_rmem *rmem;
+	struct tr_span span;
+	uint64_t value;
+	struct np_request *next;
+	/* NP_FLUSH */
+	struct tr_mem *flush[NP_GROUP];
+};
+
+/* Clear-to-send groups that wait for sends, in order. */
+struct np_group {
+	struct np_cts cts;
+	uint8_t taken; /* bit i: row i has its send */
+};
+
+struct np_send {
+	struct np_comm comm;
+	struct np_group group[NP_RECVS];
+	unsigned int group_head, group_tail;
+	struct tr_rmem **rmem; /* by slot */
+	unsigned int rmems;
+	uint8_t description[TR_MEM_PACK_MAX]; /* being received */
+	uint16_t description_slot;
+	size_t description_len;
+	struct np_request *pending,
+		**pending_last; /* accepted by isend, not yet by the transport */
+	struct np_request request[NP_SENDS];
+	uint16_t free[NP_SENDS];
+	unsigned int frees;
+};
+
+struct np_recv {
+	struct np_comm comm;
+	uint16_t seq;
+	uint64_t *slot_used; /* bit map of memory slots; under mr_lock */
+	struct np_request request[NP_RECVS];
+	struct np_request flush[NP_RECVS];
+};
+
+/* np_connect.c */
+ncclResult_t np_listen(void *ctx, int dev, void *handle, void **comm);
+ncclResult_t np_connect(void *ctx, int dev, void *handle, void **comm,
+			ncclNetDeviceHandle_v7_t **device);
+ncclResult_t np_close_listen(void *comm);
+ncclResult_t np_accept(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device);
+
+/* np_comm.c */
+struct np_comm *np_comm_new(struct np_context *ctx, struct tr *tr, bool is_send,
+			    struct kv_error *err);
+void np_comm_free(
+	struct np_comm *comm); /* with its connection and registrations; puts the context */
+ncclResult_t np_close_send(void *comm);
+ncclResult_t np_close_recv(void *comm);
+ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what);
+ncclResult_t np_progress(struct np_comm *comm);
+
+/* np_mem.c */
+ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle);
+ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64_t offset, int fd,
+			   void **mhandle);
+ncclResult_t np_dereg(void *comm, void *mhandle);
+void np_mem_free_all(struct np_comm *comm);
+/* Tells the sender about a region, once: 0, TR_AGAIN or the error. */
+int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err);
+/* Is [data, data + size) in the region? NULL holds the empty range. */
+bool np_mem_holds(const struct np_mr *mr, const void *data, size_t size);
+/* What the sender does with a description. */
+int np_mem_described(struct np_send *s, struct wire_reader *r, struct kv_error *err);
+
+/* np_send.c, np_recv.c */
+ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandle, void *phandle,
+		      void **request);
+ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, void **mhandles,
+		      void **phandles, void **request);
+int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err);
+int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err);
+int np_send_push(struct np_send *s,
+		 struct kv_error *err); /* hands pending sends to the transport */
+void np_send_release(struct np_request *request);
+
+/* np_flush.c, np_test.c */
+ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);
+int np_flush_step(struct np_request *request, struct kv_error *err); /* 0, TR_AGAIN or the error */
+ncclResult_t np_test(void *request, int *done, int *sizes);
+
+static inline struct np_send *np_send_of(struct np_comm *comm)
+{
+	return (struct np_send *)comm;
+}
+
+static inline struct np_recv *np_recv_of(struct np_comm *comm)
+{
+	return (struct np_recv *)comm;
+}
+
+#endif

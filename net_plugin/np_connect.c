@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_connect.c -- listen, connect, accept: none blocks, each call moves the handshakes a step
+ *
+ * The connecting side's state between two calls of connect is found by the cookie in the handle, never by a pointer in it.
+ * A listener steps any number of handshakes at once, so a stranger who connects and says nothing delays nobody.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/fault.h"
+#include "np.h"
+
+struct pending {
+	struct tr_conn *conn;
+	struct pending *next;
+};
+
+struct np_listener {
+	struct np_context *ctx;
+	struct np_rail *rail;
+	struct tr_listener *listener;
+	uint8_t nonce[NP_NONCE];
+	struct pending *pending;
+	unsigned int pendings;
+};
+
+/* ---------------------------------------------------------------- what the two ends say in the handshake */
+
+static int nothing_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
+{
+	(void)arg;
+	(void)conn;
+	(void)buf;
+	(void)cap;
+	return 0;
+}
+
+static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		       struct kv_error *err)
+{
+	(void)arg;
+	(void)conn;
+	(void)buf;
+	return len ? kv_fail(err, KV_ERR_PROTOCOL, "handshake", "%zu bytes where none belong", len)
+		   : 0;
+}
+
+static int no_setup(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
+{
+	(void)err;
+	return nothing_put(arg, conn, buf, cap);
+}
+
+static int put_nonce(void *arg, struct tr_conn *conn, void *buf, size_t cap)
+{
+	const struct np_comm *comm = arg;
+
+	(void)conn;
+	if (cap < NP_NONCE)
+		return KV_ERR_INTERNAL;
+	memcpy(buf, comm->nonce, NP_NONCE);
+	return NP_NONCE;
+}
+
+static int get_nonce(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		     struct kv_error *err)
+{
+	const struct np_listener *l = arg;
+
+	(void)conn;
+	if (len != NP_NONCE || memcmp(buf, l->nonce, NP_NONCE))
+		return kv_fail(err, KV_ERR_STALE_PEER, "handshake",
+			       "the handle is not of this listener");
+	return 0;
+}
+
+static const struct tr_upper_ops connecting_ops = {
+	.id = TR_UPPER_NCCL,
+	.version = NP_WIRE_VERSION,
+	.hello_put = put_nonce,
+	.hello_get = nothing_get,
+	.setup_put = no_setup,
+	.setup_get = nothing_get,
+};
+
+static const struct tr_upper_ops accepting_ops = {
+	.id = TR_UPPER_NCCL,
+	.version = NP_WIRE_VERSION,
+	.hello_put = nothing_put,
+	.hello_get = get_nonce,
+	.setup_put = no_setup,
+	.setup_get = nothing_get,
+};
+
+static struct tr_conn_config config_of(const struct np_rail *rail, const struct tr_upper_ops *ops,
+				       void *arg)
+{
+	return (struct tr_conn_config){
+		.ops = ops,
+		.arg = arg,
+		.flags = TR_LINE_ORDER,
+		.handshake_ms =
+			kv_option_is_set(rail->options, KV_OPT_HANDSHAKE_MS) ? 0 : NP_HANDSHAKE_MS,
+	};
+}
+
+/* ---------------------------------------------------------------- listen */
+
+static int open_listener(struct np_listener *l, int dev, struct np_handle *handle,
+			 struct kv_error *err)
+{
+	const char *why;
+	int ret;
+
+	if (kv_fault(NP_RANDOM) || getrandom(l->nonce, NP_NONCE, 0) != NP_NONCE)
+		return kv_fail(err, KV_ERR_SYSTEM, "listen", "getrandom");
+	ret = np_address_choose(np_device_get(dev)->is_host, handle->host, sizeof(handle->host),
+				&why, err);
+	if (!ret)
+		ret = tr_listen(l->rail->tr, handle->host, 0, &l->listener, err);
+	if (ret)
+		return ret;
+	memcpy(handle->nonce, l->nonce, NP_NONCE);
+	handle->port = (uint16_t)tr_listener_port(l->listener);
+	np_trace("listening on %s port %u (%s)", handle->host, handle->port, why);
+	return 0;
+}
+
+ncclResult_t np_listen(void *ctx, int dev, void *handle, void **comm)
+{
+	struct np_handle h = { 0 };
+	struct np_listener *l;
+	struct kv_error err;
+
+	if (!ctx || !handle || !comm)
+		return np_misuse("listen: a pointer is NULL");
+	l = kv_fault(NP_LISTENER) ? NULL : calloc(1, sizeof(*l));
+	if (!l) {
+		kv_fail(&err, KV_ERR_NOMEM, "listen", "cannot allocate a listener");
+		return np_fail(&err, "listen");
+	}
+	if (np_rail_get(ctx, dev, &l->rail, &err)) {
+		free(l);
+		return np_fail(&err, "listen");
+	}
+	l->ctx = ctx;
+	if (open_listener(l, dev, &h, &err)) {
+		np_close_listen(l);
+		return np_fail(&err, "listen");
+	}
+	np_handle_put(handle, &h);
+	*comm = l;
+	return ncclSuccess;
+}
+
+ncclResult_t np_close_listen(void *comm)
+{
+	struct np_listener *l = comm;
+
+	if (!l)
+		return ncclSuccess;
+	while (l->pending) {
+		struct pending *p = l->pending;
+
+		l->pending = p->next;
+		tr_conn_close(p->conn);
+		free(p);
+	}
+	tr_listener_close(l->listener);
+	np_context_put(l->ctx);
+	free(l);
+	return ncclSuccess;
+}
+
+/* ---------------------------------------------------------------- connect */
+
+static struct np_comm **find_connecting(struct np_context *ctx, uint64_t cookie)
+{
+	struct np_comm **at = &ctx->connecting;
+
+	while (*at && (*at)->cookie != cookie)
+		at = &(*at)->next;
+	return at;
+}
+
+static int start_connect(struct np_context *ctx, int dev, const struct np_handle *handle,
+			 struct np_comm **comm_p, struct kv_error *err)
+{
+	struct tr_conn_config config;
+	struct np_rail *rail;
+	struct np_comm *comm;
+	int ret = np_rail_get(ctx, dev, &rail, err);
+
+	if (ret)
+		return ret;
+	comm = np_comm_new(ctx, rail->tr, true, err);
+	if (!comm) {
+		np_context_put(ctx);
+		return KV_ERR_NOMEM;
+	}
+	memcpy(comm->nonce, handle->nonce, NP_NONCE);
+	config = config_of(rail, &connecting_ops, comm);
+	ret = tr_connect(rail->tr, handle->host, handle->port, &config, &comm->conn, err);
+	if (ret)
+		np_comm_free(comm);
+	else
+		*comm_p = comm;
+	return ret;
+}
+
+/* Finds the connection of this handle or starts one; under no lock while it resolves and connects. */
+static int take_connecting(struct np_context *ctx, int dev, void *buf, struct np_comm **comm_p,
+			   struct kv_error *err)
+{
+	uint64_t cookie = np_handle_cookie(buf);
+	struct np_handle handle;
+	struct np_comm **at;
+	bool full;
+	int ret;
+
+	*comm_p = NULL;
+	pthread_mutex_lock(&ctx->lock);
+	at = cookie ? find_connecting(ctx, cookie) : NULL;
+	if (at && *at) {
+		*comm_p = *at;
+		*at = (*at)->next;
+		ctx->connectings--;
+	}
+	full = ctx->connectings >= NP_CONNECTING_MAX;
+	pthread_mutex_unlock(&ctx->lock);
+	if (*comm_p)
+		return 0;
+	if (!np_handle_get(buf, &handle))
+		return kv_fail(err, KV_ERR_PROTOCOL, "connect",
+			       "the handle was not made by this version of the kvrail plugin");
+	if (full)
+		return kv_fail(err, KV_ERR_BUSY, "connect", "%d connects are under way",
+			       NP_CONNECTING_MAX);
+	ret = start_connect(ctx, dev, &handle, comm_p, err);
+	if (ret)
+		return ret;
+	pthread_mutex_lock(&ctx->lock);
+	(*comm_p)->cookie = ++ctx->next_cookie;
+	pthread_mutex_unlock(&ctx->lock);
+	np_handle_set_cookie(buf, (*comm_p)->cookie);
+	return 0;
+}
+
+ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
+			ncclNetDeviceHandle_v7_t **device)
+{
+	struct np_context *ctx = context;
+	struct np_comm *comm;
+	struct kv_error err;
+	int ret;
+
+	if (!ctx || !handle || !comm_p)
+		return np_misuse("connect: a pointer is NULL");
+	*comm_p = NULL;
+	if (device)
+		*device = NULL;
+	if (take_connecting(ctx, dev, handle, &comm, &err))
+		return np_fail(&err, "connect");
+	ret = tr_conn_step(comm->conn, &err);
+	if (ret == TR_AGAIN) {
+		pthread_mutex_lock(&ctx->lock);
+		comm->next = ctx->connecting;
+		ctx->connecting = comm;
+		ctx->connectings++;
+		pthread_mutex_unlock(&ctx->lock);
+		return ncclSuccess;
+	}
+	np_handle_set_cookie(handle, 0);
+	if (ret) {
+		np_comm_free(comm);
+		return np_fail(&err, "connect");
+	}
+	np_trace("sending to %s over %s: %s", tr_conn_address(comm->conn),
+		 tr_conn_transport(comm->conn), tr_conn_path(comm->conn));
+	*comm_p = comm;
+	return ncclSuccess;
+}
+
+/* ---------------------------------------------------------------- accept */
+
+/* Takes what waits in the socket's queue, as far as there is room. */
+static int take_waiting(struct np_listener *l, struct kv_error *err)
+{
+	unsigned int max = (unsigned int)kv_option_int(l->rail->options, KV_OPT_MAX_PENDING);
+	struct tr_conn_config config = config_of(l->rail, &accepting_ops, l);
+
+	while (l->pendings < max) {
+		struct pending *p = kv_fault(NP_PENDING) ? NULL : calloc(1, sizeof(*p)), **at;
+		int ret;
+
+		if (!p)
+			return kv_fail(err, KV_ERR_NOMEM, "accept", "cannot allocate a handshake");
+		ret = tr_accept(l->listener, &config, &p->conn, err);
+		if (ret) {
+			free(p);
+			return ret == TR_AGAIN ? 0 : ret;
+		}
+		for (at = &l->pending; *at; at = &(*at)->next)
+			;
+		*at = p; /* at the end: who came first is served first */
+		l->pendings++;
+	}
+	return 0;
+}
+
+/* Steps every handshake; the first that is done is taken out. A failed one is the stranger's problem. */
+static struct tr_conn *step_pending(struct np_listener *l)
+{
+	struct pending **at = &l->pending;
+
+	while (*at) {
+		struct pending *p = *at;
+		struct tr_conn *conn = p->conn;
+		struct kv_error err;
+		int ret = tr_conn_step(conn, &err);
+
+		if (ret == TR_AGAIN) {
+			at = &p->next;
+			continue;
+		}
+		*at = p->next;
+		l->pendings--;
+		free(p);
+		if (!ret)
+			return conn;
+		np_info("a connection from %s was refused: KV_ERR_%s: %s", tr_conn_address(conn),
+			kv_error_name(ret), err.message);
+		tr_conn_close(conn);
+	}
+	return NULL;
+}
+
+ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **device)
+{
+	struct np_listener *l = listen;
+	struct tr_conn *conn;
+	struct np_comm *comm;
+	struct kv_error err;
+
+	if (!l || !comm_p)
+		return np_misuse("accept: a pointer is NULL");
+	*comm_p = NULL;
+	if (device)
+		*device = NULL;
+	if (take_waiting(l, &err))
+		return np_fail(&err, "accept");
+	conn = step_pending(l);
+	if (!conn)
+		return ncclSuccess;
+	comm = np_comm_new(l->ctx, l->rail->tr, false, &err);
+	if (!comm) {
+		tr_conn_close(conn);
+		return np_fail(&err, "accept");
+	}
+	pthread_mutex_lock(&l->ctx->lock);
+	l->ctx->refs++;
+	pthread_mutex_unlock(&l->ctx->lock);
+	comm->conn = conn;
+	np_trace("receiving from %s over %s: %s", tr_conn_address(conn), tr_conn_transport(conn),
+		 tr_conn_path(conn));
+	*comm_p = comm;
+	return ncclSuccess;
+}

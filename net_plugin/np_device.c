@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_device.c -- the devices that NCCL sees: the RDMA ports of this host in PCI order, or shared memory where there is none
+ *
+ * Shared memory is no device beside a NIC: NCCL would take it for a way to other hosts. Between ranks of one host every
+ * device uses it anyway, because the transport prefers it.
+ */
+#include <ctype.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <kvrail/kv.h>
+
+#include "np.h"
+
+enum {
+	HOST_MBPS = 80000, /* one core copying, nominal: what NCCL sizes its channels by */
+	COMMS_MAX = 65536,
+	IB_MBPS = 10000, /* where sysfs does not tell */
+};
+
+static struct {
+	pthread_mutex_t lock;
+	struct np_device dev[NP_DEVICES_MAX];
+	int n; /* with virtual ones */
+	int physical;
+} table = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* ---------------------------------------------------------------- sysfs */
+
+static bool read_line(const char *path, char *buf, size_t cap)
+{
+	FILE *f = fopen(path, "re");
+	bool ok = f && fgets(buf, (int)cap, f);
+
+	if (f)
+		fclose(f);
+	if (ok)
+		buf[strcspn(buf, "\n")] = 0;
+	return ok;
+}
+
+/* "9803:9b03:0012:3456" */
+static uint64_t parse_guid(const char *text)
+{
+	uint64_t guid = 0;
+
+	for (; *text; text++)
+		if (isxdigit((unsigned char)*text))
+			guid = guid << 4 | (uint64_t)strtol((char[]){ *text, 0 }, NULL, 16);
+	return guid;
+}
+
+static void fill_from_sysfs(struct np_device *dev)
+{
+	char path[160], line[64], real[PATH_MAX], rdma[64];
+
+	snprintf(rdma, sizeof(rdma), "%.*s", (int)strcspn(dev->name, ":"), dev->name);
+	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/node_guid", rdma);
+	if (read_line(path, line, sizeof(line)))
+		dev->guid = parse_guid(line);
+	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/ports/%d/rate", rdma, dev->port);
+	if (read_line(path, line, sizeof(line)) && strtod(line, NULL) > 0)
+		dev->speed_mbps = (int)(strtod(line, NULL) * 1000);
+	/* A software device has no PCI device, and then there is no path to tell. */
+	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/device", rdma);
+	if (realpath(path, real) && strstr(real, "/pci"))
+		snprintf(dev->pci_path, sizeof(dev->pci_path), "%.255s", real);
+}
+
+/* ---------------------------------------------------------------- finding them */
+
+static void add_ib(const struct kv_device_info *info)
+{
+	const char *colon = strchr(info->name, ':');
+	int port = colon ? (int)strtol(colon + 1, NULL, 10) : 1;
+	char name[sizeof(info->name)];
+	struct np_device *dev = &table.dev[table.n];
+
+	snprintf(name, sizeof(name), "%.*s", (int)strcspn(info->name, ":"), info->name);
+	if (!np_name_matches(np_env_text("NCCL_IB_HCA"), name, port)) {
+		np_info("%s is left out by NCCL_IB_HCA", info->name);
+		return;
+	}
+	if (table.n == NP_DEVICES_MAX / 2) /* the rest is for virtual ones */
+		return;
+	memset(dev, 0, sizeof(*dev));
+	snprintf(dev->name, sizeof(dev->name), "%s", info->name);
+	dev->port = port;
+	dev->speed_mbps = IB_MBPS;
+	fill_from_sysfs(dev);
+	table.n++;
+}
+
+static void add_host(void)
+{
+	struct np_device *dev = &table.dev[table.n++];
+	char line[64];
+
+	memset(dev, 0, sizeof(*dev));
+	snprintf(dev->name, sizeof(dev->name), "shm");
+	/* The same for all ranks that can reach each other, another one elsewhere. */
+	if (read_line("/proc/sys/kernel/random/boot_id", line, sizeof(line)))
+		dev->guid = parse_guid(line);
+	dev->speed_mbps = HOST_MBPS;
+	dev->port = 1;
+	dev->is_host = true;
+}
+
+static int by_pci_path(const void *a, const void *b)
+{
+	const struct np_device *x = a, *y = b;
+	int by_path = strcmp(x->pci_path, y->pci_path);
+
+	return by_path ? by_path : strcmp(x->name, y->name);
+}
+
+/* Under the lock. */
+static int find(struct kv_error *err)
+{
+	struct np_options options;
+	struct kv_option_set *set;
+	struct kv_device_info info;
+	struct tr *tr;
+	bool host = false;
+	int ret;
+
+	np_env_options(&options);
+	ret = kv_option_read(options.list, &set, err);
+	if (ret)
+		return ret;
+	ret = tr_open(&(struct tr_config){ .options = set }, &tr, err);
+	if (ret)
+		goto free_set;
+	memset(&info, 0, sizeof(info));
+	for (size_t i = 0; !tr_device_get(tr, i, &info); i++) {
+		if (!info.usable)
+			np_info("%s %s is not used: %s", info.transport, info.name, info.detail);
+		else if (!strcmp(info.transport, "shm"))
+			host = true;
+		else
+			add_ib(&info);
+		memset(&info, 0, sizeof(info));
+	}
+	tr_close(tr);
+	qsort(table.dev, (size_t)table.n, sizeof(table.dev[0]), by_pci_path);
+	if (!table.n && host)
+		add_host();
+	for (int i = 0; i < table.n; i++) {
+		table.dev[i].ndevs = 1;
+		table.dev[i].devs[0] = i;
+		np_info("device %d is %s, %d Mbit/s, %s", i, table.dev[i].name,
+			table.dev[i].speed_mbps,
+			table.dev[i].is_host	   ? "ranks of this host only"
+			: table.dev[i].pci_path[0] ? table.dev[i].pci_path
+						   : "no PCI path");
+	}
+	table.physical = table.n;
+	if (!table.n)
+		ret = kv_fail(err, KV_ERR_DEVICE, "init", "there is no usable device");
+
+free_set:
+	kv_option_free(set);
+	return ret;
+}
+
+int np_devices_find(struct kv_error *err)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&table.lock);
+	if (!table.n)
+		ret = find(err);
+	pthread_mutex_unlock(&table.lock);
+	return ret;
+}
+
+int np_devices_count(void)
+{
+	int n;
+
+	pthread_mutex_lock(&table.lock);
+	n = table.n;
+	pthread_mutex_unlock(&table.lock);
+	return n;
+}
+
+/* An entry never changes once it is counted. */
+const struct np_device *np_device_get(int dev)
+{
+	return dev >= 0 && dev < np_devices_count() ? &table.dev[dev] : NULL;
+}
+
+void np_device_nics(const struct np_device *device, char *buf, size_t cap)
+{
+	size_t len = 0;
+
+	buf[0] = 0;
+	for (int i = 0; !device->is_host && i < device->ndevs && len < cap; i++)
+		len += (size_t)snprintf(buf + len, cap - len, "%s%s", i ? "," : "",
+					table.dev[device->devs[i]].name);
+}
+
+/* ---------------------------------------------------------------- what NCCL is told */
+
+ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props)
+{
+	const struct np_device *device = np_device_get(dev);
+
+	if (!device || !props)
+		return np_misuse("getProperties: device %d of %d", dev, np_devices_count());
+	*props = (ncclNetProperties_v12_t){
+		.name = (char *)device->name,
+		.pciPath = device->pci_path[0] ? (char *)device->pci_path : NULL,
+		.guid = device->guid,
+		.ptrSupport = NCCL_PTR_HOST,
+		.speed = device->speed_mbps,
+		.port = device->port,
+		.maxComms = COMMS_MAX,
+		.maxRecvs = NP_GROUP,
+		.netDeviceType = NCCL_NET_DEVICE_HOST,
+		.vProps.ndevs = device->ndevs,
+		.maxP2pBytes = NP_SIZE_MAX,
+		.maxCollBytes = NP_SIZE_MAX,
+		.maxMultiRequestSize = 1,
+		.railId = -1,
+		.planeId = -1,
+	};
+	memcpy(props->vProps.devs, device->devs, sizeof(device->devs));
+	return ncclSuccess;
+}
+
+/* Under the lock: may these be one? */
+static ncclResult_t check_parts(const ncclNetVDeviceProps_v12_t *props)
+{
+	if (props->ndevs < 1 || props->ndevs > NCCL_DEVS_V12)
+		return np_misuse("makeVDevice: %d devices; a virtual NIC has 1 to %d", props->ndevs,
+				 NCCL_DEVS_V12);
+	if (table.n == NP_DEVICES_MAX)
+		return np_misuse("makeVDevice: there are %d devices already", table.n);
+	for (int i = 0; i < props->ndevs; i++) {
+		if (props->devs[i] < 0 || props->devs[i] >= table.physical)
+			return np_misuse("makeVDevice: %d is no physical device", props->devs[i]);
+		for (int j = 0; j < i; j++)
+			if (props->devs[j] == props->devs[i])
+				return np_misuse("makeVDevice: device %d twice", props->devs[i]);
+	}
+	return ncclSuccess;
+}
+
+ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props)
+{
+	struct np_device *device;
+	char name[sizeof(device->name)];
+	size_t len = 0;
+	ncclResult_t ret;
+
+	if (!dev || !props)
+		return np_misuse("makeVDevice: a pointer is NULL");
+	pthread_mutex_lock(&table.lock);
+	ret = check_parts(props);
+	if (ret)
+		goto unlock;
+	device = &table.dev[table.n];
+	*device = table.dev[props->devs[0]];
+	device->speed_mbps = 0;
+	device->ndevs = props->ndevs;
+	for (int i = 0; i < props->ndevs; i++) {
+		const struct np_device *part = &table.dev[props->devs[i]];
+
+		device->devs[i] = props->devs[i];
+		device->speed_mbps += part->speed_mbps;
+		if (len < sizeof(name))
+			len += (size_t)snprintf(name + len, sizeof(name) - len, "%s%s",
+						i ? "+" : "", part->name);
+	}
+	memcpy(device->name, name, sizeof(name));
+	*dev = table.n++;
+	np_info("device %d is %s", *dev, device->name);
+
+unlock:
+	pthread_mutex_unlock(&table.lock);
+	return ret;
+}

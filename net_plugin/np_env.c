@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_env.c -- NCCL's own variables, as far as they mean something here; the only file of the plugin that reads the environment
+ *
+ * A row translates one NCCL_IB_* number to the kvrail option of the same meaning. A KVCACHE_* variable of the
+ * environment beats it. As NCCL does, a bad value is warned about and the default stays.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "np.h"
+
+static const struct row {
+	const char *name, *option;
+	long min, max;
+	long unset; /* the value that NCCL takes for "not set" */
+} rows[] = {
+	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, -1 },
+	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, -1 },
+	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, -1 },
+	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, -1 },
+	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, -1 },
+	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, -1 },
+};
+
+/* Read as texts: the list of devices, the list of interfaces, their family; a switch. */
+static const char *const texts[] = { "NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY",
+				     "NCCL_IB_DISABLE" };
+
+const char *np_env_text(const char *name)
+{
+	for (size_t i = 0; i < sizeof(texts) / sizeof(*texts); i++)
+		if (!strcmp(texts[i], name)) {
+			const char *value = getenv(name);
+
+			return value ? value : "";
+		}
+	return "";
+}
+
+static bool is_there(const struct np_options *o, const char *name)
+{
+	size_t len = strlen(name);
+
+	for (int i = 0; i < o->n; i++)
+		if (!strncmp(o->text[i], name, len) && o->text[i][len] == '=')
+			return true;
+	return getenv(name) != NULL;
+}
+
+void np_options_set(struct np_options *o, const char *name, const char *value)
+{
+	if (o->n == NP_OPTIONS_MAX)
+		return;
+	snprintf(o->text[o->n], NP_OPTION_TEXT, "%s=%s", name, value);
+	o->list[o->n] = o->text[o->n];
+	o->list[++o->n] = NULL;
+}
+
+void np_options_add(struct np_options *o, const char *name, const char *value)
+{
+	if (!is_there(o, name))
+		np_options_set(o, name, value);
+}
+
+static void translate(struct np_options *o, const struct row *row)
+{
+	const char *text = getenv(row->name);
+	char *end = NULL;
+	char value[24];
+	long v;
+
+	if (!text || !*text)
+		return;
+	errno = 0;
+	v = strtol(text, &end, 0);
+	if (!errno && !*end && v == row->unset)
+		return;
+	if (errno || *end || v < row->min || v > row->max) {
+		np_warn("%s is \"%.32s\"; kvrail takes %ld..%ld; the default stays", row->name,
+			text, row->min, row->max);
+		return;
+	}
+	snprintf(value, sizeof(value), "%ld", v);
+	np_options_add(o, row->option, value);
+	np_log_line(NCCL_LOG_INFO, NCCL_ENV, __FILE__, __LINE__, "%s set by environment to %ld",
+		    row->name, v);
+}
+
+void np_env_options(struct np_options *o)
+{
+	o->n = 0;
+	o->list[0] = NULL;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
+		translate(o, &rows[i]);
+	if (!strcmp(np_env_text("NCCL_IB_DISABLE"), "1"))
+		np_options_add(o, "KVCACHE_TRANSPORT", "shm");
+}

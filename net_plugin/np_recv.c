@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* np_recv.c -- the receiving side: a receive is announced by one message and ends with one notify for each of its rows */
+#include "np.h"
+
+static struct np_request *find_free(struct np_recv *r)
+{
+	for (unsigned int i = 0; i < NP_RECVS; i++) {
+		struct np_request *request = &r->request[(r->seq + i) % NP_RECVS];
+
+		if (request->kind == NP_FREE)
+			return request;
+	}
+	return NULL;
+}
+
+int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err)
+{
+	struct np_request *request;
+	unsigned int slot, row, seq;
+	uint64_t size;
+
+	if (event->kind != TR_NOTIFIED)
+		return kv_fail(err, KV_ERR_PROTOCOL, "receive",
+			       "event %d does not belong to a receiver", event->kind);
+	np_notify_get(event->value, &slot, &row, &seq, &size);
+	request = &r->request[slot];
+	if (request->kind != NP_RECV || request->seq != seq || !(request->left & 1u << row) ||
+	    size > request->size[row])
+		return kv_fail(
+			err, KV_ERR_PROTOCOL, "receive",
+			"the sender filled row %u of receive %u with %llu bytes, which was not asked for",
+			row, slot, (unsigned long long)size);
+	request->size[row] = (size_t)size;
+	request->left &= (uint8_t) ~(1u << row);
+	return 0;
+}
+
+/* Fills the message and tells of every region that it names: 0, TR_AGAIN or the error. */
+static int prepare(struct np_recv *r, struct np_cts *cts, void **data, const size_t *sizes,
+		   const int *tags, void **mhandles, struct kv_error *err)
+{
+	for (unsigned int i = 0; i < cts->n; i++) {
+		struct np_mr *mr = sizes[i] ? mhandles[i] : NULL;
+		int ret = mr ? np_mem_describe(&r->comm, mr, err) : 0;
+
+		if (ret)
+			return ret;
+		cts->row[i] =
+			(struct np_row){ .size = sizes[i], .tag = tags[i], .mem = NP_MEM_NONE };
+		if (mr) {
+			cts->row[i].mem = mr->slot;
+			cts->row[i].offset =
+				(uint64_t)((uint8_t *)data[i] - (uint8_t *)tr_mem_addr(mr->mem));
+		}
+	}
+	return 0;
+}
+
+static int announce(struct np_recv *r, struct np_request *request, struct np_cts *cts,
+		    struct kv_error *err)
+{
+	uint8_t message[TR_MSG_MAX];
+	int ret = tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), cts), err);
+
+	if (ret)
+		return ret;
+	request->kind = NP_RECV;
+	request->n = cts->n;
+	request->left = (uint8_t)((1u << cts->n) - 1);
+	request->seq = cts->seq;
+	for (unsigned int i = 0; i < cts->n; i++)
+		request->size[i] = (size_t)cts->row[i].size;
+	r->seq = (r->seq + 1) & NP_SEQ_MASK;
+	r->comm.busy++;
+	return 0;
+}
+
+/* NCCL's hint that nobody waits for a receive (*request_p on entry) is not needed: completion costs no message. */
+ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, void **mhandles,
+		      void **phandles, void **request_p)
+{
+	struct np_recv *r = comm;
+	struct np_request *request;
+	struct np_cts cts;
+	struct kv_error err;
+	ncclResult_t result;
+	int ret;
+
+	(void)phandles;
+	if (!r || !request_p || !sizes || !tags)
+		return np_misuse("irecv: a pointer is NULL");
+	*request_p = NULL;
+	if (n < 1 || n > NP_GROUP)
+		return np_misuse("irecv: %d messages; a receive has 1 to %d", n, NP_GROUP);
+	for (int i = 0; i < n; i++)
+		if (!np_mem_holds(mhandles ? mhandles[i] : NULL, data ? data[i] : NULL, sizes[i]))
+			return np_misuse("irecv: %zu bytes at %p are not in the region given",
+					 sizes[i], data ? data[i] : NULL);
+	result = np_progress(&r->comm);
+	if (result)
+		return result;
+	request = find_free(r);
+	if (!request)
+		return ncclSuccess;
+	cts.slot = (uint8_t)request->index;
+	cts.n = (uint8_t)n;
+	cts.seq = r->seq;
+	ret = prepare(r, &cts, data, sizes, tags, mhandles, &err);
+	if (!ret)
+		ret = announce(r, request, &cts, &err);
+	if (ret == TR_AGAIN)
+		return ncclSuccess;
+	if (ret)
+		return np_comm_fail(&r->comm, &err, "receive");
+	*request_p = request;
+	return ncclSuccess;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* np_test.c -- is a request done? The call that moves everything else of its communicator, too */
+#include <limits.h>
+
+#include "np.h"
+
+static void report(struct np_request *request, int *sizes)
+{
+	for (unsigned int i = 0; sizes && request->kind != NP_FLUSH && i < request->n; i++)
+		sizes[i] = request->size[i] > INT_MAX ? INT_MAX : (int)request->size[i];
+	if (request->kind == NP_SEND) {
+		np_send_release(request);
+		return;
+	}
+	if (request->kind == NP_RECV)
+		request->comm->busy--;
+	request->kind = NP_FREE;
+}
+
+ncclResult_t np_test(void *r, int *done, int *sizes)
+{
+	struct np_request *request = r;
+	ncclResult_t result = ncclSuccess;
+
+	if (!request || !done || request->kind == NP_FREE)
+		return np_misuse("test: no such request");
+	*done = 0;
+	if (request->kind == NP_FLUSH) {
+		struct kv_error err;
+		int ret = np_flush_step(request, &err);
+
+		if (ret && ret != TR_AGAIN)
+			result = np_comm_fail(request->comm, &err, "flush");
+	} else if (request->left) {
+		result = np_progress(request->comm);
+	}
+	/* What was complete before a failure is complete. */
+	if (request->left)
+		return result;
+	*done = 1;
+	report(request, sizes);
+	return ncclSuccess;
+}

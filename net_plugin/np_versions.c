@@ -1,0 +1,390 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_versions.c -- the tables that NCCL looks for: v12 as it is, the older ones by thin adapters
+ *
+ * Before v11 NCCL had neither a context nor a finalize: all communicators of the process share one context, made by the
+ * first init and ended when the library is unloaded.
+ */
+#include <string.h>
+
+#include "np.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+static struct {
+	pthread_mutex_t lock;
+	void *ctx;
+} shared = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static ncclResult_t init_shared(int version, ncclDebugLogger_t logger)
+{
+	ncclResult_t result = ncclSuccess;
+
+	pthread_mutex_lock(&shared.lock);
+	if (!shared.ctx)
+		result = np_init(version, &shared.ctx, NULL, logger);
+	pthread_mutex_unlock(&shared.lock);
+	return result;
+}
+
+__attribute__((destructor)) static void end_shared(void)
+{
+	np_log_set(NULL); /* NCCL's logger may be gone before us */
+	if (shared.ctx)
+		np_finalize(shared.ctx);
+}
+
+/* ---------------------------------------------------------------- v12, v11 */
+
+static ncclResult_t init_v12(void **ctx, uint64_t comm_id, ncclNetCommConfig_v10_t *config,
+			     ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
+{
+	(void)comm_id;
+	(void)profiler;
+	return ctx ? np_init(12, ctx, config, logger) : ncclInternalError;
+}
+
+static ncclResult_t init_v11(void **ctx, uint64_t comm_id, ncclNetCommConfig_v10_t *config,
+			     ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
+{
+	(void)comm_id;
+	(void)profiler;
+	return ctx ? np_init(11, ctx, config, logger) : ncclInternalError;
+}
+
+static ncclResult_t properties_v11(int dev, ncclNetProperties_v11_t *props)
+{
+	ncclNetProperties_v12_t p;
+	ncclResult_t result = np_properties(dev, &p);
+
+	if (result)
+		return result;
+	*props = (ncclNetProperties_v11_t){
+		.name = p.name,
+		.pciPath = p.pciPath,
+		.guid = p.guid,
+		.ptrSupport = p.ptrSupport,
+		.regIsGlobal = p.regIsGlobal,
+		.forceFlush = p.forceFlush,
+		.speed = p.speed,
+		.port = p.port,
+		.latency = p.latency,
+		.maxComms = p.maxComms,
+		.maxRecvs = p.maxRecvs,
+		.netDeviceType = p.netDeviceType,
+		.netDeviceVersion = p.netDeviceVersion,
+		.vProps.ndevs = p.vProps.ndevs,
+		.maxP2pBytes = p.maxP2pBytes,
+		.maxCollBytes = p.maxCollBytes,
+		.maxMultiRequestSize = p.maxMultiRequestSize,
+	};
+	memcpy(props->vProps.devs, p.vProps.devs, sizeof(props->vProps.devs));
+	return ncclSuccess;
+}
+
+static ncclResult_t make_vdevice_v9(int *dev, ncclNetVDeviceProps_v9_t *props)
+{
+	ncclNetVDeviceProps_v12_t p = { 0 };
+
+	if (!props || props->ndevs > NCCL_DEVS_V9)
+		return np_misuse("makeVDevice: a virtual NIC has 1 to %d devices", NCCL_DEVS_V9);
+	p.ndevs = props->ndevs;
+	memcpy(p.devs, props->devs, sizeof(props->devs));
+	return np_make_vdevice(dev, &p);
+}
+
+EXPORT const ncclNet_v12_t ncclNetPlugin_v12 = {
+	.name = "kvrail",
+	.init = init_v12,
+	.devices = np_devices,
+	.getProperties = np_properties,
+	.listen = np_listen,
+	.connect = np_connect,
+	.accept = np_accept,
+	.regMr = np_reg,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = np_isend,
+	.irecv = np_irecv,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+	.makeVDevice = np_make_vdevice,
+	.finalize = np_finalize,
+	.setNetAttr = np_set_attr,
+};
+
+EXPORT const ncclNet_v11_t ncclNetPlugin_v11 = {
+	.name = "kvrail",
+	.init = init_v11,
+	.devices = np_devices,
+	.getProperties = properties_v11,
+	.listen = np_listen,
+	.connect = np_connect,
+	.accept = np_accept,
+	.regMr = np_reg,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = np_isend,
+	.irecv = np_irecv,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+	.makeVDevice = make_vdevice_v9,
+	.finalize = np_finalize,
+	.setNetAttr = np_set_attr,
+};
+/* ---------------------------------------------------------------- v10, v9 */
+
+static ncclResult_t init_v10(ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
+{
+	(void)profiler;
+	return init_shared(10, logger);
+}
+
+static ncclResult_t init_v9(ncclDebugLogger_t logger)
+{
+	return init_shared(9, logger);
+}
+
+static ncclResult_t properties_v9(int dev, ncclNetProperties_v9_t *props)
+{
+	ncclNetProperties_v11_t p;
+	ncclResult_t result = properties_v11(dev, &p);
+
+	_Static_assert(offsetof(ncclNetProperties_v11_t, maxMultiRequestSize) == sizeof(*props),
+		       "v11 is v9 and one field more");
+	if (!result)
+		memcpy(props, &p, sizeof(*props));
+	return result;
+}
+
+static ncclResult_t listen_shared(int dev, void *handle, void **comm)
+{
+	return np_listen(shared.ctx, dev, handle, comm);
+}
+
+/* The traffic class comes with each connect here, after the device was opened: NCCL_IB_TC is the way to set it. */
+static ncclResult_t connect_v10(int dev, ncclNetCommConfig_v10_t *config, void *handle, void **comm,
+				ncclNetDeviceHandle_v7_t **device)
+{
+	(void)config;
+	return np_connect(shared.ctx, dev, handle, comm, device);
+}
+
+static ncclResult_t connect_v7(int dev, void *handle, void **comm,
+			       ncclNetDeviceHandle_v7_t **device)
+{
+	return np_connect(shared.ctx, dev, handle, comm, device);
+}
+
+static ncclResult_t isend_v9(void *comm, void *data, size_t size, int tag, void *mhandle,
+			     void **request)
+{
+	return np_isend(comm, data, size, tag, mhandle, NULL, request);
+}
+
+static ncclResult_t irecv_v9(void *comm, int n, void **data, size_t *sizes, int *tags,
+			     void **mhandles, void **request)
+{
+	return np_irecv(comm, n, data, sizes, tags, mhandles, NULL, request);
+}
+
+EXPORT const ncclNet_v10_t ncclNetPlugin_v10 = {
+	.name = "kvrail",
+	.init = init_v10,
+	.devices = np_devices,
+	.getProperties = properties_v9,
+	.listen = listen_shared,
+	.connect = connect_v10,
+	.accept = np_accept,
+	.regMr = np_reg,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = np_isend,
+	.irecv = np_irecv,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+	.makeVDevice = make_vdevice_v9,
+};
+
+EXPORT const ncclNet_v9_t ncclNetPlugin_v9 = {
+	.name = "kvrail",
+	.init = init_v9,
+	.devices = np_devices,
+	.getProperties = properties_v9,
+	.listen = listen_shared,
+	.connect = connect_v7,
+	.accept = np_accept,
+	.regMr = np_reg,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = isend_v9,
+	.irecv = irecv_v9,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+	.makeVDevice = make_vdevice_v9,
+};
+/* ---------------------------------------------------------------- v8, v7, v6: sizes are int */
+
+static ncclResult_t init_v8(ncclDebugLogger_t logger)
+{
+	return init_shared(8, logger);
+}
+
+static ncclResult_t init_v7(ncclDebugLogger_t logger)
+{
+	return init_shared(7, logger);
+}
+
+static ncclResult_t init_v6(ncclDebugLogger_t logger)
+{
+	return init_shared(6, logger);
+}
+
+static ncclResult_t properties_v8(int dev, ncclNetProperties_v8_t *props)
+{
+	ncclNetProperties_v12_t p;
+	ncclResult_t result = np_properties(dev, &p);
+
+	if (!result)
+		*props = (ncclNetProperties_v8_t){
+			p.name,	       p.pciPath,  p.guid,	    p.ptrSupport,
+			p.regIsGlobal, p.speed,	   p.port,	    p.latency,
+			p.maxComms,    p.maxRecvs, p.netDeviceType, p.netDeviceVersion
+		};
+	return result;
+}
+
+static ncclResult_t properties_v7(int dev, ncclNetProperties_v7_t *props)
+{
+	ncclNetProperties_v12_t p;
+	ncclResult_t result = np_properties(dev, &p);
+
+	if (!result)
+		*props = (ncclNetProperties_v7_t){ p.name,	    p.pciPath,	       p.guid,
+						   p.ptrSupport,    p.speed,	       p.port,
+						   p.latency,	    p.maxComms,	       p.maxRecvs,
+						   p.netDeviceType, p.netDeviceVersion };
+	return result;
+}
+
+static ncclResult_t properties_v6(int dev, ncclNetProperties_v6_t *props)
+{
+	ncclNetProperties_v12_t p;
+	ncclResult_t result = np_properties(dev, &p);
+
+	if (!result)
+		*props = (ncclNetProperties_v6_t){ p.name,	 p.pciPath,  p.guid,
+						   p.ptrSupport, p.speed,    p.port,
+						   p.latency,	 p.maxComms, p.maxRecvs };
+	return result;
+}
+
+static ncclResult_t connect_v6(int dev, void *handle, void **comm)
+{
+	return np_connect(shared.ctx, dev, handle, comm, NULL);
+}
+
+static ncclResult_t accept_v6(void *listen, void **comm)
+{
+	return np_accept(listen, comm, NULL);
+}
+
+static ncclResult_t reg_v6(void *comm, void *data, int size, int type, void **mhandle)
+{
+	return np_reg(comm, data, size > 0 ? (size_t)size : 0, type, mhandle);
+}
+
+static ncclResult_t isend_v6(void *comm, void *data, int size, int tag, void *mhandle,
+			     void **request)
+{
+	if (size < 0)
+		return np_misuse("isend: %d bytes", size);
+	return np_isend(comm, data, (size_t)size, tag, mhandle, NULL, request);
+}
+
+static ncclResult_t irecv_v6(void *comm, int n, void **data, int *sizes, int *tags, void **mhandles,
+			     void **request)
+{
+	size_t wide[NP_GROUP];
+
+	if (n < 1 || n > NP_GROUP || !sizes)
+		return np_misuse("irecv: %d messages; a receive has 1 to %d", n, NP_GROUP);
+	for (int i = 0; i < n; i++) {
+		if (sizes[i] < 0)
+			return np_misuse("irecv: %d bytes", sizes[i]);
+		wide[i] = (size_t)sizes[i];
+	}
+	return np_irecv(comm, n, data, wide, tags, mhandles, NULL, request);
+}
+
+EXPORT const ncclNet_v8_t ncclNetPlugin_v8 = {
+	.name = "kvrail",
+	.init = init_v8,
+	.devices = np_devices,
+	.getProperties = properties_v8,
+	.listen = listen_shared,
+	.connect = connect_v7,
+	.accept = np_accept,
+	.regMr = np_reg,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = isend_v6,
+	.irecv = irecv_v6,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+};
+
+EXPORT const ncclNet_v7_t ncclNetPlugin_v7 = {
+	.name = "kvrail",
+	.init = init_v7,
+	.devices = np_devices,
+	.getProperties = properties_v7,
+	.listen = listen_shared,
+	.connect = connect_v7,
+	.accept = np_accept,
+	.regMr = reg_v6,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = isend_v6,
+	.irecv = irecv_v6,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+};
+
+EXPORT const ncclNet_v6_t ncclNetPlugin_v6 = {
+	.name = "kvrail",
+	.init = init_v6,
+	.devices = np_devices,
+	.getProperties = properties_v6,
+	.listen = listen_shared,
+	.connect = connect_v6,
+	.accept = accept_v6,
+	.regMr = reg_v6,
+	.regMrDmaBuf = np_reg_dmabuf,
+	.deregMr = np_dereg,
+	.isend = isend_v6,
+	.irecv = irecv_v6,
+	.iflush = np_iflush,
+	.test = np_test,
+	.closeSend = np_close_send,
+	.closeRecv = np_close_recv,
+	.closeListen = np_close_listen,
+};

@@ -1,0 +1,630 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_floor.c -- what a block write over shared memory costs, against the barest loop that does the
+ * same
+ *
+ *   kv_floor [--quick] [--sizes 1K,4K,...] [--pairs N] [-J FILE]
+ *
+ * Two processes, one submitting thread, one batch in flight. A batch is 1538 blocks with shuffled
+ * ids on both sides; 64 different batches take turns in pools of 1 GiB a side, so source and
+ * destination are cold. Floor and kvrail are measured in turns, first one then the other first, and
+ * the ratio is the median of the pairs' ratios.
+ *
+ *   pool   floor: this file's loops into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a memfd pool
+ *          + read: until the receiver has read every byte of the batch once, each batch on its own
+ *   cma    floor: process_vm_writev of 256 spans a call into the peer; kvrail: the same path
+ *
+ * The last batch of each row is compared with the source by the receiver: a wrong byte fails the
+ * run.
+ */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+#include <jansson.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../loop/tr_pair.h"
+
+enum { SIZES_MAX = 16, PAIRS_MAX = 99, IOVECS = 256, SOURCE_SEED = 1 };
+
+static struct {
+	size_t pool;
+	uint32_t batch, batches, pairs;
+	size_t measure_bytes; /* of one measurement */
+	size_t sizes[SIZES_MAX];
+	unsigned int n_sizes;
+	const char *json;
+	bool quick;
+} cfg = {
+	.pool = (size_t)1 << 30,
+	.batch = 1538,
+	.batches = 64,
+	.pairs = 15,
+	.measure_bytes = (size_t)400 << 20,
+	.sizes = { 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10 },
+	.n_sizes = 5,
+};
+
+enum way { FLOOR_NT, FLOOR_PLAIN, FLOOR_CMA, KVRAIL, WAYS };
+
+/*
+ * One block size: where each of `batch` x `batches` blocks comes from and goes to. Equal on both
+ * sides.
+ */
+struct plan {
+	size_t size;
+	uint32_t blocks;
+	uint32_t *from,
+		*to; /* shuffled ids of all blocks; batch k begins at k * batch, modulo blocks */
+};
+
+struct bench {
+	struct pair_side *s;
+	struct plan plan;
+	uint8_t *floor_dst;
+	uint64_t peer_base;
+	uint32_t next; /* batch */
+	unsigned int acks;
+};
+
+/* Commands of the writer to the receiver, by message. */
+enum { CMD_PLAN = 1, CMD_READ_FLOOR, CMD_READ, CMD_CHECK, CMD_QUIT };
+struct command {
+	uint32_t kind, batch;
+	uint64_t value; /* PLAN: size. CHECK: answer = wrong blocks */
+};
+
+static uint8_t *shared_floor; /* the floor's destination, mapped before the fork */
+
+/* ---------------------------------------------------------------- plan and bytes */
+
+static void plan_make(struct plan *p, size_t size)
+{
+	uint64_t random = 0x9e3779b97f4a7c15u;
+
+	free(p->from);
+	free(p->to);
+	p->size = size;
+	p->blocks = (uint32_t)(cfg.pool / size);
+	p->from = malloc(p->blocks * sizeof(uint32_t));
+	p->to = malloc(p->blocks * sizeof(uint32_t));
+	PAIR_CHECK(p->from && p->to && p->blocks >= cfg.batch);
+	for (uint32_t i = 0; i < p->blocks; i++)
+		p->from[i] = p->to[i] = i;
+	for (uint32_t i = p->blocks - 1; i; i--) {
+		uint32_t a = (uint32_t)(pair_random(&random) % (i + 1));
+		uint32_t b = (uint32_t)(pair_random(&random) % (i + 1));
+		uint32_t t = p->from[i];
+
+		p->from[i] = p->from[a];
+		p->from[a] = t;
+		t = p->to[i];
+		p->to[i] = p->to[b];
+		p->to[b] = t;
+	}
+}
+
+static inline uint32_t plan_slot(const struct plan *p, uint32_t batch, uint32_t i)
+{
+	uint64_t at = (uint64_t)(batch % cfg.batches) * cfg.batch + i;
+
+	return (uint32_t)(at % p->blocks);
+}
+
+static inline uint64_t word_at(uint64_t offset)
+{
+	return (offset + 8) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+static void fill_words(uint8_t *p, size_t len)
+{
+	for (size_t at = 0; at < len; at += 8) {
+		uint64_t w = word_at(at);
+
+		memcpy(p + at, &w, 8);
+	}
+}
+
+/* ---------------------------------------------------------------- the floor's loops */
+
+static void sum_block(const uint8_t *p, size_t n, uint64_t *sum)
+{
+	const uint64_t *w = (const uint64_t *)(const void *)p;
+	uint64_t a = 0;
+
+	for (size_t i = 0; i < n / 8; i++)
+		a += w[i];
+	*sum += a;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void nt512(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	for (; n; n -= 64, dst += 64, src += 64)
+		_mm512_stream_si512((void *)dst, _mm512_loadu_si512((const void *)src));
+}
+
+__attribute__((target("avx2"))) static void nt256(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	for (; n; n -= 32, dst += 32, src += 32)
+		_mm256_stream_si256((void *)dst, _mm256_loadu_si256((const void *)src));
+}
+
+static void nt128(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	for (; n; n -= 16, dst += 16, src += 16)
+		_mm_stream_si128((void *)dst, _mm_loadu_si128((const void *)src));
+}
+
+static void drain(void)
+{
+	_mm_sfence();
+}
+#else
+static void drain(void)
+{
+}
+#endif
+
+static void plain(uint8_t *dst, const uint8_t *src, size_t n)
+{
+	memcpy(dst, src, n);
+}
+
+typedef void copy_fn(uint8_t *dst, const uint8_t *src, size_t n);
+
+static copy_fn *nt_loop(const char **name_p)
+{
+#if defined(__x86_64__)
+	*name_p = "avx512";
+	if (__builtin_cpu_supports("avx512f"))
+		return nt512;
+	*name_p = "avx2";
+	if (__builtin_cpu_supports("avx2"))
+		return nt256;
+	*name_p = "sse2";
+	return nt128;
+#else
+	*name_p = "plain";
+	return plain;
+#endif
+}
+
+static void floor_copy(struct bench *b, copy_fn *copy)
+{
+	const struct plan *p = &b->plan;
+
+	for (uint32_t i = 0; i < cfg.batch; i++) {
+		uint32_t k = plan_slot(p, b->next, i);
+
+		copy(b->floor_dst + (size_t)p->to[k] * p->size,
+		     b->s->base + (size_t)p->from[k] * p->size, p->size);
+	}
+	drain();
+}
+
+static void floor_cma(struct bench *b)
+{
+	const struct plan *p = &b->plan;
+	struct iovec ours[IOVECS], theirs[IOVECS];
+
+	for (uint32_t i = 0; i < cfg.batch;) {
+		uint32_t n = cfg.batch - i < IOVECS ? cfg.batch - i : IOVECS;
+
+		for (uint32_t j = 0; j < n; j++, i++) {
+			uint32_t k = plan_slot(p, b->next, i);
+
+			ours[j] = (struct iovec){ b->s->base + (size_t)p->from[k] * p->size,
+						  p->size };
+			theirs[j] = (struct iovec){
+				(void *)(uintptr_t)(b->peer_base + (uint64_t)p->to[k] * p->size),
+				p->size
+			};
+		}
+		PAIR_CHECK(process_vm_writev(b->s->other, ours, n, theirs, n, 0) ==
+			   (ssize_t)(n * p->size));
+	}
+}
+
+/*
+ * The transport as the KV layer uses it: spans made from ids, 256 at a time, one notify, until it
+ * is proven to be there.
+ */
+static void kvrail_batch(struct bench *b)
+{
+	const struct plan *p = &b->plan;
+	struct tr_op *op = pair_begin(b->s, TR_WRITE, b->next);
+	struct tr_span spans[TR_SPANS_GOOD];
+	unsigned int ended = b->s->ended;
+
+	for (uint32_t i = 0; i < cfg.batch;) {
+		uint32_t n = cfg.batch - i < TR_SPANS_GOOD ? cfg.batch - i : TR_SPANS_GOOD;
+
+		for (uint32_t j = 0; j < n; j++, i++) {
+			uint32_t k = plan_slot(p, b->next, i);
+
+			spans[j] = (struct tr_span){ .local = (uint64_t)p->from[k] * p->size,
+						     .remote = (uint64_t)p->to[k] * p->size,
+						     .len = p->size };
+		}
+		pair_add(b->s, op, spans, n);
+	}
+	pair_commit(b->s, op, TR_NOTIFY | TR_PROVEN, b->next);
+	pair_wait_ended(b->s, ended + 1);
+	PAIR_CHECK(b->s->last_end == TR_WRITTEN);
+}
+
+static void one_batch(struct bench *b, enum way way)
+{
+	const char *name;
+
+	switch (way) {
+	case FLOOR_NT:
+		floor_copy(b, nt_loop(&name));
+		break;
+	case FLOOR_PLAIN:
+		floor_copy(b, plain);
+		break;
+	case FLOOR_CMA:
+		floor_cma(b);
+		break;
+	default:
+		kvrail_batch(b);
+	}
+}
+
+/* ---------------------------------------------------------------- commands */
+
+static struct command ask(struct bench *b, uint32_t kind, uint64_t value)
+{
+	struct command c = { .kind = kind, .batch = b->next, .value = value };
+
+	pair_send(b->s, &c, sizeof(c));
+	pair_wait_msgs(b->s, ++b->acks);
+	memcpy(&c, b->s->msg[(b->acks - 1) % PAIR_EVENTS_MAX], sizeof(c));
+	return c;
+}
+
+/* GB/s of enough batches; `read`: each with the receiver's first read. */
+static double measure(struct bench *b, enum way way, bool read)
+{
+	size_t batch_bytes = cfg.batch * b->plan.size;
+	size_t n = cfg.measure_bytes / batch_bytes;
+	int64_t t;
+
+	if (n < 2)
+		n = 2;
+	if (n > cfg.batches)
+		n = cfg.batches;
+	t = kv_now_ns();
+	for (size_t i = 0; i < n; i++) {
+		one_batch(b, way);
+		if (read)
+			ask(b, way == KVRAIL ? CMD_READ : CMD_READ_FLOOR, 0);
+		b->next++;
+	}
+	return (double)(n * batch_bytes) / (double)(kv_now_ns() - t);
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static double median(const double *v, uint32_t n)
+{
+	double sorted[PAIRS_MAX];
+
+	memcpy(sorted, v, n * sizeof(*v));
+	qsort(sorted, n, sizeof(*sorted), compare_doubles);
+	return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+struct row {
+	double gbs[WAYS], ratio[WAYS]; /* ratio: kvrail / that way */
+};
+
+/* All `ways` of this mask in turns. */
+static struct row compare(struct bench *b, unsigned int ways, bool read)
+{
+	double gbs[WAYS][PAIRS_MAX], ratio[PAIRS_MAX];
+	struct row row = { 0 };
+
+	/* pair 0 warms up: page tables, caches, clocks */
+	for (uint32_t pair = 0; pair <= cfg.pairs; pair++)
+		for (unsigned int i = 0; i < WAYS; i++) {
+			unsigned int way = pair % 2 ? i : WAYS - 1 - i;
+
+			if (ways & 1u << way) {
+				double v = measure(b, (enum way)way, read);
+
+				gbs[way][pair ? pair - 1 : 0] = v;
+			}
+		}
+	for (unsigned int way = 0; way < WAYS; way++) {
+		if (!(ways & 1u << way))
+			continue;
+		row.gbs[way] = median(gbs[way], cfg.pairs);
+		for (uint32_t pair = 0; pair < cfg.pairs; pair++)
+			ratio[pair] = gbs[KVRAIL][pair] / gbs[way][pair];
+		row.ratio[way] = median(ratio, cfg.pairs);
+	}
+	return row;
+}
+
+/* ---------------------------------------------------------------- receiver */
+
+static uint64_t wrong_blocks(const struct bench *b, uint32_t batch)
+{
+	const struct plan *p = &b->plan;
+	uint64_t wrong = 0;
+
+	for (uint32_t i = 0; i < cfg.batch; i++) {
+		uint32_t k = plan_slot(p, batch, i);
+		const uint8_t *at = b->s->base + (size_t)p->to[k] * p->size;
+		bool same = true;
+
+		for (size_t j = 0; j < p->size && same; j += 8) {
+			uint64_t w = word_at((uint64_t)p->from[k] * p->size + j);
+
+			same = !memcmp(at + j, &w, 8);
+		}
+		wrong += !same;
+	}
+	return wrong;
+}
+
+static volatile uint64_t sink; /* what was read must be used */
+
+static void read_batch(const struct bench *b, const uint8_t *base, uint32_t batch)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < cfg.batch; i++)
+		sum_block(base + (size_t)b->plan.to[plan_slot(&b->plan, batch, i)] * b->plan.size,
+			  b->plan.size, &sum);
+	sink = sink + sum;
+}
+
+static void receiver(struct pair_side *s)
+{
+	struct bench b = { .s = s, .floor_dst = shared_floor };
+	struct command c = { 0 };
+
+	pair_up(s);
+	memset(s->base, 0, s->config->region);
+	pair_say(s, (uintptr_t)s->base);
+	for (unsigned int n = 1; c.kind != CMD_QUIT; n++) {
+		pair_wait_msgs(s, n);
+		memcpy(&c, s->msg[(n - 1) % PAIR_EVENTS_MAX], sizeof(c));
+		if (c.kind == CMD_PLAN)
+			plan_make(&b.plan, c.value);
+		else if (c.kind == CMD_READ_FLOOR)
+			read_batch(&b, b.floor_dst, c.batch);
+		else if (c.kind == CMD_READ)
+			read_batch(&b, s->base, c.batch);
+		else if (c.kind == CMD_CHECK)
+			c.value = wrong_blocks(&b, c.batch);
+		pair_send(s, &c, sizeof(c));
+	}
+	while (!s->lost)
+		pair_poll(s, 1000);
+	pair_down(s);
+}
+
+/* ---------------------------------------------------------------- writer, table, JSON */
+
+static json_t *rows_json;
+
+static const char *size_text(size_t size, char buf[24])
+{
+	if (size % 1024)
+		snprintf(buf, 24, "%zu", size);
+	else
+		snprintf(buf, 24, "%zuK", size / 1024);
+	return buf;
+}
+
+static void begin_size(struct bench *b, size_t size)
+{
+	plan_make(&b->plan, size);
+	ask(b, CMD_PLAN, size);
+}
+
+static void check(struct bench *b)
+{
+	struct command c;
+
+	one_batch(b, KVRAIL);
+	c = ask(b, CMD_CHECK, 0);
+	b->next++;
+	if (c.value) {
+		fprintf(stderr, "%llu of %u blocks are wrong\n", (unsigned long long)c.value,
+			cfg.batch);
+		exit(1);
+	}
+}
+
+/* The first touch of each page of a mapping costs a fault, once in its life: not what is compared. */
+static void touch_all(struct pair_side *s)
+{
+	struct tr_op *op = pair_begin(s, TR_WRITE, 0);
+
+	for (size_t at = 0; at < cfg.pool; at += 1 << 20) {
+		struct tr_span span = { .local = at, .remote = at, .len = 1 << 20 };
+
+		pair_add(s, op, &span, 1);
+	}
+	pair_commit(s, op, 0, 0);
+	pair_wait_ended(s, 1);
+}
+
+static void start(struct bench *b, struct pair_side *s)
+{
+	*b = (struct bench){ .s = s, .floor_dst = shared_floor };
+	pair_up(s);
+	fill_words(s->base, s->config->region);
+	b->peer_base = pair_hear(s);
+	touch_all(s);
+	printf("# path: %s\n", tr_conn_path(s->conn));
+}
+
+static void add_row(const char *path, size_t size, const char *kind, const struct row *row,
+		    enum way floor)
+{
+	json_t *o = json_pack("{s:s, s:I, s:s, s:f, s:f, s:f}", "path", path, "block_bytes",
+			      (json_int_t)size, "kind", kind, "floor_gbs", row->gbs[floor],
+			      "kvrail_gbs", row->gbs[KVRAIL], "ratio", row->ratio[floor]);
+
+	if (row->gbs[FLOOR_PLAIN] > 0)
+		json_object_set_new(o, "floor_plain_gbs", json_real(row->gbs[FLOOR_PLAIN]));
+	json_array_append_new(rows_json, o);
+}
+
+static void finish(struct bench *b)
+{
+	ask(b, CMD_QUIT, 0);
+	free(b->plan.from);
+	free(b->plan.to);
+	pair_down(b->s);
+	fflush(stdout);
+}
+
+static void pool_writer(struct pair_side *s)
+{
+	const unsigned int ways = 1u << FLOOR_NT | 1u << FLOOR_PLAIN | 1u << KVRAIL;
+	struct bench b;
+	char text[24];
+
+	start(&b, s);
+	memset(shared_floor, 0, cfg.pool);
+	printf("#       |            write only, GB/s           |     until it is read once, GB/s\n");
+	printf("%7s | %8s %8s %8s %7s | %8s %8s %8s %7s\n", "block", "nt", "plain", "kvrail", "/nt",
+	       "nt", "plain", "kvrail", "/nt");
+	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
+		struct row w, r;
+
+		begin_size(&b, cfg.sizes[i]);
+		w = compare(&b, ways, false);
+		r = compare(&b, ways, true);
+		check(&b);
+		printf("%7s | %8.2f %8.2f %8.2f %7.2f | %8.2f %8.2f %8.2f %7.2f\n",
+		       size_text(cfg.sizes[i], text), w.gbs[FLOOR_NT], w.gbs[FLOOR_PLAIN],
+		       w.gbs[KVRAIL], w.ratio[FLOOR_NT], r.gbs[FLOOR_NT], r.gbs[FLOOR_PLAIN],
+		       r.gbs[KVRAIL], r.ratio[FLOOR_NT]);
+		fflush(stdout);
+		add_row("pool", cfg.sizes[i], "write", &w, FLOOR_NT);
+		add_row("pool", cfg.sizes[i], "write and first read", &r, FLOOR_NT);
+	}
+	finish(&b);
+}
+
+static void cma_writer(struct pair_side *s)
+{
+	struct bench b;
+	char text[24];
+
+	start(&b, s);
+	printf("%7s | %8s %8s %7s\n", "block", "bare", "kvrail", "/bare");
+	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
+		struct row w;
+
+		begin_size(&b, cfg.sizes[i]);
+		w = compare(&b, 1u << FLOOR_CMA | 1u << KVRAIL, false);
+		check(&b);
+		printf("%7s | %8.2f %8.2f %7.2f\n", size_text(cfg.sizes[i], text), w.gbs[FLOOR_CMA],
+		       w.gbs[KVRAIL], w.ratio[FLOOR_CMA]);
+		fflush(stdout);
+		add_row("cma", cfg.sizes[i], "write", &w, FLOOR_CMA);
+	}
+	finish(&b);
+}
+
+static bool parse_sizes(const char *text)
+{
+	cfg.n_sizes = 0;
+	while (*text && cfg.n_sizes < SIZES_MAX) {
+		char *end;
+		size_t v = strtoul(text, &end, 10);
+
+		if (*end == 'K')
+			v <<= 10, end++;
+		if (v < 64 || v % 64 || v > 1 << 20 || (*end && *end != ','))
+			return false;
+		cfg.sizes[cfg.n_sizes++] = v;
+		text = *end ? end + 1 : end;
+	}
+	return cfg.n_sizes;
+}
+
+static int parse(int argc, char **argv)
+{
+	static const struct option options[] = { { "quick", no_argument, NULL, 'q' },
+						 { "sizes", required_argument, NULL, 's' },
+						 { "pairs", required_argument, NULL, 'p' },
+						 { NULL, 0, NULL, 0 } };
+	int c;
+
+	while ((c = getopt_long(argc, argv, "J:", options, NULL)) != -1) {
+		if (c == 'q') {
+			cfg.quick = true;
+			cfg.pool = (size_t)16 << 20;
+			cfg.batch = 200;
+			cfg.pairs = 1;
+			cfg.measure_bytes = (size_t)4 << 20;
+			cfg.n_sizes = 4;
+		} else if (c == 's' && parse_sizes(optarg)) {
+			continue;
+		} else if (c == 'p' && strtoul(optarg, NULL, 10) - 1 < PAIRS_MAX) {
+			cfg.pairs = (uint32_t)strtoul(optarg, NULL, 10);
+		} else if (c == 'J') {
+			cfg.json = optarg;
+		} else {
+			fprintf(stderr,
+				"usage: kv_floor [--quick] [--sizes 1K,4K] [--pairs N] [-J FILE]\n");
+			return 2;
+		}
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct pair_config pool = { .parent_pool = true, .child_pool = true };
+	struct pair_config cma = { .parent_path = "cma", .child_path = "cma" };
+	const char *nt_name;
+	json_t *doc;
+	int ret = parse(argc, argv);
+
+	if (ret)
+		return ret;
+	pool.region = cma.region = cfg.pool;
+	rows_json = json_array();
+	shared_floor =
+		mmap(NULL, cfg.pool, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	PAIR_CHECK(rows_json && shared_floor != MAP_FAILED);
+	nt_loop(&nt_name);
+	printf("# pools of %zu MiB, batches of %u blocks, %u batches in turn, median of %u pairs, "
+	       "floor stores: %s\n",
+	       cfg.pool >> 20, cfg.batch, cfg.batches, cfg.pairs, nt_name);
+	ret = pair_run(&pool, pool_writer, receiver);
+	munmap(shared_floor, cfg.pool);
+	if (!ret)
+		ret = pair_run(&cma, cma_writer, receiver);
+	doc = json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:b, s:o}", "program", "kv_floor",
+			"pool_bytes", (json_int_t)cfg.pool, "batch_blocks", (json_int_t)cfg.batch,
+			"batches", (json_int_t)cfg.batches, "pairs", (json_int_t)cfg.pairs,
+			"floor_stores", nt_name, "quick", cfg.quick, "rows", rows_json);
+	if (cfg.json && json_dump_file(doc, cfg.json, JSON_INDENT(2)))
+		ret = 1;
+	json_decref(doc);
+	return ret ? 1 : 0;
+}

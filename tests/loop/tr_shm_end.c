@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_shm_end.c -- how connections over shm end: killed, stopped and fenced peers; what stays behind
+ */
+#include <dirent.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "base/fault.h"
+#include "tr_pair.h"
+
+enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2, SOON_MS = 1000 };
+
+static const struct pair_config by_path[] = {
+	{ .parent_pool = true, .child_pool = true, .region = REGION },
+	{ .region = REGION },
+	{ .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
+};
+
+enum { BY_POOL, BY_CMA, BY_RING };
+
+/* ---------------------------------------------------------------- killed */
+
+/* A process that dies takes a moment: its memory goes first, then its pidfd tells. */
+static int fence_to_the_end(struct pair_side *s, int64_t within_ms, struct kv_error *err)
+{
+	int64_t deadline_ns = kv_deadline_ns(within_ms);
+	int ret;
+
+	while ((ret = tr_fence(s->conn, err)) == TR_AGAIN) {
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
+		poll(NULL, 0, 1);
+	}
+	return ret;
+}
+
+/* Writes until something says no; returns that. */
+static int write_until_refused(struct pair_side *s, unsigned int *begun_p, struct kv_error *err)
+{
+	static const struct tr_span span = { .len = 50000 };
+	int64_t deadline_ns = kv_deadline_ns(5000);
+
+	for (;;) {
+		struct tr_op *op;
+		int ret = tr_op_begin(s->conn, TR_WRITE, 0, &op, err);
+		long done = 0;
+
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
+		if (ret < 0)
+			return ret;
+		if (ret == TR_AGAIN) {
+			pair_poll(s, 10);
+			continue;
+		}
+		if (++*begun_p == 50)
+			PAIR_CHECK(!kill(s->other, SIGKILL));
+		while (!ret && !done) {
+			PAIR_CHECK(kv_now_ns() < deadline_ns);
+			done = tr_op_add(op, s->mem, s->rmem, &span, 1, err);
+			if (!done)
+				pair_poll(s, 10);
+		}
+		while (done > 0 && (ret = tr_op_commit(op, TR_NOTIFY, 1, err)) == TR_AGAIN) {
+			PAIR_CHECK(kv_now_ns() < deadline_ns);
+			pair_poll(s, 10);
+		}
+		if (done < 0 || ret < 0)
+			return done < 0 ? (int)done : ret;
+		pair_poll(s, 0);
+	}
+}
+
+static void killed_parent(struct pair_side *s)
+{
+	unsigned int begun = 0;
+	struct kv_error err;
+
+	pair_up(s);
+	pair_meet(s);
+	PAIR_CHECK(write_until_refused(s, &begun, &err) == KV_ERR_PEER_LOST);
+	PAIR_CHECK(err.code == KV_ERR_PEER_LOST && err.message[0]);
+	pair_wait_lost(s, SOON_MS);
+	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
+	PAIR_CHECK(s->ended == begun); /* each exactly once, and before the loss */
+	PAIR_CHECK(!fence_to_the_end(s, SOON_MS, &err));
+	pair_down(s);
+}
+
+static void killed_child(struct pair_side *s)
+{
+	pair_up(s);
+	pair_meet(s);
+	for (;;)
+		pair_poll(s, 100);
+}
+
+static void a_killed_peer_ends_every_operation_soon(void **state)
+{
+	assert_int_equal(pair_run(*state, killed_parent, killed_child), -SIGKILL);
+}
+
+static void sleeper_parent(struct pair_side *s)
+{
+	int64_t t;
+
+	pair_up(s);
+	pair_meet(s);
+	t = kv_now_ns();
+	pair_wait_lost(s, SOON_MS); /* one long sleep */
+	PAIR_CHECK(kv_now_ns() - t < SOON_MS * KV_NS_PER_MS);
+	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
+	pair_down(s);
+}
+
+static void sleeper_child(struct pair_side *s)
+{
+	pair_up(s);
+	pair_meet(s);
+	poll(NULL, 0, 50);
+	kill(getpid(), SIGKILL);
+}
+
+static void a_sleeping_process_is_woken_by_its_peers_death(void **state)
+{
+	assert_int_equal(pair_run(*state, sleeper_parent, sleeper_child), -SIGKILL);
+}
+
+/* ---------------------------------------------------------------- fenced */
+
+static void stopped_parent(struct pair_side *s)
+{
+	int64_t deadline_ns;
+	struct kv_error err;
+	int status, ret;
+
+	pair_up(s);
+	pair_meet(s);
+	PAIR_CHECK(!kill(s->other, SIGSTOP));
+	PAIR_CHECK(waitpid(s->other, &status, WUNTRACED) == s->other && WIFSTOPPED(status));
+	ret = fence_to_the_end(s, 2000, &err);
+	if (!strcmp(s->config->parent_path ? s->config->parent_path : "", "ring")) {
+		PAIR_CHECK(!ret); /* this side copies: it has stopped itself */
+	} else {
+		PAIR_CHECK(ret == KV_ERR_BUSY && err.code == KV_ERR_BUSY);
+		PAIR_CHECK(strstr(err.message, "does not answer"));
+		PAIR_CHECK(tr_fence(s->conn, &err) == KV_ERR_BUSY);
+	}
+	PAIR_CHECK(!kill(s->other, SIGKILL));
+	deadline_ns = kv_deadline_ns(SOON_MS);
+	while ((ret = tr_fence(s->conn, &err)))
+		PAIR_CHECK(kv_now_ns() < deadline_ns && (ret == KV_ERR_BUSY || ret == TR_AGAIN));
+	pair_wait_lost(s, SOON_MS);
+	pair_down(s);
+}
+
+static void a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone(void **state)
+{
+	assert_int_equal(pair_run(*state, stopped_parent, killed_child), -SIGKILL);
+}
+
+static void fence_parent(struct pair_side *s)
+{
+	uint8_t *copy = malloc(REGION);
+	struct kv_error err;
+
+	PAIR_CHECK(copy);
+	pair_up(s);
+	pair_meet(s);
+	pair_wait_notifies(s, 200);
+	PAIR_CHECK(!fence_to_the_end(s, SOON_MS, &err));
+	memcpy(copy, s->base, REGION);
+	pair_wait_lost(s, SOON_MS);
+	poll(NULL, 0, 30);
+	PAIR_CHECK(!memcmp(copy, s->base, REGION));
+	PAIR_CHECK(pair_hear(s) == 1); /* the child has noticed */
+	PAIR_CHECK(!memcmp(copy, s->base, REGION));
+	pair_say(s, 2);
+	free(copy);
+	pair_down(s);
+}
+
+/* Writes as fast as it can, something else each time. */
+static void fence_child(struct pair_side *s)
+{
+	struct tr_span span = { .len = 20000 };
+	struct kv_error err;
+	uint64_t i = 0;
+	int ret = 0;
+
+	pair_up(s);
+	pair_meet(s);
+	while (!s->lost && ret >= 0) {
+		struct tr_op *op;
+		long done = 0;
+
+		ret = tr_op_begin(s->conn, TR_WRITE, i, &op, &err);
+		while (!ret && !s->lost && !done) {
+			memset(s->base, (int)++i, 8);
+			span.remote = i * 977 % (REGION - 20000);
+			done = tr_op_add(op, s->mem, s->rmem, &span, 1, &err);
+			pair_poll(s, done ? 0 : 1);
+		}
+		while (done > 0 && !s->lost && tr_op_commit(op, TR_NOTIFY, i, &err) == TR_AGAIN)
+			pair_poll(s, 1);
+		pair_poll(s, 0);
+	}
+	pair_wait_lost(s, SOON_MS);
+	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
+	pair_say(s, 1);
+	PAIR_CHECK(pair_hear(s) == 2); /* the parent has looked */
+	pair_down(s);
+}
+
+static void after_a_fence_no_byte_of_a_busy_writer_lands(void **state)
+{
+	assert_int_equal(pair_run(*state, fence_parent, fence_child), 0);
+}
+
+/* ---------------------------------------------------------------- what stays behind */
+
+static unsigned int count_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	unsigned int n = 0;
+
+	PAIR_CHECK(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+static unsigned int count_shared_mappings(void)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	char line[512];
+	unsigned int n = 0;
+
+	PAIR_CHECK(f);
+	while (fgets(line, sizeof(line), f))
+		n += strstr(line, "kvrail-") != NULL;
+	fclose(f);
+	return n;
+}
+
+static void forget(struct pair_side *s)
+{
+	tr_conn_close(s->conn);
+	s->conn = NULL;
+	s->rmem = NULL;
+	s->notifies = s->msgs = s->ended = 0;
+	s->lost = false;
+}
+
+/* One write with a notify each way; 0, or what refused it. */
+static int try_exchange(struct pair_side *s, struct kv_error *err)
+{
+	struct tr_span span = { .local = 5, .remote = 6, .len = 4097 };
+	int64_t deadline_ns = kv_deadline_ns(3000);
+	struct tr_op *op;
+	long done;
+
+	if (tr_op_begin(s->conn, TR_WRITE, 1, &op, err))
+		return err->code;
+	done = tr_op_add(op, s->mem, s->rmem, &span, 1, err);
+	if (done < 0)
+		return (int)done;
+	if (tr_op_commit(op, TR_NOTIFY, 1, err))
+		return err->code;
+	while (!s->lost && (s->notifies < 1 || s->ended < 1)) {
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
+		pair_poll(s, 20);
+	}
+	*err = s->cause;
+	return s->lost ? s->cause.code : 0;
+}
+
+enum { CYCLES = 50 };
+
+static void cycles(struct pair_side *s)
+{
+	unsigned int fds = 0, maps = 0;
+	struct kv_error err;
+
+	pair_open(s);
+	for (int i = 0; i < CYCLES; i++) {
+		PAIR_CHECK(!pair_connect(s, &err));
+		PAIR_CHECK(!try_exchange(s, &err));
+		pair_meet(s);
+		forget(s);
+		if (!i) { /* the first may warm something up */
+			fds = count_fds();
+			maps = count_shared_mappings();
+		}
+	}
+	PAIR_CHECK(count_fds() == fds);
+	PAIR_CHECK(count_shared_mappings() == maps);
+	pair_down(s);
+}
+
+static void fifty_connections_leave_no_descriptor_and_no_mapping(void **state)
+{
+	assert_int_equal(pair_run(*state, cycles, cycles), 0);
+}
+
+/* ---------------------------------------------------------------- each fault point once */
+
+#ifdef KVRAIL_FAULTS
+
+enum { FIRST_POINT = KV_FAULT_SHM_CONN, LAST_POINT = KV_FAULT_SHM_RMEM };
+
+/*
+ * Both sides do the same: with `point` armed on one of them a connection is made and used; whatever
+ * happened, the next one works. Returns whether the point was passed here.
+ */
+static bool fault_once(struct pair_side *s, enum kv_fault_point point, bool mine)
+{
+	struct kv_error err;
+	bool fired;
+	int ret;
+
+	if (mine)
+		kv_fault_arm(point, 1);
+	ret = pair_connect(s, &err);
+	if (!ret)
+		ret = try_exchange(s, &err);
+	fired = mine && kv_fault_fired(point);
+	if (mine)
+		kv_fault_arm(point, 0);
+	if (ret) {
+		char line[1024];
+
+		PAIR_CHECK(err.code == ret && err.message[0]);
+		kv_error_format(&err, line, sizeof(line));
+		PAIR_CHECK(strlen(line) > 20);
+	}
+	/* Meet without the connection: it may be gone on one side only. */
+	if (!ret && !s->lost)
+		pair_poll(s, 0);
+	pair_say(s, 7);
+	PAIR_CHECK(pair_hear(s) == 7);
+	forget(s);
+	ret = pair_connect(s, &err);
+	if (ret)
+		fprintf(stderr, "after %s: %s\n", kv_fault_name(point), err.message);
+	PAIR_CHECK(!ret);
+	PAIR_CHECK(!try_exchange(s, &err));
+	pair_meet(s);
+	forget(s);
+	return fired;
+}
+
+static void sweep(struct pair_side *s)
+{
+	unsigned int fds, maps, bad = 0;
+	bool cma = !s->config->parent_pool;
+	struct kv_error err;
+
+	pair_open(s);
+	PAIR_CHECK(!pair_connect(s, &err));
+	PAIR_CHECK(!try_exchange(s, &err));
+	pair_meet(s);
+	forget(s);
+	fds = count_fds();
+	maps = count_shared_mappings();
+	for (int p = FIRST_POINT; p <= LAST_POINT; p++) {
+		bool here = fault_once(s, (enum kv_fault_point)p, !s->child);
+		bool there = fault_once(s, (enum kv_fault_point)p, s->child);
+		bool by_pool = p == KV_FAULT_SHM_POOL_MMAP, by_cma = p == KV_FAULT_SHM_PROCESS_VM;
+
+		pair_say(s, here || there);
+		if (!pair_hear(s) && !here && !there && !(by_pool && cma) && !(by_cma && !cma)) {
+			fprintf(stderr, "%s is never passed\n",
+				kv_fault_name((enum kv_fault_point)p));
+			bad++;
+		}
+		PAIR_CHECK(count_fds() == fds);
+		PAIR_CHECK(count_shared_mappings() == maps);
+	}
+	PAIR_CHECK(!bad);
+	pair_down(s);
+}
+
+static void each_fault_point_fails_once_and_the_next_connection_works(void **state)
+{
+	assert_int_equal(pair_run(*state, sweep, sweep), 0);
+}
+
+static void a_context_that_cannot_be_allocated_is_an_error(void **state)
+{
+	struct kv_option_set *options;
+	struct kv_error err;
+	struct tr *tr;
+
+	(void)state;
+	assert_int_equal(kv_option_read(NULL, &options, &err), 0);
+	kv_fault_arm(KV_FAULT_SHM_CTX, 1);
+	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err),
+			 KV_ERR_NOMEM);
+	assert_int_equal(err.code, KV_ERR_NOMEM);
+	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err), 0);
+	tr_close(tr);
+	kv_option_free(options);
+}
+
+#endif
+
+#define TEST(f, path)                                                               \
+	{                                                                           \
+#f " (" #path ")", f, NULL, NULL, (void *)(uintptr_t)&by_path[path] \
+	}
+#define TESTS(f) TEST(f, BY_POOL), TEST(f, BY_CMA), TEST(f, BY_RING)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TESTS(a_killed_peer_ends_every_operation_soon),
+		TESTS(a_sleeping_process_is_woken_by_its_peers_death),
+		TESTS(a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone),
+		TESTS(after_a_fence_no_byte_of_a_busy_writer_lands),
+		TESTS(fifty_connections_leave_no_descriptor_and_no_mapping),
+#ifdef KVRAIL_FAULTS
+		TEST(each_fault_point_fails_once_and_the_next_connection_works, BY_POOL),
+		TEST(each_fault_point_fails_once_and_the_next_connection_works, BY_CMA),
+		cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
+#endif
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

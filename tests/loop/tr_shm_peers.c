@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_shm_peers.c -- peers that one cannot reach in every way: other users, other namespaces; the
+ * right path, the right reason, the right bytes
+ */
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "tr_pair.h"
+
+enum { REGION = 1 << 18, SOURCE_SEED = 1, TARGET_SEED = 2, CANNOT = 76, STRANGER = 54321 };
+
+struct case_arg {
+	/* What a process does to become special: 0, or it exits with CANNOT. */
+	void (*change)(void);
+	bool parent_changes, child_changes;
+	const char *parent_text, *child_text; /* in tr_conn_path */
+};
+
+/* Both sides write their region to the other's second half and look at it. */
+static void exchange(struct pair_side *s)
+{
+	const struct case_arg *arg = s->config->arg;
+	uint64_t mine = s->child ? TARGET_SEED : SOURCE_SEED;
+	uint64_t theirs = s->child ? SOURCE_SEED : TARGET_SEED;
+	struct tr_span span = { .local = 1, .remote = REGION / 2 + 3, .len = REGION / 2 - 7 };
+	struct tr_op *op;
+
+	if (s->child ? arg->child_changes : arg->parent_changes)
+		arg->change();
+	pair_up(s);
+	pair_fill(s->base, mine, 0, REGION);
+	pair_meet(s);
+	if (!strstr(tr_conn_path(s->conn), s->child ? arg->child_text : arg->parent_text))
+		fprintf(stderr, "path: %s\n", tr_conn_path(s->conn));
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), s->child ? arg->child_text : arg->parent_text));
+	op = pair_begin(s, TR_WRITE, 1);
+	pair_add(s, op, &span, 1);
+	pair_commit(s, op, TR_NOTIFY, 5);
+	pair_wait_ended(s, 1);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(pair_differs(s->base, mine, 0, REGION / 2 + 3) < 0);
+	PAIR_CHECK(pair_differs(s->base + REGION / 2 + 3, theirs, 1, REGION / 2 - 7) < 0);
+	PAIR_CHECK(pair_differs(s->base + REGION - 4, mine, REGION - 4, 4) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+/* A change of namespaces or users stays with the process: each case runs in its own. */
+static void exchange_apart(const struct pair_config *config)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(pair_run(config, exchange, exchange) ? 1 : 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void cannot(const char *what)
+{
+	perror(what);
+	_exit(CANNOT);
+}
+
+/* Whether this machine lets a process change so: tried in a process of its own. */
+static bool can(void (*change)(void))
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid) {
+		change();
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	return !status;
+}
+
+static void run_case(struct case_arg *arg, bool pool)
+{
+	struct pair_config config = {
+		.region = REGION, .parent_pool = pool, .child_pool = pool, .arg = arg
+	};
+
+	if (!can(arg->change))
+		skip();
+	exchange_apart(&config);
+}
+
+static void become_stranger(void)
+{
+	if (setgid(STRANGER) || setuid(STRANGER))
+		cannot("skipped: setuid");
+}
+
+static void become_undumpable(void)
+{
+	become_stranger();
+	if (prctl(PR_SET_DUMPABLE, 0))
+		cannot("skipped: PR_SET_DUMPABLE");
+}
+
+static void another_user_is_written_by_its_pool(void **state)
+{
+	struct case_arg arg = { become_stranger, false, true, "memfd pool", "memfd pool" };
+
+	(void)state;
+	run_case(&arg, true);
+}
+
+static void another_user_without_a_pool_falls_back_to_the_ring(void **state)
+{
+	/* root may still reach the other user's process; the other user may not reach root's */
+	struct case_arg arg = { become_stranger, false, true, "process_vm_writev",
+				"ring (process_vm_readv of process" };
+
+	(void)state;
+	run_case(&arg, false);
+}
+
+static void two_processes_that_forbid_process_vm_use_the_ring(void **state)
+{
+	struct case_arg arg = { become_undumpable, true, true, "Operation not permitted)",
+				"Operation not permitted)" };
+
+	(void)state;
+	run_case(&arg, false);
+}
+
+static void enter_pid_namespace(void)
+{
+	if (unshare(CLONE_NEWPID))
+		cannot("skipped: unshare(CLONE_NEWPID)");
+}
+
+/* The child is the first process of a new namespace: it sees no number for its parent. */
+static void another_pid_namespace_is_written_by_pool_and_else_by_ring(void **state)
+{
+	struct case_arg by_pool = { 0, false, false, "memfd pool", "memfd pool" };
+	struct case_arg without = { 0, false, false, "process_vm_writev",
+				    "the peer is not visible in this pid namespace" };
+	struct pair_config config[] = {
+		{ .region = REGION, .parent_pool = true, .child_pool = true, .arg = &by_pool },
+		{ .region = REGION, .arg = &without },
+	};
+
+	(void)state;
+	if (!can(enter_pid_namespace))
+		skip();
+	for (int i = 0; i < 2; i++) {
+		int status;
+		pid_t pid = fork();
+
+		assert_true(pid >= 0);
+		if (!pid) {
+			enter_pid_namespace();
+			_exit(pair_run(&config[i], exchange, exchange) ? 1 : 0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+}
+
+static void enter_mount_namespace(void)
+{
+	if (unshare(CLONE_NEWNS))
+		cannot("skipped: unshare(CLONE_NEWNS)");
+}
+
+static void another_mount_namespace_makes_no_difference(void **state)
+{
+	struct case_arg arg = { enter_mount_namespace, false, true, "memfd pool", "memfd pool" };
+
+	(void)state;
+	run_case(&arg, true);
+}
+
+/* ---------------------------------------------------------------- another network namespace */
+
+static void elsewhere_parent(struct pair_side *s)
+{
+	struct kv_error err;
+	int ret;
+
+	pair_open(s);
+	ret = pair_connect(s, &err);
+	PAIR_CHECK(ret == KV_ERR_UNREACHABLE);
+	if (!strstr(err.message, "another network namespace"))
+		fprintf(stderr, "%s\n", err.message);
+	PAIR_CHECK(strstr(err.message, "another network namespace"));
+	pair_down(s);
+}
+
+static void enter_net_namespace(void)
+{
+	if (unshare(CLONE_NEWNET))
+		cannot("skipped: unshare(CLONE_NEWNET)");
+}
+
+/* Takes the TCP connection where the parent is, and makes its local socket elsewhere. */
+static void elsewhere_child(struct pair_side *s)
+{
+	struct kv_error err;
+	struct tr_listener *listener;
+
+	pair_open(s);
+	PAIR_CHECK(!tr_listen(s->tr, NULL, 0, &listener, &err));
+	s->listener = listener;
+	enter_net_namespace();
+	PAIR_CHECK(pair_connect(s, &err) == KV_ERR_PEER_LOST || err.code == KV_ERR_UNREACHABLE);
+	pair_down(s);
+}
+
+static void another_network_namespace_is_refused_with_a_clear_sentence(void **state)
+{
+	struct pair_config config = { .region = REGION };
+
+	(void)state;
+	if (!can(enter_net_namespace))
+		skip();
+	assert_int_equal(pair_run(&config, elsewhere_parent, elsewhere_child), 0);
+}
+
+/*
+ * ---------------------------------------------------------------- a path that is asked for by name
+ */
+
+static void forced_parent(struct pair_side *s)
+{
+	struct kv_error err;
+
+	pair_open(s);
+	PAIR_CHECK(pair_connect(s, &err) == KV_ERR_UNREACHABLE);
+	if (!strstr(err.message, s->config->arg))
+		fprintf(stderr, "%s\n", err.message);
+	PAIR_CHECK(strstr(err.message, s->config->arg));
+	pair_down(s);
+}
+
+static void forced_child(struct pair_side *s)
+{
+	struct kv_error err;
+
+	pair_open(s);
+	PAIR_CHECK(pair_connect(s, &err) < 0);
+	pair_down(s);
+}
+
+static void a_forced_path_that_cannot_be_is_unreachable_with_the_reason(void **state)
+{
+	struct pair_config no_pool = {
+		.parent_path = "pool",
+		.region = REGION,
+		.arg = (void *)(uintptr_t) "the region is not in a memfd pool"
+	};
+	struct pair_config no_cma = {
+		.parent_path = "cma",
+		.region = REGION,
+		.flags = TR_LINE_ORDER,
+		.arg = (void *)(uintptr_t) "does not keep the order within lines"
+	};
+	struct pair_config refused = {
+		.parent_path = "cma",
+		.child_path = "ring",
+		.region = REGION,
+		.arg = (void *)(uintptr_t) "the peer allows no direct writes"
+	};
+
+	(void)state;
+	assert_int_equal(pair_run(&no_pool, forced_parent, forced_child), 0);
+	assert_int_equal(pair_run(&no_cma, forced_parent, forced_child), 0);
+	assert_int_equal(pair_run(&refused, forced_parent, forced_child), 0);
+}
+
+static void a_pool_can_be_written_by_the_other_paths_too(void **state)
+{
+	struct case_arg cma = { 0, false, false, "process_vm_writev", "process_vm_writev" };
+	struct case_arg ring = { 0, false, false, "ring (KVCACHE_SHM_PATH)",
+				 "ring (the peer allows no direct writes)" };
+	struct pair_config config = { .region = REGION, .parent_pool = true, .child_pool = true };
+
+	(void)state;
+	config.parent_path = config.child_path = "cma";
+	config.arg = &cma;
+	assert_int_equal(pair_run(&config, exchange, exchange), 0);
+	config.parent_path = "ring";
+	config.child_path = NULL;
+	config.arg = &ring;
+	assert_int_equal(pair_run(&config, exchange, exchange), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(another_user_is_written_by_its_pool),
+		cmocka_unit_test(another_user_without_a_pool_falls_back_to_the_ring),
+		cmocka_unit_test(two_processes_that_forbid_process_vm_use_the_ring),
+		cmocka_unit_test(another_pid_namespace_is_written_by_pool_and_else_by_ring),
+		cmocka_unit_test(another_mount_namespace_makes_no_difference),
+		cmocka_unit_test(another_network_namespace_is_refused_with_a_clear_sentence),
+		cmocka_unit_test(a_forced_path_that_cannot_be_is_unreachable_with_the_reason),
+		cmocka_unit_test(a_pool_can_be_written_by_the_other_paths_too),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
