@@ -15,7 +15,7 @@ enum {
 	SGES_MAX = 4,
 	INLINE_MAX = 256,
 	MRS_MAX = 4096,
-	QPS_MAX = 1024,
+	QPS_MAX = 256,
 	WINDOW = 16,	   /* requests of a queue pair under way */
 	TIMEOUT_STEPS = 8, /* between two tries of a request that is not answered */
 	RNR_STEPS = 4,

@@ -43,7 +43,7 @@ void ib_break_step(struct ib_conn *c)
 
 		if (!lane->qp || ib_lane_drained(lane))
 			continue;
-		if (!late && !atomic_load(&lane->path->rail->dead))
+		if (!late && !lane->path->deaf && !atomic_load(&lane->path->rail->dead))
 			return;
 		ib_lane_destroy(lane);
 	}

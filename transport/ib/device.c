@@ -265,17 +265,21 @@ void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
 
 static void note_event(struct ib_rail *rail, const struct ibv_async_event *event)
 {
+	struct ib_conn *c;
 	struct ib_lane *lane;
 
 	switch (event->event_type) {
 	case IBV_EVENT_QP_FATAL:
 	case IBV_EVENT_QP_REQ_ERR:
 	case IBV_EVENT_QP_ACCESS_ERR:
-		/* The queue pair cannot be destroyed, nor its lane freed, before the event is acknowledged. */
+		/* A queue cannot be destroyed, nor what it points to freed, before the event is acknowledged. */
 		lane = event->element.qp->qp_context;
 		atomic_store(&lane->async, (int)event->event_type + 1);
 		break;
 	case IBV_EVENT_CQ_ERR:
+		c = event->element.cq->cq_context;
+		atomic_store(&c->cq_error, true);
+		break;
 	case IBV_EVENT_DEVICE_FATAL:
 		atomic_store(&rail->dead, true);
 		break;

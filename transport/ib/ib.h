@@ -173,6 +173,7 @@ struct ib_path {
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
 	struct ib_end peer;
 	bool watched, watched_async;
+	bool deaf; /* its completion queues cannot be polled any more */
 };
 
 /* An operation slot; its index and generation are tr_op's. */
@@ -243,6 +244,7 @@ struct ib_conn {
 	struct ib_op op[TR_OPS_MAX];
 	uint32_t stopping; /* operations that are being cancelled */
 	uint32_t idle;
+	atomic_bool cq_error;  /* a device has reported one for a queue of this connection */
 	uint64_t stale;	       /* completions of another life, counted and ignored */
 	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
 	bool cause_is_flush;   /* a consequence; what caused it may still be found */

@@ -11,22 +11,22 @@
 #include "base/error.h"
 #include "ib.h"
 
+/* What a failure or a broken connection leaves open is ended by tr_conn_lost, once the cause is known. */
 void ib_op_settle(struct ib_conn *c, uint16_t index)
 {
 	struct ib_op *state = &c->op[index];
 	struct tr_op *op = tr_conn_op(c->conn, index);
-	int kind = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
+	int done = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
 
-	if (!state->busy || state->in_flight || !(state->committed || state->stopping) ||
-	    state->proof_due)
+	if (!state->busy || state->in_flight || state->proof_due || state->failed)
 		return;
-	if (state->failed && !state->stopping)
-		return; /* tr_conn_lost ends it IN_DOUBT */
+	if (!state->committed && !(state->stopping && c->state == IB_LIVE))
+		return;
 	state->busy = false;
 	if (state->stopping)
 		c->stopping--;
 	/* Cancelled too late: everything was posted already and has succeeded. */
-	tr_op_end(op, state->committed && !state->failed ? kind : TR_CANCELLED);
+	tr_op_end(op, state->committed ? done : TR_CANCELLED);
 }
 
 static void retire_one(struct ib_lane *lane, bool failed)
@@ -118,11 +118,11 @@ static void received(struct ib_lane *lane, const struct ibv_wc *wc)
 		ib_break(c, &cause);
 }
 
-static void poll_failed(struct ib_conn *c, const struct ib_path *path)
+static void poll_failed(struct ib_conn *c, struct ib_path *path)
 {
 	struct kv_error cause;
 
-	atomic_store(&path->rail->dead, true);
+	path->deaf = true;
 	kv_fail(&cause, KV_ERR_DEVICE, "poll", "ibv_poll_cq failed on %s", path->rail->name);
 	cause.in_doubt = 1;
 	ib_name_peer(c, path->rail, &cause);
@@ -178,6 +178,8 @@ static void check_rails(struct ib_conn *c)
 
 		if (atomic_load_explicit(&lane->path->rail->dead, memory_order_relaxed))
 			async = IBV_EVENT_DEVICE_FATAL + 1;
+		else if (atomic_load_explicit(&c->cq_error, memory_order_relaxed))
+			async = IBV_EVENT_CQ_ERR + 1;
 		if (!async)
 			continue;
 		ib_async_cause(lane, async - 1, &cause);
