@@ -54,7 +54,7 @@ static const char *stores_text(const struct shm_conn *sc, char *buf, size_t cap)
 {
 	if (sc->line_order)
 		snprintf(buf, cap, "ordered stores");
-	else if (!strcmp(sc->ctx->stores, "plain"))
+	else if (sc->ctx->nt_from == UINT64_MAX)
 		snprintf(buf, cap, "plain stores");
 	else
 		snprintf(buf, cap, "non-temporal stores (%s)", sc->ctx->nt_name);

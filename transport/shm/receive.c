@@ -114,7 +114,8 @@ static void publish_head(struct shm_conn *sc)
 		link_wake(sc, WAKE_ROOM);
 }
 
-static bool told_to_stop(const struct shm_conn *sc)
+/* acquire: pairs with the release in stop_announce. Look at it before the ring. */
+static uint32_t told_to_stop(const struct shm_conn *sc)
 {
 	return atomic_load_explicit(&sc->seg.shared->side[!sc->side].stop, memory_order_acquire);
 }
@@ -127,7 +128,7 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 	const uint8_t *payload;
 	int done = 0, ret = 0;
 
-	while (sc->in.head < end && !told_to_stop(sc)) {
+	while (sc->in.head < end && told_to_stop(sc) != STOP_NOW) {
 		ret = ring_next(&sc->in, &record, &payload);
 		if (ret < 0)
 			return kv_fail(err, KV_ERR_PROTOCOL, "shm",
@@ -205,6 +206,7 @@ int shm_progress(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct kv_error cause;
+	bool stop, room;
 	int ret = 0;
 
 	if (sc->armed) {
@@ -214,13 +216,15 @@ int shm_progress(struct tr_conn *conn)
 		ret = look_at_link(sc, &cause);
 	}
 
+	stop = told_to_stop(sc);
 	if (!ret)
 		ret = move(sc, &cause);
-	if (!ret && told_to_stop(sc))
+	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
+	room = tr_conn_room(conn);
+	if (!ret && stop && room)
 		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "%s stopped the connection",
 			      tr_conn_address(conn));
-	/* Last: what the peer sent before it went still counts. */
-	if (!ret && sc->hung_up && tr_conn_room(conn))
+	if (!ret && sc->hung_up && room)
 		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "the process of %s is gone",
 			      tr_conn_address(conn));
 	if (ret < 0) {

@@ -17,15 +17,6 @@ void send_published(struct shm_conn *sc)
 		link_wake(sc, WAKE_DATA);
 }
 
-/*
- * Learns of room. A peer that writes an impossible position is noticed by the next progress as
- * well; here it has no room.
- */
-static bool refresh(struct shm_conn *sc)
-{
-	return ring_refresh(&sc->out);
-}
-
 void shm_op_begin(struct tr_op *op)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
@@ -35,17 +26,11 @@ void shm_op_begin(struct tr_op *op)
 
 /* ---------------------------------------------------------------- pool */
 
-enum { AUTO_NT_BYTES = 256 }; /* KVCACHE_SHM_STORES=auto: from this length on non-temporal */
-
 static store_fn *store_for(const struct shm_conn *sc, uint64_t len)
 {
-	const char *word = sc->ctx->stores;
-
 	if (sc->line_order)
 		return store_ordered;
-	if (!strcmp(word, "plain") || (len < AUTO_NT_BYTES && strcmp(word, "nt")))
-		return store_plain;
-	return sc->ctx->nt;
+	return len >= sc->ctx->nt_from ? sc->ctx->nt : store_plain;
 }
 
 /*
@@ -233,7 +218,7 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	int ret;
 
 	if (rm->path == SHM_RING) {
-		refresh(sc);
+		ring_refresh(&sc->out); /* an impossible position: the next progress tells */
 		done = op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
 					    : read_by_ring(sc, op, lmem->addr, rmem, spans, now);
 		send_published(sc);
@@ -269,7 +254,7 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
 	(void)err;
-	refresh(sc);
+	ring_refresh(&sc->out);
 	if (sc->rest.op == op && !send_rest(sc))
 		goto again;
 	/*
@@ -301,7 +286,7 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *
 	struct ring_record record = { .type = RING_MSG, .len = (uint32_t)len };
 
 	(void)err;
-	refresh(sc);
+	ring_refresh(&sc->out);
 	if (!put_small(sc, &record, buf)) {
 		refused(sc);
 		return TR_AGAIN;

@@ -31,6 +31,18 @@ static uint64_t ring_bytes(uint64_t option)
 	return bytes;
 }
 
+/*
+ * auto: non-temporal from 256 bytes on. On cold pools they are faster than plain stores at every
+ * block size from 1 KiB, and still not slower once the receiver's first read is counted
+ * (docs/benchmarks-shm.md, made by kv_floor).
+ */
+static uint64_t nt_from(const char *word)
+{
+	if (!strcmp(word, "plain"))
+		return UINT64_MAX;
+	return strcmp(word, "nt") ? 256 : 0;
+}
+
 static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 {
 	struct shm_ctx *ctx = kv_fault(SHM_CTX) ? NULL : calloc(1, sizeof(*ctx));
@@ -39,7 +51,7 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the shm provider");
 	ctx->tr = tr;
 	ctx->forced = path_by_name(kv_option_string(tr->options, KV_OPT_SHM_PATH));
-	ctx->stores = kv_option_string(tr->options, KV_OPT_SHM_STORES);
+	ctx->nt_from = nt_from(kv_option_string(tr->options, KV_OPT_SHM_STORES));
 	ctx->ring_bytes = ring_bytes((uint64_t)kv_option_int(tr->options, KV_OPT_SHM_RING));
 	ctx->nt = store_nt(&ctx->nt_name);
 	*ctx_p = ctx;

@@ -40,7 +40,7 @@ enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING };
 struct shm_ctx {
 	struct tr *tr;
 	enum shm_path forced; /* KVCACHE_SHM_PATH */
-	const char *stores;   /* KVCACHE_SHM_STORES */
+	uint64_t nt_from;     /* KVCACHE_SHM_STORES: from this length on non-temporal */
 	store_fn *nt;
 	const char *nt_name;
 	uint64_t ring_bytes;
@@ -226,6 +226,6 @@ int shm_fence(struct tr_conn *conn, struct kv_error *err);
 /* The connection fails for this reason: tells the peer, then the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
-void stop_announce(struct shm_conn *sc);
+void stop_announce(struct shm_conn *sc, enum segment_stop how);
 
 #endif
