@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# run.sh -- real NCCL over the plugin, on two GPUs of one host; about 8 minutes; no network
+#
+# usage: net_plugin/gpu/run.sh [check|perf|all]
+#
+# Needs two GPUs, Python with torch (its NCCL is used), gcc, cmake, ninja, libibverbs' headers. Each rank gets another
+# NCCL_HOSTID, so that NCCL takes the two for two hosts and uses its network plugin for everything between them;
+# NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+what=${1:-all}
+out=${OUT:-$(mktemp -d)}
+mkdir -p "$out"
+build=${BUILD:-build-gpu}
+python=${PYTHON:-python3}
+
+# ---------------------------------------------------------------- build
+
+plugin=$build/net_plugin/libnccl-net-kvrail.so
+tests=$build/mpi_tests/net
+
+build_with_cmake() {
+	cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVRAIL_TESTS=OFF -DKVRAIL_MPI=OFF \
+		-DKVRAIL_TOOL=OFF -DKVRAIL_EXAMPLES=OFF -DKVRAIL_WERROR=OFF &&
+		cmake --build "$build" --target kvrail_net net_conformance net_perf
+}
+
+# The same by hand, for a machine that lacks what other parts of the tree are configured with.
+build_with_cc() {
+	local flags=(-O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -fno-strict-aliasing
+		-Iinclude -Itransport -Inet_plugin)
+	mkdir -p "$(dirname "$plugin")" "$tests" &&
+		cc "${flags[@]}" -shared -Wl,--version-script=net_plugin/net_plugin.map -o "$plugin" \
+			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c net_plugin/*.c -lpthread -ldl &&
+		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/{cases_*,net_conformance,net_elf,net_load,net_side}.c \
+			-lpthread -ldl &&
+		cc "${flags[@]}" -o "$tests/net_perf" mpi_tests/net/{net_perf,net_elf,net_load,net_side}.c -lpthread -ldl
+}
+
+if ! build_with_cmake >"$out/build.log" 2>&1 && ! build_with_cc >>"$out/build.log" 2>&1; then
+	tail -n 30 "$out/build.log"
+	echo "FAILED build"
+	exit 1
+fi
+plugin=$(realpath "$plugin")
+
+# ---------------------------------------------------------------- two ranks
+
+export NCCL_NVLS_ENABLE=0 NCCL_MNNVL_ENABLE=0 NCCL_SOCKET_IFNAME=lo PYTHONUNBUFFERED=1
+export MASTER_ADDR=127.0.0.1 WORLD_SIZE=2 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_CPP_LOG_LEVEL=ERROR
+port=29600
+kvrail=(NCCL_NET=kvrail "NCCL_NET_PLUGIN=$plugin")
+socket=(NCCL_NET=Socket NCCL_NET_PLUGIN=none)
+
+# ranks NAME MODE SECONDS [VARIABLE=value ...]: 0 if both ranks say so. SAME_HOST=1: one host for NCCL, too.
+ranks() {
+	local name=$1 mode=$2 seconds=$3 rank pids=() ret=0 host
+	shift 3
+	port=$((port + 1))
+	for rank in 0 1; do
+		host=(NCCL_HOSTID="kvrail-rank-$rank")
+		[ -z "${SAME_HOST:-}" ] || host=()
+		env "${host[@]}" "$@" RANK=$rank MASTER_PORT=$port NCCL_DEBUG="${DEBUG_LEVEL:-WARN}" \
+			NCCL_DEBUG_SUBSYS=INIT,NET,ENV timeout -k 5 "$seconds" \
+			"$python" net_plugin/gpu/collectives.py "$mode" --json "$out/$name.json" \
+			>"$out/$name.$rank.log" 2>&1 &
+		pids+=($!)
+	done
+	for rank in 0 1; do
+		wait "${pids[$rank]}" || ret=$?
+	done
+	return $ret
+}
+
+failures=0
+summary=()
+
+# step NAME MODE SECONDS [VARIABLE=value ...]
+step() {
+	local name=$1 begin=$SECONDS line
+	if ranks "$@"; then
+		line="pass"
+	else
+		line="FAIL"
+		failures=$((failures + 1))
+		echo "--- $name, rank 0"
+		tail -n 12 "$out/$name.0.log"
+		echo "--- $name, rank 1"
+		tail -n 12 "$out/$name.1.log"
+	fi
+	line="$line  $name ($((SECONDS - begin)) s) $(grep -h '^ok' "$out/$name.0.log" | tail -n 1)"
+	echo "$line"
+	summary+=("$line")
+}
+
+# ---------------------------------------------------------------- correctness
+
+check() {
+	DEBUG_LEVEL=INFO step first check 90 "${kvrail[@]}"
+	grep -hE 'NET/kvrail|NET/Plugin|Assigned NET|Using network|via NET' "$out/first.0.log" | head -n 14
+	local proto algo
+	for proto in Simple LL LL128; do
+		# Tree exists for all_reduce only; naming it for all is an error.
+		for algo in ring "ring;allreduce:tree"; do
+			step "$proto-${algo##*:}" check 90 "${kvrail[@]}" NCCL_PROTO=$proto "NCCL_ALGO=$algo"
+		done
+	done
+	step small-buffers check 90 "${kvrail[@]}" NCCL_BUFFSIZE=65536
+	step shared-buffers-0 check 90 "${kvrail[@]}" NCCL_NET_SHARED_BUFFERS=0
+	step bootstrap check 90 "${kvrail[@]}" NCCL_OOB_NET_ENABLE=1
+	step communicators communicators 120 "${kvrail[@]}"
+	killed_rank
+}
+
+# One rank kills itself in the middle: the other must end with an error, not hang.
+killed_rank() {
+	local begin=$SECONDS line
+	ranks killed killed 60 "${kvrail[@]}"
+	line="pass"
+	grep -qE '^survivor|ncclRemoteError|remote process exited' "$out/killed.0.log" &&
+		! grep -q 'no error within' "$out/killed.0.log" || { line="FAIL" failures=$((failures + 1)); }
+	line="$line  killed ($((SECONDS - begin)) s) $(grep -hoE '^survivor.*|ncclRemoteError.{0,80}' "$out/killed.0.log" | head -n 1)"
+	echo "$line"
+	summary+=("$line")
+}
+
+# ---------------------------------------------------------------- speed
+
+perf() {
+	step perf-kvrail perf 120 "${kvrail[@]}"
+	step perf-socket perf 120 "${socket[@]}"
+	SAME_HOST=1 step perf-shm perf 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
+	"$python" net_plugin/gpu/table.py "$out"/perf-kvrail.json "$out"/perf-socket.json "$out"/perf-shm.json
+	"$tests"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
+}
+
+"$python" -c 'import torch; print("torch", torch.__version__, "nccl", torch.cuda.nccl.version(), torch.cuda.device_count(), "x", torch.cuda.get_device_name(0))'
+timeout 150 "$tests"/net_conformance -w KVCACHE_TRANSPORT=ib "$plugin" >"$out/conformance.txt" 2>&1
+grep -E 'FAIL|passed' "$out/conformance.txt"
+case $what in
+check) check ;;
+perf) perf ;;
+all)
+	perf
+	check
+	;;
+esac
+echo
+printf '%s\n' "${summary[@]}"
+echo "$failures failures, $SECONDS s"
+[ "$failures" = 0 ]
