@@ -25,7 +25,7 @@ struct bench_options {
 	uint32_t iters, warmup;
 	uint32_t layers, tensors;
 	uint64_t pool_bytes;
-	int check, hot, two_sided;
+	int check, hot, two_sided, corrupt;
 	uint64_t seed;
 	int64_t timeout_ms;
 	const char *json_path, *plot_path;

@@ -88,12 +88,12 @@ uint64_t bench_check(const struct bench_pool *p, const struct bench_ids *ids, ui
 				n = pattern_check(bench_block(p, layer, t, id), p->block_bytes, key,
 						  &first);
 				if (n && wrong == 0)
-					snprintf(
-						note, note_cap,
-						"%zu wrong bytes in block %llu (%s), layer %u, tensor %u, first at %zu",
-						n, (unsigned long long)id,
-						from[i] ? "written" : "never written", layer, t,
-						first);
+					snprintf(note, note_cap,
+						 "%zu wrong bytes in block %llu (%s), layer %u, "
+						 "tensor %u, first at %zu",
+						 n, (unsigned long long)id,
+						 from[i] ? "written" : "never written", layer, t,
+						 first);
 				wrong += n;
 			}
 	free(from);

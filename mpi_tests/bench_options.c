@@ -17,6 +17,7 @@ enum {
 	KEY_SEED,
 	KEY_TIMEOUT,
 	KEY_PLOT,
+	KEY_CORRUPT,
 };
 
 static const struct argp_option options[] = {
@@ -24,7 +25,8 @@ static const struct argp_option options[] = {
 	{ "prefill", 'p', "P", 0, "number of prefill ranks (1)", 1 },
 	{ "decode", 'd', "D", 0, "number of decode ranks (1)", 1 },
 	{ "local", KEY_LOCAL, "P+D", 0,
-	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is around",
+	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is "
+	  "around",
 	  1 },
 	{ NULL, 0, NULL, 0, "What is moved:", 2 },
 	{ "min-bytes", 'b', "BYTES", 0, "first block size (1K)", 2 },
@@ -40,9 +42,14 @@ static const struct argp_option options[] = {
 	{ NULL, 0, NULL, 0, "How it is measured:", 3 },
 	{ "iters", 'i', "N", 0, "measured iterations (64)", 3 },
 	{ "warmup", 'w', "N", 0,
-	  "iterations before them (64: each of the different batches once, so that every page was touched)",
+	  "iterations before them (64: each of the different batches once, so that every page was "
+	  "touched)",
 	  3 },
 	{ "check", 'c', "0|1", 0, "check every byte of the decode pools after each size (1)", 3 },
+	{ "corrupt", KEY_CORRUPT, NULL, 0,
+	  "test of the check itself: flip a bit in the first decode rank before it checks. The run "
+	  "must fail",
+	  3 },
 	{ "seed", KEY_SEED, "N", 0, "seed of the test data and of the ids (1)", 3 },
 	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", 3 },
 	{ NULL, 0, NULL, 0, "Output:", 4 },
@@ -52,11 +59,13 @@ static const struct argp_option options[] = {
 };
 
 static const char doc[] =
-	"Measure how fast prefill ranks write shuffled blocks of a fixed size into decode ranks. Each "
+	"Measure how fast prefill ranks write shuffled blocks of a fixed size into decode ranks. "
+	"Each "
 	"prefill rank writes to each decode rank; with several of them as one group."
 	"\vBYTES take the suffixes K, M, G (powers of two). How the bytes travel is chosen by the "
 	"KVCACHE_* environment.\n\n"
-	"Exit code: 0, 1 wrong bytes or a failed operation or a dead rank, 2 the command line is wrong, "
+	"Exit code: 0, 1 wrong bytes or a failed operation or a dead rank, 2 the command line is "
+	"wrong, "
 	"3 the job could not be run.\n\n"
 	"Examples:\n"
 	"  kv_pd_bench --local 1+1\n"
@@ -127,6 +136,9 @@ static error_t parse_measure(int key, char *arg, struct bench_options *o, struct
 		break;
 	case KEY_TIMEOUT:
 		o->timeout_ms = 1000 * (int64_t)number(arg, 1, 3600, "--timeout", state);
+		break;
+	case KEY_CORRUPT:
+		o->corrupt = 1;
 		break;
 	case 'J':
 		o->json_path = arg;

@@ -296,6 +296,8 @@ static void check_row(struct bench *b)
 	const struct bench_options *opt = b->opt;
 	uint32_t p;
 
+	if (opt->corrupt && b->self == 0)
+		bench_block(&b->pool, 0, 0, b->pool.blocks - 1)[b->pool.block_bytes - 1] ^= 1;
 	for (p = 0; p < b->peers; p++) {
 		atomic_fetch_add(&b->rank->slot->beat, 1);
 		b->row.wrong += bench_check(&b->pool, &b->ids[p], p, opt->warmup + opt->iters + 1,

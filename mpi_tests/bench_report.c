@@ -162,7 +162,7 @@ int bench_report_end(struct bench_report *r)
 {
 	int rc = 0;
 
-	if (r->opt->check)
+	if (r->opt->check && r->printed)
 		printf("# Out of bounds values : %llu %s\n", (unsigned long long)r->wrong,
 		       r->wrong ? "FAILED" : "OK");
 	printf("# Avg bandwidth        : %.3f GB/s\n",

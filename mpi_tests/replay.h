@@ -59,9 +59,8 @@ struct replay_result {
 	uint64_t wrong_bytes, wrong_blocks;
 	uint64_t lost_ops; /* operations that ended with KV_ERR_PEER_LOST */
 	uint64_t lost_ns;  /* when the first of them was reported */
-	uint64_t
-		false_success; /* operations that succeeded though their peer was lost or bytes were missing */
-	uint64_t errors; /* every other failure */
+	uint64_t false_success; /* arrivals or acknowledgements after the peer was lost */
+	uint64_t errors;        /* every other failure */
 	uint64_t begin_ns, end_ns;
 	char transport[16], path[96];
 	uint32_t notes;

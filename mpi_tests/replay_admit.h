@@ -22,9 +22,8 @@ enum admit_status { ADMIT_OK = 0, ADMIT_WAIT };
 struct admitted {
 	uint32_t request;
 	uint32_t blocks; /* of the whole prompt */
-	uint32_t hits;	 /* the first of them, already held */
-	uint32_t
-		window; /* streamed: how many blocks it may have open at a time; 0 = has all its blocks */
+	uint32_t hits;   /* the first of them, already held */
+	uint32_t window; /* streamed: so many blocks at a time; 0 = it has all its blocks */
 	uint32_t held; /* length of `ids` */
 	int64_t *ids;  /* hits first, then what was allocated */
 	uint64_t end_ms;

@@ -2,8 +2,10 @@
 /*
  * replay_flight.h -- a request on its way from a prefill rank into this decode rank's pool
  *
- *   admitted -> chunk opened (kv_blocks_open) and ordered (a mail block) -> its layers arrive, each is checked
- *            -> lease revoked: blocks are held and published; next chunk, or the request runs to its end
+ *   admitted -> chunk opened (kv_blocks_open) and ordered (a mail block)
+ *            -> its layers arrive, each is checked
+ *            -> lease revoked, blocks held and published
+ *            -> next chunk, or the request runs to its end
  */
 #ifndef MPI_TESTS_REPLAY_FLIGHT_H
 #define MPI_TESTS_REPLAY_FLIGHT_H

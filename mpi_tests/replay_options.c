@@ -25,7 +25,8 @@ static const struct argp_option options[] = {
 	{ "prefill", 'p', "P", 0, "number of prefill ranks (1)", 1 },
 	{ "decode", 'd', "D", 0, "number of decode ranks (1)", 1 },
 	{ "local", KEY_LOCAL, "P+D", 0,
-	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is around",
+	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is "
+	  "around",
 	  1 },
 	{ NULL, 0, NULL, 0, "What is replayed:", 2 },
 	{ "model", 'm', "NAME", 0, "geometry of the KV cache (llama3-8b); 'list' prints all", 2 },
@@ -43,11 +44,13 @@ static const struct argp_option options[] = {
 	  "check the whole pool after every K requests (50); 0 = only at the end", 3 },
 	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", 3 },
 	{ "kill", KEY_KILL, "RANK@REQUEST", 0,
-	  "let this rank die by SIGKILL in the middle of that request, or of the next one that it serves",
+	  "let this rank die by SIGKILL in the middle of that request, or of the next one that it "
+	  "serves",
 	  3 },
 	{ "restart", KEY_RESTART, NULL, 0, "replace the killed rank by a new process", 3 },
 	{ "corrupt", KEY_CORRUPT, "byte|swap|free", 0,
-	  "test of the check itself: after the first arrival at the first decode rank flip a bit of a block, exchange "
+	  "test of the check itself: after the first arrival at the first decode rank flip a bit "
+	  "of a block, exchange "
 	  "two blocks, or write into a free block. The run must fail",
 	  3 },
 	{ NULL, 0, NULL, 0, "Output:", 4 },
@@ -56,15 +59,19 @@ static const struct argp_option options[] = {
 };
 
 static const char doc[] =
-	"Replay a request trace: prefill ranks write the KV cache of each request, layer by layer, into scattered blocks "
+	"Replay a request trace: prefill ranks write the KV cache of each request, layer by layer, "
+	"into scattered blocks "
 	"of decode ranks, which check every byte."
-	"\vBYTES take the suffixes K, M, G (powers of two). How the bytes travel is chosen by the KVCACHE_* environment; "
+	"\vBYTES take the suffixes K, M, G (powers of two). How the bytes travel is chosen by the "
+	"KVCACHE_* environment; "
 	"KVCACHE_SHM_PATH=pool|cma|ring forces one way of shared memory.\n\n"
-	"Exit code: 0 every byte was right and every rank did what it had to, 1 not so, 2 the command line or the trace "
+	"Exit code: 0 every byte was right and every rank did what it had to, 1 not so, 2 the "
+	"command line or the trace "
 	"is wrong, 3 the job could not be run.\n\n"
 	"Examples:\n"
 	"  kv_pd_replay --local 2+2 --requests 100 --scale 64 --layers 4 --pool 256M trace.jsonl\n"
-	"  mpirun -np 4 kv_pd_replay --prefill 2 --decode 2 --model deepseek-v3-mla --scale 16 trace.jsonl";
+	"  mpirun -np 4 kv_pd_replay --prefill 2 --decode 2 --model deepseek-v3-mla --scale 16 "
+	"trace.jsonl";
 
 static uint64_t number(const char *text, uint64_t min, uint64_t max, const char *name,
 		       struct argp_state *state)
@@ -153,7 +160,8 @@ static void check_together(struct replay_options *o, struct argp_state *state)
 	if (o->pool_bytes / block < 16 || o->source_bytes / block < 4)
 		argp_error(
 			state,
-			"a block in all layers is %llu bytes: the pool must hold 16 of them, the source pool 4",
+			"a block in all layers is %llu bytes: the pool must hold 16 of them, the "
+			"source pool 4",
 			(unsigned long long)block);
 	if (o->pool_bytes / block > POOL_BLOCKS_MAX || o->source_bytes / block > POOL_BLOCKS_MAX)
 		argp_error(state, "a pool of more than %d blocks", POOL_BLOCKS_MAX);

@@ -156,7 +156,8 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 		opt->prefills, opt->decodes, opt->local ? "forked (--local)" : "under MPI",
 		opt->trace_path, opt->first, opt->first + job->trace.requests - 1);
 	fprintf(out,
-		"# model %s: %u of %u layers moved, %llu bytes a block and layer; input tokens / %u\n",
+		"# model %s: %u of %u layers moved, %llu bytes a block and layer; input tokens / "
+		"%u\n",
 		m->name, opt->layers, m->layers, (unsigned long long)model_layer_bytes(m),
 		opt->cut.scale);
 	fprintf(out, "# pools: decode %s, prefill %s a rank; transport %s, path: %s\n",
@@ -164,8 +165,10 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 		size_text(opt->source_bytes, source, sizeof(source)),
 		results[opt->prefills].transport, results[opt->prefills].path);
 	fprintf(out,
-		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, waiting\n"
-		"# for the acknowledgement included, computing and checking excluded; one operation\n"
+		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, "
+		"waiting\n"
+		"# for the acknowledgement included, computing and checking excluded; one "
+		"operation\n"
 		"# is one layer of a request or of a part of it; all: bytes of all / time of the\n"
 		"# rank that had most\n");
 }
@@ -236,14 +239,17 @@ static void print_kill(const struct replay_options *opt, const struct total *t, 
 							   : opt->kill_rank - opt->prefills),
 		opt->kill_request);
 	fprintf(out,
-		"survivors         %llu operations ended with KV_ERR_PEER_LOST, the first at the slowest survivor after %.3f ms;\n"
-		"                  %llu succeeded wrongly; %llu requests given up, %llu chunks sent again\n",
+		"survivors         %llu operations ended with KV_ERR_PEER_LOST, the first at the "
+		"slowest survivor after %.3f ms;\n"
+		"                  %llu succeeded wrongly; %llu requests given up, %llu chunks "
+		"sent again\n",
 		(unsigned long long)s->lost_ops, (double)t->noticed_ns / 1e6,
 		(unsigned long long)s->false_success, (unsigned long long)s->requests_failed,
 		(unsigned long long)s->resent);
 	if (opt->restart)
 		fprintf(out,
-			"replacement       served on; what the killed process had counted is lost, but for\n"
+			"replacement       served on; what the killed process had counted is lost, "
+			"but for\n"
 			"                  %llu finished requests\n",
 			(unsigned long long)s->requests_before);
 }

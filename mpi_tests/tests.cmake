@@ -74,6 +74,8 @@ foreach(path cma ring)
 	kvrail_add_test(bench_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
 		${expect} 0 -s UNREACHABLE ${said_${path}} "Out of bounds values : 0 OK" -- ${bench} --local 1+1 ${tiny})
 endforeach()
+kvrail_add_test(bench_corrupt COMMAND ${expect} 1 "Out of bounds values : 3 FAILED" "1 wrong bytes in block" --
+	${bench} --local 2+2 --corrupt ${tiny})
 kvrail_add_test(bench_bad_option COMMAND ${expect} 2 "-b: '1X' is not a number" -- ${bench} -b 1X)
 
 # The same under mpirun. Open MPI leaks, and LeakSanitizer cannot stop its threads: the runs above look for leaks.
