@@ -10,6 +10,11 @@
 static const char *const request_names[] = { "write_blocks", "read_blocks", "send_blocks",
 					     "recv_blocks" };
 
+static bool two_sided(int kind)
+{
+	return kind == KV_OP_SEND || kind == KV_OP_RECV;
+}
+
 static int check_options(const struct kv_options *opts, const char *name, struct kv_error *err)
 {
 	int64_t deadline;
@@ -46,10 +51,8 @@ int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, con
 
 static int check_ids(const struct kv_request *req, struct kv_error *err)
 {
-	bool remote = req->kind == KV_OP_WRITE || req->kind == KV_OP_READ;
-
-	size_t max = req->kind == KV_OP_RECV || req->kind == KV_OP_SEND ? KV_LEASE_BLOCKS_MAX
-									: KV_CALL_BLOCKS_MAX;
+	bool remote = !two_sided(req->kind);
+	size_t max = remote ? KV_CALL_BLOCKS_MAX : KV_LEASE_BLOCKS_MAX;
 
 	if (req->n > max)
 		return kv_fail(err, KV_ERR_ARG, req->name, "n is %zu; the limit is %zu", req->n,
@@ -227,7 +230,7 @@ static void fill(struct kv_op *op, const struct kv_request *req)
 	op->n = req->n;
 	op->bytes = op->map->block_bytes * req->n * req->layers.count;
 	op->blocking = req->blocking || (opts && opts->group);
-	op->tag = req->kind == KV_OP_SEND || !opts ? req->tag : opts->tag;
+	op->tag = two_sided(req->kind) || !opts ? req->tag : opts->tag;
 	op->timeout_ms = opts && opts->timeout_ms ? opts->timeout_ms : op->engine->op_timeout_ms;
 	op->begun_ns = kv_now_ns();
 	op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;

@@ -1,0 +1,435 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_lease_test.c -- leases and two-sided operations: who may write what, and when that ends */
+#include "kv_rig.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+enum { N = 5 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t source[N] = { 1, 2, 3, 50, 7 }, opened[N] = { 20, 21, 22, 90, 4 };
+
+static struct pair p;
+
+static int setup(void **state)
+{
+	struct shape shape = rig_shape;
+
+	(void)state;
+	shape.flags = 0; /* closed: only leases open it */
+	pair_open(&p, &shape, NULL);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	pair_close(&p);
+	return 0;
+}
+
+static struct kv_lease *open_lease(uint64_t tag, int64_t lifetime_ms)
+{
+	struct kv_lease *lease = NULL;
+
+	ok(kv_blocks_open(p.b.peer, p.b.cache, opened, N, tag, lifetime_ms, &lease, &p.b.err),
+	   &p.b.err);
+	assert_int_not_equal(kv_lease_id(lease), 0);
+	return lease;
+}
+
+static int write_under(uint64_t lease, const int64_t *to, size_t n, struct kv_error *err)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+
+	opts.lease = lease;
+	return kv_write_blocks(p.a.peer, p.a.cache, all_layers, source, to, n, &opts, err);
+}
+
+static bool untouched(void)
+{
+	return memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0);
+}
+
+/* ---------------------------------------------------------------- leases */
+
+static void a_write_under_a_lease_lands_and_names_it(void **state)
+{
+	struct kv_lease *lease = open_lease(9, 10000);
+	struct kv_arrival arrival;
+	struct kv_error err;
+
+	(void)state;
+	ok(write_under(kv_lease_id(lease), opened, N, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	assert_true(next_arrival(&p.b, &arrival, 1000));
+	assert_int_equal(arrival.lease, kv_lease_id(lease));
+	/* A part of it may be written again while it is open. */
+	ok(write_under(kv_lease_id(lease), opened + 1, 2, &err), &err);
+	ok(kv_revoke(lease, 1000, &err), &err);
+}
+
+static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
+{
+	static const int64_t stray[] = { 20, 21, 23 };
+	struct kv_lease *lease = open_lease(9, 10000);
+	uint64_t id = kv_lease_id(lease);
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(write_under(id, stray, 3, &err), KV_ERR_LEASE);
+	assert_int_equal(err.block_index, 2);
+	assert_int_equal(err.block_id, 23);
+	assert_int_equal(write_under(0, opened, N, &err), KV_ERR_LEASE);
+	assert_true(untouched());
+	ok(kv_revoke(lease, 1000, &err), &err);
+	assert_int_equal(write_under(id, opened, N, &err), KV_ERR_LEASE);
+	assert_true(untouched());
+}
+
+static void blocks_are_opened_once(void **state)
+{
+	static const int64_t twice[] = { 30, 31, 30 }, far[] = { 30, RIG_BLOCKS },
+			     taken[] = { 30, 90 };
+	struct kv_lease *first = open_lease(1, 10000), *second;
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, twice, 3, 2, 1000, &second, &err),
+			 KV_ERR_DUP_BLOCK);
+	assert_int_equal(err.block_index, 2);
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, far, 2, 2, 1000, &second, &err),
+			 KV_ERR_BLOCK_ID);
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, taken, 2, 2, 1000, &second, &err),
+			 KV_ERR_LEASE);
+	assert_int_equal(err.block_index, 1);
+	assert_int_equal(err.block_id, 90);
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, taken, 0, 2, 1000, &second, &err),
+			 KV_ERR_ARG);
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, taken, 1, 2, -1, &second, &err),
+			 KV_ERR_ARG);
+	/* A refused lease has taken nothing. */
+	ok(kv_blocks_open(p.b.peer, p.b.cache, taken, 1, 2, 1000, &second, &err), &err);
+	ok(kv_revoke(first, 1000, &err), &err);
+	ok(kv_revoke(second, 1000, &err), &err);
+	ok(kv_blocks_open(p.b.peer, p.b.cache, taken, 2, 2, 1000, &second, &err), &err);
+	ok(kv_revoke(second, 1000, &err), &err);
+}
+
+static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked(void **state)
+{
+	struct kv_lease *lease = open_lease(3, 50), *other;
+	struct kv_arrival arrival;
+	struct kv_error err;
+	int ret;
+
+	(void)state;
+	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, 2000));
+	assert_int_equal(arrival.lease, kv_lease_id(lease));
+	assert_int_equal(arrival.tag, 3);
+	ret = write_under(kv_lease_id(lease), opened, N, &err);
+	assert_true(ret == KV_ERR_REVOKED || ret == KV_ERR_LEASE);
+	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 4, 1000, &other, &err),
+			 KV_ERR_LEASE);
+	ok(kv_revoke(lease, 1000, &err), &err);
+	other = open_lease(4, 1000);
+	ok(kv_revoke(other, 1000, &err), &err);
+}
+
+struct storm {
+	uint64_t lease;
+	unsigned int written, refused, other;
+};
+
+static void *write_until_refused(void *arg)
+{
+	struct storm *s = arg;
+	struct kv_error err;
+
+	for (;;) {
+		int ret = write_under(s->lease, opened, N, &err);
+
+		if (!ret) {
+			s->written++;
+		} else {
+			s->refused += ret == KV_ERR_REVOKED || ret == KV_ERR_LEASE;
+			s->other += ret != KV_ERR_REVOKED && ret != KV_ERR_LEASE;
+			return NULL;
+		}
+	}
+}
+
+static void no_byte_lands_after_a_revoke_although_writers_go_on(void **state)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+	unsigned int written = 0;
+	struct kv_error err;
+
+	(void)state;
+	for (int round = 0; round < 10; round++) {
+		struct kv_lease *lease = open_lease(5, 10000);
+		struct storm storm = { .lease = kv_lease_id(lease) };
+		struct kv_arrival arrival;
+		pthread_t thread;
+
+		assert_int_equal(pthread_create(&thread, NULL, write_until_refused, &storm), 0);
+		for (int i = 0; i < 3; i++)
+			assert_true(next_arrival(&p.b, &arrival, 5000));
+		ok(kv_revoke(lease, 5000, &err), &err);
+		fill_side(&p.b, 2, 0); /* the blocks are the receiver's again */
+		pthread_join(thread, NULL);
+		assert_true(untouched());
+		assert_int_equal(storm.refused, 1);
+		assert_int_equal(storm.other, 0);
+		written += storm.written;
+	}
+	assert_true(written >= 30);
+	ok(kv_stats(p.b.engine, &stats, &err), &err);
+	assert_int_equal(stats.leases_revoked, 10);
+	assert_int_equal(stats.leases_open, 0);
+	assert_int_equal(stats.leases_fenced, 0);
+}
+
+static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
+{
+	static struct kv_lease *lease[KV_LEASES_MAX];
+	struct shape shape = rig_shape;
+	struct kv_lease *more;
+	struct kv_error err;
+	struct pair q;
+	int64_t id;
+
+	(void)state;
+	shape.blocks = KV_LEASES_MAX + 8;
+	shape.layers = 1;
+	shape.flags = 0;
+	pair_open(&q, &shape, NULL);
+	for (id = 0; id < KV_LEASES_MAX; id++)
+		ok(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, 10000, &lease[id], &err), &err);
+	assert_int_equal(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, 10000, &more, &err),
+			 KV_ERR_BUSY);
+	for (id = 0; id < KV_LEASES_MAX; id += 100) {
+		struct kv_options opts = KV_INIT(kv_options);
+
+		opts.lease = kv_lease_id(lease[id]);
+		ok(kv_write_blocks(q.a.peer, q.a.cache, all_layers, &id, &id, 1, &opts, &err),
+		   &err);
+	}
+	for (id = 0; id < KV_LEASES_MAX; id++)
+		ok(kv_revoke(lease[id], 5000, &err), &err);
+	pair_close(&q);
+}
+
+/* ---------------------------------------------------------------- two-sided */
+
+static struct kv_op *receive(uint64_t tag, struct kv_layers layers, int64_t timeout_ms)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_op *op = NULL;
+
+	opts.timeout_ms = timeout_ms;
+	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, layers, opened, N, tag, &opts, &op, &p.b.err),
+	   &p.b.err);
+	return op;
+}
+
+static void a_send_fills_the_blocks_of_its_tag(void **state)
+{
+	struct kv_op *op = receive(42, all_layers, 5000);
+	struct kv_arrival arrival;
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 42, NULL, &err), &err);
+	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	ok(kv_op_free(op, &err), &err);
+	assert_int_equal(kv_poll_arrivals(p.b.engine, &arrival, 1, &err), 0);
+	/* The lease closed itself: the same blocks can be opened again at once. */
+	op = receive(43, all_layers, 5000);
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 43, NULL, &err), &err);
+	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void *receive_in_thread(void *arg)
+{
+	struct kv_error err;
+
+	(void)arg;
+	ok(kv_recv_blocks(p.b.peer, p.b.cache, all_layers, opened, N, 8, NULL, &err), &err);
+	return NULL;
+}
+
+static void layers_may_come_one_by_one_and_in_any_order(void **state)
+{
+	static const uint32_t order[RIG_LAYERS] = { 2, 0, 3, 1 };
+	struct kv_error err;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(pthread_create(&thread, NULL, receive_in_thread, NULL), 0);
+	for (int i = 0; i < RIG_LAYERS; i++)
+		ok(kv_send_blocks(p.a.peer, p.a.cache, (struct kv_layers){ order[i], 1 }, source, N,
+				  8, NULL, &err),
+		   &err);
+	pthread_join(thread, NULL);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	/* Nothing is open under the tag any more. */
+	{
+		struct kv_options opts = KV_INIT(kv_options);
+
+		opts.timeout_ms = 30;
+		assert_int_equal(
+			kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 8, &opts, &err),
+			KV_ERR_TIMEOUT);
+	}
+}
+
+static void of_two_leases_of_one_tag_the_older_is_filled_first(void **state)
+{
+	static const int64_t second[N] = { 60, 61, 62, 63, 64 };
+	struct kv_op *one = receive(5, all_layers, 5000), *two = NULL;
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all_layers, second, N, 5, NULL, &two, &err),
+	   &err);
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 5, NULL, &err), &err);
+	ok(kv_wait(one, KV_ACKED, 2000, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	assert_true(kv_test(two, &err) < KV_ACKED);
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 5, NULL, &err), &err);
+	ok(kv_wait(two, KV_ACKED, 2000, &err), &err);
+	ok(kv_op_free(one, &err), &err);
+	ok(kv_op_free(two, &err), &err);
+}
+
+static void another_number_of_blocks_is_refused_and_the_receiver_waits_on(void **state)
+{
+	struct kv_op *op = receive(6, all_layers, 5000);
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(
+		kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N - 1, 6, NULL, &err),
+		KV_ERR_ARG);
+	assert_true(untouched());
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err), &err);
+	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void other_layers_than_the_receiver_names_end_both_sides(void **state)
+{
+	struct kv_op *op = receive(6, (struct kv_layers){ 1, 2 }, 5000);
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err),
+			 KV_ERR_GEOMETRY);
+	assert_int_equal(kv_wait(op, KV_ACKED, 2000, &err), KV_ERR_GEOMETRY);
+	assert_true(untouched());
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void a_layer_is_not_sent_twice(void **state)
+{
+	struct kv_op *op = receive(6, all_layers, 5000);
+	const struct kv_layers first = { 0, 1 };
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_send_blocks(p.a.peer, p.a.cache, first, source, N, 6, NULL, &err), &err);
+	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err),
+			 KV_ERR_LEASE);
+	ok(kv_send_blocks(p.a.peer, p.a.cache, (struct kv_layers){ 1, 0 }, source, N, 6, NULL,
+			  &err),
+	   &err);
+	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void **state)
+{
+	struct kv_op *op = receive(11, all_layers, 40);
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_wait(op, KV_ACKED, 3000, &err), KV_ERR_TIMEOUT);
+	assert_string_equal(err.op, "recv_blocks");
+	ok(kv_op_free(op, &err), &err);
+	op = receive(12, all_layers, 5000);
+	ok(kv_cancel(op, 1000, &err), &err);
+	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
+	ok(kv_op_free(op, &err), &err);
+	opts.timeout_ms = 30;
+	assert_int_equal(
+		kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 12, &opts, &err),
+		KV_ERR_TIMEOUT);
+	assert_true(untouched());
+	op = receive(13, all_layers, 5000);
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 13, NULL, &err), &err);
+	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void a_send_may_wait_for_its_receiver(void **state)
+{
+	struct kv_op *send, *recv;
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 21, NULL, &send, &err),
+	   &err);
+	assert_int_equal(kv_wait(send, KV_SENT, 20, &err), KV_ERR_TIMEOUT);
+	recv = receive(21, all_layers, 5000);
+	ok(kv_wait(send, KV_ACKED, 3000, &err), &err);
+	ok(kv_wait(recv, KV_ACKED, 3000, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	ok(kv_op_free(send, &err), &err);
+	ok(kv_op_free(recv, &err), &err);
+}
+
+static void kv_blocks_open_is_found_by_its_tag_too(void **state)
+{
+	struct kv_lease *lease = open_lease(31, 5000);
+	struct kv_arrival arrival;
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 31, NULL, &err), &err);
+	assert_true(next_arrival(&p.b, &arrival, 1000));
+	assert_int_equal(arrival.lease, kv_lease_id(lease));
+	assert_int_equal(arrival.tag, 31);
+	ok(kv_revoke(lease, 1000, &err), &err);
+}
+
+#define with_pair(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		with_pair(a_write_under_a_lease_lands_and_names_it),
+		with_pair(a_block_that_the_lease_does_not_hold_is_refused),
+		with_pair(blocks_are_opened_once),
+		with_pair(an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked),
+		with_pair(no_byte_lands_after_a_revoke_although_writers_go_on),
+		cmocka_unit_test(many_leases_are_open_at_once_and_one_more_is_busy),
+		with_pair(a_send_fills_the_blocks_of_its_tag),
+		with_pair(layers_may_come_one_by_one_and_in_any_order),
+		with_pair(of_two_leases_of_one_tag_the_older_is_filled_first),
+		with_pair(another_number_of_blocks_is_refused_and_the_receiver_waits_on),
+		with_pair(other_layers_than_the_receiver_names_end_both_sides),
+		with_pair(a_layer_is_not_sent_twice),
+		with_pair(a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back),
+		with_pair(a_send_may_wait_for_its_receiver),
+		with_pair(kv_blocks_open_is_found_by_its_tag_too),
+	};
+
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

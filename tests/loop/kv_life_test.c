@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_life_test.c -- peers that die, stop, come back or fork: every operation ends once, and never as a success */
+#include "kv_rig.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+enum { N = 6, OPS = 16 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[N] = { 5, 6, 7, 0, 95, 40 }, to[N] = { 10, 11, 12, 95, 0, 3 };
+
+/* ---------------------------------------------------------------- children */
+
+/* A receiver: tells its port, then serves until it is told to end or killed. */
+static int receiver(int fd, const void *arg)
+{
+	const struct shape *shape = arg;
+	struct node node;
+	char end;
+
+	node_open(&node, 2, shape, NULL);
+	node_listen(&node);
+	child_send(fd, &node.port, sizeof(node.port));
+	while (recv(fd, &end, 1, MSG_DONTWAIT) < 0) {
+		struct kv_arrival arrivals[64];
+
+		kv_poll_arrivals(node.engine, arrivals, 64, NULL);
+		poll(NULL, 0, 1);
+	}
+	node_close(&node);
+	return 0;
+}
+
+/* A writer: connects to the port it is given, tells when it writes, and writes without end. */
+static int writer(int fd, const void *arg)
+{
+	const uint32_t *port = arg;
+	struct kv_error err;
+	struct node node;
+	uint64_t lease;
+
+	node_open(&node, 1, NULL, NULL);
+	node_connect(&node, *port);
+	child_receive(fd, &lease, sizeof(lease));
+	for (bool told = false;;) {
+		struct kv_options opts = KV_INIT(kv_options);
+
+		opts.lease = lease;
+		if (kv_write_blocks(node.peer, node.cache, all_layers, from, to, N, &opts, &err))
+			break;
+		if (!told)
+			child_send(fd, "", 1);
+		told = true;
+	}
+	kv_engine_close(node.engine);
+	return 0;
+}
+
+static uint32_t start_receiver(struct child *child, const struct shape *shape)
+{
+	uint32_t port;
+
+	child_start(child, receiver, shape);
+	child_receive(child->fd, &port, sizeof(port));
+	return port;
+}
+
+/* ---------------------------------------------------------------- death of the receiver */
+
+/* Ends every operation: how many were acknowledged, how many lost. Anything else fails the test. */
+static void end_all(struct kv_op **ops, int n, unsigned int *acked_p, unsigned int *lost_p)
+{
+	struct kv_error err;
+
+	for (int i = 0; i < n; i++) {
+		int ret = kv_wait(ops[i], KV_ACKED, 8000, &err);
+
+		if (ret) {
+			assert_int_equal(ret, KV_ERR_PEER_LOST);
+			assert_string_not_equal(err.op, "wait"); /* it has ended */
+			assert_int_equal(err.scope, KV_SCOPE_PEER);
+			++*lost_p;
+		} else {
+			++*acked_p;
+		}
+		ok(kv_op_free(ops[i], &err), &err);
+	}
+}
+
+static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
+{
+	unsigned int acked = 0, lost = 0;
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct kv_error err;
+	struct node a;
+
+	(void)state;
+	node_open(&a, 1, NULL, NULL);
+	for (unsigned int round = 0; round < 12; round++) {
+		struct kv_op *ops[OPS];
+		struct child child;
+		int64_t begun;
+		int n = 0;
+
+		node_connect(&a, start_receiver(&child, NULL));
+		for (; n < OPS; n++) {
+			if (n == OPS / 2)
+				child_kill(&child, SIGKILL);
+			if (round % 3 && n > OPS / 2)
+				usleep(round * 100);
+			if (kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, N, NULL,
+						  &ops[n], &err)) {
+				assert_int_equal(err.code, KV_ERR_PEER_LOST);
+				break;
+			}
+		}
+		begun = kv_now_ns();
+		end_all(ops, n, &acked, &lost);
+		assert_true(kv_now_ns() - begun < 4000 * KV_NS_PER_MS); /* not by its deadline */
+		/* One that begins after the death fails too, and is told why. */
+		assert_int_equal(
+			kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err),
+			KV_ERR_PEER_LOST);
+		ok(kv_peer_close(a.peer, 1000, &err), &err);
+		assert_int_equal(child_join(&child), 128 + SIGKILL);
+	}
+	assert_true(lost > 0);
+	ok(kv_stats(a.engine, &stats, &err), &err);
+	assert_int_equal(stats.in_flight, 0);
+	assert_int_equal(stats.writes, stats.ok + stats.failed + stats.cancelled);
+	node_close(&a);
+}
+
+static void a_killed_writer_is_told_and_its_blocks_come_back_after_the_fence(void **state)
+{
+	struct kv_arrival arrival;
+	struct kv_lease *lease, *again;
+	struct shape shape = rig_shape;
+	struct kv_error err;
+	struct child child;
+	struct node b;
+	uint64_t id;
+	char byte;
+
+	(void)state;
+	shape.flags = 0;
+	node_open(&b, 2, &shape, NULL);
+	node_listen(&b);
+	for (int round = 0; round < 4; round++) {
+		child_start(&child, writer, &b.port);
+		node_await_peer(&b);
+		ok(kv_blocks_open(b.peer, b.cache, to, N, 1, 10000, &lease, &err), &err);
+		id = kv_lease_id(lease);
+		child_send(child.fd, &id, sizeof(id));
+		child_receive(child.fd, &byte, 1);
+		usleep((unsigned int)round * 700);
+		child_kill(&child, SIGKILL);
+		assert_true(await_kind(&b, KV_ARRIVAL_PEER_LOST, &arrival, 5000));
+		assert_ptr_equal(arrival.peer, b.peer);
+		ok(kv_revoke(lease, 2000, &err), &err);
+		fill_side(&b, 2, 0);
+		usleep(5000);
+		assert_true(memory_is(&b, all_layers, 1, NULL, NULL, 0, 0));
+		assert_int_equal(kv_blocks_open(b.peer, b.cache, to, N, 1, 1000, &again, &err),
+				 KV_ERR_PEER_LOST);
+		ok(kv_peer_close(b.peer, 1000, &err), &err);
+		assert_int_equal(child_join(&child), 128 + SIGKILL);
+	}
+	node_close(&b);
+}
+
+static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(void **state)
+{
+	const char *path = getenv("KVCACHE_SHM_PATH");
+	bool direct = !path || strcmp(path, "ring");
+	struct kv_lease *lease;
+	struct kv_error err;
+	struct child child;
+	struct node b;
+	int64_t begun;
+	uint64_t id;
+	char byte;
+	int ret;
+
+	(void)state;
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	child_start(&child, writer, &b.port);
+	node_await_peer(&b);
+	ok(kv_blocks_open(b.peer, b.cache, to, N, 1, 60000, &lease, &err), &err);
+	id = kv_lease_id(lease);
+	child_send(child.fd, &id, sizeof(id));
+	child_receive(child.fd, &byte, 1);
+	child_kill(&child, SIGSTOP);
+	begun = kv_now_ns();
+	ret = kv_revoke(lease, 100, &err);
+	assert_true(kv_now_ns() - begun < 1500 * KV_NS_PER_MS);
+	if (direct) {
+		assert_int_equal(ret, KV_ERR_BUSY); /* it could store at any time */
+		assert_int_equal(kv_peer_close(b.peer, 50, &err), KV_ERR_BUSY);
+		child_kill(&child, SIGKILL);
+		for (int i = 0; i < 200 && (ret = kv_peer_close(b.peer, 50, &err)); i++)
+			poll(NULL, 0, 5);
+		ok(ret, &err);
+	} else {
+		ok(ret, &err); /* this side copies, and has stopped */
+		fill_side(&b, 2, 0);
+		child_kill(&child, SIGCONT);
+		usleep(20000);
+		assert_true(memory_is(&b, all_layers, 1, NULL, NULL, 0, 0));
+		ok(kv_peer_close(b.peer, 1000, &err), &err);
+		child_kill(&child, SIGKILL);
+	}
+	child_join(&child);
+	node_close(&b);
+}
+
+static void a_revoke_of_a_stopped_writer_succeeds_once_it_is_killed(void **state)
+{
+	struct kv_lease *lease;
+	struct kv_error err;
+	struct child child;
+	struct node b;
+	uint64_t id;
+	char byte;
+	int ret;
+
+	(void)state;
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	child_start(&child, writer, &b.port);
+	node_await_peer(&b);
+	ok(kv_blocks_open(b.peer, b.cache, to, N, 1, 60000, &lease, &err), &err);
+	id = kv_lease_id(lease);
+	child_send(child.fd, &id, sizeof(id));
+	child_receive(child.fd, &byte, 1);
+	child_kill(&child, SIGSTOP);
+	ret = kv_revoke(lease, 20, &err);
+	child_kill(&child, SIGKILL);
+	for (int i = 0; ret == KV_ERR_BUSY && i < 200; i++) {
+		poll(NULL, 0, 5);
+		ret = kv_revoke(lease, 20, &err);
+	}
+	ok(ret, &err);
+	child_join(&child);
+	fill_side(&b, 2, 0);
+	assert_true(memory_is(&b, all_layers, 1, NULL, NULL, 0, 0));
+	node_close(&b);
+}
+
+/* ---------------------------------------------------------------- coming back */
+
+static int receiver_on_port(int fd, const void *arg)
+{
+	const struct shape *shape = arg;
+	struct node node;
+	uint32_t port;
+	char end;
+
+	child_receive(fd, &port, sizeof(port));
+	node_open(&node, 2, shape, NULL);
+	ok(kv_listen(node.engine, NULL, port, &port, &node.err), &node.err);
+	child_send(fd, &port, sizeof(port));
+	while (recv(fd, &end, 1, 0) > 0)
+		;
+	node_close(&node);
+	return 0;
+}
+
+static void a_restarted_receiver_is_a_new_peer(void **state)
+{
+	uint8_t before[16], zero[16] = { 0 };
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct kv_error err;
+	struct child child;
+	uint32_t port = 0;
+	struct node a;
+
+	(void)state;
+	node_open(&a, 1, NULL, NULL);
+	memcpy(before, zero, sizeof(before));
+	for (int round = 0; round < 3; round++) {
+		child_start(&child, receiver_on_port, NULL);
+		child_send(child.fd, &port, sizeof(port));
+		child_receive(child.fd, &port, sizeof(port));
+		node_connect(&a, port);
+		ok(kv_peer_info(a.peer, &info, &err), &err);
+		assert_memory_not_equal(info.incarnation, before, sizeof(before));
+		assert_string_equal(info.transport, "shm");
+		memcpy(before, info.incarnation, sizeof(before));
+		ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err), &err);
+		child_kill(&child, SIGKILL);
+		child_join(&child);
+		assert_int_equal(
+			kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err),
+			KV_ERR_PEER_LOST);
+		ok(kv_peer_close(a.peer, 1000, &err), &err);
+	}
+	node_close(&a);
+}
+
+static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(void **state)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct shape shape = rig_shape;
+	struct kv_error err;
+	struct node a, b;
+	int ret;
+
+	(void)state;
+	shape.layers = RIG_LAYERS + 1;
+	shape.block_bytes[1] = 256;
+	node_open(&a, 1, NULL, NULL);
+	node_open(&b, 2, &shape, NULL);
+	node_listen(&b);
+	ret = kv_connect(a.engine, NULL, b.port, 3000, &a.peer, &err);
+	assert_int_equal(ret, KV_ERR_GEOMETRY);
+	assert_non_null(strstr(err.message, "layers"));
+	assert_non_null(strstr(err.message, "block_bytes"));
+	ok(kv_stats(b.engine, &stats, &err), &err);
+	assert_int_equal(stats.rejected_geometry + stats.peers_now, 1);
+	node_close(&a);
+	node_close(&b);
+}
+
+static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(void **state)
+{
+	struct kv_engine_config caller = KV_INIT(kv_engine_config);
+	struct kv_error err;
+	struct node a, b;
+	int64_t begun;
+
+	(void)state;
+	caller.progress = KV_PROGRESS_CALLER;
+	node_open(&a, 1, NULL, NULL);
+	node_open(&b, 2, NULL, &caller); /* listens, and never accepts */
+	node_listen(&b);
+	begun = kv_now_ns();
+	assert_int_equal(kv_connect(a.engine, NULL, b.port, 200, &a.peer, &err), KV_ERR_TIMEOUT);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 199, 1500);
+	node_close(&b);
+	assert_int_equal(kv_connect(a.engine, NULL, b.port, 2000, &a.peer, &err), KV_ERR_PEER_LOST);
+	assert_int_equal(kv_connect(a.engine, NULL, 0, 2000, &a.peer, &err), KV_ERR_ARG);
+	assert_int_equal(kv_connect(a.engine, NULL, 1, -1, &a.peer, &err), KV_ERR_ARG);
+	node_close(&a);
+}
+
+/* ---------------------------------------------------------------- this process */
+
+static void a_forked_child_is_refused_and_its_close_harms_nobody(void **state)
+{
+	struct kv_error err;
+	struct pair p;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		int bad = 0;
+
+		bad |= kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err) !=
+		       KV_ERR_FORKED;
+		bad |= kv_listen(p.a.engine, NULL, 0, NULL, &err) != KV_ERR_FORKED;
+		bad |= kv_progress(p.b.engine, 0, &err) != KV_ERR_FORKED;
+		kv_engine_close(p.a.engine);
+		kv_engine_close(p.b.engine);
+		_exit(bad);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	pair_close(&p);
+}
+
+static void closing_ends_what_is_in_flight(void **state)
+{
+	struct kv_engine_config caller = KV_INIT(kv_engine_config);
+	struct kv_op *op[4], *recv;
+	struct kv_error err;
+	struct kv_lease *lease;
+	struct pair p;
+
+	(void)state;
+	(void)caller;
+	pair_open(&p, NULL, NULL);
+	for (int i = 0; i < 4; i++)
+		ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 99, NULL, &op[i],
+					&err),
+		   &err);
+	ok(kv_recv_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 98, NULL, &recv, &err),
+	   &err);
+	ok(kv_blocks_open(p.a.peer, p.a.cache, (int64_t[]){ 80 }, 1, 97, 10000, &lease, &err),
+	   &err);
+	ok(kv_peer_close(p.a.peer, 2000, &err), &err);
+	for (int i = 0; i < 4; i++) {
+		assert_int_equal(kv_test(op[i], &err), KV_ERR_CLOSED);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+	assert_int_equal(kv_test(recv, &err), KV_ERR_CLOSED);
+	ok(kv_op_free(recv, &err), &err);
+	ok(kv_cache_unregister(p.a.cache, &err), &err); /* nothing uses it any more */
+	pair_close(&p);
+}
+
+static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
+{
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	assert_int_equal(kv_cache_unregister(p.a.cache, &err), KV_ERR_BUSY);
+	assert_int_equal(kv_free(p.a.engine, p.a.mem, &err), KV_ERR_BUSY);
+	ok(kv_peer_close(p.a.peer, 1000, &err), &err);
+	ok(kv_cache_unregister(p.a.cache, &err), &err);
+	ok(kv_free(p.a.engine, p.a.mem, &err), &err);
+	assert_int_equal(kv_free(p.a.engine, &p, &err), KV_ERR_ARG);
+	pair_close(&p);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_killed_receiver_ends_every_operation_as_peer_lost),
+		cmocka_unit_test(a_killed_writer_is_told_and_its_blocks_come_back_after_the_fence),
+		cmocka_unit_test(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone),
+		cmocka_unit_test(a_revoke_of_a_stopped_writer_succeeds_once_it_is_killed),
+		cmocka_unit_test(a_restarted_receiver_is_a_new_peer),
+		cmocka_unit_test(a_receiver_that_comes_back_with_another_shape_is_refused_by_name),
+		cmocka_unit_test(connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline),
+		cmocka_unit_test(a_forked_child_is_refused_and_its_close_harms_nobody),
+		cmocka_unit_test(closing_ends_what_is_in_flight),
+		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
+	};
+
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
