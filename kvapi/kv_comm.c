@@ -157,7 +157,7 @@ static struct kv_peer *find_incoming(struct kv_comm *comm, uint32_t rank)
 		if (peer->incoming && peer->comm == comm->id && peer->comm_rank == rank &&
 		    peer->state != KV_PEER_HANDSHAKE)
 			found = peer; /* it may have done its work and be gone again */
-		kv_peer_release(peer);
+		kv_service_leave(peer);
 	}
 	return found;
 }

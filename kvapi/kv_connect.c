@@ -209,7 +209,7 @@ static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns
 			return state; /* with the claim */
 		}
 		pthread_mutex_unlock(&peer->claim);
-		if (atomic_exchange(&peer->service_wants, false))
+		if (atomic_exchange(&peer->engine->wants[peer->index], false))
 			kv_service_rearm(peer);
 		kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
 		kv_waiter_leave(&peer->waiter);

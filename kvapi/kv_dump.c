@@ -119,7 +119,7 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 
 		if (peer) {
 			dump_peer(&t, peer);
-			kv_peer_release(peer);
+			kv_service_leave(peer);
 		} else if (engine->peer[i]) {
 			say(&t, "peer %u is busy in a call\n", i);
 		}

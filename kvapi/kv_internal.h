@@ -13,7 +13,7 @@
  *
  * Whoever releases a claim leaves the connection armed (KV_PROGRESS_AUTO), so that the service
  * thread hears of what comes next. When the service thread finds a claim taken it sets
- * peer.service_wants; the holder then gives the descriptor back to epoll after its release.
+ * engine.wants[index]; the holder then gives the descriptor back to epoll after its release.
  */
 #ifndef KV_INTERNAL_H
 #define KV_INTERNAL_H
@@ -126,6 +126,11 @@ struct kv_engine {
 	pthread_mutex_t lock;
 	struct tr_listener *listener;
 	struct kv_peer *peer[KV_PEERS_MAX];
+	/*
+	 * The service thread found the claim of this peer taken. Here, because a peer may be gone
+	 * after a release.
+	 */
+	atomic_bool wants[KV_PEERS_MAX];
 	uint32_t peer_generation[KV_PEERS_MAX];
 	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
 	uint32_t peers_pending, peers_up;
@@ -159,6 +164,8 @@ enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* what e
 int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
 struct kv_peer *kv_service_claim(struct kv_engine *engine,
 				 uint32_t index); /* tries for a while; NULL: none, or busy */
+/* The release for it: the peer is not the caller's and may be gone a moment later. */
+void kv_service_leave(struct kv_peer *peer);
 void kv_service_rearm(struct kv_peer *peer);
 void kv_service_unwatch(struct kv_peer *peer);
 /*
@@ -480,7 +487,6 @@ struct kv_peer {
 	struct tr_conn *conn;
 	pthread_mutex_t claim;
 	atomic_uint wanting; /* threads that wait for the claim */
-	atomic_bool service_wants;
 	uint32_t index; /* in engine.peer */
 	int64_t next_deadline_ns;
 	_Atomic uint64_t user;
@@ -512,7 +518,8 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		    struct kv_error *err);
 
 void kv_peer_claim(struct kv_peer *peer);
-void kv_peer_release(struct kv_peer *peer);
+void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
+void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
 /*
  * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation;
  * kv_peer_progress does so until nothing is left to be done. Both return the number of things done.

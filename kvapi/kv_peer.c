@@ -61,6 +61,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a peer");
 	peer->engine = engine;
 	peer->incoming = incoming;
+	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
@@ -77,6 +78,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->magic = KV_MAGIC_PEER;
 	peer->index = i;
 	engine->peer[i] = peer;
+	atomic_store(&engine->wants[i], false);
 	if (i >= engine->peers_end)
 		engine->peers_end = i + 1;
 	engine->peers_pending++;
@@ -125,7 +127,7 @@ void kv_peer_claim(struct kv_peer *peer)
 }
 
 /* Leaves the connection so that its next event reaches the service thread. */
-static void arm(struct kv_peer *peer, bool may_post, int *done_p)
+void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 {
 	for (int i = 0; peer->state == KV_PEER_UP && tr_conn_arm(peer->conn); i++) {
 		if (i == ARM_ROUNDS) {
@@ -139,18 +141,19 @@ static void arm(struct kv_peer *peer, bool may_post, int *done_p)
 
 void kv_peer_release(struct kv_peer *peer)
 {
+	atomic_bool *wants = &peer->engine->wants[peer->index];
 	bool restless;
 	int done = 0;
 
 	if (!peer->engine->caller_mode)
-		arm(peer, true, &done);
+		kv_peer_arm(peer, true, &done);
 	restless = peer->restless;
 	pthread_mutex_unlock(&peer->claim);
 	if (restless)
 		kv_engine_wake(peer->engine);
 	atomic_thread_fence(
 		memory_order_seq_cst); /* the unlock comes before the look: see claim_at */
-	if (atomic_load(&peer->service_wants) && atomic_exchange(&peer->service_wants, false))
+	if (atomic_load(wants) && atomic_exchange(wants, false))
 		kv_service_rearm(peer);
 }
 
@@ -403,7 +406,7 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 	if (peer->state == KV_PEER_LOST)
 		return bury(peer);
 	*done_p += kv_peer_progress(peer, peer->engine->caller_mode);
-	arm(peer, peer->engine->caller_mode, done_p);
+	kv_peer_arm(peer, peer->engine->caller_mode, done_p);
 	if (peer->state != KV_PEER_UP)
 		return true;
 	kv_peer_tell_up(peer);

@@ -47,7 +47,7 @@ void kv_service_unwatch(struct kv_peer *peer)
 
 /*
  * The peer at `index` with its claim held, or NULL. A peer whose claim is taken is told to come
- * back to us: its holder looks at service_wants after its release, so the second try sees either
+ * back to us: its holder looks at engine.wants after its release, so the second try sees either
  * the free claim or is seen.
  */
 static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
@@ -61,11 +61,11 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 		peer = NULL;
 	if (peer && pthread_mutex_trylock(&peer->claim)) {
 		if (generation)
-			atomic_store(&peer->service_wants, true);
+			atomic_store(&engine->wants[index], true);
 		if (!generation || pthread_mutex_trylock(&peer->claim))
 			peer = NULL;
 		else
-			atomic_store(&peer->service_wants, false);
+			atomic_store(&engine->wants[index], false);
 	}
 	pthread_mutex_unlock(&engine->lock);
 	return peer;
@@ -83,6 +83,20 @@ struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index)
 	return peer;
 }
 
+void kv_service_leave(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
+	uint32_t index = peer->index;
+	int done = 0;
+
+	if (!engine->caller_mode)
+		kv_peer_arm(peer, true, &done);
+	pthread_mutex_unlock(&peer->claim);
+	atomic_thread_fence(memory_order_seq_cst);
+	if (atomic_load(&engine->wants[index]))
+		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
+}
+
 /* Looks at every peer: deadlines, and in caller mode everything. */
 static int sweep(struct kv_engine *engine, bool *restless_p)
 {
@@ -94,6 +108,8 @@ static int sweep(struct kv_engine *engine, bool *restless_p)
 		if (!peer || !kv_peer_service(peer, &done))
 			continue;
 		*restless_p |= peer->restless;
+		if (peer->state != KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
+			kv_service_rearm(peer);
 		pthread_mutex_unlock(&peer->claim);
 	}
 	return done;
@@ -233,7 +249,7 @@ static int post_all(struct kv_engine *engine)
 		if (!peer)
 			continue;
 		done += kv_peer_progress(peer, true);
-		kv_peer_release(peer);
+		kv_service_leave(peer);
 	}
 	return done;
 }

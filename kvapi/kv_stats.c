@@ -45,7 +45,7 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
 		if (peer->conn)
 			tr_conn_counters(peer->conn, &c);
 		add_transport(stats, &c);
-		kv_peer_release(peer);
+		kv_service_leave(peer);
 	}
 	return 0;
 }
