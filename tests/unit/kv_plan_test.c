@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_plan_test.c -- ids to spans against a naive oracle, the checks of ids, and the parts of resharded blocks */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "kv_geometry.h"
+#include "kv_plan.h"
+
+static uint64_t seed = 1;
+
+static uint64_t random_below(uint64_t n)
+{
+	seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (seed >> 33) % n;
+}
+
+/* ---------------------------------------------------------------- spans */
+
+enum { BLOCKS = 64, LEN_MAX = 24, PITCH_MAX = 32, MEM = 256 + BLOCKS * PITCH_MAX };
+
+/* n different ids; every other time mostly in runs, so that spans merge. */
+static size_t random_ids(int64_t *ids, bool runs)
+{
+	bool used[BLOCKS] = { false };
+	size_t n = 1 + random_below(BLOCKS);
+	int64_t next = (int64_t)random_below(BLOCKS);
+
+	for (size_t i = 0; i < n; i++) {
+		if (!runs || !random_below(4))
+			next = (int64_t)random_below(BLOCKS);
+		while (used[next % BLOCKS])
+			next++;
+		ids[i] = next % BLOCKS;
+		used[ids[i]] = true;
+		next++;
+	}
+	return n;
+}
+
+static void copy_spans(const struct kv_pitch *pitch, const int64_t *from, const int64_t *to,
+		       size_t n, const uint8_t *source, uint8_t *destination)
+{
+	struct tr_span spans[TR_SPANS_GOOD];
+	size_t max = 1 + random_below(8), covered = 0;
+
+	while (covered < n) {
+		size_t count = kv_plan_next(pitch, from, to, n, covered, spans, max);
+		size_t taken = random_below(count + 1); /* the transport may take fewer */
+
+		assert_in_range(count, 1, max);
+		for (size_t i = 0; i < taken; i++)
+			memcpy(destination + spans[i].remote, source + spans[i].local,
+			       spans[i].len);
+		covered += kv_plan_ids(pitch, spans, taken);
+	}
+	assert_int_equal(covered, n);
+}
+
+static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
+{
+	static uint8_t source[MEM], got[MEM], want[MEM];
+
+	(void)state;
+	for (size_t i = 0; i < MEM; i++)
+		source[i] = (uint8_t)(1 + random_below(255));
+	for (int round = 0; round < 3000; round++) {
+		int64_t from[BLOCKS], to[BLOCKS];
+		bool runs = round % 2;
+		size_t n = random_ids(to, runs);
+		struct kv_pitch pitch = { .len = 1 + random_below(LEN_MAX) };
+
+		for (size_t i = 0; i < n; i++)
+			from[i] = runs ? (to[i] + 7) % BLOCKS : (int64_t)random_below(BLOCKS);
+		pitch.local_stride = pitch.len + (random_below(2) ? 0 : random_below(8));
+		pitch.remote_stride = pitch.len + (random_below(2) ? 0 : random_below(8));
+		pitch.local_base = random_below(256);
+		pitch.remote_base = random_below(256);
+		memset(got, 0, sizeof(got));
+		memset(want, 0, sizeof(want));
+		for (size_t i = 0; i < n; i++)
+			memcpy(want + pitch.remote_base + (size_t)to[i] * pitch.remote_stride,
+			       source + pitch.local_base + (size_t)from[i] * pitch.local_stride,
+			       pitch.len);
+		copy_spans(&pitch, from, to, n, source, got);
+		assert_memory_equal(got, want, MEM);
+	}
+}
+
+static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void **state)
+{
+	static const int64_t from[] = { 1, 2, 3, 9, 10 }, to[] = { 5, 6, 7, 8, 20 };
+	struct kv_pitch pitch = { 0, 16, 0, 16, 16 };
+	struct tr_span spans[8];
+
+	(void)state;
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 3);
+	assert_int_equal(spans[0].len, 48);
+	assert_int_equal(spans[0].local, 16);
+	assert_int_equal(spans[0].remote, 80);
+	pitch.remote_stride = 17;
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
+	/* Offsets are 64 bits wide. */
+	pitch = (struct kv_pitch){ 0, UINT64_C(1) << 34, 0, UINT64_C(1) << 34, 16 };
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
+	assert_true(spans[4].remote == UINT64_C(20) << 34);
+}
+
+/* ---------------------------------------------------------------- checks */
+
+static void every_bad_id_is_found_at_its_index(void **state)
+{
+	struct kv_marks marks = { .mark = NULL };
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_marks_make(&marks, BLOCKS, &err), 0);
+	for (int round = 0; round < 70000; round++) { /* the rounds' numbers wrap */
+		int64_t from[BLOCKS], to[BLOCKS];
+		size_t n = random_ids(from, false), bad;
+		struct kv_plan_check check = { .op = "write_blocks",
+					       .source = from,
+					       .destination = to,
+					       .n = n,
+					       .source_blocks = BLOCKS,
+					       .destination_blocks = BLOCKS,
+					       .marks = &marks };
+
+		if (round > 300 && round < 65400)
+			n = check.n = 1;
+		for (size_t i = 0; i < n; i++)
+			to[i] = (int64_t)((i * 5 + (size_t)round) % BLOCKS);
+		assert_int_equal(kv_plan_check(&check, &err), 0);
+		bad = random_below(n);
+		to[bad] = random_below(2) ? -1 - (int64_t)random_below(9) : BLOCKS;
+		assert_int_equal(kv_plan_check(&check, &err), KV_ERR_BLOCK_ID);
+		assert_int_equal(err.block_index, bad);
+		assert_int_equal(err.block_id, to[bad]);
+		if (!bad)
+			continue;
+		to[bad] = to[random_below(bad)];
+		assert_int_equal(kv_plan_check(&check, &err), KV_ERR_DUP_BLOCK);
+		assert_int_equal(err.block_index, bad);
+	}
+	kv_marks_free(&marks);
+}
+
+static void blocks_of_another_owner_are_refused(void **state)
+{
+	static const int64_t from[] = { 0, 1, 2 }, to[] = { 3, 4, 5 };
+	uint32_t owner_of[8] = { 0, 0, 0, 7, 7, 8 };
+	struct kv_marks marks = { .mark = NULL };
+	struct kv_plan_check check = { .op = "write_blocks",
+				       .source = from,
+				       .destination = to,
+				       .n = 3,
+				       .source_blocks = 8,
+				       .destination_blocks = 8,
+				       .marks = &marks,
+				       .owner_of = owner_of,
+				       .owner = 7 };
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(kv_marks_make(&marks, 8, &err), 0);
+	assert_int_equal(kv_plan_check(&check, &err), KV_ERR_LEASE);
+	assert_int_equal(err.block_index, 2);
+	owner_of[5] = 7;
+	assert_int_equal(kv_plan_check(&check, &err), 0);
+	kv_marks_free(&marks);
+}
+
+/* ---------------------------------------------------------------- geometry */
+
+static void put(char name[KV_TENSOR_NAME_MAX], const char *text)
+{
+	snprintf(name, KV_TENSOR_NAME_MAX, "%s", text);
+}
+
+static struct kv_geometry shape_of(uint32_t tp_size, uint32_t tp_rank, uint64_t whole)
+{
+	struct kv_geometry g = {
+		.layers = 2, .tensors = 2, .blocks = 10, .tp_size = tp_size, .tp_rank = tp_rank
+	};
+
+	put(g.tensor[0].name, "k");
+	g.tensor[0].block_bytes = whole / tp_size;
+	put(g.tensor[1].name, "scale");
+	g.tensor[1].block_bytes = 24;
+	g.tensor[1].flags = KV_TENSOR_REPLICATED;
+	return g;
+}
+
+/* Every rank of one size writes to every rank of another: each byte of each block is written exactly once. */
+static void ranks_of_any_two_sizes_cover_each_block_once(void **state)
+{
+	static const uint32_t sizes[] = { 1, 2, 4, 8 };
+	enum { WHOLE = 64 };
+
+	(void)state;
+	for (int i = 0; i < 16; i++) {
+		uint32_t p = sizes[i / 4], d = sizes[i % 4];
+
+		for (uint32_t to = 0; to < d; to++) {
+			uint8_t byte_from[WHOLE];
+			uint64_t mine = WHOLE / d;
+			uint64_t count[WHOLE] = { 0 };
+
+			for (uint32_t from = 0; from < p; from++) {
+				struct kv_geometry a = shape_of(p, from, WHOLE),
+						   b = shape_of(d, to, WHOLE);
+				struct kv_part part[KV_TENSORS_MAX];
+
+				assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+				if (!kv_geometry_parts(&a, &b, part))
+					continue;
+				assert_true(part[0].local_skip + part[0].len <= WHOLE / p);
+				assert_true(part[0].remote_skip + part[0].len <= mine);
+				assert_int_equal(part[1].len, 24);
+				assert_int_equal(part[1].local_skip + part[1].remote_skip, 0);
+				for (uint64_t o = 0; o < part[0].len; o++) {
+					count[part[0].remote_skip + o]++;
+					byte_from[part[0].remote_skip + o] =
+						(uint8_t)(from * (WHOLE / p) + part[0].local_skip +
+							  o);
+				}
+			}
+			for (uint64_t o = 0; o < mine; o++) {
+				assert_int_equal(count[o], 1);
+				assert_int_equal(byte_from[o], to * mine + o);
+			}
+		}
+	}
+}
+
+static void a_difference_is_told_with_both_values(void **state)
+{
+	struct kv_geometry a = shape_of(1, 0, 64), b = a;
+	struct kv_error err;
+
+	(void)state;
+	b.layers = 3;
+	b.dtype = 5; /* 0 on the other side: not told, not compared */
+	b.tensor[0].block_bytes = 128;
+	put(b.tensor[1].name, "v");
+	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
+	assert_non_null(strstr(err.message, "layers 2 / 3"));
+	assert_non_null(strstr(err.message, "tensor 0 (k) block_bytes 64 / 128"));
+	assert_non_null(strstr(err.message, "tensor 1 name scale / v"));
+	assert_null(strstr(err.message, "dtype"));
+	b = a;
+	b.tp_size = 3;
+	a.tp_size = 2;
+	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
+	assert_non_null(strstr(err.message, "tp_size 2 / 3"));
+	/* Many differences: as many as fit, and the number of the others. */
+	a = b = shape_of(1, 0, 64);
+	a.tensors = b.tensors = KV_TENSORS_MAX;
+	for (int i = 0; i < KV_TENSORS_MAX; i++) {
+		put(a.tensor[i].name, "fifteen-letters");
+		put(b.tensor[i].name, "other-fifteen-l");
+	}
+	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
+	assert_non_null(strstr(err.message, " more"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(random_spans_move_what_a_loop_over_the_blocks_moves),
+		cmocka_unit_test(adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides),
+		cmocka_unit_test(every_bad_id_is_found_at_its_index),
+		cmocka_unit_test(blocks_of_another_owner_are_refused),
+		cmocka_unit_test(ranks_of_any_two_sizes_cover_each_block_once),
+		cmocka_unit_test(a_difference_is_told_with_both_values),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
