@@ -17,6 +17,7 @@
 #define NP_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/error.h"
@@ -118,6 +119,8 @@ struct np_context {
 	pthread_mutex_t lock;
 	unsigned int refs; /* NCCL's init, each listener, each communicator */
 	int traffic_class; /* -1: not given */
+	bool hints_off;	   /* NCCL_NET_OPTIONAL_RECV_COMPLETION=0 */
+	atomic_bool hints; /* the caller is known to mark the receives that need line order */
 	struct np_rail rail[NP_DEVICES_MAX];
 	struct np_comm *connecting;
 	unsigned int connectings;
@@ -172,6 +175,7 @@ struct np_request {
 	uint16_t index;
 	size_t size[NP_GROUP];
 	/* NP_SEND */
+	bool any_order;
 	struct tr_op *op;
 	struct tr_mem *mem;
 	struct tr_rmem *rmem;

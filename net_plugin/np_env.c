@@ -27,7 +27,7 @@ static const struct row {
 
 /* Read as texts: the list of devices, the list of interfaces, their family; a switch. */
 static const char *const texts[] = { "NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY",
-				     "NCCL_IB_DISABLE" };
+				     "NCCL_IB_DISABLE", "NCCL_NET_OPTIONAL_RECV_COMPLETION" };
 
 const char *np_env_text(const char *name)
 {

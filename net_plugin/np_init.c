@@ -2,6 +2,7 @@
 /* np_init.c -- contexts: one for each communicator of NCCL, and in it one transport for each device that is used */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/fault.h"
 #include "np.h"
@@ -23,6 +24,7 @@ ncclResult_t np_init(int version, void **ctx_p, const ncclNetCommConfig_v10_t *c
 	}
 	pthread_mutex_init(&ctx->lock, NULL);
 	ctx->refs = 1;
+	ctx->hints_off = !strcmp(np_env_text("NCCL_NET_OPTIONAL_RECV_COMPLETION"), "0");
 	ctx->traffic_class = config ? config->trafficClass : -1;
 	*ctx_p = ctx;
 	return ncclSuccess;
@@ -128,10 +130,16 @@ ncclResult_t np_finalize(void *context)
 	return ncclSuccess;
 }
 
-/* Shapes of traffic that NCCL expects: nothing here depends on them. */
-ncclResult_t np_set_attr(void *ctx, ncclNetAttr_v11_t *attr)
+/*
+ * The shapes of traffic that NCCL expects do not matter here. Who tells them does: an NCCL that calls this also marks each
+ * receive that a GPU watches line by line (np_recv.c).
+ */
+ncclResult_t np_set_attr(void *context, ncclNetAttr_v11_t *attr)
 {
-	(void)ctx;
+	struct np_context *ctx = context;
+
 	(void)attr;
+	if (ctx && !ctx->hints_off)
+		atomic_store_explicit(&ctx->hints, true, memory_order_relaxed);
 	return ncclSuccess;
 }

@@ -75,7 +75,18 @@ static int announce(struct np_recv *r, struct np_request *request, struct np_cts
 	return 0;
 }
 
-/* NCCL's hint that nobody waits for a receive (*request_p on entry) is not needed: completion costs no message. */
+/*
+ * NCCL's LL and LL128 protocols have a GPU watch the buffer while it fills, so each 128-byte line must arrive whole. Such a
+ * receive, if it is single, is marked by NCCL's hint that nobody waits for it (*request_p on entry). So a single receive
+ * without the mark, from a caller that is known to give it, may be filled in any order. The hint itself is not needed:
+ * completion costs no message.
+ */
+static bool may_be_any_order(const struct np_recv *r, int n, void *const *request_p)
+{
+	return n == 1 && *request_p != NCCL_NET_OPTIONAL_RECV_COMPLETION &&
+	       atomic_load_explicit(&r->comm.ctx->hints, memory_order_relaxed);
+}
+
 ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, void **mhandles,
 		      void **phandles, void **request_p)
 {
@@ -89,6 +100,7 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	(void)phandles;
 	if (!r || !request_p || !sizes || !tags)
 		return np_misuse("irecv: a pointer is NULL");
+	cts.any_order = may_be_any_order(r, n, request_p);
 	*request_p = NULL;
 	if (n < 1 || n > NP_GROUP)
 		return np_misuse("irecv: %d messages; a receive has 1 to %d", n, NP_GROUP);

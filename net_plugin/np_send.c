@@ -107,6 +107,7 @@ static int bind_row(struct np_send *s, unsigned int row_index, struct np_request
 	}
 	request->span.len = size;
 	request->size[0] = size;
+	request->any_order = group->cts.any_order;
 	request->value = np_notify_put(group->cts.slot, row_index, group->cts.seq, size);
 	group->taken |= (uint8_t)(1u << row_index);
 	if (group->taken == (1u << group->cts.n) - 1)
@@ -120,7 +121,8 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 	int ret = 0;
 
 	if (!request->op)
-		ret = tr_op_begin(s->comm.conn, TR_WRITE, request->index, &request->op, err);
+		ret = tr_op_begin(s->comm.conn, TR_WRITE | (request->any_order ? TR_ANY_ORDER : 0),
+				  request->index, &request->op, err);
 	if (!ret && request->span.len) {
 		long n =
 			tr_op_add(request->op, request->mem, request->rmem, &request->span, 1, err);

@@ -74,7 +74,7 @@ size_t np_cts_put(void *buf, size_t cap, const struct np_cts *cts)
 	wire_put_u8(&w, NP_MSG_CTS);
 	wire_put_u8(&w, cts->slot);
 	wire_put_u8(&w, cts->n);
-	wire_put_u8(&w, 0);
+	wire_put_u8(&w, cts->any_order);
 	wire_put_u16(&w, cts->seq);
 	for (unsigned int i = 0; i < cts->n; i++) {
 		wire_put_u64(&w, cts->row[i].offset);
@@ -89,7 +89,7 @@ bool np_cts_get(struct wire_reader *r, struct np_cts *cts)
 {
 	cts->slot = wire_get_u8(r);
 	cts->n = wire_get_u8(r);
-	wire_get_u8(r);
+	cts->any_order = wire_get_u8(r) == 1;
 	cts->seq = wire_get_u16(r);
 	if (r->bad || cts->slot >= NCCL_REQUESTS_MAX || !cts->n || cts->n > NP_GROUP ||
 	    cts->seq > NP_SEQ_MASK)

@@ -89,7 +89,8 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 	if (!data->free_ops)
 		return TR_AGAIN;
 	op = &data->op[data->free_op[--data->free_ops]];
-	op->kind = (uint8_t)kind;
+	op->kind = (uint8_t)(kind & ~TR_ANY_ORDER);
+	op->any_order = kind & TR_ANY_ORDER;
 	op->state = TR_OP_OPEN;
 	op->generation++;
 	op->user = user;

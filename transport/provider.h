@@ -116,7 +116,8 @@ enum { TR_OP_MEMS = 8 };
 struct tr_op {
 	struct tr_conn *conn;
 	uint16_t index;           /* 0 .. TR_OPS_MAX - 1 */
-	uint8_t kind;             /* enum tr_op_kind */
+	uint8_t kind;             /* TR_WRITE or TR_READ_OP */
+	bool any_order;           /* TR_ANY_ORDER */
 	uint8_t state;            /* enum tr_op_state */
 	uint32_t generation;      /* changes with each use of the slot: a stale completion is recognised */
 	uint64_t user;

@@ -168,7 +168,8 @@ void tr_conn_close(struct tr_conn *conn);
 
 /* ---------------------------------------------------------------- operations */
 
-enum tr_op_kind { TR_WRITE = 0, TR_READ_OP = 1 };
+/* TR_ANY_ORDER is or-ed to a kind: the bytes of this operation need no order within lines, whatever the connection keeps. */
+enum tr_op_kind { TR_WRITE = 0, TR_READ_OP = 1, TR_ANY_ORDER = 1 << 4 };
 
 /* Offsets count from the beginning of the local and the remote region. */
 struct tr_span {

@@ -42,13 +42,15 @@ static int one(struct side *s, void *comm, struct buffer *b, size_t size, size_t
 static const size_t table_of_sizes[] = { 0,   1,    7,	  8,	 63,	64,	 127,	 128,
 					 129, 4095, 4096, 65536, 70001, 1 << 20, 3000001 };
 
-static int sizes(struct side *s)
+static int run_sizes(struct side *s, bool told)
 {
 	size_t max = s->quick ? 1 << 20 : (size_t)64 << 20;
 	struct buffer b;
 	void *comm;
 
 	TRY(side_start(s));
+	if (told)
+		TRY(side_tell(s));
 	TRY(side_link(s, &comm));
 	TRY(side_buffer(s, comm, max < 3000065 ? 3000065 : max, &b));
 	for (size_t i = 0; i < sizeof(table_of_sizes) / sizeof(*table_of_sizes); i++) {
@@ -62,6 +64,16 @@ static int sizes(struct side *s)
 	TRY(side_buffer_free(s, comm, &b));
 	TRY(side_unlink(s, comm));
 	return side_stop(s);
+}
+
+static int sizes(struct side *s)
+{
+	return run_sizes(s, false);
+}
+
+static int sizes_told(struct side *s)
+{
+	return run_sizes(s, true);
 }
 
 static int large(struct side *s)
@@ -293,17 +305,34 @@ static int optional_completion(struct side *s)
 	return side_stop(s);
 }
 
+static int watched_irecv(struct side *s, void *comm, struct buffer *b, size_t size, bool hint,
+			 void **request)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	void *data = b->bytes, *phandle = NULL;
+	int tag = 0;
+
+	do {
+		*request = hint ? NCCL_NET_OPTIONAL_RECV_COMPLETION : NULL;
+		OK(s, s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle, &phandle, request));
+		REQUIRE(s, side_ms() < end, "no request");
+	} while (!*request);
+	return PASS;
+}
+
 /*
  * As a GPU does with LL128: the receiver looks at the last 8 bytes of each 128-byte line while the message is under way. When
  * they are new, the rest of the line must be, too.
  */
-static int line_order(struct side *s)
+static int watch_lines(struct side *s, bool as_nccl)
 {
 	enum { LINES = 512, ROUNDS = 300 };
 	struct buffer b;
 	void *comm;
 
 	TRY(side_start(s));
+	if (as_nccl)
+		TRY(side_tell(s));
 	TRY(side_link(s, &comm));
 	TRY(side_buffer(s, comm, LINES * 128, &b));
 	for (uint64_t round = 1; round <= ROUNDS; round++) {
@@ -319,7 +348,7 @@ static int line_order(struct side *s)
 			TRY(side_wait(s, request, NULL));
 			continue;
 		}
-		TRY(side_irecv1(s, comm, &b, LINES * 128, 0, &request));
+		TRY(watched_irecv(s, comm, &b, LINES * 128, as_nccl, &request));
 		while (!done) {
 			for (size_t line = 0; line < LINES; line++) {
 				if (words[line * 16 + 15] != round)
@@ -336,6 +365,16 @@ static int line_order(struct side *s)
 	TRY(side_buffer_free(s, comm, &b));
 	TRY(side_unlink(s, comm));
 	return side_stop(s);
+}
+
+static int line_order(struct side *s)
+{
+	return watch_lines(s, false);
+}
+
+static int line_order_as_nccl(struct side *s)
+{
+	return watch_lines(s, true);
 }
 
 static int flush(struct side *s)
@@ -407,6 +446,7 @@ const struct net_case data_cases[] = {
 	{ "5.7", "v7: sizes as in 20", 2, 7, sizes },
 	{ "5.6", "v6: sizes as in 20", 2, 6, sizes },
 	{ "20", "sizes from 0 bytes up; what both sides are told; bytes around", 2, 0, sizes },
+	{ "20c", "the same after setNetAttr", 2, 0, sizes_told },
 	{ "20b", "1 GiB", 2, 0, large },
 	{ "21", "a send longer than the receive", 2, 0, too_long },
 	{ "22", "32 receives under way, one more, around all slots", 2, 0, all_slots },
@@ -414,6 +454,8 @@ const struct net_case data_cases[] = {
 	{ "26", "test: not before, once, and for all", 2, 0, test_contract },
 	{ "27", "the hint that nobody waits for a receive", 2, 0, optional_completion },
 	{ "28", "a line's last bytes never before its first (LL128)", 2, 0, line_order },
+	{ "28b", "the same as NCCL does it: attributes told, receives marked", 2, 0,
+	  line_order_as_nccl },
 	{ "29", "flush of host memory", 1, 0, flush },
 	{ "30", "profiler callback and handles", 2, 0, with_profiler },
 	{ 0 },

@@ -58,6 +58,8 @@ int side_count_threads(void);
 /* Loads the plugin, init, picks device 0. */
 int side_start(struct side *s);
 int side_stop(struct side *s);
+/* Tells the plugin of the traffic to come, as NCCL does from v11 on. */
+int side_tell(struct side *s);
 void side_log_reset(void);
 unsigned int side_log_count(void);
 void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,

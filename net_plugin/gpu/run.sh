@@ -130,9 +130,12 @@ killed_rank() {
 
 perf() {
 	step perf-kvrail perf 120 "${kvrail[@]}"
+	step perf-kvrail-ring perf 120 "${kvrail[@]}" KVCACHE_SHM_PATH=ring
 	step perf-socket perf 120 "${socket[@]}"
 	SAME_HOST=1 step perf-shm perf 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
 	"$python" net_plugin/gpu/table.py "$out"/perf-kvrail.json "$out"/perf-socket.json "$out"/perf-shm.json
+	echo "the same with two copies through the ring (KVCACHE_SHM_PATH=ring) in place of process_vm_writev:"
+	"$python" net_plugin/gpu/table.py "$out"/perf-kvrail-ring.json "$out"/perf-socket.json "$out"/perf-shm.json
 	"$tests"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
 }
 

@@ -51,6 +51,14 @@ void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16])
 	sc->cma_works = true;
 }
 
+bool cma_reaches(struct shm_conn *sc, const uint8_t *addr)
+{
+	uint8_t byte;
+	struct iovec mine = { &byte, 1 }, theirs = { (void *)addr, 1 };
+
+	return process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0) == 1;
+}
+
 static ssize_t call(struct shm_conn *sc, int kind, struct iovec *local, struct iovec *remote,
 		    size_t n)
 {

@@ -217,7 +217,12 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	size_t now = bounded(spans, n), done;
 	int ret;
 
-	if (rm->path == SHM_RING) {
+	if (rm->cma_any_order && op->any_order && spans[0].len >= SHM_CMA_LEAST) {
+		ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
+		if (ret)
+			return ret;
+		done = now;
+	} else if (rm->path == SHM_RING) {
 		ring_refresh(&sc->out); /* an impossible position: the next progress tells */
 		done = op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
 					    : read_by_ring(sc, op, lmem->addr, rmem, spans, now);

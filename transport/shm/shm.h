@@ -32,7 +32,8 @@ enum shm_limits {
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
 	SHM_PUBLISH_BYTES = 64 << 10, /* the other side learns of progress at least so often */
 	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
-	SHM_FENCE_GRACE_MS = 100,     /* until a peer that does not answer a stop is called BUSY */
+	SHM_CMA_LEAST = 16384,	  /* bytes for which a system call costs less than a second copy */
+	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
 
 enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING };
@@ -56,6 +57,7 @@ struct shm_pool {
 /* rmem->priv */
 struct shm_rmem {
 	enum shm_path path;
+	bool cma_any_order; /* path is ring for the sake of lines only: TR_ANY_ORDER may use process_vm */
 	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
 };
 
@@ -188,6 +190,8 @@ int pool_map(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 void pool_close_all(struct shm_conn *sc);
 
 /* cma.c */
+/* Can the kernel reach this byte of the peer? Memory of a device may be mapped and yet out of its reach. */
+bool cma_reaches(struct shm_conn *sc, const uint8_t *addr);
 void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16]);
 /* Moves all spans: 0, or the connection's failure. */
 int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
