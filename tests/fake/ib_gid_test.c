@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ib_gid_test.c -- the choice of a GID: pure */
+#include <arpa/inet.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "ib/gid.h"
+
+static struct ibv_gid_entry entry(uint32_t index, const char *address, uint32_t type)
+{
+	struct ibv_gid_entry e = { .gid_index = index, .port_num = 1, .gid_type = type };
+
+	assert_int_equal(inet_pton(AF_INET6, address, e.gid.raw), 1);
+	return e;
+}
+
+/* Chooses among the entries; returns the chosen index, -1 if there is none. */
+static int choose(const struct ibv_gid_entry *entries, size_t n, int option,
+		  struct ib_gid_choice *choice)
+{
+	ib_gid_choose(entries, n, option, choice);
+	return choice->entry < 0 ? -1 : (int)entries[choice->entry].gid_index;
+}
+
+static void ipv4_is_best_then_routable_ipv6_then_v1_then_link_local(void **state)
+{
+	struct ibv_gid_entry e[] = {
+		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V1),
+		entry(1, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V2),
+		entry(2, "::ffff:10.0.0.1", IBV_GID_TYPE_ROCE_V1),
+		entry(4, "2001:db8::7", IBV_GID_TYPE_ROCE_V2),
+		entry(5, "::ffff:10.0.0.1", IBV_GID_TYPE_ROCE_V2),
+		entry(6, "::ffff:10.0.0.2", IBV_GID_TYPE_ROCE_V2),
+	};
+	struct ib_gid_choice choice;
+
+	(void)state;
+	assert_int_equal(choose(e, 6, -1, &choice), 5);
+	assert_non_null(strstr(choice.reason, "gid index 5, ::ffff:10.0.0.1 (RoCE v2, IPv4)"));
+	assert_int_equal(choose(e, 4, -1, &choice), 4);
+	assert_int_equal(choose(e, 3, -1, &choice), 2);
+	assert_int_equal(choose(e, 2, -1, &choice), 0);
+	assert_int_equal(choice.rank, IB_GID_LINK_LOCAL);
+}
+
+static void an_asked_index_is_taken_and_an_empty_one_replaced(void **state)
+{
+	struct ibv_gid_entry e[] = {
+		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V2),
+		entry(1, "::ffff:192.168.1.9", IBV_GID_TYPE_ROCE_V2),
+	};
+	struct ib_gid_choice choice;
+
+	(void)state;
+	assert_int_equal(choose(e, 2, 0, &choice), 0);
+	assert_true(choice.asked);
+	assert_int_equal(choose(e, 2, 3, &choice), 1);
+	assert_false(choice.asked);
+	assert_non_null(strstr(choice.reason, "the index 3 of KVCACHE_RDMA_GID_INDEX is empty"));
+}
+
+static void an_empty_table_has_no_choice(void **state)
+{
+	struct ibv_gid_entry zero[] = { entry(0, "::", IBV_GID_TYPE_ROCE_V2),
+					entry(1, "fe80::", IBV_GID_TYPE_ROCE_V2) };
+	struct ib_gid_choice choice;
+
+	(void)state;
+	assert_int_equal(choose(NULL, 0, -1, &choice), -1);
+	assert_int_equal(choose(zero, 2, 0, &choice), -1);
+	assert_true(choice.reason[0]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(ipv4_is_best_then_routable_ipv6_then_v1_then_link_local),
+		cmocka_unit_test(an_asked_index_is_taken_and_an_empty_one_replaced),
+		cmocka_unit_test(an_empty_table_has_no_choice),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
