@@ -43,13 +43,17 @@ static const struct tr_upper_ops upper = {
 int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	     struct kv_error *err)
 {
-	char word[64];
+	bool rxe = !strcmp(transport, "rxe");
+	char word[64], nics[64];
 	const char *list[RIG_OPTIONS] = { word };
 	int n = 1, ret = 0;
 
 	memset(rig, 0, sizeof(*rig));
-	rig->over_fake = !strcmp(transport, "ib");
-	snprintf(word, sizeof(word), "KVCACHE_TRANSPORT=%s", transport);
+	snprintf(word, sizeof(word), "KVCACHE_TRANSPORT=%s", rxe ? "ib" : transport);
+	if (rxe) {
+		ib_test_hook.verbs = NULL;
+		list[n++] = nics;
+	}
 	for (; options && *options && n < RIG_OPTIONS - 1; options++)
 		list[n++] = *options;
 	for (int i = 0; i < 2 && !ret; i++) {
@@ -57,6 +61,7 @@ int rig_open(struct rig *rig, const char *transport, const char *const *options,
 		struct tr_config config = { 0 };
 
 		fake_host(i);
+		snprintf(nics, sizeof(nics), "KVCACHE_RDMA_NICS=rxe%d", i);
 		side->event = calloc(RIG_EVENTS, sizeof(*side->event));
 		ret = kv_option_read(list, &side->options, err);
 		config.options = side->options;
@@ -138,7 +143,8 @@ void rig_make(struct rig *rig, const char *transport, const char *const *options
 		fail_msg("open: %s", err.message);
 	if (rig_connect(rig, &err))
 		fail_msg("connect: %s", err.message);
-	assert_string_equal(tr_conn_transport(rig->side[0].conn), transport);
+	assert_string_equal(tr_conn_transport(rig->side[0].conn),
+			    strcmp(transport, "rxe") ? transport : "ib");
 }
 
 void rig_pump_side(struct rig *rig, int i)

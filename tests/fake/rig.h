@@ -32,11 +32,13 @@ struct rig_side {
 struct rig {
 	struct rig_side side[2]; /* 0 connects, 1 accepts */
 	struct tr_listener *listener;
-	bool over_fake;
 	unsigned int flags; /* enum tr_conn_flags of both ends */
 };
 
-/* KVCACHE_TRANSPORT=ib over the fake (which must have begun), or "shm". NULL-terminated list of further options, or NULL. */
+/*
+ * "ib" over the fake (which must have begun), "shm", or "rxe": real verbs, side 0 on rxe0 and side 1 on rxe1. NULL-terminated
+ * list of further options, or NULL.
+ */
 int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	     struct kv_error *err);
 int rig_connect(struct rig *rig, struct kv_error *err);
