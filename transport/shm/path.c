@@ -131,11 +131,8 @@ static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct descrip
 	rm->path = SHM_RING;
 	rm->cma_any_order = forced == SHM_AUTO && sc->line_order && sc->peer_allows_cma &&
 			    sc->cma_works && cma_reaches(sc, rm->addr);
-	if (rm->cma_any_order)
-		tr_conn_set_path(sc->conn,
-				 "ring where lines must stay whole, else process_vm_writev");
-	else
-		tr_conn_set_path(sc->conn, "ring (%s)", cma_why);
+	tr_conn_set_path(sc->conn, "ring (%s)%s", cma_why,
+			 rm->cma_any_order ? ", process_vm for any order" : "");
 	return 0;
 }
 
