@@ -63,18 +63,21 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->incoming = incoming;
 	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
+	pthread_mutex_init(&peer->claim, NULL);
+	pthread_mutex_lock(&peer->claim);
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
 		;
 	if (i == KV_PEERS_MAX || engine->peers_pending >= engine->pending_max) {
+		kv_fail(err, KV_ERR_BUSY, "connect",
+			"%u handshakes are unfinished; the limit is %u", engine->peers_pending,
+			engine->pending_max);
 		pthread_mutex_unlock(&engine->lock);
+		pthread_mutex_unlock(&peer->claim);
+		pthread_mutex_destroy(&peer->claim);
 		free(peer);
-		return kv_fail(err, KV_ERR_BUSY, "connect",
-			       "%u handshakes are unfinished; the limit is %u",
-			       engine->peers_pending, engine->pending_max);
+		return KV_ERR_BUSY;
 	}
-	pthread_mutex_init(&peer->claim, NULL);
-	pthread_mutex_lock(&peer->claim);
 	peer->magic = KV_MAGIC_PEER;
 	peer->index = i;
 	engine->peer[i] = peer;

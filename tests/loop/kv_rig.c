@@ -121,6 +121,13 @@ static bool block_is(const struct node *node, uint32_t l, uint32_t t, int64_t b,
 bool memory_is(const struct node *node, struct kv_layers layers, unsigned int side,
 	       const int64_t *from, const int64_t *to, size_t n, unsigned int epoch)
 {
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	/*
+	 * Takes the locks of node's engine. In one process the acknowledgement travels through two
+	 * mappings of one page, in which a race detector sees no order.
+	 */
+	kv_stats(node->engine, &stats, NULL);
 	for (uint32_t l = 0; l < node->shape.layers; l++) {
 		bool in = l >= layers.first && (!layers.count || l < layers.first + layers.count);
 
