@@ -362,6 +362,12 @@ int rank_job_run(const struct rank_job *job, void *results, struct rank_fate *fa
 	struct parent p = { .job = job, .count = job->local ? job->size : 1 };
 	int rc = 0;
 
+#ifndef KVRAIL_HAVE_MPI
+	if (!job->local) {
+		fprintf(stderr, "this build has no MPI: run it without mpirun, as --local P+D\n");
+		return -1;
+	}
+#endif
 	if (parent_open(&p))
 		return -1;
 	while (rc == 0) {

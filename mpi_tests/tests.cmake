@@ -94,5 +94,7 @@ if(MPI_C_FOUND AND MPIRUN)
 	kvrail_add_test(bench_mpi COMMAND ${expect} 0 "under MPI" "Out of bounds values : 0 OK" --
 		${MPIRUN} -np 4 ${bench} --prefill 2 --decode 2 ${tiny})
 else()
-	kvrail_add_test(replay_mpi COMMAND sh -c "echo 'skipped: built without MPI'; exit 77")
+	kvrail_add_test(replay_launched_without_mpi COMMAND ${CMAKE_COMMAND} -E env OMPI_COMM_WORLD_SIZE=2
+		${expect} 3 "this build has no MPI" -- ${replay} ${small} ${trace})
+	kvrail_add_test(replay_mpi COMMAND sh -c "echo 'skipped: built without MPI' && exit 77")
 endif()
