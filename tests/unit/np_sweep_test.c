@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_sweep_test.c -- every fault point of the NCCL plugin and of what it calls, failed once: an error of NCCL's or the right
+ * bytes, never both wrong, never a hang; afterwards everything works, and no descriptor is left over
+ */
+#include <dirent.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/fault.h"
+#include "np.h"
+
+extern const ncclNet_v12_t ncclNetPlugin_v12;
+static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
+
+enum { LEN = 70000, REGIONS = 70, PASSES = 3 };
+
+static unsigned int logged;
+
+static void logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
+		   const char *fmt, ...)
+{
+	(void)flags;
+	(void)file;
+	(void)line;
+	(void)fmt;
+	logged += level == NCCL_LOG_WARN;
+}
+
+struct run {
+	void *ctx, *listen, *send, *recv;
+	uint8_t *from, *to;
+	void *from_mh, *to_mh[REGIONS];
+};
+
+#define TRY(call)                         \
+	do {                              \
+		ncclResult_t r_ = (call); \
+		if (r_)                   \
+			return r_;        \
+	} while (0)
+
+static ncclResult_t join(struct run *r)
+{
+	int64_t end = kv_deadline_ns(5000);
+	uint8_t handle[NCCL_HANDLE_MAX];
+
+	TRY(net->listen(r->ctx, 0, handle, &r->listen));
+	while (!r->send || !r->recv) {
+		if (!r->send)
+			TRY(net->connect(r->ctx, 0, handle, &r->send, NULL));
+		if (!r->recv)
+			TRY(net->accept(r->listen, &r->recv, NULL));
+		if (kv_now_ns() > end)
+			return ncclInternalError; /* one end gave up, the other waits for it */
+	}
+	return ncclSuccess;
+}
+
+/* Each receive uses another region, so that the sender's table grows. */
+static ncclResult_t move(struct run *r, int region)
+{
+	int64_t end = kv_deadline_ns(5000);
+	void *in = NULL, *out = NULL, *data = r->to;
+	size_t size = LEN;
+	int tag = region, done_in = 0, done_out = 0;
+
+	for (int i = 0; i < LEN; i++)
+		r->from[i] = (uint8_t)(i * 7 + region);
+	memset(r->to, 0, LEN);
+	while (!done_in || !done_out) {
+		if (!in)
+			TRY(net->irecv(r->recv, 1, &data, &size, &tag, &r->to_mh[region], NULL,
+				       &in));
+		if (!out)
+			TRY(net->isend(r->send, r->from, LEN, tag, r->from_mh, NULL, &out));
+		if (in && !done_in)
+			TRY(net->test(in, &done_in, NULL));
+		if (out && !done_out)
+			TRY(net->test(out, &done_out, NULL));
+		assert_true(kv_now_ns() < end);
+	}
+	assert_memory_equal(r->from, r->to, LEN);
+	return ncclSuccess;
+}
+
+static ncclResult_t use(struct run *r)
+{
+	TRY(net->init(&r->ctx, 1, NULL, logger, NULL));
+	TRY(join(r));
+	TRY(net->regMr(r->send, r->from, LEN, NCCL_PTR_HOST, &r->from_mh));
+	for (int i = 0; i < REGIONS; i++)
+		TRY(net->regMr(r->recv, r->to, LEN, NCCL_PTR_HOST, &r->to_mh[i]));
+	for (int i = 0; i < REGIONS; i += 23)
+		TRY(move(r, i));
+	return ncclSuccess;
+}
+
+static void end(struct run *r)
+{
+	if (r->send)
+		assert_int_equal(net->closeSend(r->send), ncclSuccess);
+	if (r->recv)
+		assert_int_equal(net->closeRecv(r->recv), ncclSuccess);
+	if (r->listen)
+		assert_int_equal(net->closeListen(r->listen), ncclSuccess);
+	if (r->ctx)
+		assert_int_equal(net->finalize(r->ctx), ncclSuccess);
+	free(r->from);
+	free(r->to);
+}
+
+static ncclResult_t once(void)
+{
+	struct run r = { .from = malloc(LEN), .to = malloc(LEN) };
+	ncclResult_t ret;
+
+	assert_non_null(r.from);
+	assert_non_null(r.to);
+	ret = use(&r);
+	end(&r);
+	return ret;
+}
+
+static int descriptors(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+static void each_point_failed_once_is_told_and_leaves_nothing(void **state)
+{
+	unsigned int fired = 0, own = 0;
+	int before;
+
+	(void)state;
+	assert_int_equal(once(), ncclSuccess);
+	before = descriptors();
+	for (int point = 0; point < KV_FAULT_POINTS; point++)
+		for (uint32_t nth = 1; nth <= PASSES; nth++) {
+			unsigned int lines = logged;
+			ncclResult_t ret;
+
+			kv_fault_arm(point, nth);
+			ret = once();
+			if (kv_fault_fired(point)) {
+				fired++;
+				own += !strncmp(kv_fault_name(point), "NP_", 3);
+				if (ret && logged == lines)
+					fail_msg("%s: an error without a word",
+						 kv_fault_name(point));
+			} else if (ret) {
+				fail_msg("%s was not passed, but the result is %d",
+					 kv_fault_name(point), (int)ret);
+			}
+			kv_fault_arm(point, 0);
+			if (descriptors() != before)
+				fail_msg("%s: %d descriptors, %d before", kv_fault_name(point),
+					 descriptors(), before);
+			if (!kv_fault_passes(point))
+				break;
+		}
+	assert_int_equal(once(), ncclSuccess);
+	print_message("%u faults, %u of them in the plugin\n", fired, own);
+	assert_true(own >= 8);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(each_point_failed_once_is_told_and_leaves_nothing),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* np_wire_test.c -- the pure parts of the NCCL plugin: its bytes, and NCCL's lists of names */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "np.h"
+
+static void a_handle_comes_back_and_its_cookie_is_not_part_of_it(void **state)
+{
+	struct np_handle in = { .port = 4711, .host = "fe80::1%eth0" }, out;
+	uint8_t bytes[NCCL_HANDLE_MAX + 8];
+
+	(void)state;
+	memset(bytes, 0xa5, sizeof(bytes));
+	memset(in.nonce, 7, sizeof(in.nonce));
+	np_handle_put(bytes, &in);
+	for (size_t i = NCCL_HANDLE_MAX; i < sizeof(bytes); i++)
+		assert_int_equal(bytes[i], 0xa5);
+	assert_int_equal(np_handle_cookie(bytes), 0);
+	np_handle_set_cookie(bytes, 0x1122334455667788);
+	assert_true(np_handle_get(bytes, &out));
+	assert_int_equal(np_handle_cookie(bytes), 0x1122334455667788);
+	assert_int_equal(out.port, 4711);
+	assert_string_equal(out.host, "fe80::1%eth0");
+	assert_memory_equal(out.nonce, in.nonce, sizeof(in.nonce));
+}
+
+static void every_flipped_bit_of_a_handle_is_noticed(void **state)
+{
+	struct np_handle in = { .port = 1, .host = "127.0.0.1" }, out;
+	uint8_t bytes[NCCL_HANDLE_MAX];
+	unsigned int noticed = 0;
+
+	(void)state;
+	np_handle_put(bytes, &in);
+	for (unsigned int bit = 0; bit < 84 * 8; bit++) {
+		bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		noticed += !np_handle_get(bytes, &out);
+		bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
+	}
+	assert_int_equal(noticed, 84 * 8);
+	assert_true(np_handle_get(bytes, &out));
+}
+
+static void a_clear_to_send_of_eight_fits_into_a_message_and_comes_back(void **state)
+{
+	struct np_cts in = { .slot = 31, .n = NP_GROUP, .seq = NP_SEQ_MASK, .any_order = true },
+		      out;
+	uint8_t bytes[TR_MSG_MAX];
+	struct wire_reader r;
+	size_t len;
+
+	(void)state;
+	for (unsigned int i = 0; i < NP_GROUP; i++)
+		in.row[i] = (struct np_row){ .offset = UINT64_MAX - i,
+					     .size = (uint64_t)i << 40,
+					     .tag = -(int32_t)i,
+					     .mem = (uint16_t)(65535 - i) };
+	len = np_cts_put(bytes, sizeof(bytes), &in);
+	assert_in_range(len, 1, TR_MSG_MAX);
+	r = wire_reader_of(bytes, len);
+	assert_int_equal(wire_get_u8(&r), NP_MSG_CTS);
+	assert_true(np_cts_get(&r, &out));
+	assert_int_equal(out.slot, 31);
+	assert_int_equal(out.n, NP_GROUP);
+	assert_int_equal(out.seq, NP_SEQ_MASK);
+	assert_true(out.any_order);
+	for (unsigned int i = 0; i < NP_GROUP; i++) {
+		assert_int_equal(out.row[i].offset, in.row[i].offset);
+		assert_int_equal(out.row[i].size, in.row[i].size);
+		assert_int_equal(out.row[i].tag, in.row[i].tag);
+		assert_int_equal(out.row[i].mem, in.row[i].mem);
+	}
+}
+
+static void a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused(void **state)
+{
+	struct np_cts in = { .slot = 1, .n = 2, .seq = 3 }, out;
+	uint8_t bytes[TR_MSG_MAX];
+	size_t len = np_cts_put(bytes, sizeof(bytes), &in);
+
+	(void)state;
+	for (size_t cut = 1; cut <= len + 1; cut++) {
+		struct wire_reader r = wire_reader_of(bytes + 1, cut - 1);
+
+		assert_int_equal(np_cts_get(&r, &out), cut == len);
+	}
+	for (unsigned int n = 0; n < 256; n++) {
+		struct wire_reader r = wire_reader_of(bytes + 1, len - 1);
+
+		bytes[2] = (uint8_t)n;
+		assert_int_equal(np_cts_get(&r, &out), n == 2);
+	}
+	bytes[2] = 2;
+	bytes[1] = NCCL_REQUESTS_MAX;
+	assert_false(np_cts_get(&(struct wire_reader){ .buf = bytes + 1, .len = len - 1 }, &out));
+}
+
+static void a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size(void **state)
+{
+	unsigned int slot, row, seq;
+	uint64_t size;
+
+	(void)state;
+	np_notify_get(np_notify_put(31, 7, NP_SEQ_MASK, (UINT64_C(1) << 41) - 1), &slot, &row, &seq,
+		      &size);
+	assert_int_equal(slot, 31);
+	assert_int_equal(row, 7);
+	assert_int_equal(seq, NP_SEQ_MASK);
+	assert_int_equal(size, (UINT64_C(1) << 41) - 1);
+	np_notify_get(np_notify_put(0, 0, 1, 0), &slot, &row, &seq, &size);
+	assert_int_equal(slot + row, 0);
+	assert_int_equal(seq, 1);
+	assert_int_equal(size, 0);
+}
+
+static void a_piece_of_a_description_past_its_total_is_refused(void **state)
+{
+	uint8_t description[300] = { 1, 2, 3 }, bytes[TR_MSG_MAX];
+	struct np_mem_piece piece = {
+		.slot = 5, .total = 300, .at = 60, .bytes = description, .len = NP_MEM_PIECE
+	};
+	size_t len = np_mem_piece_put(bytes, sizeof(bytes), &piece);
+	struct wire_reader r = wire_reader_of(bytes + 1, len - 1);
+
+	(void)state;
+	assert_int_equal(len, NP_MEM_HEADER + NP_MEM_PIECE);
+	assert_true(np_mem_piece_get(&r, &piece));
+	assert_int_equal(piece.slot, 5);
+	assert_int_equal(piece.len, NP_MEM_PIECE);
+	assert_memory_equal(piece.bytes, description, NP_MEM_PIECE);
+	bytes[6] = 61; /* 61 + 240 > 300 */
+	r = wire_reader_of(bytes + 1, len - 1);
+	assert_false(np_mem_piece_get(&r, &piece));
+}
+
+static void lists_of_names_are_read_as_nccl_reads_them(void **state)
+{
+	(void)state;
+	assert_true(np_name_matches("", "mlx5_0", 1));
+	assert_true(np_name_matches("mlx5", "mlx5_0", 1));
+	assert_false(np_name_matches("mlx4", "mlx5_0", 1));
+	assert_true(np_name_matches("=mlx5_1", "mlx5_1", 1));
+	assert_false(np_name_matches("=mlx5_1", "mlx5_10", 1));
+	assert_true(np_name_matches("mlx5_1", "mlx5_10", 1));
+	assert_false(np_name_matches("^mlx5_1", "mlx5_10", 1));
+	assert_true(np_name_matches("^=mlx5_1", "mlx5_10", 1));
+	assert_true(np_name_matches("a,=b", "a1", 1));
+	assert_true(np_name_matches("mlx5_0:2", "mlx5_0", 2));
+	assert_false(np_name_matches("mlx5_0:2", "mlx5_0", 1));
+	assert_true(np_name_matches("mlx5_3:1,mlx5_0:2:0:1", "mlx5_0", 2));
+	assert_false(np_name_matches("^docker,lo", "lo", 0));
+	assert_true(np_name_matches("^docker,lo", "eth0", 0));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_handle_comes_back_and_its_cookie_is_not_part_of_it),
+		cmocka_unit_test(every_flipped_bit_of_a_handle_is_noticed),
+		cmocka_unit_test(a_clear_to_send_of_eight_fits_into_a_message_and_comes_back),
+		cmocka_unit_test(a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused),
+		cmocka_unit_test(a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size),
+		cmocka_unit_test(a_piece_of_a_description_past_its_total_is_refused),
+		cmocka_unit_test(lists_of_names_are_read_as_nccl_reads_them),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
