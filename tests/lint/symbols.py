@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""symbols.py -- libkvrail exports what its map and its headers name, and needs no library of a device
+"""symbols.py -- libkvrail exports what its map and its headers name, and no library of ours needs one of a device
 
-usage: symbols.py ROOT LIBRARY
+usage: symbols.py ROOT LIBKVRAIL [OTHER_LIBRARY...]
+
+The others are only looked at for what they need.
 
 libibverbs, librdmacm and libcuda are opened at run time, so that one binary runs where they are missing.
 """
@@ -63,13 +65,12 @@ def check_needs(libraries, undefined):
 
 
 if __name__ == "__main__":
-    tree, path = sys.argv[1:]
-    version_nodes = {name for name in nm(path, "--defined-only") if name.startswith("KVRAIL_")}
-    source.report(
-        check_exports(
-            nm(path, "--defined-only") - version_nodes,
-            mapped(source.read(tree, "kvapi/kvrail.map")),
-            declared(tree),
-        )
-        + check_needs(needed(path), nm(path, "-u"))
+    tree, path, *others = sys.argv[1:]
+    findings = check_exports(
+        {name for name in nm(path, "--defined-only") if not name.startswith("KVRAIL_")},
+        mapped(source.read(tree, "kvapi/kvrail.map")),
+        declared(tree),
     )
+    for library in [path, *others]:
+        findings += check_needs(needed(library), nm(library, "-u"))
+    source.report(findings)
