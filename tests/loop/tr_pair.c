@@ -324,6 +324,8 @@ void pair_add(struct pair_side *s, struct tr_op *op, const struct tr_span *spans
 	while (n) {
 		long done = tr_op_add(op, s->mem, s->rmem, spans, n, &err);
 
+		if (done < 0)
+			fprintf(stderr, "add: %s\n", err.message);
 		PAIR_CHECK(done >= 0 && (size_t)done <= n && kv_now_ns() < deadline_ns);
 		spans += done;
 		n -= (size_t)done;

@@ -442,6 +442,91 @@ static void a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender(void
 	run(state, quiet_parent, quiet_child);
 }
 
+/* The child does not poll: a ring takes a part, then nothing, and goes on when there is room. */
+static void part_parent(struct pair_side *s)
+{
+	struct tr_span spans[100];
+	struct kv_error err;
+	struct tr_op *op;
+	long first;
+
+	begin(s);
+	for (uint64_t i = 0; i < 100; i++)
+		spans[i] = (struct tr_span){ .local = i * 5000, .remote = i * 5001, .len = 5000 };
+	op = pair_begin(s, TR_WRITE, 1);
+	first = tr_op_add(op, s->mem, s->rmem, spans, 100, &err);
+	PAIR_CHECK(first > 0 && first < 100);
+	PAIR_CHECK(!tr_op_add(op, s->mem, s->rmem, spans + first, 100 - (size_t)first, &err));
+	PAIR_CHECK(tr_op_commit(op, TR_NOTIFY, 1, &err) ==
+		   TR_AGAIN); /* the last taken one is cut */
+	pair_say(s, 1);
+	pair_add(s, op, spans + first, 100 - (size_t)first);
+	pair_commit(s, op, TR_NOTIFY, 1);
+	pair_wait_ended(s, 1);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void part_child(struct pair_side *s)
+{
+	begin(s);
+	PAIR_CHECK(pair_hear(s) == 1);
+	pair_wait_notifies(s, 1);
+	for (uint64_t i = 0; i < 100; i++) {
+		PAIR_CHECK(pair_differs(s->base + i * 5001, SOURCE_SEED, i * 5000, 5000) < 0);
+		PAIR_CHECK(s->base[i * 5001 + 5000] == pair_byte(TARGET_SEED, i * 5001 + 5000));
+	}
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void a_full_ring_accepts_a_part_and_the_rest_later(void **state)
+{
+	run(state, part_parent, part_child);
+}
+
+/* One call keeps its caller for a bounded time: the rest is asked for, without a sleep between. */
+static void large_parent(struct pair_side *s)
+{
+	static struct tr_span spans[40];
+	struct kv_error err;
+	struct tr_op *op;
+	size_t done = 0, calls = 0;
+
+	begin(s);
+	for (int i = 0; i < 40; i++)
+		spans[i] = (struct tr_span){ .len = REGION };
+	op = pair_begin(s, TR_WRITE, 1);
+	while (done < 40) {
+		long n = tr_op_add(op, s->mem, s->rmem, spans + done, 40 - done, &err);
+
+		PAIR_CHECK(n > 0 && n <= 16);
+		done += (size_t)n;
+		calls++;
+		PAIR_CHECK(tr_conn_arm(s->conn) == (done < 40));
+		PAIR_CHECK(tr_conn_arm(s->conn) == 0); /* said once */
+	}
+	PAIR_CHECK(calls == 3);
+	pair_commit(s, op, TR_NOTIFY, 1);
+	pair_wait_ended(s, 1);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void large_child(struct pair_side *s)
+{
+	begin(s);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(pair_differs(s->base, SOURCE_SEED, 0, REGION) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void a_call_copies_at_most_16_mib_and_arm_says_go_on(void **state)
+{
+	run(state, large_parent, large_child);
+}
+
 #define TEST(f, row)                                                           \
 	{                                                                      \
 #f " (" #row ")", f, NULL, NULL, (void *)(uintptr_t)&rows[row] \
@@ -457,6 +542,10 @@ int main(void)
 		TESTS(reads_bring_the_peers_bytes_and_nothing_else),
 		TESTS(both_sides_write_and_read_at_once_without_waiting_for_each_other),
 		TESTS(nothing_of_a_cancelled_operation_lands_after_its_event),
+		TEST(a_full_ring_accepts_a_part_and_the_rest_later, 2),
+		TEST(a_full_ring_accepts_a_part_and_the_rest_later, 4),
+		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, 0),
+		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, 1),
 		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, 0),
 	};
 
