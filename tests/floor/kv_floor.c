@@ -470,7 +470,9 @@ static void check(struct bench *b)
 	}
 }
 
-/* The first touch of each page of a mapping costs a fault, once in its life: not what is compared. */
+/*
+ * The first touch of each page of a mapping costs a fault, once in its life: not what is compared.
+ */
 static void touch_all(struct pair_side *s)
 {
 	struct tr_op *op = pair_begin(s, TR_WRITE, 0);

@@ -190,7 +190,10 @@ int pool_map(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 void pool_close_all(struct shm_conn *sc);
 
 /* cma.c */
-/* Can the kernel reach this byte of the peer? Memory of a device may be mapped and yet out of its reach. */
+/*
+ * Can the kernel reach this byte of the peer? Memory of a device may be mapped and yet out of its
+ * reach.
+ */
 bool cma_reaches(struct shm_conn *sc, const uint8_t *addr);
 void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16]);
 /* Moves all spans: 0, or the connection's failure. */
