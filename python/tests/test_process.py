@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process does to the packages: signals, fork, its end; types; the documents' and the examples' programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = """
+    import kvrail, numpy as np, os, signal, sys, threading, time
+    writer, reader = kvrail.Engine("w"), kvrail.Engine("r")
+    a, b = np.ones((2, 8, 64), np.uint8), np.zeros((2, 8, 64), np.uint8)
+    source, target = writer.register({"k": a}), reader.register({"k": b}, open=True)
+    peer = writer.connect("127.0.0.1", reader.listen())
+    back = reader.next_arrival(5).peer
+"""
+
+
+def run(program: str, *flags: str, timeout: float = 30, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+    code = textwrap.dedent(SETUP) + textwrap.dedent(program)
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=timeout, **kwargs
+    )
+
+
+def test_ctrl_c_ends_a_wait_at_once_and_the_peer_stays_good() -> None:
+    ran = run(
+        """
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        start = time.monotonic()
+        try:
+            back.recv_blocks(target, [1], 5, timeout=20)
+        except KeyboardInterrupt:
+            print("interrupted", time.monotonic() - start < 2)
+        op = back.recv_blocks_async(target, [1], 6, timeout=20)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            op.wait(20)
+        except KeyboardInterrupt:
+            print("interrupted", op.done())
+        op.cancel()
+        peer.write_blocks(source, [1], [2])
+        print(int(b.sum()))
+        writer.close(); reader.close()
+        """
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "interrupted True\ninterrupted False\n128\n", "")
+
+
+def test_a_forked_child_is_refused_and_does_not_disturb_its_parent() -> None:
+    ran = run(
+        """
+        memory = np.asarray(writer.alloc(4096)); memory[:] = 5
+        pid = os.fork()
+        if not pid:
+            try:
+                peer.write_blocks(source, [1], [2])
+            except kvrail.CallError as exc:
+                ok = exc.name == "FORKED" and memory.sum() == 5 * 4096
+                writer.close(); reader.close()
+                with kvrail.Engine() as own:
+                    own.listen()
+                os._exit(0 if ok else 2)
+            os._exit(3)
+        print(os.waitpid(pid, 0)[1])
+        peer.write_blocks(source, [1], [2])
+        print(int(b.sum()))
+        writer.close(); reader.close()
+        """
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "0\n128\n", "")
+
+
+@pytest.mark.parametrize("open_still", ["engines", "a wait in a daemon thread", "operations"])
+def test_the_interpreter_ends_cleanly_with_things_open(open_still: str) -> None:
+    program = {
+        "engines": "pass",
+        "a wait in a daemon thread": """
+            threading.Thread(target=lambda: back.recv_blocks(target, [1], 5, timeout=20), daemon=True).start()
+            time.sleep(0.2)
+            """,
+        "operations": "ops = [back.recv_blocks_async(target, [n], n) for n in range(4)]",
+    }[open_still]
+    start = time.monotonic()
+    ran = run(program)
+    assert ran.returncode == 0, ran.stderr
+    assert "Fatal" not in ran.stderr and time.monotonic() - start < 15
+
+
+def test_imports_need_nothing_and_print_nothing() -> None:
+    code = "import sys, kvrail, rdma_comm; print(sorted(m for m in ('numpy', 'torch') if m in sys.modules))"
+    ran = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "")
+
+
+def test_the_extension_needs_libc_only() -> None:
+    import kvrail._core as core
+
+    dynamic = subprocess.run(["readelf", "-d", core.__file__], capture_output=True, text=True).stdout
+    if not dynamic:
+        pytest.skip("readelf is not installed")
+    needed = re.findall(r"NEEDED.*\[(.*?)\]", dynamic)
+    assert all(re.match(r"lib(c|m|dl|pthread|rt)\.so|ld-linux", name) for name in needed), needed
+    assert core.__file__ is not None and core.__file__.endswith("_core.abi3.so")
+
+
+def test_types_are_strict(tmp_path: Path) -> None:
+    user = tmp_path / "user.py"
+    user.write_text(
+        textwrap.dedent(
+            """
+            import kvrail
+            from rdma_comm import RDMACommunicator
+
+            async def move(peer: kvrail.Peer, cache: kvrail.Cache, ids: list[int]) -> None:
+                op: kvrail.Op = peer.write_blocks_async(cache, ids, ids, range(2))
+                await op
+                async for arrival in cache.engine.arrivals():
+                    blocks: int = arrival.blocks
+                    print(blocks, arrival.layers.start)
+
+            def serve(keys: list[int]) -> int:
+                comm = RDMACommunicator("prefill", 0, "0", keys, [], 8, 64)
+                return comm.write_cache("127.0.0.1", "1", [1], [2], 0)
+            """
+        )
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(user)]
+    packages = ["-p", "kvrail", "-p", "rdma_comm"]
+    for what in (command, command[:-1] + packages):
+        ran = subprocess.run(what, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def python_blocks(page: str) -> List[str]:
+    text = (ROOT / "docs" / page).read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+@pytest.mark.parametrize("page", ["python.md", "fastdeploy.md"])
+def test_the_programs_of_the_documents_run_as_printed(page: str, tmp_path: Path) -> None:
+    programs = python_blocks(page)
+    assert programs
+    for program in programs:
+        ran = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+        assert ran.returncode == 0, program + ran.stdout + ran.stderr
+
+
+def test_a_model_split_in_two_says_the_same_tokens() -> None:
+    example = ROOT / "python" / "examples" / "disaggregated.py"
+    ran = subprocess.run(
+        [sys.executable, str(example), "--prompt", "200", "--tokens", "6"], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "same tokens: yes" in ran.stdout and "time to first token" in ran.stdout
+
+
+def test_the_benchmark_of_a_call_measures(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    bench = ROOT / "python" / "bench_call.py"
+    ran = subprocess.run(
+        [sys.executable, str(bench), "--rounds", "50", "--json", str(out)], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert '"fixed, us"' in out.read_text()
