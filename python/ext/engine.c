@@ -74,8 +74,10 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 		config.log = log_to_pipe;
 		config.log_arg = (void *)(intptr_t)log_fd;
 	}
-	Py_BEGIN_ALLOW_THREADS rc = kv_engine_open(&config, &engine, &err);
-	Py_END_ALLOW_THREADS free(options);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_engine_open(&config, &engine, &err);
+	Py_END_ALLOW_THREADS;
+	free(options);
 	if (rc)
 		return raise_error(&err);
 	h = handle_new(H_ENGINE, engine, NULL);
@@ -101,8 +103,10 @@ static PyObject *engine_listen(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_listen(h->ptr, host, port, &got, &err);
-	Py_END_ALLOW_THREADS handle_leave(h);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_listen(h->ptr, host, port, &got, &err);
+	Py_END_ALLOW_THREADS;
+	handle_leave(h);
 	return rc ? raise_error(&err) : PyLong_FromUnsignedLong(got);
 }
 
@@ -121,9 +125,10 @@ static PyObject *engine_progress(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc =
-		kv_progress(h->ptr, timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms, &err);
-	Py_END_ALLOW_THREADS handle_leave(h);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_progress(h->ptr, timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms, &err);
+	Py_END_ALLOW_THREADS;
+	handle_leave(h);
 	return rc < 0 ? raise_error(&err) : PyLong_FromLong(rc);
 }
 
@@ -176,9 +181,10 @@ static PyObject *engine_poll(PyObject *module, PyObject *args)
 	if (!h)
 		return NULL;
 	max = max < 0 ? 0 : max > POLL_MAX ? POLL_MAX : max;
-	Py_BEGIN_ALLOW_THREADS n = kv_poll_arrivals(h->ptr, arrivals, (size_t)max, &err);
-	Py_END_ALLOW_THREADS if (n < 0)
-	{
+	Py_BEGIN_ALLOW_THREADS;
+	n = kv_poll_arrivals(h->ptr, arrivals, (size_t)max, &err);
+	Py_END_ALLOW_THREADS;
+	if (n < 0) {
 		handle_leave(h);
 		return raise_error(&err);
 	}

@@ -123,8 +123,9 @@ static void handle_drop(struct handle *h)
 	switch (h->kind) {
 	case H_ENGINE:
 		if (ptr) {
-			Py_BEGIN_ALLOW_THREADS kv_engine_close(ptr);
-			Py_END_ALLOW_THREADS
+			Py_BEGIN_ALLOW_THREADS;
+			kv_engine_close(ptr);
+			Py_END_ALLOW_THREADS;
 		}
 		orphans_forget(h);
 		break;
@@ -141,8 +142,9 @@ static void handle_drop(struct handle *h)
 		break;
 	case H_PEER:
 		if (alive) {
-			Py_BEGIN_ALLOW_THREADS kv_peer_close(ptr, DROP_MS, NULL);
-			Py_END_ALLOW_THREADS
+			Py_BEGIN_ALLOW_THREADS;
+			kv_peer_close(ptr, DROP_MS, NULL);
+			Py_END_ALLOW_THREADS;
 		}
 		break;
 	case H_OP:
@@ -150,14 +152,16 @@ static void handle_drop(struct handle *h)
 		break;
 	case H_LEASE:
 		if (alive) {
-			Py_BEGIN_ALLOW_THREADS kv_revoke(ptr, DROP_MS, NULL);
-			Py_END_ALLOW_THREADS
+			Py_BEGIN_ALLOW_THREADS;
+			kv_revoke(ptr, DROP_MS, NULL);
+			Py_END_ALLOW_THREADS;
 		}
 		break;
 	case H_GROUP:
 		if (alive) {
-			Py_BEGIN_ALLOW_THREADS kv_group_end(ptr, DROP_MS, NULL, NULL);
-			Py_END_ALLOW_THREADS
+			Py_BEGIN_ALLOW_THREADS;
+			kv_group_end(ptr, DROP_MS, NULL, NULL);
+			Py_END_ALLOW_THREADS;
 		}
 		break;
 	}
@@ -186,8 +190,11 @@ static int handle_quiet(struct handle *h)
 	const struct timespec nap = { .tv_nsec = 1000000 };
 
 	while (h->users && h->pid == getpid()) {
-		Py_BEGIN_ALLOW_THREADS nanosleep(&nap, NULL);
-		Py_END_ALLOW_THREADS if (PyErr_CheckSignals()) return -1;
+		Py_BEGIN_ALLOW_THREADS;
+		nanosleep(&nap, NULL);
+		Py_END_ALLOW_THREADS;
+		if (PyErr_CheckSignals())
+			return -1;
 	}
 	return 0;
 }
@@ -196,8 +203,8 @@ static int close_now(struct handle *h, int64_t timeout_ms, struct kv_error *err)
 {
 	int rc = 0;
 
-	Py_BEGIN_ALLOW_THREADS switch (h->kind)
-	{
+	Py_BEGIN_ALLOW_THREADS;
+	switch (h->kind) {
 	case H_ENGINE:
 		kv_engine_close(h->ptr);
 		break;
@@ -220,7 +227,8 @@ static int close_now(struct handle *h, int64_t timeout_ms, struct kv_error *err)
 		rc = kv_group_end(h->ptr, timeout_ms, NULL, err);
 		break;
 	}
-	Py_END_ALLOW_THREADS return rc;
+	Py_END_ALLOW_THREADS;
+	return rc;
 }
 
 /* close(handle, timeout_ms): a handle that is closed already, or whose engine is, is fine. */

@@ -66,8 +66,10 @@ static PyObject *look_stats(PyObject *module, PyObject *obj)
 	(void)module;
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_stats(h->ptr, &stats, &err);
-	Py_END_ALLOW_THREADS handle_leave(h);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_stats(h->ptr, &stats, &err);
+	Py_END_ALLOW_THREADS;
+	handle_leave(h);
 	if (rc)
 		return raise_error(&err);
 	dict = PyDict_New();
@@ -93,12 +95,14 @@ static PyObject *look_dump(PyObject *module, PyObject *obj)
 	(void)module;
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS n = kv_dump(h->ptr, NULL, 0);
+	Py_BEGIN_ALLOW_THREADS;
+	n = kv_dump(h->ptr, NULL, 0);
 	if (n >= 0)
 		buf = malloc((size_t)n + 1);
 	if (buf)
 		kv_dump(h->ptr, buf, (size_t)n + 1);
-	Py_END_ALLOW_THREADS handle_leave(h);
+	Py_END_ALLOW_THREADS;
+	handle_leave(h);
 	if (buf)
 		text = PyUnicode_FromString(buf);
 	else if (n < 0)

@@ -30,9 +30,10 @@ static PyObject *memory_alloc(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err);
-	Py_END_ALLOW_THREADS if (rc)
-	{
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err);
+	Py_END_ALLOW_THREADS;
+	if (rc) {
 		handle_leave(h);
 		return raise_error(&err);
 	}
@@ -120,9 +121,13 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 	if (ok) {
 		layout->tensor = tensors;
 		layout->tensors = (uint32_t)n;
-		Py_BEGIN_ALLOW_THREADS rc = kv_cache_register(h->ptr, layout, &cache, &err);
-		Py_END_ALLOW_THREADS if (rc) raise_error(&err);
-		else made = handle_new(H_CACHE, cache, h);
+		Py_BEGIN_ALLOW_THREADS;
+		rc = kv_cache_register(h->ptr, layout, &cache, &err);
+		Py_END_ALLOW_THREADS;
+		if (rc)
+			raise_error(&err);
+		else
+			made = handle_new(H_CACHE, cache, h);
 		if (!rc && !made)
 			kv_cache_unregister(cache, NULL);
 	}

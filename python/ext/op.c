@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum transfer_kind { T_WRITE = 0, T_READ, T_SEND, T_RECV };
 
@@ -130,42 +131,59 @@ static void abandon(struct handle *peer, struct kv_op *op)
 {
 	struct handle *h;
 
-	Py_BEGIN_ALLOW_THREADS kv_cancel(op, DROP_MS, NULL);
-	Py_END_ALLOW_THREADS h = handle_new(H_OP, op, peer->parent);
+	Py_BEGIN_ALLOW_THREADS;
+	kv_cancel(op, DROP_MS, NULL);
+	Py_END_ALLOW_THREADS;
+	h = handle_new(H_OP, op, peer->parent);
 	Py_XDECREF((PyObject *)h); /* frees it, or notes it as an orphan */
+}
+
+/* Begins a blocking transfer, and waits for a slice. *op_p stays NULL while the peer has no room for one more. */
+static int begin_or_wait(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
+{
+	const struct timespec nap = { .tv_nsec = 1000000 };
+	int rc = *op_p ? 0 : begin(t, op_p, err);
+
+	if (!rc)
+		return kv_wait(*op_p, KV_ACKED, SLICE_MS, err);
+	if (rc == KV_ERR_BUSY)
+		nanosleep(&nap, NULL);
+	return rc;
 }
 
 /* transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking */
 static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
+	bool again = true, stopped = false;
 	struct kv_error err;
 	struct kv_op *op = NULL;
 	struct transfer t;
-	bool stopped = false;
-	int rc;
+	int naps_left, rc;
 
 	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
-	for (;;) {
-		Py_BEGIN_ALLOW_THREADS rc = op ? 0 : begin(&t, &op, &err);
-		if (!rc)
-			rc = kv_wait(op, KV_ACKED, SLICE_MS, &err);
-		Py_END_ALLOW_THREADS if (!op || rc != KV_ERR_TIMEOUT ||
-					 strcmp(err.op, "wait") != 0) break;
-		stopped = PyErr_CheckSignals() || handle_closing(t.peer);
-		if (stopped)
-			break;
+	/* A nap lasts a millisecond at least. 0 is the default of KVCACHE_OP_TIMEOUT_MS. */
+	naps_left = t.kind == T_RECV ? 0 : t.options.timeout_ms ? (int)t.options.timeout_ms : 5000;
+	while (again && !stopped) {
+		Py_BEGIN_ALLOW_THREADS;
+		rc = begin_or_wait(&t, &op, &err);
+		Py_END_ALLOW_THREADS;
+		if (op)
+			again = rc == KV_ERR_TIMEOUT && !strcmp(err.op, "wait");
+		else
+			again = rc == KV_ERR_BUSY && naps_left-- > 0;
+		stopped = again && (PyErr_CheckSignals() || handle_closing(t.peer));
 	}
-	if (stopped)
+	if (stopped && op)
 		abandon(t.peer, op);
 	else if (op)
 		kv_op_free(op, NULL);
 	transfer_leave(&t);
+	if (stopped && !PyErr_Occurred())
+		return raise_code(KV_ERR_CLOSED, "wait", "it was closed meanwhile");
 	if (stopped)
-		return PyErr_Occurred()
-			       ? NULL
-			       : raise_code(KV_ERR_CLOSED, "wait", "it was closed meanwhile");
+		return NULL;
 	if (rc)
 		return raise_error(&err);
 	Py_RETURN_NONE;
@@ -184,9 +202,10 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
 	engine_reap(t.peer->parent);
-	Py_BEGIN_ALLOW_THREADS rc = begin(&t, &op, &err);
-	Py_END_ALLOW_THREADS if (!rc)
-	{
+	Py_BEGIN_ALLOW_THREADS;
+	rc = begin(&t, &op, &err);
+	Py_END_ALLOW_THREADS;
+	if (!rc) {
 		h = handle_new(H_OP, op, t.peer->parent);
 		if (h) {
 			h->peer = t.peer;
@@ -233,8 +252,10 @@ static PyObject *op_test(PyObject *module, PyObject *obj)
 	h = op_enter(obj, &peer);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_test(h->ptr, &err);
-	Py_END_ALLOW_THREADS op_leave(h, peer);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_test(h->ptr, &err);
+	Py_END_ALLOW_THREADS;
+	op_leave(h, peer);
 	return rc < 0 ? raise_error(&err) : PyLong_FromLong(rc);
 }
 
@@ -256,8 +277,10 @@ static PyObject *op_wait(PyObject *module, PyObject *args)
 		if (!h)
 			return NULL;
 		slice = timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms;
-		Py_BEGIN_ALLOW_THREADS rc = kv_wait(h->ptr, grade, slice, &err);
-		Py_END_ALLOW_THREADS op_leave(h, peer);
+		Py_BEGIN_ALLOW_THREADS;
+		rc = kv_wait(h->ptr, grade, slice, &err);
+		Py_END_ALLOW_THREADS;
+		op_leave(h, peer);
 		if (rc != KV_ERR_TIMEOUT || strcmp(err.op, "wait") != 0)
 			break;
 		if (PyErr_CheckSignals())
@@ -285,8 +308,10 @@ static PyObject *op_cancel(PyObject *module, PyObject *args)
 	h = op_enter(obj, &peer);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_cancel(h->ptr, timeout_ms, &err);
-	Py_END_ALLOW_THREADS op_leave(h, peer);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_cancel(h->ptr, timeout_ms, &err);
+	Py_END_ALLOW_THREADS;
+	op_leave(h, peer);
 	if (rc)
 		return raise_error(&err);
 	Py_RETURN_NONE;

@@ -20,9 +20,10 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_connect(h->ptr, host, port, timeout_ms, &peer, &err);
-	Py_END_ALLOW_THREADS if (rc)
-	{
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_connect(h->ptr, host, port, timeout_ms, &peer, &err);
+	Py_END_ALLOW_THREADS;
+	if (rc) {
 		handle_leave(h);
 		return raise_error(&err);
 	}
@@ -44,8 +45,10 @@ static PyObject *peer_info(PyObject *module, PyObject *obj)
 	(void)module;
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS rc = kv_peer_info(h->ptr, &info, &err);
-	Py_END_ALLOW_THREADS handle_leave(h);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_peer_info(h->ptr, &info, &err);
+	Py_END_ALLOW_THREADS;
+	handle_leave(h);
 	if (rc)
 		return raise_error(&err);
 	return Py_BuildValue("ssssy#ii", info.name, info.address, info.transport, info.path,
@@ -78,9 +81,10 @@ static PyObject *lease_open(PyObject *module, PyObject *args)
 		ids_drop(&ids);
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS rc = kv_blocks_open(peer->ptr, cache->ptr, ids.id, ids.n, tag,
-						   lifetime_ms, &lease, &err);
-	Py_END_ALLOW_THREADS ids_drop(&ids);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = kv_blocks_open(peer->ptr, cache->ptr, ids.id, ids.n, tag, lifetime_ms, &lease, &err);
+	Py_END_ALLOW_THREADS;
+	ids_drop(&ids);
 	handle_leave(cache);
 	made = rc ? NULL : handle_new(H_LEASE, lease, peer);
 	handle_leave(peer);

@@ -36,11 +36,12 @@ static PyObject *time_write(PyObject *module, PyObject *args)
 	if (peer)
 		cache = handle_enter(cache_obj, H_CACHE);
 	if (cache && local.n == remote.n) {
-		Py_BEGIN_ALLOW_THREADS ns = now_ns();
+		Py_BEGIN_ALLOW_THREADS;
+		ns = now_ns();
 		rc = kv_write_blocks(peer->ptr, cache->ptr, layers, local.id, remote.id, local.n,
 				     NULL, &err);
 		ns = now_ns() - ns;
-		Py_END_ALLOW_THREADS
+		Py_END_ALLOW_THREADS;
 	}
 	handle_leave(cache);
 	handle_leave(peer);
