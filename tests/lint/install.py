@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""install.py -- an installed kvrail can be used: by pkg-config, by find_package, and as a subdirectory, from C and C++
+"""install.py -- an installed kvrail can be used: by pkg-config, by find_package, and as a
+subdirectory, from C and C++; the examples compile as they say
 
 usage: install.py ROOT BUILD_DIRECTORY C_COMPILER [C++_COMPILER]
 """
@@ -53,6 +54,19 @@ def by_pkg_config(work, prefix, compiler, language):
     run(program, env={**os.environ, "LD_LIBRARY_PATH": library})
 
 
+def by_their_own_line(work, prefix, root):
+    """Each example compiles with the command that stands at its top."""
+    folder = f"{work}/examples"
+    shutil.copytree(f"{root}/kvapi/examples", folder)
+    config = os.path.dirname(glob.glob(prefix + "/**/kvrail.pc", recursive=True)[0])
+    for path in sorted(glob.glob(f"{folder}/*.c")):
+        name = os.path.basename(path)
+        lines = [line[2:].strip() for line in open(path, encoding="utf-8") if line.startswith(f" *     cc {name} ")]
+        if len(lines) != 1:
+            source.report([f"kvapi/examples/{name} does not say how it is compiled"])
+        run("sh", "-c", lines[0], cwd=folder, env={**os.environ, "PKG_CONFIG_PATH": config})
+
+
 def by_cmake(work, name, how, *options):
     folder = f"{work}/{name}"
     os.mkdir(folder)
@@ -102,6 +116,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
         by_pkg_config(work, prefix, c_compiler, "c")
         if cxx_compiler:
             by_pkg_config(work, prefix, cxx_compiler, "c++")
+        by_their_own_line(work, prefix, root)
         minor = version.rsplit(".", 1)[0]
         by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
         by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)', "-DCMAKE_BUILD_TYPE=Debug")
