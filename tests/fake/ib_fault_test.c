@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one end each, fences that hold */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -506,6 +507,25 @@ static void a_misspelt_device_name_is_refused(void **state)
 	assert_true(fake_end());
 }
 
+static void a_broken_device_is_left_out_unless_it_is_named(void **state)
+{
+	static const char *const by_name[] = { "KVCACHE_RDMA_NICS=fake0", NULL };
+	struct fake_config config = { .devices = 2 };
+	struct rig rig;
+	struct kv_error err;
+
+	(void)state;
+	fake_begin(&config);
+	fake_fail_verb(FAKE_alloc_pd, 1, EIO);
+	rig_make(&rig, "ib", NULL);
+	assert_non_null(strstr(tr_conn_path(rig.side[0].conn), "fake1:1"));
+	rig_close(&rig);
+	fake_fail_verb(FAKE_alloc_pd, 1, EIO);
+	assert_int_equal(rig_open(&rig, "ib", by_name, &err), KV_ERR_DEVICE);
+	assert_non_null(strstr(err.message, "protection domain on fake0:1"));
+	assert_true(fake_end());
+}
+
 static void an_unusable_gid_index_is_replaced(void **state)
 {
 	static const char *const empty[] = { "KVCACHE_RDMA_GID_INDEX=1", NULL };
@@ -544,6 +564,7 @@ int main(void)
 		cmocka_unit_test(a_machine_without_an_active_port_says_so),
 		cmocka_unit_test(device_rows_describe_each_rail_or_the_lack_of_one),
 		cmocka_unit_test(a_misspelt_device_name_is_refused),
+		cmocka_unit_test(a_broken_device_is_left_out_unless_it_is_named),
 		cmocka_unit_test(an_unusable_gid_index_is_replaced),
 	};
 

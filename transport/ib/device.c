@@ -181,57 +181,75 @@ void ib_rails_close(struct ib_ctx *ctx)
 		close_rail(ctx, &ctx->rail[--ctx->rails]);
 }
 
+/*
+ * A device that cannot be used is left out with a word in the log, and its cause kept in *why; asked for by name it is an
+ * error. Being out of memory or descriptors is no property of a device.
+ */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
-		int gid_option, struct kv_log *log, struct kv_error *err)
+		int gid_option, struct kv_log *log, struct kv_error *why)
 {
-	int ret;
-
 	for (int i = 0; i < n; i++) {
 		const char *name = ctx->v->get_device_name(list[i]);
 		unsigned int ports = 2; /* until the device has been asked */
 
 		for (unsigned int port = 1; port <= ports && ctx->rails < IB_RAILS_MAX; port++) {
 			struct ib_rail *rail = &ctx->rail[ctx->rails];
+			int ret;
 
 			if (!named(nics, name, port))
 				continue;
-			ret = open_rail(ctx, rail, list[i], (uint8_t)port, gid_option, err);
+			ret = open_rail(ctx, rail, list[i], (uint8_t)port, gid_option, why);
 			ports = rail->attr.phys_port_cnt;
-			if (ret == KV_ERR_UNSUPPORTED)
-				continue;
-			if (ret)
+			if (!ret) {
+				kv_log_info(log, "ib: rail %d is %s: %s", ctx->rails++, rail->name,
+					    rail->reason);
+			} else if (ret == KV_ERR_UNSUPPORTED || (ret == KV_ERR_DEVICE && !*nics)) {
+				kv_log_info(log, "ib: %s is not used: %s", rail->name,
+					    why->message);
+			} else {
 				return ret;
-			ctx->rails++;
-			kv_log_info(log, "ib: rail %d is %s: %s", ctx->rails - 1, rail->name,
-				    rail->reason);
+			}
 		}
 	}
 	return 0;
+}
+
+static int refuse_none(int n, const struct kv_error *why, struct kv_error *err)
+{
+	if (!n) {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
+		kv_error_hint(err, "a software one: rdma link add rxe0 type rxe netdev eth0");
+	} else if (why->code == KV_ERR_DEVICE) {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open",
+			"none of %d RDMA devices can be used; the last: %.160s", n, why->message);
+	} else {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open",
+			"none of %d RDMA devices has an active port", n);
+		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
+	}
+	return KV_ERR_UNSUPPORTED;
 }
 
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv_log *log,
 		  struct kv_error *err)
 {
 	struct ibv_device **list;
+	struct kv_error why = { 0 };
 	int n = 0, ret;
 
 	list = ctx->v->get_device_list(&n);
 	if (!list && errno != ENOSYS)
-		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "open",
+		return kv_fail_errno(err, *nics ? KV_ERR_DEVICE : KV_ERR_UNSUPPORTED, errno, "open",
 				     "cannot list the RDMA devices");
-	ret = scan(ctx, list, n, nics, gid_index, log, err);
+	ret = scan(ctx, list, n, nics, gid_index, log, &why);
 	if (list)
 		ctx->v->free_device_list(list);
-	if (!ret)
+	if (ret)
+		kv_error_copy(err, &why);
+	else
 		ret = check_names(ctx, nics, err);
-	if (!ret && !ctx->rails && n) {
-		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open",
-			      "none of %d RDMA devices has an active port", n);
-		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
-	} else if (!ret && !ctx->rails) {
-		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
-		kv_error_hint(err, "a software one: rdma link add rxe0 type rxe netdev eth0");
-	}
+	if (!ret && !ctx->rails)
+		ret = refuse_none(n, &why, err);
 	if (ret)
 		ib_rails_close(ctx);
 	return ret;
