@@ -5,10 +5,11 @@
  *
  * Locks, in the order in which they may be taken:
  *   engine.turn    one thread at a time sits in kv_service_turn
- *   peer.claim     everything of a peer and of its operations, leases and grants; the only lock of the data path, taken
- *                  once per call. Its holder posts and polls the connection.
+ *   peer.claim     everything of a peer and of its operations, leases and grants; the only lock of
+ *                  the data path, taken once per call. Its holder posts and polls the connection.
  *   engine.lock    the table of peers, the list of caches, the listener
- *   the rest       cache.lock (owners of blocks), arrivals.lock, pool.lock: leaves, held for a few instructions
+ *   the rest       cache.lock (owners of blocks), arrivals.lock, pool.lock: leaves, held for a few
+ *                  instructions
  * A thread that holds engine.lock may try peer.claim, never wait for it.
  *
  * Whoever releases a claim leaves the connection armed (KV_PROGRESS_AUTO), so that the service
@@ -193,8 +194,8 @@ struct kv_cache {
 	unsigned int peers; /* that know it; under engine.lock */
 	atomic_uint users;  /* operations and leases */
 	pthread_mutex_t lock;
-	uint32_t *
-		owner; /* serial of the lease that holds a block, 0 = none; made by the first lease */
+	/* serial of the lease that holds a block, 0 = none; made by the first lease */
+	uint32_t *owner;
 };
 int kv_cache_use(const struct kv_cache *cache, const struct kv_engine *engine, const char *op,
 		 struct kv_error *err);
@@ -328,7 +329,8 @@ struct kv_lease {
 	bool expired, expired_told;
 	bool announced; /* LEASE was sent */
 	bool revoke, revoke_sent;
-	bool stopped; /* no byte can land any more: the writer said so, or the connection is fenced */
+	/* no byte can land any more: the writer said so, or the connection is fenced */
+	bool stopped;
 	bool orphan;	  /* nobody holds a handle: release it as soon as it is stopped */
 	uint32_t n, sent; /* ids, and how many were told to the writer */
 	uint32_t *ids;	  /* kept between uses */
@@ -434,8 +436,8 @@ struct kv_map {
 	uint64_t stride[KV_TENSORS_MAX];
 	struct kv_rslab *slab;
 	struct kv_marks remote_marks, local_marks;
-	uint32_t *
-		owner; /* index + 1 of the grant that holds a remote block; made by the first grant */
+	/* index + 1 of the grant that holds a remote block; made by the first grant */
+	uint32_t *owner;
 };
 
 enum kv_slot_state { KV_SLOT_FREE = 0, KV_SLOT_BUSY, KV_SLOT_ABORT, KV_SLOT_UNACKED };

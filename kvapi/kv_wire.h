@@ -7,9 +7,11 @@
  * in which they were sent; a notify (the commit of an operation) may overtake the messages sent
  * before it.
  *
- *   BEGIN    writer -> receiver  before the blocks of an operation; its notify carries the same op id
+ *   BEGIN    writer -> receiver  before the blocks of an operation; its notify carries the same op
+ *            id
  *   ACK      receiver -> writer  commits that were taken (status 0) or refused
- *   ABORT    writer -> receiver  the operation will not be committed; nothing of it is under way any more
+ *   ABORT    writer -> receiver  the operation will not be committed; nothing of it is under way
+ *            any more
  *   LEASE    receiver -> writer  blocks were opened; IDS messages with exactly n ids follow
  *   IDS      receiver -> writer  the next ids of a lease, as runs of consecutive blocks
  *   REVOKE   receiver -> writer  stop writing to the lease

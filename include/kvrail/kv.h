@@ -12,16 +12,20 @@
  *   arrival  what a receiver is told: these layers of these blocks are here and visible
  *
  * Rules that hold for every function
- *   Threads      Every function may be called from any thread at any time, except that a handle must not be used while
- *                or after it is closed. Calls on one peer take turns; calls on different peers do not wait for each other.
- *   Errors       0 or a negative KV_ERR_* code. `err` may be NULL; otherwise it holds the cause after a failure and is
- *                left alone after success. Output arguments (`*_p`) are written only on success. Codes that any
- *                function may return are not repeated at each: ARG (a NULL handle or a struct `size` that this version does not know),
+ *   Threads      Every function may be called from any thread at any time, except that a handle
+ *                must not be used while or after it is closed. Calls on one peer take turns; calls
+ *                on different peers do not wait for each other.
+ *   Errors       0 or a negative KV_ERR_* code. `err` may be NULL; otherwise it holds the cause
+ *                after a failure and is left alone after success. Output arguments (`*_p`) are
+ *                written only on success. Codes that any function may return are not repeated at
+ *                each: ARG (a NULL handle or a struct `size` that this version does not know),
  *                FORKED (the engine was opened by a parent process), CLOSED, NOMEM, INTERNAL.
- *   Time         timeout_ms counts from the call. 0 means "do not wait". There is no infinite wait: values below 0 or
- *                above KV_TIMEOUT_MAX_MS are KV_ERR_ARG.
- *   Structs      set `size = sizeof(struct ...)` and zero the rest (KV_INIT does both). Zero always means the default.
- *   Success      0 from a blocking write means that the receiver's engine has said that every byte is visible there.
+ *   Time         timeout_ms counts from the call. 0 means "do not wait". There is no infinite wait:
+ *                values below 0 or above KV_TIMEOUT_MAX_MS are KV_ERR_ARG.
+ *   Structs      set `size = sizeof(struct ...)` and zero the rest (KV_INIT does both). Zero always
+ *                means the default.
+ *   Success      0 from a blocking write means that the receiver's engine has said that every byte
+ *                is visible there.
  */
 #ifndef KVRAIL_KV_H
 #define KVRAIL_KV_H
@@ -48,10 +52,11 @@ enum {
 	KV_CACHES_MAX = 16,
 	KV_BLOCKS_MAX = 1 << 28,      /* blocks of one cache */
 	KV_CALL_BLOCKS_MAX = 1 << 20, /* block ids of one call */
-	KV_LEASE_BLOCKS_MAX = 1 << 16,
+	KV_LEASE_BLOCKS_MAX = 1 << 16, /* of kv_blocks_open, kv_recv_blocks, kv_send_blocks */
 	KV_LEASES_MAX = 1024,         /* open at one time towards one peer */
 	KV_PEERS_MAX = 4096,
-	KV_OPS_MAX = 128,             /* unfinished at one time towards one peer, in each direction */
+	/* unfinished at one time towards one peer, in each direction */
+	KV_OPS_MAX = 128,
 	KV_NAME_MAX = 64,
 };
 
@@ -69,8 +74,10 @@ const char *kv_version(void);
 /* ---------------------------------------------------------------- engine */
 
 enum kv_progress {
-	KV_PROGRESS_AUTO = 0, /* a service thread accepts peers and acknowledges arrivals whenever no caller is polling */
-	KV_PROGRESS_CALLER,   /* no thread: things advance only inside kv_progress, kv_wait, kv_test and blocking calls */
+	/* a service thread accepts peers and acknowledges arrivals whenever no caller is polling */
+	KV_PROGRESS_AUTO = 0,
+	/* no thread: things advance only inside kv_progress, kv_wait, kv_test and blocking calls */
+	KV_PROGRESS_CALLER,
 };
 
 enum kv_log_level { KV_LOG_ERROR = 1, KV_LOG_WARN, KV_LOG_INFO, KV_LOG_DEBUG };
@@ -79,41 +86,48 @@ struct kv_engine_config {
 	size_t size;
 	const char *name;            /* shown to peers; NULL: "host:pid" */
 	int32_t progress;            /* enum kv_progress */
-	int32_t arrivals_off;        /* 1: nobody will call kv_poll_arrivals (rdma_comm); arrivals are counted and dropped */
-	const char *const *options;  /* NULL or a NULL-terminated list of "KVCACHE_NAME=value"; they beat the environment */
-	void (*log)(void *arg, int level, const char *line); /* NULL: KVCACHE_DEBUG and the log file options decide */
+	/* 1: nobody will call kv_poll_arrivals (rdma_comm); arrivals are counted and dropped */
+	int32_t arrivals_off;
+	/* NULL or a NULL-terminated list of "KVCACHE_NAME=value"; they beat the environment */
+	const char *const *options;
+	/* NULL: KVCACHE_DEBUG and the log file options decide */
+	void (*log)(void *arg, int level, const char *line);
 	void *log_arg;
 };
 
 /*
  * kv_engine_open -- make an engine
  *
- * Reads the options, opens the transports that this machine has and starts the service thread (KV_PROGRESS_AUTO).
- * Unknown KVCACHE_* variables are warned about with the nearest known name. `config` may be NULL.
- * The engine and everything made from it belong to the process that opened it; after fork the child may only
- * call kv_engine_close, which then frees nothing that the parent uses.
+ * Reads the options, opens the transports that this machine has and starts the service thread
+ * (KV_PROGRESS_AUTO). Unknown KVCACHE_* variables are warned about with the nearest known name.
+ * `config` may be NULL. The engine and everything made from it belong to the process that opened
+ * it; after fork the child may only call kv_engine_close, which then frees nothing that the parent
+ * uses.
  *
  * ERRORS
- *   ARG      config->progress, or an option with a bad value (the message names the option and its range)
+ *   ARG      config->progress, or an option with a bad value (the message names the option and its
+ *            range)
  *   NOFD     epoll, eventfd or socket: EMFILE or ENFILE
  *   SYSTEM   the service thread could not be started (sys_errno)
  *   DEVICE   KVCACHE_TRANSPORT or KVCACHE_RDMA_NICS names something that this machine does not have
  */
-int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **engine_p, struct kv_error *err);
+int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **engine_p,
+		   struct kv_error *err);
 
 /*
  * kv_engine_close -- stop, drain, free
  *
- * Unfinished operations end with KV_ERR_CLOSED, peers are told, the listener is closed, the service thread is joined
- * and every peer, lease, op, cache and allocation of the engine is freed; their handles are invalid afterwards.
- * Never waits for a peer longer than 1 s. NULL is allowed.
+ * Unfinished operations end with KV_ERR_CLOSED, peers are told, the listener is closed, the service
+ * thread is joined and every peer, lease, op, cache and allocation of the engine is freed; their
+ * handles are invalid afterwards. Never waits for a peer longer than 1 s. NULL is allowed.
  */
 void kv_engine_close(struct kv_engine *engine);
 
 /*
  * kv_progress -- let the engine work for up to timeout_ms, or until something happened
  *
- * Needed only with KV_PROGRESS_CALLER; harmless otherwise. Returns the number of events handled, 0 if none.
+ * Needed only with KV_PROGRESS_CALLER; harmless otherwise. Returns the number of events handled, 0
+ * if none.
  */
 int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *err);
 
@@ -122,8 +136,9 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 /*
  * kv_alloc, kv_free -- memory that peers of the same host can write directly
  *
- * Page-aligned, zeroed, backed by a memfd, not inherited by fork. Memory from elsewhere can be registered as well; peers
- * of the same host then reach it by process_vm_writev or through a ring, at a lower speed.
+ * Page-aligned, zeroed, backed by a memfd, not inherited by fork. Memory from elsewhere can be
+ * registered as well; peers of the same host then reach it by process_vm_writev or through a ring,
+ * at a lower speed.
  *
  * ERRORS
  *   ARG     len == 0, or (kv_free) ptr did not come from kv_alloc of this engine
@@ -136,19 +151,22 @@ int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err);
 enum kv_mem_kind { KV_MEM_HOST = 0 };
 
 enum {
-	KV_CACHE_OPEN = 1 << 0,     /* peers may write any block without a lease; only a peer-level fence protects it */
+	/* peers may write any block without a lease; only a peer-level fence protects it */
+	KV_CACHE_OPEN = 1 << 0,
 	KV_CACHE_READABLE = 1 << 1, /* peers may kv_read_blocks from it */
 };
 
 enum {
-	KV_TENSOR_REPLICATED = 1 << 0, /* every tensor-parallel rank holds the same bytes (MLA): never split by rank */
+	/* every tensor-parallel rank holds the same bytes (MLA): never split by rank */
+	KV_TENSOR_REPLICATED = 1 << 0,
 };
 
 /* One tensor of every layer. */
 struct kv_tensor {
 	const char *name;     /* "k", "v", "k_scale": compared with the peer's; at most 15 bytes */
 	uint64_t block_bytes; /* bytes of one block that are moved */
-	uint64_t stride;      /* bytes from one block to the next, >= block_bytes; 0 = block_bytes */
+	/* bytes from one block to the next, >= block_bytes; 0 = block_bytes */
+	uint64_t stride;
 	uint32_t flags;       /* KV_TENSOR_* */
 	uint32_t reserved;
 	/* Where the layers are: either one address per layer ... */
@@ -160,7 +178,8 @@ struct kv_tensor {
 
 struct kv_layout {
 	size_t size;
-	uint32_t cache_id;       /* caches with the same id on both sides belong together; < KV_CACHES_MAX */
+	/* caches with the same id on both sides belong together; < KV_CACHES_MAX */
+	uint32_t cache_id;
 	uint32_t layers;         /* 1 .. KV_LAYERS_MAX */
 	uint32_t tensors;        /* 1 .. KV_TENSORS_MAX */
 	uint32_t blocks;         /* ids 0 .. blocks - 1 */
@@ -176,29 +195,33 @@ struct kv_layout {
 /*
  * kv_cache_register -- make a cache known to the engine
  *
- * Registers the memory with every transport. The memory stays the caller's and must outlive the registration. A peer
- * sees the caches that are registered when it connects: register before kv_listen and kv_connect.
+ * Registers the memory with every transport. The memory stays the caller's and must outlive the
+ * registration. A peer sees the caches that are registered when it connects: register before
+ * kv_listen and kv_connect.
  *
- * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the larger one:
- * with r = tp_size / remote tp_size > 1 a writer's block lands at byte (tp_rank mod r) * block_bytes of the remote
- * block, which must be r times as large; with r < 1 the writer sends only the receiver's part of each of its blocks.
+ * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the
+ * larger one: with r = tp_size / remote tp_size > 1 a writer's block lands at byte
+ * (tp_rank mod r) * block_bytes of the remote block, which must be r times as large; with r < 1 the
+ * writer sends only the receiver's part of each of its blocks.
  *
  * ERRORS
- *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, block_bytes == 0, stride < block_bytes, mem_kind, a
- *              NULL address, or a size that overflows; the message names the field
+ *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, block_bytes == 0, stride <
+ *              block_bytes, mem_kind, a NULL address, or a size that overflows; the message names
+ *              the field
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
  *   DEVICE     registration failed for another reason (sys_errno)
  */
-int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout, struct kv_cache **cache_p,
-		      struct kv_error *err);
+int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
+		      struct kv_cache **cache_p, struct kv_error *err);
 
 /*
  * kv_cache_unregister -- forget a cache
  *
  * ERRORS
- *   BUSY   an operation or a lease of this engine uses it, or a connected peer knows it: close those peers first
+ *   BUSY   an operation or a lease of this engine uses it, or a connected peer knows it: close
+ *          those peers first
  */
 int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
 
@@ -207,22 +230,24 @@ int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
 /*
  * kv_listen -- accept peers on a TCP address
  *
- * `host` is a name or address of this machine; "0.0.0.0" or "::" must be asked for by name. NULL means 127.0.0.1.
- * `port` 0 takes a free one; the port in use is stored in *port_p (may be NULL). One listener per engine.
- * Bytes that are no kvrail handshake cost a counter (kv_stats.rejected_*) and nothing else.
+ * `host` is a name or address of this machine; "0.0.0.0" or "::" must be asked for by name. NULL
+ * means 127.0.0.1. `port` 0 takes a free one; the port in use is stored in *port_p (may be NULL).
+ * One listener per engine. Bytes that are no kvrail handshake cost a counter (kv_stats.rejected_*)
+ * and nothing else.
  *
  * ERRORS
  *   ARG      the host does not resolve, or port > 65535
  *   BUSY     the engine listens already, or the address is in use (EADDRINUSE)
  *   SYSTEM   bind or listen failed (sys_errno)
  */
-int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p, struct kv_error *err);
+int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p,
+	      struct kv_error *err);
 
 /*
  * kv_connect -- connect to a listening engine
  *
- * Returns when both sides have accepted versions and geometry and a transport has been proven to work. The peer is
- * good for both directions. kv_peer_close must be called for it.
+ * Returns when both sides have accepted versions and geometry and a transport has been proven to
+ * work. The peer is good for both directions. kv_peer_close must be called for it.
  *
  * ERRORS
  *   ARG           the host does not resolve, port is 0 or > 65535, or the timeout is out of range
@@ -240,9 +265,10 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
 /*
  * kv_peer_close -- say goodbye and free the peer
  *
- * Ends its unfinished operations with KV_ERR_CLOSED and revokes its leases. After the return no byte of this connection
- * can land in this engine's memory, except that blocks of a same-host writer that does not answer stay quarantined:
- * then KV_ERR_BUSY, the peer stays, and the call can be repeated (see kv_revoke). Waits at most timeout_ms.
+ * Ends its unfinished operations with KV_ERR_CLOSED and revokes its leases, whose handles become
+ * invalid. After the return no byte of this connection can land in this engine's memory, except
+ * that blocks of a same-host writer that does not answer stay quarantined: then KV_ERR_BUSY, the
+ * peer stays, and the call can be repeated (see kv_revoke). Waits at most timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -251,7 +277,8 @@ struct kv_peer_info {
 	char name[KV_NAME_MAX];     /* the peer's engine name */
 	char address[64];           /* "127.0.0.1:41000" */
 	char transport[16];         /* "shm", "ib" */
-	char path[96];              /* how its bytes travel and why: "memfd pool, non-temporal stores" */
+	/* how its bytes travel and why: "memfd pool, non-temporal stores" */
+	char path[96];
 	uint8_t incarnation[16];    /* another value = another process */
 	int32_t connected;          /* 1 until the peer is lost or closed */
 	int32_t incoming;           /* 1: it connected to us */
@@ -277,78 +304,96 @@ struct kv_options {
 	size_t size;
 	int64_t timeout_ms;      /* the operation's deadline; 0 = KVCACHE_OP_TIMEOUT_MS (5000) */
 	uint64_t tag;            /* given to the receiver with the arrival */
-	uint64_t lease;          /* kv_lease_id of a lease the receiver opened for this engine; 0 = none */
+	/* kv_lease_id of a lease the receiver opened for this engine; 0 = none */
+	uint64_t lease;
 	struct kv_group *group;  /* collect instead of posting; only for the *_async calls */
 };
 
 /*
  * kv_write_blocks -- copy blocks into a peer's cache, and return when the receiver has them
  *
- * For each layer, tensor and i < n: local block local_ids[i] is written to remote block remote_ids[i]. All layers and
- * tensors are one operation: one arrival at the receiver, one acknowledgement. The ids are read during the call only.
- * Remote blocks that are adjacent where the local ones are adjacent too move as one piece.
- * n == 0 is a no-op that succeeds without an arrival. `opts` may be NULL.
- * On failure the destination blocks of this call are undefined (err->in_doubt) unless the code's scope is CALL: then no byte moved.
+ * For each layer, tensor and i < n: local block local_ids[i] is written to remote block
+ * remote_ids[i]. All layers and tensors are one operation: one arrival at the receiver, one
+ * acknowledgement. The ids are read during the call only. Remote blocks that are adjacent where the
+ * local ones are adjacent too move as one piece. n == 0 is a no-op that succeeds without an
+ * arrival. `opts` may be NULL. On failure the destination blocks of this call are undefined
+ * (err->in_doubt) unless the code's scope is CALL: then no byte moved.
  *
  * ERRORS
- *   ARG          layers out of range, n > KV_CALL_BLOCKS_MAX, ids NULL, the cache is another engine's
- *   BLOCK_ID     local_ids[i] >= blocks or remote_ids[i] >= the peer's blocks, or negative (block_index, block_id)
+ *   ARG          layers out of range, n > KV_CALL_BLOCKS_MAX, ids NULL, the cache is another
+ *                engine's
+ *   BLOCK_ID     local_ids[i] >= blocks or remote_ids[i] >= the peer's blocks, or negative
+ *                (block_index, block_id)
  *   DUP_BLOCK    two remote ids are equal (block_index is the second one)
- *   GEOMETRY     the peer has no cache of this id, or its tensor-parallel part does not meet this engine's
- *   LEASE        the peer's cache is not KV_CACHE_OPEN and opts->lease is 0, unknown, or does not hold a remote block
+ *   GEOMETRY     the peer has no cache of this id, or its tensor-parallel part does not meet this
+ *                engine's
+ *   LEASE        the peer's cache is not KV_CACHE_OPEN and opts->lease is 0, unknown, or does not
+ *                hold a remote block. A lease whose number arrived before the peer's word of it is
+ *                waited for, 1 s at most
  *   REVOKED      the receiver revoked the lease meanwhile
- *   BUSY         KV_OPS_MAX operations are unfinished towards this peer and none ended within the deadline
+ *   BUSY         KV_OPS_MAX operations are unfinished towards this peer; the blocking call waits
+ *                for one to end, the asynchronous one returns at once. One that timed out counts
+ *                until the peer has acknowledged it
  *   TIMEOUT      no acknowledgement within the deadline
  *   PEER_LOST    the connection broke, or was broken already
- *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err, qp_num)
+ *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err,
+ *                                                qp_num)
  */
-int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *local_ids,
-		    const int64_t *remote_ids, size_t n, const struct kv_options *opts, struct kv_error *err);
+int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		    const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+		    const struct kv_options *opts, struct kv_error *err);
 
 /*
  * kv_write_blocks_async -- the same, as an operation
  *
- * Checks everything that kv_write_blocks checks before it returns, posts as much as the transport takes now and keeps a copy of the ids
- * for the rest, which kv_test, kv_wait or kv_progress post. On shm the caller's thread copies the bytes inside this call.
- * The source blocks must not change before KV_SENT. *op_p must be given to kv_op_free.
+ * Checks everything that kv_write_blocks checks before it returns, posts as much as the transport
+ * takes now and keeps a copy of the ids for the rest, which kv_test, kv_wait or kv_progress post.
+ * On shm the caller's thread copies the bytes inside this call. The source blocks must not change
+ * before KV_SENT. *op_p must be given to kv_op_free.
  */
 int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-			  const int64_t *local_ids, const int64_t *remote_ids, size_t n, const struct kv_options *opts,
-			  struct kv_op **op_p, struct kv_error *err);
+			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+			  const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
 
 /*
  * kv_read_blocks, kv_read_blocks_async -- copy blocks out of a peer's cache
  *
- * Remote block remote_ids[i] is copied to local block local_ids[i]; the local ids must differ from each other. The peer's
- * cache must be KV_CACHE_READABLE. No arrival is made at the peer. On success the bytes are in local memory (KV_ACKED).
- * ERRORS as kv_write_blocks, except: LEASE = the peer's cache is not readable; DUP_BLOCK speaks of local ids.
+ * Remote block remote_ids[i] is copied to local block local_ids[i]; the local ids must differ from
+ * each other. The peer's cache must be KV_CACHE_READABLE. No arrival is made at the peer. On
+ * success the bytes are in local memory (KV_ACKED). ERRORS as kv_write_blocks, except: LEASE = the
+ * peer's cache is not readable; DUP_BLOCK speaks of local ids.
  */
-int kv_read_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *local_ids,
-		   const int64_t *remote_ids, size_t n, const struct kv_options *opts, struct kv_error *err);
+int kv_read_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+		   const struct kv_options *opts, struct kv_error *err);
 int kv_read_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-			 const int64_t *local_ids, const int64_t *remote_ids, size_t n, const struct kv_options *opts,
-			 struct kv_op **op_p, struct kv_error *err);
+			 const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+			 const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
 
 /*
  * kv_test -- advance an operation and look at it
- * Returns the highest grade reached (enum kv_grade), or the negative code that the operation ended with.
+ * Returns the highest grade reached (enum kv_grade), or the negative code that the operation ended
+ * with.
  */
 int kv_test(struct kv_op *op, struct kv_error *err);
 
 /*
  * kv_wait -- wait until an operation has reached a grade
  *
- * Returns 0 when it has, the operation's own code when it failed. KV_ERR_TIMEOUT with err->op "wait" means that timeout_ms
- * passed while the operation goes on; its own deadline is opts->timeout_ms of the call that made it.
+ * Returns 0 when it has, the operation's own code when it failed. KV_ERR_TIMEOUT with err->op
+ * "wait" means that timeout_ms passed while the operation goes on; its own deadline is
+ * opts->timeout_ms of the call that made it.
  */
 int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *err);
 
 /*
  * kv_cancel -- stop an operation
  *
- * After the return nothing of the operation can land any more and the source blocks are the caller's. 0: it ended as
- * CANCELLED, or had ended already (kv_test tells which). If posted work does not drain within timeout_ms the connection's lanes are
- * broken to stop it: then other operations towards that peer end IN_DOUBT and the peer must be closed and connected again.
+ * After the return nothing of the operation can land any more and the source blocks are the
+ * caller's. 0: it ended as CANCELLED, or the receiver had taken it before (kv_test tells which). If
+ * within timeout_ms posted work does not drain, or the receiver does not say what became of
+ * committed work, the connection is broken to stop it: then other operations towards that peer fail
+ * and the peer must be closed and connected again.
  *
  * ERRORS
  *   BUSY   a same-host transfer that the peer's process performs has not stopped yet: call again
@@ -358,14 +403,17 @@ int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err);
 /* Frees an operation. KV_ERR_BUSY if it has not ended: cancel it or wait. NULL is allowed. */
 int kv_op_free(struct kv_op *op, struct kv_error *err);
 
-/* ---------------------------------------------------------------- leases and two-sided operations */
+/*
+ * ---------------------------------------------------------------- leases and two-sided operations
+ */
 
 /*
  * kv_blocks_open -- open blocks of a cache for one writer
  *
- * Tells the peer, under `tag`, that it may write these blocks. The peer finds the lease by its tag (kv_send_blocks) or by
- * kv_lease_id. After lifetime_ms the lease takes no further commits (arrival KV_ARRIVAL_EXPIRED), but its blocks stay
- * closed to others until kv_revoke has returned 0: only then is it certain that no late byte can land.
+ * Tells the peer, under `tag`, that it may write these blocks. The peer finds the lease by its tag
+ * (kv_send_blocks) or by kv_lease_id. After lifetime_ms the lease takes no further commits (arrival
+ * KV_ARRIVAL_EXPIRED), but its blocks stay closed to others until kv_revoke has returned 0: only
+ * then is it certain that no late byte can land.
  *
  * ERRORS
  *   ARG         n == 0 or > KV_LEASE_BLOCKS_MAX, lifetime_ms out of range
@@ -375,53 +423,65 @@ int kv_op_free(struct kv_op *op, struct kv_error *err);
  *   BUSY        KV_LEASES_MAX leases are open towards this peer
  *   PEER_LOST   the peer is gone
  */
-int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *ids, size_t n, uint64_t tag,
-		   int64_t lifetime_ms, struct kv_lease **lease_p, struct kv_error *err);
+int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *ids, size_t n,
+		   uint64_t tag, int64_t lifetime_ms, struct kv_lease **lease_p,
+		   struct kv_error *err);
 
 /* The number under which the writer names the lease (kv_options.lease). Never 0. */
 uint64_t kv_lease_id(const struct kv_lease *lease);
 
 /*
- * kv_revoke -- close a lease; after 0 no byte can land in its blocks any more, and the handle is freed
+ * kv_revoke -- close a lease; after 0 no byte can land in its blocks any more, and the handle is
+ * freed
  *
- * Asks the writer to stop. If it does not answer within timeout_ms the connection is fenced (ib: its queue pairs are
- * destroyed here; ring: this side stops copying) and the peer is lost. A same-host writer with direct access that does not answer cannot be
- * stopped from outside: KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its process is gone.
- * A complete lease (kv_recv_blocks) is closed at once.
+ * Asks the writer to stop. If it does not answer within timeout_ms the connection is fenced (ib:
+ * its queue pairs are destroyed here; ring: this side stops copying) and the peer is lost. A
+ * same-host writer with direct access that does not answer cannot be stopped from outside:
+ * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
+ * process is gone. A complete lease (kv_recv_blocks) is closed at once.
  */
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
 
 /*
- * kv_recv_blocks -- open blocks and wait until a peer's kv_send_blocks has filled them in every named layer
- * kv_recv_blocks_async -- the same, as an operation: KV_ACKED when every layer is there
+ * kv_recv_blocks -- open blocks and wait until a peer's kv_send_blocks has filled them in every
+ * named layer kv_recv_blocks_async -- the same, as an operation: KV_ACKED when every layer is there
  *
- * The lease is closed by the completion; on failure and after kv_cancel the blocks are closed as by kv_revoke.
- * ERRORS as kv_blocks_open, and TIMEOUT, REVOKED (the sender gave up), GEOMETRY (sender and receiver name different layers).
+ * The lease is closed by the completion; on failure and after kv_cancel the blocks are closed as by
+ * kv_revoke, and stay closed (KV_ERR_LEASE for others) as long as the writer could still reach
+ * them. No arrival is made: the operation tells. A receive whose time is up ends when the sender
+ * has stopped, 1 s after its deadline at the latest. ERRORS as kv_blocks_open, and TIMEOUT, REVOKED
+ * (the sender gave up), GEOMETRY (sender and receiver name different layers).
  */
-int kv_recv_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *ids, size_t n,
-		   uint64_t tag, const struct kv_options *opts, struct kv_error *err);
-int kv_recv_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *ids,
-			 size_t n, uint64_t tag, const struct kv_options *opts, struct kv_op **op_p,
-			 struct kv_error *err);
+int kv_recv_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
+		   struct kv_error *err);
+int kv_recv_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+			 const int64_t *ids, size_t n, uint64_t tag,
+			 const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
 
 /*
  * kv_send_blocks -- fill the blocks that the peer has opened under `tag`
  *
- * Waits for the oldest lease of this tag that still lacks one of these layers, then writes ids[i] to its i-th block. May be called once per layer
- * or once for all. ERRORS as kv_write_blocks, and ARG if the lease has another number of blocks than n.
+ * Waits for the oldest lease of this tag that still lacks one of these layers, then writes ids[i]
+ * to its i-th block. May be called once per layer or once for all. ERRORS as kv_write_blocks, ARG
+ * if the lease has another number of blocks than n (the receiver waits on), GEOMETRY if the
+ * receiver does not name these layers (it ends, too), and LEASE if one of them was sent before.
  */
-int kv_send_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *ids, size_t n,
-		   uint64_t tag, const struct kv_options *opts, struct kv_error *err);
-int kv_send_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers, const int64_t *ids,
-			 size_t n, uint64_t tag, const struct kv_options *opts, struct kv_op **op_p,
-			 struct kv_error *err);
+int kv_send_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
+		   struct kv_error *err);
+int kv_send_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+			 const int64_t *ids, size_t n, uint64_t tag,
+			 const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
 
 /* ---------------------------------------------------------------- arrivals */
 
 enum kv_arrival_kind {
 	KV_ARRIVAL_BLOCKS = 1, /* `blocks` blocks of `layers` are visible */
-	KV_ARRIVAL_PEER_UP,    /* a peer has connected to us; the handle is now the caller's, to be given to kv_peer_close */
-	KV_ARRIVAL_PEER_LOST,  /* `peer` is gone; `status` says why */
+	/* a peer has connected to us; the handle is now the caller's, for kv_peer_close */
+	KV_ARRIVAL_PEER_UP,
+	/* `peer` is gone: `status` KV_ERR_CLOSED if it said goodbye, else KV_ERR_PEER_LOST */
+	KV_ARRIVAL_PEER_LOST,
 	KV_ARRIVAL_EXPIRED,    /* the lease `lease` has passed its lifetime */
 };
 
@@ -441,11 +501,16 @@ struct kv_arrival {
 /*
  * kv_poll_arrivals -- take up to `max` events, oldest first; returns how many, 0 if there are none
  *
- * Each committed operation makes exactly one KV_ARRIVAL_BLOCKS. A slow reader slows the writers (their acknowledgements wait), it loses nothing.
+ * Each committed operation makes exactly one KV_ARRIVAL_BLOCKS, except into a kv_recv_blocks. A
+ * slow reader slows the writers (their acknowledgements wait), it loses nothing.
  */
-int kv_poll_arrivals(struct kv_engine *engine, struct kv_arrival *arrivals, size_t max, struct kv_error *err);
+int kv_poll_arrivals(struct kv_engine *engine, struct kv_arrival *arrivals, size_t max,
+		     struct kv_error *err);
 
-/* A descriptor that polls readable while events are waiting. It belongs to the engine; do not read or close it. */
+/*
+ * A descriptor that polls readable while events are waiting. It belongs to the engine; do not read
+ * or close it.
+ */
 int kv_arrivals_fd(struct kv_engine *engine);
 
 /* ---------------------------------------------------------------- groups and communicators */
@@ -453,20 +518,24 @@ int kv_arrivals_fd(struct kv_engine *engine);
 /*
  * kv_group_start, kv_group_end -- many operations to many peers, posted together, one result
  *
- * Between the two, *_async calls with opts.group set are checked and collected. kv_group_end posts them, a piece of
- * each in turn, and waits until all have ended. Returns 0 if all succeeded, else the code of the first that failed; each op
- * keeps its own result (kv_test) and must be freed by kv_op_free. *failed_p (may be NULL) is the number that failed. The group is freed.
- * The id arrays must stay valid until kv_group_end returns. A group belongs to one thread.
+ * Between the two, *_async calls with opts.group set are checked and collected; their timeout_ms
+ * count from kv_group_end. kv_group_end posts them, a piece of each in turn, and waits until all
+ * have ended. Returns 0 if all succeeded, else the code of the first that failed; each op keeps its
+ * own result (kv_test) and must be freed by kv_op_free. *failed_p (may be NULL) is the number that
+ * failed. The group is freed. The id arrays must stay valid until kv_group_end returns. A group
+ * belongs to one thread.
  */
 int kv_group_start(struct kv_engine *engine, struct kv_group **group_p, struct kv_error *err);
-int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, struct kv_error *err);
+int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p,
+		 struct kv_error *err);
 
 /*
  * kv_comm_init -- connect the engines of `nranks` processes with each other
  *
- * `allgather(arg, mine, all, len)` must give every rank the `len` opaque bytes of every rank, in rank order, and return 0;
- * MPI_Allgather, a TCP rendezvous or a file do. Each rank listens (if it does not yet: on `host`, any port) and the
- * lower rank of each pair connects to the higher one. Ranks of the same `group` number are not connected to each other (prefill 0, decode 1);
+ * `allgather(arg, mine, all, len)` must give every rank the `len` opaque bytes of every rank, in
+ * rank order, and return 0; MPI_Allgather, a TCP rendezvous or a file do. Each rank listens (if it
+ * does not yet: on `host`, any port) and the lower rank of each pair connects to the higher one.
+ * Ranks of the same `group` number are not connected to each other (prefill 0, decode 1);
  * KV_COMM_ALL connects all. Every rank must call it with the same nranks.
  *
  * ERRORS as kv_listen and kv_connect, and SYSTEM if allgather returned non-zero.
@@ -481,13 +550,19 @@ struct kv_comm_config {
 	void *arg;
 	int64_t timeout_ms; /* 0 = 30000 */
 };
-int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config, struct kv_comm **comm_p,
-		 struct kv_error *err);
+int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
+		 struct kv_comm **comm_p, struct kv_error *err);
 
-/* The peer of a rank, or NULL for this rank itself, for a rank that is not connected or out of range. Owned by the communicator. */
+/*
+ * The peer of a rank, or NULL for this rank itself, for a rank that is not connected or out of
+ * range. Owned by the communicator.
+ */
 struct kv_peer *kv_comm_peer(struct kv_comm *comm, uint32_t rank);
 
-/* Closes the peers and frees the communicator; the engine stays open. Never waits longer than timeout_ms. */
+/*
+ * Closes the peers and frees the communicator; the engine stays open. Never waits longer than
+ * timeout_ms.
+ */
 int kv_comm_free(struct kv_comm *comm, int64_t timeout_ms, struct kv_error *err);
 
 /* ---------------------------------------------------------------- looking inside */
@@ -495,35 +570,48 @@ int kv_comm_free(struct kv_comm *comm, int64_t timeout_ms, struct kv_error *err)
 struct kv_stats {
 	size_t size;
 	uint64_t writes, reads, sends, recvs;      /* operations begun */
-	uint64_t ok, failed, cancelled, in_flight; /* writes + reads + sends + recvs = ok + failed + cancelled + in_flight */
+	/* writes + reads + sends + recvs = ok + failed + cancelled + in_flight */
+	uint64_t ok, failed, cancelled, in_flight;
 	uint64_t blocks_out, bytes_out, blocks_in, bytes_in;
 	uint64_t spans_out;                        /* pieces given to the transport after merging */
 	uint64_t arrivals, arrivals_waiting;
 	uint64_t leases_opened, leases_open, leases_revoked, leases_expired, leases_fenced;
 	uint64_t peers_accepted, peers_connected, peers_now, peers_lost;
-	uint64_t rejected_garbage, rejected_version, rejected_geometry, rejected_timeout, rejected_limit;
-	uint64_t unknown_messages;                 /* stale or unknown acknowledgements, notifies, leases */
-	uint64_t work_requests, doorbells, completions, syscalls; /* of the transports, as far as they count them */
+	uint64_t rejected_garbage, rejected_version, rejected_geometry, rejected_timeout;
+	uint64_t rejected_limit;
+	/* stale or unknown acknowledgements, notifies, leases */
+	uint64_t unknown_messages;
+	/* of the transports, as far as they count them */
+	uint64_t work_requests, doorbells, completions, syscalls;
 };
 int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err);
 
 /*
  * kv_dump -- the engine's state as text, to answer "why does it hang"
  *
- * Per peer: transport, path, queue pair states, operations in flight with stage and age, leases, credits. As snprintf: writes
- * at most `cap` bytes with the closing NUL and returns the length of the whole text. May be called while other threads hang in a call.
+ * Per peer: transport, path, queue pair states, operations in flight with stage and age, leases,
+ * credits. As snprintf: writes at most `cap` bytes with the closing NUL and returns the length of
+ * the whole text. May be called while other threads hang in a call.
  */
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap);
 
-/* One row of the option table. Strings are static except `value`, which is valid until the engine is closed. */
+/*
+ * One row of the option table. Strings are static except `value`, which is valid until the engine
+ * is closed.
+ */
 struct kv_option_info {
 	size_t size;
 	const char *name, *type, *range, *def, *help;
 	const char *value;   /* what is in force */
 	const char *source;  /* "default", "environment", "config" */
 };
-/* Row `index`, counted from 0. KV_ERR_ARG past the last. `engine` may be NULL: values as an engine opened now would have. */
-int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info *info, struct kv_error *err);
+/*
+ * Row `index`, counted from 0. KV_ERR_ARG past the last. `engine` may be NULL: values as an engine
+ * opened now would have; the environment is read at row 0, and strings are valid until the next
+ * call for row 0.
+ */
+int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info *info,
+		  struct kv_error *err);
 
 /* One transport or device that this build knows. */
 struct kv_device_info {
@@ -535,7 +623,8 @@ struct kv_device_info {
 	char detail[160];     /* what it is, or why it cannot be used and what to do */
 };
 /* Row `index`, counted from 0. KV_ERR_ARG past the last. */
-int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info, struct kv_error *err);
+int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info,
+		  struct kv_error *err);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_fault_test.c -- each fault point of the KV API fails once: an error with its cause, nothing leaked, nothing hangs,
- * and a second attempt works
+ * kv_fault_test.c -- each fault point of the KV API fails once: an error with its cause, nothing
+ * leaked, nothing hangs, and a second attempt works
  */
 #include "kv_rig.h"
 
@@ -197,8 +197,8 @@ static void every_point_fails_once_with_a_cause_and_the_next_attempt_works(void 
 			kv_fault_arm((enum kv_fault_point)point, (uint32_t)nth);
 			ret = scenario(&err);
 			/*
-			 * Some passes prepare what is then not needed, and the scenario goes on: but each
-			 * point fails it at least once.
+			 * Some passes prepare what is then not needed, and the scenario goes on:
+			 * but each point fails it at least once.
 			 */
 			if (kv_fault_fired((enum kv_fault_point)point) && ret) {
 				failed++;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_life_test.c -- peers that die, stop, come back or fork: every operation ends once, and never as a success */
+/*
+ * kv_life_test.c -- peers that die, stop, come back or fork: every operation ends once, and never
+ * as a success
+ */
 #include "kv_rig.h"
 
 #include <errno.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_write_test.c -- one-sided operations: bytes, neighbours, arrivals, and errors before any byte moves */
+/*
+ * kv_write_test.c -- one-sided operations: bytes, neighbours, arrivals, and errors before any byte
+ * moves
+ */
 #include "kv_rig.h"
 
 #include <pthread.h>
@@ -256,7 +259,10 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 49, 1500);
 	assert_int_equal(err.in_doubt, 1);
 	assert_string_equal(err.op, "write_blocks");
-	/* The writer may go on at once; what was committed before is told once, when the receiver looks. */
+	/*
+	 * The writer may go on at once; what was committed before is told once, when the receiver
+	 * looks.
+	 */
 	assert_true(next_arrival(&p.b, &arrival, 2000));
 	for (int i = 0; i < 20; i++)
 		run_engine(&p.b, 1);

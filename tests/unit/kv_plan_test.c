@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_plan_test.c -- ids to spans against a naive oracle, the checks of ids, and the parts of resharded blocks */
+/*
+ * kv_plan_test.c -- ids to spans against a naive oracle, the checks of ids, and the parts of
+ * resharded blocks
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -197,7 +200,10 @@ static struct kv_geometry shape_of(uint32_t tp_size, uint32_t tp_rank, uint64_t 
 	return g;
 }
 
-/* Every rank of one size writes to every rank of another: each byte of each block is written exactly once. */
+/*
+ * Every rank of one size writes to every rank of another: each byte of each block is written
+ * exactly once.
+ */
 static void ranks_of_any_two_sizes_cover_each_block_once(void **state)
 {
 	static const uint32_t sizes[] = { 1, 2, 4, 8 };

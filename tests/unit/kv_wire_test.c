@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_wire_test.c -- the bytes of the kv messages: golden vectors, and bytes that no peer of ours sends */
+/*
+ * kv_wire_test.c -- the bytes of the kv messages: golden vectors, and bytes that no peer of ours
+ * sends
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
