@@ -309,7 +309,6 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack);
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
-void kv_op_stop_late(struct kv_op *op); /* the deadline of a stop passed */
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
 
 /* ---------------------------------------------------------------- leases (receiver): kv_lease.c */

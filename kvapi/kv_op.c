@@ -310,16 +310,12 @@ static void finish_acked(struct kv_op *op)
 	kv_op_end(op, status, &err);
 }
 
-/*
- * The transport is done with a stopped operation. Cancelled means that nothing can land any more:
- * what is committed may still lie in a ring that the peer empties, so its word is waited for.
- */
+/* The transport is done with a stopped operation: nothing of it can land any more. */
 static void stopped(struct kv_op *op)
 {
 	if (op->acked)
 		finish_acked(op);
-	else if (op->end_code != KV_ERR_CANCELLED || !op->committed || op->visible ||
-		 op->kind == KV_OP_READ)
+	else
 		kv_op_end(op, op->end_code, &op->err);
 }
 
@@ -338,24 +334,12 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 	kv_op_set_error(op, code, cause);
 	op->end_code = code;
 	op->stage = KV_STAGE_STOP;
-	op->deadline_ns = stop_ns;
-	kv_peer_due(op->peer, stop_ns);
 	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
 	/* It fails only on a failing connection: then the transport ends the operation itself. */
 	if (op->tr)
 		tr_op_cancel(op->tr, stop_ns, NULL);
 	else
 		stopped(op);
-}
-
-void kv_op_stop_late(struct kv_op *op)
-{
-	if (op->tr)
-		return; /* the transport has the same deadline */
-	kv_peer_break(op->peer, KV_ERR_PEER_LOST,
-		      "%s did not take what a cancelled operation had written in time",
-		      op->peer->name);
-	kv_op_end(op, op->end_code, &op->err);
 }
 
 void kv_op_timeout(struct kv_op *op)
@@ -425,9 +409,7 @@ static void take_ack(struct kv_op *op, int status)
 {
 	if (status == KV_ACK_VISIBLE) {
 		op->visible = true;
-		if (op->stage == KV_STAGE_STOP && !op->tr)
-			stopped(op);
-		else if (op->written)
+		if (op->written)
 			raise_grade(op, KV_VISIBLE);
 		return;
 	}

@@ -322,12 +322,10 @@ static void check_deadlines(struct kv_peer *peer)
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
 
-		if (!op)
-			continue;
+		if (!op || op->stage == KV_STAGE_STOP)
+			continue; /* the transport keeps the deadline of a stop */
 		if (now < op->deadline_ns)
 			kv_peer_due(peer, op->deadline_ns);
-		else if (op->stage == KV_STAGE_STOP)
-			kv_op_stop_late(op);
 		else
 			kv_op_timeout(op);
 	}

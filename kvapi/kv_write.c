@@ -96,7 +96,7 @@ static bool post_piece(struct kv_op *op)
 static bool commit(struct kv_op *op)
 {
 	bool read = op->kind == KV_OP_READ;
-	unsigned int flags = read ? 0 : TR_NOTIFY;
+	unsigned int flags = read ? 0 : TR_NOTIFY | TR_LANDED; /* a cancel relies on it */
 	struct kv_error err;
 	int ret;
 

@@ -193,6 +193,7 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, cons
 enum tr_commit_flags {
 	TR_NOTIFY = 1 << 0, /* deliver `value` to the peer once every byte is visible there; legal with no spans at all */
 	TR_PROVEN = 1 << 1, /* TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each lane) */
+	TR_LANDED = 1 << 2, /* TR_WRITTEN only when nothing of it can land any more; costs nothing where that is so anyway */
 };
 /* No more spans. TR_AGAIN: no credit for the notify. After 0 exactly one event ends the operation. */
 int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);

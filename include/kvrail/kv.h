@@ -390,10 +390,10 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
  * kv_cancel -- stop an operation
  *
  * After the return nothing of the operation can land any more and the source blocks are the
- * caller's. 0: it ended as CANCELLED, or the receiver had taken it before (kv_test tells which). If
- * within timeout_ms posted work does not drain, or the receiver does not say what became of
- * committed work, the connection is broken to stop it: then other operations towards that peer fail
- * and the peer must be closed and connected again.
+ * caller's. 0: it ended as CANCELLED, or had ended before (kv_test tells which). If posted work
+ * does not drain within timeout_ms the connection is broken to stop it: then other operations
+ * towards that peer fail and the peer must be closed and connected again. The same holds for an
+ * operation whose deadline passes, 1 s after it.
  *
  * ERRORS
  *   BUSY   a same-host transfer that the peer's process performs has not stopped yet: call again

@@ -286,25 +286,26 @@ static void a_restarted_receiver_is_a_new_peer(void **state)
 	uint8_t before[16], zero[16] = { 0 };
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
 	struct kv_error err;
-	struct child child;
+	struct child child[3];
 	uint32_t port = 0;
 	struct node a;
 
 	(void)state;
+	for (int i = 0; i < 3; i++) /* before this process has threads */
+		child_start(&child[i], receiver_on_port, NULL);
 	node_open(&a, 1, NULL, NULL);
 	memcpy(before, zero, sizeof(before));
-	for (int round = 0; round < 3; round++) {
-		child_start(&child, receiver_on_port, NULL);
-		child_send(child.fd, &port, sizeof(port));
-		child_receive(child.fd, &port, sizeof(port));
+	for (int i = 0; i < 3; i++) {
+		child_send(child[i].fd, &port, sizeof(port));
+		child_receive(child[i].fd, &port, sizeof(port));
 		node_connect(&a, port);
 		ok(kv_peer_info(a.peer, &info, &err), &err);
 		assert_memory_not_equal(info.incarnation, before, sizeof(before));
 		assert_string_equal(info.transport, "shm");
 		memcpy(before, info.incarnation, sizeof(before));
 		ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err), &err);
-		child_kill(&child, SIGKILL);
-		child_join(&child);
+		child_kill(&child[i], SIGKILL);
+		child_join(&child[i]);
 		assert_int_equal(
 			kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err),
 			KV_ERR_PEER_LOST);

@@ -307,5 +307,9 @@ int child_join(struct child *child)
 
 void child_kill(struct child *child, int sig)
 {
+	int status;
+
 	assert_int_equal(kill(child->pid, sig), 0);
+	if (sig == SIGSTOP) /* until every thread of it has stopped */
+		assert_int_equal(waitpid(child->pid, &status, WUNTRACED), child->pid);
 }

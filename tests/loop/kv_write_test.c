@@ -17,6 +17,7 @@ enum { BLOCK_SUM = 512 + 320 };
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
 enum { N = 6 };
+static bool on_ring; /* the receiver's engine moves the bytes */
 
 static void no_arrival(struct node *node)
 {
@@ -260,10 +261,10 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	assert_int_equal(err.in_doubt, 1);
 	assert_string_equal(err.op, "write_blocks");
 	/*
-	 * The writer may go on at once; what was committed before is told once, when the receiver
-	 * looks.
+	 * What was committed is told once, when the receiver looks. In a ring that nobody empties it
+	 * is stopped instead, with the connection: it never arrives.
 	 */
-	assert_true(next_arrival(&p.b, &arrival, 2000));
+	assert_int_equal(next_arrival(&p.b, &arrival, 500), !on_ring);
 	for (int i = 0; i < 20; i++)
 		run_engine(&p.b, 1);
 	no_arrival(&p.b);
@@ -509,5 +510,6 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	on_ring = argc > 1 && !strcmp(argv[1], "ring");
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -271,7 +271,7 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	if (op->kind == TR_READ_OP) {
 		if (!so->reads)
 			tr_op_end(op, TR_READ);
-	} else if ((flags & TR_PROVEN) && so->in_ring) {
+	} else if ((flags & (TR_PROVEN | TR_LANDED)) && so->in_ring) {
 		wait_for_peer(sc, op, TR_WRITTEN, INT64_MAX);
 	} else {
 		tr_op_end(op, TR_WRITTEN);
