@@ -100,6 +100,7 @@ static int open_engine(struct bench *b)
 	struct kv_error err;
 
 	config.arrivals_off = 1;
+	config.options = rank_engine_options(b->rank);
 	if (kv_engine_open(&config, &b->engine, &err) || open_caches(b, &err))
 		return failed(b, "opening", &err);
 	comm.rank = b->rank->rank;

@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 static int send_full(int fd, const void *data, size_t len)
 {
@@ -86,4 +88,16 @@ int rank_result(struct rank *r, const void *result, size_t len)
 	const struct rank_head head = { .kind = RANK_RESULT, .len = (uint32_t)len };
 
 	return rank_send(r->fd, &head, result);
+}
+
+const char *const *rank_engine_options(const struct rank *r)
+{
+	static const char *const no_spin[] = { "KVCACHE_SPIN_US=0", NULL };
+	const char *text = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+	unsigned long here = text ? strtoul(text, NULL, 10) : r->size;
+	long cores = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (getenv("KVCACHE_SPIN_US") || cores < 1 || here <= (unsigned long)cores)
+		return NULL;
+	return no_spin;
 }

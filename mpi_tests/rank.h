@@ -41,6 +41,12 @@ struct rank {
  */
 int rank_allgather(void *arg, const void *mine, void *all, size_t len);
 
+/*
+ * Engine options for this rank, as kv_engine_config.options wants them, or NULL: with more ranks
+ * than cores here, spinning only takes time from the rank that is waited for.
+ */
+const char *const *rank_engine_options(const struct rank *r);
+
 /* A barrier in two parts: say that this rank is there, go on working, look whether all are. */
 int rank_arrive(struct rank *r);
 /*

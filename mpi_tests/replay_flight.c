@@ -6,7 +6,10 @@
 
 #include "util.h"
 
-enum { LIFETIMES = 4 }; /* deadlines that a lease lives */
+enum {
+	LIFETIMES = 4, /* deadlines that a lease lives */
+	KILL_US = 60,
+};
 
 static int dies_at(const struct replay *rp, const struct flight *f)
 {
@@ -132,8 +135,9 @@ static int chunk_open(struct decode *d, struct flight *f)
 		return rc;
 	}
 	rc = write_order(d, f);
-	if (rc == 0 && rp->opt->layers == 1 && dies_at(rp, f))
-		replay_die(rp, 0);
+	/* Soon, while the prefill rank is at its first layers: there is then an operation open. */
+	if (rc == 0 && dies_at(rp, f))
+		replay_die(rp, 1 + (uint32_t)random_below(&d->check.random, KILL_US));
 	return rc;
 }
 

@@ -179,6 +179,7 @@ static int rank_open(struct replay *rp)
 
 	snprintf(name, sizeof(name), "%s-%u", rp->is_decode ? "decode" : "prefill", rp->self);
 	config.name = name;
+	config.options = rank_engine_options(rp->rank);
 	if (kv_engine_open(&config, &rp->engine, &err) || open_cache(rp, &err) ||
 	    open_mail(rp, &err) || connect_peers(rp, &err)) {
 		if (err.code)

@@ -78,6 +78,15 @@ kvrail_add_test(bench_corrupt COMMAND ${expect} 1 "Out of bounds values : 3 FAIL
 	${bench} --local 2+2 --corrupt ${tiny})
 kvrail_add_test(bench_bad_option COMMAND ${expect} 2 "-b: '1X' is not a number" -- ${bench} -b 1X)
 
+# The whole excerpt on eight ranks, and deaths at many moments.
+foreach(path pool cma ring)
+	kvrail_add_test(replay_long_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
+		${expect} 0 -s UNREACHABLE "^wrong bytes +0$" "^requests +300 of 300" "^verdict +OK" --
+		${replay} --local 4+4 --scale 16 --layers 4 --pool 128M ${trace} LABELS long TIMEOUT 300)
+	kvrail_add_test(replay_long_kills_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
+		${CMAKE_CURRENT_SOURCE_DIR}/many_kills.sh ${replay} ${trace} LABELS long TIMEOUT 600)
+endforeach()
+
 # The same under mpirun. Open MPI leaks, and LeakSanitizer cannot stop its threads: the runs above look for leaks.
 find_program(MPIRUN mpirun)
 if(MPI_C_FOUND AND MPIRUN)
