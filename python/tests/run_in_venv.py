@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import List
 
@@ -41,6 +42,8 @@ def main() -> int:
     source, build = Path(sys.argv[1]), Path(sys.argv[2])
     if sys.version_info < (3, 10):
         skip(f"python3 is {sys.version.split()[0]}; 3.10 is needed")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        skip(f"there is no Python.h for {sys.executable} (Debian: python3-dev)")
     build.mkdir(parents=True, exist_ok=True)
     python = environment(build)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
