@@ -391,7 +391,8 @@ static bool bury(struct kv_peer *peer)
 		peer->fenced = true;
 		kv_lease_fenced(peer);
 	}
-	kv_incoming_retry(peer);
+	if (peer->link) /* a connect that failed before its hello has none */
+		kv_incoming_retry(peer);
 	if (peer->owned && !peer->lost_told)
 		peer->lost_told = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
 	if (peer->owned || !peer->fenced)
