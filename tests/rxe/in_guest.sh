@@ -1,0 +1,60 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# in_guest.sh -- what runs inside the guest: in_guest.sh BUILD_DIRECTORY STAGE...
+#
+#   loop   the ib provider's own test, the proofs of the contract, then every example and kv test of the build over ib
+#   mpi    a small replay and a small bench between ranks over ib
+# After each stage the devices' objects must be as before it, and their counters must have grown.
+build=$1
+shift
+export KVCACHE_TRANSPORT=ib
+failed=0
+
+counter() {
+	cat /sys/class/infiniband/rxe*/ports/1/hw_counters/sent_pkts | { s=0; while read -r n; do s=$((s + n)); done; echo $s; }
+}
+
+# The kernel frees what a dead process had a moment after it has gone.
+objects() {
+	for _ in 1 2 3 4 5 6 7 8 9 10; do
+		now=$(rdma resource show)
+		[ "$now" != "$1" ] || break
+		sleep 0.3
+	done
+	echo "$now"
+}
+
+loop() {
+	"$build/tests/rxe/ib_real_test" &&
+		"$build/tests/fake/proof_nccl_grouped_recv" rxe && "$build/tests/fake/proof_kv_lease" rxe &&
+		ctest --test-dir "$build" -R '^(example_|kv_.*_test$)' --no-tests=error --output-on-failure --timeout 90 \
+			--repeat until-pass:2 # deadlines of 100 ms are short for an emulated machine
+}
+
+mpi() {
+	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm_rsh_agent=
+	export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl=self,vader OMPI_MCA_pml=ob1
+	trace=$(ls mpi_tests/traces/*.jsonl | head -n 1)
+	mpirun -np 4 "$build/mpi_tests/kv_pd_replay" --prefill 2 --decode 2 --model llama3-8b --requests 12 --layers 2 \
+		--scale 64 --pool 4M "$trace" &&
+		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -n 3 -w 1
+}
+
+for stage; do
+	before=$(rdma resource show) packets=$(counter)
+	"$stage" || {
+		echo "in_guest: $stage failed"
+		failed=1
+	}
+	packets=$(($(counter) - packets))
+	echo "in_guest: $stage: the devices sent $packets packets"
+	[ $packets -gt 1000 ] || failed=1
+	after=$(objects "$before")
+	if [ "$before" != "$after" ]; then
+		printf 'in_guest: %s left something behind:\n%s\n%s\n' "$stage" "$before" "$after"
+		rdma resource show qp
+		rdma resource show mr
+		failed=1
+	fi
+done
+exit $failed
