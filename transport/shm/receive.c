@@ -115,9 +115,14 @@ static void publish_head(struct shm_conn *sc)
 }
 
 /* acquire: pairs with the release in stop_announce. Look at it before the ring. */
-static uint32_t told_to_stop(const struct shm_conn *sc)
+static bool told_to_stop(const struct shm_conn *sc)
 {
 	return atomic_load_explicit(&sc->seg.shared->side[!sc->side].stop, memory_order_acquire);
+}
+
+static bool carries_bytes(const struct ring_record *r)
+{
+	return r->type == RING_DATA || r->type == RING_READ_DATA;
 }
 
 /* Number of records, or the connection's failure. */
@@ -128,12 +133,15 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 	const uint8_t *payload;
 	int done = 0, ret = 0;
 
-	while (sc->in.head < end && told_to_stop(sc) != STOP_NOW) {
+	while (sc->in.head < end) {
 		ret = ring_next(&sc->in, &record, &payload);
 		if (ret < 0)
 			return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 				       "the ring that the peer writes is corrupt");
 		if (!ret)
+			break;
+		/* A notify or a message that follows them would be a lie, so they are the end. */
+		if (carries_bytes(&record) && told_to_stop(sc))
 			break;
 		ret = take(sc, &record, payload, err);
 		if (ret < 0)

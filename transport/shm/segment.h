@@ -17,16 +17,10 @@ enum segment_wake {
 	WAKE_ROOM = 1 << 1, /* sleeps until room is made in its outgoing ring */
 };
 
-/* What one side wants of the other. It may only grow. */
-enum segment_stop {
-	STOP_GENTLE = 1, /* store nothing more; what this side put into the ring still counts */
-	STOP_NOW,	 /* and take nothing more out of the ring */
-};
-
 /* Words of one side: written by that side, except that a waker clears `asleep`. */
 struct segment_side {
 	_Alignas(128) _Atomic uint32_t asleep; /* enum segment_wake: ring the doorbell for these */
-	_Alignas(128) _Atomic uint32_t stop;   /* enum segment_stop */
+	_Alignas(128) _Atomic uint32_t stop;   /* this side wants the other to stop for good */
 	_Atomic uint32_t stopped; /* this side will never again store to the other's memory */
 };
 

@@ -233,6 +233,6 @@ int shm_fence(struct tr_conn *conn, struct kv_error *err);
 /* The connection fails for this reason: tells the peer, then the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
-void stop_announce(struct shm_conn *sc, enum segment_stop how);
+void stop_announce(struct shm_conn *sc);
 
 #endif

@@ -24,20 +24,20 @@ void stop_leave(struct shm_conn *sc)
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
 
-/* And wants the same of the other. */
-void stop_announce(struct shm_conn *sc, enum segment_stop how)
+/*
+ * And wants the same of the other: bytes of ours that are still in the ring do not land there. What
+ * is in the ring before them, an acknowledgement perhaps, still counts.
+ */
+void stop_announce(struct shm_conn *sc)
 {
-	_Atomic uint32_t *stop = &sc->seg.shared->side[sc->side].stop;
-
 	/* release: whoever sees it finds every record that was published before in the ring. */
-	if (atomic_load_explicit(stop, memory_order_relaxed) < (uint32_t)how)
-		atomic_store_explicit(stop, how, memory_order_release);
+	atomic_store_explicit(&sc->seg.shared->side[sc->side].stop, 1, memory_order_release);
 	stop_leave(sc);
 }
 
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause)
 {
-	stop_announce(sc, STOP_NOW);
+	stop_announce(sc);
 	tr_conn_lost(sc->conn, cause);
 }
 
@@ -49,7 +49,7 @@ int shm_fence(struct tr_conn *conn, struct kv_error *err)
 		return 0;
 	if (!sc->fence_deadline_ns) {
 		sc->fence_deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
-		stop_announce(sc, STOP_GENTLE);
+		stop_announce(sc);
 	}
 	/* What comes by the ring is copied by this side, which has just stopped. */
 	if (!sc->we_allow_direct)
