@@ -451,6 +451,7 @@ static void part_parent(struct pair_side *s)
 	long first;
 
 	begin(s);
+	PAIR_CHECK(pair_hear(s) == 9); /* the child polls no more */
 	for (uint64_t i = 0; i < 100; i++)
 		spans[i] = (struct tr_span){ .local = i * 5000, .remote = i * 5001, .len = 5000 };
 	op = pair_begin(s, TR_WRITE, 1);
@@ -470,6 +471,7 @@ static void part_parent(struct pair_side *s)
 static void part_child(struct pair_side *s)
 {
 	begin(s);
+	pair_say(s, 9);
 	PAIR_CHECK(pair_hear(s) == 1);
 	pair_wait_notifies(s, 1);
 	for (uint64_t i = 0; i < 100; i++) {
