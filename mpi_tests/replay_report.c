@@ -170,7 +170,8 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 		"# for the acknowledgement included, computing and checking excluded; one "
 		"operation\n"
 		"# is one layer of a request or of a part of it; all: bytes of all / time of the\n"
-		"# rank that had most\n");
+		"# rank that had most; a prefill rank counts each part of a request that was "
+		"streamed\n");
 }
 
 static void print_row(const char *who, const struct replay_result *r, uint64_t time_ns, FILE *out)
