@@ -243,7 +243,6 @@ static void a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gon
 static void fence_parent(struct pair_side *s)
 {
 	uint8_t *copy = malloc(REGION);
-	struct kv_error err;
 
 	PAIR_CHECK(copy);
 	pair_up(s);
