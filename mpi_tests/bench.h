@@ -93,7 +93,7 @@ uint64_t bench_check(const struct bench_pool *p, const struct bench_ids *ids, ui
 /* ---------------------------------------------------------------- bench_floor.c */
 
 /*
- * The mean time of copying one batch in this process, with memcpy and with non-temporal stores (0 =
+ * The median time of copying one batch in this process, with memcpy and with non-temporal stores (0 =
  * not here).
  */
 void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t dest_blocks,

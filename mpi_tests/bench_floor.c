@@ -6,6 +6,7 @@
  * Two floors: memcpy block by block, as a first program would have it; and the best that one thread
  * can do, non-temporal stores as wide as the CPU has them while the next block is prefetched.
  */
+#include <stdlib.h>
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -106,20 +107,24 @@ static uint64_t run(copy_fn *copy, const struct bench_pool *from, const struct b
 		    const struct bench_ids *ids)
 {
 	const struct bench_options *opt = from->opt;
+	struct hist *times = need_calloc(1, sizeof(*times));
 	uint32_t it, layer, t;
-	uint64_t begin = 0;
+	uint64_t begin, median;
 	size_t at;
 
 	for (it = 0; it < opt->warmup + opt->iters; it++) {
-		if (it == opt->warmup)
-			begin = now_ns();
+		begin = now_ns();
 		at = (size_t)(it % ids->batches) * ids->batch;
 		for (layer = 0; layer < opt->layers; layer++)
 			for (t = 0; t < opt->tensors; t++)
 				copy_batch(copy, from, to, ids, at, layer, t);
 		fence();
+		if (it >= opt->warmup)
+			hist_add(times, now_ns() - begin);
 	}
-	return (now_ns() - begin) / opt->iters;
+	median = hist_percentile(times, 5000);
+	free(times);
+	return median;
 }
 
 void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t dest_blocks,

@@ -51,7 +51,7 @@ struct bench_report *bench_report_begin(const struct bench_options *opt, const c
 	       opt->check ? "every byte of the decode pools" : "off");
 	printf("# GB = 10^9 bytes. memcpy, nt: the same blocks copied by one thread inside one "
 	       "process, with\n# memcpy, and with non-temporal stores while the next block is "
-	       "prefetched; ratio: BW / nt\n#\n");
+	       "prefetched; ratio: bytes / p50 / nt\n# (medians: a busy machine spoils means)\n#\n");
 	printf("#%9s %8s %12s %11s %8s %8s %9s %10s %10s %10s %8s %8s %6s %8s\n", "blk_size",
 	       "batch", "bytes", "time", "BW", "BW_agg", "MsgRate", "p50", "p99", "p99.9", "memcpy",
 	       "nt", "ratio", "#wrong");
@@ -121,7 +121,8 @@ void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_r
 {
 	const struct bench_options *opt = r->opt;
 	struct line l = make_line(opt, row, rows);
-	double ratio = l.nt_gbps > 0 ? l.gbps / l.nt_gbps : 0;
+	double median_gbps = l.p50_us > 0 ? (double)l.bytes / l.p50_us / 1e3 : 0;
+	double ratio = l.nt_gbps > 0 ? median_gbps / l.nt_gbps : 0;
 	char plain[16], nt[16], ratio_text[16], wrong[24];
 	uint32_t i;
 	int failed = 0;
