@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake.h -- a software RC device behind the verbs table: a world of hosts with devices, in one process
+ * fake.h -- a software RC device behind the verbs table: a world of hosts with devices, in one
+ * process
  *
- * It moves bytes between the memory of its users as real devices do: state machine, domains, keys, bounds, queue depths,
- * receiver-not-ready, retries, flushes. Everything random comes from one seed, and time is a number of steps: completions appear only when
- * somebody polls, sleeps (ibv_req_notify_cq: the world runs until it is idle) or calls fake_step.
+ * It moves bytes between the memory of its users as real devices do: state machine, domains, keys,
+ * bounds, queue depths, receiver-not-ready, retries, flushes. Everything random comes from one
+ * seed, and time is a number of steps: completions appear only when somebody polls, sleeps
+ * (ibv_req_notify_cq: the world runs until it is idle) or calls fake_step.
  *
- * What it is meaner about than most hardware: a requester's completion may come before the bytes are in the responder's
- * memory; those of one work request arrive in pieces; after a queue pair was put into the error state accepted bytes still land, until it is
- * destroyed; packets of a dead queue pair may arrive late.
+ * What it is meaner about than most hardware: a requester's completion may come before the bytes
+ * are in the responder's memory; those of one work request arrive in pieces; after a queue pair was
+ * put into the error state accepted bytes still land, until it is destroyed; packets of a dead
+ * queue pair may arrive late.
  */
 #ifndef FAKE_H
 #define FAKE_H
@@ -29,9 +32,15 @@ struct fake_config {
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
 };
 
-/* Begins a new world and puts its table in the place of libibverbs. Everything of the old one must be closed. */
+/*
+ * Begins a new world and puts its table in the place of libibverbs. Everything of the old one must
+ * be closed.
+ */
 void fake_begin(const struct fake_config *config);
-/* Takes the table away again; true if nothing was left behind and nothing was misused (the reasons are printed). */
+/*
+ * Takes the table away again; true if nothing was left behind and nothing was misused (the reasons
+ * are printed).
+ */
 bool fake_end(void);
 
 /* Whose devices ibv_get_device_list lists from now on, in this thread. */
@@ -73,14 +82,20 @@ const char *fake_verb_name(enum fake_verb verb);
 void fake_fail_verb(enum fake_verb verb, int nth, int error);
 bool fake_verb_fired(enum fake_verb verb);
 uint64_t fake_verb_calls(enum fake_verb verb);
-/* The nth work request posted from now on is refused with ENOMEM; those before it in its list are taken. */
+/*
+ * The nth work request posted from now on is refused with ENOMEM; those before it in its list are
+ * taken.
+ */
 void fake_fail_wr(int nth);
 /* The same two, in the next world. */
 void fake_fail_verb_ahead(enum fake_verb verb, int nth, int error);
 void fake_fail_wr_ahead(int nth);
 /* The nth work request executed from now on ends with this status. */
 void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_err);
-/* Puts a completion that nobody asked for into the queue of the host's first queue pair; qp_num 0 is filled in. */
+/*
+ * Puts a completion that nobody asked for into the queue of the host's first queue pair; qp_num 0
+ * is filled in.
+ */
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);

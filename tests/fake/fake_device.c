@@ -9,7 +9,10 @@
 
 #include "fake_world.h"
 
-/* Index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1 fails. */
+/*
+ * Index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1
+ * fails.
+ */
 void fake_device_init(struct fake_device *device, int host, int index)
 {
 	snprintf(device->device.name, sizeof(device->device.name), "fake%d", index);
@@ -177,7 +180,10 @@ struct fake_device *fake_find_peer(const struct fake_qp *qp)
 
 			if (!ah->is_global && world.config.infiniband && ah->dlid == device->lid)
 				return device;
-			/* A link-local address does not leave its host; RoCE v1 does not get through. */
+			/*
+			 * A link-local address does not leave its host; RoCE v1 does not get
+			 * through.
+			 */
 			if (ah->is_global && ah->grh.sgid_index == 3 &&
 			    !memcmp(&ah->grh.dgid, &device->gid[3].gid, sizeof(ah->grh.dgid)))
 				return device;
@@ -268,7 +274,10 @@ int fake_dereg_mr(struct ibv_mr *ibv_mr)
 	return 0;
 }
 
-/* The region that the key opens for all of [addr, addr + len) in this domain, or NULL. Works for local and remote keys. */
+/*
+ * The region that the key opens for all of [addr, addr + len) in this domain, or NULL. Works for
+ * local and remote keys.
+ */
 struct fake_mr *fake_find_mr(uint32_t key, uint64_t addr, uint64_t len, const struct ibv_pd *pd)
 {
 	struct fake_mr *mr = key >> 8 < MRS_MAX ? world.mr[key >> 8] : NULL;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_model_test.c -- the fake device behaves as a reliable queue pair: its own verbs, no kvrail above */
+/*
+ * fake_model_test.c -- the fake device behaves as a reliable queue pair: its own verbs, no kvrail
+ * above
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -153,7 +153,10 @@ int fake_modify_qp(struct ibv_qp *ibv_qp, struct ibv_qp_attr *attr, int mask)
 	return ret;
 }
 
-/* To the error state: nothing new is sent, everything posted will be flushed; accepted bytes still land. */
+/*
+ * To the error state: nothing new is sent, everything posted will be flushed; accepted bytes still
+ * land.
+ */
 void fake_qp_error(struct fake_qp *qp)
 {
 	if (qp->qp.state == IBV_QPS_ERR)

@@ -2,11 +2,13 @@
 /*
  * fake_wire.c -- what happens between two queue pairs, one step at a time
  *
- * A step does one of four things, by chance: execute the next request of some queue pair at its responder, write some accepted
- * bytes to memory, report the next completion of some queue pair, let a ghost arrive.
+ * A step does one of four things, by chance: execute the next request of some queue pair at its
+ * responder, write some accepted bytes to memory, report the next completion of some queue pair,
+ * let a ghost arrive.
  *
- * Order: requests of a queue pair are executed and completed in order. Its bytes are written in order too (in any order for
- * relaxed regions), in pieces, each no later than the next receive completion or READ of the same queue pair.
+ * Order: requests of a queue pair are executed and completed in order. Its bytes are written in
+ * order too (in any order for relaxed regions), in pieces, each no later than the next receive
+ * completion or READ of the same queue pair.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -361,7 +363,10 @@ static void flush_recv(struct fake_qp *qp)
 
 /* ---------------------------------------------------------------- ghosts */
 
-/* Requests that were on the wire when their queue pair ended: half of the time their bytes arrive all the same. */
+/*
+ * Requests that were on the wire when their queue pair ended: half of the time their bytes arrive
+ * all the same.
+ */
 void fake_ghosts_of(struct fake_qp *qp)
 {
 	struct fake_ghost **last = &world.ghosts;

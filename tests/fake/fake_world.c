@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_world.c -- the world's beginning and end, its chance, its clock, and the faults that are asked for */
+/*
+ * fake_world.c -- the world's beginning and end, its chance, its clock, and the faults that are
+ * asked for
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_data_test.c -- the ib provider over the fake device: bytes, notifies, messages, credits, merging, slices */
+/*
+ * ib_data_test.c -- the ib provider over the fake device: bytes, notifies, messages, credits,
+ * merging, slices
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -12,7 +15,10 @@
 
 enum { SIZE = 1 << 20 };
 
-/* Blocks of side 0 in order go to the places of a permutation at side 1; after the notify every byte is there. */
+/*
+ * Blocks of side 0 in order go to the places of a permutation at side 1; after the notify every
+ * byte is there.
+ */
 static void write_blocks(struct setting *s, size_t block, uint64_t epoch, unsigned int flags)
 {
 	size_t n = s->size / block;
@@ -66,7 +72,9 @@ static void after_a_proven_write_every_byte_is_there(void **state)
 	}
 }
 
-/* Shows that the fake is mean enough: without proof or notify the bytes may still be on their way. */
+/*
+ * Shows that the fake is mean enough: without proof or notify the bytes may still be on their way.
+ */
 static void after_an_unproven_write_bytes_may_be_missing(void **state)
 {
 	struct fake_stats stats;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one end each, fences that hold */
+/*
+ * ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one
+ * end each, fences that hold
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -43,7 +46,10 @@ static int count_kind(struct setting *s, int side, int kind)
 	return n;
 }
 
-/* The operation ends in doubt with this code and a full cause; the connection is lost once, at both ends. */
+/*
+ * The operation ends in doubt with this code and a full cause; the connection is lost once, at both
+ * ends.
+ */
 static struct kv_error expect_failure(struct setting *s, uint64_t user, int code)
 {
 	struct rig_event *event = rig_wait(&s->rig, 0, TR_IN_DOUBT, BUDGET);
@@ -293,7 +299,10 @@ static void a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline(v
 	setting_end(&s);
 }
 
-/* The point of a fence: the peer goes on sending, ghosts are on the wire, accepted bytes are late, and nothing lands. */
+/*
+ * The point of a fence: the peer goes on sending, ghosts are on the wire, accepted bytes are late,
+ * and nothing lands.
+ */
 static void after_a_fence_nothing_changes(void **state)
 {
 	uint8_t *copy = malloc(SIZE);
@@ -332,7 +341,10 @@ static void after_a_fence_nothing_changes(void **state)
 	free(copy);
 }
 
-/* The sender's fence: its source may change at once, and what arrives later carries what was there before. */
+/*
+ * The sender's fence: its source may change at once, and what arrives later carries what was there
+ * before.
+ */
 static void after_the_senders_fence_its_memory_is_not_read_any_more(void **state)
 {
 	(void)state;

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ib_seeds_test.c -- random operations, random devices, random faults, against a shadow of both memories
+ * ib_seeds_test.c -- random operations, random devices, random faults, against a shadow of both
+ * memories
  *
- * For every byte of both pools the shadow knows what it must be, or, while an operation that writes it is under way, the two
- * values that it may have. Checked at each notify and proof, after each cancel, and at the end with everything settled:
- *   no byte outside an open operation changes; a notified or proven operation is there in full; after TR_CANCELLED nothing of it
- *   changes; each operation ends exactly once; messages arrive in order; a failure is reported once, with a cause; after the fault a new
+ * For every byte of both pools the shadow knows what it must be, or, while an operation that writes
+ * it is under way, the two values that it may have. Checked at each notify and proof, after each
+ * cancel, and at the end with everything settled:
+ *   no byte outside an open operation changes; a notified or proven operation is there in full;
+ *   after TR_CANCELLED nothing of it
+ *   changes; each operation ends exactly once; messages arrive in order; a failure is reported
+ *   once, with a cause; after the fault a new
  *   connection works; nothing is left behind.
  *
  * usage: ib_seeds_test [first seed [number]]
@@ -153,7 +157,10 @@ static void close_piece(struct piece *p)
 		p->open = false;
 }
 
-/* The end of a lost connection's operations says nothing about the peer's memory; there a fence does. */
+/*
+ * The end of a lost connection's operations says nothing about the peer's memory; there a fence
+ * does.
+ */
 static bool broken(void)
 {
 	return tr_conn_error(s.rig.side[0].conn)->code || tr_conn_error(s.rig.side[1].conn)->code;

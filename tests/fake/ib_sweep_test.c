@@ -2,9 +2,10 @@
 /*
  * ib_sweep_test.c -- fail each point once
  *
- * One scenario uses everything of the ib provider. It is run with the first, second, ... pass of each of its fault points
- * and of each verb failing. Each run must end (a bounded number of polls), with success or with an error that has a
- * cause; leave nothing behind; and the scenario must work right after it. Every point must have been hit.
+ * One scenario uses everything of the ib provider. It is run with the first, second, ... pass of
+ * each of its fault points and of each verb failing. Each run must end (a bounded number of polls),
+ * with success or with an error that has a cause; leave nothing behind; and the scenario must work
+ * right after it. Every point must have been hit.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -112,7 +113,10 @@ static int move(struct scene *s, struct kv_error *err)
 	return ret ? ret : await(s, 0, TR_READ, err);
 }
 
-/* Credits go back and forth, one operation is cancelled, the owner sleeps, the connection is fenced. */
+/*
+ * Credits go back and forth, one operation is cancelled, the owner sleeps, the connection is
+ * fenced.
+ */
 static int talk_and_stop(struct scene *s, struct kv_error *err)
 {
 	struct tr_op *op;
@@ -242,7 +246,10 @@ static void every_verb_fails_once(void **state)
 			if (!fake_verb_fired((enum fake_verb)verb))
 				break;
 			hit = true;
-			/* The owner polls again instead of sleeping; a queue pair that cannot be broken is destroyed. */
+			/*
+			 * The owner polls again instead of sleeping; a queue pair that cannot be
+			 * broken is destroyed.
+			 */
 			check(fake_verb_name((enum fake_verb)verb), nth, ret, &err,
 			      verb == FAKE_req_notify_cq || verb == FAKE_modify_qp);
 		}

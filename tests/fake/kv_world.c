@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_world.c -- linked into a test of the KV API it puts the fake device under it: both engines are then on one host, and on
- * one device of it, that talks to itself
+ * kv_world.c -- linked into a test of the KV API it puts the fake device under it: both engines are
+ * then on one host, and on one device of it, that talks to itself
  */
 #include <stdlib.h>
 

@@ -2,9 +2,10 @@
 /*
  * proof_kv_lease.c -- tr.h is enough for kv's acknowledgements, leases and revocation
  *
- * The receiver opens a lease of blocks with a message; the writer fills them and commits with the lease in the notify; the
- * receiver acknowledges with a message. A revoked lease is closed when the writer has answered: it cancels what it
- * was writing and answers after TR_CANCELLED. From then on no byte of the lease may change, while other leases go on.
+ * The receiver opens a lease of blocks with a message; the writer fills them and commits with the
+ * lease in the notify; the receiver acknowledges with a message. A revoked lease is closed when the
+ * writer has answered: it cancels what it was writing and answers after TR_CANCELLED. From then on
+ * no byte of the lease may change, while other leases go on.
  *
  * usage: proof_kv_lease ib|shm
  */

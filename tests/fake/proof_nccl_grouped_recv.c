@@ -2,10 +2,11 @@
 /*
  * proof_nccl_grouped_recv.c -- tr.h is enough for NCCL's isend and irecv
  *
- * The receiver opens groups of up to 8 receives, 32 groups at one time, each with one clear-to-send message: slot, and per
- * row tag, offset, room. The sender's isend takes the row of its tag in the oldest group that is not full and
- * writes there; the notify carries slot, row and size. A group is done when all of its rows were notified. Sizes may be 0, and
- * larger than the room (the send is clamped).
+ * The receiver opens groups of up to 8 receives, 32 groups at one time, each with one clear-to-send
+ * message: slot, and per row tag, offset, room. The sender's isend takes the row of its tag in the
+ * oldest group that is not full and writes there; the notify carries slot, row and size. A group is
+ * done when all of its rows were notified. Sizes may be 0, and larger than the room (the send is
+ * clamped).
  *
  * usage: proof_nccl_grouped_recv ib|shm
  */
@@ -48,7 +49,10 @@ static uint32_t roll(uint32_t below)
 	return (uint32_t)(chance >> 20) % below;
 }
 
-/* What the test knows of both sides: the size that is to be sent under a tag, and the byte at an offset of it. */
+/*
+ * What the test knows of both sides: the size that is to be sent under a tag, and the byte at an
+ * offset of it.
+ */
 static uint32_t size_of(uint32_t tag)
 {
 	return tag % 5 == 0 ? 0 : tag % 7 == 0 ? ROOM + 500 : (tag * 2654435761u >> 8) % ROOM;

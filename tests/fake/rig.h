@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * rig.h -- two contexts and a connection between them in one thread, over the fake device or over shm
+ * rig.h -- two contexts and a connection between them in one thread, over the fake device or over
+ * shm
  *
- * The rig polls both ends in turn; what tr_poll reports is kept in a list for each side, with a copy of messages.
+ * The rig polls both ends in turn; what tr_poll reports is kept in a list for each side, with a
+ * copy of messages.
  */
 #ifndef RIG_H
 #define RIG_H
@@ -36,8 +38,8 @@ struct rig {
 };
 
 /*
- * "ib" over the fake (which must have begun), "shm", or "rxe": real verbs, side 0 on rxe0 and side 1 on rxe1. NULL-terminated
- * list of further options, or NULL.
+ * "ib" over the fake (which must have begun), "shm", or "rxe": real verbs, side 0 on rxe0 and side
+ * 1 on rxe1. NULL-terminated list of further options, or NULL.
  */
 int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	     struct kv_error *err);
@@ -54,7 +56,9 @@ bool rig_skip(const char *transport);
 /* Polls both ends once. */
 void rig_pump(struct rig *rig);
 void rig_pump_side(struct rig *rig, int side);
-/* Pumps until an event of this kind that was not taken before is there; NULL after `budget` pumps. */
+/*
+ * Pumps until an event of this kind that was not taken before is there; NULL after `budget` pumps.
+ */
 struct rig_event *rig_wait(struct rig *rig, int side, int kind, int budget);
 struct rig_event *rig_find(struct rig *rig, int side, int kind);
 
@@ -62,7 +66,9 @@ struct tr_mem *rig_reg(struct rig *rig, int side, void *addr, size_t len, unsign
 /* `mem` of the other side, as `side` sees it. */
 struct tr_rmem *rig_see(struct rig *rig, int side, struct tr_mem *mem);
 
-/* A whole operation of `side`: begun, all spans added (pumping while credits are out), committed. */
+/*
+ * A whole operation of `side`: begun, all spans added (pumping while credits are out), committed.
+ */
 int rig_try_op(struct rig *rig, int side, int kind, uint64_t user, struct tr_mem *lmem,
 	       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, unsigned int flags,
 	       uint64_t value, struct tr_op **op_p, struct kv_error *err);

@@ -2,12 +2,14 @@
 /*
  * cancel.c -- stopping: one operation, or the whole connection
  *
- * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind its last WRITE on each lane
- * (flush.c) tells when its bytes have landed, not only when the peer's device has them: so after TR_CANCELLED nothing of it lands any more. If
- * they are not at its deadline, or if anything fails, the connection is broken: every queue pair goes to the error state, its
- * requests are flushed and counted off, and only then, or after IB_BREAK_MS with the queue pairs destroyed, do the
- * operations end: from then on no device reads their memory.
- * A fence goes one step further and destroys the queue pairs, so that nothing of the peer's can land either.
+ * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind
+ * its last WRITE on each lane (flush.c) tells when its bytes have landed, not only when the peer's
+ * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
+ * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
+ * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
+ * queue pairs destroyed, do the operations end: from then on no device reads their memory. A fence
+ * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
+ * either.
  */
 #include <errno.h>
 
@@ -78,7 +80,10 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	ib_op_settle(c, op->index);
 }
 
-/* Goes on with cancelled operations; breaks the connection when one has not drained at its deadline. */
+/*
+ * Goes on with cancelled operations; breaks the connection when one has not drained at its
+ * deadline.
+ */
 void ib_stop_step(struct ib_conn *c)
 {
 	int64_t now = kv_now_ns();

@@ -3,11 +3,12 @@
  * control.c -- the memory of a connection that is not the caller's: cells, probe, buffers, queues
  *
  * One mapping with three parts, each with no more rights than it needs:
- *   cells    the peer's devices write notify records here: IB_RECV_DATA cells of IB_CELL bytes for each lane. Read only
- *            after the receive completion of the write that filled the cell.
- *   probe    one page that the peer's devices read 8 bytes of, behind their writes (flush.c). Never written.
- *   private  source records and messages (IB_RECV_DATA for each lane), receive buffers (IB_RECVS for each lane), the
- *            8 bytes of each lane where a probe lands. No remote rights.
+ *   cells    the peer's devices write notify records here: IB_RECV_DATA cells of IB_CELL bytes for
+ *            each lane. Read only after the receive completion of the write that filled the cell.
+ *   probe    one page that the peer's devices read 8 bytes of, behind their writes (flush.c). Never
+ *            written.
+ *   private  source records and messages (IB_RECV_DATA for each lane), receive buffers (IB_RECVS
+ *            for each lane), the 8 bytes of each lane where a probe lands. No remote rights.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -114,7 +115,9 @@ static int unblock(int fd)
 	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* A completion queue holds every completion that its lanes can have at one time: it cannot overrun. */
+/*
+ * A completion queue holds every completion that its lanes can have at one time: it cannot overrun.
+ */
 static int make_queues(struct ib_conn *c, struct ib_path *path, struct kv_error *err)
 {
 	const struct ib_verbs *v = c->v;

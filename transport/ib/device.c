@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* device.c -- the rails: which ports of which devices are used, how they are addressed, and what happens to them */
+/*
+ * device.c -- the rails: which ports of which devices are used, how they are addressed, and what
+ * happens to them
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -34,7 +37,9 @@ static bool named(const char *nics, const char *device, unsigned int port)
 	return false;
 }
 
-/* Every item of `nics` must have become a rail: a misspelt name is no reason to use another device. */
+/*
+ * Every item of `nics` must have become a rail: a misspelt name is no reason to use another device.
+ */
 static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_error *err)
 {
 	for (const char *p = nics; *p;) {
@@ -182,8 +187,8 @@ void ib_rails_close(struct ib_ctx *ctx)
 }
 
 /*
- * A device that cannot be used is left out with a word in the log, and its cause kept in *why; asked for by name it is an
- * error. Being out of memory or descriptors is no property of a device.
+ * A device that cannot be used is left out with a word in the log, and its cause kept in *why;
+ * asked for by name it is an error. Being out of memory or descriptors is no property of a device.
  */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
 		int gid_option, struct kv_log *log, struct kv_error *why)
@@ -290,7 +295,10 @@ static void note_event(struct ib_rail *rail, const struct ibv_async_event *event
 	case IBV_EVENT_QP_FATAL:
 	case IBV_EVENT_QP_REQ_ERR:
 	case IBV_EVENT_QP_ACCESS_ERR:
-		/* A queue cannot be destroyed, nor what it points to freed, before the event is acknowledged. */
+		/*
+		 * A queue cannot be destroyed, nor what it points to freed, before the event is
+		 * acknowledged.
+		 */
 		lane = event->element.qp->qp_context;
 		atomic_store(&lane->async, (int)event->event_type + 1);
 		break;

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * flush.c -- TR_PROVEN: the bytes of an operation are visible in the peer before its event is reported
+ * flush.c -- TR_PROVEN: the bytes of an operation are visible in the peer before its event is
+ * reported
  *
- * The completion of a WRITE says only that the peer's device has it. A READ on the same queue pair is executed after the
- * WRITEs before it, and a PCIe read does not pass writes: when the 8 bytes of the peer's probe are here, what was written before is in
- * the peer's memory. One READ on each lane that the operation used. It proves visibility to a CPU, or to a
- * GPU whose memory is ordered strictly; not that anybody was told.
+ * The completion of a WRITE says only that the peer's device has it. A READ on the same queue pair
+ * is executed after the WRITEs before it, and a PCIe read does not pass writes: when the 8 bytes of
+ * the peer's probe are here, what was written before is in the peer's memory. One READ on each lane
+ * that the operation used. It proves visibility to a CPU, or to a GPU whose memory is ordered
+ * strictly; not that anybody was told.
  */
 #include "ib.h"
 

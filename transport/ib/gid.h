@@ -27,7 +27,10 @@ struct ib_gid_choice {
 bool ib_gid_is_zero(const union ibv_gid *gid);
 enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry);
 
-/* The entry for a port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 = automatic). */
+/*
+ * The entry for a port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 =
+ * automatic).
+ */
 void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		   struct ib_gid_choice *choice);
 

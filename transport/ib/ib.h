@@ -2,16 +2,20 @@
 /*
  * ib.h -- the objects of the ib provider and which file does what with them
  *
- *   rail   one port of one device: its own verbs context and protection domain            device.c, gid.c
- *   path   a rail of ours joined with a rail of the peer: completion queues, addresses    setup.c, control.c
+ *   rail   one port of one device: its own verbs context and protection domain            device.c,
+ *          gid.c
+ *   path   a rail of ours joined with a rail of the peer: completion queues, addresses    setup.c,
+ *          control.c
  *   lane   one RC queue pair of a path                                                    qp.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
- *   slot   what a lane remembers of each work request that it has posted                  post.c, progress.c
+ *   slot   what a lane remembers of each work request that it has posted                  post.c,
+ *          progress.c
  *
- * The path of a byte: post.c (spans to work requests) -> progress.c (completions) -> notify.c (the peer is told).
+ * The path of a byte: post.c (spans to work requests) -> progress.c (completions) -> notify.c (the
+ * peer is told).
  *
- * Everything of a connection is used under its caller's lock. Shared between connections are only the rails; what
- * changes in them (dead, down) is atomic.
+ * Everything of a connection is used under its caller's lock. Shared between connections are only
+ * the rails; what changes in them (dead, down) is atomic.
  */
 #ifndef IB_IB_H
 #define IB_IB_H
@@ -191,7 +195,10 @@ struct ib_op {
 	struct tr_span rest;
 };
 
-/* A notify or message whose turn to be delivered may not have come; the ring is indexed by sequence number. */
+/*
+ * A notify or message whose turn to be delivered may not have come; the ring is indexed by sequence
+ * number.
+ */
 struct ib_inbox {
 	uint64_t lanes; /* seen on these lanes */
 	uint64_t value;
@@ -271,8 +278,9 @@ static inline uint32_t ib_lane_room(const struct ib_lane *lane, uint32_t keep)
 }
 
 /*
- * wr_id: kind, lane, the connection's generation, and the number of the work request on its lane (RECV: of the receive
- * buffer). A completion finds its slot without a search and one of another life is recognised.
+ * wr_id: kind, lane, the connection's generation, and the number of the work request on its lane
+ * (RECV: of the receive buffer). A completion finds its slot without a search and one of another
+ * life is recognised.
  */
 #define IB_WR_ID(kind, lane, generation, number) \
 	((uint64_t)(kind) << 56 | (uint64_t)(lane) << 48 | (uint64_t)(generation) << 32 | (number))

@@ -2,8 +2,9 @@
 /*
  * mem.c -- memory regions on every rail, in slices, and their keys for the peer
  *
- * A slice boundary is a multiple of the page size counted from the region's first page, on both ends; a piece
- * that crosses one of ours is gathered with two entries, one that crosses the peer's is cut there (post.c).
+ * A slice boundary is a multiple of the page size counted from the region's first page, on both
+ * ends; a piece that crosses one of ours is gathered with two entries, one that crosses the peer's
+ * is cut there (post.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -155,7 +156,10 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 	head.slices = wire_get_u32(r);
 	paths = wire_get_u8(r);
 	keys = (uint64_t)head.slices * paths;
-	/* The slices must cover [addr, addr + len) exactly, so that no later index can leave the table. */
+	/*
+	 * The slices must cover [addr, addr + len) exactly, so that no later index can leave the
+	 * table.
+	 */
 	if (r->bad || paths != c->paths || !head.slices || head.slices > IB_SLICES_MAX ||
 	    head.slice_bytes < 4096 || head.slice_bytes > IB_SLICE_BYTES ||
 	    head.slice_bytes % IB_LINE || head.first > head.addr ||

@@ -9,25 +9,29 @@
  *   u8 kind       1 message, 2 credits only
  *   u8[7] 0
  *
- * Credits. Each lane of each end has IB_RECVS = D + 2 receive requests posted, D = IB_RECV_DATA. A notify or a message uses one of D
- * credits of its lane; a request that was used is posted again at once, its credit is given back when the upper layer has taken the
- * event: with the next notify or message of that lane, or, when D / 2 are owed, with a credit message of its own. Credit
- * messages use no credit. On the first lane notifies leave IB_RECV_MSG credits to messages.
+ * Credits. Each lane of each end has IB_RECVS = D + 2 receive requests posted, D = IB_RECV_DATA. A
+ * notify or a message uses one of D credits of its lane; a request that was used is posted again at
+ * once, its credit is given back when the upper layer has taken the event: with the next notify or
+ * message of that lane, or, when D / 2 are owed, with a credit message of its own. Credit messages
+ * use no credit. On the first lane notifies leave IB_RECV_MSG credits to messages.
  *
- * No receive request is ever missing (no RNR): a request is short only if more than D + 2 arrivals lie between two
- * polls of the receiver. Notifies and messages are at most D, because their credits come back only after the request was posted again.
- * Credit messages are at most 2: this end sends one only when D / 2 credits are owed, that is after the peer has sent D / 2
- * notifies and messages more; for k of them that the peer has not polled it must have sent k * D / 2 with
- * credits that it had before, and it had at most D. So k <= 2.
+ * No receive request is ever missing (no RNR): a request is short only if more than D + 2 arrivals
+ * lie between two polls of the receiver. Notifies and messages are at most D, because their credits
+ * come back only after the request was posted again. Credit messages are at most 2: this end sends
+ * one only when D / 2 credits are owed, that is after the peer has sent D / 2 notifies and messages
+ * more; for k of them that the peer has not polled it must have sent k * D / 2 with credits that it
+ * had before, and it had at most D. So k <= 2.
  *
- * No deadlock: suppose this end wants to send a notify or message and never gets a credit. All credits (but
- * IB_RECV_MSG) of the lane are then used, so the peer's device has the arrivals, or will get them without anybody's help: they need
- * posted requests only, and there are some. When the peer polls it copies them out and posts the requests again whatever its upper
- * layer does; what is delivered is owed; delivery waits only for earlier numbers, which were posted earlier and
- * arrive for the same reason. If the peer's upper layer goes on taking events, at least D - IB_RECV_MSG >= D / 2 are owed at some
- * time and a credit message is sent, for which IB_SQ_CREDIT requests of the send queue are kept free and the peer of the peer,
- * this end, has the 2 requests. The send queue itself drains without software. If the peer's upper layer never polls, only its own deadline helps,
- * and that is the upper layer's.
+ * No deadlock: suppose this end wants to send a notify or message and never gets a credit. All
+ * credits (but IB_RECV_MSG) of the lane are then used, so the peer's device has the arrivals, or
+ * will get them without anybody's help: they need posted requests only, and there are some. When
+ * the peer polls it copies them out and posts the requests again whatever its upper layer does;
+ * what is delivered is owed; delivery waits only for earlier numbers, which were posted earlier and
+ * arrive for the same reason. If the peer's upper layer goes on taking events, at least D -
+ * IB_RECV_MSG >= D / 2 are owed at some time and a credit message is sent, for which IB_SQ_CREDIT
+ * requests of the send queue are kept free and the peer of the peer, this end, has the 2 requests.
+ * The send queue itself drains without software. If the peer's upper layer never polls, only its
+ * own deadline helps, and that is the upper layer's.
  */
 #include <string.h>
 

@@ -2,20 +2,24 @@
 /*
  * notify.c -- 64 bits that the peer gets after every byte of an operation is visible there
  *
- * Order holds inside a queue pair only. So each lane that the operation used carries, behind its last write, one
- * WRITE_WITH_IMM of a 32-byte record into the peer's next cell of that lane; the immediate is (slot, generation) of the operation. The
- * receiver reads a cell only after that lane's receive completion, which orders every earlier write of the lane before it,
- * and hands the value on when all lanes that the record counts have come.
+ * Order holds inside a queue pair only. So each lane that the operation used carries, behind its
+ * last write, one WRITE_WITH_IMM of a 32-byte record into the peer's next cell of that lane; the
+ * immediate is (slot, generation) of the operation. The receiver reads a cell only after that
+ * lane's receive completion, which orders every earlier write of the lane before it, and hands the
+ * value on when all lanes that the record counts have come.
  *
- * Record, little-endian, written by the sender's device, read once by the receiver after the completion:
- *   u32 sequence   notifies and messages of a direction are numbered together and delivered in this order
+ * Record, little-endian, written by the sender's device, read once by the receiver after the
+ * completion:
+ *   u32 sequence   notifies and messages of a direction are numbered together and delivered in this
+ *                  order
  *   u32 immediate  the same as in the completion
  *   u16 lanes      how many carry this notify
  *   u16 credits    of this lane, given back
  *   u32 0
  *   u64 value
  *   u64 0
- * A cell is free again when its credit came back: a lane has IB_RECV_DATA cells and as many credits.
+ * A cell is free again when its credit came back: a lane has IB_RECV_DATA cells and as many
+ * credits.
  */
 #include <endian.h>
 #include <string.h>
@@ -133,7 +137,10 @@ void ib_notify_arrived(struct ib_lane *lane, const struct ibv_wc *wc)
 	in->lanes |= UINT64_C(1) << lane->index;
 }
 
-/* Hands on what is complete, in order, as far as the core has room; what is handed on is owed to the peer as credits. */
+/*
+ * Hands on what is complete, in order, as far as the core has room; what is handed on is owed to
+ * the peer as credits.
+ */
 int ib_inbox_deliver(struct ib_conn *c)
 {
 	int delivered = 0;

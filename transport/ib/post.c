@@ -2,17 +2,20 @@
 /*
  * post.c -- spans to work requests: the write path
  *
- * Spans become entries of a chain of prebuilt work requests, of which only address, length, key and wr_id are
- * patched. A span that continues the one before it on both ends lengthens its entry; one that continues it only in the
- * peer becomes the second entry of the same work request. A chain goes to one lane with one doorbell when it has
- * IB_CHAIN requests or IB_CHUNK bytes; the next chain goes to the next lane that has room. Every
- * IB_SIGNAL_EVERY-th request and each chain's last one is signalled, so room comes back continuously.
+ * Spans become entries of a chain of prebuilt work requests, of which only address, length, key and
+ * wr_id are patched. A span that continues the one before it on both ends lengthens its entry; one
+ * that continues it only in the peer becomes the second entry of the same work request. A chain
+ * goes to one lane with one doorbell when it has IB_CHAIN requests or IB_CHUNK bytes; the next
+ * chain goes to the next lane that has room. Every IB_SIGNAL_EVERY-th request and each chain's last
+ * one is signalled, so room comes back continuously.
  *
- * Room is counted here (ib_lane_room), never learned from a failing post. When there is none the spans are not accepted; the one
- * span that was begun is kept in the operation (ib_op.rest) and continued by the next call.
+ * Room is counted here (ib_lane_room), never learned from a failing post. When there is none the
+ * spans are not accepted; the one span that was begun is kept in the operation (ib_op.rest) and
+ * continued by the next call.
  *
- * Line order: a cut inside a span is made at a remote address that is a multiple of IB_LINE. With TR_LINE_ORDER spans are
- * not joined, so that a local slice boundary always finds the second entry free.
+ * Line order: a cut inside a span is made at a remote address that is a multiple of IB_LINE. With
+ * TR_LINE_ORDER spans are not joined, so that a local slice boundary always finds the second entry
+ * free.
  */
 #include <errno.h>
 #include <string.h>
@@ -154,7 +157,10 @@ static uint32_t slice_of(uint64_t addr, uint64_t first, uint64_t slice_bytes)
 	return (uint32_t)((addr - first) / slice_bytes);
 }
 
-/* Appends the piece's beginning to the chain's last request if it continues it in the peer; returns the bytes that fitted. */
+/*
+ * Appends the piece's beginning to the chain's last request if it continues it in the peer; returns
+ * the bytes that fitted.
+ */
 static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32_t lkey,
 		       uint32_t rkey, uint64_t len)
 {
@@ -209,8 +215,8 @@ static uint64_t append(struct ib_conn *c, struct ib_chain *chain, enum ib_kind k
 }
 
 /*
- * Puts as much of the piece as there is room for into chains; advances it. `joins`: its beginning may continue the request before it.
- * 0: all of it. TR_AGAIN: no lane has room.
+ * Puts as much of the piece as there is room for into chains; advances it. `joins`: its beginning
+ * may continue the request before it. 0: all of it. TR_AGAIN: no lane has room.
  */
 static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
 		     struct piece *piece, bool joins, struct kv_error *err)

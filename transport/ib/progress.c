@@ -2,16 +2,20 @@
 /*
  * progress.c -- completions: every status is looked at, room and credits come back, operations end
  *
- * Queue pairs complete in order, so the completion of a signalled request says that all before it on its lane
- * succeeded too. The first error on a connection is its root cause; the flush errors that follow are consequences and only counted
- * off. A completion whose wr_id does not name a request that is under way belongs to another life: it is counted and ignored.
+ * Queue pairs complete in order, so the completion of a signalled request says that all before it
+ * on its lane succeeded too. The first error on a connection is its root cause; the flush errors
+ * that follow are consequences and only counted off. A completion whose wr_id does not name a
+ * request that is under way belongs to another life: it is counted and ignored.
  */
 #include <errno.h>
 
 #include "base/error.h"
 #include "ib.h"
 
-/* What a failure or a broken connection leaves open is ended by tr_conn_lost, once the cause is known. */
+/*
+ * What a failure or a broken connection leaves open is ended by tr_conn_lost, once the cause is
+ * known.
+ */
 void ib_op_settle(struct ib_conn *c, uint16_t index)
 {
 	struct ib_op *state = &c->op[index];
@@ -64,8 +68,8 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 }
 
 /*
- * The send and the receive queue are polled one after the other, so a flush error may be seen before the error that caused
- * it: until the connection is down a better cause replaces it.
+ * The send and the receive queue are polled one after the other, so a flush error may be seen
+ * before the error that caused it: until the connection is down a better cause replaces it.
  */
 static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 {
@@ -167,7 +171,9 @@ int ib_poll(struct ib_conn *c)
 	return did + ib_inbox_deliver(c);
 }
 
-/* What devices said between completions: a dead device or queue pair may never complete anything. */
+/*
+ * What devices said between completions: a dead device or queue pair may never complete anything.
+ */
 static void check_rails(struct ib_conn *c)
 {
 	struct kv_error cause;
@@ -211,7 +217,10 @@ int ib_progress(struct tr_conn *conn)
 	return did;
 }
 
-/* A completion between the last poll and the request for events would wake nobody: so ask first, then poll once more. */
+/*
+ * A completion between the last poll and the request for events would wake nobody: so ask first,
+ * then poll once more.
+ */
 int ib_arm(struct tr_conn *conn)
 {
 	struct ib_conn *c = ib_conn_of(conn);

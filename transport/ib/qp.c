@@ -36,7 +36,10 @@ static int to_init(struct ib_lane *lane)
 	struct ibv_qp_attr attr = {
 		.qp_state = IBV_QPS_INIT,
 		.port_num = lane->path->rail->port,
-		/* Reads serve the probe and tr_read; what they may reach is each region's own right. */
+		/*
+		 * Reads serve the probe and tr_read; what they may reach is each region's own
+		 * right.
+		 */
 		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
 	};
 

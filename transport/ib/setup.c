@@ -3,10 +3,11 @@
  * setup.c -- the handshake's ib part: which rails are joined, and the numbers of the queue pairs
  *
  * Every integer is little-endian.
- *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u8 rails,
- *           then for each rail: u8 link (1 = Ethernet, 0 = InfiniBand)
+ *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u8
+ *           rails, then for each rail: u8 link (1 = Ethernet, 0 = InfiniBand)
  *   setup   (both sides, alike)  u8 version, u8 paths, u8 lanes per path,
- *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid, gid[16],
+ *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid,
+ *           gid[16],
  *                          u64 cells, u32 key, u64 probe, u32 key
  *           for each lane: u32 queue pair, u32 packet sequence number
  * The connecting side chooses paths and lanes; the accepting side's setup must repeat its choice.

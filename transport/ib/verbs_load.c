@@ -30,7 +30,10 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned
 	return sym_reg_mr(pd, addr, len, (int)access);
 }
 
-/* The exported symbol fills the fields that the first version of the structure had; the later ones stay 0. */
+/*
+ * The exported symbol fills the fields that the first version of the structure had; the later ones
+ * stay 0.
+ */
 static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr)
 {
 	memset(attr, 0, sizeof(*attr));
@@ -43,7 +46,9 @@ static ssize_t query_gid_table(struct ibv_context *context, struct ibv_gid_entry
 	return sym_query_gid_table(context, entries, max, 0, sizeof(*entries));
 }
 
-/* The data path verbs are inline functions of the header: they call the driver through the context. */
+/*
+ * The data path verbs are inline functions of the header: they call the driver through the context.
+ */
 static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 {
 	return ibv_poll_cq(cq, n, wc);

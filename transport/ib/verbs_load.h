@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verbs_load.h -- every verb that the provider calls, as a table filled by dlopen of libibverbs.so.1
+ * verbs_load.h -- every verb that the provider calls, as a table filled by dlopen of
+ * libibverbs.so.1
  *
- * verbs_load.c is the only file that names the library's symbols. The types come from the header at build time; nothing
- * links the library, so one binary runs where it is not installed and says so.
- * The members have the meaning and the error convention of the verbs of the same name (NULL with errno, or an errno value).
+ * verbs_load.c is the only file that names the library's symbols. The types come from the header at
+ * build time; nothing links the library, so one binary runs where it is not installed and says so.
+ * The members have the meaning and the error convention of the verbs of the same name (NULL with
+ * errno, or an errno value).
  */
 #ifndef IB_VERBS_LOAD_H
 #define IB_VERBS_LOAD_H
@@ -49,11 +51,17 @@ struct ib_verbs {
 	const char *(*event_type_str)(enum ibv_event_type type);
 };
 
-/* The table, or NULL and KV_ERR_UNSUPPORTED: the library is not there or too old. Loaded once, never unloaded. */
+/*
+ * The table, or NULL and KV_ERR_UNSUPPORTED: the library is not there or too old. Loaded once,
+ * never unloaded.
+ */
 const struct ib_verbs *ib_verbs_load(struct kv_error *err);
 
 #ifdef KVRAIL_FAULTS
-/* Test builds only: another table, and smaller limits so that a test reaches them. Zero = the real ones. */
+/*
+ * Test builds only: another table, and smaller limits so that a test reaches them. Zero = the real
+ * ones.
+ */
 struct ib_test_hook {
 	const struct ib_verbs *verbs;
 	uint64_t slice_bytes; /* a multiple of the page size */
