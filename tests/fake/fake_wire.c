@@ -16,76 +16,6 @@
 
 #include "fake_world.h"
 
-/* ---------------------------------------------------------------- bytes on their way to memory */
-
-static void place_one(struct fake_qp *qp, struct fake_place **at)
-{
-	struct fake_place *p = *at;
-
-	memcpy(p->to, p->data, p->len);
-	world.stats.bytes += p->len;
-	world.stats.late += p->acked;
-	*at = p->next;
-	if (!*at)
-		qp->place_last = at;
-	free(p);
-}
-
-void fake_place_all(struct fake_qp *qp)
-{
-	while (qp->place)
-		place_one(qp, &qp->place);
-}
-
-/* What still goes into a region is written before the region is gone. */
-void fake_place_mr(const struct fake_mr *mr)
-{
-	const uint8_t *first = mr->mr.addr, *end = first + mr->mr.length;
-
-	for (int i = 0; i < QPS_MAX; i++)
-		for (const struct fake_place *p = world.qp[i] ? world.qp[i]->place : NULL; p;
-		     p = p->next)
-			if (p->to < end && p->to + p->len > first) {
-				fake_place_all(world.qp[i]);
-				break;
-			}
-}
-
-/* The next bytes in order, or any if nothing orders them. */
-static void place_some(struct fake_qp *qp)
-{
-	struct fake_place **at = &qp->place;
-
-	while ((*at)->relaxed && (*at)->next && (*at)->next->relaxed && fake_random(2))
-		at = &(*at)->next;
-	place_one(qp, at);
-}
-
-/* Pieces end at 128-byte lines, or anywhere in relaxed regions. */
-static void accept_bytes(struct fake_qp *responder, uint64_t addr, const uint8_t *data,
-			 uint32_t len, bool relaxed, uint32_t position)
-{
-	while (len) {
-		uint32_t n = 1 + fake_random(PIECE);
-		struct fake_place *p;
-
-		if (!relaxed)
-			n = (n & ~127u) + 128 - (uint32_t)(addr & 127);
-		n = n < len ? n : len;
-		p = calloc(1, sizeof(*p) + n);
-		p->to = (uint8_t *)(uintptr_t)addr;
-		p->len = n;
-		p->relaxed = relaxed;
-		p->requester_position = position;
-		memcpy(p->data, data, n);
-		*responder->place_last = p;
-		responder->place_last = &p->next;
-		addr += n;
-		data += n;
-		len -= n;
-	}
-}
-
 /* ---------------------------------------------------------------- the responder */
 
 static void tell_access_error(struct fake_qp *qp)
@@ -136,7 +66,7 @@ static enum ibv_wc_status scatter(struct fake_qp *qp, const uint8_t *data, uint3
 
 		if (!mr || !(mr->access & IBV_ACCESS_LOCAL_WRITE))
 			return IBV_WC_LOC_PROT_ERR;
-		accept_bytes(qp, sge->addr, data, n, false, 0);
+		fake_accept(qp, sge->addr, data, n, false, 0);
 		data += n;
 		len -= n;
 	}
@@ -165,8 +95,8 @@ static enum ibv_wc_status respond_write(struct fake_qp *to, const struct fake_wr
 		return IBV_WC_REM_ACCESS_ERR;
 	}
 	if (wr->len)
-		accept_bytes(to, wr->raddr, data, wr->len, mr->access & IBV_ACCESS_RELAXED_ORDERING,
-			     position);
+		fake_accept(to, wr->raddr, data, wr->len, mr->access & IBV_ACCESS_RELAXED_ORDERING,
+			    position);
 	if (wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM)
 		receive_done(to, wr, IBV_WC_SUCCESS);
 	return IBV_WC_SUCCESS;
@@ -443,7 +373,7 @@ static bool step_qp(struct fake_qp *qp)
 	if (qp->device->dead || qp->device->fatal) {
 		if (!qp->place)
 			return false;
-		place_some(qp);
+		fake_place_some(qp);
 		return true;
 	}
 	for (unsigned int i = 0; i < 4; i++) {
@@ -456,7 +386,7 @@ static bool step_qp(struct fake_qp *qp)
 		case 1:
 			if (!qp->place)
 				break;
-			place_some(qp);
+			fake_place_some(qp);
 			return true;
 		case 2:
 			if (!can_complete(qp))

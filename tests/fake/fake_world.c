@@ -125,7 +125,7 @@ bool fake_end(void)
 
 	if (!clean)
 		fprintf(stderr,
-			"fake: seed %llu, %d misuses; left behind: %d contexts, %d domains, %d regions, "
+			"fake: seed %llu, %d misuses; left: %d contexts, %d domains, %d regions, "
 			"%d channels, %d completion queues, %d queue pairs\n",
 			(unsigned long long)world.config.seed, world.misuses, c->contexts, c->pds,
 			c->mrs, c->channels, c->cqs, c->qps);

@@ -122,8 +122,7 @@ struct fake_qp {
 	struct ibv_qp_cap cap;
 	struct ibv_qp_attr attr;
 	bool sq_sig_all;
-	bool forced,
-		flushing; /* put into the error state by its user; from here on everything is flushed */
+	bool forced, flushing; /* by its user into the error state; flushes from here on */
 	struct fake_wr *sq;
 	uint32_t sq_tail, sq_exec, sq_done,
 		sq_polled; /* posted, executed, completed, completions taken */
@@ -227,10 +226,15 @@ int fake_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr
 struct fake_qp *fake_find_qp(uint32_t qp_num);
 void fake_qp_error(struct fake_qp *qp);
 
-/* fake_wire.c */
-bool fake_wire_step(void); /* one thing happens; false: there is nothing to do */
+/* fake_place.c */
+void fake_accept(struct fake_qp *responder, uint64_t addr, const uint8_t *data, uint32_t len,
+		 bool relaxed, uint32_t position);
+void fake_place_some(struct fake_qp *qp);
 void fake_place_all(struct fake_qp *qp);
 void fake_place_mr(const struct fake_mr *mr);
+
+/* fake_wire.c */
+bool fake_wire_step(void); /* one thing happens; false: there is nothing to do */
 void fake_ghosts_of(struct fake_qp *qp);
 
 #endif

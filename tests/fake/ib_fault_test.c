@@ -3,7 +3,6 @@
  * ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one
  * end each, fences that hold
  */
-#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,8 +10,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-
-#include <kvrail/kv.h>
 
 #include "base/clock.h"
 #include "base/option.h"
@@ -443,116 +440,6 @@ static void an_immediate_without_its_record_ends_the_connection(void **state)
 	setting_end(&s);
 }
 
-static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
-{
-	struct fake_config config = { .max_mr_bytes = 1 << 20 };
-	struct setting s;
-	struct tr_mem *mem;
-	struct kv_error err;
-	void *big = malloc(2 << 20);
-
-	(void)state;
-	setting_make(&s, &config, NULL, 4096);
-	assert_int_equal(tr_mem_reg(s.rig.side[0].tr, big, 2 << 20, TR_MEM_HOST, 0, &mem, &err),
-			 KV_ERR_MEMLOCK);
-	assert_non_null(strstr(err.message, "RLIMIT_MEMLOCK"));
-	assert_non_null(strstr(err.message, "2097152"));
-	assert_non_null(strstr(err.hint, "ulimit -l"));
-	assert_string_equal(err.device, "fake0:1");
-	free(big);
-	setting_end(&s);
-}
-
-static void a_machine_without_an_active_port_says_so(void **state)
-{
-	struct rig rig;
-	struct kv_error err;
-
-	(void)state;
-	fake_begin(NULL);
-	fake_link(0, 0, false);
-	assert_int_equal(rig_open(&rig, "ib", NULL, &err), KV_ERR_DEVICE);
-	assert_non_null(strstr(err.message, "none of 1 RDMA devices has an active port"));
-	assert_non_null(strstr(err.hint, "ibv_devinfo"));
-	assert_true(fake_end());
-}
-
-static void device_rows_describe_each_rail_or_the_lack_of_one(void **state)
-{
-	struct fake_config config = { .devices = 2 };
-	struct kv_device_info info = { .size = sizeof(info) };
-	struct setting s;
-
-	(void)state;
-	setting_make(&s, &config, NULL, 4096);
-	assert_int_equal(tr_ib_provider.device_get(s.rig.side[0].tr->provider_ctx[0], 1, &info), 0);
-	assert_string_equal(info.name, "fake1:1");
-	assert_true(info.usable);
-	assert_non_null(strstr(info.detail, "RoCE v2, IPv4"));
-	assert_int_equal(tr_ib_provider.device_get(s.rig.side[0].tr->provider_ctx[0], 2, &info),
-			 KV_ERR_ARG);
-	setting_end(&s);
-
-	fake_begin(NULL);
-	fake_link(0, 0, false);
-	assert_int_equal(tr_ib_provider.device_get(NULL, 0, &info), 0);
-	assert_false(info.usable);
-	assert_non_null(strstr(info.detail, "none of 1 RDMA devices has an active port"));
-	assert_true(fake_end());
-}
-
-static void a_misspelt_device_name_is_refused(void **state)
-{
-	static const char *const wrong[] = { "KVCACHE_RDMA_NICS=fake0,mlx5_9", NULL };
-	static const char *const second[] = { "KVCACHE_RDMA_NICS=fake1:1", NULL };
-	struct fake_config config = { .devices = 3 };
-	struct rig rig;
-	struct kv_error err;
-
-	(void)state;
-	fake_begin(&config);
-	assert_int_equal(rig_open(&rig, "ib", wrong, &err), KV_ERR_DEVICE);
-	assert_non_null(strstr(err.message, "mlx5_9"));
-	rig_make(&rig, "ib", second);
-	assert_non_null(strstr(tr_conn_path(rig.side[0].conn), "fake1:1"));
-	rig_close(&rig);
-	assert_true(fake_end());
-}
-
-static void a_broken_device_is_left_out_unless_it_is_named(void **state)
-{
-	static const char *const by_name[] = { "KVCACHE_RDMA_NICS=fake0", NULL };
-	struct fake_config config = { .devices = 2 };
-	struct rig rig;
-	struct kv_error err;
-
-	(void)state;
-	fake_begin(&config);
-	fake_fail_verb(FAKE_alloc_pd, 1, EIO);
-	rig_make(&rig, "ib", NULL);
-	assert_non_null(strstr(tr_conn_path(rig.side[0].conn), "fake1:1"));
-	rig_close(&rig);
-	fake_fail_verb(FAKE_alloc_pd, 1, EIO);
-	assert_int_equal(rig_open(&rig, "ib", by_name, &err), KV_ERR_DEVICE);
-	assert_non_null(strstr(err.message, "protection domain on fake0:1"));
-	assert_true(fake_end());
-}
-
-static void an_unusable_gid_index_is_replaced(void **state)
-{
-	static const char *const empty[] = { "KVCACHE_RDMA_GID_INDEX=1", NULL };
-	struct kv_device_info info = { .size = sizeof(info) };
-	struct rig rig;
-
-	(void)state;
-	fake_begin(NULL);
-	rig_make(&rig, "ib", empty); /* index 0, 1 and 2 do not reach the other host */
-	assert_int_equal(tr_ib_provider.device_get(rig.side[0].tr->provider_ctx[0], 0, &info), 0);
-	assert_non_null(strstr(info.detail, "gid index 3"));
-	rig_close(&rig);
-	assert_true(fake_end());
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -572,12 +459,6 @@ int main(void)
 		cmocka_unit_test(a_peer_that_goes_ends_the_operations_here),
 		cmocka_unit_test(completions_of_another_life_are_counted_and_ignored),
 		cmocka_unit_test(an_immediate_without_its_record_ends_the_connection),
-		cmocka_unit_test(too_little_locked_memory_names_the_limit_and_the_fix),
-		cmocka_unit_test(a_machine_without_an_active_port_says_so),
-		cmocka_unit_test(device_rows_describe_each_rail_or_the_lack_of_one),
-		cmocka_unit_test(a_misspelt_device_name_is_refused),
-		cmocka_unit_test(a_broken_device_is_left_out_unless_it_is_named),
-		cmocka_unit_test(an_unusable_gid_index_is_replaced),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

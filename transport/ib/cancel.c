@@ -98,7 +98,7 @@ void ib_stop_step(struct ib_conn *c)
 		if (now < state->deadline_ns)
 			continue;
 		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
-			"%u work requests of a cancelled operation were not drained at its deadline",
+			"%u work requests of a cancelled operation were under way at its deadline",
 			state->in_flight);
 		cause.scope = KV_SCOPE_PEER;
 		cause.in_doubt = 1;

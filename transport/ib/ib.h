@@ -96,8 +96,7 @@ void ib_async_drain(struct ib_ctx *ctx);
 /* ---------------------------------------------------------------- memory */
 
 struct ib_mr {
-	uint64_t
-		first; /* first byte of slice 0's range, a multiple of the page size: addr rounded down */
+	uint64_t first; /* of slice 0's range: the address rounded down to a page */
 	uint32_t slices;
 	struct ibv_mr *mr[]; /* [rail * slices + slice] */
 };

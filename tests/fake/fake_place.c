@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fake_place.c -- bytes that a responder has accepted, on their way to memory */
+#include <stdlib.h>
+#include <string.h>
+
+#include "fake_world.h"
+
+static void place_one(struct fake_qp *qp, struct fake_place **at)
+{
+	struct fake_place *p = *at;
+
+	memcpy(p->to, p->data, p->len);
+	world.stats.bytes += p->len;
+	world.stats.late += p->acked;
+	*at = p->next;
+	if (!*at)
+		qp->place_last = at;
+	free(p);
+}
+
+void fake_place_all(struct fake_qp *qp)
+{
+	while (qp->place)
+		place_one(qp, &qp->place);
+}
+
+/* What still goes into a region is written before the region is gone. */
+void fake_place_mr(const struct fake_mr *mr)
+{
+	const uint8_t *first = mr->mr.addr, *end = first + mr->mr.length;
+
+	for (int i = 0; i < QPS_MAX; i++)
+		for (const struct fake_place *p = world.qp[i] ? world.qp[i]->place : NULL; p;
+		     p = p->next)
+			if (p->to < end && p->to + p->len > first) {
+				fake_place_all(world.qp[i]);
+				break;
+			}
+}
+
+/* The next bytes in order, or any if nothing orders them. */
+void fake_place_some(struct fake_qp *qp)
+{
+	struct fake_place **at = &qp->place;
+
+	while ((*at)->relaxed && (*at)->next && (*at)->next->relaxed && fake_random(2))
+		at = &(*at)->next;
+	place_one(qp, at);
+}
+
+/* Pieces end at 128-byte lines, or anywhere in relaxed regions. */
+void fake_accept(struct fake_qp *responder, uint64_t addr, const uint8_t *data, uint32_t len,
+		 bool relaxed, uint32_t position)
+{
+	while (len) {
+		uint32_t n = 1 + fake_random(PIECE);
+		struct fake_place *p;
+
+		if (!relaxed)
+			n = (n & ~127u) + 128 - (uint32_t)(addr & 127);
+		n = n < len ? n : len;
+		p = calloc(1, sizeof(*p) + n);
+		p->to = (uint8_t *)(uintptr_t)addr;
+		p->len = n;
+		p->relaxed = relaxed;
+		p->requester_position = position;
+		memcpy(p->data, data, n);
+		*responder->place_last = p;
+		responder->place_last = &p->next;
+		addr += n;
+		data += n;
+		len -= n;
+	}
+}
