@@ -43,7 +43,7 @@ struct shadow {
 	bool doubt[SIZE];    /* if this is set */
 };
 
-static uint64_t first_seed = 1, seeds = 250;
+static uint64_t first_seed = 1, seeds = 150;
 static struct setting s;
 static struct shadow shadow[2];
 static struct piece piece[2][CELLS]; /* by writing side */
@@ -65,17 +65,28 @@ static uint32_t roll(uint32_t below)
 			fail_msg("seed %llu: %s", (unsigned long long)seed, #condition); \
 	} while (0)
 
+static void check_byte(int side, size_t i)
+{
+	uint8_t byte = *setting_at(&s, side, i);
+
+	if (byte != shadow[side].must[i] &&
+	    !(shadow[side].doubt[i] && byte == shadow[side].maybe[i]))
+		fail_msg("seed %llu: byte %zu of side %d is 0x%x", (unsigned long long)seed, i,
+			 side, byte);
+}
+
 static void check_pools(void)
 {
-	for (int side = 0; side < 2; side++) {
-		const uint8_t *at = setting_at(&s, side, 0);
+	enum { STEP = 500 };
 
-		for (size_t i = 0; i < SIZE; i++)
-			if (at[i] != shadow[side].must[i] &&
-			    !(shadow[side].doubt[i] && at[i] == shadow[side].maybe[i]))
-				fail_msg("seed %llu: byte %zu of side %d is 0x%x",
-					 (unsigned long long)seed, i, side, at[i]);
-	}
+	_Static_assert(SIZE % STEP == 0, "whole steps");
+	for (int side = 0; side < 2; side++)
+		for (size_t at = 0; at < SIZE; at += STEP) {
+			if (!memcmp(setting_at(&s, side, at), shadow[side].must + at, STEP))
+				continue;
+			for (size_t i = at; i < at + STEP; i++)
+				check_byte(side, i);
+		}
 }
 
 /* The bytes of an operation are no longer in doubt: all new, or whatever they are now. */
