@@ -318,7 +318,7 @@ static int strangers(struct side *s)
 /* The other process ends in the middle of the handshake. */
 static int dies_in_handshake(struct side *s)
 {
-	int64_t end = side_ms() + 1000;
+	int64_t end;
 	struct handle h;
 	void *listen, *comm = NULL;
 
@@ -336,6 +336,7 @@ static int dies_in_handshake(struct side *s)
 	}
 	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
 	TRY(side_put(s, h.bytes, sizeof(h.bytes)));
+	end = side_ms() + 1000;
 	while (side_ms() < end) {
 		ncclNetDeviceHandle_v7_t *d = NULL;
 		int64_t before = side_ms();
