@@ -10,8 +10,9 @@ int ib_wc_code(enum ibv_wc_status status, bool port_down)
 	switch (status) {
 	case IBV_WC_SUCCESS:
 		return KV_OK;
+	case IBV_WC_LOC_QP_OP_ERR: /* also how Soft-RoCE says that no route leads out any more */
+		return port_down ? KV_ERR_LINK : KV_ERR_LOCAL_MR;
 	case IBV_WC_LOC_LEN_ERR:
-	case IBV_WC_LOC_QP_OP_ERR:
 	case IBV_WC_LOC_EEC_OP_ERR:
 	case IBV_WC_LOC_PROT_ERR:
 	case IBV_WC_LOC_ACCESS_ERR:
@@ -45,6 +46,9 @@ static const char *hint_of(enum ibv_wc_status status)
 		       "KVCACHE_IB_TIMEOUT and KVCACHE_IB_RETRY set how long is tried";
 	case IBV_WC_REM_ACCESS_ERR:
 		return "the peer deregistered the memory, or its cache is smaller than it said";
+	case IBV_WC_LOC_QP_OP_ERR:
+		return "on RoCE: was the address removed that the queue pair sends from? `ip addr` and "
+		       "`kvrail info` show it; then connect again";
 	case IBV_WC_LOC_PROT_ERR:
 		return "the source memory was deregistered or unmapped during the operation";
 	default:
