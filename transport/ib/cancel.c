@@ -108,11 +108,30 @@ void ib_stop_step(struct ib_conn *c)
 	}
 }
 
+/*
+ * What was sent last, acknowledgements and a goodbye, would be lost with the queue pair: true while such requests are
+ * under way, for IB_LINGER_MS at most. A peer that is gone answers none of them.
+ */
+static bool lingers(struct ib_conn *c)
+{
+	if (c->state != IB_LIVE)
+		return false;
+	if (!c->linger_deadline_ns)
+		c->linger_deadline_ns = kv_deadline_ns(IB_LINGER_MS);
+	ib_poll(c);
+	for (int i = 0; i < c->lanes && c->state == IB_LIVE; i++)
+		if (c->lane[i].ctl_posted != c->lane[i].ctl_retired)
+			return kv_now_ns() < c->linger_deadline_ns;
+	return false;
+}
+
 int ib_fence(struct tr_conn *conn, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 
 	(void)err;
+	if (lingers(c))
+		return TR_AGAIN;
 	ib_break(c, tr_conn_error(conn));
 	if (c->state == IB_BREAKING) {
 		ib_poll(c);

@@ -53,6 +53,7 @@ enum ib_limits {
 	IB_RD_ATOMIC = 16,     /* reads under way on a lane */
 	IB_POLL = 32,	       /* completions taken at once */
 	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
+	IB_LINGER_MS = 100,    /* and a fenced one, before that, for its last messages to leave */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	IB_SLICES_MAX = 512,   /* slices of one region */
 };
@@ -255,6 +256,7 @@ struct ib_conn {
 	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
 	bool cause_is_flush;   /* a consequence; what caused it may still be found */
 	int64_t break_deadline_ns;
+	int64_t linger_deadline_ns; /* 0: no fence yet */
 };
 
 static inline struct ib_conn *ib_conn_of(const struct tr_conn *conn)
