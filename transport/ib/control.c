@@ -171,9 +171,13 @@ int ib_control_make(struct ib_conn *c, struct kv_error *err)
 	int ret = make_memory(c, err);
 
 	for (int p = 0; p < c->paths && !ret; p++) {
-		ret = make_queues(c, &c->path[p], err);
+		struct ib_path *path = &c->path[p];
+
+		ret = ib_rail_address(c->ctx, path->rail, &path->gid, &path->gid_index, err);
 		if (!ret)
-			ret = make_keys(c, &c->path[p], err);
+			ret = make_queues(c, path, err);
+		if (!ret)
+			ret = make_keys(c, path, err);
 	}
 	for (int i = 0; i < c->lanes && !ret; i++) {
 		struct ib_lane *lane = &c->lane[i];

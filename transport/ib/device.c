@@ -68,8 +68,7 @@ static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_err
 	return 0;
 }
 
-static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, int option,
-		      struct kv_error *err)
+static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, struct kv_error *err)
 {
 	int rows = rail->port_attr.gid_tbl_len > 0 ? rail->port_attr.gid_tbl_len : 1;
 	struct ibv_gid_entry *entries;
@@ -91,7 +90,7 @@ static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, int option
 	for (ssize_t i = 0; i < n; i++)
 		if (entries[i].port_num == rail->port)
 			entries[mine++] = entries[i];
-	ib_gid_choose(entries, mine, option, &choice);
+	ib_gid_choose(entries, mine, ctx->gid_option, &choice);
 	snprintf(rail->reason, sizeof(rail->reason), "%s", choice.reason);
 	/* An address handle has 8 bits for the index. */
 	usable = choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX;
@@ -106,6 +105,33 @@ static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, int option
 	return 0;
 }
 
+/*
+ * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened, so a
+ * RoCE port's GID is chosen anew.
+ */
+int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, union ibv_gid *gid_p,
+		    uint8_t *gid_index_p, struct kv_error *err)
+{
+	struct ib_rail now;
+	struct kv_error why;
+
+	if (!rail->ethernet) {
+		*gid_p = rail->gid;
+		*gid_index_p = rail->gid_index;
+		return 0;
+	}
+	memset(&now, 0, sizeof(now));
+	snprintf(now.name, sizeof(now.name), "%s", rail->name);
+	now.context = rail->context;
+	now.port = rail->port;
+	now.port_attr = rail->port_attr;
+	if (choose_gid(ctx, &now, &why))
+		return kv_fail(err, KV_ERR_UNREACHABLE, "connect", "%s", why.message);
+	*gid_p = now.gid;
+	*gid_index_p = now.gid_index;
+	return 0;
+}
+
 /* Asynchronous events are read without waiting, by whichever connection looks first. */
 static int unblock(int fd)
 {
@@ -116,7 +142,7 @@ static int unblock(int fd)
 
 /* Opens one port as a rail. KV_ERR_UNSUPPORTED: it is not active. */
 static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device,
-		     uint8_t port, int gid_option, struct kv_error *err)
+		     uint8_t port, struct kv_error *err)
 {
 	const struct ib_verbs *v = ctx->v;
 	int ret;
@@ -151,7 +177,7 @@ static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device
 	}
 	rail->ethernet = rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET;
 	if (rail->ethernet) {
-		ret = choose_gid(ctx, rail, gid_option, err);
+		ret = choose_gid(ctx, rail, err);
 		if (ret)
 			goto close;
 	} else {
@@ -191,7 +217,7 @@ void ib_rails_close(struct ib_ctx *ctx)
  * asked for by name it is an error. Being out of memory or descriptors is no property of a device.
  */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
-		int gid_option, struct kv_log *log, struct kv_error *why)
+		struct kv_log *log, struct kv_error *why)
 {
 	for (int i = 0; i < n; i++) {
 		const char *name = ctx->v->get_device_name(list[i]);
@@ -203,7 +229,7 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 
 			if (!named(nics, name, port))
 				continue;
-			ret = open_rail(ctx, rail, list[i], (uint8_t)port, gid_option, why);
+			ret = open_rail(ctx, rail, list[i], (uint8_t)port, why);
 			ports = rail->attr.phys_port_cnt;
 			if (!ret) {
 				kv_log_info(log, "ib: rail %d is %s: %s", ctx->rails++, rail->name,
@@ -235,8 +261,7 @@ static int refuse_none(int n, const struct kv_error *why, struct kv_error *err)
 	return KV_ERR_UNSUPPORTED;
 }
 
-int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv_log *log,
-		  struct kv_error *err)
+int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err)
 {
 	struct ibv_device **list;
 	struct kv_error why = { 0 };
@@ -246,7 +271,7 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv
 	if (!list && errno != ENOSYS)
 		return kv_fail_errno(err, *nics ? KV_ERR_DEVICE : KV_ERR_UNSUPPORTED, errno, "open",
 				     "cannot list the RDMA devices");
-	ret = scan(ctx, list, n, nics, gid_index, log, &why);
+	ret = scan(ctx, list, n, nics, log, &why);
 	if (list)
 		ctx->v->free_device_list(list);
 	if (ret)

@@ -36,8 +36,9 @@ static int open_with(const char *nics, int gid_index, struct kv_log *log, struct
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the ib context");
 	ctx->v = v;
+	ctx->gid_option = gid_index;
 	set_limits(ctx);
-	ret = ib_rails_open(ctx, nics, gid_index, log, err);
+	ret = ib_rails_open(ctx, nics, log, err);
 	if (ret)
 		free(ctx);
 	else

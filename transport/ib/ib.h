@@ -83,13 +83,15 @@ struct ib_ctx {
 	uint64_t slice_bytes;
 	uint32_t sq_depth;
 	bool relaxed;
+	int gid_option; /* KVCACHE_RDMA_GID_INDEX */
 	int rails;
 	struct ib_rail rail[IB_RAILS_MAX];
 };
 
 /* device.c */
-int ib_rails_open(struct ib_ctx *ctx, const char *nics, int gid_index, struct kv_log *log,
-		  struct kv_error *err);
+int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
+int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, union ibv_gid *gid_p,
+		    uint8_t *gid_index_p, struct kv_error *err);
 void ib_rails_close(struct ib_ctx *ctx);
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
 void ib_async_drain(struct ib_ctx *ctx);
@@ -172,6 +174,8 @@ struct ib_end { /* what the other end of a path has told */
 struct ib_path {
 	struct ib_rail *rail;
 	uint8_t rail_index;
+	uint8_t gid_index; /* RoCE: the rail's address when this connection was made */
+	union ibv_gid gid;
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *scq, *rcq;
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;

@@ -104,7 +104,7 @@ static int to_rtr(struct ib_lane *lane)
 	if (rail->ethernet) {
 		attr.ah_attr.is_global = 1;
 		attr.ah_attr.grh.dgid = peer->gid;
-		attr.ah_attr.grh.sgid_index = rail->gid_index;
+		attr.ah_attr.grh.sgid_index = lane->path->gid_index;
 		attr.ah_attr.grh.hop_limit = 64;
 		attr.ah_attr.grh.traffic_class =
 			(uint8_t)kv_option_int(options, KV_OPT_IB_TRAFFIC_CLASS);

@@ -165,7 +165,7 @@ static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_
 	wire_put_u8(w, (uint8_t)rail->port_attr.active_mtu);
 	wire_put_u8(w, (uint8_t)reads);
 	wire_put_u16(w, rail->port_attr.lid);
-	wire_put_bytes(w, rail->gid.raw, sizeof(rail->gid.raw));
+	wire_put_bytes(w, path->gid.raw, sizeof(path->gid.raw));
 	wire_put_u64(w, (uint64_t)(uintptr_t)c->region);
 	wire_put_u32(w, path->mr_cells->rkey);
 	wire_put_u64(w, (uint64_t)(uintptr_t)(c->region + c->probe_off));
