@@ -11,6 +11,7 @@ static const struct subcommand {
 	const char *what;
 } subcommands[] = {
 	{ "info", info_main, "transports, devices and options of this machine" },
+	{ "doctor", doctor_main, "is this machine ready for RDMA, and what to do if not" },
 };
 
 static const size_t subcommands_count = sizeof(subcommands) / sizeof(subcommands[0]);

@@ -6,6 +6,7 @@ usage: tool_test.py PROGRAM
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import unittest
@@ -18,6 +19,12 @@ def kvrail(*arguments, **environment):
     return subprocess.run([PROGRAM, *arguments], env={**clean, **environment}, capture_output=True, text=True)
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 class Command(unittest.TestCase):
     def test_help_and_version_go_to_stdout(self):
         for flag in "--help", "-h":
@@ -27,7 +34,7 @@ class Command(unittest.TestCase):
         self.assertRegex(kvrail("--version").stdout, r"^kvrail \d+\.\d+\.\d+")
 
     def test_wrong_usage_exits_2_and_says_why_on_stderr(self):
-        for arguments in [], ["nonsense"], ["info", "--nonsense"], ["info", "too much"]:
+        for arguments in [], ["nonsense"], ["info", "--nonsense"], ["info", "too much"], ["doctor", "--port", "x"]:
             run = kvrail(*arguments)
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
             self.assertIn("usage:", run.stderr)
@@ -80,6 +87,47 @@ class Info(unittest.TestCase):
         run = kvrail("info", "--json", KVCACHE_IB_TIMEOUT="99")
         self.assertEqual(run.returncode, 1)
         self.assertEqual(json.loads(run.stdout)["error"]["code"], "ARG")
+
+
+class Doctor(unittest.TestCase):
+    def test_every_line_has_a_status_and_what_is_not_ok_has_a_fix(self):
+        run = kvrail("doctor", "--json")
+        document = json.loads(run.stdout)
+        self.assertEqual(set(document), {"version", "checks", "ok", "warnings", "failures"})
+        self.assertEqual(run.returncode, 1 if document["failures"] else 0)
+        names = {check["what"] for check in document["checks"]}
+        self.assertLessEqual({"memlock", "ptrace_scope", "container", "device nodes", "gpu", "shm", "ib"}, names)
+        for check in document["checks"]:
+            self.assertIn(check["status"], ("ok", "warn", "fail"))
+            self.assertTrue(check["text"], check)
+            self.assertEqual(bool(check["fix"]), check["status"] != "ok", check)
+
+    def test_a_bad_option_is_a_failure_that_names_it(self):
+        run = kvrail("doctor", KVCACHE_SPIN_US="many")
+        self.assertEqual(run.returncode, 1)
+        self.assertRegex(run.stdout, r"(?m)^fail .*KVCACHE_SPIN_US")
+
+    def test_nothing_is_exported_where_no_device_is_usable(self):
+        run = kvrail("doctor", "--export-env", KVCACHE_TRANSPORT="shm")
+        self.assertEqual((run.returncode, run.stdout), (1, ""))
+        self.assertIn("nothing to export", run.stderr)
+
+    def test_a_peer_is_written_to_and_read_back(self):
+        port = free_port()
+        other = subprocess.Popen([PROGRAM, "doctor", "--listen", "127.0.0.1", "--port", port, "--seconds", "20"],
+                                 stdout=subprocess.PIPE, text=True)
+        try:
+            self.assertIn("listening", other.stdout.readline())
+            run = kvrail("doctor", "--peer", "127.0.0.1", "--port", port)
+            self.assertRegex(run.stdout, r"(?m)^ok +peer +\S+ .*read back alike")
+        finally:
+            other.kill()
+            other.communicate()
+
+    def test_a_peer_that_is_not_there_is_a_failure_with_a_fix(self):
+        run = kvrail("doctor", "--peer", "127.0.0.1", "--port", free_port())
+        self.assertEqual(run.returncode, 1)
+        self.assertRegex(run.stdout, r"(?m)^fail  peer .*(?:\n) +fix: ")
 
 
 if __name__ == "__main__":
