@@ -13,6 +13,7 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,6 +100,14 @@ static uint64_t wrong_words(void)
 	return wrong;
 }
 
+static void tell(void *arg, int level, const char *line)
+{
+	if (level <= KV_LOG_WARN) {
+		printf("%s: log: %s\n", (const char *)arg, line);
+		fflush(stdout);
+	}
+}
+
 static struct kv_engine *open_engine(const char *name, struct caches *caches)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -111,6 +120,8 @@ static struct kv_engine *open_engine(const char *name, struct caches *caches)
 	void *ptr;
 
 	config.name = name;
+	config.log = tell;
+	config.log_arg = (void *)(uintptr_t)name;
 	check(kv_engine_open(&config, &engine, &err), &err, "open");
 	check(kv_alloc(engine, LAYERS * TENSORS * tensor_bytes, &ptr, &err), &err, "alloc");
 	memory = ptr;
