@@ -100,6 +100,8 @@ bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
 void fake_device_fatal(int host, int device);
+/* The port's address was removed and added again: it has another row of the GID table now, the old one is empty. */
+void fake_address_moves(int host, int device);
 
 /* ---------------------------------------------------------------- looking at it */
 

@@ -163,10 +163,16 @@ ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *
 	if (fake_fault(FAKE_query_gid_table))
 		n = -errno;
 	for (size_t i = 0; n >= 0 && i < GIDS && (size_t)n < max; i++)
-		if (i != 1)
+		if (device->gid[i].gid.raw[14])
 			entries[n++] = device->gid[i];
 	fake_unlock();
 	return n;
+}
+
+/* A link-local address does not leave its host; RoCE v1 does not get through; an empty row sends nothing. */
+static bool routable(const struct ibv_gid_entry *entry)
+{
+	return entry->gid_type == IBV_GID_TYPE_ROCE_V2 && entry->gid.raw[10] == 0xff;
 }
 
 /* The device that the queue pair's address vector names. */
@@ -180,13 +186,14 @@ struct fake_device *fake_find_peer(const struct fake_qp *qp)
 
 			if (!ah->is_global && world.config.infiniband && ah->dlid == device->lid)
 				return device;
-			/*
-			 * A link-local address does not leave its host; RoCE v1 does not get
-			 * through.
-			 */
-			if (ah->is_global && ah->grh.sgid_index == 3 &&
-			    !memcmp(&ah->grh.dgid, &device->gid[3].gid, sizeof(ah->grh.dgid)))
-				return device;
+			if (!ah->is_global ||
+			    !routable(&qp->device->gid[ah->grh.sgid_index % GIDS]))
+				continue;
+			for (int i = 0; i < GIDS; i++)
+				if (routable(&device->gid[i]) &&
+				    !memcmp(&ah->grh.dgid, &device->gid[i].gid,
+					    sizeof(ah->grh.dgid)))
+					return device;
 		}
 	return NULL;
 }

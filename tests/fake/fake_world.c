@@ -288,6 +288,17 @@ void fake_link(int host, int device, bool up)
 	fake_unlock();
 }
 
+void fake_address_moves(int host, int device)
+{
+	struct ibv_gid_entry *gid = world.device[host][device].gid;
+
+	fake_lock();
+	gid[2].gid = gid[3].gid;
+	gid[2].gid_type = IBV_GID_TYPE_ROCE_V2;
+	memset(&gid[3].gid, 0, sizeof(gid[3].gid));
+	fake_unlock();
+}
+
 void fake_device_fatal(int host, int device)
 {
 	fake_lock();

@@ -176,6 +176,32 @@ static void a_link_that_stays_down_here_is_a_link_error(void **state)
 	setting_end(&s);
 }
 
+static void a_new_connection_uses_the_address_that_the_port_has_now(void **state)
+{
+	struct setting s;
+	struct kv_error err;
+
+	(void)state;
+	setting_make(&s, NULL, four_lanes, SIZE);
+	for (uint64_t round = 1; round <= 2; round++) {
+		setting_fill(&s, 0, round);
+		write_all(&s, round, TR_NOTIFY);
+		setting_expect_notify(&s, 1, round);
+		assert_memory_equal(setting_at(&s, 0, 0), setting_at(&s, 1, 0), SIZE);
+		setting_expect_written(&s, 0, round);
+		if (round == 2)
+			break;
+		rig_disconnect(&s.rig);
+		fake_address_moves(0, 0);
+		fake_address_moves(1, 0);
+		if (rig_connect(&s.rig, &err))
+			fail_msg("connect: %s", err.message);
+		for (int i = 0; i < 2; i++)
+			s.rmem[i] = rig_see(&s.rig, i, s.mem[!i]);
+	}
+	setting_end(&s);
+}
+
 static void a_dead_device_is_a_device_error(void **state)
 {
 	struct setting s;
@@ -447,6 +473,7 @@ int main(void)
 		cmocka_unit_test(a_dead_host_ends_every_operation_as_peer_lost),
 		cmocka_unit_test(a_link_that_comes_back_in_time_is_no_failure),
 		cmocka_unit_test(a_link_that_stays_down_here_is_a_link_error),
+		cmocka_unit_test(a_new_connection_uses_the_address_that_the_port_has_now),
 		cmocka_unit_test(a_dead_device_is_a_device_error),
 		cmocka_unit_test(memory_that_the_peer_took_back_is_a_remote_access_error),
 		cmocka_unit_test(a_region_in_use_is_not_deregistered),
