@@ -76,6 +76,37 @@ static int sizes_told(struct side *s)
 	return run_sizes(s, true);
 }
 
+/* All devices as one, and messages over it. */
+static int striped(struct side *s)
+{
+	ncclNetVDeviceProps_v12_t parts = { 0 };
+	ncclNetProperties_v12_t p;
+	struct buffer b;
+	void *comm;
+	int ndev;
+
+	TRY(side_start(s));
+	OK(s, s->net->devices(&ndev));
+	if (ndev < 2 || !s->net->makeVDevice)
+		return side_skip(s, "%d device", ndev);
+	parts.ndevs = ndev > NCCL_DEVS_V12 ? NCCL_DEVS_V12 : ndev;
+	for (int i = 0; i < parts.ndevs; i++)
+		parts.devs[i] = i;
+	OK(s, s->net->makeVDevice(&s->dev, &parts));
+	OK(s, s->net->getProperties(s->dev, &p));
+	REQUIRE(s, p.vProps.ndevs == parts.ndevs, "%d devices in %s", p.vProps.ndevs, p.name);
+	TRY(side_link(s, &comm));
+	TRY(side_buffer(s, comm, 3000065, &b));
+	for (size_t i = 0; i < sizeof(table_of_sizes) / sizeof(*table_of_sizes); i++)
+		TRY(one(s, comm, &b, table_of_sizes[i], table_of_sizes[i] + 64, table_of_sizes[i],
+			i));
+	TRY(side_barrier(s));
+	TRY(side_buffer_free(s, comm, &b));
+	TRY(side_unlink(s, comm));
+	snprintf(s->reason, sizeof(s->reason), "over %s", p.name);
+	return side_stop(s);
+}
+
 static int large(struct side *s)
 {
 	struct buffer b;
@@ -447,6 +478,7 @@ const struct net_case data_cases[] = {
 	{ "5.6", "v6: sizes as in 20", 2, 6, sizes },
 	{ "20", "sizes from 0 bytes up; what both sides are told; bytes around", 2, 0, sizes },
 	{ "20c", "the same after setNetAttr", 2, 0, sizes_told },
+	{ "9b", "a virtual device of all devices, sizes as in 20", 2, 0, striped },
 	{ "20b", "1 GiB", 2, 0, large },
 	{ "21", "a send longer than the receive", 2, 0, too_long },
 	{ "22", "32 receives under way, one more, around all slots", 2, 0, all_slots },
