@@ -298,6 +298,14 @@ def test_close_ends_the_waits_of_other_threads(pair: Pair) -> None:
     assert len(errors) == 3 and any(isinstance(e, kvrail.ClosedError) for e in errors)
 
 
+def test_close_ends_a_wait_for_arrivals(pair: Pair) -> None:
+    threading.Timer(0.2, pair.reader.close).start()
+    start = time.monotonic()
+    with pytest.raises(kvrail.ClosedError):
+        pair.reader.next_arrival(10)
+    assert time.monotonic() - start < 3
+
+
 def test_threads_hammer_one_peer(pair: Pair) -> None:
     errors: List[BaseException] = []
 

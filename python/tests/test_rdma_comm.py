@@ -328,6 +328,35 @@ def test_two_tensor_parallel_ranks_fill_the_halves_of_one_block(child: Child, ar
         assert np.array_equal(got, want)
 
 
+def test_one_prefill_rank_feeds_each_of_two_decode_ranks_its_half(children: Callable[[], Child]) -> None:
+    source = pattern(7, LAYERS, BLOCKS, 2 * BYTES)
+    with RDMACommunicator("prefill", 0, "0", pointers(source), [], BLOCKS, 2 * BYTES) as comm:
+        for rank in (0, 1):
+            child = children()
+            port = child.call(far.open_decode, [(LAYERS, BLOCKS, BYTES)], "0", 2, rank)
+            assert comm.connect(HOST, port, 2), comm.last_error()
+            assert comm.write_cache(HOST, port, [4, 5], [6, 20], 1) == 0
+            want = np.zeros((LAYERS, BLOCKS, BYTES), np.uint8)
+            want[1, [6, 20]] = source[1, [4, 5], rank * BYTES : (rank + 1) * BYTES]
+            assert np.array_equal(child.call(far.arrays)[0], want)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["by connect", "by both"])
+def test_four_prefill_ranks_fill_the_blocks_of_two_decode_ranks(children: Callable[[], Child], told: bool) -> None:
+    for decode_rank in (0, 1):
+        child = children()
+        port = child.call(far.open_decode, [(LAYERS, BLOCKS, 2 * BYTES)], "0", *([2, decode_rank] if told else []))
+        want = np.zeros((LAYERS, BLOCKS, 2 * BYTES), np.uint8)
+        for rank in (2 * decode_rank, 2 * decode_rank + 1):
+            source = pattern(30 + rank, LAYERS, BLOCKS, BYTES)
+            with RDMACommunicator("prefill", rank, "0", pointers(source), [], BLOCKS, BYTES, 4, rank) as comm:
+                assert comm.connect(HOST, port, 2), comm.last_error()
+                assert comm.write_cache(HOST, port, [4], [6], 0) == 0
+            half = rank % 2
+            want[0, 6, half * BYTES : (half + 1) * BYTES] = source[0, 4]
+        assert np.array_equal(child.call(far.arrays)[0], want)
+
+
 @pytest.mark.parametrize("decode_tp", [[], [2, 1]], ids=["decode was not told", "decode was told"])
 def test_equal_tensor_parallel_sizes_move_whole_blocks(
     child: Child, arrays: List[Any], decode_tp: List[int]

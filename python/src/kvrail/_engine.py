@@ -396,8 +396,12 @@ class Engine:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
-            # In pieces, so that a close() by another thread is seen.
-            select.select([self.fileno()], [], [], min(left, 0.1))
+            # In pieces, so that a close() by another thread is seen; it takes the descriptor away.
+            try:
+                select.select([self.fileno()], [], [], min(left, 0.1))
+            except (OSError, ValueError):
+                if not self._closed:
+                    raise
 
     def arrivals(self) -> AsyncIterator[Arrival]:
         """All arrivals from now on: `async for arrival in engine.arrivals()`. One iterator at a time."""
