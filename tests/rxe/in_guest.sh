@@ -51,7 +51,8 @@ mpi() {
 	trace=$(ls mpi_tests/traces/*.jsonl | head -n 1)
 	mpirun -np 4 "$build/mpi_tests/kv_pd_replay" --prefill 2 --decode 2 --model llama3-8b --requests 12 --layers 2 \
 		--scale 64 --pool 4M "$trace" &&
-		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -n 3 -w 1
+		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
+			-i 4 -w 2 --pool 32M
 }
 
 for stage; do
