@@ -48,7 +48,7 @@ doctor() {
 mpi() {
 	export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_plm_rsh_agent=
 	export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl=self,vader OMPI_MCA_pml=ob1
-	trace=$(ls mpi_tests/traces/*.jsonl | head -n 1)
+	trace=$(ls "$(dirname "$0")"/../../mpi_tests/traces/*.jsonl | head -n 1)
 	mpirun -np 4 "$build/mpi_tests/kv_pd_replay" --prefill 2 --decode 2 --model llama3-8b --requests 12 --layers 2 \
 		--scale 64 --pool 4M "$trace" &&
 		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
