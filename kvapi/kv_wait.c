@@ -15,16 +15,28 @@ static int64_t earlier(int64_t a, int64_t b)
 }
 
 /*
- * With the claim: polls and posts for the time that spinning is allowed, or until another thread
- * wants the peer.
+ * How long to spin from now on: the option's time, or an eighth of what the operation has taken so
+ * far, but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on
+ * an operation of a millisecond; an operation that waits for something far off hardly spins.
  */
+enum { SPIN_SHARE = 8, SPIN_MOST_NS = 500000 };
+
+static int64_t spin_until(const struct kv_op *op)
+{
+	int64_t now = kv_now_ns(), spin = op->engine->spin_ns;
+	int64_t share = earlier((now - op->begun_ns) / SPIN_SHARE, SPIN_MOST_NS);
+
+	return now + (spin && share > spin ? share : spin);
+}
+
+/* With the claim: polls and posts until that time, or until another thread wants the peer. */
 static void spin(struct kv_op *op, int grade)
 {
-	int64_t until = kv_now_ns() + op->engine->spin_ns;
+	int64_t until = spin_until(op);
 
 	do {
 		if (kv_peer_progress(op->peer, true))
-			until = kv_now_ns() + op->engine->spin_ns;
+			until = spin_until(op);
 		if (reached(op, grade) || atomic_load(&op->peer->wanting))
 			return;
 		kv_cpu_relax();

@@ -197,7 +197,8 @@ int tr_op_cancel(struct tr_op *op, int64_t deadline_ns, struct kv_error *err)
 	return 0;
 }
 
-int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+static int send_message(struct tr_conn *conn, const void *buf, size_t len, bool wake,
+			struct kv_error *err)
 {
 	int ret;
 
@@ -206,10 +207,20 @@ int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *e
 	if (len > TR_MSG_MAX)
 		return kv_fail(err, KV_ERR_ARG, "message", "%zu bytes are more than %d", len,
 			       TR_MSG_MAX);
-	ret = conn->provider->msg(conn, buf, len, err);
+	ret = conn->provider->msg(conn, buf, len, wake, err);
 	if (!ret)
 		conn->count.msgs_out++;
 	return ret;
+}
+
+int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+{
+	return send_message(conn, buf, len, true, err);
+}
+
+int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+{
+	return send_message(conn, buf, len, false, err);
 }
 
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err)

@@ -59,7 +59,7 @@ struct tr_provider {
 		       struct kv_error *err);
 	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
 	void (*op_cancel)(struct tr_op *op, int64_t deadline_ns);
-	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
 	int (*fence)(struct tr_conn *conn, struct kv_error *err);

@@ -206,6 +206,8 @@ int tr_op_cancel(struct tr_op *op, int64_t deadline_ns, struct kv_error *err);
 
 /* Delivered in order and after the bytes of every operation that was committed, with TR_NOTIFY, before it. TR_AGAIN: no credit. */
 int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+/* The same, but a peer that sleeps need not be woken for it: it is read with the next event that does. */
+int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
 
 /*
  * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was polled. Host memory needs

@@ -338,7 +338,7 @@ void ib_notify_arrived(struct ib_lane *lane, const struct ibv_wc *wc);
 int ib_inbox_deliver(struct ib_conn *c);
 
 /* msg.c */
-int ib_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buffer);
 void ib_credits_return(struct ib_conn *c);
 /* False: the peer gives back more than was used. */

@@ -73,12 +73,14 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
 	return 0;
 }
 
-int ib_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+/* A completion always wakes who sleeps for one; `wake` is for providers that pay for it. */
+int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 	struct ib_lane *lane = &c->lane[0];
 	int ret;
 
+	(void)wake;
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->cause);
 	if (!lane->credits || !ib_lane_room(lane, IB_SQ_CREDIT) ||

@@ -285,7 +285,7 @@ again:
 	return TR_AGAIN;
 }
 
-int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct ring_record record = { .type = RING_MSG, .len = (uint32_t)len };
@@ -296,7 +296,10 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *
 		refused(sc);
 		return TR_AGAIN;
 	}
-	send_published(sc);
+	if (wake)
+		send_published(sc);
+	else
+		ring_publish(&sc->out); /* the next thing that is published wakes the peer */
 	return 0;
 }
 

@@ -213,7 +213,7 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err);
 int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
 void shm_op_cancel(struct tr_op *op, int64_t deadline_ns);
-int shm_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 int send_progress(
 	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
 void send_published(struct shm_conn *sc);
