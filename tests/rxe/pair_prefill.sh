@@ -94,7 +94,7 @@ address_gone() { # the GID that the queue pairs use goes away and comes back
 	ip addr del 10.77.0.2/24 dev eth0
 	sleep 1
 	ip addr add 10.77.0.2/24 dev eth0
-	expect any PEER_LOST LINK TIMEOUT UNREACHABLE
+	expect any PEER_LOST LINK TIMEOUT UNREACHABLE REMOTE_ACCESS LOCAL_MR # the devices see it in many ways
 }
 
 before=$(rdma resource show)

@@ -25,10 +25,16 @@ bool ib_gid_is_zero(const union ibv_gid *gid)
 	return !memcmp(gid->raw, zero, sizeof(zero));
 }
 
+bool ib_gid_is_ipv4(const union ibv_gid *gid)
+{
+	static const uint8_t prefix[12] = { [10] = 0xff, [11] = 0xff };
+
+	return !memcmp(gid->raw, prefix, sizeof(prefix));
+}
+
 enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry)
 {
 	static const uint8_t zero[8];
-	static const uint8_t v4_prefix[12] = { [10] = 0xff, [11] = 0xff };
 	const uint8_t *raw = entry->gid.raw;
 
 	/* A GID whose interface part is zero belongs to an interface without an address. */
@@ -38,7 +44,7 @@ enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry)
 		return IB_GID_LINK_LOCAL;
 	if (entry->gid_type != IBV_GID_TYPE_ROCE_V2)
 		return IB_GID_ROCE_V1;
-	return memcmp(raw, v4_prefix, 12) ? IB_GID_IPV6 : IB_GID_IPV4;
+	return ib_gid_is_ipv4(&entry->gid) ? IB_GID_IPV4 : IB_GID_IPV6;
 }
 
 static void take(struct ib_gid_choice *choice, const struct ibv_gid_entry *entries, int entry,

@@ -24,6 +24,7 @@ struct ib_gid_choice {
 	char reason[160];
 };
 
+bool ib_gid_is_ipv4(const union ibv_gid *gid); /* an IPv4 address as IPv6 maps it */
 bool ib_gid_is_zero(const union ibv_gid *gid);
 enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry);
 

@@ -240,6 +240,25 @@ static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *num
 	return true;
 }
 
+/* A packet has one kind of address in both its fields; the devices would not say so but be silent. */
+static int check_families(const struct ib_conn *c, struct kv_error *err)
+{
+	for (int p = 0; p < c->paths; p++) {
+		const struct ib_path *path = &c->path[p];
+		bool ipv4 = ib_gid_is_ipv4(&path->gid);
+
+		if (!path->rail->ethernet || ipv4 == ib_gid_is_ipv4(&path->peer.gid))
+			continue;
+		kv_fail(err, KV_ERR_UNREACHABLE, "connect",
+			"%s sends from an %s address, but the peer's port has an %s one",
+			path->rail->name, ipv4 ? "IPv4" : "IPv6", ipv4 ? "IPv6" : "IPv4");
+		kv_error_hint(err, "give both ports addresses of one kind, or choose with "
+				   "KVCACHE_RDMA_GID_INDEX");
+		return KV_ERR_UNREACHABLE;
+	}
+	return 0;
+}
+
 static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
 {
 	int ret;
@@ -316,7 +335,9 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 		if (ret)
 			return ret;
 	}
-	ret = get_lanes(c, r, err);
+	ret = check_families(c, err);
+	if (!ret)
+		ret = get_lanes(c, r, err);
 	if (!ret)
 		ret = watch(c, err);
 	if (ret)
