@@ -3,6 +3,8 @@
 #
 # Every test carries the name of its rig (the folder it stands in) as a label, so that a rig can be chosen
 # (ctest -L loop) or declared present (KVRAIL_REQUIRE). Tests labelled "long" run in `./dev test --long` only.
+#
+# A timeout is there to end a test that hangs, so it is many times what the test takes on an idle machine.
 find_path(CMOCKA_INCLUDE cmocka.h)
 find_library(CMOCKA_LIBRARY cmocka)
 if(NOT CMOCKA_INCLUDE OR NOT CMOCKA_LIBRARY)
@@ -15,7 +17,7 @@ function(kvrail_add_test name)
 	get_filename_component(rig ${CMAKE_CURRENT_SOURCE_DIR} NAME)
 	string(REPLACE "mpi_tests" "mpi" rig ${rig})
 	if(NOT T_TIMEOUT)
-		set(T_TIMEOUT 60)
+		set(T_TIMEOUT 180)
 	endif()
 	if(KVRAIL_SANITIZE)
 		math(EXPR T_TIMEOUT "3 * ${T_TIMEOUT}")

@@ -29,12 +29,13 @@ def find_formatter():
 
 
 def check(root, formatter):
-    findings = []
-    for path in sources(root):
-        run = subprocess.run([formatter, "--dry-run", "-Werror", path], cwd=root, capture_output=True, text=True)
-        if run.returncode:
-            findings.append(f"{path}: not formatted; ./dev format does it")
-    return findings
+    paths = sources(root)
+    run = subprocess.run([formatter, "--dry-run", "-Werror", *paths], cwd=root, capture_output=True, text=True)
+    if not run.returncode:
+        return []
+    said = {line.split(":")[0] for line in run.stderr.splitlines()}
+    wrong = [path for path in paths if path in said]
+    return [f"{path}: not formatted; ./dev format does it" for path in wrong] or [run.stderr]
 
 
 def fix(root, formatter):

@@ -67,7 +67,7 @@ static void a_write_under_a_lease_lands_and_names_it(void **state)
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	/* A part of it may be written again while it is open. */
 	ok(write_under(kv_lease_id(lease), opened + 1, 2, &err), &err);
-	ok(kv_revoke(lease, 1000, &err), &err);
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 }
 
 static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
@@ -83,7 +83,7 @@ static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 	assert_int_equal(err.block_id, 23);
 	assert_int_equal(write_under(0, opened, N, &err), KV_ERR_LEASE);
 	assert_true(untouched());
-	ok(kv_revoke(lease, 1000, &err), &err);
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 	assert_int_equal(write_under(id, opened, N, &err), KV_ERR_LEASE);
 	assert_true(untouched());
 }
@@ -111,10 +111,10 @@ static void blocks_are_opened_once(void **state)
 			 KV_ERR_ARG);
 	/* A refused lease has taken nothing. */
 	ok(kv_blocks_open(p.b.peer, p.b.cache, taken, 1, 2, 1000, &second, &err), &err);
-	ok(kv_revoke(first, 1000, &err), &err);
-	ok(kv_revoke(second, 1000, &err), &err);
+	ok(kv_revoke(first, RIG_TIMEOUT_MS, &err), &err);
+	ok(kv_revoke(second, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_blocks_open(p.b.peer, p.b.cache, taken, 2, 2, 1000, &second, &err), &err);
-	ok(kv_revoke(second, 1000, &err), &err);
+	ok(kv_revoke(second, RIG_TIMEOUT_MS, &err), &err);
 }
 
 static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked(void **state)
@@ -132,9 +132,9 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
 	assert_true(ret == KV_ERR_REVOKED || ret == KV_ERR_LEASE);
 	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 4, 1000, &other, &err),
 			 KV_ERR_LEASE);
-	ok(kv_revoke(lease, 1000, &err), &err);
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 	other = open_lease(4, 1000);
-	ok(kv_revoke(other, 1000, &err), &err);
+	ok(kv_revoke(other, RIG_TIMEOUT_MS, &err), &err);
 }
 
 struct storm {
@@ -176,7 +176,7 @@ static void no_byte_lands_after_a_revoke_although_writers_go_on(void **state)
 		assert_int_equal(pthread_create(&thread, NULL, write_until_refused, &storm), 0);
 		for (int i = 0; i < 3; i++)
 			assert_true(next_arrival(&p.b, &arrival, 5000));
-		ok(kv_revoke(lease, 5000, &err), &err);
+		ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 		fill_side(&p.b, 2, 0); /* the blocks are the receiver's again */
 		pthread_join(thread, NULL);
 		assert_true(untouched());
@@ -217,7 +217,7 @@ static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
 		   &err);
 	}
 	for (id = 0; id < KV_LEASES_MAX; id++)
-		ok(kv_revoke(lease[id], 5000, &err), &err);
+		ok(kv_revoke(lease[id], RIG_TIMEOUT_MS, &err), &err);
 	pair_close(&q);
 }
 
@@ -236,20 +236,20 @@ static struct kv_op *receive(uint64_t tag, struct kv_layers layers, int64_t time
 
 static void a_send_fills_the_blocks_of_its_tag(void **state)
 {
-	struct kv_op *op = receive(42, all_layers, 5000);
+	struct kv_op *op = receive(42, all_layers, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
 	(void)state;
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 42, NULL, &err), &err);
-	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
 	ok(kv_op_free(op, &err), &err);
 	assert_int_equal(kv_poll_arrivals(p.b.engine, &arrival, 1, &err), 0);
 	/* The lease closed itself: the same blocks can be opened again at once. */
-	op = receive(43, all_layers, 5000);
+	op = receive(43, all_layers, RIG_TIMEOUT_MS);
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 43, NULL, &err), &err);
-	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_op_free(op, &err), &err);
 }
 
@@ -290,25 +290,25 @@ static void layers_may_come_one_by_one_and_in_any_order(void **state)
 static void of_two_leases_of_one_tag_the_older_is_filled_first(void **state)
 {
 	static const int64_t second[N] = { 60, 61, 62, 63, 64 };
-	struct kv_op *one = receive(5, all_layers, 5000), *two = NULL;
+	struct kv_op *one = receive(5, all_layers, RIG_TIMEOUT_MS), *two = NULL;
 	struct kv_error err;
 
 	(void)state;
 	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all_layers, second, N, 5, NULL, &two, &err),
 	   &err);
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 5, NULL, &err), &err);
-	ok(kv_wait(one, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(one, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
 	assert_true(kv_test(two, &err) < KV_ACKED);
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 5, NULL, &err), &err);
-	ok(kv_wait(two, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(two, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_op_free(one, &err), &err);
 	ok(kv_op_free(two, &err), &err);
 }
 
 static void another_number_of_blocks_is_refused_and_the_receiver_waits_on(void **state)
 {
-	struct kv_op *op = receive(6, all_layers, 5000);
+	struct kv_op *op = receive(6, all_layers, RIG_TIMEOUT_MS);
 	struct kv_error err;
 
 	(void)state;
@@ -317,26 +317,26 @@ static void another_number_of_blocks_is_refused_and_the_receiver_waits_on(void *
 		KV_ERR_ARG);
 	assert_true(untouched());
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err), &err);
-	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_op_free(op, &err), &err);
 }
 
 static void other_layers_than_the_receiver_names_end_both_sides(void **state)
 {
-	struct kv_op *op = receive(6, (struct kv_layers){ 1, 2 }, 5000);
+	struct kv_op *op = receive(6, (struct kv_layers){ 1, 2 }, RIG_TIMEOUT_MS);
 	struct kv_error err;
 
 	(void)state;
 	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err),
 			 KV_ERR_GEOMETRY);
-	assert_int_equal(kv_wait(op, KV_ACKED, 2000, &err), KV_ERR_GEOMETRY);
+	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_GEOMETRY);
 	assert_true(untouched());
 	ok(kv_op_free(op, &err), &err);
 }
 
 static void a_layer_is_not_sent_twice(void **state)
 {
-	struct kv_op *op = receive(6, all_layers, 5000);
+	struct kv_op *op = receive(6, all_layers, RIG_TIMEOUT_MS);
 	const struct kv_layers first = { 0, 1 };
 	struct kv_error err;
 
@@ -347,7 +347,7 @@ static void a_layer_is_not_sent_twice(void **state)
 	ok(kv_send_blocks(p.a.peer, p.a.cache, (struct kv_layers){ 1, 0 }, source, N, 6, NULL,
 			  &err),
 	   &err);
-	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_op_free(op, &err), &err);
 }
 
@@ -358,11 +358,11 @@ static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void 
 	struct kv_error err;
 
 	(void)state;
-	assert_int_equal(kv_wait(op, KV_ACKED, 3000, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_TIMEOUT);
 	assert_string_equal(err.op, "recv_blocks");
 	ok(kv_op_free(op, &err), &err);
-	op = receive(12, all_layers, 5000);
-	ok(kv_cancel(op, 1000, &err), &err);
+	op = receive(12, all_layers, RIG_TIMEOUT_MS);
+	ok(kv_cancel(op, RIG_TIMEOUT_MS, &err), &err);
 	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
 	ok(kv_op_free(op, &err), &err);
 	opts.timeout_ms = 30;
@@ -370,9 +370,9 @@ static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void 
 		kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 12, &opts, &err),
 		KV_ERR_TIMEOUT);
 	assert_true(untouched());
-	op = receive(13, all_layers, 5000);
+	op = receive(13, all_layers, RIG_TIMEOUT_MS);
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 13, NULL, &err), &err);
-	ok(kv_wait(op, KV_ACKED, 2000, &err), &err);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_op_free(op, &err), &err);
 }
 
@@ -385,9 +385,9 @@ static void a_send_may_wait_for_its_receiver(void **state)
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 21, NULL, &send, &err),
 	   &err);
 	assert_int_equal(kv_wait(send, KV_SENT, 20, &err), KV_ERR_TIMEOUT);
-	recv = receive(21, all_layers, 5000);
-	ok(kv_wait(send, KV_ACKED, 3000, &err), &err);
-	ok(kv_wait(recv, KV_ACKED, 3000, &err), &err);
+	recv = receive(21, all_layers, RIG_TIMEOUT_MS);
+	ok(kv_wait(send, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
+	ok(kv_wait(recv, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
 	ok(kv_op_free(send, &err), &err);
 	ok(kv_op_free(recv, &err), &err);
@@ -404,7 +404,7 @@ static void kv_blocks_open_is_found_by_its_tag_too(void **state)
 	assert_true(next_arrival(&p.b, &arrival, 1000));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	assert_int_equal(arrival.tag, 31);
-	ok(kv_revoke(lease, 1000, &err), &err);
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 }
 
 #define with_pair(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
