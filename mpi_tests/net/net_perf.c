@@ -18,7 +18,7 @@
 
 #include "net_side.h"
 
-enum { PLUGINS_MAX = 4, WINDOW = 8, ROW_MS = 300, LATENCY_MAX = 65536 };
+enum { PLUGINS_MAX = 4, WINDOW = 8, ROW_MS = 150, ROUNDS_MAX = 1 << 17, LATENCY_MAX = 65536 };
 
 struct options {
 	struct net_source plugin[PLUGINS_MAX];
@@ -92,19 +92,28 @@ static int stream(struct bench *t, size_t size, int messages)
 	return PASS;
 }
 
-/* The sender finds how many fit into ROW_MS; both run that many. */
-static int rounds_for(struct bench *t, int (*run)(struct bench *, size_t, int), size_t size,
-		      int *rounds)
+/*
+ * Runs twice as many rounds each time until they take ROW_MS: how many the last run had, and its
+ * time. A guess from a few rounds is wrong by orders of magnitude where the processes wait for a
+ * core.
+ */
+static int measure_run(struct bench *t, int (*run)(struct bench *, size_t, int), size_t size,
+		       int *rounds, int64_t *ns)
 {
-	int64_t ns = now_ns();
+	bool again = true;
 
-	TRY(run(t, size, WINDOW));
-	ns = (now_ns() - ns) / WINDOW + 1;
-	*rounds = (int)(ROW_MS * (int64_t)1000000 / ns);
-	*rounds = *rounds < WINDOW ? WINDOW : *rounds > 200000 ? 200000 : *rounds;
-	if (t->s.sender)
-		return side_put(&t->s, rounds, sizeof(*rounds));
-	return side_get(&t->s, rounds, sizeof(*rounds));
+	for (*rounds = WINDOW; again; *rounds *= again ? 2 : 1) {
+		TRY(side_barrier(&t->s));
+		*ns = now_ns();
+		TRY(run(t, size, *rounds));
+		TRY(side_barrier(&t->s)); /* until the receiver has all */
+		*ns = now_ns() - *ns;
+		again = *ns < ROW_MS * (int64_t)1000000 && *rounds < ROUNDS_MAX;
+		/* The sender decides. */
+		TRY(t->s.sender ? side_put(&t->s, &again, sizeof(again))
+				: side_get(&t->s, &again, sizeof(again)));
+	}
+	return PASS;
 }
 
 static int check(struct bench *t, size_t size, uint64_t seed)
@@ -126,17 +135,10 @@ static int measure(struct bench *t, size_t size, struct row *row)
 
 	TRY(check(t, size, size));
 	if (size <= LATENCY_MAX) {
-		TRY(rounds_for(t, ping, size, &rounds));
-		ns = now_ns();
-		TRY(ping(t, size, rounds));
-		row->latency_us = (double)(now_ns() - ns) / rounds / 2000;
+		TRY(measure_run(t, ping, size, &rounds, &ns));
+		row->latency_us = (double)ns / rounds / 2000;
 	}
-	TRY(rounds_for(t, stream, size, &rounds));
-	TRY(side_barrier(&t->s));
-	ns = now_ns();
-	TRY(stream(t, size, rounds));
-	TRY(side_barrier(&t->s)); /* until the receiver has all */
-	ns = now_ns() - ns;
+	TRY(measure_run(t, stream, size, &rounds, &ns));
 	row->gb_per_s = (double)size * rounds / (double)ns;
 	row->messages_per_s = rounds * 1e9 / (double)ns;
 	return check(t, size, size + 1);
