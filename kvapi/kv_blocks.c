@@ -74,7 +74,7 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 {
 	struct kv_peer *peer = lease->peer;
 	int64_t patience = kv_deadline_ns(KV_TICK_MS); /* the fence itself takes a moment */
-	int ret;
+	int ret = 0;
 
 	if (peer->state == KV_PEER_UP)
 		kv_peer_break(peer, KV_ERR_PEER_LOST,
@@ -82,8 +82,14 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 			      (unsigned long long)lease->id);
 	if (patience < deadline_ns)
 		patience = deadline_ns;
-	while ((ret = tr_fence(peer->conn, NULL)) == TR_AGAIN && kv_now_ns() < patience)
+	/* A process that was called alive may end within the caller's time. */
+	while (!lease->stopped && (ret = tr_fence(peer->conn, NULL)) && kv_now_ns() < patience) {
+		kv_peer_release(peer);
 		poll(NULL, 0, 1);
+		kv_peer_claim(peer);
+	}
+	if (lease->stopped) /* fenced by the service thread meanwhile */
+		return 0;
 	kv_peer_progress(peer, false);
 	if (!ret) {
 		peer->fenced = true;
