@@ -49,22 +49,29 @@ void tr_conn_message(struct tr_conn *conn, const void *buf, size_t len)
 	conn->count.msgs_in++;
 }
 
-static void set_error(struct tr_conn *conn, const struct kv_error *cause)
+static bool set_error(struct tr_conn *conn, const struct kv_error *cause)
 {
 	if (conn->error.code)
-		return;
+		return false;
 	conn->error = *cause;
 	if (!conn->error.peer[0])
 		memcpy(conn->error.peer, conn->address, sizeof(conn->error.peer));
-	kv_log_warn(conn->tr->log, "connection to %s is lost: KV_ERR_%s: %s", conn->address,
-		    kv_error_name(conn->error.code), conn->error.message);
+	return true;
+}
+
+/* A loss that nobody here asked for. */
+static void set_loss(struct tr_conn *conn, const struct kv_error *cause)
+{
+	if (set_error(conn, cause))
+		kv_log_warn(conn->tr->log, "connection to %s is lost: KV_ERR_%s: %s", conn->address,
+			    kv_error_name(conn->error.code), conn->error.message);
 }
 
 void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 {
 	if (conn->stage != CONN_READY && conn->stage != CONN_BREAKING)
 		return;
-	set_error(conn, cause);
+	set_loss(conn, cause);
 	conn->stage = CONN_LOST;
 	shutdown(conn->sock, SHUT_RDWR); /* the peer learns of it at once */
 	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
@@ -112,7 +119,7 @@ static void watch_control(struct tr_conn *conn)
 	}
 	if (conn->stage != CONN_READY)
 		return;
-	set_error(conn, &cause);
+	set_loss(conn, &cause);
 	conn->stage = CONN_BREAKING;
 }
 

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * listener_hostile_test.c -- strangers at the listener of an engine: they cost a counter and nothing else,
+ * and an honest peer is served while they are there
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include <kvrail/kv.h>
+
+enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
+
+static struct kv_engine *decode;
+static struct kv_cache *target;
+static uint8_t *memory;
+static uint32_t port;
+
+static struct kv_cache *make_cache(struct kv_engine *engine, uint8_t **memory_p)
+{
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
+	struct kv_cache *cache;
+
+	assert_int_equal(kv_alloc(engine, BLOCKS * BYTES, (void **)memory_p, NULL), 0);
+	tensor.base = *memory_p;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = BLOCKS;
+	layout.tensor = &tensor;
+	layout.flags = KV_CACHE_OPEN;
+	assert_int_equal(kv_cache_register(engine, &layout, &cache, NULL), 0);
+	return cache;
+}
+
+static int open_decode(void **state)
+{
+	static const char *const options[] = { "KVCACHE_HANDSHAKE_MS=3000", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	(void)state;
+	config.options = options;
+	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */
+	assert_int_equal(kv_engine_open(&config, &decode, NULL), 0);
+	target = make_cache(decode, &memory);
+	assert_int_equal(kv_listen(decode, NULL, 0, &port, NULL), 0);
+	return 0;
+}
+
+static int close_decode(void **state)
+{
+	(void)state;
+	kv_engine_close(decode);
+	return 0;
+}
+
+static struct kv_stats stats_now(void)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	assert_int_equal(kv_stats(decode, &stats, NULL), 0);
+	return stats;
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static void pause_ms(int ms)
+{
+	struct timespec ts = { .tv_nsec = ms * 1000000L };
+
+	nanosleep(&ts, NULL);
+}
+
+static int open_fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	int n = 0;
+
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+static long resident_kib(void)
+{
+	long pages = 0, unused;
+	FILE *f = fopen("/proc/self/statm", "r");
+
+	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
+	fclose(f);
+	return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+static int stranger(void)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct timeval limit = { .tv_sec = WAIT_MS / 1000 };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	return fd;
+}
+
+/* Returns when the engine has closed the connection; no byte came back. */
+static void await_close(int fd)
+{
+	uint8_t byte;
+
+	assert_true(recv(fd, &byte, 1, 0) <= 0);
+	close(fd);
+}
+
+/* A peer with a cache of its own connects, writes one block, and leaves. */
+static void an_honest_write(uint8_t value)
+{
+	struct kv_engine *prefill;
+	struct kv_cache *source;
+	struct kv_peer *peer;
+	struct kv_error err;
+	uint8_t *from;
+	int64_t begin = now_ms();
+
+	assert_int_equal(kv_engine_open(NULL, &prefill, NULL), 0);
+	source = make_cache(prefill, &from);
+	memset(from + 2 * BYTES, value, BYTES);
+	assert_int_equal(kv_connect(prefill, NULL, port, WAIT_MS, &peer, &err), 0);
+	assert_int_equal(kv_write_blocks(peer, source, (struct kv_layers){ 0, 0 }, (int64_t[]){ 2 },
+					 (int64_t[]){ 5 }, 1, NULL, &err),
+			 0);
+	for (int i = 0; i < BYTES; i++)
+		assert_int_equal(memory[5 * BYTES + i], value);
+	for (int i = 0; i < BYTES; i++)
+		assert_int_equal(memory[4 * BYTES + i] | memory[6 * BYTES + i], 0);
+	/* Below one handshake's deadline: nobody waits behind a stranger, let alone behind 200. */
+	assert_true(now_ms() - begin < 2500);
+	kv_engine_close(prefill);
+}
+
+static void settle(int fds)
+{
+	for (int64_t end = now_ms() + WAIT_MS; open_fds() != fds && now_ms() < end;)
+		pause_ms(5);
+	assert_int_equal(open_fds(), fds);
+}
+
+static void garbage_is_counted_and_forgotten(void **state)
+{
+	static const char http[] = "GET / HTTP/1.1\r\nHost: decode\r\n\r\n";
+	uint8_t *noise = malloc(100 * 1024);
+	uint64_t before = stats_now().rejected_garbage;
+	int fds = open_fds(), fd;
+
+	(void)state;
+	for (uint32_t i = 0; i < 100 * 1024; i++)
+		noise[i] = (uint8_t)(i * 2654435761u >> 11);
+	for (int round = 0; round < 20; round++) {
+		fd = stranger();
+		send(fd, noise, 100 * 1024, MSG_NOSIGNAL | MSG_DONTWAIT);
+		await_close(fd);
+		fd = stranger();
+		send(fd, http, sizeof(http) - 1, MSG_NOSIGNAL);
+		await_close(fd);
+	}
+	free(noise);
+	settle(fds);
+	assert_int_equal(stats_now().rejected_garbage - before, 40);
+	assert_int_equal(stats_now().peers_now, 0);
+	an_honest_write(0x11);
+}
+
+static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
+{
+	int fds = open_fds(), fd[IDLE];
+	long before_kib, grown_kib;
+	struct kv_stats before = stats_now();
+
+	(void)state;
+	before_kib = resident_kib();
+	for (int i = 0; i < IDLE; i++)
+		fd[i] = stranger();
+	an_honest_write(0x22); /* while they all wait */
+	grown_kib = resident_kib() - before_kib;
+	/* 4 KiB each before a hello, and what the honest peer needs for a moment. */
+	assert_true(grown_kib < 16 * 1024);
+	for (int i = 0; i < IDLE; i++)
+		await_close(fd[i]);
+	settle(fds);
+	assert_int_equal(stats_now().rejected_timeout - before.rejected_timeout, IDLE);
+	assert_int_equal(stats_now().peers_now, 0);
+	an_honest_write(0x33);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(garbage_is_counted_and_forgotten),
+		cmocka_unit_test(idle_sockets_delay_nobody_and_end_at_the_deadline),
+	};
+
+	return cmocka_run_group_tests(tests, open_decode, close_decode);
+}
