@@ -15,11 +15,11 @@ static int64_t earlier(int64_t a, int64_t b)
 }
 
 /*
- * How long to spin from now on: the option's time, or an eighth of what the operation has taken so
- * far, but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on
+ * How long to spin from now on: the option's time, or half of what the operation has taken so far,
+ * but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on
  * an operation of a millisecond; an operation that waits for something far off hardly spins.
  */
-enum { SPIN_SHARE = 8, SPIN_MOST_NS = 500000 };
+enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000 };
 
 static int64_t spin_until(const struct kv_op *op)
 {
