@@ -53,7 +53,6 @@ enum tr_limits {
 struct tr_config {
 	const struct kv_option_set *options; /* must outlive the context */
 	struct kv_log *log;                  /* must outlive the context; may be NULL */
-	bool count_syscalls;                 /* reserved for counting builds */
 };
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err);
