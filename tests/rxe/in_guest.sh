@@ -3,6 +3,7 @@
 # in_guest.sh -- what runs inside the guest: in_guest.sh BUILD_DIRECTORY STAGE...
 #
 #   loop   the ib provider's own test, the proofs of the contract, then every example and kv test of the build over ib
+#   sweep  each point of the ib provider fails once
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
 #   mpi    a small replay and a small bench between ranks over ib
 # After each stage the devices' objects must be as before it, and their counters must have grown.
@@ -30,6 +31,10 @@ loop() {
 		"$build/tests/fake/proof_nccl_grouped_recv" rxe && "$build/tests/fake/proof_kv_lease" rxe &&
 		ctest --test-dir "$build" -R '^(example_|kv_.*_test$)' --no-tests=error --output-on-failure --timeout 90 \
 			--repeat until-pass:2 # deadlines of 100 ms are short for an emulated machine
+}
+
+sweep() {
+	"$build/tests/rxe/ib_real_sweep"
 }
 
 doctor() {
