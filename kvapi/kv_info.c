@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_info.c -- the option table and the devices, for people */
+#include <string.h>
+
 #include "kv_internal.h"
 
 static pthread_mutex_t fresh_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,15 +66,19 @@ int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info 
 int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info,
 		  struct kv_error *err)
 {
+	struct kv_device_info all;
 	int ret = kv_engine_use(engine, "device_get", err);
 
 	if (ret)
 		return ret;
-	if (!info || info->size != sizeof(*info))
+	if (!info || info->size < offsetof(struct kv_device_info, link) ||
+	    info->size > sizeof(*info))
 		return kv_fail(err, KV_ERR_ARG, "device_get",
 			       "kv_device_info is NULL or its size is not %zu", sizeof(*info));
-	if (tr_device_get(engine->tr, index, info))
+	if (tr_device_get(engine->tr, index, &all))
 		return kv_fail(err, KV_ERR_ARG, "device_get", "there are fewer than %zu devices",
 			       index + 1);
+	all.size = info->size;
+	memcpy(info, &all, info->size);
 	return 0;
 }

@@ -134,7 +134,6 @@ static int find(struct kv_error *err)
 	ret = tr_open(&(struct tr_config){ .options = set }, &tr, err);
 	if (ret)
 		goto free_set;
-	memset(&info, 0, sizeof(info));
 	for (size_t i = 0; !tr_device_get(tr, i, &info); i++) {
 		if (!info.usable)
 			np_info("%s %s is not used: %s", info.transport, info.name, info.detail);
@@ -142,7 +141,6 @@ static int find(struct kv_error *err)
 			host = true;
 		else
 			add_ib(&info);
-		memset(&info, 0, sizeof(info));
 	}
 	tr_close(tr);
 	qsort(table.dev, (size_t)table.n, sizeof(table.dev[0]), by_pci_path);

@@ -22,7 +22,8 @@ struct tr_provider {
 
 	/*
 	 * open: KV_ERR_UNSUPPORTED with a message = this machine does not have it (not an error of tr_open unless
-	 * KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail info`; also called with ctx == NULL after a failed open.
+	 * KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail info`; also called with ctx == NULL after a failed open;
+	 * the row comes filled with "" and what means "not told".
 	 */
 	int (*open)(struct tr *tr, void **ctx_p, struct kv_error *err);
 	void (*close)(void *ctx);

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
+#include <kvrail/kv.h>
+
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
@@ -100,6 +102,7 @@ const uint8_t *tr_incarnation(const struct tr *tr)
 
 int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info)
 {
+	*info = (struct kv_device_info){ .size = sizeof(*info), .gid_index = -1, .numa_node = -1 };
 	for (int k = 0; k < TR_PROVIDERS; k++) {
 		void *ctx = NULL;
 

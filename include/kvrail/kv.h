@@ -621,8 +621,22 @@ struct kv_device_info {
 	int32_t usable;
 	int32_t reserved;
 	char detail[160];     /* what it is, or why it cannot be used and what to do */
+	/* Of an RDMA port; "", 0 or -1 elsewhere. */
+	char link[16];        /* "RoCE", "InfiniBand" */
+	char gid[48];         /* the address that a connection made now would use: "::ffff:10.0.0.1" */
+	int32_t gid_index;    /* its row of the port's GID table; -1: InfiniBand, addressed by lid */
+	uint32_t lid;
+	uint32_t speed_mbps;
+	uint32_t mtu_bytes;   /* of an RDMA packet's payload */
+	char pci[16];         /* "0000:18:00.0"; "" for a software device */
+	int32_t numa_node;    /* -1 = not known */
+	char distance[8];     /* to the GPU of KVCACHE_GPU: "PIX", "PXB", "PHB", "NODE", "SYS" */
+	char reason[160];     /* why this device and this address */
 };
-/* Row `index`, counted from 0. KV_ERR_ARG past the last. */
+/*
+ * Row `index`, counted from 0. KV_ERR_ARG past the last. info->size may be that of an older
+ * version's struct, from transport to detail: then only that much is written.
+ */
 int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info,
 		  struct kv_error *err);
 

@@ -4,7 +4,6 @@
 
 #include <poll.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
@@ -63,13 +62,12 @@ static void note_error(struct doctor *d, const char *what, const struct kv_error
 static void keep_rail(struct doctor *d, const struct kv_device_info *device)
 {
 	struct doctor_rail *rail = &d->rail[d->rails];
-	const char *index = strstr(device->detail, "gid index ");
 
 	if (d->rails == RAILS_MAX || strcmp(device->transport, "ib") || !device->usable)
 		return;
 	d->rails++;
 	snprintf(rail->name, sizeof(rail->name), "%s", device->name);
-	rail->gid_index = index ? (int)strtol(index + strlen("gid index "), NULL, 10) : -1;
+	rail->gid_index = device->gid_index;
 }
 
 static void note_devices(struct doctor *d, struct kv_engine *engine)

@@ -95,6 +95,24 @@ static int print_json(json_t *document)
 	return 0;
 }
 
+/* The second half of a row is an RDMA port's. */
+static json_t *device_json(const struct kv_device_info *device)
+{
+	json_t *row = json_pack("{ss ss sb ss}", "transport", device->transport, "device",
+				device->name, "usable", device->usable, "detail", device->detail);
+
+	if (*device->link)
+		json_object_update_new(
+			row, json_pack("{ss ss si sI sI sI ss si ss ss}", "link", device->link,
+				       "gid", device->gid, "gid_index", device->gid_index, "lid",
+				       (json_int_t)device->lid, "speed_mbps",
+				       (json_int_t)device->speed_mbps, "mtu_bytes",
+				       (json_int_t)device->mtu_bytes, "pci", device->pci,
+				       "numa_node", device->numa_node, "distance", device->distance,
+				       "reason", device->reason));
+	return row;
+}
+
 static json_t *report_json(const struct report *report)
 {
 	json_t *devices = json_array(), *options = json_array(), *warnings = json_array();
@@ -102,10 +120,7 @@ static json_t *report_json(const struct report *report)
 	for (size_t i = 0; i < report->devices; i++) {
 		const struct kv_device_info *device = &report->device[i];
 
-		json_array_append_new(devices,
-				      json_pack("{ss ss sb ss}", "transport", device->transport,
-						"device", device->name, "usable", device->usable,
-						"detail", device->detail));
+		json_array_append_new(devices, device_json(device));
 	}
 	for (size_t i = 0; i < report->options; i++) {
 		const struct kv_option_info *option = &report->option[i];

@@ -99,6 +99,7 @@ void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_er
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
+void fake_speed(int host, int device, uint8_t active_speed);
 void fake_device_fatal(int host, int device);
 /* The port's address was removed and added again: it has another row of the GID table now, the old one is empty. */
 void fake_address_moves(int host, int device);

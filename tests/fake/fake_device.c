@@ -19,6 +19,7 @@ void fake_device_init(struct fake_device *device, int host, int index)
 	device->host = host;
 	device->index = index;
 	device->up = true;
+	device->speed = 64; /* 50 Gb/s a lane */
 	device->lid = (uint16_t)(host * 16 + index + 1);
 	for (unsigned int i = 0; i < GIDS; i++) {
 		struct ibv_gid_entry *entry = &device->gid[i];
@@ -146,7 +147,7 @@ int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_a
 	attr->gid_tbl_len = 8;
 	attr->max_msg_sz = 8 << 20;
 	attr->active_width = 2;
-	attr->active_speed = 64;
+	attr->active_speed = device->speed;
 	attr->lid = world.config.infiniband ? device->lid : 0;
 	attr->link_layer =
 		world.config.infiniband ? IBV_LINK_LAYER_INFINIBAND : IBV_LINK_LAYER_ETHERNET;

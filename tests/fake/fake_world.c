@@ -288,6 +288,11 @@ void fake_link(int host, int device, bool up)
 	fake_unlock();
 }
 
+void fake_speed(int host, int device, uint8_t active_speed)
+{
+	world.device[host][device].speed = active_speed;
+}
+
 void fake_address_moves(int host, int device)
 {
 	struct ibv_gid_entry *gid = world.device[host][device].gid;

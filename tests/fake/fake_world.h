@@ -27,6 +27,7 @@ struct fake_device {
 	struct ibv_device device;
 	int host, index;
 	bool up, dead, fatal;
+	uint8_t speed; /* as active_speed of a port says it */
 	uint16_t lid;
 	struct ibv_gid_entry gid[GIDS];
 };

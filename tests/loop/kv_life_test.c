@@ -468,6 +468,32 @@ static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
 	pair_close(&p);
 }
 
+static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
+{
+	const size_t old = offsetof(struct kv_device_info, link);
+	struct kv_device_info info = KV_INIT(kv_device_info);
+	struct kv_engine *engine;
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_engine_open(NULL, &engine, &err), &err);
+	ok(kv_device_get(engine, 0, &info, &err), &err);
+	assert_int_equal(info.size, sizeof(info));
+	assert_int_equal(info.gid_index, -1);
+	memset(&info, 0x55, sizeof(info));
+	info.size = old;
+	ok(kv_device_get(engine, 0, &info, &err), &err);
+	assert_int_equal(info.size, old);
+	assert_string_equal(info.transport, "shm");
+	for (size_t i = old; i < sizeof(info); i++)
+		assert_int_equal(((unsigned char *)&info)[i], 0x55);
+	info.size = old - 1;
+	assert_int_equal(kv_device_get(engine, 0, &info, &err), KV_ERR_ARG);
+	info.size = sizeof(info) + 8;
+	assert_int_equal(kv_device_get(engine, 0, &info, &err), KV_ERR_ARG);
+	kv_engine_close(engine);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -481,6 +507,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_forked_child_is_refused_and_its_close_harms_nobody),
 		cmocka_unit_test(closing_ends_what_is_in_flight),
 		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
+		cmocka_unit_test(a_device_row_fills_what_its_caller_knows_and_no_more),
 	};
 
 	if (argc > 1)

@@ -150,6 +150,7 @@ static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device
 	memset(rail, 0, sizeof(*rail));
 	rail->port = port;
 	snprintf(rail->name, sizeof(rail->name), "%s:%u", v->get_device_name(device), port);
+	ib_near_place(ctx, v->get_device_name(device), &rail->place);
 	rail->context = v->open_device(device);
 	if (!rail->context)
 		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "open", "cannot open the device %s",
@@ -213,16 +214,19 @@ void ib_rails_close(struct ib_ctx *ctx)
 }
 
 /*
- * A device that cannot be used is left out with a word in the log, and its cause kept in *why;
- * asked for by name it is an error. Being out of memory or descriptors is no property of a device.
+ * The devices at this distance from the GPU, or all (PCI_DISTANCES). One that cannot be used is left out with a word in the
+ * log, and its cause kept in *why; asked for by name it is an error. Being out of memory or descriptors is no property of a
+ * device.
  */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
-		struct kv_log *log, struct kv_error *why)
+		enum pci_distance distance, struct kv_log *log, struct kv_error *why)
 {
 	for (int i = 0; i < n; i++) {
 		const char *name = ctx->v->get_device_name(list[i]);
 		unsigned int ports = 2; /* until the device has been asked */
 
+		if (distance != PCI_DISTANCES && ib_near_distance(ctx, name) != distance)
+			continue;
 		for (unsigned int port = 1; port <= ports && ctx->rails < IB_RAILS_MAX; port++) {
 			struct ib_rail *rail = &ctx->rail[ctx->rails];
 			int ret;
@@ -232,8 +236,7 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 			ret = open_rail(ctx, rail, list[i], (uint8_t)port, why);
 			ports = rail->attr.phys_port_cnt;
 			if (!ret) {
-				kv_log_info(log, "ib: rail %d is %s: %s", ctx->rails++, rail->name,
-					    rail->reason);
+				ctx->rails++;
 			} else if (ret == KV_ERR_UNSUPPORTED || (ret == KV_ERR_DEVICE && !*nics)) {
 				kv_log_info(log, "ib: %s is not used: %s", rail->name,
 					    why->message);
@@ -243,6 +246,31 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 		}
 	}
 	return 0;
+}
+
+/* All devices, or only the nearest of those that can be used: a farther one is no help where a nearer one is its rail's equal. */
+static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
+			struct kv_log *log, struct kv_error *why)
+{
+	int ret = 0;
+
+	if (*nics || !*ctx->gpu.address) {
+		ret = scan(ctx, list, n, nics, PCI_DISTANCES, log, why);
+	} else {
+		for (int d = PCI_PIX; d < PCI_DISTANCES && !ctx->rails && !ret; d++)
+			ret = scan(ctx, list, n, nics, (enum pci_distance)d, log, why);
+		ib_near_sort(ctx);
+	}
+	for (int i = 0; i < ctx->rails && !ret; i++) {
+		const struct ib_rail *rail = &ctx->rail[i];
+		enum pci_distance d = pci_between(&ctx->gpu, &rail->place);
+
+		kv_log_info(log, "ib: rail %d is %s%s%s%s%s: %s", i, rail->name,
+			    *ctx->gpu.address ? ", " : "",
+			    *ctx->gpu.address ? pci_distance_name(d) : "",
+			    *ctx->gpu.address ? " from GPU " : "", ctx->gpu.address, rail->reason);
+	}
+	return ret;
 }
 
 static int refuse_none(int n, const struct kv_error *why, struct kv_error *err)
@@ -271,7 +299,7 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, stru
 	if (!list && errno != ENOSYS)
 		return kv_fail_errno(err, *nics ? KV_ERR_DEVICE : KV_ERR_UNSUPPORTED, errno, "open",
 				     "cannot list the RDMA devices");
-	ret = scan(ctx, list, n, nics, log, &why);
+	ret = scan_nearest(ctx, list, n, nics, log, &why);
 	if (list)
 		ctx->v->free_device_list(list);
 	if (ret)
@@ -285,8 +313,9 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, stru
 	return ret;
 }
 
-static unsigned int gigabits(const struct ibv_port_attr *attr)
+unsigned int ib_rail_gigabits(const struct ib_rail *rail)
 {
+	const struct ibv_port_attr *attr = &rail->port_attr;
 	static const unsigned int tenths_per_lane[] = {
 		25, 50, 100, 100, 140, 250, 500, 1000, 2000
 	};
@@ -305,7 +334,7 @@ static unsigned int gigabits(const struct ibv_port_attr *attr)
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
 {
 	snprintf(buf, cap, "%s, %u Gb/s, mtu %u, %s%s", rail->ethernet ? "RoCE" : "InfiniBand",
-		 gigabits(&rail->port_attr), 128u << rail->port_attr.active_mtu, rail->reason,
+		 ib_rail_gigabits(rail), 128u << rail->port_attr.active_mtu, rail->reason,
 		 atomic_load(&rail->dead)   ? "; the device has failed"
 		 : atomic_load(&rail->down) ? "; the port is down"
 					    : "");

@@ -4,27 +4,32 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <kvrail/kv.h>
 
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/option.h"
+#include "gid.h"
 
 static void set_limits(struct ib_ctx *ctx)
 {
 	ctx->slice_bytes = IB_SLICE_BYTES;
+	ctx->sysroot = "";
 	ctx->sq_depth = IB_SQ_DEPTH;
 #ifdef KVRAIL_FAULTS
 	if (ib_test_hook.slice_bytes)
 		ctx->slice_bytes = ib_test_hook.slice_bytes;
 	if (ib_test_hook.sq_depth)
 		ctx->sq_depth = ib_test_hook.sq_depth;
+	if (ib_test_hook.sysroot)
+		ctx->sysroot = ib_test_hook.sysroot;
 #endif
 }
 
-static int open_with(const char *nics, int gid_index, struct kv_log *log, struct ib_ctx **ctx_p,
-		     struct kv_error *err)
+static int open_with(const char *nics, const char *gpu, int gid_index, struct kv_log *log,
+		     struct ib_ctx **ctx_p, struct kv_error *err)
 {
 	const struct ib_verbs *v = ib_verbs_load(err);
 	struct ib_ctx *ctx;
@@ -38,7 +43,9 @@ static int open_with(const char *nics, int gid_index, struct kv_log *log, struct
 	ctx->v = v;
 	ctx->gid_option = gid_index;
 	set_limits(ctx);
-	ret = ib_rails_open(ctx, nics, log, err);
+	ret = ib_near_gpu(ctx, gpu, log, err);
+	if (!ret)
+		ret = ib_rails_open(ctx, nics, log, err);
 	if (ret)
 		free(ctx);
 	else
@@ -50,6 +57,7 @@ static int ib_open(struct tr *tr, void **ctx_p, struct kv_error *err)
 {
 	struct ib_ctx *ctx;
 	int ret = open_with(kv_option_string(tr->options, KV_OPT_RDMA_NICS),
+			    kv_option_string(tr->options, KV_OPT_GPU),
 			    (int)kv_option_int(tr->options, KV_OPT_RDMA_GID_INDEX), tr->log, &ctx,
 			    err);
 
@@ -69,6 +77,36 @@ static void ib_close(void *arg)
 	free(ctx);
 }
 
+static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
+		     struct kv_device_info *info)
+{
+	struct kv_error why;
+	uint8_t gid_index;
+	union ibv_gid gid;
+
+	snprintf(info->name, sizeof(info->name), "%s", rail->name);
+	snprintf(info->link, sizeof(info->link), "%s", rail->ethernet ? "RoCE" : "InfiniBand");
+	info->usable = !atomic_load(&rail->dead);
+	info->speed_mbps = 1000 * ib_rail_gigabits(rail);
+	info->mtu_bytes = 128u << rail->port_attr.active_mtu;
+	info->lid = rail->port_attr.lid;
+	info->numa_node = rail->place.numa_node;
+	memcpy(info->pci, rail->place.address, sizeof(info->pci));
+	if (*ctx->gpu.address)
+		snprintf(info->distance, sizeof(info->distance), "%s",
+			 pci_distance_name(pci_between(&ctx->gpu, &rail->place)));
+	snprintf(info->reason, sizeof(info->reason), "%s", rail->reason);
+	if (rail->ethernet && !ib_rail_address(ctx, rail, &gid, &gid_index, &why)) {
+		info->gid_index = gid_index;
+		ib_gid_text(&gid, info->gid, sizeof(info->gid));
+	} else if (rail->ethernet) {
+		info->usable = 0;
+		snprintf(info->reason, sizeof(info->reason), "%.*s", (int)sizeof(info->reason) - 1,
+			 why.message);
+	}
+	ib_rail_describe(rail, info->detail, sizeof(info->detail));
+}
+
 /* One row that says why there is none, or a row for each rail. */
 static int ib_device_get(void *arg, size_t index, struct kv_device_info *info)
 {
@@ -79,14 +117,12 @@ static int ib_device_get(void *arg, size_t index, struct kv_device_info *info)
 		return KV_ERR_ARG;
 	snprintf(info->transport, sizeof(info->transport), "ib");
 	if (ctx) {
-		snprintf(info->name, sizeof(info->name), "%s", ctx->rail[index].name);
-		info->usable = !atomic_load(&ctx->rail[index].dead);
-		ib_rail_describe(&ctx->rail[index], info->detail, sizeof(info->detail));
+		describe(ctx, &ctx->rail[index], info);
 		return 0;
 	}
 	snprintf(info->name, sizeof(info->name), "RDMA device");
 	info->usable = 0;
-	if (!open_with("", -1, NULL, &ctx, &why)) {
+	if (!open_with("", "", -1, NULL, &ctx, &why)) {
 		ib_close(ctx);
 		snprintf(info->detail, sizeof(info->detail),
 			 "there are devices, but the options exclude them");

@@ -3,7 +3,7 @@
  * ib.h -- the objects of the ib provider and which file does what with them
  *
  *   rail   one port of one device: its own verbs context and protection domain            device.c,
- *          gid.c
+ *          gid.c, near.c
  *   path   a rail of ours joined with a rail of the peer: completion queues, addresses    setup.c,
  *          control.c
  *   lane   one RC queue pair of a path                                                    qp.c
@@ -25,6 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/pci.h"
 #include "provider.h"
 #include "verbs_load.h"
 
@@ -73,6 +74,7 @@ struct ib_rail {
 	struct ibv_port_attr port_attr;
 	union ibv_gid gid;
 	uint8_t gid_index;
+	struct pci_place place;
 	atomic_bool dead; /* the device has failed: nothing but destroying works */
 	atomic_bool down; /* the port is down */
 };
@@ -84,12 +86,21 @@ struct ib_ctx {
 	uint32_t sq_depth;
 	bool relaxed;
 	int gid_option; /* KVCACHE_RDMA_GID_INDEX */
+	const char *sysroot;
+	struct pci_place gpu; /* of KVCACHE_GPU; its address is "" where none is known */
 	int rails;
 	struct ib_rail rail[IB_RAILS_MAX];
 };
 
+/* near.c */
+int ib_near_gpu(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err);
+void ib_near_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place);
+enum pci_distance ib_near_distance(const struct ib_ctx *ctx, const char *device);
+void ib_near_sort(struct ib_ctx *ctx);
+
 /* device.c */
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
+unsigned int ib_rail_gigabits(const struct ib_rail *rail);
 int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, union ibv_gid *gid_p,
 		    uint8_t *gid_index_p, struct kv_error *err);
 void ib_rails_close(struct ib_ctx *ctx);

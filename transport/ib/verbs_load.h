@@ -66,6 +66,7 @@ struct ib_test_hook {
 	const struct ib_verbs *verbs;
 	uint64_t slice_bytes; /* a multiple of the page size */
 	uint32_t sq_depth;    /* a power of two >= 16 */
+	const char *sysroot;  /* where /sys and /proc are looked for */
 };
 extern struct ib_test_hook ib_test_hook;
 #endif

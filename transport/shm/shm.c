@@ -70,8 +70,6 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 	if (index)
 		return KV_ERR_ARG;
 	store_nt(&nt_name);
-	memset(info, 0, sizeof(*info));
-	info->size = sizeof(*info);
 	info->usable = ctx != NULL;
 	snprintf(info->transport, sizeof(info->transport), "shm");
 	snprintf(info->name, sizeof(info->name), "host memory");
