@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import children as far
 import numpy as np
@@ -18,7 +18,7 @@ import pytest
 from children import Child
 from conftest import pattern
 
-from rdma_comm import ConnectStatus, RDMACommunicator
+from rdma_comm import ConnectStatus, RDMACommunicator, _gpu
 from rdma_comm._arguments import parse
 
 LAYERS, BLOCKS, BYTES, SCALE = 2, 24, 512, 32
@@ -138,6 +138,54 @@ def test_a_port_in_use_is_the_reason_given(child: Child, arrays: List[Any]) -> N
 def test_a_device_that_is_not_there_is_the_reason_given(arrays: List[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVCACHE_RDMA_NICS", "mlx5_77,mlx5_78")
     with pytest.raises(RuntimeError, match="mlx5_78"):  # gpu_idx 1: the second of the list
+        RDMACommunicator("prefill", 1, "0", pointers(arrays[0]), [], BLOCKS, BYTES)
+
+
+class Cuda:
+    """CUDA as it answers in a process that runs it: GPU number n has bus n + 16; `held` is the GPU that holds the cache."""
+
+    def __init__(self, held: Optional[int] = None) -> None:
+        self.held = held
+
+    def cuPointerGetAttribute(self, to: Any, attribute: int, pointer: Any) -> int:
+        assert (attribute, pointer.value) == (9, 4096)
+        if self.held is None:
+            return 1
+        to._obj.value = self.held
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, ordinal: Any) -> int:
+        if ordinal.value > 7:
+            return 101
+        text.value = f"0000:{ordinal.value + 16:02x}:00.0".encode()
+        return 0
+
+
+@pytest.mark.parametrize(
+    "cuda, visible, gpu_idx, gpu",
+    [
+        (Cuda(held=3), "", 1, "0000:13:00.0"),  # where the cache really is
+        (Cuda(), "4,5", 1, "0000:11:00.0"),  # CUDA's own numbering already knows what is visible
+        (Cuda(), "4,5", 9, "9"),
+        (None, "", 1, "1"),
+        (None, "4,5", 1, "5"),
+        (None, "4,5", 5, "5"),
+        (None, "GPU-aaaa,GPU-bbbb", 1, "GPU-bbbb"),
+        (object(), "", 2, "2"),  # a libcuda without these functions
+    ],
+)
+def test_the_gpu_of_the_cache_chooses_the_nics(
+    cuda: Any, visible: str, gpu_idx: int, gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_gpu, "_cuda", lambda: cuda)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _gpu.of_cache(4096, gpu_idx) == gpu
+
+
+def test_a_gpu_or_nics_named_by_the_user_win(arrays: List[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVCACHE_GPU", "0000:77:00.0")
+    monkeypatch.setenv("KVCACHE_TRANSPORT", "ib")
+    with pytest.raises(RuntimeError, match="0000:77:00.0|libibverbs"):
         RDMACommunicator("prefill", 1, "0", pointers(arrays[0]), [], BLOCKS, BYTES)
 
 

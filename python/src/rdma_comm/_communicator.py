@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from kvrail import Cache, Engine, KvError, Peer, Tensor, _core
 
-from . import _log
+from . import _gpu, _log
 from ._arguments import Arguments, integer, parse, port_of
 
 logger = logging.getLogger("rdma_comm")
@@ -51,7 +51,7 @@ class _View:
     """
 
     def __init__(self, args: Arguments, size: int, rank: int) -> None:
-        self.engine = Engine(f"{args.role}-{args.gpu_idx}", options=_options(args.gpu_idx), arrivals=False)
+        self.engine = Engine(f"{args.role}-{args.gpu_idx}", options=_options(args), arrivals=False)
         self._args, self._size, self._rank = args, size, rank
         self._cache: Optional[Cache] = None
         self._lock = threading.Lock()
@@ -73,14 +73,16 @@ class _View:
             return self._cache
 
 
-def _options(gpu_idx: int) -> Dict[str, object]:
+def _options(args: Arguments) -> Dict[str, object]:
     """Where this module's defaults differ from the library's. The environment wins."""
     options: Dict[str, object] = {}
     if not os.environ.get("KVCACHE_IB_TIMEOUT"):
         options["KVCACHE_IB_TIMEOUT"] = 18
     nics = [nic.strip() for nic in os.environ.get("KVCACHE_RDMA_NICS", "").split(",") if nic.strip()]
     if len(nics) > 1:
-        options["KVCACHE_RDMA_NICS"] = nics[gpu_idx % len(nics)]
+        options["KVCACHE_RDMA_NICS"] = nics[args.gpu_idx % len(nics)]
+    if not nics and not os.environ.get("KVCACHE_GPU"):
+        options["KVCACHE_GPU"] = _gpu.of_cache(args.keys[0], args.gpu_idx)  # the devices near it are used
     return options
 
 
