@@ -85,6 +85,7 @@ int control_flush(struct tr_conn *conn, struct kv_error *err);          /* sends
 int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err); /* until hs->got == want: 0 or TR_AGAIN */
 int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err); /* EOF, reset or bytes after READY */
+void control_goodbye(struct tr_conn *conn); /* before the provider shows that this end is gone */
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 
 /* conn.c */

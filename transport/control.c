@@ -3,7 +3,7 @@
  * control.c -- the TCP socket of a connection: made by the handshake, silent afterwards
  *
  * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or closes, keepalive
- * when its host disappears. Bytes after READY are a protocol error.
+ * when its host disappears. Who closes in good order says so by one byte; any other byte after READY is a protocol error.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -20,6 +20,8 @@
 #include "base/fault.h"
 #include "base/option.h"
 #include "conn.h"
+
+enum { GOODBYE = 4 };
 
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
 {
@@ -210,7 +212,7 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 	while (n < 0 && errno == EINTR);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return false;
-	if (!n)
+	if (!n || (n > 0 && byte == GOODBYE))
 		kv_fail(err, KV_ERR_PEER_LOST, "poll", "%s closed the connection", conn->address);
 	else if (n > 0)
 		kv_fail(err, KV_ERR_PROTOCOL, "poll", "%s sent bytes after the handshake",
@@ -219,4 +221,21 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 		kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "poll", "the connection to %s",
 			      conn->address);
 	return true;
+}
+
+void control_goodbye(struct tr_conn *conn)
+{
+	static const uint8_t byte = GOODBYE;
+
+	/* If it cannot be sent the peer takes this end for one that died. */
+	if (!conn->hs && conn->data)
+		send(conn->sock, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+bool tr_conn_peer_left(const struct tr_conn *conn)
+{
+	uint8_t byte;
+
+	return !conn->hs && conn->data &&
+	       recv(conn->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 1 && byte == GOODBYE;
 }

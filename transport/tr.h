@@ -156,6 +156,9 @@ const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" be
 const char *tr_conn_path(const struct tr_conn *conn);      /* how bytes travel and why, for people */
 const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */
 
+/* Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died, or nobody knows. */
+bool tr_conn_peer_left(const struct tr_conn *conn);
+
 /* Why the connection failed; code 0 while it has not. */
 const struct kv_error *tr_conn_error(const struct tr_conn *conn);
 
