@@ -6,7 +6,7 @@
  * transport connection: the connecting side sends, the accepting side receives.
  *
  *   irecv   takes a slot, describes its memory to the sender once, sends a clear-to-send message (np_wire.h)
- *   isend   matches a row of the oldest clear-to-send by tag, writes the bytes with a notify that names slot, row and size
+ *   isend   waits for a row of the oldest clear-to-send that has its tag, writes the bytes with a notify that names slot, row and size
  *   test    polls the connection and looks at the request
  *
  * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects, closes and registers
@@ -32,6 +32,7 @@ enum np_limits {
 	NP_SENDS = NP_RECVS * NP_GROUP,
 	NP_DEVICES_MAX = 64,	  /* with virtual ones */
 	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
+	NP_PATIENCE_MS = 2000,	  /* a connect that waits longer steps this end's listeners, too */
 	NP_HANDSHAKE_MS = 60000,  /* a peer's service thread may be busy elsewhere for long */
 	NP_FENCE_MS = 1000,	  /* of a close with requests under way */
 	NP_SIZE_MAX = 0x7fffff80, /* a size is reported as an int */
@@ -122,6 +123,7 @@ struct np_context {
 	bool hints_off;	   /* NCCL_NET_OPTIONAL_RECV_COMPLETION=0 */
 	atomic_bool hints; /* the caller is known to mark the receives that need line order */
 	struct np_rail rail[NP_DEVICES_MAX];
+	struct np_listener *listeners;
 	struct np_comm *connecting;
 	unsigned int connectings;
 	uint64_t next_cookie;
@@ -142,6 +144,7 @@ void np_context_put(struct np_context *ctx);
 /* A registration of one communicator: what NCCL calls mhandle. */
 struct np_mr {
 	struct tr_mem *mem;
+	atomic_uint sends;    /* under way that read it */
 	uint16_t slot;	      /* receiving side: its number in messages */
 	bool described;	      /* the sender knows it; progress thread only */
 	size_t described_len; /* bytes of the description sent so far */
@@ -154,6 +157,7 @@ struct np_comm {
 	struct tr *tr;
 	struct tr_conn *conn;
 	bool failed;
+	bool left;	     /* the failure: the peer closed in good order */
 	ncclResult_t result; /* of every call after the failure */
 	pthread_mutex_t mr_lock;
 	struct np_mr *mrs;
@@ -161,6 +165,7 @@ struct np_comm {
 	/* while connecting */
 	uint64_t cookie;
 	uint8_t nonce[NP_NONCE];
+	int64_t patience_ns;
 	struct np_comm *next;
 };
 
@@ -176,14 +181,19 @@ struct np_request {
 	size_t size[NP_GROUP];
 	/* NP_SEND */
 	bool any_order;
+	int tag;
+	struct np_mr *mr; /* NULL: no bytes */
 	struct tr_op *op;
-	struct tr_mem *mem;
 	struct tr_rmem *rmem;
 	struct tr_span span;
 	uint64_t value;
 	struct np_request *next;
 	/* NP_FLUSH */
 	struct tr_mem *flush[NP_GROUP];
+};
+
+struct np_queue {
+	struct np_request *first, **last;
 };
 
 /* Clear-to-send groups that wait for sends, in order. */
@@ -201,8 +211,8 @@ struct np_send {
 	uint8_t description[TR_MEM_PACK_MAX]; /* being received */
 	uint16_t description_slot;
 	size_t description_len;
-	struct np_request *pending,
-		**pending_last; /* accepted by isend, not yet by the transport */
+	struct np_queue early;	 /* wait for a row */
+	struct np_queue pending; /* have one, not yet taken by the transport */
 	struct np_request request[NP_SENDS];
 	uint16_t free[NP_SENDS];
 	unsigned int frees;

@@ -10,7 +10,8 @@ enum { EVENTS = 16 }; /* taken by one tr_poll */
 
 static void init_send(struct np_send *s)
 {
-	s->pending_last = &s->pending;
+	s->early.last = &s->early.first;
+	s->pending.last = &s->pending.first;
 	for (unsigned int i = 0; i < NP_SENDS; i++) {
 		s->request[i].comm = &s->comm;
 		s->request[i].index = (uint16_t)i;
@@ -61,6 +62,48 @@ void np_comm_free(struct np_comm *comm)
 	np_context_put(ctx);
 }
 
+ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what)
+{
+	if (!comm->failed) {
+		comm->failed = true;
+		comm->left = tr_conn_peer_left(comm->conn);
+		comm->result = np_fail(cause, what);
+	}
+	return comm->result;
+}
+
+static int take_event(struct np_comm *comm, const struct tr_event *event, struct kv_error *err)
+{
+	if (event->kind == TR_PEER_LOST || event->kind == TR_IN_DOUBT)
+		return kv_error_copy(err, event->cause);
+	return comm->is_send ? np_send_event(np_send_of(comm), event, err)
+			     : np_recv_event(np_recv_of(comm), event, err);
+}
+
+ncclResult_t np_progress(struct np_comm *comm)
+{
+	struct tr_event events[EVENTS];
+	struct kv_error err, later;
+	int n, ret = 0;
+
+	if (comm->failed)
+		return comm->result;
+	do {
+		n = tr_poll(comm->conn, events, EVENTS);
+		/* What came before the connection was lost may stand behind the first word of the loss. */
+		for (int i = 0; i < n; i++)
+			if (ret)
+				take_event(comm, &events[i], &later);
+			else
+				ret = take_event(comm, &events[i], &err);
+	} while (n == EVENTS);
+	if (!ret && comm->is_send)
+		ret = np_send_push(np_send_of(comm), &err);
+	return ret ? np_comm_fail(comm, &err, comm->is_send ? "send" : "receive") : ncclSuccess;
+}
+
+/* ---------------------------------------------------------------- closing */
+
 /* With requests under way their memory must come to rest first; that needs this end only, never the peer. */
 static ncclResult_t close_comm(struct np_comm *comm)
 {
@@ -82,39 +125,4 @@ ncclResult_t np_close_send(void *comm)
 ncclResult_t np_close_recv(void *comm)
 {
 	return close_comm(comm);
-}
-
-ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what)
-{
-	if (!comm->failed) {
-		comm->failed = true;
-		comm->result = np_fail(cause, what);
-	}
-	return comm->result;
-}
-
-static int take_event(struct np_comm *comm, const struct tr_event *event, struct kv_error *err)
-{
-	if (event->kind == TR_PEER_LOST || event->kind == TR_IN_DOUBT)
-		return kv_error_copy(err, event->cause);
-	return comm->is_send ? np_send_event(np_send_of(comm), event, err)
-			     : np_recv_event(np_recv_of(comm), event, err);
-}
-
-ncclResult_t np_progress(struct np_comm *comm)
-{
-	struct tr_event events[EVENTS];
-	struct kv_error err;
-	int n, ret = 0;
-
-	if (comm->failed)
-		return comm->result;
-	do {
-		n = tr_poll(comm->conn, events, EVENTS);
-		for (int i = 0; i < n && !ret; i++)
-			ret = take_event(comm, &events[i], &err);
-	} while (n == EVENTS && !ret);
-	if (!ret && comm->is_send)
-		ret = np_send_push(np_send_of(comm), &err);
-	return ret ? np_comm_fail(comm, &err, comm->is_send ? "send" : "receive") : ncclSuccess;
 }

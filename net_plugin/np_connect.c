@@ -3,23 +3,29 @@
  * np_connect.c -- listen, connect, accept: none blocks, each call moves the handshakes a step
  *
  * The connecting side's state between two calls of connect is found by the cookie in the handle, never by a pointer in it.
- * A listener steps any number of handshakes at once, so a stranger who connects and says nothing delays nobody.
+ * A listener steps any number of handshakes at once, so a stranger who connects and says nothing delays nobody. Two ranks
+ * that both wait in connect before they accept would wait for ever; so a connect that has waited for long steps the
+ * handshakes of its own context's listeners as well, and accept finds them done.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/clock.h"
 #include "base/fault.h"
 #include "np.h"
 
 struct pending {
 	struct tr_conn *conn;
+	bool done;
 	struct pending *next;
 };
 
+/* What changes after listen is under the context's lock. */
 struct np_listener {
 	struct np_context *ctx;
+	struct np_listener *next; /* of the context */
 	struct np_rail *rail;
 	struct tr_listener *listener;
 	uint8_t nonce[NP_NONCE];
@@ -152,16 +158,26 @@ ncclResult_t np_listen(void *ctx, int dev, void *handle, void **comm)
 		return np_fail(&err, "listen");
 	}
 	np_handle_put(handle, &h);
+	pthread_mutex_lock(&l->ctx->lock);
+	l->next = l->ctx->listeners;
+	l->ctx->listeners = l;
+	pthread_mutex_unlock(&l->ctx->lock);
 	*comm = l;
 	return ncclSuccess;
 }
 
 ncclResult_t np_close_listen(void *comm)
 {
-	struct np_listener *l = comm;
+	struct np_listener *l = comm, **at;
 
 	if (!l)
 		return ncclSuccess;
+	pthread_mutex_lock(&l->ctx->lock);
+	for (at = &l->ctx->listeners; *at && *at != l; at = &(*at)->next)
+		;
+	if (*at) /* not one that failed in listen */
+		*at = l->next;
+	pthread_mutex_unlock(&l->ctx->lock);
 	while (l->pending) {
 		struct pending *p = l->pending;
 
@@ -173,6 +189,87 @@ ncclResult_t np_close_listen(void *comm)
 	np_context_put(l->ctx);
 	free(l);
 	return ncclSuccess;
+}
+
+/* ---------------------------------------------------------------- a listener's handshakes; under the context's lock */
+
+/* Takes what waits in the socket's queue, as far as there is room. */
+static int take_waiting(struct np_listener *l, struct kv_error *err)
+{
+	unsigned int max = (unsigned int)kv_option_int(l->rail->options, KV_OPT_MAX_PENDING);
+	struct tr_conn_config config = config_of(l->rail, &accepting_ops, l);
+
+	while (l->pendings < max) {
+		struct pending *p = kv_fault(NP_PENDING) ? NULL : calloc(1, sizeof(*p)), **at;
+		int ret;
+
+		if (!p)
+			return kv_fail(err, KV_ERR_NOMEM, "accept", "cannot allocate a handshake");
+		ret = tr_accept(l->listener, &config, &p->conn, err);
+		if (ret) {
+			free(p);
+			return ret == TR_AGAIN ? 0 : ret;
+		}
+		for (at = &l->pending; *at; at = &(*at)->next)
+			;
+		*at = p; /* at the end: who came first is served first */
+		l->pendings++;
+	}
+	return 0;
+}
+
+/* A failed one is the stranger's problem. */
+static void step_all(struct np_listener *l)
+{
+	struct pending **at = &l->pending;
+
+	while (*at) {
+		struct pending *p = *at;
+		struct kv_error err;
+		int ret = p->done ? 0 : tr_conn_step(p->conn, &err);
+
+		p->done = !ret;
+		if (!ret || ret == TR_AGAIN) {
+			at = &p->next;
+			continue;
+		}
+		np_info("a connection from %s was refused: KV_ERR_%s: %s", tr_conn_address(p->conn),
+			kv_error_name(ret), err.message);
+		*at = p->next;
+		l->pendings--;
+		tr_conn_close(p->conn);
+		free(p);
+	}
+}
+
+/* The first that is done, or NULL. */
+static struct tr_conn *take_done(struct np_listener *l)
+{
+	struct pending **at = &l->pending, *p;
+	struct tr_conn *conn;
+
+	while (*at && !(*at)->done)
+		at = &(*at)->next;
+	p = *at;
+	if (!p)
+		return NULL;
+	conn = p->conn;
+	*at = p->next;
+	l->pendings--;
+	free(p);
+	return conn;
+}
+
+static void step_listeners(struct np_context *ctx)
+{
+	struct kv_error err;
+
+	pthread_mutex_lock(&ctx->lock);
+	for (struct np_listener *l = ctx->listeners; l; l = l->next) {
+		take_waiting(l, &err); /* accept meets the same failure and tells of it */
+		step_all(l);
+	}
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 /* ---------------------------------------------------------------- connect */
@@ -202,6 +299,7 @@ static int start_connect(struct np_context *ctx, int dev, const struct np_handle
 		return KV_ERR_NOMEM;
 	}
 	memcpy(comm->nonce, handle->nonce, NP_NONCE);
+	comm->patience_ns = kv_deadline_ns(NP_PATIENCE_MS);
 	config = config_of(rail, &connecting_ops, comm);
 	ret = tr_connect(rail->tr, handle->host, handle->port, &config, &comm->conn, err);
 	if (ret)
@@ -255,6 +353,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 	struct np_context *ctx = context;
 	struct np_comm *comm;
 	struct kv_error err;
+	int64_t patience_ns;
 	int ret;
 
 	if (!ctx || !handle || !comm_p)
@@ -264,6 +363,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		*device = NULL;
 	if (take_connecting(ctx, dev, handle, &comm, &err))
 		return np_fail(&err, "connect");
+	patience_ns = comm->patience_ns;
 	ret = tr_conn_step(comm->conn, &err);
 	if (ret == TR_AGAIN) {
 		pthread_mutex_lock(&ctx->lock);
@@ -271,6 +371,8 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		ctx->connecting = comm;
 		ctx->connectings++;
 		pthread_mutex_unlock(&ctx->lock);
+		if (kv_now_ns() >= patience_ns)
+			step_listeners(ctx);
 		return ncclSuccess;
 	}
 	np_handle_set_cookie(handle, 0);
@@ -286,75 +388,26 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 
 /* ---------------------------------------------------------------- accept */
 
-/* Takes what waits in the socket's queue, as far as there is room. */
-static int take_waiting(struct np_listener *l, struct kv_error *err)
-{
-	unsigned int max = (unsigned int)kv_option_int(l->rail->options, KV_OPT_MAX_PENDING);
-	struct tr_conn_config config = config_of(l->rail, &accepting_ops, l);
-
-	while (l->pendings < max) {
-		struct pending *p = kv_fault(NP_PENDING) ? NULL : calloc(1, sizeof(*p)), **at;
-		int ret;
-
-		if (!p)
-			return kv_fail(err, KV_ERR_NOMEM, "accept", "cannot allocate a handshake");
-		ret = tr_accept(l->listener, &config, &p->conn, err);
-		if (ret) {
-			free(p);
-			return ret == TR_AGAIN ? 0 : ret;
-		}
-		for (at = &l->pending; *at; at = &(*at)->next)
-			;
-		*at = p; /* at the end: who came first is served first */
-		l->pendings++;
-	}
-	return 0;
-}
-
-/* Steps every handshake; the first that is done is taken out. A failed one is the stranger's problem. */
-static struct tr_conn *step_pending(struct np_listener *l)
-{
-	struct pending **at = &l->pending;
-
-	while (*at) {
-		struct pending *p = *at;
-		struct tr_conn *conn = p->conn;
-		struct kv_error err;
-		int ret = tr_conn_step(conn, &err);
-
-		if (ret == TR_AGAIN) {
-			at = &p->next;
-			continue;
-		}
-		*at = p->next;
-		l->pendings--;
-		free(p);
-		if (!ret)
-			return conn;
-		np_info("a connection from %s was refused: KV_ERR_%s: %s", tr_conn_address(conn),
-			kv_error_name(ret), err.message);
-		tr_conn_close(conn);
-	}
-	return NULL;
-}
-
 ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **device)
 {
 	struct np_listener *l = listen;
 	struct tr_conn *conn;
 	struct np_comm *comm;
 	struct kv_error err;
+	int ret;
 
 	if (!l || !comm_p)
 		return np_misuse("accept: a pointer is NULL");
 	*comm_p = NULL;
 	if (device)
 		*device = NULL;
-	if (take_waiting(l, &err))
-		return np_fail(&err, "accept");
-	conn = step_pending(l);
+	pthread_mutex_lock(&l->ctx->lock);
+	ret = take_waiting(l, &err);
+	step_all(l);
+	conn = take_done(l);
+	pthread_mutex_unlock(&l->ctx->lock);
 	if (!conn)
-		return ncclSuccess;
+		return ret ? np_fail(&err, "accept") : ncclSuccess;
 	comm = np_comm_new(l->ctx, l->rail->tr, false, &err);
 	if (!comm) {
 		tr_conn_close(conn);

@@ -32,8 +32,12 @@ ncclResult_t np_init(int version, void **ctx_p, const ncclNetCommConfig_v10_t *c
 
 ncclResult_t np_devices(int *ndev)
 {
+	struct kv_error err;
+
 	if (!ndev)
 		return np_misuse("devices: a pointer is NULL");
+	if (np_devices_find(&err))
+		return np_fail(&err, "devices");
 	*ndev = np_devices_count();
 	return ncclSuccess;
 }

@@ -110,15 +110,13 @@ ncclResult_t np_dereg(void *c, void *mhandle)
 {
 	struct np_comm *comm = c;
 	struct np_mr *mr = mhandle;
-	struct kv_error err;
 
 	if (!comm)
 		return np_misuse("deregMr: a pointer is NULL");
 	if (!mr)
 		return ncclSuccess;
-	/* Still used by a send that was given up: the region goes when the communicator is closed. */
-	if (tr_mem_dereg(mr->mem, &err)) {
-		np_info("deregMr: %s; it is kept until the communicator is closed", err.message);
+	if (atomic_load_explicit(&mr->sends, memory_order_relaxed) || tr_mem_dereg(mr->mem, NULL)) {
+		np_info("deregMr: requests under way use the region; it is kept until the communicator is closed");
 		return ncclSuccess;
 	}
 	pthread_mutex_lock(&comm->mr_lock);

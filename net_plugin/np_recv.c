@@ -56,14 +56,9 @@ static int prepare(struct np_recv *r, struct np_cts *cts, void **data, const siz
 	return 0;
 }
 
-static int announce(struct np_recv *r, struct np_request *request, struct np_cts *cts,
-		    struct kv_error *err)
+static struct np_request *take(struct np_recv *r, struct np_request *request,
+			       const struct np_cts *cts)
 {
-	uint8_t message[TR_MSG_MAX];
-	int ret = tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), cts), err);
-
-	if (ret)
-		return ret;
 	request->kind = NP_RECV;
 	request->n = cts->n;
 	request->left = (uint8_t)((1u << cts->n) - 1);
@@ -72,7 +67,7 @@ static int announce(struct np_recv *r, struct np_request *request, struct np_cts
 		request->size[i] = (size_t)cts->row[i].size;
 	r->seq = (r->seq + 1) & NP_SEQ_MASK;
 	r->comm.busy++;
-	return 0;
+	return request;
 }
 
 /*
@@ -91,6 +86,7 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 		      void **phandles, void **request_p)
 {
 	struct np_recv *r = comm;
+	uint8_t message[TR_MSG_MAX];
 	struct np_request *request;
 	struct np_cts cts;
 	struct kv_error err;
@@ -109,21 +105,26 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 			return np_misuse("irecv: %zu bytes at %p are not in the region given",
 					 sizes[i], data ? data[i] : NULL);
 	result = np_progress(&r->comm);
-	if (result)
+	if (result && !r->comm.left)
 		return result;
 	request = find_free(r);
 	if (!request)
-		return ncclSuccess;
+		return result;
 	cts.slot = (uint8_t)request->index;
 	cts.n = (uint8_t)n;
 	cts.seq = r->seq;
+	if (result) { /* the sender has closed in good order: test tells of it */
+		*request_p = take(r, request, &cts);
+		return ncclSuccess;
+	}
 	ret = prepare(r, &cts, data, sizes, tags, mhandles, &err);
 	if (!ret)
-		ret = announce(r, request, &cts, &err);
+		ret = tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), &cts),
+			     &err);
 	if (ret == TR_AGAIN)
 		return ncclSuccess;
 	if (ret)
 		return np_comm_fail(&r->comm, &err, "receive");
-	*request_p = request;
+	*request_p = take(r, request, &cts);
 	return ncclSuccess;
 }

@@ -2,6 +2,12 @@
 /*
  * np_send.c -- the sending side: a send waits for its row, becomes one operation of the transport, ends with it
  *
+ * A send that comes before any receive is taken all the same and waits here (early): ranks that all send first do not wait
+ * for each other. One whose tag the oldest receive does not have is told "not now".
+ *
+ * After the receiver has closed in good order a send is taken, too, and fails when it is tested: who closes first with
+ * requests under way is a matter of chance. A receiver that is lost otherwise fails every call.
+ *
  * A send that is longer than the receive is cut to it, and both sides report the shorter size, as NCCL's own plugin does.
  */
 #include "base/fault.h"
@@ -18,21 +24,110 @@ static struct np_request *take_request(struct np_send *s)
 	request->n = 1;
 	request->left = 1;
 	request->op = NULL;
-	request->next = NULL;
 	s->comm.busy++;
 	return request;
+}
+
+/* The region cannot be deregistered while a send is to read it. Written by the thread of the data path only. */
+static void hold_region(struct np_mr *mr, int by)
+{
+	if (mr)
+		atomic_store_explicit(&mr->sends,
+				      atomic_load_explicit(&mr->sends, memory_order_relaxed) +
+					      (unsigned int)by,
+				      memory_order_relaxed);
+}
+
+static void append(struct np_queue *queue, struct np_request *request)
+{
+	request->next = NULL;
+	*queue->last = request;
+	queue->last = &request->next;
+}
+
+static void take_out(struct np_queue *queue, struct np_request **at)
+{
+	*at = (*at)->next;
+	if (!*at)
+		queue->last = at;
 }
 
 void np_send_release(struct np_request *request)
 {
 	struct np_send *s = np_send_of(request->comm);
 
+	hold_region(request->mr, -1);
 	request->kind = NP_FREE;
 	s->free[s->frees++] = request->index;
 	s->comm.busy--;
 }
 
 /* ---------------------------------------------------------------- clear-to-send */
+
+/* The first row of the oldest group that has this tag and no send yet: later groups wait for their turn. */
+static int match_row(const struct np_send *s, int tag)
+{
+	const struct np_group *group = &s->group[s->group_head % NP_RECVS];
+
+	for (unsigned int i = 0; s->group_head != s->group_tail && i < group->cts.n; i++)
+		if (group->cts.row[i].tag == tag && !(group->taken & 1u << i))
+			return (int)i;
+	return -1;
+}
+
+/* Binds a send to its row and hands it on to the transport's queue. */
+static int bind_row(struct np_send *s, unsigned int row_index, struct np_request *request,
+		    struct kv_error *err)
+{
+	struct np_group *group = &s->group[s->group_head % NP_RECVS];
+	const struct np_row *row = &group->cts.row[row_index];
+
+	if (request->span.len > row->size) {
+		np_info("a send of %llu bytes is cut to the receive of %llu",
+			(unsigned long long)request->span.len, (unsigned long long)row->size);
+		request->span.len = row->size;
+	}
+	if (request->span.len) {
+		request->rmem = row->mem < s->rmems ? s->rmem[row->mem] : NULL;
+		if (!request->rmem)
+			return kv_fail(err, KV_ERR_PROTOCOL, "send",
+				       "a clear-to-send names a region that was not described");
+		request->span.remote = row->offset;
+	}
+	request->size[0] = (size_t)request->span.len;
+	request->any_order = group->cts.any_order;
+	request->value =
+		np_notify_put(group->cts.slot, row_index, group->cts.seq, request->span.len);
+	group->taken |= (uint8_t)(1u << row_index);
+	if (group->taken == (1u << group->cts.n) - 1)
+		s->group_head++;
+	append(&s->pending, request);
+	return 0;
+}
+
+/* After a group came or went: early sends with a tag of the oldest one, in their order. */
+static int match_early(struct np_send *s, struct kv_error *err)
+{
+	struct np_request **at = &s->early.first;
+
+	while (*at && s->group_head != s->group_tail) {
+		struct np_request *request = *at;
+		unsigned int head = s->group_head;
+		int row = match_row(s, request->tag), ret;
+
+		if (row < 0) {
+			at = &request->next;
+			continue;
+		}
+		take_out(&s->early, at);
+		ret = bind_row(s, (unsigned int)row, request, err);
+		if (ret)
+			return ret;
+		if (s->group_head != head)
+			at = &s->early.first;
+	}
+	return 0;
+}
 
 static int add_group(struct np_send *s, struct wire_reader *r, struct kv_error *err)
 {
@@ -45,7 +140,7 @@ static int add_group(struct np_send *s, struct wire_reader *r, struct kv_error *
 		return kv_fail(err, KV_ERR_PROTOCOL, "send", "a clear-to-send is malformed");
 	group->taken = 0;
 	s->group_tail++;
-	return 0;
+	return match_early(s, err);
 }
 
 int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err)
@@ -70,50 +165,7 @@ int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_err
 	}
 }
 
-/* The first row of the oldest group that has this tag and no send yet: later groups wait for their turn. */
-static int match_row(const struct np_send *s, int tag)
-{
-	const struct np_group *group = &s->group[s->group_head % NP_RECVS];
-
-	for (unsigned int i = 0; s->group_head != s->group_tail && i < group->cts.n; i++)
-		if (group->cts.row[i].tag == tag && !(group->taken & 1u << i))
-			return (int)i;
-	return -1;
-}
-
 /* ---------------------------------------------------------------- isend */
-
-/* Binds a send to its row. */
-static int bind_row(struct np_send *s, unsigned int row_index, struct np_request *request,
-		    struct np_mr *mr, const void *data, size_t size, struct kv_error *err)
-{
-	struct np_group *group = &s->group[s->group_head % NP_RECVS];
-	const struct np_row *row = &group->cts.row[row_index];
-
-	if (size > row->size) {
-		np_info("a send of %zu bytes is cut to the receive of %llu", size,
-			(unsigned long long)row->size);
-		size = (size_t)row->size;
-	}
-	if (size) {
-		request->rmem = row->mem < s->rmems ? s->rmem[row->mem] : NULL;
-		if (!request->rmem)
-			return kv_fail(err, KV_ERR_PROTOCOL, "send",
-				       "a clear-to-send names a region that was not described");
-		request->mem = mr->mem;
-		request->span.local =
-			(uint64_t)((const uint8_t *)data - (const uint8_t *)tr_mem_addr(mr->mem));
-		request->span.remote = row->offset;
-	}
-	request->span.len = size;
-	request->size[0] = size;
-	request->any_order = group->cts.any_order;
-	request->value = np_notify_put(group->cts.slot, row_index, group->cts.seq, size);
-	group->taken |= (uint8_t)(1u << row_index);
-	if (group->taken == (1u << group->cts.n) - 1)
-		s->group_head++;
-	return 0;
-}
 
 /* 0: the transport has all of it; TR_AGAIN: it takes no more now. */
 static int push_one(struct np_send *s, struct np_request *request, struct kv_error *err)
@@ -124,8 +176,8 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 		ret = tr_op_begin(s->comm.conn, TR_WRITE | (request->any_order ? TR_ANY_ORDER : 0),
 				  request->index, &request->op, err);
 	if (!ret && request->span.len) {
-		long n =
-			tr_op_add(request->op, request->mem, request->rmem, &request->span, 1, err);
+		long n = tr_op_add(request->op, request->mr->mem, request->rmem, &request->span, 1,
+				   err);
 
 		if (n > 0)
 			request->span.len = 0;
@@ -137,16 +189,14 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 
 int np_send_push(struct np_send *s, struct kv_error *err)
 {
-	while (s->pending) {
-		int ret = push_one(s, s->pending, err);
+	while (s->pending.first) {
+		int ret = push_one(s, s->pending.first, err);
 
 		if (ret == TR_AGAIN)
 			return 0;
 		if (ret)
 			return ret;
-		s->pending = s->pending->next;
-		if (!s->pending)
-			s->pending_last = &s->pending;
+		take_out(&s->pending, &s->pending.first);
 	}
 	return 0;
 }
@@ -158,7 +208,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	struct np_request *request;
 	struct kv_error err;
 	ncclResult_t result;
-	int row;
+	int row, ret = 0;
 
 	(void)phandle;
 	if (!s || !request_p)
@@ -167,20 +217,30 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	if (!np_mem_holds(mhandle, data, size) || size >> 41)
 		return np_misuse("isend: %zu bytes at %p are not in the region given", size, data);
 	result = np_progress(&s->comm);
-	if (result)
+	if (result && !s->comm.left)
 		return result;
-	row = match_row(s, tag);
-	if (row < 0)
+	row = result ? -1 : match_row(s, tag);
+	if (row < 0 && !result && s->group_head != s->group_tail)
 		return ncclSuccess;
 	request = take_request(s);
 	if (!request)
-		return ncclSuccess;
-	if (bind_row(s, (unsigned int)row, request, mhandle, data, size, &err)) {
-		np_send_release(request);
-		return np_comm_fail(&s->comm, &err, "send");
-	}
-	*s->pending_last = request;
-	s->pending_last = &request->next;
+		return result;
+	request->tag = tag;
+	request->mr = size ? mhandle : NULL;
+	hold_region(request->mr, 1);
+	request->span.len = size;
+	if (size)
+		request->span.local = (uint64_t)((const uint8_t *)data -
+						 (const uint8_t *)tr_mem_addr(request->mr->mem));
 	*request_p = request;
-	return np_send_push(s, &err) ? np_comm_fail(&s->comm, &err, "send") : ncclSuccess;
+	if (row < 0) { /* after a failure: never to be bound, test tells of it */
+		append(&s->early, request);
+		return ncclSuccess;
+	}
+	ret = bind_row(s, (unsigned int)row, request, &err);
+	if (!ret)
+		ret = match_early(s, &err);
+	if (!ret)
+		ret = np_send_push(s, &err);
+	return ret ? np_comm_fail(&s->comm, &err, "send") : ncclSuccess;
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cases_failure.c -- cases 31, 32, 36 to 38: closing early, a killed peer, many threads and communicators, idleness */
+/* cases_failure.c -- cases 31, 36 to 38: closing early, many threads and communicators, idleness */
 #include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +9,7 @@
 
 #include "net_side.h"
 
-enum { LEN = 1 << 20, FLIGHT = 8, BOUND_MS = 10000 };
+enum { LEN = 1 << 20, FLIGHT = 8 };
 
 /* Both close with requests under way; nobody waits for anybody. */
 static int close_in_flight(struct side *s)
@@ -99,80 +98,6 @@ static int close_nothing(struct side *s)
 	OK(s, s->net->closeRecv(NULL));
 	OK(s, s->net->closeListen(NULL));
 	return side_stop(s);
-}
-
-static int survive(struct side *s, void *comm, struct buffer *b)
-{
-	int64_t end = side_ms() + BOUND_MS, before = side_ms();
-	void *data = b->bytes, *phandle = NULL, *request = NULL;
-	ncclResult_t ret = ncclSuccess;
-	size_t size = LEN;
-	int tag = 0, done = 0;
-
-	while (!ret) {
-		if (!request) {
-			done = 0;
-			ret = s->sender ? s->net->isend(comm, data, size, tag, b->mhandle, NULL,
-							&request)
-					: s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle,
-							&phandle, &request);
-		} else {
-			ret = s->net->test(request, &done, NULL);
-		}
-		if (done)
-			request = NULL;
-		REQUIRE(s, side_ms() < end, "no error within %d ms of the peer's death", BOUND_MS);
-	}
-	snprintf(s->reason, sizeof(s->reason), "error %d after %d ms", (int)ret,
-		 (int)(side_ms() - before));
-	request = NULL;
-	ret = s->sender
-		      ? s->net->isend(comm, data, size, tag, b->mhandle, NULL, &request)
-		      : s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle, &phandle, &request);
-	REQUIRE(s, ret, "the next call succeeds");
-	OK(s, s->net->deregMr(comm, b->mhandle));
-	TRY(side_unlink(s, comm));
-	return side_stop(s);
-}
-
-static int traffic(struct side *s, void *comm, struct buffer *b, int messages)
-{
-	for (int i = 0; i < messages; i++) {
-		void *request;
-
-		if (s->sender)
-			TRY(side_isend(s, comm, b->bytes, LEN, 0, b->mhandle, &request));
-		else
-			TRY(side_irecv1(s, comm, b, LEN, 0, &request));
-		TRY(side_wait(s, request, NULL));
-	}
-	return PASS;
-}
-
-static int killed(struct side *s, bool sender_dies)
-{
-	struct buffer b;
-	void *comm;
-
-	TRY(side_start(s));
-	TRY(side_link(s, &comm));
-	TRY(side_buffer(s, comm, LEN, &b));
-	TRY(traffic(s, comm, &b, 10));
-	if (s->sender == sender_dies) {
-		snprintf(s->reason, sizeof(s->reason), "killed as planned");
-		raise(SIGKILL);
-	}
-	return survive(s, comm, &b);
-}
-
-static int killed_sender(struct side *s)
-{
-	return killed(s, true);
-}
-
-static int killed_receiver(struct side *s)
-{
-	return killed(s, false);
 }
 
 /* ---------------------------------------------------------------- many */
@@ -299,8 +224,6 @@ const struct net_case failure_cases[] = {
 	{ "31", "close with requests under way, ten times", 2, 0, close_in_flight },
 	{ "31b", "what was sent before closing arrives", 2, 0, close_after_send },
 	{ "31c", "close of nothing", 1, 0, close_nothing },
-	{ "32", "the sender is killed", 2, 0, killed_sender },
-	{ "32b", "the receiver is killed", 2, 0, killed_receiver },
 	{ "36", "eight threads, each its own communicators", 1, 0, many_threads },
 	{ "37", "many communicators; no CPU when idle", 1, 0, many_and_idle },
 	{ "38", "bad values in NCCL's variables", 1, 0, bad_values },

@@ -158,8 +158,9 @@ static struct result run_case(const struct options *o, const struct net_case *c)
 
 /* ---------------------------------------------------------------- all of them */
 
-static const struct net_case *const suites[] = { load_cases, connect_cases, memory_cases,
-						 data_cases, group_cases,   failure_cases };
+static const struct net_case *const suites[] = { load_cases,   connect_cases, memory_cases,
+						 data_cases,   group_cases,   failure_cases,
+						 killed_cases, usage_cases };
 
 static bool wanted(const struct options *o, const char *id)
 {

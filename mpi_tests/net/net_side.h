@@ -124,6 +124,6 @@ struct net_case {
 };
 
 extern const struct net_case load_cases[], connect_cases[], memory_cases[], data_cases[],
-	group_cases[], failure_cases[]; /* each ends with id NULL */
+	group_cases[], failure_cases[], killed_cases[], usage_cases[]; /* each ends with id NULL */
 
 #endif
