@@ -9,6 +9,8 @@ import sys
 import source
 
 NOWHERE = "atoi atol atoll atof strcpy strncpy strcat strncat sprintf vsprintf strtok alloca gets mktemp tmpnam"
+# Functions that came with glibc 2.29 and later, and that one might reach for: a wheel is to run on 2.28.
+NOWHERE += " strerrordesc_np strerrorname_np sigdescr_np sigabbrev_np gettid close_range closefrom tgkill arc4random strlcpy strlcat"
 IN_LIBRARIES = """
     exit _exit _Exit quick_exit abort system popen fork vfork printf vprintf fprintf puts fputs putchar perror dprintf
     getenv secure_getenv setenv putenv unsetenv signal sigaction sigprocmask sleep usleep nanosleep

@@ -3,6 +3,7 @@
 #include "error.h"
 
 #include <errno.h>
+#include <locale.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -64,6 +65,12 @@ static void begin(struct kv_error *err, int code, const char *op, const char *fm
 	vsnprintf(err->message, sizeof(err->message), fmt, ap);
 }
 
+/* glibc 2.32 has better functions for this, but the library is to run on 2.28. */
+const char *kv_errno_text(int sys_errno)
+{
+	return strerror_l(sys_errno, newlocale(LC_ALL_MASK, "C", NULL)); /* "C" is static */
+}
+
 int kv_fail(struct kv_error *err, int code, const char *op, const char *fmt, ...)
 {
 	va_list ap;
@@ -93,7 +100,7 @@ int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op,
 		err->sys_errno = sys_errno;
 		len = strlen(err->message);
 		snprintf(err->message + len, sizeof(err->message) - len, ": %s",
-			 strerrordesc_np(sys_errno));
+			 kv_errno_text(sys_errno));
 		if (code == KV_ERR_NOFD)
 			kv_error_hint(err, "raise the limit on open files (ulimit -n)");
 	}
@@ -152,8 +159,7 @@ int kv_error_format(const struct kv_error *err, char *buf, size_t cap)
 		append(buf, cap, &len, "; completion status %d vendor 0x%x", err->wc_status,
 		       err->vendor_err);
 	if (err->sys_errno)
-		append(buf, cap, &len, "; errno %d (%s)", err->sys_errno,
-		       strerrorname_np(err->sys_errno));
+		append(buf, cap, &len, "; errno %d", err->sys_errno);
 	if (err->block_index >= 0)
 		append(buf, cap, &len, "; block %lld at index %lld", (long long)err->block_id,
 		       (long long)err->block_index);

@@ -20,6 +20,9 @@ int kv_fail(struct kv_error *err, int code, const char *op, const char *fmt, ...
 int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op, const char *fmt,
 		  ...) __attribute__((format(printf, 5, 6)));
 
+/* The sentence for an errno value, in English whatever the locale; this thread's until the next call. */
+const char *kv_errno_text(int sys_errno);
+
 void kv_error_hint(struct kv_error *err, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 void kv_error_clear(struct kv_error *err);

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "error.h"
 #include "option.h"
 
 struct kv_log {
@@ -49,10 +50,10 @@ struct kv_log *kv_log_open(const struct kv_option_set *options,
 	log->level = debug ? 4 : sink || log->debug_file ? 3 : log->error_file ? 2 : 0;
 	if (debug_path[0] && !log->debug_file)
 		kv_log_error(log, "KVCACHE_DEBUG_FILE %s cannot be opened: %s", debug_path,
-			     strerrordesc_np(errno));
+			     kv_errno_text(errno));
 	if (error_path[0] && !log->error_file)
 		kv_log_error(log, "KVCACHE_ERROR_FILE %s cannot be opened: %s", error_path,
-			     strerrordesc_np(errno));
+			     kv_errno_text(errno));
 	return log;
 }
 

@@ -31,7 +31,7 @@ int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 		kv_fail(err, ret, "register",
 			"%s cannot lock %zu bytes: RLIMIT_MEMLOCK is %lld bytes (%s)", rail->name,
 			len, limit.rlim_cur == RLIM_INFINITY ? -1LL : (long long)limit.rlim_cur,
-			strerrordesc_np(why));
+			kv_errno_text(why));
 		if (err)
 			err->sys_errno = why;
 		kv_error_hint(err, "ulimit -l unlimited, LimitMEMLOCK=infinity in the service, or "

@@ -34,7 +34,7 @@ void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16])
 	if (kv_fault(SHM_PROBE) ||
 	    process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0) != sizeof(seen.nonce)) {
 		snprintf(sc->no_cma, sizeof(sc->no_cma), "process_vm_readv of process %d: %s",
-			 (int)sc->pid, strerrordesc_np(errno));
+			 (int)sc->pid, kv_errno_text(errno));
 		return;
 	}
 	if (memcmp(seen.nonce, nonce, sizeof(seen.nonce))) {
@@ -45,7 +45,7 @@ void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16])
 	if (process_vm_writev(sc->pid, &word, 1, &target, 1, 0) != sizeof(mark) ||
 	    process_vm_readv(sc->pid, &echo, 1, &target, 1, 0) != sizeof(mark) || back != mark) {
 		snprintf(sc->no_cma, sizeof(sc->no_cma), "process_vm_writev to process %d: %s",
-			 (int)sc->pid, strerrordesc_np(errno));
+			 (int)sc->pid, kv_errno_text(errno));
 		return;
 	}
 	sc->cma_works = true;

@@ -187,7 +187,7 @@ int link_identify(struct shm_conn *sc, struct kv_error *err)
 			sc->pidfd = (int)syscall(SYS_pidfd_open, sc->pid, 0);
 		if (sc->pidfd < 0)
 			snprintf(sc->no_pidfd, sizeof(sc->no_pidfd), "no pidfd: %s",
-				 strerrordesc_np(errno));
+				 kv_errno_text(errno));
 	}
 	return 0;
 }
