@@ -93,7 +93,9 @@ static const char *nearest(const char *name, size_t len)
 	unsigned int best_distance = 8; /* more edits than this is no misspelling */
 
 	for (int i = 0; i < KV_OPTIONS; i++) {
-		unsigned int d = distance(name, len, rows[i].name);
+		/* A name cut short is likelier than another of few letters. */
+		bool cut = !strncmp(name, rows[i].name, len);
+		unsigned int d = cut ? 1 : distance(name, len, rows[i].name);
 
 		if (d < best_distance) {
 			best_distance = d;
