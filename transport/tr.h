@@ -249,8 +249,8 @@ struct tr_event {
 int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
 
 /*
- * Before sleeping on tr_conn_fd: 0 = armed, an event from now on makes the descriptor readable; 1 = something is waiting
- * already, poll instead. A wake-up may be spurious.
+ * Before sleeping on tr_conn_fd: 0 = armed, an event or room from now on makes the descriptor readable; 1 = an event, or
+ * room for what was told TR_AGAIN, is there already: poll and call again instead. A wake-up may be spurious.
  */
 int tr_conn_arm(struct tr_conn *conn);
 

@@ -385,6 +385,29 @@ static void arming_tells_of_what_is_there_already(void **state)
 	setting_end(&s);
 }
 
+/* Room comes without an event: who was refused, then polls and finds nothing, must not go to sleep. */
+static void arming_tells_of_room_that_a_poll_has_found(void **state)
+{
+	struct tr_conn *conn;
+	struct setting s;
+	uint32_t sent = 0;
+
+	(void)state;
+	setting_make(&s, NULL, NULL, 4096);
+	conn = s.rig.side[0].conn;
+	while (!tr_msg(conn, &sent, sizeof(sent), NULL))
+		sent++;
+	for (uint32_t got = 0; got < sent; got += rig_find(&s.rig, 1, TR_MSG) != NULL)
+		rig_pump_side(&s.rig, 1);
+	fake_settle();
+	for (int i = 0; i < 10; i++)
+		rig_pump_side(&s.rig, 0);
+	assert_int_equal(s.rig.side[0].events, 0);
+	assert_int_equal(tr_conn_arm(conn), 1);
+	assert_int_equal(tr_msg(conn, &sent, sizeof(sent), NULL), 0);
+	setting_end(&s);
+}
+
 static void a_sleeper_is_woken(void **state)
 {
 	struct setting s;
@@ -420,6 +443,7 @@ int main(void)
 		cmocka_unit_test(infiniband_addresses_by_lid),
 		cmocka_unit_test(a_device_that_takes_nothing_inline_works),
 		cmocka_unit_test(arming_tells_of_what_is_there_already),
+		cmocka_unit_test(arming_tells_of_room_that_a_poll_has_found),
 		cmocka_unit_test(a_sleeper_is_woken),
 	};
 

@@ -265,6 +265,8 @@ struct ib_conn {
 	uint32_t msgs_in;
 	struct ib_op op[TR_OPS_MAX];
 	uint32_t stopping; /* operations that are being cancelled */
+	bool refused;	   /* the owner was told to come again for want of room, */
+	bool room; /* and completions have come since, maybe without an event: it must not sleep */
 	uint32_t idle;
 	atomic_bool cq_error;  /* a device has reported one for a queue of this connection */
 	uint64_t stale;	       /* completions of another life, counted and ignored */
@@ -282,6 +284,13 @@ static inline struct ib_conn *ib_conn_of(const struct tr_conn *conn)
 static inline bool ib_lane_drained(const struct ib_lane *lane)
 {
 	return lane->posted == lane->retired;
+}
+
+/* For want of room; ib_arm tells when there may be some. */
+static inline int ib_again(struct ib_conn *c)
+{
+	c->refused = true;
+	return TR_AGAIN;
 }
 
 /* How many more work requests the lane takes if `keep` slots must stay free. */

@@ -85,7 +85,7 @@ int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct 
 		return kv_error_copy(err, &c->cause);
 	if (!lane->credits || !ib_lane_room(lane, IB_SQ_CREDIT) ||
 	    lane->ctl_posted - lane->ctl_retired >= IB_RECV_DATA - IB_SQ_CREDIT)
-		return TR_AGAIN;
+		return ib_again(c);
 	ret = post(lane, MSG_TEXT, buf, (uint16_t)len, err);
 	if (ret)
 		return ret;

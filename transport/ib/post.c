@@ -339,6 +339,8 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		}
 	}
 	ret = finish(chain, op, ret, err);
+	if (ret >= 0 && (size_t)accepted < n)
+		ib_again(c);
 	return ret < 0 ? ret : accepted;
 }
 
@@ -363,11 +365,11 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 		return refuse(c, err);
 	ret = finish(chain, op, put_rest(c, chain, op, err), err);
 	if (ret || state->rest.len)
-		return ret ? ret : TR_AGAIN;
+		return ret ? ret : ib_again(c);
 	lanes = flags & TR_NOTIFY ? notify_lanes(c, op->index) : state->lanes;
 	if (flags & (TR_NOTIFY | TR_PROVEN)) {
 		if (!ib_notify_room(c, lanes))
-			return TR_AGAIN;
+			return ib_again(c);
 		if (flags & TR_NOTIFY)
 			ret = ib_notify_post(c, op, lanes, value, err);
 		if (!ret && (flags & TR_PROVEN))

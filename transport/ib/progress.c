@@ -168,6 +168,7 @@ int ib_poll(struct ib_conn *c)
 		did += poll_queue(c, path, path->rcq);
 		did += poll_queue(c, path, path->scq);
 	}
+	c->room |= did && c->refused;
 	return did + ib_inbox_deliver(c);
 }
 
@@ -229,6 +230,10 @@ int ib_arm(struct tr_conn *conn)
 
 	if (c->state != IB_LIVE)
 		return 1;
+	if (c->room) {
+		c->refused = c->room = false;
+		return 1;
+	}
 	for (int p = 0; p < c->paths; p++) {
 		struct ib_path *path = &c->path[p];
 
