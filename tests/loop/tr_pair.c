@@ -97,13 +97,15 @@ int pair_run(const struct pair_config *config, pair_fn *parent, pair_fn *child)
 void pair_open(struct pair_side *s)
 {
 	const char *path = s->child ? s->config->child_path : s->config->parent_path;
+	bool ib = path && !strcmp(path, "ib");
 	char path_text[64], ring_text[64];
-	const char *list[] = { "KVCACHE_TRANSPORT=shm", path_text, ring_text, NULL };
+	const char *list[] = { ib ? "KVCACHE_TRANSPORT=ib" : "KVCACHE_TRANSPORT=shm", path_text,
+			       ring_text, NULL };
 	unsigned int access = s->config->access ? s->config->access
 						: (unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE);
 	struct kv_error err;
 
-	snprintf(path_text, sizeof(path_text), "KVCACHE_SHM_PATH=%s", path ? path : "auto");
+	snprintf(path_text, sizeof(path_text), "KVCACHE_SHM_PATH=%s", path && !ib ? path : "auto");
 	snprintf(ring_text, sizeof(ring_text), "KVCACHE_SHM_RING=%zu",
 		 s->config->ring ? s->config->ring : (size_t)1 << 20);
 	PAIR_CHECK(!kv_option_read(list, &s->options, &err));
@@ -253,6 +255,16 @@ static void take(struct pair_side *s, const struct tr_event *e)
 	}
 }
 
+/* Nothing came in all of the time that a test waits: where does everything stand? */
+static void dump(const struct pair_side *s)
+{
+	char text[4096];
+
+	tr_conn_dump(s->conn, text, sizeof(text));
+	fprintf(stderr, "process %d waited in vain: %u notifies, %u messages, %u ended\n%s\n",
+		(int)getpid(), s->notifies, s->msgs, s->ended, text);
+}
+
 int pair_poll(struct pair_side *s, int sleep_ms)
 {
 	struct tr_event events[16];
@@ -263,7 +275,8 @@ int pair_poll(struct pair_side *s, int sleep_ms)
 	if (!n && sleep_ms && !tr_conn_arm(s->conn)) {
 		struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
 
-		poll(&p, 1, sleep_ms);
+		if (!poll(&p, 1, sleep_ms) && sleep_ms == PAIR_WAIT_MS)
+			dump(s);
 	}
 	return n;
 }

@@ -30,7 +30,7 @@
 enum { PAIR_EVENTS_MAX = 4096, PAIR_WAIT_MS = 20000, PAIR_SKIP = 77 };
 
 struct pair_config {
-	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto */
+	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto; or "ib" */
 	bool parent_pool, child_pool;	      /* the region comes from tr_alloc */
 	size_t region;			      /* bytes; 0: none */
 	size_t ring;			      /* 0: default */
