@@ -257,30 +257,22 @@ struct kv_op {
 	struct kv_error err;
 };
 
-/* What the four kinds of operation have in common, as the public functions receive it. */
-struct kv_request {
-	const char *name;
-	int kind;
-	struct kv_peer *peer;
-	struct kv_cache *cache;
-	struct kv_layers layers;
+/* The blocks of a call. A send or receive has no remote ids, and the tag that joins the two. */
+struct kv_ids {
 	const int64_t *local, *remote;
 	size_t n;
 	uint64_t tag;
-	const struct kv_options *opts;
-	bool blocking;
 };
 const char *kv_op_name(const struct kv_op *op);
 const char *kv_op_stage_name(const struct kv_op *op);
-/* Checks everything but the ids, which need the claim. */
-int kv_request_check(struct kv_request *req, struct kv_error *err);
-/*
- * Runs a request: begins it (blocking: and waits for its end). n == 0 gives an operation that has
- * succeeded.
- */
-int kv_request_run(struct kv_request *req, struct kv_op **op_p, struct kv_error *err);
-
-int kv_request_finish(struct kv_request *req, struct kv_error *err); /* and waits for its end */
+/* Checks a public call and begins its operation. n == 0 gives one that has succeeded. */
+int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
+		   struct kv_error *err);
+/* The same, and waits for its end. */
+int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
+		      struct kv_layers layers, const struct kv_ids *ids,
+		      const struct kv_options *opts, struct kv_error *err);
 /* GEOMETRY unless both have the cache and the ranks share a part of its blocks. */
 int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
 		   struct kv_error *err);

@@ -52,32 +52,18 @@ int kv_send_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv
 			 const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
 			 struct kv_op **op_p, struct kv_error *err)
 {
-	struct kv_request req = { .kind = KV_OP_SEND,
-				  .peer = peer,
-				  .cache = cache,
-				  .layers = layers,
-				  .local = ids,
-				  .n = n,
-				  .tag = tag,
-				  .opts = opts };
+	const struct kv_ids blocks = { ids, NULL, n, tag };
 
-	return kv_request_run(&req, op_p, err);
+	return kv_request_run(KV_OP_SEND, peer, cache, layers, &blocks, opts, op_p, err);
 }
 
 int kv_send_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
 		   struct kv_error *err)
 {
-	struct kv_request req = { .kind = KV_OP_SEND,
-				  .peer = peer,
-				  .cache = cache,
-				  .layers = layers,
-				  .local = ids,
-				  .n = n,
-				  .tag = tag,
-				  .opts = opts };
+	const struct kv_ids blocks = { ids, NULL, n, tag };
 
-	return kv_request_finish(&req, err);
+	return kv_request_finish(KV_OP_SEND, peer, cache, layers, &blocks, opts, err);
 }
 
 /* ---------------------------------------------------------------- receiving */
@@ -109,30 +95,16 @@ int kv_recv_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv
 			 const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
 			 struct kv_op **op_p, struct kv_error *err)
 {
-	struct kv_request req = { .kind = KV_OP_RECV,
-				  .peer = peer,
-				  .cache = cache,
-				  .layers = layers,
-				  .local = ids,
-				  .n = n,
-				  .tag = tag,
-				  .opts = opts };
+	const struct kv_ids blocks = { ids, NULL, n, tag };
 
-	return kv_request_run(&req, op_p, err);
+	return kv_request_run(KV_OP_RECV, peer, cache, layers, &blocks, opts, op_p, err);
 }
 
 int kv_recv_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
 		   struct kv_error *err)
 {
-	struct kv_request req = { .kind = KV_OP_RECV,
-				  .peer = peer,
-				  .cache = cache,
-				  .layers = layers,
-				  .local = ids,
-				  .n = n,
-				  .tag = tag,
-				  .opts = opts };
+	const struct kv_ids blocks = { ids, NULL, n, tag };
 
-	return kv_request_finish(&req, err);
+	return kv_request_finish(KV_OP_RECV, peer, cache, layers, &blocks, opts, err);
 }

@@ -7,6 +7,18 @@
 
 #include <stdio.h>
 
+/* A public call as it was made, with the answers of its checks. */
+struct request {
+	const char *name;
+	int kind;
+	struct kv_peer *peer;
+	struct kv_cache *cache;
+	struct kv_layers layers;
+	const struct kv_ids *ids;
+	const struct kv_options *opts;
+	bool blocking;
+};
+
 static const char *const request_names[] = { "write_blocks", "read_blocks", "send_blocks",
 					     "recv_blocks" };
 
@@ -49,26 +61,27 @@ int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, con
 	return 0;
 }
 
-static int check_ids(const struct kv_request *req, struct kv_error *err)
+static int check_ids(const struct request *req, struct kv_error *err)
 {
 	bool remote = !two_sided(req->kind);
 	size_t max = remote ? KV_CALL_BLOCKS_MAX : KV_LEASE_BLOCKS_MAX;
 
-	if (req->n > max)
-		return kv_fail(err, KV_ERR_ARG, req->name, "n is %zu; the limit is %zu", req->n,
-			       max);
-	if (req->n && (!req->local || (remote && !req->remote)))
-		return kv_fail(err, KV_ERR_ARG, req->name, "%s_ids is NULL",
-			       req->local ? "remote" : "local");
+	if (req->ids->n > max)
+		return kv_fail(err, KV_ERR_ARG, req->name, "n is %zu; the limit is %zu",
+			       req->ids->n, max);
+	if (req->ids->n && (!req->ids->local || (remote && !req->ids->remote)))
+		return kv_fail(err, KV_ERR_ARG, req->name, "%s is NULL",
+			       !remote		  ? "ids"
+			       : !req->ids->local ? "local_ids"
+						  : "remote_ids");
 	return 0;
 }
 
-int kv_request_check(struct kv_request *req, struct kv_error *err)
+/* Everything but the ids, which need the claim. */
+static int check_call(struct request *req, struct kv_error *err)
 {
-	int ret;
+	int ret = kv_peer_use(req->peer, req->name, err);
 
-	req->name = request_names[req->kind];
-	ret = kv_peer_use(req->peer, req->name, err);
 	if (!ret)
 		ret = kv_cache_use(req->cache, req->peer->engine, req->name, err);
 	if (!ret)
@@ -216,7 +229,7 @@ static int wait_for_grant(struct kv_op *op, uint64_t lease, struct kv_error *err
 			  late < op->deadline_ns ? late : op->deadline_ns, err);
 }
 
-static void fill(struct kv_op *op, const struct kv_request *req)
+static void fill(struct kv_op *op, const struct request *req)
 {
 	const struct kv_options *opts = req->opts;
 
@@ -225,25 +238,25 @@ static void fill(struct kv_op *op, const struct kv_request *req)
 	op->cache = req->cache;
 	op->map = &req->peer->link->map[req->cache->geometry.cache_id];
 	op->layers = req->layers;
-	op->local = req->local;
-	op->remote = req->remote;
-	op->n = req->n;
-	op->bytes = op->map->block_bytes * req->n * req->layers.count;
+	op->local = req->ids->local;
+	op->remote = req->ids->remote;
+	op->n = req->ids->n;
+	op->bytes = op->map->block_bytes * op->n * op->layers.count;
 	op->blocking = req->blocking || (opts && opts->group);
-	op->tag = two_sided(req->kind) || !opts ? req->tag : opts->tag;
+	op->tag = two_sided(req->kind) || !opts ? req->ids->tag : opts->tag;
 	op->timeout_ms = opts && opts->timeout_ms ? opts->timeout_ms : op->engine->op_timeout_ms;
 	op->begun_ns = kv_now_ns();
 	op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;
 }
 
-static int begin(struct kv_request *req, struct kv_op *op, struct kv_error *err)
+static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 {
 	struct kv_group *group = req->opts ? req->opts->group : NULL;
 	uint64_t lease = req->opts ? req->opts->lease : 0;
 	int ret = 0;
 
 	fill(op, req);
-	if (!req->n) {
+	if (!op->n) {
 		op->stage = KV_STAGE_ENDED;
 		atomic_store(&op->grade, KV_ACKED);
 		atomic_store(&op->ended, true);
@@ -264,10 +277,10 @@ static int begin(struct kv_request *req, struct kv_op *op, struct kv_error *err)
 	return ret;
 }
 
-int kv_request_run(struct kv_request *req, struct kv_op **op_p, struct kv_error *err)
+static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 {
 	struct kv_op *op;
-	int ret = kv_request_check(req, err);
+	int ret = check_call(req, err);
 
 	if (ret)
 		return ret;
@@ -285,16 +298,26 @@ int kv_request_run(struct kv_request *req, struct kv_op **op_p, struct kv_error 
 	return 0;
 }
 
-int kv_request_finish(struct kv_request *req, struct kv_error *err)
+int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
+		   struct kv_error *err)
 {
+	struct request req = { request_names[kind], kind, peer, cache, layers, ids, opts, false };
+
+	return run(&req, op_p, err);
+}
+
+int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
+		      struct kv_layers layers, const struct kv_ids *ids,
+		      const struct kv_options *opts, struct kv_error *err)
+{
+	struct request req = { request_names[kind], kind, peer, cache, layers, ids, opts, true };
 	struct kv_op *op;
 	int ret;
 
-	if (req->opts && req->opts->size == sizeof(*req->opts) && req->opts->group)
-		return kv_fail(err, KV_ERR_ARG, request_names[req->kind],
-			       "a group takes only the *_async calls");
-	req->blocking = true;
-	ret = kv_request_run(req, &op, err);
+	if (opts && opts->size == sizeof(*opts) && opts->group)
+		return kv_fail(err, KV_ERR_ARG, req.name, "a group takes only the *_async calls");
+	ret = run(&req, &op, err);
 	if (ret)
 		return ret;
 	kv_op_wait_for(op, KV_ACKED, KV_NO_DEADLINE); /* the operation's own deadline ends it */
