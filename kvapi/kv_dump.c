@@ -110,17 +110,21 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 		buf[0] = 0;
 	if (kv_engine_use(engine, "dump", NULL))
 		return KV_ERR_ARG;
+	pthread_mutex_lock(&engine->lock);
 	say(&t, "engine %s, %s progress, %u peers up, %u in handshake, %s\n", engine->name,
 	    engine->caller_mode ? "caller" : "auto", engine->peers_up, engine->peers_pending,
 	    engine->listener ? "listening" : "not listening");
+	pthread_mutex_unlock(&engine->lock);
+	pthread_mutex_lock(&engine->arrivals.lock);
 	say(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count, engine->arrivals.cap);
+	pthread_mutex_unlock(&engine->arrivals.lock);
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
 		struct kv_peer *peer = kv_service_claim(engine, i);
 
 		if (peer) {
 			dump_peer(&t, peer);
 			kv_service_leave(peer);
-		} else if (engine->peer[i]) {
+		} else if (kv_service_knows(engine, i)) {
 			say(&t, "peer %u is busy in a call\n", i);
 		}
 	}

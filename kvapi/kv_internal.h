@@ -163,8 +163,9 @@ void kv_service_stop(struct kv_engine *engine);
 int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
 enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* what epoll tells */
 int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
-struct kv_peer *kv_service_claim(struct kv_engine *engine,
-				 uint32_t index); /* tries for a while; NULL: none, or busy */
+bool kv_service_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
+/* Tries for a while; NULL: none, or busy. */
+struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index);
 /* The release for it: the peer is not the caller's and may be gone a moment later. */
 void kv_service_leave(struct kv_peer *peer);
 void kv_service_rearm(struct kv_peer *peer);

@@ -71,11 +71,21 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 	return peer;
 }
 
+bool kv_service_knows(struct kv_engine *engine, uint32_t index)
+{
+	bool known;
+
+	pthread_mutex_lock(&engine->lock);
+	known = engine->peer[index];
+	pthread_mutex_unlock(&engine->lock);
+	return known;
+}
+
 struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index)
 {
 	struct kv_peer *peer = NULL;
 
-	for (int i = 0; !peer && i < CLAIM_TRIES && engine->peer[index]; i++) {
+	for (int i = 0; !peer && i < CLAIM_TRIES && kv_service_knows(engine, index); i++) {
 		peer = claim_at(engine, index, NULL);
 		if (!peer)
 			poll(NULL, 0, 1);
