@@ -73,13 +73,17 @@ bool memory_is(const struct node *node, struct kv_layers layers, unsigned int si
 
 /* Takes the next arrival that is not PEER_UP or PEER_LOST; false after `ms`. */
 bool next_arrival(struct node *node, struct kv_arrival *arrival, int64_t ms);
+void no_arrival(struct node *node); /* fails the test if one waits */
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms);
 
 /* Fails the test with the whole error in words. */
 void check_ok(int ret, const struct kv_error *err, const char *what);
 #define ok(call, err) check_ok((call), (err), #call)
 
-/* A child process that runs `main` with one end of a socket pair; the other end is the parent's. */
+/*
+ * A child process that runs `run` with one end of a socket pair; the other end is the parent's. Start
+ * it while this process has no engine: a sanitizer's allocator does not survive a fork beside threads.
+ */
 struct child {
 	pid_t pid;
 	int fd;

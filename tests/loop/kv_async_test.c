@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_async_test.c -- operations that are under way: limits, deadlines, cancels, grades, and a
+ * reader that takes no arrivals
+ */
+#include "kv_rig.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
+enum { N = 6 };
+static bool on_ring; /* the receiver's engine moves the bytes */
+
+static void run_engine(struct node *node, int64_t ms)
+{
+	ok(kv_progress(node->engine, ms, &node->err), &node->err);
+}
+
+static void *connect_a(void *arg)
+{
+	struct pair *p = arg;
+
+	node_connect(&p->a, p->b.port);
+	return NULL;
+}
+
+/* The receiver advances only when the test lets it. */
+static void idle_pair_open(struct pair *p, const char *const *options)
+{
+	struct kv_engine_config caller = KV_INIT(kv_engine_config);
+	pthread_t thread;
+
+	caller.progress = KV_PROGRESS_CALLER;
+	caller.options = options;
+	node_open(&p->b, 2, NULL, &caller);
+	node_listen(&p->b);
+	node_open(&p->a, 1, NULL, NULL);
+	assert_int_equal(pthread_create(&thread, NULL, connect_a, p), 0);
+	node_await_peer(&p->b);
+	/* READY may still be on its way. */
+	for (int i = 0; i < 50; i++)
+		run_engine(&p->b, 1);
+	assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static void one_more_operation_than_the_limit_is_busy(void **state)
+{
+	struct kv_op *op[KV_OPS_MAX], *more;
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	for (int64_t i = 0; i < KV_OPS_MAX; i++) {
+		int64_t id = i % RIG_BLOCKS;
+
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, &id, &id, 1, NULL, &op[i],
+					 &err),
+		   &err);
+	}
+	assert_int_equal(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
+					       &more, &err),
+			 KV_ERR_BUSY);
+	assert_int_equal(kv_test(op[0], &err) < KV_ACKED, 1);
+	assert_int_equal(kv_op_free(op[0], &err), KV_ERR_BUSY);
+	/* They need not end in order. */
+	for (int i = 0, turns = 0; i < KV_OPS_MAX; i++)
+		while (turns++ < 4000 && kv_test(op[i], &err) < KV_ACKED)
+			run_engine(&p.b, 5);
+	for (int i = 0; i < KV_OPS_MAX; i++) {
+		ok(kv_wait(op[i], KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+	{
+		int64_t ids[RIG_BLOCKS];
+
+		for (int64_t i = 0; i < RIG_BLOCKS; i++)
+			ids[i] = i;
+		assert_true(memory_is(&p.b, all_layers, 1, ids, ids, RIG_BLOCKS, 0));
+	}
+	pair_close(&p);
+}
+
+static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_arrival arrival;
+	int64_t begun = kv_now_ns();
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	opts.timeout_ms = 50;
+	begun = kv_now_ns();
+	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
+			 KV_ERR_TIMEOUT);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 49, RIG_TIMEOUT_MS / 2);
+	assert_int_equal(err.in_doubt, 1);
+	assert_string_equal(err.op, "write_blocks");
+	/*
+	 * What was committed is told once, when the receiver looks. In a ring that nobody empties it
+	 * is stopped instead, with the connection: it never arrives.
+	 */
+	assert_int_equal(next_arrival(&p.b, &arrival, 500), !on_ring);
+	for (int i = 0; i < 20; i++)
+		run_engine(&p.b, 1);
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **state)
+{
+	int64_t begun;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
+	   &err);
+	begun = kv_now_ns();
+	ok(kv_cancel(op, 100, &err), &err);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 0, RIG_TIMEOUT_MS / 2);
+	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
+	ok(kv_op_free(op, &err), &err);
+	fill_side(&p.b, 2, 0); /* what landed before is undefined */
+	for (int i = 0; i < 20; i++)
+		run_engine(&p.b, 1);
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+	pair_close(&p);
+}
+
+static void a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole(void **state)
+{
+	unsigned int cancelled = 0;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	for (int i = 0; i < 100; i++) {
+		int ret;
+
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op,
+					 &err),
+		   &err);
+		ok(kv_cancel(op, RIG_TIMEOUT_MS, &err), &err);
+		ret = kv_test(op, &err);
+		assert_true(ret == KV_ERR_CANCELLED || ret == KV_ACKED);
+		cancelled += ret == KV_ERR_CANCELLED;
+		ok(kv_op_free(op, &err), &err);
+	}
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	pair_close(&p);
+}
+
+static void grades_come_one_after_the_other(void **state)
+{
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, NULL);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
+	   &err);
+	assert_int_equal(kv_wait(op, KV_ACKED, 20, &err), KV_ERR_TIMEOUT);
+	assert_string_equal(err.op, "wait");
+	for (int i = 0; i < 400 && kv_test(op, &err) < KV_ACKED; i++)
+		run_engine(&p.b, 1);
+	assert_int_equal(kv_test(op, &err), KV_ACKED);
+	ok(kv_wait(op, KV_SENT, 0, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- arrivals */
+
+static unsigned int acked_of(struct kv_op **op, int n)
+{
+	unsigned int acked = 0;
+	struct kv_error err;
+
+	for (int i = 0; i < n; i++)
+		acked += kv_test(op[i], &err) == KV_ACKED;
+	return acked;
+}
+
+static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
+{
+	static const char *const small_queue[] = { "KVCACHE_ARRIVALS=64", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_op *op[100];
+	struct kv_arrival arrival;
+	unsigned int acked = 0, seen[100] = { 0 };
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	config.options = small_queue;
+	pair_open(&p, NULL, &config);
+	for (int64_t i = 0; i < 100; i++) {
+		struct kv_options opts = KV_INIT(kv_options);
+		int64_t id = i % RIG_BLOCKS;
+
+		opts.tag = (uint64_t)i;
+		ok(kv_write_blocks_async(p.a.peer, p.a.cache, (struct kv_layers){ 0, 1 }, &id, &id,
+					 1, &opts, &op[i], &err),
+		   &err);
+	}
+	for (int turns = 0; acked < 64 && turns < 500; turns++) {
+		assert_int_equal(kv_wait(op[99], KV_ACKED, 20, &err), KV_ERR_TIMEOUT);
+		acked = acked_of(op, 100);
+	}
+	assert_int_equal(kv_wait(op[99], KV_ACKED, 100, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(acked_of(op, 100), 64); /* and no more */
+	for (int i = 0; i < 100; i++) {
+		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
+		assert_true(arrival.tag < 100);
+		seen[arrival.tag]++;
+	}
+	for (int i = 0; i < 100; i++) {
+		assert_int_equal(seen[i], 1);
+		ok(kv_wait(op[i], KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+	no_arrival(&p.b);
+	pair_close(&p);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(one_more_operation_than_the_limit_is_busy),
+		cmocka_unit_test(no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once),
+		cmocka_unit_test(nothing_lands_after_a_cancel_although_the_receiver_sleeps),
+		cmocka_unit_test(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole),
+		cmocka_unit_test(grades_come_one_after_the_other),
+		cmocka_unit_test(a_slow_reader_slows_the_writer_and_loses_nothing),
+	};
+
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	on_ring = argc > 1 && !strcmp(argv[1], "ring");
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_thread_test.c -- several threads in one engine: callers beside callers, and beside onlookers */
+#include "kv_rig.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static const struct kv_layers all_layers = { 0, 0 };
+
+enum { THREADS = 4, ROUNDS = 100, VISITS = 20 };
+
+struct worker {
+	struct pair *pair;
+	int64_t first;
+	int failures;
+};
+
+/* Each thread writes its own quarter of the blocks, reversed, again and again. */
+static void *write_quarter(void *arg)
+{
+	struct worker *w = arg;
+	enum { QUARTER = RIG_BLOCKS / THREADS };
+	int64_t src[QUARTER], dst[QUARTER];
+	struct kv_error err;
+
+	for (int64_t i = 0; i < QUARTER; i++) {
+		src[i] = w->first + i;
+		dst[i] = w->first + QUARTER - 1 - i;
+	}
+	for (int r = 0; r < ROUNDS; r++)
+		if (kv_write_blocks(w->pair->a.peer, w->pair->a.cache, all_layers, src, dst,
+				    QUARTER, NULL, &err)) {
+			w->failures++;
+			fprintf(stderr, "%s\n", err.message);
+		}
+	return NULL;
+}
+
+struct onlooker {
+	struct kv_engine *engine;
+	atomic_bool leave;
+	pthread_t thread;
+};
+
+static void *look(void *arg)
+{
+	static char text[65536];
+	struct onlooker *o = arg;
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct kv_error err;
+
+	do {
+		assert_true(kv_dump(o->engine, text, sizeof(text)) > 0);
+		ok(kv_stats(o->engine, &stats, &err), &err);
+	} while (!atomic_load(&o->leave));
+	return NULL;
+}
+
+static void onlooker_start(struct onlooker *o, struct kv_engine *engine)
+{
+	o->engine = engine;
+	atomic_init(&o->leave, false);
+	assert_int_equal(pthread_create(&o->thread, NULL, look, o), 0);
+}
+
+static void onlooker_end(struct onlooker *o)
+{
+	atomic_store(&o->leave, true);
+	pthread_join(o->thread, NULL);
+}
+
+static void threads_share_a_peer_while_others_look(void **state)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	int64_t src[RIG_BLOCKS], dst[RIG_BLOCKS];
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct worker worker[THREADS];
+	pthread_t thread[THREADS];
+	struct onlooker onlooker;
+	struct pair p;
+
+	(void)state;
+	config.arrivals_off = 1;
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, NULL, NULL);
+	node_connect(&p.a, p.b.port);
+	for (int i = 0; i < THREADS; i++) {
+		worker[i] = (struct worker){ &p, i * RIG_BLOCKS / THREADS, 0 };
+		assert_int_equal(pthread_create(&thread[i], NULL, write_quarter, &worker[i]), 0);
+	}
+	onlooker_start(&onlooker, p.a.engine);
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(thread[i], NULL);
+	onlooker_end(&onlooker);
+	for (int i = 0; i < THREADS; i++)
+		assert_int_equal(worker[i].failures, 0);
+	for (int64_t i = 0; i < RIG_BLOCKS; i++) {
+		int64_t quarter = i / (RIG_BLOCKS / THREADS) * (RIG_BLOCKS / THREADS);
+
+		src[i] = i;
+		dst[i] = 2 * quarter + RIG_BLOCKS / THREADS - 1 - i;
+	}
+	assert_true(memory_is(&p.b, all_layers, 1, src, dst, RIG_BLOCKS, 0));
+	ok(kv_stats(p.a.engine, &stats, &p.a.err), &p.a.err);
+	assert_int_equal(stats.writes, THREADS * ROUNDS);
+	assert_int_equal(stats.ok, THREADS * ROUNDS);
+	assert_int_equal(stats.failed + stats.cancelled + stats.in_flight, 0);
+	assert_int_equal(stats.unknown_messages, 0);
+	ok(kv_stats(p.b.engine, &stats, &p.b.err), &p.b.err);
+	assert_int_equal(stats.arrivals, THREADS * ROUNDS);
+	pair_close(&p);
+}
+
+static void peers_come_and_go_while_others_look(void **state)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct onlooker onlooker;
+	struct pair p;
+
+	(void)state;
+	config.arrivals_off = 1;
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, NULL, NULL);
+	onlooker_start(&onlooker, p.b.engine);
+	for (int i = 0; i < VISITS; i++) {
+		node_connect(&p.a, p.b.port);
+		ok(kv_peer_close(p.a.peer, RIG_TIMEOUT_MS, &p.a.err), &p.a.err);
+	}
+	onlooker_end(&onlooker);
+	ok(kv_stats(p.b.engine, &stats, &p.b.err), &p.b.err);
+	assert_int_equal(stats.peers_accepted, VISITS);
+	pair_close(&p);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(threads_share_a_peer_while_others_look),
+		cmocka_unit_test(peers_come_and_go_while_others_look),
+	};
+
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
