@@ -113,13 +113,17 @@ static void read_options(struct kv_engine *engine)
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 }
 
-static void warn_unknown(struct kv_engine *engine)
+static void warn_options(struct kv_engine *engine)
 {
 	const char *name, *near;
 
 	for (size_t i = 0; kv_option_unknown(engine->options, i, &name, &near); i++)
 		kv_log_warn(engine->log, "%s is no option of kvrail%s%s", name,
 			    *near ? "; did you mean " : "", near);
+	if (kv_option_bool(engine->options, KV_OPT_VERIFY_READ))
+		kv_log_warn(engine->log,
+			    "KVCACHE_VERIFY_READ changes nothing: a write succeeds only "
+			    "when its receiver has said that every byte is there");
 }
 
 static void name_engine(struct kv_engine *engine, const char *name)
@@ -191,7 +195,7 @@ static int fill_engine(struct kv_engine *engine, const struct kv_engine_config *
 	engine->log = kv_log_open(engine->options, c->log, c->log_arg);
 	if (!engine->log)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the log");
-	warn_unknown(engine);
+	warn_options(engine);
 	name_engine(engine, c->name);
 	ret = make_life(engine, err);
 	if (!ret)

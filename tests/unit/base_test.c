@@ -151,7 +151,7 @@ static void an_unknown_name_is_told_with_its_neighbour(void **state)
 static void log_files_receive_their_levels(void **state)
 {
 	char debug[] = "/tmp/kvrail-debug-XXXXXX", error[] = "/tmp/kvrail-error-XXXXXX";
-	char debug_opt[80], error_opt[80], text[256] = "";
+	char debug_opt[80], error_opt[80], text[256] = "", host[65] = "", named[160];
 	const char *list[] = { debug_opt, error_opt, NULL };
 	struct kv_option_set *set;
 	struct kv_log *log;
@@ -160,7 +160,7 @@ static void log_files_receive_their_levels(void **state)
 	(void)state;
 	close(mkstemp(debug));
 	close(mkstemp(error));
-	snprintf(debug_opt, sizeof(debug_opt), "KVCACHE_DEBUG_FILE=%s", debug);
+	snprintf(debug_opt, sizeof(debug_opt), "KVCACHE_DEBUG_FILE=%s.%%p%%%%%%h%%x", debug);
 	snprintf(error_opt, sizeof(error_opt), "KVCACHE_ERROR_FILE=%s", error);
 	assert_int_equal(kv_option_read(list, &set, NULL), 0);
 	log = kv_log_open(set, NULL, NULL);
@@ -173,11 +173,15 @@ static void log_files_receive_their_levels(void **state)
 	assert_non_null(strstr(text, "for both"));
 	assert_null(fgets(text, sizeof(text), f));
 	fclose(f);
-	f = fopen(debug, "r");
+	gethostname(host, sizeof(host) - 1);
+	snprintf(named, sizeof(named), "%s.%d%%%s%%x", debug, (int)getpid(), host);
+	f = fopen(named, "r");
+	assert_non_null(f);
 	assert_non_null(fgets(text, sizeof(text), f));
 	assert_non_null(strstr(text, "only for the debug file"));
 	fclose(f);
 	unlink(debug);
+	unlink(named);
 	unlink(error);
 }
 

@@ -3,6 +3,7 @@
 #include "log.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,9 +27,32 @@ struct kv_log {
 
 static const char *const level_names[] = { "?", "error", "warn", "info", "debug" };
 
-static FILE *open_file(const char *path)
+/* %h is this host, %p this process, %% a percent sign; all else stays as it is. */
+static FILE *open_file(const char *pattern)
 {
-	return path[0] ? fopen(path, "ae") : NULL;
+	char path[4096], host[HOST_NAME_MAX + 1] = "";
+	size_t len = 0;
+
+	gethostname(host, sizeof(host) - 1);
+	for (const char *p = pattern; *p && len < sizeof(path) - 1; p++) {
+		char *to = path + len;
+		size_t cap = sizeof(path) - len;
+		int n;
+
+		if (p[0] == '%' && p[1] == 'h')
+			n = snprintf(to, cap, "%s", host);
+		else if (p[0] == '%' && p[1] == 'p')
+			n = snprintf(to, cap, "%d", (int)getpid());
+		else
+			n = snprintf(to, cap, "%c", *p);
+		p += *p == '%' && p[1] && strchr("hp%", p[1]);
+		len += (size_t)n;
+	}
+	if (!len || len >= sizeof(path)) {
+		errno = ENAMETOOLONG;
+		return NULL;
+	}
+	return fopen(path, "ae");
 }
 
 struct kv_log *kv_log_open(const struct kv_option_set *options,
@@ -46,8 +70,14 @@ struct kv_log *kv_log_open(const struct kv_option_set *options,
 	log->arg = arg;
 	log->debug_file = open_file(debug_path);
 	log->error_file = open_file(error_path);
-	log->to_stderr = debug && !sink && !log->debug_file;
-	log->level = debug ? 4 : sink || log->debug_file ? 3 : log->error_file ? 2 : 0;
+	log->to_stderr = !sink && (kv_option_bool(options, KV_OPT_DEBUG_OUTPUT) ||
+				   (debug && !log->debug_file));
+	if (debug)
+		log->level = 4;
+	else if (sink || log->debug_file || log->to_stderr)
+		log->level = 3;
+	else if (log->error_file)
+		log->level = 2;
 	if (debug_path[0] && !log->debug_file)
 		kv_log_error(log, "KVCACHE_DEBUG_FILE %s cannot be opened: %s", debug_path,
 			     kv_errno_text(errno));

@@ -86,6 +86,16 @@ def _options(args: Arguments) -> Dict[str, object]:
     return options
 
 
+def _listening_port(given: int) -> int:
+    """SET_RDMA_DEST_PORT, another name of the reference, beats the argument."""
+    text = os.environ.get("SET_RDMA_DEST_PORT", "")
+    try:
+        return port_of(text) if text else given
+    except ValueError as exc:
+        logger.warning("SET_RDMA_DEST_PORT is ignored: %s", exc)
+        return given
+
+
 class RDMACommunicator:
     """Moves KV cache blocks from a prefill process into a decode process's cache.
 
@@ -123,7 +133,7 @@ class RDMACommunicator:
             return view
 
     def _listen(self, view: _View) -> None:
-        port = view.engine.listen("0.0.0.0", self._args.port)
+        port = view.engine.listen("0.0.0.0", _listening_port(self._args.port))
         self.port = port
         logger.warning("listening on port %d; peers are not asked for a key, so keep the port inside the cluster", port)
 

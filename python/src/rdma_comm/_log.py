@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import threading
 
 _own = logging.getLogger("rdma_comm")
@@ -23,20 +25,30 @@ def files_of_the_environment() -> None:
         if _done:
             return
         _done = True
-    debug = os.environ.get("KVCACHE_DEBUG", "").strip().lower() in ("1", "yes", "on", "true", "y")
+    debug, output = _is_on("KVCACHE_DEBUG"), _is_on("KVCACHE_DEBUG_OUTPUT")
     form = logging.Formatter("%(asctime)s rdma_comm[%(process)d] %(levelname)s: %(message)s")
     for variable, level in (("KVCACHE_DEBUG_FILE", logging.DEBUG), ("KVCACHE_ERROR_FILE", logging.WARNING)):
         path = os.environ.get(variable, "")
         if path:
-            _to_file(path, variable, level, form)
-    if debug and not os.environ.get("KVCACHE_DEBUG_FILE"):
+            _to_file(_expanded(path), variable, level, form)
+    if output or (debug and not os.environ.get("KVCACHE_DEBUG_FILE")):
         for name in ("rdma_comm", "kvrail"):
             stderr = logging.StreamHandler()
             stderr.setFormatter(form)
             logging.getLogger(name).addHandler(stderr)
-    if debug:
-        _own.setLevel(logging.DEBUG)
-        logging.getLogger("kvrail").setLevel(logging.DEBUG)
+    if debug or output:
+        for name in ("rdma_comm", "kvrail"):
+            logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in ("1", "yes", "on", "true", "y")
+
+
+def _expanded(path: str) -> str:
+    """As the library does it: %h is the host, %p the process, %% a percent sign."""
+    known = {"h": socket.gethostname(), "p": str(os.getpid()), "%": "%"}
+    return re.sub("%([hp%])", lambda match: known[match[1]], path)
 
 
 def _to_file(path: str, variable: str, level: int, form: logging.Formatter) -> None:
