@@ -25,6 +25,7 @@ struct fake_config {
 	int hosts;	       /* 0 = 2 */
 	int devices;	       /* of each host, 0 = 1 */
 	bool infiniband;       /* link layer */
+	bool soft;	       /* calls itself Soft-RoCE */
 	uint64_t seed;	       /* 0 = 1 */
 	int steps_per_poll;    /* 0 = 3 */
 	bool prompt;	       /* bytes are placed before the requester's completion */

@@ -124,6 +124,7 @@ int fake_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 	ret = fake_fault(FAKE_query_device) ? errno : 0;
 	memset(attr, 0, sizeof(*attr));
 	attr->phys_port_cnt = 1;
+	attr->vendor_id = world.config.soft ? 0xffffff : 0x2c9;
 	attr->max_qp_wr = 4096;
 	attr->max_sge = SGES_MAX;
 	attr->max_cqe = 1 << 16;

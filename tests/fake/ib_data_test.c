@@ -240,15 +240,15 @@ static struct tr_counters counters(struct setting *s)
 }
 
 /* What the path costs, counted: work requests and doorbells of one batch without a notify. */
-static void count(size_t n, size_t block, size_t lstride, size_t rstride, uint64_t *wrs,
-		  uint64_t *bells)
+static void count(const struct fake_config *config, size_t n, size_t block, size_t lstride,
+		  size_t rstride, uint64_t *wrs, uint64_t *bells)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
 	struct setting s;
 	struct tr_span *spans = calloc(n, sizeof(*spans));
 	struct tr_counters before, after;
 
-	setting_make(&s, NULL, options, SIZE);
+	setting_make(&s, config, options, SIZE);
 	setting_fill(&s, 0, 1);
 	for (size_t i = 0; i < n; i++)
 		spans[i] = (struct tr_span){ i * lstride, i * rstride, block };
@@ -270,7 +270,7 @@ static void scattered_blocks_cost_one_request_each_and_few_doorbells(void **stat
 	uint64_t wrs, bells;
 
 	(void)state;
-	count(256, 1024, 2048, 2048, &wrs, &bells);
+	count(NULL, 256, 1024, 2048, 2048, &wrs, &bells);
 	assert_int_equal(wrs, 256 + 2); /* and the proof on each lane */
 	assert_int_equal(bells, 4 + 2);
 }
@@ -280,7 +280,7 @@ static void blocks_that_are_adjacent_on_both_ends_become_one_request(void **stat
 	uint64_t wrs, bells;
 
 	(void)state;
-	count(64, 1024, 1024, 1024, &wrs, &bells);
+	count(NULL, 64, 1024, 1024, 1024, &wrs, &bells);
 	assert_int_equal(wrs, 1 + 1);
 	assert_int_equal(bells, 1 + 1);
 }
@@ -290,9 +290,23 @@ static void blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs(void
 	uint64_t wrs, bells;
 
 	(void)state;
-	count(64, 1024, 4096, 1024, &wrs, &bells);
+	count(NULL, 64, 1024, 4096, 1024, &wrs, &bells);
 	assert_int_equal(wrs, 32 + 1);
 	assert_int_equal(bells, 1 + 1);
+}
+
+/* Packets of the fake's first device have 1024 bytes. */
+static void soft_roce_gets_one_packet_a_request(void **state)
+{
+	static const struct fake_config soft = { .soft = true };
+	uint64_t wrs, bells;
+
+	(void)state;
+	count(&soft, 64, 1024, 1024, 1024, &wrs, &bells);
+	assert_int_equal(wrs, 64 + 1);
+	assert_int_equal(bells, 1 + 1); /* a chain is as long as ever */
+	count(&soft, 16, 4096, 8192, 8192, &wrs, &bells);
+	assert_int_equal(wrs, 64 + 1);
 }
 
 /* 8 KiB slices and spans that begin and end anywhere. */
@@ -438,6 +452,7 @@ int main(void)
 		cmocka_unit_test(scattered_blocks_cost_one_request_each_and_few_doorbells),
 		cmocka_unit_test(blocks_that_are_adjacent_on_both_ends_become_one_request),
 		cmocka_unit_test(blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs),
+		cmocka_unit_test(soft_roce_gets_one_packet_a_request),
 		cmocka_unit_test(spans_that_straddle_slices_arrive_whole),
 		cmocka_unit_test(a_small_send_queue_is_slow_and_right),
 		cmocka_unit_test(infiniband_addresses_by_lid),

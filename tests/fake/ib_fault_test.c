@@ -285,6 +285,7 @@ static void after_a_cancel_nothing_of_the_operation_lands(void **state)
 
 		setting_make(&s, &config, four_lanes, SIZE);
 		ib_conn_of(s.rig.side[0].conn)->chunk = 4096;
+		ib_conn_of(s.rig.side[0].conn)->message = 4096;
 		setting_fill(&s, 0, seed);
 		assert_int_equal(tr_op_begin(s.rig.side[0].conn, TR_WRITE, 3, &op, NULL), 0);
 		assert_int_equal(tr_op_add(op, s.mem[0], s.rmem[0], &span, 1, NULL), 1);

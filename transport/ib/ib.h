@@ -252,7 +252,8 @@ struct ib_conn {
 	struct ib_path path[IB_RAILS_MAX];
 	struct ib_lane *lane;
 	struct ib_slot *slots;
-	uint32_t chunk;
+	uint32_t chunk;	  /* bytes of a chain, */
+	uint32_t message; /* and of one work request */
 	uint32_t next_lane;
 	struct ib_chain *chain[2]; /* by enum tr_op_kind */
 	/* Control region: cells (the peer writes), probe (the peer reads), private. */

@@ -195,7 +195,7 @@ static uint64_t append(struct ib_conn *c, struct ib_chain *chain, enum ib_kind k
 	struct ib_lane *lane = chain->lane;
 	struct ibv_send_wr *wr = &chain->wr[chain->n];
 
-	chain->limit = c->chunk - (piece->raddr + c->chunk) % IB_LINE;
+	chain->limit = c->message - (piece->raddr + c->message) % IB_LINE;
 	if (len > chain->limit)
 		len = chain->limit;
 	wr->wr_id = next_id(lane, kind, chain->n);

@@ -22,7 +22,12 @@
 #include "gid.h"
 #include "ib.h"
 
-enum { SETUP_VERSION = 1, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
+enum {
+	SETUP_VERSION = 1,
+	LID_UNICAST_MAX = 0xbfff,
+	NUMBER_MAX = 0xffffff,
+	VENDOR_SOFT_ROCE = 0xffffff
+};
 
 static int conn_new(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
 		    struct kv_error *err)
@@ -280,16 +285,36 @@ static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 	return 0;
 }
 
+static uint32_t packet_bytes(const struct ib_path *path)
+{
+	unsigned int mtu = path->rail->port_attr.active_mtu;
+
+	return 128u << (path->peer.mtu < mtu ? path->peer.mtu : mtu);
+}
+
+/*
+ * Soft-RoCE that sends a message of several packets again, while late acknowledgements of the first time still come in,
+ * may lose count of its packets (docs/rdma.md, section 7). With one packet it cannot.
+ */
+static void set_message(struct ib_conn *c)
+{
+	c->message = c->chunk;
+	for (int p = 0; p < c->paths; p++) {
+		const struct ib_path *path = &c->path[p];
+
+		if (path->rail->attr.vendor_id == VENDOR_SOFT_ROCE &&
+		    packet_bytes(path) < c->message)
+			c->message = packet_bytes(path);
+	}
+}
+
 static void tell_path(struct ib_conn *c)
 {
 	const struct ib_path *path = &c->path[0];
-	unsigned int mtu = path->rail->port_attr.active_mtu;
 
-	if (path->peer.mtu < mtu)
-		mtu = path->peer.mtu;
 	tr_conn_set_path(c->conn, "%d lanes on %d rails, the first %s (%s), mtu %u", c->lanes,
 			 c->paths, path->rail->name,
-			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", 128u << mtu);
+			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", packet_bytes(path));
 }
 
 static int watch(struct ib_conn *c, struct kv_error *err)
@@ -342,6 +367,7 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 		ret = watch(c, err);
 	if (ret)
 		return ret;
+	set_message(c);
 	tell_path(c);
 	c->state = IB_LIVE;
 	return 0;
