@@ -144,7 +144,7 @@ void np_context_put(struct np_context *ctx);
 /* A registration of one communicator: what NCCL calls mhandle. */
 struct np_mr {
 	struct tr_mem *mem;
-	atomic_uint sends;    /* under way that read it */
+	atomic_uint held;     /* by requests under way; changed by the data path only */
 	uint16_t slot;	      /* receiving side: its number in messages */
 	bool described;	      /* the sender knows it; progress thread only */
 	size_t described_len; /* bytes of the description sent so far */
@@ -179,17 +179,15 @@ struct np_request {
 	uint16_t seq; /* NP_RECV: of the clear-to-send */
 	uint16_t index;
 	size_t size[NP_GROUP];
+	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
 	/* NP_SEND */
 	bool any_order;
 	int tag;
-	struct np_mr *mr; /* NULL: no bytes */
 	struct tr_op *op;
 	struct tr_rmem *rmem;
 	struct tr_span span;
 	uint64_t value;
 	struct np_request *next;
-	/* NP_FLUSH */
-	struct tr_mem *flush[NP_GROUP];
 };
 
 struct np_queue {
@@ -253,6 +251,15 @@ void np_mem_free_all(struct np_comm *comm);
 int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err);
 /* Is [data, data + size) in the region? NULL holds the empty range. */
 bool np_mem_holds(const struct np_mr *mr, const void *data, size_t size);
+/* A region that is held is not deregistered; NULL is no region. */
+static inline void np_mr_hold(struct np_mr *mr, int by)
+{
+	if (mr) /* one writer, so no read-modify-write */
+		atomic_store_explicit(&mr->held,
+				      atomic_load_explicit(&mr->held, memory_order_relaxed) +
+					      (unsigned int)by,
+				      memory_order_relaxed);
+}
 /* What the sender does with a description. */
 int np_mem_described(struct np_send *s, struct wire_reader *r, struct kv_error *err);
 
@@ -266,6 +273,7 @@ int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_err
 int np_send_push(struct np_send *s,
 		 struct kv_error *err); /* hands pending sends to the transport */
 void np_send_release(struct np_request *request);
+void np_recv_release(struct np_request *request);
 
 /* np_flush.c, np_test.c */
 ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);

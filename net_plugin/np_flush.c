@@ -9,7 +9,7 @@ int np_flush_step(struct np_request *request, struct kv_error *err)
 
 		if (!(request->left & 1u << i))
 			continue;
-		ret = tr_flush(request->comm->conn, request->flush[i], err);
+		ret = tr_flush(request->comm->conn, request->mr[i]->mem, err);
 		if (ret)
 			return ret;
 		request->left &= (uint8_t) ~(1u << i);
@@ -44,7 +44,7 @@ ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandl
 
 		if (!mr || sizes[i] <= 0)
 			continue;
-		request->flush[i] = mr->mem;
+		request->mr[i] = mhandles[i];
 		request->left |= (uint8_t)(1u << i);
 	}
 	ret = np_flush_step(request, &err);

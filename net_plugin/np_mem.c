@@ -115,7 +115,7 @@ ncclResult_t np_dereg(void *c, void *mhandle)
 		return np_misuse("deregMr: a pointer is NULL");
 	if (!mr)
 		return ncclSuccess;
-	if (atomic_load_explicit(&mr->sends, memory_order_relaxed) || tr_mem_dereg(mr->mem, NULL)) {
+	if (atomic_load_explicit(&mr->held, memory_order_relaxed) || tr_mem_dereg(mr->mem, NULL)) {
 		np_info("deregMr: requests under way use the region; it is kept until the communicator is closed");
 		return ncclSuccess;
 	}

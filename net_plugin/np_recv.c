@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_recv.c -- the receiving side: a receive is announced by one message and ends with one notify for each of its rows */
+/*
+ * np_recv.c -- the receiving side: a receive is announced by one message and ends with one notify for each of its rows
+ *
+ * After the sender has closed in good order a receive is taken and fails when it is tested, as in np_send.c.
+ */
 #include "np.h"
 
 static struct np_request *find_free(struct np_recv *r)
@@ -56,18 +60,39 @@ static int prepare(struct np_recv *r, struct np_cts *cts, void **data, const siz
 	return 0;
 }
 
+static int announce(struct np_recv *r, struct np_cts *cts, void **data, const size_t *sizes,
+		    const int *tags, void **mhandles, struct kv_error *err)
+{
+	uint8_t message[TR_MSG_MAX];
+	int ret = prepare(r, cts, data, sizes, tags, mhandles, err);
+
+	return ret ? ret
+		   : tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), cts), err);
+}
+
 static struct np_request *take(struct np_recv *r, struct np_request *request,
-			       const struct np_cts *cts)
+			       const struct np_cts *cts, void **mhandles)
 {
 	request->kind = NP_RECV;
 	request->n = cts->n;
 	request->left = (uint8_t)((1u << cts->n) - 1);
 	request->seq = cts->seq;
-	for (unsigned int i = 0; i < cts->n; i++)
+	for (unsigned int i = 0; i < cts->n; i++) {
 		request->size[i] = (size_t)cts->row[i].size;
+		request->mr[i] = request->size[i] ? mhandles[i] : NULL;
+		np_mr_hold(request->mr[i], 1);
+	}
 	r->seq = (r->seq + 1) & NP_SEQ_MASK;
 	r->comm.busy++;
 	return request;
+}
+
+void np_recv_release(struct np_request *request)
+{
+	for (unsigned int i = 0; i < request->n; i++)
+		np_mr_hold(request->mr[i], -1);
+	request->kind = NP_FREE;
+	request->comm->busy--;
 }
 
 /*
@@ -86,7 +111,6 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 		      void **phandles, void **request_p)
 {
 	struct np_recv *r = comm;
-	uint8_t message[TR_MSG_MAX];
 	struct np_request *request;
 	struct np_cts cts;
 	struct kv_error err;
@@ -113,18 +137,13 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	cts.slot = (uint8_t)request->index;
 	cts.n = (uint8_t)n;
 	cts.seq = r->seq;
-	if (result) { /* the sender has closed in good order: test tells of it */
-		*request_p = take(r, request, &cts);
-		return ncclSuccess;
-	}
-	ret = prepare(r, &cts, data, sizes, tags, mhandles, &err);
-	if (!ret)
-		ret = tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), &cts),
-			     &err);
+	ret = result ? 0 : announce(r, &cts, data, sizes, tags, mhandles, &err);
 	if (ret == TR_AGAIN)
 		return ncclSuccess;
 	if (ret)
-		return np_comm_fail(&r->comm, &err, "receive");
-	*request_p = take(r, request, &cts);
+		result = np_comm_fail(&r->comm, &err, "receive");
+	if (result && !r->comm.left)
+		return result;
+	*request_p = take(r, request, &cts, mhandles);
 	return ncclSuccess;
 }

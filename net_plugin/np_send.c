@@ -28,16 +28,6 @@ static struct np_request *take_request(struct np_send *s)
 	return request;
 }
 
-/* The region cannot be deregistered while a send is to read it. Written by the thread of the data path only. */
-static void hold_region(struct np_mr *mr, int by)
-{
-	if (mr)
-		atomic_store_explicit(&mr->sends,
-				      atomic_load_explicit(&mr->sends, memory_order_relaxed) +
-					      (unsigned int)by,
-				      memory_order_relaxed);
-}
-
 static void append(struct np_queue *queue, struct np_request *request)
 {
 	request->next = NULL;
@@ -56,7 +46,7 @@ void np_send_release(struct np_request *request)
 {
 	struct np_send *s = np_send_of(request->comm);
 
-	hold_region(request->mr, -1);
+	np_mr_hold(request->mr[0], -1);
 	request->kind = NP_FREE;
 	s->free[s->frees++] = request->index;
 	s->comm.busy--;
@@ -176,8 +166,8 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 		ret = tr_op_begin(s->comm.conn, TR_WRITE | (request->any_order ? TR_ANY_ORDER : 0),
 				  request->index, &request->op, err);
 	if (!ret && request->span.len) {
-		long n = tr_op_add(request->op, request->mr->mem, request->rmem, &request->span, 1,
-				   err);
+		long n = tr_op_add(request->op, request->mr[0]->mem, request->rmem, &request->span,
+				   1, err);
 
 		if (n > 0)
 			request->span.len = 0;
@@ -226,12 +216,12 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	if (!request)
 		return result;
 	request->tag = tag;
-	request->mr = size ? mhandle : NULL;
-	hold_region(request->mr, 1);
+	request->mr[0] = size ? mhandle : NULL;
+	np_mr_hold(request->mr[0], 1);
 	request->span.len = size;
 	if (size)
 		request->span.local = (uint64_t)((const uint8_t *)data -
-						 (const uint8_t *)tr_mem_addr(request->mr->mem));
+						 (const uint8_t *)tr_mem_addr(request->mr[0]->mem));
 	*request_p = request;
 	if (row < 0) { /* after a failure: never to be bound, test tells of it */
 		append(&s->early, request);
@@ -242,5 +232,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 		ret = match_early(s, &err);
 	if (!ret)
 		ret = np_send_push(s, &err);
-	return ret ? np_comm_fail(&s->comm, &err, "send") : ncclSuccess;
+	if (ret)
+		result = np_comm_fail(&s->comm, &err, "send");
+	return s->comm.left ? ncclSuccess : result;
 }

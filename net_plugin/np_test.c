@@ -8,13 +8,12 @@ static void report(struct np_request *request, int *sizes)
 {
 	for (unsigned int i = 0; sizes && request->kind != NP_FLUSH && i < request->n; i++)
 		sizes[i] = request->size[i] > INT_MAX ? INT_MAX : (int)request->size[i];
-	if (request->kind == NP_SEND) {
+	if (request->kind == NP_SEND)
 		np_send_release(request);
-		return;
-	}
-	if (request->kind == NP_RECV)
-		request->comm->busy--;
-	request->kind = NP_FREE;
+	else if (request->kind == NP_RECV)
+		np_recv_release(request);
+	else
+		request->kind = NP_FREE;
 }
 
 ncclResult_t np_test(void *r, int *done, int *sizes)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cases_memory.c -- cases 16 to 19: registered memory */
+/* cases_memory.c -- cases 16 to 19 and 29: registered memory */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -237,6 +237,38 @@ static int concurrent(struct side *s)
 	return side_stop(s);
 }
 
+static int flush(struct side *s)
+{
+	struct loop loop;
+	struct buffer a, b;
+	void *data[2], *mh[2], *request = (void *)4096;
+	int sizes[2] = { 100, 0 };
+
+	TRY(side_start(s));
+	TRY(side_loop(s, &loop));
+	TRY(side_buffer(s, loop.recv, 100, &a));
+	TRY(side_buffer(s, loop.recv, 100, &b));
+	data[0] = a.bytes;
+	data[1] = b.bytes;
+	mh[0] = a.mhandle;
+	mh[1] = b.mhandle;
+	for (int i = 0; i < 50; i++) {
+		request = NULL;
+		OK(s, s->net->iflush(loop.recv, 1 + i % 2, data, sizes, mh, &request));
+		if (request)
+			TRY(side_wait(s, request, NULL));
+	}
+	sizes[0] = 0;
+	request = NULL;
+	OK(s, s->net->iflush(loop.recv, 2, data, sizes, mh, &request));
+	if (request)
+		TRY(side_wait(s, request, NULL));
+	TRY(side_buffer_free(s, loop.recv, &a));
+	TRY(side_buffer_free(s, loop.recv, &b));
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
 const struct net_case memory_cases[] = {
 	{ "16", "register sizes from 1 byte to 1 GiB, also unaligned", 1, 0, sizes },
 	{ "16b", "overlapping, nested and equal ranges, in every order of going", 1, 0,
@@ -245,5 +277,6 @@ const struct net_case memory_cases[] = {
 	{ "17b", "register beside isend, irecv and test", 2, 0, concurrent },
 	{ "18", "another mapping at the same address", 1, 0, mapped_again },
 	{ "19", "CUDA and DMA-BUF are refused where not offered", 1, 0, not_offered },
+	{ "29", "flush of host memory", 1, 0, flush },
 	{ 0 },
 };

@@ -8,6 +8,7 @@
 #include <fnmatch.h>
 #include <getopt.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@ struct options {
 	const char *only;
 	const char *json;
 	const char *without;
-	bool quick, list;
+	bool quick, threads;
 };
 
 struct result {
@@ -40,6 +41,7 @@ static void usage(FILE *to)
 	      "  -v, --api N          take interface version N (6 to 12) instead of the newest\n"
 	      "  -s, --symbol NAME    a v12 table that is not exported, such as ncclNetIb of libnccl.so.2\n"
 	      "  -w, --without N=V    environment that takes every device away (case 4)\n"
+	      "  -t, --threads        both sides as threads of one process, for a network that lives in one\n"
 	      "      --long           also what takes long or much memory\n"
 	      "  -J, --json FILE      results as JSON\n"
 	      "  -l, --list           names the cases\n"
@@ -49,22 +51,62 @@ static void usage(FILE *to)
 
 /* ---------------------------------------------------------------- one process of a case */
 
-static void child(const struct options *o, const struct net_case *c, int sock, bool sender,
-		  int report)
+/* One of its two processes ends in the middle. */
+static bool ends_early(const struct net_case *c)
 {
+	return !strncmp(c->id, "32", 2) || !strcmp(c->id, "13c");
+}
+
+struct run {
+	const struct options *o;
+	const struct net_case *c;
+	int sock;
+	bool sender;
+	struct result result;
+};
+
+static void *run_side(void *arg)
+{
+	struct run *run = arg;
+	const struct options *o = run->o;
 	struct side s = { .source = o->source,
-			  .sock = sock,
-			  .sender = sender,
+			  .sock = run->sock,
+			  .sender = run->sender,
 			  .without = o->without,
 			  .quick = o->quick };
-	struct result result;
 
-	if (c->version)
-		s.source.version = c->version;
-	signal(SIGPIPE, SIG_IGN);
-	result.verdict = c->run(&s);
-	memcpy(result.reason, s.reason, sizeof(result.reason));
-	_exit(write(report, &result, sizeof(result)) == sizeof(result) ? 0 : 1);
+	if (run->c->version)
+		s.source.version = run->c->version;
+	run->result.verdict = run->c->run(&s);
+	memcpy(run->result.reason, s.reason, sizeof(run->result.reason));
+	return NULL;
+}
+
+/* "the other process is gone" is the second thing that went wrong */
+static struct result worse_of(struct result a, struct result b)
+{
+	bool worse = b.verdict == FAIL ? a.verdict != FAIL : b.verdict == SKIP && a.verdict == PASS;
+
+	if (worse || (b.verdict == a.verdict && b.reason[0] &&
+		      (!a.reason[0] || strstr(a.reason, "is gone"))))
+		return b;
+	return a;
+}
+
+/* Both sides in one process, over a plugin whose network is inside it. */
+static struct result run_threads(const struct options *o, const struct net_case *c, int pair[2])
+{
+	struct run receiver = { .o = o, .c = c, .sock = pair[0] };
+	struct run sender = { .o = o, .c = c, .sock = pair[1], .sender = true };
+	pthread_t thread;
+
+	if (ends_early(c))
+		return (struct result){ .verdict = SKIP, .reason = "ends a process" };
+	if (pthread_create(&thread, NULL, run_side, &sender))
+		return (struct result){ .verdict = FAIL, .reason = "pthread_create failed" };
+	run_side(&receiver);
+	pthread_join(thread, NULL);
+	return worse_of(receiver.result, sender.result);
 }
 
 struct process {
@@ -73,8 +115,27 @@ struct process {
 	struct result result;
 };
 
-static int start(const struct options *o, const struct net_case *c, int sock, int other,
-		 bool sender, struct process *p)
+/* which: 0 the receiver or the only one, 1 the sender */
+static void child(const struct options *o, const struct net_case *c, int pair[2], int which,
+		  int report)
+{
+	struct run run = { .o = o, .c = c, .sock = pair[which], .sender = which };
+
+	signal(SIGPIPE, SIG_IGN);
+	if (o->threads && pair[0] >= 0) {
+		run.result = run_threads(o, c, pair);
+	} else {
+		if (pair[1 - which] >= 0)
+			close(pair[1 - which]);
+		run_side(&run);
+	}
+	if (run.result.verdict == PASS)
+		net_unload(); /* what the library has to say against that is a failure */
+	_exit(write(report, &run.result, sizeof(run.result)) == sizeof(run.result) ? 0 : 1);
+}
+
+static int start(const struct options *o, const struct net_case *c, int pair[2], int which,
+		 struct process *p)
 {
 	int fd[2];
 
@@ -84,9 +145,7 @@ static int start(const struct options *o, const struct net_case *c, int sock, in
 	p->pid = fork();
 	if (!p->pid) {
 		close(fd[0]);
-		if (other >= 0)
-			close(other);
-		child(o, c, sock, sender, fd[1]);
+		child(o, c, pair, which, fd[1]);
 	}
 	close(fd[1]);
 	p->report = fd[0];
@@ -121,38 +180,29 @@ static void finish(struct process *p, int64_t end)
 /* A case whose peer kills itself ends well if the survivor says so. */
 static bool dies_as_planned(const struct net_case *c, const struct process *p)
 {
-	return !strncmp(c->id, "32", 2) && !strcmp(p->result.reason, "killed by signal 9");
+	return ends_early(c) && !strcmp(p->result.reason, "killed by signal 9");
 }
 
 static struct result run_case(const struct options *o, const struct net_case *c)
 {
+	int pair[2] = { -1, -1 }, processes = o->threads ? 1 : c->processes;
 	struct process p[2] = { 0 };
 	struct result worst = { .verdict = PASS };
 	int64_t end = side_ms() + CASE_MS;
-	int pair[2] = { -1, -1 };
 
 	if (c->processes == 2 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair))
 		return (struct result){ .verdict = FAIL, .reason = "socketpair failed" };
-	for (int i = 0; i < c->processes; i++)
-		if (start(o, c, pair[i], pair[1 - i], i, &p[i]))
+	for (int i = 0; i < processes; i++)
+		if (start(o, c, pair, i, &p[i]))
 			return (struct result){ .verdict = FAIL, .reason = "fork failed" };
 	for (int i = 0; i < 2; i++)
 		if (pair[i] >= 0)
 			close(pair[i]);
-	for (int i = 0; i < c->processes; i++)
+	for (int i = 0; i < processes; i++)
 		finish(&p[i], end);
-	for (int i = 0; i < c->processes; i++) {
-		const struct result *r = &p[i].result;
-		bool worse = r->verdict == FAIL ? worst.verdict != FAIL
-						: r->verdict == SKIP && worst.verdict == PASS;
-
-		if (dies_as_planned(c, &p[i]))
-			continue;
-		/* "the other process is gone" is the second thing that went wrong */
-		if (worse || (r->verdict == worst.verdict && r->reason[0] &&
-			      (!worst.reason[0] || strstr(worst.reason, "is gone"))))
-			worst = *r;
-	}
+	for (int i = 0; i < processes; i++)
+		if (!dies_as_planned(c, &p[i]))
+			worst = worse_of(worst, p[i].result);
 	return worst;
 }
 
@@ -256,6 +306,7 @@ int main(int argc, char **argv)
 		{ "api", required_argument, NULL, 'v' },
 		{ "symbol", required_argument, NULL, 's' },
 		{ "without", required_argument, NULL, 'w' },
+		{ "threads", no_argument, NULL, 't' },
 		{ "long", no_argument, NULL, 'L' },
 		{ "json", required_argument, NULL, 'J' },
 		{ "list", no_argument, NULL, 'l' },
@@ -265,7 +316,7 @@ int main(int argc, char **argv)
 	struct options o = { .quick = true };
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "c:v:s:w:J:lh", longs, NULL)) != -1)
+	while ((opt = getopt_long(argc, argv, "c:v:s:w:tJ:lh", longs, NULL)) != -1)
 		switch (opt) {
 		case 'c':
 			o.only = optarg;
@@ -278,6 +329,9 @@ int main(int argc, char **argv)
 			break;
 		case 'w':
 			o.without = optarg;
+			break;
+		case 't':
+			o.threads = true;
 			break;
 		case 'L':
 			o.quick = false;

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -318,7 +319,8 @@ static const void *find_version(const struct net_source *source, int version)
 	return dlsym(library, name);
 }
 
-const ncclNet_v12_t *net_load(const struct net_source *source, int *version_p, const char **why_p)
+static const ncclNet_v12_t *load(const struct net_source *source, int *version_p,
+				 const char **why_p)
 {
 	int version;
 
@@ -348,6 +350,20 @@ const ncclNet_v12_t *net_load(const struct net_source *source, int *version_p, c
 	else
 		adapt_oldest(version);
 	return &adapted;
+}
+
+const ncclNet_v12_t *net_load(const struct net_source *source, int *version_p, const char **why_p)
+{
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	static const ncclNet_v12_t *loaded;
+	static int version;
+
+	pthread_mutex_lock(&lock);
+	if (!library) /* else another thread has loaded it */
+		loaded = load(source, &version, why_p);
+	*version_p = version;
+	pthread_mutex_unlock(&lock);
+	return loaded;
 }
 
 void *net_library(void)

@@ -94,12 +94,15 @@ unsigned int side_log_count(void)
 void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
 		 const char *fmt, ...)
 {
-	static int wanted = -1;
+	static atomic_int known = -1;
+	int wanted = atomic_load(&known);
 	va_list ap;
 
 	atomic_fetch_add(&logged, 1);
-	if (wanted < 0)
+	if (wanted < 0) {
 		wanted = getenv("NET_LOG") ? 1 : 0;
+		atomic_store(&known, wanted);
+	}
 	if (!wanted)
 		return;
 	fprintf(stderr, "[%d] %d %#lx %s:%d ", (int)getpid(), (int)level, flags, file, line);

@@ -10,12 +10,12 @@
 
 enum {
 	HOSTS_MAX = 4,
-	DEVICES_MAX = 4,
+	DEVICES_MAX = 8,
 	GIDS = 4, /* of a device; one stays empty */
 	SGES_MAX = 4,
 	INLINE_MAX = 256,
 	MRS_MAX = 4096,
-	QPS_MAX = 256,
+	QPS_MAX = 1024,
 	WINDOW = 16,	   /* requests of a queue pair under way */
 	TIMEOUT_STEPS = 8, /* between two tries of a request that is not answered */
 	RNR_STEPS = 4,
