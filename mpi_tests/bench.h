@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "hist.h"
+#include "job_options.h"
 #include "rank.h"
 
 enum {
@@ -17,8 +18,7 @@ enum {
 };
 
 struct bench_options {
-	uint32_t prefills, decodes;
-	int local;
+	struct job_options job;
 	uint64_t first_bytes, last_bytes; /* block sizes */
 	uint32_t factor;
 	uint32_t batch; /* blocks that one prefill rank writes to one decode rank at a time */
@@ -26,9 +26,7 @@ struct bench_options {
 	uint32_t layers, tensors;
 	uint64_t pool_bytes;
 	int check, hot, two_sided, corrupt;
-	uint64_t seed;
-	int64_t timeout_ms;
-	const char *json_path, *plot_path;
+	const char *plot_path;
 	uint32_t rows;
 	uint64_t row_bytes[BENCH_ROWS_MAX];
 };

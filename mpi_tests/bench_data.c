@@ -17,7 +17,7 @@ static uint64_t key_of(const struct bench_pool *p, uint64_t who, uint32_t layer,
 		       uint64_t id, uint64_t epoch)
 {
 	const struct pattern pat = {
-		.seed = p->opt->seed + p->row,
+		.seed = p->opt->job.seed + p->row,
 		.request = who,
 		.block = id,
 		.epoch = epoch,

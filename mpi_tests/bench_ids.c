@@ -30,7 +30,7 @@ uint32_t bench_source_blocks(const struct bench_options *opt, uint64_t block_byt
 
 uint32_t bench_dest_blocks(const struct bench_options *opt, uint64_t block_bytes)
 {
-	return pool_blocks(opt, block_bytes, opt->prefills);
+	return pool_blocks(opt, block_bytes, opt->job.prefills);
 }
 
 /*
@@ -62,14 +62,14 @@ static void draw(int64_t *out, uint32_t n, uint32_t batches, uint32_t first, uin
 void bench_ids_create(struct bench_ids *ids, const struct bench_options *opt, uint32_t row,
 		      uint32_t prefill, uint32_t decode)
 {
-	uint64_t seed = mix64(opt->seed + ((uint64_t)row << 32 | prefill << 16 | decode));
+	uint64_t seed = mix64(opt->job.seed + ((uint64_t)row << 32 | prefill << 16 | decode));
 	size_t n = (size_t)opt->batch * bench_batches(opt);
 	int halves = opt->two_sided && !opt->hot;
 
 	ids->batch = opt->batch;
 	ids->batches = bench_batches(opt);
 	ids->source_blocks = bench_source_blocks(opt, opt->row_bytes[row]);
-	ids->part = bench_dest_blocks(opt, opt->row_bytes[row]) / opt->prefills;
+	ids->part = bench_dest_blocks(opt, opt->row_bytes[row]) / opt->job.prefills;
 	ids->part_first = prefill * ids->part;
 	ids->source = need_calloc(n, sizeof(*ids->source));
 	ids->dest = need_calloc(n, sizeof(*ids->dest));

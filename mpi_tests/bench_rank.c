@@ -96,7 +96,7 @@ static int open_engine(struct bench *b)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_comm_config comm = KV_INIT(kv_comm_config);
-	uint32_t other = b->is_decode ? 0 : b->opt->prefills, i;
+	uint32_t other = b->is_decode ? 0 : b->opt->job.prefills, i;
 	struct kv_error err;
 
 	config.arrivals_off = 1;
@@ -108,7 +108,7 @@ static int open_engine(struct bench *b)
 	comm.group = b->is_decode;
 	comm.allgather = rank_allgather;
 	comm.arg = b->rank;
-	comm.timeout_ms = b->opt->timeout_ms;
+	comm.timeout_ms = b->opt->job.timeout_ms;
 	if (kv_comm_init(b->engine, &comm, &b->comm, &err))
 		return failed(b, "connecting", &err);
 	for (i = 0; i < b->peers; i++)
@@ -128,7 +128,7 @@ static struct kv_options op_options(const struct bench *b, uint32_t it)
 {
 	struct kv_options o = KV_INIT(kv_options);
 
-	o.timeout_ms = b->opt->timeout_ms;
+	o.timeout_ms = b->opt->job.timeout_ms;
 	o.tag = it;
 	return o;
 }
@@ -177,7 +177,7 @@ static int write_group(struct bench *b, uint32_t row, uint32_t it)
 	}
 	if (rc)
 		failed(b, "writing", &err);
-	if (kv_group_end(o.group, b->opt->timeout_ms, NULL, &err) && rc == 0)
+	if (kv_group_end(o.group, b->opt->job.timeout_ms, NULL, &err) && rc == 0)
 		rc = failed(b, "kv_group_end", &err);
 	for (d = 0; d < b->peers; d++)
 		if (op[d] && kv_op_free(op[d], &err) && rc == 0)
@@ -245,7 +245,7 @@ static int wait_recvs(struct bench *b, struct kv_op **op)
 
 	atomic_fetch_add(&b->rank->slot->beat, 1);
 	for (p = 0; p < b->peers; p++) {
-		if (kv_wait(op[p], KV_ACKED, b->opt->timeout_ms, &err))
+		if (kv_wait(op[p], KV_ACKED, b->opt->job.timeout_ms, &err))
 			return failed(b, "kv_recv_blocks", &err);
 		if (kv_op_free(op[p], &err))
 			return failed(b, "kv_op_free", &err);
@@ -383,9 +383,9 @@ int bench_rank_run(struct rank *rank, void *arg)
 
 	b->opt = opt;
 	b->rank = rank;
-	b->is_decode = rank->rank >= opt->prefills;
-	b->self = b->is_decode ? rank->rank - opt->prefills : rank->rank;
-	b->peers = b->is_decode ? opt->prefills : opt->decodes;
+	b->is_decode = rank->rank >= opt->job.prefills;
+	b->self = b->is_decode ? rank->rank - opt->job.prefills : rank->rank;
+	b->peers = b->is_decode ? opt->job.prefills : opt->job.decodes;
 	rc = open_engine(b);
 	if (rc == 0 && rank->rank == 0)
 		rc = open_lead(b);

@@ -36,8 +36,9 @@ struct bench_report *bench_report_begin(const struct bench_options *opt, const c
 	r->opt = opt;
 	size_text(opt->pool_bytes, pool, sizeof(pool));
 	printf("# kv_pd_bench, kvrail %s\n", kv_version());
-	printf("# %u prefill x %u decode ranks, %s; transport %s, path: %s\n", opt->prefills,
-	       opt->decodes, opt->local ? "forked (--local)" : "under MPI", transport, path);
+	printf("# %u prefill x %u decode ranks, %s; transport %s, path: %s\n", opt->job.prefills,
+	       opt->job.decodes, opt->job.local ? "forked (--local)" : "under MPI", transport,
+	       path);
 	if (opt->hot)
 		printf("# pools: hot, one batch again and again\n");
 	else
@@ -62,8 +63,8 @@ struct bench_report *bench_report_begin(const struct bench_options *opt, const c
 	r->rows = json_array();
 	r->json = json_pack(
 		"{s:s,s:s,s:i,s:i,s:s,s:s,s:b,s:I,s:b,s:i,s:i,s:i,s:i,s:i,s:s,s:b,s:o}", "program",
-		"kv_pd_bench", "version", kv_version(), "prefill", (int)opt->prefills, "decode",
-		(int)opt->decodes, "transport", transport, "path", path, "hot", opt->hot,
+		"kv_pd_bench", "version", kv_version(), "prefill", (int)opt->job.prefills, "decode",
+		(int)opt->job.decodes, "transport", transport, "path", path, "hot", opt->hot,
 		"pool_bytes", (json_int_t)opt->pool_bytes, "two_sided", opt->two_sided, "layers",
 		(int)opt->layers, "tensors", (int)opt->tensors, "batch", (int)opt->batch,
 		"iterations", (int)opt->iters, "warmup", (int)opt->warmup, "spin_us", spin_us,
@@ -79,20 +80,20 @@ static struct line make_line(const struct bench_options *opt, uint32_t row,
 	struct line l = { 0 };
 	uint32_t i;
 
-	for (i = 0; i < opt->prefills + opt->decodes; i++)
+	for (i = 0; i < opt->job.prefills + opt->job.decodes; i++)
 		l.wrong += rows[i].wrong;
-	for (i = 0; i < opt->prefills; i++) {
+	for (i = 0; i < opt->job.prefills; i++) {
 		hist_merge(all, &rows[i].batch);
 		begin = rows[i].begin_ns < begin ? rows[i].begin_ns : begin;
 		end = rows[i].end_ns > end ? rows[i].end_ns : end;
 		bytes += rows[i].bytes;
 		if (rows[i].batch.sum_ns)
 			l.gbps += (double)rows[i].bytes / (double)rows[i].batch.sum_ns /
-				  opt->prefills;
+				  opt->job.prefills;
 	}
-	blocks = (uint64_t)opt->batch * opt->decodes * opt->layers * opt->tensors;
+	blocks = (uint64_t)opt->batch * opt->job.decodes * opt->layers * opt->tensors;
 	l.bytes = blocks * opt->row_bytes[row];
-	batch_bytes = l.bytes / opt->decodes;
+	batch_bytes = l.bytes / opt->job.decodes;
 	l.time_us = all->samples ? (double)all->sum_ns / (double)all->samples / 1e3 : 0;
 	l.gbps_all = end > begin ? (double)bytes / (double)(end - begin) : 0;
 	l.mblocks = l.time_us > 0 ? (double)blocks / l.time_us : 0;
@@ -127,7 +128,7 @@ void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_r
 	uint32_t i;
 	int failed = 0;
 
-	for (i = 0; i < opt->prefills + opt->decodes; i++)
+	for (i = 0; i < opt->job.prefills + opt->job.decodes; i++)
 		failed |= rows[i].failed != 0;
 	snprintf(wrong, sizeof(wrong), opt->check ? "%llu" : "-", (unsigned long long)l.wrong);
 	if (!failed)
@@ -139,7 +140,7 @@ void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_r
 		       cell(l.memcpy_gbps, "%.3f", plain, sizeof(plain)),
 		       cell(l.nt_gbps, "%.3f", nt, sizeof(nt)),
 		       cell(ratio, "%.3f", ratio_text, sizeof(ratio_text)), wrong);
-	for (i = 0; i < opt->prefills + opt->decodes; i++)
+	for (i = 0; i < opt->job.prefills + opt->job.decodes; i++)
 		if (rows[i].note[0])
 			printf("# rank %u: %s\n", i, rows[i].note);
 	fflush(stdout);
@@ -172,10 +173,10 @@ int bench_report_end(struct bench_report *r)
 		printf("# %u of %u block sizes could not be measured\n", r->opt->rows - r->printed,
 		       r->opt->rows);
 	fflush(stdout);
-	if (r->opt->json_path) {
-		rc = json_dump_file(r->json, r->opt->json_path, JSON_INDENT(2));
+	if (r->opt->job.json_path) {
+		rc = json_dump_file(r->json, r->opt->job.json_path, JSON_INDENT(2));
 		if (rc)
-			fprintf(stderr, "%s could not be written\n", r->opt->json_path);
+			fprintf(stderr, "%s could not be written\n", r->opt->job.json_path);
 	}
 	json_decref(r->json);
 	free(r);

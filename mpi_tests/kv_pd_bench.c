@@ -13,7 +13,8 @@ static void show_progress(void *arg, uint64_t done, int last)
 {
 	const struct bench_options *opt = arg;
 
-	progress_show("steps", done, (uint64_t)opt->rows * (opt->prefills + opt->decodes), last);
+	progress_show("steps", done, (uint64_t)opt->rows * (opt->job.prefills + opt->job.decodes),
+		      last);
 }
 
 /* Starts plot_bench.py, which lies beside this program. */
@@ -67,23 +68,23 @@ int main(int argc, char **argv)
 	int lead = 0, rc = 3;
 
 	bench_options_parse(&opt, argc, argv);
-	if (opt.plot_path && !opt.json_path) {
+	if (opt.plot_path && !opt.job.json_path) {
 		snprintf(json_path, sizeof(json_path), "%s.json", opt.plot_path);
-		opt.json_path = json_path;
+		opt.job.json_path = json_path;
 	}
-	job.size = opt.prefills + opt.decodes;
-	job.local = opt.local;
-	job.stall_ms = (uint64_t)opt.timeout_ms * 4;
+	job.size = opt.job.prefills + opt.job.decodes;
+	job.local = opt.job.local;
+	job.stall_ms = (uint64_t)opt.job.timeout_ms * 4;
 	job.result_len = sizeof(*results);
-	job.tick =
-		opt.local && isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO) ? show_progress : NULL;
+	job.tick = opt.job.local && isatty(STDERR_FILENO) && !isatty(STDOUT_FILENO) ? show_progress
+										    : NULL;
 	results = need_calloc(job.size, sizeof(*results));
 	fates = need_calloc(job.size, sizeof(*fates));
 	if (rank_job_run(&job, results, fates, &lead) == 0)
 		rc = report_fates(&job, results, fates, lead);
 	rank_job_end(&job);
 	if (lead && opt.plot_path && rc != 3)
-		plot(opt.json_path, opt.plot_path);
+		plot(opt.job.json_path, opt.plot_path);
 	free(results);
 	free(fates);
 	return rc;

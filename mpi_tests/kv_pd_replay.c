@@ -31,13 +31,14 @@ int main(int argc, char **argv)
 		fprintf(stderr, "%s\n", why);
 		return 2;
 	}
-	schedule_make(&job.schedule, &job.trace, &job.opt.cut, job.opt.prefills, job.opt.decodes);
-	ranks.size = job.opt.prefills + job.opt.decodes;
-	ranks.local = job.opt.local;
+	schedule_make(&job.schedule, &job.trace, &job.opt.cut, job.opt.job.prefills,
+		      job.opt.job.decodes);
+	ranks.size = job.opt.job.prefills + job.opt.job.decodes;
+	ranks.local = job.opt.job.local;
 	ranks.restart = job.opt.restart ? job.opt.kill_rank : -1;
-	ranks.stall_ms = (uint64_t)job.opt.timeout_ms * 4;
+	ranks.stall_ms = (uint64_t)job.opt.job.timeout_ms * 4;
 	ranks.result_len = sizeof(*results);
-	ranks.tick = job.opt.local && isatty(STDERR_FILENO) ? show_progress : NULL;
+	ranks.tick = job.opt.job.local && isatty(STDERR_FILENO) ? show_progress : NULL;
 	results = need_calloc(ranks.size, sizeof(*results));
 	fates = need_calloc(ranks.size, sizeof(*fates));
 	if (rank_job_run(&ranks, results, fates, &lead) == 0) {

@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "hist.h"
+#include "job_options.h"
 #include "model.h"
 #include "pattern.h"
 #include "pool.h"
@@ -30,18 +31,14 @@ enum {
 enum replay_corrupt { CORRUPT_NONE = 0, CORRUPT_BYTE, CORRUPT_SWAP, CORRUPT_FREE };
 
 struct replay_options {
-	uint32_t prefills, decodes;
-	int local;
+	struct job_options job;
 	const struct model *model;
 	const char *trace_path;
-	const char *json_path;
 	uint32_t first, requests; /* requests 0 = all */
 	uint32_t layers;
 	struct schedule_cut cut;
 	uint64_t pool_bytes, source_bytes;
 	uint32_t check_every;
-	uint64_t seed;
-	int64_t timeout_ms;
 	int64_t kill_rank; /* -1: nobody */
 	uint32_t kill_request;
 	int restart;

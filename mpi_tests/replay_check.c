@@ -16,7 +16,7 @@ static struct pattern expect_free(const struct replay_check *c, uint32_t layer, 
 				  uint64_t id)
 {
 	return (struct pattern){
-		.seed = c->rp->opt->seed,
+		.seed = c->rp->opt->job.seed,
 		.request = PATTERN_FREE,
 		.block = id,
 		.layer = layer,
@@ -28,7 +28,7 @@ static struct pattern expect_sent(const struct replay_check *c, const struct rep
 				  uint32_t i, uint32_t layer, uint32_t tensor)
 {
 	return (struct pattern){
-		.seed = c->rp->opt->seed,
+		.seed = c->rp->opt->job.seed,
 		.request = chunk->request,
 		.block = (uint64_t)chunk->first + i,
 		.epoch = chunk->epoch,

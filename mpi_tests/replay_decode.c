@@ -24,8 +24,8 @@ static void decode_create(struct decode *d, struct replay *rp)
 	uint32_t i, k;
 
 	*d = (struct decode){ .rp = rp };
-	pool_create(&d->pool, rp->memory.blocks, rp->opt->seed + rp->rank->rank, on_free, d);
-	d->check = (struct replay_check){ rp, &d->pool, rp->opt->seed };
+	pool_create(&d->pool, rp->memory.blocks, rp->opt->job.seed + rp->rank->rank, on_free, d);
+	d->check = (struct replay_check){ rp, &d->pool, rp->opt->job.seed };
 	d->admit = (struct admit){
 		.pool = &d->pool,
 		.cut = &rp->opt->cut,
@@ -35,13 +35,14 @@ static void decode_create(struct decode *d, struct replay *rp)
 		replay_check_stamp(&d->check, i);
 		replay_beat(rp);
 	}
-	d->flights = rp->opt->prefills * REPLAY_FLIGHTS;
+	d->flights = rp->opt->job.prefills * REPLAY_FLIGHTS;
 	d->flight = need_calloc(d->flights, sizeof(*d->flight));
 	for (i = 0; i < d->flights; i++) {
 		k = i % REPLAY_FLIGHTS;
 		d->flight[i].prefill = i / REPLAY_FLIGHTS;
 		d->flight[i].mail =
-			(rp->self * rp->opt->prefills + d->flight[i].prefill) * REPLAY_FLIGHTS + k;
+			(rp->self * rp->opt->job.prefills + d->flight[i].prefill) * REPLAY_FLIGHTS +
+			k;
 	}
 	d->mine = need_calloc(rp->trace->requests, sizeof(*d->mine));
 	d->over = need_calloc(rp->trace->requests, sizeof(*d->over));
@@ -175,7 +176,7 @@ static int take_arrivals(struct decode *d)
 static int look_after(struct decode *d)
 {
 	struct replay *rp = d->rp;
-	uint64_t limit_ns = (uint64_t)rp->opt->timeout_ms * 1000000 * OVERDUE;
+	uint64_t limit_ns = (uint64_t)rp->opt->job.timeout_ms * 1000000 * OVERDUE;
 	uint32_t i, waiting = 0;
 
 	for (i = 0; i < d->flights; i++) {
@@ -195,7 +196,7 @@ static int look_after(struct decode *d)
 	if (now_ns() - d->waiting_since_ns < limit_ns)
 		return 0;
 	replay_note(rp, "the killed prefill rank did not come back within %lld ms",
-		    (long long)rp->opt->timeout_ms * OVERDUE);
+		    (long long)rp->opt->job.timeout_ms * OVERDUE);
 	return -1;
 }
 

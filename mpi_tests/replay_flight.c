@@ -84,7 +84,7 @@ static int write_order(struct decode *d, struct flight *f)
 	_Static_assert(sizeof(order) <= REPLAY_MAIL_BYTES, "an order fits a mail block");
 	order.check = replay_order_hash(&order);
 	memcpy(rp->mail_memory + (size_t)f->mail * REPLAY_MAIL_BYTES, &order, sizeof(order));
-	options.timeout_ms = rp->opt->timeout_ms;
+	options.timeout_ms = rp->opt->job.timeout_ms;
 	options.tag = f->mail;
 	rc = kv_write_blocks(f->peer, rp->mail, layers, &block, &block, 1, &options, &err);
 	if (rc)
@@ -128,7 +128,7 @@ static int chunk_open(struct decode *d, struct flight *f)
 	memset(f->layer_here, 0, sizeof(f->layer_here));
 	f->opened_ns = now_ns();
 	rc = kv_blocks_open(f->peer, rp->cache, f->chunk.ids, f->chunk.count, f->tag,
-			    rp->opt->timeout_ms * LIFETIMES, &f->lease, &err);
+			    rp->opt->job.timeout_ms * LIFETIMES, &f->lease, &err);
 	if (rc) {
 		f->lease = NULL;
 		replay_failed(rp, "kv_blocks_open", &err);
@@ -148,14 +148,14 @@ static int chunk_open(struct decode *d, struct flight *f)
 static int lease_end(struct decode *d, struct flight *f)
 {
 	struct replay *rp = d->rp;
-	uint64_t until_ns = now_ns() + (uint64_t)rp->opt->timeout_ms * 1000000;
+	uint64_t until_ns = now_ns() + (uint64_t)rp->opt->job.timeout_ms * 1000000;
 	struct kv_error err;
 	int rc;
 
 	if (!f->lease)
 		return 0;
 	do {
-		rc = kv_revoke(f->lease, rp->opt->timeout_ms, &err);
+		rc = kv_revoke(f->lease, rp->opt->job.timeout_ms, &err);
 		replay_beat(rp);
 	} while (rc == KV_ERR_BUSY && now_ns() < until_ns);
 	if (rc) {

@@ -5,14 +5,10 @@
 #include <string.h>
 
 #include "replay.h"
-#include "util.h"
 
 enum {
-	KEY_LOCAL = 256,
-	KEY_FIRST,
+	KEY_FIRST = JOB_KEY_PROGRAM,
 	KEY_SOURCE,
-	KEY_SEED,
-	KEY_TIMEOUT,
 	KEY_KILL,
 	KEY_RESTART,
 	KEY_CORRUPT,
@@ -21,40 +17,34 @@ enum {
 };
 
 static const struct argp_option options[] = {
-	{ NULL, 0, NULL, 0, "Ranks:", 1 },
-	{ "prefill", 'p', "P", 0, "number of prefill ranks (1)", 1 },
-	{ "decode", 'd', "D", 0, "number of decode ranks (1)", 1 },
-	{ "local", KEY_LOCAL, "P+D", 0,
-	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is "
-	  "around",
-	  1 },
-	{ NULL, 0, NULL, 0, "What is replayed:", 2 },
-	{ "model", 'm', "NAME", 0, "geometry of the KV cache (llama3-8b); 'list' prints all", 2 },
-	{ "first", KEY_FIRST, "N", 0, "leave out the first N requests of the trace (0)", 2 },
-	{ "requests", 'n', "N", 0, "replay N requests; 0 = to the end of the trace (0)", 2 },
-	{ "layers", 'l', "L", 0, "move only the first L layers (all of the model)", 2 },
+	{ NULL, 0, NULL, 0, "What is replayed:", JOB_GROUP_WHAT },
+	{ "model", 'm', "NAME", 0, "geometry of the KV cache (llama3-8b); 'list' prints all",
+	  JOB_GROUP_WHAT },
+	{ "first", KEY_FIRST, "N", 0, "leave out the first N requests of the trace (0)",
+	  JOB_GROUP_WHAT },
+	{ "requests", 'n', "N", 0, "replay N requests; 0 = to the end of the trace (0)",
+	  JOB_GROUP_WHAT },
+	{ "layers", 'l', "L", 0, "move only the first L layers (all of the model)",
+	  JOB_GROUP_WHAT },
 	{ "scale", 's', "S", 0, "divide input token counts by S (1); times stay as in the trace",
-	  2 },
-	{ "pool", KEY_POOL, "BYTES", 0, "KV cache of each decode rank (1G)", 2 },
+	  JOB_GROUP_WHAT },
+	{ "pool", KEY_POOL, "BYTES", 0, "KV cache of each decode rank (1G)", JOB_GROUP_WHAT },
 	{ "source", KEY_SOURCE, "BYTES", 0, "KV cache of each prefill rank (a quarter of the pool)",
-	  2 },
-	{ "seed", KEY_SEED, "N", 0, "seed of the test data and of the block order (1)", 2 },
-	{ NULL, 0, NULL, 0, "Checks and faults:", 3 },
+	  JOB_GROUP_WHAT },
+	{ NULL, 0, NULL, 0, "Checks and faults:", JOB_GROUP_HOW },
 	{ "check-every", KEY_CHECK, "K", 0,
-	  "check the whole pool after every K requests (50); 0 = only at the end", 3 },
-	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", 3 },
+	  "check the whole pool after every K requests (50); 0 = only at the end", JOB_GROUP_HOW },
 	{ "kill", KEY_KILL, "RANK@REQUEST", 0,
 	  "let this rank die by SIGKILL in the middle of that request, or of the next one that it "
 	  "serves",
-	  3 },
-	{ "restart", KEY_RESTART, NULL, 0, "replace the killed rank by a new process", 3 },
+	  JOB_GROUP_HOW },
+	{ "restart", KEY_RESTART, NULL, 0, "replace the killed rank by a new process",
+	  JOB_GROUP_HOW },
 	{ "corrupt", KEY_CORRUPT, "byte|swap|free", 0,
 	  "test of the check itself: after the first arrival at the first decode rank flip a bit "
 	  "of a block, exchange "
 	  "two blocks, or write into a free block. The run must fail",
-	  3 },
-	{ NULL, 0, NULL, 0, "Output:", 4 },
-	{ "json", 'J', "FILE", 0, "write the results to FILE as well", 4 },
+	  JOB_GROUP_HOW },
 	{ 0 },
 };
 
@@ -73,49 +63,12 @@ static const char doc[] =
 	"  mpirun -np 4 kv_pd_replay --prefill 2 --decode 2 --model deepseek-v3-mla --scale 16 "
 	"trace.jsonl";
 
-static uint64_t number(const char *text, uint64_t min, uint64_t max, const char *name,
-		       struct argp_state *state)
-{
-	uint64_t v;
-
-	if (size_parse(text, &v) || v < min || v > max)
-		argp_error(state, "%s: '%s' is not a number from %llu to %llu", name, text,
-			   (unsigned long long)min, (unsigned long long)max);
-	return v;
-}
-
-/* Two numbers with `sep` between them. */
-static void pair(const char *text, char sep, uint64_t max, uint64_t *a, uint64_t *b,
-		 const char *name, struct argp_state *state)
-{
-	char first[32];
-	const char *at = strchr(text, sep);
-
-	if (!at || (size_t)(at - text) >= sizeof(first))
-		argp_error(state, "%s: '%s' is not of the form A%cB", name, text, sep);
-	memcpy(first, text, (size_t)(at - text));
-	first[at - text] = 0;
-	*a = number(first, 0, max, name, state);
-	*b = number(at + 1, 0, max, name, state);
-}
-
-static void set_local(struct replay_options *o, const char *arg, struct argp_state *state)
-{
-	uint64_t p, d;
-
-	pair(arg, '+', RANK_MAX, &p, &d, "--local", state);
-	o->prefills = (uint32_t)p;
-	o->decodes = (uint32_t)d;
-	o->local = 1;
-}
-
 static void set_kill(struct replay_options *o, const char *arg, struct argp_state *state)
 {
-	uint64_t rank, request;
+	uint32_t rank;
 
-	pair(arg, '@', UINT32_MAX, &rank, &request, "--kill", state);
-	o->kill_rank = (int64_t)rank;
-	o->kill_request = (uint32_t)request;
+	job_pair(arg, '@', UINT32_MAX, &rank, &o->kill_request, "--kill", state);
+	o->kill_rank = rank;
 }
 
 static void set_model(struct replay_options *o, const char *arg, struct argp_state *state)
@@ -145,11 +98,6 @@ static void check_together(struct replay_options *o, struct argp_state *state)
 
 	if (!o->trace_path)
 		argp_error(state, "which trace?");
-	if (o->prefills == 0 || o->decodes == 0 || o->prefills + o->decodes > RANK_MAX)
-		argp_error(
-			state,
-			"%u prefill and %u decode ranks: at least one of each, at most %d in all",
-			o->prefills, o->decodes, RANK_MAX);
 	if (o->layers == 0)
 		o->layers = o->model->layers;
 	if (o->layers > o->model->layers)
@@ -165,9 +113,9 @@ static void check_together(struct replay_options *o, struct argp_state *state)
 			(unsigned long long)block);
 	if (o->pool_bytes / block > POOL_BLOCKS_MAX || o->source_bytes / block > POOL_BLOCKS_MAX)
 		argp_error(state, "a pool of more than %d blocks", POOL_BLOCKS_MAX);
-	if (o->kill_rank >= (int64_t)(o->prefills + o->decodes))
+	if (o->kill_rank >= (int64_t)(o->job.prefills + o->job.decodes))
 		argp_error(state, "--kill: there are %u ranks, counted from 0",
-			   o->prefills + o->decodes);
+			   o->job.prefills + o->job.decodes);
 	if (o->restart && o->kill_rank < 0)
 		argp_error(state, "--restart goes with --kill");
 	o->kill_request -= o->kill_rank >= 0 && o->kill_request >= o->first ? o->first : 0;
@@ -178,44 +126,32 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	struct replay_options *o = state->input;
 
 	switch (key) {
-	case 'p':
-		o->prefills = (uint32_t)number(arg, 1, RANK_MAX, "--prefill", state);
-		break;
-	case 'd':
-		o->decodes = (uint32_t)number(arg, 1, RANK_MAX, "--decode", state);
-		break;
-	case KEY_LOCAL:
-		set_local(o, arg, state);
+	case ARGP_KEY_INIT:
+		state->child_inputs[0] = &o->job;
 		break;
 	case 'm':
 		set_model(o, arg, state);
 		break;
 	case KEY_FIRST:
-		o->first = (uint32_t)number(arg, 0, TRACE_REQUESTS_MAX, "--first", state);
+		o->first = job_number32(arg, 0, TRACE_REQUESTS_MAX, "--first", state);
 		break;
 	case 'n':
-		o->requests = (uint32_t)number(arg, 0, TRACE_REQUESTS_MAX, "--requests", state);
+		o->requests = job_number32(arg, 0, TRACE_REQUESTS_MAX, "--requests", state);
 		break;
 	case 'l':
-		o->layers = (uint32_t)number(arg, 1, KV_LAYERS_MAX, "--layers", state);
+		o->layers = job_number32(arg, 1, KV_LAYERS_MAX, "--layers", state);
 		break;
 	case 's':
-		o->cut.scale = (uint32_t)number(arg, 1, 1 << 20, "--scale", state);
+		o->cut.scale = job_number32(arg, 1, 1 << 20, "--scale", state);
 		break;
 	case KEY_POOL:
-		o->pool_bytes = number(arg, 1, UINT64_C(1) << 44, "--pool", state);
+		o->pool_bytes = job_number(arg, 1, UINT64_C(1) << 44, "--pool", state);
 		break;
 	case KEY_SOURCE:
-		o->source_bytes = number(arg, 1, UINT64_C(1) << 44, "--source", state);
-		break;
-	case KEY_SEED:
-		o->seed = number(arg, 0, UINT64_MAX, "--seed", state);
+		o->source_bytes = job_number(arg, 1, UINT64_C(1) << 44, "--source", state);
 		break;
 	case KEY_CHECK:
-		o->check_every = (uint32_t)number(arg, 0, UINT32_MAX, "--check-every", state);
-		break;
-	case KEY_TIMEOUT:
-		o->timeout_ms = 1000 * (int64_t)number(arg, 1, 3600, "--timeout", state);
+		o->check_every = job_number32(arg, 0, UINT32_MAX, "--check-every", state);
 		break;
 	case KEY_KILL:
 		set_kill(o, arg, state);
@@ -225,9 +161,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_CORRUPT:
 		set_corrupt(o, arg, state);
-		break;
-	case 'J':
-		o->json_path = arg;
 		break;
 	case ARGP_KEY_ARG:
 		if (o->trace_path)
@@ -245,18 +178,16 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 void replay_options_parse(struct replay_options *opt, int argc, char **argv)
 {
-	static const struct argp argp = { options, parse, "TRACE.jsonl", doc, NULL, NULL, NULL };
+	static const struct argp argp = {
+		options, parse, "TRACE.jsonl", doc, job_argp, NULL, NULL
+	};
 
 	*opt = (struct replay_options){
-		.prefills = 1,
-		.decodes = 1,
-		.local = !rank_launched(),
+		.job = job_defaults(),
 		.model = model_find("llama3-8b"),
 		.cut = { .scale = 1 },
 		.pool_bytes = UINT64_C(1) << 30,
 		.check_every = 50,
-		.seed = 1,
-		.timeout_ms = 30000,
 		.kill_rank = -1,
 	};
 	argp_err_exit_status = 2;

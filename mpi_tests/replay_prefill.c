@@ -38,7 +38,7 @@ static int order_is_sane(const struct replay *rp, const struct replay_order *o)
 static int take_order(struct prefill *p, const struct kv_arrival *a)
 {
 	struct replay *rp = p->rp;
-	uint32_t blocks = rp->opt->prefills * rp->opt->decodes * REPLAY_FLIGHTS;
+	uint32_t blocks = rp->opt->job.prefills * rp->opt->job.decodes * REPLAY_FLIGHTS;
 	struct queued *q;
 
 	if (a->cache != rp->mail || a->tag >= blocks || p->count == p->room) {
@@ -92,7 +92,7 @@ static void compute_layer(const struct prefill *p, const struct replay_order *o,
 {
 	const struct replay *rp = p->rp;
 	const struct model *m = rp->opt->model;
-	struct pattern pat = { .seed = rp->opt->seed, .request = o->request, .layer = layer };
+	struct pattern pat = { .seed = rp->opt->job.seed, .request = o->request, .layer = layer };
 	uint32_t i, t;
 
 	pat.epoch = o->epoch;
@@ -122,7 +122,7 @@ static int send_layer(struct prefill *p, const struct queued *q, uint32_t layer)
 	uint64_t begin, took;
 	int rc, dies = dies_here(rp, &q->order, layer);
 
-	options.timeout_ms = rp->opt->timeout_ms;
+	options.timeout_ms = rp->opt->job.timeout_ms;
 	if (dies)
 		replay_die(rp, 1 + (uint32_t)random_below(&p->random, 200));
 	begin = now_ns();
@@ -182,12 +182,12 @@ static int sleep_for_orders(struct prefill *p)
 
 int replay_prefill(struct replay *rp)
 {
-	struct prefill p = { .rp = rp, .random = rp->opt->seed + rp->rank->rank };
+	struct prefill p = { .rp = rp, .random = rp->opt->job.seed + rp->rank->rank };
 	struct queued next;
 	uint32_t i;
 	int n = 0;
 
-	p.room = rp->opt->decodes * rp->opt->prefills * REPLAY_FLIGHTS * 2;
+	p.room = rp->opt->job.decodes * rp->opt->job.prefills * REPLAY_FLIGHTS * 2;
 	p.queue = need_calloc(p.room, sizeof(*p.queue));
 	p.ids = need_calloc(rp->memory.blocks, sizeof(*p.ids));
 	for (i = 0; i < rp->memory.blocks; i++)

@@ -85,7 +85,7 @@ static int open_cache(struct replay *rp, struct kv_error *err)
 		.model = m,
 		.layers = rp->opt->layers,
 		.blocks = rank_blocks(rp),
-		.seed = rp->opt->seed,
+		.seed = rp->opt->job.seed,
 	};
 	rc = kv_alloc(rp->engine, replay_memory_bytes(m, rp->opt->layers, rp->memory.blocks), &base,
 		      err);
@@ -114,7 +114,7 @@ static int open_mail(struct replay *rp, struct kv_error *err)
 	const struct kv_tensor tensor = { .name = "order", .block_bytes = REPLAY_MAIL_BYTES };
 	struct kv_tensor placed = tensor;
 	struct kv_layout layout = KV_INIT(kv_layout);
-	uint32_t blocks = rp->opt->prefills * rp->opt->decodes * REPLAY_FLIGHTS;
+	uint32_t blocks = rp->opt->job.prefills * rp->opt->job.decodes * REPLAY_FLIGHTS;
 	void *base;
 	int rc;
 
@@ -140,7 +140,7 @@ static int open_mail(struct replay *rp, struct kv_error *err)
 static int connect_peers(struct replay *rp, struct kv_error *err)
 {
 	struct kv_comm_config config = KV_INIT(kv_comm_config);
-	uint32_t other = rp->is_decode ? 0 : rp->opt->prefills;
+	uint32_t other = rp->is_decode ? 0 : rp->opt->job.prefills;
 	uint32_t *keep = rp->rank->slot->keep;
 	uint32_t i, port;
 	int rc;
@@ -151,7 +151,7 @@ static int connect_peers(struct replay *rp, struct kv_error *err)
 	if (rp->rank->life > 0) {
 		for (i = 0; i < rp->peers && rc == 0; i++)
 			rc = kv_connect(rp->engine, "127.0.0.1", keep[other + i],
-					rp->opt->timeout_ms, &rp->peer[i], err);
+					rp->opt->job.timeout_ms, &rp->peer[i], err);
 		return rc;
 	}
 	if (rank_allgather(rp->rank, &port, keep, sizeof(port))) {
@@ -163,7 +163,7 @@ static int connect_peers(struct replay *rp, struct kv_error *err)
 	config.group = rp->is_decode;
 	config.allgather = rank_allgather;
 	config.arg = rp->rank;
-	config.timeout_ms = rp->opt->timeout_ms;
+	config.timeout_ms = rp->opt->job.timeout_ms;
 	rc = kv_comm_init(rp->engine, &config, &rp->comm, err);
 	for (i = 0; rc == 0 && i < rp->peers; i++)
 		rp->peer[i] = kv_comm_peer(rp->comm, other + i);
@@ -229,12 +229,12 @@ int replay_rank_run(struct rank *rank, void *arg)
 		.schedule = &job->schedule,
 		.rank = rank,
 		.result = result,
-		.is_decode = rank->rank >= job->opt.prefills,
+		.is_decode = rank->rank >= job->opt.job.prefills,
 	};
 	int rc;
 
-	rp.self = rp.is_decode ? rank->rank - job->opt.prefills : rank->rank;
-	rp.peers = rp.is_decode ? job->opt.prefills : job->opt.decodes;
+	rp.self = rp.is_decode ? rank->rank - job->opt.job.prefills : rank->rank;
+	rp.peers = rp.is_decode ? job->opt.job.prefills : job->opt.job.decodes;
 	rc = rank_open(&rp);
 	if (rc == 0)
 		rc = rp.is_decode ? replay_decode(&rp) : replay_prefill(&rp);

@@ -23,7 +23,7 @@ struct total {
 
 static uint32_t ranks_of(const struct replay_options *opt)
 {
-	return opt->prefills + opt->decodes;
+	return opt->job.prefills + opt->job.decodes;
 }
 
 static double gbps(uint64_t bytes, uint64_t ns)
@@ -74,7 +74,7 @@ static uint64_t requests_due(const struct replay_job *job)
 
 	for (i = 0; i < job->schedule.requests; i++)
 		due += opt->kill_rank < 0 || opt->restart ||
-		       opt->kill_rank != (int64_t)(opt->prefills + job->schedule.decode[i]);
+		       opt->kill_rank != (int64_t)(opt->job.prefills + job->schedule.decode[i]);
 	return due;
 }
 
@@ -108,7 +108,7 @@ static void judge_kill(struct total *t, const struct replay_job *job,
 	}
 	if (t->sum.lost_ops == 0)
 		fail(t, "no survivor reported KV_ERR_PEER_LOST");
-	if (t->noticed_ns > (uint64_t)opt->timeout_ms * 1000000)
+	if (t->noticed_ns > (uint64_t)opt->job.timeout_ms * 1000000)
 		fail(t, "a survivor noticed the loss only after the deadline");
 	if (opt->restart && t->sum.requests_failed)
 		fail(t, "requests were given up though the rank was replaced");
@@ -124,7 +124,7 @@ static void judge(struct total *t, const struct replay_job *job,
 		int is_killed = opt->kill_rank == (int64_t)i;
 
 		if (fates[i].present)
-			add(t, &results[i], i >= opt->prefills);
+			add(t, &results[i], i >= opt->job.prefills);
 		t->deaths += fates[i].deaths;
 		if (!fates[i].present && (!is_killed || opt->restart))
 			fail(t, "a rank died without a result");
@@ -153,8 +153,9 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 
 	fprintf(out, "# kv_pd_replay, kvrail %s\n", kv_version());
 	fprintf(out, "# %u prefill and %u decode ranks, %s; trace %s, requests %u to %u\n",
-		opt->prefills, opt->decodes, opt->local ? "forked (--local)" : "under MPI",
-		opt->trace_path, opt->first, opt->first + job->trace.requests - 1);
+		opt->job.prefills, opt->job.decodes,
+		opt->job.local ? "forked (--local)" : "under MPI", opt->trace_path, opt->first,
+		opt->first + job->trace.requests - 1);
 	fprintf(out,
 		"# model %s: %u of %u layers moved, %llu bytes a block and layer; input tokens / "
 		"%u\n",
@@ -163,7 +164,7 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 	fprintf(out, "# pools: decode %s, prefill %s a rank; transport %s, path: %s\n",
 		size_text(opt->pool_bytes, pool, sizeof(pool)),
 		size_text(opt->source_bytes, source, sizeof(source)),
-		results[opt->prefills].transport, results[opt->prefills].path);
+		results[opt->job.prefills].transport, results[opt->job.prefills].path);
 	fprintf(out,
 		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, "
 		"waiting\n"
@@ -195,7 +196,7 @@ static void print_ranks(const struct replay_options *opt, const struct total *t,
 
 	fprintf(out, "%-12s %9s %10s %15s %9s %10s %8s %9s %9s %9s\n", "#", "requests", "blocks",
 		"bytes", "ops", "time(s)", "GB/s", "p50(us)", "p99(us)", "p99.9(us)");
-	for (i = 0; i < opt->prefills; i++) {
+	for (i = 0; i < opt->job.prefills; i++) {
 		snprintf(who, sizeof(who), "prefill %u", i);
 		if (fates[i].present)
 			print_row(who, &results[i], results[i].transfer_ns, out);
@@ -235,9 +236,11 @@ static void print_kill(const struct replay_options *opt, const struct total *t, 
 	if (opt->kill_rank < 0)
 		return;
 	fprintf(out, "killed            rank %lld (%s %lld) at request %u or the next it had\n",
-		(long long)opt->kill_rank, opt->kill_rank < opt->prefills ? "prefill" : "decode",
-		(long long)(opt->kill_rank < opt->prefills ? opt->kill_rank
-							   : opt->kill_rank - opt->prefills),
+		(long long)opt->kill_rank,
+		opt->kill_rank < opt->job.prefills ? "prefill" : "decode",
+		(long long)(opt->kill_rank < opt->job.prefills
+				    ? opt->kill_rank
+				    : opt->kill_rank - opt->job.prefills),
 		opt->kill_request);
 	fprintf(out,
 		"survivors         %llu operations ended with KV_ERR_PEER_LOST, the first at the "
@@ -307,26 +310,26 @@ static int write_json(const struct replay_job *job, const struct total *t,
 
 		json_object_set_new(r, "rank", json_integer(i));
 		json_object_set_new(r, "role",
-				    json_string(i < opt->prefills ? "prefill" : "decode"));
+				    json_string(i < opt->job.prefills ? "prefill" : "decode"));
 		json_object_set_new(r, "deaths", json_integer(fates[i].deaths));
 		json_array_append_new(ranks, r);
 	}
 	root = json_pack(
 		"{s:s,s:s,s:s,s:i,s:i,s:s,s:i,s:i,s:I,s:I,s:i,s:i,s:s,s:s,s:f,s:f,s:i,s:s,s:o,s:o}",
 		"program", "kv_pd_replay", "version", kv_version(), "model", opt->model->name,
-		"prefill", (int)opt->prefills, "decode", (int)opt->decodes, "trace",
+		"prefill", (int)opt->job.prefills, "decode", (int)opt->job.decodes, "trace",
 		opt->trace_path, "layers", (int)opt->layers, "scale", (int)opt->cut.scale,
 		"pool_bytes", (json_int_t)opt->pool_bytes, "source_bytes",
 		(json_int_t)opt->source_bytes, "first", (int)opt->first, "trace_requests",
-		(int)job->trace.requests, "transport", results[opt->prefills].transport, "path",
-		results[opt->prefills].path, "wall_s",
+		(int)job->trace.requests, "transport", results[opt->job.prefills].transport, "path",
+		results[opt->job.prefills].path, "wall_s",
 		(double)(t->sum.end_ns - t->sum.begin_ns) / 1e9, "peer_lost_noticed_ms",
 		(double)t->noticed_ns / 1e6, "exit_code", t->verdict, "why", t->why, "total",
 		result_json(&t->sum, t->busiest_ns), "ranks", ranks);
-	rc = root ? json_dump_file(root, opt->json_path, JSON_INDENT(2)) : -1;
+	rc = root ? json_dump_file(root, opt->job.json_path, JSON_INDENT(2)) : -1;
 	json_decref(root);
 	if (rc)
-		fprintf(stderr, "%s could not be written\n", opt->json_path);
+		fprintf(stderr, "%s could not be written\n", opt->job.json_path);
 	return rc;
 }
 
@@ -343,7 +346,7 @@ int replay_report(const struct replay_job *job, const struct replay_result *resu
 		print_total(job, t, out);
 		print_kill(&job->opt, t, out);
 		print_notes(&job->opt, results, fates, out);
-		if (job->opt.json_path && write_json(job, t, results, fates))
+		if (job->opt.job.json_path && write_json(job, t, results, fates))
 			fail(t, "the JSON file could not be written");
 		if (t->verdict)
 			fprintf(out, "verdict           FAILED: %s\n", t->why);

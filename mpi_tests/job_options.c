@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* job_options.c -- the options that both programs have */
+#include "job_options.h"
+
+#include <string.h>
+
+#include "rank.h"
+#include "util.h"
+
+enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_SEED, KEY_TIMEOUT };
+
+static const struct argp_option options[] = {
+	{ NULL, 0, NULL, 0, "Ranks:", JOB_GROUP_RANKS },
+	{ "prefill", 'p', "P", 0, "number of prefill ranks (1)", JOB_GROUP_RANKS },
+	{ "decode", 'd', "D", 0, "number of decode ranks (1)", JOB_GROUP_RANKS },
+	{ "local", KEY_LOCAL, "P+D", 0,
+	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is "
+	  "around",
+	  JOB_GROUP_RANKS },
+	{ "seed", KEY_SEED, "N", 0, "seed of the test data and of the block ids (1)",
+	  JOB_GROUP_HOW },
+	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", JOB_GROUP_HOW },
+	{ NULL, 0, NULL, 0, "Output:", JOB_GROUP_OUTPUT },
+	{ "json", 'J', "FILE", 0, "write the results to FILE as well", JOB_GROUP_OUTPUT },
+	{ 0 },
+};
+
+uint64_t job_number(const char *text, uint64_t min, uint64_t max, const char *name,
+		    struct argp_state *state)
+{
+	uint64_t v = 0;
+
+	if (size_parse(text, &v) || v < min || v > max)
+		argp_error(state, "%s: '%s' is not a number from %llu to %llu", name, text,
+			   (unsigned long long)min, (unsigned long long)max);
+	return v;
+}
+
+uint32_t job_number32(const char *text, uint32_t min, uint32_t max, const char *name,
+		      struct argp_state *state)
+{
+	return (uint32_t)job_number(text, min, max, name, state);
+}
+
+void job_pair(const char *text, char sep, uint32_t max, uint32_t *a, uint32_t *b, const char *name,
+	      struct argp_state *state)
+{
+	char first[32];
+	const char *at = strchr(text, sep);
+
+	if (!at || (size_t)(at - text) >= sizeof(first))
+		argp_error(state, "%s: '%s' is not of the form A%cB", name, text, sep);
+	memcpy(first, text, (size_t)(at - text));
+	first[at - text] = 0;
+	*a = job_number32(first, 0, max, name, state);
+	*b = job_number32(at + 1, 0, max, name, state);
+}
+
+static void check_ranks(const struct job_options *o, struct argp_state *state)
+{
+	if (!o->prefills || !o->decodes || o->prefills + o->decodes > RANK_MAX)
+		argp_error(
+			state,
+			"%u prefill and %u decode ranks: at least one of each, at most %d in all",
+			o->prefills, o->decodes, RANK_MAX);
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+	struct job_options *o = state->input;
+
+	switch (key) {
+	case 'p':
+		o->prefills = job_number32(arg, 1, RANK_MAX, "--prefill", state);
+		break;
+	case 'd':
+		o->decodes = job_number32(arg, 1, RANK_MAX, "--decode", state);
+		break;
+	case KEY_LOCAL:
+		job_pair(arg, '+', RANK_MAX, &o->prefills, &o->decodes, "--local", state);
+		o->local = 1;
+		break;
+	case KEY_SEED:
+		o->seed = job_number(arg, 0, UINT64_MAX, "--seed", state);
+		break;
+	case KEY_TIMEOUT:
+		o->timeout_ms = 1000 * (int64_t)job_number(arg, 1, 3600, "--timeout", state);
+		break;
+	case 'J':
+		o->json_path = arg;
+		break;
+	case ARGP_KEY_END:
+		check_ranks(o, state);
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	return 0;
+}
+
+static const struct argp argp = { .options = options, .parser = parse };
+const struct argp_child job_argp[] = { { .argp = &argp }, { 0 } };
+
+struct job_options job_defaults(void)
+{
+	return (struct job_options){
+		.prefills = 1,
+		.decodes = 1,
+		.local = !rank_launched(),
+		.seed = 1,
+		.timeout_ms = 30000,
+	};
+}

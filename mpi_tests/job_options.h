@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* job_options.h -- what the command lines of the two programs share: a child parser of argp */
+#ifndef MPI_TESTS_JOB_OPTIONS_H
+#define MPI_TESTS_JOB_OPTIONS_H
+
+#include <argp.h>
+#include <stdint.h>
+
+struct job_options {
+	uint32_t prefills, decodes;
+	int local;
+	uint64_t seed;
+	int64_t timeout_ms;
+	const char *json_path;
+};
+
+/* Groups of --help; what is moved (2) is the program's own. */
+enum { JOB_GROUP_RANKS = 1, JOB_GROUP_WHAT, JOB_GROUP_HOW, JOB_GROUP_OUTPUT };
+enum { JOB_KEY_FIRST = 256, JOB_KEY_PROGRAM = 512 }; /* long options without a letter */
+
+/* Its input is the struct job_options; the program's parser hands it on at ARGP_KEY_INIT. */
+extern const struct argp_child job_argp[];
+struct job_options job_defaults(void);
+
+/* What an option's text says, or the end of the program with a sentence. */
+uint64_t job_number(const char *text, uint64_t min, uint64_t max, const char *name,
+		    struct argp_state *state);
+uint32_t job_number32(const char *text, uint32_t min, uint32_t max, const char *name,
+		      struct argp_state *state);
+/* Two numbers with `sep` between them. */
+void job_pair(const char *text, char sep, uint32_t max, uint32_t *a, uint32_t *b, const char *name,
+	      struct argp_state *state);
+
+#endif
