@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_engine.h -- an engine, its service, its caches; what every object uses */
+#ifndef KV_ENGINE_H
+#define KV_ENGINE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/option.h"
+#include "kv_geometry.h"
+#include "kv_plan.h"
+#include "kv_wire.h"
+#include "tr.h"
+
+enum {
+	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
+	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
+	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
+	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
+	KV_EVENTS = 32,	    /* taken from a connection at a time */
+	KV_WORDS = KV_OPS_MAX / 64,
+	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
+};
+
+#define KV_NO_DEADLINE INT64_MAX
+
+/* ---------------------------------------------------------------- sleeping: kv_waiter.c */
+
+/*
+ * A futex. A waiter counts itself in, looks at its condition, then sleeps unless the sequence has
+ * moved since.
+ */
+struct kv_waiter {
+	atomic_uint seq;
+	atomic_uint sleepers;
+};
+uint32_t kv_waiter_enter(struct kv_waiter *waiter);
+void kv_waiter_leave(struct kv_waiter *waiter);
+void kv_waiter_sleep(struct kv_waiter *waiter, uint32_t seq, int64_t deadline_ns);
+void kv_waiter_wake(struct kv_waiter *waiter);
+
+/* ---------------------------------------------------------------- counters: kv_stats.c */
+
+#define KV_COUNTERS(X)                                                        \
+	X(writes) X(reads) X(sends) X(recvs)                                      \
+	X(ok) X(failed) X(cancelled) X(in_flight)                                 \
+	X(blocks_out) X(bytes_out) X(blocks_in) X(bytes_in) X(spans_out)          \
+	X(arrivals)                                                               \
+	X(leases_opened) X(leases_open) X(leases_revoked) X(leases_expired)       \
+	X(leases_fenced)                                                          \
+	X(peers_accepted) X(peers_connected) X(peers_now) X(peers_lost)           \
+	X(rejected_garbage) X(rejected_version) X(rejected_geometry)              \
+	X(rejected_timeout) X(rejected_limit) X(unknown_messages)                 \
+	X(work_requests) X(doorbells) X(completions) X(syscalls)
+
+struct kv_counters {
+#define KV_COUNTER_FIELD(name) _Atomic uint64_t name;
+	KV_COUNTERS(KV_COUNTER_FIELD)
+#undef KV_COUNTER_FIELD
+};
+void kv_stats_keep(struct kv_peer *peer); /* the counters of a connection that is about to close */
+#define kv_count(engine, name, n) \
+	atomic_fetch_add_explicit(&(engine)->count.name, (uint64_t)(n), memory_order_relaxed)
+
+/* ---------------------------------------------------------------- arrivals: kv_arrival.c */
+
+struct kv_arrivals {
+	pthread_mutex_t lock;
+	struct kv_arrival *ring;
+	size_t cap, head, count;
+	int fd;	       /* eventfd */
+	bool fd_asked; /* kv_arrivals_fd was called: keep it up to date */
+	bool starved;  /* somebody found the ring full: tell the service thread of room */
+};
+int kv_arrivals_open(struct kv_engine *engine, struct kv_error *err);
+void kv_arrivals_close(struct kv_engine *engine);
+bool kv_arrivals_push(struct kv_engine *engine, const struct kv_arrival *arrival); /* false: full */
+void kv_arrivals_forget(struct kv_engine *engine,
+			const struct kv_peer *peer); /* the handle becomes invalid */
+
+/* ---------------------------------------------------------------- engine: kv_engine.c */
+
+struct kv_engine {
+	uint32_t magic;
+	uint32_t *life; /* a page that is zeroes in a forked child */
+	pid_t pid;
+	bool wiped; /* the kernel zeroes that page; otherwise compare pids */
+	bool caller_mode, arrivals_off, ack_read;
+	int64_t spin_ns, op_timeout_ms, handshake_ms;
+	uint32_t peers_max, pending_max;
+	char name[KV_NAME_MAX];
+	struct kv_option_set *options;
+	struct kv_log *log;
+	struct tr *tr;
+
+	int epoll_fd, wake_fd;
+	pthread_t thread;
+	bool thread_on;
+	atomic_bool stopping;
+	pthread_mutex_t turn;
+	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
+	bool restless;		 /* under turn: a peer wants to be looked at again soon */
+	struct kv_waiter waiter; /* kv_progress beside another thread that is at it */
+
+	pthread_mutex_t lock;
+	struct tr_listener *listener;
+	struct kv_peer *peer[KV_PEERS_MAX];
+	/*
+	 * The service thread found the claim of this peer taken. Here, because a peer may be gone
+	 * after a release.
+	 */
+	atomic_bool wants[KV_PEERS_MAX];
+	uint32_t peer_generation[KV_PEERS_MAX];
+	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
+	uint32_t peers_pending, peers_up;
+	struct kv_cache *cache[KV_CACHES_MAX];
+	struct kv_pool_range *ranges; /* kv_alloc */
+	uint64_t comms;		      /* kv_comm_init calls */
+
+	pthread_mutex_t pool_lock;
+	struct kv_op *free_ops;
+	struct kv_lease *free_leases;
+	struct kv_op_chunk *op_chunks;
+	_Atomic uint32_t lease_serial;
+
+	struct kv_arrivals arrivals;
+	struct kv_counters count;
+};
+/* NULL, closed or forked handles are refused here. */
+int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err);
+void kv_engine_wake(struct kv_engine *engine);
+/* Checks a caller's timeout and makes a deadline of it. */
+int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
+		       struct kv_error *err);
+
+/* ---------------------------------------------------------------- service: kv_service.c */
+
+int kv_service_start(struct kv_engine *engine, struct kv_error *err);
+void kv_service_stop(struct kv_engine *engine);
+/* One round of epoll; returns the number of things done, or -1 if another thread is at it. */
+int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
+enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* what epoll tells */
+int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
+bool kv_service_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
+/* Tries for a while; NULL: none, or busy. */
+struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index);
+/* The release for it: the peer is not the caller's and may be gone a moment later. */
+void kv_service_leave(struct kv_peer *peer);
+void kv_service_rearm(struct kv_peer *peer);
+void kv_service_unwatch(struct kv_peer *peer);
+/*
+ * Sleeps until the waiter is woken or something was done (caller mode); the condition is the
+ * caller's to look at again.
+ */
+void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
+		      int64_t deadline_ns);
+
+/* ---------------------------------------------------------------- caches: kv_cache.c */
+
+struct kv_slab {
+	struct tr_mem *mem;
+	uint64_t offset; /* of block 0 */
+};
+
+struct kv_cache {
+	uint32_t magic;
+	struct kv_engine *engine;
+	struct kv_geometry geometry;
+	uint64_t stride[KV_TENSORS_MAX];
+	struct kv_slab *slab;	/* [layer * tensors + tensor] */
+	struct tr_mem **region; /* what was registered for it */
+	size_t regions;
+	unsigned int peers; /* that know it; under engine.lock */
+	atomic_uint users;  /* operations and leases */
+	pthread_mutex_t lock;
+	/* serial of the lease that holds a block, 0 = none; made by the first lease */
+	uint32_t *owner;
+};
+int kv_cache_use(const struct kv_cache *cache, const struct kv_engine *engine, const char *op,
+		 struct kv_error *err);
+/* All layers of a call, checked: ARG. */
+int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, const char *op,
+		    struct kv_error *err);
+void kv_cache_free(struct kv_cache *cache);
+void kv_ranges_free(struct kv_engine *engine); /* what kv_alloc gave out */
+
+/* ---------------------------------------------------------------- sets of bits, magic numbers */
+
+static inline bool kv_bit(const uint64_t *words, unsigned int i)
+{
+	return words[i / 64] >> (i % 64) & 1;
+}
+static inline void kv_bit_set(uint64_t *words, unsigned int i)
+{
+	words[i / 64] |= UINT64_C(1) << (i % 64);
+}
+static inline void kv_bit_clear(uint64_t *words, unsigned int i)
+{
+	words[i / 64] &= ~(UINT64_C(1) << (i % 64));
+}
+
+enum {
+	KV_MAGIC_ENGINE = 0x4b56454e,
+	KV_MAGIC_CACHE = 0x4b564341,
+	KV_MAGIC_PEER = 0x4b565045,
+	KV_MAGIC_LEASE = 0x4b564c45,
+	KV_MAGIC_OP = 0x4b564f50,
+	KV_MAGIC_DEAD = 0x4b564445,
+};
+
+#endif

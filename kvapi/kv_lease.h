@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_lease.h -- leases, which the receiver opens, and grants, which the writer was told of */
+#ifndef KV_LEASE_H
+#define KV_LEASE_H
+
+#include "kv_engine.h"
+
+/* ---------------------------------------------------------------- leases (receiver): kv_lease.c */
+
+struct kv_lease {
+	uint32_t magic;
+	uint32_t serial;
+	uint64_t id; /* serial, index in the peer's table */
+	struct kv_peer *peer;
+	struct kv_cache *cache;
+	struct kv_op *op; /* of kv_recv_blocks */
+	uint64_t tag;
+	struct kv_layers layers;
+	int64_t expires_ns;
+	bool once; /* KV_LEASE_ONCE */
+	bool open; /* commits are taken */
+	bool expired, expired_told;
+	bool announced; /* LEASE was sent */
+	bool revoke, revoke_sent;
+	/* no byte can land any more: the writer said so, or the connection is fenced */
+	bool stopped;
+	bool orphan;	  /* nobody holds a handle: release it as soon as it is stopped */
+	uint32_t n, sent; /* ids, and how many were told to the writer */
+	uint32_t *ids;	  /* kept between uses */
+	size_t ids_cap;
+	uint64_t done[KV_LAYER_WORDS];
+	uint32_t layers_done;
+	struct kv_waiter waiter;
+	struct kv_lease *next; /* pool */
+};
+struct kv_lease_request {
+	const char *name;
+	struct kv_peer *peer;
+	struct kv_cache *cache;
+	struct kv_layers layers;
+	const int64_t *ids;
+	size_t n;
+	uint64_t tag;
+	int64_t expires_ns;
+	bool once;
+};
+int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
+		  struct kv_error *err);
+void kv_lease_stop(struct kv_lease *lease); /* takes no more commits, asks the writer to stop */
+void kv_lease_stopped(struct kv_lease *lease);
+void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
+void kv_lease_release(struct kv_lease *lease);
+bool kv_lease_flush(struct kv_peer *peer); /* sends what waits; false: out of credits */
+void kv_lease_revoked(struct kv_peer *peer, uint64_t id); /* the writer's answer */
+void kv_lease_expire(struct kv_peer *peer, int64_t now);
+void kv_lease_fenced(struct kv_peer *peer); /* nothing can land any more: all are stopped */
+void kv_lease_lost(struct kv_peer *peer);   /* no commit comes any more; operations end */
+void kv_lease_close_all(
+	struct kv_peer *peer); /* kv_peer_close: no commits, no more waiting for the writer */
+void kv_lease_free_all(struct kv_peer *peer);
+/* 0, or the status with which a commit of `layers` is refused; *lease_p the lease. */
+int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
+		    struct kv_lease **lease_p);
+void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers);
+void kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status);
+void kv_lease_pool_free(struct kv_engine *engine);
+
+/* ---------------------------------------------------------------- grants (writer): kv_grant.c */
+
+/* A lease that the peer has opened for us. */
+struct kv_grant {
+	uint64_t id, tag;
+	uint8_t cache;
+	bool live, once, revoked;
+	bool failed; /* a part of it will never be committed: the receiver is going to revoke it */
+	struct kv_layers layers;
+	uint32_t n, got;
+	int64_t *ids; /* kept between uses */
+	size_t ids_cap;
+	uint64_t sent[KV_LAYER_WORDS]; /* layers that kv_send_blocks has begun */
+	uint64_t done[KV_LAYER_WORDS]; /* and that were acknowledged */
+	struct kv_grant *older, *newer;
+};
+int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg); /* 0 or PROTOCOL, NOMEM */
+int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
+void kv_grant_revoke(struct kv_peer *peer, uint64_t id);
+bool kv_grant_flush(struct kv_peer *peer);
+struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
+bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
+uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */
+/* The oldest complete grant of this tag and cache that still lacks one of these layers. */
+struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op);
+bool kv_grant_claim(struct kv_grant *grant,
+		    struct kv_layers layers); /* false: one was sent before */
+void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers, int status);
+void kv_grant_free_all(struct kv_peer *peer);
+
+#endif

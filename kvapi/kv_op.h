@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_op.h -- operations, and how a public call becomes one */
+#ifndef KV_OP_H
+#define KV_OP_H
+
+#include "kv_engine.h"
+
+enum kv_op_kind { KV_OP_WRITE = 0, KV_OP_READ, KV_OP_SEND, KV_OP_RECV };
+
+enum kv_op_stage {
+	KV_STAGE_IDLE = 0,   /* collected by a group, not begun */
+	KV_STAGE_WAIT_GRANT, /* kv_send_blocks: no lease of the tag yet */
+	KV_STAGE_BEGIN,
+	KV_STAGE_POST,
+	KV_STAGE_COMMIT,
+	KV_STAGE_FLIGHT, /* committed (receive: the lease is open) */
+	KV_STAGE_STOP,	 /* waits for what was posted, then ends with `end_code` */
+	KV_STAGE_ENDED,
+};
+
+struct kv_op {
+	uint32_t magic;
+	uint8_t kind, stage;
+	bool begun;	/* BEGIN was sent */
+	bool committed; /* the notify was given to the transport */
+	bool written;	/* the transport is done with it */
+	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
+	bool acked;
+	bool blocking; /* its caller waits: the id arrays stay valid */
+	struct kv_engine *engine;
+	struct kv_peer *peer;
+	struct kv_cache *cache;
+	struct kv_map *map;
+	struct tr_op *tr;
+	struct kv_lease *lease; /* receive */
+	uint64_t id;		/* slot, generation: BEGIN, ACK, notify, transport event */
+	atomic_int grade;
+	atomic_bool ended; /* result and err are final */
+	int result;
+	int end_code;
+	int ack_status;
+	int64_t begun_ns, deadline_ns;
+	int64_t timeout_ms;
+	struct kv_layers layers;
+	uint64_t tag, grant; /* the receiver's lease id, 0 = none */
+	uint64_t bytes;
+	const int64_t *local, *remote;
+	size_t n;
+	uint32_t layer, tensor; /* what is posted next */
+	size_t index;
+	int64_t *ids; /* own copy, kept between uses */
+	size_t ids_cap;
+	struct kv_waiter own_waiter, *waiter;
+	struct kv_op *next; /* pool or group */
+	struct kv_error err;
+};
+
+/* The blocks of a call. A send or receive has no remote ids, and the tag that joins the two. */
+struct kv_ids {
+	const int64_t *local, *remote;
+	size_t n;
+	uint64_t tag;
+};
+const char *kv_op_name(const struct kv_op *op);
+const char *kv_op_stage_name(const struct kv_op *op);
+/* Checks a public call and begins its operation. n == 0 gives one that has succeeded. */
+int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
+		   struct kv_error *err);
+/* The same, and waits for its end. */
+int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
+		      struct kv_layers layers, const struct kv_ids *ids,
+		      const struct kv_options *opts, struct kv_error *err);
+/* GEOMETRY unless both have the cache and the ranks share a part of its blocks. */
+int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
+		   struct kv_error *err);
+
+int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err);
+void kv_op_give(struct kv_op *op);
+void kv_op_pool_free(struct kv_engine *engine);
+int kv_op_keep_ids(struct kv_op *op, struct kv_error *err);
+int kv_op_result(const struct kv_op *op, struct kv_error *err);
+/* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
+bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
+/* The rest under the peer's claim. */
+int kv_op_start(struct kv_op *op, struct kv_error *err);
+int kv_op_activate(struct kv_op *op, struct kv_error *err); /* takes a slot: BUSY */
+unsigned int kv_op_slot(const struct kv_op *op);
+void kv_op_count(struct kv_op *op);
+bool kv_op_step(struct kv_op *op,
+		bool may_post); /* kv_write.c: one piece further; false: nothing could be done */
+bool kv_send_match(struct kv_op *op); /* kv_pair.c: the same for KV_STAGE_WAIT_GRANT */
+int kv_recv_start(struct kv_op *op, struct kv_error *err);
+void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
+		const struct kv_error *cause); /* cause may be NULL */
+void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
+void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause);
+void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
+void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack);
+bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
+void kv_op_timeout(struct kv_op *op);
+void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
+
+/* kv_group.c: a group takes it instead of beginning it */
+int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);
+
+#endif

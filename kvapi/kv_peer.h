@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_peer.h -- a peer: what comes in from it, its tables, its progress */
+#ifndef KV_PEER_H
+#define KV_PEER_H
+
+#include "kv_lease.h"
+#include "kv_op.h"
+
+/*
+ * ---------------------------------------------------------------- incoming operations:
+ * kv_incoming.c
+ */
+
+struct kv_incoming {
+	bool begun, notified;
+	uint64_t notified_op;
+	struct kv_msg_begin begin;
+	int32_t status;
+};
+int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
+void kv_incoming_notified(struct kv_peer *peer, uint64_t value);
+void kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
+void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
+bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
+
+/* ---------------------------------------------------------------- peers: kv_peer.c, kv_progress.c */
+
+struct kv_rslab {
+	struct tr_rmem *rmem;
+	uint64_t offset;
+};
+
+/* One cache as this peer has it, next to ours. */
+struct kv_map {
+	struct kv_cache *cache; /* ours of the same id; NULL: none, or the peer has none */
+	struct kv_geometry remote;
+	bool meets;
+	struct kv_part part[KV_TENSORS_MAX];
+	uint64_t block_bytes; /* that move per block and layer: the sum of the parts */
+	uint64_t stride[KV_TENSORS_MAX];
+	struct kv_rslab *slab;
+	struct kv_marks remote_marks, local_marks;
+	/* index + 1 of the grant that holds a remote block; made by the first grant */
+	uint32_t *owner;
+};
+
+enum kv_slot_state { KV_SLOT_FREE = 0, KV_SLOT_BUSY, KV_SLOT_ABORT, KV_SLOT_UNACKED };
+
+struct kv_slot {
+	uint32_t generation;
+	uint8_t state;
+	struct kv_op *op; /* BUSY */
+	/* What an acknowledgement that comes after the operation's end still settles. */
+	uint64_t grant;
+	struct kv_layers layers;
+	int32_t status;
+	bool send; /* kv_send_blocks */
+};
+
+/* What exists from the accepted hello on. */
+struct kv_link {
+	struct kv_cache
+		*known[KV_CACHES_MAX]; /* ours, as told to the peer; counted in cache.peers */
+	struct kv_map map[KV_CACHES_MAX];
+	struct kv_slot slot[KV_OPS_MAX];
+	uint64_t busy[KV_WORDS], posting[KV_WORDS], aborts[KV_WORDS];
+	unsigned int slots_used;
+	unsigned int turn; /* where the next round of posting begins */
+	struct kv_waiter waiter; /* for a slot, or for a lease whose number came first */
+	struct kv_incoming in[KV_OPS_MAX];
+	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
+	struct kv_lease *lease[KV_LEASES_MAX];
+	struct kv_grant *grant[KV_LEASES_MAX];
+	struct kv_grant *oldest, *newest;
+	uint32_t newest_serial;
+	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
+	unsigned int leases, leases_end;
+	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
+	struct tr_span span[TR_SPANS_GOOD];
+};
+
+enum kv_peer_state { KV_PEER_HANDSHAKE = 0, KV_PEER_UP, KV_PEER_LOST };
+
+struct kv_peer {
+	uint32_t magic;
+	uint8_t state; /* under claim */
+	bool incoming;
+	bool owned;   /* the application has the handle, or will have it from PEER_UP */
+	bool counted; /* in engine.peers_up */
+	bool closing, bye, bye_sent, fenced, restless;
+	bool up_told, lost_told; /* PEER_UP, PEER_LOST are queued */
+	struct kv_engine *engine;
+	struct tr_conn *conn;
+	pthread_mutex_t claim;
+	atomic_uint wanting; /* threads that wait for the claim */
+	uint32_t index; /* in engine.peer */
+	int64_t next_deadline_ns;
+	_Atomic uint64_t user;
+	uint64_t comm; /* kv_comm_init: told in the hello */
+	uint32_t comm_rank;
+	char name[KV_NAME_MAX];
+	struct kv_waiter waiter; /* kv_connect */
+	struct kv_error error;	 /* why it failed or was lost */
+	struct kv_link *link;
+};
+extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
+void kv_hello_free(struct kv_peer *peer);
+int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err);
+
+int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);
+int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, const char *op,
+		 const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+/* PEER_LOST, or why else nothing can be begun on this peer. */
+int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *err);
+int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
+		struct kv_error *err);
+void kv_peer_free(struct kv_peer *peer); /* claim held; takes it out of the table */
+/* Claim held: ends what is in flight and fences. BUSY: a direct writer of this host lives on. */
+int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
+
+/* kv_connect.c: a peer until its handshake is over */
+void kv_peer_accept(struct kv_engine *engine);
+bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
+bool kv_peer_tell_up(struct kv_peer *peer);
+int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
+		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
+		    struct kv_error *err);
+
+/* kv_progress.c */
+void kv_peer_claim(struct kv_peer *peer);
+void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
+void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
+/*
+ * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation;
+ * kv_peer_progress does so until nothing is left to be done. Both return the number of things done.
+ */
+int kv_peer_round(struct kv_peer *peer, bool may_post);
+int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; returns how many */
+int kv_peer_progress(struct kv_peer *peer, bool may_post);
+/* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
+bool kv_peer_service(struct kv_peer *peer, int *done_p);
+void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns); /* next_deadline_ns = min */
+/* Sends a message: 0, TR_AGAIN or negative. */
+int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg);
+
+#endif

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_progress.c -- one peer under its claim: what came in is dispatched, what waits is sent, and a
+ * loss is followed to its end
+ */
+#include "kv_internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { ARM_ROUNDS = 16 };
+
+/* ---------------------------------------------------------------- claim */
+
+void kv_peer_claim(struct kv_peer *peer)
+{
+	if (!pthread_mutex_trylock(&peer->claim))
+		return;
+	atomic_fetch_add(&peer->wanting, 1);
+	pthread_mutex_lock(&peer->claim);
+	atomic_fetch_sub(&peer->wanting, 1);
+}
+
+/* Leaves the connection so that its next event reaches the service thread. */
+void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
+{
+	for (int i = 0; peer->state == KV_PEER_UP && tr_conn_arm(peer->conn); i++) {
+		if (i == ARM_ROUNDS) {
+			peer->restless = true; /* it never rests: others must have their turn */
+			return;
+		}
+		*done_p += kv_peer_progress(peer, may_post);
+	}
+	peer->restless = false;
+}
+
+void kv_peer_release(struct kv_peer *peer)
+{
+	atomic_bool *wants = &peer->engine->wants[peer->index];
+	bool restless;
+	int done = 0;
+
+	if (!peer->engine->caller_mode)
+		kv_peer_arm(peer, true, &done);
+	restless = peer->restless;
+	pthread_mutex_unlock(&peer->claim);
+	if (restless)
+		kv_engine_wake(peer->engine);
+	atomic_thread_fence(
+		memory_order_seq_cst); /* the unlock comes before the look: see claim_at */
+	if (atomic_load(wants) && atomic_exchange(wants, false))
+		kv_service_rearm(peer);
+}
+
+/* ---------------------------------------------------------------- messages and events */
+
+int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg)
+{
+	uint8_t buf[TR_MSG_MAX];
+	size_t len = kv_wire_put(msg, buf, sizeof(buf));
+
+	/*
+	 * A negative code means that the connection is failing: TR_PEER_LOST says why. A BEGIN is of
+	 * use only with its notify, or an ABORT, which wake the receiver anyway: once, not twice.
+	 */
+	if (msg->type == KV_MSG_BEGIN)
+		return tr_msg_lazy(peer->conn, buf, len, NULL);
+	return tr_msg(peer->conn, buf, len, NULL);
+}
+
+void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns)
+{
+	if (deadline_ns < peer->next_deadline_ns)
+		peer->next_deadline_ns = deadline_ns;
+}
+
+void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
+{
+	char text[sizeof(peer->error.message)];
+	va_list ap;
+
+	if (peer->error.code)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	kv_peer_fail(peer, &peer->error, code, "progress", "%s", text);
+	kv_log_error(peer->engine->log, "closing the connection to %s (%s): %s", peer->name,
+		     tr_conn_address(peer->conn), text);
+	tr_fence(peer->conn, NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
+}
+
+static void receive(struct kv_peer *peer, const struct tr_event *event)
+{
+	struct kv_msg msg;
+	int ret = 0;
+
+	if (!kv_wire_get(event->msg, event->len, &msg)) {
+		kv_peer_break(peer, KV_ERR_PROTOCOL, "a message of %zu bytes makes no sense",
+			      event->len);
+		return;
+	}
+	switch (msg.type) {
+	case KV_MSG_BEGIN:
+		ret = kv_incoming_begin(peer, &msg.begin);
+		break;
+	case KV_MSG_ACK:
+		for (int i = 0; i < msg.ack.count; i++)
+			kv_op_acked(peer, &msg.ack.ack[i]);
+		break;
+	case KV_MSG_ABORT:
+		kv_incoming_abort(peer, &msg.abort);
+		break;
+	case KV_MSG_LEASE:
+		ret = kv_grant_lease(peer, &msg.lease);
+		break;
+	case KV_MSG_IDS:
+		ret = kv_grant_ids(peer, &msg.ids);
+		break;
+	case KV_MSG_REVOKE:
+		kv_grant_revoke(peer, msg.id.lease);
+		break;
+	case KV_MSG_REVOKED:
+		kv_lease_revoked(peer, msg.id.lease);
+		break;
+	case KV_MSG_BYE:
+		peer->bye = true;
+		break;
+	default:
+		break;
+	}
+	if (ret)
+		kv_peer_break(peer, ret, "message %u contradicts what was sent before", msg.type);
+}
+
+/* Every operation and lease of the peer learns of its loss. */
+static void lose(struct kv_peer *peer, const struct kv_error *cause)
+{
+	struct kv_engine *engine = peer->engine;
+
+	if (!peer->error.code)
+		peer->error = *cause;
+	peer->state = KV_PEER_LOST;
+	kv_service_unwatch(peer);
+	if (!peer->closing)
+		kv_count(engine, peers_lost, 1);
+	kv_count(engine, peers_now, -1);
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		struct kv_slot *slot = &peer->link->slot[i];
+
+		if (slot->state == KV_SLOT_BUSY)
+			kv_op_lost(slot->op);
+		slot->state = KV_SLOT_FREE;
+	}
+	memset(peer->link->aborts, 0, sizeof(peer->link->aborts));
+	memset(peer->link->ack, 0, sizeof(peer->link->ack));
+	peer->link->slots_used = 0;
+	kv_waiter_wake(&peer->link->waiter);
+	kv_lease_lost(peer);
+	kv_engine_wake(engine); /* the service thread fences it and tells the application */
+}
+
+static void dispatch(struct kv_peer *peer, const struct tr_event *event)
+{
+	switch (event->kind) {
+	case TR_NOTIFIED:
+		kv_incoming_notified(peer, event->value);
+		break;
+	case TR_MSG:
+		receive(peer, event);
+		break;
+	case TR_PEER_LOST:
+		lose(peer, event->cause);
+		break;
+	default:
+		kv_op_event(peer, event);
+		break;
+	}
+}
+
+static void flush(struct kv_peer *peer)
+{
+	/*
+	 * In this order: an acknowledgement frees what the others may wait for. Each stops at the
+	 * first message without credit.
+	 */
+	if (kv_incoming_flush(peer) && kv_op_flush(peer) && kv_grant_flush(peer))
+		kv_lease_flush(peer);
+}
+
+/*
+ * One round of posting: a piece of each operation that has one, beginning where the last round
+ * ended.
+ */
+static int post_round(struct kv_peer *peer, bool may_post)
+{
+	struct kv_link *link = peer->link;
+	int done = 0;
+
+	if (!(link->posting[0] | link->posting[1]))
+		return 0;
+	for (unsigned int k = 0; k < KV_OPS_MAX; k++) {
+		unsigned int i = (link->turn + k) % KV_OPS_MAX;
+
+		if (kv_bit(link->posting, i))
+			done += kv_op_step(link->slot[i].op, may_post);
+	}
+	link->turn = (link->turn + 1) % KV_OPS_MAX;
+	return done;
+}
+
+static void check_deadlines(struct kv_peer *peer)
+{
+	int64_t now = kv_now_ns();
+
+	if (now < peer->next_deadline_ns)
+		return;
+	peer->next_deadline_ns = KV_NO_DEADLINE;
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
+
+		if (!op || op->stage == KV_STAGE_STOP)
+			continue; /* the transport keeps the deadline of a stop */
+		if (now < op->deadline_ns)
+			kv_peer_due(peer, op->deadline_ns);
+		else
+			kv_op_timeout(op);
+	}
+	kv_lease_expire(peer, now);
+}
+
+int kv_peer_take_events(struct kv_peer *peer)
+{
+	struct tr_event events[KV_EVENTS];
+	int n;
+
+	if (peer->state != KV_PEER_UP)
+		return 0;
+	n = tr_poll(peer->conn, events, KV_EVENTS);
+	for (int i = 0; i < n; i++)
+		dispatch(peer, &events[i]);
+	return n;
+}
+
+int kv_peer_round(struct kv_peer *peer, bool may_post)
+{
+	int done = kv_peer_take_events(peer);
+
+	if (peer->state != KV_PEER_UP)
+		return done;
+	kv_incoming_retry(peer);
+	flush(peer);
+	done += post_round(peer, may_post);
+	check_deadlines(peer);
+	return done;
+}
+
+int kv_peer_progress(struct kv_peer *peer, bool may_post)
+{
+	int done = 0, moved;
+
+	do {
+		moved = kv_peer_round(peer, may_post);
+		done += moved;
+	} while (moved);
+	return done;
+}
+
+/* Operations that only a caller may post: their waiters have to be awake for it. */
+static void wake_posters(struct kv_peer *peer)
+{
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
+		if (kv_bit(peer->link->posting, i))
+			kv_waiter_wake(peer->link->slot[i].op->waiter);
+}
+
+/* ---------------------------------------------------------------- the service's part */
+
+/* After a loss: close the door, hand over what is left, and free what nobody owns. false: freed. */
+static bool bury(struct kv_peer *peer)
+{
+	struct kv_arrival lost = {
+		.kind = KV_ARRIVAL_PEER_LOST,
+		.status = peer->bye ? KV_ERR_CLOSED : KV_ERR_PEER_LOST,
+		.peer = peer,
+		.user = atomic_load(&peer->user),
+	};
+
+	if (peer->closing)
+		return true; /* kv_peer_close is at it */
+	if (!peer->fenced && !tr_fence(peer->conn, NULL)) {
+		peer->fenced = true;
+		kv_lease_fenced(peer);
+	}
+	if (peer->link) /* a connect that failed before its hello has none */
+		kv_incoming_retry(peer);
+	if (peer->owned && !peer->lost_told)
+		peer->lost_told = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
+	if (peer->owned || !peer->fenced)
+		return true;
+	kv_peer_free(peer);
+	return false;
+}
+
+bool kv_peer_service(struct kv_peer *peer, int *done_p)
+{
+	if (peer->state == KV_PEER_HANDSHAKE)
+		return kv_peer_handshake(peer, done_p);
+	if (peer->state == KV_PEER_LOST)
+		return bury(peer);
+	*done_p += kv_peer_progress(peer, peer->engine->caller_mode);
+	kv_peer_arm(peer, peer->engine->caller_mode, done_p);
+	if (peer->state != KV_PEER_UP)
+		return true;
+	kv_peer_tell_up(peer);
+	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
+		wake_posters(peer);
+	return true;
+}
