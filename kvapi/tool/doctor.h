@@ -1,48 +1,99 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor.h -- the findings of kvrail doctor and who makes them */
+/*
+ * doctor.h -- the findings of kvrail doctor and who makes them
+ *
+ * What is read from /sys, /proc and /dev is read below doctor.root, so that a copy of another machine's files can be looked
+ * at; only what must be tried (opening, sending) is left out then.
+ */
 #ifndef KVRAIL_DOCTOR_H
 #define KVRAIL_DOCTOR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <kvrail/kv.h>
 
 enum doctor_status { DOCTOR_OK = 0, DOCTOR_WARN, DOCTOR_FAIL };
 
-struct finding {
-	enum doctor_status status;
-	char what[24];	 /* "memlock", "gid" */
-	char device[32]; /* "rxe0:1", or "" */
-	char text[256];
-	char fix[256]; /* "" where there is nothing to mend */
+enum doctor_check {
+#define CHECK(id, name) CHECK_##id,
+#include "doctor.def"
+#undef CHECK
+	CHECKS
 };
 
-enum { FINDINGS_MAX = 256, RAILS_MAX = 32 };
+struct finding {
+	enum doctor_check check;
+	enum doctor_status status;
+	char device[48]; /* "rxe0:1", or "" */
+	char text[400];
+	char fix[400]; /* "" where there is nothing to mend */
+};
 
-/* One port that the ib transport would use. */
-struct doctor_rail {
-	char name[32]; /* "rxe0:1" */
-	int gid_index; /* -1: InfiniBand, addressed by LID */
+enum { FINDINGS_MAX = 512, DEVICES_MAX = 64 };
+
+/* One port of an RDMA device, as sysfs shows it. */
+struct doctor_port {
+	char device[24];
+	char name[32];	  /* "rxe0:1" */
+	char path[128];	  /* its folder below the root */
+	char netdev[32];  /* "" for InfiniBand */
+	char address[16]; /* of the PCI device; "" for a software device */
+	bool ethernet, active;
 };
 
 struct doctor {
+	const char *root; /* "" = this machine */
+	bool copy;	  /* the root is a copy of another machine's files */
 	struct finding finding[FINDINGS_MAX];
 	size_t findings;
-	struct doctor_rail rail[RAILS_MAX];
+	struct doctor_port port[DEVICES_MAX];
+	size_t ports;
+	struct kv_device_info rail[DEVICES_MAX]; /* the ports that kvrail would use */
 	size_t rails;
 };
 
-/* The fix is told only with a warning or a failure. */
-void doctor_note(struct doctor *d, enum doctor_status status, const char *what, const char *device,
-		 const char *fix, const char *fmt, ...) __attribute__((format(printf, 6, 7)));
+/* doctor_report.c */
+void doctor_note(struct doctor *d, enum doctor_check check, enum doctor_status status,
+		 const char *device, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+/* Of the last note, and only if that is a warning or a failure. */
+void doctor_fix(struct doctor *d, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+size_t doctor_count(const struct doctor *d, enum doctor_status status);
+void doctor_print(const struct doctor *d);
+int doctor_print_json(const struct doctor *d);
+int doctor_print_env(const struct doctor *d);
 
-/* Reads one line of a small file into buf, without the newline; -1 if it cannot be read (buf is then ""). */
-int doctor_read(char *buf, size_t cap, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* doctor_read.c: below the root. */
+/* One line without its newline; false if it cannot be read (buf is then ""). */
+bool doctor_read(const struct doctor *d, char *buf, size_t cap, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+bool doctor_exists(const struct doctor *d, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
+/* The last part of what a link leads to: a driver's name. */
+bool doctor_link(const struct doctor *d, char *buf, size_t cap, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+/* The value of the line of a file that begins with `key`. */
+bool doctor_field(const struct doctor *d, const char *path, const char *key, char *buf, size_t cap);
+/* This process's control group, "/a/b"; the controller is "" for version 2. */
+bool doctor_group(const struct doctor *d, const char *controller, char *buf, size_t cap);
+/* Calls back with each path that matches, without the root. Returns how many there were. */
+size_t doctor_each(struct doctor *d, const char *pattern,
+		   void (*fn)(struct doctor *d, const char *path, void *arg), void *arg);
+bool doctor_capable(const struct doctor *d, unsigned int capability);
 
-void doctor_host(struct doctor *d);    /* limits, permissions, kernel */
-void doctor_devices(struct doctor *d); /* RDMA devices, as sysfs shows them */
-/* What kvrail itself can use: opens an engine and registers memory. */
-void doctor_engine(struct doctor *d);
+void doctor_find_ports(struct doctor *d);
+void doctor_host(struct doctor *d);	/* limits, permissions, the kernel's rules */
+void doctor_driver(struct doctor *d);	/* modules, device nodes, user space */
+void doctor_devices(struct doctor *d);	/* ports, addresses, counters */
+void doctor_pcie(struct doctor *d);	/* link, relaxed ordering, ACS */
+void doctor_lossless(struct doctor *d); /* PFC, ECN */
+void doctor_gpu(struct doctor *d);	/* GPU driver, distance to the NICs */
+
+/* What kvrail itself can use: opens an engine and registers memory; tells of it later. */
+struct doctor_engine;
+struct doctor_engine *doctor_engine_open(struct doctor *d);
+void doctor_engine_note(struct doctor *d, struct doctor_engine *e);
+
 /* A connection to `kvrail doctor --listen` on another machine, a write, and the bytes read back. */
 void doctor_peer(struct doctor *d, const char *host, uint32_t port);
 /* The other end of it; returns the exit status. */

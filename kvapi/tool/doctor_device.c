@@ -1,161 +1,266 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_device.c -- the RDMA devices as sysfs shows them: ports, GID tables, MTU, PCIe, error counters */
+/* doctor_device.c -- the ports of the RDMA devices as sysfs shows them: state, addresses, MTU, error counters */
 #include "doctor.h"
 
-#include <glob.h>
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { GIDS_MAX = 1024, JUMBO = 4200, DEVICE = 24 };
+#include "base/pci.h"
 
-/* One port that is being looked at. */
-struct port {
-	char device[DEVICE];
-	char name[32];	 /* "rxe0:1" */
-	char path[128];	 /* its folder in sysfs */
-	char netdev[64]; /* "" for InfiniBand */
-	int ethernet;
-};
+enum { GIDS_MAX = 1024, JUMBO = 4200 };
 
-static const char zero_gid[] = "0000:0000:0000:0000:0000:0000:0000:0000";
-
-static void check_state(struct doctor *d, struct port *port)
+static void find_netdev(struct doctor *d, const char *path, void *arg)
 {
-	char state[64], link[64], rate[64];
-
-	doctor_read(state, sizeof(state), "%s/state", port->path);
-	doctor_read(link, sizeof(link), "%s/link_layer", port->path);
-	doctor_read(rate, sizeof(rate), "%s/rate", port->path);
-	port->ethernet = !strcmp(link, "Ethernet");
-	if (strstr(state, "ACTIVE"))
-		doctor_note(d, DOCTOR_OK, "port", port->name, "", "active, %s, %s", link, rate);
-	else
-		doctor_note(d, DOCTOR_FAIL, "port", port->name,
-			    port->ethernet ? "ip link set DEV up; check cable and switch port"
-					   : "check cable and subnet manager (sminfo, ibstat)",
-			    "%s, %s: not usable", *state ? state : "unknown state", link);
+	(void)d;
+	snprintf(arg, sizeof(((struct doctor_port *)0)->netdev), "%s", strrchr(path, '/') + 1);
 }
 
-static void check_mtu(struct doctor *d, const struct port *port)
+static void add_port(struct doctor *d, const char *path, void *arg)
 {
-	char text[32];
-	int mtu;
+	const char *device = path + strlen("/sys/class/infiniband/");
+	struct doctor_port *port = &d->port[d->ports];
+	struct pci_place place;
+	char text[64], pattern[128];
+
+	(void)arg;
+	if (d->ports == DEVICES_MAX)
+		return;
+	d->ports++;
+	snprintf(port->path, sizeof(port->path), "%s", path);
+	snprintf(port->device, sizeof(port->device), "%.*s", (int)strcspn(device, "/"), device);
+	snprintf(port->name, sizeof(port->name), "%.*s:%.7s", (int)strcspn(device, "/"), device,
+		 strrchr(path, '/') + 1);
+	doctor_read(d, text, sizeof(text), "%s/state", path);
+	port->active = strstr(text, "ACTIVE");
+	doctor_read(d, text, sizeof(text), "%s/link_layer", path);
+	port->ethernet = !strcmp(text, "Ethernet");
+	snprintf(text, sizeof(text), "class/infiniband/%s/device", port->device);
+	pci_place_find(d->root, text, &place);
+	memcpy(port->address, place.address, sizeof(port->address));
+	if (!port->ethernet)
+		return;
+	snprintf(pattern, sizeof(pattern), "/sys/class/infiniband/%s/device/net/*", port->device);
+	if (!doctor_read(d, port->netdev, sizeof(port->netdev), "%s/gid_attrs/ndevs/0", path) &&
+	    !doctor_read(d, port->netdev, sizeof(port->netdev), "/sys/class/infiniband/%s/parent",
+			 port->device))
+		doctor_each(d, pattern, find_netdev, port->netdev);
+}
+
+void doctor_find_ports(struct doctor *d)
+{
+	doctor_each(d, "/sys/class/infiniband/*/ports/*", add_port, NULL);
+}
+
+/* ---------------------------------------------------------------- state */
+
+/* One unused port beside a used one is how many cards are cabled. */
+static enum doctor_status if_down(const struct doctor *d)
+{
+	for (size_t i = 0; i < d->ports; i++)
+		if (d->port[i].active)
+			return DOCTOR_WARN;
+	return DOCTOR_FAIL;
+}
+
+static void check_port(struct doctor *d, const struct doctor_port *port)
+{
+	char state[32], physical[32], link[32], rate[48];
+
+	doctor_read(d, state, sizeof(state), "%s/state", port->path);
+	doctor_read(d, physical, sizeof(physical), "%s/phys_state", port->path);
+	doctor_read(d, link, sizeof(link), "%s/link_layer", port->path);
+	doctor_read(d, rate, sizeof(rate), "%s/rate", port->path);
+	if (port->active) {
+		doctor_note(d, CHECK_PORT, DOCTOR_OK, port->name, "active, %s, %s", link, rate);
+		return;
+	}
+	doctor_note(d, CHECK_PORT, if_down(d), port->name, "%s (physical %s), %s: not usable",
+		    *state ? state : "unknown state", *physical ? physical : "unknown", link);
+	if (port->ethernet)
+		doctor_fix(d, "ip link set %s up; then the cable and the switch's port",
+			   *port->netdev ? port->netdev : "DEV");
+	else if (strstr(state, "INIT"))
+		doctor_fix(d,
+			   "the link is there, no subnet manager has configured it: start opensm "
+			   "or the switch's");
+	else
+		doctor_fix(d, "the cable and the switch's port (ibstat %s)", port->device);
+}
+
+static void check_pkey(struct doctor *d, const struct doctor_port *port)
+{
+	char text[16], lid[16];
+	unsigned long key;
+
+	if (port->ethernet || !doctor_read(d, text, sizeof(text), "%s/pkeys/0", port->path))
+		return;
+	doctor_read(d, lid, sizeof(lid), "%s/lid", port->path);
+	key = strtoul(text, NULL, 16);
+	doctor_note(d, CHECK_PKEY, key & 0x8000 ? DOCTOR_OK : DOCTOR_WARN, port->name,
+		    "partition key 0x%04lx, %s; lid %lu", key,
+		    key & 0x8000 ? "full member"
+				 : "limited member: limited members do not reach each other",
+		    strtoul(lid, NULL, 16));
+	doctor_fix(d, "make the port a full member in the subnet manager's partitions.conf");
+}
+
+static void check_mtu(struct doctor *d, const struct doctor_port *port)
+{
+	char text[16];
+	long mtu;
 
 	if (!port->ethernet ||
-	    doctor_read(text, sizeof(text), "/sys/class/net/%s/mtu", port->netdev))
+	    !doctor_read(d, text, sizeof(text), "/sys/class/net/%s/mtu", port->netdev))
 		return;
-	mtu = (int)strtol(text, NULL, 10);
-	doctor_note(d, mtu < JUMBO ? DOCTOR_WARN : DOCTOR_OK, "mtu", port->name,
-		    "ip link set DEV mtu 4200 (or 9000) on both hosts and the switch",
-		    "%s has mtu %d: %s", port->netdev, mtu,
+	mtu = strtol(text, NULL, 10);
+	doctor_note(d, CHECK_MTU, mtu < JUMBO ? DOCTOR_WARN : DOCTOR_OK, port->name,
+		    "%s has mtu %ld: %s", port->netdev, mtu,
 		    mtu < JUMBO ? "RDMA packets carry 1024 or 2048 bytes, not 4096"
 				: "room for RDMA packets of 4096 bytes");
+	doctor_fix(d, "ip link set %s mtu 4200 (or 9000), on both hosts and every switch between",
+		   port->netdev);
 }
 
-static void check_gids(struct doctor *d, struct port *port)
+/* ---------------------------------------------------------------- GID table */
+
+enum kind { LINK_LOCAL, V1, IPV6, IPV4, KINDS }; /* as the library ranks them, worst first */
+
+struct table {
+	int rows, count[KINDS];
+	int first[KINDS];
+	char gid[KINDS][INET6_ADDRSTRLEN];
+};
+
+static void add_gid(struct table *table, int index, const char *text, const char *type)
 {
-	int rows = 0, v4 = 0, v6 = 0, v1 = 0, local = 0;
+	static const unsigned char none[16], mapped[12] = { [10] = 0xff, [11] = 0xff };
+	unsigned char gid[16];
+	enum kind kind;
+
+	if (inet_pton(AF_INET6, text, gid) != 1 || !memcmp(gid, none, 16) ||
+	    !memcmp(gid + 8, none, 8))
+		return;
+	kind = gid[0] == 0xfe && (gid[1] & 0xc0) == 0x80 ? LINK_LOCAL
+	       : !strstr(type, "v2")			 ? V1
+	       : memcmp(gid, mapped, sizeof(mapped))	 ? IPV6
+							 : IPV4;
+	table->rows++;
+	if (table->count[kind]++)
+		return;
+	table->first[kind] = index;
+	inet_ntop(AF_INET6, gid, table->gid[kind], sizeof(table->gid[kind]));
+}
+
+static void read_table(struct doctor *d, const struct doctor_port *port, struct table *table)
+{
 	char gid[64], type[32];
 
+	memset(table, 0, sizeof(*table));
 	for (int i = 0; i < GIDS_MAX; i++) {
-		if (doctor_read(gid, sizeof(gid), "%s/gids/%d", port->path, i))
-			break;
-		if (!strcmp(gid, zero_gid))
-			continue;
-		rows++;
-		doctor_read(type, sizeof(type), "%s/gid_attrs/types/%d", port->path, i);
-		if (!*port->netdev)
-			doctor_read(port->netdev, sizeof(port->netdev), "%s/gid_attrs/ndevs/%d",
-				    port->path, i);
-		if (!strncmp(gid, "fe80", 4))
-			local++;
-		else if (port->ethernet && !strstr(type, "v2"))
-			v1++;
-		else if (!strncmp(gid, "0000:0000:0000:0000:0000:ffff", 29))
-			v4++;
-		else
-			v6++;
+		if (!doctor_read(d, gid, sizeof(gid), "%s/gids/%d", port->path, i))
+			return;
+		doctor_read(d, type, sizeof(type), "%s/gid_attrs/types/%d", port->path, i);
+		add_gid(table, i, gid, type);
 	}
-	if (!port->ethernet)
-		doctor_note(d, DOCTOR_OK, "gid", port->name, "",
-			    "%d rows; InfiniBand is addressed by LID", rows);
-	else
-		doctor_note(
-			d, v4 + v6 ? DOCTOR_OK : DOCTOR_FAIL, "gid", port->name,
-			"give the interface an address that the peers can route to",
-			"%d rows used: %d RoCE v2 with IPv4, %d with routable IPv6, %d link-local, %d "
-			"RoCE v1 (netdev %s)",
-			rows, v4, v6, local, v1, *port->netdev ? port->netdev : "unknown");
 }
 
-/* Counters that stay 0 on a fabric without losses. */
-static void check_counters(struct doctor *d, const struct port *port)
+/* What kvrail has chosen, else what it would choose from this table. */
+static void describe_choice(const struct doctor *d, const struct doctor_port *port,
+			    const struct table *table, char *buf, size_t cap)
 {
-	static const char *const names[] = { "packet_seq_err",	      "out_of_sequence",
-					     "local_ack_timeout_err", "rnr_nak_retry_err",
-					     "rx_icrc_encapsulated",  "retry_exceeded_err",
-					     "rcvd_seq_err",	      "retry_rnr_exceeded_err" };
-	char text[160] = "", value[32];
+	for (size_t i = 0; i < d->rails; i++)
+		if (!strcmp(d->rail[i].name, port->name)) {
+			snprintf(buf, cap, "kvrail uses index %d, %s", d->rail[i].gid_index,
+				 d->rail[i].gid);
+			return;
+		}
+	snprintf(buf, cap, "none");
+	for (int kind = KINDS; kind--;)
+		if (table->count[kind]) {
+			snprintf(buf, cap, "best is index %d, %s", table->first[kind],
+				 table->gid[kind]);
+			return;
+		}
+}
+
+static void check_gids(struct doctor *d, const struct doctor_port *port)
+{
+	struct table table;
+	char choice[96];
+	bool routable;
+
+	if (!port->ethernet)
+		return;
+	read_table(d, port, &table);
+	routable = table.count[IPV4] + table.count[IPV6];
+	describe_choice(d, port, &table, choice, sizeof(choice));
+	doctor_note(d, CHECK_GID, routable ? DOCTOR_OK : DOCTOR_FAIL, port->name,
+		    "%d rows: %d RoCE v2 with IPv4, %d with routable IPv6, %d RoCE v1, %d "
+		    "link-local; %s",
+		    table.rows, table.count[IPV4], table.count[IPV6], table.count[V1],
+		    table.count[LINK_LOCAL], choice);
+	if (!table.rows)
+		doctor_fix(
+			d,
+			"%s is in another network namespace, or down: run where it is "
+			"(docker --network=host, Kubernetes hostNetwork: true), or ip link set %s up",
+			*port->netdev ? port->netdev : "its interface",
+			*port->netdev ? port->netdev : "DEV");
+	else
+		doctor_fix(d,
+			   "ip addr add ADDRESS/PREFIX dev %s: an address that the peers can "
+			   "route to%s",
+			   *port->netdev ? port->netdev : "DEV",
+			   table.count[V1] ? "; RoCE v2 on (mlx5: cma_roce_mode -m 2)" : "");
+}
+
+/* ---------------------------------------------------------------- counters */
+
+/* They stay 0 on a fabric without losses. */
+static void check_counters(struct doctor *d, const struct doctor_port *port)
+{
+	static const char *const names[] = {
+		"hw_counters/packet_seq_err",
+		"hw_counters/out_of_sequence",
+		"hw_counters/local_ack_timeout_err",
+		"hw_counters/rnr_nak_retry_err",
+		"hw_counters/rx_icrc_encapsulated",
+		"hw_counters/retry_exceeded_err",
+		"hw_counters/rcvd_seq_err",
+		"hw_counters/retry_rnr_exceeded_err",
+		"counters/symbol_error",
+		"counters/link_downed",
+		"counters/port_rcv_errors",
+	};
+	char text[240] = "", value[32];
 	size_t used = 0;
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		if (doctor_read(value, sizeof(value), "%s/hw_counters/%s", port->path, names[i]) ||
-		    !strcmp(value, "0") || used >= sizeof(text) - 1)
+		if (!doctor_read(d, value, sizeof(value), "%s/%s", port->path, names[i]) ||
+		    !strtoull(value, NULL, 10) || used >= sizeof(text) - 1)
 			continue;
 		used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s %s",
-					 used ? ", " : "", names[i], value);
+					 used ? ", " : "", strchr(names[i], '/') + 1, value);
 	}
-	doctor_note(
-		d, *text ? DOCTOR_WARN : DOCTOR_OK, "counters", port->name,
-		"if they grow: lossless priority (PFC) or ECN on the switch, cables, MTU on the way",
-		"%s", *text ? text : "no retransmission or loss counted");
-}
-
-static void check_pcie(struct doctor *d, const struct port *port)
-{
-	char speed[32], best[32], width[16], widest[16], node[16];
-	char base[128];
-
-	snprintf(base, sizeof(base), "/sys/class/infiniband/%s/device", port->device);
-	if (doctor_read(speed, sizeof(speed), "%s/current_link_speed", base)) {
-		doctor_note(d, DOCTOR_OK, "pcie", port->name, "",
-			    "not on PCIe (a software device)");
-		return;
-	}
-	doctor_read(best, sizeof(best), "%s/max_link_speed", base);
-	doctor_read(width, sizeof(width), "%s/current_link_width", base);
-	doctor_read(widest, sizeof(widest), "%s/max_link_width", base);
-	doctor_read(node, sizeof(node), "%s/numa_node", base);
-	if (strcmp(speed, best) || strcmp(width, widest))
-		doctor_note(d, DOCTOR_WARN, "pcie", port->name,
-			    "reseat the card, or another slot; check the BIOS",
-			    "x%s at %s, but the card can do x%s at %s; NUMA node %s", width, speed,
-			    widest, best, node);
-	else
-		doctor_note(d, DOCTOR_OK, "pcie", port->name, "", "x%s at %s, NUMA node %s", width,
-			    speed, node);
+	doctor_note(d, CHECK_COUNTERS, *text ? DOCTOR_WARN : DOCTOR_OK, port->name, "%s",
+		    *text ? text : "no loss, retry or link error counted");
+	doctor_fix(d,
+		   "they count since boot: look again under load (grep . %s/*counters/*). If they "
+		   "grow: cable, MTU on the way, PFC or ECN on the switch",
+		   port->path);
 }
 
 void doctor_devices(struct doctor *d)
 {
-	glob_t found = { 0 };
-
-	glob("/sys/class/infiniband/*/ports/*", 0, NULL, &found);
-	for (size_t i = 0; i < found.gl_pathc; i++) {
-		struct port port = { 0 };
-		const char *device = found.gl_pathv[i] + strlen("/sys/class/infiniband/");
-		int len = (int)strcspn(device, "/");
-
-		snprintf(port.path, sizeof(port.path), "%s", found.gl_pathv[i]);
-		snprintf(port.device, sizeof(port.device), "%.*s", len, device);
-		snprintf(port.name, sizeof(port.name), "%s:%s", port.device,
-			 strrchr(found.gl_pathv[i], '/') + 1);
-		check_state(d, &port);
-		check_gids(d, &port);
-		check_mtu(d, &port);
-		check_pcie(d, &port);
-		check_counters(d, &port);
+	for (size_t i = 0; i < d->ports; i++) {
+		check_port(d, &d->port[i]);
+		if (!d->port[i].active) /* the rest is not set up, or nobody's concern */
+			continue;
+		check_gids(d, &d->port[i]);
+		check_pkey(d, &d->port[i]);
+		check_mtu(d, &d->port[i]);
+		check_counters(d, &d->port[i]);
 	}
-	globfree(&found);
 }

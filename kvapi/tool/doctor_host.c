@@ -1,136 +1,240 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_host.c -- what does not belong to a device: limits, permissions, capabilities, the GPU driver */
+/* doctor_host.c -- what belongs to no device: limits, permissions, containers, packet filters */
 #include "doctor.h"
 
-#include <glob.h>
-#include <stdbool.h>
+#include <errno.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/utsname.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-enum { CAP_IPC_LOCK_BIT = 14 };
-static const rlim_t memlock_good = (rlim_t)1 << 30;
+enum { MEMLOCK_GOOD_KB = 1 << 20, MEMORY_GOOD_MB = 1024, RDMA_OBJECTS_GOOD = 4096 };
 
-static bool has_capability(int bit)
+/* The kernel asks for CAP_IPC_LOCK of the machine, not of a user namespace. */
+static bool in_user_namespace(const struct doctor *d)
 {
-	char line[256];
-	unsigned long long mask = 0;
-	FILE *file = fopen("/proc/self/status", "re");
+	unsigned int inside, outside, count;
+	char line[64];
 
-	if (!file)
-		return false;
-	while (fgets(line, sizeof(line), file))
-		if (!strncmp(line, "CapEff:", 7))
-			mask = strtoull(line + 7, NULL, 16);
-	fclose(file);
-	return mask >> bit & 1;
+	return doctor_read(d, line, sizeof(line), "/proc/self/uid_map") &&
+	       sscanf(line, "%u %u %u", &inside, &outside, &count) == 3 &&
+	       (inside || outside || count != 4294967295u);
+}
+
+/* In KiB; -1 = unlimited. */
+static long long memlock(const struct doctor *d)
+{
+	char value[96];
+
+	doctor_field(d, "/proc/self/limits", "Max locked memory", value, sizeof(value));
+	return strncmp(value, "unlimited", 9) ? strtoll(value, NULL, 10) / 1024 : -1;
 }
 
 static void check_memlock(struct doctor *d)
 {
-	static const char fix[] =
-		"ulimit -l unlimited (limits.conf: memlock), LimitMEMLOCK=infinity in "
-		"a service, --ulimit memlock=-1 or --cap-add IPC_LOCK for a container";
-	struct rlimit limit = { 0 };
+	long long kb = memlock(d);
+	bool lock = doctor_capable(d, CAP_IPC_LOCK), inside = in_user_namespace(d);
 
-	getrlimit(RLIMIT_MEMLOCK, &limit);
-	if (limit.rlim_cur == RLIM_INFINITY)
-		doctor_note(d, DOCTOR_OK, "memlock", "", "", "unlimited");
-	else if (has_capability(CAP_IPC_LOCK_BIT))
-		doctor_note(d, DOCTOR_OK, "memlock", "", "",
-			    "%llu KiB, which CAP_IPC_LOCK of this process overrides",
-			    (unsigned long long)limit.rlim_cur / 1024);
+	if (kb < 0)
+		doctor_note(d, CHECK_MEMLOCK, DOCTOR_OK, "", "unlimited");
+	else if (lock && !inside)
+		doctor_note(d, CHECK_MEMLOCK, DOCTOR_OK, "",
+			    "%lld KiB, which CAP_IPC_LOCK of this process overrides", kb);
 	else
-		doctor_note(d, limit.rlim_cur < memlock_good ? DOCTOR_FAIL : DOCTOR_WARN, "memlock",
-			    "", fix, "%llu KiB: no larger cache can be registered with a device",
-			    (unsigned long long)limit.rlim_cur / 1024);
+		doctor_note(d, CHECK_MEMLOCK, kb < MEMLOCK_GOOD_KB ? DOCTOR_FAIL : DOCTOR_WARN, "",
+			    "%lld KiB: no larger cache can be registered with a device%s", kb,
+			    lock ? "; CAP_IPC_LOCK of a user namespace does not count" : "");
+	doctor_fix(d, "ulimit -l unlimited (for good: \"* - memlock unlimited\" in "
+		      "/etc/security/limits.conf; LimitMEMLOCK=infinity in a service; "
+		      "--ulimit memlock=-1 for a container)");
 }
 
 static void check_ptrace(struct doctor *d)
 {
-	char text[64];
+	static const char *const who[] = { "every process of this user", "its own children only",
+					   "processes with CAP_SYS_PTRACE only", "nobody" };
+	bool able = doctor_capable(d, CAP_SYS_PTRACE);
+	char text[16];
+	long scope;
 
-	if (doctor_read(text, sizeof(text), "/proc/sys/kernel/yama/ptrace_scope"))
-		doctor_note(d, DOCTOR_OK, "ptrace_scope", "", "", "this kernel has no yama");
+	if (!doctor_read(d, text, sizeof(text), "/proc/sys/kernel/yama/ptrace_scope")) {
+		doctor_note(d, CHECK_PTRACE, DOCTOR_OK, "",
+			    "this kernel has no yama: memory that is not from kv_alloc is moved "
+			    "directly on one host");
+		return;
+	}
+	scope = strtol(text, NULL, 10);
+	scope = scope < 0 || scope > 3 ? 3 : scope;
+	if (!scope || (scope < 3 && able))
+		doctor_note(d, CHECK_PTRACE, DOCTOR_OK, "",
+			    "%ld%s: memory that is not from kv_alloc is moved directly on one host",
+			    scope, scope ? ", which CAP_SYS_PTRACE of this process overrides" : "");
 	else
-		doctor_note(
-			d, strcmp(text, "0") ? DOCTOR_WARN : DOCTOR_OK, "ptrace_scope", "",
-			"allocate caches with kv_alloc (no process_vm_writev needed), or sysctl "
-			"kernel.yama.ptrace_scope=0",
-			"%s: memory that is not from kv_alloc is moved %s on one host", text,
-			strcmp(text, "0") ? "through a ring, more slowly" : "directly");
+		doctor_note(d, CHECK_PTRACE, DOCTOR_WARN, "",
+			    "%ld: a process may be written to by %s, so memory that is not from "
+			    "kv_alloc goes through a ring on one host, more slowly",
+			    scope, who[scope]);
+	doctor_fix(d, "allocate caches with kv_alloc (needs no such right), or %s",
+		   scope == 3 ? "set kernel.yama.ptrace_scope=0 in /etc/sysctl.d and boot again"
+			      : "sysctl kernel.yama.ptrace_scope=0");
+}
+
+static const char *container_name(const struct doctor *d)
+{
+	char line[256];
+
+	if (doctor_exists(d, "/var/run/secrets/kubernetes.io"))
+		return "Kubernetes";
+	if (doctor_exists(d, "/.dockerenv"))
+		return "Docker";
+	if (doctor_exists(d, "/run/.containerenv"))
+		return "Podman";
+	doctor_read(d, line, sizeof(line), "/proc/1/cgroup");
+	return strstr(line, "docker") || strstr(line, "kubepods") || strstr(line, "lxc")
+		       ? "a container"
+		       : NULL;
 }
 
 static void check_container(struct doctor *d)
 {
-	char group[256];
-	bool container = !access("/.dockerenv", F_OK) || !access("/run/.containerenv", F_OK) ||
-			 getenv("KUBERNETES_SERVICE_HOST");
+	const char *name = container_name(d);
+	bool inside = in_user_namespace(d), limited = memlock(d) >= 0;
 
-	doctor_read(group, sizeof(group), "/sys/fs/cgroup/rdma.max");
-	doctor_note(d, DOCTOR_OK, "container", "", "", "%s%s; rdma.max %s",
-		    container ? "in a container" : "none seen",
-		    container && !has_capability(CAP_IPC_LOCK_BIT) ? ", without CAP_IPC_LOCK" : "",
-		    *group ? group : "not set");
+	doctor_note(d, CHECK_CONTAINER, inside && limited ? DOCTOR_WARN : DOCTOR_OK, "",
+		    "%s%s; CAP_IPC_LOCK %s, CAP_SYS_PTRACE %s", name ? name : "none seen",
+		    inside ? ", in a user namespace" : "",
+		    doctor_capable(d, CAP_IPC_LOCK) ? "yes" : "no",
+		    doctor_capable(d, CAP_SYS_PTRACE) ? "yes" : "no");
+	doctor_fix(d,
+		   "capabilities of a user namespace do not lift the limit on locked memory: raise "
+		   "it outside (--ulimit memlock=-1), or --userns=host");
 }
 
-static void check_nodes(struct doctor *d)
+/* What a filter forbids is seen only by trying it. */
+static void check_seccomp(struct doctor *d)
 {
-	bool devices = !access("/sys/class/infiniband", F_OK);
-	glob_t found = { 0 };
-	size_t closed = 0;
+	char mode[8], from = 1, to = 0;
+	struct iovec local = { &from, 1 }, remote = { &to, 1 };
+	int fd, memfd_error = 0, writev_error = 0;
 
-	glob("/sys/class/infiniband/*", 0, NULL, &found);
-	devices = devices && found.gl_pathc;
-	globfree(&found);
-	memset(&found, 0, sizeof(found));
-	glob("/dev/infiniband/uverbs*", 0, NULL, &found);
-	for (size_t i = 0; i < found.gl_pathc; i++)
-		closed += access(found.gl_pathv[i], R_OK | W_OK) != 0;
-	if (!devices)
-		doctor_note(
-			d, DOCTOR_WARN, "device nodes", "",
-			"install the NIC's driver, or for a test: rdma link add rxe0 type rxe netdev eth0",
-			"this machine has no RDMA device: shared memory only");
-	else if (!found.gl_pathc)
-		doctor_note(d, DOCTOR_FAIL, "device nodes", "",
-			    "modprobe ib_uverbs; for a container: --device=/dev/infiniband",
-			    "no /dev/infiniband/uverbs*");
-	else if (closed)
-		doctor_note(d, DOCTOR_FAIL, "device nodes", "",
-			    "chmod 666 /dev/infiniband/uverbs*, or the udev rules of rdma-core",
-			    "%zu of %zu /dev/infiniband/uverbs* may not be opened by this user",
-			    closed, found.gl_pathc);
+	if (!doctor_field(d, "/proc/self/status", "Seccomp:", mode, sizeof(mode)) ||
+	    !strcmp(mode, "0")) {
+		doctor_note(d, CHECK_SECCOMP, DOCTOR_OK, "", "no filter");
+		return;
+	}
+	if (!d->copy) {
+		fd = memfd_create("kvrail doctor", MFD_CLOEXEC);
+		memfd_error = fd < 0 ? errno : 0;
+		if (fd >= 0)
+			close(fd);
+		if (process_vm_writev(getpid(), &local, 1, &remote, 1, 0) != 1)
+			writev_error = errno;
+	}
+	if (memfd_error)
+		doctor_note(d, CHECK_SECCOMP, DOCTOR_FAIL, "",
+			    "a filter is on and memfd_create is refused (%s): kv_alloc cannot work",
+			    strerror(memfd_error));
 	else
-		doctor_note(d, DOCTOR_OK, "device nodes", "", "",
-			    "%zu /dev/infiniband/uverbs*, readable and writable", found.gl_pathc);
-	globfree(&found);
+		doctor_note(d, CHECK_SECCOMP, writev_error ? DOCTOR_WARN : DOCTOR_OK, "",
+			    "a filter is on; %s",
+			    writev_error ? "it refuses process_vm_writev, so memory that is not "
+					   "from kv_alloc goes through a ring on one host"
+			    : d->copy	 ? "what it forbids cannot be tried in a copy"
+					 : "memfd_create and process_vm_writev pass it");
+	doctor_fix(d,
+		   "allow %s in the container's seccomp profile, or --security-opt "
+		   "seccomp=unconfined",
+		   memfd_error ? "memfd_create" : "process_vm_writev");
 }
 
-static void check_gpu(struct doctor *d)
-{
-	unsigned int major = 0, minor = 0;
-	struct utsname name;
-	bool peermem, dmabuf;
+/* ---------------------------------------------------------------- control groups */
 
-	uname(&name);
-	sscanf(name.release, "%u.%u", &major, &minor);
-	dmabuf = major > 5 || (major == 5 && minor >= 12);
-	peermem = !access("/sys/module/nvidia_peermem", F_OK) ||
-		  !access("/sys/module/nv_peer_mem", F_OK);
-	if (access("/sys/module/nvidia", F_OK))
-		doctor_note(d, DOCTOR_OK, "gpu", "", "",
-			    "no NVIDIA driver is loaded: caches are in host memory (kernel %s)",
-			    name.release);
+/* Lowers *least_mb (-1 = none) to what the file says. */
+static void lower(const struct doctor *d, long long *least_mb, const char *group, const char *file)
+{
+	unsigned long long bytes;
+	char value[64];
+
+	if (!doctor_read(d, value, sizeof(value), "/sys/fs/cgroup%s/%s", group, file) ||
+	    !strcmp(value, "max"))
+		return;
+	bytes = strtoull(value, NULL, 10);
+	if (bytes >> 50) /* how version 1 says "none" */
+		return;
+	if (*least_mb < 0 || (long long)(bytes >> 20) < *least_mb)
+		*least_mb = (long long)(bytes >> 20);
+}
+
+/* The smallest limit from this process's group up to the root, in MiB; -1 = none. */
+static long long memory_limit(const struct doctor *d)
+{
+	static const char *const file[] = { "memory.max", "memory.limit_in_bytes" };
+	static const char *const tree[] = { "", "/memory" }; /* version 2, version 1 */
+	char group[256], path[272];
+	long long least = -1;
+
+	for (int v = 0; v < 2; v++) {
+		if (!doctor_group(d, v ? "memory" : "", group, sizeof(group)))
+			continue;
+		for (char *slash = group + strlen(group); slash; slash = strrchr(group, '/')) {
+			*slash = '\0';
+			snprintf(path, sizeof(path), "%s%s", tree[v], group);
+			lower(d, &least, path, file[v]);
+		}
+	}
+	return least;
+}
+
+static void check_cgroup(struct doctor *d)
+{
+	char group[256], rdma[128] = "", memory[48] = "no limit on memory";
+	long long mb = memory_limit(d);
+	const char *objects;
+	bool few;
+
+	doctor_group(d, "", group, sizeof(group));
+	if (!doctor_read(d, rdma, sizeof(rdma), "/sys/fs/cgroup%s/rdma.max", group))
+		doctor_read(d, rdma, sizeof(rdma), "/sys/fs/cgroup/rdma.max");
+	objects = strstr(rdma, "hca_object=");
+	few = objects && strncmp(objects + 11, "max", 3) &&
+	      strtol(objects + 11, NULL, 10) < RDMA_OBJECTS_GOOD;
+	if (mb >= 0)
+		snprintf(memory, sizeof(memory), "memory is limited to %lld MiB", mb);
+	doctor_note(d, CHECK_CGROUP,
+		    few || (mb >= 0 && mb < MEMORY_GOOD_MB) ? DOCTOR_WARN : DOCTOR_OK, "",
+		    "%s; RDMA objects: %s", memory, *rdma ? rdma : "no limit");
+	if (few)
+		doctor_fix(d, "echo \"DEVICE hca_handle=max hca_object=max\" > "
+			      "/sys/fs/cgroup/GROUP/rdma.max (each peer, and each layer's tensor, "
+			      "takes some)");
 	else
-		doctor_note(d, peermem || dmabuf ? DOCTOR_OK : DOCTOR_WARN, "gpu", "",
-			    "modprobe nvidia_peermem",
-			    "NVIDIA driver; nvidia_peermem %s, kernel %s %s DMA-BUF for RDMA",
-			    peermem ? "loaded" : "not loaded", name.release,
-			    dmabuf ? "has" : "is too old for");
+		doctor_fix(d, "caches from kv_alloc count: give the container their size and more "
+			      "(docker --memory, Kubernetes resources.limits.memory)");
+}
+
+/* The rules themselves are for root, in a language of their own; a card's RDMA packets do not pass them. */
+static void check_firewall(struct doctor *d)
+{
+	static const char *const filters[] = { "nf_tables", "iptable_filter", "ip6table_filter" };
+	const char *found = NULL;
+
+	for (size_t i = 0; i < sizeof(filters) / sizeof(filters[0]); i++)
+		if (!found && doctor_exists(d, "/sys/module/%s", filters[i]))
+			found = filters[i];
+	if (!found) {
+		doctor_note(d, CHECK_FIREWALL, DOCTOR_OK, "", "no packet filter is loaded");
+		return;
+	}
+	doctor_note(
+		d, CHECK_FIREWALL, DOCTOR_WARN, "",
+		"a packet filter is loaded (%s); its rules cannot be seen here. The listener's TCP "
+		"port must pass, for Soft-RoCE also UDP port 4791",
+		found);
+	doctor_fix(d, "try it: kvrail doctor --peer HOST; see it: %s",
+		   strcmp(found, "nf_tables") ? "iptables -S INPUT" : "nft list ruleset");
 }
 
 void doctor_host(struct doctor *d)
@@ -138,6 +242,8 @@ void doctor_host(struct doctor *d)
 	check_memlock(d);
 	check_ptrace(d);
 	check_container(d);
-	check_nodes(d);
-	check_gpu(d);
+	check_seccomp(d);
+	check_cgroup(d);
+	if (d->ports)
+		check_firewall(d);
 }

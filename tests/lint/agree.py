@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""agree.py -- things that are said in two places say the same: fault points, error codes, versions, paths
+"""agree.py -- things that are said in two places say the same: fault points, error codes, doctor, statuses, versions
 
 usage: agree.py ROOT
 """
@@ -30,6 +30,54 @@ def check_codes(root):
     ]
 
 
+def check_doctor(root):
+    """Every line that the doctor can print is explained in the RDMA page, and no other."""
+    page = "docs/rdma.md"
+    checks = set(re.findall(r'^CHECK\(\w+, "(\w+)"\)', source.read(root, "kvapi/tool/doctor.def"), re.MULTILINE))
+    section = source.read(root, page).partition("## 2. Every line")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE))))
+    return [f"{page}: no row {name} of the doctor" for name in sorted(checks - rows)] + [
+        f"{page}: the doctor has no line {name}" for name in sorted(rows - checks)
+    ]
+
+
+VERBS = "/usr/include/infiniband/verbs.h"
+
+
+def statuses(header):
+    """Names of enum ibv_wc_status in their order, which is their number."""
+    body = re.search(r"enum ibv_wc_status \{(.*?)\}", header, re.DOTALL)
+    return re.findall(r"\bIBV_WC_(\w+)", body[1]) if body else []
+
+
+def codes_of(text):
+    """status.c's answer for each status: {name: set of codes}; "" for all that it does not name."""
+    answers, names = {}, []
+    body = text.partition("ib_wc_code(")[2].partition("\n}")[0]
+    for line in body.splitlines():
+        names += re.findall(r"case IBV_WC_(\w+):", line) or ([""] if "default:" in line else [])
+        if "return" in line or names and "?" in line:
+            answers.update({name: set(re.findall(r"KV_ERR_(\w+)", line)) for name in names})
+            names = []
+    return answers
+
+
+def check_statuses(root, header=None):
+    """The RDMA page has a row for every completion status, with its number and the codes that status.c makes of it."""
+    page = "docs/rdma.md"
+    if header is None:
+        if not os.path.exists(VERBS):
+            return []
+        header = source.read("/", VERBS)
+    answers = codes_of(source.read(root, "transport/ib/status.c"))
+    wanted = {(str(n), name, frozenset(answers.get(name, answers[""]))) for n, name in enumerate(statuses(header))}
+    rows = re.findall(r"^\| (\d+) `(\w+)` \|[^|]*\|([^|]*)\|$", source.read(root, page), re.MULTILINE)
+    found = {(number, name, frozenset(re.findall(r"\w+", codes))) for number, name, codes in rows}
+    return [f"{page}: no row for status {n} {name} with {', '.join(sorted(c)) or 'no code'}" for n, name, c in
+            sorted(wanted - found)] + [f"{page}: the row for status {n} {name} is wrong" for n, name, _ in
+                                       sorted(found - wanted)]
+
+
 def check_version(root):
     project = re.search(r"project\(kvrail VERSION ([\d.]+)", source.read(root, "CMakeLists.txt"))[1]
     header = ".".join(re.findall(r"define KV_VERSION_\w+ (\d+)", source.read(root, "include/kvrail/kv.h")))
@@ -51,7 +99,7 @@ def check_paths(root):
 
 
 def check(root):
-    return check_faults(root) + check_codes(root) + check_version(root) + check_paths(root)
+    return check_faults(root) + check_codes(root) + check_doctor(root) + check_statuses(root) + check_version(root) + check_paths(root)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ LAYERS = [
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "include/kvrail/"}),
-    ("kvapi/tool/", {"include/kvrail/"}),
+    ("kvapi/tool/", {"include/kvrail/", "transport/base/pci.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),

@@ -192,6 +192,23 @@ class Agree(Tree):
         self.write("docs/troubleshooting.md", "### KV_ERR_A\n### KV_ERR_C\n")
         self.assert_finds("KV_ERR_", agree.check_codes(self.root), 2)
 
+    def test_a_doctor_line_without_a_row_is_found(self):
+        self.write("kvapi/tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
+        self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
+        self.assertEqual(agree.check_doctor(self.root),
+                         ["docs/rdma.md: no row b of the doctor", "docs/rdma.md: the doctor has no line c"])
+
+    def test_a_status_without_its_row_or_with_another_code_is_found(self):
+        header = "enum ibv_wc_status {\n\tIBV_WC_SUCCESS,\n\tIBV_WC_A,\n\tIBV_WC_B,\n\tIBV_WC_C\n};\n"
+        self.write("transport/ib/status.c", "int ib_wc_code(int status)\n{\n\tcase IBV_WC_SUCCESS:\n\t\treturn KV_OK;\n"
+                   "\tcase IBV_WC_A: /* why */\n\tcase IBV_WC_B:\n\t\treturn down ? KV_ERR_X : KV_ERR_Y;\n"
+                   "\tdefault:\n\t\treturn KV_ERR_Z;\n\t}\n}\n")
+        good = "| 0 `SUCCESS` | | |\n| 1 `A` | | X, Y |\n| 2 `B` | | Y, X |\n| 3 `C` | why | Z |\n"
+        self.write("docs/rdma.md", good)
+        self.assertEqual(agree.check_statuses(self.root, header), [])
+        self.write("docs/rdma.md", good.replace("3 `C`", "4 `C`").replace("| Y, X |", "| Y |"))
+        self.assert_finds("for status ", agree.check_statuses(self.root, header), 4)
+
     def test_two_versions_are_found(self):
         self.write("CMakeLists.txt", "project(kvrail VERSION 1.2.3 LANGUAGES C)\n")
         define = "#define KV_VERSION_MAJOR 1\n#define KV_VERSION_MINOR 2\n#define KV_VERSION_PATCH {}\n"
