@@ -6,7 +6,7 @@
 #          about shm itself: tr_shm_peers (who may use which path), tr_shm_hostile and tr_shm_store (its ring, its stores)
 #   sweep  each point of the ib provider fails once; hundreds of connections, good and failed, leave nothing behind
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
-#   mpi    a small replay and a small bench between ranks over ib
+#   mpi    a small replay and a small bench between ranks over ib, beside ibv_devinfo and ib_write_bw
 # After each stage the devices' objects must be as before it, and their counters must have grown.
 build=$1
 shift
@@ -60,7 +60,8 @@ mpi() {
 	mpirun -np 4 "$build/mpi_tests/kv_pd_replay" --prefill 2 --decode 2 --model llama3-8b --requests 12 --layers 2 \
 		--scale 64 --pool 4M "$trace" &&
 		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
-			-i 4 -w 2 --pool 32M
+			-i 4 -w 2 --pool 32M &&
+		"$(dirname "$0")/perftest.py" "$build"
 }
 
 for stage; do
