@@ -57,6 +57,9 @@ static int register_region(struct np_comm *comm, void *data, size_t size, struct
 	ret = tr_mem_reg(comm->tr, data, size, TR_MEM_HOST, access, &mr->mem, err);
 	if (ret)
 		goto free_mr;
+	ret = tr_mem_usable(comm->conn, mr->mem, err);
+	if (ret)
+		goto dereg;
 	pthread_mutex_lock(&comm->mr_lock);
 	if (!comm->is_send)
 		ret = take_slot(np_recv_of(comm), &mr->slot, err);
@@ -72,8 +75,8 @@ static int register_region(struct np_comm *comm, void *data, size_t size, struct
 		*mr_p = mr;
 		return 0;
 	}
+dereg:
 	tr_mem_dereg(mr->mem, NULL);
-
 free_mr:
 	free(mr);
 	return ret;

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "conn.h"
 
 enum { CHUNK = 256, CHUNKS = TR_MEMS_MAX / CHUNK };
@@ -44,6 +45,15 @@ int tr_memory_open(struct tr *tr, struct kv_error *err)
 	return 0;
 }
 
+/* Takes the region from the first n providers. */
+static void take_from(const struct tr *tr, struct tr_mem *mem, int n)
+{
+	while (n--)
+		if (tr->provider[n] != mem->left_out)
+			tr->provider[n]->mem_dereg(tr->provider_ctx[n], mem->handle[n]);
+	free(mem->why);
+}
+
 void tr_memory_close(struct tr *tr)
 {
 	struct tr_memory *m = tr->memory;
@@ -51,8 +61,7 @@ void tr_memory_close(struct tr *tr)
 	while (m->mems) {
 		struct tr_mem *mem = m->mems;
 
-		for (int i = 0; i < tr->providers; i++)
-			tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+		take_from(tr, mem, tr->providers);
 		m->mems = mem->next;
 		free(mem);
 	}
@@ -244,9 +253,25 @@ static void find_pool(struct tr_memory *m, struct tr_mem *mem)
 		}
 }
 
+/* Goes on without this provider if that is its device's trouble, and another one is there. */
+static int leave_out(struct tr_mem *mem, const struct tr_provider *provider,
+		     const struct kv_error *why, struct kv_error *err)
+{
+	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE;
+
+	if (device && mem->tr->providers > 1 && !mem->left_out)
+		mem->why = kv_fault(TR_MEM_WHY) ? NULL : malloc(sizeof(*why));
+	if (!mem->why || mem->left_out)
+		return kv_error_copy(err, why);
+	*mem->why = *why;
+	mem->left_out = provider;
+	return 0;
+}
+
 /* Under the lock. */
 static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 {
+	struct kv_error why;
 	int i, ret;
 
 	find_pool(tr->memory, mem);
@@ -254,7 +279,8 @@ static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 	if (ret)
 		return ret;
 	for (i = 0; i < tr->providers; i++) {
-		ret = tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], err);
+		if (tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], &why))
+			ret = leave_out(mem, tr->provider[i], &why, err);
 		if (ret)
 			goto undo;
 	}
@@ -263,8 +289,7 @@ static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 	return 0;
 
 undo:
-	while (i--)
-		tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+	take_from(tr, mem, i);
 	give_id(tr->memory, mem);
 	return ret;
 }
@@ -304,6 +329,9 @@ int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int acc
 	if (mem)
 		mem->refs++;
 	pthread_mutex_unlock(&tr->memory->lock);
+	if (!fresh && mem->left_out)
+		kv_log_warn(tr->log, "%s does not get %zu bytes at %p: %s; %s", mem->left_out->name,
+			    len, addr, mem->why->message, mem->why->hint);
 	free(fresh);
 	if (mem)
 		*mem_p = mem;
@@ -331,8 +359,7 @@ int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err)
 		;
 	*at = mem->next;
 	give_id(m, mem);
-	for (int i = 0; i < tr->providers; i++)
-		tr->provider[i]->mem_dereg(tr->provider_ctx[i], mem->handle[i]);
+	take_from(tr, mem, tr->providers);
 	pthread_mutex_unlock(&m->lock);
 	free(mem);
 	return 0;
@@ -346,6 +373,11 @@ void *tr_mem_addr(const struct tr_mem *mem)
 size_t tr_mem_len(const struct tr_mem *mem)
 {
 	return mem->len;
+}
+
+int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err)
+{
+	return mem->left_out && mem->left_out == conn->provider ? kv_error_copy(err, mem->why) : 0;
 }
 
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)
@@ -371,8 +403,10 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 		struct kv_error *err)
 {
 	struct wire_writer w = wire_writer_of(buf, cap < TR_MEM_PACK_MAX ? cap : TR_MEM_PACK_MAX);
-	int ret;
+	int ret = tr_mem_usable(conn, mem, err);
 
+	if (ret)
+		return ret;
 	wire_put_u32(&w, mem->id);
 	wire_put_u32(&w, mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE));
 	wire_put_u64(&w, mem->len);

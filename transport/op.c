@@ -141,6 +141,9 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 	if (conn->stage != CONN_READY)
 		return not_ready(conn, "add", err);
+	done = tr_mem_usable(conn, lmem, err);
+	if (done)
+		return done;
 	if (op->state != TR_OP_OPEN)
 		return kv_fail(err, KV_ERR_ARG, "add", "the operation is committed or cancelled");
 	if (!(rmem->access & need))

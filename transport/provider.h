@@ -97,6 +97,8 @@ struct tr_mem {
 	unsigned int refs;        /* tr_mem_reg calls; under the memory lock */
 	atomic_uint in_flight;    /* operations that use it */
 	void *handle[TR_PROVIDERS];  /* by index in tr->provider */
+	const struct tr_provider *left_out; /* whose device could not register it, or NULL; */
+	struct kv_error *why;     /* its cause */
 	struct tr_mem *next;
 };
 

@@ -82,6 +82,11 @@ int tr_free(struct tr *tr, void *ptr, struct kv_error *err);
  */
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access, struct tr_mem **mem_p,
 	       struct kv_error *err);
+/*
+ * 0, or why this connection cannot use the region: with several providers one whose device cannot register it (MEMLOCK,
+ * DEVICE) is left out with a warning, as another may be all that is needed. tr_mem_pack and tr_op_add say the same.
+ */
+int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
 /* BUSY while an operation that uses the region has not ended. */
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err);
 void *tr_mem_addr(const struct tr_mem *mem);

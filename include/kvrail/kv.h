@@ -212,6 +212,8 @@ struct kv_layout {
  *   SYSTEM     the memory is not mapped (EFAULT)
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
  *   DEVICE     registration failed for another reason (sys_errno)
+ *   The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
+ *   out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause
  */
 int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 		      struct kv_cache **cache_p, struct kv_error *err);
@@ -258,6 +260,8 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
  *   PROTOCOL      the other end is not kvrail
  *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each
  *   BUSY          the peer is at its limit of peers (KVCACHE_MAX_PEERS), or this engine is
+ *   MEMLOCK, DEVICE  a cache of this engine or of the peer is not registered with the device that
+ *                 would carry the connection (kv_cache_register)
  */
 int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t timeout_ms,
 	       struct kv_peer **peer_p, struct kv_error *err);

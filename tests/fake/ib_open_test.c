@@ -10,6 +10,7 @@
 
 #include <kvrail/kv.h>
 
+#include "base/fault.h"
 #include "ib/ib.h"
 #include "setting.h"
 
@@ -31,6 +32,62 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 	assert_string_equal(err.device, "fake0:1");
 	free(big);
 	setting_end(&s);
+}
+
+/* Shared memory needs no pinned pages, so the device is left out; a connection over it has the cause. */
+static void with_shared_memory_there_a_region_goes_without_the_device(void **state)
+{
+	static const char *const options[] = { "KVCACHE_IB_LANES=1", NULL };
+	struct fake_config config = { .max_mr_bytes = 1 << 20 };
+	struct tr_span span = { 0, 0, 4096 };
+	uint8_t bytes[TR_MEM_PACK_MAX], small[4096] = { 1 };
+	struct tr_mem *mem, *mem_small;
+	struct tr_op *op;
+	struct kv_error err;
+	struct rig rig;
+	size_t len;
+	void *big = calloc(1, 2 << 20);
+
+	(void)state;
+	fake_begin(&config);
+	assert_int_equal(rig_open(&rig, "auto", options, &err), 0);
+	mem_small = rig_reg(&rig, 1, small, sizeof(small), TR_REMOTE_WRITE);
+	kv_fault_arm(KV_FAULT_TR_MEM_WHY,
+		     1); /* no room to keep why: the cause itself is the error */
+	assert_int_equal(tr_mem_reg(rig.side[0].tr, big, 2 << 20, TR_MEM_HOST, 0, &mem, &err),
+			 KV_ERR_MEMLOCK);
+	assert_int_equal(tr_mem_reg(rig.side[0].tr, big, 2 << 20, TR_MEM_HOST, 0, &mem, &err), 0);
+	assert_int_equal(rig_connect(&rig, &err), 0);
+	assert_string_equal(tr_conn_transport(rig.side[0].conn), "shm");
+	rig_op(&rig, 0, TR_WRITE, 1, mem, rig_see(&rig, 0, mem_small), &span, 1, TR_NOTIFY, 3);
+	assert_non_null(rig_wait(&rig, 1, TR_NOTIFIED, BUDGET));
+	assert_int_equal(small[0], 0);
+	rig_disconnect(&rig);
+
+	kv_fault_arm(KV_FAULT_SHM_CONNECT, 1);
+	assert_int_equal(rig_connect(&rig, &err), 0);
+	assert_string_equal(tr_conn_transport(rig.side[0].conn), "ib");
+	for (int i = 0; i < 2; i++) {
+		memset(&err, 0, sizeof(err));
+		if (!i) {
+			assert_int_equal(tr_mem_pack(rig.side[0].conn, mem, bytes, sizeof(bytes),
+						     &len, &err),
+					 KV_ERR_MEMLOCK);
+		} else {
+			assert_int_equal(rig_try_op(&rig, 0, TR_WRITE, 2, mem,
+						    rig_see(&rig, 0, mem_small), &span, 1, 0, 0,
+						    &op, &err),
+					 KV_ERR_MEMLOCK);
+		}
+		assert_non_null(strstr(err.message, "RLIMIT_MEMLOCK"));
+		assert_non_null(strstr(err.hint, "ulimit -l"));
+	}
+	rig_disconnect(&rig);
+	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	assert_int_equal(tr_mem_dereg(mem_small, NULL), 0);
+	rig_close(&rig);
+	assert_true(fake_end());
+	free(big);
 }
 
 static void a_machine_without_an_active_port_says_so(void **state)
@@ -127,6 +184,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(too_little_locked_memory_names_the_limit_and_the_fix),
+		cmocka_unit_test(with_shared_memory_there_a_region_goes_without_the_device),
 		cmocka_unit_test(a_machine_without_an_active_port_says_so),
 		cmocka_unit_test(device_rows_describe_each_rail_or_the_lack_of_one),
 		cmocka_unit_test(a_misspelt_device_name_is_refused),
