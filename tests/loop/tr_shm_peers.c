@@ -139,6 +139,41 @@ static void two_processes_that_forbid_process_vm_use_the_ring(void **state)
 	run_case(&arg, false);
 }
 
+/* Root may everything; who was root before must allow others to look again. */
+static void become_ordinary(void)
+{
+	if (!geteuid())
+		become_stranger();
+	if (prctl(PR_SET_DUMPABLE, 1))
+		cannot("skipped: PR_SET_DUMPABLE");
+}
+
+static int ptrace_scope(void)
+{
+	FILE *file = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
+	int scope = 0; /* a kernel without yama allows what 0 allows */
+
+	if (file && fscanf(file, "%d", &scope) != 1)
+		fail_msg("cannot read ptrace_scope");
+	if (file)
+		fclose(file);
+	return scope;
+}
+
+/* 0: any process of the user; 1: its own children; 2 and 3: nobody without capabilities. */
+static void yama_decides_who_is_written_directly_and_the_path_gives_the_reason(void **state)
+{
+	static const char direct[] = "process_vm_writev";
+	static const char ring[] = "ring (process_vm_readv of process";
+	int scope = ptrace_scope();
+	struct case_arg arg = { become_ordinary, true, true, scope < 2 ? direct : ring,
+				scope < 1 ? direct : ring };
+
+	(void)state;
+	printf("kernel.yama.ptrace_scope is %d\n", scope);
+	run_case(&arg, false);
+}
+
 static void enter_pid_namespace(void)
 {
 	if (unshare(CLONE_NEWPID))
@@ -301,12 +336,15 @@ static void a_pool_can_be_written_by_the_other_paths_too(void **state)
 	assert_int_equal(pair_run(&config, exchange, exchange), 0);
 }
 
-int main(void)
+/* An argument is the pattern of the tests to run. */
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(another_user_is_written_by_its_pool),
 		cmocka_unit_test(another_user_without_a_pool_falls_back_to_the_ring),
 		cmocka_unit_test(two_processes_that_forbid_process_vm_use_the_ring),
+		cmocka_unit_test(
+			yama_decides_who_is_written_directly_and_the_path_gives_the_reason),
 		cmocka_unit_test(another_pid_namespace_is_written_by_pool_and_else_by_ring),
 		cmocka_unit_test(another_mount_namespace_makes_no_difference),
 		cmocka_unit_test(another_network_namespace_is_refused_with_a_clear_sentence),
@@ -314,5 +352,7 @@ int main(void)
 		cmocka_unit_test(a_pool_can_be_written_by_the_other_paths_too),
 	};
 
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,10 +3,12 @@
 # in_guest.sh -- what runs inside the guest: in_guest.sh BUILD_DIRECTORY STAGE...
 #
 #   loop   the ib provider's own test, the proofs of the contract, every example, and all of tests/loop over ib but what is
-#          about shm itself: tr_shm_peers (who may use which path), tr_shm_hostile and tr_shm_store (its ring, its stores)
+#          about shm itself: tr_shm_peers (who may use which path; see limits), tr_shm_hostile and tr_shm_store (its ring, its stores)
 #   sweep  each point of the ib provider fails once; hundreds of connections, good and failed, leave nothing behind
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
 #   mpi    a small replay and a small bench between ranks over ib, beside ibv_devinfo and ib_write_bw
+#   limits an ordinary user with little memory to lock, and with each value of ptrace_scope (last: the kernel
+#          takes a ptrace_scope of 3 never back)
 # After each stage the devices' objects must be as before it, and their counters must have grown.
 build=$1
 shift
@@ -62,6 +64,40 @@ mpi() {
 		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
 			-i 4 -w 2 --pool 32M &&
 		"$(dirname "$0")/perftest.py" "$build"
+}
+
+# as_user KB COMMAND...: without root's capabilities, and with that many KiB to lock
+as_user() {
+	kb=$1
+	shift
+	(ulimit -l "$kb" && exec setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@")
+}
+
+# expect STATUS TEXT COMMAND...: its exit status, and a text in what it says
+expect() {
+	wanted=$1 text=$2
+	shift 2
+	said=$("$@" 2>&1)
+	status=$?
+	echo "$said" | grep -F -- "$text"
+	[ $? = 0 ] && [ $status = "$wanted" ] && return
+	echo "in_guest: $*: exit status $status, expected $wanted and \"$text\":"
+	echo "$said"
+	return 1
+}
+
+limits() {
+	bench="$build/mpi_tests/kv_pd_bench --local 1+1 -b 64K -e 64K -n 16 -i 2 -w 1 --pool 8M"
+	# shellcheck disable=SC2086
+	expect 1 "RLIMIT_MEMLOCK is 1048576 bytes" as_user 1024 $bench &&
+		expect 1 "ulimit -l unlimited" as_user 1024 $bench &&
+		expect 0 "transport shm" as_user 1024 env KVCACHE_TRANSPORT=auto $bench &&
+		expect 0 "ib does not get" as_user 1024 env KVCACHE_TRANSPORT=auto KVCACHE_DEBUG=1 $bench &&
+		expect 0 "transport ib" as_user 65536 $bench || return 1
+	for scope in 0 1 2 3; do
+		echo $scope >/proc/sys/kernel/yama/ptrace_scope
+		expect 0 "ptrace_scope is $scope" "$build/tests/loop/loop_tr_shm_peers" '*yama*' || return 1
+	done
 }
 
 for stage; do
