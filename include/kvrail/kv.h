@@ -627,8 +627,9 @@ struct kv_device_info {
 	char detail[160];     /* what it is, or why it cannot be used and what to do */
 	/* Of an RDMA port; "", 0 or -1 elsewhere. */
 	char link[16];        /* "RoCE", "InfiniBand" */
-	char gid[48];         /* the address that a connection made now would use: "::ffff:10.0.0.1" */
-	int32_t gid_index;    /* its row of the port's GID table; -1: InfiniBand, addressed by lid */
+	/* the address that a connection made now would use: "::ffff:10.0.0.1" */
+	char gid[48];
+	int32_t gid_index;    /* its row of the GID table; -1: InfiniBand, addressed by lid */
 	uint32_t lid;
 	uint32_t speed_mbps;
 	uint32_t mtu_bytes;   /* of an RDMA packet's payload */

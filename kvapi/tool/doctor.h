@@ -2,8 +2,8 @@
 /*
  * doctor.h -- the findings of kvrail doctor and who makes them
  *
- * What is read from /sys, /proc and /dev is read below doctor.root, so that a copy of another machine's files can be looked
- * at; only what must be tried (opening, sending) is left out then.
+ * What is read from /sys, /proc and /dev is read below doctor.root, so that a copy of another
+ * machine's files can be looked at; only what must be tried (opening, sending) is left out then.
  */
 #ifndef KVRAIL_DOCTOR_H
 #define KVRAIL_DOCTOR_H
@@ -30,7 +30,7 @@ struct finding {
 	char fix[400]; /* "" where there is nothing to mend */
 };
 
-enum { FINDINGS_MAX = 512, DEVICES_MAX = 64 };
+enum { FINDINGS_MAX = 1024, DEVICES_MAX = 64 };
 
 /* One port of an RDMA device, as sysfs shows it. */
 struct doctor_port {

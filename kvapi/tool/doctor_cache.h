@@ -13,7 +13,9 @@ struct doctor_cache {
 	unsigned char *memory;
 };
 
-/* An engine with the cache registered; its warnings become findings of d (NULL: they are dropped). */
+/*
+ * An engine with the cache registered; its warnings become findings of d (NULL: they are dropped).
+ */
 int doctor_cache_open(struct doctor *d, struct doctor_cache *c, struct kv_error *err);
 void doctor_note_error(struct doctor *d, enum doctor_check check, const struct kv_error *err);
 

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_dcb_test.c -- answers of DCB netlink: the priorities, an error, and every cut of a good answer */
+/*
+ * doctor_dcb_test.c -- answers of DCB netlink: the priorities, an error, and every cut of a good
+ * answer
+ */
 #include <errno.h>
 #include <linux/dcbnl.h>
 #include <linux/rtnetlink.h>
@@ -86,7 +89,10 @@ static void a_device_that_tells_nothing_is_no_device_without_flow_control(void *
 	assert_int_equal(mask, 7);
 }
 
-/* From memory of exactly that size, so that a sanitizer sees a step too far; with and without the length corrected. */
+/*
+ * From memory of exactly that size, so that a sanitizer sees a step too far; with and without the
+ * length corrected.
+ */
 static void a_cut_answer_is_refused(void **state)
 {
 	uint8_t buf[CAP], mask = 7;
@@ -107,6 +113,17 @@ static void a_cut_answer_is_refused(void **state)
 	assert_int_equal(mask, 7);
 }
 
+static void the_kernel_understands_the_question(void **state)
+{
+	uint8_t mask = 7;
+
+	(void)state;
+	assert_int_equal(doctor_dcb_ask("lo", &mask), EOPNOTSUPP);
+	if (doctor_dcb_ask("no-such-if", &mask) != EOPNOTSUPP) /* a kernel without DCB */
+		assert_int_equal(doctor_dcb_ask("no-such-if", &mask), ENODEV);
+	assert_int_equal(mask, 7);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -114,6 +131,7 @@ int main(void)
 		cmocka_unit_test(an_error_is_the_kernels),
 		cmocka_unit_test(a_device_that_tells_nothing_is_no_device_without_flow_control),
 		cmocka_unit_test(a_cut_answer_is_refused),
+		cmocka_unit_test(the_kernel_understands_the_question),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

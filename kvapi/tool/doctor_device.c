@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_device.c -- the ports of the RDMA devices as sysfs shows them: state, addresses, MTU, error counters */
+/*
+ * doctor_device.c -- the ports of the RDMA devices as sysfs shows them: state, addresses, MTU,
+ * error counters
+ */
 #include "doctor.h"
 
 #include <arpa/inet.h>
@@ -202,12 +205,11 @@ static void check_gids(struct doctor *d, const struct doctor_port *port)
 		    table.rows, table.count[IPV4], table.count[IPV6], table.count[V1],
 		    table.count[LINK_LOCAL], choice);
 	if (!table.rows)
-		doctor_fix(
-			d,
-			"%s is in another network namespace, or down: run where it is "
-			"(docker --network=host, Kubernetes hostNetwork: true), or ip link set %s up",
-			*port->netdev ? port->netdev : "its interface",
-			*port->netdev ? port->netdev : "DEV");
+		doctor_fix(d,
+			   "%s is in another network namespace (docker --network=host, Kubernetes "
+			   "hostNetwork: true), or down: ip link set %s up",
+			   *port->netdev ? port->netdev : "its interface",
+			   *port->netdev ? port->netdev : "DEV");
 	else
 		doctor_fix(d,
 			   "ip addr add ADDRESS/PREFIX dev %s: an address that the peers can "
@@ -229,6 +231,7 @@ static void check_counters(struct doctor *d, const struct doctor_port *port)
 		"hw_counters/rx_icrc_encapsulated",
 		"hw_counters/retry_exceeded_err",
 		"hw_counters/rcvd_seq_err",
+		"hw_counters/out_of_seq_request",
 		"hw_counters/retry_rnr_exceeded_err",
 		"counters/symbol_error",
 		"counters/link_downed",

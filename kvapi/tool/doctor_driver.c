@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_driver.c -- from the card to a program: kernel modules, device nodes, user-space libraries */
+/*
+ * doctor_driver.c -- from the card to a program: kernel modules, device nodes, user-space libraries
+ */
 #include "doctor.h"
 
 #include <dlfcn.h>
@@ -11,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LIST = 256 };
+enum { LIST = 360 };
 
 static void append(char *list, const char *what)
 {

@@ -8,7 +8,10 @@
 
 #include "base/pci.h"
 
-/* CONFIG_NAME=y or =m of the running kernel; `known` false where its configuration is not on the disk. */
+/*
+ * CONFIG_NAME=y or =m of the running kernel; `known` false where its configuration is not on the
+ * disk.
+ */
 static bool kernel_has(const struct doctor *d, const char *release, const char *name, bool *known)
 {
 	char path[160], key[64], value[8];

@@ -215,7 +215,10 @@ static void check_cgroup(struct doctor *d)
 			      "(docker --memory, Kubernetes resources.limits.memory)");
 }
 
-/* The rules themselves are for root, in a language of their own; a card's RDMA packets do not pass them. */
+/*
+ * The rules themselves are for root, in a language of their own; a card's RDMA packets do not pass
+ * them.
+ */
 static void check_firewall(struct doctor *d)
 {
 	static const char *const filters[] = { "nf_tables", "iptable_filter", "ip6table_filter" };
@@ -225,7 +228,8 @@ static void check_firewall(struct doctor *d)
 		if (!found && doctor_exists(d, "/sys/module/%s", filters[i]))
 			found = filters[i];
 	if (!found) {
-		doctor_note(d, CHECK_FIREWALL, DOCTOR_OK, "", "no packet filter is loaded");
+		doctor_note(d, CHECK_FIREWALL, DOCTOR_OK, "",
+			    "no packet filter is loaded as a module");
 		return;
 	}
 	doctor_note(

@@ -2,59 +2,18 @@
 /*
  * doctor_lossless.c -- a RoCE port's priority flow control and congestion notification
  *
- * The kernel tells the first by DCB netlink, which needs no right to be asked; the second only the vendor's OFED tells, in
- * sysfs. What the switch does is seen nowhere on a host.
+ * The kernel tells the first by DCB netlink, which needs no right to be asked; the second only the
+ * vendor's OFED tells, in sysfs. What the switch does is seen nowhere on a host.
  */
 #include "doctor.h"
 
 #include <errno.h>
-#include <linux/dcbnl.h>
-#include <linux/rtnetlink.h>
-#include <net/if.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/time.h>
-#include <unistd.h>
 
 #include "doctor_dcb.h"
 
-enum { PRIORITIES = 8, REPLY = 8192 };
-
-struct question {
-	struct nlmsghdr head;
-	struct dcbmsg dcb;
-	struct nlattr attr;
-	char name[IFNAMSIZ];
-};
-
-/* 0 and the bit mask of the priorities with PFC, or the errno of the answer. */
-static int ask(const char *netdev, uint8_t *mask)
-{
-	struct question q = { .head = { .nlmsg_type = RTM_GETDCB, .nlmsg_flags = NLM_F_REQUEST },
-			      .dcb = { .cmd = DCB_CMD_IEEE_GET },
-			      .attr = { .nla_type = DCB_ATTR_IFNAME } };
-	struct timeval wait = { .tv_sec = 1 };
-	uint8_t reply[REPLY];
-	ssize_t len;
-	int fd, error = 0;
-
-	snprintf(q.name, sizeof(q.name), "%s", netdev);
-	q.attr.nla_len = (uint16_t)(sizeof(q.attr) + strlen(q.name) + 1);
-	q.head.nlmsg_len =
-		(uint32_t)(offsetof(struct question, attr) + ((q.attr.nla_len + 3u) & ~3u));
-	fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-	if (fd < 0)
-		return errno;
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
-	if (send(fd, &q, q.head.nlmsg_len, 0) < 0 || (len = recv(fd, reply, sizeof(reply), 0)) < 0)
-		error = errno;
-	else
-		error = doctor_dcb_parse(reply, (size_t)len, mask);
-	close(fd);
-	return error;
-}
+enum { PRIORITIES = 8 };
 
 static void list_priorities(uint8_t mask, char *buf, size_t cap)
 {
@@ -70,7 +29,7 @@ static void check_pfc(struct doctor *d, const struct doctor_port *port)
 {
 	char list[32] = "";
 	uint8_t mask = 0;
-	int error = d->copy ? ENODATA : ask(port->netdev, &mask);
+	int error = d->copy ? ENODATA : doctor_dcb_ask(port->netdev, &mask);
 
 	list_priorities(mask, list, sizeof(list));
 	if (!error && mask)

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_pcie.c -- the cards' slots, relaxed ordering, and bridges that redirect what cards send to each other */
+/*
+ * doctor_pcie.c -- the cards' slots, relaxed ordering, and bridges that redirect what cards send to
+ * each other
+ */
 #include "doctor.h"
 
 #include <fcntl.h>
@@ -55,7 +58,10 @@ static uint32_t config_get(const struct config *config, size_t at, size_t bytes)
 	return value;
 }
 
-/* Where a capability begins; 0 = the device does not have it. The lists are the device's: never more than HOPS_MAX steps. */
+/*
+ * Where a capability begins; 0 = the device does not have it. The lists are the device's: never
+ * more than HOPS_MAX steps.
+ */
 static size_t find_capability(const struct config *config, uint32_t id)
 {
 	size_t at = config_get(config, CAPABILITIES, 1) & 0xfc;

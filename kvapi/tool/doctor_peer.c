@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_peer.c -- one verified write to another machine: resolve, connect, write and read back; and the other end of it */
+/*
+ * doctor_peer.c -- one verified write to another machine: resolve, connect, write and read back;
+ * and the other end of it
+ */
 #include "doctor_cache.h"
 
 #include <netdb.h>

@@ -95,10 +95,10 @@ int doctor_print_json(const struct doctor *d)
 
 static void export_nics(const struct doctor *d, const char *name, const char *before)
 {
-	printf("export %s=%s", name, before);
+	printf("export %s='%s", name, before); /* quoted: some shells expand a leading "=" */
 	for (size_t i = 0; i < d->rails; i++)
 		printf("%s%s", i ? "," : "", d->rail[i].name);
-	printf("\n");
+	printf("'\n");
 }
 
 /* The value in force of one of kvrail's options, under the names that others have for it. */
@@ -125,7 +125,10 @@ static void export_timeout(void)
 			       4.096 * (double)(1ull << strtoul(row.value, NULL, 10)));
 }
 
-/* The names of NCCL, UCX and kvrail with the values that kvrail would choose; nothing where it would choose no device. */
+/*
+ * The names of NCCL, UCX and kvrail with the values that kvrail would choose; nothing where it
+ * would choose no device.
+ */
 int doctor_print_env(const struct doctor *d)
 {
 	bool same_index = true, roce = true;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tool.h -- the parts of the kvrail command; a subcommand returns the exit status: 0, 1 failed, 2 wrong usage */
+/*
+ * tool.h -- the parts of the kvrail command; a subcommand returns the exit status: 0, 1 failed, 2
+ * wrong usage
+ */
 #ifndef KVRAIL_TOOL_H
 #define KVRAIL_TOOL_H
 

@@ -17,7 +17,10 @@
 
 static char root[] = "/tmp/kvrail-near-XXXXXX";
 
-/* Two GPUs; fake0 is below another NUMA node, fake1 and fake2 beside GPU 0, fake3 at GPU 1's host bridge. */
+/*
+ * Two GPUs; fake0 is below another NUMA node, fake1 and fake2 beside GPU 0, fake3 at GPU 1's host
+ * bridge.
+ */
 static const char tree[] =
 	"set -e; cd %s; mkdir -p sys/bus/pci/devices sys/class/infiniband proc/driver/nvidia/gpus\n"
 	"place() { mkdir -p sys/devices/$1; echo $2 >sys/devices/$1/numa_node;\n"

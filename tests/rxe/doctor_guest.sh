@@ -140,8 +140,19 @@ status=$?
 exits 1
 sees fail connect KV_ERR_PEER_LOST '--listen 10.77.0.1'
 env KVCACHE_RDMA_NICS=rxe1 "$kvrail" doctor --export-env >$out
-grep -qx 'export NCCL_IB_HCA==rxe1:1' $out && grep -qx 'export UCX_NET_DEVICES=rxe1:1' $out &&
-	grep -qx 'export NCCL_IB_GID_INDEX=1' $out && grep -qx 'export NCCL_IB_RETRY_CNT=6' $out || bad "export-env"
+chosen=$(eval "$(cat $out)" && echo "$KVCACHE_RDMA_NICS $NCCL_IB_HCA $UCX_NET_DEVICES $NCCL_IB_GID_INDEX $UCX_RC_RETRY_COUNT")
+[ "$chosen" = "rxe1:1 =rxe1:1 rxe1:1 1 6" ] || bad "export-env: $chosen"
+
+condition="lost packets"
+"$kvrail" doctor --listen 10.77.0.1 >/dev/null &
+other=$!
+tc qdisc add dev eth1 root netem loss 5%
+sleep 2
+KVCACHE_TRANSPORT=ib KVCACHE_RDMA_NICS=rxe1 "$kvrail" doctor --peer 10.77.0.1 >/dev/null
+tc qdisc del dev eth1 root
+kill $other
+doctor
+sees warn counters 'rxe[01]:1: .*seq' 'under load'
 
 condition="link down"
 ip link set eth1 down

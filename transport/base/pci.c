@@ -104,7 +104,10 @@ enum pci_distance pci_between(const struct pci_place *a, const struct pci_place 
 		return a->numa_node == b->numa_node ? PCI_NODE : PCI_SYS;
 	if (common == 1)
 		return PCI_PHB;
-	/* A switch is two steps: its upstream port, which is common, and a downstream port above each device. */
+	/*
+	 * A switch is two steps: its upstream port, which is common, and a downstream port above
+	 * each device.
+	 */
 	return a->depth - common <= 2 && b->depth - common <= 2 ? PCI_PIX : PCI_PXB;
 }
 

@@ -2,9 +2,9 @@
 /*
  * pci.h -- where a device stands on PCIe, and how far two of them are apart
  *
- * Read from the folders of sysfs, whose names are the way from the host bridge to the device: that is all the question
- * needs, so no topology library is opened for it. `root` is the folder that /sys and /proc are looked for in ("" = this
- * machine).
+ * Read from the folders of sysfs, whose names are the way from the host bridge to the device: that
+ * is all the question needs, so no topology library is opened for it. `root` is the folder that
+ * /sys and /proc are looked for in ("" = this machine).
  */
 #ifndef BASE_PCI_H
 #define BASE_PCI_H
@@ -32,8 +32,8 @@ struct pci_place {
 };
 
 /*
- * The place of what `link` below /sys leads to ("class/infiniband/mlx5_0/device"). False, and an empty place, if that is no
- * PCI device.
+ * The place of what `link` below /sys leads to ("class/infiniband/mlx5_0/device"). False, and an
+ * empty place, if that is no PCI device.
  */
 bool pci_place_find(const char *root, const char *link, struct pci_place *place);
 
@@ -41,12 +41,15 @@ enum pci_distance pci_between(const struct pci_place *a, const struct pci_place 
 const char *pci_distance_name(enum pci_distance distance);
 const char *pci_distance_text(enum pci_distance distance);
 
-/* "0000:18:00.0" from any way of writing it ("00000000:18:00.0", capital letters); false if it is no PCI address. */
+/*
+ * "0000:18:00.0" from any way of writing it ("00000000:18:00.0", capital letters); false if it is
+ * no PCI address.
+ */
 bool pci_address_parse(const char *text, char *address, size_t cap);
 
 /*
- * The GPU that a word names: a PCI address, or a number or UUID of the NVIDIA driver (its numbers follow the addresses, as
- * nvidia-smi's do). False if there is none such here.
+ * The GPU that a word names: a PCI address, or a number or UUID of the NVIDIA driver (its numbers
+ * follow the addresses, as nvidia-smi's do). False if there is none such here.
  */
 bool pci_gpu_find(const char *root, const char *word, struct pci_place *place);
 /* The driver's GPU number `index`, counted from 0; its UUID may be NULL. False past the last. */

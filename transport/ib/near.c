@@ -9,8 +9,9 @@
 #include "ib.h"
 
 /*
- * A GPU that is named by its address must be there. A number or UUID means something only to a driver that may not be here
- * (another vendor's, or none in a container), and then every device is as near as any other.
+ * A GPU that is named by its address must be there. A number or UUID means something only to a
+ * driver that may not be here (another vendor's, or none in a container), and then every device is
+ * as near as any other.
  */
 int ib_near_gpu(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err)
 {
