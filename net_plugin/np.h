@@ -71,6 +71,7 @@ void np_env_options(struct np_options *options);
 void np_options_set(struct np_options *options, const char *name, const char *value);
 /* Unless the list has it or the environment sets NAME itself. */
 void np_options_add(struct np_options *options, const char *name, const char *value);
+void np_env_tell(void); /* logs what is set to no effect */
 /* NCCL_IB_HCA, NCCL_SOCKET_IFNAME, ...: "" if not set */
 const char *np_env_text(const char *name);
 

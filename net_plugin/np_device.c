@@ -127,6 +127,7 @@ static int find(struct kv_error *err)
 	bool host = false;
 	int ret;
 
+	np_env_tell();
 	np_env_options(&options);
 	ret = kv_option_read(options.list, &set, err);
 	if (ret)

@@ -20,12 +20,40 @@ static const struct row {
 	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, -1 },
 	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, -1 },
 	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, -1 },
+	{ "NCCL_IB_PKEY", "KVCACHE_IB_PKEY_INDEX", 0, 65535, -1 },
 	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, -1 },
 	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, -1 },
 	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, -1 },
 };
 
-/* Read as texts: the list of devices, the list of interfaces, their family; a switch. */
+#define GID_WHY "a routable RoCE v2 address is preferred; NCCL_IB_GID_INDEX chooses another"
+#define PROTOCOL_WHY "it belongs to a protocol that this plugin does not speak"
+
+/* What NCCL's own plugin follows and this one has no use for. */
+static const struct {
+	const char *name, *why;
+} without[] = {
+	{ "NCCL_IB_ADDR_FAMILY", GID_WHY },
+	{ "NCCL_IB_ADDR_RANGE", GID_WHY },
+	{ "NCCL_IB_ROCE_VERSION_NUM", GID_WHY },
+	{ "NCCL_IB_SPLIT_DATA_ON_QPS", "large messages are always split" },
+	{ "NCCL_IB_PCI_RELAXED_ORDERING", "it is off, because LL and LL128 need the order" },
+	{ "NCCL_IB_ADAPTIVE_ROUTING", "a notify never overtakes its bytes here" },
+	{ "NCCL_IB_AR_THRESHOLD", "a notify never overtakes its bytes here" },
+	{ "NCCL_IB_OOO_RQ", "a notify never overtakes its bytes here" },
+	{ "NCCL_IB_FIFO_TC", "everything has the traffic class of NCCL_IB_TC" },
+	{ "NCCL_IB_USE_INLINE", PROTOCOL_WHY },
+	{ "NCCL_IB_RECEIVER_SIDE_MATCHING_SCHEME", PROTOCOL_WHY },
+	{ "NCCL_IB_PREPOST_RECEIVE_WORK_REQUESTS", PROTOCOL_WHY },
+	{ "NCCL_IB_RESILIENCY_PORT_FAILOVER", "a failed device fails its communicators" },
+	{ "NCCL_IB_RESILIENCY_PORT_RECOVERY", "a failed device fails its communicators" },
+	{ "NCCL_IB_RETURN_ASYNC_EVENTS", "a failed device always fails its communicators" },
+	{ "NCCL_IB_MERGE_NICS", "merging is asked for by NCCL, never by the plugin" },
+	{ "NCCL_IB_MERGE_VFS", "merging is asked for by NCCL, never by the plugin" },
+	{ "NCCL_IB_DATA_DIRECT", "host pointers only" },
+};
+
+/* Read as texts: the list of devices, the list of interfaces, their family; switches. */
 static const char *const texts[] = { "NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY",
 				     "NCCL_IB_DISABLE", "NCCL_NET_OPTIONAL_RECV_COMPLETION" };
 
@@ -87,6 +115,14 @@ static void translate(struct np_options *o, const struct row *row)
 	np_options_add(o, row->option, value);
 	np_log_line(NCCL_LOG_INFO, NCCL_ENV, __FILE__, __LINE__, "%s set by environment to %ld",
 		    row->name, v);
+}
+
+void np_env_tell(void)
+{
+	for (size_t i = 0; i < sizeof(without) / sizeof(*without); i++)
+		if (getenv(without[i].name))
+			np_info("%s is set, but has no effect: %s", without[i].name,
+				without[i].why);
 }
 
 void np_env_options(struct np_options *o)

@@ -62,10 +62,11 @@ static int open_rail(const struct np_context *ctx, const struct np_device *devic
 	if (text[0])
 		np_options_set(&options, "KVCACHE_RDMA_NICS", text);
 	/* One number for both, as NCCL's own plugin takes it; NCCL_IB_TC and NCCL_IB_SL come first. */
-	if (ctx->traffic_class >= 0 && ctx->traffic_class <= 255) {
-		snprintf(text, sizeof(text), "%d", ctx->traffic_class);
+	snprintf(text, sizeof(text), "%d", ctx->traffic_class);
+	if (ctx->traffic_class >= 0 && ctx->traffic_class <= 255)
 		np_options_add(&options, "KVCACHE_IB_TRAFFIC_CLASS", text);
-	}
+	if (ctx->traffic_class >= 0 && ctx->traffic_class <= 15)
+		np_options_add(&options, "KVCACHE_IB_SERVICE_LEVEL", text);
 	ret = kv_option_read(options.list, &rail->options, err);
 	if (ret)
 		return ret;

@@ -11,27 +11,49 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+/* v10 names a traffic class with each connect; each has its context, made at its first use. */
+enum { TRAFFIC_CLASSES = 1 + 256 }; /* the first is that of none */
+
 static struct {
 	pthread_mutex_t lock;
-	void *ctx;
+	int version;
+	ncclDebugLogger_t logger;
+	void *ctx[TRAFFIC_CLASSES];
 } shared = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
-static ncclResult_t init_shared(int version, ncclDebugLogger_t logger)
+static ncclResult_t shared_context(int traffic_class, void **ctx_p)
 {
+	bool given = traffic_class >= 0 && traffic_class < TRAFFIC_CLASSES - 1;
+	void **ctx = &shared.ctx[given ? traffic_class + 1 : 0];
 	ncclResult_t result = ncclSuccess;
 
 	pthread_mutex_lock(&shared.lock);
-	if (!shared.ctx)
-		result = np_init(version, &shared.ctx, NULL, logger);
+	if (!*ctx && shared.version)
+		result = np_init(shared.version, ctx,
+				 &(ncclNetCommConfig_v10_t){ given ? traffic_class : -1 },
+				 shared.logger);
+	*ctx_p = *ctx;
 	pthread_mutex_unlock(&shared.lock);
 	return result;
+}
+
+static ncclResult_t init_shared(int version, ncclDebugLogger_t logger)
+{
+	void *ctx;
+
+	pthread_mutex_lock(&shared.lock);
+	shared.version = version;
+	shared.logger = logger;
+	pthread_mutex_unlock(&shared.lock);
+	return shared_context(-1, &ctx);
 }
 
 __attribute__((destructor)) static void end_shared(void)
 {
 	np_log_set(NULL); /* NCCL's logger may be gone before us */
-	if (shared.ctx)
-		np_finalize(shared.ctx);
+	for (int i = 0; i < TRAFFIC_CLASSES; i++)
+		if (shared.ctx[i])
+			np_finalize(shared.ctx[i]);
 }
 
 /* ---------------------------------------------------------------- v12, v11 */
@@ -165,21 +187,22 @@ static ncclResult_t properties_v9(int dev, ncclNetProperties_v9_t *props)
 
 static ncclResult_t listen_shared(int dev, void *handle, void **comm)
 {
-	return np_listen(shared.ctx, dev, handle, comm);
+	return np_listen(shared.ctx[0], dev, handle, comm);
 }
 
-/* The traffic class comes with each connect here, after the device was opened: NCCL_IB_TC is the way to set it. */
 static ncclResult_t connect_v10(int dev, ncclNetCommConfig_v10_t *config, void *handle, void **comm,
 				ncclNetDeviceHandle_v7_t **device)
 {
-	(void)config;
-	return np_connect(shared.ctx, dev, handle, comm, device);
+	void *ctx;
+	ncclResult_t result = shared_context(config ? config->trafficClass : -1, &ctx);
+
+	return result ? result : np_connect(ctx, dev, handle, comm, device);
 }
 
 static ncclResult_t connect_v7(int dev, void *handle, void **comm,
 			       ncclNetDeviceHandle_v7_t **device)
 {
-	return np_connect(shared.ctx, dev, handle, comm, device);
+	return np_connect(shared.ctx[0], dev, handle, comm, device);
 }
 
 static ncclResult_t isend_v9(void *comm, void *data, size_t size, int tag, void *mhandle,
@@ -293,7 +316,7 @@ static ncclResult_t properties_v6(int dev, ncclNetProperties_v6_t *props)
 
 static ncclResult_t connect_v6(int dev, void *handle, void **comm)
 {
-	return np_connect(shared.ctx, dev, handle, comm, NULL);
+	return np_connect(shared.ctx[0], dev, handle, comm, NULL);
 }
 
 static ncclResult_t accept_v6(void *listen, void **comm)

@@ -123,4 +123,16 @@ struct fake_stats {
 };
 void fake_stats(struct fake_stats *stats);
 
+/* The nth queue pair that exists, as its user has set it; false past the last. */
+bool fake_qp_attr(int nth, struct ibv_qp_attr *attr);
+
+/* A WRITE of at least one byte that was posted. */
+struct fake_write {
+	int device;
+	uint64_t addr; /* remote */
+	uint32_t len;
+};
+/* The last ones, at most max, and forgets them. */
+size_t fake_writes(struct fake_write *writes, size_t max);
+
 #endif

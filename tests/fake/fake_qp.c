@@ -128,6 +128,10 @@ static void take_attr(struct fake_qp *qp, const struct ibv_qp_attr *attr, int ma
 		qp->attr.rq_psn = attr->rq_psn;
 	if (mask & IBV_QP_SQ_PSN)
 		qp->attr.sq_psn = attr->sq_psn;
+	if (mask & IBV_QP_PKEY_INDEX)
+		qp->attr.pkey_index = attr->pkey_index;
+	if (mask & IBV_QP_TIMEOUT)
+		qp->attr.timeout = attr->timeout;
 	if (mask & IBV_QP_RETRY_CNT)
 		qp->attr.retry_cnt = attr->retry_cnt;
 	if (mask & IBV_QP_RNR_RETRY)
@@ -268,6 +272,12 @@ static int post_one(struct fake_qp *qp, const struct ibv_send_wr *wr)
 			at += wr->sg_list[i].length;
 		}
 	}
+	if (len && (wr->opcode == IBV_WR_RDMA_WRITE || wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM))
+		world.write[world.writes++ % WRITES_KEPT] = (struct fake_write){
+			.device = qp->device->index,
+			.addr = wr->wr.rdma.remote_addr,
+			.len = (uint32_t)len,
+		};
 	qp->sq_tail++;
 	world.stats.work_requests++;
 	return 0;

@@ -325,3 +325,31 @@ void fake_stats(struct fake_stats *stats)
 	*stats = world.stats;
 	fake_unlock();
 }
+
+bool fake_qp_attr(int nth, struct ibv_qp_attr *attr)
+{
+	bool found = false;
+
+	fake_lock();
+	for (int i = 0; i < QPS_MAX && !found; i++) {
+		found = world.qp[i] && !nth--;
+		if (found)
+			*attr = world.qp[i]->attr;
+	}
+	fake_unlock();
+	return found;
+}
+
+size_t fake_writes(struct fake_write *writes, size_t max)
+{
+	size_t n;
+
+	fake_lock();
+	n = world.writes < max ? world.writes : max;
+	n = n < WRITES_KEPT ? n : WRITES_KEPT;
+	for (size_t i = 0; i < n; i++)
+		writes[i] = world.write[(world.writes - n + i) % WRITES_KEPT];
+	world.writes = 0;
+	fake_unlock();
+	return n;
+}

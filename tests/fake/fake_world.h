@@ -21,6 +21,7 @@ enum {
 	RNR_STEPS = 4,
 	PIECE = 512, /* bytes placed at once, at most */
 	ASYNC_MAX = 64,
+	WRITES_KEPT = 4096,
 };
 
 struct fake_device {
@@ -157,6 +158,8 @@ struct fake_world {
 	struct fake_counts counts;
 	struct fake_stats stats;
 	int misuses;
+	struct fake_write write[WRITES_KEPT];
+	size_t writes; /* since they were looked at */
 	struct fake_fault fault[FAKE_VERB_COUNT];
 	int fail_wr;
 	int fail_completion;

@@ -35,6 +35,8 @@ static int to_init(struct ib_lane *lane)
 {
 	struct ibv_qp_attr attr = {
 		.qp_state = IBV_QPS_INIT,
+		.pkey_index =
+			(uint16_t)kv_option_int(lane->c->ctx->tr->options, KV_OPT_IB_PKEY_INDEX),
 		.port_num = lane->path->rail->port,
 		/*
 		 * Reads serve the probe and tr_read; what they may reach is each region's own

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * np_fake_test.c -- what the NCCL plugin does to its devices: how a message is dealt over a virtual NIC, and what NCCL's
+ * variables and traffic class change on a queue pair
+ *
+ * The plugin finds its devices once in a process, so each setting has a process of its own.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "fake.h"
+#include "np.h"
+
+extern const ncclNet_v12_t ncclNetPlugin_v12;
+extern const ncclNet_v11_t ncclNetPlugin_v11;
+extern const ncclNet_v10_t ncclNetPlugin_v10;
+static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
+
+enum { DEVICES = 8, LARGE = 8 << 20, MAX = LARGE + 300, LINE = 128, WRITES = 4096 };
+
+/* In a child, which has no test to fail but its exit status. */
+#define CHECK(condition)                                                                \
+	do {                                                                            \
+		if (!(condition)) {                                                     \
+			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+			_exit(1);                                                       \
+		}                                                                       \
+	} while (0)
+
+static char logged[65536];
+
+static void logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
+		   const char *fmt, ...)
+{
+	size_t at = strlen(logged);
+	va_list ap;
+
+	(void)level;
+	(void)flags;
+	(void)file;
+	(void)line;
+	va_start(ap, fmt);
+	vsnprintf(logged + at, sizeof(logged) - at, fmt, ap);
+	va_end(ap);
+}
+
+/* Runs `body` in a process with these variables ("NAME=value", NULL at the end) and eight devices. */
+static void in_process(const char *const *variables, void (*body)(void))
+{
+	int status;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		setenv("KVCACHE_TRANSPORT", "ib", 1);
+		for (; variables && *variables; variables++)
+			putenv(strdup(*variables));
+		fake_begin(&(struct fake_config){ .hosts = 1, .devices = DEVICES });
+		body();
+		_exit(fake_end() ? 0 : 1);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+/* ---------------------------------------------------------------- a connection with itself */
+
+struct loop {
+	void *ctx, *listen, *send, *recv;
+};
+
+static struct loop join(int traffic_class, int dev)
+{
+	struct loop l = { 0 };
+	uint8_t handle[NCCL_HANDLE_MAX];
+	int64_t end = kv_deadline_ns(20000);
+
+	CHECK(!net->init(&l.ctx, 1, &(ncclNetCommConfig_v10_t){ traffic_class }, logger, NULL));
+	CHECK(!net->listen(l.ctx, dev, handle, &l.listen));
+	while (!l.send || !l.recv) {
+		if (!l.send)
+			CHECK(!net->connect(l.ctx, dev, handle, &l.send, NULL));
+		if (!l.recv)
+			CHECK(!net->accept(l.listen, &l.recv, NULL));
+		CHECK(kv_now_ns() < end);
+	}
+	return l;
+}
+
+static void part(struct loop *l)
+{
+	CHECK(!net->closeSend(l->send));
+	CHECK(!net->closeRecv(l->recv));
+	CHECK(!net->closeListen(l->listen));
+	CHECK(!net->finalize(l->ctx));
+}
+
+/* ---------------------------------------------------------------- stripes */
+
+/* The message's bytes, and nothing else of the buffer, once each; in whole lines, over all devices if there is enough. */
+static void check_writes(const uint8_t *to, size_t size, int ndevs)
+{
+	static struct fake_write write[WRITES];
+	static uint8_t seen[MAX / LINE + 1];
+	size_t n = fake_writes(write, WRITES), bytes = 0;
+	unsigned int devices = 0;
+
+	memset(seen, 0, sizeof(seen));
+	for (size_t i = 0; i < n; i++) {
+		uint64_t at = write[i].addr - (uintptr_t)to;
+
+		if (write[i].addr < (uintptr_t)to || at >= MAX)
+			continue; /* a notify's record */
+		CHECK(at % LINE == 0);
+		CHECK(write[i].len % LINE == 0 || at + write[i].len == size);
+		for (uint64_t line = at / LINE; line * LINE < at + write[i].len; line++)
+			CHECK(!seen[line]++);
+		bytes += write[i].len;
+		devices |= 1u << write[i].device;
+	}
+	CHECK(bytes == size);
+	CHECK(devices < 1u << ndevs);
+	if (size >= LARGE)
+		CHECK(devices == (1u << ndevs) - 1);
+}
+
+static void move(struct loop *l, uint8_t *from, uint8_t *to, size_t size, int ndevs)
+{
+	void *in = NULL, *out = NULL, *from_mh, *to_mh, *data = to;
+	size_t room = MAX;
+	int tag = 0;
+
+	for (size_t i = 0; i < MAX; i++)
+		from[i] = (uint8_t)(i * 7 + i / 251 + size);
+	memset(to, 0xa5, MAX);
+	CHECK(!net->regMr(l->send, from, MAX, NCCL_PTR_HOST, &from_mh));
+	CHECK(!net->regMr(l->recv, to, MAX, NCCL_PTR_HOST, &to_mh));
+	CHECK(!net->irecv(l->recv, 1, &data, &room, &tag, &to_mh, NULL, &in) && in);
+	fake_writes(NULL, 0);
+	CHECK(!net->isend(l->send, from, size, tag, from_mh, NULL, &out) && out);
+	for (int done[2] = { 0 }; !done[0] || !done[1];) {
+		if (!done[0])
+			CHECK(!net->test(out, &done[0], NULL));
+		if (!done[1])
+			CHECK(!net->test(in, &done[1], NULL));
+	}
+	CHECK(!memcmp(from, to, size));
+	for (size_t i = size; i < MAX; i++)
+		CHECK(to[i] == 0xa5);
+	check_writes(to, size, ndevs);
+	CHECK(!net->deregMr(l->send, from_mh));
+	CHECK(!net->deregMr(l->recv, to_mh));
+}
+
+static void deal(void)
+{
+	static const size_t sizes[] = { 0,    1,     127,    128,     129,   1000,
+					4096, 70001, 300000, 1 << 20, LARGE, LARGE + 77 };
+	uint8_t *from = aligned_alloc(4096, (MAX + 4095) & ~4095u);
+	uint8_t *to = aligned_alloc(4096, (MAX + 4095) & ~4095u);
+	int ndev, dev;
+	void *ctx;
+
+	CHECK(from && to);
+	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(!net->devices(&ndev) && ndev == DEVICES);
+	for (int ndevs = 1; ndevs <= DEVICES; ndevs++) {
+		ncclNetVDeviceProps_v12_t parts = { .ndevs = ndevs };
+		ncclNetProperties_v12_t p;
+		struct loop l;
+
+		for (int i = 0; i < ndevs; i++)
+			parts.devs[i] = i;
+		CHECK(!net->makeVDevice(&dev, &parts) && dev == DEVICES - 1 + ndevs);
+		CHECK(!net->getProperties(dev, &p) && p.vProps.ndevs == ndevs);
+		CHECK(!memcmp(p.vProps.devs, parts.devs, sizeof(int) * (size_t)ndevs));
+		l = join(-1, dev);
+		for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+			move(&l, from, to, sizes[i], ndevs);
+		part(&l);
+	}
+	CHECK(!net->finalize(ctx));
+	free(from);
+	free(to);
+}
+
+static void a_message_is_dealt_over_up_to_eight_devices_in_whole_lines(void **state)
+{
+	(void)state;
+	in_process(NULL, deal);
+}
+
+static void refuse(void)
+{
+	ncclNetVDeviceProps_v12_t nine = { .ndevs = 9 }, none = { .ndevs = 0 };
+	ncclNetVDeviceProps_v12_t twice = { 2, { 3, 3 } }, unknown = { 2, { 0, DEVICES } };
+	ncclNetVDeviceProps_v12_t negative = { 1, { -1 } };
+	ncclNetVDeviceProps_v9_t five = { .ndevs = 5 };
+	int ndev, dev = -7;
+	void *ctx;
+
+	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(net->makeVDevice(&dev, &nine) && net->makeVDevice(&dev, &none));
+	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
+	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));
+	CHECK(ncclNetPlugin_v11.makeVDevice(&dev, &five));
+	CHECK(dev == -7);
+	CHECK(!net->devices(&ndev) && ndev == DEVICES);
+	CHECK(!net->finalize(ctx));
+}
+
+static void a_virtual_device_of_none_nine_or_equal_ones_is_refused(void **state)
+{
+	(void)state;
+	in_process(NULL, refuse);
+}
+
+/* ---------------------------------------------------------------- variables */
+
+static int queue_pairs(struct ibv_qp_attr *attr)
+{
+	int n = 0;
+
+	while (fake_qp_attr(n, attr))
+		n++;
+	CHECK(n);
+	fake_qp_attr(0, attr);
+	return n;
+}
+
+static void plain(void)
+{
+	struct loop l = join(-1, 0);
+	struct ibv_qp_attr attr;
+
+	CHECK(queue_pairs(&attr) == 4); /* two lanes, both ends */
+	CHECK(!attr.ah_attr.sl && !attr.ah_attr.grh.traffic_class && !attr.pkey_index);
+	CHECK(attr.ah_attr.grh.sgid_index == 3 && attr.retry_cnt == 6 && attr.timeout == 16);
+	part(&l);
+}
+
+static void all_set(void)
+{
+	struct loop l = join(96, 0); /* the variables beat the communicator's class */
+	struct ibv_qp_attr attr;
+
+	CHECK(queue_pairs(&attr) == 6);
+	CHECK(attr.ah_attr.sl == 5 && attr.ah_attr.grh.traffic_class == 106);
+	CHECK(attr.ah_attr.grh.sgid_index == 2 && attr.retry_cnt == 4 && attr.timeout == 20);
+	CHECK(attr.pkey_index == 1);
+	CHECK(strstr(logged, "NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
+	CHECK(!strstr(logged, "NCCL_IB_TC is set, but"));
+	part(&l);
+}
+
+static void ours_beat_nccls(void)
+{
+	struct loop l = join(7, 0);
+	struct ibv_qp_attr attr;
+
+	queue_pairs(&attr);
+	CHECK(attr.ah_attr.grh.traffic_class == 8 && attr.ah_attr.sl == 7);
+	part(&l);
+}
+
+static void out_of_range(void)
+{
+	CHECK(strlen(logged) == 0);
+	plain();
+	CHECK(strstr(logged, "NCCL_IB_TIMEOUT is \"40\"; kvrail takes 14..31"));
+	CHECK(strstr(logged, "NCCL_IB_TC is \"banana\""));
+	CHECK(strstr(logged, "NCCL_IB_QPS_PER_CONNECTION is \"0\""));
+}
+
+static void nccls_variables_reach_the_queue_pair(void **state)
+{
+	static const char *const set[] = {
+		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=20",
+		"NCCL_IB_RETRY_CNT=4", "NCCL_IB_GID_INDEX=2",	 "NCCL_IB_QPS_PER_CONNECTION=3",
+		"NCCL_IB_PKEY=1",      "NCCL_IB_AR_THRESHOLD=0", NULL
+	};
+	static const char *const both[] = { "NCCL_IB_TC=106", "KVCACHE_IB_TRAFFIC_CLASS=8", NULL };
+	static const char *const bad[] = { "NCCL_IB_TIMEOUT=40", "NCCL_IB_TC=banana",
+					   "NCCL_IB_QPS_PER_CONNECTION=0", "NCCL_IB_SL=-1", NULL };
+
+	(void)state;
+	in_process(NULL, plain);
+	in_process(set, all_set);
+	in_process(both, ours_beat_nccls);
+	in_process(bad, out_of_range);
+}
+
+/* ---------------------------------------------------------------- traffic class */
+
+static void by_init(void)
+{
+	static const int classes[] = { -1, 0, 7, 96, 255, 256 };
+	static const uint8_t tc[] = { 0, 0, 7, 96, 255, 0 }, sl[] = { 0, 0, 7, 0, 0, 0 };
+
+	for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++) {
+		struct loop l = join(classes[i], 0);
+		struct ibv_qp_attr attr;
+
+		queue_pairs(&attr);
+		CHECK(attr.ah_attr.grh.traffic_class == tc[i] && attr.ah_attr.sl == sl[i]);
+		part(&l);
+	}
+}
+
+/* v10: two connects of one process with their own classes, and one without a word about it. */
+static void by_connect(void)
+{
+	static const int classes[] = { 96, -1, 32 };
+	const ncclNet_v10_t *old = &ncclNetPlugin_v10;
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *listen[3], *send[3] = { 0 }, *recv[3] = { 0 };
+	unsigned int seen = 0;
+	struct ibv_qp_attr attr;
+
+	CHECK(!old->init(logger, NULL));
+	for (int i = 0; i < 3; i++) {
+		ncclNetCommConfig_v10_t config = { classes[i] };
+
+		CHECK(!old->listen(0, handle, &listen[i]));
+		while (!send[i] || !recv[i]) {
+			if (!send[i])
+				CHECK(!old->connect(0, i == 1 ? NULL : &config, handle, &send[i],
+						    NULL));
+			if (!recv[i])
+				CHECK(!old->accept(listen[i], &recv[i], NULL));
+		}
+	}
+	for (int i = 0; fake_qp_attr(i, &attr); i++)
+		seen |= attr.ah_attr.grh.traffic_class == 96   ? 1
+			: attr.ah_attr.grh.traffic_class == 32 ? 2
+			: attr.ah_attr.grh.traffic_class == 0  ? 4
+							       : 8;
+	CHECK(seen == 7);
+	for (int i = 0; i < 3; i++)
+		CHECK(!old->closeSend(send[i]) && !old->closeRecv(recv[i]) &&
+		      !old->closeListen(listen[i]));
+	exit(0); /* the contexts end with the library, and the world after them */
+}
+
+static void the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair(void **state)
+{
+	(void)state;
+	in_process(NULL, by_init);
+	in_process(NULL, by_connect);
+}
+
+/* ---------------------------------------------------------------- devices */
+
+static void names(const char *expected)
+{
+	char all[256] = "";
+	void *ctx;
+	int ndev;
+
+	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(!net->devices(&ndev));
+	for (int i = 0; i < ndev; i++) {
+		ncclNetProperties_v12_t p;
+
+		CHECK(!net->getProperties(i, &p));
+		snprintf(all + strlen(all), sizeof(all) - strlen(all), "%s%s", i ? " " : "",
+			 p.name);
+	}
+	if (strcmp(all, expected))
+		fprintf(stderr, "devices are %s\n", all);
+	CHECK(!strcmp(all, expected));
+	CHECK(!net->finalize(ctx));
+}
+
+static void only_two(void)
+{
+	names("fake2:1 fake5:1");
+}
+
+static void all_but_two(void)
+{
+	names("fake0:1 fake1:1 fake3:1 fake4:1 fake6:1 fake7:1");
+}
+
+static void link_is_down(void)
+{
+	fake_link(0, 5, false);
+	names("fake2:1");
+}
+
+static void nothing_left(void)
+{
+	void *ctx;
+
+	CHECK(net->init(&ctx, 1, NULL, logger, NULL));
+}
+
+static void nccl_ib_hca_chooses_the_devices(void **state)
+{
+	static const char *const exact[] = { "NCCL_IB_HCA==fake5:1,fake2", NULL };
+	static const char *const inverse[] = { "NCCL_IB_HCA=^=fake5,fake2:1", NULL };
+	static const char *const port[] = { "NCCL_IB_HCA=fake:2", NULL };
+	static const char *const none[] = { "NCCL_IB_HCA==fake", NULL };
+	static const char *const all[] = { "NCCL_IB_HCA=^fake", NULL };
+
+	(void)state;
+	in_process(exact, only_two);
+	in_process(inverse, all_but_two);
+	in_process(exact, link_is_down);
+	in_process(port, nothing_left);
+	in_process(none, nothing_left);
+	in_process(all, nothing_left);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_message_is_dealt_over_up_to_eight_devices_in_whole_lines),
+		cmocka_unit_test(a_virtual_device_of_none_nine_or_equal_ones_is_refused),
+		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
+		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
+		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
