@@ -13,10 +13,8 @@ struct doctor_cache {
 	unsigned char *memory;
 };
 
-/*
- * An engine with the cache registered; its warnings become findings of d (NULL: they are dropped).
- */
-int doctor_cache_open(struct doctor *d, struct doctor_cache *c, struct kv_error *err);
+/* An engine with the cache registered; `options` as kv_engine_config has them. */
+int doctor_cache_open(const char *const *options, struct doctor_cache *c, struct kv_error *err);
 void doctor_note_error(struct doctor *d, enum doctor_check check, const struct kv_error *err);
 
 #endif

@@ -7,7 +7,7 @@
 #include <string.h>
 
 struct doctor_engine {
-	struct doctor_cache cache;
+	struct kv_engine *engine;
 	struct kv_error err;
 	int ret;
 };
@@ -20,18 +20,25 @@ static void warn(void *arg, int level, const char *line)
 	doctor_fix(arg, "kvrail info lists the options and what is in force");
 }
 
-int doctor_cache_open(struct doctor *d, struct doctor_cache *c, struct kv_error *err)
+static int open_engine(struct doctor *d, const char *const *options, struct kv_engine **engine_p,
+		       struct kv_error *err)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.name = "kvrail doctor";
+	config.options = options;
+	config.log = d ? warn : NULL;
+	config.log_arg = d;
+	return kv_engine_open(&config, engine_p, err);
+}
+
+int doctor_cache_open(const char *const *options, struct doctor_cache *c, struct kv_error *err)
+{
 	struct kv_tensor tensor = { .name = "doctor", .block_bytes = BLOCK_BYTES };
 	struct kv_layout layout = KV_INIT(kv_layout);
 	void *memory;
-	int ret;
+	int ret = open_engine(NULL, options, &c->engine, err);
 
-	config.name = "kvrail doctor";
-	config.log = d ? warn : NULL;
-	config.log_arg = d;
-	ret = kv_engine_open(&config, &c->engine, err);
 	if (ret)
 		return ret;
 	ret = kv_alloc(c->engine, (size_t)BLOCKS * BLOCK_BYTES, &memory, err);
@@ -44,10 +51,8 @@ int doctor_cache_open(struct doctor *d, struct doctor_cache *c, struct kv_error 
 		layout.flags = KV_CACHE_OPEN | KV_CACHE_READABLE;
 		ret = kv_cache_register(c->engine, &layout, &c->handle, err);
 	}
-	if (ret) {
+	if (ret)
 		kv_engine_close(c->engine);
-		c->engine = NULL;
-	}
 	return ret;
 }
 
@@ -65,11 +70,11 @@ struct doctor_engine *doctor_engine_open(struct doctor *d)
 
 	if (!e)
 		return NULL;
-	e->ret = doctor_cache_open(d, &e->cache, &e->err);
+	e->ret = open_engine(d, NULL, &e->engine, &e->err);
 	for (size_t i = 0; !e->ret && d->rails < DEVICES_MAX; i++) {
 		rail = &d->rail[d->rails];
 		rail->size = sizeof(*rail);
-		if (kv_device_get(e->cache.engine, i, rail, NULL))
+		if (kv_device_get(e->engine, i, rail, NULL))
 			break;
 		d->rails += rail->usable && *rail->link;
 	}
@@ -92,6 +97,22 @@ static void note_devices(struct doctor *d, struct kv_engine *engine)
 	}
 }
 
+/* With the devices alone where there are some: beside shared memory a device that refuses is left out. */
+static void note_register(struct doctor *d)
+{
+	static const char *const devices[] = { "KVCACHE_TRANSPORT=ib", NULL };
+	struct doctor_cache cache;
+	struct kv_error err;
+
+	if (doctor_cache_open(d->rails ? devices : NULL, &cache, &err)) {
+		doctor_note_error(d, CHECK_REGISTER, &err);
+		return;
+	}
+	doctor_note(d, CHECK_REGISTER, DOCTOR_OK, "", "%d bytes are registered with %s",
+		    BLOCKS * BLOCK_BYTES, d->rails ? "every port" : "shared memory");
+	kv_engine_close(cache.engine);
+}
+
 void doctor_engine_note(struct doctor *d, struct doctor_engine *e)
 {
 	if (!e)
@@ -100,10 +121,9 @@ void doctor_engine_note(struct doctor *d, struct doctor_engine *e)
 		doctor_note_error(d, CHECK_ENGINE, &e->err);
 	} else {
 		doctor_note(d, CHECK_ENGINE, DOCTOR_OK, "", "kvrail %s opens", kv_version());
-		note_devices(d, e->cache.engine);
-		doctor_note(d, CHECK_REGISTER, DOCTOR_OK, "",
-			    "%d bytes are registered with every transport", BLOCKS * BLOCK_BYTES);
-		kv_engine_close(e->cache.engine);
+		note_devices(d, e->engine);
+		kv_engine_close(e->engine);
+		note_register(d);
 	}
 	free(e);
 }

@@ -63,7 +63,7 @@ sees ok register 2097152
 doctor limited setpriv --bounding-set=-ipc_lock
 exits 1
 sees fail memlock ' 64 KiB: no larger' 'ulimit -l unlimited'
-sees fail engine KV_ERR_MEMLOCK # it is true: the engine cannot register
+sees fail register KV_ERR_MEMLOCK # it is true: a cache cannot be registered
 
 condition="capabilities dropped"
 doctor without ipc_lock
