@@ -636,7 +636,7 @@ struct kv_device_info {
 	char pci[16];         /* "0000:18:00.0"; "" for a software device */
 	int32_t numa_node;    /* -1 = not known */
 	char distance[8];     /* to the GPU of KVCACHE_GPU: "PIX", "PXB", "PHB", "NODE", "SYS" */
-	char reason[160];     /* why this device and this address */
+	char reason[160];     /* why this address */
 };
 /*
  * Row `index`, counted from 0. KV_ERR_ARG past the last. info->size may be that of an older

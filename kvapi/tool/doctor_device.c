@@ -215,7 +215,8 @@ static void check_gids(struct doctor *d, const struct doctor_port *port)
 			   "ip addr add ADDRESS/PREFIX dev %s: an address that the peers can "
 			   "route to%s",
 			   *port->netdev ? port->netdev : "DEV",
-			   table.count[V1] ? "; RoCE v2 on (mlx5: cma_roce_mode -m 2)" : "");
+			   table.count[V1] ? "; RoCE v2 on (ConnectX-3: mlx4_core roce_mode=2)"
+					   : "");
 }
 
 /* ---------------------------------------------------------------- counters */

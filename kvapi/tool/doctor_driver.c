@@ -24,14 +24,9 @@ static void append(char *list, const char *what)
 
 /* ---------------------------------------------------------------- modules */
 
-struct cards {
-	char orphan[LIST]; /* cards of a vendor whose cards all do RDMA, without an RDMA device */
-	bool driven;	   /* one of them has its network driver */
-};
-
+/* Lists the cards of a vendor whose cards all do RDMA that have no RDMA device. */
 static void look_at_card(struct doctor *d, const char *path, void *arg)
 {
-	struct cards *cards = arg;
 	char vendor[16], class[16], driver[32];
 
 	doctor_read(d, vendor, sizeof(vendor), "%s/vendor", path);
@@ -42,8 +37,7 @@ static void look_at_card(struct doctor *d, const char *path, void *arg)
 	doctor_link(d, driver, sizeof(driver), "%s/driver", path);
 	if (!strcmp(driver, "vfio-pci") || doctor_exists(d, "%s/infiniband", path))
 		return;
-	cards->driven |= !strncmp(driver, "mlx", 3);
-	append(cards->orphan, strrchr(path, '/') + 1);
+	append(arg, strrchr(path, '/') + 1);
 }
 
 static void add_device(struct doctor *d, const char *path, void *arg)
@@ -58,16 +52,15 @@ static void add_device(struct doctor *d, const char *path, void *arg)
 
 static void check_driver(struct doctor *d)
 {
-	struct cards cards = { 0 };
-	char devices[LIST] = "";
+	char devices[LIST] = "", idle[LIST] = "";
 
 	doctor_each(d, "/sys/class/infiniband/*", add_device, devices);
-	doctor_each(d, "/sys/bus/pci/devices/*", look_at_card, &cards);
-	if (*cards.orphan) {
+	doctor_each(d, "/sys/bus/pci/devices/*", look_at_card, idle);
+	if (*idle) {
 		doctor_note(d, CHECK_DRIVER, *devices ? DOCTOR_WARN : DOCTOR_FAIL, "",
 			    "%s%sthe cards at %s have no RDMA device", devices,
-			    *devices ? "; " : "", cards.orphan);
-		doctor_fix(d, "modprobe %s", cards.driven ? "mlx5_ib" : "mlx5_core mlx5_ib");
+			    *devices ? "; " : "", idle);
+		doctor_fix(d, "modprobe mlx5_ib (ConnectX-3: mlx4_ib)");
 	} else if (*devices) {
 		doctor_note(d, CHECK_DRIVER, DOCTOR_OK, "", "%s", devices);
 	} else {

@@ -142,10 +142,7 @@ static bool check_ordering(struct doctor *d, const struct doctor_port *port)
 				      : "not allowed, KVCACHE_RELAX_ORDERING has no "
 					"effect",
 		    128u << (control >> 12 & 7));
-	doctor_fix(d,
-		   "setpci -s %s CAP_EXP+8.w=0010:0010 (for good: the BIOS, or mlxconfig "
-		   "PCI_WR_ORDERING=1)",
-		   port->address);
+	doctor_fix(d, "setpci -s %s CAP_EXP+8.w=0010:0010 (for good: the BIOS)", port->address);
 	return true;
 }
 
