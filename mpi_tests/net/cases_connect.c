@@ -112,24 +112,6 @@ static int two_processes(struct side *s)
 
 enum { SEVERAL = 8 };
 
-/* A few bytes over each connection show that the ends belong together. */
-static int exchange(struct side *s, void *send, void *recv, int tag)
-{
-	struct buffer from, to;
-	void *out, *in;
-
-	TRY(side_buffer(s, send, 100, &from));
-	TRY(side_buffer(s, recv, 100, &to));
-	side_fill(from.bytes, 100, (uint64_t)tag);
-	TRY(side_irecv1(s, recv, &to, 100, tag, &in));
-	TRY(side_isend(s, send, from.bytes, 100, tag, from.mhandle, &out));
-	TRY(side_wait(s, out, NULL));
-	TRY(side_wait(s, in, NULL));
-	TRY(side_check(s, &to, 100, (uint64_t)tag));
-	TRY(side_buffer_free(s, send, &from));
-	return side_buffer_free(s, recv, &to);
-}
-
 /* Which accepted end belongs to which connected one is open; each message must arrive at exactly one. */
 static int exchange_all(struct side *s, void **send, void **recv)
 {
@@ -306,7 +288,7 @@ static int strangers(struct side *s)
 			OK(s, s->net->accept(listen, &recv, &d));
 		REQUIRE(s, side_ms() < end, "a right connection did not come through");
 	}
-	TRY(exchange(s, send, recv, 5));
+	TRY(side_exchange(s, send, recv, 5));
 	OK(s, s->net->closeSend(send));
 	OK(s, s->net->closeRecv(recv));
 	OK(s, s->net->closeListen(listen));
@@ -415,7 +397,7 @@ static int exhaustion(struct side *s)
 		TRY(side_loop_close(s, &loop[i]));
 	s->reason[0] = 0;
 	TRY(side_loop(s, &loop[0]));
-	TRY(exchange(s, loop[0].send, loop[0].recv, 1));
+	TRY(side_exchange(s, loop[0].send, loop[0].recv, 1));
 	TRY(side_loop_close(s, &loop[0]));
 	snprintf(s->reason, sizeof(s->reason), "descriptors ran out after %d, fine again later", n);
 	return side_stop(s);

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cases_failure.c -- cases 31, 36 to 38: closing early, many threads and communicators, idleness */
+/* cases_failure.c -- cases 31, 33, 35 to 38: closing early, fork and signals, many threads and communicators, idleness */
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "net_side.h"
@@ -97,6 +100,142 @@ static int close_nothing(struct side *s)
 	OK(s, s->net->closeSend(NULL));
 	OK(s, s->net->closeRecv(NULL));
 	OK(s, s->net->closeListen(NULL));
+	return side_stop(s);
+}
+
+/* The region goes while a receive into it waits: it arrives or both are told, and the other connection does not care. */
+static int deregistered_early(struct side *s)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	void *comm, *other, *request;
+	ncclResult_t ret = ncclSuccess;
+	struct buffer b;
+	int done = 0;
+
+	TRY(side_start(s));
+	TRY(side_link(s, &comm));
+	TRY(side_link(s, &other));
+	TRY(side_buffer(s, comm, 5000, &b));
+	side_fill(b.bytes, 5000, 1);
+	if (s->sender) {
+		TRY(side_barrier(s)); /* it is posted and deregistered */
+		ret = s->net->isend(comm, b.bytes, 5000, 0, b.mhandle, NULL, &request);
+	} else {
+		side_poison(&b);
+		TRY(side_irecv1(s, comm, &b, 5000, 0, &request));
+		OK(s, s->net->deregMr(comm, b.mhandle));
+		TRY(side_barrier(s));
+	}
+	while (!ret && !done) {
+		ret = s->net->test(request, &done, NULL);
+		REQUIRE(s, side_ms() < end, "neither bytes nor an error in %d ms", SIDE_WAIT_MS);
+	}
+	if (!s->sender && done)
+		TRY(side_check(s, &b, 5000, 1));
+	snprintf(s->reason, sizeof(s->reason), done ? "it arrives" : "error %d", (int)ret);
+	TRY(side_barrier(s));
+	TRY(side_unlink(s, comm));
+	free(b.base);
+	TRY(side_buffer(s, other, 5000, &b));
+	if (s->sender)
+		TRY(side_isend(s, other, b.bytes, 5000, 0, b.mhandle, &request));
+	else
+		TRY(side_irecv1(s, other, &b, 5000, 0, &request));
+	TRY(side_wait(s, request, NULL));
+	TRY(side_barrier(s));
+	TRY(side_buffer_free(s, other, &b));
+	TRY(side_unlink(s, other));
+	return side_stop(s);
+}
+
+/* ---------------------------------------------------------------- fork and signals */
+
+static int some_messages(struct side *s, void *comm, int n)
+{
+	struct buffer b;
+
+	TRY(side_buffer(s, comm, 5000, &b));
+	for (int i = 0; i < n; i++) {
+		void *request;
+
+		if (s->sender) {
+			side_fill(b.bytes, 5000, (uint64_t)i);
+			TRY(side_isend(s, comm, b.bytes, 5000, 0, b.mhandle, &request));
+		} else {
+			TRY(side_irecv1(s, comm, &b, 5000, 0, &request));
+		}
+		TRY(side_wait(s, request, NULL));
+		if (!s->sender)
+			TRY(side_check(s, &b, 5000, (uint64_t)i));
+	}
+	return side_buffer_free(s, comm, &b);
+}
+
+/* The sender has a child that does nothing but hold what it has inherited. */
+static int beside_a_child(struct side *s)
+{
+	struct buffer b;
+	void *comm, *request;
+	pid_t child = 0;
+
+	TRY(side_start(s));
+	TRY(side_link(s, &comm));
+	if (s->sender) {
+		child = fork();
+		if (!child)
+			for (;;)
+				pause();
+		REQUIRE(s, child > 0, "fork failed");
+	}
+	TRY(some_messages(s, comm, 20));
+	if (s->sender) {
+		TRY(side_barrier(s));
+		TRY(side_unlink(s, comm));
+	} else {
+		int64_t end = side_ms() + SIDE_WAIT_MS;
+		int done = 0;
+
+		TRY(side_buffer(s, comm, 64, &b));
+		TRY(side_irecv1(s, comm, &b, 64, 0, &request));
+		TRY(side_barrier(s));
+		while (!s->net->test(request, &done, NULL))
+			REQUIRE(s, side_ms() < end && !done, "the close is not noticed");
+		TRY(side_buffer_free(s, comm, &b));
+		TRY(side_unlink(s, comm));
+	}
+	TRY(side_link(s, &comm));
+	TRY(some_messages(s, comm, 20));
+	TRY(side_barrier(s));
+	TRY(side_unlink(s, comm));
+	if (child) {
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+	}
+	return side_stop(s);
+}
+
+static void ignore(int signal)
+{
+	(void)signal;
+}
+
+/* Without SA_RESTART every system call may be interrupted. */
+static int signal_storm(struct side *s)
+{
+	struct itimerval often = { { 0, 300 }, { 0, 300 } }, never = { 0 };
+	struct sigaction action = { .sa_handler = ignore };
+	void *comm;
+
+	sigaction(SIGALRM, &action, NULL);
+	TRY(side_start(s));
+	for (int i = 0; i < 10; i++) {
+		setitimer(ITIMER_REAL, &often, NULL);
+		TRY(side_link(s, &comm));
+		TRY(some_messages(s, comm, 10));
+		setitimer(ITIMER_REAL, &never, NULL);
+		TRY(side_barrier(s));
+		TRY(side_unlink(s, comm));
+	}
 	return side_stop(s);
 }
 
@@ -224,6 +363,9 @@ const struct net_case failure_cases[] = {
 	{ "31", "close with requests under way, ten times", 2, 0, close_in_flight },
 	{ "31b", "what was sent before closing arrives", 2, 0, close_after_send },
 	{ "31c", "close of nothing", 1, 0, close_nothing },
+	{ "33", "a region deregistered under a posted receive", 2, 0, deregistered_early },
+	{ "35", "the sender has a child that holds its descriptors", 2, 0, beside_a_child },
+	{ "35b", "interrupted by a signal every 300 us", 2, 0, signal_storm },
 	{ "36", "eight threads, each its own communicators", 1, 0, many_threads },
 	{ "37", "many communicators; no CPU when idle", 1, 0, many_and_idle },
 	{ "38", "bad values in NCCL's variables", 1, 0, bad_values },

@@ -82,6 +82,57 @@ static int init_and_finalize(struct side *s)
 	return PASS;
 }
 
+static int count_lines(const char *path)
+{
+	FILE *f = fopen(path, "re");
+	int n = 0, c;
+
+	while (f && (c = getc(f)) != EOF)
+		n += c == '\n';
+	if (f)
+		fclose(f);
+	return n;
+}
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { COUNT_MAPS = false }; /* the sanitizer maps memory of its own for each library */
+#else
+enum { COUNT_MAPS = true };
+#endif
+
+/* Used, unloaded and loaded again: afterwards the process has what it had after a few rounds. */
+static int unload_often(struct side *s)
+{
+	enum { WARM = 5, ROUNDS = 50 };
+	int threads = 0, fds = 0, maps = 0;
+
+	if (s->source.symbol)
+		return side_skip(s, "the oracle's library is not unloaded");
+	for (int i = 0; i < ROUNDS; i++) {
+		struct loop loop;
+
+		TRY(side_start(s));
+		TRY(side_loop(s, &loop));
+		TRY(side_exchange(s, loop.send, loop.recv, i));
+		TRY(side_loop_close(s, &loop));
+		TRY(side_stop(s));
+		net_unload();
+		REQUIRE(s, !dlopen(s->source.path, RTLD_NOW | RTLD_NOLOAD),
+			"the library stays loaded after dlclose");
+		if (i > WARM)
+			continue;
+		threads = side_count_threads();
+		fds = side_count_fds();
+		maps = count_lines("/proc/self/maps");
+	}
+	REQUIRE(s, side_count_threads() == threads, "%d threads, %d before", side_count_threads(),
+		threads);
+	REQUIRE(s, side_count_fds() == fds, "%d descriptors, %d before", side_count_fds(), fds);
+	REQUIRE(s, !COUNT_MAPS || count_lines("/proc/self/maps") <= maps, "%d mappings, %d before",
+		count_lines("/proc/self/maps"), maps);
+	return PASS;
+}
+
 static int no_device(struct side *s)
 {
 	const char *why;
@@ -224,6 +275,9 @@ const struct net_case load_cases[] = {
 	{ "1", "exports only its tables, every slot filled", 1, 0, exports_and_slots },
 	{ "3", "init and finalize, two contexts, dlclose, no thread left", 1, 0,
 	  init_and_finalize },
+	{ "3b", "used and unloaded 50 times: no thread, descriptor or mapping more", 1, 0,
+	  unload_often },
+	{ "3c", "v8: the same, without a finalize", 1, 8, unload_often },
 	{ "4", "no device: init fails or there are none", 1, 0, no_device },
 	{ "6", "says everything through the logger, or nothing", 1, 0, logging },
 	{ "7", "properties are in range", 1, 0, properties },

@@ -153,8 +153,12 @@ int side_stop(struct side *s)
 static int wait_for(struct side *s, short events)
 {
 	struct pollfd p = { .fd = s->sock, .events = events };
+	int ret;
 
-	if (poll(&p, 1, SIDE_WAIT_MS) == 1)
+	do
+		ret = poll(&p, 1, SIDE_WAIT_MS);
+	while (ret < 0 && errno == EINTR);
+	if (ret == 1)
 		return PASS;
 	return side_fail(s, "the other process did not answer in %d ms", SIDE_WAIT_MS);
 }
@@ -420,4 +424,21 @@ int side_wait(struct side *s, void *request, int *sizes)
 			SIDE_WAIT_MS);
 	}
 	return PASS;
+}
+
+int side_exchange(struct side *s, void *send, void *recv, int tag)
+{
+	struct buffer from, to;
+	void *out, *in;
+
+	TRY(side_buffer(s, send, 100, &from));
+	TRY(side_buffer(s, recv, 100, &to));
+	side_fill(from.bytes, 100, (uint64_t)tag);
+	TRY(side_irecv1(s, recv, &to, 100, tag, &in));
+	TRY(side_isend(s, send, from.bytes, 100, tag, from.mhandle, &out));
+	TRY(side_wait(s, out, NULL));
+	TRY(side_wait(s, in, NULL));
+	TRY(side_check(s, &to, 100, (uint64_t)tag));
+	TRY(side_buffer_free(s, send, &from));
+	return side_buffer_free(s, recv, &to);
 }

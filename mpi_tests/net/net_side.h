@@ -115,6 +115,9 @@ int side_irecv(struct side *s, void *comm, int n, void **data, size_t *sizes, in
 int side_irecv1(struct side *s, void *comm, struct buffer *b, size_t size, int tag, void **request);
 int side_wait(struct side *s, void *request, int *sizes);
 
+/* 100 bytes between two ends in one process. */
+int side_exchange(struct side *s, void *send, void *recv, int tag);
+
 struct net_case {
 	const char *id; /* number of the conformance list, and a letter where it has parts */
 	const char *what;

@@ -2,8 +2,6 @@
 /*
  * np_fake_test.c -- what the NCCL plugin does to its devices: how a message is dealt over a virtual NIC, and what NCCL's
  * variables and traffic class change on a queue pair
- *
- * The plugin finds its devices once in a process, so each setting has a process of its own.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,100 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
-#include "base/clock.h"
-#include "fake.h"
-#include "np.h"
+#include "np_rig.h"
 
-extern const ncclNet_v12_t ncclNetPlugin_v12;
-extern const ncclNet_v11_t ncclNetPlugin_v11;
-extern const ncclNet_v10_t ncclNetPlugin_v10;
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
 
-enum { DEVICES = 8, LARGE = 8 << 20, MAX = LARGE + 300, LINE = 128, WRITES = 4096 };
-
-/* In a child, which has no test to fail but its exit status. */
-#define CHECK(condition)                                                                \
-	do {                                                                            \
-		if (!(condition)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			_exit(1);                                                       \
-		}                                                                       \
-	} while (0)
-
-static char logged[65536];
-
-static void logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
-		   const char *fmt, ...)
-{
-	size_t at = strlen(logged);
-	va_list ap;
-
-	(void)level;
-	(void)flags;
-	(void)file;
-	(void)line;
-	va_start(ap, fmt);
-	vsnprintf(logged + at, sizeof(logged) - at, fmt, ap);
-	va_end(ap);
-}
-
-/* Runs `body` in a process with these variables ("NAME=value", NULL at the end) and eight devices. */
-static void in_process(const char *const *variables, void (*body)(void))
-{
-	int status;
-	pid_t pid;
-
-	fflush(NULL);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		setenv("KVCACHE_TRANSPORT", "ib", 1);
-		for (; variables && *variables; variables++)
-			putenv(strdup(*variables));
-		fake_begin(&(struct fake_config){ .hosts = 1, .devices = DEVICES });
-		body();
-		_exit(fake_end() ? 0 : 1);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
-}
-
-/* ---------------------------------------------------------------- a connection with itself */
-
-struct loop {
-	void *ctx, *listen, *send, *recv;
-};
-
-static struct loop join(int traffic_class, int dev)
-{
-	struct loop l = { 0 };
-	uint8_t handle[NCCL_HANDLE_MAX];
-	int64_t end = kv_deadline_ns(20000);
-
-	CHECK(!net->init(&l.ctx, 1, &(ncclNetCommConfig_v10_t){ traffic_class }, logger, NULL));
-	CHECK(!net->listen(l.ctx, dev, handle, &l.listen));
-	while (!l.send || !l.recv) {
-		if (!l.send)
-			CHECK(!net->connect(l.ctx, dev, handle, &l.send, NULL));
-		if (!l.recv)
-			CHECK(!net->accept(l.listen, &l.recv, NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	return l;
-}
-
-static void part(struct loop *l)
-{
-	CHECK(!net->closeSend(l->send));
-	CHECK(!net->closeRecv(l->recv));
-	CHECK(!net->closeListen(l->listen));
-	CHECK(!net->finalize(l->ctx));
-}
+enum { DEVICES = NP_RIG_DEVICES, LARGE = 8 << 20, MAX = LARGE + 300, LINE = 128, WRITES = 4096 };
 
 /* ---------------------------------------------------------------- stripes */
 
@@ -136,7 +48,7 @@ static void check_writes(const uint8_t *to, size_t size, int ndevs)
 		CHECK(devices == (1u << ndevs) - 1);
 }
 
-static void move(struct loop *l, uint8_t *from, uint8_t *to, size_t size, int ndevs)
+static void move(struct np_loop *l, uint8_t *from, uint8_t *to, size_t size, int ndevs)
 {
 	void *in = NULL, *out = NULL, *from_mh, *to_mh, *data = to;
 	size_t room = MAX;
@@ -174,22 +86,22 @@ static void deal(void)
 	void *ctx;
 
 	CHECK(from && to);
-	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
 	CHECK(!net->devices(&ndev) && ndev == DEVICES);
 	for (int ndevs = 1; ndevs <= DEVICES; ndevs++) {
 		ncclNetVDeviceProps_v12_t parts = { .ndevs = ndevs };
 		ncclNetProperties_v12_t p;
-		struct loop l;
+		struct np_loop l;
 
 		for (int i = 0; i < ndevs; i++)
 			parts.devs[i] = i;
 		CHECK(!net->makeVDevice(&dev, &parts) && dev == DEVICES - 1 + ndevs);
 		CHECK(!net->getProperties(dev, &p) && p.vProps.ndevs == ndevs);
 		CHECK(!memcmp(p.vProps.devs, parts.devs, sizeof(int) * (size_t)ndevs));
-		l = join(-1, dev);
+		l = np_rig_join(-1, dev);
 		for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
 			move(&l, from, to, sizes[i], ndevs);
-		part(&l);
+		np_rig_part(&l);
 	}
 	CHECK(!net->finalize(ctx));
 	free(from);
@@ -199,7 +111,7 @@ static void deal(void)
 static void a_message_is_dealt_over_up_to_eight_devices_in_whole_lines(void **state)
 {
 	(void)state;
-	in_process(NULL, deal);
+	np_rig_process(NULL, deal);
 }
 
 static void refuse(void)
@@ -211,7 +123,7 @@ static void refuse(void)
 	int ndev, dev = -7;
 	void *ctx;
 
-	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
 	CHECK(net->makeVDevice(&dev, &nine) && net->makeVDevice(&dev, &none));
 	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
 	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));
@@ -224,7 +136,7 @@ static void refuse(void)
 static void a_virtual_device_of_none_nine_or_equal_ones_is_refused(void **state)
 {
 	(void)state;
-	in_process(NULL, refuse);
+	np_rig_process(NULL, refuse);
 }
 
 /* ---------------------------------------------------------------- variables */
@@ -242,46 +154,46 @@ static int queue_pairs(struct ibv_qp_attr *attr)
 
 static void plain(void)
 {
-	struct loop l = join(-1, 0);
+	struct np_loop l = np_rig_join(-1, 0);
 	struct ibv_qp_attr attr;
 
 	CHECK(queue_pairs(&attr) == 4); /* two lanes, both ends */
 	CHECK(!attr.ah_attr.sl && !attr.ah_attr.grh.traffic_class && !attr.pkey_index);
 	CHECK(attr.ah_attr.grh.sgid_index == 3 && attr.retry_cnt == 6 && attr.timeout == 16);
-	part(&l);
+	np_rig_part(&l);
 }
 
 static void all_set(void)
 {
-	struct loop l = join(96, 0); /* the variables beat the communicator's class */
+	struct np_loop l = np_rig_join(96, 0); /* the variables beat the communicator's class */
 	struct ibv_qp_attr attr;
 
 	CHECK(queue_pairs(&attr) == 6);
 	CHECK(attr.ah_attr.sl == 5 && attr.ah_attr.grh.traffic_class == 106);
 	CHECK(attr.ah_attr.grh.sgid_index == 2 && attr.retry_cnt == 4 && attr.timeout == 20);
 	CHECK(attr.pkey_index == 1);
-	CHECK(strstr(logged, "NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
-	CHECK(!strstr(logged, "NCCL_IB_TC is set, but"));
-	part(&l);
+	CHECK(strstr(np_rig_log, "NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
+	CHECK(!strstr(np_rig_log, "NCCL_IB_TC is set, but"));
+	np_rig_part(&l);
 }
 
 static void ours_beat_nccls(void)
 {
-	struct loop l = join(7, 0);
+	struct np_loop l = np_rig_join(7, 0);
 	struct ibv_qp_attr attr;
 
 	queue_pairs(&attr);
 	CHECK(attr.ah_attr.grh.traffic_class == 8 && attr.ah_attr.sl == 7);
-	part(&l);
+	np_rig_part(&l);
 }
 
 static void out_of_range(void)
 {
-	CHECK(strlen(logged) == 0);
+	CHECK(strlen(np_rig_log) == 0);
 	plain();
-	CHECK(strstr(logged, "NCCL_IB_TIMEOUT is \"40\"; kvrail takes 14..31"));
-	CHECK(strstr(logged, "NCCL_IB_TC is \"banana\""));
-	CHECK(strstr(logged, "NCCL_IB_QPS_PER_CONNECTION is \"0\""));
+	CHECK(strstr(np_rig_log, "NCCL_IB_TIMEOUT is \"40\"; kvrail takes 14..31"));
+	CHECK(strstr(np_rig_log, "NCCL_IB_TC is \"banana\""));
+	CHECK(strstr(np_rig_log, "NCCL_IB_QPS_PER_CONNECTION is \"0\""));
 }
 
 static void nccls_variables_reach_the_queue_pair(void **state)
@@ -296,10 +208,10 @@ static void nccls_variables_reach_the_queue_pair(void **state)
 					   "NCCL_IB_QPS_PER_CONNECTION=0", "NCCL_IB_SL=-1", NULL };
 
 	(void)state;
-	in_process(NULL, plain);
-	in_process(set, all_set);
-	in_process(both, ours_beat_nccls);
-	in_process(bad, out_of_range);
+	np_rig_process(NULL, plain);
+	np_rig_process(set, all_set);
+	np_rig_process(both, ours_beat_nccls);
+	np_rig_process(bad, out_of_range);
 }
 
 /* ---------------------------------------------------------------- traffic class */
@@ -310,12 +222,12 @@ static void by_init(void)
 	static const uint8_t tc[] = { 0, 0, 7, 96, 255, 0 }, sl[] = { 0, 0, 7, 0, 0, 0 };
 
 	for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++) {
-		struct loop l = join(classes[i], 0);
+		struct np_loop l = np_rig_join(classes[i], 0);
 		struct ibv_qp_attr attr;
 
 		queue_pairs(&attr);
 		CHECK(attr.ah_attr.grh.traffic_class == tc[i] && attr.ah_attr.sl == sl[i]);
-		part(&l);
+		np_rig_part(&l);
 	}
 }
 
@@ -329,7 +241,7 @@ static void by_connect(void)
 	unsigned int seen = 0;
 	struct ibv_qp_attr attr;
 
-	CHECK(!old->init(logger, NULL));
+	CHECK(!old->init(np_rig_logger, NULL));
 	for (int i = 0; i < 3; i++) {
 		ncclNetCommConfig_v10_t config = { classes[i] };
 
@@ -357,8 +269,8 @@ static void by_connect(void)
 static void the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair(void **state)
 {
 	(void)state;
-	in_process(NULL, by_init);
-	in_process(NULL, by_connect);
+	np_rig_process(NULL, by_init);
+	np_rig_process(NULL, by_connect);
 }
 
 /* ---------------------------------------------------------------- devices */
@@ -369,7 +281,7 @@ static void names(const char *expected)
 	void *ctx;
 	int ndev;
 
-	CHECK(!net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
 	CHECK(!net->devices(&ndev));
 	for (int i = 0; i < ndev; i++) {
 		ncclNetProperties_v12_t p;
@@ -404,7 +316,7 @@ static void nothing_left(void)
 {
 	void *ctx;
 
-	CHECK(net->init(&ctx, 1, NULL, logger, NULL));
+	CHECK(net->init(&ctx, 1, NULL, np_rig_logger, NULL));
 }
 
 static void nccl_ib_hca_chooses_the_devices(void **state)
@@ -416,12 +328,12 @@ static void nccl_ib_hca_chooses_the_devices(void **state)
 	static const char *const all[] = { "NCCL_IB_HCA=^fake", NULL };
 
 	(void)state;
-	in_process(exact, only_two);
-	in_process(inverse, all_but_two);
-	in_process(exact, link_is_down);
-	in_process(port, nothing_left);
-	in_process(none, nothing_left);
-	in_process(all, nothing_left);
+	np_rig_process(exact, only_two);
+	np_rig_process(inverse, all_but_two);
+	np_rig_process(exact, link_is_down);
+	np_rig_process(port, nothing_left);
+	np_rig_process(none, nothing_left);
+	np_rig_process(all, nothing_left);
 }
 
 int main(void)
