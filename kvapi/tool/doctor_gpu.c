@@ -86,11 +86,11 @@ static enum pci_distance describe(const struct doctor *d, const struct pci_place
 				continue;
 			used += (size_t)snprintf(
 				buf + used, cap - used, "%s%s %s%s", named || !used ? "" : "; ",
-				named ? "" : pci_distance_name(class), d->port[i].name,
-				d->port[i].active ? "" : " (down)");
+				named ? "" : pci_distance_name((enum pci_distance) class),
+				d->port[i].name, d->port[i].active ? "" : " (down)");
 			named = true;
 			if (nearest == PCI_DISTANCES && d->port[i].active)
-				nearest = class;
+				nearest = (enum pci_distance) class;
 		}
 	}
 	return nearest;
