@@ -43,6 +43,9 @@ static void check_memlock(struct doctor *d)
 	else if (lock && !inside)
 		doctor_note(d, CHECK_MEMLOCK, DOCTOR_OK, "",
 			    "%lld KiB, which CAP_IPC_LOCK of this process overrides", kb);
+	else if (!d->ports)
+		doctor_note(d, CHECK_MEMLOCK, DOCTOR_OK, "",
+			    "%lld KiB; there is no device that needs more", kb);
 	else
 		doctor_note(d, CHECK_MEMLOCK, kb < MEMLOCK_GOOD_KB ? DOCTOR_FAIL : DOCTOR_WARN, "",
 			    "%lld KiB: no larger cache can be registered with a device%s", kb,
@@ -101,7 +104,7 @@ static const char *container_name(const struct doctor *d)
 static void check_container(struct doctor *d)
 {
 	const char *name = container_name(d);
-	bool inside = in_user_namespace(d), limited = memlock(d) >= 0;
+	bool inside = in_user_namespace(d), limited = d->ports && memlock(d) >= 0;
 
 	doctor_note(d, CHECK_CONTAINER, inside && limited ? DOCTOR_WARN : DOCTOR_OK, "",
 		    "%s%s; CAP_IPC_LOCK %s, CAP_SYS_PTRACE %s", name ? name : "none seen",
