@@ -380,8 +380,6 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		np_comm_free(comm);
 		return np_fail(&err, "connect");
 	}
-	np_trace("sending to %s over %s: %s", tr_conn_address(comm->conn),
-		 tr_conn_transport(comm->conn), tr_conn_path(comm->conn));
 	*comm_p = comm;
 	return ncclSuccess;
 }
@@ -417,8 +415,6 @@ ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **d
 	l->ctx->refs++;
 	pthread_mutex_unlock(&l->ctx->lock);
 	comm->conn = conn;
-	np_trace("receiving from %s over %s: %s", tr_conn_address(conn), tr_conn_transport(conn),
-		 tr_conn_path(conn));
 	*comm_p = comm;
 	return ncclSuccess;
 }

@@ -2,14 +2,22 @@
 /*
  * np_versions.c -- the tables that NCCL looks for: v12 as it is, the older ones by thin adapters
  *
- * Before v11 NCCL had neither a context nor a finalize: all communicators of the process share one context, made by the
- * first init and ended when the library is unloaded.
+ * Before v11 NCCL had neither a context nor a finalize: the communicators of a process share theirs, made by the first init
+ * and ended when the library is unloaded.
  */
 #include <string.h>
 
 #include "np.h"
 
 #define EXPORT __attribute__((visibility("default")))
+
+#define SAME_IN_ALL                                                                            \
+	.name = "kvrail", .devices = np_devices, .regMrDmaBuf = np_reg_dmabuf,                 \
+	.deregMr = np_dereg, .iflush = np_iflush, .test = np_test, .closeSend = np_close_send, \
+	.closeRecv = np_close_recv, .closeListen = np_close_listen
+#define SAME_SINCE_V11                                                                    \
+	.listen = np_listen, .connect = np_connect, .accept = np_accept, .regMr = np_reg, \
+	.isend = np_isend, .irecv = np_irecv, .finalize = np_finalize, .setNetAttr = np_set_attr
 
 /* v10 names a traffic class with each connect; each has its context, made at its first use. */
 enum { TRAFFIC_CLASSES = 1 + 256 }; /* the first is that of none */
@@ -116,50 +124,21 @@ static ncclResult_t make_vdevice_v9(int *dev, ncclNetVDeviceProps_v9_t *props)
 }
 
 EXPORT const ncclNet_v12_t ncclNetPlugin_v12 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
+	SAME_SINCE_V11,
 	.init = init_v12,
-	.devices = np_devices,
 	.getProperties = np_properties,
-	.listen = np_listen,
-	.connect = np_connect,
-	.accept = np_accept,
-	.regMr = np_reg,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
-	.isend = np_isend,
-	.irecv = np_irecv,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 	.makeVDevice = np_make_vdevice,
-	.finalize = np_finalize,
-	.setNetAttr = np_set_attr,
 };
 
 EXPORT const ncclNet_v11_t ncclNetPlugin_v11 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
+	SAME_SINCE_V11,
 	.init = init_v11,
-	.devices = np_devices,
 	.getProperties = properties_v11,
-	.listen = np_listen,
-	.connect = np_connect,
-	.accept = np_accept,
-	.regMr = np_reg,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
-	.isend = np_isend,
-	.irecv = np_irecv,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 	.makeVDevice = make_vdevice_v9,
-	.finalize = np_finalize,
-	.setNetAttr = np_set_attr,
 };
+
 /* ---------------------------------------------------------------- v10, v9 */
 
 static ncclResult_t init_v10(ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
@@ -218,46 +197,31 @@ static ncclResult_t irecv_v9(void *comm, int n, void **data, size_t *sizes, int 
 }
 
 EXPORT const ncclNet_v10_t ncclNetPlugin_v10 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
 	.init = init_v10,
-	.devices = np_devices,
 	.getProperties = properties_v9,
 	.listen = listen_shared,
 	.connect = connect_v10,
 	.accept = np_accept,
 	.regMr = np_reg,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
 	.isend = np_isend,
 	.irecv = np_irecv,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 	.makeVDevice = make_vdevice_v9,
 };
 
 EXPORT const ncclNet_v9_t ncclNetPlugin_v9 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
 	.init = init_v9,
-	.devices = np_devices,
 	.getProperties = properties_v9,
 	.listen = listen_shared,
 	.connect = connect_v7,
 	.accept = np_accept,
 	.regMr = np_reg,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
 	.isend = isend_v9,
 	.irecv = irecv_v9,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 	.makeVDevice = make_vdevice_v9,
 };
+
 /* ---------------------------------------------------------------- v8, v7, v6: sizes are int */
 
 static ncclResult_t init_v8(ncclDebugLogger_t logger)
@@ -353,61 +317,37 @@ static ncclResult_t irecv_v6(void *comm, int n, void **data, int *sizes, int *ta
 }
 
 EXPORT const ncclNet_v8_t ncclNetPlugin_v8 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
 	.init = init_v8,
-	.devices = np_devices,
 	.getProperties = properties_v8,
 	.listen = listen_shared,
 	.connect = connect_v7,
 	.accept = np_accept,
 	.regMr = np_reg,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
 	.isend = isend_v6,
 	.irecv = irecv_v6,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 };
 
 EXPORT const ncclNet_v7_t ncclNetPlugin_v7 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
 	.init = init_v7,
-	.devices = np_devices,
 	.getProperties = properties_v7,
 	.listen = listen_shared,
 	.connect = connect_v7,
 	.accept = np_accept,
 	.regMr = reg_v6,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
 	.isend = isend_v6,
 	.irecv = irecv_v6,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 };
 
 EXPORT const ncclNet_v6_t ncclNetPlugin_v6 = {
-	.name = "kvrail",
+	SAME_IN_ALL,
 	.init = init_v6,
-	.devices = np_devices,
 	.getProperties = properties_v6,
 	.listen = listen_shared,
 	.connect = connect_v6,
 	.accept = accept_v6,
 	.regMr = reg_v6,
-	.regMrDmaBuf = np_reg_dmabuf,
-	.deregMr = np_dereg,
 	.isend = isend_v6,
 	.irecv = irecv_v6,
-	.iflush = np_iflush,
-	.test = np_test,
-	.closeSend = np_close_send,
-	.closeRecv = np_close_recv,
-	.closeListen = np_close_listen,
 };
