@@ -138,7 +138,8 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
  *
  * Page-aligned, zeroed, backed by a memfd, not inherited by fork. Memory from elsewhere can be
  * registered as well; peers of the same host then reach it by process_vm_writev or through a ring,
- * at a lower speed.
+ * at a lower speed. A peer of the same host that is told of a cache can touch all of the allocation
+ * in which it lies: a cache with an allocation of its own has an exact boundary.
  *
  * ERRORS
  *   ARG     len == 0, or (kv_free) ptr did not come from kv_alloc of this engine
