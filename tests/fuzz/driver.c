@@ -5,7 +5,10 @@
  *
  *     frame_fuzz [RUNS]      default 200000; KVRAIL_LONG=1 multiplies by 50
  *
- * With clang, -DKVRAIL_LIBFUZZER=ON builds the same targets as libFuzzer programs instead.
+ * With clang the same targets are libFuzzer programs, of a library that it can see into:
+ *
+ *     cmake -B build-fuzz -G Ninja -DCMAKE_C_COMPILER=clang -DKVRAIL_LIBFUZZER=ON \
+ *           -DKVRAIL_SANITIZE=fuzzer-no-link,address,undefined
  */
 #include "fuzz.h"
 
@@ -37,14 +40,32 @@ static void write_interesting(uint8_t *buf, size_t at, size_t len)
 		memcpy(buf + at, &v, width);
 }
 
-/* A few of: flip a bit, write an interesting integer, cut, lengthen, copy a stretch. */
+/* Puts a word of a text format in place of the digits at `at`, or before what stands there. */
+static size_t write_word(uint8_t *buf, size_t at, size_t len)
+{
+	static const char *const words[] = { "0",    "-1", "4294967296", "18446744073709551616",
+					     "1e9",  "\"", "[",		 "]",
+					     "null", "=",  ",",		 "" };
+	const char *word = words[next() % (sizeof(words) / sizeof(words[0]))];
+	size_t end = at, n = strlen(word);
+
+	while (end < len && buf[end] >= '0' && buf[end] <= '9')
+		end++;
+	if (len - (end - at) + n > INPUT_MAX)
+		return len;
+	memmove(buf + at + n, buf + end, len - end);
+	memcpy(buf + at, word, n);
+	return len - (end - at) + n;
+}
+
+/* A few of: flip a bit, write a number or a word, cut, lengthen, copy a stretch. */
 static size_t mutate(uint8_t *buf, size_t len)
 {
 	for (uint64_t n = next() % 4 + 1; n; n--) {
 		size_t at = len ? next() % len : 0;
 		size_t from = len ? next() % len : 0;
 
-		switch (next() % 5) {
+		switch (next() % 6) {
 		case 0:
 			if (len)
 				buf[at] ^= (uint8_t)(1u << next() % 8);
@@ -58,6 +79,9 @@ static size_t mutate(uint8_t *buf, size_t len)
 		case 3:
 			for (uint64_t more = next() % 16; more && len < INPUT_MAX; more--)
 				buf[len++] = (uint8_t)next();
+			break;
+		case 4:
+			len = write_word(buf, at, len);
 			break;
 		default:
 			memmove(buf + at, buf + from, len - (at > from ? at : from));

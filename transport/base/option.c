@@ -188,12 +188,12 @@ static int assign(struct kv_option_set *set, int id, const char *text, const cha
 		ok = is_word(row->words, text);
 		break;
 	case TYPE_TEXT:
-		ok = strlen(text) < TEXT_MAX;
+		ok = true;
 		break;
 	default:
 		ok = parse_number(row, text, &number);
 	}
-	if (!ok) {
+	if (!ok || strlen(text) >= TEXT_MAX) {
 		return kv_fail(err, KV_ERR_ARG, "options", "%s is \"%.64s\" (%s); it takes %s: %s",
 			       row->name, text, source, type_names[row->type],
 			       set->value[id].range);
