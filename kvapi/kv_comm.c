@@ -165,6 +165,7 @@ static struct kv_peer *find_incoming(struct kv_comm *comm, uint32_t rank)
 static int await(struct kv_comm *comm, uint32_t rank, int64_t deadline_ns, struct kv_error *err)
 {
 	struct kv_waiter *waiter = &comm->engine->waiter;
+	int64_t ask_ns = kv_deadline_ns(KV_ASK_MS);
 
 	while (!(comm->peer[rank] = find_incoming(comm, rank))) {
 		uint32_t seq = kv_waiter_enter(waiter);
@@ -177,6 +178,9 @@ static int await(struct kv_comm *comm, uint32_t rank, int64_t deadline_ns, struc
 		}
 		kv_service_sleep(comm->engine, waiter, seq, soon);
 		kv_waiter_leave(waiter);
+		if (kv_engine_given_up(comm->engine, &ask_ns))
+			return kv_fail(err, KV_ERR_CANCELLED, "comm_init",
+				       "the application gave up");
 	}
 	return 0;
 }

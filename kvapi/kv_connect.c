@@ -196,22 +196,26 @@ static int start_connect(struct kv_engine *engine, const char *host, uint32_t po
 	return ret;
 }
 
-static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns)
+static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_up_p)
 {
+	int64_t ask_ns = kv_deadline_ns(KV_ASK_MS);
+
 	for (;;) {
 		uint32_t seq = kv_waiter_enter(&peer->waiter);
 		enum kv_peer_state state;
 
+		*given_up_p = kv_engine_given_up(peer->engine, &ask_ns);
 		pthread_mutex_lock(&peer->claim);
 		state = peer->state;
-		if (state != KV_PEER_HANDSHAKE || kv_now_ns() >= deadline_ns) {
+		if (state != KV_PEER_HANDSHAKE || *given_up_p || kv_now_ns() >= deadline_ns) {
 			kv_waiter_leave(&peer->waiter);
 			return state; /* with the claim */
 		}
 		pthread_mutex_unlock(&peer->claim);
 		if (atomic_exchange(&peer->engine->wants[peer->index], false))
 			kv_service_rearm(peer);
-		kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
+		kv_service_sleep(peer->engine, &peer->waiter, seq,
+				 ask_ns < deadline_ns ? ask_ns : deadline_ns);
 		kv_waiter_leave(&peer->waiter);
 	}
 }
@@ -222,6 +226,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 {
 	enum kv_peer_state state;
 	struct kv_peer *peer;
+	bool given_up;
 	int ret = kv_peer_new(engine, false, &peer, err);
 
 	if (ret)
@@ -234,7 +239,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		return ret;
 	}
 	pthread_mutex_unlock(&peer->claim);
-	state = wait_for_end(peer, deadline_ns);
+	state = wait_for_end(peer, deadline_ns, &given_up);
 	if (state == KV_PEER_UP) {
 		kv_peer_release(peer);
 		*peer_p = peer;
@@ -242,6 +247,9 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 	}
 	if (state == KV_PEER_LOST)
 		ret = kv_error_copy(err, &peer->error);
+	else if (given_up)
+		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",
+				   "the application gave up");
 	else
 		ret = kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",
 				   "the deadline passed %s of %s:%u",

@@ -113,6 +113,22 @@ static void read_options(struct kv_engine *engine)
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 }
 
+void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg)
+{
+	if (kv_engine_use(engine, "set_interrupt", NULL))
+		return;
+	engine->interrupted = interrupted;
+	engine->interrupted_arg = arg;
+}
+
+bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns)
+{
+	if (kv_now_ns() < *ask_ns)
+		return false;
+	*ask_ns = kv_deadline_ns(KV_ASK_MS);
+	return engine->interrupted && engine->interrupted(engine->interrupted_arg);
+}
+
 static void warn_options(struct kv_engine *engine)
 {
 	const char *name, *near;

@@ -18,6 +18,7 @@
 #include "tr.h"
 
 enum {
+	KV_ASK_MS = 50,	    /* kv_engine_set_interrupt's function is called this often */
 	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
 	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
 	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
@@ -122,6 +123,9 @@ struct kv_engine {
 	struct kv_pool_range *ranges; /* kv_alloc */
 	uint64_t comms;		      /* kv_comm_init calls */
 
+	int (*interrupted)(void *arg); /* kv_engine_set_interrupt; NULL: nobody is asked */
+	void *interrupted_arg;
+
 	pthread_mutex_t pool_lock;
 	struct kv_op *free_ops;
 	struct kv_lease *free_leases;
@@ -134,6 +138,11 @@ struct kv_engine {
 /* NULL, closed or forked handles are refused here. */
 int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err);
 void kv_engine_wake(struct kv_engine *engine);
+/*
+ * Whether the application wants a call that waits to end. It is asked when *ask_ns (at first
+ * kv_deadline_ns(KV_ASK_MS)) has passed, which is then set anew. No lock or claim held.
+ */
+bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns);
 /* Checks a caller's timeout and makes a deadline of it. */
 int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
 		       struct kv_error *err);

@@ -89,9 +89,18 @@ static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p
 	return unfinished;
 }
 
+static void stop_all(struct kv_group *group)
+{
+	for (struct kv_op *op = group->first; op; op = op->next) {
+		kv_peer_claim(op->peer);
+		kv_op_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
+		kv_peer_release(op->peer);
+	}
+}
+
 static void run(struct kv_group *group, int64_t deadline_ns)
 {
-	int64_t spin_until = 0;
+	int64_t spin_until = 0, ask_ns = kv_deadline_ns(KV_ASK_MS);
 
 	for (;;) {
 		uint32_t seq = kv_waiter_enter(&group->waiter);
@@ -103,10 +112,13 @@ static void run(struct kv_group *group, int64_t deadline_ns)
 		if (moved)
 			spin_until = now + group->engine->spin_ns;
 		if (unfinished && !moved && now >= spin_until)
-			kv_service_sleep(group->engine, &group->waiter, seq, wake_ns);
+			kv_service_sleep(group->engine, &group->waiter, seq,
+					 ask_ns < wake_ns ? ask_ns : wake_ns);
 		kv_waiter_leave(&group->waiter);
 		if (!unfinished)
 			return;
+		if (kv_engine_given_up(group->engine, &ask_ns))
+			stop_all(group);
 	}
 }
 

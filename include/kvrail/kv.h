@@ -124,6 +124,18 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 void kv_engine_close(struct kv_engine *engine);
 
 /*
+ * kv_engine_set_interrupt -- be asked, while a call waits, whether it shall go on
+ *
+ * `interrupted(arg)` is called about every 50 ms in the thread of a kv_connect, kv_comm_init or
+ * kv_group_end that waits, with no lock held. Non-zero ends the call: a group's operations are
+ * cancelled as by kv_cancel, the other two return CANCELLED and leave nothing behind. For languages
+ * that handle signals between their own instructions. NULL asks nobody, which is the default. Not
+ * to be called while another call of the engine is under way. All other calls that wait can be made
+ * in pieces.
+ */
+void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg);
+
+/*
  * kv_progress -- let the engine work for up to timeout_ms, or until something happened
  *
  * Needed only with KV_PROGRESS_CALLER; harmless otherwise. Returns the number of events handled, 0
@@ -260,6 +272,7 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
  *   GEOMETRY      caches differ; the message lists every field with both values
  *   PROTOCOL      the other end is not kvrail
  *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each
+ *   CANCELLED     kv_engine_set_interrupt's function said so
  *   BUSY          the peer is at its limit of peers (KVCACHE_MAX_PEERS), or this engine is
  *   MEMLOCK, DEVICE  a cache of this engine or of the peer is not registered with the device that
  *                 would carry the connection (kv_cache_register)

@@ -28,6 +28,16 @@ static void log_to_pipe(void *arg, int level, const char *line)
 		errno = 0; /* nobody to tell */
 }
 
+/* Asked by calls that wait and that cannot be made in pieces. An exception of a signal handler stays set. */
+static int interrupted(void *arg)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+	int stop = handle_closing(arg) || PyErr_CheckSignals();
+
+	PyGILState_Release(gil);
+	return stop;
+}
+
 /* A NULL-terminated array of the strings of a list; they live as long as the list. */
 static const char **strings_of(PyObject *list)
 {
@@ -81,7 +91,9 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 	if (rc)
 		return raise_error(&err);
 	h = handle_new(H_ENGINE, engine, NULL);
-	if (!h)
+	if (h)
+		kv_engine_set_interrupt(engine, interrupted, h);
+	else
 		kv_engine_close(engine);
 	return (PyObject *)h;
 }

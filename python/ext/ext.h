@@ -33,18 +33,21 @@ enum handle_kind {
 	H_OP,
 	H_LEASE,
 	H_GROUP,
+	H_COMM,
 };
 
 struct handle {
 	PyObject_HEAD enum handle_kind kind;
 	bool closing;
-	int pid;	       /* of the process that made it */
-	Py_ssize_t users;      /* calls that are inside, in this handle or below it */
-	void *ptr;	       /* the library's object; NULL once closed */
-	struct handle *parent; /* the engine, or the peer of a lease; a strong reference */
-	struct handle *peer;   /* op: towards which peer; a strong reference */
-	void *own;	       /* memory: our own mapping; op: copies of the ids */
-	size_t len;	       /* memory */
+	bool borrowed;	  /* peer: a communicator's, which closes it */
+	int pid;	  /* of the process that made it */
+	Py_ssize_t users; /* calls that are inside, in this handle or below it */
+	void *ptr;	  /* the library's object; NULL once closed */
+	struct handle *
+		parent; /* the engine, the peer of a lease, the communicator of a peer; a strong reference */
+	struct handle *peer; /* op: towards which peer; a strong reference */
+	void *own;	     /* memory: our own mapping; op: copies of the ids */
+	size_t len;	     /* memory */
 	struct orphan
 		*orphans; /* engine: operations whose handle is gone but that have not ended */
 };
@@ -56,6 +59,7 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 struct handle *handle_enter(PyObject *obj, enum handle_kind kind);
 void handle_leave(struct handle *h);
 bool handle_closing(const struct handle *h);
+struct handle *handle_engine(struct handle *h);
 void engine_reap(struct handle *engine);
 PyObject *core_close(PyObject *module, PyObject *args);
 PyObject *core_ident(PyObject *module, PyObject *arg);
@@ -79,8 +83,8 @@ void ids_drop(struct ids *ids);
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule);
 PyObject *core_ids(PyObject *module, PyObject *obj);
 
-/* engine.c, memory.c, peer.c, op.c, look.c, timing.c */
-extern PyMethodDef engine_methods[], memory_methods[], peer_methods[], op_methods[], look_methods[],
-	timing_methods[];
+/* engine.c, memory.c, peer.c, comm.c, op.c, look.c, timing.c */
+extern PyMethodDef engine_methods[], memory_methods[], peer_methods[], comm_methods[], op_methods[],
+	look_methods[], timing_methods[];
 
 #endif

@@ -15,8 +15,8 @@ struct orphan {
 };
 
 static PyTypeObject *handle_type;
-static const char *const kind_names[] = { "?",	  "engine",    "memory", "cache",
-					  "peer", "operation", "lease",	 "group" };
+static const char *const kind_names[] = { "?",	       "engine", "memory", "cache", "peer",
+					  "operation", "lease",	 "group",  "comm" };
 
 struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *parent)
 {
@@ -26,6 +26,7 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 		return NULL;
 	h->kind = kind;
 	h->closing = false;
+	h->borrowed = false;
 	h->pid = getpid();
 	h->users = 0;
 	h->ptr = ptr;
@@ -44,6 +45,13 @@ bool handle_closing(const struct handle *h)
 		if (h->closing || !h->ptr)
 			return true;
 	return false;
+}
+
+struct handle *handle_engine(struct handle *h)
+{
+	while (h->parent)
+		h = h->parent;
+	return h;
 }
 
 struct handle *handle_enter(PyObject *obj, enum handle_kind kind)
@@ -141,7 +149,7 @@ static void handle_drop(struct handle *h)
 			kv_cache_unregister(ptr, NULL);
 		break;
 	case H_PEER:
-		if (alive) {
+		if (alive && !h->borrowed) {
 			Py_BEGIN_ALLOW_THREADS;
 			kv_peer_close(ptr, DROP_MS, NULL);
 			Py_END_ALLOW_THREADS;
@@ -160,7 +168,14 @@ static void handle_drop(struct handle *h)
 	case H_GROUP:
 		if (alive) {
 			Py_BEGIN_ALLOW_THREADS;
-			kv_group_end(ptr, DROP_MS, NULL, NULL);
+			kv_group_end(ptr, 0, NULL, NULL); /* posts nothing any more */
+			Py_END_ALLOW_THREADS;
+		}
+		break;
+	case H_COMM:
+		if (alive) {
+			Py_BEGIN_ALLOW_THREADS;
+			kv_comm_free(ptr, DROP_MS, NULL);
 			Py_END_ALLOW_THREADS;
 		}
 		break;
@@ -226,6 +241,9 @@ static int close_now(struct handle *h, int64_t timeout_ms, struct kv_error *err)
 	case H_GROUP:
 		rc = kv_group_end(h->ptr, timeout_ms, NULL, err);
 		break;
+	case H_COMM:
+		rc = kv_comm_free(h->ptr, timeout_ms, err);
+		break;
 	}
 	Py_END_ALLOW_THREADS;
 	return rc;
@@ -248,6 +266,9 @@ PyObject *core_close(PyObject *module, PyObject *args)
 		return PyErr_Format(PyExc_TypeError, "a kvrail handle is needed");
 	if (handle_closing(h))
 		Py_RETURN_NONE;
+	if (h->borrowed)
+		return raise_code(KV_ERR_BUSY, "close",
+				  "the communicator that it belongs to closes it");
 	h->closing = true;
 	if (handle_quiet(h)) {
 		h->closing = false;
@@ -266,6 +287,8 @@ PyObject *core_close(PyObject *module, PyObject *args)
 	h->closing = false;
 	if (h->kind == H_ENGINE)
 		orphans_forget(h);
+	if (PyErr_Occurred()) /* Ctrl-C while a group waited */
+		return NULL;
 	if (rc)
 		return raise_error(&err);
 	Py_RETURN_NONE;

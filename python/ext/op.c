@@ -134,7 +134,7 @@ static void abandon(struct handle *peer, struct kv_op *op)
 	Py_BEGIN_ALLOW_THREADS;
 	kv_cancel(op, DROP_MS, NULL);
 	Py_END_ALLOW_THREADS;
-	h = handle_new(H_OP, op, peer->parent);
+	h = handle_new(H_OP, op, handle_engine(peer));
 	Py_XDECREF((PyObject *)h); /* frees it, or notes it as an orphan */
 }
 
@@ -201,12 +201,12 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
-	engine_reap(t.peer->parent);
+	engine_reap(handle_engine(t.peer));
 	Py_BEGIN_ALLOW_THREADS;
 	rc = begin(&t, &op, &err);
 	Py_END_ALLOW_THREADS;
 	if (!rc) {
-		h = handle_new(H_OP, op, t.peer->parent);
+		h = handle_new(H_OP, op, handle_engine(t.peer));
 		if (h) {
 			h->peer = t.peer;
 			Py_INCREF((PyObject *)h->peer);

@@ -25,6 +25,11 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 	Py_END_ALLOW_THREADS;
 	if (rc) {
 		handle_leave(h);
+		if (PyErr_Occurred()) /* Ctrl-C */
+			return NULL;
+		if (rc == KV_ERR_CANCELLED)
+			return raise_code(KV_ERR_CLOSED, "connect",
+					  "the engine was closed meanwhile");
 		return raise_error(&err);
 	}
 	made = handle_new(H_PEER, peer, h);

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, List
 
+import kvrail
 import pytest
+import rdma_comm
 
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
@@ -55,6 +57,71 @@ def test_ctrl_c_ends_a_wait_at_once_and_the_peer_stays_good() -> None:
         """
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "interrupted True\ninterrupted False\n128\n", "")
+
+
+def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
+    ran = run(
+        """
+        import socket
+        mute = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
+
+        def connect():
+            writer.connect("127.0.0.1", mute.getsockname()[1], timeout=20)
+
+        def group():
+            with writer.group(timeout=20) as group:
+                global ops
+                ops = [peer.send_blocks_async(source, [1], 77, group=group, timeout=20)]  # nobody has opened blocks
+
+        def comm():
+            def gather(mine):
+                first = bytearray(mine)
+                first[16:20] = bytes(4)  # as rank 0 would say it, which never connects
+                return [bytes(first), mine]
+            with kvrail.Engine() as other:
+                other.comm(1, 2, gather)
+
+        for call in (connect, group, comm):
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            start = time.monotonic()
+            try:
+                call()
+            except KeyboardInterrupt:
+                print(call.__name__, time.monotonic() - start < 3)
+        print([type(op.error()).__name__ for op in ops])
+        peer.write_blocks(source, [1], [2])
+        print(int(b.sum()))
+        writer.close(); reader.close()
+        """
+    )
+    said = "connect True\ngroup True\ncomm True\n['CancelledError']\n128\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, said, "")
+
+
+def test_a_connect_in_another_thread_ends_with_its_engine() -> None:
+    ran = run(
+        """
+        import socket
+        mute = socket.create_server(("127.0.0.1", 0))
+        ended = []
+
+        def connect():
+            try:
+                writer.connect("127.0.0.1", mute.getsockname()[1], timeout=20)
+            except kvrail.ClosedError:
+                ended.append(True)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        time.sleep(0.2)
+        start = time.monotonic()
+        writer.close()
+        thread.join()
+        print(ended, time.monotonic() - start < 3)
+        reader.close()
+        """
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[True] True\n", "")
 
 
 def test_a_forked_child_is_refused_and_does_not_disturb_its_parent() -> None:
@@ -141,6 +208,23 @@ def test_types_are_strict(tmp_path: Path) -> None:
     for what in (command, command[:-1] + packages):
         ran = subprocess.run(what, capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_stubs_say_what_the_extension_has(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mypy.stubtest", "kvrail._core"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    if "No module named" in ran.stderr:
+        pytest.skip("mypy is not installed")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_pyright_agrees(tmp_path: Path) -> None:
+    folders = [str(Path(module.__file__).parent) for module in (kvrail, rdma_comm)]
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *folders]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    if "No module named" in ran.stderr:
+        pytest.skip("pyright is not installed")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def python_blocks(page: str) -> List[str]:

@@ -5,10 +5,12 @@
  */
 #include "kv_rig.h"
 
+#include <arpa/inet.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 
@@ -238,6 +240,65 @@ static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
 	pair_close(&p);
 }
 
+static int give_up(void *arg)
+{
+	++*(int *)arg;
+	return 1;
+}
+
+/* A port of this process that answers nothing: the kernel accepts, nobody reads. */
+static int mute_listener(uint32_t *port_p)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(at);
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	assert_int_equal(bind(fd, (struct sockaddr *)&at, len), 0);
+	assert_int_equal(listen(fd, 4), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+	*port_p = ntohs(at.sin_port);
+	return fd;
+}
+
+static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	int64_t start = kv_now_ns();
+	struct kv_peer *peer = NULL;
+	size_t failed = 0;
+	struct kv_op *op;
+	struct pair p;
+	uint32_t port;
+	int fd = mute_listener(&port), asked = 0;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	kv_engine_set_interrupt(p.a.engine, give_up, &asked);
+	assert_int_equal(kv_connect(p.a.engine, "127.0.0.1", port, 10000, &peer, &p.a.err),
+			 KV_ERR_CANCELLED);
+	assert_int_equal(asked, 1);
+	assert_null(peer);
+
+	ok(kv_group_start(p.a.engine, &opts.group, &p.a.err), &p.a.err);
+	opts.timeout_ms = 10000;
+	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 7, &opts, &op, &p.a.err),
+	   &p.a.err); /* nobody opens blocks under this tag */
+	assert_int_equal(kv_group_end(opts.group, 10000, &failed, &p.a.err), KV_ERR_CANCELLED);
+	assert_int_equal(failed, 1);
+	assert_int_equal(kv_test(op, NULL), KV_ERR_CANCELLED);
+	ok(kv_op_free(op, &p.a.err), &p.a.err);
+	assert_true(asked >= 2);
+	assert_true(kv_now_ns() - start < 5000 * KV_NS_PER_MS);
+
+	/* The engine and the connection are as good as before. */
+	kv_engine_set_interrupt(p.a.engine, NULL, NULL);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	pair_close(&p);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -247,6 +308,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole),
 		cmocka_unit_test(grades_come_one_after_the_other),
 		cmocka_unit_test(a_slow_reader_slows_the_writer_and_loses_nothing),
+		cmocka_unit_test(an_application_that_gives_up_ends_a_connect_and_a_group),
 	};
 
 	if (argc > 1)

@@ -29,7 +29,7 @@ from ._errors import (
 )
 from ._arrivals import Arrival, ArrivalKind
 from ._memory import MemoryLike, Tensor
-from ._ops import ACKED, SENT, VISIBLE, Group, Lease, Op
+from ._ops import ACKED, SENT, VISIBLE, Comm, Group, Lease, Op
 
 __version__ = _version()
 
@@ -44,6 +44,7 @@ __all__ = [
     "CallError",
     "CancelledError",
     "ClosedError",
+    "Comm",
     "DeviceError",
     "Engine",
     "Group",

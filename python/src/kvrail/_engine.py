@@ -7,32 +7,20 @@ import select
 import time
 import warnings
 from types import TracebackType
-from typing import Any, AsyncIterator, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Type, Union
 
 from . import _core
 from ._arrivals import Arrival, ArrivalKind, Arrivals
+from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, text
 from ._errors import KvError
 from ._log import LogPipe
 from ._memory import MemoryLike, Tensor, slabs_of
-from ._ops import Group, Lease, Op, deadline_of, to_ms
+from ._ops import Comm, Group, Lease, Op
 
 #: Block ids: a list, a numpy array (int64 in one piece: used without a copy), a tensor, any sequence of integers.
 Ids = Any
 #: Which layers: None = all, one number, a range, or (first, count).
 Layers = Union[None, int, range, "tuple[int, int]"]
-
-
-def _layers_of(layers: Layers) -> "tuple[int, int]":
-    if layers is None:
-        return 0, 0
-    if isinstance(layers, range):
-        if layers.step != 1 or not len(layers):
-            raise ValueError(f"{layers}: layers are one after the other, and at least one")
-        return layers.start, len(layers)
-    if isinstance(layers, tuple):
-        first, count = layers
-        return first, count
-    return layers, 1
 
 
 class Memory:
@@ -109,8 +97,9 @@ class Peer:
     def _run(
         self, kind: int, cache: Cache, local: Ids, remote: Ids, layers: Layers, timeout: Optional[float], tag: int, lease: int
     ) -> None:
-        first, count = _layers_of(layers)
-        ms = 0 if timeout is None else max(1, to_ms(timeout))
+        first, count = layers_of(layers)
+        ms = 0 if timeout is None else max(1, milliseconds(timeout))
+        instance(cache, Cache, "cache")
         _core.transfer(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, None)
 
     def _start(
@@ -126,9 +115,10 @@ class Peer:
         lease: int,
         group: Optional[Group],
     ) -> Op:
-        first, count = _layers_of(layers)
-        ms = 0 if timeout is None else max(1, to_ms(timeout))
-        in_group = group._handle if group is not None else None
+        first, count = layers_of(layers)
+        ms = 0 if timeout is None else max(1, milliseconds(timeout))
+        instance(cache, Cache, "cache")
+        in_group = instance(group, Group, "group")._handle if group is not None else None
         op = Op(
             _core.start(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, in_group), name, self
         )
@@ -226,12 +216,14 @@ class Peer:
 
     def open_blocks(self, cache: Cache, ids: Ids, tag: int = 0, lifetime: float = 60.0) -> Lease:
         """Open blocks of a cache for this peer alone, for `lifetime` seconds."""
-        handle, number = _core.lease_open(self._handle, cache._handle, ids, tag, to_ms(lifetime))
+        instance(cache, Cache, "cache")
+        ms = milliseconds(lifetime, "lifetime")
+        handle, number = _core.lease_open(self._handle, cache._handle, ids, integer(tag, "tag", 0, U64), ms)
         return Lease(handle, number, self)
 
     def close(self, timeout: float = 5.0) -> None:
         """Say goodbye. Unfinished operations end with ClosedError; afterwards no byte of this peer can land here."""
-        _core.close(self._handle, to_ms(timeout))
+        _core.close(self._handle, milliseconds(timeout))
         self.engine._peers.pop(self._ident, None)
 
     def __enter__(self) -> "Peer":
@@ -262,13 +254,15 @@ class Engine:
         arrivals: bool = True,
     ) -> None:
         self._closed = True
-        if progress not in ("auto", "caller"):
+        if text(progress, "progress") not in ("auto", "caller"):
             raise ValueError(f"progress is {progress!r}; it is 'auto' or 'caller'")
         mode = _core.PROGRESS_AUTO if progress == "auto" else _core.PROGRESS_CALLER
-        given = [f"{key}={value}" for key, value in (options or {}).items()]
+        given = [text(f"{key}={value}", "options") for key, value in instance({} if options is None else options, Mapping, "options").items()]
+        optional_text(name, "name")
+        quiet = not flag(arrivals, "arrivals")
         self._log = LogPipe()
         try:
-            self._handle = _core.engine_open(name, mode, int(not arrivals), given, self._log.fd)
+            self._handle = _core.engine_open(name, mode, int(quiet), given, self._log.fd)
         except BaseException:
             self._log.close()
             raise
@@ -282,7 +276,7 @@ class Engine:
 
     def alloc(self, nbytes: int) -> Memory:
         """A zeroed pool that peers of this host write directly, the fastest path there is without a NIC."""
-        memory = Memory(_core.alloc(self._handle, nbytes))
+        memory = Memory(_core.alloc(self._handle, integer(nbytes, "nbytes", 0, I63)))
         self._pools.append(memory)
         return memory
 
@@ -311,12 +305,13 @@ class Engine:
         Each tensor is an array [layers, blocks, ...], a list of one array [blocks, ...] for each layer, or a Tensor (which
         takes addresses too; then `blocks` is needed). open: peers may write without a lease. readable: they may read.
         """
-        slabs = {name: slabs_of(name, given, None) for name, given in tensors.items()}
+        instance(tensors, Mapping, "tensors")
+        slabs = {text(name, "a name in tensors"): slabs_of(name, given, None) for name, given in tensors.items()}
         if not slabs:
             raise ValueError("a cache has at least one tensor")
         layers = len(next(iter(slabs.values())).bases)
         known = [s.blocks for s in slabs.values() if s.blocks is not None]
-        count = blocks if blocks is not None else min(known, default=None)
+        count = integer(blocks, "blocks", 0, U32) if blocks is not None else min(known, default=None)
         if count is None:
             raise ValueError("blocks is needed for addresses")
         if any(count > n for n in known):
@@ -325,9 +320,19 @@ class Engine:
             (name, s.block_bytes, s.stride, _core.TENSOR_REPLICATED if _replicated(tensors[name]) else 0, self._bases(s.bases))
             for name, s in slabs.items()
         ]
-        flags = (_core.CACHE_OPEN if open else 0) | (_core.CACHE_READABLE if readable else 0)
+        flags = _core.CACHE_OPEN if flag(open, "open") else 0
+        flags |= _core.CACHE_READABLE if flag(readable, "readable") else 0
         handle = _core.cache_register(
-            self._handle, cache_id, layers, count, listed, tp_size, tp_rank, block_tokens, dtype, flags
+            self._handle,
+            integer(cache_id, "cache_id", 0, U32),
+            layers,
+            count,
+            listed,
+            integer(tp_size, "tp_size", 0, U32),
+            integer(tp_rank, "tp_rank", 0, U32),
+            integer(block_tokens, "block_tokens", 0, U32),
+            integer(dtype, "dtype", 0, U32),
+            flags,
         )
         cache = Cache(self, handle, layers, count, [keep for s in slabs.values() for keep in s.keep])
         self._caches[cache._ident] = cache
@@ -340,11 +345,40 @@ class Engine:
 
     def listen(self, host: Optional[str] = None, port: int = 0) -> int:
         """Accept peers; returns the port. host None is 127.0.0.1; all interfaces must be asked for by name."""
-        return _core.listen(self._handle, host, port)
+        return _core.listen(self._handle, optional_text(host, "host"), integer(port, "port", 0, 65535))
 
     def connect(self, host: str, port: int, timeout: float = 5.0) -> Peer:
         """Connect to a listening engine: versions, geometry and a transport are agreed on when it returns."""
-        return self._know(_core.connect(self._handle, host, port, to_ms(timeout)))
+        address = text(host, "host"), integer(port, "port", 0, 65535)
+        return self._know(_core.connect(self._handle, *address, milliseconds(timeout)))
+
+    def comm(
+        self,
+        rank: int,
+        ranks: int,
+        allgather: Callable[[bytes], Sequence[bytes]],
+        *,
+        group: Optional[int] = None,
+        host: Optional[str] = None,
+        timeout: float = 30.0,
+    ) -> Comm:
+        """Connect the engines of `ranks` processes, each of which calls this with its own rank.
+
+        allgather(mine) gives every rank the bytes of every rank, in their order: MPI's does (comm.allgather), or a file.
+        group: ranks of the same number are not connected (prefill 0, decode 1); None connects all. host: where to listen.
+        """
+        if not callable(allgather):
+            raise TypeError(f"allgather is a {type(allgather).__name__}, which cannot be called")
+        handle, peers = _core.comm_init(
+            self._handle,
+            integer(rank, "rank", 0, U32),
+            integer(ranks, "ranks", 1, U32),
+            -1 if group is None else integer(group, "group", 0, 2**31 - 1),
+            optional_text(host, "host"),
+            allgather,
+            max(1, milliseconds(timeout)),
+        )
+        return Comm(self, handle, rank, {r: self._know(peer) for r, peer in enumerate(peers) if peer is not None})
 
     def _know(self, handle: _core.Handle) -> Peer:
         peer = Peer(self, handle)
@@ -356,6 +390,7 @@ class Engine:
         return list(self._peers.values())
 
     def group(self, timeout: Optional[float] = None) -> Group:
+        milliseconds(timeout)
         return Group(self, _core.group_start(self._handle), timeout)
 
     # -- arrivals
@@ -368,9 +403,9 @@ class Engine:
 
     def poll(self, max: int = 64) -> List[Arrival]:
         """Take up to `max` arrivals, oldest first, without waiting."""
-        return [self._arrival(row) for row in _core.poll(self._handle, max)]
+        return [self._arrival(row) for row in _core.poll(self._handle, integer(max, "max", 0, I63))]
 
-    def _arrival(self, row: _core.ArrivalRow) -> Arrival:
+    def _arrival(self, row: _core._ArrivalRow) -> Arrival:
         kind, status, new, peer, cache, first, count, tag, lease, blocks, nbytes = row
         if new is not None:
             self._know(new)
@@ -388,7 +423,7 @@ class Engine:
 
     def next_arrival(self, timeout: Optional[float] = None) -> Optional[Arrival]:
         """The next arrival, or None after `timeout` seconds."""
-        deadline = deadline_of(timeout)
+        deadline = time.monotonic() + milliseconds(timeout) / 1000
         while True:
             got = self.poll(1)
             if got:
@@ -397,11 +432,9 @@ class Engine:
             if left <= 0:
                 return None
             # In pieces, so that a close() by another thread is seen; it takes the descriptor away.
-            try:
-                select.select([self.fileno()], [], [], min(left, 0.1))
-            except (OSError, ValueError):
-                if not self._closed:
-                    raise
+            poller = select.poll()
+            poller.register(self.fileno(), select.POLLIN)
+            poller.poll(int(1000 * min(left, 0.1)) + 1)
 
     def arrivals(self) -> AsyncIterator[Arrival]:
         """All arrivals from now on: `async for arrival in engine.arrivals()`. One iterator at a time."""
@@ -411,7 +444,7 @@ class Engine:
 
     def progress(self, timeout: float = 0.0) -> int:
         """Let the engine work (progress "caller"), up to 50 ms; returns the number of events handled."""
-        return _core.progress(self._handle, to_ms(timeout))
+        return _core.progress(self._handle, milliseconds(timeout))
 
     def stats(self) -> Dict[str, int]:
         return _core.stats(self._handle)
@@ -420,11 +453,11 @@ class Engine:
         """The engine's state as text, to answer "why does it hang"."""
         return _core.dump(self._handle)
 
-    def options(self) -> List[_core.OptionRow]:
+    def options(self) -> List[_core._OptionRow]:
         """(name, type, range, default, help, value, source) of every option."""
         return _core.options(self._handle)
 
-    def devices(self) -> List[_core.DeviceRow]:
+    def devices(self) -> List[_core._DeviceRow]:
         """(transport, name, usable, detail) of every device that this build knows."""
         return _core.devices(self._handle)
 

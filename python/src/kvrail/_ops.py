@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generator, List, Optional, Type
+from typing import TYPE_CHECKING, Any, Dict, Generator, List, Optional, Type
 
 from . import _core
+from ._check import integer, milliseconds
 from ._errors import KvError, KvTimeoutError
 
 if TYPE_CHECKING:
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
 #: Grades of an operation: the source may be reused; all bytes are visible; the receiver has been told.
 SENT, VISIBLE, ACKED = _core.SENT, _core.VISIBLE, _core.ACKED
 
-TIMEOUT_MAX_S = 24 * 3600.0
 _POLL_MAX_S = 0.001  # await looks this often in the end
-
-
-def to_ms(seconds: Optional[float], default: float = TIMEOUT_MAX_S) -> int:
-    """A timeout in the library's unit: rounded up, so that what is not 0 does not become 0."""
-    value = default if seconds is None else float(seconds)
-    if not 0 <= value <= TIMEOUT_MAX_S:
-        raise ValueError(f"a timeout of {value} s; it must lie between 0 and {TIMEOUT_MAX_S:.0f}")
-    return int(-(-value * 1000 // 1))
 
 
 class Op:
@@ -52,7 +43,7 @@ class Op:
 
     def wait(self, timeout: Optional[float] = None, grade: int = ACKED) -> None:
         """Wait until it has reached `grade`. KvTimeoutError after `timeout` seconds, while the operation goes on."""
-        if not _core.op_wait(self._handle, grade, to_ms(timeout)):
+        if not _core.op_wait(self._handle, integer(grade, "grade", SENT, ACKED), milliseconds(timeout)):
             exc = KvTimeoutError(f"{self.name} has not ended within {timeout} s; it goes on")
             exc.code, exc.name, exc.op, exc.cause = _core.ERR_TIMEOUT, "TIMEOUT", "wait", str(exc)
             raise exc
@@ -71,7 +62,7 @@ class Op:
 
     def cancel(self, timeout: float = 5.0) -> None:
         """Stop it: after the return nothing of it can land and the source is the caller's again."""
-        _core.op_cancel(self._handle, to_ms(timeout))
+        _core.op_cancel(self._handle, milliseconds(timeout))
 
     def __await__(self) -> Generator[Any, None, None]:
         """Ends when the operation has. Cancelling the task leaves the operation alone: see cancel()."""
@@ -94,7 +85,7 @@ class Lease:
 
     def revoke(self, timeout: float = 5.0) -> None:
         """BUSY (CallError): a writer on this host does not answer; the blocks stay closed to others. Call again."""
-        _core.close(self._handle, to_ms(timeout))
+        _core.close(self._handle, milliseconds(timeout))
 
     close = revoke
 
@@ -127,7 +118,7 @@ class Group:
 
     def end(self) -> None:
         """Post everything and wait for all. Raises the first failure; every op keeps its own."""
-        _core.close(self._handle, to_ms(self._timeout, 60.0))
+        _core.close(self._handle, milliseconds(self._timeout, default=60.0))
 
     def __enter__(self) -> "Group":
         return self
@@ -150,5 +141,30 @@ class Group:
             pass
 
 
-def deadline_of(timeout: Optional[float]) -> float:
-    return time.monotonic() + (TIMEOUT_MAX_S if timeout is None else timeout)
+class Comm:
+    """The engines of several processes, connected with each other: what Engine.comm() returns.
+
+    peers: the peer of each rank that this one is connected to. They are closed with the communicator, not by themselves.
+    """
+
+    def __init__(self, engine: "Engine", handle: _core.Handle, rank: int, peers: "Dict[int, Peer]") -> None:
+        self._handle = handle
+        self.engine = engine
+        self.rank = rank
+        self.peers = peers
+
+    def close(self, timeout: float = 5.0) -> None:
+        _core.close(self._handle, milliseconds(timeout))
+        for peer in self.peers.values():
+            self.engine._peers.pop(peer._ident, None)
+
+    def __enter__(self) -> "Comm":
+        return self
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvrail.Comm rank {self.rank}, peers {sorted(self.peers)}>"

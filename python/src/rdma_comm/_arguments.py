@@ -6,6 +6,8 @@ from __future__ import annotations
 import operator
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
+from kvrail._check import integer
+
 # The first seven never moved; these are their names in the README and in the module.
 _COMMON = (
     ("splitwise_role", "role"),
@@ -70,21 +72,11 @@ def _bound(args: Sequence[Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
     return {**_DEFAULTS, **got}
 
 
-def integer(value: Any, what: str, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{what} is a {type(value).__name__}, not an integer") from None
-    if not low <= number <= high:
-        raise ValueError(f"{what} is {number}; it must lie between {low} and {high}")
-    return number
-
-
 def port_of(value: Any) -> int:
     """A port as callers have it: "9881" or 9881."""
     if isinstance(value, (str, bytes)):
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
-        if not text.strip().isdigit():
+        if not (text.strip().isascii() and text.strip().isdigit()):
             raise ValueError(f"port is {text!r}, not a number")
         value = int(text)
     return integer(value, "port", 0, 65535)
@@ -114,6 +106,8 @@ def _same_length(got: Dict[str, List[int]]) -> None:
 def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
     got = _bound(args, kwargs)
     role = got["splitwise_role"]
+    if not isinstance(role, str):
+        raise TypeError(f"splitwise_role is a {type(role).__name__}, not a str")
     if role not in ("prefill", "decode"):
         raise ValueError(f"splitwise_role is {role!r}; it is 'prefill' or 'decode'")
     lists = {

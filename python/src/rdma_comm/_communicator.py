@@ -9,9 +9,10 @@ import threading
 from typing import Any, Dict, List, Optional, Tuple
 
 from kvrail import Cache, Engine, KvError, Peer, Tensor, _core
+from kvrail._check import integer
 
 from . import _gpu, _log
-from ._arguments import Arguments, integer, parse, port_of
+from ._arguments import Arguments, parse, port_of
 
 logger = logging.getLogger("rdma_comm")
 
@@ -198,12 +199,10 @@ class RDMACommunicator:
 
     def is_connected(self, dst_ip: str, dst_port: Any) -> bool:
         """Whether connect() has succeeded and the peer has not been lost since."""
-        known = self._peers.get((dst_ip, dst_port))
-        if known is None:
-            try:
-                known = self._peers.get((_host(dst_ip), port_of(dst_port)))
-            except ValueError:
-                return False
+        try:
+            known = self._peers.get((_host(dst_ip), port_of(dst_port)))
+        except ValueError:
+            return False
         return known is not None and known[1].connected
 
     def write_cache(
@@ -223,7 +222,10 @@ class RDMACommunicator:
         """
         host = dst_ip if ip is None else ip
         number = dst_port if port is None else port
-        known = self._peers.get((host, number))  # type: ignore[arg-type]
+        try:
+            known = self._peers.get((host, number))  # type: ignore[arg-type]
+        except TypeError:  # no type that can be a key
+            known = None
         try:
             if known is None:
                 known = self._known(host, number, local_block_ids, remote_block_ids, layer_idx)
