@@ -94,7 +94,8 @@ struct np_device {
 	uint64_t guid;
 	int speed_mbps;
 	int port;
-	bool is_host; /* shared memory: ranks of this host only */
+	char link_layer[16]; /* "Ethernet", "InfiniBand"; "" where sysfs does not tell */
+	bool is_host;	     /* shared memory: ranks of this host only */
 	int ndevs;
 	int devs[NCCL_DEVS_V12];
 };

@@ -64,6 +64,10 @@ static void fill_from_sysfs(struct np_device *dev)
 	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/ports/%d/rate", rdma, dev->port);
 	if (read_line(path, line, sizeof(line)) && strtod(line, NULL) > 0)
 		dev->speed_mbps = (int)(strtod(line, NULL) * 1000);
+	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/ports/%d/link_layer", rdma,
+		 dev->port);
+	if (read_line(path, line, sizeof(line)))
+		snprintf(dev->link_layer, sizeof(dev->link_layer), "%.15s", line);
 	/* A software device has no PCI device, and then there is no path to tell. */
 	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/device", rdma);
 	if (realpath(path, real) && strstr(real, "/pci"))
@@ -234,6 +238,8 @@ ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props)
 /* Under the lock: may these be one? */
 static ncclResult_t check_parts(const ncclNetVDeviceProps_v12_t *props)
 {
+	const struct np_device *first, *part;
+
 	if (props->ndevs < 1 || props->ndevs > NCCL_DEVS_V12)
 		return np_misuse("makeVDevice: %d devices; a virtual NIC has 1 to %d", props->ndevs,
 				 NCCL_DEVS_V12);
@@ -245,6 +251,11 @@ static ncclResult_t check_parts(const ncclNetVDeviceProps_v12_t *props)
 		for (int j = 0; j < i; j++)
 			if (props->devs[j] == props->devs[i])
 				return np_misuse("makeVDevice: device %d twice", props->devs[i]);
+		first = &table.dev[props->devs[0]];
+		part = &table.dev[props->devs[i]];
+		if (strcmp(first->link_layer, part->link_layer))
+			return np_misuse("makeVDevice: %s is %s, %s is %s", first->name,
+					 first->link_layer, part->name, part->link_layer);
 	}
 	return ncclSuccess;
 }

@@ -118,7 +118,7 @@ static void refuse(void)
 {
 	ncclNetVDeviceProps_v12_t nine = { .ndevs = 9 }, none = { .ndevs = 0 };
 	ncclNetVDeviceProps_v12_t twice = { 2, { 3, 3 } }, unknown = { 2, { 0, DEVICES } };
-	ncclNetVDeviceProps_v12_t negative = { 1, { -1 } };
+	ncclNetVDeviceProps_v12_t negative = { 1, { -1 } }, mixed = { 2, { 0, 1 } };
 	ncclNetVDeviceProps_v9_t five = { .ndevs = 5 };
 	int ndev, dev = -7;
 	void *ctx;
@@ -128,12 +128,15 @@ static void refuse(void)
 	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
 	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));
 	CHECK(ncclNetPlugin_v11.makeVDevice(&dev, &five));
+	/* The fake has no sysfs, so one device is told to be of the other kind. */
+	snprintf(((struct np_device *)np_device_get(1))->link_layer, 16, "InfiniBand");
+	CHECK(net->makeVDevice(&dev, &mixed));
 	CHECK(dev == -7);
 	CHECK(!net->devices(&ndev) && ndev == DEVICES);
 	CHECK(!net->finalize(ctx));
 }
 
-static void a_virtual_device_of_none_nine_or_equal_ones_is_refused(void **state)
+static void a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused(void **state)
 {
 	(void)state;
 	np_rig_process(NULL, refuse);
@@ -340,7 +343,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_message_is_dealt_over_up_to_eight_devices_in_whole_lines),
-		cmocka_unit_test(a_virtual_device_of_none_nine_or_equal_ones_is_refused),
+		cmocka_unit_test(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused),
 		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
 		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
