@@ -51,6 +51,25 @@ static void print_address(const struct sockaddr *sa, socklen_t len, char *buf, s
 		snprintf(buf, cap, sa->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
+bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16])
+{
+	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
+	struct sockaddr_storage sa;
+	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)&sa;
+	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)&sa;
+	socklen_t len = sizeof(sa);
+
+	if (kv_fault(TR_CONN_LOCAL) || getsockname(conn->sock, (struct sockaddr *)&sa, &len))
+		return false;
+	if (sa.ss_family == AF_INET6) {
+		memcpy(address, &ipv6->sin6_addr, 16);
+		return true;
+	}
+	memcpy(address, mapped, sizeof(mapped));
+	memcpy(address + sizeof(mapped), &ipv4->sin_addr, sizeof(ipv4->sin_addr));
+	return sa.ss_family == AF_INET;
+}
+
 /* A host that vanishes without a word is noticed after about 5 s. */
 static void set_options(int fd)
 {

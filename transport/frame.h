@@ -32,7 +32,7 @@ enum {
 	FRAME_MINOR = 0,
 	FRAME_HEADER = 12,
 	FRAME_OFFERS_MAX = 4,
-	FRAME_OFFER_MAX = 128, /* bytes of one provider's offer */
+	FRAME_OFFER_MAX = 192, /* bytes of one provider's offer */
 	FRAME_HELLO_FIXED = 31, /* a hello without the upper layer's bytes and without offers */
 	FRAME_HELLO_MAX = TR_HELLO_MAX + FRAME_HELLO_FIXED + FRAME_OFFERS_MAX * (FRAME_OFFER_MAX + 4),
 	FRAME_PROVIDER_SETUP_MAX = 16384,

@@ -224,7 +224,7 @@ static void choose(struct tr_conn *conn, int index, void *priv)
 static int start_offer(struct tr_conn *conn, struct kv_error *err)
 {
 	struct conn_handshake *hs = conn->hs;
-	struct kv_error why;
+	struct kv_error why = { 0 };
 	char reasons[200] = "";
 	size_t len = 0;
 
@@ -250,8 +250,10 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 						len ? "; " : "", conn->tr->provider[index]->name,
 						why.message);
 	}
-	return kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s",
-		       conn->address, reasons[0] ? reasons : "the two ends have none in common");
+	kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s", conn->address,
+		reasons[0] ? reasons : "the two ends have none in common");
+	kv_error_hint(err, "%s", why.hint);
+	return KV_ERR_UNREACHABLE;
 }
 
 /* Both sides: the provider first, because the upper layer's setup opens regions through it. */

@@ -31,6 +31,32 @@ struct fake_config {
 	bool prompt;	       /* bytes are placed before the requester's completion */
 	int max_inline;	       /* -1 = none, 0 = 256 */
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
+	bool no_cm;	       /* librdmacm is not installed */
+};
+
+enum { FAKE_PKEYS = 4 };
+
+/* What a test may change about a device's port before it is opened. */
+struct fake_port {
+	enum ibv_mtu mtu;  /* device 0: 1024, the others 4096 */
+	uint8_t width, speed; /* as ibv_port_attr has them: 4x, 50 Gb/s */
+	uint8_t lmc;
+	bool grh_required;
+	uint16_t pkey[FAKE_PKEYS]; /* 0xffff, then empty */
+	int slow;		   /* steps that each work request takes */
+	/* As librdmacm tells it: the device + 1 of each host out of which the route to this port goes; no route at all. */
+	int routed_from[4];
+	bool unreachable;
+};
+
+/* The subnet manager's path records, and what the fabric does. */
+struct fake_sa {
+	bool dead;	   /* does not answer */
+	uint8_t path_bits; /* LIDs of the path: the port's and this */
+	uint16_t pkey;	   /* 0 = 0xffff */
+	uint8_t sl, rate, hop_limit;
+	uint8_t mtu;	/* 0 = 4096 */
+	bool strict_sl; /* packets with another service level get lost */
 };
 
 /*
@@ -47,6 +73,14 @@ bool fake_end(void);
 /* Whose devices ibv_get_device_list lists from now on, in this thread. */
 void fake_host(int host);
 
+struct fake_port *fake_port(int host, int device);
+uint16_t fake_lid(int host, int device); /* InfiniBand: the port's first */
+struct fake_sa *fake_sa(void);
+/* Row 0..3 of the GID table is this IPv6 address, RoCE v2, or (NULL) empty. */
+void fake_address(int host, int device, int row, const char *address);
+/* The subnet of all of a host's InfiniBand ports: upper half of their GIDs. */
+void fake_subnet(int host, uint8_t number);
+
 /* Lets n steps pass; returns how many did something. */
 int fake_step(int n);
 /* Until nothing is left to do. */
@@ -60,6 +94,7 @@ void fake_settle(void);
 	X(query_device)        \
 	X(query_port)          \
 	X(query_gid_table)     \
+	X(query_pkey)          \
 	X(alloc_pd)            \
 	X(reg_mr)              \
 	X(create_comp_channel) \
@@ -69,7 +104,12 @@ void fake_settle(void);
 	X(create_qp)           \
 	X(modify_qp)           \
 	X(post_send)           \
-	X(post_recv)
+	X(post_recv)           \
+	X(cm_create_event_channel) \
+	X(cm_create_id)        \
+	X(cm_resolve_addr)     \
+	X(cm_resolve_route)    \
+	X(cm_get_cm_event)
 
 enum fake_verb {
 #define X(name) FAKE_##name,
@@ -100,7 +140,6 @@ void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_er
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
-void fake_speed(int host, int device, uint8_t active_speed);
 void fake_device_fatal(int host, int device);
 /* The port's address was removed and added again: it has another row of the GID table now, the old one is empty. */
 void fake_address_moves(int host, int device);
@@ -108,9 +147,16 @@ void fake_address_moves(int host, int device);
 /* ---------------------------------------------------------------- looking at it */
 
 struct fake_counts {
-	int contexts, pds, mrs, channels, cqs, qps;
+	int contexts, pds, mrs, channels, cqs, qps, cms;
 };
 void fake_counts(struct fake_counts *counts);
+
+/* The attributes that the host's first queue pair was given; false: it has none. */
+bool fake_host_qp(int host, struct ibv_qp_attr *attr);
+/* Regions of the host that were registered with this right. */
+int fake_regions(int host, unsigned int access);
+/* Bytes that the device's queue pairs have sent or asked for. */
+uint64_t fake_carried(int host, int device);
 
 struct fake_stats {
 	uint64_t steps, work_requests, doorbells, completions, bytes;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_device.c -- devices, their ports and GIDs, protection domains and memory regions */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,8 +11,8 @@
 #include "fake_world.h"
 
 /*
- * Index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1
- * fails.
+ * RoCE: index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1
+ * fails. InfiniBand: index 0 is the port's own, the others are empty.
  */
 void fake_device_init(struct fake_device *device, int host, int index)
 {
@@ -19,14 +20,23 @@ void fake_device_init(struct fake_device *device, int host, int index)
 	device->host = host;
 	device->index = index;
 	device->up = true;
-	device->speed = 64; /* 50 Gb/s a lane */
-	device->lid = (uint16_t)(host * 16 + index + 1);
+	device->lid = (uint16_t)((host * DEVICES_MAX + index + 1) * 8);
+	device->port = (struct fake_port){ .mtu = index ? IBV_MTU_4096 : IBV_MTU_1024,
+					   .width = 2,
+					   .speed = 64,
+					   .pkey = { 0xffff } };
+	for (int h = 0; h < HOSTS_MAX; h++)
+		device->port.routed_from[h] = index + 1;
 	for (unsigned int i = 0; i < GIDS; i++) {
 		struct ibv_gid_entry *entry = &device->gid[i];
 
 		entry->gid_index = i;
 		entry->port_num = 1;
 		entry->gid_type = i == 2 ? IBV_GID_TYPE_ROCE_V1 : IBV_GID_TYPE_ROCE_V2;
+		if (world.config.infiniband)
+			entry->gid_type = IBV_GID_TYPE_IB;
+		if (world.config.infiniband && i)
+			continue;
 		if (i == 0) {
 			entry->gid.raw[0] = 0xfe;
 			entry->gid.raw[1] = 0x80;
@@ -144,16 +154,24 @@ int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_a
 	memset(attr, 0, sizeof(*attr));
 	attr->state = device->up ? IBV_PORT_ACTIVE : IBV_PORT_DOWN;
 	attr->max_mtu = IBV_MTU_4096;
-	attr->active_mtu = device->index ? IBV_MTU_4096 : IBV_MTU_1024;
+	attr->active_mtu = device->port.mtu;
 	attr->gid_tbl_len = 8;
 	attr->max_msg_sz = 8 << 20;
-	attr->active_width = 2;
-	attr->active_speed = device->speed;
+	attr->active_width = device->port.width;
+	attr->active_speed = device->port.speed;
+	attr->pkey_tbl_len = FAKE_PKEYS;
+	attr->lmc = device->port.lmc;
+	attr->flags = device->port.grh_required ? IBV_QPF_GRH_REQUIRED : 0;
 	attr->lid = world.config.infiniband ? device->lid : 0;
 	attr->link_layer =
 		world.config.infiniband ? IBV_LINK_LAYER_INFINIBAND : IBV_LINK_LAYER_ETHERNET;
 	fake_unlock();
 	return ret;
+}
+
+static bool zero(const union ibv_gid *gid)
+{
+	return !gid->global.subnet_prefix && !gid->global.interface_id;
 }
 
 ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries, size_t max)
@@ -165,39 +183,106 @@ ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *
 	if (fake_fault(FAKE_query_gid_table))
 		n = -errno;
 	for (size_t i = 0; n >= 0 && i < GIDS && (size_t)n < max; i++)
-		if (device->gid[i].gid.raw[14])
+		if (!zero(&device->gid[i].gid))
 			entries[n++] = device->gid[i];
 	fake_unlock();
 	return n;
 }
 
-/* A link-local address does not leave its host; RoCE v1 does not get through; an empty row sends nothing. */
-static bool routable(const struct ibv_gid_entry *entry)
+int fake_query_pkey(struct ibv_context *context, uint8_t port, int index, __be16 *pkey)
 {
-	return entry->gid_type == IBV_GID_TYPE_ROCE_V2 && entry->gid.raw[10] == 0xff;
+	const struct fake_device *device = fake_context_of(context)->device;
+	int ret = -1;
+
+	fake_lock();
+	if (!fake_fault(FAKE_query_pkey)) {
+		ret = port == 1 && index < FAKE_PKEYS ? 0 : -1;
+		errno = EINVAL;
+	}
+	if (!ret)
+		*pkey = htons(device->port.pkey[index]);
+	fake_unlock();
+	return ret;
+}
+
+/* What real ports refuse at once. */
+bool fake_port_takes(const struct fake_device *device, const struct ibv_qp_attr *attr, int mask)
+{
+	const struct ibv_ah_attr *ah = &attr->ah_attr;
+	const struct fake_port *port = &device->port;
+
+	if (world.config.infiniband && mask & IBV_QP_PKEY_INDEX &&
+	    (attr->pkey_index >= FAKE_PKEYS || !port->pkey[attr->pkey_index]))
+		return false;
+	if (mask & IBV_QP_PATH_MTU && (attr->path_mtu > port->mtu || !attr->path_mtu))
+		return false;
+	if (!(mask & IBV_QP_AV))
+		return true;
+	if (ah->port_num != 1 || ah->sl > 15 || (ah->is_global && ah->grh.sgid_index >= GIDS))
+		return false;
+	return world.config.infiniband ? ah->dlid && !(ah->src_path_bits >> port->lmc)
+				       : ah->is_global;
+}
+
+static bool ipv4(const union ibv_gid *gid)
+{
+	return gid->raw[10] == 0xff && gid->raw[11] == 0xff;
+}
+
+/* RoCE v1 does not get through; an empty row sends nothing; a link-local address does not leave its host. */
+static bool routed(const struct ibv_gid_entry *from, const struct ibv_gid_entry *to, bool one_host)
+{
+	bool local = from->gid.raw[0] == 0xfe || to->gid.raw[0] == 0xfe;
+
+	return from->gid_type == IBV_GID_TYPE_ROCE_V2 && to->gid_type == IBV_GID_TYPE_ROCE_V2 &&
+	       !zero(&from->gid) && !zero(&to->gid) && ipv4(&from->gid) == ipv4(&to->gid) &&
+	       (!local || one_host);
+}
+
+/* Does a packet with this address vector come from one port to the other? */
+static bool arrives(const struct fake_device *from, const struct fake_device *to,
+		    const struct ibv_ah_attr *ah)
+{
+	const struct ibv_gid_entry *source = &from->gid[ah->grh.sgid_index % GIDS];
+
+	if (world.config.infiniband) {
+		if (ah->dlid < to->lid || ah->dlid >= to->lid + (1 << to->port.lmc) ||
+		    memcmp(&from->gid[0].gid, &to->gid[0].gid, 8) ||
+		    (world.sa.strict_sl && ah->sl != world.sa.sl))
+			return false;
+		if (!ah->is_global)
+			return !from->port.grh_required && !to->port.grh_required;
+		return !zero(&source->gid) &&
+		       !memcmp(&ah->grh.dgid, &to->gid[0].gid, sizeof(ah->grh.dgid));
+	}
+	for (int i = 0; i < GIDS; i++)
+		if (routed(source, &to->gid[i], from->host == to->host) &&
+		    !memcmp(&ah->grh.dgid, &to->gid[i].gid, sizeof(ah->grh.dgid)))
+			return true;
+	return false;
 }
 
 /* The device that the queue pair's address vector names. */
 struct fake_device *fake_find_peer(const struct fake_qp *qp)
 {
-	const struct ibv_ah_attr *ah = &qp->attr.ah_attr;
-
 	for (int h = 0; h < world.config.hosts; h++)
-		for (int d = 0; d < world.config.devices; d++) {
-			struct fake_device *device = &world.device[h][d];
-
-			if (!ah->is_global && world.config.infiniband && ah->dlid == device->lid)
-				return device;
-			if (!ah->is_global ||
-			    !routable(&qp->device->gid[ah->grh.sgid_index % GIDS]))
-				continue;
-			for (int i = 0; i < GIDS; i++)
-				if (routable(&device->gid[i]) &&
-				    !memcmp(&ah->grh.dgid, &device->gid[i].gid,
-					    sizeof(ah->grh.dgid)))
-					return device;
-		}
+		for (int d = 0; d < world.config.devices; d++)
+			if (arrives(qp->device, &world.device[h][d], &qp->attr.ah_attr))
+				return &world.device[h][d];
 	return NULL;
+}
+
+/* What a responder looks at: its partition, the sender's LID, and that both cut packets alike. */
+bool fake_hears(const struct fake_qp *to, const struct fake_qp *from)
+{
+	uint16_t here = to->device->port.pkey[to->attr.pkey_index % FAKE_PKEYS];
+	uint16_t there = from->device->port.pkey[from->attr.pkey_index % FAKE_PKEYS];
+
+	if (to->attr.path_mtu != from->attr.path_mtu)
+		return false;
+	return !world.config.infiniband ||
+	       (!((here ^ there) & 0x7fff) && (here | there) & 0x8000 &&
+		to->attr.ah_attr.dlid == from->device->lid + from->attr.ah_attr.src_path_bits);
 }
 
 struct ibv_pd *fake_alloc_pd(struct ibv_context *context)

@@ -41,10 +41,13 @@ static int to_init(struct ibv_qp *qp)
 
 static int to_rtr(struct ibv_qp *qp, int peer_host, uint32_t peer_qpn)
 {
-	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RTR,
-				    .dest_qp_num = peer_qpn,
-				    .rq_psn = 5,
-				    .ah_attr = { .is_global = 1, .grh = { .sgid_index = 3 } } };
+	struct ibv_qp_attr attr = {
+		.qp_state = IBV_QPS_RTR,
+		.path_mtu = IBV_MTU_1024,
+		.dest_qp_num = peer_qpn,
+		.rq_psn = 5,
+		.ah_attr = { .port_num = 1, .is_global = 1, .grh = { .sgid_index = 3 } }
+	};
 	uint8_t *gid = attr.ah_attr.grh.dgid.raw;
 
 	gid[10] = gid[11] = 0xff;

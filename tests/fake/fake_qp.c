@@ -111,7 +111,10 @@ static int transition(struct fake_qp *qp, const struct ibv_qp_attr *attr, int ma
 	}
 	for (size_t i = 0; i < sizeof(legal) / sizeof(legal[0]); i++)
 		if (legal[i].from == qp->qp.state && legal[i].to == attr->qp_state)
-			return (mask & legal[i].need) == legal[i].need ? -1 : EINVAL;
+			return (mask & legal[i].need) == legal[i].need &&
+					       fake_port_takes(qp->device, attr, mask)
+				       ? -1
+				       : EINVAL;
 	return EINVAL;
 }
 
@@ -120,6 +123,8 @@ static void take_attr(struct fake_qp *qp, const struct ibv_qp_attr *attr, int ma
 	qp->qp.state = attr->qp_state;
 	if (mask & IBV_QP_ACCESS_FLAGS)
 		qp->attr.qp_access_flags = attr->qp_access_flags;
+	if (mask & IBV_QP_PATH_MTU)
+		qp->attr.path_mtu = attr->path_mtu;
 	if (mask & IBV_QP_AV)
 		qp->attr.ah_attr = attr->ah_attr;
 	if (mask & IBV_QP_DEST_QPN)
@@ -279,6 +284,7 @@ static int post_one(struct fake_qp *qp, const struct ibv_send_wr *wr)
 			.len = (uint32_t)len,
 		};
 	qp->sq_tail++;
+	qp->device->carried += len;
 	world.stats.work_requests++;
 	return 0;
 }

@@ -156,8 +156,8 @@ static struct fake_qp *reach(struct fake_qp *qp)
 
 	if (!device || !qp->device->up || !device->up || device->dead || device->fatal)
 		return NULL;
-	if (!to || to->device != device || to->attr.dest_qp_num != qp->qp.qp_num ||
-	    to->attr.rq_psn != qp->attr.sq_psn)
+	if (!to || to->device != device || !fake_hears(to, qp) ||
+	    to->attr.dest_qp_num != qp->qp.qp_num || to->attr.rq_psn != qp->attr.sq_psn)
 		return NULL;
 	return to->qp.state == IBV_QPS_RTR || to->qp.state == IBV_QPS_RTS ? to : NULL;
 }
@@ -170,6 +170,7 @@ static void executed(struct fake_qp *qp, struct fake_wr *wr, enum ibv_wc_status 
 	}
 	wr->executed = true;
 	wr->status = status;
+	qp->device->busy_until = world.clock + (uint64_t)qp->device->port.slow;
 	qp->sq_exec++;
 	if (status != IBV_WC_SUCCESS)
 		fake_qp_error(qp);
@@ -348,9 +349,12 @@ static void ghost_arrives(void)
 
 /* ---------------------------------------------------------------- one step */
 
-static bool waits(const struct fake_qp *qp)
+/* When its next request may be executed: a retry waits, and so does a slow device. */
+static uint64_t due(const struct fake_qp *qp)
 {
-	return qp->sq[qp->sq_exec % qp->cap.max_send_wr].wait_until > world.clock;
+	uint64_t until = qp->sq[qp->sq_exec % qp->cap.max_send_wr].wait_until;
+
+	return until > qp->device->busy_until ? until : qp->device->busy_until;
 }
 
 static bool can_execute(const struct fake_qp *qp)
@@ -379,7 +383,7 @@ static bool step_qp(struct fake_qp *qp)
 	for (unsigned int i = 0; i < 4; i++) {
 		switch ((first + i) % 4) {
 		case 0:
-			if (!can_execute(qp) || waits(qp))
+			if (!can_execute(qp) || due(qp) > world.clock)
 				break;
 			execute(qp);
 			return true;
@@ -414,7 +418,7 @@ static bool skip_time(void)
 
 		if (!qp || qp->device->dead || qp->device->fatal || !can_execute(qp))
 			continue;
-		until = qp->sq[qp->sq_exec % qp->cap.max_send_wr].wait_until;
+		until = due(qp);
 		next = until < next ? until : next;
 	}
 	if (next == UINT64_MAX)

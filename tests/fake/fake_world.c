@@ -3,6 +3,7 @@
  * fake_world.c -- the world's beginning and end, its chance, its clock, and the faults that are
  * asked for
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +64,7 @@ const struct ib_verbs fake_table = {
 	.query_device = fake_query_device,
 	.query_port = fake_query_port,
 	.query_gid_table = fake_query_gid_table,
+	.query_pkey = fake_query_pkey,
 	.alloc_pd = fake_alloc_pd,
 	.dealloc_pd = fake_dealloc_pd,
 	.reg_mr = fake_reg_mr,
@@ -115,20 +117,21 @@ void fake_begin(const struct fake_config *config)
 			fake_device_init(&world.device[h][d], h, d);
 	current_host = 0;
 	ib_test_hook.verbs = &fake_table;
+	ib_test_hook.cm = world.config.no_cm ? NULL : &fake_cm_table;
 }
 
 bool fake_end(void)
 {
 	const struct fake_counts *c = &world.counts;
 	bool clean = !world.misuses && !c->contexts && !c->pds && !c->mrs && !c->channels &&
-		     !c->cqs && !c->qps;
+		     !c->cqs && !c->qps && !c->cms;
 
 	if (!clean)
 		fprintf(stderr,
 			"fake: seed %llu, %d misuses; left: %d contexts, %d domains, %d regions, "
-			"%d channels, %d completion queues, %d queue pairs\n",
+			"%d channels, %d completion queues, %d queue pairs, %d of librdmacm\n",
 			(unsigned long long)world.config.seed, world.misuses, c->contexts, c->pds,
-			c->mrs, c->channels, c->cqs, c->qps);
+			c->mrs, c->channels, c->cqs, c->qps, c->cms);
 	while (world.ghosts) {
 		struct fake_ghost *ghost = world.ghosts;
 
@@ -288,11 +291,6 @@ void fake_link(int host, int device, bool up)
 	fake_unlock();
 }
 
-void fake_speed(int host, int device, uint8_t active_speed)
-{
-	world.device[host][device].speed = active_speed;
-}
-
 void fake_address_moves(int host, int device)
 {
 	struct ibv_gid_entry *gid = world.device[host][device].gid;
@@ -302,6 +300,62 @@ void fake_address_moves(int host, int device)
 	gid[2].gid_type = IBV_GID_TYPE_ROCE_V2;
 	memset(&gid[3].gid, 0, sizeof(gid[3].gid));
 	fake_unlock();
+}
+
+struct fake_port *fake_port(int host, int device)
+{
+	return &world.device[host][device].port;
+}
+
+uint16_t fake_lid(int host, int device)
+{
+	return world.device[host][device].lid;
+}
+
+struct fake_sa *fake_sa(void)
+{
+	return &world.sa;
+}
+
+void fake_address(int host, int device, int row, const char *address)
+{
+	struct ibv_gid_entry *entry = &world.device[host][device].gid[row];
+
+	memset(&entry->gid, 0, sizeof(entry->gid));
+	entry->gid_type = IBV_GID_TYPE_ROCE_V2;
+	if (address && inet_pton(AF_INET6, address, entry->gid.raw) != 1)
+		fake_misuse("no IPv6 address");
+}
+
+void fake_subnet(int host, uint8_t number)
+{
+	for (int d = 0; d < world.config.devices; d++)
+		world.device[host][d].gid[0].gid.raw[7] = number;
+}
+
+bool fake_host_qp(int host, struct ibv_qp_attr *attr)
+{
+	for (int i = 0; i < QPS_MAX; i++)
+		if (world.qp[i] && world.qp[i]->device->host == host) {
+			*attr = world.qp[i]->attr;
+			return true;
+		}
+	return false;
+}
+
+int fake_regions(int host, unsigned int access)
+{
+	int n = 0;
+
+	for (int i = 0; i < MRS_MAX; i++)
+		n += world.mr[i] && world.mr[i]->access & access &&
+		     fake_context_of(world.mr[i]->mr.context)->device->host == host;
+	return n;
+}
+
+uint64_t fake_carried(int host, int device)
+{
+	return world.device[host][device].carried;
 }
 
 void fake_device_fatal(int host, int device)

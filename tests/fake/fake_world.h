@@ -28,8 +28,9 @@ struct fake_device {
 	struct ibv_device device;
 	int host, index;
 	bool up, dead, fatal;
-	uint8_t speed; /* as active_speed of a port says it */
 	uint16_t lid;
+	struct fake_port port;
+	uint64_t carried, busy_until;
 	struct ibv_gid_entry gid[GIDS];
 };
 
@@ -150,6 +151,7 @@ struct fake_world {
 	struct fake_config config;
 	uint64_t rng, clock;
 	struct fake_device device[HOSTS_MAX][DEVICES_MAX];
+	struct fake_sa sa;
 	struct fake_context *contexts;
 	struct fake_mr *mr[MRS_MAX];
 	struct fake_qp *qp[QPS_MAX];
@@ -186,6 +188,9 @@ int fake_misuse(const char *what);    /* EBUSY, and fake_end is false */
 int fake_current_host(void);
 extern const struct ib_verbs fake_table;
 
+/* fake_cm.c */
+extern const struct ib_cm fake_cm_table;
+
 /* fake_device.c */
 struct ibv_device **fake_get_device_list(int *n);
 void fake_free_device_list(struct ibv_device **list);
@@ -196,6 +201,7 @@ int fake_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr);
 ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries,
 			     size_t max);
+int fake_query_pkey(struct ibv_context *context, uint8_t port, int index, __be16 *pkey);
 struct ibv_pd *fake_alloc_pd(struct ibv_context *context);
 int fake_dealloc_pd(struct ibv_pd *pd);
 struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned int access);
@@ -204,6 +210,8 @@ void fake_device_init(struct fake_device *device, int host, int index);
 struct fake_context *fake_context_of(struct ibv_context *context);
 struct fake_mr *fake_find_mr(uint32_t key, uint64_t addr, uint64_t len, const struct ibv_pd *pd);
 struct fake_device *fake_find_peer(const struct fake_qp *qp);
+bool fake_port_takes(const struct fake_device *device, const struct ibv_qp_attr *attr, int mask);
+bool fake_hears(const struct fake_qp *to, const struct fake_qp *from);
 
 /* fake_cq.c */
 struct ibv_comp_channel *fake_create_comp_channel(struct ibv_context *context);

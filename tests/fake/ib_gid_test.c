@@ -22,7 +22,7 @@ static struct ibv_gid_entry entry(uint32_t index, const char *address, uint32_t 
 static int choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		  struct ib_gid_choice *choice)
 {
-	ib_gid_choose(entries, n, option, choice);
+	ib_gid_choose(entries, n, option, NULL, choice);
 	return choice->entry < 0 ? -1 : (int)entries[choice->entry].gid_index;
 }
 
@@ -75,11 +75,62 @@ static void an_empty_table_has_no_choice(void **state)
 	assert_true(choice.reason[0]);
 }
 
+static void the_nearest_address_comes_first(void **state)
+{
+	struct ibv_gid_entry e[] = {
+		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V2),
+		entry(1, "::ffff:10.0.0.1", IBV_GID_TYPE_ROCE_V1),
+		entry(2, "::ffff:10.0.0.1", IBV_GID_TYPE_ROCE_V2),
+		entry(3, "::ffff:10.0.0.2", IBV_GID_TYPE_ROCE_V1),
+		entry(4, "::ffff:10.0.0.2", IBV_GID_TYPE_ROCE_V2),
+		entry(5, "2001:db8::7", IBV_GID_TYPE_ROCE_V2),
+		entry(6, "2001:db8::8", IBV_GID_TYPE_ROCE_V2),
+	};
+	static const struct {
+		const char *near;
+		int index;
+	} rows[] = {
+		{ "::ffff:10.0.0.2", 4 }, /* that very one, as RoCE v2 */
+		{ "2001:db8::8", 6 },	  { "::ffff:192.168.0.1", 2 }, /* its family */
+		{ "fd00::1", 5 },	  { "fe80::1:2:3:4", 5 }, /* never for being link-local */
+	};
+	struct ib_gid_choice choice;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		struct ibv_gid_entry near = entry(0, rows[i].near, 0);
+
+		ib_gid_choose(e, 7, -1, &near.gid, &choice);
+		assert_int_equal(e[choice.entry].gid_index, rows[i].index);
+		ib_gid_choose(e, 7, 1, &near.gid, &choice); /* the option comes first */
+		assert_int_equal(e[choice.entry].gid_index, 1);
+	}
+}
+
+static void an_infiniband_port_has_its_own_at_index_0(void **state)
+{
+	struct ibv_gid_entry e[] = { entry(2, "fe80::2", IBV_GID_TYPE_IB),
+				     entry(0, "fe80::1", IBV_GID_TYPE_IB),
+				     entry(3, "::", IBV_GID_TYPE_IB) };
+	static const int chosen[][2] = { { -1, 0 }, { 0, 0 }, { 2, 2 }, { 3, 0 }, { 9, 0 } };
+	struct ib_gid_choice choice;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(chosen) / sizeof(chosen[0]); i++) {
+		ib_gid_choose_infiniband(e, 3, chosen[i][0], &choice);
+		assert_int_equal(e[choice.entry].gid_index, chosen[i][1]);
+	}
+	ib_gid_choose_infiniband(e + 2, 1, -1, &choice);
+	assert_int_equal(choice.entry, -1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(ipv4_is_best_then_routable_ipv6_then_v1_then_link_local),
 		cmocka_unit_test(an_asked_index_is_taken_and_an_empty_one_replaced),
+		cmocka_unit_test(the_nearest_address_comes_first),
+		cmocka_unit_test(an_infiniband_port_has_its_own_at_index_0),
 		cmocka_unit_test(an_empty_table_has_no_choice),
 	};
 

@@ -135,7 +135,7 @@ static void of_equally_near_ones_the_fastest_is_the_first(void **state)
 {
 	(void)state;
 	begin();
-	fake_speed(0, 2, 128);
+	fake_port(0, 2)->speed = 128;
 	expect("0", "", "fake2:1 PIX, fake1:1 PIX");
 	assert_true(fake_end());
 }

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 
@@ -180,11 +181,47 @@ static void an_unusable_gid_index_is_replaced(void **state)
 	assert_true(fake_end());
 }
 
+/* Only the pages that are written exist. */
+static void a_region_of_5_gib_is_three_slices_of_at_most_2(void **state)
+{
+	const size_t len = (size_t)5 << 30, edge = (size_t)2 << 30, size = 16384;
+	struct setting s;
+	struct tr_mem *mem;
+	struct tr_rmem *rmem;
+	uint8_t *big = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	int before;
+
+	(void)state;
+	assert_ptr_not_equal(big, MAP_FAILED);
+	setting_make(&s, NULL, NULL, size);
+	before = fake_regions(1, IBV_ACCESS_REMOTE_WRITE);
+	mem = rig_reg(&s.rig, 1, big, len, TR_REMOTE_WRITE);
+	assert_int_equal(fake_regions(1, IBV_ACCESS_REMOTE_WRITE) - before, 3);
+	rmem = rig_see(&s.rig, 0, mem);
+	setting_fill(&s, 0, 4);
+	for (size_t slice = 1; slice < 3; slice++) {
+		struct tr_span span = { 0, slice * edge - size / 2 + 100, size };
+
+		rig_op(&s.rig, 0, TR_WRITE, slice, s.mem[0], rmem, &span, 1, TR_NOTIFY, slice);
+		setting_expect_notify(&s, 1, slice);
+		setting_expect_written(&s, 0, slice);
+		assert_memory_equal(big + span.remote, setting_at(&s, 0, 0), size);
+		assert_int_equal(big[span.remote - 1], 0);
+		assert_int_equal(big[span.remote + size], 0);
+	}
+	tr_mem_close(rmem);
+	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
+	setting_end(&s);
+	munmap(big, len);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(too_little_locked_memory_names_the_limit_and_the_fix),
 		cmocka_unit_test(with_shared_memory_there_a_region_goes_without_the_device),
+		cmocka_unit_test(a_region_of_5_gib_is_three_slices_of_at_most_2),
 		cmocka_unit_test(a_machine_without_an_active_port_says_so),
 		cmocka_unit_test(device_rows_describe_each_rail_or_the_lack_of_one),
 		cmocka_unit_test(a_misspelt_device_name_is_refused),

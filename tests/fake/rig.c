@@ -40,22 +40,35 @@ static const struct tr_upper_ops upper = {
 	.setup_get = get,
 };
 
+/* The options of a side: the rig's own, then those of the list that are for both or begin with "0:" or "1:" for it. */
+static int read_options(int side, const char *own, const char *nics, const char *const *options,
+			struct kv_option_set **set_p, struct kv_error *err)
+{
+	const char *list[RIG_OPTIONS] = { own };
+	int n = 1;
+
+	if (nics)
+		list[n++] = nics;
+	for (; options && *options && n < RIG_OPTIONS - 1; options++) {
+		bool one_side = (*options)[1] == ':';
+
+		if (!one_side || (*options)[0] == '0' + side)
+			list[n++] = *options + (one_side ? 2 : 0);
+	}
+	return kv_option_read(list, set_p, err);
+}
+
 int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	     struct kv_error *err)
 {
 	bool rxe = !strcmp(transport, "rxe");
 	char word[64], nics[64];
-	const char *list[RIG_OPTIONS] = { word };
-	int n = 1, ret = 0;
+	int ret = 0;
 
 	memset(rig, 0, sizeof(*rig));
 	snprintf(word, sizeof(word), "KVCACHE_TRANSPORT=%s", rxe ? "ib" : transport);
-	if (rxe) {
+	if (rxe)
 		ib_test_hook.verbs = NULL;
-		list[n++] = nics;
-	}
-	for (; options && *options && n < RIG_OPTIONS - 1; options++)
-		list[n++] = *options;
 	for (int i = 0; i < 2 && !ret; i++) {
 		struct rig_side *side = &rig->side[i];
 		struct tr_config config = { 0 };
@@ -63,7 +76,7 @@ int rig_open(struct rig *rig, const char *transport, const char *const *options,
 		fake_host(i);
 		snprintf(nics, sizeof(nics), "KVCACHE_RDMA_NICS=rxe%d", i);
 		side->event = calloc(RIG_EVENTS, sizeof(*side->event));
-		ret = kv_option_read(list, &side->options, err);
+		ret = read_options(i, word, rxe ? nics : NULL, options, &side->options, err);
 		config.options = side->options;
 		if (!ret)
 			ret = tr_open(&config, &side->tr, err);

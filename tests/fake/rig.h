@@ -39,7 +39,7 @@ struct rig {
 
 /*
  * "ib" over the fake (which must have begun), "shm", or "rxe": real verbs, side 0 on rxe0 and side
- * 1 on rxe1. NULL-terminated list of further options, or NULL.
+ * 1 on rxe1. NULL-terminated list of further options, or NULL; "1:NAME=value" is for side 1 only.
  */
 int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	     struct kv_error *err);

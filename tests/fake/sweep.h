@@ -24,6 +24,7 @@ struct sweep {
 	void (*fail_verb)(enum fake_verb verb, int nth, int error);
 	bool (*verb_fired)(enum fake_verb verb);
 	void (*fail_wr)(int nth);
+	bool roce_only; /* P_Keys are never looked up */
 };
 
 void sweep_fault_points(const struct sweep *s);

@@ -10,6 +10,7 @@
 enum { VENDOR_ERR = 0x1234 };
 
 static const struct ib_verbs *real;
+static const struct ib_cm *real_cm;
 static struct {
 	atomic_int left; /* calls until it fails; 0 or less = never */
 	atomic_bool fired;
@@ -18,7 +19,7 @@ static struct {
 static int wr_left, wc_left;
 static enum ibv_wc_status wc_status;
 static bool wc_fired;
-static atomic_int contexts, pds, mrs, channels, cqs, qps;
+static atomic_int contexts, pds, mrs, channels, cqs, qps, cms;
 
 static bool fails(enum fake_verb verb)
 {
@@ -193,6 +194,68 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_
 	return real->post_recv(qp, wr, bad);
 }
 
+static struct rdma_event_channel *create_event_channel(void)
+{
+	return made(fails(FAKE_cm_create_event_channel) ? NULL : real_cm->create_event_channel(),
+		    &cms);
+}
+
+static void destroy_event_channel(struct rdma_event_channel *channel)
+{
+	real_cm->destroy_event_channel(channel);
+	cms--;
+}
+
+static int create_id(struct rdma_event_channel *channel, struct rdma_cm_id **id, void *context,
+		     enum rdma_port_space ps)
+{
+	int ret = fails(FAKE_cm_create_id) ? -1 : real_cm->create_id(channel, id, context, ps);
+
+	cms += !ret;
+	return ret;
+}
+
+static int destroy_id(struct rdma_cm_id *id)
+{
+	return destroyed(real_cm->destroy_id(id), &cms);
+}
+
+static int resolve_addr(struct rdma_cm_id *id, struct sockaddr *src, struct sockaddr *dst,
+			int timeout_ms)
+{
+	return fails(FAKE_cm_resolve_addr) ? -1 : real_cm->resolve_addr(id, src, dst, timeout_ms);
+}
+
+static int resolve_route(struct rdma_cm_id *id, int timeout_ms)
+{
+	return fails(FAKE_cm_resolve_route) ? -1 : real_cm->resolve_route(id, timeout_ms);
+}
+
+static int get_cm_event(struct rdma_event_channel *channel, struct rdma_cm_event **event)
+{
+	return fails(FAKE_cm_get_cm_event) ? -1 : real_cm->get_cm_event(channel, event);
+}
+
+static void begin_cm(void)
+{
+	static struct ib_cm table;
+
+	if (!real_cm) {
+		real_cm = ib_cm_load(NULL);
+		table = (struct ib_cm){
+			.create_event_channel = create_event_channel,
+			.destroy_event_channel = destroy_event_channel,
+			.create_id = create_id,
+			.destroy_id = destroy_id,
+			.resolve_addr = resolve_addr,
+			.resolve_route = resolve_route,
+			.get_cm_event = get_cm_event,
+			.ack_cm_event = real_cm->ack_cm_event,
+		};
+	}
+	ib_test_hook.cm = &table;
+}
+
 void broken_begin(void)
 {
 	static struct ib_verbs table;
@@ -222,6 +285,7 @@ void broken_begin(void)
 		table.post_send = post_send;
 		table.post_recv = post_recv;
 	}
+	begin_cm();
 	for (int i = 0; i < FAKE_VERB_COUNT; i++)
 		verb_fault[i].fired = false;
 	wc_fired = false;
@@ -231,14 +295,15 @@ void broken_begin(void)
 bool broken_end(void)
 {
 	ib_test_hook.verbs = NULL;
+	ib_test_hook.cm = NULL;
 	wr_left = wc_left = 0;
 	for (int i = 0; i < FAKE_VERB_COUNT; i++)
 		verb_fault[i].left = 0;
-	if (!contexts && !pds && !mrs && !channels && !cqs && !qps)
+	if (!contexts && !pds && !mrs && !channels && !cqs && !qps && !cms)
 		return true;
 	printf("left behind: contexts %d, protection domains %d, regions %d, channels %d, completion queues %d, queue "
-	       "pairs %d\n",
-	       contexts, pds, mrs, channels, cqs, qps);
+	       "pairs %d, of librdmacm %d\n",
+	       contexts, pds, mrs, channels, cqs, qps, cms);
 	return false;
 }
 

@@ -24,7 +24,7 @@ struct pair {
 /* "rxe": side 0 on rxe0 and side 1 on rxe1; "ib" with no fake begun: both devices on both sides. */
 struct way {
 	const char *transport;
-	const char *options[2];
+	const char *options[3];
 };
 static const struct way one_lane = { "rxe", { "KVCACHE_IB_LANES=1" } };
 static const struct way four_lanes = { "rxe", { "KVCACHE_IB_LANES=4" } };
@@ -280,6 +280,67 @@ static void a_hundred_connections_leave_nothing_behind(void **state)
 	down(&p);
 }
 
+/* The dump's lines about the connecting side's paths; only what is between "; " and "; ", the address, is kept. */
+static void addresses(struct pair *p, const char *chosen, char *buf, size_t cap)
+{
+	char dump[4096];
+	const char *at = dump;
+	size_t len = 0;
+
+	tr_conn_dump(p->rig.side[0].conn, dump, sizeof(dump));
+	*buf = 0;
+	while ((at = strstr(at, "  path "))) {
+		const char *from = strstr(at, "; "), *to = from ? strstr(from + 2, "; ") : NULL;
+
+		if (!to || !memmem(at, (size_t)(from - at), chosen, strlen(chosen)))
+			fail_msg("not %s:\n%s", chosen, dump);
+		len += (size_t)snprintf(buf + len, cap - len, "%.*s\n", (int)(to - from), from);
+		at = to;
+	}
+	assert_true(len > 0);
+}
+
+static void librdmacm_and_the_gid_tables_choose_alike(void **state)
+{
+	/* Side 0 has only rxe0: the route to rxe1, of the same kernel, goes out of rxe1, so that rails are tried in order. */
+	static const char *const chosen[] = { ", by order and librdmacm",
+					      ", by order and librdmacm", ", by librdmacm" };
+
+	(void)state;
+	for (int w = 0; w < WAYS; w++) {
+		struct way tables = *ways[w];
+		char by_route[512], by_table[512];
+		struct pair p;
+
+		up(&p, ways[w]);
+		addresses(&p, chosen[w], by_route, sizeof(by_route));
+		assert_non_null(strstr(by_route, "::ffff:10.77.0.1"));
+		write_blocks(&p, 65536, 1, TR_NOTIFY);
+		down(&p);
+		tables.options[1] = "KVCACHE_RDMA_CM=0";
+		up(&p, &tables);
+		addresses(&p, ", by the GID table", by_table, sizeof(by_table));
+		assert_string_equal(by_route, by_table);
+		down(&p);
+	}
+}
+
+static void routable_ipv6_works(void **state)
+{
+	static const struct way way = { "ib", { "KVCACHE_RDMA_GID_INDEX=2" } };
+	char address[512];
+	struct pair p;
+
+	(void)state;
+	up(&p, &way);
+	addresses(&p, ", by librdmacm", address, sizeof(address));
+	assert_non_null(strstr(address, "gid index 2, fd77::1 (RoCE v2, routable IPv6)"));
+	assert_non_null(strstr(address, "gid index 2, fd77::2 (RoCE v2, routable IPv6)"));
+	write_blocks(&p, 65536, 1, TR_NOTIFY);
+	write_blocks(&p, 65536, 2, TR_PROVEN);
+	down(&p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -288,6 +349,8 @@ int main(void)
 		cmocka_unit_test(messages_come_in_order_behind_the_bytes),
 		cmocka_unit_test(both_directions_go_on_for_ever),
 		cmocka_unit_test(a_key_that_is_no_longer_valid_is_refused_with_its_cause),
+		cmocka_unit_test(librdmacm_and_the_gid_tables_choose_alike),
+		cmocka_unit_test(routable_ipv6_works),
 		cmocka_unit_test(a_hundred_connections_leave_nothing_behind),
 	};
 

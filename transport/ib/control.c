@@ -173,9 +173,7 @@ int ib_control_make(struct ib_conn *c, struct kv_error *err)
 	for (int p = 0; p < c->paths && !ret; p++) {
 		struct ib_path *path = &c->path[p];
 
-		ret = ib_rail_address(c->ctx, path->rail, &path->gid, &path->gid_index, err);
-		if (!ret)
-			ret = make_queues(c, path, err);
+		ret = make_queues(c, path, err);
 		if (!ret)
 			ret = make_keys(c, path, err);
 	}

@@ -68,15 +68,17 @@ static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_err
 	return 0;
 }
 
-static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, struct kv_error *err)
+/* The port's valid rows of its device's GID table; the caller frees them. */
+static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
+		     struct ibv_gid_entry **entries_p, size_t *n_p, struct kv_error *err)
 {
 	int rows = rail->port_attr.gid_tbl_len > 0 ? rail->port_attr.gid_tbl_len : 1;
+	int ports = rail->attr.phys_port_cnt ? rail->attr.phys_port_cnt : 1;
 	struct ibv_gid_entry *entries;
-	struct ib_gid_choice choice;
-	ssize_t n;
 	size_t mine = 0;
-	bool usable;
+	ssize_t n;
 
+	rows *= ports;
 	entries = kv_fault(IB_GID_TABLE) ? NULL : calloc((size_t)rows, sizeof(*entries));
 	if (!entries)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate a GID table of %d rows",
@@ -90,46 +92,59 @@ static int choose_gid(const struct ib_ctx *ctx, struct ib_rail *rail, struct kv_
 	for (ssize_t i = 0; i < n; i++)
 		if (entries[i].port_num == rail->port)
 			entries[mine++] = entries[i];
-	ib_gid_choose(entries, mine, ctx->gid_option, &choice);
-	snprintf(rail->reason, sizeof(rail->reason), "%s", choice.reason);
-	/* An address handle has 8 bits for the index. */
-	usable = choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX;
-	if (usable) {
-		rail->gid = entries[choice.entry].gid;
-		rail->gid_index = (uint8_t)entries[choice.entry].gid_index;
-	}
-	free(entries);
-	if (!usable)
-		return kv_fail(err, KV_ERR_DEVICE, "open", "%s has no usable GID: %s", rail->name,
-			       choice.reason);
+	*entries_p = entries;
+	*n_p = mine;
 	return 0;
 }
 
 /*
- * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened, so a
- * RoCE port's GID is chosen anew.
+ * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened.
+ * `near` as for ib_gid_choose. *address_p has a zero GID if the port has none; that is an error for RoCE, where it
+ * cannot be used then, but not here.
  */
-int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, union ibv_gid *gid_p,
-		    uint8_t *gid_index_p, struct kv_error *err)
+int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const union ibv_gid *near,
+		    struct ib_address *address_p, struct kv_error *err)
 {
-	struct ib_rail now;
-	struct kv_error why;
+	struct ibv_gid_entry *entries;
+	struct ib_gid_choice choice;
+	size_t n;
+	int ret = read_gids(ctx, rail, &entries, &n, err);
 
-	if (!rail->ethernet) {
-		*gid_p = rail->gid;
-		*gid_index_p = rail->gid_index;
-		return 0;
+	if (ret)
+		return ret;
+	if (rail->ethernet)
+		ib_gid_choose(entries, n, ctx->gid_option, near, &choice);
+	else
+		ib_gid_choose_infiniband(entries, n, ctx->gid_option, &choice);
+	memset(address_p, 0, sizeof(*address_p));
+	snprintf(address_p->reason, sizeof(address_p->reason), "%s", choice.reason);
+	/* An address handle has 8 bits for the index. */
+	if (choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX) {
+		address_p->gid = entries[choice.entry].gid;
+		address_p->gid_index = (uint8_t)entries[choice.entry].gid_index;
 	}
-	memset(&now, 0, sizeof(now));
-	snprintf(now.name, sizeof(now.name), "%s", rail->name);
-	now.context = rail->context;
-	now.port = rail->port;
-	now.port_attr = rail->port_attr;
-	if (choose_gid(ctx, &now, &why))
-		return kv_fail(err, KV_ERR_UNREACHABLE, "connect", "%s", why.message);
-	*gid_p = now.gid;
-	*gid_index_p = now.gid_index;
+	free(entries);
+	if (!rail->ethernet)
+		snprintf(address_p->reason, sizeof(address_p->reason), "InfiniBand, lid %u",
+			 rail->port_attr.lid);
 	return 0;
+}
+
+/* True if the GID is an address of this host's: then the peer is on it. */
+bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid)
+{
+	struct ibv_gid_entry *entries;
+	bool found = false;
+	size_t n;
+
+	for (int r = 0; r < ctx->rails && !found; r++) {
+		if (read_gids(ctx, &ctx->rail[r], &entries, &n, NULL))
+			continue;
+		for (size_t i = 0; i < n; i++)
+			found |= !memcmp(&entries[i].gid, gid, sizeof(*gid));
+		free(entries);
+	}
+	return found;
 }
 
 /* Asynchronous events are read without waiting, by whichever connection looks first. */
@@ -177,14 +192,12 @@ static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device
 		goto close;
 	}
 	rail->ethernet = rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET;
-	if (rail->ethernet) {
-		ret = choose_gid(ctx, rail, err);
-		if (ret)
-			goto close;
-	} else {
-		snprintf(rail->reason, sizeof(rail->reason), "InfiniBand, lid %u",
-			 rail->port_attr.lid);
-	}
+	ret = ib_rail_address(ctx, rail, NULL, &rail->address, err);
+	if (!ret && rail->ethernet && ib_gid_is_zero(&rail->address.gid))
+		ret = kv_fail(err, KV_ERR_DEVICE, "open", "%s has no usable GID: %s", rail->name,
+			      rail->address.reason);
+	if (ret)
+		goto close;
 	if (unblock(rail->context->async_fd)) {
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open",
 				    "cannot make the event descriptor of %s non-blocking",
@@ -268,7 +281,8 @@ static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, con
 		kv_log_info(log, "ib: rail %d is %s%s%s%s%s: %s", i, rail->name,
 			    *ctx->gpu.address ? ", " : "",
 			    *ctx->gpu.address ? pci_distance_name(d) : "",
-			    *ctx->gpu.address ? " from GPU " : "", ctx->gpu.address, rail->reason);
+			    *ctx->gpu.address ? " from GPU " : "", ctx->gpu.address,
+			    rail->address.reason);
 	}
 	return ret;
 }
@@ -334,7 +348,7 @@ unsigned int ib_rail_gigabits(const struct ib_rail *rail)
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
 {
 	snprintf(buf, cap, "%s, %u Gb/s, mtu %u, %s%s", rail->ethernet ? "RoCE" : "InfiniBand",
-		 ib_rail_gigabits(rail), 128u << rail->port_attr.active_mtu, rail->reason,
+		 ib_rail_gigabits(rail), 128u << rail->port_attr.active_mtu, rail->address.reason,
 		 atomic_load(&rail->dead)   ? "; the device has failed"
 		 : atomic_load(&rail->down) ? "; the port is down"
 					    : "");

@@ -51,6 +51,16 @@ int ib_dump(const struct tr_conn *conn, char *buf, size_t cap)
 
 	put(&t, "  ib %s, %d paths, next number out %u in %u, stale completions %llu\n",
 	    states[c->state], c->paths, c->seq_out, c->seq_in, (unsigned long long)c->stale);
+	for (int i = 0; i < c->paths; i++) {
+		const struct ib_path *path = &c->path[i];
+
+		put(&t, "  path %d %s with the peer's rail %u, %s; %s; mtu %u", i, path->rail->name,
+		    path->peer.rail, path->chosen, path->address.reason, 128u << ib_path_mtu(path));
+		if (!path->rail->ethernet)
+			put(&t, ", lid %u to %u, P_Key 0x%04x", ib_path_lid(path), path->peer.lid,
+			    path->pkey);
+		put(&t, "\n");
+	}
 	put_ops(&t, c);
 	for (int i = 0; c->lane && i < c->lanes; i++) {
 		const struct ib_lane *lane = &c->lane[i];

@@ -32,6 +32,11 @@ bool ib_gid_is_ipv4(const union ibv_gid *gid)
 	return !memcmp(gid->raw, prefix, sizeof(prefix));
 }
 
+bool ib_gid_is_link_local(const union ibv_gid *gid)
+{
+	return gid->raw[0] == 0xfe && (gid->raw[1] & 0xc0) == 0x80;
+}
+
 enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry)
 {
 	static const uint8_t zero[8];
@@ -40,7 +45,7 @@ enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry)
 	/* A GID whose interface part is zero belongs to an interface without an address. */
 	if (ib_gid_is_zero(&entry->gid) || !memcmp(raw + 8, zero, 8))
 		return IB_GID_USELESS;
-	if (raw[0] == 0xfe && (raw[1] & 0xc0) == 0x80)
+	if (ib_gid_is_link_local(&entry->gid))
 		return IB_GID_LINK_LOCAL;
 	if (entry->gid_type != IBV_GID_TYPE_ROCE_V2)
 		return IB_GID_ROCE_V1;
@@ -60,25 +65,36 @@ static void take(struct ib_gid_choice *choice, const struct ibv_gid_entry *entri
 		 entries[entry].gid_index, text, rank_text[choice->rank], why);
 }
 
-void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
-		   struct ib_gid_choice *choice)
+/* How good an entry is, 0 = useless: the very address, then its family, then the kind. */
+static int score(const struct ibv_gid_entry *entry, const union ibv_gid *near)
 {
-	enum ib_gid_rank best = IB_GID_USELESS;
+	enum { FAMILY = 10, VERY = 20 };
+	enum ib_gid_rank rank = ib_gid_rank(entry);
+
+	if (!near || rank <= IB_GID_LINK_LOCAL)
+		return (int)rank;
+	if (!memcmp(near->raw, entry->gid.raw, sizeof(near->raw)))
+		return (int)rank + VERY;
+	return ib_gid_is_ipv4(near) == ib_gid_is_ipv4(&entry->gid) ? (int)rank + FAMILY : (int)rank;
+}
+
+void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
+		   const union ibv_gid *near, struct ib_gid_choice *choice)
+{
 	char why[64] = "the first of the best kind";
-	int found = -1;
+	int best = 0, found = -1;
 
 	memset(choice, 0, sizeof(*choice));
 	choice->entry = -1;
 	for (size_t i = 0; i < n; i++) {
-		enum ib_gid_rank rank = ib_gid_rank(&entries[i]);
+		int points = score(&entries[i], near);
 
-		if (option >= 0 && entries[i].gid_index == (uint32_t)option &&
-		    rank != IB_GID_USELESS) {
+		if (option >= 0 && entries[i].gid_index == (uint32_t)option && points) {
 			take(choice, entries, (int)i, true, "KVCACHE_RDMA_GID_INDEX asks for it");
 			return;
 		}
-		if (rank > best) {
-			best = rank;
+		if (points > best) {
+			best = points;
 			found = (int)i;
 		}
 	}
@@ -89,4 +105,21 @@ void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		take(choice, entries, found, false, why);
 	else
 		snprintf(choice->reason, sizeof(choice->reason), "no entry of %zu is usable", n);
+}
+
+void ib_gid_choose_infiniband(const struct ibv_gid_entry *entries, size_t n, int option,
+			      struct ib_gid_choice *choice)
+{
+	memset(choice, 0, sizeof(*choice));
+	choice->entry = -1;
+	for (size_t i = 0; i < n; i++) {
+		bool asked = option >= 0 && entries[i].gid_index == (uint32_t)option;
+
+		if (ib_gid_is_zero(&entries[i].gid) || (!asked && entries[i].gid_index))
+			continue;
+		choice->entry = (int)i;
+		choice->asked = asked;
+		if (asked)
+			return;
+	}
 }

@@ -26,14 +26,19 @@ struct ib_gid_choice {
 
 bool ib_gid_is_ipv4(const union ibv_gid *gid); /* an IPv4 address as IPv6 maps it */
 bool ib_gid_is_zero(const union ibv_gid *gid);
+bool ib_gid_is_link_local(const union ibv_gid *gid); /* as an IPv6 address */
 enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry);
 
 /*
- * The entry for a port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 =
- * automatic).
+ * The entry for a RoCE port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 = automatic). `near` is an
+ * address or NULL: that very entry is best, then one of its family (IPv4, IPv6).
  */
 void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
-		   struct ib_gid_choice *choice);
+		   const union ibv_gid *near, struct ib_gid_choice *choice);
+
+/* The entry for an InfiniBand port: the asked one, or 0, which is the port's own (IBTA volume 1, 14.2.5.5 GUIDInfo). */
+void ib_gid_choose_infiniband(const struct ibv_gid_entry *entries, size_t n, int option,
+			      struct ib_gid_choice *choice);
 
 /* "::ffff:10.0.0.1" style text of a GID into a buffer of at least INET6_ADDRSTRLEN bytes. */
 void ib_gid_text(const union ibv_gid *gid, char *buf, size_t cap);

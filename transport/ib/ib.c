@@ -80,9 +80,8 @@ static void ib_close(void *arg)
 static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
 		     struct kv_device_info *info)
 {
+	struct ib_address now;
 	struct kv_error why;
-	uint8_t gid_index;
-	union ibv_gid gid;
 
 	snprintf(info->name, sizeof(info->name), "%s", rail->name);
 	snprintf(info->link, sizeof(info->link), "%s", rail->ethernet ? "RoCE" : "InfiniBand");
@@ -95,14 +94,17 @@ static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
 	if (*ctx->gpu.address)
 		snprintf(info->distance, sizeof(info->distance), "%s",
 			 pci_distance_name(pci_between(&ctx->gpu, &rail->place)));
-	snprintf(info->reason, sizeof(info->reason), "%s", rail->reason);
-	if (rail->ethernet && !ib_rail_address(ctx, rail, &gid, &gid_index, &why)) {
-		info->gid_index = gid_index;
-		ib_gid_text(&gid, info->gid, sizeof(info->gid));
-	} else if (rail->ethernet) {
-		info->usable = 0;
-		snprintf(info->reason, sizeof(info->reason), "%.*s", (int)sizeof(info->reason) - 1,
-			 why.message);
+	snprintf(info->reason, sizeof(info->reason), "%s", rail->address.reason);
+	if (rail->ethernet) {
+		info->usable &=
+			!ib_rail_address(ctx, rail, NULL, &now, &why) && !ib_gid_is_zero(&now.gid);
+		if (info->usable) {
+			info->gid_index = now.gid_index;
+			ib_gid_text(&now.gid, info->gid, sizeof(info->gid));
+		} else if (!atomic_load(&rail->dead)) {
+			snprintf(info->reason, sizeof(info->reason), "%s has no usable GID",
+				 rail->name);
+		}
 	}
 	ib_rail_describe(rail, info->detail, sizeof(info->detail));
 }

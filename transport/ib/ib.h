@@ -4,8 +4,11 @@
  *
  *   rail   one port of one device: its own verbs context and protection domain            device.c,
  *          gid.c, near.c
- *   path   a rail of ours joined with a rail of the peer: completion queues, addresses    setup.c,
- *          control.c
+ *   path   a rail of ours joined with a rail of the peer                                  pair.c
+ *          out of which port the route to the peer's address goes (librdmacm)             route.c
+ *          how its packets are addressed                                                  path.c
+ *          its numbers, told to the peer                                                  setup.c
+ *          its memory and completion queues                                               control.c
  *   lane   one RC queue pair of a path                                                    qp.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
  *   slot   what a lane remembers of each work request that it has posted                  post.c,
@@ -28,6 +31,9 @@
 #include "base/pci.h"
 #include "provider.h"
 #include "verbs_load.h"
+
+struct ib_pairing;
+struct kv_option_set;
 
 enum ib_limits {
 	IB_RAILS_MAX = 8,
@@ -63,17 +69,21 @@ enum ib_limits {
 
 /* ---------------------------------------------------------------- rails */
 
+struct ib_address {
+	union ibv_gid gid; /* zero: there is none */
+	uint8_t gid_index;
+	char reason[160]; /* why this entry of the GID table */
+};
+
 struct ib_rail {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
 	uint8_t port;
 	bool ethernet;
 	char name[32]; /* "mlx5_0:1" */
-	char reason[160];
 	struct ibv_device_attr attr;
 	struct ibv_port_attr port_attr;
-	union ibv_gid gid;
-	uint8_t gid_index;
+	struct ib_address address; /* when it was opened */
 	struct pci_place place;
 	atomic_bool dead; /* the device has failed: nothing but destroying works */
 	atomic_bool down; /* the port is down */
@@ -101,8 +111,9 @@ void ib_near_sort(struct ib_ctx *ctx);
 /* device.c */
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
 unsigned int ib_rail_gigabits(const struct ib_rail *rail);
-int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, union ibv_gid *gid_p,
-		    uint8_t *gid_index_p, struct kv_error *err);
+int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail,
+		    const union ibv_gid *near, struct ib_address *address_p, struct kv_error *err);
+bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid);
 void ib_rails_close(struct ib_ctx *ctx);
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
 void ib_async_drain(struct ib_ctx *ctx);
@@ -172,9 +183,24 @@ struct ib_lane {
 	struct ib_slot *slot; /* ctx->sq_depth of them */
 };
 
+/* The path between two ports as the subnet manager has it (InfiniBand) or the routing table (RoCE: only the MTU). */
+struct ib_record {
+	bool known;
+	uint16_t slid, dlid; /* of this side and of the peer; with an LMC a port has several */
+	uint16_t pkey;	     /* the value, not its index */
+	uint8_t sl;
+	uint8_t mtu, rate; /* enum ibv_mtu, enum ibv_rate */
+	uint8_t hop_limit; /* above 0: packets carry a GRH */
+	uint8_t life;	   /* packet lifetime, 4.096 us x 2^life */
+};
+
 struct ib_end { /* what the other end of a path has told */
 	union ibv_gid gid;
-	uint16_t lid;
+	uint16_t lid;	/* that packets to it carry */
+	uint16_t to_lid; /* that its packets to this side carry; 0 = the port's own */
+	uint16_t pkey;
+	uint8_t sl, rate;
+	bool grh;
 	uint8_t mtu;
 	uint8_t rd_atomic;
 	uint8_t rail;	       /* the peer's number of it */
@@ -185,8 +211,10 @@ struct ib_end { /* what the other end of a path has told */
 struct ib_path {
 	struct ib_rail *rail;
 	uint8_t rail_index;
-	uint8_t gid_index; /* RoCE: the rail's address when this connection was made */
-	union ibv_gid gid;
+	struct ib_address address; /* the rail's, when this connection was made */
+	struct ib_record record;
+	uint16_t pkey, pkey_index;
+	const char *chosen; /* by what */
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *scq, *rcq;
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
@@ -250,6 +278,8 @@ struct ib_conn {
 	bool line_order;
 	int paths, lanes_per_path, lanes;
 	struct ib_path path[IB_RAILS_MAX];
+	struct ib_pairing *pairing;		    /* connecting side, until the paths are chosen */
+	struct ib_address offered[IB_RAILS_MAX]; /* accepting side: the rails' addresses, told to the peer */
 	struct ib_lane *lane;
 	struct ib_slot *slots;
 	uint32_t chunk;	  /* bytes of a chain, */
@@ -325,6 +355,24 @@ uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32
 uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
 uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane);
 uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number);
+
+/* pair.c: connecting side: which rails are joined. step: 0 = c->path is filled, TR_AGAIN, or the error */
+int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err);
+int ib_pairing_step(struct ib_conn *c, struct kv_error *err);
+void ib_pairing_end(struct ib_conn *c);
+
+/* path.c: how the packets of a path are addressed */
+int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
+		  const struct ib_address *own, const union ibv_gid *peer, struct kv_error *err);
+int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t pkey,
+		      struct kv_error *err);
+int ib_path_agree(const struct ib_path *path, struct kv_error *err);
+bool ib_path_wants_grh(const struct ib_path *path);
+uint16_t ib_path_lid(const struct ib_path *path);
+uint8_t ib_path_sl(const struct ib_path *path, const struct kv_option_set *options);
+enum ibv_mtu ib_path_mtu(const struct ib_path *path);
+void ib_path_vector(const struct ib_path *path, const struct kv_option_set *options,
+		    struct ibv_ah_attr *ah);
 
 /* qp.c */
 int ib_lane_make(struct ib_lane *lane, struct kv_error *err);

@@ -35,9 +35,8 @@ static int to_init(struct ib_lane *lane)
 {
 	struct ibv_qp_attr attr = {
 		.qp_state = IBV_QPS_INIT,
-		.pkey_index =
-			(uint16_t)kv_option_int(lane->c->ctx->tr->options, KV_OPT_IB_PKEY_INDEX),
 		.port_num = lane->path->rail->port,
+		.pkey_index = lane->path->pkey_index,
 		/*
 		 * Reads serve the probe and tr_read; what they may reach is each region's own
 		 * right.
@@ -84,33 +83,18 @@ int ib_lane_make(struct ib_lane *lane, struct kv_error *err)
 static int to_rtr(struct ib_lane *lane)
 {
 	const struct ib_rail *rail = lane->path->rail;
-	const struct ib_end *peer = &lane->path->peer;
-	const struct kv_option_set *options = lane->c->ctx->tr->options;
-	enum ibv_mtu mtu = rail->port_attr.active_mtu;
 	struct ibv_qp_attr attr = {
 		.qp_state = IBV_QPS_RTR,
-		.path_mtu = peer->mtu < (uint8_t)mtu ? (enum ibv_mtu)peer->mtu : mtu,
+		.path_mtu = ib_path_mtu(lane->path),
 		.dest_qp_num = lane->peer_qpn,
 		.rq_psn = lane->peer_psn,
 		.max_dest_rd_atomic = IB_RD_ATOMIC,
 		.min_rnr_timer = 12,
-		.ah_attr = {
-			.dlid = peer->lid,
-			.sl = (uint8_t)kv_option_int(options, KV_OPT_IB_SERVICE_LEVEL),
-			.port_num = rail->port,
-		},
 	};
 
 	if (rail->attr.max_qp_rd_atom < IB_RD_ATOMIC)
 		attr.max_dest_rd_atomic = (uint8_t)rail->attr.max_qp_rd_atom;
-	if (rail->ethernet) {
-		attr.ah_attr.is_global = 1;
-		attr.ah_attr.grh.dgid = peer->gid;
-		attr.ah_attr.grh.sgid_index = lane->path->gid_index;
-		attr.ah_attr.grh.hop_limit = 64;
-		attr.ah_attr.grh.traffic_class =
-			(uint8_t)kv_option_int(options, KV_OPT_IB_TRAFFIC_CLASS);
-	}
+	ib_path_vector(lane->path, lane->c->ctx->tr->options, &attr.ah_attr);
 	return lane->c->v->modify_qp(lane->qp, &attr,
 				     IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
 					     IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |

@@ -1,16 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * setup.c -- the handshake's ib part: which rails are joined, and the numbers of the queue pairs
+ * setup.c -- the handshake's ib part: the numbers of the rails, paths and queue pairs
  *
  * Every integer is little-endian.
- *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u8
- *           rails, then for each rail: u8 link (1 = Ethernet, 0 = InfiniBand)
+ *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u16
+ *           partition that its options ask for (P_Key, 0 = none), u8 rails, then for each rail: u8
+ *           link (1 = Ethernet, 0 = InfiniBand), gid[16] (zero = it has none)
  *   setup   (both sides, alike)  u8 version, u8 paths, u8 lanes per path,
- *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid,
- *           gid[16],
+ *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid, u16
+ *                          lid of the peer that packets to it carry (0 = the one it tells), u16
+ *                          P_Key, u8 service level, u8 static rate, u8 packets carry a GRH,
+ *                          gid[16],
  *                          u64 cells, u32 key, u64 probe, u32 key
  *           for each lane: u32 queue pair, u32 packet sequence number
- * The connecting side chooses paths and lanes; the accepting side's setup must repeat its choice.
+ * The connecting side chooses paths and lanes (pair.c); the accepting side's setup must repeat its
+ * choice. On InfiniBand the connecting side's path record serves both directions.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +27,7 @@
 #include "ib.h"
 
 enum {
-	SETUP_VERSION = 1,
+	SETUP_VERSION = 2,
 	LID_UNICAST_MAX = 0xbfff,
 	NUMBER_MAX = 0xffffff,
 	VENDOR_SOFT_ROCE = 0xffffff
@@ -54,6 +58,27 @@ static int lanes_wanted(const struct ib_ctx *ctx)
 	return (int)kv_option_int(ctx->tr->options, KV_OPT_IB_LANES);
 }
 
+static uint16_t pkey_wanted(const struct ib_ctx *ctx)
+{
+	return (uint16_t)kv_option_int(ctx->tr->options, KV_OPT_IB_PKEY);
+}
+
+/*
+ * The address that the peer has used for the control connection comes first: it is known to reach this port, if it is one
+ * of this port's.
+ */
+static int address_rails(struct ib_conn *c, struct kv_error *err)
+{
+	union ibv_gid near;
+	bool known = tr_conn_local(c->conn, near.raw);
+	int ret = 0;
+
+	for (int i = 0; i < c->ctx->rails && !ret; i++)
+		ret = ib_rail_address(c->ctx, &c->ctx->rail[i], known ? &near : NULL,
+				      &c->offered[i], err);
+	return ret;
+}
+
 int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
 	     struct kv_error *err)
 {
@@ -64,41 +89,21 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 	if (ret)
 		return ret;
 	c->accepting = true;
+	ret = address_rails(c, err);
+	if (ret) {
+		free(c);
+		return ret;
+	}
 	wire_put_u8(w, SETUP_VERSION);
 	wire_put_u8(w, (uint8_t)lanes_wanted(ctx));
+	wire_put_u16(w, pkey_wanted(ctx));
 	wire_put_u8(w, (uint8_t)ctx->rails);
-	for (int i = 0; i < ctx->rails; i++)
+	for (int i = 0; i < ctx->rails; i++) {
 		wire_put_u8(w, ctx->rail[i].ethernet);
+		wire_put_bytes(w, c->offered[i].gid.raw, sizeof(c->offered[i].gid.raw));
+	}
 	*priv_p = c;
 	return 0;
-}
-
-static void set_path(struct ib_conn *c, int rail, int peer_rail)
-{
-	struct ib_path *path = &c->path[c->paths++];
-
-	path->rail = &c->ctx->rail[rail];
-	path->rail_index = (uint8_t)rail;
-	path->peer.rail = (uint8_t)peer_rail;
-}
-
-/* Each of our working rails is joined with the peer's next one of the same kind. */
-static void pair_rails(struct ib_conn *c, const bool *ethernet, int rails)
-{
-	bool used[IB_RAILS_MAX] = { false };
-
-	for (int i = 0; i < c->ctx->rails; i++) {
-		const struct ib_rail *rail = &c->ctx->rail[i];
-
-		if (atomic_load(&rail->dead) || atomic_load(&rail->down))
-			continue;
-		for (int j = 0; j < rails; j++)
-			if (!used[j] && ethernet[j] == rail->ethernet) {
-				used[j] = true;
-				set_path(c, i, j);
-				break;
-			}
-	}
 }
 
 static void set_lanes(struct ib_conn *c, int per_path)
@@ -113,50 +118,53 @@ static void set_lanes(struct ib_conn *c, int per_path)
 			c->chunk = c->path[p].rail->port_attr.max_msg_sz;
 }
 
-int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
-	     struct kv_error *err)
+static int begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
+		 struct wire_reader *r, struct kv_error *err)
 {
-	struct ib_ctx *ctx = arg;
-	bool ethernet[IB_RAILS_MAX] = { false };
 	uint8_t version = wire_get_u8(r);
 	uint8_t lanes = wire_get_u8(r);
-	uint8_t rails = wire_get_u8(r);
-	struct ib_conn *c;
 	int ret;
 
-	for (int i = 0; i < rails && i < IB_RAILS_MAX; i++)
-		ethernet[i] = wire_get_u8(r) != 0;
 	if (!r->bad && version != SETUP_VERSION)
 		return kv_fail(err, KV_ERR_VERSION, "connect",
 			       "the peer's ib setup has version %u, this one %d", version,
 			       SETUP_VERSION);
-	if (r->bad || !lanes || !rails || rails > IB_RAILS_MAX)
+	if (r->bad || !lanes)
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib offer is malformed");
 	ib_async_drain(ctx);
-	ret = conn_new(ctx, conn, &c, err);
+	ret = conn_new(ctx, conn, c_p, err);
 	if (ret)
 		return ret;
-	pair_rails(c, ethernet, rails);
-	if (!c->paths) {
-		free(c);
-		return kv_fail(err, KV_ERR_UNREACHABLE, "connect",
-			       "no working rail of the %d here is of the same kind (RoCE or "
-			       "InfiniBand) as one of the peer's %u",
-			       ctx->rails, rails);
-	}
-	if (lanes > lanes_wanted(ctx))
-		lanes = (uint8_t)lanes_wanted(ctx);
-	if (lanes > IB_LANES_MAX / c->paths)
-		lanes = (uint8_t)(IB_LANES_MAX / c->paths);
-	set_lanes(c, lanes);
-	ret = ib_control_make(c, err);
-	if (ret) {
-		ib_control_free(c);
-		free(c);
+	(*c_p)->lanes_per_path = lanes < lanes_wanted(ctx) ? lanes : lanes_wanted(ctx);
+	ret = ib_pairing_begin(*c_p, r, err);
+	if (ret)
+		ib_stop(conn, *c_p);
+	return ret;
+}
+
+int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
+	     struct kv_error *err)
+{
+	struct ib_conn *c = *priv_p;
+	int ret = 0;
+
+	if (!c)
+		ret = begin(arg, conn, &c, r, err);
+	if (ret)
 		return ret;
-	}
 	*priv_p = c;
-	return 0;
+	ret = ib_pairing_step(c, err);
+	if (ret == TR_AGAIN)
+		return ret;
+	ib_pairing_end(c);
+	if (!ret) {
+		set_lanes(c, c->lanes_per_path < IB_LANES_MAX / c->paths ? c->lanes_per_path
+									 : IB_LANES_MAX / c->paths);
+		ret = ib_control_make(c, err);
+	}
+	if (ret)
+		ib_stop(conn, c);
+	return ret;
 }
 
 static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_writer *w)
@@ -167,10 +175,15 @@ static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_
 
 	wire_put_u8(w, path->rail_index);
 	wire_put_u8(w, path->peer.rail);
-	wire_put_u8(w, (uint8_t)rail->port_attr.active_mtu);
+	wire_put_u8(w, (uint8_t)ib_path_mtu(path));
 	wire_put_u8(w, (uint8_t)reads);
-	wire_put_u16(w, rail->port_attr.lid);
-	wire_put_bytes(w, path->gid.raw, sizeof(path->gid.raw));
+	wire_put_u16(w, rail->ethernet ? 0 : ib_path_lid(path));
+	wire_put_u16(w, rail->ethernet ? 0 : path->record.dlid);
+	wire_put_u16(w, path->pkey);
+	wire_put_u8(w, ib_path_sl(path, c->ctx->tr->options));
+	wire_put_u8(w, rail->ethernet ? 0 : path->record.rate);
+	wire_put_u8(w, ib_path_wants_grh(path));
+	wire_put_bytes(w, path->address.gid.raw, sizeof(path->address.gid.raw));
 	wire_put_u64(w, (uint64_t)(uintptr_t)c->region);
 	wire_put_u32(w, path->mr_cells->rkey);
 	wire_put_u64(w, (uint64_t)(uintptr_t)(c->region + c->probe_off));
@@ -210,58 +223,79 @@ static bool get_path(struct wire_reader *r, struct path_numbers *numbers)
 	end->mtu = wire_get_u8(r);
 	end->rd_atomic = wire_get_u8(r);
 	end->lid = wire_get_u16(r);
+	end->to_lid = wire_get_u16(r);
+	end->pkey = wire_get_u16(r);
+	end->sl = wire_get_u8(r);
+	end->rate = wire_get_u8(r);
+	end->grh = wire_get_u8(r) != 0;
 	wire_get_bytes(r, end->gid.raw, sizeof(end->gid.raw));
 	end->cells = wire_get_u64(r);
 	end->cells_rkey = wire_get_u32(r);
 	end->probe = wire_get_u64(r);
 	end->probe_rkey = wire_get_u32(r);
 	return !r->bad && end->mtu >= IBV_MTU_256 && end->mtu <= IBV_MTU_4096 && end->rd_atomic &&
-	       end->rd_atomic <= IB_RD_ATOMIC && end->lid <= LID_UNICAST_MAX && end->cells &&
-	       end->cells <= UINT64_MAX - IB_LANES_MAX * IB_RECV_DATA * IB_CELL && end->probe &&
-	       end->probe <= UINT64_MAX - 8;
+	       end->rd_atomic <= IB_RD_ATOMIC && end->lid <= LID_UNICAST_MAX && end->sl < 16 &&
+	       end->cells && end->cells <= UINT64_MAX - IB_LANES_MAX * IB_RECV_DATA * IB_CELL &&
+	       end->probe && end->probe <= UINT64_MAX - 8;
+}
+
+/* Accepting side: the path as the connecting side has chosen it, seen from here. False: it makes no sense. */
+static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
+{
+	const struct ib_end *end = &numbers->end;
+	struct ib_path *path = &c->path[p];
+	const struct ib_rail *rail;
+
+	if (numbers->other >= c->ctx->rails || numbers->own >= IB_RAILS_MAX)
+		return false;
+	for (int i = 0; i < p; i++)
+		if (c->path[i].rail_index == numbers->other || c->path[i].peer.rail == numbers->own)
+			return false;
+	rail = path->rail = &c->ctx->rail[numbers->other];
+	path->rail_index = numbers->other;
+	path->address = c->offered[numbers->other];
+	path->chosen = "by the peer";
+	c->paths = p + 1;
+	if (rail->ethernet)
+		return true;
+	path->record = (struct ib_record){ .slid = end->to_lid, .sl = end->sl, .rate = end->rate };
+	return !end->to_lid || !((end->to_lid ^ rail->port_attr.lid) >> rail->port_attr.lmc);
 }
 
 /* On the accepting side the first setup decides the paths; on the other it must repeat ours. */
 static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *numbers)
 {
-	const struct ib_rail *rail;
+	struct ib_path *path = &c->path[p];
 
-	if (c->accepting) {
-		if (numbers->other >= c->ctx->rails || numbers->own >= IB_RAILS_MAX)
-			return false;
-		for (int i = 0; i < p; i++)
-			if (c->path[i].rail_index == numbers->other ||
-			    c->path[i].peer.rail == numbers->own)
-				return false;
-		set_path(c, numbers->other, numbers->own);
-	} else if (numbers->other != c->path[p].rail_index ||
-		   numbers->own != c->path[p].peer.rail) {
+	if (c->accepting ? !follow(c, p, numbers)
+			 : numbers->other != path->rail_index || numbers->own != path->peer.rail)
 		return false;
-	}
-	rail = c->path[p].rail;
-	if (rail->ethernet ? ib_gid_is_zero(&numbers->end.gid) : !numbers->end.lid)
+	if (path->rail->ethernet
+		    ? ib_gid_is_zero(&numbers->end.gid)
+		    : !numbers->end.lid || !numbers->end.pkey ||
+			      (path->record.dlid && path->record.dlid != numbers->end.lid))
 		return false;
-	c->path[p].peer = numbers->end;
+	path->peer = numbers->end;
 	return true;
 }
 
-/* A packet has one kind of address in both its fields; the devices would not say so but be silent. */
-static int check_families(const struct ib_conn *c, struct kv_error *err)
+/* What both sides have told fits together; on the accepting side before anything is made. */
+static int check_paths(struct ib_conn *c, struct kv_error *err)
 {
-	for (int p = 0; p < c->paths; p++) {
-		const struct ib_path *path = &c->path[p];
-		bool ipv4 = ib_gid_is_ipv4(&path->gid);
+	uint16_t option = pkey_wanted(c->ctx);
+	int ret = 0;
 
-		if (!path->rail->ethernet || ipv4 == ib_gid_is_ipv4(&path->peer.gid))
-			continue;
-		kv_fail(err, KV_ERR_UNREACHABLE, "connect",
-			"%s sends from an %s address, but the peer's port has an %s one",
-			path->rail->name, ipv4 ? "IPv4" : "IPv6", ipv4 ? "IPv6" : "IPv4");
-		kv_error_hint(err, "give both ports addresses of one kind, or choose with "
-				   "KVCACHE_RDMA_GID_INDEX");
-		return KV_ERR_UNREACHABLE;
+	for (int p = 0; p < c->paths && !ret; p++) {
+		struct ib_path *path = &c->path[p];
+
+		ret = ib_path_check(c->ctx, path->rail, &path->address, &path->peer.gid, err);
+		if (!ret && c->accepting)
+			ret = ib_path_partition(c->ctx, path, option ? option : path->peer.pkey,
+						err);
+		if (!ret)
+			ret = ib_path_agree(path, err);
 	}
-	return 0;
+	return ret;
 }
 
 static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
@@ -287,9 +321,7 @@ static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 
 static uint32_t packet_bytes(const struct ib_path *path)
 {
-	unsigned int mtu = path->rail->port_attr.active_mtu;
-
-	return 128u << (path->peer.mtu < mtu ? path->peer.mtu : mtu);
+	return 128u << ib_path_mtu(path);
 }
 
 /*
@@ -312,9 +344,10 @@ static void tell_path(struct ib_conn *c)
 {
 	const struct ib_path *path = &c->path[0];
 
-	tr_conn_set_path(c->conn, "%d lanes on %d rails, the first %s (%s), mtu %u", c->lanes,
+	tr_conn_set_path(c->conn, "%d lanes on %d rails, the first %s (%s), mtu %u, %s", c->lanes,
 			 c->paths, path->rail->name,
-			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", packet_bytes(path));
+			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", packet_bytes(path),
+			 path->chosen);
 }
 
 static int watch(struct ib_conn *c, struct kv_error *err)
@@ -354,13 +387,11 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 		if (!get_path(r, &numbers) || !accept_path(c, p, &numbers))
 			return kv_fail(err, KV_ERR_PROTOCOL, "connect",
 				       "path %d of the peer's ib setup is malformed", p);
-	if (c->accepting) {
+	ret = check_paths(c, err);
+	if (!ret && c->accepting) {
 		set_lanes(c, per_path);
 		ret = ib_control_make(c, err);
-		if (ret)
-			return ret;
 	}
-	ret = check_families(c, err);
 	if (!ret)
 		ret = get_lanes(c, r, err);
 	if (!ret)
@@ -385,6 +416,7 @@ void ib_stop(struct tr_conn *conn, void *priv)
 		if (path->watched_async)
 			tr_conn_unwatch(conn, path->rail->context->async_fd);
 	}
+	ib_pairing_end(c);
 	ib_control_free(c);
 	free(c);
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* verbs_load.c -- dlopen of libibverbs.so.1; the only file that names its symbols */
+/* verbs_load.c -- dlopen of libibverbs.so.1 and librdmacm.so.1; the only file that names their symbols */
 #include "verbs_load.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/fault.h"
@@ -31,11 +34,15 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned
 }
 
 /*
- * The exported symbol fills the fields that the first version of the structure had; the later ones
- * stay 0.
+ * As the header's inline function: the context's own operation fills all fields. The exported symbol
+ * fills those that the first version of the structure had; the later ones (flags) stay 0.
  */
 static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr)
 {
+	struct verbs_context *full = verbs_get_ctx_op(context, query_port);
+
+	if (full)
+		return full->query_port(context, port, attr, sizeof(*attr));
 	memset(attr, 0, sizeof(*attr));
 	return sym_query_port(context, port, (struct _compat_ibv_port_attr *)attr);
 }
@@ -79,10 +86,14 @@ static struct ib_verbs table = {
 	.post_recv = post_recv,
 };
 
-static const struct {
+static struct ib_cm cm_table;
+
+struct symbol {
 	const char *name;
 	void **to;
-} symbols[] = {
+};
+
+static const struct symbol verbs_symbols[] = {
 #define SYMBOL(member)                                 \
 	{                                              \
 		"ibv_" #member, (void **)&table.member \
@@ -93,6 +104,7 @@ static const struct {
 	SYMBOL(open_device),
 	SYMBOL(close_device),
 	SYMBOL(query_device),
+	SYMBOL(query_pkey),
 	SYMBOL(alloc_pd),
 	SYMBOL(dealloc_pd),
 	SYMBOL(dereg_mr),
@@ -114,48 +126,109 @@ static const struct {
 	{ "ibv_reg_mr_iova2", (void **)&sym_reg_mr_iova2 },
 	{ "ibv_query_port", (void **)&sym_query_port },
 	{ "_ibv_query_gid_table", (void **)&sym_query_gid_table },
+	{ NULL, NULL },
 };
 
-static int load(struct kv_error *err)
+static const struct symbol cm_symbols[] = {
+#define SYMBOL(member)                                     \
+	{                                                  \
+		"rdma_" #member, (void **)&cm_table.member \
+	}
+	SYMBOL(create_event_channel),
+	SYMBOL(destroy_event_channel),
+	SYMBOL(create_id),
+	SYMBOL(destroy_id),
+	SYMBOL(resolve_addr),
+	SYMBOL(resolve_route),
+	SYMBOL(get_cm_event),
+	SYMBOL(ack_cm_event),
+#undef SYMBOL
+	{ NULL, NULL },
+};
+
+struct library {
+	const char *name, *package;
+	const struct symbol *symbols;
+	bool loaded;
+};
+static struct library verbs_library = { "libibverbs", "libibverbs1", verbs_symbols, false };
+static struct library cm_library = { "librdmacm", "librdmacm1", cm_symbols, false };
+
+static int load(const struct library *library, bool fault, struct kv_error *err)
 {
-	void *library = kv_fault(IB_DLOPEN) ? NULL : dlopen("libibverbs.so.1", RTLD_NOW);
+	char file[32];
+	void *handle;
 	const char *why;
 
-	if (!library) {
+	snprintf(file, sizeof(file), "%s.so.1", library->name);
+	handle = fault ? NULL : dlopen(file, RTLD_NOW);
+	if (!handle) {
 		why = dlerror();
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "no libibverbs on this machine (%s)",
-			why ? why : "libibverbs.so.1 cannot be opened");
-		kv_error_hint(err, "install the package libibverbs1 (rdma-core) to use RDMA");
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "no %s on this machine (%s)",
+			library->name, why ? why : "it cannot be opened");
+		kv_error_hint(err, "install the package %s (rdma-core) to use RDMA",
+			      library->package);
 		return KV_ERR_UNSUPPORTED;
 	}
-	for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
-		*symbols[i].to = dlsym(library, symbols[i].name);
-		if (*symbols[i].to)
+	for (const struct symbol *symbol = library->symbols; symbol->name; symbol++) {
+		*symbol->to = dlsym(handle, symbol->name);
+		if (*symbol->to)
 			continue;
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "libibverbs.so.1 has no %s",
-			symbols[i].name);
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s has no %s", file, symbol->name);
 		kv_error_hint(err, "rdma-core 32 or newer is needed");
-		dlclose(library);
+		dlclose(handle);
 		return KV_ERR_UNSUPPORTED;
 	}
 	return 0;
 }
 
-const struct ib_verbs *ib_verbs_load(struct kv_error *err)
+static bool load_once(struct library *library, bool fault, struct kv_error *err)
 {
 	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-	static bool loaded;
-	int ret = 0;
+	bool loaded;
 
+	pthread_mutex_lock(&lock);
+	loaded = library->loaded && !fault;
+	if (!loaded)
+		loaded = library->loaded = !load(library, fault, err);
+	pthread_mutex_unlock(&lock);
+	return loaded;
+}
+
+const struct ib_verbs *ib_verbs_load(struct kv_error *err)
+{
 #ifdef KVRAIL_FAULTS
 	if (ib_test_hook.verbs)
 		return ib_test_hook.verbs;
 #endif
-	pthread_mutex_lock(&lock);
-	if (!loaded)
-		ret = load(err);
-	if (!ret)
-		loaded = true;
-	pthread_mutex_unlock(&lock);
-	return ret ? NULL : &table;
+	return load_once(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
+}
+
+/*
+ * librdmacm keeps the devices open from its first use on. A child of fork would go on with its parent's descriptors, and
+ * what it makes there stays when it dies.
+ */
+static bool is_of_parent(void)
+{
+	static atomic_int owner;
+	int self = getpid(), first = 0;
+
+	return !atomic_compare_exchange_strong(&owner, &first, self) && first != self;
+}
+
+const struct ib_cm *ib_cm_load(struct kv_error *err)
+{
+	bool fault = kv_fault(IB_CM_DLOPEN);
+
+	if (is_of_parent()) {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open",
+			"librdmacm was used by the process that this one was forked from");
+		return NULL;
+	}
+#ifdef KVRAIL_FAULTS
+	if (ib_test_hook.cm && !fault)
+		return ib_test_hook.cm;
+	fault |= ib_test_hook.verbs != NULL;
+#endif
+	return load_once(&cm_library, fault, err) ? &cm_table : NULL;
 }

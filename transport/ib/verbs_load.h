@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verbs_load.h -- every verb that the provider calls, as a table filled by dlopen of
- * libibverbs.so.1
+ * verbs_load.h -- every verb and every call of librdmacm that the provider makes, as tables filled by
+ * dlopen of libibverbs.so.1 and librdmacm.so.1
  *
- * verbs_load.c is the only file that names the library's symbols. The types come from the header at
- * build time; nothing links the library, so one binary runs where it is not installed and says so.
- * The members have the meaning and the error convention of the verbs of the same name (NULL with
- * errno, or an errno value).
+ * verbs_load.c is the only file that names the libraries' symbols. The types come from the headers at
+ * build time; nothing links the libraries, so one binary runs where they are not installed and says so.
+ * The members have the meaning and the error convention of the functions of the same name (NULL with
+ * errno, or an errno value; of librdmacm -1 with errno).
  */
 #ifndef IB_VERBS_LOAD_H
 #define IB_VERBS_LOAD_H
 
 #include <infiniband/verbs.h>
+#include <rdma/rdma_cma.h>
 
 #include <kvrail/kv_error.h>
 
@@ -25,6 +26,7 @@ struct ib_verbs {
 	int (*query_port)(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr);
 	ssize_t (*query_gid_table)(struct ibv_context *context, struct ibv_gid_entry *entries,
 				   size_t max);
+	int (*query_pkey)(struct ibv_context *context, uint8_t port, int index, __be16 *pkey);
 	struct ibv_pd *(*alloc_pd)(struct ibv_context *context);
 	int (*dealloc_pd)(struct ibv_pd *pd);
 	/* With IBV_ACCESS_RELAXED_ORDERING: as without it where the kernel does not know it. */
@@ -57,6 +59,23 @@ struct ib_verbs {
  */
 const struct ib_verbs *ib_verbs_load(struct kv_error *err);
 
+/* The part of librdmacm that says where the route to an address goes; no connection is made with it. */
+struct ib_cm {
+	struct rdma_event_channel *(*create_event_channel)(void);
+	void (*destroy_event_channel)(struct rdma_event_channel *channel);
+	int (*create_id)(struct rdma_event_channel *channel, struct rdma_cm_id **id, void *context,
+			 enum rdma_port_space ps);
+	int (*destroy_id)(struct rdma_cm_id *id);
+	int (*resolve_addr)(struct rdma_cm_id *id, struct sockaddr *src, struct sockaddr *dst,
+			    int timeout_ms);
+	int (*resolve_route)(struct rdma_cm_id *id, int timeout_ms);
+	int (*get_cm_event)(struct rdma_event_channel *channel, struct rdma_cm_event **event);
+	int (*ack_cm_event)(struct rdma_cm_event *event);
+};
+
+/* As ib_verbs_load. */
+const struct ib_cm *ib_cm_load(struct kv_error *err);
+
 #ifdef KVRAIL_FAULTS
 /*
  * Test builds only: another table, and smaller limits so that a test reaches them. Zero = the real
@@ -64,6 +83,7 @@ const struct ib_verbs *ib_verbs_load(struct kv_error *err);
  */
 struct ib_test_hook {
 	const struct ib_verbs *verbs;
+	const struct ib_cm *cm; /* with `verbs` set: NULL = a machine without librdmacm */
 	uint64_t slice_bytes; /* a multiple of the page size */
 	uint32_t sq_depth;    /* a power of two >= 16 */
 	const char *sysroot;  /* where /sys and /proc are looked for */

@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pair.c -- connecting side: which rail of ours is joined with which rail of the peer
+ *
+ * The peer's offer names its rails with their addresses. librdmacm is asked twice, each time about all of them at once:
+ *   1. out of which of our ports does the route to the address go; that port is the rail's partner if it is a rail, and the
+ *      route's source its address;
+ *   2. for the rails that are left (the routing table names one port of several in a subnet, or one that
+ *      KVCACHE_RDMA_NICS excludes): our next free rail with the peer's next free one, in their order; does the first
+ *      reach the second? A pair that does not is left out as long as there is another one.
+ * Where librdmacm is not there or does not answer, the order alone decides, and GIDs come from the GID tables.
+ * As between two ends of librdmacm, the connecting side asks and the accepting side uses the path the other way round.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/option.h"
+#include "gid.h"
+#include "route.h"
+
+enum {
+	ROUTE_MS_MAX = 500, /* for an address, or for a path */
+	ROUTE_WAITS = 8,    /* four of them one after another take half of the time that is left */
+	PKEY_DEFAULT = 0xffff,
+};
+
+struct peer_rail {
+	bool ethernet, used;
+	union ibv_gid gid;
+};
+
+struct ib_pairing {
+	struct ib_route *route; /* NULL: librdmacm is not asked */
+	bool second;		/* round */
+	uint16_t peer_pkey;	/* that the peer's options ask for, 0 = none */
+	int rails;
+	struct peer_rail peer[IB_RAILS_MAX];
+	int first_new;	     /* the first path of the second round */
+	struct kv_error why; /* librdmacm was not asked, or a rail reaches no other */
+};
+
+static int read_offer(const struct ib_conn *c, struct ib_pairing *p, struct wire_reader *r,
+		      struct kv_error *err)
+{
+	p->peer_pkey = wire_get_u16(r);
+	p->rails = wire_get_u8(r);
+	for (int i = 0; i < p->rails && i < IB_RAILS_MAX; i++) {
+		p->peer[i].ethernet = wire_get_u8(r) != 0;
+		wire_get_bytes(r, p->peer[i].gid.raw, sizeof(p->peer[i].gid.raw));
+	}
+	if (r->bad || !p->rails || p->rails > IB_RAILS_MAX)
+		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the ib offer of %s is malformed",
+			       tr_conn_address(c->conn));
+	return 0;
+}
+
+static uint16_t wanted_pkey(const struct ib_conn *c)
+{
+	int64_t option = kv_option_int(c->ctx->tr->options, KV_OPT_IB_PKEY);
+
+	return option ? (uint16_t)option : c->pairing->peer_pkey;
+}
+
+static void ask(struct ib_pairing *p, const struct ib_conn *c, int slot, const union ibv_gid *from,
+		int theirs)
+{
+	uint16_t pkey = wanted_pkey(c);
+
+	ib_route_ask(p->route, slot,
+		     &(struct ib_question){ .from = from,
+					    .to = &p->peer[theirs].gid,
+					    .ethernet = p->peer[theirs].ethernet,
+					    .pkey = pkey ? pkey : PKEY_DEFAULT });
+}
+
+/* A link-local address is no question for the routing table: it does not say which link. */
+static bool may_ask(const struct peer_rail *peer)
+{
+	return !ib_gid_is_zero(&peer->gid) && !(peer->ethernet && ib_gid_is_link_local(&peer->gid));
+}
+
+int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
+{
+	struct ib_pairing *p = kv_fault(IB_PAIRING_ALLOC) ? NULL : calloc(1, sizeof(*p));
+	int64_t left_ms = (tr_conn_deadline(c->conn) - kv_now_ns()) / KV_NS_PER_MS / ROUTE_WAITS;
+	int ret;
+
+	if (!p)
+		return kv_fail(err, KV_ERR_NOMEM, "connect",
+			       "cannot allocate the pairing of rails");
+	c->pairing = p;
+	ret = read_offer(c, p, r, err);
+	if (ret)
+		return ret;
+	if (left_ms > ROUTE_MS_MAX)
+		left_ms = ROUTE_MS_MAX;
+	if (!kv_option_bool(c->ctx->tr->options, KV_OPT_RDMA_CM))
+		kv_fail(&p->why, KV_ERR_UNSUPPORTED, "connect", "KVCACHE_RDMA_CM is 0");
+	else
+		ib_route_open(c, left_ms > 1 ? (int)left_ms : 1, &p->route, &p->why);
+	for (int j = 0; p->route && j < p->rails; j++)
+		if (may_ask(&p->peer[j]))
+			ask(p, c, j, NULL, j);
+	return 0;
+}
+
+void ib_pairing_end(struct ib_conn *c)
+{
+	if (c->pairing && c->pairing->route)
+		ib_route_close(c, c->pairing->route);
+	free(c->pairing);
+	c->pairing = NULL;
+}
+
+static bool is_free(const struct ib_conn *c, int own)
+{
+	const struct ib_rail *rail = &c->ctx->rail[own];
+
+	for (int p = 0; p < c->paths; p++)
+		if (c->path[p].rail_index == own)
+			return false;
+	return !atomic_load(&rail->dead) && !atomic_load(&rail->down);
+}
+
+/* Joins two rails if packets between them can arrive: 0, or why not. `near`: as for ib_rail_address. */
+static int join(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
+		const char *chosen, struct kv_error *err)
+{
+	struct peer_rail *peer = &c->pairing->peer[theirs];
+	struct ib_path *path = &c->path[c->paths];
+	int ret;
+
+	memset(path, 0, sizeof(*path));
+	path->rail = &c->ctx->rail[own];
+	path->rail_index = (uint8_t)own;
+	path->peer.rail = (uint8_t)theirs;
+	path->chosen = chosen;
+	ret = ib_rail_address(c->ctx, path->rail, near, &path->address, err);
+	if (!ret)
+		ret = ib_path_check(c->ctx, path->rail, &path->address, &peer->gid, err);
+	if (ret)
+		return ret;
+	c->paths++;
+	peer->used = true;
+	return 0;
+}
+
+/* Answers of the first round. An error is one of this machine. */
+static int take_first(struct ib_conn *c, struct kv_error *err)
+{
+	struct ib_pairing *p = c->pairing;
+	int why, ret;
+
+	for (int j = 0; p->route && j < p->rails; j++) {
+		const struct ib_answer *answer = ib_route_answer(p->route, j, &why);
+
+		for (int i = 0; answer && i < c->ctx->rails; i++) {
+			const struct ib_rail *rail = &c->ctx->rail[i];
+
+			if (strcmp(rail->name, answer->port) || !is_free(c, i) ||
+			    rail->ethernet != p->peer[j].ethernet)
+				continue;
+			ret = join(c, i, j, &answer->sgid, "by librdmacm", err);
+			if (ret == KV_ERR_NOMEM || ret == KV_ERR_DEVICE)
+				return ret;
+			if (!ret)
+				c->path[c->paths - 1].record = answer->record;
+		}
+	}
+	return 0;
+}
+
+/* The rails that are left, in their order. */
+static int join_rest(struct ib_conn *c, struct kv_error *err)
+{
+	struct ib_pairing *p = c->pairing;
+	int ret;
+
+	p->second = true;
+	p->first_new = c->paths;
+	for (int i = 0; i < c->ctx->rails; i++)
+		for (int j = 0; j < p->rails && is_free(c, i); j++) {
+			if (p->peer[j].used || p->peer[j].ethernet != c->ctx->rail[i].ethernet)
+				continue;
+			ret = join(c, i, j, &p->peer[j].gid, "by the GID table", err);
+			if (ret == KV_ERR_NOMEM || ret == KV_ERR_DEVICE)
+				return ret;
+			if (ret)
+				kv_error_copy(&p->why, err);
+			else if (p->route && may_ask(&p->peer[j]))
+				ask(p, c, c->paths - 1, &c->path[c->paths - 1].address.gid, j);
+		}
+	return 0;
+}
+
+/* Answers of the second round: paths that have none are left out unless none has one. */
+static void take_second(struct ib_conn *c)
+{
+	struct ib_pairing *p = c->pairing;
+	const struct ib_answer *answer[IB_RAILS_MAX] = { NULL };
+	int why[IB_RAILS_MAX] = { 0 }, answered = p->first_new, kept = p->first_new;
+
+	for (int i = p->first_new; p->route && i < c->paths; i++) {
+		if (may_ask(&p->peer[c->path[i].peer.rail]))
+			answer[i] = ib_route_answer(p->route, i, &why[i]);
+		answered += answer[i] != NULL;
+	}
+	for (int i = p->first_new; i < c->paths; i++) {
+		struct ib_path *path = &c->path[i];
+		bool silent = p->route && !answer[i] && may_ask(&p->peer[path->peer.rail]);
+
+		if (silent)
+			kv_fail_errno(&p->why, KV_ERR_UNREACHABLE, why[i], "connect",
+				      "librdmacm finds no route from %s to the peer's rail %u",
+				      path->rail->name, path->peer.rail);
+		if (silent && answered) {
+			kv_log_info(c->ctx->tr->log, "ib: %s is not used towards %s: %s",
+				    path->rail->name, tr_conn_address(c->conn), p->why.message);
+			continue;
+		}
+		if (answer[i]) {
+			path->chosen = "by order and librdmacm";
+			path->record = answer[i]->record;
+		}
+		c->path[kept++] = *path;
+	}
+	c->paths = kept;
+}
+
+static int refuse(const struct ib_conn *c, struct kv_error *err)
+{
+	const struct ib_pairing *p = c->pairing;
+
+	if (p->why.code == KV_ERR_UNREACHABLE)
+		return kv_error_copy(err, &p->why);
+	return kv_fail(err, KV_ERR_UNREACHABLE, "connect",
+		       "no working rail of the %d here is of the same kind (RoCE or InfiniBand) as "
+		       "one of the peer's %d",
+		       c->ctx->rails, p->rails);
+}
+
+/* What a subnet manager believes is often far from what packets take: the option decides, its owner is told. */
+static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
+{
+	int64_t timeout = kv_option_int(c->ctx->tr->options, KV_OPT_IB_TIMEOUT);
+
+	/* An answer may take twice the lifetime of a packet (IBTA volume 1, 12.7.34). */
+	if (path->record.life >= timeout)
+		kv_log_info(c->ctx->tr->log,
+			    "ib: %s: the path record's packet lifetime would make "
+			    "KVCACHE_IB_TIMEOUT %d; it is %lld",
+			    path->rail->name, path->record.life + 1, (long long)timeout);
+}
+
+/* The partition of each path, and a line for people about each choice. */
+static int finish(struct ib_conn *c, struct kv_error *err)
+{
+	const struct ib_pairing *p = c->pairing;
+	uint16_t pkey = wanted_pkey(c);
+	int ret = 0;
+
+	for (int i = 0; i < c->paths && !ret; i++) {
+		struct ib_path *path = &c->path[i];
+		const union ibv_gid *to = &p->peer[path->peer.rail].gid;
+		char text[INET6_ADDRSTRLEN];
+
+		ib_gid_text(to, text, sizeof(text));
+		kv_log_info(c->ctx->tr->log,
+			    "ib: to %s: %s (%s) with the peer's rail %u (%s) %s%s%s",
+			    tr_conn_address(c->conn), path->rail->name, path->address.reason,
+			    path->peer.rail, text, path->chosen,
+			    path->record.known || !p->why.code ? "" : ": ",
+			    path->record.known ? "" : p->why.message);
+		compare_timeout(c, path);
+		ret = ib_path_partition(c->ctx, path, pkey ? pkey : path->record.pkey, err);
+	}
+	return ret;
+}
+
+int ib_pairing_step(struct ib_conn *c, struct kv_error *err)
+{
+	struct ib_pairing *p = c->pairing;
+	int ret;
+
+	if (p->route && ib_route_step(p->route))
+		return TR_AGAIN;
+	if (!p->second) {
+		ret = take_first(c, err);
+		if (!ret)
+			ret = join_rest(c, err);
+		if (ret)
+			return ret;
+		if (p->route && ib_route_step(p->route))
+			return TR_AGAIN;
+	}
+	take_second(c);
+	return c->paths ? finish(c, err) : refuse(c, err);
+}
