@@ -9,7 +9,8 @@
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
  * queue pairs destroyed, do the operations end: from then on no device reads their memory. A fence
  * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
- * either.
+ * either; in a call of its own, so that the ends of the operations are told before it: Soft-RoCE
+ * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still.
  */
 #include <errno.h>
 
@@ -136,9 +137,8 @@ int ib_fence(struct tr_conn *conn, struct kv_error *err)
 	if (c->state == IB_BREAKING) {
 		ib_poll(c);
 		ib_break_step(c);
-	}
-	if (c->state == IB_BREAKING)
 		return TR_AGAIN;
+	}
 	for (int i = 0; i < c->lanes; i++)
 		ib_lane_destroy(&c->lane[i]);
 	return 0;
