@@ -339,6 +339,69 @@ static void nccl_ib_hca_chooses_the_devices(void **state)
 	np_rig_process(all, nothing_left);
 }
 
+static void disabled(void)
+{
+	unsetenv("KVCACHE_TRANSPORT"); /* it would beat NCCL's */
+	names("shm");
+}
+
+static void by_the_loopback(void)
+{
+	struct np_loop l = np_rig_join(-1, 0);
+
+	CHECK(strstr(np_rig_log, "listening on 127.0.0.1 port"));
+	np_rig_part(&l);
+}
+
+static void by_ipv6(void)
+{
+	struct np_loop l = np_rig_join(-1, 0);
+
+	CHECK(strstr(np_rig_log, "listening on ::1 port"));
+	np_rig_part(&l);
+}
+
+static void by_none(void)
+{
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *ctx, *listen = NULL;
+
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(net->listen(ctx, 0, handle, &listen) && !listen);
+	CHECK(strstr(np_rig_log, "no interface that is up matches \"=lo0,nosuch\""));
+	CHECK(!net->finalize(ctx));
+}
+
+static bool loopback_has_ipv6(void)
+{
+	char line[128];
+	FILE *f = fopen("/proc/net/if_inet6", "re");
+	bool found = false;
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		found = !strncmp(line, "00000000000000000000000000000001", 32);
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static void nccls_switches_choose_transport_and_address(void **state)
+{
+	static const char *const off[] = { "NCCL_IB_DISABLE=1", NULL };
+	static const char *const lo[] = { "NCCL_SOCKET_IFNAME==lo", "NCCL_SOCKET_FAMILY=AF_INET",
+					  NULL };
+	static const char *const six[] = { "NCCL_SOCKET_IFNAME=lo", "NCCL_SOCKET_FAMILY=AF_INET6",
+					   NULL };
+	static const char *const none[] = { "NCCL_SOCKET_IFNAME==lo0,nosuch", NULL };
+
+	(void)state;
+	np_rig_process(off, disabled);
+	np_rig_process(lo, by_the_loopback);
+	np_rig_process(none, by_none);
+	if (loopback_has_ipv6())
+		np_rig_process(six, by_ipv6);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -347,6 +410,7 @@ int main(void)
 		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
 		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
+		cmocka_unit_test(nccls_switches_choose_transport_and_address),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
