@@ -202,6 +202,36 @@ static void a_new_connection_uses_the_address_that_the_port_has_now(void **state
 	setting_end(&s);
 }
 
+static void a_new_connection_uses_the_mtu_that_the_port_has_now(void **state)
+{
+	struct setting s;
+	struct kv_error err;
+
+	(void)state;
+	setting_make(&s, NULL, four_lanes, SIZE);
+	assert_non_null(strstr(tr_conn_path(s.rig.side[0].conn), "mtu 1024"));
+	rig_disconnect(&s.rig);
+	fake_port(1, 0)->mtu = IBV_MTU_256;
+	if (rig_connect(&s.rig, &err))
+		fail_msg("connect: %s", err.message);
+	for (int i = 0; i < 2; i++)
+		assert_non_null(strstr(tr_conn_path(s.rig.side[i].conn), "mtu 256"));
+	setting_end(&s);
+}
+
+static void soft_roce_without_a_way_out_is_a_link_error(void **state)
+{
+	static const struct fake_config soft = { .soft = true };
+	struct setting s;
+
+	(void)state;
+	setting_make(&s, &soft, four_lanes, SIZE);
+	fake_fail_completion(7, IBV_WC_LOC_QP_OP_ERR, 0);
+	write_all(&s, 1, TR_NOTIFY);
+	expect_failure(&s, 1, KV_ERR_LINK);
+	setting_end(&s);
+}
+
 static void a_dead_device_is_a_device_error(void **state)
 {
 	struct setting s;
@@ -475,6 +505,8 @@ int main(void)
 		cmocka_unit_test(a_link_that_comes_back_in_time_is_no_failure),
 		cmocka_unit_test(a_link_that_stays_down_here_is_a_link_error),
 		cmocka_unit_test(a_new_connection_uses_the_address_that_the_port_has_now),
+		cmocka_unit_test(a_new_connection_uses_the_mtu_that_the_port_has_now),
+		cmocka_unit_test(soft_roce_without_a_way_out_is_a_link_error),
 		cmocka_unit_test(a_dead_device_is_a_device_error),
 		cmocka_unit_test(memory_that_the_peer_took_back_is_a_remote_access_error),
 		cmocka_unit_test(a_region_in_use_is_not_deregistered),

@@ -98,18 +98,24 @@ static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
 }
 
 /*
- * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened.
+ * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened, and
+ * its MTU may be another one.
  * `near` as for ib_gid_choose. *address_p has a zero GID if the port has none; that is an error for RoCE, where it
  * cannot be used then, but not here.
  */
 int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const union ibv_gid *near,
 		    struct ib_address *address_p, struct kv_error *err)
 {
+	struct ibv_port_attr port;
 	struct ibv_gid_entry *entries;
 	struct ib_gid_choice choice;
 	size_t n;
-	int ret = read_gids(ctx, rail, &entries, &n, err);
+	int ret = ctx->v->query_port(rail->context, rail->port, &port);
 
+	if (ret)
+		return kv_fail_errno(err, KV_ERR_DEVICE, ret, "connect", "cannot query the port %s",
+				     rail->name);
+	ret = read_gids(ctx, rail, &entries, &n, err);
 	if (ret)
 		return ret;
 	if (rail->ethernet)
@@ -117,6 +123,7 @@ int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const 
 	else
 		ib_gid_choose_infiniband(entries, n, ctx->gid_option, &choice);
 	memset(address_p, 0, sizeof(*address_p));
+	address_p->mtu = (uint8_t)port.active_mtu;
 	snprintf(address_p->reason, sizeof(address_p->reason), "%s", choice.reason);
 	/* An address handle has 8 bits for the index. */
 	if (choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX) {

@@ -63,6 +63,7 @@ enum ib_limits {
 	IB_LINGER_MS = 100,    /* and a fenced one, before that, for its last messages to leave */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	IB_SLICES_MAX = 512,   /* slices of one region */
+	IB_SOFT_ROCE = 0xffffff, /* what Soft-RoCE calls its vendor */
 };
 #define IB_SLICE_BYTES \
 	(UINT64_C(2) << 30) /* a larger region of 4 KiB pages makes some devices slow */
@@ -72,6 +73,7 @@ enum ib_limits {
 struct ib_address {
 	union ibv_gid gid; /* zero: there is none */
 	uint8_t gid_index;
+	uint8_t mtu;	  /* enum ibv_mtu */
 	char reason[160]; /* why this entry of the GID table */
 };
 

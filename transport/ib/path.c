@@ -170,7 +170,7 @@ uint8_t ib_path_sl(const struct ib_path *path, const struct kv_option_set *optio
 /* The smallest of both ports' and of the path's. */
 enum ibv_mtu ib_path_mtu(const struct ib_path *path)
 {
-	unsigned int mtu = path->rail->port_attr.active_mtu;
+	unsigned int mtu = path->address.mtu;
 
 	if (path->record.mtu && path->record.mtu < mtu)
 		mtu = path->record.mtu;

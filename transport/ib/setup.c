@@ -26,12 +26,7 @@
 #include "gid.h"
 #include "ib.h"
 
-enum {
-	SETUP_VERSION = 2,
-	LID_UNICAST_MAX = 0xbfff,
-	NUMBER_MAX = 0xffffff,
-	VENDOR_SOFT_ROCE = 0xffffff
-};
+enum { SETUP_VERSION = 2, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
 
 static int conn_new(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
 		    struct kv_error *err)
@@ -334,8 +329,7 @@ static void set_message(struct ib_conn *c)
 	for (int p = 0; p < c->paths; p++) {
 		const struct ib_path *path = &c->path[p];
 
-		if (path->rail->attr.vendor_id == VENDOR_SOFT_ROCE &&
-		    packet_bytes(path) < c->message)
+		if (path->rail->attr.vendor_id == IB_SOFT_ROCE && packet_bytes(path) < c->message)
 			c->message = packet_bytes(path);
 	}
 }

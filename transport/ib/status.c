@@ -47,8 +47,8 @@ static const char *hint_of(enum ibv_wc_status status)
 	case IBV_WC_REM_ACCESS_ERR:
 		return "the peer deregistered the memory, or its cache is smaller than it said";
 	case IBV_WC_LOC_QP_OP_ERR:
-		return "on RoCE: was the address removed that the queue pair sends from? `ip addr` and "
-		       "`kvrail info` show it; then connect again";
+		return "on RoCE: was the interface taken down, or the address removed that the queue "
+		       "pair sends from? `ip addr` and `kvrail info` show it; then connect again";
 	case IBV_WC_LOC_PROT_ERR:
 		return "the source memory was deregistered or unmapped during the operation";
 	default:
@@ -74,8 +74,10 @@ void ib_wc_cause(const struct ib_lane *lane, const struct ibv_wc *wc, struct kv_
 	const char *what =
 		IB_WR_KIND(wc->wr_id) == IB_KIND_RECV ? "receive request" : "work request";
 	bool down = atomic_load(&rail->down);
+	/* With Soft-RoCE the completion is here before the event that tells why no packet leaves any more. */
+	bool stuck = rail->attr.vendor_id == IB_SOFT_ROCE && wc->status == IBV_WC_LOC_QP_OP_ERR;
 
-	kv_fail(err, ib_wc_code(wc->status, down), "transfer",
+	kv_fail(err, ib_wc_code(wc->status, down || stuck), "transfer",
 		"a %s on qp 0x%x of %s ended with %s (%d), vendor error 0x%x%s", what, wc->qp_num,
 		rail->name, lane->c->v->wc_status_str(wc->status), (int)wc->status, wc->vendor_err,
 		down ? "; the local port is down" : "");
