@@ -53,7 +53,7 @@ struct fake_port {
 struct fake_sa {
 	bool dead;	   /* does not answer */
 	uint8_t path_bits; /* LIDs of the path: the port's and this */
-	uint16_t pkey;	   /* 0 = 0xffff */
+	uint16_t pkey;	   /* 0 = the one that was asked for */
 	uint8_t sl, rate, hop_limit;
 	uint8_t mtu;	/* 0 = 4096 */
 	bool strict_sl; /* packets with another service level get lost */

@@ -31,6 +31,7 @@ struct id {
 	struct ibv_context context; /* only its device is looked at */
 	struct ibv_sa_path_rec record;
 	struct fake_device *from, *to;
+	uint16_t pkey; /* of the question */
 	int unacked;
 };
 
@@ -173,6 +174,8 @@ static int resolve_addr(struct rdma_cm_id *cm_id, struct sockaddr *src, struct s
 	(void)timeout_ms;
 	fake_lock();
 	id->to = owner(&to);
+	id->pkey = dst->sa_family == AF_IB ? ntohs(((struct sockaddr_ib *)(void *)dst)->sib_pkey)
+					   : 0xffff;
 	if (src) {
 		from = gid_of(src);
 		id->from = owner(&from);
@@ -185,8 +188,7 @@ static int resolve_addr(struct rdma_cm_id *cm_id, struct sockaddr *src, struct s
 	} else if (src && (src->sa_family != dst->sa_family || !id->from)) {
 		errno = src->sa_family != dst->sa_family ? EINVAL : EADDRNOTAVAIL;
 		ret = -1;
-	} else if (dst->sa_family == AF_IB && id->from &&
-		   !has_pkey(id->from, ntohs(((struct sockaddr_ib *)(void *)dst)->sib_pkey))) {
+	} else if (dst->sa_family == AF_IB && id->from && !has_pkey(id->from, id->pkey)) {
 		errno = ENODEV;
 		ret = -1;
 	} else if (!id->to || id->to->port.unreachable || !id->from->up ||
@@ -222,7 +224,7 @@ static int resolve_route(struct rdma_cm_id *cm_id, int timeout_ms)
 			.dgid = cm_id->route.addr.addr.ibaddr.dgid,
 			.slid = htons((uint16_t)(id->from->lid + sa->path_bits)),
 			.dlid = htons((uint16_t)(id->to->lid + sa->path_bits)),
-			.pkey = htons(sa->pkey ? sa->pkey : 0xffff),
+			.pkey = htons(sa->pkey ? sa->pkey : id->pkey),
 			.sl = sa->sl,
 			.mtu = sa->mtu ? sa->mtu : IBV_MTU_4096,
 			.rate = sa->rate,

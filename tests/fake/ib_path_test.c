@@ -187,6 +187,23 @@ static void the_partition_is_found_by_its_value(void **state)
 	}
 }
 
+/* Then the path is asked for in the partition that there is. */
+static void ports_outside_of_the_default_partition_have_a_path_record(void **state)
+{
+	struct setting s;
+
+	(void)state;
+	fake_begin(&infiniband);
+	fake_port(0, 0)->pkey[0] = fake_port(1, 0)->pkey[2] = 0x8005;
+	fake_port(1, 0)->pkey[0] = 0;
+	*fake_sa() = (struct fake_sa){ .sl = 6, .strict_sl = true };
+	connect_and_move(&s, NULL);
+	assert_int_equal(attr_of(0).pkey_index, 0);
+	assert_int_equal(attr_of(1).pkey_index, 2);
+	assert_int_equal(attr_of(1).ah_attr.sl, 6);
+	setting_end(&s);
+}
+
 static void partitions_that_do_not_fit_are_refused(void **state)
 {
 	static const char *const one[] = { "KVCACHE_IB_PKEY=0x8001", NULL };
@@ -356,6 +373,7 @@ int main(void)
 		cmocka_unit_test(infiniband_packets_go_by_lid_without_a_grh),
 		cmocka_unit_test(the_path_record_gives_service_level_and_rate_to_both_sides),
 		cmocka_unit_test(the_partition_is_found_by_its_value),
+		cmocka_unit_test(ports_outside_of_the_default_partition_have_a_path_record),
 		cmocka_unit_test(partitions_that_do_not_fit_are_refused),
 		cmocka_unit_test(a_grh_is_there_on_both_sides_where_either_needs_it),
 		cmocka_unit_test(the_path_records_lids_are_used),

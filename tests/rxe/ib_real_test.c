@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "base/fault.h"
 #include "base/option.h"
 #include "rig.h"
 
@@ -317,11 +318,15 @@ static void librdmacm_and_the_gid_tables_choose_alike(void **state)
 		assert_non_null(strstr(by_route, "::ffff:10.77.0.1"));
 		write_blocks(&p, 65536, 1, TR_NOTIFY);
 		down(&p);
-		tables.options[1] = "KVCACHE_RDMA_CM=0";
-		up(&p, &tables);
-		addresses(&p, ", by the GID table", by_table, sizeof(by_table));
-		assert_string_equal(by_route, by_table);
-		down(&p);
+		for (int missing = 0; missing < 2; missing++) {
+			tables.options[1] = missing ? NULL : "KVCACHE_RDMA_CM=0";
+			kv_fault_arm(KV_FAULT_IB_CM_DLOPEN, (uint32_t)missing);
+			up(&p, &tables);
+			kv_fault_arm(KV_FAULT_IB_CM_DLOPEN, 0);
+			addresses(&p, ", by the GID table", by_table, sizeof(by_table));
+			assert_string_equal(by_route, by_table);
+			down(&p);
+		}
 	}
 }
 

@@ -9,7 +9,8 @@
  *      KVCACHE_RDMA_NICS excludes): our next free rail with the peer's next free one, in their order; does the first
  *      reach the second? A pair that does not is left out as long as there is another one.
  * Where librdmacm is not there or does not answer, the order alone decides, and GIDs come from the GID tables.
- * As between two ends of librdmacm, the connecting side asks and the accepting side uses the path the other way round.
+ * As between two ends of librdmacm, the connecting side asks and the accepting side uses the path the other way round: the
+ * kernel asks the subnet manager for reversible paths only.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,11 +67,9 @@ static uint16_t wanted_pkey(const struct ib_conn *c)
 	return option ? (uint16_t)option : c->pairing->peer_pkey;
 }
 
-static void ask(struct ib_pairing *p, const struct ib_conn *c, int slot, const union ibv_gid *from,
-		int theirs)
+static void ask(struct ib_pairing *p, int slot, const union ibv_gid *from, int theirs,
+		uint16_t pkey)
 {
-	uint16_t pkey = wanted_pkey(c);
-
 	ib_route_ask(p->route, slot,
 		     &(struct ib_question){ .from = from,
 					    .to = &p->peer[theirs].gid,
@@ -105,7 +104,7 @@ int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 		ib_route_open(c, left_ms > 1 ? (int)left_ms : 1, &p->route, &p->why);
 	for (int j = 0; p->route && j < p->rails; j++)
 		if (may_ask(&p->peer[j]))
-			ask(p, c, j, NULL, j);
+			ask(p, j, NULL, j, wanted_pkey(c));
 	return 0;
 }
 
@@ -143,6 +142,8 @@ static int join(struct ib_conn *c, int own, int theirs, const union ibv_gid *nea
 	ret = ib_rail_address(c->ctx, path->rail, near, &path->address, err);
 	if (!ret)
 		ret = ib_path_check(c->ctx, path->rail, &path->address, &peer->gid, err);
+	if (!ret)
+		ret = ib_path_partition(c->ctx, path, wanted_pkey(c), err);
 	if (ret)
 		return ret;
 	c->paths++;
@@ -193,7 +194,8 @@ static int join_rest(struct ib_conn *c, struct kv_error *err)
 			if (ret)
 				kv_error_copy(&p->why, err);
 			else if (p->route && may_ask(&p->peer[j]))
-				ask(p, c, c->paths - 1, &c->path[c->paths - 1].address.gid, j);
+				ask(p, c->paths - 1, &c->path[c->paths - 1].address.gid, j,
+				    c->path[c->paths - 1].pkey);
 		}
 	return 0;
 }
@@ -257,7 +259,7 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
 			    path->rail->name, path->record.life + 1, (long long)timeout);
 }
 
-/* The partition of each path, and a line for people about each choice. */
+/* The partition that the path record names, if nobody else does, and a line for people about each choice. */
 static int finish(struct ib_conn *c, struct kv_error *err)
 {
 	const struct ib_pairing *p = c->pairing;
@@ -277,7 +279,8 @@ static int finish(struct ib_conn *c, struct kv_error *err)
 			    path->record.known || !p->why.code ? "" : ": ",
 			    path->record.known ? "" : p->why.message);
 		compare_timeout(c, path);
-		ret = ib_path_partition(c->ctx, path, pkey ? pkey : path->record.pkey, err);
+		if (!pkey && path->record.pkey)
+			ret = ib_path_partition(c->ctx, path, path->record.pkey, err);
 	}
 	return ret;
 }
