@@ -30,6 +30,7 @@
 enum np_limits {
 	NP_RECVS = NCCL_REQUESTS_MAX,
 	NP_SENDS = NP_RECVS * NP_GROUP,
+	NP_AHEADS = 16,		  /* small sends that may be ahead of their receives */
 	NP_DEVICES_MAX = 64,	  /* with virtual ones */
 	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
 	NP_PATIENCE_MS = 2000,	  /* a connect that waits longer steps this end's listeners, too */
@@ -184,6 +185,7 @@ struct np_request {
 	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
 	/* NP_SEND */
 	bool any_order;
+	bool ahead; /* its bytes are at the receiver already */
 	int tag;
 	struct tr_op *op;
 	struct tr_rmem *rmem;
@@ -211,11 +213,25 @@ struct np_send {
 	uint8_t description[TR_MEM_PACK_MAX]; /* being received */
 	uint16_t description_slot;
 	size_t description_len;
-	struct np_queue early;	 /* wait for a row */
-	struct np_queue pending; /* have one, not yet taken by the transport */
+	uint16_t next_seq;	    /* of the next group */
+	struct np_queue early;	    /* wait for a row */
+	unsigned int aheads, waits; /* of these: sent ahead, and not */
+	struct np_queue pending;    /* have one, not yet taken by the transport */
 	struct np_request request[NP_SENDS];
 	uint16_t free[NP_SENDS];
 	unsigned int frees;
+};
+
+struct np_landing {
+	uint8_t *data;
+	int tag;
+};
+
+/* A message that came ahead of its receive. */
+struct np_kept {
+	int tag;
+	uint16_t len;
+	uint8_t bytes[NP_AHEAD_BYTES];
 };
 
 struct np_recv {
@@ -224,6 +240,9 @@ struct np_recv {
 	uint64_t *slot_used; /* bit map of memory slots; under mr_lock */
 	struct np_request request[NP_RECVS];
 	struct np_request flush[NP_RECVS];
+	struct np_landing landing[NP_RECVS][NP_GROUP];
+	struct np_kept kept[NP_AHEADS];
+	unsigned int keeps;
 };
 
 /* np_connect.c */
@@ -276,6 +295,14 @@ int np_send_push(struct np_send *s,
 		 struct kv_error *err); /* hands pending sends to the transport */
 void np_send_release(struct np_request *request);
 void np_recv_release(struct np_request *request);
+
+/* np_ahead.c */
+/* 0, TR_AGAIN: it has to wait for its row, or the error. */
+int np_ahead_send(struct np_send *s, struct np_request *request, const void *data,
+		  struct kv_error *err);
+int np_ahead_event(struct np_recv *r, struct wire_reader *reader, struct kv_error *err);
+void np_ahead_land(struct np_recv *r,
+		   struct np_request *request); /* what waited for this receive */
 
 /* np_flush.c, np_test.c */
 ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);

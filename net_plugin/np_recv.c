@@ -23,6 +23,12 @@ int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_err
 	unsigned int slot, row, seq;
 	uint64_t size;
 
+	if (event->kind == TR_MSG) {
+		struct wire_reader reader = wire_reader_of(event->msg, event->len);
+
+		if (wire_get_u8(&reader) == NP_MSG_AHEAD)
+			return np_ahead_event(r, &reader, err);
+	}
 	if (event->kind != TR_NOTIFIED)
 		return kv_fail(err, KV_ERR_PROTOCOL, "receive",
 			       "event %d does not belong to a receiver", event->kind);
@@ -40,17 +46,15 @@ int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_err
 }
 
 /* Fills the message and tells of every region that it names: 0, TR_AGAIN or the error. */
-static int prepare(struct np_recv *r, struct np_cts *cts, void **data, const size_t *sizes,
-		   const int *tags, void **mhandles, struct kv_error *err)
+static int prepare(struct np_recv *r, struct np_cts *cts, void **data, void **mhandles,
+		   struct kv_error *err)
 {
 	for (unsigned int i = 0; i < cts->n; i++) {
-		struct np_mr *mr = sizes[i] ? mhandles[i] : NULL;
+		struct np_mr *mr = cts->row[i].size ? mhandles[i] : NULL;
 		int ret = mr ? np_mem_describe(&r->comm, mr, err) : 0;
 
 		if (ret)
 			return ret;
-		cts->row[i] =
-			(struct np_row){ .size = sizes[i], .tag = tags[i], .mem = NP_MEM_NONE };
 		if (mr) {
 			cts->row[i].mem = mr->slot;
 			cts->row[i].offset =
@@ -60,18 +64,18 @@ static int prepare(struct np_recv *r, struct np_cts *cts, void **data, const siz
 	return 0;
 }
 
-static int announce(struct np_recv *r, struct np_cts *cts, void **data, const size_t *sizes,
-		    const int *tags, void **mhandles, struct kv_error *err)
+static int announce(struct np_recv *r, struct np_cts *cts, void **data, void **mhandles,
+		    struct kv_error *err)
 {
 	uint8_t message[TR_MSG_MAX];
-	int ret = prepare(r, cts, data, sizes, tags, mhandles, err);
+	int ret = prepare(r, cts, data, mhandles, err);
 
 	return ret ? ret
 		   : tr_msg(r->comm.conn, message, np_cts_put(message, sizeof(message), cts), err);
 }
 
 static struct np_request *take(struct np_recv *r, struct np_request *request,
-			       const struct np_cts *cts, void **mhandles)
+			       const struct np_cts *cts, void **data, void **mhandles)
 {
 	request->kind = NP_RECV;
 	request->n = cts->n;
@@ -81,9 +85,12 @@ static struct np_request *take(struct np_recv *r, struct np_request *request,
 		request->size[i] = (size_t)cts->row[i].size;
 		request->mr[i] = request->size[i] ? mhandles[i] : NULL;
 		np_mr_hold(request->mr[i], 1);
+		r->landing[request->index][i] = (struct np_landing){ .data = data ? data[i] : NULL,
+								     .tag = cts->row[i].tag };
 	}
 	r->seq = (r->seq + 1) & NP_SEQ_MASK;
 	r->comm.busy++;
+	np_ahead_land(r, request);
 	return request;
 }
 
@@ -137,13 +144,16 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	cts.slot = (uint8_t)request->index;
 	cts.n = (uint8_t)n;
 	cts.seq = r->seq;
-	ret = result ? 0 : announce(r, &cts, data, sizes, tags, mhandles, &err);
+	for (int i = 0; i < n; i++)
+		cts.row[i] =
+			(struct np_row){ .size = sizes[i], .tag = tags[i], .mem = NP_MEM_NONE };
+	ret = result ? 0 : announce(r, &cts, data, mhandles, &err);
 	if (ret == TR_AGAIN)
 		return ncclSuccess;
 	if (ret)
 		result = np_comm_fail(&r->comm, &err, "receive");
 	if (result && !r->comm.left)
 		return result;
-	*request_p = take(r, request, &cts, mhandles);
+	*request_p = take(r, request, &cts, data, mhandles);
 	return ncclSuccess;
 }

@@ -2,8 +2,9 @@
 /*
  * np_send.c -- the sending side: a send waits for its row, becomes one operation of the transport, ends with it
  *
- * A send that comes before any receive is taken all the same and waits here (early): ranks that all send first do not wait
- * for each other. One whose tag the oldest receive does not have is told "not now".
+ * A send that comes before any receive is taken all the same and waits here (early), and the bytes of a small one go ahead
+ * (np_ahead.c): ranks that all send first do not wait for each other. One whose tag the oldest receive does not have is told
+ * "not now".
  *
  * After the receiver has closed in good order a send is taken, too, and fails when it is tested: who closes first with
  * requests under way is a matter of chance. A receiver that is lost otherwise fails every call.
@@ -24,6 +25,7 @@ static struct np_request *take_request(struct np_send *s)
 	request->n = 1;
 	request->left = 1;
 	request->op = NULL;
+	request->ahead = false;
 	s->comm.busy++;
 	return request;
 }
@@ -77,7 +79,7 @@ static int bind_row(struct np_send *s, unsigned int row_index, struct np_request
 			(unsigned long long)request->span.len, (unsigned long long)row->size);
 		request->span.len = row->size;
 	}
-	if (request->span.len) {
+	if (request->span.len && !request->ahead) {
 		request->rmem = row->mem < s->rmems ? s->rmem[row->mem] : NULL;
 		if (!request->rmem)
 			return kv_fail(err, KV_ERR_PROTOCOL, "send",
@@ -91,7 +93,10 @@ static int bind_row(struct np_send *s, unsigned int row_index, struct np_request
 	group->taken |= (uint8_t)(1u << row_index);
 	if (group->taken == (1u << group->cts.n) - 1)
 		s->group_head++;
-	append(&s->pending, request);
+	if (request->ahead)
+		request->left = 0;
+	else
+		append(&s->pending, request);
 	return 0;
 }
 
@@ -110,6 +115,7 @@ static int match_early(struct np_send *s, struct kv_error *err)
 			continue;
 		}
 		take_out(&s->early, at);
+		*(request->ahead ? &s->aheads : &s->waits) -= 1;
 		ret = bind_row(s, (unsigned int)row, request, err);
 		if (ret)
 			return ret;
@@ -130,6 +136,7 @@ static int add_group(struct np_send *s, struct wire_reader *r, struct kv_error *
 		return kv_fail(err, KV_ERR_PROTOCOL, "send", "a clear-to-send is malformed");
 	group->taken = 0;
 	s->group_tail++;
+	s->next_seq = (group->cts.seq + 1) & NP_SEQ_MASK;
 	return match_early(s, err);
 }
 
@@ -191,6 +198,17 @@ int np_send_push(struct np_send *s, struct kv_error *err)
 	return 0;
 }
 
+/* There is no row for it yet. After a failure there never will be, and test tells of that. */
+static ncclResult_t send_early(struct np_send *s, struct np_request *request, const void *data)
+{
+	struct kv_error err;
+	int ret = s->comm.failed ? TR_AGAIN : np_ahead_send(s, request, data, &err);
+
+	append(&s->early, request);
+	*(request->ahead ? &s->aheads : &s->waits) += 1;
+	return ret < 0 ? np_comm_fail(&s->comm, &err, "send") : ncclSuccess;
+}
+
 ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandle, void *phandle,
 		      void **request_p)
 {
@@ -198,7 +216,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	struct np_request *request;
 	struct kv_error err;
 	ncclResult_t result;
-	int row, ret = 0;
+	int row, ret;
 
 	(void)phandle;
 	if (!s || !request_p)
@@ -218,15 +236,14 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	request->tag = tag;
 	request->mr[0] = size ? mhandle : NULL;
 	np_mr_hold(request->mr[0], 1);
+	request->size[0] = size;
 	request->span.len = size;
 	if (size)
 		request->span.local = (uint64_t)((const uint8_t *)data -
 						 (const uint8_t *)tr_mem_addr(request->mr[0]->mem));
 	*request_p = request;
-	if (row < 0) { /* after a failure: never to be bound, test tells of it */
-		append(&s->early, request);
-		return ncclSuccess;
-	}
+	if (row < 0)
+		return send_early(s, request, data);
 	ret = bind_row(s, (unsigned int)row, request, &err);
 	if (!ret)
 		ret = match_early(s, &err);

@@ -127,3 +127,25 @@ bool np_mem_piece_get(struct wire_reader *r, struct np_mem_piece *piece)
 	return !r->bad && piece->len && piece->slot < NP_MEM_SLOTS &&
 	       piece->at + piece->len <= piece->total;
 }
+
+size_t np_ahead_put(void *buf, size_t cap, const struct np_ahead *ahead)
+{
+	struct wire_writer w = wire_writer_of(buf, cap);
+
+	wire_put_u8(&w, NP_MSG_AHEAD);
+	wire_put_u8(&w, 0);
+	wire_put_u16(&w, ahead->seq);
+	wire_put_u32(&w, (uint32_t)ahead->tag);
+	wire_put_bytes(&w, ahead->bytes, ahead->len);
+	return w.bad ? 0 : w.len;
+}
+
+bool np_ahead_get(struct wire_reader *r, struct np_ahead *ahead)
+{
+	wire_get_u8(r);
+	ahead->seq = wire_get_u16(r);
+	ahead->tag = (int32_t)wire_get_u32(r);
+	ahead->len = wire_left(r);
+	ahead->bytes = wire_get(r, ahead->len);
+	return !r->bad && ahead->len <= NP_AHEAD_BYTES && ahead->seq <= NP_SEQ_MASK;
+}

@@ -3,12 +3,13 @@
  * np_wire.h -- every byte that two plugins exchange, and the listen handle that NCCL carries between them
  *
  * All little-endian through base/wire.h. The receiver writes MEM and CTS messages and the sender reads them; the sender
- * writes notifies and the receiver reads them.
+ * writes notifies and AHEAD messages and the receiver reads them.
  *
  *   handle  listen -> connect, by NCCL: where the listener is, and 128 random bits that prove it is that listener. The last
  *           8 bytes belong to the connecting side: its cookie between two calls of connect.
  *   MEM     before the first CTS that names a memory slot: a piece of tr_mem_pack's bytes. A slot that is described again
  *           is another region from then on; that is how a deregistered one is forgotten.
+ *   AHEAD   for a small isend whose CTS has not come: tag and bytes; `seq` is the first CTS that it may belong to
  *   CTS     one for each irecv, in order: where up to 8 messages may be written, and their tags
  *   notify  one for each isend, after its bytes: which row of which CTS is full, and with how many bytes
  */
@@ -29,12 +30,13 @@ enum np_wire_limits {
 	NP_MEM_PIECE = 240,  /* description bytes in one MEM message */
 	NP_MEM_HEADER = 8,
 	NP_SEQ_MASK = 0x7fff,
+	NP_AHEAD_BYTES = 240, /* in one AHEAD message */
 };
 
-enum np_message { NP_MSG_MEM = 1, NP_MSG_CTS = 2 };
+enum np_message { NP_MSG_MEM = 1, NP_MSG_CTS = 2, NP_MSG_AHEAD = 3 };
 
 /* hello of both ends: accepting side sends none */
-enum { NP_WIRE_VERSION = 1 };
+enum { NP_WIRE_VERSION = 2 };
 
 struct np_handle {
 	uint8_t nonce[NP_NONCE];
@@ -65,6 +67,16 @@ struct np_cts {
 
 size_t np_cts_put(void *buf, size_t cap, const struct np_cts *cts);
 bool np_cts_get(struct wire_reader *r, struct np_cts *cts); /* after the type byte */
+
+struct np_ahead {
+	uint16_t seq;
+	int32_t tag;
+	const uint8_t *bytes;
+	size_t len;
+};
+
+size_t np_ahead_put(void *buf, size_t cap, const struct np_ahead *ahead);
+bool np_ahead_get(struct wire_reader *r, struct np_ahead *ahead);
 
 struct np_mem_piece {
 	uint16_t slot;

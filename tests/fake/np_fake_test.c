@@ -42,6 +42,8 @@ static void check_writes(const uint8_t *to, size_t size, int ndevs)
 		bytes += write[i].len;
 		devices |= 1u << write[i].device;
 	}
+	if (!bytes && size <= NP_AHEAD_BYTES)
+		return; /* it went ahead, in a message */
 	CHECK(bytes == size);
 	CHECK(devices < 1u << ndevs);
 	if (size >= LARGE)

@@ -46,6 +46,35 @@ static void every_flipped_bit_of_a_handle_is_noticed(void **state)
 	assert_true(np_handle_get(bytes, &out));
 }
 
+static void a_message_ahead_comes_back_and_one_that_is_too_long_does_not(void **state)
+{
+	uint8_t payload[NP_AHEAD_BYTES + 1], bytes[TR_MSG_MAX + 16];
+	struct np_ahead in = { .seq = NP_SEQ_MASK, .tag = -7, .bytes = payload }, out;
+	struct wire_reader r;
+	size_t len;
+
+	(void)state;
+	memset(payload, 0x5a, sizeof(payload));
+	for (in.len = 0; in.len <= NP_AHEAD_BYTES; in.len += NP_AHEAD_BYTES / 3) {
+		len = np_ahead_put(bytes, TR_MSG_MAX, &in);
+		assert_int_equal(len, 8 + in.len);
+		r = wire_reader_of(bytes, len);
+		assert_int_equal(wire_get_u8(&r), NP_MSG_AHEAD);
+		assert_true(np_ahead_get(&r, &out));
+		assert_int_equal(out.seq, in.seq);
+		assert_int_equal(out.tag, in.tag);
+		assert_int_equal(out.len, in.len);
+		if (in.len)
+			assert_memory_equal(out.bytes, payload, in.len);
+	}
+	in.len = NP_AHEAD_BYTES + 1;
+	len = np_ahead_put(bytes, sizeof(bytes), &in);
+	r = wire_reader_of(bytes + 1, len - 1);
+	assert_false(np_ahead_get(&r, &out));
+	r = wire_reader_of(bytes + 1, 5);
+	assert_false(np_ahead_get(&r, &out));
+}
+
 static void a_clear_to_send_of_eight_fits_into_a_message_and_comes_back(void **state)
 {
 	struct np_cts in = { .slot = 31, .n = NP_GROUP, .seq = NP_SEQ_MASK, .any_order = true },
@@ -162,6 +191,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_handle_comes_back_and_its_cookie_is_not_part_of_it),
 		cmocka_unit_test(every_flipped_bit_of_a_handle_is_noticed),
+		cmocka_unit_test(a_message_ahead_comes_back_and_one_that_is_too_long_does_not),
 		cmocka_unit_test(a_clear_to_send_of_eight_fits_into_a_message_and_comes_back),
 		cmocka_unit_test(a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused),
 		cmocka_unit_test(a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size),
