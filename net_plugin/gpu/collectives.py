@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""collectives.py -- one rank of two: every collective with its data checked, communicators made and ended, or the clock
+"""collectives.py -- one rank of two: every collective with its data checked, communicators made and ended, a rank that dies
 
-usage: collectives.py check|communicators|killed|perf [--json FILE], with torch.distributed's variables in the environment
+usage: collectives.py check|communicators|killed, with torch.distributed's variables in the environment
 """
 import argparse
-import json
 import os
 import signal
 import sys
-import threading
 import time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from nccl import Communicator, Nccl
+
 SIZES = [1, 7, 1000, 4096, 100003, 1 << 20, (4 << 20) + 5]  # elements of 4 bytes
-PERF_BYTES = [8, 1 << 10, 1 << 16, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 256 << 20]
 
 
 def pattern(n, rank, seed):
@@ -128,99 +127,47 @@ def many(rank, size):
 
 
 def killed(rank):
-    """Rank 1 dies in the middle of traffic; rank 0 must be told, by an exception or by NCCL's own end of the process."""
-    x = torch.ones(1 << 22, device="cuda")
+    """Rank 1 dies in the middle of traffic; rank 0 must be told by NCCL, soon, and be able to go on without it."""
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), 2, rank == 0)
+    comm = Communicator(Nccl(None), store, rank, "killed=" + os.environ["NCCL_NET"])
+    x, y = (torch.ones(4 << 20, device="cuda", dtype=torch.int32) for _ in range(2))
     for _ in range(5):
-        dist.all_reduce(x)
+        comm.run("all_reduce", x, y, x.numel())
     torch.cuda.synchronize()
+    for _ in range(60):
+        comm.run("all_reduce", x, y, x.numel())
     if rank == 1:
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-    begin = time.monotonic()
-    backend = dist.group.WORLD._get_backend(torch.device("cuda", rank))
-
-    def report(how):
-        print(f"survivor: {how} {time.monotonic() - begin:.1f} s after the last good moment", flush=True)
-        os._exit(0)
-
-    def watch():
-        # NCCL sets its asynchronous error; the queue on the GPU itself cannot raise.
-        while time.monotonic() - begin < 45:
-            error = backend._get_error() if hasattr(backend, "_get_error") else None
-            text = str(error)
-            if error is not None and "SUCCESS" not in text.upper():
-                report(f"NCCL reports {text}")
-            time.sleep(0.05)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        while time.monotonic() - begin < 45:
-            dist.all_reduce(x)
-            torch.cuda.synchronize()
-    except Exception as error:  # noqa: BLE001  any error is the answer that is looked for
-        report(type(error).__name__)
-    sys.exit("no error within 45 s")
-
-
-def timed(run, repeats):
-    for _ in range(3):
-        run()
+        time.sleep(0.05)
+        store.set("dies", str(time.monotonic()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    died = float(store.get("dies"))
+    while not comm.error() and time.monotonic() < died + 30:
+        time.sleep(0.001)
+    told = time.monotonic()
+    if not comm.error():
+        sys.exit("no error within 30 s")
+    text = comm.error()
+    comm.abort()
     torch.cuda.synchronize()
-    dist.barrier()
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / repeats
-
-
-def perf(rank):
-    rows = []
-    peer = 1 - rank
-    for size in PERF_BYTES:
-        n = size // 4
-        x = torch.ones(n, device="cuda")
-        y = torch.empty(n, device="cuda")
-        repeats = 200 if size <= 1 << 16 else max(5, min(50, (1 << 30) // size))
-
-        def send_recv():
-            ops = [dist.P2POp(dist.isend, x, peer), dist.P2POp(dist.irecv, y, peer)]
-            for work in dist.batch_isend_irecv(ops):
-                work.wait()
-
-        def one_way():
-            if rank == 0:
-                dist.send(x, peer)
-            else:
-                dist.recv(y, peer)
-
-        for name, run in (("all_reduce", lambda: dist.all_reduce(x)), ("send_recv", send_recv), ("one_way", one_way)):
-            seconds = min(timed(run, repeats) for _ in range(3))
-            rows.append({"what": name, "bytes": size, "us": seconds * 1e6, "gb_per_s": size / seconds / 1e9})
-    return rows
+    print(f"ok told after {(told - died) * 1e3:.0f} ms: {text}; aborted and the GPU free after "
+          f"{(time.monotonic() - told) * 1e3:.0f} ms more", flush=True)
+    os._exit(0)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=["check", "communicators", "killed", "perf"])
-    parser.add_argument("--json")
+    parser.add_argument("mode", choices=["check", "communicators", "killed"])
     args = parser.parse_args()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", timeout=timedelta(seconds=60), device_id=torch.device("cuda", rank))
     if args.mode == "killed":
         killed(rank)
-    elif args.mode == "check":
+    dist.init_process_group("nccl", timeout=timedelta(seconds=60), device_id=torch.device("cuda", rank))
+    if args.mode == "check":
         check(rank, size)
         print("ok every collective,", len(SIZES), "sizes")
-    elif args.mode == "communicators":
-        many(rank, size)
     else:
-        rows = perf(rank)
-        if rank == 0 and args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump(rows, file)
-        print("ok", len(rows), "rows")
+        many(rank, size)
     dist.destroy_process_group()
 
 
