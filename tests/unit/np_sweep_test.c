@@ -93,7 +93,10 @@ static ncclResult_t move(struct run *r, int region)
 
 static ncclResult_t use(struct run *r)
 {
+	ncclNetAttr_v11_t attr = { 0 };
+
 	TRY(net->init(&r->ctx, 1, NULL, logger, NULL));
+	TRY(net->setNetAttr(r->ctx, &attr)); /* so that bytes may go by process_vm_writev */
 	TRY(join(r));
 	TRY(net->regMr(r->send, r->from, LEN, NCCL_PTR_HOST, &r->from_mh));
 	for (int i = 0; i < REGIONS; i++)
@@ -140,12 +143,11 @@ static int descriptors(void)
 	return n;
 }
 
-static void each_point_failed_once_is_told_and_leaves_nothing(void **state)
+static void sweep(void)
 {
 	unsigned int fired = 0, own = 0;
 	int before;
 
-	(void)state;
 	assert_int_equal(once(), ncclSuccess);
 	before = descriptors();
 	for (int point = 0; point < KV_FAULT_POINTS; point++)
@@ -177,10 +179,26 @@ static void each_point_failed_once_is_told_and_leaves_nothing(void **state)
 	assert_true(own >= 8);
 }
 
+static void each_point_failed_once_is_told_and_leaves_nothing(void **state)
+{
+	(void)state;
+	sweep();
+}
+
+static void and_so_it_is_with_copy_threads(void **state)
+{
+	(void)state;
+	setenv("KVCACHE_NET_COPY_THREADS", "2", 1);
+	sweep();
+	assert_true(kv_fault_passes(KV_FAULT_SHM_COPY_THREAD) > 0);
+	unsetenv("KVCACHE_NET_COPY_THREADS");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_point_failed_once_is_told_and_leaves_nothing),
+		cmocka_unit_test(and_so_it_is_with_copy_threads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

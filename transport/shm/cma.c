@@ -59,8 +59,8 @@ bool cma_reaches(struct shm_conn *sc, const uint8_t *addr)
 	return process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0) == 1;
 }
 
-static ssize_t call(struct shm_conn *sc, int kind, struct iovec *local, struct iovec *remote,
-		    size_t n)
+static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local,
+			struct iovec *remote, size_t n)
 {
 	/*
 	 * A pid may be given to a stranger once its process is gone and reaped; then we would write
@@ -75,10 +75,23 @@ static ssize_t call(struct shm_conn *sc, int kind, struct iovec *local, struct i
 		errno = EPERM;
 		return -1;
 	}
-	tr_conn_count(sc->conn)->syscalls += 2;
-	tr_conn_count(sc->conn)->work_requests++;
 	return kind == TR_WRITE ? process_vm_writev(sc->pid, local, n, remote, n, 0)
 				: process_vm_readv(sc->pid, local, n, remote, n, 0);
+}
+
+int cma_copy(const struct shm_conn *sc, const uint8_t *from, uint8_t *to, size_t n)
+{
+	while (n) {
+		struct iovec ours = { (void *)(uintptr_t)from, n }, theirs = { to, n };
+		ssize_t done = transfer(sc, TR_WRITE, &ours, &theirs, 1);
+
+		if (done <= 0)
+			return done ? errno : EFAULT;
+		from += done;
+		to += done;
+		n -= (size_t)done;
+	}
+	return 0;
 }
 
 /*
@@ -100,13 +113,13 @@ static size_t skip(struct iovec *local, struct iovec *remote, size_t n, size_t d
 	return i;
 }
 
-static int failed(struct shm_conn *sc, int kind, struct kv_error *err)
+int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 {
 	const char *what = kind == TR_WRITE ? "process_vm_writev" : "process_vm_readv";
-	int code = errno == ESRCH ? KV_ERR_PEER_LOST : KV_ERR_REMOTE_ACCESS;
+	int code = error == ESRCH ? KV_ERR_PEER_LOST : KV_ERR_REMOTE_ACCESS;
 	struct kv_error cause;
 
-	kv_fail_errno(&cause, code, errno, "shm", "%s with process %d", what, (int)sc->pid);
+	kv_fail_errno(&cause, code, error, "shm", "%s with process %d", what, (int)sc->pid);
 	shm_lose(sc, &cause);
 	return kv_error_copy(err, &cause);
 }
@@ -126,9 +139,11 @@ int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
 			theirs[left] =
 				(struct iovec){ remote + spans[next].remote, spans[next].len };
 		}
-		done = call(sc, kind, ours, theirs, left);
+		tr_conn_count(sc->conn)->syscalls += 2;
+		tr_conn_count(sc->conn)->work_requests++;
+		done = transfer(sc, kind, ours, theirs, left);
 		if (done <= 0) /* 0: a span is never empty, so nothing could be moved */
-			return errno = done ? errno : EFAULT, failed(sc, kind, err);
+			return cma_failed(sc, kind, done ? errno : EFAULT, err);
 		gone = skip(ours, theirs, left, (size_t)done);
 		left -= gone;
 		/*

@@ -254,7 +254,7 @@ int shm_arm(struct tr_conn *conn)
 		sc->cut = sc->blocked = false;
 		return 1;
 	}
-	if (sc->hung_up)
+	if (sc->hung_up || sc->copies) /* a copy thread rings no bell */
 		return 1;
 	sc->armed = true;
 	atomic_store_explicit(&me->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),

@@ -209,6 +209,44 @@ static size_t bounded(const struct tr_span *spans, size_t n)
 	return i;
 }
 
+/* One large range, if threads are wanted for it: its operation is committed after they are done. */
+static bool copy_later(struct shm_conn *sc, struct tr_op *op, const uint8_t *local, uint8_t *remote,
+		       const struct tr_span *spans, size_t n)
+{
+	struct shm_op *so = &sc->op[op->index];
+
+	if (!sc->ctx->copy || op->kind != TR_WRITE || n != 1 || spans->len < SHM_COPY_LEAST ||
+	    so->copying ||
+	    !copy_begin(&so->job, sc, local + spans->local, remote + spans->remote, spans->len))
+		return false;
+	so->copying = true;
+	sc->copies++;
+	return true;
+}
+
+/* 0, TR_AGAIN or the connection's failure. */
+static int end_copy(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
+{
+	int ret = copy_end(&sc->op[op->index].job);
+
+	if (ret == TR_AGAIN)
+		return ret;
+	sc->op[op->index].copying = false;
+	sc->copies--;
+	return ret ? cma_failed(sc, TR_WRITE, -ret, err) : 0;
+}
+
+void send_stop_copies(struct shm_conn *sc)
+{
+	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
+		if (!sc->op[i].copying)
+			continue;
+		copy_stop(&sc->op[i].job);
+		sc->op[i].copying = false;
+		sc->copies--;
+	}
+}
+
 long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err)
 {
@@ -218,7 +256,9 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	int ret;
 
 	if (rm->cma_any_order && op->any_order && spans[0].len >= SHM_CMA_LEAST) {
-		ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
+		ret = copy_later(sc, op, lmem->addr, rm->addr, spans, n)
+			      ? 0
+			      : cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
 		if (ret)
 			return ret;
 		done = now;
@@ -258,7 +298,12 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct shm_op *so = &sc->op[op->index];
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
-	(void)err;
+	if (so->copying) {
+		int ret = end_copy(sc, op, err);
+
+		if (ret)
+			return ret;
+	}
 	ring_refresh(&sc->out);
 	if (sc->rest.op == op && !send_rest(sc))
 		goto again;
@@ -314,6 +359,11 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 
 	if (sc->rest.op == op)
 		sc->rest.op = NULL;
+	if (so->copying) {
+		copy_stop(&so->job);
+		so->copying = false;
+		sc->copies--;
+	}
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
 		if (sc->read[i % SHM_READS_MAX].op == op->index)
 			sc->read[i % SHM_READS_MAX].dst = NULL;

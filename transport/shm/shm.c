@@ -46,6 +46,7 @@ static uint64_t nt_from(const char *word)
 static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 {
 	struct shm_ctx *ctx = kv_fault(SHM_CTX) ? NULL : calloc(1, sizeof(*ctx));
+	int threads = (int)kv_option_int(tr->options, KV_OPT_NET_COPY_THREADS), ret = 0;
 
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the shm provider");
@@ -54,12 +55,20 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->nt_from = nt_from(kv_option_string(tr->options, KV_OPT_SHM_STORES));
 	ctx->ring_bytes = ring_bytes((uint64_t)kv_option_int(tr->options, KV_OPT_SHM_RING));
 	ctx->nt = store_nt(&ctx->nt_name);
-	*ctx_p = ctx;
-	return 0;
+	if (threads)
+		ret = copy_open(threads, &ctx->copy, err);
+	if (ret)
+		free(ctx);
+	else
+		*ctx_p = ctx;
+	return ret;
 }
 
-static void shm_close_provider(void *ctx)
+static void shm_close_provider(void *priv)
 {
+	struct shm_ctx *ctx = priv;
+
+	copy_close(ctx->copy);
 	free(ctx);
 }
 

@@ -9,6 +9,7 @@
  *   path.c     how a region of the peer is reached, and why
  *   pool.c     the peer's memfd pools
  *   cma.c      process_vm_writev, process_vm_readv
+ *   copy.c     threads that do the latter
  *   store.c    copy loops of the pool path
  *   send.c     op_begin .. op_cancel, messages
  *   receive.c  progress: records of the peer; going to sleep
@@ -32,7 +33,9 @@ enum shm_limits {
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
 	SHM_PUBLISH_BYTES = 64 << 10, /* the other side learns of progress at least so often */
 	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
-	SHM_CMA_LEAST = 16384,	  /* bytes for which a system call costs less than a second copy */
+	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
+	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
+	SHM_COPY_THREADS_MAX = 16,
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
 
@@ -45,6 +48,7 @@ struct shm_ctx {
 	store_fn *nt;
 	const char *nt_name;
 	uint64_t ring_bytes;
+	struct copy_pool *copy; /* NULL: no threads are wanted */
 };
 
 /* A pool of the peer, passed over the socket. */
@@ -61,12 +65,26 @@ struct shm_rmem {
 	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
 };
 
+/* A range that the copy threads write. */
+struct copy_job {
+	struct shm_conn *sc;
+	const uint8_t *from;
+	uint8_t *to; /* the peer's address */
+	uint64_t len;
+	uint64_t taken; /* by a thread; under the pool's lock */
+	_Atomic uint64_t left;
+	_Atomic int error; /* errno */
+	struct copy_job *next;
+};
+
 /* State of an operation's slot. */
 struct shm_op {
 	uint32_t reads; /* ring reads that are not answered */
 	bool in_ring;	/* some of its bytes went through the ring */
 	bool committed;
 	bool waiting; /* it stands in shm_conn.wait */
+	bool copying; /* job is under way or was not looked at since */
+	struct copy_job job;
 };
 
 /* An operation that ends when the peer has consumed our ring up to `at`. */
@@ -129,6 +147,7 @@ struct shm_conn {
 		uint64_t offset, left, addr;
 		uint32_t mem;
 	} rest;
+	unsigned int copies; /* operations that are copying */
 	struct shm_wait wait[TR_OPS_MAX];
 	unsigned int wait_head, wait_tail;
 	struct shm_read read[SHM_READS_MAX];
@@ -200,6 +219,19 @@ void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16]);
 int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n, struct kv_error *err);
 
+int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
+/* One range: 0 or errno. Touches nothing of the connection that changes; any thread may call it. */
+int cma_copy(const struct shm_conn *sc, const uint8_t *from, uint8_t *to, size_t n);
+
+/* copy.c */
+int copy_open(int threads, struct copy_pool **pool_p, struct kv_error *err);
+void copy_close(struct copy_pool *pool); /* no job is left */
+/* False: there is no thread. The job must stay where it is until copy_end or copy_stop. */
+bool copy_begin(struct copy_job *job, struct shm_conn *sc, const uint8_t *from, uint8_t *to,
+		uint64_t len);
+int copy_end(struct copy_job *job);   /* 0, TR_AGAIN: not yet, or -errno */
+void copy_stop(struct copy_job *job); /* after it nothing of the job is copied any more */
+
 /* path.c */
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 		 struct kv_error *err);
@@ -217,6 +249,7 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 int send_progress(
 	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
 void send_published(struct shm_conn *sc);
+void send_stop_copies(struct shm_conn *sc);
 /*
  * Puts as much of one piece into the ring as fits, in records of `type`; returns the bytes. `addr`:
  * where it will lie at the peer.

@@ -9,12 +9,13 @@
 
 /*
  * This side stores nothing any more. What it wrote into the ring before stays and is taken. Called
- * under the connection's lock: no copy of ours is under way in another thread.
+ * under the connection's lock: no copy of ours is under way in another caller's thread.
  */
 void stop_leave(struct shm_conn *sc)
 {
 	struct segment_side *me = &sc->seg.shared->side[sc->side];
 
+	send_stop_copies(sc);
 	store_drain();
 	/*
 	 * release: our last stores to the peer's memory come before the word that promises that
