@@ -31,6 +31,7 @@ enum np_limits {
 	NP_RECVS = NCCL_REQUESTS_MAX,
 	NP_SENDS = NP_RECVS * NP_GROUP,
 	NP_AHEADS = 16,		  /* small sends that may be ahead of their receives */
+	NP_PIECE = 128 << 10,	  /* that one call copies: there are receives to look at, too */
 	NP_DEVICES_MAX = 64,	  /* with virtual ones */
 	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
 	NP_PATIENCE_MS = 2000,	  /* a connect that waits longer steps this end's listeners, too */
@@ -214,6 +215,7 @@ struct np_send {
 	uint16_t description_slot;
 	size_t description_len;
 	uint16_t next_seq;	    /* of the next group */
+	size_t piece;		    /* bytes of one tr_op_add at most */
 	struct np_queue early;	    /* wait for a row */
 	unsigned int aheads, waits; /* of these: sent ahead, and not */
 	struct np_queue pending;    /* have one, not yet taken by the transport */
@@ -291,6 +293,7 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 		      void **phandles, void **request);
 int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err);
 int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err);
+void np_send_ready(struct np_send *s, const struct np_rail *rail); /* connected */
 int np_send_push(struct np_send *s,
 		 struct kv_error *err); /* hands pending sends to the transport */
 void np_send_release(struct np_request *request);

@@ -380,6 +380,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		np_comm_free(comm);
 		return np_fail(&err, "connect");
 	}
+	np_send_ready(np_send_of(comm), &ctx->rail[dev]);
 	*comm_p = comm;
 	return ncclSuccess;
 }

@@ -11,6 +11,8 @@
  *
  * A send that is longer than the receive is cut to it, and both sides report the shorter size, as NCCL's own plugin does.
  */
+#include <string.h>
+
 #include "base/fault.h"
 #include "np.h"
 
@@ -164,6 +166,15 @@ int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_err
 
 /* ---------------------------------------------------------------- isend */
 
+/* Shared memory copies in the call, unless there are threads for it; a NIC is given everything at once. */
+void np_send_ready(struct np_send *s, const struct np_rail *rail)
+{
+	bool copies = !strcmp(tr_conn_transport(s->comm.conn), "shm") &&
+		      !kv_option_int(rail->options, KV_OPT_NET_COPY_THREADS);
+
+	s->piece = copies ? NP_PIECE : SIZE_MAX;
+}
+
 /* 0: the transport has all of it; TR_AGAIN: it takes no more now. */
 static int push_one(struct np_send *s, struct np_request *request, struct kv_error *err)
 {
@@ -173,27 +184,41 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 		ret = tr_op_begin(s->comm.conn, TR_WRITE | (request->any_order ? TR_ANY_ORDER : 0),
 				  request->index, &request->op, err);
 	if (!ret && request->span.len) {
-		long n = tr_op_add(request->op, request->mr[0]->mem, request->rmem, &request->span,
-				   1, err);
+		struct tr_span piece = request->span;
+		long n;
 
-		if (n > 0)
-			request->span.len = 0;
-		else
-			ret = n ? (int)n : TR_AGAIN;
+		if (piece.len > s->piece)
+			piece.len = s->piece;
+		n = tr_op_add(request->op, request->mr[0]->mem, request->rmem, &piece, 1, err);
+		if (n < 0)
+			return (int)n;
+		if (n) {
+			request->span.local += piece.len;
+			request->span.remote += piece.len;
+			request->span.len -= piece.len;
+		}
+		if (request->span.len)
+			ret = TR_AGAIN;
 	}
 	return ret ? ret : tr_op_commit(request->op, TR_NOTIFY, request->value, err);
 }
 
 int np_send_push(struct np_send *s, struct kv_error *err)
 {
-	while (s->pending.first) {
-		int ret = push_one(s, s->pending.first, err);
+	struct np_request **at = &s->pending.first;
 
-		if (ret == TR_AGAIN)
-			return 0;
-		if (ret)
+	while (*at) {
+		struct np_request *request = *at;
+		int ret = push_one(s, request, err);
+
+		if (!ret)
+			take_out(&s->pending, at);
+		else if (ret != TR_AGAIN)
 			return ret;
-		take_out(&s->pending, &s->pending.first);
+		else if (!request->op || request->span.len) /* there is no room for bytes */
+			return 0;
+		else /* its bytes are on their way, the next one's can be, too */
+			at = &request->next;
 	}
 	return 0;
 }
