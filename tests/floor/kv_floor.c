@@ -10,7 +10,7 @@
  * destination are cold. Floor and kvrail are measured in turns, first one then the other first, and
  * the ratio is the median of the pairs' ratios.
  *
- *   pool   floor: this file's loops into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a memfd pool
+ *   pool   floor: the loops of floor_loops.c into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a memfd pool
  *          + read: until the receiver has read every byte of the batch once, each batch on its own
  *   cma    floor: process_vm_writev of 256 spans a call into the peer; kvrail: the same path
  *
@@ -24,29 +24,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include <jansson.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "floor.h"
 
-#include "../loop/tr_pair.h"
-
-enum { SIZES_MAX = 16, PAIRS_MAX = 99, IOVECS = 256, SOURCE_SEED = 1 };
-
-static struct {
-	size_t pool;
-	uint32_t batch, batches, pairs;
-	size_t measure_bytes; /* of one measurement */
-	size_t sizes[SIZES_MAX];
-	unsigned int n_sizes;
-	const char *json;
-	const char *path; /* NULL: both */
-	bool cpu;
-	bool quick;
-} cfg = {
+struct floor_config cfg = {
 	.pool = (size_t)1 << 30,
 	.batch = 1538,
 	.batches = 64,
@@ -56,186 +39,7 @@ static struct {
 	.n_sizes = 5,
 };
 
-enum way { FLOOR_NT, FLOOR_PLAIN, FLOOR_CMA, KVRAIL, WAYS };
-
-/*
- * One block size: where each of `batch` x `batches` blocks comes from and goes to. Equal on both
- * sides.
- */
-struct plan {
-	size_t size;
-	uint32_t blocks;
-	uint32_t *from,
-		*to; /* shuffled ids of all blocks; batch k begins at k * batch, modulo blocks */
-};
-
-struct bench {
-	struct pair_side *s;
-	struct plan plan;
-	uint8_t *floor_dst;
-	uint64_t peer_base;
-	uint32_t next; /* batch */
-	unsigned int acks;
-};
-
-/* Commands of the writer to the receiver, by message. */
-enum { CMD_PLAN = 1, CMD_READ_FLOOR, CMD_READ, CMD_CHECK, CMD_QUIT };
-struct command {
-	uint32_t kind, batch;
-	uint64_t value; /* PLAN: size. CHECK: answer = wrong blocks */
-};
-
-static uint8_t *shared_floor; /* the floor's destination, mapped before the fork */
-
-/* ---------------------------------------------------------------- plan and bytes */
-
-static void plan_make(struct plan *p, size_t size)
-{
-	uint64_t random = 0x9e3779b97f4a7c15u;
-
-	free(p->from);
-	free(p->to);
-	p->size = size;
-	p->blocks = (uint32_t)(cfg.pool / size);
-	p->from = malloc(p->blocks * sizeof(uint32_t));
-	p->to = malloc(p->blocks * sizeof(uint32_t));
-	PAIR_CHECK(p->from && p->to && p->blocks >= cfg.batch);
-	for (uint32_t i = 0; i < p->blocks; i++)
-		p->from[i] = p->to[i] = i;
-	for (uint32_t i = p->blocks - 1; i; i--) {
-		uint32_t a = (uint32_t)(pair_random(&random) % (i + 1));
-		uint32_t b = (uint32_t)(pair_random(&random) % (i + 1));
-		uint32_t t = p->from[i];
-
-		p->from[i] = p->from[a];
-		p->from[a] = t;
-		t = p->to[i];
-		p->to[i] = p->to[b];
-		p->to[b] = t;
-	}
-}
-
-static inline uint32_t plan_slot(const struct plan *p, uint32_t batch, uint32_t i)
-{
-	uint64_t at = (uint64_t)(batch % cfg.batches) * cfg.batch + i;
-
-	return (uint32_t)(at % p->blocks);
-}
-
-static inline uint64_t word_at(uint64_t offset)
-{
-	return (offset + 8) * UINT64_C(0x9e3779b97f4a7c15);
-}
-
-static void fill_words(uint8_t *p, size_t len)
-{
-	for (size_t at = 0; at < len; at += 8) {
-		uint64_t w = word_at(at);
-
-		memcpy(p + at, &w, 8);
-	}
-}
-
-/* ---------------------------------------------------------------- the floor's loops */
-
-static void sum_block(const uint8_t *p, size_t n, uint64_t *sum)
-{
-	const uint64_t *w = (const uint64_t *)(const void *)p;
-	uint64_t a = 0;
-
-	for (size_t i = 0; i < n / 8; i++)
-		a += w[i];
-	*sum += a;
-}
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static void nt512(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 64, dst += 64, src += 64)
-		_mm512_stream_si512((void *)dst, _mm512_loadu_si512((const void *)src));
-}
-
-__attribute__((target("avx2"))) static void nt256(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 32, dst += 32, src += 32)
-		_mm256_stream_si256((void *)dst, _mm256_loadu_si256((const void *)src));
-}
-
-static void nt128(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 16, dst += 16, src += 16)
-		_mm_stream_si128((void *)dst, _mm_loadu_si128((const void *)src));
-}
-
-static void drain(void)
-{
-	_mm_sfence();
-}
-#else
-static void drain(void)
-{
-}
-#endif
-
-static void plain(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	memcpy(dst, src, n);
-}
-
-typedef void copy_fn(uint8_t *dst, const uint8_t *src, size_t n);
-
-static copy_fn *nt_loop(const char **name_p)
-{
-#if defined(__x86_64__)
-	*name_p = "avx512";
-	if (__builtin_cpu_supports("avx512f"))
-		return nt512;
-	*name_p = "avx2";
-	if (__builtin_cpu_supports("avx2"))
-		return nt256;
-	*name_p = "sse2";
-	return nt128;
-#else
-	*name_p = "plain";
-	return plain;
-#endif
-}
-
-static void floor_copy(struct bench *b, copy_fn *copy)
-{
-	const struct plan *p = &b->plan;
-
-	for (uint32_t i = 0; i < cfg.batch; i++) {
-		uint32_t k = plan_slot(p, b->next, i);
-
-		copy(b->floor_dst + (size_t)p->to[k] * p->size,
-		     b->s->base + (size_t)p->from[k] * p->size, p->size);
-	}
-	drain();
-}
-
-static void floor_cma(struct bench *b)
-{
-	const struct plan *p = &b->plan;
-	struct iovec ours[IOVECS], theirs[IOVECS];
-
-	for (uint32_t i = 0; i < cfg.batch;) {
-		uint32_t n = cfg.batch - i < IOVECS ? cfg.batch - i : IOVECS;
-
-		for (uint32_t j = 0; j < n; j++, i++) {
-			uint32_t k = plan_slot(p, b->next, i);
-
-			ours[j] = (struct iovec){ b->s->base + (size_t)p->from[k] * p->size,
-						  p->size };
-			theirs[j] = (struct iovec){
-				(void *)(uintptr_t)(b->peer_base + (uint64_t)p->to[k] * p->size),
-				p->size
-			};
-		}
-		PAIR_CHECK(process_vm_writev(b->s->other, ours, n, theirs, n, 0) ==
-			   (ssize_t)(n * p->size));
-	}
-}
+uint8_t *shared_floor;
 
 /*
  * The transport as the KV layer uses it: spans made from ids, 256 at a time, one notify, until it
@@ -267,21 +71,10 @@ static void kvrail_batch(struct bench *b)
 
 static void one_batch(struct bench *b, enum way way)
 {
-	const char *name;
-
-	switch (way) {
-	case FLOOR_NT:
-		floor_copy(b, nt_loop(&name));
-		break;
-	case FLOOR_PLAIN:
-		floor_copy(b, plain);
-		break;
-	case FLOOR_CMA:
-		floor_cma(b);
-		break;
-	default:
+	if (way == KVRAIL)
 		kvrail_batch(b);
-	}
+	else
+		floor_batch(b, way);
 }
 
 /* ---------------------------------------------------------------- commands */
@@ -373,68 +166,6 @@ static struct row compare(struct bench *b, unsigned int ways, bool read)
 		row.ratio[way] = median(ratio, cfg.pairs);
 	}
 	return row;
-}
-
-/* ---------------------------------------------------------------- receiver */
-
-static uint64_t wrong_blocks(const struct bench *b, uint32_t batch)
-{
-	const struct plan *p = &b->plan;
-	uint64_t wrong = 0;
-
-	for (uint32_t i = 0; i < cfg.batch; i++) {
-		uint32_t k = plan_slot(p, batch, i);
-		const uint8_t *at = b->s->base + (size_t)p->to[k] * p->size;
-		bool same = true;
-
-		for (size_t j = 0; j < p->size && same; j += 8) {
-			uint64_t w = word_at((uint64_t)p->from[k] * p->size + j);
-
-			same = !memcmp(at + j, &w, 8);
-		}
-		wrong += !same;
-	}
-	return wrong;
-}
-
-static volatile uint64_t sink; /* what was read must be used */
-
-static void read_batch(const struct bench *b, const uint8_t *base, uint32_t batch)
-{
-	uint64_t sum = 0;
-
-	for (uint32_t i = 0; i < cfg.batch; i++)
-		sum_block(base + (size_t)b->plan.to[plan_slot(&b->plan, batch, i)] * b->plan.size,
-			  b->plan.size, &sum);
-	sink = sink + sum;
-}
-
-static void receiver(struct pair_side *s)
-{
-	struct bench b = { .s = s, .floor_dst = shared_floor };
-	struct command c = { 0 };
-
-	pair_up(s);
-	memset(s->base, 0, s->config->region);
-	pair_say(s, (uintptr_t)s->base);
-	for (unsigned int n = 1; c.kind != CMD_QUIT; n++) {
-		while (s->msgs < n && !s->lost) /* a measurement may take long */
-			pair_poll(s, 1000);
-		PAIR_CHECK(s->msgs >= n);
-		memcpy(&c, s->msg[(n - 1) % PAIR_EVENTS_MAX], sizeof(c));
-		if (c.kind == CMD_PLAN)
-			plan_make(&b.plan, c.value);
-		else if (c.kind == CMD_READ_FLOOR)
-			read_batch(&b, b.floor_dst, c.batch);
-		else if (c.kind == CMD_READ)
-			read_batch(&b, s->base, c.batch);
-		else if (c.kind == CMD_CHECK)
-			c.value = wrong_blocks(&b, c.batch);
-		pair_send(s, &c, sizeof(c));
-	}
-	while (!s->lost)
-		pair_poll(s, 1000);
-	pair_down(s);
 }
 
 /* ---------------------------------------------------------------- writer, table, JSON */
@@ -638,7 +369,7 @@ int main(int argc, char **argv)
 {
 	struct pair_config pool = { .parent_pool = true, .child_pool = true };
 	struct pair_config cma = { .parent_path = "cma", .child_path = "cma" };
-	const char *nt_name;
+	const char *nt_name = floor_nt_name();
 	json_t *doc;
 	int ret = parse(argc, argv);
 
@@ -649,7 +380,6 @@ int main(int argc, char **argv)
 	shared_floor =
 		mmap(NULL, cfg.pool, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	PAIR_CHECK(rows_json && shared_floor != MAP_FAILED);
-	nt_loop(&nt_name);
 	printf("# pools of %zu MiB, batches of %u blocks, %u batches in turn, median of %u pairs, "
 	       "floor stores: %s, GB per second of %s\n",
 	       cfg.pool >> 20, cfg.batch, cfg.batches, cfg.pairs, nt_name,
