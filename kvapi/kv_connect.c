@@ -220,6 +220,18 @@ static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns
 	}
 }
 
+static int out_of_time(const struct kv_peer *peer, const char *host, uint32_t port,
+		       struct kv_error *err)
+{
+	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect", "the deadline passed %s of %s:%u",
+		     peer->link && peer->name[0] ? "after the hello, in the setup"
+						 : "while waiting for the hello",
+		     host ? host : "127.0.0.1", port);
+	kv_error_hint(err, "is that an engine of kvrail, and does it make progress? With "
+			   "KV_PROGRESS_CALLER it accepts inside kv_progress only");
+	return KV_ERR_TIMEOUT;
+}
+
 int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
 		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
 		    struct kv_error *err)
@@ -251,11 +263,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",
 				   "the application gave up");
 	else
-		ret = kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",
-				   "the deadline passed %s of %s:%u",
-				   peer->link && peer->name[0] ? "after the hello, in the setup"
-							       : "while waiting for the hello",
-				   host ? host : "127.0.0.1", port);
+		ret = out_of_time(peer, host, port, err);
 	kv_peer_free(peer);
 	return ret;
 }

@@ -354,6 +354,10 @@ void kv_op_timeout(struct kv_op *op)
 
 	kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op), "%s within %lld ms", missing,
 		     (long long)op->timeout_ms);
+	kv_error_hint(&err, op->stage == KV_STAGE_WAIT_GRANT
+				    ? "do both ends name the same tag and cache?"
+				    : "kv_dump of both engines says what waits; timeout_ms or "
+				      "KVCACHE_OP_TIMEOUT_MS gives it more time");
 	kv_op_stop(op, KV_ERR_TIMEOUT, kv_deadline_ns(KV_STOP_MS), &err);
 }
 

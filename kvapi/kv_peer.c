@@ -48,6 +48,13 @@ int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *
 
 /* ---------------------------------------------------------------- the table of peers */
 
+static void refuse_pending(const struct kv_engine *engine, struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_BUSY, "connect", "%u handshakes are unfinished; the limit is %u",
+		engine->peers_pending, engine->pending_max);
+	kv_error_hint(err, "connect a few at a time, or raise KVCACHE_MAX_PENDING");
+}
+
 int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
 		struct kv_error *err)
 {
@@ -66,9 +73,11 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
 		;
 	if (i == KV_PEERS_MAX || engine->peers_pending >= engine->pending_max) {
-		kv_fail(err, KV_ERR_BUSY, "connect",
-			"%u handshakes are unfinished; the limit is %u", engine->peers_pending,
-			engine->pending_max);
+		if (i == KV_PEERS_MAX)
+			kv_fail(err, KV_ERR_BUSY, "connect", "the engine has %d peers already",
+				KV_PEERS_MAX);
+		else
+			refuse_pending(engine, err);
 		pthread_mutex_unlock(&engine->lock);
 		pthread_mutex_unlock(&peer->claim);
 		pthread_mutex_destroy(&peer->claim);

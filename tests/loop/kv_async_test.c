@@ -106,6 +106,7 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 49, RIG_TIMEOUT_MS / 2);
 	assert_int_equal(err.in_doubt, 1);
 	assert_string_equal(err.op, "write_blocks");
+	assert_non_null(strstr(err.hint, "kv_dump"));
 	/*
 	 * What was committed is told once, when the receiver looks. In a ring that nobody empties it
 	 * is stopped instead, with the connection: it never arrives.

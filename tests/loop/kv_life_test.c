@@ -368,6 +368,45 @@ static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(voi
 	node_close(&b);
 }
 
+static void *connect_in_vain(void *arg)
+{
+	struct node *a = arg;
+	struct kv_peer *peer;
+
+	while (kv_connect(a->engine, NULL, a->port, 1000, &peer, NULL) == KV_ERR_BUSY)
+		poll(NULL, 0, 1); /* the test's own try is under way */
+	return NULL;
+}
+
+static void one_more_handshake_than_the_limit_is_refused_with_the_option_that_sets_it(void **state)
+{
+	static const char *const one[] = { "KVCACHE_MAX_PENDING=1", NULL };
+	struct kv_engine_config caller = KV_INIT(kv_engine_config), few = KV_INIT(kv_engine_config);
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
+	struct kv_error err;
+	struct node a, b;
+	pthread_t thread;
+	int ret;
+
+	(void)state;
+	caller.progress = KV_PROGRESS_CALLER;
+	few.options = one;
+	node_open(&b, 2, NULL, &caller); /* listens, and never accepts */
+	node_listen(&b);
+	node_open(&a, 1, NULL, &few);
+	a.port = b.port;
+	assert_int_equal(pthread_create(&thread, NULL, connect_in_vain, &a), 0);
+	do
+		ret = kv_connect(a.engine, NULL, b.port, 1, &a.peer, &err);
+	while (ret == KV_ERR_TIMEOUT && kv_now_ns() < deadline);
+	assert_int_equal(ret, KV_ERR_BUSY);
+	assert_non_null(strstr(err.message, "handshakes"));
+	assert_non_null(strstr(err.hint, "KVCACHE_MAX_PENDING"));
+	pthread_join(thread, NULL);
+	node_close(&a);
+	node_close(&b);
+}
+
 static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(void **state)
 {
 	struct kv_engine_config caller = KV_INIT(kv_engine_config);
@@ -382,6 +421,7 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	node_listen(&b);
 	begun = kv_now_ns();
 	assert_int_equal(kv_connect(a.engine, NULL, b.port, 200, &a.peer, &err), KV_ERR_TIMEOUT);
+	assert_non_null(strstr(err.hint, "kv_progress"));
 	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 199, RIG_TIMEOUT_MS / 2);
 	node_close(&b);
 	assert_int_equal(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &a.peer, &err),
@@ -389,109 +429,6 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	assert_int_equal(kv_connect(a.engine, NULL, 0, 2000, &a.peer, &err), KV_ERR_ARG);
 	assert_int_equal(kv_connect(a.engine, NULL, 1, -1, &a.peer, &err), KV_ERR_ARG);
 	node_close(&a);
-}
-
-/* ---------------------------------------------------------------- this process */
-
-static void a_forked_child_is_refused_and_its_close_harms_nobody(void **state)
-{
-	struct kv_error err;
-	struct pair p;
-	int status;
-	pid_t pid;
-
-	(void)state;
-	pair_open(&p, NULL, NULL);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		int bad = 0;
-
-		bad |= kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err) !=
-		       KV_ERR_FORKED;
-		bad |= kv_listen(p.a.engine, NULL, 0, NULL, &err) != KV_ERR_FORKED;
-		bad |= kv_progress(p.b.engine, 0, &err) != KV_ERR_FORKED;
-		kv_engine_close(p.a.engine);
-		kv_engine_close(p.b.engine);
-		_exit(bad);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
-	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
-	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
-	pair_close(&p);
-}
-
-static void closing_ends_what_is_in_flight(void **state)
-{
-	struct kv_engine_config caller = KV_INIT(kv_engine_config);
-	struct kv_op *op[4], *recv;
-	struct kv_error err;
-	struct kv_lease *lease;
-	struct pair p;
-
-	(void)state;
-	(void)caller;
-	pair_open(&p, NULL, NULL);
-	for (int i = 0; i < 4; i++)
-		ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 99, NULL, &op[i],
-					&err),
-		   &err);
-	ok(kv_recv_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 98, NULL, &recv, &err),
-	   &err);
-	ok(kv_blocks_open(p.a.peer, p.a.cache, (int64_t[]){ 80 }, 1, 97, 10000, &lease, &err),
-	   &err);
-	ok(kv_peer_close(p.a.peer, RIG_TIMEOUT_MS, &err), &err);
-	for (int i = 0; i < 4; i++) {
-		assert_int_equal(kv_test(op[i], &err), KV_ERR_CLOSED);
-		ok(kv_op_free(op[i], &err), &err);
-	}
-	assert_int_equal(kv_test(recv, &err), KV_ERR_CLOSED);
-	ok(kv_op_free(recv, &err), &err);
-	ok(kv_cache_unregister(p.a.cache, &err), &err); /* nothing uses it any more */
-	pair_close(&p);
-}
-
-static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
-{
-	struct kv_error err;
-	struct pair p;
-
-	(void)state;
-	pair_open(&p, NULL, NULL);
-	assert_int_equal(kv_cache_unregister(p.a.cache, &err), KV_ERR_BUSY);
-	assert_int_equal(kv_free(p.a.engine, p.a.mem, &err), KV_ERR_BUSY);
-	ok(kv_peer_close(p.a.peer, RIG_TIMEOUT_MS, &err), &err);
-	ok(kv_cache_unregister(p.a.cache, &err), &err);
-	ok(kv_free(p.a.engine, p.a.mem, &err), &err);
-	assert_int_equal(kv_free(p.a.engine, &p, &err), KV_ERR_ARG);
-	pair_close(&p);
-}
-
-static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
-{
-	const size_t old = offsetof(struct kv_device_info, link);
-	struct kv_device_info info = KV_INIT(kv_device_info);
-	struct kv_engine *engine;
-	struct kv_error err;
-
-	(void)state;
-	ok(kv_engine_open(NULL, &engine, &err), &err);
-	ok(kv_device_get(engine, 0, &info, &err), &err);
-	assert_int_equal(info.size, sizeof(info));
-	assert_int_equal(info.gid_index, -1);
-	memset(&info, 0x55, sizeof(info));
-	info.size = old;
-	ok(kv_device_get(engine, 0, &info, &err), &err);
-	assert_int_equal(info.size, old);
-	assert_string_equal(info.transport, "shm");
-	for (size_t i = old; i < sizeof(info); i++)
-		assert_int_equal(((unsigned char *)&info)[i], 0x55);
-	info.size = old - 1;
-	assert_int_equal(kv_device_get(engine, 0, &info, &err), KV_ERR_ARG);
-	info.size = sizeof(info) + 8;
-	assert_int_equal(kv_device_get(engine, 0, &info, &err), KV_ERR_ARG);
-	kv_engine_close(engine);
 }
 
 int main(int argc, char **argv)
@@ -503,11 +440,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_revoke_of_a_stopped_writer_waits_until_it_is_killed),
 		cmocka_unit_test(a_restarted_receiver_is_a_new_peer),
 		cmocka_unit_test(a_receiver_that_comes_back_with_another_shape_is_refused_by_name),
+		cmocka_unit_test(
+			one_more_handshake_than_the_limit_is_refused_with_the_option_that_sets_it),
 		cmocka_unit_test(connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline),
-		cmocka_unit_test(a_forked_child_is_refused_and_its_close_harms_nobody),
-		cmocka_unit_test(closing_ends_what_is_in_flight),
-		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
-		cmocka_unit_test(a_device_row_fills_what_its_caller_knows_and_no_more),
 	};
 
 	if (argc > 1)
