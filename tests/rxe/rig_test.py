@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """rig_test.py -- the guest itself: what it passes on, and that rxe0 and rxe1 reach each other as perftest sees it"""
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+
+import image
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+STRANGER = 65534
 IN_GUEST = r"""
 echo to stdout; echo to stderr >&2
 echo "directory $(pwd) marker $RXE_TEST_MARKER"
@@ -32,6 +37,24 @@ def check(truth, what):
         sys.exit(1)
 
 
+def run_as_an_ordinary_user():
+    """Root's part is none: a stranger with a cache of its own comes to the same end, and nothing of it runs on."""
+    with tempfile.TemporaryDirectory() as cache:
+        made = image.prepare(print)
+        shutil.copytree(made, os.path.join(cache, "kvrail-rxe", os.path.basename(made)))
+        for folder, _, files in os.walk(cache):
+            for path in (folder, *(os.path.join(folder, name) for name in files)):
+                os.chown(path, STRANGER, STRANGER)
+        got = subprocess.run([os.path.join(HERE, "rxe"), "--timeout", "240", "sh", "-c", "rdma link; exit 7"],
+                             env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": cache}, cwd="/", user=STRANGER, group=STRANGER,
+                             extra_groups=[], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        print(got.stdout + got.stderr, end="")
+        check(got.returncode == 7, f"as an ordinary user: exit status {got.returncode}, not the command's 7")
+        check(got.stdout.count("state ACTIVE") == 2, "as an ordinary user: two active devices")
+        kept = [name for name in os.listdir(os.path.join(cache, "kvrail-rxe")) if name.startswith("failed-")]
+        check(kept, "as an ordinary user: the kernel's log of the failure is kept")
+
+
 def main():
     env = dict(os.environ, RXE_TEST_MARKER="it's \"quoted\" $here")
     got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "240", "--memlock", "4096", "--user",
@@ -51,6 +74,8 @@ def main():
     check("usec/iter" in got.stdout, "ibv_rc_pingpong ended well")
     check("wrote to the root" not in got.stdout, "an ordinary user does not write to /usr")
     check(not os.path.exists("/usr/rxe-was-here"), "the host's root is unchanged")
+    if os.geteuid() == 0 and subprocess.run(["test", "-x", os.path.join(HERE, "rxe")], user=STRANGER, check=False).returncode == 0:
+        run_as_an_ordinary_user()
 
 
 if __name__ == "__main__":
