@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # children.py, also in the spawn
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 for variable in [v for v in os.environ if v.startswith("KVCACHE_")]:
     del os.environ[variable]
+if "KVRAIL_TEST_TRANSPORT" in os.environ:  # tests/rxe runs a part of this over ib
+    os.environ["KVCACHE_TRANSPORT"] = os.environ["KVRAIL_TEST_TRANSPORT"]
 
 import kvrail  # noqa: E402
 from children import Child  # noqa: E402
