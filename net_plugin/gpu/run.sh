@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# run.sh -- real NCCL over the plugin, on two GPUs of one host; about 5 minutes; no network
+# run.sh -- real NCCL over the plugin, on two GPUs of one host; about 4 minutes; no network
 #
 # usage: net_plugin/gpu/run.sh [check|quick|perf|all]     (quick: a part of check)
 #
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's.
-# Needs two GPUs, Python with torch (its NCCL is used), gcc, cmake, ninja, libibverbs' headers. Each rank gets another
+# Needs two GPUs, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
 # NCCL_HOSTID, so that NCCL takes the two for two hosts and uses its network plugin for everything between them;
 # NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set;
 # table.py makes the tables of docs/nccl.md from $OUT/results.json.

@@ -30,6 +30,8 @@ def cell(row, key):
 
 def print_table(title, rows, cases, sizes, key):
     found = {(row["case"], row["what"], row["bytes"]): row for row in rows}
+    if not sizes:
+        return 0
     print(f"\n{title}\n\n| | bytes | " + " | ".join(cases) + " | Socket / kvrail |\n|---|---:|" + "---:|" * (len(cases) + 1))
     below = 0
     for what in dict.fromkeys(row["what"] for row in rows):
