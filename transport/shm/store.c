@@ -3,9 +3,11 @@
 #include "store.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -91,13 +93,27 @@ NT_COPY(store_nt_sse2, "sse2",
 	_mm_stream_si128((void *)(dst + 48), _mm_loadu_si128((const void *)(src + 48))))
 /* clang-format on */
 
+/*
+ * Whether the processor has a feature of leaf 7 and the kernel saves the registers `state` that it uses. Not
+ * __builtin_cpu_supports: not every compiler's runtime answers it.
+ */
+static bool cpu_has(unsigned int feature, unsigned int state)
+{
+	unsigned int a, b, c, d, saved, high;
+
+	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+		return false;
+	__asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+	return (saved & state) == state && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & feature);
+}
+
 store_fn *store_nt(const char **name_p)
 {
-	if (__builtin_cpu_supports("avx512f")) {
+	if (cpu_has(bit_AVX512F, 0xe6)) {
 		*name_p = "avx512";
 		return store_nt_avx512;
 	}
-	if (__builtin_cpu_supports("avx2")) {
+	if (cpu_has(bit_AVX2, 0x06)) {
 		*name_p = "avx2";
 		return store_nt_avx2;
 	}
@@ -111,6 +127,20 @@ void store_drain(void)
 }
 
 #else
+
+/*
+ * Whether the processor has a feature of leaf 7 and the kernel saves the registers `state` that it uses. Not
+ * __builtin_cpu_supports: not every compiler's runtime answers it.
+ */
+static bool cpu_has(unsigned int feature, unsigned int state)
+{
+	unsigned int a, b, c, d, saved, high;
+
+	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+		return false;
+	__asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+	return (saved & state) == state && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & feature);
+}
 
 store_fn *store_nt(const char **name_p)
 {
