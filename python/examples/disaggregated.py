@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model split in two: one process prefills, another decodes, kvrail moves the KV cache between them.
 
-    python3 python/examples/disaggregated.py [--prompt 600] [--tokens 16] [--requests 3] [--layers 8]
+    python3 python/examples/disaggregated.py [--prompt 600] [--tokens 16] [--requests 3] [--layers 8] [--hf]
 
 The decode process opens blocks of its own choice for each request (recv_blocks); the prefill process fills them layer by
 layer (send_blocks) from a second thread, while its first computes the layers that follow. At the end the tokens are
 compared, one by one, with those of the same model in one process. No NIC is needed: engines on one host use shared
 memory, and KVCACHE_TRANSPORT=ib in the environment makes both ends use RDMA.
+
+The model is a small decoder in numpy, or with --hf transformers' Llama (llama.py), on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import numpy as np
 
@@ -27,6 +29,14 @@ from model import BLOCK_TOKENS, Model, Pages, Shape, blocks_for
 def prompts_of(args: argparse.Namespace) -> List[List[int]]:
     random = np.random.default_rng(args.seed + 1)
     return [random.integers(0, Shape().vocabulary, args.prompt).tolist() for _ in range(args.requests)]
+
+
+def model_of(args: argparse.Namespace) -> Any:
+    if not args.hf:
+        return Model(Shape(args.layers), args.seed)
+    from llama import Llama
+
+    return Llama(Shape(args.layers), args.seed)
 
 
 def pages_of(args: argparse.Namespace, engine: kvrail.Engine) -> Tuple[Pages, kvrail.Cache]:
@@ -42,7 +52,7 @@ def some_blocks(pages: Pages, tokens: int, seed: int) -> Any:
 
 def prefill(args: argparse.Namespace, pipe: Any) -> None:
     """For each prompt: compute it, send each layer as soon as it is there, tell the first token and the times."""
-    model = Model(Shape(args.layers), args.seed)
+    model = model_of(args)
     with kvrail.Engine("prefill") as engine, ThreadPoolExecutor(1) as sender:
         pages, cache = pages_of(args, engine)
         peer = engine.connect("127.0.0.1", pipe.recv())
@@ -52,12 +62,13 @@ def prefill(args: argparse.Namespace, pipe: Any) -> None:
             begun = time.monotonic()
             sends: List["Future[float]"] = []
 
-            def send(layer: int) -> float:
+            def send(layer: int, land: Callable[[], None]) -> float:
                 start = time.monotonic()
+                land()
                 peer.send_blocks(cache, ids, request, layer)
                 return time.monotonic() - start
 
-            first = model.step(prompt, 0, pages, ids, lambda layer: sends.append(sender.submit(send, layer)))
+            first = model.step(prompt, 0, pages, ids, lambda *layer: sends.append(sender.submit(send, *layer)))
             computed = time.monotonic()
             pipe.send((first, begun, computed, sum(s.result() for s in sends)))
         pipe.recv()  # the decode side is done
@@ -65,11 +76,11 @@ def prefill(args: argparse.Namespace, pipe: Any) -> None:
 
 def decode(args: argparse.Namespace, pipe: Any, results: Any) -> None:
     """For each request: open blocks, wait until all layers are there, go on where the prefill stopped."""
-    model = Model(Shape(args.layers), args.seed)
+    model = model_of(args)
     with kvrail.Engine("decode") as engine:
         pages, cache = pages_of(args, engine)
         pipe.send(engine.listen())
-        arrival = engine.next_arrival(30)
+        arrival = engine.next_arrival(120)
         assert arrival is not None and arrival.peer is not None, "no prefill process came"
         path = arrival.peer.info().path
         for request in range(args.requests):
@@ -86,13 +97,8 @@ def decode(args: argparse.Namespace, pipe: Any, results: Any) -> None:
 
 
 def one_process(args: argparse.Namespace) -> List[List[int]]:
-    model = Model(Shape(args.layers), args.seed)
-    pages = Pages(Shape(args.layers), blocks_for(args.prompt + args.tokens))
-    ids = np.arange(pages.k.shape[1])
-    return [
-        model.generate(model.step(prompt, 0, pages, ids), len(prompt), args.tokens, pages, ids)
-        for prompt in prompts_of(args)
-    ]
+    model = model_of(args)
+    return [model.whole(prompt, args.tokens) for prompt in prompts_of(args)]
 
 
 def two_processes(args: argparse.Namespace) -> List[Any]:
@@ -123,6 +129,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=3)
     parser.add_argument("--layers", type=int, default=Shape().layers)
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--hf", action="store_true", help="transformers' Llama (pip install torch transformers)")
     args = parser.parse_args()
     got = two_processes(args)
     want = one_process(args)

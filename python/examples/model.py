@@ -13,6 +13,12 @@ import numpy as np
 
 BLOCK_TOKENS = 16
 Array = Any  # numpy.ndarray; its generic form differs between numpy's versions
+#: Told that a layer is computed, and given what puts it into the pages where it is not there yet.
+Done = Callable[[int, Callable[[], None]], Any]
+
+
+def no_one(layer: int, land: Callable[[], None]) -> None:
+    land()
 
 
 class Shape(NamedTuple):
@@ -100,17 +106,15 @@ class Model:
         mixed = scores.reshape(s.kv_heads, group * n, len(k)) @ v.transpose(1, 0, 2)
         return mixed.reshape(s.kv_heads, group, n, s.width).transpose(2, 0, 1, 3).reshape(n, s.hidden)
 
-    def step(
-        self, tokens: List[int], at: int, pages: Pages, ids: Array, done: Callable[[int], Any] = lambda _: None
-    ) -> int:
-        """Run tokens that begin at position `at`; returns the next one. done(l): layer l is in the cache."""
+    def step(self, tokens: List[int], at: int, pages: Pages, ids: Array, done: Done = no_one) -> int:
+        """Run tokens that begin at position `at`; returns the next one. done(l, land): layer l is in the pages."""
         s = self.shape
         x = self.embedding[tokens]
         for number, w in enumerate(self.layers):
             h = _norm(x)
             k = _rotate((h @ w["k"]).reshape(-1, s.kv_heads, s.width), at)
             pages.put(number, ids, at, k, (h @ w["v"]).reshape(-1, s.kv_heads, s.width))
-            done(number)
+            done(number, lambda: None)
             k, v = pages.get(number, ids, at + len(tokens))
             q = _rotate((h @ w["q"]).reshape(-1, s.heads, s.width), at)
             x = x + self._attend(q, k, v, at) @ w["o"]
@@ -125,3 +129,9 @@ class Model:
         while len(tokens) < count:
             tokens.append(self.step(tokens[-1:], at + len(tokens) - 1, pages, ids))
         return tokens
+
+    def whole(self, prompt: List[int], count: int) -> List[int]:
+        """The same in one go."""
+        pages = Pages(self.shape, blocks_for(len(prompt) + count))
+        ids = np.arange(pages.k.shape[1])
+        return self.generate(self.step(prompt, 0, pages, ids), len(prompt), count, pages, ids)

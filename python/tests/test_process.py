@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -250,6 +251,17 @@ def test_a_model_split_in_two_says_the_same_tokens() -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "same tokens: yes" in ran.stdout and "time to first token" in ran.stdout
+
+
+def test_a_transformers_model_split_in_two_says_the_same_tokens() -> None:
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not installed")
+    example = ROOT / "python" / "examples" / "disaggregated.py"
+    command = [sys.executable, str(example), "--hf", "--prompt", "100", "--tokens", "6", "--requests", "2", "--layers", "4"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "same tokens: yes" in ran.stdout
 
 
 def test_the_benchmark_of_a_call_measures(tmp_path: Path) -> None:
