@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """guest.py -- QEMU processes, what passes between them and the caller, and the time limit"""
 import ctypes
+import json
 import os
 import re
 import selectors
@@ -61,6 +62,7 @@ class Guest:
         self.pending = b""
         self.run_at = None
         self.process = None
+        self.frozen = self.unplugged = False
         self.sockets = {}
 
     def prepare(self, share):
@@ -75,7 +77,7 @@ class Guest:
     def start(self, image, share, accel, wire):
         """Starts QEMU. wire is this guest's end of a socket pair, or None."""
         theirs = {}
-        for port in (*PORTS, "console"):
+        for port in (*PORTS, "console", "qmp"):
             self.sockets[port], theirs[port] = socket.socketpair()
             self.sockets[port].setblocking(False)
         fds = [end.fileno() for end in theirs.values()] + ([wire.fileno()] if wire else [])
@@ -95,6 +97,7 @@ class Guest:
                       "-device", f"virtserialport,chardev={port},nr={number},name={port}"]
         words += ["-chardev", f"socket,id=console,fd={theirs['console'].fileno()}", "-serial", "chardev:console"]
         if wire:
+            words += ["-chardev", f"socket,id=qmp,fd={theirs['qmp'].fileno()}", "-mon", "chardev=qmp,mode=control"]
             mac = "52:54:00:77:00:0" + ("1" if self.name == "a" else "2")
             words += ["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire.fileno()}",
                       "-device", f"virtio-net-pci,netdev=wire,host_mtu=4200,mac={mac}"]
@@ -120,6 +123,8 @@ class Guest:
             data = b""
         if port in self.sinks:
             self.sinks[port].write(data)
+        elif port == "qmp":
+            return bool(data)  # its greeting and its returns
         elif port == "console":
             self.console += data
         else:
@@ -139,6 +144,16 @@ class Guest:
     def go(self):
         self.run_at = len(self.console)
         self.sockets["control"].send(b"go\n")
+
+    def obey(self, folder):
+        """While there is a file freeze-NAME this guest is stopped, while there is unplug-NAME its end of the wire is out."""
+        frozen, unplugged = (os.path.exists(os.path.join(folder, f"{what}-{self.name}")) for what in ("freeze", "unplug"))
+        if frozen != self.frozen:
+            self.process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+        if unplugged != self.unplugged:
+            self.sockets["qmp"].send(b'{"execute":"qmp_capabilities"}\n' + json.dumps(
+                {"execute": "set_link", "arguments": {"name": "wire", "up": not unplugged}}).encode() + b"\n")
+        self.frozen, self.unplugged = frozen, unplugged
 
     def last_words(self):
         """What QEMU itself said, else the end of the kernel's log."""
@@ -175,7 +190,7 @@ class Rig:
         self.image, self.settings = image, settings
         self.began = time.monotonic()
         self.deadline = self.began + settings.timeout
-        self.used = self.ready_s = None
+        self.used = self.ready_s = self.shared = None
         self.guests = []
         for name, command in zip("ab", commands):
             prefix = f"{name}| " if len(commands) > 1 else ""
@@ -185,7 +200,8 @@ class Rig:
     def run(self, accels):
         """Fills in each guest's status. accels are tried in turn until the guests come up."""
         with tempfile.TemporaryDirectory(prefix="kvrail-rxe-") as share:
-            os.mkdir(os.path.join(share, "shared"), mode=0o777)
+            self.shared = os.path.join(share, "shared")
+            os.mkdir(self.shared, mode=0o777)
             shutil.copy(os.path.join(HERE, "guest.sh"), share)
             for guest in self.guests:
                 guest.prepare(share)
@@ -231,7 +247,9 @@ class Rig:
             left = limit - time.monotonic()
             if left <= 0:
                 return False
-            for key, _ in selector.select(left):
+            for guest in self.guests:
+                guest.obey(self.shared)
+            for key, _ in selector.select(min(left, 0.2)):
                 guest, port = key.data
                 if not guest.receive(port):
                     selector.unregister(key.fileobj)

@@ -2,16 +2,19 @@
 /*
  * kv_peer.c -- a prefill or a decode process that lives through faults, for two guests on one wire
  *
- *   kv_peer decode HOST PORT                       listens; ends when a prefill has said END
- *   kv_peer prefill HOST PORT TAG SECONDS [end]    writes requests TAG, TAG + 1, ... for SECONDS; "end" says END
+ *   kv_peer decode HOST PORT         listens; ends when a prefill has said END, or at SIGTERM
+ *   kv_peer prefill HOST PORT TAG    writes requests TAG, TAG + 1, ... until SIGTERM
+ *   kv_peer end HOST PORT            says END
  *
- * A request is some blocks whose ids and bytes follow from its tag. At each arrival the decode side checks every block of its
+ * A request is some blocks whose ids and bytes follow from its tag; the answer names request and attempt, as an attempt that
+ * was not acknowledged in time may still arrive. At each arrival the decode side checks every block of its
  * cache: those of the request, and that all others are as they were; then it writes an answer back, and only then the prefill
  * side goes on. A prefill that loses its peer connects again and writes the same request once more. Once a peer is closed
  * here no byte of it may land any more: the blocks that its next request would have used are stamped anew and must stay so.
  */
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,7 +24,17 @@
 
 #include <kvrail/kv.h>
 
-enum { LAYERS = 2, TENSORS = 2, BLOCKS = 64, WORDS = 2048, N = 16, WAIT_MS = 30000, TELLS = 5 };
+enum {
+	LAYERS = 2,
+	TENSORS = 2,
+	BLOCKS = 64,
+	WORDS = 2048,
+	N = 16,
+	WAIT_MS = 30000,
+	IDLE_S = 90,
+	TELLS = 5,
+	ATTEMPTS = 16
+};
 #define END UINT64_MAX
 #define HELLO (UINT64_MAX - 1)
 
@@ -33,6 +46,13 @@ struct caches {
 static const struct kv_layers all_layers;
 static uint64_t *memory;
 static uint64_t epoch[BLOCKS]; /* the tag whose bytes a block holds, 0 = the stamp */
+static volatile sig_atomic_t stopped;
+
+static void on_sigterm(int number)
+{
+	(void)number;
+	stopped = 1;
+}
 
 static double seconds(void)
 {
@@ -156,41 +176,6 @@ struct decode {
 	bool ended;
 };
 
-static void answer(struct decode *d, uint64_t tag)
-{
-	struct kv_options options = KV_INIT(kv_options);
-	struct kv_error err;
-	int64_t id = 0;
-
-	options.tag = tag;
-	if (kv_write_blocks(d->peer, d->caches.answer, all_layers, &id, &id, 1, &options, &err))
-		say("decode", "answer", &err);
-}
-
-static void on_request(struct decode *d, const struct kv_arrival *arrival)
-{
-	uint64_t wrong;
-
-	if (arrival->cache != d->caches.blocks)
-		return;
-	if (arrival->tag == END) {
-		d->ended = true;
-		return;
-	}
-	for (int i = 0; i < N; i++)
-		epoch[id_of(arrival->tag, i)] = arrival->tag;
-	wrong = wrong_words();
-	if (wrong && ++d->told <= TELLS) {
-		printf("decode: request %" PRIu64 ": %" PRIu64 " wrong words\n", arrival->tag,
-		       wrong);
-		fflush(stdout);
-	}
-	d->wrong += wrong;
-	d->requests++;
-	d->last = arrival->tag;
-	answer(d, arrival->tag);
-}
-
 /* Closes the peer; from then on nothing of it may land. */
 static void drop_peer(struct decode *d)
 {
@@ -202,6 +187,44 @@ static void drop_peer(struct decode *d)
 		epoch[id_of(d->last + 1, i)] = 0;
 		fill(0, id_of(d->last + 1, i));
 	}
+}
+
+/* A prefill that gets no answer has to connect again. */
+static void answer(struct decode *d, uint64_t tag)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_error err;
+	int64_t id = 0;
+
+	options.tag = tag;
+	if (!d->peer ||
+	    !kv_write_blocks(d->peer, d->caches.answer, all_layers, &id, &id, 1, &options, &err))
+		return;
+	say("decode", "answer failed", &err);
+	drop_peer(d);
+}
+
+static void on_request(struct decode *d, const struct kv_arrival *arrival)
+{
+	uint64_t request = arrival->tag / ATTEMPTS, wrong;
+
+	if (arrival->cache != d->caches.blocks)
+		return;
+	if (arrival->tag == END) {
+		d->ended = true;
+		return;
+	}
+	for (int i = 0; i < N; i++)
+		epoch[id_of(request, i)] = request;
+	wrong = wrong_words();
+	if (wrong && ++d->told <= TELLS) {
+		printf("decode: request %" PRIu64 ": %" PRIu64 " wrong words\n", request, wrong);
+		fflush(stdout);
+	}
+	d->wrong += wrong;
+	d->requests++;
+	d->last = request;
+	answer(d, arrival->tag);
 }
 
 /* A prefill that comes back may be here before this end has noticed that its old connection is gone. */
@@ -229,13 +252,17 @@ static int decode(const char *host, uint32_t port)
 	struct pollfd fd = { .fd = kv_arrivals_fd(engine), .events = POLLIN };
 	struct kv_arrival arrival;
 	struct kv_error err;
+	double limit;
 	int n;
 
 	check(kv_listen(engine, host, port, NULL, &err), &err, "listen");
 	say("decode", "listening", NULL);
-	while (!d.ended && poll(&fd, 1, 2 * WAIT_MS) == 1) {
+	for (limit = seconds() + IDLE_S; !d.ended && !stopped && seconds() < limit;) {
+		poll(&fd, 1, 100);
 		n = kv_poll_arrivals(engine, &arrival, 1, &err);
 		check(n, &err, "poll");
+		if (n)
+			limit = seconds() + IDLE_S;
 		if (n && arrival.kind == KV_ARRIVAL_BLOCKS)
 			on_request(&d, &arrival);
 		else if (n && arrival.kind == KV_ARRIVAL_PEER_UP)
@@ -246,7 +273,7 @@ static int decode(const char *host, uint32_t port)
 	printf("decode: requests %" PRIu64 " wrong %" PRIu64 " lost %" PRIu64 " ended %d\n",
 	       d.requests, d.wrong, d.lost, d.ended);
 	kv_engine_close(engine);
-	return d.wrong || !d.ended;
+	return d.wrong || (!d.ended && !stopped);
 }
 
 /* ---------------------------------------------------------------- prefill */
@@ -304,7 +331,7 @@ static void connect_again(struct prefill *p)
 	p->connects++;
 }
 
-static int write_once(struct prefill *p, uint64_t tag)
+static int write_once(struct prefill *p, uint64_t tag, unsigned int attempt)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	double began = seconds(), took;
@@ -315,10 +342,10 @@ static int write_once(struct prefill *p, uint64_t tag)
 
 	for (int i = 0; i < N; i++)
 		ids[i] = id_of(tag, i);
-	options.tag = tag;
+	options.tag = tag == END ? END : tag * ATTEMPTS + attempt % ATTEMPTS;
 	ret = kv_write_blocks(p->peer, p->caches.blocks, all_layers, ids, ids, N, &options, &err);
 	if (!ret && tag != END)
-		ret = await_answer(p, tag, &err);
+		ret = await_answer(p, options.tag, &err);
 	took = seconds() - began;
 	if (took > p->longest)
 		p->longest = took;
@@ -334,11 +361,10 @@ static int write_once(struct prefill *p, uint64_t tag)
 	return ret;
 }
 
-static int prefill(const char *host, uint32_t port, uint64_t tag, double duration, bool end)
+static struct prefill start_prefill(const char *host, uint32_t port)
 {
 	struct prefill p = { .host = host, .port = port };
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
-	double until;
 	struct kv_error err;
 
 	p.engine = open_engine("prefill", &p.caches);
@@ -346,28 +372,48 @@ static int prefill(const char *host, uint32_t port, uint64_t tag, double duratio
 	check(kv_peer_info(p.peer, &info, &err), &err, "info");
 	printf("prefill: connected to %s over %s: %s\n", info.address, info.transport, info.path);
 	fflush(stdout);
-	for (until = seconds() + duration; seconds() < until; tag++) {
+	return p;
+}
+
+static int prefill(const char *host, uint32_t port, uint64_t tag)
+{
+	struct prefill p = start_prefill(host, port);
+
+	for (; !stopped; tag++) {
 		for (int i = 0; i < N; i++)
 			fill(tag, id_of(tag, i));
-		while (write_once(&p, tag))
+		for (unsigned int attempt = 0; write_once(&p, tag, attempt); attempt++)
 			;
 		p.requests++;
 	}
-	while (end && write_once(&p, END))
-		;
 	printf("prefill: requests %d failures %d connects %d longest %.0f ms next %" PRIu64 "\n",
 	       p.requests, p.failures, p.connects, 1e3 * p.longest, tag);
 	kv_engine_close(p.engine);
 	return 0;
 }
 
+static int end(const char *host, uint32_t port)
+{
+	struct prefill p = start_prefill(host, port);
+
+	while (write_once(&p, END, 0))
+		;
+	kv_engine_close(p.engine);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	struct sigaction action = { .sa_handler = on_sigterm };
+	uint32_t port = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 0;
+
+	sigaction(SIGTERM, &action, NULL);
 	if (argc == 4 && !strcmp(argv[1], "decode"))
-		return decode(argv[2], (uint32_t)strtoul(argv[3], NULL, 10));
-	if (argc >= 6 && !strcmp(argv[1], "prefill"))
-		return prefill(argv[2], (uint32_t)strtoul(argv[3], NULL, 10),
-			       strtoull(argv[4], NULL, 10), strtod(argv[5], NULL), argc > 6);
-	fprintf(stderr, "usage: kv_peer decode HOST PORT | prefill HOST PORT TAG SECONDS [end]\n");
+		return decode(argv[2], port);
+	if (argc == 5 && !strcmp(argv[1], "prefill"))
+		return prefill(argv[2], port, strtoull(argv[4], NULL, 10));
+	if (argc == 4 && !strcmp(argv[1], "end"))
+		return end(argv[2], port);
+	fprintf(stderr, "usage: kv_peer decode|end HOST PORT | kv_peer prefill HOST PORT TAG\n");
 	return 2;
 }
