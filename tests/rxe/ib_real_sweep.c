@@ -97,7 +97,9 @@ static void every_completion_status_becomes_its_typed_error(void **state)
 				break;
 			if (!ret)
 				fail_msg("status %d of completion %u was not noticed", status, nth);
-			if (ret != ib_wc_code((enum ibv_wc_status)status, false))
+			/* Soft-RoCE means by this one that no packet leaves any more (status.c). */
+			if (ret !=
+			    ib_wc_code((enum ibv_wc_status)status, status == IBV_WC_LOC_QP_OP_ERR))
 				fail_msg("status %d of completion %u: %s", status, nth,
 					 err.message);
 			assert_int_equal(err.wc_status, status);
