@@ -289,7 +289,8 @@ static bool bury(struct kv_peer *peer)
 
 	if (peer->closing)
 		return true; /* kv_peer_close is at it */
-	if (!peer->fenced && !tr_fence(peer->conn, NULL)) {
+	/* The device may be long in destroying a queue pair: who waits for the claim sees first how its operation ended. */
+	if (!peer->fenced && !atomic_load(&peer->wanting) && !tr_fence(peer->conn, NULL)) {
 		peer->fenced = true;
 		kv_lease_fenced(peer);
 	}

@@ -24,7 +24,6 @@ ADDRESS = ["10.77.0.1", "7777"]
 
 OP_S = 5 + 1 + 2  # an operation's default deadline, its cancelling, and what an emulated machine may be late
 TOLD_S = 20  # a cut lasts until both sides have told it; this is the most
-STILL_S = 12
 FROZEN_S = 8  # longer than an operation's deadline
 GONE = {"PEER_LOST", "LINK", "TIMEOUT", "RNR", "UNREACHABLE", "CLOSED"}
 
@@ -320,9 +319,8 @@ def freeze_decode(f):
 
 def freeze_guest(f):
     f.write()
-    f.bound_s += STILL_S  # Soft-RoCE may keep a queue pair until its packets leave, see docs/rdma.md
     with While("freeze-a"):
-        time.sleep(STILL_S)
+        f.until_told(decode=False)
     f.end("some", GONE)
 
 
@@ -347,7 +345,7 @@ FAULTS = {
     "restart_decode": (restart_decode, "decode ends in good order; started again"),
     "freeze_prefill": (freeze_prefill, f"prefill stopped for {FROZEN_S} s"),
     "freeze_decode": (freeze_decode, "decode stopped until prefill has told it"),
-    "freeze_guest": (freeze_guest, f"decode's whole machine stopped for {STILL_S} s"),
+    "freeze_guest": (freeze_guest, "decode's whole machine stopped until prefill has told it"),
 }
 
 
