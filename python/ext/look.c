@@ -135,7 +135,9 @@ static PyObject *device_tuple(struct kv_engine *engine, size_t i)
 
 	if (kv_device_get(engine, i, &d, NULL))
 		return NULL;
-	return Py_BuildValue("ssis", d.transport, d.name, d.usable, d.detail);
+	return Py_BuildValue("ssNsssiIIIsiss", d.transport, d.name, PyBool_FromLong(d.usable),
+			     d.detail, d.link, d.gid, d.gid_index, d.lid, d.speed_mbps, d.mtu_bytes,
+			     d.pci, d.numa_node, d.distance, d.reason);
 }
 
 static PyObject *table(PyObject *obj, PyObject *(*row)(struct kv_engine *engine, size_t i))
@@ -165,7 +167,7 @@ static PyObject *look_options(PyObject *module, PyObject *obj)
 	return table(obj, option_tuple);
 }
 
-/* devices(engine or None) -> [(transport, name, usable, detail)] */
+/* devices(engine or None) -> [the fields of struct kv_device_info from transport to reason] */
 static PyObject *look_devices(PyObject *module, PyObject *obj)
 {
 	(void)module;

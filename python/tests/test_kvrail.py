@@ -7,11 +7,12 @@ import array
 import asyncio
 import ctypes
 import gc
+import ipaddress
 import logging
 import threading
 import time
 import weakref
-from typing import Any, List
+from typing import Any, List, get_type_hints
 
 import children as far
 import numpy as np
@@ -514,7 +515,28 @@ def test_stats_state_options_and_devices(pair: Pair) -> None:
     assert "reader" in pair.writer.dump()
     options = {row[0]: row for row in pair.writer.options()}
     assert options["KVCACHE_SPIN_US"][6] == "default"
-    assert any(transport == "shm" and usable for transport, _, usable, _ in pair.writer.devices())
+
+
+def test_devices_say_what_they_are_field_by_field(pair: Pair) -> None:
+    devices = pair.writer.devices()
+    (shm,) = [device for device in devices if device.transport == "shm"]
+    assert shm.usable is True and shm.detail
+    assert (shm.link, shm.gid, shm.pci, shm.distance, shm.reason) == ("", "", "", "", "")
+    assert shm.speed_mbps == shm.mtu_bytes == shm.lid == 0
+    kinds = get_type_hints(kvrail.Device)
+    for device in devices:
+        assert {name: type(value) for name, value in device._asdict().items()} == kinds
+
+
+def test_a_port_in_use_tells_its_link_address_and_speed() -> None:
+    with kvrail.Engine() as engine:
+        ports = [device for device in engine.devices() if device.transport == "ib" and device.usable]
+        if not ports:
+            pytest.skip("no RDMA port is usable here")
+        for port in ports:
+            assert port.link in ("RoCE", "InfiniBand") and port.gid and port.reason
+            assert port.speed_mbps > 0 and port.mtu_bytes in (256, 512, 1024, 2048, 4096)
+            assert ipaddress.IPv6Address(port.gid)
 
 
 def test_log_lines_reach_logging(caplog: pytest.LogCaptureFixture) -> None:

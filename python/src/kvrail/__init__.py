@@ -12,7 +12,7 @@ Every failure is a KvError whose class says what to do: CallError (fix the call)
 """
 
 from ._core import version as _version
-from ._engine import Cache, Engine, Ids, Layers, Memory, Peer, PeerInfo
+from ._engine import Cache, Device, Engine, Ids, Layers, Memory, Peer, PeerInfo
 from ._errors import (
     ArgumentError,
     CallError,
@@ -45,6 +45,7 @@ __all__ = [
     "CancelledError",
     "ClosedError",
     "Comm",
+    "Device",
     "DeviceError",
     "Engine",
     "Group",

@@ -8,7 +8,7 @@ class Handle: ...
 
 _ArrivalRow = Tuple[int, int, Optional[Handle], int, int, int, int, int, int, int, int]
 _OptionRow = Tuple[str, str, str, str, str, str, str]
-_DeviceRow = Tuple[str, str, int, str]
+_DeviceRow = Tuple[str, str, bool, str, str, str, int, int, int, int, str, int, str, str]
 _TensorRow = Tuple[str, int, int, int, List[int]]
 
 WRITE: int

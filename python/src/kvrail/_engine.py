@@ -49,6 +49,25 @@ class PeerInfo(NamedTuple):
     incoming: bool
 
 
+class Device(NamedTuple):
+    """A transport or device that this build knows. From `link` on: of an RDMA port; "", 0 or -1 elsewhere."""
+
+    transport: str
+    name: str  #: "mlx5_0:1", "host memory"
+    usable: bool
+    detail: str  #: what it is, or why it cannot be used and what to do
+    link: str  #: "RoCE", "InfiniBand"
+    gid: str  #: the address that a connection made now would use: "::ffff:10.0.0.1"
+    gid_index: int  #: its row of the GID table; -1: InfiniBand, addressed by lid
+    lid: int
+    speed_mbps: int
+    mtu_bytes: int  #: of an RDMA packet's payload
+    pci: str  #: "0000:18:00.0"; "" for a software device
+    numa_node: int  #: -1 = not known
+    distance: str  #: to the GPU of KVCACHE_GPU: "PIX", "PXB", "PHB", "NODE", "SYS"
+    reason: str  #: why this address
+
+
 class Cache:
     """Registered memory. Closing it is refused (CallError) while a connected peer knows it."""
 
@@ -457,9 +476,9 @@ class Engine:
         """(name, type, range, default, help, value, source) of every option."""
         return _core.options(self._handle)
 
-    def devices(self) -> List[_core._DeviceRow]:
-        """(transport, name, usable, detail) of every device that this build knows."""
-        return _core.devices(self._handle)
+    def devices(self) -> List[Device]:
+        """Every device that this build knows, those that cannot be used with the reason."""
+        return [Device(*row) for row in _core.devices(self._handle)]
 
     @property
     def closed(self) -> bool:
