@@ -8,26 +8,33 @@ Two engines of one process over shared memory pools; blocks of 64 bytes, so that
 times the three, in an order drawn anew, on the same ids: kv_write_blocks on ready arrays of int64, from C; rdma_comm with
 lists; rdma_comm with arrays. Then the same with one id, which is the fixed cost. The figures are medians of the
 differences within a round; per id they are the slope between 1 and 1538 ids.
+
+Then the whole Python calls of kvrail, NIXL and Mooncake on the same blocks, each engine in a process of its own, one after the
+other (bench_engines.py): the call that prepares and posts, and the transfer until it is complete.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any, Callable, Dict, List, Tuple
 from unittest import mock
 
+import bench_engines
 import numpy as np
+from bench_engines import BLOCK_BYTES, BLOCKS, IDS
 
 import kvrail
 from kvrail import _core
 from rdma_comm import RDMACommunicator
 
-BLOCKS, BLOCK_BYTES, IDS = 4096, 64, 1538
 BARS = {"list, ns per id": 15.0, "int64, ns per id": 2.0, "fixed, us": 5.0}
 
 
@@ -80,6 +87,38 @@ def differences(prefill: RDMACommunicator, port: int, n: int, rounds: int) -> Tu
     )
 
 
+def engine_rows(name: str, rounds: int) -> Dict[str, Any]:
+    """What bench_engines.py says of an engine; {"why": …} where it cannot be measured."""
+    if not bench_engines.module_of(name):
+        return {"why": "not installed"}
+    # NIXL's UCX: what moves bytes on one host without a NIC. Chosen in the environment, before UCX is loaded.
+    quiet = {"NIXL_LOG_LEVEL": "WARN", "UCX_LOG_LEVEL": "error", "GLOG_minloglevel": "3"}
+    environment = {"UCX_TLS": "sm,self,tcp", **quiet, **os.environ}
+    command = [sys.executable, bench_engines.__file__, name, str(rounds)]
+    try:
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return {"why": "no answer in 120 s"}
+    if ran.returncode or not ran.stdout:
+        said = (ran.stderr.strip() or "nothing said").splitlines()[-1]
+        return {"why": f"does not run here ({ran.returncode}): {said}"}
+    answer: Dict[str, Any] = json.loads(ran.stdout)
+    return answer
+
+
+def print_engine(name: str, told: Dict[str, Any]) -> None:
+    if "why" in told:
+        print(f"| {name} | {told['why']} |" + " |" * 7)
+    for row in told.get("rows", []):
+        one, many = row["one"], row["many"]
+        cells: List[str] = []
+        for mark in "prepared", "posted":
+            known = many[mark] is not None
+            cells += [f"{one[mark]:.1f}", f"{(many[mark] - one[mark]) * 1000 / (IDS - 1):.1f}"] if known else ["", ""]
+        cells += [f"{one['done']:.1f}", f"{many['done']:.0f}", str(many["rounds"])]
+        print(f"| {name} | {row['call']} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2000)
@@ -102,11 +141,19 @@ def main() -> None:
     print(f"{'':24} {'measured':>9} {'bar':>6}")
     for name, value in figures.items():
         print(f"{name:24} {value:9.2f} {BARS.get(name, ''):>6}")
-    if args.json:
-        with open(args.json, "w") as out:
-            json.dump({"figures": figures, "bars": BARS, "rounds": args.rounds, "version": kvrail.__version__}, out)
     prefill.close()
     decode.close()
+    engines = {name: engine_rows(name, args.rounds) for name in bench_engines.ENGINES}
+    print("\n# whole Python calls, from their beginning until prepared, posted, complete")
+    print("# " + ", ".join(dict.fromkeys(told["package"] for told in engines.values() if "package" in told)))
+    columns = "prepared: 1 id, us | ns per id | posted: 1 id, us | ns per id | complete: 1 id, us | 1538 ids, us | rounds"
+    print(f"\n| engine | call | {columns} |\n| --- | --- |" + " ---: |" * 7)
+    for name, told in engines.items():
+        print_engine(name, told)
+    if args.json:
+        with open(args.json, "w") as out:
+            told = {"figures": figures, "bars": BARS, "rounds": args.rounds, "version": kvrail.__version__, "engines": engines}
+            json.dump(told, out)
 
 
 if __name__ == "__main__":

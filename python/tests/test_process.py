@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -271,4 +272,11 @@ def test_the_benchmark_of_a_call_measures(tmp_path: Path) -> None:
         [sys.executable, str(bench), "--rounds", "50", "--json", str(out)], capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert '"fixed, us"' in out.read_text()
+    told = json.loads(out.read_text())
+    assert told["figures"]["fixed, us"] != 0
+    for row in told["engines"]["kvrail"]["rows"]:
+        assert 0 < row["one"]["done"] < row["many"]["done"] and row["many"]["rounds"] > 0
+    for name in "nixl", "mooncake":  # not among what the tests install
+        engine = told["engines"][name]
+        assert engine.get("why") == "not installed" or engine["rows"], engine
+        assert re.search(rf"^\| {name} \| (not installed|\S.* [0-9]+) \|", ran.stdout, re.MULTILINE)
