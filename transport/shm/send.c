@@ -253,12 +253,12 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	size_t now = bounded(spans, n), done;
-	int ret;
+	bool past_ring = rm->cma_any_order && op->any_order && n && spans[0].len >= SHM_CMA_LEAST;
+	int ret = 0;
 
-	if (rm->cma_any_order && op->any_order && spans[0].len >= SHM_CMA_LEAST) {
-		ret = copy_later(sc, op, lmem->addr, rm->addr, spans, n)
-			      ? 0
-			      : cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
+	if (past_ring || rm->path == SHM_CMA) {
+		if (!past_ring || !copy_later(sc, op, lmem->addr, rm->addr, spans, n))
+			ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
 		if (ret)
 			return ret;
 		done = now;
@@ -269,13 +269,8 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		send_published(sc);
 		if (done < now)
 			refused(sc);
-	} else if (rm->path == SHM_POOL) {
-		done = move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
 	} else {
-		ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
-		if (ret)
-			return ret;
-		done = now;
+		done = move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
 	}
 	sc->cut |= done == now && now < n;
 	return (long)done;
