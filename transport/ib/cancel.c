@@ -7,7 +7,7 @@
  * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
  * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
- * queue pairs destroyed, do the operations end: from then on no device reads their memory. A fence
+ * queue pairs reset, do the operations end: from then on no device reads their memory. A fence
  * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
  * either; in a call of its own, so that the ends of the operations are told before it: Soft-RoCE
  * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still.
@@ -33,6 +33,17 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 	}
 }
 
+/*
+ * For a queue pair that does not flush its requests: reset, it has none any more. Destroying it would do the same, but may take long.
+ */
+static void let_go(struct ib_lane *lane)
+{
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+
+	if (lane->c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE))
+		ib_lane_destroy(lane);
+}
+
 /* One step from IB_BREAKING to IB_DOWN. */
 void ib_break_step(struct ib_conn *c)
 {
@@ -48,7 +59,7 @@ void ib_break_step(struct ib_conn *c)
 			continue;
 		if (!late && !lane->path->deaf && !atomic_load(&lane->path->rail->dead))
 			return;
-		ib_lane_destroy(lane);
+		let_go(lane);
 	}
 	c->state = IB_DOWN;
 	tr_conn_lost(c->conn, &c->cause);
