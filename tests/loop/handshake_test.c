@@ -25,6 +25,7 @@
 #include "base/error.h"
 #include "base/option.h"
 #include "frame.h"
+#include "slow.h"
 #include "tr.h"
 
 struct side {
@@ -118,7 +119,7 @@ static struct tr_conn *accept_within(struct side *side, int64_t handshake_ms,
 				     const struct tr_upper_ops *ops)
 {
 	struct tr_conn_config config = { .ops = ops, .arg = side, .handshake_ms = handshake_ms };
-	int64_t deadline = kv_deadline_ns(2000);
+	int64_t deadline = kv_deadline_ns(slow_ms(2000));
 	struct tr_conn *conn = NULL;
 	struct kv_error err;
 
@@ -140,7 +141,7 @@ static struct tr_conn *connect_to_listener(struct side *side, const struct tr_up
 static void step_both(struct tr_conn *a, struct tr_conn *b, int *a_ret, int *b_ret,
 		      struct kv_error *a_err, struct kv_error *b_err, int64_t ms)
 {
-	int64_t deadline = kv_deadline_ns(ms);
+	int64_t deadline = kv_deadline_ns(slow_ms(ms));
 
 	*a_ret = *b_ret = TR_AGAIN;
 	while ((*a_ret == TR_AGAIN || *b_ret == TR_AGAIN) && kv_now_ns() < deadline) {
@@ -155,7 +156,7 @@ static void step_both(struct tr_conn *a, struct tr_conn *b, int *a_ret, int *b_r
 
 static int step_until(struct tr_conn *conn, int64_t ms, struct kv_error *err)
 {
-	int64_t deadline = kv_deadline_ns(ms);
+	int64_t deadline = kv_deadline_ns(slow_ms(ms));
 	int ret;
 
 	while ((ret = tr_conn_step(conn, err)) == TR_AGAIN && kv_now_ns() < deadline) {
@@ -268,7 +269,7 @@ static void other_protocols_and_versions_are_named(void **state)
 static void waiting_for_an_accept_has_no_deadline(void **state)
 {
 	struct side c = { .hello = "x", .setup = "" }, s = { .hello = "y", .setup = "" };
-	struct tr_conn_config config = { .ops = &upper, .arg = &c, .handshake_ms = 100 };
+	struct tr_conn_config config = { .ops = &upper, .arg = &c, .handshake_ms = slow_ms(100) };
 	struct kv_error c_err, s_err;
 	struct tr_conn *a, *b;
 	int a_ret, b_ret;
@@ -432,17 +433,17 @@ static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
 	size_t sent = 0;
 
 	(void)state;
-	b = accept_within(&s, 150, &upper);
+	b = accept_within(&s, slow_ms(150), &upper);
 	start = kv_now_ns();
 	assert_int_equal(step_until(b, 10000, &err), KV_ERR_TIMEOUT);
-	assert_in_range((kv_now_ns() - start) / KV_NS_PER_MS, 100, 5000);
+	assert_in_range((kv_now_ns() - start) / KV_NS_PER_MS, slow_ms(100), slow_ms(5000));
 	assert_non_null(strstr(err.message, "waiting for the peer's hello"));
 	tr_conn_close(b);
 	close(fd);
 
 	fd = raw_socket();
 	frame_put_header(bytes, FRAME_HELLO, 40);
-	b = accept_within(&s, 150, &upper);
+	b = accept_within(&s, slow_ms(150), &upper);
 	for (; ret == TR_AGAIN && sent < sizeof(bytes); sent++) {
 		send(fd, &bytes[sent], 1, MSG_NOSIGNAL);
 		ret = step_until(b, 20, &err);

@@ -46,7 +46,7 @@ static void idle_pair_open(struct pair *p, const char *const *options)
 	assert_int_equal(pthread_create(&thread, NULL, connect_a, p), 0);
 	node_await_peer(&p->b);
 	/* READY may still be on its way. */
-	for (int i = 0; i < 50; i++)
+	for (int i = 0; i < slow_ms(50); i++)
 		run_engine(&p->b, 1);
 	assert_int_equal(pthread_join(thread, NULL), 0);
 }
@@ -73,7 +73,7 @@ static void one_more_operation_than_the_limit_is_busy(void **state)
 	assert_int_equal(kv_op_free(op[0], &err), KV_ERR_BUSY);
 	/* They need not end in order. */
 	for (int i = 0, turns = 0; i < KV_OPS_MAX; i++)
-		while (turns++ < 4000 && kv_test(op[i], &err) < KV_ACKED)
+		while (turns++ < slow_ms(4000) && kv_test(op[i], &err) < KV_ACKED)
 			run_engine(&p.b, 5);
 	for (int i = 0; i < KV_OPS_MAX; i++) {
 		ok(kv_wait(op[i], KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
@@ -99,11 +99,12 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 
 	(void)state;
 	idle_pair_open(&p, NULL);
-	opts.timeout_ms = 50;
+	opts.timeout_ms = slow_ms(50);
 	begun = kv_now_ns();
 	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
 			 KV_ERR_TIMEOUT);
-	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 49, RIG_TIMEOUT_MS / 2);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(50) - 1,
+			slow_ms(RIG_TIMEOUT_MS / 2));
 	assert_int_equal(err.in_doubt, 1);
 	assert_string_equal(err.op, "write_blocks");
 	assert_non_null(strstr(err.hint, "kv_dump"));
@@ -112,7 +113,7 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	 * is stopped instead, with the connection: it never arrives.
 	 */
 	assert_int_equal(next_arrival(&p.b, &arrival, 500), !on_ring);
-	for (int i = 0; i < 20; i++)
+	for (int i = 0; i < slow_ms(20); i++)
 		run_engine(&p.b, 1);
 	no_arrival(&p.b);
 	pair_close(&p);
@@ -130,12 +131,12 @@ static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **sta
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
 	begun = kv_now_ns();
-	ok(kv_cancel(op, 100, &err), &err);
-	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 0, RIG_TIMEOUT_MS / 2);
+	ok(kv_cancel(op, slow_ms(100), &err), &err);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 0, slow_ms(RIG_TIMEOUT_MS / 2));
 	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
 	ok(kv_op_free(op, &err), &err);
 	fill_side(&p.b, 2, 0); /* what landed before is undefined */
-	for (int i = 0; i < 20; i++)
+	for (int i = 0; i < slow_ms(20); i++)
 		run_engine(&p.b, 1);
 	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
 	pair_close(&p);
@@ -177,9 +178,9 @@ static void grades_come_one_after_the_other(void **state)
 	idle_pair_open(&p, NULL);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
-	assert_int_equal(kv_wait(op, KV_ACKED, 20, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(kv_wait(op, KV_ACKED, slow_ms(20), &err), KV_ERR_TIMEOUT);
 	assert_string_equal(err.op, "wait");
-	for (int i = 0; i < 400 && kv_test(op, &err) < KV_ACKED; i++)
+	for (int i = 0; i < slow_ms(400) && kv_test(op, &err) < KV_ACKED; i++)
 		run_engine(&p.b, 1);
 	assert_int_equal(kv_test(op, &err), KV_ACKED);
 	ok(kv_wait(op, KV_SENT, 0, &err), &err);
@@ -225,7 +226,7 @@ static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
 		assert_int_equal(kv_wait(op[99], KV_ACKED, 20, &err), KV_ERR_TIMEOUT);
 		acked = acked_of(op, 100);
 	}
-	assert_int_equal(kv_wait(op[99], KV_ACKED, 100, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(kv_wait(op[99], KV_ACKED, slow_ms(100), &err), KV_ERR_TIMEOUT);
 	assert_int_equal(acked_of(op, 100), 64); /* and no more */
 	for (int i = 0; i < 100; i++) {
 		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
@@ -276,21 +277,22 @@ static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state
 	(void)state;
 	pair_open(&p, NULL, NULL);
 	kv_engine_set_interrupt(p.a.engine, give_up, &asked);
-	assert_int_equal(kv_connect(p.a.engine, "127.0.0.1", port, 10000, &peer, &p.a.err),
+	assert_int_equal(kv_connect(p.a.engine, "127.0.0.1", port, slow_ms(10000), &peer, &p.a.err),
 			 KV_ERR_CANCELLED);
 	assert_int_equal(asked, 1);
 	assert_null(peer);
 
 	ok(kv_group_start(p.a.engine, &opts.group, &p.a.err), &p.a.err);
-	opts.timeout_ms = 10000;
+	opts.timeout_ms = slow_ms(10000);
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 7, &opts, &op, &p.a.err),
 	   &p.a.err); /* nobody opens blocks under this tag */
-	assert_int_equal(kv_group_end(opts.group, 10000, &failed, &p.a.err), KV_ERR_CANCELLED);
+	assert_int_equal(kv_group_end(opts.group, slow_ms(10000), &failed, &p.a.err),
+			 KV_ERR_CANCELLED);
 	assert_int_equal(failed, 1);
 	assert_int_equal(kv_test(op, NULL), KV_ERR_CANCELLED);
 	ok(kv_op_free(op, &p.a.err), &p.a.err);
 	assert_true(asked >= 2);
-	assert_true(kv_now_ns() - start < 5000 * KV_NS_PER_MS);
+	assert_true(kv_now_ns() - start < slow_ms(5000) * KV_NS_PER_MS);
 
 	/* The engine and the connection are as good as before. */
 	kv_engine_set_interrupt(p.a.engine, NULL, NULL);

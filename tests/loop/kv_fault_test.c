@@ -72,7 +72,7 @@ static int use_group(struct node *a, struct kv_error *err)
 		return ret;
 	ret = kv_write_blocks_async(a->peer, a->cache, all_layers, ids, ids, N, &opts, &op, err);
 	if (!ret)
-		ret = kv_group_end(opts.group, 3000, NULL, err);
+		ret = kv_group_end(opts.group, slow_ms(3000), NULL, err);
 	else
 		kv_group_end(opts.group, 0, NULL, NULL);
 	kv_op_free(op, NULL);
@@ -88,16 +88,16 @@ static int use_pair(struct node *a, struct node *b, struct kv_error *err)
 
 	if (ret)
 		return ret;
-	opts.timeout_ms = 500;
+	opts.timeout_ms = slow_ms(500);
 	ret = kv_send_blocks(a->peer, a->cache, all_layers, ids, N, 5, &opts, err);
 	if (!ret)
-		ret = kv_wait(op, KV_ACKED, 3000, err);
-	kv_cancel(op, 1000, NULL);
+		ret = kv_wait(op, KV_ACKED, slow_ms(3000), err);
+	kv_cancel(op, slow_ms(1000), NULL);
 	kv_op_free(op, NULL);
 	if (!ret)
-		ret = kv_blocks_open(b->peer, b->cache, leased, N, 6, 3000, &lease, err);
+		ret = kv_blocks_open(b->peer, b->cache, leased, N, 6, slow_ms(3000), &lease, err);
 	if (!ret)
-		ret = kv_revoke(lease, 1000, err);
+		ret = kv_revoke(lease, slow_ms(1000), err);
 	return ret;
 }
 
@@ -111,7 +111,7 @@ static int use_comm(struct node *a, struct kv_error *err)
 	config.group = KV_COMM_ALL;
 	config.allgather = gather_alone;
 	ret = kv_comm_init(a->engine, &config, &comm, err);
-	return ret ? ret : kv_comm_free(comm, 100, err);
+	return ret ? ret : kv_comm_free(comm, slow_ms(100), err);
 }
 
 /* An operation that cannot be posted at once: its receiver has not opened anything yet. */
@@ -123,7 +123,7 @@ static int use_waiting_send(struct node *a, struct kv_error *err)
 	if (ret)
 		return ret;
 	ret = kv_test(op, err);
-	kv_cancel(op, 1000, NULL);
+	kv_cancel(op, slow_ms(1000), NULL);
 	kv_op_free(op, NULL);
 	return ret < 0 ? ret : 0;
 }
@@ -139,7 +139,7 @@ static int scenario(struct kv_error *err)
 	if (!ret)
 		ret = kv_listen(b.engine, NULL, 0, &b.port, err);
 	if (!ret)
-		ret = kv_connect(a.engine, NULL, b.port, 1500, &a.peer, err);
+		ret = kv_connect(a.engine, NULL, b.port, slow_ms(1500), &a.peer, err);
 	if (!ret)
 		ret = await_up(&b, err);
 	if (!ret)

@@ -119,7 +119,7 @@ static void blocks_are_opened_once(void **state)
 
 static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked(void **state)
 {
-	struct kv_lease *lease = open_lease(3, 50), *other;
+	struct kv_lease *lease = open_lease(3, slow_ms(50)), *other;
 	struct kv_arrival arrival;
 	struct kv_error err;
 	int ret;
@@ -133,7 +133,7 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
 	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 4, 1000, &other, &err),
 			 KV_ERR_LEASE);
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
-	other = open_lease(4, 1000);
+	other = open_lease(4, slow_ms(1000));
 	ok(kv_revoke(other, RIG_TIMEOUT_MS, &err), &err);
 }
 
@@ -206,9 +206,11 @@ static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
 	shape.flags = 0;
 	pair_open(&q, &shape, NULL);
 	for (id = 0; id < KV_LEASES_MAX; id++)
-		ok(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, 10000, &lease[id], &err), &err);
-	assert_int_equal(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, 10000, &more, &err),
-			 KV_ERR_BUSY);
+		ok(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, slow_ms(10000), &lease[id], &err),
+		   &err);
+	assert_int_equal(
+		kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, slow_ms(10000), &more, &err),
+		KV_ERR_BUSY);
 	for (id = 0; id < KV_LEASES_MAX; id += 100) {
 		struct kv_options opts = KV_INIT(kv_options);
 
@@ -280,7 +282,7 @@ static void layers_may_come_one_by_one_and_in_any_order(void **state)
 	{
 		struct kv_options opts = KV_INIT(kv_options);
 
-		opts.timeout_ms = 30;
+		opts.timeout_ms = slow_ms(30);
 		assert_int_equal(
 			kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 8, &opts, &err),
 			KV_ERR_TIMEOUT);
@@ -353,7 +355,7 @@ static void a_layer_is_not_sent_twice(void **state)
 
 static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void **state)
 {
-	struct kv_op *op = receive(11, all_layers, 40);
+	struct kv_op *op = receive(11, all_layers, slow_ms(40));
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_error err;
 
@@ -365,7 +367,7 @@ static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void 
 	ok(kv_cancel(op, RIG_TIMEOUT_MS, &err), &err);
 	assert_int_equal(kv_test(op, &err), KV_ERR_CANCELLED);
 	ok(kv_op_free(op, &err), &err);
-	opts.timeout_ms = 30;
+	opts.timeout_ms = slow_ms(30);
 	assert_int_equal(
 		kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 12, &opts, &err),
 		KV_ERR_TIMEOUT);
@@ -384,7 +386,7 @@ static void a_send_may_wait_for_its_receiver(void **state)
 	(void)state;
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 21, NULL, &send, &err),
 	   &err);
-	assert_int_equal(kv_wait(send, KV_SENT, 20, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(kv_wait(send, KV_SENT, slow_ms(20), &err), KV_ERR_TIMEOUT);
 	recv = receive(21, all_layers, RIG_TIMEOUT_MS);
 	ok(kv_wait(send, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	ok(kv_wait(recv, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
@@ -395,7 +397,7 @@ static void a_send_may_wait_for_its_receiver(void **state)
 
 static void kv_blocks_open_is_found_by_its_tag_too(void **state)
 {
-	struct kv_lease *lease = open_lease(31, 5000);
+	struct kv_lease *lease = open_lease(31, slow_ms(5000));
 	struct kv_arrival arrival;
 	struct kv_error err;
 

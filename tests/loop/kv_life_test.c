@@ -229,13 +229,13 @@ static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(voi
 	lease = let_write(&b, &child, 60000);
 	child_kill(&child, SIGSTOP);
 	begun = kv_now_ns();
-	ret = kv_revoke(lease, 100, &err);
-	assert_true(kv_now_ns() - begun < RIG_TIMEOUT_MS / 2 * KV_NS_PER_MS);
+	ret = kv_revoke(lease, slow_ms(100), &err);
+	assert_true(kv_now_ns() - begun < slow_ms(RIG_TIMEOUT_MS / 2) * KV_NS_PER_MS);
 	if (direct) {
 		assert_int_equal(ret, KV_ERR_BUSY); /* it could store at any time */
-		assert_int_equal(kv_peer_close(b.peer, 50, &err), KV_ERR_BUSY);
+		assert_int_equal(kv_peer_close(b.peer, slow_ms(50), &err), KV_ERR_BUSY);
 		child_kill(&child, SIGKILL);
-		for (int i = 0; i < 200 && (ret = kv_peer_close(b.peer, 50, &err)); i++)
+		for (int i = 0; i < 200 && (ret = kv_peer_close(b.peer, slow_ms(50), &err)); i++)
 			poll(NULL, 0, 5);
 		ok(ret, &err);
 	} else {
@@ -274,7 +274,7 @@ static void a_revoke_of_a_stopped_writer_waits_until_it_is_killed(void **state)
 	node_listen(&b);
 	lease = let_write(&b, &child, 60000);
 	child_kill(&child, SIGSTOP);
-	ret = kv_revoke(lease, 20, &err);
+	ret = kv_revoke(lease, slow_ms(20), &err);
 	assert_int_equal(pthread_create(&killer, NULL, kill_soon, &child), 0);
 	if (ret ==
 	    KV_ERR_BUSY) /* the patience of the fence has passed already: it is the caller's now */
@@ -420,9 +420,11 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	node_open(&b, 2, NULL, &caller); /* listens, and never accepts */
 	node_listen(&b);
 	begun = kv_now_ns();
-	assert_int_equal(kv_connect(a.engine, NULL, b.port, 200, &a.peer, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(kv_connect(a.engine, NULL, b.port, slow_ms(200), &a.peer, &err),
+			 KV_ERR_TIMEOUT);
 	assert_non_null(strstr(err.hint, "kv_progress"));
-	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, 199, RIG_TIMEOUT_MS / 2);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(200) - 1,
+			slow_ms(RIG_TIMEOUT_MS / 2));
 	node_close(&b);
 	assert_int_equal(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &a.peer, &err),
 			 KV_ERR_PEER_LOST);

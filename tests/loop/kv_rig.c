@@ -214,7 +214,7 @@ void node_connect(struct node *node, uint32_t port)
 
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms)
 {
-	int64_t deadline = kv_deadline_ns(ms);
+	int64_t deadline = kv_deadline_ns(slow_ms(ms));
 
 	do {
 		int n = kv_poll_arrivals(node->engine, arrival, 1, &node->err);

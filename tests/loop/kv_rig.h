@@ -20,6 +20,8 @@
 
 #include <kvrail/kv.h>
 
+#include "slow.h"
+
 enum { RIG_LAYERS = 4, RIG_TENSORS = 2, RIG_BLOCKS = 96, RIG_TIMEOUT_MS = 10000 };
 
 struct shape {
@@ -71,7 +73,7 @@ uint8_t pattern(unsigned int side, uint32_t layer, uint32_t tensor, int64_t bloc
 bool memory_is(const struct node *node, struct kv_layers layers, unsigned int side,
 	       const int64_t *from, const int64_t *to, size_t n, unsigned int epoch);
 
-/* Takes the next arrival that is not PEER_UP or PEER_LOST; false after `ms`. */
+/* Takes the next arrival that is not PEER_UP or PEER_LOST; false after slow_ms(ms). */
 bool next_arrival(struct node *node, struct kv_arrival *arrival, int64_t ms);
 void no_arrival(struct node *node); /* fails the test if one waits */
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms);

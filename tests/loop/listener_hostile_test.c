@@ -20,6 +20,8 @@
 
 #include <kvrail/kv.h>
 
+#include "slow.h"
+
 enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
 
 static struct kv_engine *decode;
@@ -100,7 +102,7 @@ static int stranger(void)
 	struct sockaddr_in sa = { .sin_family = AF_INET,
 				  .sin_port = htons((uint16_t)port),
 				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	struct timeval limit = { .tv_sec = WAIT_MS / 1000 };
+	struct timeval limit = { .tv_sec = slow_ms(WAIT_MS) / 1000 };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	assert_true(fd >= 0);
@@ -131,7 +133,7 @@ static void an_honest_write(uint8_t value)
 	assert_int_equal(kv_engine_open(NULL, &prefill, NULL), 0);
 	source = make_cache(prefill, &from);
 	memset(from + 2 * BYTES, value, BYTES);
-	assert_int_equal(kv_connect(prefill, NULL, port, WAIT_MS, &peer, &err), 0);
+	assert_int_equal(kv_connect(prefill, NULL, port, slow_ms(WAIT_MS), &peer, &err), 0);
 	assert_int_equal(kv_write_blocks(peer, source, (struct kv_layers){ 0, 0 }, (int64_t[]){ 2 },
 					 (int64_t[]){ 5 }, 1, NULL, &err),
 			 0);
@@ -140,16 +142,18 @@ static void an_honest_write(uint8_t value)
 	for (int i = 0; i < BYTES; i++)
 		assert_int_equal(memory[4 * BYTES + i] | memory[6 * BYTES + i], 0);
 	/* Below one handshake's deadline: nobody waits behind a stranger, let alone behind 200. */
-	assert_true(now_ms() - begin < 2500);
+	assert_true(now_ms() - begin < slow_ms(2500));
 	kv_engine_close(prefill);
 }
 
 static int open_decode(void **state)
 {
-	static const char *const options[] = { "KVCACHE_HANDSHAKE_MS=3000", NULL };
+	char handshake[32];
+	const char *const options[] = { handshake, NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 
 	(void)state;
+	snprintf(handshake, sizeof(handshake), "KVCACHE_HANDSHAKE_MS=%d", (int)slow_ms(3000));
 	config.options = options;
 	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */
 	assert_int_equal(kv_engine_open(&config, &decode, NULL), 0);
@@ -166,7 +170,7 @@ static int open_decode(void **state)
 
 static void settle(void)
 {
-	for (int64_t end = now_ms() + WAIT_MS; open_fds() != quiet_fds && now_ms() < end;)
+	for (int64_t end = now_ms() + slow_ms(WAIT_MS); open_fds() != quiet_fds && now_ms() < end;)
 		pause_ms(5);
 	assert_int_equal(open_fds(), quiet_fds);
 }
