@@ -60,6 +60,7 @@ struct tr_conn {
 	int sock, epfd;
 	bool accepting;
 	bool lost_reported;
+	bool leaving; /* fenced, and the peer has not been told yet */
 	uint8_t stage;              /* enum conn_stage */
 	unsigned int flags;         /* enum tr_conn_flags */
 	unsigned int idle_polls;
@@ -85,7 +86,7 @@ int control_flush(struct tr_conn *conn, struct kv_error *err);          /* sends
 int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err); /* until hs->got == want: 0 or TR_AGAIN */
 int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err); /* EOF, reset or bytes after READY */
-void control_goodbye(struct tr_conn *conn); /* before the provider shows that this end is gone */
+void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 
 /* conn.c */

@@ -251,6 +251,13 @@ void control_goodbye(struct tr_conn *conn)
 		send(conn->sock, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+void tr_conn_goodbye(struct tr_conn *conn)
+{
+	if (conn->leaving)
+		control_goodbye(conn);
+	conn->leaving = false;
+}
+
 bool tr_conn_peer_left(const struct tr_conn *conn)
 {
 	uint8_t byte;

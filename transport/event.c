@@ -98,7 +98,7 @@ int tr_fence(struct tr_conn *conn, struct kv_error *err)
 			conn->address);
 		set_error(conn, &cause);
 		conn->stage = CONN_BREAKING;
-		control_goodbye(conn);
+		conn->leaving = true;
 	}
 	ret = conn->provider->fence(conn, err);
 	if (!ret)

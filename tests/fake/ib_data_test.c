@@ -438,6 +438,35 @@ static void a_sleeper_is_woken(void **state)
 	setting_end(&s);
 }
 
+/* The control socket is the faster one: a goodbye on it that came first would end the peer's polling. */
+static void a_fence_says_goodbye_after_what_was_sent(void **state)
+{
+	int arrived = 0, ret;
+	bool late = false;
+	struct setting s;
+
+	(void)state;
+	fake_begin(NULL);
+	fake_port(0, 0)->slow = 50; /* steps between two messages */
+	setting_connect(&s, NULL, 4096, 0);
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(tr_msg(s.rig.side[0].conn, "the last", 8, NULL), 0);
+	while ((ret = tr_fence(s.rig.side[0].conn, NULL)) == TR_AGAIN) {
+		bool left = tr_conn_peer_left(s.rig.side[1].conn);
+
+		rig_pump_side(&s.rig, 1);
+		while (rig_find(&s.rig, 1, TR_MSG))
+			arrived++;
+		assert_true(!left || arrived == 8);
+		late |= !left && arrived;
+	}
+	assert_int_equal(ret, 0);
+	assert_true(late);
+	assert_int_equal(arrived, 8);
+	assert_true(tr_conn_peer_left(s.rig.side[1].conn));
+	setting_end(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -460,6 +489,7 @@ int main(void)
 		cmocka_unit_test(arming_tells_of_what_is_there_already),
 		cmocka_unit_test(arming_tells_of_room_that_a_poll_has_found),
 		cmocka_unit_test(a_sleeper_is_woken),
+		cmocka_unit_test(a_fence_says_goodbye_after_what_was_sent),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -144,6 +144,7 @@ int ib_fence(struct tr_conn *conn, struct kv_error *err)
 	(void)err;
 	if (lingers(c))
 		return TR_AGAIN;
+	tr_conn_goodbye(conn); /* it may overtake what is still under way */
 	ib_break(c, tr_conn_error(conn));
 	if (c->state == IB_BREAKING) {
 		ib_poll(c);

@@ -60,7 +60,7 @@ enum ib_limits {
 	IB_RD_ATOMIC = 16,     /* reads under way on a lane */
 	IB_POLL = 32,	       /* completions taken at once */
 	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
-	IB_LINGER_MS = 100,    /* and a fenced one, before that, for its last messages to leave */
+	IB_LINGER_MS = 300,    /* a fenced one, before that, for its last messages, one of them sent again */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	IB_SLICES_MAX = 512,   /* slices of one region */
 	IB_SOFT_ROCE = 0xffffff, /* what Soft-RoCE calls its vendor */

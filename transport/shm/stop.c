@@ -46,6 +46,7 @@ int shm_fence(struct tr_conn *conn, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 
+	tr_conn_goodbye(conn);
 	if (!sc->seg.shared)
 		return 0;
 	if (!sc->fence_deadline_ns) {
