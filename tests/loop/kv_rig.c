@@ -230,6 +230,23 @@ bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t
 	return false;
 }
 
+void await_count(struct node *node, size_t at, uint64_t want)
+{
+	int64_t deadline = kv_deadline_ns(slow_ms(RIG_TIMEOUT_MS));
+	struct kv_stats stats = KV_INIT(kv_stats);
+	uint64_t now;
+
+	for (;;) {
+		ok(kv_stats(node->engine, &stats, &node->err), &node->err);
+		memcpy(&now, (const char *)&stats + at, sizeof(now));
+		if (now == want || kv_now_ns() >= deadline)
+			break;
+		kv_progress(node->engine, 0, NULL);
+		poll(NULL, 0, 1);
+	}
+	assert_int_equal(now, want);
+}
+
 void node_await_peer(struct node *node)
 {
 	struct kv_arrival arrival;

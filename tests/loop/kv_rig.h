@@ -78,6 +78,13 @@ bool next_arrival(struct node *node, struct kv_arrival *arrival, int64_t ms);
 void no_arrival(struct node *node); /* fails the test if one waits */
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms);
 
+/*
+ * What another thread or process counts a moment later: waits until the field of node's kv_stats is
+ * `want`, and asserts that it is.
+ */
+#define await_stat(node, field, want) await_count((node), offsetof(struct kv_stats, field), (want))
+void await_count(struct node *node, size_t at, uint64_t want);
+
 /* Fails the test with the whole error in words. */
 void check_ok(int ret, const struct kv_error *err, const char *what);
 #define ok(call, err) check_ok((call), (err), #call)

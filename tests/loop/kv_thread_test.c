@@ -2,10 +2,14 @@
 /* kv_thread_test.c -- several threads in one engine: callers beside callers, and beside onlookers */
 #include "kv_rig.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
 
 static const struct kv_layers all_layers = { 0, 0 };
 
@@ -117,7 +121,6 @@ static void threads_share_a_peer_while_others_look(void **state)
 static void peers_come_and_go_while_others_look(void **state)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
-	struct kv_stats stats = KV_INIT(kv_stats);
 	struct onlooker onlooker;
 	struct pair p;
 
@@ -132,8 +135,85 @@ static void peers_come_and_go_while_others_look(void **state)
 		ok(kv_peer_close(p.a.peer, RIG_TIMEOUT_MS, &p.a.err), &p.a.err);
 	}
 	onlooker_end(&onlooker);
+	/* The last visitor may have left before b's thread has read the last frame of its handshake. */
+	await_stat(&p.b, peers_accepted, VISITS);
+	await_stat(&p.b, peers_now, 0);
+	pair_close(&p);
+}
+
+struct visitor {
+	struct node *node;
+	uint32_t port;
+	int connected, closed; /* what the calls have returned */
+	atomic_int done;       /* how many have */
+	pthread_t thread;
+};
+
+static void *visit(void *arg)
+{
+	struct visitor *v = arg;
+	struct node *node = v->node;
+
+	v->connected = kv_connect(node->engine, NULL, v->port, slow_ms(RIG_TIMEOUT_MS), &node->peer,
+				  &node->err);
+	atomic_store(&v->done, 1);
+	v->closed =
+		v->connected ? 0 : kv_peer_close(node->peer, slow_ms(RIG_TIMEOUT_MS), &node->err);
+	atomic_store(&v->done, 2);
+	return NULL;
+}
+
+/* Until `n` calls of the visitor have returned; false after `ms`. Its host does nothing meanwhile. */
+static bool visitor_did(struct visitor *v, int n, int64_t ms)
+{
+	int64_t deadline = kv_deadline_ns(slow_ms(ms));
+
+	while (atomic_load(&v->done) < n && kv_now_ns() < deadline)
+		poll(NULL, 0, 1);
+	return atomic_load(&v->done) >= n;
+}
+
+/* Turns the engine until it waits for nothing but the last frame of a handshake. */
+static void turn_until_ready_is_due(struct node *node)
+{
+	int64_t deadline = kv_deadline_ns(slow_ms(RIG_TIMEOUT_MS));
+	static char text[65536];
+
+	do {
+		assert_true(kv_now_ns() < deadline);
+		kv_progress(node->engine, 0, NULL);
+		assert_true(kv_dump(node->engine, text, sizeof(text)) > 0);
+	} while (!strstr(text, "ready"));
+}
+
+static void one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye(void **state)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct kv_arrival arrival;
+	struct visitor v = { 0 };
+	struct pair p;
+
+	(void)state;
+	config.progress = KV_PROGRESS_CALLER;
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, NULL, NULL);
+	v.node = &p.a;
+	v.port = p.b.port;
+	assert_int_equal(pthread_create(&v.thread, NULL, visit, &v), 0);
+	turn_until_ready_is_due(&p.b);
+	assert_true(visitor_did(&v, 1, RIG_TIMEOUT_MS));
+	visitor_did(&v, 2, 50); /* where b could be stored into, its close waits for b */
+	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_UP, &arrival, RIG_TIMEOUT_MS));
+	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(arrival.status, KV_ERR_CLOSED);
+	pthread_join(v.thread, NULL);
+	ok(v.connected, &p.a.err);
+	ok(v.closed, &p.a.err);
 	ok(kv_stats(p.b.engine, &stats, &p.b.err), &p.b.err);
-	assert_int_equal(stats.peers_accepted, VISITS);
+	assert_int_equal(stats.peers_accepted, 1);
+	assert_int_equal(stats.rejected_garbage, 0);
 	pair_close(&p);
 }
 
@@ -142,6 +222,8 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(threads_share_a_peer_while_others_look),
 		cmocka_unit_test(peers_come_and_go_while_others_look),
+		cmocka_unit_test(
+			one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye),
 	};
 
 	if (argc > 1)
