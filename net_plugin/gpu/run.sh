@@ -3,7 +3,7 @@
 #
 # run.sh -- real NCCL over the plugin, on two GPUs of one host; about 4 minutes; no network
 #
-# usage: net_plugin/gpu/run.sh [check|quick|perf|all]     (quick: a part of check)
+# usage: net_plugin/gpu/run.sh [load|quick|check|perf|all]     (check has load and quick in it; load takes half a minute)
 #
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's.
 # Needs two GPUs, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
@@ -100,7 +100,20 @@ step() {
 
 # ---------------------------------------------------------------- correctness
 
+# Every way to name the plugin, and those that must not find it; in one process, without traffic between the GPUs.
+load() {
+	local library=${LIBNCCL:-} begin=$SECONDS line="pass"
+	[ -n "$library" ] || library=$("$python" -c 'import torch
+print(next(line.split()[-1] for line in open("/proc/self/maps") if "libnccl.so" in line))')
+	timeout 120 "$python" tests/nccl/loads.py --gpu "$library" "$plugin" net_plugin/gpu/ranks.py >"$out/load.log" 2>&1 ||
+		{ line="FAIL" failures=$((failures + 1)); grep -A3 '^FAIL' "$out/load.log"; }
+	line="$line  load ($((SECONDS - begin)) s) $(tail -n 1 "$out/load.log")"
+	echo "$line"
+	summary+=("$line")
+}
+
 check() {
+	load
 	quick
 	local proto algo
 	for proto in Simple LL LL128; do
@@ -148,9 +161,12 @@ perf() {
 
 [ -z "${LIBNCCL:-}" ] || echo "with $LIBNCCL"
 "$python" -c 'import torch; print("torch", torch.__version__, "nccl", torch.cuda.nccl.version(), torch.cuda.device_count(), "x", torch.cuda.get_device_name(0))'
-timeout 150 "$tests"/net_conformance -w KVCACHE_TRANSPORT=ib "$plugin" >"$out/conformance.txt" 2>&1
-grep -E 'FAIL|passed' "$out/conformance.txt"
+if [ "$what" != load ]; then
+	timeout 150 "$tests"/net_conformance -w KVCACHE_TRANSPORT=ib "$plugin" >"$out/conformance.txt" 2>&1
+	grep -E 'FAIL|passed' "$out/conformance.txt"
+fi
 case $what in
+load) load ;;
 check) check ;;
 quick) quick ;;
 perf) perf ;;

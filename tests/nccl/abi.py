@@ -1,27 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""np_abi.py -- every struct of nccl_abi.h has the members, offsets and types that NCCL has
+"""abi.py -- every struct of nccl_abi.h has the members, offsets and types that NCCL has
 
-usage: np_abi.py ROOT COMPILER
+usage: abi.py ROOT COMPILER
 
-Both layouts are read by gdb from debug information: ours from nccl_abi.h compiled on the spot, NCCL's from
-
-  - the library of PyPI's package PACKAGE, fetched once by pip; its debug information stays in the user's cache folder
-  - the libraries that are installed here, with a CUDA toolkit or by pip
-  - instead of these: the library that KVRAIL_LIBNCCL names
-  - NCCL's own headers: KVRAIL_NCCL_HEADERS names the folder of net.h, plugins/net/example/nccl in NCCL's source
+Both layouts are read by gdb from debug information: ours from nccl_abi.h compiled on the spot, NCCL's from the libraries of
+library.py, and from NCCL's own headers if KVRAIL_NCCL_HEADERS names the folder of net.h, plugins/net/example/nccl in its source.
 """
-import glob
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
-import zipfile
 
-PACKAGE = "nvidia-nccl-cu13==2.32.3"
-FETCH_S = 50
+from library import libraries, skip
 
 # NCCL's name: ours, where it is another one because nothing changed between the two versions.
 SAME = {
@@ -47,62 +39,6 @@ NUMBERS = (
     "NCCL_INIT NCCL_NET NCCL_ENV NCCL_NET_DEVICE_HOST NCCL_NET_DEVICE_UNPACK"
 ).split()
 MEMBER = re.compile(r"/\*\s*(\d+)\s*\|\s*(\d+)\s*\*/\s*(.*);")
-
-
-def skip(reason):
-    print(f"skipped: {reason}")
-    sys.exit(77)
-
-
-class Unavailable(Exception):
-    """says why there is nothing to compare with"""
-
-
-# ---------------------------------------------------------------- where NCCL's layouts are
-
-
-def cache_folder():
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "kvrail-nccl")
-
-
-def fetched_library():
-    """PyPI's, reduced to its debug information: 300 MB become 70."""
-    kept = os.path.join(cache_folder(), PACKAGE + ".debug")
-    if os.path.exists(kept):
-        return kept
-    if not shutil.which("objcopy"):
-        raise Unavailable("objcopy is missing (binutils)")
-    try:
-        os.makedirs(cache_folder(), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            fetch(folder)
-            wheel = glob.glob(os.path.join(folder, "*.whl"))[0]
-            library = zipfile.ZipFile(wheel).extract("nvidia/nccl/lib/libnccl.so.2", folder)
-            small = os.path.join(folder, "small")
-            subprocess.run(["objcopy", "--only-keep-debug", library, small], check=True)
-            os.rename(small, kept)
-    except (OSError, subprocess.CalledProcessError, zipfile.BadZipFile, KeyError) as error:
-        raise Unavailable(f"{PACKAGE}: {error}") from error
-    return kept
-
-
-def fetch(folder):
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    command += ["--no-deps", "--only-binary", ":all:", "--retries", "0", "--timeout", "10", "--dest", folder, PACKAGE]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"pip did not fetch {PACKAGE} in {FETCH_S} s") from error
-    if run.returncode:
-        last = (run.stderr.strip() or "no word of why").splitlines()[-1]
-        raise Unavailable(f"pip cannot fetch {PACKAGE}: {last}")
-
-
-def installed_libraries():
-    places = [os.path.join(sysconfig.get_path("purelib"), "nvidia", "nccl", "lib")]
-    places += glob.glob("/usr/local/cuda*/lib*") + ["/usr/lib/x86_64-linux-gnu"]
-    return {os.path.realpath(path) for place in places for path in glob.glob(os.path.join(place, "libnccl.so.2"))}
 
 
 def headers_compiled(compiler, folder, headers):
@@ -186,20 +122,13 @@ def compare(ours, path, label):
 
 def main():
     root, compiler = sys.argv[1:3]
-    named, headers = os.environ.get("KVRAIL_LIBNCCL"), os.environ.get("KVRAIL_NCCL_HEADERS")
-    why = "no libnccl has debug information"
+    headers = os.environ.get("KVRAIL_NCCL_HEADERS")
     if not shutil.which("gdb"):
         skip("gdb is missing")
-    libraries = {named} if named else installed_libraries()
-    if not named:
-        try:
-            libraries.add(fetched_library())
-        except Unavailable as error:
-            why = error
-            print(f"note: {error}")
+    paths, why = libraries()
     with tempfile.TemporaryDirectory() as folder:
         ours = layouts(ours_compiled(root, compiler, folder), sorted({SAME.get(name, name) for name in THEIRS}))
-        results = [compare(ours, path, path) for path in sorted(libraries)]
+        results = [compare(ours, path, path) for path in paths]
         if headers:
             results.append(compare(ours, headers_compiled(compiler, folder, headers), headers))
     results = [wrong for wrong in results if wrong is not None]
