@@ -94,15 +94,16 @@ static int child_fork(struct parent *p, uint32_t index)
 	}
 	close(fds[1]);
 	c->fd = fds[0];
-	c->beat_ns = now_ns();
 	return 0;
 }
 
+/* The rank begins to work, and its time to run: MPI_Init may have taken long since the fork. */
 static int child_hello(const struct parent *p, uint32_t index)
 {
 	const struct rank_head head = { .kind = RANK_HELLO, .len = 2 * sizeof(uint32_t) };
 	const uint32_t place[2] = { p->first + index, p->job->size };
 
+	p->child[index].beat_ns = now_ns();
 	return rank_send(p->child[index].fd, &head, place);
 }
 
