@@ -168,7 +168,7 @@ static int work_hangs(struct rank *r, void *arg)
 
 static void a_rank_that_does_not_move_is_killed(void **state)
 {
-	struct rank_job job = { .work = work_hangs, .restart = -1, .stall_ms = 200 };
+	struct rank_job job = { .work = work_hangs, .restart = -1, .stall_ms = 2000 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 
