@@ -9,6 +9,7 @@
 enum {
 	LIFETIMES = 4, /* deadlines that a lease lives */
 	KILL_US = 60,
+	TAG_OF_NOBODY = 1 << 30, /* no request has so many blocks */
 };
 
 static int dies_at(const struct replay *rp, const struct flight *f)
@@ -65,14 +66,14 @@ static void flight_over(struct decode *d, struct flight *f, int ok)
 	d->used--;
 }
 
-static int write_order(struct decode *d, struct flight *f)
+static int write_order(struct decode *d, const struct flight *f, uint32_t mail, uint64_t tag)
 {
 	struct replay *rp = d->rp;
 	const struct kv_layers layers = { 0, 1 };
-	const int64_t block = f->mail;
+	const int64_t block = mail;
 	struct kv_options options = KV_INIT(kv_options);
 	struct replay_order order = {
-		.tag = f->tag,
+		.tag = tag,
 		.request = f->chunk.request,
 		.first = f->chunk.first,
 		.count = f->chunk.count,
@@ -83,9 +84,9 @@ static int write_order(struct decode *d, struct flight *f)
 
 	_Static_assert(sizeof(order) <= REPLAY_MAIL_BYTES, "an order fits a mail block");
 	order.check = replay_order_hash(&order);
-	memcpy(rp->mail_memory + (size_t)f->mail * REPLAY_MAIL_BYTES, &order, sizeof(order));
+	memcpy(rp->mail_memory + (size_t)mail * REPLAY_MAIL_BYTES, &order, sizeof(order));
 	options.timeout_ms = rp->opt->job.timeout_ms;
-	options.tag = f->mail;
+	options.tag = mail;
 	rc = kv_write_blocks(f->peer, rp->mail, layers, &block, &block, 1, &options, &err);
 	if (rc)
 		replay_failed(rp, "writing an order", &err);
@@ -107,6 +108,22 @@ static uint32_t chunk_size(const struct decode *d, const struct flight *f)
 	if (n > source)
 		n = (uint32_t)source;
 	return n < KV_LEASE_BLOCKS_MAX ? n : KV_LEASE_BLOCKS_MAX;
+}
+
+/*
+ * While the prefill rank is at its first layers. Should this process get no time to die in until they
+ * have all been sent, the prefill rank is at an order more: it waits for blocks that nobody has opened.
+ */
+static int die_soon(struct decode *d, const struct flight *f)
+{
+	const struct replay_options *opt = d->rp->opt;
+	uint32_t last_mail = opt->job.decodes * opt->job.prefills * REPLAY_FLIGHTS + d->rp->self;
+	int rc = write_order(d, f, last_mail, f->tag | TAG_OF_NOBODY);
+
+	d->dies = 1;
+	if (rc == 0)
+		replay_die(d->rp, 1 + (uint32_t)random_below(&d->check.random, KILL_US));
+	return rc;
 }
 
 static int chunk_open(struct decode *d, struct flight *f)
@@ -134,11 +151,8 @@ static int chunk_open(struct decode *d, struct flight *f)
 		replay_failed(rp, "kv_blocks_open", &err);
 		return rc;
 	}
-	rc = write_order(d, f);
-	/* Soon, while the prefill rank is at its first layers: there is then an operation open. */
-	if (rc == 0 && dies_at(rp, f))
-		replay_die(rp, 1 + (uint32_t)random_below(&d->check.random, KILL_US));
-	return rc;
+	rc = write_order(d, f, f->mail, f->tag);
+	return rc == 0 && dies_at(rp, f) && !d->dies ? die_soon(d, f) : rc;
 }
 
 /*

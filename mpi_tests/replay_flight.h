@@ -44,7 +44,7 @@ struct decode {
 	const struct kv_peer *gone; /* the last one that an arrival told lost */
 	uint64_t waiting_since_ns; /* for a replacement; 0 = nobody waits */
 	uint32_t unchecked;	   /* requests since the last check of the whole pool */
-	int corrupted;
+	int corrupted, dies;
 };
 
 /*

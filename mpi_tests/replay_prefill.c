@@ -38,10 +38,9 @@ static int order_is_sane(const struct replay *rp, const struct replay_order *o)
 static int take_order(struct prefill *p, const struct kv_arrival *a)
 {
 	struct replay *rp = p->rp;
-	uint32_t blocks = rp->opt->job.prefills * rp->opt->job.decodes * REPLAY_FLIGHTS;
 	struct queued *q;
 
-	if (a->cache != rp->mail || a->tag >= blocks || p->count == p->room) {
+	if (a->cache != rp->mail || a->tag >= replay_mails(rp->opt) || p->count == p->room) {
 		replay_note(rp, "an arrival that is no order: tag %llu, %llu bytes",
 			    (unsigned long long)a->tag, (unsigned long long)a->bytes);
 		return -1;
@@ -187,7 +186,7 @@ int replay_prefill(struct replay *rp)
 	uint32_t i;
 	int n = 0;
 
-	p.room = rp->opt->job.decodes * rp->opt->job.prefills * REPLAY_FLIGHTS * 2;
+	p.room = replay_mails(rp->opt) * 2;
 	p.queue = need_calloc(p.room, sizeof(*p.queue));
 	p.ids = need_calloc(rp->memory.blocks, sizeof(*p.ids));
 	for (i = 0; i < rp->memory.blocks; i++)

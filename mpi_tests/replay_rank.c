@@ -108,13 +108,12 @@ static int open_cache(struct replay *rp, struct kv_error *err)
 	return kv_cache_register(rp->engine, &layout, &rp->cache, err);
 }
 
-/* The mail: one block for each order that can be under way between two ranks of the job. */
 static int open_mail(struct replay *rp, struct kv_error *err)
 {
 	const struct kv_tensor tensor = { .name = "order", .block_bytes = REPLAY_MAIL_BYTES };
 	struct kv_tensor placed = tensor;
 	struct kv_layout layout = KV_INIT(kv_layout);
-	uint32_t blocks = rp->opt->job.prefills * rp->opt->job.decodes * REPLAY_FLIGHTS;
+	uint32_t blocks = replay_mails(rp->opt);
 	void *base;
 	int rc;
 
