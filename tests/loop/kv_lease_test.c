@@ -56,14 +56,14 @@ static bool untouched(void)
 
 static void a_write_under_a_lease_lands_and_names_it(void **state)
 {
-	struct kv_lease *lease = open_lease(9, 10000);
+	struct kv_lease *lease = open_lease(9, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
 	(void)state;
 	ok(write_under(kv_lease_id(lease), opened, N, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
-	assert_true(next_arrival(&p.b, &arrival, 1000));
+	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	/* A part of it may be written again while it is open. */
 	ok(write_under(kv_lease_id(lease), opened + 1, 2, &err), &err);
@@ -73,7 +73,7 @@ static void a_write_under_a_lease_lands_and_names_it(void **state)
 static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 {
 	static const int64_t stray[] = { 20, 21, 23 };
-	struct kv_lease *lease = open_lease(9, 10000);
+	struct kv_lease *lease = open_lease(9, RIG_TIMEOUT_MS);
 	uint64_t id = kv_lease_id(lease);
 	struct kv_error err;
 
@@ -92,7 +92,7 @@ static void blocks_are_opened_once(void **state)
 {
 	static const int64_t twice[] = { 30, 31, 30 }, far[] = { 30, RIG_BLOCKS },
 			     taken[] = { 30, 90 };
-	struct kv_lease *first = open_lease(1, 10000), *second;
+	struct kv_lease *first = open_lease(1, RIG_TIMEOUT_MS), *second;
 	struct kv_error err;
 
 	(void)state;
@@ -125,7 +125,7 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
 	int ret;
 
 	(void)state;
-	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, 2000));
+	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	assert_int_equal(arrival.tag, 3);
 	ret = write_under(kv_lease_id(lease), opened, N, &err);
@@ -133,7 +133,7 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
 	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 4, 1000, &other, &err),
 			 KV_ERR_LEASE);
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
-	other = open_lease(4, slow_ms(1000));
+	other = open_lease(4, RIG_TIMEOUT_MS);
 	ok(kv_revoke(other, RIG_TIMEOUT_MS, &err), &err);
 }
 
@@ -168,14 +168,14 @@ static void no_byte_lands_after_a_revoke_although_writers_go_on(void **state)
 
 	(void)state;
 	for (int round = 0; round < 10; round++) {
-		struct kv_lease *lease = open_lease(5, 10000);
+		struct kv_lease *lease = open_lease(5, RIG_TIMEOUT_MS);
 		struct storm storm = { .lease = kv_lease_id(lease) };
 		struct kv_arrival arrival;
 		pthread_t thread;
 
 		assert_int_equal(pthread_create(&thread, NULL, write_until_refused, &storm), 0);
 		for (int i = 0; i < 3; i++)
-			assert_true(next_arrival(&p.b, &arrival, 5000));
+			assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 		ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 		fill_side(&p.b, 2, 0); /* the blocks are the receiver's again */
 		pthread_join(thread, NULL);
@@ -206,10 +206,10 @@ static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
 	shape.flags = 0;
 	pair_open(&q, &shape, NULL);
 	for (id = 0; id < KV_LEASES_MAX; id++)
-		ok(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, slow_ms(10000), &lease[id], &err),
+		ok(kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, RIG_TIMEOUT_MS, &lease[id], &err),
 		   &err);
 	assert_int_equal(
-		kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, slow_ms(10000), &more, &err),
+		kv_blocks_open(q.b.peer, q.b.cache, &id, 1, 1, RIG_TIMEOUT_MS, &more, &err),
 		KV_ERR_BUSY);
 	for (id = 0; id < KV_LEASES_MAX; id += 100) {
 		struct kv_options opts = KV_INIT(kv_options);
@@ -397,13 +397,13 @@ static void a_send_may_wait_for_its_receiver(void **state)
 
 static void kv_blocks_open_is_found_by_its_tag_too(void **state)
 {
-	struct kv_lease *lease = open_lease(31, slow_ms(5000));
+	struct kv_lease *lease = open_lease(31, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
 	(void)state;
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 31, NULL, &err), &err);
-	assert_true(next_arrival(&p.b, &arrival, 1000));
+	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	assert_int_equal(arrival.tag, 31);
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);

@@ -230,7 +230,7 @@ static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(voi
 	child_kill(&child, SIGSTOP);
 	begun = kv_now_ns();
 	ret = kv_revoke(lease, slow_ms(100), &err);
-	assert_true(kv_now_ns() - begun < slow_ms(RIG_TIMEOUT_MS / 2) * KV_NS_PER_MS);
+	assert_true(kv_now_ns() - begun < RIG_TIMEOUT_MS / 2 * KV_NS_PER_MS);
 	if (direct) {
 		assert_int_equal(ret, KV_ERR_BUSY); /* it could store at any time */
 		assert_int_equal(kv_peer_close(b.peer, slow_ms(50), &err), KV_ERR_BUSY);
@@ -312,8 +312,9 @@ static void a_restarted_receiver_is_a_new_peer(void **state)
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
 	struct kv_error err;
 	struct child child[3];
-	uint32_t port = 0;
+	uint32_t port;
 	struct node a;
+	int held = port_hold(&port); /* also while no receiver has it */
 
 	(void)state;
 	for (int i = 0; i < 3; i++) /* before this process has threads */
@@ -337,11 +338,11 @@ static void a_restarted_receiver_is_a_new_peer(void **state)
 		ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &err), &err);
 	}
 	node_close(&a);
+	close(held);
 }
 
 static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(void **state)
 {
-	struct kv_stats stats = KV_INIT(kv_stats);
 	struct shape shape = rig_shape;
 	struct kv_error err;
 	struct node a, b;
@@ -358,12 +359,8 @@ static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(voi
 	assert_non_null(strstr(err.message, "layers"));
 	assert_non_null(strstr(err.message, "block_bytes"));
 	/* The other end may have been told before this one has counted. */
-	for (int i = 0; i < 2000 && !stats.rejected_geometry; i++) {
-		poll(NULL, 0, 5);
-		ok(kv_stats(b.engine, &stats, &err), &err);
-	}
-	assert_int_equal(stats.rejected_geometry, 1);
-	assert_int_equal(stats.peers_now, 0);
+	await_stat(&b, rejected_geometry, 1);
+	await_stat(&b, peers_now, 0);
 	node_close(&a);
 	node_close(&b);
 }
@@ -413,6 +410,8 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	struct kv_error err;
 	struct node a, b;
 	int64_t begun;
+	uint32_t port;
+	int fd;
 
 	(void)state;
 	caller.progress = KV_PROGRESS_CALLER;
@@ -423,11 +422,12 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	assert_int_equal(kv_connect(a.engine, NULL, b.port, slow_ms(200), &a.peer, &err),
 			 KV_ERR_TIMEOUT);
 	assert_non_null(strstr(err.hint, "kv_progress"));
-	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(200) - 1,
-			slow_ms(RIG_TIMEOUT_MS / 2));
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(200) - 1, RIG_TIMEOUT_MS / 2);
 	node_close(&b);
-	assert_int_equal(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &a.peer, &err),
+	fd = port_hold(&port);
+	assert_int_equal(kv_connect(a.engine, NULL, port, RIG_TIMEOUT_MS, &a.peer, &err),
 			 KV_ERR_PEER_LOST);
+	close(fd);
 	assert_int_equal(kv_connect(a.engine, NULL, 0, 2000, &a.peer, &err), KV_ERR_ARG);
 	assert_int_equal(kv_connect(a.engine, NULL, 1, -1, &a.peer, &err), KV_ERR_ARG);
 	node_close(&a);

@@ -2,6 +2,7 @@
 /* kv_rig.c -- two engines, their patterned memory, and child processes */
 #include "kv_rig.h"
 
+#include <arpa/inet.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -214,7 +215,7 @@ void node_connect(struct node *node, uint32_t port)
 
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms)
 {
-	int64_t deadline = kv_deadline_ns(slow_ms(ms));
+	int64_t deadline = kv_deadline_ns(ms);
 
 	do {
 		int n = kv_poll_arrivals(node->engine, arrival, 1, &node->err);
@@ -232,7 +233,7 @@ bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t
 
 void await_count(struct node *node, size_t at, uint64_t want)
 {
-	int64_t deadline = kv_deadline_ns(slow_ms(RIG_TIMEOUT_MS));
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
 	struct kv_stats stats = KV_INIT(kv_stats);
 	uint64_t now;
 
@@ -282,6 +283,20 @@ void pair_close(struct pair *pair)
 	node_close(&pair->b);
 }
 
+int port_hold(uint32_t *port_p)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(at);
+	int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&at, len), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+	*port_p = ntohs(at.sin_port);
+	return fd;
+}
+
 /* ---------------------------------------------------------------- children */
 
 /*
@@ -294,7 +309,7 @@ static void assert_no_threads(void)
 #ifdef __SANITIZE_ADDRESS__
 	struct stat tasks;
 
-	for (int i = 0; i < 1000; i++) {
+	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); kv_now_ns() < end;) {
 		assert_int_equal(stat("/proc/self/task", &tasks), 0);
 		if (tasks.st_nlink == 3) /* itself, its parent, one thread */
 			return;
@@ -331,21 +346,22 @@ void child_receive(int fd, void *p, size_t n)
 {
 	struct pollfd pfd = { .fd = fd, .events = POLLIN };
 
-	assert_int_equal(poll(&pfd, 1, 20000), 1);
+	assert_int_equal(poll(&pfd, 1, (int)RIG_TIMEOUT_MS), 1);
 	assert_int_equal(recv(fd, p, n, MSG_WAITALL), (ssize_t)n);
 }
 
 int child_join(struct child *child)
 {
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
 	int status;
 
 	close(child->fd);
-	for (int i = 0; i < 2000; i++) {
+	while (kv_now_ns() < deadline) {
 		pid_t pid = waitpid(child->pid, &status, WNOHANG);
 
 		if (pid == child->pid)
 			return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-		poll(NULL, 0, 10);
+		poll(NULL, 0, 5);
 	}
 	kill(child->pid, SIGKILL);
 	waitpid(child->pid, &status, 0);

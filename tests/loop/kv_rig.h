@@ -22,7 +22,8 @@
 
 #include "slow.h"
 
-enum { RIG_LAYERS = 4, RIG_TENSORS = 2, RIG_BLOCKS = 96, RIG_TIMEOUT_MS = 10000 };
+enum { RIG_LAYERS = 4, RIG_TENSORS = 2, RIG_BLOCKS = 96 };
+#define RIG_TIMEOUT_MS slow_ms(20000) /* for what surely comes, on whatever machine */
 
 struct shape {
 	uint32_t layers, blocks;
@@ -73,7 +74,7 @@ uint8_t pattern(unsigned int side, uint32_t layer, uint32_t tensor, int64_t bloc
 bool memory_is(const struct node *node, struct kv_layers layers, unsigned int side,
 	       const int64_t *from, const int64_t *to, size_t n, unsigned int epoch);
 
-/* Takes the next arrival that is not PEER_UP or PEER_LOST; false after slow_ms(ms). */
+/* Takes the next arrival that is not PEER_UP or PEER_LOST; false after `ms`. */
 bool next_arrival(struct node *node, struct kv_arrival *arrival, int64_t ms);
 void no_arrival(struct node *node); /* fails the test if one waits */
 bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t ms);
@@ -84,6 +85,12 @@ bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t
  */
 #define await_stat(node, field, want) await_count((node), offsetof(struct kv_stats, field), (want))
 void await_count(struct node *node, size_t at, uint64_t want);
+
+/*
+ * A socket bound to a free port of this host, which nobody else is given while it is open. Nobody
+ * listens there: that is the caller's to do, or a kv_listen's with this port.
+ */
+int port_hold(uint32_t *port_p);
 
 /* Fails the test with the whole error in words. */
 void check_ok(int ret, const struct kv_error *err, const char *what);
@@ -99,7 +106,7 @@ struct child {
 };
 void child_start(struct child *child, int (*run)(int fd, const void *arg), const void *arg);
 void child_send(int fd, const void *p, size_t n);
-void child_receive(int fd, void *p, size_t n); /* fails the test after 20 s */
+void child_receive(int fd, void *p, size_t n); /* fails the test after RIG_TIMEOUT_MS */
 int child_join(struct child *child);	       /* its exit code, or 128 + signal */
 void child_kill(struct child *child, int sig);
 

@@ -30,7 +30,7 @@ static void a_write_lands_in_its_blocks_and_nowhere_else(void **state)
 	   &p.a.err);
 	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
 	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
-	assert_true(next_arrival(&p.b, &arrival, 1000));
+	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.tag, 77);
 	assert_int_equal(arrival.blocks, N);
 	assert_int_equal(arrival.bytes, N * RIG_LAYERS * BLOCK_SUM);
@@ -181,7 +181,7 @@ static void a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement(void *
 		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
 	for (int i = 0; i < 3 * KV_OPS_MAX; i++)
-		assert_true(next_arrival(&p.b, &arrival, 1000));
+		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	no_arrival(&p.b);
 	pair_close(&p);
 }

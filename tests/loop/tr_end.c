@@ -18,7 +18,7 @@
 #include "base/fault.h"
 #include "tr_pair.h"
 
-enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2, SOON_MS = 4000 };
+enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };
 
 static const struct pair_config by_path[] = {
 	{ .parent_pool = true, .child_pool = true, .region = REGION },
@@ -62,7 +62,7 @@ static void fence_patiently(struct pair_side *s)
 static int write_until_refused(struct pair_side *s, unsigned int *begun_p, struct kv_error *err)
 {
 	static const struct tr_span span = { .len = 50000 };
-	int64_t deadline_ns = kv_deadline_ns(5000);
+	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
 
 	for (;;) {
 		struct tr_op *op;
@@ -103,7 +103,7 @@ static void killed_parent(struct pair_side *s)
 	pair_meet(s);
 	PAIR_CHECK(write_until_refused(s, &begun, &err) == KV_ERR_PEER_LOST);
 	PAIR_CHECK(err.code == KV_ERR_PEER_LOST && err.message[0]);
-	pair_wait_lost(s, SOON_MS);
+	pair_wait_lost(s, PAIR_SOON_MS);
 	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
 	PAIR_CHECK(s->ended == begun); /* each exactly once, and before the loss */
 	fence_patiently(s);
@@ -130,8 +130,8 @@ static void sleeper_parent(struct pair_side *s)
 	pair_up(s);
 	pair_meet(s);
 	t = kv_now_ns();
-	pair_wait_lost(s, SOON_MS); /* one long sleep */
-	PAIR_CHECK(kv_now_ns() - t < SOON_MS * KV_NS_PER_MS);
+	pair_wait_lost(s, PAIR_SOON_MS); /* one long sleep */
+	PAIR_CHECK(kv_now_ns() - t < PAIR_SOON_MS * KV_NS_PER_MS);
 	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
 	pair_down(s);
 }
@@ -172,7 +172,7 @@ static void goodbye_parent(struct pair_side *s)
 	}
 	/* At once; with a fence before it as a KV engine does it, which nobody answers here. */
 	if (fence)
-		fence_to_the_end(s, SOON_MS, &err);
+		fence_to_the_end(s, PAIR_SOON_MS, &err);
 	pair_down(s);
 	pair_say(s, 1);
 }
@@ -186,7 +186,7 @@ static void goodbye_child(struct pair_side *s)
 	pair_fill(s->base, TARGET_SEED, 0, REGION);
 	pair_meet(s);
 	PAIR_CHECK(pair_hear(s) == 1); /* the parent's end is closed and unmapped */
-	pair_wait_lost(s, SOON_MS);
+	pair_wait_lost(s, PAIR_SOON_MS);
 	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
 	PAIR_CHECK(s->msgs == LAST_WORDS);
 	for (uint64_t i = 0; i < LAST_WORDS; i++)
@@ -222,7 +222,7 @@ static void stopped_parent(struct pair_side *s)
 	pair_meet(s);
 	PAIR_CHECK(!kill(s->other, SIGSTOP));
 	PAIR_CHECK(waitpid(s->other, &status, WUNTRACED) == s->other && WIFSTOPPED(status));
-	ret = fence_to_the_end(s, 2000, &err);
+	ret = fence_to_the_end(s, PAIR_WAIT_MS, &err);
 	if (s->config->parent_path) {
 		PAIR_CHECK(!ret); /* this side copies, or has destroyed its queue pairs */
 	} else {
@@ -231,10 +231,10 @@ static void stopped_parent(struct pair_side *s)
 		PAIR_CHECK(tr_fence(s->conn, &err) == KV_ERR_BUSY);
 	}
 	PAIR_CHECK(!kill(s->other, SIGKILL));
-	deadline_ns = kv_deadline_ns(SOON_MS);
+	deadline_ns = kv_deadline_ns(PAIR_SOON_MS);
 	while ((ret = tr_fence(s->conn, &err)))
 		PAIR_CHECK(kv_now_ns() < deadline_ns && (ret == KV_ERR_BUSY || ret == TR_AGAIN));
-	pair_wait_lost(s, SOON_MS);
+	pair_wait_lost(s, PAIR_SOON_MS);
 	pair_down(s);
 }
 
@@ -253,7 +253,7 @@ static void fence_parent(struct pair_side *s)
 	pair_wait_notifies(s, 200);
 	fence_patiently(s);
 	memcpy(copy, s->base, REGION);
-	pair_wait_lost(s, SOON_MS);
+	pair_wait_lost(s, PAIR_SOON_MS);
 	poll(NULL, 0, 30);
 	PAIR_CHECK(!memcmp(copy, s->base, REGION));
 	PAIR_CHECK(pair_hear(s) == 1); /* the child has noticed */
@@ -288,7 +288,7 @@ static void fence_child(struct pair_side *s)
 			pair_poll(s, 1);
 		pair_poll(s, 0);
 	}
-	pair_wait_lost(s, SOON_MS);
+	pair_wait_lost(s, PAIR_SOON_MS);
 	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
 	pair_say(s, 1);
 	PAIR_CHECK(pair_hear(s) == 2); /* the parent has looked */
@@ -340,7 +340,7 @@ static void forget(struct pair_side *s)
 static int try_exchange(struct pair_side *s, struct kv_error *err)
 {
 	struct tr_span span = { .local = 5, .remote = 6, .len = 4097 };
-	int64_t deadline_ns = kv_deadline_ns(3000);
+	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
 	struct tr_op *op;
 	long done;
 

@@ -156,7 +156,7 @@ int pair_connect(struct pair_side *s, struct kv_error *err)
 	do {
 		struct pollfd p = { .fd = tr_listener_fd(s->listener), .events = POLLIN };
 
-		PAIR_CHECK(poll(&p, 1, PAIR_WAIT_MS) == 1);
+		PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1);
 		ret = tr_accept(s->listener, &config, &s->conn, err);
 	} while (ret == TR_AGAIN);
 	return ret ? ret : step(s, err);
@@ -323,7 +323,7 @@ struct tr_op *pair_begin(struct pair_side *s, int kind, uint64_t user)
 
 	while ((ret = tr_op_begin(s->conn, kind, user, &op, &err)) == TR_AGAIN) {
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
-		pair_poll(s, PAIR_WAIT_MS);
+		pair_poll(s, (int)PAIR_WAIT_MS);
 	}
 	PAIR_CHECK(!ret);
 	return op;
@@ -343,7 +343,7 @@ void pair_add(struct pair_side *s, struct tr_op *op, const struct tr_span *spans
 		spans += done;
 		n -= (size_t)done;
 		if (n)
-			pair_poll(s, PAIR_WAIT_MS);
+			pair_poll(s, (int)PAIR_WAIT_MS);
 	}
 }
 
@@ -355,7 +355,7 @@ void pair_commit(struct pair_side *s, struct tr_op *op, unsigned int flags, uint
 
 	while ((ret = tr_op_commit(op, flags, value, &err)) == TR_AGAIN) {
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
-		pair_poll(s, PAIR_WAIT_MS);
+		pair_poll(s, (int)PAIR_WAIT_MS);
 	}
 	PAIR_CHECK(!ret);
 }
@@ -368,7 +368,7 @@ void pair_send(struct pair_side *s, const void *buf, size_t len)
 
 	while ((ret = tr_msg(s->conn, buf, len, &err)) == TR_AGAIN) {
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
-		pair_poll(s, PAIR_WAIT_MS);
+		pair_poll(s, (int)PAIR_WAIT_MS);
 	}
 	PAIR_CHECK(!ret);
 }

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/option.h"
+#include "slow.h"
 #include "tr.h"
 
 #define PAIR_CHECK(cond)                                                                   \
@@ -27,7 +28,9 @@
 		}                                                                          \
 	} while (0)
 
-enum { PAIR_EVENTS_MAX = 4096, PAIR_WAIT_MS = 20000, PAIR_SKIP = 77 };
+enum { PAIR_EVENTS_MAX = 4096, PAIR_SKIP = 77 };
+#define PAIR_WAIT_MS slow_ms(20000) /* for what surely comes, on whatever machine */
+#define PAIR_SOON_MS slow_ms(4000)  /* for what must not wait for TCP to find out that a host is gone */
 
 struct pair_config {
 	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto; or "ib" */

@@ -356,7 +356,7 @@ static void cancel_parent(struct pair_side *s)
 	 */
 	op = pair_begin(s, TR_WRITE, 1);
 	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, &big, 1, &err) == 1);
-	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(5000), &err));
+	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(PAIR_WAIT_MS), &err));
 	pair_wait_ended(s, 1);
 	PAIR_CHECK(s->last_end == TR_CANCELLED && s->last_user == 1);
 	pair_meet(s);
@@ -365,7 +365,7 @@ static void cancel_parent(struct pair_side *s)
 	/* A read, with its slot and its place used again at once. */
 	op = pair_begin(s, TR_READ_OP, 2);
 	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, &big, 1, &err) == 1);
-	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(5000), &err));
+	PAIR_CHECK(!tr_op_cancel(op, kv_deadline_ns(PAIR_WAIT_MS), &err));
 	pair_wait_ended(s, 2);
 	PAIR_CHECK(s->last_end == TR_CANCELLED && s->last_user == 2);
 	pair_fill(s->base, 9, 0, REGION);
@@ -418,7 +418,7 @@ static void quiet_parent(struct pair_side *s)
 	pair_say(s, sent);
 	/* The wake-up comes when there is room again, without any event. */
 	while ((ret = tr_msg(s->conn, &sent, sizeof(sent), &err)) == TR_AGAIN)
-		pair_poll(s, PAIR_WAIT_MS);
+		pair_poll(s, (int)PAIR_WAIT_MS);
 	PAIR_CHECK(!ret);
 	pair_meet(s);
 	pair_down(s);

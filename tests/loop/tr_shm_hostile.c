@@ -214,7 +214,7 @@ static void victim(struct pair_side *s)
 	pair_up(s);
 	pair_fill(s->base, SOURCE_SEED, 0, REGION);
 	pair_meet(s);
-	pair_wait_lost(s, 2000); /* sleeps: the doorbell wakes it */
+	pair_wait_lost(s, PAIR_SOON_MS); /* sleeps: the doorbell wakes it */
 	if (s->cause.code != KV_ERR_PROTOCOL || !strstr(s->cause.message, attack->text))
 		fprintf(stderr, "attack %zu: %d %s\n", (size_t)(attack - attacks), s->cause.code,
 			s->cause.message);
@@ -265,7 +265,7 @@ static void noise_victim(struct pair_side *s)
 	pair_open(s);
 	for (int i = 0; i < ROUNDS; i++) {
 		PAIR_CHECK(!pair_connect(s, &err));
-		deadline_ns = kv_deadline_ns(2000);
+		deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
 		while (!s->lost && kv_now_ns() < deadline_ns)
 			pair_poll(s, 5);
 		PAIR_CHECK(s->lost); /* by a lie, or by the end of the liar */
