@@ -13,6 +13,7 @@
 #include "conn.h"
 
 enum { CHUNK = 256, CHUNKS = TR_MEMS_MAX / CHUNK };
+enum { PACKED_DEVICE = 1 << 8 }; /* beside the access bits of a description: TR_MEM_DEVICE */
 
 /* A memfd made by tr_alloc. */
 struct pool {
@@ -253,11 +254,12 @@ static void find_pool(struct tr_memory *m, struct tr_mem *mem)
 		}
 }
 
-/* Goes on without this provider if that is its device's trouble, and another one is there. */
+/* Goes on without this provider if that is its device's trouble, or it copies what no CPU may touch, and another one is there. */
 static int leave_out(struct tr_mem *mem, const struct tr_provider *provider,
 		     const struct kv_error *why, struct kv_error *err)
 {
-	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE;
+	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE ||
+		      (why->code == KV_ERR_UNSUPPORTED && mem->kind == TR_MEM_DEVICE);
 
 	if (device && mem->tr->providers > 1 && !mem->left_out)
 		mem->why = kv_fault(TR_MEM_WHY) ? NULL : malloc(sizeof(*why));
@@ -274,6 +276,7 @@ static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 	struct kv_error why;
 	int i, ret;
 
+	mem->tr = tr;
 	find_pool(tr->memory, mem);
 	ret = take_id(tr->memory, mem, err);
 	if (ret)
@@ -284,6 +287,7 @@ static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 		if (ret)
 			goto undo;
 	}
+	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->next = tr->memory->mems;
 	tr->memory->mems = mem;
 	return 0;
@@ -294,32 +298,28 @@ undo:
 	return ret;
 }
 
-int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
-	       struct tr_mem **mem_p, struct kv_error *err)
+/* Of `wanted` the address, length, kind, access and DMA-BUF count. */
+static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
+	       struct kv_error *err)
 {
 	struct tr_mem *mem, *fresh;
-	int ret;
+	int ret = 0;
 
-	if (!addr || !len || (uintptr_t)addr + len < (uintptr_t)addr)
+	if (!wanted->addr || !wanted->len ||
+	    (uintptr_t)wanted->addr + wanted->len < (uintptr_t)wanted->addr)
 		return kv_fail(err, KV_ERR_ARG, "register", "%zu bytes at %p are no memory range",
-			       len, addr);
-	if (kind != TR_MEM_HOST)
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-			       "memory kind %d is not supported", kind);
-	ret = check_mapped(addr, len, err);
+			       wanted->len, (void *)wanted->addr);
+	if (wanted->kind == TR_MEM_HOST)
+		ret = check_mapped(wanted->addr, wanted->len, err);
 	if (ret)
 		return ret;
 	fresh = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(1, sizeof(*fresh));
 	if (!fresh)
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
 	pthread_mutex_lock(&tr->memory->lock);
-	mem = find_covering(tr->memory, addr, len, kind, access);
+	mem = find_covering(tr->memory, wanted->addr, wanted->len, wanted->kind, wanted->access);
 	if (!mem) {
-		fresh->tr = tr;
-		fresh->addr = addr;
-		fresh->len = len;
-		fresh->kind = kind;
-		fresh->access = access;
+		*fresh = *wanted;
 		ret = register_new(tr, fresh, err);
 		if (!ret) {
 			mem = fresh;
@@ -329,13 +329,45 @@ int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int acc
 	if (mem)
 		mem->refs++;
 	pthread_mutex_unlock(&tr->memory->lock);
-	if (!fresh && mem->left_out)
+	if (!fresh && mem->left_out && mem->kind == TR_MEM_HOST)
 		kv_log_warn(tr->log, "%s does not get %zu bytes at %p: %s; %s", mem->left_out->name,
-			    len, addr, mem->why->message, mem->why->hint);
+			    mem->len, (void *)mem->addr, mem->why->message, mem->why->hint);
 	free(fresh);
 	if (mem)
 		*mem_p = mem;
 	return ret;
+}
+
+int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
+	       struct tr_mem **mem_p, struct kv_error *err)
+{
+	if (kind != TR_MEM_HOST && kind != TR_MEM_DEVICE)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+			       "memory kind %d is not supported", kind);
+	return reg(
+		tr,
+		&(struct tr_mem){
+			.addr = addr, .len = len, .kind = kind, .dmabuf_fd = -1, .access = access },
+		mem_p, err);
+}
+
+int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset,
+		      unsigned int access, struct tr_mem **mem_p, struct kv_error *err)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	if (fd < 0 || offset > UINT64_MAX - len || (offset ^ (uintptr_t)addr) & (page - 1))
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "descriptor %d, offset %llu is no DMA-BUF of the %zu bytes at %p",
+			       fd, (unsigned long long)offset, len, addr);
+	return reg(tr,
+		   &(struct tr_mem){ .addr = addr,
+				     .len = len,
+				     .kind = TR_MEM_DEVICE,
+				     .dmabuf_fd = fd,
+				     .dmabuf_off = offset,
+				     .access = access },
+		   mem_p, err);
 }
 
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err)
@@ -394,7 +426,7 @@ struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id)
 	_Atomic(struct tr_mem *) *chunk = atomic_load(&tr->memory->chunk[slot / CHUNK]);
 	struct tr_mem *mem = chunk ? atomic_load(&chunk[slot % CHUNK]) : NULL;
 
-	return mem && mem->id == id ? mem : NULL;
+	return mem && mem->id == id && mem->kind == TR_MEM_HOST ? mem : NULL;
 }
 
 /* ---------------------------------------------------------------- regions of the peer */
@@ -408,7 +440,8 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 	if (ret)
 		return ret;
 	wire_put_u32(&w, mem->id);
-	wire_put_u32(&w, mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE));
+	wire_put_u32(&w, (mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE)) |
+				 (mem->kind == TR_MEM_DEVICE ? PACKED_DEVICE : 0));
 	wire_put_u64(&w, mem->len);
 	ret = conn->provider->mem_pack(conn, mem, &w, err);
 	if (ret)
@@ -441,7 +474,7 @@ int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rme
 	int ret;
 
 	if (r.bad || !region_len || region_len > INT64_MAX ||
-	    (access & ~(unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE)))
+	    (access & ~(unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE | PACKED_DEVICE)))
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "%zu bytes are no memory description", len);
 	rmem = find_open(conn, id, region_len, access);
@@ -457,6 +490,7 @@ int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rme
 	rmem->conn = conn;
 	rmem->id = id;
 	rmem->access = access;
+	rmem->device = access & PACKED_DEVICE;
 	rmem->len = region_len;
 	rmem->refs = 1;
 	ret = conn->provider->mem_open(conn, rmem, &r, err);

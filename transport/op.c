@@ -95,6 +95,7 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 	op->generation++;
 	op->user = user;
 	op->bytes = 0;
+	op->to_device = false;
 	conn->provider->op_begin(op);
 	*op_p = op;
 	return 0;
@@ -153,6 +154,7 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	if (check_spans(lmem, rmem, spans, n, &bad) < 0)
 		return refuse_span(lmem, rmem, &spans[bad], bad, err);
 	hold(op, lmem);
+	op->to_device |= rmem->device;
 	done = conn->provider->op_add(op, lmem, rmem, spans, n, err);
 	for (long i = 0; i < done; i++)
 		op->bytes += spans[i].len;
@@ -174,6 +176,9 @@ int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 	if (op->kind == TR_READ_OP && flags)
 		return kv_fail(err, KV_ERR_ARG, "commit",
 			       "a read takes no notify and needs no proof");
+	if (op->to_device && flags & TR_PROVEN)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "commit",
+			       "a READ of the peer's memory proves nothing about a GPU's");
 	op->state = TR_OP_COMMITTED; /* before the provider, which may end it at once */
 	ret = conn->provider->op_commit(op, flags, value, err);
 	if (ret) {
@@ -230,7 +235,10 @@ int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err)
 {
 	if (conn->stage != CONN_READY)
 		return not_ready(conn, "flush", err);
-	(void)mem; /* host memory, the only kind: the completion that tr_poll read ordered its bytes */
+	if (mem->kind == TR_MEM_DEVICE)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "flush",
+			       "the NIC's writes into a GPU's memory cannot be flushed yet");
+	/* The completion that tr_poll read ordered the bytes of host memory. */
 	atomic_thread_fence(memory_order_acquire);
 	return 0;
 }

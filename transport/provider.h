@@ -88,6 +88,8 @@ struct tr_mem {
 	uint8_t *addr;
 	size_t len;
 	int kind;
+	int dmabuf_fd;            /* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1; */
+	uint64_t dmabuf_off;      /* of addr in the buffer */
 	unsigned int access;
 	uint32_t id;              /* unique in the context's life */
 	int pool_fd;              /* memfd that backs it (tr_alloc), or -1 */
@@ -107,6 +109,7 @@ struct tr_rmem {
 	uint64_t len;
 	uint32_t id;
 	unsigned int access;
+	bool device;              /* TR_MEM_DEVICE over there */
 	unsigned int refs;
 	void *priv;               /* the provider's */
 	struct tr_rmem *next;
@@ -121,6 +124,7 @@ struct tr_op {
 	uint16_t index;           /* 0 .. TR_OPS_MAX - 1 */
 	uint8_t kind;             /* TR_WRITE or TR_READ_OP */
 	bool any_order;           /* TR_ANY_ORDER */
+	bool to_device;           /* some of it goes to TR_MEM_DEVICE */
 	uint8_t state;            /* enum tr_op_state */
 	uint32_t generation;      /* changes with each use of the slot: a stale completion is recognised */
 	uint64_t user;
@@ -148,7 +152,7 @@ void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...) __attribute__(
 int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err);
 void tr_conn_unwatch(struct tr_conn *conn, int fd);
 
-/* A region that the peer may touch, by the id in its packed description; NULL if there is none. For providers where this side copies. */
+/* A region that a CPU may touch, by the id in its packed description; NULL if there is none. For providers where this side copies. */
 struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id);
 
 /*

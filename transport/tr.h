@@ -63,7 +63,10 @@ const uint8_t *tr_incarnation(const struct tr *tr);
 
 /* ---------------------------------------------------------------- memory */
 
-enum tr_mem_kind { TR_MEM_HOST = 0 };
+enum tr_mem_kind {
+	TR_MEM_HOST = 0,
+	TR_MEM_DEVICE, /* a GPU's: no CPU touches it, only a NIC that reaches it */
+};
 
 enum tr_access {
 	TR_REMOTE_WRITE = 1 << 0,
@@ -79,12 +82,20 @@ int tr_free(struct tr *tr, void *ptr, struct kv_error *err);
 /*
  * Registers [addr, addr + len) with every provider. A range inside a region that is registered with at least the same access
  * shares that region (reference count), so tr_mem_addr(mem) may be lower than addr. May be called long after connections were made.
+ * TR_MEM_DEVICE needs nvidia_peermem. UNSUPPORTED: no device of this machine reaches memory of that kind.
  */
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access, struct tr_mem **mem_p,
 	       struct kv_error *err);
 /*
+ * Registers TR_MEM_DEVICE as a DMA-BUF: `addr` is what `offset` of the buffer is called in spans, and is not read. Both have the same
+ * offset within a page. The descriptor may be closed after the call. A device without DMA-BUF gets the memory as tr_mem_reg gives it.
+ */
+int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset, unsigned int access,
+		      struct tr_mem **mem_p, struct kv_error *err);
+/*
  * 0, or why this connection cannot use the region: with several providers one whose device cannot register it (MEMLOCK,
- * DEVICE) is left out with a warning, as another may be all that is needed. tr_mem_pack and tr_op_add say the same.
+ * DEVICE; shared memory: that of a device) is left out with a warning, as another may be all that is needed. tr_mem_pack and
+ * tr_op_add say the same.
  */
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
 /* BUSY while an operation that uses the region has not ended. */
@@ -199,7 +210,8 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, cons
 
 enum tr_commit_flags {
 	TR_NOTIFY = 1 << 0, /* deliver `value` to the peer once every byte is visible there; legal with no spans at all */
-	TR_PROVEN = 1 << 1, /* TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each lane) */
+	/* TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each lane); UNSUPPORTED: a GPU's memory */
+	TR_PROVEN = 1 << 1,
 	TR_LANDED = 1 << 2, /* TR_WRITTEN only when nothing of it can land any more; costs nothing where that is so anyway */
 };
 /* No more spans. TR_AGAIN: no credit for the notify. After 0 exactly one event ends the operation. */
@@ -218,7 +230,7 @@ int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_err
 
 /*
  * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was polled. Host memory needs
- * nothing more than the poll itself. TR_AGAIN: call again.
+ * nothing more than the poll itself; TR_MEM_DEVICE is UNSUPPORTED. TR_AGAIN: call again.
  */
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 

@@ -631,13 +631,19 @@ struct kv_option_info {
 int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info *info,
 		  struct kv_error *err);
 
+/* How an RDMA port reaches the memory of a GPU. */
+enum kv_gpu_reach {
+	KV_GPU_DMABUF = 1 << 0,  /* its driver registers DMA-BUFs */
+	KV_GPU_PEERMEM = 1 << 1, /* nvidia_peermem is loaded */
+};
+
 /* One transport or device that this build knows. */
 struct kv_device_info {
 	size_t size;
 	char transport[16];
 	char name[32];        /* "mlx5_0:1", "host memory" */
 	int32_t usable;
-	int32_t reserved;
+	int32_t gpu_reach;    /* enum kv_gpu_reach, or 0 */
 	char detail[160];     /* what it is, or why it cannot be used and what to do */
 	/* Of an RDMA port; "", 0 or -1 elsewhere. */
 	char link[16];        /* "RoCE", "InfiniBand" */

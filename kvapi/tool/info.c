@@ -103,13 +103,15 @@ static json_t *device_json(const struct kv_device_info *device)
 
 	if (*device->link)
 		json_object_update_new(
-			row, json_pack("{ss ss si sI sI sI ss si ss ss}", "link", device->link,
-				       "gid", device->gid, "gid_index", device->gid_index, "lid",
-				       (json_int_t)device->lid, "speed_mbps",
-				       (json_int_t)device->speed_mbps, "mtu_bytes",
-				       (json_int_t)device->mtu_bytes, "pci", device->pci,
-				       "numa_node", device->numa_node, "distance", device->distance,
-				       "reason", device->reason));
+			row,
+			json_pack("{ss ss si sI sI sI ss si ss sb sb ss}", "link", device->link,
+				  "gid", device->gid, "gid_index", device->gid_index, "lid",
+				  (json_int_t)device->lid, "speed_mbps",
+				  (json_int_t)device->speed_mbps, "mtu_bytes",
+				  (json_int_t)device->mtu_bytes, "pci", device->pci, "numa_node",
+				  device->numa_node, "distance", device->distance, "dmabuf",
+				  device->gpu_reach & KV_GPU_DMABUF, "peermem",
+				  device->gpu_reach & KV_GPU_PEERMEM, "reason", device->reason));
 	return row;
 }
 

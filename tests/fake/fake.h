@@ -32,6 +32,7 @@ struct fake_config {
 	int max_inline;	       /* -1 = none, 0 = 256 */
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
 	bool no_cm;	       /* librdmacm is not installed */
+	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
 };
 
 enum { FAKE_PKEYS = 4 };
@@ -81,6 +82,9 @@ void fake_address(int host, int device, int row, const char *address);
 /* The subnet of all of a host's InfiniBand ports: upper half of their GIDs. */
 void fake_subnet(int host, uint8_t number);
 
+/* What nvidia_peermem does: plain registration of [addr, addr + len) reaches these bytes instead. NULL ends it. */
+void fake_peermem(void *addr, size_t len, uint8_t *bytes);
+
 /* Lets n steps pass; returns how many did something. */
 int fake_step(int n);
 /* Until nothing is left to do. */
@@ -97,6 +101,7 @@ void fake_settle(void);
 	X(query_pkey)          \
 	X(alloc_pd)            \
 	X(reg_mr)              \
+	X(reg_dmabuf_mr)       \
 	X(create_comp_channel) \
 	X(create_cq)           \
 	X(poll_cq)             \

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "fake_world.h"
@@ -338,6 +340,7 @@ static struct fake_mr *new_mr(struct ibv_pd *pd, void *addr, size_t len, unsigne
 	mr->mr.lkey = slot << 8 | fake_random(256);
 	mr->mr.rkey = slot << 8 | fake_random(256);
 	mr->access = access;
+	mr->bytes = addr;
 	world.mr[slot] = mr;
 	((struct fake_pd *)pd)->users++;
 	world.counts.mrs++;
@@ -350,6 +353,62 @@ struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned i
 
 	fake_lock();
 	mr = fake_fault(FAKE_reg_mr) ? NULL : new_mr(pd, addr, len, access);
+	if (mr && (uint8_t *)addr >= world.peermem.addr &&
+	    (uint8_t *)addr + len <= world.peermem.addr + world.peermem.len)
+		mr->bytes = world.peermem.bytes + ((uint8_t *)addr - world.peermem.addr);
+	fake_unlock();
+	return mr ? &mr->mr : NULL;
+}
+
+void fake_peermem(void *addr, size_t len, uint8_t *bytes)
+{
+	fake_lock();
+	world.peermem.addr = bytes ? addr : NULL;
+	world.peermem.len = bytes ? len : 0;
+	world.peermem.bytes = bytes;
+	fake_unlock();
+}
+
+/* As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the buffer's end. */
+static struct fake_mr *new_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
+				     int fd, unsigned int access)
+{
+	uint64_t first = offset & ~UINT64_C(4095);
+	size_t map_len = (size_t)(offset - first) + len;
+	struct stat st;
+	struct fake_mr *mr;
+	void *map;
+
+	errno = !world.config.dmabuf ? EOPNOTSUPP : EBADF;
+	if (!world.config.dmabuf || fstat(fd, &st))
+		return NULL;
+	errno = EINVAL;
+	if (offset > (uint64_t)st.st_size || len > (uint64_t)st.st_size - offset ||
+	    (offset ^ iova) & 4095)
+		return NULL;
+	map = mmap(NULL, map_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)first);
+	if (map == MAP_FAILED)
+		return NULL;
+	mr = new_mr(pd, (void *)(uintptr_t)iova, len, access);
+	if (!mr) {
+		munmap(map, map_len);
+		return NULL;
+	}
+	mr->map = map;
+	mr->map_len = map_len;
+	mr->bytes = (uint8_t *)map + (offset - first);
+	return mr;
+}
+
+struct ibv_mr *fake_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
+				  int fd, int access)
+{
+	struct fake_mr *mr;
+
+	fake_lock();
+	mr = fake_fault(FAKE_reg_dmabuf_mr)
+		     ? NULL
+		     : new_dmabuf_mr(pd, offset, len, iova, fd, (unsigned int)access);
 	fake_unlock();
 	return mr ? &mr->mr : NULL;
 }
@@ -363,6 +422,8 @@ int fake_dereg_mr(struct ibv_mr *ibv_mr)
 	world.mr[ibv_mr->lkey >> 8] = NULL;
 	((struct fake_pd *)ibv_mr->pd)->users--;
 	world.counts.mrs--;
+	if (mr->map)
+		munmap(mr->map, mr->map_len);
 	free(mr);
 	fake_unlock();
 	return 0;

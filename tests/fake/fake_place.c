@@ -27,7 +27,7 @@ void fake_place_all(struct fake_qp *qp)
 /* What still goes into a region is written before the region is gone. */
 void fake_place_mr(const struct fake_mr *mr)
 {
-	const uint8_t *first = mr->mr.addr, *end = first + mr->mr.length;
+	const uint8_t *first = mr->bytes, *end = first + mr->mr.length;
 
 	for (int i = 0; i < QPS_MAX; i++)
 		for (const struct fake_place *p = world.qp[i] ? world.qp[i]->place : NULL; p;
@@ -49,7 +49,7 @@ void fake_place_some(struct fake_qp *qp)
 }
 
 /* Pieces end at 128-byte lines, or anywhere in relaxed regions. */
-void fake_accept(struct fake_qp *responder, uint64_t addr, const uint8_t *data, uint32_t len,
+void fake_accept(struct fake_qp *responder, uint8_t *to, const uint8_t *data, uint32_t len,
 		 bool relaxed, uint32_t position)
 {
 	while (len) {
@@ -57,17 +57,17 @@ void fake_accept(struct fake_qp *responder, uint64_t addr, const uint8_t *data, 
 		struct fake_place *p;
 
 		if (!relaxed)
-			n = (n & ~127u) + 128 - (uint32_t)(addr & 127);
+			n = (n & ~127u) + 128 - (uint32_t)((uintptr_t)to & 127);
 		n = n < len ? n : len;
 		p = calloc(1, sizeof(*p) + n);
-		p->to = (uint8_t *)(uintptr_t)addr;
+		p->to = to;
 		p->len = n;
 		p->relaxed = relaxed;
 		p->requester_position = position;
 		memcpy(p->data, data, n);
 		*responder->place_last = p;
 		responder->place_last = &p->next;
-		addr += n;
+		to += n;
 		data += n;
 		len -= n;
 	}

@@ -66,7 +66,7 @@ static enum ibv_wc_status scatter(struct fake_qp *qp, const uint8_t *data, uint3
 
 		if (!mr || !(mr->access & IBV_ACCESS_LOCAL_WRITE))
 			return IBV_WC_LOC_PROT_ERR;
-		fake_accept(qp, sge->addr, data, n, false, 0);
+		fake_accept(qp, fake_at(mr, sge->addr), data, n, false, 0);
 		data += n;
 		len -= n;
 	}
@@ -95,8 +95,8 @@ static enum ibv_wc_status respond_write(struct fake_qp *to, const struct fake_wr
 		return IBV_WC_REM_ACCESS_ERR;
 	}
 	if (wr->len)
-		fake_accept(to, wr->raddr, data, wr->len, mr->access & IBV_ACCESS_RELAXED_ORDERING,
-			    position);
+		fake_accept(to, fake_at(mr, wr->raddr), data, wr->len,
+			    mr->access & IBV_ACCESS_RELAXED_ORDERING, position);
 	if (wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM)
 		receive_done(to, wr, IBV_WC_SUCCESS);
 	return IBV_WC_SUCCESS;
@@ -112,7 +112,7 @@ static enum ibv_wc_status respond_read(struct fake_qp *to, struct fake_wr *wr)
 	}
 	fake_place_all(to); /* a read does not pass the writes before it */
 	wr->data = malloc(wr->len);
-	memcpy(wr->data, (void *)(uintptr_t)wr->raddr, wr->len);
+	memcpy(wr->data, fake_at(mr, wr->raddr), wr->len);
 	return IBV_WC_SUCCESS;
 }
 
@@ -142,7 +142,7 @@ static bool gather(struct fake_qp *qp, const struct fake_wr *wr, uint8_t *data)
 		    (is_read && !(mr->access & IBV_ACCESS_LOCAL_WRITE)))
 			return false;
 		if (!is_read)
-			memcpy(data + at, (void *)(uintptr_t)sge->addr, sge->length);
+			memcpy(data + at, fake_at(mr, sge->addr), sge->length);
 		at += sge->length;
 	}
 	return true;
@@ -220,13 +220,17 @@ static void execute(struct fake_qp *qp)
 	executed(qp, wr, status);
 }
 
-static void land(struct fake_wr *wr)
+static void land(const struct fake_qp *qp, struct fake_wr *wr)
 {
 	uint32_t at = 0;
 
 	for (int i = 0; wr->data && wr->status == IBV_WC_SUCCESS && i < wr->num_sge; i++) {
-		memcpy((void *)(uintptr_t)wr->sge[i].addr, wr->data + at, wr->sge[i].length);
-		at += wr->sge[i].length;
+		const struct ibv_sge *sge = &wr->sge[i];
+		struct fake_mr *mr = fake_find_mr(sge->lkey, sge->addr, sge->length, qp->qp.pd);
+
+		if (mr)
+			memcpy(fake_at(mr, sge->addr), wr->data + at, sge->length);
+		at += sge->length;
 	}
 	world.stats.bytes += at;
 	free(wr->data);
@@ -267,7 +271,7 @@ static void complete_send(struct fake_qp *qp)
 	if (qp->flushing)
 		wr->status = IBV_WC_WR_FLUSH_ERR;
 	acknowledge(qp, position);
-	land(wr);
+	land(qp, wr);
 	if (!(wr->flags & IBV_SEND_SIGNALED) && wr->status == IBV_WC_SUCCESS)
 		return;
 	entry.wc.wr_id = wr->wr_id;

@@ -51,6 +51,9 @@ struct fake_pd {
 struct fake_mr {
 	struct ibv_mr mr;
 	unsigned int access;
+	uint8_t *bytes; /* where mr.addr really is: the same, or elsewhere for memory of a GPU */
+	void *map;	/* of a DMA-BUF, */
+	size_t map_len;
 };
 
 struct fake_channel {
@@ -154,6 +157,10 @@ struct fake_world {
 	struct fake_sa sa;
 	struct fake_context *contexts;
 	struct fake_mr *mr[MRS_MAX];
+	struct {
+		uint8_t *addr, *bytes;
+		size_t len;
+	} peermem;
 	struct fake_qp *qp[QPS_MAX];
 	uint32_t next_mr, next_qp;
 	struct fake_ghost *ghosts;
@@ -205,10 +212,16 @@ int fake_query_pkey(struct ibv_context *context, uint8_t port, int index, __be16
 struct ibv_pd *fake_alloc_pd(struct ibv_context *context);
 int fake_dealloc_pd(struct ibv_pd *pd);
 struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned int access);
+struct ibv_mr *fake_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
+				  int fd, int access);
 int fake_dereg_mr(struct ibv_mr *mr);
 void fake_device_init(struct fake_device *device, int host, int index);
 struct fake_context *fake_context_of(struct ibv_context *context);
 struct fake_mr *fake_find_mr(uint32_t key, uint64_t addr, uint64_t len, const struct ibv_pd *pd);
+static inline uint8_t *fake_at(const struct fake_mr *mr, uint64_t addr)
+{
+	return mr->bytes + (addr - (uint64_t)(uintptr_t)mr->mr.addr);
+}
 struct fake_device *fake_find_peer(const struct fake_qp *qp);
 bool fake_port_takes(const struct fake_device *device, const struct ibv_qp_attr *attr, int mask);
 bool fake_hears(const struct fake_qp *to, const struct fake_qp *from);
@@ -239,7 +252,7 @@ struct fake_qp *fake_find_qp(uint32_t qp_num);
 void fake_qp_error(struct fake_qp *qp);
 
 /* fake_place.c */
-void fake_accept(struct fake_qp *responder, uint64_t addr, const uint8_t *data, uint32_t len,
+void fake_accept(struct fake_qp *responder, uint8_t *to, const uint8_t *data, uint32_t len,
 		 bool relaxed, uint32_t position);
 void fake_place_some(struct fake_qp *qp);
 void fake_place_all(struct fake_qp *qp);

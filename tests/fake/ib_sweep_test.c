@@ -15,7 +15,7 @@ static bool infiniband; /* link layer of the next world: a P_Key is looked up */
 static int play(struct kv_error *err)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
-	struct fake_config config = { .seed = 7, .infiniband = infiniband };
+	struct fake_config config = { .seed = 7, .infiniband = infiniband, .dmabuf = true };
 	int ret;
 
 	fake_begin(&config);

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "gpu.h"
 
 enum {
 	SIZE = 64 << 10,
@@ -30,7 +31,9 @@ struct scene {
 	uint8_t *buf[2];
 	struct tr_mem *mem[2];
 	struct tr_rmem *rmem;
-	bool told[2]; /* TR_PEER_LOST */
+	struct gpu gpu;		/* of side 0, with the bytes of buf[0]; */
+	struct tr_mem *mem_gpu; /* NULL where the device takes no DMA-BUF */
+	bool told[2];		/* TR_PEER_LOST */
 };
 
 /* Of two causes the one that a device gave, not "the peer closed the connection". */
@@ -67,8 +70,11 @@ static int open_memory(struct scene *s, struct kv_error *err)
 {
 	uint8_t pack[TR_MEM_PACK_MAX];
 	size_t len;
-	int ret = 0;
+	int ret = tr_mem_reg_dmabuf(s->rig.side[0].tr, s->gpu.addr + BLOCK, SIZE - BLOCK, s->gpu.fd,
+				    BLOCK, 0, &s->mem_gpu, err);
 
+	if (ret == KV_ERR_UNSUPPORTED)
+		ret = 0;
 	for (int i = 0; i < 2 && !ret; i++)
 		ret = tr_mem_reg(s->rig.side[i].tr, s->buf[i], SIZE, TR_MEM_HOST,
 				 TR_REMOTE_WRITE | TR_REMOTE_READ, &s->mem[i], err);
@@ -100,6 +106,19 @@ static struct tr_span span_of(size_t i)
 	return (struct tr_span){ i * BLOCK, (BLOCKS - 1 - i) * BLOCK, BLOCK_USED };
 }
 
+/* Its block 0, which is the buffer's block 1. */
+static int write_from_gpu(struct scene *s, struct kv_error *err)
+{
+	struct tr_span span = { 0, span_of(1).remote, BLOCK_USED };
+	struct tr_op *op;
+	int ret = rig_try_op(&s->rig, 0, TR_WRITE, 4, s->mem_gpu, s->rmem, &span, 1, TR_NOTIFY, 6,
+			     &op, err);
+
+	if (!ret)
+		ret = await(s, 0, TR_WRITTEN, err);
+	return ret ? ret : await(s, 1, TR_NOTIFIED, err);
+}
+
 static int move(struct scene *s, struct kv_error *err)
 {
 	struct tr_span spans[BLOCKS];
@@ -108,6 +127,9 @@ static int move(struct scene *s, struct kv_error *err)
 
 	for (size_t i = 0; i < BLOCKS; i++)
 		spans[i] = span_of(i);
+	ret = s->mem_gpu ? write_from_gpu(s, err) : 0;
+	if (ret)
+		return ret;
 	ret = rig_try_op(&s->rig, 0, TR_WRITE, 1, s->mem[0], s->rmem, spans, BLOCKS,
 			 TR_NOTIFY | TR_PROVEN, 7, &op, err);
 	if (!ret)
@@ -185,6 +207,8 @@ int sweep_scene(const char *const *options, struct kv_error *err)
 	for (size_t i = 0; i < SIZE; i++)
 		s.buf[0][i] = rig_byte(1, i);
 	memset(s.buf[1], BLANK, SIZE);
+	gpu_make(&s.gpu, SIZE);
+	memcpy(s.gpu.bytes, s.buf[0], SIZE);
 	ret = rig_open(&s.rig, "ib", options, err);
 	if (!ret) {
 		ret = rig_connect(&s.rig, err);
@@ -198,11 +222,14 @@ int sweep_scene(const char *const *options, struct kv_error *err)
 		for (int i = 0; i < 2; i++)
 			if (s.mem[i])
 				assert_int_equal(tr_mem_dereg(s.mem[i], NULL), 0);
+		if (s.mem_gpu)
+			assert_int_equal(tr_mem_dereg(s.mem_gpu, NULL), 0);
 		rig_close(&s.rig);
 	}
 	check_bytes(&s);
 	for (int i = 0; i < 2; i++)
 		free(s.buf[i]);
+	gpu_free(&s.gpu);
 	return ret;
 }
 

@@ -90,6 +90,15 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned
 	return made(fails(FAKE_reg_mr) ? NULL : real->reg_mr(pd, addr, len, access), &mrs);
 }
 
+static struct ibv_mr *reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
+				    int fd, int access)
+{
+	return made(fails(FAKE_reg_dmabuf_mr)
+			    ? NULL
+			    : real->reg_dmabuf_mr(pd, offset, len, iova, fd, access),
+		    &mrs);
+}
+
 static int dereg_mr(struct ibv_mr *mr)
 {
 	return destroyed(real->dereg_mr(mr), &mrs);
@@ -272,6 +281,7 @@ void broken_begin(void)
 		table.alloc_pd = alloc_pd;
 		table.dealloc_pd = dealloc_pd;
 		table.reg_mr = reg_mr;
+		table.reg_dmabuf_mr = reg_dmabuf_mr;
 		table.dereg_mr = dereg_mr;
 		table.create_comp_channel = create_comp_channel;
 		table.destroy_comp_channel = destroy_comp_channel;

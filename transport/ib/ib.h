@@ -143,6 +143,7 @@ int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
 		struct kv_error *err);
 void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
+int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail); /* enum kv_gpu_reach */
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	       unsigned int access, struct ibv_mr **mr_p, struct kv_error *err);
 

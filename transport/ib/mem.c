@@ -7,10 +7,13 @@
  * is cut there (post.c).
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include <kvrail/kv.h>
 
 #include "base/error.h"
 #include "base/fault.h"
@@ -43,6 +46,77 @@ int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	}
 	ib_name_peer(NULL, rail, err);
 	return ret;
+}
+
+/* nvidia_peermem makes the addresses of GPUs known to plain registration. */
+static bool has_peermem(const struct ib_ctx *ctx)
+{
+	static const char *const modules[] = { "nvidia_peermem", "nv_peer_mem" };
+	char path[256];
+
+	for (size_t i = 0; i < sizeof(modules) / sizeof(*modules); i++) {
+		snprintf(path, sizeof(path), "%s/sys/module/%s", ctx->sysroot, modules[i]);
+		if (!access(path, F_OK))
+			return true;
+	}
+	return false;
+}
+
+static bool not_offered(int why)
+{
+	return why == EOPNOTSUPP || why == EPROTONOSUPPORT;
+}
+
+/* enum kv_gpu_reach. A device that takes DMA-BUFs says of descriptor -1 that it is none. */
+int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail)
+{
+	int reach = has_peermem(ctx) ? KV_GPU_PEERMEM : 0;
+
+	if (ctx->v->reg_dmabuf_mr && !ctx->v->reg_dmabuf_mr(rail->pd, 0, 0, 0, -1, 0) &&
+	    errno == EBADF)
+		reach |= KV_GPU_DMABUF;
+	return reach;
+}
+
+static int refuse_gpu(const struct ib_rail *rail, const struct tr_mem *mem, struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+		"%s does not reach a GPU's memory: %s, and nvidia_peermem is not loaded",
+		rail->name,
+		mem->dmabuf_fd < 0 ? "there is no DMA-BUF of it"
+				   : "its driver or libibverbs takes no DMA-BUF");
+	kv_error_hint(err, "modprobe nvidia_peermem, or the open kernel modules (apt-get install "
+			   "nvidia-open) for DMA-BUF; kvrail doctor");
+	ib_name_peer(NULL, rail, err);
+	return KV_ERR_UNSUPPORTED;
+}
+
+/* Bytes [from, to) of a GPU's memory: as a DMA-BUF, or by nvidia_peermem. */
+static int make_gpu_mr(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_mem *mem,
+		       uint64_t from, uint64_t to, unsigned int access, struct ibv_mr **mr_p,
+		       struct kv_error *err)
+{
+	uint64_t offset = mem->dmabuf_off + (from - (uint64_t)(uintptr_t)mem->addr);
+	int why = EOPNOTSUPP;
+
+	if (mem->dmabuf_fd >= 0 && ctx->v->reg_dmabuf_mr) {
+		*mr_p = ctx->v->reg_dmabuf_mr(rail->pd, offset, to - from, from, mem->dmabuf_fd,
+					      (int)access);
+		if (*mr_p)
+			return 0;
+		why = errno;
+	}
+	if (!not_offered(why)) {
+		why = kv_fail_errno(err, KV_ERR_DEVICE, why, "register",
+				    "%s cannot register %llu bytes at %llu of a DMA-BUF",
+				    rail->name, (unsigned long long)(to - from),
+				    (unsigned long long)offset);
+		ib_name_peer(NULL, rail, err);
+		return why;
+	}
+	return has_peermem(ctx) ? ib_mr_make(ctx, rail, (void *)(uintptr_t)from, to - from, access,
+					     mr_p, err)
+				: refuse_gpu(rail, mem, err);
 }
 
 /* Bytes [*from_p, return) of the region are in slice `slice`. */
@@ -78,6 +152,16 @@ static void free_mr(struct ib_ctx *ctx, struct ib_mr *mr)
 	free(mr);
 }
 
+static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_mem *mem,
+		      uint64_t from, uint64_t to, struct ibv_mr **mr_p, struct kv_error *err)
+{
+	unsigned int access = access_of(ctx, mem);
+
+	return mem->kind == TR_MEM_DEVICE ? make_gpu_mr(ctx, rail, mem, from, to, access, mr_p, err)
+					  : ib_mr_make(ctx, rail, (void *)(uintptr_t)from,
+						       to - from, access, mr_p, err);
+}
+
 int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
 	struct ib_ctx *ctx = arg;
@@ -103,9 +187,8 @@ int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *
 	for (int r = 0; r < ctx->rails; r++)
 		for (uint32_t s = 0; s < mr->slices; s++) {
 			to = slice_end(mr, ctx->slice_bytes, s, mem, &from);
-			ret = ib_mr_make(ctx, &ctx->rail[r], (void *)(uintptr_t)from, to - from,
-					 access_of(ctx, mem), &mr->mr[(uint32_t)r * mr->slices + s],
-					 err);
+			ret = make_slice(ctx, &ctx->rail[r], mem, from, to,
+					 &mr->mr[(uint32_t)r * mr->slices + s], err);
 			if (ret) {
 				free_mr(ctx, mr);
 				return ret;

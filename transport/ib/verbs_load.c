@@ -91,12 +91,13 @@ static struct ib_cm cm_table;
 struct symbol {
 	const char *name;
 	void **to;
+	bool optional;
 };
 
 static const struct symbol verbs_symbols[] = {
-#define SYMBOL(member)                                 \
-	{                                              \
-		"ibv_" #member, (void **)&table.member \
+#define SYMBOL(member)                                        \
+	{                                                     \
+		"ibv_" #member, (void **)&table.member, false \
 	}
 	SYMBOL(get_device_list),
 	SYMBOL(free_device_list),
@@ -122,28 +123,24 @@ static const struct symbol verbs_symbols[] = {
 	SYMBOL(wc_status_str),
 	SYMBOL(event_type_str),
 #undef SYMBOL
-	{ "ibv_reg_mr", (void **)&sym_reg_mr },
-	{ "ibv_reg_mr_iova2", (void **)&sym_reg_mr_iova2 },
-	{ "ibv_query_port", (void **)&sym_query_port },
-	{ "_ibv_query_gid_table", (void **)&sym_query_gid_table },
-	{ NULL, NULL },
+	{ "ibv_reg_mr", (void **)&sym_reg_mr, false },
+	{ "ibv_reg_mr_iova2", (void **)&sym_reg_mr_iova2, false },
+	{ "ibv_reg_dmabuf_mr", (void **)&table.reg_dmabuf_mr, true },
+	{ "ibv_query_port", (void **)&sym_query_port, false },
+	{ "_ibv_query_gid_table", (void **)&sym_query_gid_table, false },
+	{ NULL, NULL, false },
 };
 
 static const struct symbol cm_symbols[] = {
-#define SYMBOL(member)                                     \
-	{                                                  \
-		"rdma_" #member, (void **)&cm_table.member \
+#define SYMBOL(member)                                            \
+	{                                                         \
+		"rdma_" #member, (void **)&cm_table.member, false \
 	}
-	SYMBOL(create_event_channel),
-	SYMBOL(destroy_event_channel),
-	SYMBOL(create_id),
-	SYMBOL(destroy_id),
-	SYMBOL(resolve_addr),
-	SYMBOL(resolve_route),
-	SYMBOL(get_cm_event),
-	SYMBOL(ack_cm_event),
+	SYMBOL(create_event_channel), SYMBOL(destroy_event_channel), SYMBOL(create_id),
+	SYMBOL(destroy_id),	      SYMBOL(resolve_addr),	     SYMBOL(resolve_route),
+	SYMBOL(get_cm_event),	      SYMBOL(ack_cm_event),
 #undef SYMBOL
-	{ NULL, NULL },
+	{ NULL, NULL, false },
 };
 
 struct library {
@@ -172,7 +169,7 @@ static int load(const struct library *library, bool fault, struct kv_error *err)
 	}
 	for (const struct symbol *symbol = library->symbols; symbol->name; symbol++) {
 		*symbol->to = dlsym(handle, symbol->name);
-		if (*symbol->to)
+		if (*symbol->to || symbol->optional)
 			continue;
 		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s has no %s", file, symbol->name);
 		kv_error_hint(err, "rdma-core 32 or newer is needed");

@@ -31,6 +31,9 @@ struct ib_verbs {
 	int (*dealloc_pd)(struct ibv_pd *pd);
 	/* With IBV_ACCESS_RELAXED_ORDERING: as without it where the kernel does not know it. */
 	struct ibv_mr *(*reg_mr)(struct ibv_pd *pd, void *addr, size_t len, unsigned int access);
+	/* NULL before rdma-core 34. */
+	struct ibv_mr *(*reg_dmabuf_mr)(struct ibv_pd *pd, uint64_t offset, size_t len,
+					uint64_t iova, int fd, int access);
 	int (*dereg_mr)(struct ibv_mr *mr);
 	struct ibv_comp_channel *(*create_comp_channel)(struct ibv_context *context);
 	int (*destroy_comp_channel)(struct ibv_comp_channel *channel);

@@ -94,10 +94,13 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 static int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
 	(void)ctx;
-	(void)mem;
-	(void)err;
 	*handle_p = NULL; /* nothing is needed of host memory */
-	return 0;
+	if (mem->kind == TR_MEM_HOST)
+		return 0;
+	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+		"a GPU's memory is moved over a NIC only, for now, and not by shared memory");
+	kv_error_hint(err, "KVCACHE_TRANSPORT=ib takes the NIC between processes of one host, too");
+	return KV_ERR_UNSUPPORTED;
 }
 
 static void shm_mem_dereg(void *ctx, void *handle)
