@@ -295,6 +295,81 @@ static void blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs(void
 	assert_int_equal(bells, 1 + 1);
 }
 
+/* One write of `size` bytes to a place that begins inside a line: how many bytes each device carried. */
+static void deal(int devices, size_t size, size_t offset, size_t *bytes, size_t *writes)
+{
+	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
+	static struct fake_write write[256];
+	struct fake_config config = { .devices = devices };
+	struct tr_span span = { 0, offset, size };
+	struct setting s;
+	size_t n;
+
+	fake_begin(&config);
+	setting_connect(&s, options, size + 1024, TR_LINE_ORDER);
+	setting_fill(&s, 0, 1);
+	fake_writes(NULL, 0);
+	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], &span, 1, TR_PROVEN, 0);
+	setting_expect_written(&s, 0, 1);
+	assert_memory_equal(setting_at(&s, 1, offset), setting_at(&s, 0, 0), size);
+	n = fake_writes(write, 256);
+	memset(bytes, 0, 8 * sizeof(*bytes));
+	for (size_t i = 0; i < n; i++) {
+		bytes[write[i].device] += write[i].len;
+		if (i) /* whole lines but at the ends */
+			assert_int_equal(write[i].addr % 128, 0);
+	}
+	*writes = n;
+	setting_end(&s);
+}
+
+static void every_device_gets_its_share(void **state)
+{
+	static const size_t sizes[] = { 512 << 10, (1 << 20) + 8, 1536 << 10, (5 << 20) + 77 };
+	static const size_t offsets[] = { 0, 4, 127 };
+	size_t bytes[8], writes;
+
+	(void)state;
+	for (int devices = 2; devices <= 8; devices *= 2)
+		for (size_t i = 0; i < 12; i++) {
+			size_t size = sizes[i / 3];
+
+			deal(devices, size, offsets[i % 3], bytes, &writes);
+			for (int d = 0; d < devices; d++) {
+				assert_true(bytes[d] * (size_t)devices < size + 65536);
+				assert_true(bytes[d] * (size_t)devices + 65536 > size);
+			}
+			assert_int_equal(writes % (size_t)devices, 0);
+			assert_true(writes <= (size + 127) / (256 << 10) + (size_t)devices);
+		}
+}
+
+static void few_bytes_go_over_few_devices(void **state)
+{
+	size_t bytes[8], writes;
+
+	(void)state;
+	deal(4, 128 << 10, 0, bytes, &writes);
+	assert_int_equal(writes, 2);
+	deal(4, 100000, 5, bytes, &writes);
+	assert_int_equal(writes, 1);
+	deal(8, 300000, 0, bytes, &writes);
+	assert_int_equal(writes, 4);
+}
+
+static void one_device_gets_as_few_requests_as_ever(void **state)
+{
+	size_t bytes[8], writes;
+
+	(void)state;
+	deal(1, 1 << 20, 0, bytes, &writes);
+	assert_int_equal(writes, 4);
+	deal(1, 300000, 0, bytes, &writes);
+	assert_int_equal(writes, 2);
+	deal(1, 1 << 20, 4, bytes, &writes);
+	assert_int_equal(writes, 5);
+}
+
 /* Packets of the fake's first device have 1024 bytes. */
 static void soft_roce_gets_one_packet_a_request(void **state)
 {
@@ -481,6 +556,9 @@ int main(void)
 		cmocka_unit_test(scattered_blocks_cost_one_request_each_and_few_doorbells),
 		cmocka_unit_test(blocks_that_are_adjacent_on_both_ends_become_one_request),
 		cmocka_unit_test(blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs),
+		cmocka_unit_test(every_device_gets_its_share),
+		cmocka_unit_test(few_bytes_go_over_few_devices),
+		cmocka_unit_test(one_device_gets_as_few_requests_as_ever),
 		cmocka_unit_test(soft_roce_gets_one_packet_a_request),
 		cmocka_unit_test(spans_that_straddle_slices_arrive_whole),
 		cmocka_unit_test(a_small_send_queue_is_slow_and_right),

@@ -51,6 +51,7 @@ enum ib_limits {
 	IB_CHUNK =
 		256
 		<< 10, /* bytes of one work request, and of one chain before the next lane's turn */
+	IB_SHARE = 64 << 10, /* the least that is worth another path */
 	IB_LINE = 128, /* pieces are cut at remote addresses that are multiples of it */
 	IB_SGES = 2,   /* of a work request: two fit the smallest work queue element */
 	IB_INLINE = 32, /* a notify record */
@@ -235,6 +236,7 @@ struct ib_op {
 	bool failed;	/* one of its work requests ended with an error: never TR_WRITTEN */
 	int64_t began_ns;
 	int64_t deadline_ns; /* of stopping */
+	uint32_t share; /* bytes of a chain of its last spans */
 	/* The rest of the one span that was accepted while only a part of it found room. */
 	struct tr_mem *lmem;
 	struct tr_rmem *rmem;
@@ -287,7 +289,7 @@ struct ib_conn {
 	struct ib_slot *slots;
 	uint32_t chunk;	  /* bytes of a chain, */
 	uint32_t message; /* and of one work request */
-	uint32_t next_lane;
+	uint32_t turn; /* of the lanes: post.c */
 	struct ib_chain *chain[2]; /* by enum tr_op_kind */
 	/* Control region: cells (the peer writes), probe (the peer reads), private. */
 	uint8_t *region;

@@ -5,8 +5,9 @@
  * Spans become entries of a chain of prebuilt work requests, of which only address, length, key and
  * wr_id are patched. A span that continues the one before it on both ends lengthens its entry; one
  * that continues it only in the peer becomes the second entry of the same work request. A chain
- * goes to one lane with one doorbell when it has IB_CHAIN requests or IB_CHUNK bytes; the next
- * chain goes to the next lane that has room. Every IB_SIGNAL_EVERY-th request and each chain's last
+ * goes to one lane with one doorbell when it has IB_CHAIN requests or its share of the bytes
+ * (IB_CHUNK; over several paths what makes all of them carry alike); the next chain goes to the
+ * next lane that has room, on the next path. Every IB_SIGNAL_EVERY-th request and each chain's last
  * one is signalled, so room comes back continuously.
  *
  * Room is counted here (ib_lane_room), never learned from a failing post. When there is none the
@@ -119,13 +120,21 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 	return ret ? post_failed(lane, ret, err) : 0;
 }
 
+/* The lanes by turns: each path's first, then each path's second. */
+static struct ib_lane *next_lane(struct ib_conn *c)
+{
+	uint32_t turn = c->turn, paths = (uint32_t)c->paths;
+
+	c->turn = (turn + 1) % (uint32_t)c->lanes;
+	return &c->lane[turn % paths * (uint32_t)c->lanes_per_path + turn / paths];
+}
+
 /* Begins a chain on the next lane that has room. */
 static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
 {
 	for (int i = 0; i < c->lanes; i++) {
-		struct ib_lane *lane = &c->lane[c->next_lane];
+		struct ib_lane *lane = next_lane(c);
 
-		c->next_lane = (c->next_lane + 1) % (uint32_t)c->lanes;
 		chain->room = ib_lane_room(lane, IB_SQ_NOTIFY);
 		if (!chain->room)
 			continue;
@@ -189,16 +198,18 @@ static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32
 }
 
 /* Begins a new request with the piece's beginning; returns the bytes that fitted. */
-static uint64_t append(struct ib_conn *c, struct ib_chain *chain, enum ib_kind kind,
+static uint64_t append(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
 		       const struct piece *piece, uint32_t lkey, uint32_t rkey, uint64_t len)
 {
 	struct ib_lane *lane = chain->lane;
 	struct ibv_send_wr *wr = &chain->wr[chain->n];
+	uint32_t share = c->op[op->index].share;
+	uint32_t most = c->message < share ? c->message : share;
 
-	chain->limit = c->message - (piece->raddr + c->message) % IB_LINE;
+	chain->limit = most - (piece->raddr + most) % IB_LINE;
 	if (len > chain->limit)
 		len = chain->limit;
-	wr->wr_id = next_id(lane, kind, chain->n);
+	wr->wr_id = next_id(lane, kind_of(op), chain->n);
 	wr->wr.rdma.remote_addr = piece->raddr;
 	wr->wr.rdma.rkey = rkey;
 	wr->sg_list[0] =
@@ -224,6 +235,8 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 	const struct ib_mr *mr = piece->mr;
 	const struct ib_rmr *rmr = piece->rmr;
 	uint64_t slice_bytes = c->ctx->slice_bytes;
+	/* the first request of a chain may be shorter by a part of a line */
+	uint64_t full = c->op[op->index].share - (c->paths > 1 ? IB_LINE - 1 : 0);
 
 	while (piece->len) {
 		uint64_t lrun = to_slice_end(piece->laddr, mr->first, slice_bytes);
@@ -243,14 +256,14 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 		len = len < rrun ? len : rrun;
 		if (joins)
 			done = extend(chain, piece, lkey, rkey, len);
-		if (!done && (chain->n == chain->room || chain->bytes >= c->chunk)) {
+		if (!done && (chain->n == chain->room || chain->bytes >= full)) {
 			ret = ring(chain, op, err);
 			if (ret)
 				return ret;
 			continue;
 		}
 		if (!done)
-			done = append(c, chain, kind_of(op), piece, lkey, rkey, len);
+			done = append(c, chain, op, piece, lkey, rkey, len);
 		joins = true;
 		chain->bytes += done;
 		piece->laddr += done;
@@ -313,6 +326,30 @@ static int refuse(const struct ib_conn *c, struct kv_error *err)
 	return kv_error_copy(err, &c->cause);
 }
 
+/*
+ * Bytes of a chain: IB_CHUNK, or less, so that all paths carry alike. Of few bytes fewer paths carry IB_SHARE each or
+ * more: a path more is a notify more.
+ */
+static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
+			 const struct tr_span *spans, size_t n)
+{
+	const struct ib_rmr *rmr = rmem->priv;
+	uint64_t total, chains, share, paths = (uint64_t)c->paths, round = paths * c->chunk;
+
+	if (paths == 1 || !n)
+		return c->chunk;
+	/* Cuts are made at the peer's lines: the first piece is shorter by what its line has before it. */
+	total = (rmr->addr + spans[0].remote) % IB_LINE;
+	for (size_t i = 0; i < n; i++)
+		total += spans[i].len;
+	chains = total / IB_SHARE;
+	if (chains >= paths)
+		chains = paths * ((total + round - 1) / round);
+	share = chains ? (total + chains - 1) / chains : total;
+	share = (share + IB_LINE - 1) / IB_LINE * IB_LINE;
+	return share < c->chunk ? (uint32_t)share : c->chunk;
+}
+
 long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err)
 {
@@ -325,6 +362,8 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	if (c->state != IB_LIVE)
 		return refuse(c, err);
 	ret = put_rest(c, chain, op, err);
+	if (!ret)
+		state->share = share_of(c, rmem, spans, n);
 	for (size_t i = 0; i < n && !ret; i++) {
 		struct piece piece = piece_of(lmem, rmem, &spans[i]);
 
@@ -349,8 +388,7 @@ static uint64_t notify_lanes(struct ib_conn *c, uint16_t op)
 {
 	if (c->op[op].lanes)
 		return c->op[op].lanes;
-	c->next_lane = (c->next_lane + 1) % (uint32_t)c->lanes;
-	return UINT64_C(1) << c->next_lane;
+	return UINT64_C(1) << next_lane(c)->index;
 }
 
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
