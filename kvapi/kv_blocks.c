@@ -116,9 +116,10 @@ int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err)
 	ret = kv_peer_use(peer, "revoke", err);
 	if (!ret)
 		ret = kv_engine_deadline(timeout_ms, "revoke", &deadline, err);
+	if (!ret)
+		ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "revoke", err);
 	if (ret)
 		return ret;
-	kv_peer_claim(peer);
 	kv_lease_stop(lease);
 	wait_for_writer(lease, deadline);
 	ret = lease->stopped ? 0 : fence(lease, deadline, err);

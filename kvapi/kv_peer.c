@@ -67,6 +67,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->incoming = incoming;
 	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
+	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
 	pthread_mutex_init(&peer->claim, NULL);
 	pthread_mutex_lock(&peer->claim);
 	pthread_mutex_lock(&engine->lock);
@@ -192,9 +193,10 @@ int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err
 
 	if (!ret)
 		ret = kv_engine_deadline(timeout_ms, "peer_close", &deadline, err);
+	if (!ret)
+		ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "peer_close", err);
 	if (ret)
 		return ret;
-	kv_peer_claim(peer);
 	ret = kv_peer_shut(peer, deadline, err);
 	if (ret) {
 		pthread_mutex_unlock(&peer->claim);

@@ -95,6 +95,9 @@ struct kv_peer {
 	atomic_uint wanting; /* threads that wait for the claim */
 	uint32_t index; /* in engine.peer */
 	int64_t next_deadline_ns;
+	_Atomic int64_t rounds;	    /* of progress, and */
+	_Atomic int64_t posting_ns; /* the deadline of the operation that is being posted */
+	int64_t seen_rounds, seen_ns; /* under engine.lock: by whom the claim was refused, and since when */
 	_Atomic uint64_t user;
 	uint64_t comm; /* kv_comm_init: told in the hello */
 	uint32_t comm_rank;
@@ -128,6 +131,10 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 
 /* kv_progress.c */
 void kv_peer_claim(struct kv_peer *peer);
+bool kv_peer_claim_until(struct kv_peer *peer, int64_t deadline_ns); /* in the past: tries */
+/* 0, or `code` and why. */
+int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
+		      struct kv_error *err);
 void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
 /*

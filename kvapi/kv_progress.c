@@ -5,6 +5,7 @@
  */
 #include "kv_internal.h"
 
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -20,6 +21,47 @@ void kv_peer_claim(struct kv_peer *peer)
 	atomic_fetch_add(&peer->wanting, 1);
 	pthread_mutex_lock(&peer->claim);
 	atomic_fetch_sub(&peer->wanting, 1);
+}
+
+/* The thread sanitizer of gcc 12 knows no pthread_mutex_clocklock. */
+#ifdef __SANITIZE_THREAD__
+static int lock_until(pthread_mutex_t *mutex, int64_t deadline_ns)
+{
+	int ret;
+
+	while ((ret = pthread_mutex_trylock(mutex)) && kv_now_ns() < deadline_ns)
+		sched_yield();
+	return ret;
+}
+#else
+static int lock_until(pthread_mutex_t *mutex, int64_t deadline_ns)
+{
+	struct timespec ts = { .tv_sec = deadline_ns / INT64_C(1000000000),
+			       .tv_nsec = deadline_ns % INT64_C(1000000000) };
+
+	return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &ts);
+}
+#endif
+
+bool kv_peer_claim_until(struct kv_peer *peer, int64_t deadline_ns)
+{
+	bool got = !pthread_mutex_trylock(&peer->claim);
+
+	if (got)
+		return true;
+	atomic_fetch_add(&peer->wanting, 1);
+	got = !lock_until(&peer->claim, deadline_ns);
+	atomic_fetch_sub(&peer->wanting, 1);
+	return got;
+}
+
+int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
+		      struct kv_error *err)
+{
+	if (kv_peer_claim_until(peer, deadline_ns))
+		return 0;
+	return kv_peer_fail(peer, err, code, op,
+			    "another call on %s had not returned at the deadline", peer->name);
 }
 
 /* Leaves the connection so that its next event reaches the service thread. */
@@ -189,6 +231,12 @@ static void flush(struct kv_peer *peer)
 		kv_lease_flush(peer);
 }
 
+/* For the service thread, which looks without the claim (kv_service.c). */
+static void store(_Atomic int64_t *to, int64_t value)
+{
+	atomic_store_explicit(to, value, memory_order_release);
+}
+
 /*
  * One round of posting: a piece of each operation that has one, beginning where the last round
  * ended.
@@ -203,9 +251,12 @@ static int post_round(struct kv_peer *peer, bool may_post)
 	for (unsigned int k = 0; k < KV_OPS_MAX; k++) {
 		unsigned int i = (link->turn + k) % KV_OPS_MAX;
 
-		if (kv_bit(link->posting, i))
-			done += kv_op_step(link->slot[i].op, may_post);
+		if (!kv_bit(link->posting, i))
+			continue;
+		store(&peer->posting_ns, link->slot[i].op->deadline_ns);
+		done += kv_op_step(link->slot[i].op, may_post);
 	}
+	store(&peer->posting_ns, KV_NO_DEADLINE);
 	link->turn = (link->turn + 1) % KV_OPS_MAX;
 	return done;
 }
@@ -249,6 +300,7 @@ int kv_peer_round(struct kv_peer *peer, bool may_post)
 
 	if (peer->state != KV_PEER_UP)
 		return done;
+	store(&peer->rounds, peer->rounds + 1);
 	kv_incoming_retry(peer);
 	flush(peer);
 	done += post_round(peer, may_post);
@@ -289,8 +341,7 @@ static bool bury(struct kv_peer *peer)
 
 	if (peer->closing)
 		return true; /* kv_peer_close is at it */
-	/* The device may be long in destroying a queue pair: who waits for the claim sees first how its operation ended. */
-	if (!peer->fenced && !atomic_load(&peer->wanting) && !tr_fence(peer->conn, NULL)) {
+	if (!peer->fenced && !tr_fence(peer->conn, NULL)) {
 		peer->fenced = true;
 		kv_lease_fenced(peer);
 	}

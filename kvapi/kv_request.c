@@ -262,7 +262,9 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 		atomic_store(&op->ended, true);
 		return group ? kv_group_add(group, op, err) : 0;
 	}
-	kv_peer_claim(op->peer);
+	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
+	if (ret)
+		return ret;
 	if (lease && req->kind == KV_OP_WRITE)
 		ret = wait_for_grant(op, lease, err);
 	if (!ret)

@@ -46,6 +46,31 @@ void kv_service_unwatch(struct kv_peer *peer)
 }
 
 /*
+ * A peer whose claim is taken: is its holder in a call of the device that does not return? Soft-RoCE posts in the
+ * caller's thread, for as long as the wire does not take its packets. Counted from the first look, as all of
+ * this process may have stood still.
+ */
+static void cut_if_stuck(struct kv_peer *peer)
+{
+	int64_t rounds = atomic_load(&peer->rounds), now = kv_now_ns();
+	int64_t posting_ns = atomic_load(&peer->posting_ns);
+	int64_t patience_ms = KV_STOP_MS;
+
+	if (!rounds)
+		return; /* it is not up yet */
+	if (peer->seen_rounds != rounds) {
+		peer->seen_rounds = rounds;
+		peer->seen_ns = now;
+	}
+	if (posting_ns == KV_NO_DEADLINE) /* a message, or a long look at what came in */
+		patience_ms += peer->engine->op_timeout_ms;
+	else if (now < posting_ns)
+		return;
+	if (now - peer->seen_ns >= patience_ms * KV_NS_PER_MS)
+		tr_conn_cut(peer->conn);
+}
+
+/*
  * The peer at `index` with its claim held, or NULL. A peer whose claim is taken is told to come
  * back to us: its holder looks at engine.wants after its release, so the second try sees either
  * the free claim or is seen.
@@ -54,6 +79,7 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 				const uint32_t *generation)
 {
 	struct kv_peer *peer;
+	bool taken = false;
 
 	pthread_mutex_lock(&engine->lock);
 	peer = engine->peer[index];
@@ -63,9 +89,15 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 		if (generation)
 			atomic_store(&engine->wants[index], true);
 		if (!generation || pthread_mutex_trylock(&peer->claim))
-			peer = NULL;
+			taken = true;
 		else
 			atomic_store(&engine->wants[index], false);
+	}
+	if (taken) {
+		cut_if_stuck(peer);
+		peer = NULL;
+	} else if (peer) {
+		peer->seen_rounds = 0;
 	}
 	pthread_mutex_unlock(&engine->lock);
 	return peer;

@@ -51,7 +51,10 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		uint32_t seq = kv_waiter_enter(op->waiter);
 		int64_t own = KV_NO_DEADLINE;
 
-		kv_peer_claim(peer);
+		if (!kv_peer_claim_until(peer, deadline_ns)) {
+			kv_waiter_leave(op->waiter);
+			return reached(op, grade);
+		}
 		spin(op, grade);
 		/* Nobody else may be there to see that its time is up. */
 		if (op->stage != KV_STAGE_STOP)
@@ -90,8 +93,8 @@ int kv_test(struct kv_op *op, struct kv_error *err)
 
 	if (ret)
 		return ret;
-	if (!atomic_load(&op->ended)) {
-		kv_peer_claim(op->peer);
+	/* Whoever has the claim makes progress itself. */
+	if (!atomic_load(&op->ended) && kv_peer_claim_until(op->peer, 0)) {
 		kv_peer_progress(op->peer, true);
 		kv_peer_release(op->peer);
 	}
@@ -130,7 +133,9 @@ int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err)
 		return ret;
 	if (atomic_load(&op->ended))
 		return 0;
-	kv_peer_claim(op->peer);
+	ret = kv_peer_claim_for(op->peer, deadline, KV_ERR_BUSY, "cancel", err);
+	if (ret)
+		return ret;
 	kv_op_stop(op, KV_ERR_CANCELLED, deadline, NULL);
 	kv_peer_release(op->peer);
 	/* The transport itself gives up at the deadline; what it then reports takes a moment. */

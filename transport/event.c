@@ -106,6 +106,12 @@ int tr_fence(struct tr_conn *conn, struct kv_error *err)
 	return ret;
 }
 
+void tr_conn_cut(struct tr_conn *conn)
+{
+	if (conn->provider->cut)
+		conn->provider->cut(conn);
+}
+
 /* The control socket tells of a death that the provider may not notice. */
 static void watch_control(struct tr_conn *conn)
 {

@@ -64,6 +64,7 @@ struct tr_provider {
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
 	int (*fence)(struct tr_conn *conn, struct kv_error *err);
+	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
 };
 

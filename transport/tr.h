@@ -240,6 +240,12 @@ int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
  */
 int tr_fence(struct tr_conn *conn, struct kv_error *err);
 
+/*
+ * From any thread, at a connection whose owner is in a call that does not return: what is posted fails, the call
+ * returns, the connection is lost. Does not wait.
+ */
+void tr_conn_cut(struct tr_conn *conn);
+
 /* ---------------------------------------------------------------- events */
 
 enum tr_event_kind {

@@ -119,7 +119,8 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
  *
  * Unfinished operations end with KV_ERR_CLOSED, peers are told, the listener is closed, the service
  * thread is joined and every peer, lease, op, cache and allocation of the engine is freed; their
- * handles are invalid afterwards. Never waits for a peer longer than 1 s. NULL is allowed.
+ * handles are invalid afterwards. Never waits for its peers longer than 1 s, nor for a device that
+ * destroys their queue pairs: one that takes longer is left open. NULL is allowed.
  */
 void kv_engine_close(struct kv_engine *engine);
 
@@ -286,7 +287,8 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
  * Ends its unfinished operations with KV_ERR_CLOSED and revokes its leases, whose handles become
  * invalid. After the return no byte of this connection can land in this engine's memory, except
  * that blocks of a same-host writer that does not answer stay quarantined: then KV_ERR_BUSY, the
- * peer stays, and the call can be repeated (see kv_revoke). Waits at most timeout_ms.
+ * peer stays, and the call can be repeated (see kv_revoke). So it is where a device takes longer to
+ * destroy its queue pairs, or another thread's call on the peer to return. Waits at most timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -352,7 +354,8 @@ struct kv_options {
  *   BUSY         KV_OPS_MAX operations are unfinished towards this peer; the blocking call waits
  *                for one to end, the asynchronous one returns at once. One that timed out counts
  *                until the peer has acknowledged it
- *   TIMEOUT      no acknowledgement within the deadline
+ *   TIMEOUT      no acknowledgement within the deadline. If it passes while the device does not
+ *                return from a post, the connection is broken to get out of it
  *   PEER_LOST    the connection broke, or was broken already
  *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err,
  *                                                qp_num)
@@ -414,7 +417,8 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
  * operation whose deadline passes, 1 s after it.
  *
  * ERRORS
- *   BUSY   a same-host transfer that the peer's process performs has not stopped yet: call again
+ *   BUSY   a same-host transfer that the peer's process performs has not stopped yet, or another
+ *          thread's call on the peer has not returned: call again
  */
 int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err);
 
@@ -456,7 +460,7 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
  * its queue pairs are destroyed here; ring: this side stops copying) and the peer is lost. A
  * same-host writer with direct access that does not answer cannot be stopped from outside:
  * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
- * process is gone. A complete lease (kv_recv_blocks) is closed at once.
+ * process is gone; so it is while a device takes its time over a queue pair. A complete lease (kv_recv_blocks) is closed at once.
  */
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
 

@@ -33,6 +33,7 @@ struct fake_config {
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
 	bool no_cm;	       /* librdmacm is not installed */
 	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
+	bool threads;	       /* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
 };
 
 enum { FAKE_PKEYS = 4 };
@@ -127,6 +128,13 @@ const char *fake_verb_name(enum fake_verb verb);
 /* The nth call from now on fails once with this errno; 0 disarms. */
 void fake_fail_verb(enum fake_verb verb, int nth, int error);
 bool fake_verb_fired(enum fake_verb verb);
+/*
+ * Each modify_qp to ERR or RESET and each destroy_qp of the host takes this long from now on, as on a device in
+ * trouble; 0: no time.
+ */
+void fake_slow_teardown(int host, int ms);
+/* While it is on, post_send of the host returns only when its queue pair is in the error state, as Soft-RoCE's may. */
+void fake_stick(int host, bool on);
 uint64_t fake_verb_calls(enum fake_verb verb);
 /*
  * The nth work request posted from now on is refused with ENOMEM; those before it in its list are

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_qp.c -- queue pairs: states, what may be posted when, and how much of it */
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,11 +144,21 @@ static void take_attr(struct fake_qp *qp, const struct ibv_qp_attr *attr, int ma
 		qp->attr.rnr_retry = attr->rnr_retry;
 }
 
+static void take_time(const struct fake_qp *qp)
+{
+	int ms = atomic_load(&world.slow_teardown_ms[qp->device->host]);
+
+	if (ms)
+		poll(NULL, 0, ms);
+}
+
 int fake_modify_qp(struct ibv_qp *ibv_qp, struct ibv_qp_attr *attr, int mask)
 {
 	struct fake_qp *qp = qp_of(ibv_qp);
 	int ret;
 
+	if (attr->qp_state == IBV_QPS_ERR || attr->qp_state == IBV_QPS_RESET)
+		take_time(qp);
 	fake_lock();
 	if (fake_fault(FAKE_modify_qp)) {
 		ret = errno;
@@ -203,6 +214,7 @@ int fake_destroy_qp(struct ibv_qp *ibv_qp)
 {
 	struct fake_qp *qp = qp_of(ibv_qp);
 
+	take_time(qp);
 	fake_lock();
 	forget_events(qp);
 	fake_qp_error(qp);
@@ -289,10 +301,22 @@ static int post_one(struct fake_qp *qp, const struct ibv_send_wr *wr)
 	return 0;
 }
 
+static bool is_stuck(struct fake_qp *qp)
+{
+	bool stuck;
+
+	fake_lock();
+	stuck = atomic_load(&world.stuck[qp->device->host]) && qp->qp.state != IBV_QPS_ERR;
+	fake_unlock();
+	return stuck;
+}
+
 int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
 {
 	int ret = 0;
 
+	while (is_stuck(qp_of(qp)))
+		poll(NULL, 0, 1);
 	fake_lock();
 	world.stats.doorbells++;
 	if (fake_fault(FAKE_post_send))

@@ -118,6 +118,7 @@ void fake_begin(const struct fake_config *config)
 			fake_device_init(&world.device[h][d], h, d);
 	current_host = 0;
 	ib_test_hook.verbs = &fake_table;
+	ib_test_hook.inline_jobs = !world.config.threads;
 	ib_test_hook.cm = world.config.no_cm ? NULL : &fake_cm_table;
 }
 
@@ -234,6 +235,16 @@ bool fake_verb_fired(enum fake_verb verb)
 uint64_t fake_verb_calls(enum fake_verb verb)
 {
 	return world.fault[verb].calls;
+}
+
+void fake_slow_teardown(int host, int ms)
+{
+	atomic_store(&world.slow_teardown_ms[host], ms);
+}
+
+void fake_stick(int host, bool on)
+{
+	atomic_store(&world.stuck[host], on);
 }
 
 void fake_fail_wr(int nth)

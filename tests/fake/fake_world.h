@@ -4,6 +4,7 @@
 #define FAKE_WORLD_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "fake.h"
@@ -170,6 +171,8 @@ struct fake_world {
 	struct fake_write write[WRITES_KEPT];
 	size_t writes; /* since they were looked at */
 	struct fake_fault fault[FAKE_VERB_COUNT];
+	atomic_int slow_teardown_ms[HOSTS_MAX];
+	atomic_bool stuck[HOSTS_MAX];
 	int fail_wr;
 	int fail_completion;
 	enum ibv_wc_status fail_status;

@@ -10,7 +10,8 @@
  * queue pairs reset, do the operations end: from then on no device reads their memory. A fence
  * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
  * either; in a call of its own, so that the ends of the operations are told before it: Soft-RoCE
- * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still.
+ * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still. No
+ * call waits for that: what the device may take long for is done aside (aside.c).
  */
 #include <errno.h>
 
@@ -18,49 +19,91 @@
 #include "base/error.h"
 #include "ib.h"
 
+static void to_error(struct ib_conn *c)
+{
+	for (int i = 0; i < c->lanes; i++) {
+		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
+		struct ib_lane *lane = &c->lane[i];
+
+		lane->refuses = lane->qp && c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE);
+	}
+}
+
 void ib_break(struct ib_conn *c, const struct kv_error *cause)
 {
 	if (c->state != IB_LIVE)
 		return;
 	c->cause = *cause;
 	c->state = IB_BREAKING;
-	c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
-	for (int i = 0; i < c->lanes; i++) {
-		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
+	atomic_store(&c->cut, true);
+	ib_aside_run(c, to_error); /* where it is being cut the same is done already */
+}
 
-		if (c->v->modify_qp(c->lane[i].qp, &attr, IBV_QP_STATE))
-			ib_lane_destroy(&c->lane[i]);
-	}
+/* Not under the owner's lock: whoever has it is in ibv_post_send, which ends with the queue pair. */
+void ib_cut(struct tr_conn *conn)
+{
+	struct ib_conn *c = ib_conn_of(conn);
+
+	if (!atomic_exchange(&c->cut, true))
+		ib_aside_start(c, to_error);
+}
+
+/* Its owner, back from there. */
+void ib_cut_step(struct ib_conn *c)
+{
+	struct kv_error cause;
+
+	kv_fail(&cause, KV_ERR_TIMEOUT, "post",
+		"%s had not taken work requests long after their operation's deadline",
+		c->path[0].rail->name);
+	cause.scope = KV_SCOPE_PEER;
+	cause.in_doubt = 1;
+	ib_name_peer(c, c->path[0].rail, &cause);
+	ib_break(c, &cause);
 }
 
 /*
- * For a queue pair that does not flush its requests: reset, it has none any more. Destroying it would do the same, but may take long.
+ * For queue pairs that do not flush their requests: reset, they have none any more. Destroying them would do the same,
+ * but may take long.
  */
-static void let_go(struct ib_lane *lane)
+static void let_go(struct ib_conn *c)
 {
-	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+	for (int i = 0; i < c->lanes; i++) {
+		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
+		struct ib_lane *lane = &c->lane[i];
 
-	if (lane->c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE))
-		ib_lane_destroy(lane);
+		if (ib_lane_drained(lane))
+			continue;
+		if (c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE))
+			ib_lane_destroy(lane);
+		lane->emptied = true;
+	}
+}
+
+/* Whether requests of the lane are under way that may yet be flushed. */
+static bool flushes(const struct ib_lane *lane)
+{
+	return !ib_lane_drained(lane) && !lane->emptied && !lane->refuses && !lane->path->deaf &&
+	       !atomic_load(&lane->path->rail->dead);
 }
 
 /* One step from IB_BREAKING to IB_DOWN. */
 void ib_break_step(struct ib_conn *c)
 {
-	bool late;
+	bool flushing = false, empty = true;
 
-	if (c->state != IB_BREAKING)
+	if (c->state != IB_BREAKING || ib_aside_busy(c))
 		return;
-	late = kv_now_ns() >= c->break_deadline_ns;
+	if (!c->break_deadline_ns)
+		c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
 	for (int i = 0; i < c->lanes; i++) {
-		struct ib_lane *lane = &c->lane[i];
-
-		if (!lane->qp || ib_lane_drained(lane))
-			continue;
-		if (!late && !lane->path->deaf && !atomic_load(&lane->path->rail->dead))
-			return;
-		let_go(lane);
+		flushing |= flushes(&c->lane[i]);
+		empty &= ib_lane_drained(&c->lane[i]) || c->lane[i].emptied;
 	}
+	if (flushing && kv_now_ns() < c->break_deadline_ns)
+		return;
+	if (!empty && !ib_aside_run(c, let_go))
+		return;
 	c->state = IB_DOWN;
 	tr_conn_lost(c->conn, &c->cause);
 }
@@ -137,6 +180,12 @@ static bool lingers(struct ib_conn *c)
 	return false;
 }
 
+static void destroy(struct ib_conn *c)
+{
+	for (int i = 0; i < c->lanes; i++)
+		ib_lane_destroy(&c->lane[i]);
+}
+
 int ib_fence(struct tr_conn *conn, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
@@ -147,11 +196,8 @@ int ib_fence(struct tr_conn *conn, struct kv_error *err)
 	tr_conn_goodbye(conn); /* it may overtake what is still under way */
 	ib_break(c, tr_conn_error(conn));
 	if (c->state == IB_BREAKING) {
-		ib_poll(c);
-		ib_break_step(c);
+		ib_progress(conn);
 		return TR_AGAIN;
 	}
-	for (int i = 0; i < c->lanes; i++)
-		ib_lane_destroy(&c->lane[i]);
-	return 0;
+	return ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, destroy)) ? TR_AGAIN : 0;
 }

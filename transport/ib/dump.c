@@ -68,7 +68,7 @@ int ib_dump(const struct tr_conn *conn, char *buf, size_t cap)
 		put(&t,
 		    "  lane %d %s qp 0x%x -> 0x%x%s: %u of %u requests under way, credits %u, owed "
 		    "%u\n",
-		    i, lane->path->rail->name, lane->qp ? lane->qp->qp_num : 0, lane->peer_qpn,
+		    i, lane->path->rail->name, lane->qpn, lane->peer_qpn,
 		    lane->failed ? " failed" : "", lane->posted - lane->retired, c->ctx->sq_depth,
 		    lane->credits, lane->owed);
 	}

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "base/option.h"
 #include "gid.h"
 
@@ -23,6 +24,7 @@ static void set_limits(struct ib_ctx *ctx)
 		ctx->slice_bytes = ib_test_hook.slice_bytes;
 	if (ib_test_hook.sq_depth)
 		ctx->sq_depth = ib_test_hook.sq_depth;
+	ctx->inline_jobs = ib_test_hook.inline_jobs;
 	if (ib_test_hook.sysroot)
 		ctx->sysroot = ib_test_hook.sysroot;
 #endif
@@ -42,14 +44,17 @@ static int open_with(const char *nics, const char *gpu, int gid_index, struct kv
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the ib context");
 	ctx->v = v;
 	ctx->gid_option = gid_index;
+	pthread_mutex_init(&ctx->left_lock, NULL);
 	set_limits(ctx);
 	ret = ib_near_gpu(ctx, gpu, log, err);
 	if (!ret)
 		ret = ib_rails_open(ctx, nics, log, err);
-	if (ret)
+	if (ret) {
+		pthread_mutex_destroy(&ctx->left_lock);
 		free(ctx);
-	else
+	} else {
 		*ctx_p = ctx;
+	}
 	return ret;
 }
 
@@ -73,7 +78,15 @@ static void ib_close(void *arg)
 {
 	struct ib_ctx *ctx = arg;
 
+	if (!ib_aside_close(ctx)) {
+		kv_log_warn(
+			ctx->tr->log,
+			"a device has not destroyed its queue pairs within %d ms; it stays open",
+			IB_CLOSE_MS);
+		return;
+	}
 	ib_rails_close(ctx);
+	pthread_mutex_destroy(&ctx->left_lock);
 	free(ctx);
 }
 
@@ -160,5 +173,6 @@ const struct tr_provider tr_ib_provider = {
 	.progress = ib_progress,
 	.arm = ib_arm,
 	.fence = ib_fence,
+	.cut = ib_cut,
 	.dump = ib_dump,
 };

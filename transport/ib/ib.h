@@ -11,6 +11,7 @@
  *          its memory and completion queues                                               control.c
  *   lane   one RC queue pair of a path                                                    qp.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
+ *          taken down without waiting for its device                                  aside.c
  *   slot   what a lane remembers of each work request that it has posted                  post.c,
  *          progress.c
  *
@@ -23,6 +24,7 @@
 #ifndef IB_IB_H
 #define IB_IB_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -62,6 +64,8 @@ enum ib_limits {
 	IB_POLL = 32,	       /* completions taken at once */
 	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
 	IB_LINGER_MS = 300,    /* a fenced one, before that, for its last messages, one of them sent again */
+	IB_ASIDE_MS = 1,       /* a verb that may take long is waited for this long in the call */
+	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	IB_SLICES_MAX = 512,   /* slices of one region */
 	IB_SOFT_ROCE = 0xffffff, /* what Soft-RoCE calls its vendor */
@@ -98,6 +102,9 @@ struct ib_ctx {
 	uint64_t slice_bytes;
 	uint32_t sq_depth;
 	bool relaxed;
+	bool inline_jobs; /* tests: no threads, so that a run can be repeated */
+	pthread_mutex_t left_lock;
+	struct ib_conn *left; /* closed, with a job under way */
 	int gid_option; /* KVCACHE_RDMA_GID_INDEX */
 	const char *sysroot;
 	struct pci_place gpu; /* of KVCACHE_GPU; its address is "" where none is known */
@@ -168,10 +175,13 @@ struct ib_slot {
 struct ib_lane {
 	struct ib_conn *c;
 	struct ib_path *path;
-	struct ibv_qp *qp;
+	struct ibv_qp *qp; /* a job's while one is under way that may destroy it */
+	uint32_t qpn;
 	uint16_t index;
 	bool inlines;	  /* the queue pair takes IB_INLINE bytes inline */
 	bool failed;	  /* a completion with an error was seen */
+	bool refuses;	  /* the device did not put it into the error state */
+	bool emptied;	  /* it had requests that were not flushed, and was reset */
 	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
 	uint32_t posted;  /* work requests posted, */
 	uint32_t retired; /* and known to be finished; free-running */
@@ -308,8 +318,13 @@ struct ib_conn {
 	uint64_t stale;	       /* completions of another life, counted and ignored */
 	struct kv_error cause; /* of IB_BREAKING and IB_DOWN */
 	bool cause_is_flush;   /* a consequence; what caused it may still be found */
-	int64_t break_deadline_ns;
+	int64_t break_deadline_ns; /* 0: the error state is not reached yet */
+	atomic_bool cut; /* by another thread, which can do it no more once this is set */
 	int64_t linger_deadline_ns; /* 0: no fence yet */
+	atomic_int aside;	    /* of the job in its own thread: see aside.c */
+	pthread_t aside_thread;
+	void (*job)(struct ib_conn *c);
+	struct ib_conn *next_left;
 };
 
 static inline struct ib_conn *ib_conn_of(const struct tr_conn *conn)
@@ -384,6 +399,7 @@ int ib_lane_make(struct ib_lane *lane, struct kv_error *err);
 int ib_lane_connect(struct ib_lane *lane, struct kv_error *err);
 int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *err);
 void ib_lane_destroy(struct ib_lane *lane);
+bool ib_has_lanes(const struct ib_conn *c);
 
 /* setup.c */
 int ib_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
@@ -434,6 +450,18 @@ int ib_fence(struct tr_conn *conn, struct kv_error *err);
 void ib_break(struct ib_conn *c, const struct kv_error *cause);
 void ib_break_step(struct ib_conn *c);
 void ib_stop_step(struct ib_conn *c);
+void ib_cut(struct tr_conn *conn);
+void ib_cut_step(struct ib_conn *c);
+
+/* aside.c */
+/* From any thread; nothing where a job is under way or no thread can be had. */
+void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
+bool ib_aside_busy(struct ib_conn *c); /* a job is under way */
+/* true: the job was done. false: it, or another one, is under way; the same job may be run again. */
+bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c));
+void ib_aside_leave(struct ib_conn *c); /* frees the connection, now or after its job */
+/* false: a device does not let go of its queue pairs; the context is never freed. */
+bool ib_aside_close(struct ib_ctx *ctx);
 
 /* status.c */
 int ib_wc_code(enum ibv_wc_status status, bool port_down); /* pure */

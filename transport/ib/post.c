@@ -46,8 +46,8 @@ static int post_failed(struct ib_lane *lane, int why, struct kv_error *err)
 	struct kv_error cause;
 
 	kv_fail_errno(&cause, KV_ERR_DEVICE, why, "post", "ibv_post_send on qp 0x%x of %s",
-		      lane->qp->qp_num, lane->path->rail->name);
-	cause.qp_num = lane->qp->qp_num;
+		      lane->qpn, lane->path->rail->name);
+	cause.qp_num = lane->qpn;
 	cause.in_doubt = 1;
 	ib_name_peer(lane->c, lane->path->rail, &cause);
 	ib_break(lane->c, &cause);

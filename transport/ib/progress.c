@@ -57,7 +57,7 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 	if (IB_WR_GENERATION(wc->wr_id) != c->generation || IB_WR_LANE(wc->wr_id) >= c->lanes)
 		return NULL;
 	lane = &c->lane[IB_WR_LANE(wc->wr_id)];
-	if (!lane->qp || lane->qp->qp_num != wc->qp_num)
+	if (!lane->qp || lane->qpn != wc->qp_num)
 		return NULL;
 	if (kind == IB_KIND_RECV)
 		return number < IB_RECVS ? lane : NULL;
@@ -201,6 +201,10 @@ int ib_progress(struct tr_conn *conn)
 
 	if (c->state == IB_DOWN)
 		return 0;
+	if (c->state == IB_BREAKING && ib_aside_busy(c))
+		return 1;
+	if (atomic_load_explicit(&c->cut, memory_order_relaxed))
+		ib_cut_step(c);
 	did = ib_poll(c);
 	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
 		ib_async_drain(c->ctx);

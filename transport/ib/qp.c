@@ -27,6 +27,7 @@ static int make_qp(struct ib_lane *lane, uint32_t inline_bytes)
 	lane->qp = c->v->create_qp(lane->path->rail->pd, &attr);
 	if (!lane->qp)
 		return errno;
+	lane->qpn = lane->qp->qp_num;
 	lane->inlines = attr.cap.max_inline_data >= IB_INLINE;
 	return 0;
 }
@@ -65,7 +66,7 @@ int ib_lane_make(struct ib_lane *lane, struct kv_error *err)
 	ret = to_init(lane);
 	if (ret)
 		return kv_fail_errno(err, KV_ERR_DEVICE, ret, "connect",
-				     "cannot bring qp 0x%x of %s to INIT", lane->qp->qp_num, name);
+				     "cannot bring qp 0x%x of %s to INIT", lane->qpn, name);
 	/* Random, so that a packet of an earlier connection with the same number is recognised. */
 	if (kv_fault(IB_PSN_RANDOM) ? (errno = ENOSYS, true)
 				    : getrandom(&psn, sizeof(psn), 0) != sizeof(psn))
@@ -134,7 +135,7 @@ int ib_lane_connect(struct ib_lane *lane, struct kv_error *err)
 	if (!ret)
 		return 0;
 	kv_fail_errno(err, KV_ERR_UNREACHABLE, ret, "connect",
-		      "cannot bring qp 0x%x of %s to %s towards qp 0x%x", lane->qp->qp_num,
+		      "cannot bring qp 0x%x of %s to %s towards qp 0x%x", lane->qpn,
 		      lane->path->rail->name, step, lane->peer_qpn);
 	ib_name_peer(lane->c, lane->path->rail, err);
 	return ret == ENOMEM ? KV_ERR_NOMEM : KV_ERR_UNREACHABLE;
@@ -159,8 +160,8 @@ int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *er
 	if (!ret)
 		return 0;
 	ret = kv_fail_errno(err, KV_ERR_DEVICE, ret, "receive",
-			    "cannot post receive request %u on qp 0x%x of %s", number,
-			    lane->qp->qp_num, lane->path->rail->name);
+			    "cannot post receive request %u on qp 0x%x of %s", number, lane->qpn,
+			    lane->path->rail->name);
 	ib_name_peer(c, lane->path->rail, err);
 	return ret;
 }
@@ -171,4 +172,12 @@ void ib_lane_destroy(struct ib_lane *lane)
 	if (lane->qp)
 		lane->c->v->destroy_qp(lane->qp);
 	lane->qp = NULL;
+}
+
+bool ib_has_lanes(const struct ib_conn *c)
+{
+	for (int i = 0; c->lane && i < c->lanes; i++)
+		if (c->lane[i].qp)
+			return true;
+	return false;
 }

@@ -411,6 +411,5 @@ void ib_stop(struct tr_conn *conn, void *priv)
 			tr_conn_unwatch(conn, path->rail->context->async_fd);
 	}
 	ib_pairing_end(c);
-	ib_control_free(c);
-	free(c);
+	ib_aside_leave(c);
 }

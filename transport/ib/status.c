@@ -96,11 +96,10 @@ void ib_async_cause(const struct ib_lane *lane, int type, struct kv_error *err)
 									      : KV_ERR_PEER_LOST;
 
 	kv_fail(err, code, "transfer", "%s reported \"%s\" for qp 0x%x", rail->name,
-		lane->c->v->event_type_str((enum ibv_event_type)type),
-		lane->qp ? lane->qp->qp_num : 0);
+		lane->c->v->event_type_str((enum ibv_event_type)type), lane->qpn);
 	if (type == IBV_EVENT_QP_ACCESS_ERR)
 		kv_error_hint(err, "the peer used an address or a key that it does not have");
-	err->qp_num = lane->qp ? lane->qp->qp_num : 0;
+	err->qp_num = lane->qpn;
 	err->in_doubt = 1;
 	ib_name_peer(lane->c, rail, err);
 }

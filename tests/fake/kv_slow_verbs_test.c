@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_slow_verbs_test.c -- a device that takes seconds to change or destroy a queue pair, or does not return
+ * from posting: every call answers within its own bound all the same, and other peers notice nothing
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "fake.h"
+#include "kv_rig.h"
+
+enum {
+	N = 6,
+	TEARDOWN_MS = 2500, /* of each verb */
+	SOON_MS = 1000,	    /* a call without a deadline, or past its own */
+	OP_MS = 300,
+	ALL_MS = 20000,
+	CLOSE_MS = 300,
+	STOP_MS = 1000, /* KV_STOP_MS, KV_CLOSE_MS, IB_CLOSE_MS */
+	PEERS = 6,
+};
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[N] = { 5, 6, 7, 0, 95, 40 }, to[N] = { 10, 11, 12, 95, 0, 3 };
+static const int64_t other[1] = { 50 };
+
+/* Each on a host of its own: `a` writes to `b`, which is to vanish, and to `c`. */
+struct three {
+	struct node a, b, c;
+	struct kv_peer *to_c;
+};
+
+static void three_open(struct three *t)
+{
+	static const struct fake_config config = { .hosts = 3, .threads = true };
+
+	fake_begin(&config);
+	fake_host(1);
+	node_open(&t->b, 2, NULL, NULL);
+	node_listen(&t->b);
+	fake_host(2);
+	node_open(&t->c, 3, NULL, NULL);
+	node_listen(&t->c);
+	fake_host(0);
+	node_open(&t->a, 1, NULL, NULL);
+	node_listen(&t->a);
+	node_connect(&t->a, t->c.port);
+	t->to_c = t->a.peer;
+	node_connect(&t->a, t->b.port);
+}
+
+static void three_close(struct three *t)
+{
+	node_close(&t->a);
+	node_close(&t->b);
+	node_close(&t->c);
+	assert_true(fake_end());
+}
+
+static int64_t began_ns;
+
+static void begin(void)
+{
+	began_ns = kv_now_ns();
+}
+
+/* Since begin(), no more than this has passed. */
+static void within(int64_t ms, const char *what)
+{
+	int64_t took = (kv_now_ns() - began_ns) / KV_NS_PER_MS;
+
+	if (took > slow_ms(ms))
+		fail_msg("%s took %lld ms, not %lld", what, (long long)took,
+			 (long long)slow_ms(ms));
+}
+
+/* Nothing that has to do with another peer waits for the one that is going. */
+static void others_notice_nothing(struct three *t)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+	static char text[65536];
+	struct kv_peer *again;
+	struct kv_error err;
+
+	begin();
+	ok(kv_write_blocks(t->to_c, t->a.cache, all_layers, from, to, N, NULL, &err), &err);
+	within(SOON_MS, "a write to another peer");
+	assert_true(memory_is(&t->c, all_layers, 1, from, to, N, 0));
+	begin();
+	ok(kv_stats(t->a.engine, &stats, &err), &err);
+	within(SOON_MS, "kv_stats");
+	begin();
+	assert_true(kv_dump(t->a.engine, text, sizeof(text)) > 0);
+	within(SOON_MS, "kv_dump");
+	begin();
+	ok(kv_connect(t->a.engine, NULL, t->c.port, ALL_MS, &again, &err), &err);
+	within(SOON_MS, "kv_connect");
+	begin();
+	node_connect(&t->c, t->a.port);
+	within(SOON_MS, "the listener");
+	ok(kv_write_blocks(t->c.peer, t->c.cache, all_layers, other, other, 1, NULL, &err), &err);
+	within(2 * SOON_MS, "an acknowledgement");
+}
+
+static struct kv_op *begin_write(struct three *t, int64_t timeout_ms)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_error err;
+	struct kv_op *op;
+
+	options.timeout_ms = timeout_ms;
+	ok(kv_write_blocks_async(t->a.peer, t->a.cache, all_layers, from, to, N, &options, &op,
+				 &err),
+	   &err);
+	return op;
+}
+
+static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
+{
+	struct three t;
+	struct kv_error err;
+	struct kv_op *op;
+	int ret;
+
+	(void)state;
+	three_open(&t);
+	fake_kill_host(1);
+	fake_slow_teardown(0, TEARDOWN_MS);
+	op = begin_write(&t, 10000);
+	begin();
+	ret = kv_wait(op, KV_ACKED, OP_MS, &err);
+	within(OP_MS + SOON_MS, "kv_wait");
+	assert_int_equal(ret, KV_ERR_TIMEOUT); /* the device still has it */
+	begin();
+	assert_int_equal(kv_op_free(op, &err), KV_ERR_BUSY);
+	within(SOON_MS, "kv_op_free");
+	others_notice_nothing(&t);
+	/* The end comes with the device's answer, and the fence later: the next verb has begun. */
+	ret = kv_wait(op, KV_ACKED, ALL_MS, &err);
+	assert_int_equal(ret, KV_ERR_PEER_LOST);
+	assert_true(err.in_doubt);
+	begin();
+	ok(kv_op_free(op, &err), &err);
+	within(SOON_MS, "kv_op_free");
+	begin();
+	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
+	within(OP_MS + SOON_MS, "kv_peer_close");
+	others_notice_nothing(&t);
+	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
+	fake_slow_teardown(0, 0);
+	three_close(&t);
+}
+
+static void an_engine_closes_without_waiting_for_each_queue_pair(void **state)
+{
+	struct three t;
+
+	(void)state;
+	three_open(&t);
+	for (int i = 0; i < PEERS; i++)
+		node_connect(&t.a, t.b.port);
+	fake_slow_teardown(0, CLOSE_MS);
+	begin();
+	node_close(&t.a);
+	within(2 * STOP_MS + SOON_MS, "kv_engine_close"); /* one after the other takes 5 s */
+	fake_slow_teardown(0, 0);
+	node_close(&t.b);
+	node_close(&t.c);
+	assert_true(fake_end());
+}
+
+struct caller {
+	struct three *t;
+	struct kv_error err;
+	int ret;
+	int64_t took_ms;
+	pthread_t thread;
+};
+
+static void *call(void *arg)
+{
+	struct caller *c = arg;
+	struct kv_options options = KV_INIT(kv_options);
+	int64_t since = kv_now_ns();
+
+	options.timeout_ms = OP_MS;
+	c->ret = kv_write_blocks(c->t->a.peer, c->t->a.cache, all_layers, from, to, N, &options,
+				 &c->err);
+	c->took_ms = (kv_now_ns() - since) / KV_NS_PER_MS;
+	return NULL;
+}
+
+static void who_is_stuck_in_posting_is_pulled_out(void **state)
+{
+	struct caller caller;
+	struct three t;
+	struct kv_error err;
+	struct kv_op *op;
+
+	(void)state;
+	three_open(&t);
+	op = begin_write(&t, 10000);
+	ok(kv_wait(op, KV_ACKED, ALL_MS, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+	caller = (struct caller){ .t = &t };
+	fake_stick(0, true);
+	assert_int_equal(pthread_create(&caller.thread, NULL, call, &caller), 0);
+	poll(NULL, 0, 50);
+	begin();
+	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
+	within(OP_MS + SOON_MS, "kv_peer_close");
+	pthread_join(caller.thread, NULL);
+	fake_stick(0, false);
+	assert_int_equal(caller.ret, KV_ERR_TIMEOUT);
+	assert_true(caller.took_ms < slow_ms(OP_MS + STOP_MS + SOON_MS));
+	others_notice_nothing(&t);
+	assert_int_equal(kv_write_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, NULL, &err),
+			 KV_ERR_PEER_LOST);
+	assert_non_null(strstr(err.message, "had not taken work requests"));
+	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
+	three_close(&t);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(no_call_waits_for_a_queue_pair_that_goes_slowly),
+
+		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
+		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
+	};
+
+	setenv("KVCACHE_TRANSPORT", "ib", 1);
+	setenv("KVCACHE_IB_LANES", "1", 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * aside.c -- verbs that a device may take long for, in a thread of their own
+ *
+ * Changing the state of a queue pair or destroying it is a matter of microseconds, until its device or
+ * its wire is in trouble: then it may take most of a minute, and that is when a connection is torn down.
+ * So such a verb is a job in a thread that lives as long as the job. Its owner waits for it IB_ASIDE_MS
+ * and then comes back to look (ib_aside_busy); while a job that may destroy queue pairs is under way it
+ * touches none of them. A connection that is closed with a job under way is left to the job's thread,
+ * and ib_aside_close waits for those before the device is closed.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "ib.h"
+
+enum { ASIDE_FREE = 0, ASIDE_BUSY, ASIDE_DONE, ASIDE_LEFT };
+
+/* Its owner's last word: everything of the connection but the record itself, which holds the thread's. */
+static void free_left(struct ib_conn *c)
+{
+	ib_control_free(c);
+	atomic_store(&c->aside, ASIDE_DONE);
+}
+
+static void *aside_main(void *arg)
+{
+	struct ib_conn *c = arg;
+	int busy = ASIDE_BUSY;
+
+	c->aside_thread = pthread_self();
+	if (c->job)
+		c->job(c);
+	if (!atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_DONE)) {
+		free_left(c);
+		return NULL;
+	}
+	syscall(SYS_futex, &c->aside, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	return NULL;
+}
+
+/* 0, EBUSY, or why there is no thread. */
+static int start(struct ib_conn *c, void (*job)(struct ib_conn *c), int state)
+{
+	int was = ASIDE_FREE, ret = EAGAIN;
+	sigset_t all, before;
+	pthread_t thread;
+
+	if (!atomic_compare_exchange_strong(&c->aside, &was, state))
+		return EBUSY;
+	c->job = job;
+	/* No signal of the application is ever handled in it. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	if (!kv_fault(IB_ASIDE) && !c->ctx->inline_jobs)
+		ret = pthread_create(&thread, NULL, aside_main, c);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (ret)
+		atomic_store(&c->aside, ASIDE_FREE);
+	return ret;
+}
+
+void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
+{
+	start(c, job, ASIDE_BUSY);
+}
+
+bool ib_aside_busy(struct ib_conn *c)
+{
+	if (atomic_load(&c->aside) == ASIDE_DONE) {
+		pthread_join(c->aside_thread, NULL);
+		atomic_store(&c->aside, ASIDE_FREE);
+	}
+	return atomic_load(&c->aside) != ASIDE_FREE;
+}
+
+bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
+{
+	int64_t until = kv_deadline_ns(IB_ASIDE_MS), left;
+	int ret = ib_aside_busy(c) ? EBUSY : start(c, job, ASIDE_BUSY);
+
+	if (ret == EBUSY)
+		return false;
+	if (ret)
+		job(c); /* there are no more threads: the call waits for the device */
+	while (atomic_load(&c->aside) == ASIDE_BUSY && (left = until - kv_now_ns()) > 0) {
+		struct timespec ts = { .tv_nsec = left };
+
+		syscall(SYS_futex, &c->aside, FUTEX_WAIT_PRIVATE, ASIDE_BUSY, &ts, NULL, 0);
+	}
+	return !ib_aside_busy(c);
+}
+
+/* ---------------------------------------------------------------- connections that were left to a job */
+
+/* Frees the records of those whose thread has ended. true: there are others. */
+static bool reap(struct ib_ctx *ctx)
+{
+	struct ib_conn **at = &ctx->left;
+
+	while (*at) {
+		struct ib_conn *c = *at;
+
+		if (atomic_load(&c->aside) == ASIDE_DONE) {
+			*at = c->next_left;
+			pthread_join(c->aside_thread, NULL);
+			free(c);
+		} else {
+			at = &c->next_left;
+		}
+	}
+	return ctx->left;
+}
+
+void ib_aside_leave(struct ib_conn *c)
+{
+	struct ib_ctx *ctx = c->ctx;
+	int busy = ASIDE_BUSY;
+	bool left;
+
+	pthread_mutex_lock(&ctx->left_lock);
+	reap(ctx);
+	left = ib_aside_busy(c) && atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_LEFT);
+	if (!left && !ib_aside_busy(c) && c->state != IB_SETUP && ib_has_lanes(c))
+		left = !start(c, NULL, ASIDE_LEFT);
+	if (left) {
+		c->next_left = ctx->left;
+		ctx->left = c;
+	}
+	pthread_mutex_unlock(&ctx->left_lock);
+	if (left)
+		return;
+	ib_control_free(c);
+	free(c);
+}
+
+bool ib_aside_close(struct ib_ctx *ctx)
+{
+	int64_t deadline = kv_deadline_ns(IB_CLOSE_MS);
+
+	while (reap(ctx)) {
+		if (kv_now_ns() >= deadline)
+			return false;
+		poll(NULL, 0, 1);
+	}
+	return true;
+}
