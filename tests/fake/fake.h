@@ -77,6 +77,8 @@ void fake_host(int host);
 
 struct fake_port *fake_port(int host, int device);
 uint16_t fake_lid(int host, int device); /* InfiniBand: the port's first */
+/* The subnet manager gives the port others, 2^lmc from this one on; queue pairs keep what they were told. */
+void fake_lid_moves(int host, int device, uint16_t lid, uint8_t lmc);
 struct fake_sa *fake_sa(void);
 /* Row 0..3 of the GID table is this IPv6 address, RoCE v2, or (NULL) empty. */
 void fake_address(int host, int device, int row, const char *address);

@@ -324,6 +324,14 @@ uint16_t fake_lid(int host, int device)
 	return world.device[host][device].lid;
 }
 
+void fake_lid_moves(int host, int device, uint16_t lid, uint8_t lmc)
+{
+	fake_lock();
+	world.device[host][device].lid = lid;
+	world.device[host][device].port.lmc = lmc;
+	fake_unlock();
+}
+
 struct fake_sa *fake_sa(void)
 {
 	return &world.sa;

@@ -15,12 +15,11 @@ enum { SIZE = 16 << 10 };
 static const struct fake_config infiniband = { .infiniband = true };
 static const struct fake_config without_cm = { .infiniband = true, .no_cm = true };
 
-/* Connects in the world that has begun; bytes go both ways. The fake loses what is addressed wrongly. */
-static void connect_and_move(struct setting *s, const char *const *options)
+/* Bytes go both ways. The fake loses what is addressed wrongly. */
+static void move(struct setting *s)
 {
 	struct tr_span span = { 0, 0, SIZE };
 
-	setting_connect(s, options, SIZE, 0);
 	for (int side = 0; side < 2; side++) {
 		setting_fill(s, side, (uint64_t)side + 1);
 		rig_op(&s->rig, side, TR_WRITE, 5, s->mem[side], s->rmem[side], &span, 1, TR_NOTIFY,
@@ -29,6 +28,13 @@ static void connect_and_move(struct setting *s, const char *const *options)
 		setting_expect_written(s, side, 5);
 		assert_memory_equal(setting_at(s, !side, 0), setting_at(s, side, 0), SIZE);
 	}
+}
+
+/* In the world that has begun. */
+static void connect_and_move(struct setting *s, const char *const *options)
+{
+	setting_connect(s, options, SIZE, 0);
+	move(s);
 }
 
 static struct ibv_qp_attr attr_of(int host)
@@ -275,6 +281,35 @@ static void the_path_records_lids_are_used(void **state)
 	setting_end(&s);
 }
 
+/* A subnet manager that has begun anew gives other LIDs; processes go on with connections made from then on. */
+static void connections_made_after_lids_have_changed_use_the_new_ones(void **state)
+{
+	const struct fake_config *const configs[] = { &infiniband, &without_cm };
+	struct setting s;
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		struct kv_error err;
+
+		fake_begin(configs[i]);
+		connect_and_move(&s, NULL);
+		rig_disconnect(&s.rig);
+		for (int host = 0; host < 2; host++)
+			fake_lid_moves(host, 0, (uint16_t)(100 + 16 * host), 2);
+		fake_sa()->path_bits = 1;
+		if (rig_connect(&s.rig, &err))
+			fail_msg("%s", err.message);
+		for (int side = 0; side < 2; side++)
+			s.rmem[side] = rig_see(&s.rig, side, s.mem[!side]);
+		move(&s);
+		for (int host = 0; host < 2; host++) {
+			assert_int_equal(attr_of(host).ah_attr.dlid, fake_lid(!host, 0) + !i);
+			assert_int_equal(attr_of(host).ah_attr.src_path_bits, !i);
+		}
+		setting_end(&s);
+	}
+}
+
 static void a_peer_behind_an_infiniband_router_is_refused(void **state)
 {
 	(void)state;
@@ -377,6 +412,7 @@ int main(void)
 		cmocka_unit_test(partitions_that_do_not_fit_are_refused),
 		cmocka_unit_test(a_grh_is_there_on_both_sides_where_either_needs_it),
 		cmocka_unit_test(the_path_records_lids_are_used),
+		cmocka_unit_test(connections_made_after_lids_have_changed_use_the_new_ones),
 		cmocka_unit_test(a_peer_behind_an_infiniband_router_is_refused),
 		cmocka_unit_test(the_smallest_mtu_counts),
 		cmocka_unit_test(retries_are_finite_and_numbers_begin_at_random),

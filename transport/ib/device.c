@@ -99,7 +99,7 @@ static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
 
 /*
  * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened, and
- * its MTU may be another one.
+ * its MTU or its LIDs may be others.
  * `near` as for ib_gid_choose. *address_p has a zero GID if the port has none; that is an error for RoCE, where it
  * cannot be used then, but not here.
  */
@@ -124,6 +124,8 @@ int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const 
 		ib_gid_choose_infiniband(entries, n, ctx->gid_option, &choice);
 	memset(address_p, 0, sizeof(*address_p));
 	address_p->mtu = (uint8_t)port.active_mtu;
+	address_p->lid = port.lid;
+	address_p->lmc = port.lmc;
 	snprintf(address_p->reason, sizeof(address_p->reason), "%s", choice.reason);
 	/* An address handle has 8 bits for the index. */
 	if (choice.entry >= 0 && entries[choice.entry].gid_index <= UINT8_MAX) {
@@ -133,7 +135,7 @@ int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const 
 	free(entries);
 	if (!rail->ethernet)
 		snprintf(address_p->reason, sizeof(address_p->reason), "InfiniBand, lid %u",
-			 rail->port_attr.lid);
+			 port.lid);
 	return 0;
 }
 

@@ -101,7 +101,7 @@ static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
 	info->usable = !atomic_load(&rail->dead);
 	info->speed_mbps = 1000 * ib_rail_gigabits(rail);
 	info->mtu_bytes = 128u << rail->port_attr.active_mtu;
-	info->lid = rail->port_attr.lid;
+	info->lid = rail->address.lid;
 	info->numa_node = rail->place.numa_node;
 	info->gpu_reach = ib_gpu_reach(ctx, rail);
 	memcpy(info->pci, rail->place.address, sizeof(info->pci));

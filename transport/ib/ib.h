@@ -79,6 +79,8 @@ struct ib_address {
 	union ibv_gid gid; /* zero: there is none */
 	uint8_t gid_index;
 	uint8_t mtu;	  /* enum ibv_mtu */
+	uint16_t lid;	  /* InfiniBand: the first of 2^lmc */
+	uint8_t lmc;
 	char reason[160]; /* why this entry of the GID table */
 };
 

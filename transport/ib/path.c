@@ -157,7 +157,7 @@ bool ib_path_wants_grh(const struct ib_path *path)
 /* The LID of this side: with an LMC a port has 2^LMC of them, and the path record names one. */
 uint16_t ib_path_lid(const struct ib_path *path)
 {
-	return path->record.slid ? path->record.slid : path->rail->port_attr.lid;
+	return path->record.slid ? path->record.slid : path->address.lid;
 }
 
 uint8_t ib_path_sl(const struct ib_path *path, const struct kv_option_set *options)
@@ -191,8 +191,7 @@ void ib_path_vector(const struct ib_path *path, const struct kv_option_set *opti
 	};
 	if (!rail->ethernet) {
 		ah->dlid = path->peer.lid;
-		ah->src_path_bits =
-			(uint8_t)(ib_path_lid(path) & ((1u << rail->port_attr.lmc) - 1));
+		ah->src_path_bits = (uint8_t)(ib_path_lid(path) & ((1u << path->address.lmc) - 1));
 		ah->static_rate = path->record.rate;
 	}
 	if (ah->is_global) {

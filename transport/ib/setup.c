@@ -254,7 +254,7 @@ static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
 	if (rail->ethernet)
 		return true;
 	path->record = (struct ib_record){ .slid = end->to_lid, .sl = end->sl, .rate = end->rate };
-	return !end->to_lid || !((end->to_lid ^ rail->port_attr.lid) >> rail->port_attr.lmc);
+	return !end->to_lid || !((end->to_lid ^ path->address.lid) >> path->address.lmc);
 }
 
 /* On the accepting side the first setup decides the paths; on the other it must repeat ours. */
