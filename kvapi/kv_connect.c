@@ -141,17 +141,29 @@ static int accept_one(struct kv_engine *engine)
 	return 0;
 }
 
+/*
+ * Who cannot be accepted, for want of descriptors above all, leaves the listener readable: it is not looked at again before
+ * the next tick.
+ */
 void kv_peer_accept(struct kv_engine *engine)
 {
-	for (int i = 0; i < ACCEPTS_MAX; i++)
-		if (accept_one(engine))
-			return;
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT,
+				     .data.u64 = KV_TOKEN_LISTENER };
+	int ret = 0;
+
+	for (int i = 0; i < ACCEPTS_MAX && !ret; i++)
+		ret = accept_one(engine);
+	engine->deaf = ret < 0;
+	if (!engine->deaf)
+		epoll_ctl(engine->epoll_fd, EPOLL_CTL_MOD, tr_listener_fd(engine->listener),
+			  &event);
 }
 
 int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p,
 	      struct kv_error *err)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = KV_TOKEN_LISTENER };
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT,
+				     .data.u64 = KV_TOKEN_LISTENER };
 	struct tr_listener *listener;
 	int ret = kv_engine_use(engine, "listen", err);
 

@@ -106,6 +106,7 @@ struct kv_engine {
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
 	bool restless;		 /* under turn: a peer wants to be looked at again soon */
+	bool deaf;		 /* under turn: nobody could be accepted; again at the next tick */
 	struct kv_waiter waiter; /* kv_progress beside another thread that is at it */
 
 	pthread_mutex_t lock;

@@ -181,7 +181,8 @@ static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, 
 {
 	int64_t until = deadline_ns;
 
-	if (engine->peers_end && engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS < until)
+	if ((engine->peers_end || engine->deaf) &&
+	    engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS < until)
 		until = engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS;
 	if (until == KV_NO_DEADLINE)
 		return -1;
@@ -219,6 +220,8 @@ int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
 	    kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS) {
 		restless = false;
 		done += sweep(engine, &restless);
+		if (engine->deaf)
+			kv_peer_accept(engine);
 		engine->swept_ns = kv_now_ns();
 	}
 	engine->restless = restless;

@@ -22,6 +22,13 @@ struct tr_listener {
 	uint32_t port;
 };
 
+/* Others may have been quicker when it was given up: then it is tried again with each accept. */
+static void keep_reserve(struct tr_listener *l)
+{
+	if (l->reserve < 0)
+		l->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static int open_socket(struct tr_listener *l, const struct addrinfo *ai, const char *where,
 		       struct kv_error *err)
 {
@@ -78,8 +85,8 @@ int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener
 		return kv_fail(err, KV_ERR_NOMEM, "listen", "cannot allocate a listener");
 	}
 	l->tr = tr;
-	l->fd = -1;
-	l->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	l->fd = l->reserve = -1;
+	keep_reserve(l);
 	ret = open_socket(l, list, where, err);
 	freeaddrinfo(list);
 	if (ret) {
@@ -118,10 +125,11 @@ static int refuse_one(struct tr_listener *l, int sys_errno, struct kv_error *err
 
 	if (l->reserve >= 0)
 		close(l->reserve);
+	l->reserve = -1;
 	fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd >= 0)
 		close(fd);
-	l->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	keep_reserve(l);
 	return kv_fail_errno(err, KV_ERR_NOFD, sys_errno, "accept", "a connection was refused");
 }
 
@@ -131,6 +139,7 @@ int tr_accept(struct tr_listener *listener, const struct tr_conn_config *config,
 	struct tr_conn *conn;
 	int fd, ret;
 
+	keep_reserve(listener);
 	do
 		fd = kv_fault(TR_ACCEPT)
 			     ? (errno = EMFILE, -1)

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -224,10 +225,39 @@ static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
 	settle();
 }
 
+/* Not even the reserved one can be had again: the listener stays readable and nobody can be taken off it. */
+static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **state)
+{
+	enum { REST_MS = 500 };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct kv_stats before = stats_now(), after;
+	struct rlimit old, none;
+
+	(void)state;
+	getrlimit(RLIMIT_NOFILE, &old);
+	none = old;
+	none.rlim_cur = 3;
+	setrlimit(RLIMIT_NOFILE, &none);
+	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	pause_ms(REST_MS);
+	after = stats_now();
+	setrlimit(RLIMIT_NOFILE, &old);
+	assert_in_range(after.rejected_limit - before.rejected_limit, 1, REST_MS / 50);
+	send(fd, "GET", 3, MSG_NOSIGNAL);
+	await_close(fd);
+	assert_int_equal(stats_now().rejected_garbage - before.rejected_garbage, 1);
+	an_honest_write(0x44);
+	settle();
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(garbage_is_counted_and_forgotten),
+		cmocka_unit_test(without_a_descriptor_the_engine_rests_and_serves_who_waited),
 		cmocka_unit_test(idle_sockets_delay_nobody_and_end_at_the_deadline),
 	};
 
