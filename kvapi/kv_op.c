@@ -279,8 +279,8 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 		kv_op_set_error(op, code, cause);
 	if (op->id) {
 		leave_slot(op, code);
-		/* Unless it is committed and the receiver has yet to decide. */
-		if (op->grant && op->kind == KV_OP_SEND && (op->acked || !op->committed))
+		/* What is committed is settled by the receiver's acknowledgement. */
+		if (op->grant && op->kind == KV_OP_SEND && !op->committed)
 			kv_grant_settled(op->peer, op->grant, op->layers, code);
 	}
 	if (op->stage != KV_STAGE_IDLE)
@@ -419,6 +419,9 @@ static void take_ack(struct kv_op *op, int status)
 	}
 	op->acked = true;
 	op->ack_status = status;
+	/* Now, not when the transport is done too: the receiver may use the lease's number again at once. */
+	if (op->kind == KV_OP_SEND)
+		kv_grant_settled(op->peer, op->grant, op->layers, status);
 	if (!op->tr)
 		finish_acked(op);
 }

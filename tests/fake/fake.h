@@ -153,6 +153,8 @@ void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_er
  * is filled in.
  */
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
+/* While true no acknowledgement packet arrives: requests are executed, and their completions wait. */
+void fake_hold_answers(bool hold);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
 void fake_device_fatal(int host, int device);

@@ -369,7 +369,7 @@ static bool can_execute(const struct fake_qp *qp)
 
 static bool can_complete(const struct fake_qp *qp)
 {
-	return qp->sq_done != qp->sq_exec ||
+	return (qp->sq_done != qp->sq_exec && !world.hold_answers) ||
 	       (qp->qp.state == IBV_QPS_ERR && qp->sq_done != qp->sq_tail);
 }
 

@@ -207,6 +207,13 @@ bool fake_fault(enum fake_verb verb)
 	return true;
 }
 
+void fake_hold_answers(bool hold)
+{
+	fake_lock();
+	world.hold_answers = hold;
+	fake_unlock();
+}
+
 void fake_fail_verb(enum fake_verb verb, int nth, int error)
 {
 	fake_lock();

@@ -175,6 +175,7 @@ struct fake_world {
 	atomic_bool stuck[HOSTS_MAX];
 	int fail_wr;
 	int fail_completion;
+	bool hold_answers;
 	enum ibv_wc_status fail_status;
 	uint32_t fail_vendor;
 };
