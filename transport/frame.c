@@ -101,6 +101,9 @@ int frame_get_hello(const uint8_t *buf, size_t len, struct frame_hello *hello)
 	for (unsigned int i = 0; i < hello->offers; i++) {
 		hello->offer[i].provider = wire_get_u16(&r);
 		hello->offer[i].bytes = get_range(&r, 2, FRAME_OFFER_MAX);
+		for (unsigned int k = 0; k < i; k++)
+			if (hello->offer[k].provider == hello->offer[i].provider)
+				return KV_ERR_PROTOCOL;
 	}
 	return wire_done(&r) ? 0 : KV_ERR_PROTOCOL;
 }

@@ -111,6 +111,24 @@ static void a_hello_has_these_bytes(void **state)
 	assert_memory_equal(hello.offer[0].bytes.p, "abc", 3);
 }
 
+/* Each offer is begun once: what the first try of a transport has left is no beginning for a second one. */
+static void a_transport_is_offered_once(void **state)
+{
+	struct frame_hello hello = { .offers = 2,
+				     .offer = { { 7, { (const uint8_t *)"abc", 3 } },
+						{ 8, { (const uint8_t *)"de", 2 } } } };
+	uint8_t buf[128];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+
+	(void)state;
+	frame_put_hello(&w, &hello);
+	assert_int_equal(frame_get_hello(buf, w.len, &hello), 0);
+	hello.offer[1].provider = 7;
+	w.len = 0;
+	frame_put_hello(&w, &hello);
+	assert_int_equal(frame_get_hello(buf, w.len, &hello), KV_ERR_PROTOCOL);
+}
+
 static void every_truncation_and_every_extra_byte_is_refused(void **state)
 {
 	struct frame_hello hello;
@@ -200,6 +218,7 @@ int main(void)
 		cmocka_unit_test(garbage_is_seen_at_its_first_wrong_byte),
 		cmocka_unit_test(a_length_above_its_type_s_limit_is_refused),
 		cmocka_unit_test(a_hello_has_these_bytes),
+		cmocka_unit_test(a_transport_is_offered_once),
 		cmocka_unit_test(every_truncation_and_every_extra_byte_is_refused),
 		cmocka_unit_test(a_refusal_cannot_carry_success_or_control_characters),
 		cmocka_unit_test(random_bytes_never_read_outside),
