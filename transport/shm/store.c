@@ -128,20 +128,6 @@ void store_drain(void)
 
 #else
 
-/*
- * Whether the processor has a feature of leaf 7 and the kernel saves the registers `state` that it uses. Not
- * __builtin_cpu_supports: not every compiler's runtime answers it.
- */
-static bool cpu_has(unsigned int feature, unsigned int state)
-{
-	unsigned int a, b, c, d, saved, high;
-
-	if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
-		return false;
-	__asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-	return (saved & state) == state && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & feature);
-}
-
 store_fn *store_nt(const char **name_p)
 {
 	*name_p = "plain";
