@@ -98,6 +98,7 @@ struct np_device {
 	int port;
 	char link_layer[16]; /* "Ethernet", "InfiniBand"; "" where sysfs does not tell */
 	bool is_host;	     /* shared memory: ranks of this host only */
+	int ptr_support;     /* NCCL_PTR_*: the memory that it reaches */
 	int ndevs;
 	int devs[NCCL_DEVS_V12];
 };
@@ -118,6 +119,7 @@ struct np_rail {
 	struct kv_option_set *options;
 	struct kv_log *log;
 	struct tr *tr;
+	int ptr_support; /* the device's */
 };
 
 struct np_context {
@@ -148,6 +150,7 @@ void np_context_put(struct np_context *ctx);
 /* A registration of one communicator: what NCCL calls mhandle. */
 struct np_mr {
 	struct tr_mem *mem;
+	bool is_gpu;	      /* no CPU touches it */
 	atomic_uint held;     /* by requests under way; changed by the data path only */
 	uint16_t slot;	      /* receiving side: its number in messages */
 	bool described;	      /* the sender knows it; progress thread only */
@@ -159,6 +162,7 @@ struct np_comm {
 	bool is_send;
 	struct np_context *ctx;
 	struct tr *tr;
+	int ptr_support;
 	struct tr_conn *conn;
 	bool failed;
 	bool left;	     /* the failure: the peer closed in good order */
@@ -218,6 +222,7 @@ struct np_send {
 	size_t piece;		    /* bytes of one tr_op_add at most */
 	struct np_queue early;	    /* wait for a row */
 	unsigned int aheads, waits; /* of these: sent ahead, and not */
+	bool may_ahead;		    /* the receiver takes messages ahead */
 	struct np_queue pending;    /* have one, not yet taken by the transport */
 	struct np_request request[NP_SENDS];
 	uint16_t free[NP_SENDS];
@@ -255,7 +260,7 @@ ncclResult_t np_close_listen(void *comm);
 ncclResult_t np_accept(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device);
 
 /* np_comm.c */
-struct np_comm *np_comm_new(struct np_context *ctx, struct tr *tr, bool is_send,
+struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, bool is_send,
 			    struct kv_error *err);
 void np_comm_free(
 	struct np_comm *comm); /* with its connection and registrations; puts the context */

@@ -10,6 +10,9 @@
  * way into the transport; so its row is the first one with its tag, from the first receive on that the sender does not know yet
  * (`seq`), that no earlier message ahead has taken.
  *
+ * A CPU reads and writes these bytes, so they are no GPU's at either end: a receiver that may be given GPU memory says in its
+ * hello that it takes none.
+ *
  * The send is done when its receive is known, as any other: then its true size is, too. At most NP_AHEADS are not done.
  */
 #include <string.h>
@@ -27,7 +30,8 @@ int np_ahead_send(struct np_send *s, struct np_request *request, const void *dat
 	};
 	int ret;
 
-	if (ahead.len > NP_AHEAD_BYTES || s->aheads == NP_AHEADS || s->waits || s->pending.first)
+	if (!s->may_ahead || (request->mr[0] && request->mr[0]->is_gpu) ||
+	    ahead.len > NP_AHEAD_BYTES || s->aheads == NP_AHEADS || s->waits || s->pending.first)
 		return TR_AGAIN;
 	ret = tr_msg(s->comm.conn, message, np_ahead_put(message, sizeof(message), &ahead), err);
 	request->ahead = !ret;
@@ -85,9 +89,10 @@ int np_ahead_event(struct np_recv *r, struct wire_reader *reader, struct kv_erro
 	struct np_ahead ahead;
 	struct np_kept *kept;
 
-	if (!np_ahead_get(reader, &ahead) ||
+	if (r->comm.ptr_support != NCCL_PTR_HOST || !np_ahead_get(reader, &ahead) ||
 	    ((r->seq - ahead.seq) & NP_SEQ_MASK) > NP_RECVS + NP_AHEADS)
-		return kv_fail(err, KV_ERR_PROTOCOL, "receive", "a message ahead is malformed");
+		return kv_fail(err, KV_ERR_PROTOCOL, "receive",
+			       "a message ahead is malformed, or was not allowed");
 	if (land_in_any(r, &ahead))
 		return 0;
 	if (r->keeps == NP_AHEADS)

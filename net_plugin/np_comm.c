@@ -28,7 +28,7 @@ static void init_recv(struct np_recv *r)
 	}
 }
 
-struct np_comm *np_comm_new(struct np_context *ctx, struct tr *tr, bool is_send,
+struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, bool is_send,
 			    struct kv_error *err)
 {
 	size_t size = is_send ? sizeof(struct np_send) : sizeof(struct np_recv);
@@ -40,7 +40,8 @@ struct np_comm *np_comm_new(struct np_context *ctx, struct tr *tr, bool is_send,
 	}
 	comm->is_send = is_send;
 	comm->ctx = ctx;
-	comm->tr = tr;
+	comm->tr = rail->tr;
+	comm->ptr_support = rail->ptr_support;
 	pthread_mutex_init(&comm->mr_lock, NULL);
 	if (is_send)
 		init_send(np_send_of(comm));

@@ -35,15 +35,6 @@ struct np_listener {
 
 /* ---------------------------------------------------------------- what the two ends say in the handshake */
 
-static int nothing_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)cap;
-	return 0;
-}
-
 static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		       struct kv_error *err)
 {
@@ -56,8 +47,12 @@ static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t 
 
 static int no_setup(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
 {
+	(void)arg;
+	(void)conn;
+	(void)buf;
+	(void)cap;
 	(void)err;
-	return nothing_put(arg, conn, buf, cap);
+	return 0;
 }
 
 static int put_nonce(void *arg, struct tr_conn *conn, void *buf, size_t cap)
@@ -83,11 +78,35 @@ static int get_nonce(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	return 0;
 }
 
+/* A message ahead is put into place by a CPU, so who may receive into a GPU takes none. */
+static int put_ahead(void *arg, struct tr_conn *conn, void *buf, size_t cap)
+{
+	const struct np_listener *l = arg;
+
+	(void)conn;
+	if (!cap)
+		return KV_ERR_INTERNAL;
+	*(uint8_t *)buf = l->rail->ptr_support == NCCL_PTR_HOST;
+	return 1;
+}
+
+static int get_ahead(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		     struct kv_error *err)
+{
+	struct np_comm *comm = arg;
+
+	(void)conn;
+	if (len != 1)
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "%zu bytes of hello, not 1", len);
+	np_send_of(comm)->may_ahead = *(const uint8_t *)buf;
+	return 0;
+}
+
 static const struct tr_upper_ops connecting_ops = {
 	.id = TR_UPPER_NCCL,
 	.version = NP_WIRE_VERSION,
 	.hello_put = put_nonce,
-	.hello_get = nothing_get,
+	.hello_get = get_ahead,
 	.setup_put = no_setup,
 	.setup_get = nothing_get,
 };
@@ -95,7 +114,7 @@ static const struct tr_upper_ops connecting_ops = {
 static const struct tr_upper_ops accepting_ops = {
 	.id = TR_UPPER_NCCL,
 	.version = NP_WIRE_VERSION,
-	.hello_put = nothing_put,
+	.hello_put = put_ahead,
 	.hello_get = get_nonce,
 	.setup_put = no_setup,
 	.setup_get = nothing_get,
@@ -293,7 +312,7 @@ static int start_connect(struct np_context *ctx, int dev, const struct np_handle
 
 	if (ret)
 		return ret;
-	comm = np_comm_new(ctx, rail->tr, true, err);
+	comm = np_comm_new(ctx, rail, true, err);
 	if (!comm) {
 		np_context_put(ctx);
 		return KV_ERR_NOMEM;
@@ -407,7 +426,7 @@ ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **d
 	pthread_mutex_unlock(&l->ctx->lock);
 	if (!conn)
 		return ret ? np_fail(&err, "accept") : ncclSuccess;
-	comm = np_comm_new(l->ctx, l->rail->tr, false, &err);
+	comm = np_comm_new(l->ctx, l->rail, false, &err);
 	if (!comm) {
 		tr_conn_close(conn);
 		return np_fail(&err, "accept");

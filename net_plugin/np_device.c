@@ -80,7 +80,16 @@ static void fill_from_sysfs(struct np_device *dev)
 
 /* ---------------------------------------------------------------- finding them */
 
-static void add_ib(const struct kv_device_info *info)
+/* A GPU's memory only where it was asked for: NCCL uses whatever it is told of. */
+static int ptr_support(const struct kv_device_info *info, const struct kv_option_set *set)
+{
+	int reach = kv_option_bool(set, KV_OPT_NET_GDR) ? info->gpu_reach : 0;
+
+	return NCCL_PTR_HOST | (reach & KV_GPU_PEERMEM ? NCCL_PTR_CUDA : 0) |
+	       (reach & KV_GPU_DMABUF ? NCCL_PTR_DMABUF : 0);
+}
+
+static void add_ib(const struct kv_device_info *info, const struct kv_option_set *set)
 {
 	const char *colon = strchr(info->name, ':');
 	int port = colon ? (int)strtol(colon + 1, NULL, 10) : 1;
@@ -98,6 +107,7 @@ static void add_ib(const struct kv_device_info *info)
 	snprintf(dev->name, sizeof(dev->name), "%s", info->name);
 	dev->port = port;
 	dev->speed_mbps = IB_MBPS;
+	dev->ptr_support = ptr_support(info, set);
 	fill_from_sysfs(dev);
 	table.n++;
 }
@@ -115,6 +125,7 @@ static void add_host(void)
 	dev->speed_mbps = HOST_MBPS;
 	dev->port = 1;
 	dev->is_host = true;
+	dev->ptr_support = NCCL_PTR_HOST;
 }
 
 static int by_pci_path(const void *a, const void *b)
@@ -149,7 +160,7 @@ static int find(struct kv_error *err)
 		else if (!strcmp(info.transport, "shm"))
 			host = true;
 		else
-			add_ib(&info);
+			add_ib(&info, set);
 	}
 	tr_close(tr);
 	qsort(table.dev, (size_t)table.n, sizeof(table.dev[0]), by_pci_path);
@@ -158,11 +169,13 @@ static int find(struct kv_error *err)
 	for (int i = 0; i < table.n; i++) {
 		table.dev[i].ndevs = 1;
 		table.dev[i].devs[0] = i;
-		np_info("device %d is %s, %d Mbit/s, %s", i, table.dev[i].name,
+		np_info("device %d is %s, %d Mbit/s, %s%s%s", i, table.dev[i].name,
 			table.dev[i].speed_mbps,
 			table.dev[i].is_host	   ? "ranks of this host only"
 			: table.dev[i].pci_path[0] ? table.dev[i].pci_path
-						   : "no PCI path");
+						   : "no PCI path",
+			table.dev[i].ptr_support & NCCL_PTR_DMABUF ? ", GPU memory by DMA-BUF" : "",
+			table.dev[i].ptr_support & NCCL_PTR_CUDA ? ", by nvidia_peermem" : "");
 	}
 	table.physical = table.n;
 	if (!table.n)
@@ -222,7 +235,7 @@ ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props)
 		.name = (char *)device->name,
 		.pciPath = device->pci_path[0] ? (char *)device->pci_path : NULL,
 		.guid = device->guid,
-		.ptrSupport = NCCL_PTR_HOST,
+		.ptrSupport = device->ptr_support,
 		.speed = device->speed_mbps,
 		.port = device->port,
 		.maxComms = COMMS_MAX,
@@ -286,6 +299,7 @@ ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props)
 
 		device->devs[i] = props->devs[i];
 		device->speed_mbps += part->speed_mbps;
+		device->ptr_support &= part->ptr_support;
 		if (len < sizeof(name))
 			len += (size_t)snprintf(name + len, sizeof(name) - len, "%s%s",
 						i ? "+" : "", part->name);

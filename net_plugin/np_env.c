@@ -50,7 +50,7 @@ static const struct {
 	{ "NCCL_IB_RETURN_ASYNC_EVENTS", "a failed device always fails its communicators" },
 	{ "NCCL_IB_MERGE_NICS", "merging is asked for by NCCL, never by the plugin" },
 	{ "NCCL_IB_MERGE_VFS", "merging is asked for by NCCL, never by the plugin" },
-	{ "NCCL_IB_DATA_DIRECT", "host pointers only" },
+	{ "NCCL_IB_DATA_DIRECT", "a GPU's memory is reached by the device's own port only" },
 };
 
 /* Read as texts: the list of devices, the list of interfaces, their family; switches. */

@@ -45,7 +45,26 @@ static void give_slot(struct np_recv *r, uint16_t slot)
 
 /* ---------------------------------------------------------------- regMr, deregMr */
 
-static int register_region(struct np_comm *comm, void *data, size_t size, struct np_mr **mr_p,
+/* What NCCL registers. */
+struct range {
+	void *data;
+	size_t size;
+	bool is_gpu;
+	int fd; /* its DMA-BUF, or -1 */
+	uint64_t offset;
+};
+
+static int register_range(struct np_comm *comm, const struct range *range, unsigned int access,
+			  struct tr_mem **mem_p, struct kv_error *err)
+{
+	return range->fd < 0
+		       ? tr_mem_reg(comm->tr, range->data, range->size,
+				    range->is_gpu ? TR_MEM_DEVICE : TR_MEM_HOST, access, mem_p, err)
+		       : tr_mem_reg_dmabuf(comm->tr, range->data, range->size, range->fd,
+					   range->offset, access, mem_p, err);
+}
+
+static int register_region(struct np_comm *comm, const struct range *range, struct np_mr **mr_p,
 			   struct kv_error *err)
 {
 	unsigned int access = comm->is_send ? 0 : TR_REMOTE_WRITE;
@@ -54,7 +73,8 @@ static int register_region(struct np_comm *comm, void *data, size_t size, struct
 
 	if (!mr)
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
-	ret = tr_mem_reg(comm->tr, data, size, TR_MEM_HOST, access, &mr->mem, err);
+	mr->is_gpu = range->is_gpu;
+	ret = register_range(comm, range, access, &mr->mem, err);
 	if (ret)
 		goto free_mr;
 	ret = tr_mem_usable(comm->conn, mr->mem, err);
@@ -82,31 +102,42 @@ free_mr:
 	return ret;
 }
 
-ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle)
+static ncclResult_t reg(struct np_comm *comm, const struct range *range, int offered,
+			void **mhandle, const char *what)
 {
 	struct np_mr *mr;
 	struct kv_error err;
 
 	if (!comm || !mhandle)
-		return np_misuse("regMr: a pointer is NULL");
-	if (type != NCCL_PTR_HOST)
-		return np_misuse("regMr: pointers of type %d were not offered", type);
-	if (register_region(comm, data, size, &mr, &err))
-		return np_fail(&err, "regMr");
+		return np_misuse("%s: a pointer is NULL", what);
+	if (!(comm->ptr_support & offered))
+		return np_misuse("%s: memory of type %d was not offered", what, offered);
+	if (register_region(comm, range, &mr, &err))
+		return np_fail(&err, what);
 	*mhandle = mr;
 	return ncclSuccess;
+}
+
+ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle)
+{
+	struct range range = {
+		.data = data, .size = size, .is_gpu = type != NCCL_PTR_HOST, .fd = -1
+	};
+
+	return reg(comm, &range, type & (NCCL_PTR_HOST | NCCL_PTR_CUDA), mhandle, "regMr");
 }
 
 ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64_t offset, int fd,
 			   void **mhandle)
 {
-	(void)comm;
-	(void)data;
-	(void)type;
-	(void)offset;
-	(void)fd;
-	(void)mhandle;
-	return np_misuse("regMrDmaBuf: %zu bytes, but DMA-BUF was not offered", size);
+	struct range range = {
+		.data = data, .size = size, .is_gpu = true, .fd = fd, .offset = offset
+	};
+
+	(void)type; /* of the address; the descriptor says more */
+	if (fd < 0)
+		return np_misuse("regMrDmaBuf: descriptor %d", fd);
+	return reg(comm, &range, NCCL_PTR_DMABUF, mhandle, "regMrDmaBuf");
 }
 
 ncclResult_t np_dereg(void *c, void *mhandle)

@@ -35,8 +35,8 @@ enum np_wire_limits {
 
 enum np_message { NP_MSG_MEM = 1, NP_MSG_CTS = 2, NP_MSG_AHEAD = 3 };
 
-/* hello of both ends: accepting side sends none */
-enum { NP_WIRE_VERSION = 2 };
+/* The accepting side's hello is one byte: does it take AHEAD messages? */
+enum { NP_WIRE_VERSION = 3 };
 
 struct np_handle {
 	uint8_t nonce[NP_NONCE];

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "net_side.h"
 
@@ -105,17 +106,114 @@ static int not_offered(struct side *s)
 	struct loop loop;
 	char bytes[64];
 	void *mh = NULL;
+	int fd = memfd_create("no DMA-BUF", MFD_CLOEXEC);
 
 	TRY(side_start(s));
 	OK(s, s->net->getProperties(0, &p));
-	if (p.ptrSupport != NCCL_PTR_HOST)
-		return side_skip(s, "the plugin offers more than host pointers; no GPU here");
 	TRY(side_loop(s, &loop));
-	if (!s->source.symbol)
+	if (!s->source.symbol && !(p.ptrSupport & NCCL_PTR_CUDA))
 		REQUIRE(s, s->net->regMr(loop.recv, bytes, 64, NCCL_PTR_CUDA, &mh),
 			"a CUDA pointer is registered");
 	REQUIRE(s, s->net->regMrDmaBuf(loop.recv, bytes, 64, NCCL_PTR_CUDA, 0, -1, &mh),
-		"a DMA-BUF is registered");
+		"no descriptor is registered");
+	if (!s->source.symbol && !(p.ptrSupport & NCCL_PTR_DMABUF))
+		REQUIRE(s, s->net->regMrDmaBuf(loop.recv, bytes, 64, NCCL_PTR_CUDA, 0, fd, &mh),
+			"a DMA-BUF is registered");
+	close(fd);
+	TRY(side_loop_close(s, &loop));
+	return side_stop(s);
+}
+
+/* A GPU's memory: an address that no CPU may touch, and a memfd in the place of its DMA-BUF. Or the host's. */
+struct place {
+	size_t len, offset; /* `offset` bytes at each end are not registered */
+	bool is_gpu;
+	uint8_t *addr, *bytes;
+	void *mhandle;
+};
+
+static int place_make(struct side *s, void *comm, struct place *p)
+{
+	int fd = memfd_create("gpu", MFD_CLOEXEC);
+	size_t size = p->len - 2 * p->offset;
+	ncclResult_t result;
+
+	REQUIRE(s, fd >= 0 && !ftruncate(fd, (off_t)p->len), "memfd_create");
+	p->bytes = mmap(NULL, p->len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	p->addr = mmap(NULL, p->len, p->is_gpu ? PROT_NONE : PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+		       0);
+	REQUIRE(s, p->bytes != MAP_FAILED && p->addr != MAP_FAILED, "mmap");
+	if (p->is_gpu)
+		result = s->net->regMrDmaBuf(comm, p->addr + p->offset, size, NCCL_PTR_CUDA,
+					     p->offset, fd, &p->mhandle);
+	else
+		result = s->net->regMr(comm, p->addr + p->offset, size, NCCL_PTR_HOST, &p->mhandle);
+	close(fd); /* what is registered keeps it */
+	return result ? side_skip(s, "no memfd is taken for a DMA-BUF, and there is no GPU here")
+		      : PASS;
+}
+
+static int place_free(struct side *s, void *comm, struct place *p)
+{
+	OK(s, s->net->deregMr(comm, p->mhandle));
+	munmap(p->bytes, p->len);
+	munmap(p->addr, p->len);
+	return PASS;
+}
+
+/* `sent` bytes from one place to the other; `early`: before they are waited for. */
+static int carry(struct side *s, struct loop *loop, struct place *from, struct place *to,
+		 size_t sent, bool early)
+{
+	const size_t skip = 100, source = from->offset + skip, at = to->offset + skip;
+	void *data = to->addr + at, *in, *out;
+	size_t room = to->len - to->offset - at;
+	int tag = 1, size = -1;
+
+	memset(to->bytes, SIDE_POISON, to->len);
+	side_fill(from->bytes + source, sent, sent);
+	if (early)
+		TRY(side_isend(s, loop->send, from->addr + source, sent, tag, from->mhandle, &out));
+	TRY(side_irecv(s, loop->recv, 1, &data, &room, &tag, &to->mhandle, &in));
+	if (!early)
+		TRY(side_isend(s, loop->send, from->addr + source, sent, tag, from->mhandle, &out));
+	TRY(side_wait(s, out, NULL));
+	TRY(side_wait(s, in, &size));
+	REQUIRE(s, (size_t)size == sent, "%zu bytes were sent, %d came", sent, size);
+	TRY(side_check_at(s, to->bytes + at, sent, sent));
+	for (size_t i = 0; i < to->len; i++)
+		REQUIRE(s, (i >= at && i < at + sent) || to->bytes[i] == SIDE_POISON,
+			"byte %zu beside the %zu received was touched", i, sent);
+	return PASS;
+}
+
+static int dmabufs(struct side *s)
+{
+	static const size_t sent[] = { 0, 1, 8, 127, 240, 4096, 65536, 300000 };
+	ncclNetProperties_v12_t p;
+	struct loop loop;
+
+	TRY(side_start(s));
+	OK(s, s->net->getProperties(0, &p));
+	if (!(p.ptrSupport & NCCL_PTR_DMABUF))
+		return side_skip(s, "the plugin offers no DMA-BUF");
+	TRY(side_loop(s, &loop));
+	for (int gpus = 1; gpus < 4; gpus++) { /* at one end, at the other, at both */
+		struct place from = { .len = 128 << 12,
+				      .offset = 3 * 4096 + 64,
+				      .is_gpu = gpus & 1 };
+		struct place to = { .len = 160 << 12,
+				    .offset = 20 * 4096 + 512,
+				    .is_gpu = gpus & 2 };
+
+		TRY(place_make(s, loop.send, &from));
+		TRY(place_make(s, loop.recv, &to));
+		for (size_t i = 0; i < sizeof(sent) / sizeof(*sent); i++)
+			for (int early = 0; early < 2; early++)
+				TRY(carry(s, &loop, &from, &to, sent[i], early));
+		TRY(place_free(s, loop.send, &from));
+		TRY(place_free(s, loop.recv, &to));
+	}
 	TRY(side_loop_close(s, &loop));
 	return side_stop(s);
 }
@@ -277,6 +375,13 @@ const struct net_case memory_cases[] = {
 	{ "17b", "register beside isend, irecv and test", 2, 0, concurrent },
 	{ "18", "another mapping at the same address", 1, 0, mapped_again },
 	{ "19", "CUDA and DMA-BUF are refused where not offered", 1, 0, not_offered },
+	{ "19b", "DMA-BUFs at an offset, no byte of them touched by a CPU", 1, 0, dmabufs },
+	{ "19b.11", "v11: as 19b", 1, 11, dmabufs },
+	{ "19b.10", "v10: as 19b", 1, 10, dmabufs },
+	{ "19b.9", "v9: as 19b", 1, 9, dmabufs },
+	{ "19b.8", "v8: as 19b", 1, 8, dmabufs },
+	{ "19b.7", "v7: as 19b", 1, 7, dmabufs },
+	{ "19b.6", "v6: as 19b", 1, 6, dmabufs },
 	{ "29", "flush of host memory", 1, 0, flush },
 	{ 0 },
 };

@@ -9,7 +9,7 @@
 
 static void __attribute__((constructor)) begin(void)
 {
-	fake_begin(&(struct fake_config){ .hosts = 1, .devices = 8 });
+	fake_begin(&(struct fake_config){ .hosts = 1, .devices = 8, .dmabuf = true });
 }
 
 /* The priority makes it run after the plugin's own destructor. */

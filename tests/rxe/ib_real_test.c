@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -346,6 +347,26 @@ static void routable_ipv6_works(void **state)
 	down(&p);
 }
 
+/* A memfd, mapped nowhere, is as good as a DMA-BUF to a driver that takes none. */
+static void a_gpus_memory_is_refused_with_the_cause(void **state)
+{
+	int fd = memfd_create("gpu", MFD_CLOEXEC);
+	struct kv_error err = { 0 };
+	struct tr_mem *mem;
+	struct pair p;
+
+	(void)state;
+	up(&p, &one_lane);
+	assert_int_equal(
+		tr_mem_reg_dmabuf(p.rig.side[0].tr, (void *)4096, 4096, fd, 0, 0, &mem, &err),
+		KV_ERR_UNSUPPORTED);
+	assert_string_equal(err.message,
+			    "rxe0:1 does not reach a GPU's memory: its driver or libibverbs takes "
+			    "no DMA-BUF, and nvidia_peermem is not loaded");
+	close(fd);
+	down(&p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -356,6 +377,7 @@ int main(void)
 		cmocka_unit_test(a_key_that_is_no_longer_valid_is_refused_with_its_cause),
 		cmocka_unit_test(librdmacm_and_the_gid_tables_choose_alike),
 		cmocka_unit_test(routable_ipv6_works),
+		cmocka_unit_test(a_gpus_memory_is_refused_with_the_cause),
 		cmocka_unit_test(a_hundred_connections_leave_nothing_behind),
 	};
 
