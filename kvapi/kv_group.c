@@ -139,10 +139,10 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, s
 	for (struct kv_op *op = group->first, *next; op; op = next) {
 		next = op->next;
 		/* Who ended it held the claim while it used our waiter. */
-		pthread_mutex_lock(&op->peer->claim);
+		kv_peer_claim(op->peer);
 		op->waiter = &op->own_waiter;
 		op->next = NULL;
-		pthread_mutex_unlock(&op->peer->claim);
+		kv_peer_release(op->peer);
 		if (op->result && !failed++)
 			ret = kv_op_result(op, err);
 	}
