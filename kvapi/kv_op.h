@@ -87,9 +87,14 @@ int kv_op_start(struct kv_op *op, struct kv_error *err);
 int kv_op_activate(struct kv_op *op, struct kv_error *err); /* takes a slot: BUSY */
 unsigned int kv_op_slot(const struct kv_op *op);
 void kv_op_count(struct kv_op *op);
+enum kv_step {
+	KV_STEP_NONE = 0, /* not now: no credits, no lease */
+	KV_STEP_ON,
+	KV_STEP_OVER, /* it was stopped: it may have ended, and be somebody else's already */
+};
 bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_write.c: one piece further; false: nothing could be done */
-bool kv_send_match(struct kv_op *op); /* kv_pair.c: the same for KV_STAGE_WAIT_GRANT */
+enum kv_step kv_send_match(struct kv_op *op); /* kv_pair.c: the same for KV_STAGE_WAIT_GRANT */
 int kv_recv_start(struct kv_op *op, struct kv_error *err);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */

@@ -23,14 +23,14 @@ static int match_error(struct kv_op *op, const struct kv_grant *grant, struct kv
 	return 0;
 }
 
-bool kv_send_match(struct kv_op *op)
+enum kv_step kv_send_match(struct kv_op *op)
 {
 	struct kv_grant *grant = kv_grant_match(op->peer, op);
 	struct kv_error err;
 	int ret;
 
 	if (!grant)
-		return false;
+		return KV_STEP_NONE;
 	op->grant = grant->id;
 	ret = match_error(op, grant, &err);
 	if (!ret && !kv_grant_claim(grant, op->layers))
@@ -41,11 +41,11 @@ bool kv_send_match(struct kv_op *op)
 		if (ret != KV_ERR_GEOMETRY)
 			op->grant = 0; /* the receiver goes on waiting: the call may be corrected */
 		kv_op_stop(op, ret, 0, &err);
-		return true;
+		return KV_STEP_OVER;
 	}
 	op->remote = grant->ids;
 	op->stage = KV_STAGE_BEGIN;
-	return true;
+	return KV_STEP_ON;
 }
 
 int kv_send_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,

@@ -5,14 +5,14 @@
  */
 #include "kv_internal.h"
 
-static bool give_up(struct kv_op *op, const struct kv_error *err)
+static enum kv_step give_up(struct kv_op *op, const struct kv_error *err)
 {
 	kv_op_stop(op, err->code, kv_deadline_ns(KV_STOP_MS), err);
-	return true;
+	return KV_STEP_OVER;
 }
 
-/* The transport's operation and, unless it is a read, the BEGIN message. false: no credits. */
-static bool begin(struct kv_op *op)
+/* The transport's operation and, unless it is a read, the BEGIN message. */
+static enum kv_step begin(struct kv_op *op)
 {
 	struct kv_error err;
 	int ret;
@@ -21,7 +21,7 @@ static bool begin(struct kv_op *op)
 		ret = tr_op_begin(op->peer->conn, op->kind == KV_OP_READ ? TR_READ_OP : TR_WRITE,
 				  op->id, &op->tr, &err);
 		if (ret == TR_AGAIN)
-			return false;
+			return KV_STEP_NONE;
 		if (ret)
 			return give_up(op, &err);
 	}
@@ -40,11 +40,11 @@ static bool begin(struct kv_op *op)
 
 		/* A failing connection ends the operation through its event. */
 		if (kv_peer_send(op->peer, &msg))
-			return false;
+			return KV_STEP_NONE;
 	}
 	op->begun = true;
 	op->stage = KV_STAGE_POST;
-	return true;
+	return KV_STEP_ON;
 }
 
 static struct kv_pitch pitch_of(const struct kv_op *op, size_t slab)
@@ -71,8 +71,8 @@ static void next_tensor(struct kv_op *op)
 		op->stage = KV_STAGE_COMMIT;
 }
 
-/* At most TR_SPANS_GOOD spans of one tensor of one layer. false: no credits. */
-static bool post_piece(struct kv_op *op)
+/* At most TR_SPANS_GOOD spans of one tensor of one layer. */
+static enum kv_step post_piece(struct kv_op *op)
 {
 	size_t slab =
 		(size_t)(op->layers.first + op->layer) * op->cache->geometry.tensors + op->tensor;
@@ -90,10 +90,10 @@ static bool post_piece(struct kv_op *op)
 	kv_count(op->engine, spans_out, taken);
 	if (op->index == op->n)
 		next_tensor(op);
-	return taken > 0;
+	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }
 
-static bool commit(struct kv_op *op)
+static enum kv_step commit(struct kv_op *op)
 {
 	bool read = op->kind == KV_OP_READ;
 	unsigned int flags = read ? 0 : TR_NOTIFY | TR_LANDED; /* a cancel relies on it */
@@ -104,7 +104,7 @@ static bool commit(struct kv_op *op)
 		flags |= TR_PROVEN;
 	ret = tr_op_commit(op->tr, flags, op->id, &err);
 	if (ret == TR_AGAIN)
-		return false;
+		return KV_STEP_NONE;
 	if (ret)
 		return give_up(op, &err);
 	op->committed = true;
@@ -114,27 +114,22 @@ static bool commit(struct kv_op *op)
 		kv_count(op->engine, blocks_out, op->n);
 		kv_count(op->engine, bytes_out, op->bytes);
 	}
-	return true;
+	return KV_STEP_ON;
 }
 
 bool kv_op_step(struct kv_op *op, bool may_post)
 {
+	enum kv_step step = KV_STEP_ON;
 	bool moved = false;
 
-	if (op->stage == KV_STAGE_WAIT_GRANT && !(moved = kv_send_match(op)))
-		return false;
-	if (op->stage == KV_STAGE_BEGIN) {
-		if (!begin(op))
-			return moved;
-		moved = true;
-	}
-	if (op->stage == KV_STAGE_POST) {
-		if (!may_post || !post_piece(op))
-			return moved;
-		moved = true;
-	}
-	if (op->stage == KV_STAGE_COMMIT)
-		moved |= commit(op);
+	if (op->stage == KV_STAGE_WAIT_GRANT)
+		moved |= (step = kv_send_match(op));
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)
+		moved |= (step = begin(op));
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
+		moved |= (step = may_post ? post_piece(op) : KV_STEP_NONE);
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
+		moved |= (step = commit(op));
 	return moved;
 }
 
