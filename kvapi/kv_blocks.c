@@ -83,7 +83,7 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 	if (patience < deadline_ns)
 		patience = deadline_ns;
 	/* A process that was called alive may end within the caller's time. */
-	while (!lease->stopped && (ret = tr_fence(peer->conn, NULL)) && kv_now_ns() < patience) {
+	while (!lease->stopped && (ret = tr_fence(peer->conn, 0, NULL)) && kv_now_ns() < patience) {
 		kv_peer_release(peer);
 		poll(NULL, 0, 1);
 		kv_peer_claim(peer);

@@ -163,6 +163,7 @@ static void say_goodbye(struct kv_peer *peer)
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err)
 {
 	struct kv_error cause;
+	int64_t linger;
 	int ret;
 
 	peer->closing = true;
@@ -170,7 +171,9 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 		return 0;
 	end_operations(peer, deadline_ns);
 	say_goodbye(peer);
-	while ((ret = tr_fence(peer->conn, &cause)) && kv_now_ns() < deadline_ns)
+	/* Half of the time is for the goodbye, the other half for the fence itself. */
+	linger = kv_now_ns() + (deadline_ns - kv_now_ns()) / 2;
+	while ((ret = tr_fence(peer->conn, linger, &cause)) && kv_now_ns() < deadline_ns)
 		nap(peer, deadline_ns);
 	if (ret) {
 		kv_peer_fail(peer, err, KV_ERR_BUSY, "peer_close",

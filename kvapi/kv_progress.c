@@ -130,7 +130,8 @@ void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 	kv_peer_fail(peer, &peer->error, code, "progress", "%s", text);
 	kv_log_error(peer->engine->log, "closing the connection to %s (%s): %s", peer->name,
 		     tr_conn_address(peer->conn), text);
-	tr_fence(peer->conn, NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
+	tr_fence(peer->conn, KV_NO_DEADLINE,
+		 NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
 }
 
 static void receive(struct kv_peer *peer, const struct tr_event *event)
@@ -341,7 +342,7 @@ static bool bury(struct kv_peer *peer)
 
 	if (peer->closing)
 		return true; /* kv_peer_close is at it */
-	if (!peer->fenced && !tr_fence(peer->conn, NULL)) {
+	if (!peer->fenced && !tr_fence(peer->conn, 0, NULL)) {
 		peer->fenced = true;
 		kv_lease_fenced(peer);
 	}

@@ -112,7 +112,8 @@ static ncclResult_t close_comm(struct np_comm *comm)
 
 	if (!comm)
 		return ncclSuccess;
-	while (comm->busy && tr_fence(comm->conn, NULL) == TR_AGAIN && kv_now_ns() < deadline)
+	while (comm->busy && tr_fence(comm->conn, deadline, NULL) == TR_AGAIN &&
+	       kv_now_ns() < deadline)
 		kv_cpu_relax();
 	np_comm_free(comm);
 	return ncclSuccess;

@@ -86,7 +86,7 @@ bool tr_conn_is_lost(const struct tr_conn *conn)
 	return conn->stage > CONN_READY;
 }
 
-int tr_fence(struct tr_conn *conn, struct kv_error *err)
+int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct kv_error cause;
 	int ret;
@@ -100,7 +100,7 @@ int tr_fence(struct tr_conn *conn, struct kv_error *err)
 		conn->stage = CONN_BREAKING;
 		conn->leaving = true;
 	}
-	ret = conn->provider->fence(conn, err);
+	ret = conn->provider->fence(conn, linger_ns, err);
 	if (!ret)
 		tr_conn_lost(conn, &conn->error);
 	return ret;
@@ -187,7 +187,9 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	if (conn->stage == CONN_READY && !conn->provider->progress(conn))
 		watch_control(conn);
 	/* A provider that cannot be fenced yet still has nothing of ours under way: only foreign bytes may land, see tr_fence. */
-	if (conn->stage == CONN_BREAKING && conn->provider->fence(conn, NULL) != TR_AGAIN)
+	/* What a peer that has gone was to be told leads nowhere. */
+	if (conn->stage == CONN_BREAKING &&
+	    conn->provider->fence(conn, conn->leaving ? INT64_MAX : 0, NULL) != TR_AGAIN)
 		tr_conn_lost(conn, &conn->error);
 	return take_events(conn, events, n);
 }

@@ -63,7 +63,7 @@ struct tr_provider {
 	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
-	int (*fence)(struct tr_conn *conn, struct kv_error *err);
+	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
 };

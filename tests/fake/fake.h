@@ -135,6 +135,8 @@ bool fake_verb_fired(enum fake_verb verb);
  * trouble; 0: no time.
  */
 void fake_slow_teardown(int host, int ms);
+/* While it is on, what the host posts is neither answered nor given up: its packets get lost, and no timeout has passed. */
+void fake_mute(int host, bool on);
 /* While it is on, post_send of the host returns only when its queue pair is in the error state, as Soft-RoCE's may. */
 void fake_stick(int host, bool on);
 uint64_t fake_verb_calls(enum fake_verb verb);

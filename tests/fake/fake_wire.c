@@ -364,7 +364,7 @@ static uint64_t due(const struct fake_qp *qp)
 static bool can_execute(const struct fake_qp *qp)
 {
 	return qp->qp.state == IBV_QPS_RTS && qp->sq_exec != qp->sq_tail &&
-	       qp->sq_exec - qp->sq_done < WINDOW;
+	       qp->sq_exec - qp->sq_done < WINDOW && !atomic_load(&world.mute[qp->device->host]);
 }
 
 static bool can_complete(const struct fake_qp *qp)

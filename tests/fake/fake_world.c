@@ -249,6 +249,11 @@ void fake_slow_teardown(int host, int ms)
 	atomic_store(&world.slow_teardown_ms[host], ms);
 }
 
+void fake_mute(int host, bool on)
+{
+	atomic_store(&world.mute[host], on);
+}
+
 void fake_stick(int host, bool on)
 {
 	atomic_store(&world.stuck[host], on);

@@ -172,7 +172,7 @@ struct fake_world {
 	size_t writes; /* since they were looked at */
 	struct fake_fault fault[FAKE_VERB_COUNT];
 	atomic_int slow_teardown_ms[HOSTS_MAX];
-	atomic_bool stuck[HOSTS_MAX];
+	atomic_bool stuck[HOSTS_MAX], mute[HOSTS_MAX];
 	int fail_wr;
 	int fail_completion;
 	bool hold_answers;

@@ -526,7 +526,7 @@ static void a_fence_says_goodbye_after_what_was_sent(void **state)
 	setting_connect(&s, NULL, 4096, 0);
 	for (int i = 0; i < 8; i++)
 		assert_int_equal(tr_msg(s.rig.side[0].conn, "the last", 8, NULL), 0);
-	while ((ret = tr_fence(s.rig.side[0].conn, NULL)) == TR_AGAIN) {
+	while ((ret = tr_fence(s.rig.side[0].conn, INT64_MAX, NULL)) == TR_AGAIN) {
 		bool left = tr_conn_peer_left(s.rig.side[1].conn);
 
 		rig_pump_side(&s.rig, 1);

@@ -375,7 +375,7 @@ static void after_a_fence_nothing_changes(void **state)
 		setting_fill(&s, 0, seed);
 		write_all(&s, 1, TR_NOTIFY);
 		fake_step((int)seed * 4);
-		while ((ret = tr_fence(s.rig.side[1].conn, &err)) == TR_AGAIN)
+		while ((ret = tr_fence(s.rig.side[1].conn, INT64_MAX, &err)) == TR_AGAIN)
 			rig_pump_side(&s.rig, 1);
 		assert_int_equal(ret, 0);
 		memcpy(copy, setting_at(&s, 1, 0), SIZE);
@@ -411,7 +411,7 @@ static void after_the_senders_fence_its_memory_is_not_read_any_more(void **state
 		setting_fill(&s, 0, seed);
 		write_all(&s, 1, TR_NOTIFY);
 		fake_step((int)seed * 4);
-		while ((ret = tr_fence(s.rig.side[0].conn, NULL)) == TR_AGAIN)
+		while ((ret = tr_fence(s.rig.side[0].conn, INT64_MAX, NULL)) == TR_AGAIN)
 			;
 		assert_int_equal(ret, 0);
 		memset(setting_at(&s, 0, 0), 0x11, SIZE);

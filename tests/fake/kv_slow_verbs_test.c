@@ -118,8 +118,22 @@ static struct kv_op *begin_write(struct three *t, int64_t timeout_ms)
 	return op;
 }
 
+/* The last verb of a peer that was closed may be under way still. */
+static void await_queue_pairs(int n)
+{
+	int64_t deadline_ns = kv_deadline_ns(slow_ms(ALL_MS));
+	struct fake_counts counts;
+
+	do {
+		poll(NULL, 0, 1);
+		fake_counts(&counts);
+	} while (counts.qps > n && kv_now_ns() < deadline_ns);
+	assert_int_equal(counts.qps, n);
+}
+
 static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 {
+	struct fake_counts before;
 	struct three t;
 	struct kv_error err;
 	struct kv_op *op;
@@ -149,8 +163,34 @@ static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
 	within(OP_MS + SOON_MS, "kv_peer_close");
 	others_notice_nothing(&t);
+	fake_counts(&before);
 	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
 	fake_slow_teardown(0, 0);
+	await_queue_pairs(before.qps - 1);
+	three_close(&t);
+}
+
+/* A writer that nobody hears any more, and less time than the last messages of a fence may have. */
+static void blocks_of_a_silent_writer_come_back_at_once(void **state)
+{
+	static const int64_t ids[] = { 3, 4 };
+	struct kv_lease *lease;
+	struct kv_error err;
+	struct three t;
+
+	(void)state;
+	three_open(&t);
+	ok(kv_blocks_open(t.a.peer, t.a.cache, ids, 2, 7, ALL_MS, &lease, &err), &err);
+	ok(kv_blocks_open(t.to_c, t.a.cache, other, 1, 8, ALL_MS, &lease, &err), &err);
+	fake_mute(0, true);
+	begin();
+	ok(kv_revoke(lease, 20, &err), &err);
+	within(20 + SOON_MS, "kv_revoke");
+	begin();
+	ok(kv_peer_close(t.a.peer, CLOSE_MS / 2, &err), &err);
+	within(CLOSE_MS / 2 + SOON_MS, "kv_peer_close");
+	ok(kv_peer_close(t.to_c, CLOSE_MS / 2, &err), &err);
+	fake_mute(0, false);
 	three_close(&t);
 }
 
@@ -229,6 +269,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_call_waits_for_a_queue_pair_that_goes_slowly),
 
+		cmocka_unit_test(blocks_of_a_silent_writer_come_back_at_once),
 		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
 		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
 	};

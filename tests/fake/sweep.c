@@ -172,7 +172,7 @@ static int talk_and_stop(struct scene *s, struct kv_error *err)
 		return ret;
 	end = kv_deadline_ns(LIMIT_MS);
 	while (kv_now_ns() < end) {
-		ret = tr_fence(s->rig.side[1].conn, err);
+		ret = tr_fence(s->rig.side[1].conn, INT64_MAX, err);
 		if (ret != TR_AGAIN)
 			return ret;
 	}

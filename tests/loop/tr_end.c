@@ -37,7 +37,7 @@ static int fence_to_the_end(struct pair_side *s, int64_t within_ms, struct kv_er
 	int64_t deadline_ns = kv_deadline_ns(within_ms);
 	int ret;
 
-	while ((ret = tr_fence(s->conn, err)) == TR_AGAIN) {
+	while ((ret = tr_fence(s->conn, INT64_MAX, err)) == TR_AGAIN) {
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
 		poll(NULL, 0, 1);
 	}
@@ -51,7 +51,7 @@ static void fence_patiently(struct pair_side *s)
 	struct kv_error err;
 	int ret;
 
-	while ((ret = tr_fence(s->conn, &err))) {
+	while ((ret = tr_fence(s->conn, INT64_MAX, &err))) {
 		PAIR_CHECK(ret == TR_AGAIN || ret == KV_ERR_BUSY);
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
 		poll(NULL, 0, 1);
@@ -228,11 +228,11 @@ static void stopped_parent(struct pair_side *s)
 	} else {
 		PAIR_CHECK(ret == KV_ERR_BUSY && err.code == KV_ERR_BUSY);
 		PAIR_CHECK(strstr(err.message, "does not answer"));
-		PAIR_CHECK(tr_fence(s->conn, &err) == KV_ERR_BUSY);
+		PAIR_CHECK(tr_fence(s->conn, INT64_MAX, &err) == KV_ERR_BUSY);
 	}
 	PAIR_CHECK(!kill(s->other, SIGKILL));
 	deadline_ns = kv_deadline_ns(PAIR_SOON_MS);
-	while ((ret = tr_fence(s->conn, &err)))
+	while ((ret = tr_fence(s->conn, INT64_MAX, &err)))
 		PAIR_CHECK(kv_now_ns() < deadline_ns && (ret == KV_ERR_BUSY || ret == TR_AGAIN));
 	pair_wait_lost(s, PAIR_SOON_MS);
 	pair_down(s);

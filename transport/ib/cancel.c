@@ -8,10 +8,10 @@
  * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
  * queue pairs reset, do the operations end: from then on no device reads their memory. A fence
- * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
- * either; in a call of its own, so that the ends of the operations are told before it: Soft-RoCE
- * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still. No
- * call waits for that: what the device may take long for is done aside (aside.c).
+ * goes one step further and resets all queue pairs, so that nothing of the peer's can land either; in
+ * a call of its own, so that the ends of the operations are told before it. What the device may take
+ * long for is done aside (aside.c), and nobody waits for the queue pairs to be destroyed: Soft-RoCE
+ * does it only when their packets have left, up to 50 s on a wire that stands still.
  */
 #include <errno.h>
 
@@ -63,34 +63,32 @@ void ib_cut_step(struct ib_conn *c)
 }
 
 /*
- * For queue pairs that do not flush their requests: reset, they have none any more. Destroying them would do the same,
- * but may take long.
+ * A queue pair that was reset has no request left, takes no packet, and waits for nothing. Destroying it would do the
+ * same, but may take long.
  */
-static void let_go(struct ib_conn *c)
+static void reset(struct ib_conn *c)
 {
 	for (int i = 0; i < c->lanes; i++) {
 		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
 		struct ib_lane *lane = &c->lane[i];
 
-		if (ib_lane_drained(lane))
-			continue;
 		if (c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE))
 			ib_lane_destroy(lane);
-		lane->emptied = true;
 	}
+	c->reset = true;
 }
 
 /* Whether requests of the lane are under way that may yet be flushed. */
 static bool flushes(const struct ib_lane *lane)
 {
-	return !ib_lane_drained(lane) && !lane->emptied && !lane->refuses && !lane->path->deaf &&
+	return !ib_lane_drained(lane) && !lane->refuses && !lane->path->deaf &&
 	       !atomic_load(&lane->path->rail->dead);
 }
 
 /* One step from IB_BREAKING to IB_DOWN. */
 void ib_break_step(struct ib_conn *c)
 {
-	bool flushing = false, empty = true;
+	bool flushing = false, drained = true;
 
 	if (c->state != IB_BREAKING || ib_aside_busy(c))
 		return;
@@ -98,12 +96,14 @@ void ib_break_step(struct ib_conn *c)
 		c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
 	for (int i = 0; i < c->lanes; i++) {
 		flushing |= flushes(&c->lane[i]);
-		empty &= ib_lane_drained(&c->lane[i]) || c->lane[i].emptied;
+		drained &= ib_lane_drained(&c->lane[i]);
 	}
-	if (flushing && kv_now_ns() < c->break_deadline_ns)
-		return;
-	if (!empty && !ib_aside_run(c, let_go))
-		return;
+	if (!drained && !c->reset) {
+		if (flushing && kv_now_ns() < c->break_deadline_ns)
+			return;
+		if (!ib_aside_run(c, reset))
+			return;
+	}
 	c->state = IB_DOWN;
 	tr_conn_lost(c->conn, &c->cause);
 }
@@ -167,12 +167,14 @@ void ib_stop_step(struct ib_conn *c)
  * What was sent last, acknowledgements and a goodbye, would be lost with the queue pair: true while such requests are
  * under way, for IB_LINGER_MS at most. A peer that is gone answers none of them.
  */
-static bool lingers(struct ib_conn *c)
+static bool lingers(struct ib_conn *c, int64_t until_ns)
 {
 	if (c->state != IB_LIVE)
 		return false;
 	if (!c->linger_deadline_ns)
 		c->linger_deadline_ns = kv_deadline_ns(IB_LINGER_MS);
+	if (until_ns < c->linger_deadline_ns)
+		c->linger_deadline_ns = until_ns;
 	ib_poll(c);
 	for (int i = 0; i < c->lanes && c->state == IB_LIVE; i++)
 		if (c->lane[i].ctl_posted != c->lane[i].ctl_retired)
@@ -186,12 +188,12 @@ static void destroy(struct ib_conn *c)
 		ib_lane_destroy(&c->lane[i]);
 }
 
-int ib_fence(struct tr_conn *conn, struct kv_error *err)
+int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 
 	(void)err;
-	if (lingers(c))
+	if (lingers(c, linger_ns))
 		return TR_AGAIN;
 	tr_conn_goodbye(conn); /* it may overtake what is still under way */
 	ib_break(c, tr_conn_error(conn));
@@ -199,5 +201,11 @@ int ib_fence(struct tr_conn *conn, struct kv_error *err)
 		ib_progress(conn);
 		return TR_AGAIN;
 	}
-	return ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, destroy)) ? TR_AGAIN : 0;
+	if (c->fenced)
+		return 0;
+	if (ib_aside_busy(c) || (!c->reset && !ib_aside_run(c, reset)))
+		return TR_AGAIN;
+	c->fenced = true;
+	ib_aside_run(c, destroy); /* which nobody waits for */
+	return 0;
 }

@@ -183,7 +183,6 @@ struct ib_lane {
 	bool inlines;	  /* the queue pair takes IB_INLINE bytes inline */
 	bool failed;	  /* a completion with an error was seen */
 	bool refuses;	  /* the device did not put it into the error state */
-	bool emptied;	  /* it had requests that were not flushed, and was reset */
 	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
 	uint32_t posted;  /* work requests posted, */
 	uint32_t retired; /* and known to be finished; free-running */
@@ -322,6 +321,8 @@ struct ib_conn {
 	bool cause_is_flush;   /* a consequence; what caused it may still be found */
 	int64_t break_deadline_ns; /* 0: the error state is not reached yet */
 	atomic_bool cut; /* by another thread, which can do it no more once this is set */
+	bool reset; /* the queue pairs are, or are gone */
+	bool fenced;
 	int64_t linger_deadline_ns; /* 0: no fence yet */
 	atomic_int aside;	    /* of the job in its own thread: see aside.c */
 	pthread_t aside_thread;
@@ -448,7 +449,7 @@ void ib_op_settle(struct ib_conn *c, uint16_t index); /* reports its end if it h
 
 /* cancel.c */
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
-int ib_fence(struct tr_conn *conn, struct kv_error *err);
+int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 void ib_break(struct ib_conn *c, const struct kv_error *cause);
 void ib_break_step(struct ib_conn *c);
 void ib_stop_step(struct ib_conn *c);

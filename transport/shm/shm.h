@@ -262,7 +262,7 @@ int shm_progress(struct tr_conn *conn);
 int shm_arm(struct tr_conn *conn);
 
 /* stop.c */
-int shm_fence(struct tr_conn *conn, struct kv_error *err);
+int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 /* The connection fails for this reason: tells the peer, then the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
