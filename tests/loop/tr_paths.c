@@ -16,43 +16,50 @@
 enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };
 
 struct path_row {
-	const char *name;
 	struct pair_config config;
 	const char *text; /* what tr_conn_path must say */
 };
 
+enum { POOL, CMA, RING, LINES_POOL, LINES_RING, IB, LINES_IB };
 static const struct path_row rows[] = {
-	{ "pool", { .child_pool = true, .parent_pool = true, .region = REGION }, "memfd pool" },
-	{ "cma", { .region = REGION }, "process_vm_writev" },
-	{ "ring",
-	  { .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
-	  "ring (KVCACHE_SHM_PATH)" },
-	{ "lines by pool",
-	  { .child_pool = true, .parent_pool = true, .region = REGION, .flags = TR_LINE_ORDER },
-	  "ordered stores" },
-	{ "lines by ring",
-	  { .region = REGION, .ring = 65536, .flags = TR_LINE_ORDER },
-	  "ring (process_vm_writev does not keep the order within lines)" },
-	{ "ib", { .parent_path = "ib", .child_path = "ib", .region = REGION }, "RoCE v2" },
-	{ "lines by ib",
-	  { .parent_path = "ib", .child_path = "ib", .region = REGION, .flags = TR_LINE_ORDER },
-	  "RoCE v2" },
+	[POOL] = { { .child_pool = true, .parent_pool = true }, "memfd pool" },
+	[CMA] = { { .flags = 0 }, "process_vm_writev" },
+	[RING] = { { .parent_path = "ring", .child_path = "ring" }, "ring (KVCACHE_SHM_PATH)" },
+	[LINES_POOL] = { { .child_pool = true, .parent_pool = true, .flags = TR_LINE_ORDER },
+			 "ordered stores" },
+	[LINES_RING] = { { .flags = TR_LINE_ORDER },
+			 "ring (process_vm_writev does not keep the order within lines)" },
+	[IB] = { { .parent_path = "ib", .child_path = "ib" }, "RoCE v2" },
+	[LINES_IB] = { { .parent_path = "ib", .child_path = "ib", .flags = TR_LINE_ORDER },
+		       "RoCE v2" },
 };
 
-static void begin(struct pair_side *s)
+/* What both processes do between their first and their last meeting. */
+struct test {
+	const struct path_row *row;
+	pair_fn *parent, *child;
+};
+static const struct test *test;
+
+static void whole(struct pair_side *s)
 {
 	pair_up(s);
 	pair_fill(s->base, s->child ? TARGET_SEED : SOURCE_SEED, 0, REGION);
 	pair_meet(s); /* before this, the fill could overwrite what arrives */
+	(s->child ? test->child : test->parent)(s);
+	pair_meet(s);
+	pair_down(s);
 }
 
-static void run(void **state, pair_fn *parent, pair_fn *child)
+static void run(void **state)
 {
-	const struct path_row *row = *state;
-	struct pair_config config = row->config;
+	struct pair_config config;
 
-	config.arg = (void *)(uintptr_t)row->text;
-	assert_int_equal(pair_run(&config, parent, child), 0);
+	test = *state;
+	config = test->row->config;
+	config.region = REGION;
+	config.ring = 65536; /* small, so that it wraps around and is full */
+	assert_int_equal(pair_run(&config, whole, whole), 0);
 }
 
 /* ---------------------------------------------------------------- every size and alignment */
@@ -73,8 +80,7 @@ static void sizes_parent(struct pair_side *s)
 	struct tr_span spans[SIZES];
 	struct tr_op *op;
 
-	begin(s);
-	PAIR_CHECK(strstr(tr_conn_path(s->conn), s->config->arg));
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), test->row->text));
 	for (unsigned int i = 0; i < SIZES; i++)
 		spans[i] = size_span(i + 1);
 	op = pair_begin(s, TR_WRITE, 77);
@@ -82,15 +88,12 @@ static void sizes_parent(struct pair_side *s)
 	pair_commit(s, op, TR_NOTIFY, 4711);
 	pair_wait_ended(s, 1);
 	PAIR_CHECK(s->last_end == TR_WRITTEN && s->last_user == 77);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void sizes_child(struct pair_side *s)
 {
 	uint64_t at = 0;
 
-	begin(s);
 	pair_wait_notifies(s, 1);
 	PAIR_CHECK(s->notified[0] == 4711);
 	for (unsigned int i = 0; i < SIZES; i++) {
@@ -102,13 +105,6 @@ static void sizes_child(struct pair_side *s)
 		at = span.remote + span.len;
 	}
 	PAIR_CHECK(pair_differs(s->base + at, TARGET_SEED, at, REGION - at) < 0);
-	pair_meet(s);
-	pair_down(s);
-}
-
-static void every_size_and_alignment_arrives_and_the_neighbours_stay(void **state)
-{
-	run(state, sizes_parent, sizes_child);
 }
 
 /* ---------------------------------------------------------------- many operations */
@@ -153,7 +149,6 @@ static void many_parent(struct pair_side *s)
 	struct tr_span spans[MANY_SPANS];
 	uint64_t random = 88172645463325252u;
 
-	begin(s);
 	for (unsigned int i = 0; i < many; i++) {
 		struct tr_op *op = pair_begin(s, TR_WRITE, i);
 
@@ -162,8 +157,6 @@ static void many_parent(struct pair_side *s)
 		pair_commit(s, op, TR_NOTIFY | (i % 3 ? 0 : TR_PROVEN), i);
 	}
 	pair_wait_ended(s, many);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void many_child(struct pair_side *s)
@@ -173,7 +166,6 @@ static void many_child(struct pair_side *s)
 	uint8_t *model = malloc(REGION);
 
 	PAIR_CHECK(model);
-	begin(s);
 	pair_fill(model, TARGET_SEED, 0, REGION);
 	for (unsigned int i = 0; i < many; i++) {
 		pair_wait_notifies(s, i + 1);
@@ -185,13 +177,6 @@ static void many_child(struct pair_side *s)
 	}
 	PAIR_CHECK(!memcmp(model, s->base, REGION));
 	free(model);
-	pair_meet(s);
-	pair_down(s);
-}
-
-static void many_operations_arrive_in_order_through_every_wraparound(void **state)
-{
-	run(state, many_parent, many_child);
 }
 
 /* ---------------------------------------------------------------- orders */
@@ -202,7 +187,7 @@ static void order_parent(struct pair_side *s)
 {
 	struct kv_error err;
 
-	begin(s);
+	pair_meet(s);
 	for (uint64_t i = 0; i < ROUNDS; i++) {
 		uint64_t at = i * 3001 % (REGION - ORDER_LEN);
 		struct tr_span span = { .local = at, .remote = at, .len = ORDER_LEN };
@@ -218,8 +203,6 @@ static void order_parent(struct pair_side *s)
 	pair_send(s, s->base, 0);
 	PAIR_CHECK(tr_msg(s->conn, s->base, TR_MSG_MAX + 1, &err) == KV_ERR_ARG);
 	pair_wait_ended(s, 2 * ROUNDS);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void order_on_notify(struct pair_side *s, uint64_t value)
@@ -235,7 +218,7 @@ static void order_on_notify(struct pair_side *s, uint64_t value)
 static void order_child(struct pair_side *s)
 {
 	s->on_notify = order_on_notify;
-	begin(s);
+	pair_meet(s);
 	pair_wait_msgs(s, ROUNDS + 2);
 	PAIR_CHECK(s->notifies == 2 * ROUNDS);
 	for (uint64_t i = 0; i < ROUNDS; i++)
@@ -243,13 +226,6 @@ static void order_child(struct pair_side *s)
 	PAIR_CHECK(s->msg_len[ROUNDS] == TR_MSG_MAX);
 	PAIR_CHECK(pair_differs(s->msg[ROUNDS], SOURCE_SEED, 0, 16) < 0);
 	PAIR_CHECK(s->msg_len[ROUNDS + 1] == 0);
-	pair_meet(s);
-	pair_down(s);
-}
-
-static void a_notify_comes_after_its_bytes_and_a_message_after_the_notify(void **state)
-{
-	run(state, order_parent, order_child);
 }
 
 /* ---------------------------------------------------------------- reads */
@@ -262,7 +238,6 @@ static void reads_parent(struct pair_side *s)
 	uint8_t *model = malloc(REGION);
 
 	PAIR_CHECK(model);
-	begin(s);
 	pair_fill(model, SOURCE_SEED, 0, REGION);
 	for (unsigned int i = 0; i < READS; i++) {
 		struct tr_op *op = pair_begin(s, TR_READ_OP, i);
@@ -286,20 +261,12 @@ static void reads_parent(struct pair_side *s)
 	PAIR_CHECK(!memcmp(model, s->base, REGION));
 	free(model);
 	pair_meet(s);
-	pair_down(s);
 }
 
 static void reads_child(struct pair_side *s)
 {
-	begin(s);
 	pair_meet(s);
 	PAIR_CHECK(pair_differs(s->base, TARGET_SEED, 0, REGION) < 0);
-	pair_down(s);
-}
-
-static void reads_bring_the_peers_bytes_and_nothing_else(void **state)
-{
-	run(state, reads_parent, reads_child);
 }
 
 /* ---------------------------------------------------------------- both directions at once */
@@ -307,12 +274,11 @@ static void reads_bring_the_peers_bytes_and_nothing_else(void **state)
 enum { BOTH = 200 };
 
 /* Each side writes into the peer's first half and reads from its second half. */
-static void both_sides(struct pair_side *s)
+static void both_parent(struct pair_side *s)
 {
 	uint64_t half = REGION / 2, mine = s->child ? TARGET_SEED : SOURCE_SEED;
 	uint64_t theirs = s->child ? SOURCE_SEED : TARGET_SEED;
 
-	begin(s);
 	for (unsigned int i = 0; i < BOTH; i++) {
 		struct tr_span write = { .local = half + i * 100,
 					 .remote = i * 100,
@@ -332,14 +298,9 @@ static void both_sides(struct pair_side *s)
 	pair_meet(s);
 	PAIR_CHECK(pair_differs(s->base, theirs, half, 100) < 0);
 	PAIR_CHECK(pair_differs(s->base + half, mine, half, half) < 0);
-	pair_meet(s);
-	pair_down(s);
 }
 
-static void both_sides_write_and_read_at_once_without_waiting_for_each_other(void **state)
-{
-	run(state, both_sides, both_sides);
-}
+#define both_child both_parent
 
 /* ---------------------------------------------------------------- cancel */
 
@@ -349,7 +310,6 @@ static void cancel_parent(struct pair_side *s)
 	struct kv_error err;
 	struct tr_op *op;
 
-	begin(s);
 	/*
 	 * Open, with a span that a ring cannot hold: what went ahead may arrive, the rest must not
 	 * follow.
@@ -379,12 +339,10 @@ static void cancel_parent(struct pair_side *s)
 	PAIR_CHECK(pair_differs(s->base, 9, 0, 100) < 0);
 	PAIR_CHECK(pair_differs(s->base + 150, 9, 150, REGION - 150) < 0);
 	pair_meet(s);
-	pair_down(s);
 }
 
 static void cancel_child(struct pair_side *s)
 {
-	begin(s);
 	pair_meet(s);
 	pair_fill(s->base, 3, 0, REGION);
 	for (int i = 0; i < 20; i++)
@@ -393,12 +351,6 @@ static void cancel_child(struct pair_side *s)
 	pair_meet(s);
 	pair_meet(s);
 	PAIR_CHECK(!s->notifies && !s->lost);
-	pair_down(s);
-}
-
-static void nothing_of_a_cancelled_operation_lands_after_its_event(void **state)
-{
-	run(state, cancel_parent, cancel_child);
 }
 
 /* ---------------------------------------------------------------- back-pressure */
@@ -409,7 +361,6 @@ static void quiet_parent(struct pair_side *s)
 	unsigned int sent = 0;
 	int ret;
 
-	begin(s);
 	pair_say(s, 1);
 	/* The child does not poll: messages are refused, not waited for. */
 	while (!(ret = tr_msg(s->conn, &sent, sizeof(sent), &err)))
@@ -420,31 +371,17 @@ static void quiet_parent(struct pair_side *s)
 	while ((ret = tr_msg(s->conn, &sent, sizeof(sent), &err)) == TR_AGAIN)
 		pair_poll(s, (int)PAIR_WAIT_MS);
 	PAIR_CHECK(!ret);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void quiet_child(struct pair_side *s)
 {
 	unsigned int sent;
 
-	begin(s);
 	PAIR_CHECK(pair_hear(s) == 1);
 	sent = (unsigned int)pair_hear(s);
 	pair_wait_msgs(s, sent + 1);
 	for (unsigned int i = 0; i <= sent; i++)
 		PAIR_CHECK(!memcmp(s->msg[i], &i, sizeof(i)));
-	pair_meet(s);
-	pair_down(s);
-}
-
-static void a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender(void **state)
-{
-	struct path_row row = *(const struct path_row *)*state;
-
-	row.config.ring = 65536;
-	*state = &row;
-	run(state, quiet_parent, quiet_child);
 }
 
 /* The child does not poll: a ring takes a part, then nothing, and goes on when there is room. */
@@ -455,7 +392,6 @@ static void part_parent(struct pair_side *s)
 	struct tr_op *op;
 	long first;
 
-	begin(s);
 	PAIR_CHECK(pair_hear(s) == 9); /* the child polls no more */
 	for (uint64_t i = 0; i < 100; i++)
 		spans[i] = (struct tr_span){ .local = i * 5000, .remote = i * 5001, .len = 5000 };
@@ -469,13 +405,10 @@ static void part_parent(struct pair_side *s)
 	pair_add(s, op, spans + first, 100 - (size_t)first);
 	pair_commit(s, op, TR_NOTIFY, 1);
 	pair_wait_ended(s, 1);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void part_child(struct pair_side *s)
 {
-	begin(s);
 	pair_say(s, 9);
 	PAIR_CHECK(pair_hear(s) == 1);
 	pair_wait_notifies(s, 1);
@@ -483,13 +416,6 @@ static void part_child(struct pair_side *s)
 		PAIR_CHECK(pair_differs(s->base + i * 5001, SOURCE_SEED, i * 5000, 5000) < 0);
 		PAIR_CHECK(s->base[i * 5001 + 5000] == pair_byte(TARGET_SEED, i * 5001 + 5000));
 	}
-	pair_meet(s);
-	pair_down(s);
-}
-
-static void a_full_ring_accepts_a_part_and_the_rest_later(void **state)
-{
-	run(state, part_parent, part_child);
 }
 
 /* One call keeps its caller for a bounded time: the rest is asked for, without a sleep between. */
@@ -500,7 +426,6 @@ static void large_parent(struct pair_side *s)
 	struct tr_op *op;
 	size_t done = 0, calls = 0;
 
-	begin(s);
 	for (int i = 0; i < 40; i++)
 		spans[i] = (struct tr_span){ .len = REGION };
 	op = pair_begin(s, TR_WRITE, 1);
@@ -516,54 +441,46 @@ static void large_parent(struct pair_side *s)
 	PAIR_CHECK(calls == 3);
 	pair_commit(s, op, TR_NOTIFY, 1);
 	pair_wait_ended(s, 1);
-	pair_meet(s);
-	pair_down(s);
 }
 
 static void large_child(struct pair_side *s)
 {
-	begin(s);
 	pair_wait_notifies(s, 1);
 	PAIR_CHECK(pair_differs(s->base, SOURCE_SEED, 0, REGION) < 0);
-	pair_meet(s);
-	pair_down(s);
 }
 
-static void a_call_copies_at_most_16_mib_and_arm_says_go_on(void **state)
-{
-	run(state, large_parent, large_child);
-}
-
-#define TEST(f, row)                                                           \
-	{                                                                      \
-#f " (" #row ")", f, NULL, NULL, (void *)(uintptr_t)&rows[row] \
+#define TEST(sentence, what, with)                                        \
+	{                                                                 \
+#sentence " (" #with ")", run, NULL, NULL, &(struct test) \
+		{                                                         \
+			&rows[with], what##_parent, what##_child          \
+		}                                                         \
 	}
-#define TESTS(f) TEST(f, 0), TEST(f, 1), TEST(f, 2), TEST(f, 3), TEST(f, 4)
-#define IB_TESTS(f) TEST(f, 5), TEST(f, 6)
+#define TESTS(sentence, what)                                                              \
+	TEST(sentence, what, POOL), TEST(sentence, what, CMA), TEST(sentence, what, RING), \
+		TEST(sentence, what, LINES_POOL), TEST(sentence, what, LINES_RING)
+#define IB_TESTS(sentence, what) TEST(sentence, what, IB), TEST(sentence, what, LINES_IB)
+#define EVERYWHERE(TESTS)                                                                      \
+	TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay, sizes),                \
+		TESTS(many_operations_arrive_in_order_through_every_wraparound, many),         \
+		TESTS(a_notify_comes_after_its_bytes_and_a_message_after_the_notify, order),   \
+		TESTS(reads_bring_the_peers_bytes_and_nothing_else, reads),                    \
+		TESTS(both_sides_write_and_read_at_once_without_waiting_for_each_other, both), \
+		TESTS(nothing_of_a_cancelled_operation_lands_after_its_event, cancel)
 
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay),
-		TESTS(many_operations_arrive_in_order_through_every_wraparound),
-		TESTS(a_notify_comes_after_its_bytes_and_a_message_after_the_notify),
-		TESTS(reads_bring_the_peers_bytes_and_nothing_else),
-		TESTS(both_sides_write_and_read_at_once_without_waiting_for_each_other),
-		TESTS(nothing_of_a_cancelled_operation_lands_after_its_event),
-		TEST(a_full_ring_accepts_a_part_and_the_rest_later, 2),
-		TEST(a_full_ring_accepts_a_part_and_the_rest_later, 4),
-		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, 0),
-		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, 1),
-		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, 0),
+		EVERYWHERE(TESTS),
+		TEST(a_full_ring_accepts_a_part_and_the_rest_later, part, RING),
+		TEST(a_full_ring_accepts_a_part_and_the_rest_later, part, LINES_RING),
+		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, large, POOL),
+		TEST(a_call_copies_at_most_16_mib_and_arm_says_go_on, large, CMA),
+		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, POOL),
 	};
 	const struct CMUnitTest over_ib[] = {
-		IB_TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay),
-		IB_TESTS(many_operations_arrive_in_order_through_every_wraparound),
-		IB_TESTS(a_notify_comes_after_its_bytes_and_a_message_after_the_notify),
-		IB_TESTS(reads_bring_the_peers_bytes_and_nothing_else),
-		IB_TESTS(both_sides_write_and_read_at_once_without_waiting_for_each_other),
-		IB_TESTS(nothing_of_a_cancelled_operation_lands_after_its_event),
-		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, 5),
+		EVERYWHERE(IB_TESTS),
+		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, IB),
 	};
 
 	if (argc < 2 || strcmp(argv[1], "ib"))
