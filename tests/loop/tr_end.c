@@ -29,6 +29,28 @@ static const struct pair_config by_path[] = {
 
 enum { BY_POOL, BY_CMA, BY_RING, BY_IB };
 
+struct test {
+	const struct pair_config *config;
+	pair_fn *parent, *child;
+	int exit;   /* of the child; -signal */
+	bool fence; /* goodbye: before the close */
+};
+static const struct test *test;
+
+static void run(void **state)
+{
+	test = *state;
+	assert_int_equal(pair_run(test->config, test->parent, test->child), test->exit);
+}
+
+/* Connected, and each side's memory is its own. */
+static void begin(struct pair_side *s)
+{
+	pair_up(s);
+	pair_fill(s->base, s->child ? TARGET_SEED : SOURCE_SEED, 0, REGION);
+	pair_meet(s);
+}
+
 /* ---------------------------------------------------------------- killed */
 
 /* A process that dies takes a moment: its memory goes first, then its pidfd tells. */
@@ -99,8 +121,7 @@ static void killed_parent(struct pair_side *s)
 	unsigned int begun = 0;
 	struct kv_error err;
 
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	PAIR_CHECK(write_until_refused(s, &begun, &err) == KV_ERR_PEER_LOST);
 	PAIR_CHECK(err.code == KV_ERR_PEER_LOST && err.message[0]);
 	pair_wait_lost(s, PAIR_SOON_MS);
@@ -112,23 +133,16 @@ static void killed_parent(struct pair_side *s)
 
 static void killed_child(struct pair_side *s)
 {
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	for (;;)
 		pair_poll(s, 100);
-}
-
-static void a_killed_peer_ends_every_operation_soon(void **state)
-{
-	assert_int_equal(pair_run(*state, killed_parent, killed_child), -SIGKILL);
 }
 
 static void sleeper_parent(struct pair_side *s)
 {
 	int64_t t;
 
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	t = kv_now_ns();
 	pair_wait_lost(s, PAIR_SOON_MS); /* one long sleep */
 	PAIR_CHECK(kv_now_ns() - t < PAIR_SOON_MS * KV_NS_PER_MS);
@@ -138,15 +152,9 @@ static void sleeper_parent(struct pair_side *s)
 
 static void sleeper_child(struct pair_side *s)
 {
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	poll(NULL, 0, 50);
 	kill(getpid(), SIGKILL);
-}
-
-static void a_sleeping_process_is_woken_by_its_peers_death(void **state)
-{
-	assert_int_equal(pair_run(*state, sleeper_parent, sleeper_child), -SIGKILL);
 }
 
 /* ---------------------------------------------------------------- closed */
@@ -156,12 +164,9 @@ enum { LAST_WORDS = 20, LAST_LEN = 15000 };
 static void goodbye_parent(struct pair_side *s)
 {
 	struct tr_span span = { .local = 3, .remote = 77, .len = LAST_LEN };
-	bool fence = s->config->arg;
 	struct kv_error err;
 
-	pair_up(s);
-	pair_fill(s->base, SOURCE_SEED, 0, REGION);
-	pair_meet(s);
+	begin(s);
 	for (uint64_t i = 0; i < LAST_WORDS; i++)
 		pair_send(s, &i, sizeof(i));
 	for (uint64_t i = 0; i < 2; i++) {
@@ -171,7 +176,7 @@ static void goodbye_parent(struct pair_side *s)
 		pair_commit(s, op, TR_NOTIFY, i);
 	}
 	/* At once; with a fence before it as a KV engine does it, which nobody answers here. */
-	if (fence)
+	if (test->fence)
 		fence_to_the_end(s, PAIR_SOON_MS, &err);
 	pair_down(s);
 	pair_say(s, 1);
@@ -179,35 +184,24 @@ static void goodbye_parent(struct pair_side *s)
 
 static void goodbye_child(struct pair_side *s)
 {
-	const char *path = s->config->parent_path ? s->config->parent_path : "";
-	bool fence = s->config->arg, ring = !strcmp(path, "ring"), ib = !strcmp(path, "ib");
+	bool ring = test->config == &by_path[BY_RING], ib = test->config == &by_path[BY_IB];
 
-	pair_up(s);
-	pair_fill(s->base, TARGET_SEED, 0, REGION);
-	pair_meet(s);
+	begin(s);
 	PAIR_CHECK(pair_hear(s) == 1); /* the parent's end is closed and unmapped */
 	pair_wait_lost(s, PAIR_SOON_MS);
 	PAIR_CHECK(s->cause.code == KV_ERR_PEER_LOST);
 	PAIR_CHECK(s->msgs == LAST_WORDS);
 	for (uint64_t i = 0; i < LAST_WORDS; i++)
 		PAIR_CHECK(!memcmp(s->msg[i], &i, sizeof(i)));
-	if (fence && ring) { /* after a fence no byte of the parent leaves the ring */
+	if (test->fence && ring) { /* after a fence no byte of the parent leaves the ring */
 		PAIR_CHECK(!s->notifies);
 		PAIR_CHECK(pair_differs(s->base, TARGET_SEED, 0, REGION) < 0);
-	} else if (!fence || !ib || s->notifies == 2) { /* ib: what left before the fence arrives */
+	} else if (!test->fence || !ib ||
+		   s->notifies == 2) { /* ib: what left before the fence arrives */
 		PAIR_CHECK(s->notifies == 2);
 		PAIR_CHECK(pair_differs(s->base + 77, SOURCE_SEED, 3, LAST_LEN) < 0);
 	}
 	pair_down(s);
-}
-
-static void messages_arrive_before_the_loss_and_bytes_unless_there_was_a_fence(void **state)
-{
-	struct pair_config config = *(const struct pair_config *)*state;
-
-	assert_int_equal(pair_run(&config, goodbye_parent, goodbye_child), 0);
-	config.arg = &config; /* with a fence */
-	assert_int_equal(pair_run(&config, goodbye_parent, goodbye_child), 0);
 }
 
 /* ---------------------------------------------------------------- fenced */
@@ -218,8 +212,7 @@ static void stopped_parent(struct pair_side *s)
 	struct kv_error err;
 	int status, ret;
 
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	PAIR_CHECK(!kill(s->other, SIGSTOP));
 	PAIR_CHECK(waitpid(s->other, &status, WUNTRACED) == s->other && WIFSTOPPED(status));
 	ret = fence_to_the_end(s, PAIR_WAIT_MS, &err);
@@ -238,18 +231,12 @@ static void stopped_parent(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone(void **state)
-{
-	assert_int_equal(pair_run(*state, stopped_parent, killed_child), -SIGKILL);
-}
-
 static void fence_parent(struct pair_side *s)
 {
 	uint8_t *copy = malloc(REGION);
 
 	PAIR_CHECK(copy);
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	pair_wait_notifies(s, 200);
 	fence_patiently(s);
 	memcpy(copy, s->base, REGION);
@@ -271,8 +258,7 @@ static void fence_child(struct pair_side *s)
 	uint64_t i = 0;
 	int ret = 0;
 
-	pair_up(s);
-	pair_meet(s);
+	begin(s);
 	while (!s->lost && ret >= 0) {
 		struct tr_op *op;
 		long done = 0;
@@ -293,11 +279,6 @@ static void fence_child(struct pair_side *s)
 	pair_say(s, 1);
 	PAIR_CHECK(pair_hear(s) == 2); /* the parent has looked */
 	pair_down(s);
-}
-
-static void after_a_fence_no_byte_of_a_busy_writer_lands(void **state)
-{
-	assert_int_equal(pair_run(*state, fence_parent, fence_child), 0);
 }
 
 /* ---------------------------------------------------------------- what stays behind */
@@ -382,11 +363,6 @@ static void cycles(struct pair_side *s)
 	pair_down(s);
 }
 
-static void fifty_connections_leave_no_descriptor_and_no_mapping(void **state)
-{
-	assert_int_equal(pair_run(*state, cycles, cycles), 0);
-}
-
 /* ---------------------------------------------------------------- each fault point once */
 
 #ifdef KVRAIL_FAULTS
@@ -465,11 +441,6 @@ static void sweep(struct pair_side *s)
 	pair_down(s);
 }
 
-static void each_fault_point_fails_once_and_the_next_connection_works(void **state)
-{
-	assert_int_equal(pair_run(*state, sweep, sweep), 0);
-}
-
 static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 {
 	struct kv_option_set *options;
@@ -489,36 +460,40 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 
 #endif
 
-#define TEST(f, path)                                                               \
-	{                                                                           \
-#f " (" #path ")", f, NULL, NULL, (void *)(uintptr_t)&by_path[path] \
-	}
-#define TESTS(f) TEST(f, BY_POOL), TEST(f, BY_CMA), TEST(f, BY_RING)
+/* clang-format off */
+#define TEST(sentence, path, ...) \
+	{ #sentence " (" #path ")", run, NULL, NULL, &(struct test){ &by_path[path], __VA_ARGS__ } }
+#define ON(path) \
+	TEST(a_killed_peer_ends_every_operation_soon, path, \
+	     killed_parent, killed_child, -SIGKILL, false), \
+	TEST(a_sleeping_process_is_woken_by_its_peers_death, path, \
+	     sleeper_parent, sleeper_child, -SIGKILL, false), \
+	TEST(messages_and_bytes_arrive_before_the_loss, path, \
+	     goodbye_parent, goodbye_child, 0, false), \
+	TEST(messages_arrive_before_a_fence_and_the_loss, path, \
+	     goodbye_parent, goodbye_child, 0, true), \
+	TEST(a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone, path, \
+	     stopped_parent, killed_child, -SIGKILL, false), \
+	TEST(after_a_fence_no_byte_of_a_busy_writer_lands, path, \
+	     fence_parent, fence_child, 0, false), \
+	TEST(fifty_connections_leave_no_descriptor_and_no_mapping, path, cycles, cycles, 0, false)
+#define SWEEP(path) \
+	TEST(each_fault_point_fails_once_and_the_next_connection_works, path, sweep, sweep, 0, false)
+/* clang-format on */
 
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		TESTS(a_killed_peer_ends_every_operation_soon),
-		TESTS(a_sleeping_process_is_woken_by_its_peers_death),
-		TESTS(messages_arrive_before_the_loss_and_bytes_unless_there_was_a_fence),
-		TESTS(a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone),
-		TESTS(after_a_fence_no_byte_of_a_busy_writer_lands),
-		TESTS(fifty_connections_leave_no_descriptor_and_no_mapping),
+		ON(BY_POOL),
+		ON(BY_CMA),
+		ON(BY_RING),
 #ifdef KVRAIL_FAULTS
-		TEST(each_fault_point_fails_once_and_the_next_connection_works, BY_POOL),
-		TEST(each_fault_point_fails_once_and_the_next_connection_works, BY_CMA),
+		SWEEP(BY_POOL),
+		SWEEP(BY_CMA),
 		cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
 #endif
 	};
-
-	const struct CMUnitTest over_ib[] = {
-		TEST(a_killed_peer_ends_every_operation_soon, BY_IB),
-		TEST(a_sleeping_process_is_woken_by_its_peers_death, BY_IB),
-		TEST(messages_arrive_before_the_loss_and_bytes_unless_there_was_a_fence, BY_IB),
-		TEST(a_fence_is_busy_while_a_stopped_writer_lives_and_done_when_it_is_gone, BY_IB),
-		TEST(after_a_fence_no_byte_of_a_busy_writer_lands, BY_IB),
-		TEST(fifty_connections_leave_no_descriptor_and_no_mapping, BY_IB),
-	};
+	const struct CMUnitTest over_ib[] = { ON(BY_IB) };
 
 	if (argc > 1 && !strcmp(argv[1], "ib"))
 		return cmocka_run_group_tests(over_ib, NULL, NULL);
