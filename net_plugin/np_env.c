@@ -12,22 +12,31 @@
 
 #include "np.h"
 
+/* NCCL takes NOT_SET for "not set" everywhere. */
+enum { NOT_SET = -1 };
+
 static const struct row {
 	const char *name, *option;
 	long min, max;
-	long unset; /* the value that NCCL takes for "not set" */
+	const char *unless; /* an option that says the same in another way, and comes first */
 } rows[] = {
-	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, -1 },
-	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, -1 },
-	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, -1 },
-	{ "NCCL_IB_PKEY", "KVCACHE_IB_PKEY_INDEX", 0, 65535, -1 },
-	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, -1 },
-	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, -1 },
-	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, -1 },
+	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, NULL },
+	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, NULL },
+	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, NULL },
+	{ "NCCL_IB_PKEY_VALUE", "KVCACHE_IB_PKEY", 1, 65535, NULL },
+	{ "NCCL_IB_PKEY", "KVCACHE_IB_PKEY_INDEX", 0, 65535, "KVCACHE_IB_PKEY" },
+	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, NULL },
+	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, NULL },
+	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, NULL },
 };
 
 #define GID_WHY "a routable RoCE v2 address is preferred; NCCL_IB_GID_INDEX chooses another"
 #define PROTOCOL_WHY "it belongs to a protocol that this plugin does not speak"
+#define NOTIFY_WHY "a notify never overtakes its bytes here"
+#define FAIL_WHY "a failed device fails its communicators"
+#define ROUTE_WHY "the kernel's routes and the subnet manager's path records decide"
+#define DEVICES_WHY "devices are shown as they are, in PCI order"
+#define MERGE_WHY "merging is asked for by NCCL, never by the plugin"
 
 /* What NCCL's own plugin follows and this one has no use for. */
 static const struct {
@@ -38,19 +47,35 @@ static const struct {
 	{ "NCCL_IB_ROCE_VERSION_NUM", GID_WHY },
 	{ "NCCL_IB_SPLIT_DATA_ON_QPS", "large messages are always split" },
 	{ "NCCL_IB_PCI_RELAXED_ORDERING", "it is off, because LL and LL128 need the order" },
-	{ "NCCL_IB_ADAPTIVE_ROUTING", "a notify never overtakes its bytes here" },
-	{ "NCCL_IB_AR_THRESHOLD", "a notify never overtakes its bytes here" },
-	{ "NCCL_IB_OOO_RQ", "a notify never overtakes its bytes here" },
+	{ "NCCL_IB_ADAPTIVE_ROUTING", NOTIFY_WHY },
+	{ "NCCL_IB_AR_THRESHOLD", NOTIFY_WHY },
+	{ "NCCL_IB_OOO_RQ", NOTIFY_WHY },
 	{ "NCCL_IB_FIFO_TC", "everything has the traffic class of NCCL_IB_TC" },
 	{ "NCCL_IB_USE_INLINE", PROTOCOL_WHY },
 	{ "NCCL_IB_RECEIVER_SIDE_MATCHING_SCHEME", PROTOCOL_WHY },
 	{ "NCCL_IB_PREPOST_RECEIVE_WORK_REQUESTS", PROTOCOL_WHY },
-	{ "NCCL_IB_RESILIENCY_PORT_FAILOVER", "a failed device fails its communicators" },
-	{ "NCCL_IB_RESILIENCY_PORT_RECOVERY", "a failed device fails its communicators" },
+	{ "NCCL_IB_RESILIENCY_PORT_FAILOVER", FAIL_WHY },
+	{ "NCCL_IB_RESILIENCY_PORT_RECOVERY", FAIL_WHY },
 	{ "NCCL_IB_RETURN_ASYNC_EVENTS", "a failed device always fails its communicators" },
-	{ "NCCL_IB_MERGE_NICS", "merging is asked for by NCCL, never by the plugin" },
-	{ "NCCL_IB_MERGE_VFS", "merging is asked for by NCCL, never by the plugin" },
+	{ "NCCL_IB_MERGE_NICS", MERGE_WHY },
+	{ "NCCL_IB_MERGE_VFS", MERGE_WHY },
+	{ "NCCL_IB_SORT_MERGE_NICS", MERGE_WHY },
 	{ "NCCL_IB_DATA_DIRECT", "a GPU's memory is reached by the device's own port only" },
+	{ "NCCL_IB_DEVICE_PCI_ORDER", DEVICES_WHY },
+	{ "NCCL_IB_RAIL_POLICY", DEVICES_WHY },
+	{ "NCCL_IB_VR_RAILS_PER_SOCKET", DEVICES_WHY },
+	{ "NCCL_IB_VR_SOCKET_COUNT", DEVICES_WHY },
+	{ "NCCL_IB_QUERY_PORT_SPEED", "the port is always asked" },
+	{ "NCCL_IB_SUBNET_AWARE_ROUTING", ROUTE_WHY },
+	{ "NCCL_IB_SUBNET_PREFIX_LEN", ROUTE_WHY },
+	{ "NCCL_IB_ROUTABLE_FLID_GID_INDEX", ROUTE_WHY },
+	{ "NCCL_IB_WARN_RAIL_LOCAL", ROUTE_WHY },
+	{ "NCCL_IB_ECE_ENABLE", "queue pairs are made without extensions of the device's vendor" },
+	{ "NCCL_IB_EVENT_BASED_LB", PROTOCOL_WHY },
+	{ "NCCL_IB_EVENT_BASED_LB_REMOTE", PROTOCOL_WHY },
+	{ "NCCL_IB_MQP_RETRY_ALL", "a queue pair that cannot be connected fails its communicator" },
+	{ "NCCL_IB_MQP_RETRY_CNT", "a queue pair that cannot be connected fails its communicator" },
+	{ "NCCL_IB_WQE_LATENCY_REPORT", "it is not measured" },
 };
 
 /* Read as texts: the list of devices, the list of interfaces, their family; switches. */
@@ -102,9 +127,13 @@ static void translate(struct np_options *o, const struct row *row)
 
 	if (!text || !*text)
 		return;
+	if (row->unless && is_there(o, row->unless)) {
+		np_info("%s is set, but has no effect: %s is given", row->name, row->unless);
+		return;
+	}
 	errno = 0;
 	v = strtol(text, &end, 0);
-	if (!errno && !*end && v == row->unset)
+	if (!errno && !*end && v == NOT_SET)
 		return;
 	if (errno || *end || v < row->min || v > row->max) {
 		np_warn("%s is \"%.32s\"; kvrail takes %ld..%ld; the default stays", row->name,

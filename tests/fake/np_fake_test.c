@@ -200,6 +200,24 @@ static void ours_beat_nccls(void)
 	np_rig_part(&l);
 }
 
+/* On InfiniBand: the value comes before the index, as in NCCL, and the bit of full membership does not matter. */
+static void partition_by_value(void)
+{
+	struct ibv_qp_attr attr;
+	struct np_loop l;
+
+	CHECK(fake_end());
+	fake_begin(&(struct fake_config){ .hosts = 1, .devices = 1, .infiniband = true });
+	fake_port(0, 0)->pkey[1] = 0x8001;
+	fake_port(0, 0)->pkey[2] = 0x8005;
+	l = np_rig_join(-1, 0);
+	queue_pairs(&attr);
+	CHECK(attr.pkey_index == 2);
+	CHECK(strstr(np_rig_log,
+		     "NCCL_IB_PKEY is set, but has no effect: KVCACHE_IB_PKEY is given"));
+	np_rig_part(&l);
+}
+
 static void out_of_range(void)
 {
 	CHECK(strlen(np_rig_log) == 0);
@@ -217,6 +235,8 @@ static void nccls_variables_reach_the_queue_pair(void **state)
 		"NCCL_IB_PKEY=1",      "NCCL_IB_AR_THRESHOLD=0", NULL
 	};
 	static const char *const both[] = { "NCCL_IB_TC=106", "KVCACHE_IB_TRAFFIC_CLASS=8", NULL };
+	static const char *const value[] = { "NCCL_IB_PKEY_VALUE=0x5", "NCCL_IB_PKEY=1", NULL };
+	static const char *const our_value[] = { "KVCACHE_IB_PKEY=0x8005", "NCCL_IB_PKEY=1", NULL };
 	static const char *const bad[] = { "NCCL_IB_TIMEOUT=40", "NCCL_IB_TC=banana",
 					   "NCCL_IB_QPS_PER_CONNECTION=0", "NCCL_IB_SL=-1", NULL };
 
@@ -224,6 +244,8 @@ static void nccls_variables_reach_the_queue_pair(void **state)
 	np_rig_process(NULL, plain);
 	np_rig_process(set, all_set);
 	np_rig_process(both, ours_beat_nccls);
+	np_rig_process(value, partition_by_value);
+	np_rig_process(our_value, partition_by_value);
 	np_rig_process(bad, out_of_range);
 }
 

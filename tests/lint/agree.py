@@ -78,6 +78,16 @@ def check_statuses(root, header=None):
                                        sorted(found - wanted)]
 
 
+def check_nccls_variables(root):
+    """The NCCL page has a row for each of NCCL's numbers that means an option of ours, with its range, and no other."""
+    page = "docs/nccl.md"
+    code = set(re.findall(r'\{ "(NCCL_\w+)", "(KVCACHE_\w+)", (\d+), (\d+),', source.read(root, "net_plugin/np_env.c")))
+    rows = set(re.findall(r"^\| `(NCCL_\w+)` \| `(KVCACHE_\w+)` \|.*?(\d+)\.\.(\d+)", source.read(root, page), re.MULTILINE))
+    return [f"{page}: no row for {' '.join(row)}" for row in sorted(code - rows)] + [
+        f"{page}: the row for {' '.join(row)} is wrong" for row in sorted(rows - code)
+    ]
+
+
 def check_version(root):
     project = re.search(r"project\(kvrail VERSION ([\d.]+)", source.read(root, "CMakeLists.txt"))[1]
     header = ".".join(re.findall(r"define KV_VERSION_\w+ (\d+)", source.read(root, "include/kvrail/kv.h")))
@@ -99,7 +109,8 @@ def check_paths(root):
 
 
 def check(root):
-    return check_faults(root) + check_codes(root) + check_doctor(root) + check_statuses(root) + check_version(root) + check_paths(root)
+    checks = (check_faults, check_codes, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
+    return [finding for one in checks for finding in one(root)]
 
 
 if __name__ == "__main__":

@@ -209,6 +209,13 @@ class Agree(Tree):
         self.write("docs/rdma.md", good.replace("3 `C`", "4 `C`").replace("| Y, X |", "| Y |"))
         self.assert_finds("for status ", agree.check_statuses(self.root, header), 4)
 
+    def test_a_variable_of_nccl_without_its_row_is_found(self):
+        self.write("net_plugin/np_env.c", '\t{ "NCCL_IB_A", "KVCACHE_A", 0, 7, NULL },\n')
+        self.write("docs/nccl.md", "| `NCCL_IB_A` | `KVCACHE_A` | a number, 0..7 |\n")
+        self.assertEqual(agree.check_nccls_variables(self.root), [])
+        self.write("docs/nccl.md", "| `NCCL_IB_A` | `KVCACHE_A` | 0..8 |\n")
+        self.assert_finds("KVCACHE_A", agree.check_nccls_variables(self.root), 2)
+
     def test_two_versions_are_found(self):
         self.write("CMakeLists.txt", "project(kvrail VERSION 1.2.3 LANGUAGES C)\n")
         define = "#define KV_VERSION_MAJOR 1\n#define KV_VERSION_MINOR 2\n#define KV_VERSION_PATCH {}\n"
