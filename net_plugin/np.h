@@ -96,9 +96,9 @@ struct np_device {
 	uint64_t guid;
 	int speed_mbps;
 	int port;
-	char link_layer[16]; /* "Ethernet", "InfiniBand"; "" where sysfs does not tell */
-	bool is_host;	     /* shared memory: ranks of this host only */
-	int ptr_support;     /* NCCL_PTR_*: the memory that it reaches */
+	char link[16];	 /* "RoCE", "InfiniBand" */
+	bool is_host;	 /* shared memory: ranks of this host only */
+	int ptr_support; /* NCCL_PTR_*: the memory that it reaches */
 	int ndevs;
 	int devs[NCCL_DEVS_V12];
 };

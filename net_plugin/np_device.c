@@ -22,7 +22,7 @@ enum {
 	 */
 	HOST_MBPS = 48000,
 	COMMS_MAX = 65536,
-	IB_MBPS = 10000, /* where sysfs does not tell */
+	IB_MBPS = 10000, /* where the port does not tell */
 };
 
 static struct {
@@ -57,24 +57,16 @@ static uint64_t parse_guid(const char *text)
 	return guid;
 }
 
-static void fill_from_sysfs(struct np_device *dev)
+/* What the transport does not know, and the path of the PCI device as NCCL's topology has it. */
+static void fill_from_sysfs(struct np_device *dev, const char *rdma, const char *pci)
 {
-	char path[160], line[64], real[PATH_MAX], rdma[64];
+	char path[160], line[64], real[PATH_MAX];
 
-	snprintf(rdma, sizeof(rdma), "%.*s", (int)strcspn(dev->name, ":"), dev->name);
-	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/node_guid", rdma);
+	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/sys_image_guid", rdma);
 	if (read_line(path, line, sizeof(line)))
 		dev->guid = parse_guid(line);
-	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/ports/%d/rate", rdma, dev->port);
-	if (read_line(path, line, sizeof(line)) && strtod(line, NULL) > 0)
-		dev->speed_mbps = (int)(strtod(line, NULL) * 1000);
-	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/ports/%d/link_layer", rdma,
-		 dev->port);
-	if (read_line(path, line, sizeof(line)))
-		snprintf(dev->link_layer, sizeof(dev->link_layer), "%.15s", line);
-	/* A software device has no PCI device, and then there is no path to tell. */
-	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/device", rdma);
-	if (realpath(path, real) && strstr(real, "/pci"))
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", pci);
+	if (*pci && realpath(path, real)) /* a software device has none */
 		snprintf(dev->pci_path, sizeof(dev->pci_path), "%.255s", real);
 }
 
@@ -105,10 +97,11 @@ static void add_ib(const struct kv_device_info *info, const struct kv_option_set
 		return;
 	memset(dev, 0, sizeof(*dev));
 	snprintf(dev->name, sizeof(dev->name), "%s", info->name);
+	snprintf(dev->link, sizeof(dev->link), "%s", info->link);
 	dev->port = port;
-	dev->speed_mbps = IB_MBPS;
+	dev->speed_mbps = info->speed_mbps ? (int)info->speed_mbps : IB_MBPS;
 	dev->ptr_support = ptr_support(info, set);
-	fill_from_sysfs(dev);
+	fill_from_sysfs(dev, name, info->pci);
 	table.n++;
 }
 
@@ -270,9 +263,9 @@ static ncclResult_t check_parts(const ncclNetVDeviceProps_v12_t *props)
 				return np_misuse("makeVDevice: device %d twice", props->devs[i]);
 		first = &table.dev[props->devs[0]];
 		part = &table.dev[props->devs[i]];
-		if (strcmp(first->link_layer, part->link_layer))
+		if (strcmp(first->link, part->link))
 			return np_misuse("makeVDevice: %s is %s, %s is %s", first->name,
-					 first->link_layer, part->name, part->link_layer);
+					 first->link, part->name, part->link);
 	}
 	return ncclSuccess;
 }

@@ -138,8 +138,7 @@ static void refuse(void)
 	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
 	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));
 	CHECK(ncclNetPlugin_v11.makeVDevice(&dev, &five));
-	/* The fake has no sysfs, so one device is told to be of the other kind. */
-	snprintf(((struct np_device *)np_device_get(1))->link_layer, 16, "InfiniBand");
+	snprintf(((struct np_device *)np_device_get(1))->link, 16, "InfiniBand");
 	CHECK(net->makeVDevice(&dev, &mixed));
 	CHECK(dev == -7);
 	CHECK(!net->devices(&ndev) && ndev == DEVICES);
