@@ -72,9 +72,35 @@ int side_count_fds(void)
 	return count_entries("/proc/self/fd") - 1; /* the directory itself */
 }
 
+/* A thread that has been joined is listed until the kernel has put it away; it is marked as exiting before that. */
+static bool lives(const char *tid)
+{
+	enum { EXITING = 0x4 }; /* PF_EXITING, proc(5): flags */
+	char path[64], line[512] = "";
+	unsigned int flags = EXITING;
+	const char *name_end;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%s/stat", tid);
+	f = fopen(path, "re");
+	name_end = f && fgets(line, sizeof(line), f) ? strrchr(line, ')') : NULL;
+	if (f)
+		fclose(f);
+	return name_end && sscanf(name_end + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
+	       !(flags & EXITING);
+}
+
 int side_count_threads(void)
 {
-	return count_entries("/proc/self/task");
+	DIR *dir = opendir("/proc/self/task");
+	const struct dirent *entry;
+	int n = 0;
+
+	while (dir && (entry = readdir(dir)))
+		n += entry->d_name[0] != '.' && lives(entry->d_name);
+	if (dir)
+		closedir(dir);
+	return n;
 }
 
 /* ---------------------------------------------------------------- plugin */
