@@ -128,9 +128,10 @@ static int take_layout(const struct kv_layout *layout, struct kv_cache *cache, s
 	if (!layout || layout->size != sizeof(*layout))
 		return kv_fail(err, KV_ERR_ARG, "register",
 			       "kv_layout is NULL or its size is not %zu", sizeof(*layout));
-	if (layout->mem_kind != KV_MEM_HOST)
+	if (layout->mem_kind != KV_MEM_HOST && layout->mem_kind != KV_MEM_CUDA)
 		return kv_fail(err, KV_ERR_ARG, "register",
-			       "mem_kind is %d; this version knows KV_MEM_HOST", layout->mem_kind);
+			       "mem_kind is %d; this version knows KV_MEM_HOST and KV_MEM_CUDA",
+			       layout->mem_kind);
 	*g = (struct kv_geometry){
 		.cache_id = layout->cache_id,
 		.layers = layout->layers,
@@ -205,9 +206,9 @@ static int by_address(const void *a, const void *b)
 
 /*
  * Registers touching or overlapping extents of one pool as one region, and points their slabs into
- * it.
+ * it. Those of a GPU that touch may be of two allocations, and then no DMA-BUF holds both.
  */
-static int register_extents(struct kv_cache *cache, struct extent *extents, size_t n,
+static int register_extents(struct kv_cache *cache, int kind, struct extent *extents, size_t n,
 			    struct kv_error *err)
 {
 	unsigned int access = TR_REMOTE_WRITE;
@@ -223,13 +224,14 @@ static int register_extents(struct kv_cache *cache, struct extent *extents, size
 		size_t gap = extents[i].range ? PAGE : 0; /* of a pool, all of it is ours */
 		int ret;
 
-		for (next = i + 1; next < n && extents[next].addr <= end + gap &&
-				   extents[next].range == extents[i].range;
+		for (next = i + 1;
+		     kind == TR_MEM_HOST && next < n && extents[next].addr <= end + gap &&
+		     extents[next].range == extents[i].range;
 		     next++)
 			if (extents[next].addr + extents[next].len > end)
 				end = extents[next].addr + extents[next].len;
-		ret = tr_mem_reg(cache->engine->tr, begin, (size_t)(end - begin), TR_MEM_HOST,
-				 access, &mem, err);
+		ret = tr_mem_reg(cache->engine->tr, begin, (size_t)(end - begin), kind, access,
+				 &mem, err);
 		if (ret)
 			return ret;
 		cache->region[cache->regions++] = mem;
@@ -259,7 +261,9 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	else
 		ret = find_extents(layout, cache, extents, err);
 	if (!ret)
-		ret = register_extents(cache, extents, n, err);
+		ret = register_extents(
+			cache, layout->mem_kind == KV_MEM_CUDA ? TR_MEM_DEVICE : TR_MEM_HOST,
+			extents, n, err);
 	free(extents);
 	return ret;
 }

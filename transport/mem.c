@@ -11,9 +11,9 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "conn.h"
+#include "gpu/cuda_load.h"
 
 enum { CHUNK = 256, CHUNKS = TR_MEMS_MAX / CHUNK };
-enum { PACKED_DEVICE = 1 << 8 }; /* beside the access bits of a description: TR_MEM_DEVICE */
 
 /* A memfd made by tr_alloc. */
 struct pool {
@@ -288,6 +288,7 @@ static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
 			goto undo;
 	}
 	mem->dmabuf_fd = -1; /* the caller may close it now */
+	mem->no_dmabuf = NULL;
 	mem->next = tr->memory->mems;
 	tr->memory->mems = mem;
 	return 0;
@@ -338,10 +339,33 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 	return ret;
 }
 
+/* As the DMA-BUF that CUDA exports, or without one: then a device needs nvidia_peermem. */
+static int reg_device(struct tr *tr, void *addr, size_t len, unsigned int access,
+		      struct tr_mem **mem_p, struct kv_error *err)
+{
+	struct tr_mem wanted = {
+		.addr = addr, .len = len, .kind = TR_MEM_DEVICE, .dmabuf_fd = -1, .access = access
+	};
+	struct kv_error why;
+	int ret = gpu_dmabuf(addr, len, access & TR_REMOTE_WRITE, &wanted.dmabuf_fd,
+			     &wanted.dmabuf_off, &why);
+
+	if (ret && ret != KV_ERR_UNSUPPORTED)
+		return kv_error_copy(err, &why);
+	if (ret)
+		wanted.no_dmabuf = why.message;
+	ret = reg(tr, &wanted, mem_p, err);
+	if (wanted.dmabuf_fd >= 0)
+		close(wanted.dmabuf_fd);
+	return ret;
+}
+
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
 	       struct tr_mem **mem_p, struct kv_error *err)
 {
-	if (kind != TR_MEM_HOST && kind != TR_MEM_DEVICE)
+	if (kind == TR_MEM_DEVICE)
+		return reg_device(tr, addr, len, access, mem_p, err);
+	if (kind != TR_MEM_HOST)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
 			       "memory kind %d is not supported", kind);
 	return reg(
@@ -427,103 +451,4 @@ struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id)
 	struct tr_mem *mem = chunk ? atomic_load(&chunk[slot % CHUNK]) : NULL;
 
 	return mem && mem->id == id && mem->kind == TR_MEM_HOST ? mem : NULL;
-}
-
-/* ---------------------------------------------------------------- regions of the peer */
-
-int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p,
-		struct kv_error *err)
-{
-	struct wire_writer w = wire_writer_of(buf, cap < TR_MEM_PACK_MAX ? cap : TR_MEM_PACK_MAX);
-	int ret = tr_mem_usable(conn, mem, err);
-
-	if (ret)
-		return ret;
-	wire_put_u32(&w, mem->id);
-	wire_put_u32(&w, (mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE)) |
-				 (mem->kind == TR_MEM_DEVICE ? PACKED_DEVICE : 0));
-	wire_put_u64(&w, mem->len);
-	ret = conn->provider->mem_pack(conn, mem, &w, err);
-	if (ret)
-		return ret;
-	if (w.bad)
-		return kv_fail(err, KV_ERR_ARG, "mem_pack",
-			       "the description needs more than %zu bytes", w.cap);
-	*len_p = w.len;
-	return 0;
-}
-
-/* The same registration seen again: a peer's id names one registration for the life of its context. */
-static struct tr_rmem *find_open(struct tr_conn *conn, uint32_t id, uint64_t len,
-				 unsigned int access)
-{
-	for (struct tr_rmem *rmem = conn->rmems; rmem; rmem = rmem->next)
-		if (rmem->id == id && rmem->len == len && rmem->access == access)
-			return rmem;
-	return NULL;
-}
-
-int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rmem **rmem_p,
-		struct kv_error *err)
-{
-	struct wire_reader r = wire_reader_of(buf, len);
-	uint32_t id = wire_get_u32(&r);
-	unsigned int access = wire_get_u32(&r);
-	uint64_t region_len = wire_get_u64(&r);
-	struct tr_rmem *rmem;
-	int ret;
-
-	if (r.bad || !region_len || region_len > INT64_MAX ||
-	    (access & ~(unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE | PACKED_DEVICE)))
-		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
-			       "%zu bytes are no memory description", len);
-	rmem = find_open(conn, id, region_len, access);
-	if (rmem) {
-		rmem->refs++;
-		*rmem_p = rmem;
-		return 0;
-	}
-	rmem = kv_fault(TR_RMEM_ALLOC) ? NULL : calloc(1, sizeof(*rmem));
-	if (!rmem)
-		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
-			       "cannot allocate a remote region's record");
-	rmem->conn = conn;
-	rmem->id = id;
-	rmem->access = access;
-	rmem->device = access & PACKED_DEVICE;
-	rmem->len = region_len;
-	rmem->refs = 1;
-	ret = conn->provider->mem_open(conn, rmem, &r, err);
-	if (!ret && !wire_done(&r)) {
-		ret = kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
-			      "a memory description of %zu bytes has %s", len,
-			      r.bad ? "too few" : "too many");
-		conn->provider->mem_close(conn, rmem);
-	}
-	if (ret) {
-		free(rmem);
-		return ret;
-	}
-	rmem->next = conn->rmems;
-	conn->rmems = rmem;
-	*rmem_p = rmem;
-	return 0;
-}
-
-void tr_mem_close(struct tr_rmem *rmem)
-{
-	struct tr_rmem **at;
-
-	if (!rmem || --rmem->refs)
-		return;
-	for (at = &rmem->conn->rmems; *at != rmem; at = &(*at)->next)
-		;
-	*at = rmem->next;
-	rmem->conn->provider->mem_close(rmem->conn, rmem);
-	free(rmem);
-}
-
-size_t tr_rmem_len(const struct tr_rmem *rmem)
-{
-	return rmem->len;
 }

@@ -91,6 +91,7 @@ struct tr_mem {
 	int kind;
 	int dmabuf_fd;            /* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1; */
 	uint64_t dmabuf_off;      /* of addr in the buffer */
+	const char *no_dmabuf;    /* why there is none */
 	unsigned int access;
 	uint32_t id;              /* unique in the context's life */
 	int pool_fd;              /* memfd that backs it (tr_alloc), or -1 */

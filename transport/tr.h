@@ -82,7 +82,8 @@ int tr_free(struct tr *tr, void *ptr, struct kv_error *err);
 /*
  * Registers [addr, addr + len) with every provider. A range inside a region that is registered with at least the same access
  * shares that region (reference count), so tr_mem_addr(mem) may be lower than addr. May be called long after connections were made.
- * TR_MEM_DEVICE needs nvidia_peermem. UNSUPPORTED: no device of this machine reaches memory of that kind.
+ * TR_MEM_DEVICE goes as the DMA-BUF that CUDA exports of it, or else needs nvidia_peermem. UNSUPPORTED: no device of this
+ * machine reaches it. DEVICE: its GPU does not see what a NIC writes in order.
  */
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access, struct tr_mem **mem_p,
 	       struct kv_error *err);

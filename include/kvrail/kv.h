@@ -162,7 +162,10 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error *err);
 int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err);
 
-enum kv_mem_kind { KV_MEM_HOST = 0 };
+enum kv_mem_kind {
+	KV_MEM_HOST = 0,
+	KV_MEM_CUDA = 1, /* a GPU's: moved by a NIC that reaches it, never by a CPU */
+};
 
 enum {
 	/* peers may write any block without a lease; only a peer-level fence protects it */
@@ -221,11 +224,16 @@ struct kv_layout {
  * ERRORS
  *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, block_bytes == 0, stride <
  *              block_bytes, mem_kind, a NULL address, or a size that overflows; the message names
- *              the field
+ *              the field; or (KV_MEM_CUDA) a layer's tensor is no memory of CUDA, or not in one
+ *              allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
+ *   UNSUPPORTED  (KV_MEM_CUDA) no device of this machine reaches the GPU's memory; the message says
+ *              what is missing, the hint how to get it. A peer of the same host is refused with it
+ *              when it connects, unless KVCACHE_TRANSPORT=ib has both take the NIC
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
- *   DEVICE     registration failed for another reason (sys_errno)
+ *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does not
+ *              see a NIC's writes in their order (compute capability before 9.0)
  *   The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
  *   out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause
  */

@@ -33,14 +33,14 @@ struct fake_config {
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
 	bool no_cm;	       /* librdmacm is not installed */
 	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
-	bool threads;	       /* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
+	bool threads; /* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
 };
 
 enum { FAKE_PKEYS = 4 };
 
 /* What a test may change about a device's port before it is opened. */
 struct fake_port {
-	enum ibv_mtu mtu;  /* device 0: 1024, the others 4096 */
+	enum ibv_mtu mtu;     /* device 0: 1024, the others 4096 */
 	uint8_t width, speed; /* as ibv_port_attr has them: 4x, 50 Gb/s */
 	uint8_t lmc;
 	bool grh_required;
@@ -95,28 +95,28 @@ void fake_settle(void);
 
 /* ---------------------------------------------------------------- faults */
 
-#define FAKE_VERBS(X)          \
-	X(get_device_list)     \
-	X(open_device)         \
-	X(query_device)        \
-	X(query_port)          \
-	X(query_gid_table)     \
-	X(query_pkey)          \
-	X(alloc_pd)            \
-	X(reg_mr)              \
-	X(reg_dmabuf_mr)       \
-	X(create_comp_channel) \
-	X(create_cq)           \
-	X(poll_cq)             \
-	X(req_notify_cq)       \
-	X(create_qp)           \
-	X(modify_qp)           \
-	X(post_send)           \
-	X(post_recv)           \
+#define FAKE_VERBS(X)              \
+	X(get_device_list)         \
+	X(open_device)             \
+	X(query_device)            \
+	X(query_port)              \
+	X(query_gid_table)         \
+	X(query_pkey)              \
+	X(alloc_pd)                \
+	X(reg_mr)                  \
+	X(reg_dmabuf_mr)           \
+	X(create_comp_channel)     \
+	X(create_cq)               \
+	X(poll_cq)                 \
+	X(req_notify_cq)           \
+	X(create_qp)               \
+	X(modify_qp)               \
+	X(post_send)               \
+	X(post_recv)               \
 	X(cm_create_event_channel) \
-	X(cm_create_id)        \
-	X(cm_resolve_addr)     \
-	X(cm_resolve_route)    \
+	X(cm_create_id)            \
+	X(cm_resolve_addr)         \
+	X(cm_resolve_route)        \
 	X(cm_get_cm_event)
 
 enum fake_verb {

@@ -369,12 +369,15 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes)
 	fake_unlock();
 }
 
-/* As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the buffer's end. */
+/*
+ * As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the buffer's end. The buffer begins where
+ * the descriptor is positioned.
+ */
 static struct fake_mr *new_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
 				     int fd, unsigned int access)
 {
-	uint64_t first = offset & ~UINT64_C(4095);
-	size_t map_len = (size_t)(offset - first) + len;
+	size_t map_len = (size_t)(offset & 4095) + len;
+	uint64_t first;
 	struct stat st;
 	struct fake_mr *mr;
 	void *map;
@@ -382,6 +385,8 @@ static struct fake_mr *new_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t 
 	errno = !world.config.dmabuf ? EOPNOTSUPP : EBADF;
 	if (!world.config.dmabuf || fstat(fd, &st))
 		return NULL;
+	offset += (uint64_t)lseek(fd, 0, SEEK_CUR);
+	first = offset & ~UINT64_C(4095);
 	errno = EINVAL;
 	if (offset > (uint64_t)st.st_size || len > (uint64_t)st.st_size - offset ||
 	    (offset ^ iova) & 4095)

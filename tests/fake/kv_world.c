@@ -9,7 +9,7 @@
 
 static void __attribute__((constructor)) begin(void)
 {
-	struct fake_config config = { .hosts = 1, .seed = 1 };
+	struct fake_config config = { .hosts = 1, .seed = 1, .dmabuf = true };
 
 	fake_begin(&config);
 	setenv("KVCACHE_TRANSPORT", "ib", 1);

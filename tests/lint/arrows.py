@@ -13,9 +13,10 @@ import source
 LAYERS = [
     ("include/kvrail/", set()),
     ("transport/base/", {"include/kvrail/kv_error.h"}),
+    ("transport/gpu/", {"transport/base/", "include/kvrail/"}),
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
-    ("transport/", {"transport/base/", "include/kvrail/"}),
+    ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
     ("kvapi/tool/", {"include/kvrail/", "transport/base/pci.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),

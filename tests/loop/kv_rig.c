@@ -155,12 +155,12 @@ static void register_cache(struct node *node)
 		{ .name = "k",
 		  .block_bytes = s->block_bytes[0],
 		  .stride = s->stride[0],
-		  .base = node->mem,
+		  .base = node->told,
 		  .layer_stride = layer_len(s) },
 		{ .name = "v",
 		  .block_bytes = s->block_bytes[1],
 		  .stride = s->stride[1],
-		  .base = node->mem + tensor_len(s, 0),
+		  .base = node->told + tensor_len(s, 0),
 		  .layer_stride = layer_len(s) },
 	};
 	struct kv_layout layout = KV_INIT(kv_layout);
@@ -172,6 +172,7 @@ static void register_cache(struct node *node)
 	layout.tp_size = s->tp_size;
 	layout.tp_rank = s->tp_rank;
 	layout.flags = s->flags;
+	layout.mem_kind = s->cuda ? KV_MEM_CUDA : KV_MEM_HOST;
 	ok(kv_cache_register(node->engine, &layout, &node->cache, &node->err), &node->err);
 }
 
@@ -185,11 +186,15 @@ void node_open(struct node *node, unsigned int side, const struct shape *shape,
 	node->shape = shape ? *shape : rig_shape;
 	node->len = layer_len(&node->shape) * node->shape.layers;
 	ok(kv_engine_open(config, &node->engine, &node->err), &node->err);
-	if (node->shape.malloced)
+	if (node->shape.cuda)
+		mem = node->shape.cuda(node->len, &node->told);
+	else if (node->shape.malloced)
 		assert_int_equal(posix_memalign(&mem, 4096, node->len), 0);
 	else
 		ok(kv_alloc(node->engine, node->len, &mem, &node->err), &node->err);
 	node->mem = mem;
+	if (!node->told)
+		node->told = mem;
 	fill_side(node, side, 0);
 	register_cache(node);
 }

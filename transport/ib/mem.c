@@ -83,8 +83,7 @@ static int refuse_gpu(const struct ib_rail *rail, const struct tr_mem *mem, stru
 	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
 		"%s does not reach a GPU's memory: %s, and nvidia_peermem is not loaded",
 		rail->name,
-		mem->dmabuf_fd < 0 ? "there is no DMA-BUF of it"
-				   : "its driver or libibverbs takes no DMA-BUF");
+		mem->dmabuf_fd < 0 ? mem->no_dmabuf : "its driver or libibverbs takes no DMA-BUF");
 	kv_error_hint(err, "modprobe nvidia_peermem, or the open kernel modules (apt-get install "
 			   "nvidia-open) for DMA-BUF; kvrail doctor");
 	ib_name_peer(NULL, rail, err);

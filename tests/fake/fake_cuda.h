@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * fake_cuda.h -- a stand-in for libcuda.so.1: memory that no CPU may touch, and a DMA-BUF of any pages of it
+ *
+ * Allocations follow each other without a gap, as CUDA's may. A "DMA-BUF" is a descriptor of the memfd behind them, positioned where
+ * the pages begin (fake_device.c).
+ */
+#ifndef FAKE_CUDA_H
+#define FAKE_CUDA_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct fake_cuda {
+	int ordering;	 /* of a NIC's writes: 0, 100 or 200 (all devices) */
+	int export_says; /* what cuMemGetHandleForAddressRange returns; 0 = it works */
+	bool managed;	 /* the driver calls the memory the host's */
+	int contexts;	 /* pushed and not popped */
+	int exported;	 /* descriptors given out */
+};
+extern struct fake_cuda fake_cuda;
+
+/* A whole number of pages: where this process sees them; *addr_p is what CUDA calls them. NULL: there is no more. */
+uint8_t *fake_cuda_alloc(size_t len, uint8_t **addr_p);
+/* All of them. */
+void fake_cuda_reset(void);
+
+#endif

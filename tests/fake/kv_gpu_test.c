@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_gpu_test.c -- caches in a GPU's memory, from CUDA's address to the bytes at the peer, over the fake device
+ *
+ * libcuda is a stand-in (fake_cuda.h): a CPU that touches the memory by CUDA's address ends the test.
+ */
+#include "loop/kv_rig.h"
+
+#include <dirent.h>
+#include <string.h>
+
+#include "base/fault.h"
+#include "fake_cuda.h"
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
+enum { N = 6, K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
+
+static int open_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int n = 0;
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* Every tensor of every layer is an allocation of its own; they touch. */
+static uint8_t *in_pieces(size_t len, uint8_t **told_p)
+{
+	uint8_t *seen = NULL, *first = NULL, *told;
+
+	for (size_t done = 0; done < len; done += K + V) {
+		seen = fake_cuda_alloc(K, &told);
+		if (!first) {
+			first = seen;
+			*told_p = told;
+		}
+		assert_non_null(fake_cuda_alloc(V, &told));
+	}
+	return first;
+}
+
+static uint8_t *in_one_piece(size_t len, uint8_t **told_p)
+{
+	return fake_cuda_alloc(len, told_p);
+}
+
+static struct shape cuda_shape(uint8_t *(*cuda)(size_t, uint8_t **))
+{
+	struct shape shape = rig_shape;
+
+	shape.cuda = cuda;
+	return shape;
+}
+
+/* From GPU to GPU, host to GPU, GPU to host; written, then read back. */
+static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
+{
+	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
+	int fds = open_fds();
+
+	(void)state;
+	for (size_t ends = 0; ends < 8; ends++) {
+		struct kv_arrival arrival;
+		struct pair p = { 0 };
+
+		node_open(&p.a, 1, &shapes[ends % 3], NULL);
+		node_open(&p.b, 2, &shapes[ends / 3], NULL);
+		node_listen(&p.b);
+		node_connect(&p.a, p.b.port);
+		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
+		   &p.a.err);
+		assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+		assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
+		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
+		assert_int_equal(arrival.blocks, N);
+		fill_side(&p.b, 2, 0);
+		ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err),
+		   &p.a.err);
+		assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
+		assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
+		pair_close(&p);
+		assert_int_equal(fake_cuda.contexts, 0);
+		assert_true(fake_cuda.exported >= (ends == 7 ? 1 : 2 * RIG_LAYERS));
+		fake_cuda_reset();
+		assert_int_equal(open_fds(), fds); /* every DMA-BUF was closed */
+	}
+}
+
+static int register_one(struct kv_engine *engine, void *base, uint32_t blocks, struct kv_error *err)
+{
+	struct kv_tensor tensor = { .name = "k", .block_bytes = 4096, .base = base };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_cache *cache;
+
+	layout.layers = layout.tensors = 1;
+	layout.blocks = blocks;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	return kv_cache_register(engine, &layout, &cache, err);
+}
+
+static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
+{
+	struct kv_engine *engine;
+	struct kv_error err;
+	uint8_t *addr, host[8192];
+
+	(void)state;
+	ok(kv_engine_open(NULL, &engine, &err), &err);
+	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
+
+	assert_int_equal(register_one(engine, host, 1, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "CUDA does not know the address"));
+	assert_non_null(strstr(err.message, "CUDA_ERROR_INVALID_VALUE"));
+	assert_int_equal(register_one(engine, addr + 4096, 256, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "leave their allocation of 1048576 bytes"));
+	fake_cuda.managed = true;
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "is memory of the host to CUDA"));
+	fake_cuda.managed = false;
+
+	fake_cuda.ordering = 0;
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_DEVICE);
+	assert_non_null(strstr(err.message, "GPU 3 does not see a NIC's writes in their order"));
+	fake_cuda.ordering = 100;
+
+	fake_cuda.export_says = 801;
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "CUDA_ERROR_NOT_SUPPORTED, and nvidia_peermem is not"));
+	assert_non_null(strstr(err.hint, "nvidia-open"));
+	fake_cuda.export_says = 0;
+	assert_int_equal(fake_cuda.contexts, 0);
+	ok(register_one(engine, addr, 1, &err), &err);
+	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
+/* Peers of one host: with shared memory there, it is what both would take. */
+static void over_shared_memory_it_is_refused_with_the_cause(void **state)
+{
+	static const char *const any[] = { "KVCACHE_TRANSPORT=auto", NULL };
+	static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = cuda_shape(in_one_piece);
+	struct kv_engine *engine;
+	struct kv_error err;
+	struct pair p = { 0 };
+	uint8_t *addr;
+
+	(void)state;
+	config.options = any;
+	node_open(&p.a, 1, &shape, &config);
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	assert_int_equal(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &p.a.peer, &err),
+			 KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "moved over a NIC only, for now"));
+	assert_non_null(strstr(err.hint, "KVCACHE_TRANSPORT=ib"));
+	pair_close(&p);
+
+	config.options = shm;
+	ok(kv_engine_open(&config, &engine, &err), &err);
+	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "moved over a NIC only, for now"));
+	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
+/* The first test: the library is found once in a process. */
+static void without_cuda_in_the_process_it_says_so(void **state)
+{
+	struct kv_engine *engine;
+	struct kv_error err;
+	uint8_t *addr;
+
+	(void)state;
+	ok(kv_engine_open(NULL, &engine, &err), &err);
+	assert_non_null(fake_cuda_alloc(4096, &addr));
+	kv_fault_arm(KV_FAULT_GPU_DLOPEN, 1);
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_true(kv_fault_fired(KV_FAULT_GPU_DLOPEN));
+	assert_non_null(strstr(err.message, "CUDA does not run in this process"));
+	ok(register_one(engine, addr, 1, &err), &err);
+	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(without_cuda_in_the_process_it_says_so),
+		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
+		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
+		cmocka_unit_test(over_shared_memory_it_is_refused_with_the_cause),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
