@@ -296,7 +296,7 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
  * invalid. After the return no byte of this connection can land in this engine's memory, except
  * that blocks of a same-host writer that does not answer stay quarantined: then KV_ERR_BUSY, the
  * peer stays, and the call can be repeated (see kv_revoke). So it is where a device takes longer to
- * reset its queue pairs, or another thread's call on the peer to return. Waits at most timeout_ms.
+ * destroy its queue pairs, or another thread's call on the peer to return. Waits at most timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -465,7 +465,7 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
  * freed
  *
  * Asks the writer to stop. If it does not answer within timeout_ms the connection is fenced (ib:
- * its queue pairs are reset here; ring: this side stops copying) and the peer is lost. A
+ * its queue pairs are destroyed here; ring: this side stops copying) and the peer is lost. A
  * same-host writer with direct access that does not answer cannot be stopped from outside:
  * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
  * process is gone; so it is while a device takes its time over a queue pair. A complete lease (kv_recv_blocks) is closed at once.

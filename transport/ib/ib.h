@@ -321,8 +321,7 @@ struct ib_conn {
 	bool cause_is_flush;   /* a consequence; what caused it may still be found */
 	int64_t break_deadline_ns; /* 0: the error state is not reached yet */
 	atomic_bool cut; /* by another thread, which can do it no more once this is set */
-	bool reset; /* the queue pairs are, or are gone */
-	bool fenced;
+	bool reset; /* what did not flush in time */
 	int64_t linger_deadline_ns; /* 0: no fence yet */
 	atomic_int aside;	    /* of the job in its own thread: see aside.c */
 	pthread_t aside_thread;
