@@ -32,7 +32,7 @@ KERNEL_PACKAGES = ["linux-image-amd64", "linux-image-generic"]  # Debian's name,
 
 # Loaded in this order, each after those it depends on. rxe asks the kernel's crypto for "crc32" by name.
 MODULES = """virtio_pci virtio_net virtio_console 9p 9pnet_virtio overlay crc32c_intel crc32c_generic crc32_generic
-    rdma_rxe rdma_ucm ib_uverbs veth sch_netem""".split()
+    rdma_rxe rdma_ucm ib_uverbs veth sch_netem sch_prio cls_u32""".split()
 OPTIONAL_MODULES = {"crc32c_intel", "crc32c_generic", "crc32_generic"}  # newer kernels have crc32 built in
 
 
