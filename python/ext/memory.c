@@ -136,7 +136,7 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 	return (PyObject *)made;
 }
 
-/* cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype, flags) */
+/* cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype, flags, mem_kind) */
 static PyObject *cache_register(PyObject *module, PyObject *args)
 {
 	struct kv_layout layout = KV_INIT(kv_layout);
@@ -144,9 +144,9 @@ static PyObject *cache_register(PyObject *module, PyObject *args)
 	struct handle *h;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "OIIIO!IIIII", &obj, &layout.cache_id, &layout.layers,
+	if (!PyArg_ParseTuple(args, "OIIIO!IIIIIi", &obj, &layout.cache_id, &layout.layers,
 			      &layout.blocks, &PyList_Type, &list, &layout.tp_size, &layout.tp_rank,
-			      &layout.block_tokens, &layout.dtype, &layout.flags))
+			      &layout.block_tokens, &layout.dtype, &layout.flags, &layout.mem_kind))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import weakref
-from typing import Any, List, get_type_hints
+from typing import Any, List, Tuple, get_type_hints
 
 import children as far
 import numpy as np
@@ -494,9 +494,51 @@ def test_memory_of_every_kind(kind: str) -> None:
     assert np.array_equal(written(kind), want)
 
 
-def test_memory_on_a_gpu_is_refused_by_name() -> None:
-    with kvrail.Engine() as engine, pytest.raises(kvrail.UnsupportedError, match="CUDA"):
-        engine.register({"k": OnCuda()})
+def dlpack_on(device: int, held: Any) -> Any:
+    """As if the array lay in a device of this type."""
+    capsule = held.__dlpack__()
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = device
+    return type("Tensor", (), {"__dlpack__": lambda self, **kwargs: capsule})()
+
+
+HELD = np.zeros((2, 4, 16), np.uint8)
+ON_A_GPU: List[Tuple[Any, List[int], int, int]] = [  # what, bases, block_bytes, stride
+    (OnCuda(), [1 << 40, (1 << 40) + 64], 16, 16),
+    (dlpack_on(2, HELD), [HELD.ctypes.data, HELD.ctypes.data + 64], 16, 16),
+    (kvrail.Tensor([1 << 40, 1 << 41], 32, 48, cuda=True), [1 << 40, 1 << 41], 32, 48),
+]
+
+
+@pytest.mark.parametrize("what, bases, block_bytes, stride", ON_A_GPU)
+def test_memory_on_a_gpu_is_registered_as_such(
+    what: Any, bases: List[int], block_bytes: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: List[Any] = []
+    with kvrail.Engine() as engine:
+        with monkeypatch.context() as patched, pytest.raises(StopIteration):
+
+            def keep(*row: Any) -> Any:
+                rows.extend(row)
+                raise StopIteration
+
+            patched.setattr("kvrail._core.cache_register", keep)
+            engine.register({"k": what}, blocks=4)
+        assert rows[4] == [("k", block_bytes, stride, 0, bases)] and rows[-1] == 1
+        # The library itself: no CUDA runs here, so no device can have it, and what copies must not touch it.
+        with pytest.raises(kvrail.UnsupportedError, match="GPU's memory"):
+            engine.register({"k": what}, blocks=4)
+
+
+def test_memory_of_other_devices_and_of_two_kinds_at_once_is_refused() -> None:
+    with kvrail.Engine() as engine:
+        with pytest.raises(kvrail.UnsupportedError, match="DLPack device type 10"):
+            engine.register({"k": dlpack_on(10, HELD)})
+        with pytest.raises(ValueError, match="some tensors are in a GPU's memory"):
+            engine.register({"k": OnCuda(), "v": HELD})
+        with pytest.raises(ValueError, match="some layers are in a GPU's memory"):
+            engine.register({"k": [dlpack_on(2, HELD[0]), HELD[1]]})
 
 
 def test_read_only_memory_is_refused() -> None:

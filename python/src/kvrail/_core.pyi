@@ -21,6 +21,8 @@ ACKED: int
 CACHE_OPEN: int
 CACHE_READABLE: int
 TENSOR_REPLICATED: int
+MEM_HOST: int
+MEM_CUDA: int
 PROGRESS_AUTO: int
 PROGRESS_CALLER: int
 ARRIVAL_BLOCKS: int
@@ -93,6 +95,7 @@ def cache_register(
     block_tokens: int,
     dtype: int,
     flags: int,
+    mem_kind: int,
     /,
 ) -> Handle: ...
 def dlpack_info(capsule: object, /) -> Tuple[int, int, int, int, List[int], Optional[List[int]]]: ...

@@ -339,6 +339,8 @@ class Engine:
             (name, s.block_bytes, s.stride, _core.TENSOR_REPLICATED if _replicated(tensors[name]) else 0, self._bases(s.bases))
             for name, s in slabs.items()
         ]
+        if len({s.cuda for s in slabs.values()}) != 1:
+            raise ValueError("some tensors are in a GPU's memory and some are not: make two caches of them")
         flags = _core.CACHE_OPEN if flag(open, "open") else 0
         flags |= _core.CACHE_READABLE if flag(readable, "readable") else 0
         handle = _core.cache_register(
@@ -352,6 +354,7 @@ class Engine:
             integer(block_tokens, "block_tokens", 0, U32),
             integer(dtype, "dtype", 0, U32),
             flags,
+            _core.MEM_CUDA if any(s.cuda for s in slabs.values()) else _core.MEM_HOST,
         )
         cache = Cache(self, handle, layers, count, [keep for s in slabs.values() for keep in s.keep])
         self._caches[cache._ident] = cache

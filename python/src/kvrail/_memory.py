@@ -13,6 +13,7 @@ from ._errors import UnsupportedError
 #: An address, or an object with a buffer, __array_interface__, __cuda_array_interface__ or __dlpack__.
 MemoryLike = Union[int, Any]
 _DL_HOST = (1, 3, 13)  # CPU, CUDA pinned host, CUDA managed
+_DL_CUDA = 2
 
 
 class Region(NamedTuple):
@@ -21,6 +22,7 @@ class Region(NamedTuple):
     shape: Tuple[int, ...]
     strides: Tuple[int, ...]
     keep: object  # whose memory it is
+    cuda: bool = False
 
 
 class Tensor(NamedTuple):
@@ -29,12 +31,14 @@ class Tensor(NamedTuple):
     layers: one array [layers, blocks, ...], or a list with one array [blocks, ...] or one address for each layer.
     block_bytes, stride: needed for addresses and plain buffers; otherwise from the arrays.
     replicated: every tensor-parallel rank holds the same bytes (MLA).
+    cuda: the addresses are CUDA's; arrays say so themselves.
     """
 
     layers: Union[MemoryLike, Sequence[MemoryLike]]
     block_bytes: Optional[int] = None
     stride: Optional[int] = None
     replicated: bool = False
+    cuda: bool = False
 
 
 class Slabs(NamedTuple):
@@ -45,6 +49,7 @@ class Slabs(NamedTuple):
     block_bytes: int
     stride: int
     keep: List[object]
+    cuda: bool
 
 
 def _contiguous(shape: Sequence[int], itemsize: int) -> Tuple[int, ...]:
@@ -67,26 +72,26 @@ def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
 
 
 def _on_a_device(what: str) -> UnsupportedError:
-    exc = UnsupportedError(f"{what}: this version registers host memory only")
+    exc = UnsupportedError(f"{what}: this version registers the host's memory and CUDA's")
     exc.code, exc.name, exc.cause = _core.ERR_UNSUPPORTED, "UNSUPPORTED", str(exc)
     return exc
 
 
 def describe(obj: Any) -> Region:
     """Where an object's memory is. Raises TypeError for what has none."""
-    if getattr(obj, "__cuda_array_interface__", None) is not None:
-        raise _on_a_device("CUDA memory (__cuda_array_interface__)")
+    desc = getattr(obj, "__cuda_array_interface__", None)
+    if desc is not None:
+        return _from_interface(obj, desc)._replace(cuda=True)
     desc = getattr(obj, "__array_interface__", None)
     if desc is not None:
         return _from_interface(obj, desc)
     if hasattr(obj, "__dlpack__"):
         capsule = obj.__dlpack__()
         device, _, address, itemsize, shape, strides = _core.dlpack_info(capsule)
-        if device not in _DL_HOST:
+        if device != _DL_CUDA and device not in _DL_HOST:
             raise _on_a_device(f"memory of DLPack device type {device}")
-        return Region(
-            address, itemsize, tuple(shape), tuple(strides) if strides else _contiguous(shape, itemsize), capsule
-        )
+        steps = tuple(strides) if strides else _contiguous(shape, itemsize)
+        return Region(address, itemsize, tuple(shape), steps, capsule, device == _DL_CUDA)
     try:
         view = memoryview(obj)
     except TypeError:
@@ -130,7 +135,7 @@ def _one_array(region: Region, tensor: Tensor, name: str, layers: Optional[int])
         return _many([region], tensor, name)
     blocks, block_bytes, stride = _blocks_of(region, 1, tensor, name)
     bases = [region.address + i * region.strides[0] for i in range(region.shape[0])]
-    return Slabs(bases, blocks, block_bytes, stride, [region.keep])
+    return Slabs(bases, blocks, block_bytes, stride, [region.keep], region.cuda)
 
 
 def _many(regions: Sequence[Region], tensor: Tensor, name: str) -> Slabs:
@@ -138,13 +143,15 @@ def _many(regions: Sequence[Region], tensor: Tensor, name: str) -> Slabs:
     if len(found) != 1:
         raise ValueError(f"tensor {name}: the layers differ in shape or strides")
     blocks, block_bytes, stride = found.pop()
-    return Slabs([r.address for r in regions], blocks, block_bytes, stride, [r.keep for r in regions])
+    if len({r.cuda for r in regions}) != 1:
+        raise ValueError(f"tensor {name}: some layers are in a GPU's memory and some are not")
+    return Slabs([r.address for r in regions], blocks, block_bytes, stride, [r.keep for r in regions], regions[0].cuda)
 
 
 def _addresses(addresses: Sequence[int], tensor: Tensor, name: str) -> Slabs:
     if tensor.block_bytes is None:
         raise ValueError(f"tensor {name}: block_bytes is needed for addresses")
-    return Slabs(list(addresses), None, tensor.block_bytes, tensor.stride or tensor.block_bytes, [])
+    return Slabs(list(addresses), None, tensor.block_bytes, tensor.stride or tensor.block_bytes, [], tensor.cuda)
 
 
 def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], layers: Optional[int]) -> Slabs:
