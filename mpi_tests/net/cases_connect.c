@@ -11,7 +11,7 @@
 
 #include "net_side.h"
 
-enum { NOT_BLOCKING_MS = 500 }; /* one call, on a busy machine */
+enum { NOT_BLOCKING_MS = 500 }; /* one call sleeps less */
 
 static int listen_handles(struct side *s)
 {
@@ -43,11 +43,11 @@ static int connect_alone(struct side *s)
 	side_handle_init(&h);
 	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
 	for (int i = 0; i < 200; i++) {
-		int64_t before = side_ms();
+		int64_t before = side_slept_ms();
 
 		OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
-		REQUIRE(s, side_ms() - before < NOT_BLOCKING_MS, "connect blocked %d ms",
-			(int)(side_ms() - before));
+		REQUIRE(s, side_slept_ms() - before < NOT_BLOCKING_MS, "connect blocked %d ms",
+			(int)(side_slept_ms() - before));
 		REQUIRE(s, !send, "connect succeeded although nobody accepts");
 		usleep(500);
 	}
@@ -74,11 +74,11 @@ static int accept_alone(struct side *s)
 	side_handle_init(&h);
 	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
 	for (int i = 0; i < 200; i++) {
-		int64_t before = side_ms();
+		int64_t before = side_slept_ms();
 
 		OK(s, s->net->accept(listen, &recv, &d));
-		REQUIRE(s, side_ms() - before < NOT_BLOCKING_MS, "accept blocked %d ms",
-			(int)(side_ms() - before));
+		REQUIRE(s, side_slept_ms() - before < NOT_BLOCKING_MS, "accept blocked %d ms",
+			(int)(side_slept_ms() - before));
 		REQUIRE(s, !recv, "accept succeeded although nobody connects");
 	}
 	OK(s, s->net->closeListen(listen));
@@ -177,7 +177,7 @@ static int several_on_one_listener(struct side *s)
 /* Error or still nothing, in bounded time; never a crash, never a connection. */
 static int must_not_connect(struct side *s, struct handle *h, const char *what, bool must_fail)
 {
-	int64_t end = side_ms() + 1000;
+	int64_t end = side_ms() + (must_fail ? SIDE_WAIT_MS : 1000);
 	ncclResult_t ret = ncclSuccess;
 	void *send = NULL;
 
@@ -188,7 +188,7 @@ static int must_not_connect(struct side *s, struct handle *h, const char *what, 
 		REQUIRE(s, !send, "%s: connected", what);
 		usleep(1000);
 	}
-	REQUIRE(s, ret || !must_fail, "%s: no error after a second", what);
+	REQUIRE(s, ret || !must_fail, "%s: no error in %d ms", what, SIDE_WAIT_MS);
 	return PASS;
 }
 
@@ -324,7 +324,7 @@ static int dies_in_handshake(struct side *s)
 	end = side_ms() + 1000;
 	while (side_ms() < end) {
 		ncclNetDeviceHandle_v7_t *d = NULL;
-		int64_t before = side_ms();
+		int64_t before = side_slept_ms();
 
 		if (s->net->accept(listen, &comm, &d))
 			break;
@@ -335,7 +335,7 @@ static int dies_in_handshake(struct side *s)
 			OK(s, s->net->closeRecv(comm));
 			break;
 		}
-		REQUIRE(s, side_ms() - before < NOT_BLOCKING_MS, "accept blocked");
+		REQUIRE(s, side_slept_ms() - before < NOT_BLOCKING_MS, "accept blocked");
 		usleep(1000);
 	}
 	OK(s, s->net->closeListen(listen));
@@ -370,8 +370,8 @@ static int cycles(struct side *s)
 	TRY(count(s, &fds, &threads));
 	REQUIRE(s, fds == first_fds, "%d descriptors after 100 cycles, %d after one", fds,
 		first_fds);
-	REQUIRE(s, threads == first_threads, "%d threads after 100 cycles, %d after one", threads,
-		first_threads);
+	REQUIRE(s, side_threads_fall_to(first_threads), "%d threads after 100 cycles, %d after one",
+		threads, first_threads);
 	return side_stop(s);
 }
 

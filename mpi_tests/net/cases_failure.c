@@ -39,13 +39,13 @@ static int close_in_flight(struct side *s)
 						      &phandle, &request))
 				break;
 		}
-		before = side_ms();
+		before = side_slept_ms();
 		if (round % 2 == (int)s->sender)
 			usleep(20000);
 		OK(s, s->net->deregMr(comm, b.mhandle));
 		TRY(side_unlink(s, comm));
-		REQUIRE(s, side_ms() - before < 2000, "close took %d ms",
-			(int)(side_ms() - before));
+		REQUIRE(s, side_slept_ms() - before < SIDE_CLOSE_MS, "close took %d ms",
+			(int)(side_slept_ms() - before));
 		free(b.base);
 		TRY(side_barrier(s));
 	}

@@ -38,10 +38,11 @@ static int aftermath(struct side *s, void *comm, struct buffer *b, ncclResult_t 
 	snprintf(s->reason, sizeof(s->reason), "error %d after %d ms", (int)ret,
 		 (int)(side_ms() - before));
 	REQUIRE(s, post(s, comm, b, &request), "the next call succeeds");
-	before = side_ms();
+	before = side_slept_ms();
 	TRY(side_buffer_free(s, comm, b));
 	TRY(side_unlink(s, comm));
-	REQUIRE(s, side_ms() - before < 2000, "close took %d ms", (int)(side_ms() - before));
+	before = side_slept_ms() - before;
+	REQUIRE(s, before < SIDE_CLOSE_MS, "close took %d ms", (int)before);
 	return side_stop(s);
 }
 

@@ -55,6 +55,19 @@ int64_t side_ms(void)
 	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
+int64_t side_slept_ms(void)
+{
+	unsigned long long ran_ns = 0, could_run_ns = 0;
+	FILE *f = fopen("/proc/thread-self/schedstat", "re");
+
+	/* A kernel without it: then also the time that others take from this thread counts. */
+	if (f && fscanf(f, "%llu %llu", &ran_ns, &could_run_ns) != 2)
+		ran_ns = could_run_ns = 0;
+	if (f)
+		fclose(f);
+	return side_ms() - (int64_t)((ran_ns + could_run_ns) / 1000000);
+}
+
 static int count_entries(const char *path)
 {
 	DIR *dir = opendir(path);
@@ -101,6 +114,15 @@ int side_count_threads(void)
 	if (dir)
 		closedir(dir);
 	return n;
+}
+
+bool side_threads_fall_to(int n)
+{
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+
+	while (side_count_threads() > n && side_ms() < end)
+		usleep(1000);
+	return side_count_threads() <= n;
 }
 
 /* ---------------------------------------------------------------- plugin */

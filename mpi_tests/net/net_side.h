@@ -15,7 +15,8 @@
 #include "net_load.h"
 
 enum { PASS = 0, FAIL = 1, SKIP = 77 };
-enum { SIDE_WAIT_MS = 20000, SIDE_GUARD = 64, SIDE_POISON = 0xa5 };
+/* For what surely comes, and for what a close may wait on a peer. */
+enum { SIDE_WAIT_MS = 20000, SIDE_CLOSE_MS = 5000, SIDE_GUARD = 64, SIDE_POISON = 0xa5 };
 
 struct side {
 	struct net_source source;
@@ -52,8 +53,15 @@ int side_skip(struct side *s, const char *fmt, ...) __attribute__((format(printf
 	} while (0)
 
 int64_t side_ms(void);
+/*
+ * A clock that stands still while this thread runs or could run: what passes on it during a call has
+ * been waited for, on however busy a machine.
+ */
+int64_t side_slept_ms(void);
 int side_count_fds(void);
 int side_count_threads(void);
+/* False if there are more than n for SIDE_WAIT_MS. A thread that was joined is listed a moment longer. */
+bool side_threads_fall_to(int n);
 
 /* Loads the plugin, init, picks device 0. */
 int side_start(struct side *s);
