@@ -4,13 +4,36 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import socket
+import time
 import traceback
 from typing import Any, Callable, Dict, List
 
 import numpy as np
 
 _context = multiprocessing.get_context("spawn")
+
+#: For what surely comes, on whatever machine (KVRAIL_TEST_SLOW: tests/loop/slow.h); AGES: for what must not be waited for.
+PATIENCE = 30.0 * int(os.environ.get("KVRAIL_TEST_SLOW", "1"))
+AGES = 10 * PATIENCE
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """What another thread does a moment later."""
+    end = time.monotonic() + PATIENCE
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.005)
+    return holds()
+
+
+def held_port() -> "socket.socket":
+    """A socket whose port nobody else is given while it is open; a listener of ours may share it."""
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 def _serve(pipe: Any) -> None:
@@ -36,7 +59,7 @@ class Child:
         self.process.start()
         other.close()
 
-    def call(self, function: Callable[..., Any], *args: Any, timeout: float = 20.0) -> Any:
+    def call(self, function: Callable[..., Any], *args: Any, timeout: float = PATIENCE) -> Any:
         self._pipe.send((function, args))
         assert self._pipe.poll(timeout), f"{function.__name__} did not return"
         ok, value = self._pipe.recv()
@@ -49,7 +72,7 @@ class Child:
 
     def close(self) -> None:
         self._pipe.close()
-        self.process.join(5)
+        self.process.join(PATIENCE)
         if self.process.is_alive():
             self.kill()
 
@@ -103,7 +126,7 @@ def arrivals(world: Dict[str, Any], n: int) -> List[Any]:
     """The next n, without the objects."""
     got = []
     for _ in range(n):
-        a = world["engine"].next_arrival(5)
+        a = world["engine"].next_arrival(PATIENCE)
         assert a is not None, "no arrival"
         got.append((a.kind.name, a.layers, a.tag, a.lease, a.blocks, a.bytes))
     return got
@@ -123,4 +146,4 @@ def recv_blocks(world: Dict[str, Any], ids: List[int], tag: int) -> None:
 
 
 def recv_wait(world: Dict[str, Any]) -> None:
-    world.pop("recv").wait(5)
+    world.pop("recv").wait(PATIENCE)

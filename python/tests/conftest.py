@@ -16,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # children.py, also in the spawn
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 for variable in [v for v in os.environ if v.startswith("KVCACHE_")]:
     del os.environ[variable]
+# Where no test is about them, a busy machine may take its time.
+os.environ.update(KVCACHE_HANDSHAKE_MS="20000", KVCACHE_OP_TIMEOUT_MS="20000")
 if "KVRAIL_TEST_TRANSPORT" in os.environ:  # tests/rxe runs a part of this over ib
     os.environ["KVCACHE_TRANSPORT"] = os.environ["KVRAIL_TEST_TRANSPORT"]
 
 import kvrail  # noqa: E402
-from children import Child  # noqa: E402
+from children import PATIENCE, Child  # noqa: E402
 
 LAYERS, BLOCKS, BYTES = 3, 32, 1024
 
@@ -69,7 +71,7 @@ def pair() -> Iterator[Pair]:
         source = writer.register({"k": from_}, readable=True)
         target = reader.register({"k": to}, open=True, readable=True)
         peer = writer.connect("127.0.0.1", reader.listen())
-        arrival = reader.next_arrival(5)
+        arrival = reader.next_arrival(PATIENCE)
         assert arrival is not None and arrival.kind == kvrail.ArrivalKind.PEER_UP and arrival.peer is not None
         yield Pair(writer, reader, source, target, from_, to, peer, arrival.peer)
     gc.collect()

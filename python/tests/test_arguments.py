@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import numpy as np
 import pytest
+from children import PATIENCE
 from conftest import Pair
 
 import kvrail
@@ -80,15 +81,15 @@ class Target(NamedTuple):
 def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, Target]:
     """Every public method with arguments that are good."""
     memory = np.zeros((2, 4, 64), np.uint8)
-    peer, cache, ids = p.peer, p.source, {"local_ids": [1], "remote_ids": [2], "layers": 0, "timeout": 1.0}
+    peer, cache, ids = p.peer, p.source, {"local_ids": [1], "remote_ids": [2], "layers": 0, "timeout": PATIENCE}
     two = {"ids": [1], "tag": 7, "layers": 0, "timeout": 0.01}
     transfer: Dict[str, Any] = {"cache": cache, **ids, "tag": 1, "lease": 0}
-    ends: Dict[str, Any] = {"rank": 0, "ranks": 1, "allgather": lambda mine: [mine], "group": None, "host": None, "timeout": 1.0}
+    ends: Dict[str, Any] = {"rank": 0, "ranks": 1, "allgather": lambda mine: [mine], "group": None, "host": None, "timeout": PATIENCE}
     engine = p.writer
 
     def op() -> kvrail.Op:
         made = peer.write_blocks_async(cache, [1], [2], 0)
-        made.wait(5)
+        made.wait(PATIENCE)
         return made
 
     def registered(**arguments: Any) -> None:
@@ -127,7 +128,7 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
         "Engine.listen": Target(engine.listen, {"host": None, "port": 0}),
         "Engine.connect": Target(engine.connect, {"host": "127.0.0.1", "port": 1, "timeout": 0.1}),
         "Engine.comm": Target(joined, ends),
-        "Engine.group": Target(lambda **a: engine.group(**a).end(), {"timeout": 1.0}),
+        "Engine.group": Target(lambda **a: engine.group(**a).end(), {"timeout": PATIENCE}),
         "Engine.poll": Target(engine.poll, {"max": 4}),
         "Engine.next_arrival": Target(engine.next_arrival, {"timeout": 0.0}),
         "Engine.progress": Target(engine.progress, {"timeout": 0.0}),
@@ -142,11 +143,11 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
         "Peer.open_blocks": Target(
             lambda cache, **a: p.back.open_blocks(cache, **a).close(), {"cache": p.target, "ids": [1], "tag": 1, "lifetime": 1.0}
         ),
-        "Op.wait": Target(lambda **a: op().wait(**a), {"timeout": 1.0, "grade": kvrail.ACKED}),
-        "Op.result": Target(lambda **a: op().result(**a), {"timeout": 1.0}),
-        "Op.cancel": Target(lambda **a: op().cancel(**a), {"timeout": 1.0}),
-        "Lease.revoke": Target(lambda **a: p.back.open_blocks(p.target, [3]).revoke(**a), {"timeout": 1.0}),
-        "Comm.close": Target(lambda **a: engine.comm(0, 1, lambda mine: [mine]).close(**a), {"timeout": 1.0}),
+        "Op.wait": Target(lambda **a: op().wait(**a), {"timeout": PATIENCE, "grade": kvrail.ACKED}),
+        "Op.result": Target(lambda **a: op().result(**a), {"timeout": PATIENCE}),
+        "Op.cancel": Target(lambda **a: op().cancel(**a), {"timeout": PATIENCE}),
+        "Lease.revoke": Target(lambda **a: p.back.open_blocks(p.target, [3]).revoke(**a), {"timeout": PATIENCE}),
+        "Comm.close": Target(lambda **a: engine.comm(0, 1, lambda mine: [mine]).close(**a), {"timeout": PATIENCE}),
         "RDMACommunicator.__init__": Target(
             communicator,
             {

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List
 import children as far
 import numpy as np
 import pytest
-from children import Child
+from children import PATIENCE, Child
 
 import kvrail
 
@@ -24,7 +24,7 @@ def meeting(folder: Path, rank: int, ranks: int) -> Callable[[bytes], List[bytes
     def allgather(mine: bytes) -> List[bytes]:
         (folder / f".{rank}").write_bytes(mine)
         (folder / f".{rank}").rename(folder / str(rank))
-        end = time.monotonic() + 15
+        end = time.monotonic() + PATIENCE
         while not all((folder / str(r)).exists() for r in range(ranks)):
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -41,7 +41,7 @@ def join(world: Dict[str, Any], folder: str, rank: int, group: Any) -> List[int]
 
 
 def write_own_block_to_all(world: Dict[str, Any]) -> None:
-    with world["engine"].group(timeout=10) as group:
+    with world["engine"].group(timeout=PATIENCE) as group:
         for peer in world["comm"].peers.values():
             block = [world["comm"].rank]
             peer.write_blocks_async(world["cache"], block, block, tag=block[0], group=group)
@@ -107,7 +107,7 @@ def test_a_rendezvous_that_fails_is_the_reason(allgather: Any, error: Any, says:
     with kvrail.Engine() as engine:
         engine.register({"k": np.zeros((1, 4, 64), np.uint8)})
         with pytest.raises(error, match=says):
-            engine.comm(0, 2, allgather, timeout=2)
+            engine.comm(0, 2, allgather, timeout=PATIENCE)
         assert engine.peers == []
         with engine.comm(0, 1, lambda mine: [mine]) as alone:
             assert alone.peers == {}
@@ -153,7 +153,7 @@ def test_a_peer_of_a_communicator_is_closed_with_it_and_not_before() -> None:
         with pytest.raises(kvrail.CallError, match="communicator"):
             peer.close()
         op = peer.write_blocks_async(caches[0], [1], [2])
-        op.wait(5)
+        op.wait(PATIENCE)
         assert memory[1][0, 2].all() and not memory[1][0, :2].any()
         comms[0].close()
         assert a.peers == []

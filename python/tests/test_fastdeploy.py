@@ -18,7 +18,7 @@ from typing import Any, Callable, List
 import children as far
 import numpy as np
 import pytest
-from children import Child
+from children import PATIENCE, Child, held_port
 from conftest import pattern
 
 import rdma_comm
@@ -99,7 +99,7 @@ def test_the_messager_sends_layer_by_layer_from_its_own_thread(
     def messager() -> None:
         failed = set()
         for layer in range(LAYERS):
-            computed[layer].wait(10)
+            computed[layer].wait(PATIENCE)
             for name, (source, target) in requests.items():
                 if name in failed:
                     continue
@@ -116,7 +116,7 @@ def test_the_messager_sends_layer_by_layer_from_its_own_thread(
     thread.start()
     for event in computed:
         event.set()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert sorted(finished) == [("a", "finished"), ("b", "finished"), ("lost", "connect error")]
     for array, got in zip(arrays, child.call(far.arrays)):
         want = np.zeros_like(array)
@@ -160,7 +160,7 @@ def scene(**environment: str) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=4 * PATIENCE,
     )
     assert ran.returncode == 0 and ran.stdout.startswith("0 "), ran.stdout + ran.stderr
     return ran
@@ -193,7 +193,8 @@ def test_debug_output_goes_to_stderr() -> None:
 
 
 def test_the_port_of_the_environment_beats_the_argument() -> None:
-    port = int(scene().stdout.split()[1])  # free a moment ago
-    assert scene(SET_RDMA_DEST_PORT=str(port)).stdout.split()[1] == str(port)
+    with held_port() as holder:
+        port = str(holder.getsockname()[1])
+        assert scene(SET_RDMA_DEST_PORT=port).stdout.split()[1] == port
     ran = scene(SET_RDMA_DEST_PORT="http", KVCACHE_DEBUG_OUTPUT="1")
     assert "SET_RDMA_DEST_PORT is ignored" in ran.stderr

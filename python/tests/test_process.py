@@ -18,19 +18,21 @@ from typing import Any, List
 import kvrail
 import pytest
 import rdma_comm
+from children import AGES, PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-SETUP = """
+SETUP = f"""
     import kvrail, numpy as np, os, signal, sys, threading, time
+    AGES, PATIENCE = {AGES}, {PATIENCE}
     writer, reader = kvrail.Engine("w"), kvrail.Engine("r")
     a, b = np.ones((2, 8, 64), np.uint8), np.zeros((2, 8, 64), np.uint8)
-    source, target = writer.register({"k": a}), reader.register({"k": b}, open=True)
+    source, target = writer.register({{"k": a}}), reader.register({{"k": b}}, open=True)
     peer = writer.connect("127.0.0.1", reader.listen())
-    back = reader.next_arrival(5).peer
+    back = reader.next_arrival(PATIENCE).peer
 """
 
 
-def run(program: str, *flags: str, timeout: float = 30, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
+def run(program: str, *flags: str, timeout: float = 4 * PATIENCE, **kwargs: Any) -> "subprocess.CompletedProcess[str]":
     code = textwrap.dedent(SETUP) + textwrap.dedent(program)
     return subprocess.run(
         [sys.executable, *flags, "-c", code], capture_output=True, text=True, timeout=timeout, **kwargs
@@ -40,16 +42,16 @@ def run(program: str, *flags: str, timeout: float = 30, **kwargs: Any) -> "subpr
 def test_ctrl_c_ends_a_wait_at_once_and_the_peer_stays_good() -> None:
     ran = run(
         """
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         start = time.monotonic()
         try:
-            back.recv_blocks(target, [1], 5, timeout=20)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            back.recv_blocks(target, [1], 5, timeout=AGES)
         except KeyboardInterrupt:
-            print("interrupted", time.monotonic() - start < 2)
-        op = back.recv_blocks_async(target, [1], 6, timeout=20)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            print("interrupted", time.monotonic() - start < PATIENCE)
+        op = back.recv_blocks_async(target, [1], 6, timeout=AGES)
         try:
-            op.wait(20)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            op.wait(AGES)
         except KeyboardInterrupt:
             print("interrupted", op.done())
         op.cancel()
@@ -68,12 +70,12 @@ def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
         mute = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
 
         def connect():
-            writer.connect("127.0.0.1", mute.getsockname()[1], timeout=20)
+            writer.connect("127.0.0.1", mute.getsockname()[1], timeout=AGES)
 
         def group():
-            with writer.group(timeout=20) as group:
+            with writer.group(timeout=AGES) as group:
                 global ops
-                ops = [peer.send_blocks_async(source, [1], 77, group=group, timeout=20)]  # nobody has opened blocks
+                ops = [peer.send_blocks_async(source, [1], 77, group=group, timeout=AGES)]  # nobody has opened blocks
 
         def comm():
             def gather(mine):
@@ -81,15 +83,15 @@ def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
                 first[16:20] = bytes(4)  # as rank 0 would say it, which never connects
                 return [bytes(first), mine]
             with kvrail.Engine() as other:
-                other.comm(1, 2, gather)
+                other.comm(1, 2, gather, timeout=AGES)
 
         for call in (connect, group, comm):
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             start = time.monotonic()
             try:
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
                 call()
             except KeyboardInterrupt:
-                print(call.__name__, time.monotonic() - start < 3)
+                print(call.__name__, time.monotonic() - start < PATIENCE)
         print([type(op.error()).__name__ for op in ops])
         peer.write_blocks(source, [1], [2])
         print(int(b.sum()))
@@ -109,7 +111,7 @@ def test_a_connect_in_another_thread_ends_with_its_engine() -> None:
 
         def connect():
             try:
-                writer.connect("127.0.0.1", mute.getsockname()[1], timeout=20)
+                writer.connect("127.0.0.1", mute.getsockname()[1], timeout=AGES)
             except kvrail.ClosedError:
                 ended.append(True)
 
@@ -119,7 +121,7 @@ def test_a_connect_in_another_thread_ends_with_its_engine() -> None:
         start = time.monotonic()
         writer.close()
         thread.join()
-        print(ended, time.monotonic() - start < 3)
+        print(ended, time.monotonic() - start < PATIENCE)
         reader.close()
         """
     )
@@ -156,20 +158,19 @@ def test_the_interpreter_ends_cleanly_with_things_open(open_still: str) -> None:
     program = {
         "engines": "pass",
         "a wait in a daemon thread": """
-            threading.Thread(target=lambda: back.recv_blocks(target, [1], 5, timeout=20), daemon=True).start()
+            threading.Thread(target=lambda: back.recv_blocks(target, [1], 5, timeout=AGES), daemon=True).start()
             time.sleep(0.2)
             """,
         "operations": "ops = [back.recv_blocks_async(target, [n], n) for n in range(4)]",
     }[open_still]
-    start = time.monotonic()
-    ran = run(program)
+    ran = run(program)  # in less than AGES
     assert ran.returncode == 0, ran.stderr
-    assert "Fatal" not in ran.stderr and time.monotonic() - start < 15
+    assert "Fatal" not in ran.stderr
 
 
 def test_imports_need_nothing_and_print_nothing() -> None:
     code = "import sys, kvrail, rdma_comm; print(sorted(m for m in ('numpy', 'torch') if m in sys.modules))"
-    ran = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=30)
+    ran = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=4 * PATIENCE)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "")
 
 
@@ -208,13 +209,13 @@ def test_types_are_strict(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(user)]
     packages = ["-p", "kvrail", "-p", "rdma_comm"]
     for what in (command, command[:-1] + packages):
-        ran = subprocess.run(what, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        ran = subprocess.run(what, capture_output=True, text=True, cwd=tmp_path, timeout=20 * PATIENCE)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_stubs_say_what_the_extension_has(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy.stubtest", "kvrail._core"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=20 * PATIENCE)
     if "No module named" in ran.stderr:
         pytest.skip("mypy is not installed")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -223,7 +224,7 @@ def test_the_stubs_say_what_the_extension_has(tmp_path: Path) -> None:
 def test_pyright_agrees(tmp_path: Path) -> None:
     folders = [str(Path(module.__file__).parent) for module in (kvrail, rdma_comm)]
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *folders]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=20 * PATIENCE)
     if "No module named" in ran.stderr:
         pytest.skip("pyright is not installed")
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -240,7 +241,7 @@ def test_the_programs_of_the_documents_run_as_printed(page: str, tmp_path: Path)
     assert programs
     for program in programs:
         ran = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=4 * PATIENCE, cwd=tmp_path
         )
         assert ran.returncode == 0, program + ran.stdout + ran.stderr
 
@@ -260,7 +261,7 @@ def test_a_transformers_model_split_in_two_says_the_same_tokens() -> None:
         pytest.skip(f"{' and '.join(missing)} not installed")
     example = ROOT / "python" / "examples" / "disaggregated.py"
     command = [sys.executable, str(example), "--hf", "--prompt", "100", "--tokens", "6", "--requests", "2", "--layers", "4"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=20 * PATIENCE)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "same tokens: yes" in ran.stdout
 

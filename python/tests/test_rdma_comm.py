@@ -15,7 +15,7 @@ from typing import Any, Callable, List, Optional
 import children as far
 import numpy as np
 import pytest
-from children import Child
+from children import PATIENCE, Child, eventually, held_port
 from conftest import pattern
 
 from rdma_comm import ConnectStatus, RDMACommunicator, _gpu
@@ -423,8 +423,9 @@ def test_a_killed_receiver_is_an_error_and_its_successor_on_the_port_is_reached(
     children: Callable[[], Child], arrays: List[Any]
 ) -> None:
     first = children()
-    port = first.call(far.open_decode, SHAPES[:1], "0")
-    with RDMACommunicator("prefill", 0, "0", pointers(arrays[0]), [], BLOCKS, BYTES) as comm:
+    holder = held_port()
+    port = first.call(far.open_decode, SHAPES[:1], str(holder.getsockname()[1]))
+    with holder, RDMACommunicator("prefill", 0, "0", pointers(arrays[0]), [], BLOCKS, BYTES) as comm:
         assert comm.connect(HOST, port)
         assert comm.connect(HOST, port)  # once more is fine
         assert comm.write_cache(HOST, port, [1], [2], 0) == 0
@@ -496,7 +497,8 @@ def test_descriptors_and_threads_are_given_back(child: Child, arrays: List[Any])
     before = held()
     for _ in range(5):
         cycle()
-    assert held() == before
+    # A thread that was joined is listed a moment longer.
+    assert eventually(lambda: all(now <= then for now, then in zip(held(), before))), (held(), before)
 
 
 def test_it_prints_nothing_and_the_error_file_has_the_cause(tmp_path: Any) -> None:
@@ -514,7 +516,7 @@ def test_it_prints_nothing_and_the_error_file_has_the_cause(tmp_path: Any) -> No
     )
     log = tmp_path / "errors.log"
     env = {**os.environ, "KVCACHE_ERROR_FILE": str(log)}
-    ran = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=30)
+    ran = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=4 * PATIENCE)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert "local_ids[0] is 77" in log.read_text()
     assert "not asked for a key" in log.read_text()
