@@ -4,6 +4,7 @@
 #
 # What cannot be undone (ptrace scope 3, the device's module gone) comes last.
 kvrail=$1
+here=$(dirname "$0")
 out=/tmp/doctor.out
 failed=0
 
@@ -131,7 +132,7 @@ ip link set eth0 mtu 4200
 condition="a peer"
 "$kvrail" doctor --listen 10.77.0.1 >/dev/null &
 other=$!
-sleep 2
+"$here/await_port.sh" 7471
 "$kvrail" doctor --peer 10.77.0.1 >$out
 sees ok write 'read back alike'
 kill $other
@@ -145,10 +146,10 @@ chosen=$(eval "$(cat $out)" && echo "$KVCACHE_RDMA_NICS $NCCL_IB_HCA $UCX_NET_DE
 
 condition="lost packets"
 bw="ib_write_bw -x 1 -m 4096 -s 4096 -n 500 -u 14 -F"
-timeout 30 $bw -d rxe0 >/dev/null 2>&1 &
+timeout 60 $bw -d rxe0 >/dev/null 2>&1 &
 tc qdisc add dev eth0 root netem loss 5%
 tc qdisc add dev eth1 root netem loss 5%
-sleep 2
+"$here/await_port.sh" 18515
 timeout 20 $bw -d rxe1 10.77.0.1 >/dev/null 2>&1 # whether it ends well is its affair: packets after a lost one are counted
 tc qdisc del dev eth0 root
 tc qdisc del dev eth1 root

@@ -6,7 +6,7 @@
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
-tries=100
+tries=600
 until [ -c /dev/vport*p3 ]; do
 	tries=$((tries - 1))
 	[ $tries != 0 ] || echo o >/proc/sysrq-trigger
@@ -82,7 +82,7 @@ cat </run/err >$err 3>&- &
 cats="$cats $!"
 /bin/sh /run/rxe/$self/run.sh >/run/out 2>/run/err </dev/null 3>&-
 status=$?
-tries=20
+tries=100
 while [ $tries -gt 0 ]; do
 	# shellcheck disable=SC2086
 	kill -0 $cats 2>/dev/null || break

@@ -15,6 +15,7 @@ build=$1
 shift
 export KVCACHE_TRANSPORT=ib
 export KVRAIL_TEST_SLOW=10 # tests/loop/slow.h: deadlines of 100 ms are short for an emulation
+export KVCACHE_HANDSHAKE_MS=30000 KVCACHE_OP_TIMEOUT_MS=30000 # where no test names its own
 failed=0
 
 counter() {
@@ -23,9 +24,9 @@ counter() {
 
 # The kernel frees what a dead process had a moment after it has gone.
 objects() {
-	for _ in 1 2 3 4 5 6 7 8 9 10; do
-		now=$(rdma resource show)
-		[ "$now" != "$1" ] || break
+	tries=100
+	until now=$(rdma resource show) && [ "$now" = "$1" ] || [ $tries = 0 ]; do
+		tries=$((tries - 1))
 		sleep 0.3
 	done
 	echo "$now"
@@ -36,7 +37,7 @@ loop() {
 		"$build/tests/fake/proof_nccl_grouped_recv" rxe && "$build/tests/fake/proof_kv_lease" rxe &&
 		"$build/tests/loop/loop_tr_paths" ib && "$build/tests/loop/loop_tr_end" ib &&
 		ctest --test-dir "$build" -L 'examples|loop' -R '^(example_|kv_[a-z]*_test$|handshake_test|listener_hostile_test)' \
-			--no-tests=error --output-on-failure --timeout 90
+			--no-tests=error --output-on-failure --timeout 300
 }
 
 sweep() {
@@ -47,7 +48,7 @@ doctor() {
 	kvrail=$build/kvapi/tool/kvrail
 	"$kvrail" doctor --listen 10.77.0.1 >/dev/null &
 	other=$!
-	sleep 1
+	"$(dirname "$0")/await_port.sh" 7471
 	"$kvrail" doctor --peer 10.77.0.1
 	status=$?
 	kill $other

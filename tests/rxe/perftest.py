@@ -13,10 +13,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 ROUNDS, BATCH, ITERATIONS, WARMUP = 3, 64, 10, 2
 SIZE = 65536
+RUN_S = 300  # one run of either, on a busy machine
+HERE = os.path.dirname(os.path.abspath(__file__))
 SLOWEST = 10  # as many times slower than ib_write_bw is a bug, on however busy a machine
 
 
@@ -29,7 +30,7 @@ def packets():
 
 
 def run(words):
-    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+    done = subprocess.run(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=RUN_S, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(words)}: exit status {done.returncode}\n{done.stdout}")
     return done.stdout
@@ -57,9 +58,9 @@ def theirs():
     command = ["ib_write_bw", "-x", "1", "-s", str(SIZE), "-n", str(BATCH * ITERATIONS), "-q", "2", "-F", "--report_gbits"]
     before = packets()
     with subprocess.Popen([*command, "-d", "rxe1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        time.sleep(1)
+        run([os.path.join(HERE, "await_port.sh"), "18515"])
         said = run([*command, "-d", "rxe0", "10.77.0.2"])
-        server.wait(60)
+        server.wait(RUN_S)
     sent = packets() - before
     row = re.search(rf"^ *{SIZE} +(\d+) +\S+ +(\S+)", said, re.MULTILINE)
     return float(row[2]) * 1000 / 8, sent / int(row[1])

@@ -19,12 +19,12 @@ payload() { cat /sys/class/net/eth0/statistics/tx_bytes; }
 sent() { cat /sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts; }
 before=$(payload) packets=$(sent)
 ib_write_bw -d rxe1 -x 1 -s 65536 -n 100 -F >/dev/null 2>&1 &
-sleep 1
+./await_port.sh 18515
 ib_write_bw -d rxe0 -x 1 -s 65536 -n 100 -F 10.77.0.2 | tail -n 2
 wait
 echo "wire $(($(payload) - before)) packets $(($(sent) - packets))"
 ibv_rc_pingpong -d rxe1 -g 1 -n 100 >/dev/null 2>&1 &
-sleep 0.5
+./await_port.sh 18515
 ibv_rc_pingpong -d rxe0 -g 1 -n 100 10.77.0.2 | tail -n 1
 echo changed >/usr/rxe-was-here 2>/dev/null && echo "wrote to the root"
 exit 3
@@ -45,7 +45,7 @@ def run_as_an_ordinary_user():
         for folder, _, files in os.walk(cache):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 os.chown(path, STRANGER, STRANGER)
-        got = subprocess.run([os.path.join(HERE, "rxe"), "--timeout", "240", "sh", "-c", "rdma link; exit 7"],
+        got = subprocess.run([os.path.join(HERE, "rxe"), "--timeout", "580", "sh", "-c", "rdma link; exit 7"],
                              env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": cache}, cwd="/", user=STRANGER, group=STRANGER,
                              extra_groups=[], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
         print(got.stdout + got.stderr, end="")
@@ -57,7 +57,7 @@ def run_as_an_ordinary_user():
 
 def main():
     env = dict(os.environ, RXE_TEST_MARKER="it's \"quoted\" $here")
-    got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "240", "--memlock", "4096", "--user",
+    got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "580", "--memlock", "4096", "--user",
                           "--ptrace-scope", "1", "sh", "-c", IN_GUEST],
                          env=env, cwd=HERE, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     print(got.stdout + got.stderr, end="")
