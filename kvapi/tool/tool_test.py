@@ -19,10 +19,13 @@ def kvrail(*arguments, **environment):
     return subprocess.run([PROGRAM, *arguments], env={**clean, **environment}, capture_output=True, text=True)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def held_port(test):
+    """A port that nobody else is given during the test."""
+    holder = socket.socket()
+    test.addCleanup(holder.close)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return str(holder.getsockname()[1])
 
 
 class Command(unittest.TestCase):
@@ -113,8 +116,8 @@ class Doctor(unittest.TestCase):
         self.assertIn("nothing to export", run.stderr)
 
     def test_a_peer_is_written_to_and_read_back(self):
-        port = free_port()
-        other = subprocess.Popen([PROGRAM, "doctor", "--listen", "127.0.0.1", "--port", port, "--seconds", "20"],
+        port = held_port(self)
+        other = subprocess.Popen([PROGRAM, "doctor", "--listen", "127.0.0.1", "--port", port, "--seconds", "200"],
                                  stdout=subprocess.PIPE, text=True)
         try:
             self.assertIn("listening", other.stdout.readline())
@@ -125,7 +128,7 @@ class Doctor(unittest.TestCase):
             other.communicate()
 
     def test_a_peer_that_is_not_there_is_a_failure_with_a_fix(self):
-        run = kvrail("doctor", "--peer", "127.0.0.1", "--port", free_port())
+        run = kvrail("doctor", "--peer", "127.0.0.1", "--port", held_port(self))
         self.assertEqual(run.returncode, 1)
         self.assertRegex(run.stdout, r"(?m)^fail  connect .*(?:\n) +fix: there: kvrail doctor --listen 127.0.0.1")
         run = kvrail("doctor", "--peer", "no-such-host.invalid")
