@@ -33,7 +33,7 @@ def check(root, library, compiler):
         built = subprocess.run(command, input=program(readme), capture_output=True, text=True)
         if built.returncode:
             return [built.stderr]
-        ran = subprocess.run([path], capture_output=True, text=True, timeout=30)
+        ran = subprocess.run([path], capture_output=True, text=True, timeout=300)
     if ran.returncode or ran.stdout.strip() != promise(readme):
         return [f"exit {ran.returncode}, printed {ran.stdout!r} {ran.stderr!r}, promised {promise(readme)!r}"]
     return []
