@@ -72,7 +72,7 @@ static int init_and_finalize(struct side *s)
 		TRY(side_loop(s, &loop));
 		TRY(side_loop_close(s, &loop));
 		TRY(side_stop(s));
-		REQUIRE(s, side_threads_fall_to(threads), "%d threads after finalize",
+		REQUIRE(s, side_count_threads() == threads, "%d threads after finalize",
 			side_count_threads());
 		net_unload();
 		if (!s->source.symbol)
@@ -104,7 +104,7 @@ enum { COUNT_MAPS = true };
 static int unload_often(struct side *s)
 {
 	enum { WARM = 5, ROUNDS = 50 };
-	int threads = side_count_threads(), fds = 0, maps = 0;
+	int threads = 0, fds = 0, maps = 0;
 
 	if (s->source.symbol)
 		return side_skip(s, "the oracle's library is not unloaded");
@@ -121,10 +121,11 @@ static int unload_often(struct side *s)
 			"the library stays loaded after dlclose");
 		if (i > WARM)
 			continue;
+		threads = side_count_threads();
 		fds = side_count_fds();
 		maps = count_lines("/proc/self/maps");
 	}
-	REQUIRE(s, side_threads_fall_to(threads), "%d threads, %d before", side_count_threads(),
+	REQUIRE(s, side_count_threads() == threads, "%d threads, %d before", side_count_threads(),
 		threads);
 	REQUIRE(s, side_count_fds() == fds, "%d descriptors, %d before", side_count_fds(), fds);
 	REQUIRE(s, !COUNT_MAPS || count_lines("/proc/self/maps") <= maps, "%d mappings, %d before",

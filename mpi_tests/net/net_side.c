@@ -116,15 +116,6 @@ int side_count_threads(void)
 	return n;
 }
 
-bool side_threads_fall_to(int n)
-{
-	int64_t end = side_ms() + SIDE_WAIT_MS;
-
-	while (side_count_threads() > n && side_ms() < end)
-		usleep(1000);
-	return side_count_threads() <= n;
-}
-
 /* ---------------------------------------------------------------- plugin */
 
 static atomic_uint logged;

@@ -60,8 +60,6 @@ int64_t side_ms(void);
 int64_t side_slept_ms(void);
 int side_count_fds(void);
 int side_count_threads(void);
-/* False if there are more than n for SIDE_WAIT_MS. A thread that was joined is listed a moment longer. */
-bool side_threads_fall_to(int n);
 
 /* Loads the plugin, init, picks device 0. */
 int side_start(struct side *s);

@@ -15,7 +15,7 @@ from typing import Any, Callable, List, Optional
 import children as far
 import numpy as np
 import pytest
-from children import PATIENCE, Child, eventually, held_port
+from children import PATIENCE, Child, held_port
 from conftest import pattern
 
 from rdma_comm import ConnectStatus, RDMACommunicator, _gpu
@@ -497,8 +497,7 @@ def test_descriptors_and_threads_are_given_back(child: Child, arrays: List[Any])
     before = held()
     for _ in range(5):
         cycle()
-    # A thread that was joined is listed a moment longer.
-    assert eventually(lambda: all(now <= then for now, then in zip(held(), before))), (held(), before)
+    assert held() == before
 
 
 def test_it_prints_nothing_and_the_error_file_has_the_cause(tmp_path: Any) -> None:
