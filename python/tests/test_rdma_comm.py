@@ -182,6 +182,47 @@ def test_the_gpu_of_the_cache_chooses_the_nics(
     assert _gpu.of_cache(4096, gpu_idx) == gpu
 
 
+class CudaMemory:
+    """CUDA as it answers of a pointer's memory: what is not named it does not know."""
+
+    def __init__(self, **known: int) -> None:
+        self.known = {{"type": 2, "managed": 8}[name]: value for name, value in known.items()}
+
+    def cuPointerGetAttribute(self, to: Any, attribute: int, pointer: Any) -> int:
+        to._obj.value = self.known.get(attribute, 0)
+        return 0 if attribute in self.known else 1
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, ordinal: Any) -> int:
+        return 101
+
+
+@pytest.mark.parametrize(
+    "cuda, held",
+    [
+        (CudaMemory(type=2, managed=0), True),
+        (CudaMemory(type=2), True),
+        (CudaMemory(type=2, managed=1), False),  # a CPU may touch it
+        (CudaMemory(type=1, managed=0), False),  # pinned host memory
+        (CudaMemory(), False),
+        (object(), False),
+        (None, False),
+    ],
+)
+def test_a_gpus_memory_is_told_from_the_hosts(cuda: Any, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_cuda", lambda: cuda)
+    assert _gpu.holds(4096) == held
+
+
+def test_a_gpus_memory_needs_a_nic_that_reaches_it(arrays: List[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_gpu, "_cuda", lambda: CudaMemory(type=2, managed=0))
+    monkeypatch.delenv("KVCACHE_TRANSPORT", raising=False)
+    with pytest.raises(RuntimeError, match="KVCACHE_TRANSPORT is ib"):
+        RDMACommunicator("prefill", 0, "0", pointers(arrays[0]), [], BLOCKS, BYTES)
+    monkeypatch.setenv("KVCACHE_TRANSPORT", "shm")
+    with pytest.raises(RuntimeError, match="over a NIC only"):
+        RDMACommunicator("decode", 0, "0", pointers(arrays[0]), [], BLOCKS, BYTES)
+
+
 def test_a_gpu_or_nics_named_by_the_user_win(arrays: List[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVCACHE_GPU", "0000:77:00.0")
     monkeypatch.setenv("KVCACHE_TRANSPORT", "ib")

@@ -61,13 +61,14 @@ class _View:
         a = self._args
         with self._lock:
             if self._cache is None:
-                tensors = {"k": Tensor(a.keys, a.block_bytes)}
+                cuda = _gpu.holds(a.keys[0])
+                tensors = {"k": Tensor(a.keys, a.block_bytes, cuda=cuda)}
                 if a.values:
-                    tensors["v"] = Tensor(a.values, a.block_bytes)
+                    tensors["v"] = Tensor(a.values, a.block_bytes, cuda=cuda)
                 if a.key_scales:
-                    tensors["k_scale"] = Tensor(a.key_scales, a.scale_bytes)
+                    tensors["k_scale"] = Tensor(a.key_scales, a.scale_bytes, cuda=cuda)
                 if a.value_scales:
-                    tensors["v_scale"] = Tensor(a.value_scales, a.scale_bytes)
+                    tensors["v_scale"] = Tensor(a.value_scales, a.scale_bytes, cuda=cuda)
                 self._cache = self.engine.register(
                     tensors, blocks=a.blocks, tp_size=self._size, tp_rank=self._rank, open=True
                 )
@@ -84,6 +85,8 @@ def _options(args: Arguments) -> Dict[str, object]:
         options["KVCACHE_RDMA_NICS"] = nics[args.gpu_idx % len(nics)]
     if not nics and not os.environ.get("KVCACHE_GPU"):
         options["KVCACHE_GPU"] = _gpu.of_cache(args.keys[0], args.gpu_idx)  # the devices near it are used
+    if _gpu.holds(args.keys[0]) and not os.environ.get("KVCACHE_TRANSPORT"):
+        options["KVCACHE_TRANSPORT"] = "ib"  # also between processes of one host: shared memory would have to copy
     return options
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""_gpu.py -- which GPU a cache is on, as KVCACHE_GPU takes it
+"""_gpu.py -- whether a cache is on a GPU, and on which, as KVCACHE_GPU takes it
 
 CUDA is asked only if this process already runs it: starting it here would cost a second and forbid a later fork.
 """
@@ -7,7 +7,9 @@ import ctypes
 import os
 from typing import Optional
 
-_POINTER_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+# CU_POINTER_ATTRIBUTE_*, CU_MEMORYTYPE_DEVICE
+_POINTER_MEMORY_TYPE, _POINTER_IS_MANAGED, _POINTER_DEVICE_ORDINAL = 2, 8, 9
+_MEMORY_TYPE_DEVICE = 2
 
 
 def _cuda() -> Optional[ctypes.CDLL]:
@@ -17,12 +19,32 @@ def _cuda() -> Optional[ctypes.CDLL]:
         return None
 
 
+def _ask(cuda: ctypes.CDLL, attribute: int, pointer: int) -> Optional[int]:
+    """An attribute of the memory; None if CUDA does not know it."""
+    value = ctypes.c_uint(0)
+    try:
+        rc = cuda.cuPointerGetAttribute(ctypes.byref(value), attribute, ctypes.c_uint64(pointer))
+    except AttributeError:
+        return None
+    return value.value if rc == 0 else None
+
+
+def holds(pointer: int) -> bool:
+    """Is it a GPU's memory, which no CPU may touch?"""
+    cuda = _cuda()
+    return (
+        cuda is not None
+        and _ask(cuda, _POINTER_MEMORY_TYPE, pointer) == _MEMORY_TYPE_DEVICE
+        and not _ask(cuda, _POINTER_IS_MANAGED, pointer)
+    )
+
+
 def _address(cuda: ctypes.CDLL, pointer: int, ordinal: int) -> Optional[str]:
     """The PCI address of the GPU that holds the pointer, else of CUDA's device of this number; None if CUDA cannot tell."""
-    text, owner = ctypes.create_string_buffer(32), ctypes.c_int(-1)
+    text, owner = ctypes.create_string_buffer(32), _ask(cuda, _POINTER_DEVICE_ORDINAL, pointer)
+    if owner is not None:
+        ordinal = owner
     try:
-        if cuda.cuPointerGetAttribute(ctypes.byref(owner), _POINTER_DEVICE_ORDINAL, ctypes.c_uint64(pointer)) == 0:
-            ordinal = owner.value
         if cuda.cuDeviceGetPCIBusId(text, len(text), ctypes.c_int(ordinal)) != 0:
             return None
     except AttributeError:
