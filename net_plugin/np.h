@@ -5,9 +5,22 @@
  * A context is one NCCL communicator's init; a communicator here is one direction between two ranks and owns one
  * transport connection: the connecting side sends, the accepting side receives.
  *
- *   irecv   takes a slot, describes its memory to the sender once, sends a clear-to-send message (np_wire.h)
- *   isend   waits for a row of the oldest clear-to-send that has its tag, writes the bytes with a notify that names slot, row and size
+ *   irecv   takes a slot, describes its memory to the sender once, sends a clear-to-send message
+ *           (np_wire.h)
+ *   isend   waits for a row of the oldest clear-to-send that has its tag, writes the bytes with a
+ *           notify that names slot, row and size
  *   test    polls the connection and looks at the request
+ *
+ * Where to look, from NCCL's side inwards
+ *   np_versions.c       the tables that NCCL finds: v12, and the older ones by adapters
+ *   np_init.c           a context; np_device.c the devices; np_env.c NCCL's variables
+ *   np_connect.c        listen, connect, accept; np_address.c where a listener is
+ *   np_comm.c           the life of a communicator, and the one place that polls its connection
+ *   np_mem.c            regMr, and how the sender comes to know the receiver's memory
+ *   np_recv.c           irecv; np_send.c isend; np_ahead.c small sends that do not wait for it
+ *   np_test.c           test; np_flush.c iflush
+ *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
+ *   np_log.c            NCCL's logger, and its codes for our errors
  *
  * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects, closes and registers
  *          memory meanwhile. So a communicator's regions have a lock, and nothing else of it has.
@@ -262,8 +275,8 @@ ncclResult_t np_accept(void *listen, void **comm, ncclNetDeviceHandle_v7_t **dev
 /* np_comm.c */
 struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, bool is_send,
 			    struct kv_error *err);
-void np_comm_free(
-	struct np_comm *comm); /* with its connection and registrations; puts the context */
+/* With its connection and registrations; puts the context. */
+void np_comm_free(struct np_comm *comm);
 ncclResult_t np_close_send(void *comm);
 ncclResult_t np_close_recv(void *comm);
 ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what);
@@ -299,8 +312,8 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err);
 int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err);
 void np_send_ready(struct np_send *s, const struct np_rail *rail); /* connected */
-int np_send_push(struct np_send *s,
-		 struct kv_error *err); /* hands pending sends to the transport */
+/* Hands pending sends to the transport. */
+int np_send_push(struct np_send *s, struct kv_error *err);
 void np_send_release(struct np_request *request);
 void np_recv_release(struct np_request *request);
 
@@ -309,8 +322,8 @@ void np_recv_release(struct np_request *request);
 int np_ahead_send(struct np_send *s, struct np_request *request, const void *data,
 		  struct kv_error *err);
 int np_ahead_event(struct np_recv *r, struct wire_reader *reader, struct kv_error *err);
-void np_ahead_land(struct np_recv *r,
-		   struct np_request *request); /* what waited for this receive */
+/* What waited for this receive. */
+void np_ahead_land(struct np_recv *r, struct np_request *request);
 
 /* np_flush.c, np_test.c */
 ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);

@@ -29,7 +29,7 @@ void np_log_line(ncclDebugLogLevel level, unsigned long subsystem, const char *f
 	logger(level, subsystem, file, line, "NET/kvrail: %s", text);
 }
 
-/* The transport's warnings are about peers, and the plugin reports those itself with NCCL's code. */
+/* The transport's warnings (2) are no warnings here: they are about peers, and the plugin reports those itself with NCCL's code. */
 void np_log_sink(void *arg, int level, const char *line)
 {
 	(void)arg;

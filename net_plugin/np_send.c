@@ -247,7 +247,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	if (!s || !request_p)
 		return np_misuse("isend: a pointer is NULL");
 	*request_p = NULL;
-	if (!np_mem_holds(mhandle, data, size) || size >> 41)
+	if (!np_mem_holds(mhandle, data, size) || size >> NP_SIZE_BITS)
 		return np_misuse("isend: %zu bytes at %p are not in the region given", size, data);
 	result = np_progress(&s->comm);
 	if (result && !s->comm.left)

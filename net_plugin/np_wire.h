@@ -30,13 +30,13 @@ enum np_wire_limits {
 	NP_MEM_PIECE = 240,  /* description bytes in one MEM message */
 	NP_MEM_HEADER = 8,
 	NP_SEQ_MASK = 0x7fff,
+	NP_SIZE_BITS = 41,
 	NP_AHEAD_BYTES = 240, /* in one AHEAD message */
 };
 
 enum np_message { NP_MSG_MEM = 1, NP_MSG_CTS = 2, NP_MSG_AHEAD = 3 };
 
-/* The accepting side's hello is one byte: does it take AHEAD messages? */
-enum { NP_WIRE_VERSION = 3 };
+enum { NP_WIRE_VERSION = 3 }; /* of the handle and of the messages */
 
 struct np_handle {
 	uint8_t nonce[NP_NONCE];
@@ -89,7 +89,7 @@ struct np_mem_piece {
 size_t np_mem_piece_put(void *buf, size_t cap, const struct np_mem_piece *piece);
 bool np_mem_piece_get(struct wire_reader *r, struct np_mem_piece *piece);
 
-/* size: 41 bits, sequence: 15, slot: 5, row: 3 */
+/* size: NP_SIZE_BITS, sequence: 15, slot: 5, row: 3 */
 static inline uint64_t np_notify_put(unsigned int slot, unsigned int row, unsigned int seq,
 				     uint64_t size)
 {
