@@ -253,10 +253,10 @@ def silence_back(f):
     f.end("some", GONE)
 
 
-def control_cut_3s(f):
+def control_cut_2s(f):
     f.write()
     sh(lose(TCP))
-    time.sleep(3)
+    time.sleep(2)
     sh("tc qdisc del dev eth0 root")
     f.end(0)
 
@@ -391,7 +391,7 @@ FAULTS = {
     "delay_200ms": (netem("delay 200ms 50ms", "any"), "150 to 250 ms more each way, by chance"),
     "loss_30": (netem("loss 30%", "any", 3), "30 % of the packets lost, both ways, for 3 s"),
     "clocks_jump": (clocks_jump, "prefill's clock set an hour ahead, decode's two days back, for 3 s"),
-    "control_cut_3s": (control_cut_3s, "the TCP connection alone cut, for 3 s"),
+    "control_cut_2s": (control_cut_2s, "the TCP connection alone cut, for 2 s"),
     "control_cut_long": (control_cut_long, "the TCP connection alone cut until both sides have told it"),
     "data_cut_there": (data_cut_there, "RDMA alone cut from prefill to decode until told"),
     "data_cut_back": (data_cut_back, "RDMA alone cut from decode to prefill until told"),
