@@ -83,7 +83,6 @@ int kv_op_result(const struct kv_op *op, struct kv_error *err);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
 /* The rest under the peer's claim. */
-int kv_op_start(struct kv_op *op, struct kv_error *err);
 int kv_op_activate(struct kv_op *op, struct kv_error *err); /* takes a slot: BUSY */
 unsigned int kv_op_slot(const struct kv_op *op);
 void kv_op_count(struct kv_op *op);

@@ -164,7 +164,7 @@ static int admit(struct kv_op *op, uint64_t lease, struct kv_error *err)
 }
 
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
-int kv_op_start(struct kv_op *op, struct kv_error *err)
+static int start(struct kv_op *op, struct kv_error *err)
 {
 	int ret;
 
@@ -274,7 +274,7 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	else if (!ret && req->blocking && req->kind != KV_OP_RECV)
 		ret = wait_while(op, no_slot, 0, op->deadline_ns, err);
 	if (!ret && !group)
-		ret = kv_op_start(op, err);
+		ret = start(op, err);
 	kv_peer_release(op->peer);
 	return ret;
 }

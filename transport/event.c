@@ -81,11 +81,6 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 	}
 }
 
-bool tr_conn_is_lost(const struct tr_conn *conn)
-{
-	return conn->stage > CONN_READY;
-}
-
 int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct kv_error cause;

@@ -101,23 +101,20 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 	return 0;
 }
 
-/* The sum of the lengths, or -1 and *bad_p if a span leaves a region. */
-static int64_t check_spans(const struct tr_mem *lmem, const struct tr_rmem *rmem,
-			   const struct tr_span *spans, size_t n, size_t *bad_p)
+/* The first span that leaves a region; n if none does. */
+static size_t find_bad(const struct tr_mem *lmem, const struct tr_rmem *rmem,
+		       const struct tr_span *spans, size_t n)
 {
-	uint64_t sum = 0;
+	size_t i;
 
-	for (size_t i = 0; i < n; i++) {
+	for (i = 0; i < n; i++) {
 		uint64_t len = spans[i].len;
 
 		if (!len || len > lmem->len || spans[i].local > lmem->len - len ||
-		    len > rmem->len || spans[i].remote > rmem->len - len) {
-			*bad_p = i;
-			return -1;
-		}
-		sum += len;
+		    len > rmem->len || spans[i].remote > rmem->len - len)
+			break;
 	}
-	return (int64_t)sum;
+	return i;
 }
 
 static int refuse_span(const struct tr_mem *lmem, const struct tr_rmem *rmem,
@@ -137,7 +134,7 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 {
 	struct tr_conn *conn = op->conn;
 	unsigned int need = op->kind == TR_WRITE ? TR_REMOTE_WRITE : TR_REMOTE_READ;
-	size_t bad = 0;
+	size_t bad;
 	long done;
 
 	if (conn->stage != CONN_READY)
@@ -151,7 +148,8 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		return kv_fail(err, KV_ERR_REMOTE_ACCESS, "add",
 			       "the peer did not register the region for remote %s",
 			       op->kind == TR_WRITE ? "writes" : "reads");
-	if (check_spans(lmem, rmem, spans, n, &bad) < 0)
+	bad = find_bad(lmem, rmem, spans, n);
+	if (bad < n)
 		return refuse_span(lmem, rmem, &spans[bad], bad, err);
 	hold(op, lmem);
 	op->to_device |= rmem->device;

@@ -178,6 +178,5 @@ void tr_conn_message(struct tr_conn *conn, const void *buf, size_t len);
 void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause);
 /* From `fence`, once what was sent has left and before the peer can see that this end is gone. Nothing unless tr_fence began it. */
 void tr_conn_goodbye(struct tr_conn *conn);
-bool tr_conn_is_lost(const struct tr_conn *conn);
 
 #endif

@@ -99,11 +99,6 @@ void kv_log_close(struct kv_log *log)
 	free(log);
 }
 
-bool kv_log_wants(const struct kv_log *log, int level)
-{
-	return log && level <= log->level;
-}
-
 static void to_file(FILE *f, int level, const char *line)
 {
 	struct timespec ts;
@@ -124,7 +119,7 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	char line[1024];
 	va_list ap;
 
-	if (!kv_log_wants(log, level))
+	if (!log || level > log->level)
 		return;
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof(line), fmt, ap);

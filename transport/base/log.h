@@ -17,7 +17,6 @@ struct kv_option_set;
 struct kv_log *kv_log_open(const struct kv_option_set *options,
 			   void (*sink)(void *arg, int level, const char *line), void *arg);
 void kv_log_close(struct kv_log *log);
-bool kv_log_wants(const struct kv_log *log, int level);
 /* log may be NULL */
 void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
@@ -25,10 +24,5 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 #define kv_log_error(log, ...) kv_log_line(log, 1, __VA_ARGS__)
 #define kv_log_warn(log, ...) kv_log_line(log, 2, __VA_ARGS__)
 #define kv_log_info(log, ...) kv_log_line(log, 3, __VA_ARGS__)
-#define kv_log_debug(log, ...)                            \
-	do {                                              \
-		if (kv_log_wants(log, 4))                 \
-			kv_log_line(log, 4, __VA_ARGS__); \
-	} while (0)
 
 #endif

@@ -9,22 +9,10 @@
 #include <string.h>
 
 static const char *const names[PCI_DISTANCES] = { "PIX", "PXB", "PHB", "NODE", "SYS" };
-static const char *const texts[PCI_DISTANCES] = {
-	"below the same PCIe switch",
-	"several PCIe switches apart",
-	"at the same host bridge, through the CPU",
-	"in the same NUMA node, through the CPU",
-	"in another NUMA node, or not on PCIe",
-};
 
 const char *pci_distance_name(enum pci_distance distance)
 {
 	return names[distance];
-}
-
-const char *pci_distance_text(enum pci_distance distance)
-{
-	return texts[distance];
 }
 
 bool pci_address_parse(const char *text, char *address, size_t cap)

@@ -39,7 +39,6 @@ bool pci_place_find(const char *root, const char *link, struct pci_place *place)
 
 enum pci_distance pci_between(const struct pci_place *a, const struct pci_place *b);
 const char *pci_distance_name(enum pci_distance distance);
-const char *pci_distance_text(enum pci_distance distance);
 
 /*
  * "0000:18:00.0" from any way of writing it ("00000000:18:00.0", capital letters); false if it is

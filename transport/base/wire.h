@@ -96,15 +96,6 @@ static inline void wire_put_string(struct wire_writer *w, const char *s)
 	wire_put_bytes(w, s, n);
 }
 
-/* Overwrites bytes that were written before, at `at`. */
-static inline void wire_patch_u32(struct wire_writer *w, size_t at, uint32_t v)
-{
-	if (w->bad || at + 4 > w->len)
-		return;
-	for (unsigned int i = 0; i < 4; i++)
-		w->buf[at + i] = (uint8_t)(v >> (8 * i));
-}
-
 /* The next n bytes in place, or NULL. */
 static inline const uint8_t *wire_get(struct wire_reader *r, size_t n)
 {

@@ -37,7 +37,7 @@ bool ib_gid_is_link_local(const union ibv_gid *gid)
 	return gid->raw[0] == 0xfe && (gid->raw[1] & 0xc0) == 0x80;
 }
 
-enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry)
+static enum ib_gid_rank rank_of(const struct ibv_gid_entry *entry)
 {
 	static const uint8_t zero[8];
 	const uint8_t *raw = entry->gid.raw;
@@ -58,7 +58,7 @@ static void take(struct ib_gid_choice *choice, const struct ibv_gid_entry *entri
 	char text[INET6_ADDRSTRLEN];
 
 	choice->entry = entry;
-	choice->rank = ib_gid_rank(&entries[entry]);
+	choice->rank = rank_of(&entries[entry]);
 	choice->asked = asked;
 	ib_gid_text(&entries[entry].gid, text, sizeof(text));
 	snprintf(choice->reason, sizeof(choice->reason), "gid index %u, %s (%s): %s",
@@ -69,7 +69,7 @@ static void take(struct ib_gid_choice *choice, const struct ibv_gid_entry *entri
 static int score(const struct ibv_gid_entry *entry, const union ibv_gid *near)
 {
 	enum { FAMILY = 10, VERY = 20 };
-	enum ib_gid_rank rank = ib_gid_rank(entry);
+	enum ib_gid_rank rank = rank_of(entry);
 
 	if (!near || rank <= IB_GID_LINK_LOCAL)
 		return (int)rank;

@@ -27,7 +27,6 @@ struct ib_gid_choice {
 bool ib_gid_is_ipv4(const union ibv_gid *gid); /* an IPv4 address as IPv6 maps it */
 bool ib_gid_is_zero(const union ibv_gid *gid);
 bool ib_gid_is_link_local(const union ibv_gid *gid); /* as an IPv6 address */
-enum ib_gid_rank ib_gid_rank(const struct ibv_gid_entry *entry);
 
 /*
  * The entry for a RoCE port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 = automatic). `near` is an

@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "shm.h"
 
-void send_published(struct shm_conn *sc)
+static void send_published(struct shm_conn *sc)
 {
 	if (ring_publish(&sc->out))
 		link_wake(sc, WAKE_DATA);

@@ -248,7 +248,6 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns);
 int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 int send_progress(
 	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
-void send_published(struct shm_conn *sc);
 void send_stop_copies(struct shm_conn *sc);
 /*
  * Puts as much of one piece into the ring as fits, in records of `type`; returns the bytes. `addr`:
@@ -266,6 +265,5 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 /* The connection fails for this reason: tells the peer, then the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
-void stop_announce(struct shm_conn *sc);
 
 #endif

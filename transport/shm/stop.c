@@ -29,7 +29,7 @@ void stop_leave(struct shm_conn *sc)
  * And wants the same of the other: bytes of ours that are still in the ring do not land there. What
  * is in the ring before them, an acknowledgement perhaps, still counts.
  */
-void stop_announce(struct shm_conn *sc)
+static void stop_announce(struct shm_conn *sc)
 {
 	/* release: whoever sees it finds every record that was published before in the ring. */
 	atomic_store_explicit(&sc->seg.shared->side[sc->side].stop, 1, memory_order_release);
