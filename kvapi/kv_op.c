@@ -287,8 +287,6 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 		count_end(op, code);
 	op->stage = KV_STAGE_ENDED;
 	op->result = code;
-	if (!code)
-		atomic_store(&op->grade, KV_ACKED);
 	atomic_store(&op->ended, true); /* from here on the operation may be freed and used again */
 	kv_waiter_wake(waiter);
 }

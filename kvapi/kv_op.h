@@ -34,8 +34,8 @@ struct kv_op {
 	struct tr_op *tr;
 	struct kv_lease *lease; /* receive */
 	uint64_t id;		/* slot, generation: BEGIN, ACK, notify, transport event */
-	atomic_int grade;
-	atomic_bool ended; /* result and err are final */
+	atomic_int grade;  /* below KV_ACKED: that is an end, */
+	atomic_bool ended; /* and told by this alone: result and err are final */
 	int result;
 	int end_code;
 	int ack_status;

@@ -258,7 +258,6 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	fill(op, req);
 	if (!op->n) {
 		op->stage = KV_STAGE_ENDED;
-		atomic_store(&op->grade, KV_ACKED);
 		atomic_store(&op->ended, true);
 		return group ? kv_group_add(group, op, err) : 0;
 	}

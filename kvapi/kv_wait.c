@@ -98,9 +98,9 @@ int kv_test(struct kv_op *op, struct kv_error *err)
 		kv_peer_progress(op->peer, true);
 		kv_peer_release(op->peer);
 	}
-	if (atomic_load(&op->ended) && op->result)
-		return kv_op_result(op, err);
-	return atomic_load(&op->grade);
+	if (!atomic_load(&op->ended))
+		return atomic_load(&op->grade);
+	return op->result ? kv_op_result(op, err) : KV_ACKED;
 }
 
 int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *err)
