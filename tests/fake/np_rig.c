@@ -44,7 +44,8 @@ void np_rig_process(const char *const *variables, void (*body)(void))
 		setenv("KVCACHE_TRANSPORT", "ib", 1);
 		for (; variables && *variables; variables++)
 			putenv(strdup(*variables));
-		fake_begin(&(struct fake_config){ .hosts = 1, .devices = NP_RIG_DEVICES });
+		fake_begin(&(struct fake_config){
+			.hosts = 1, .devices = NP_RIG_DEVICES, .dmabuf = true });
 		body();
 		_exit(fake_end() ? 0 : 1);
 	}
