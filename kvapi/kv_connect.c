@@ -92,7 +92,8 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
 		kv_peer_free(peer);
 		return false;
 	}
-	peer->error = err;
+	if (!peer->error.code) /* or the hello could not be made, and said why */
+		peer->error = err;
 	kv_service_unwatch(peer);
 	leave_pending(peer, KV_PEER_LOST);
 	peer->fenced = peer->lost_told = true;

@@ -110,7 +110,7 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 
 	(void)conn;
 	if (!peer->link) {
-		int ret = make_link_checked(peer, NULL);
+		int ret = make_link_checked(peer, &peer->error);
 
 		if (ret)
 			return ret;

@@ -85,6 +85,26 @@ static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
 	pair_close(&p);
 }
 
+static void one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option(void **state)
+{
+	static const char *const options[] = { "KVCACHE_MAX_PEERS=1", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_peer *more;
+	struct kv_error err;
+	struct pair p;
+
+	(void)state;
+	config.options = options;
+	pair_open(&p, NULL, &config);
+	assert_int_equal(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &more, &err),
+			 KV_ERR_BUSY);
+	assert_non_null(strstr(err.message, "its limit of 1 peers"));
+	assert_non_null(strstr(err.hint, "KVCACHE_MAX_PEERS"));
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	pair_close(&p);
+}
+
 static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
 {
 	const size_t old = offsetof(struct kv_device_info, link);
@@ -117,6 +137,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_forked_child_is_refused_and_its_close_harms_nobody),
 		cmocka_unit_test(closing_ends_what_is_in_flight),
 		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
+		cmocka_unit_test(
+			one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option),
 		cmocka_unit_test(a_device_row_fills_what_its_caller_knows_and_no_more),
 	};
 
