@@ -39,6 +39,30 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 	return h;
 }
 
+/*
+ * What calls of this thread are inside of. Code of the application may run there (a signal's handler, an allgather, a
+ * finalizer), and a close() in it would wait for itself.
+ */
+enum { INSIDE_MAX = 64 };
+static __thread struct handle *inside[INSIDE_MAX];
+static __thread int inside_n;
+
+static void enter(struct handle *h)
+{
+	inside[inside_n++] = h;
+	for (; h; h = h->parent)
+		h->users++;
+}
+
+static bool is_inside(const struct handle *h)
+{
+	for (int i = 0; i < inside_n; i++)
+		for (const struct handle *up = inside[i]; up; up = up->parent)
+			if (up == h)
+				return true;
+	return false;
+}
+
 bool handle_closing(const struct handle *h)
 {
 	for (; h; h = h->parent)
@@ -66,13 +90,24 @@ struct handle *handle_enter(PyObject *obj, enum handle_kind kind)
 		raise_code(KV_ERR_CLOSED, kind_names[kind], "it was closed");
 		return NULL;
 	}
-	for (struct handle *up = h; up; up = up->parent)
-		up->users++;
+	if (inside_n == INSIDE_MAX) {
+		PyErr_SetString(PyExc_RecursionError, "calls of kvrail inside calls of kvrail");
+		return NULL;
+	}
+	enter(h);
 	return h;
 }
 
 void handle_leave(struct handle *h)
 {
+	int i = inside_n;
+
+	if (!h)
+		return;
+	while (inside[--i] != h)
+		;
+	for (inside_n--; i < inside_n; i++)
+		inside[i] = inside[i + 1];
 	for (; h; h = h->parent)
 		h->users--;
 }
@@ -269,6 +304,9 @@ PyObject *core_close(PyObject *module, PyObject *args)
 	if (h->borrowed)
 		return raise_code(KV_ERR_BUSY, "close",
 				  "the communicator that it belongs to closes it");
+	if (h->pid == getpid() && (is_inside(h) || inside_n == INSIDE_MAX))
+		return raise_code(KV_ERR_BUSY, "close",
+				  "this thread is inside a call that uses it");
 	h->closing = true;
 	if (handle_quiet(h)) {
 		h->closing = false;
@@ -277,8 +315,8 @@ PyObject *core_close(PyObject *module, PyObject *args)
 	/* What it belongs to must not be closed meanwhile. */
 	if (h->parent && handle_closing(h->parent))
 		Py_RETURN_NONE;
-	for (struct handle *up = h->parent; up; up = up->parent)
-		up->users++;
+	if (h->parent)
+		enter(h->parent);
 	rc = close_now(h, timeout_ms, &err);
 	handle_leave(h->parent);
 	/* A group is gone whatever its operations did. */

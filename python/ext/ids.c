@@ -207,9 +207,18 @@ static int not_one_dimension(const char *what, int nd)
 	return -1;
 }
 
+static const void *capsule_of(PyObject *obj, const char *name, const char *what)
+{
+	if (PyCapsule_IsValid(obj, name))
+		return PyCapsule_GetPointer(obj, name);
+	PyErr_Format(PyExc_TypeError, "%s is described by a %R, not by a capsule %s", what,
+		     Py_TYPE(obj), name ? name : "of numpy's");
+	return NULL;
+}
+
 static int ids_from_array(struct ids *ids, PyObject *capsule, const char *what)
 {
-	const struct array_struct *a = PyCapsule_GetPointer(capsule, NULL);
+	const struct array_struct *a = capsule_of(capsule, NULL, what);
 	struct vector v;
 
 	if (!a)
@@ -232,7 +241,7 @@ static int ids_from_array(struct ids *ids, PyObject *capsule, const char *what)
 
 static int ids_from_dlpack(struct ids *ids, PyObject *capsule, const char *what)
 {
-	const struct dl_tensor *t = PyCapsule_GetPointer(capsule, "dltensor");
+	const struct dl_tensor *t = capsule_of(capsule, "dltensor", what);
 	struct vector v;
 
 	if (!t)
@@ -282,6 +291,9 @@ static int ids_from_sequence(struct ids *ids, PyObject *obj, const char *what)
 		return -1;
 	}
 	list = PySequence_List(obj);
+	if (!list &&
+	    PyErr_ExceptionMatches(PyExc_NotImplementedError)) /* a memoryview's word for it */
+		PyErr_Format(PyExc_TypeError, "%s must have one dimension", what);
 	if (!list)
 		return -1;
 	rc = ids_from_list(ids, list, what);
@@ -353,7 +365,7 @@ PyObject *core_ids(PyObject *module, PyObject *obj)
 /* dlpack_info(capsule) -> (device type, device id, address, bytes of an item, shape, strides in bytes) */
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule)
 {
-	const struct dl_tensor *t = PyCapsule_GetPointer(capsule, "dltensor");
+	const struct dl_tensor *t = capsule_of(capsule, "dltensor", "memory");
 	PyObject *shape, *strides, *n;
 	int itemsize;
 

@@ -60,21 +60,28 @@ static bool wants_remote(const struct transfer *t)
 static int number_of(PyObject *obj, uint64_t max, const char *what, uint64_t *n)
 {
 	PyObject *index = PyNumber_Index(obj);
+	int overflow;
+	long long low;
 
 	if (!index) {
 		if (PyErr_ExceptionMatches(PyExc_TypeError))
 			PyErr_Format(PyExc_TypeError, "%s must be an integer", what);
 		return -1;
 	}
-	*n = PyLong_AsUnsignedLongLong(index);
+	low = PyLong_AsLongLongAndOverflow(index, &overflow);
+	*n = overflow > 0 ? PyLong_AsUnsignedLongLong(index) : (uint64_t)low;
 	Py_DECREF(index);
-	if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_OverflowError))
-		return -1;
-	if (!PyErr_Occurred() && *n <= max)
+	if (low >= 0 && !overflow && *n <= max)
+		return 0;
+	if (overflow > 0 && !PyErr_Occurred() && *n <= max)
 		return 0;
 	PyErr_Clear();
-	PyErr_Format(PyExc_OverflowError, "%s is %S; it must lie between 0 and %llu", what, obj,
-		     (unsigned long long)max);
+	if (overflow) /* too long to be printed, maybe */
+		PyErr_Format(PyExc_OverflowError, "%s does not fit; it must lie between 0 and %llu",
+			     what, (unsigned long long)max);
+	else
+		PyErr_Format(PyExc_OverflowError, "%s is %lld; it must lie between 0 and %llu",
+			     what, low, (unsigned long long)max);
 	return -1;
 }
 
@@ -228,8 +235,10 @@ static struct handle *op_enter(PyObject *obj, bool *peer_entered)
 	struct handle *h = handle_enter(obj, H_OP);
 
 	*peer_entered = h && h->peer && !handle_closing(h->peer);
-	if (*peer_entered)
-		handle_enter((PyObject *)h->peer, H_PEER);
+	if (*peer_entered && !handle_enter((PyObject *)h->peer, H_PEER)) {
+		handle_leave(h);
+		return NULL;
+	}
 	return h;
 }
 

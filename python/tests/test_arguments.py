@@ -3,8 +3,16 @@
 
 from __future__ import annotations
 
+import array
+import copy
+import ctypes
+import gc
 import inspect
 import math
+import os
+import pickle
+import sys
+import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Set, Tuple
 
 import numpy as np
@@ -15,6 +23,7 @@ from conftest import Pair
 import kvrail
 import rdma_comm
 from kvrail import _core
+from kvrail._check import shown
 
 
 class Liar:
@@ -36,12 +45,34 @@ class Liar:
         raise ZeroDivisionError("iter")
 
 
+class Number(int):
+    """An integer of a class of its own."""
+
+
+class NoCapsule:
+    """Memory, it says."""
+
+    __array_struct__ = 5
+
+    def __dlpack__(self, **kwargs: Any) -> int:
+        return 5
+
+
+def frozen() -> Any:
+    memory = np.zeros((2, 4, 8), np.uint8)
+    memory.flags.writeable = False
+    return memory
+
+
 HOSTILE: List[Any] = [
     None, True, -1, 2**31, 2**32, 2**63, 2**64, 10**40, 0.5, -0.5, math.nan, math.inf, -math.inf, 1j,
     "", "x", "12", "\0", "a\0b", "\udc80", "ü" * 200, b"", b"\xff", bytearray(3), memoryview(b"abc"),
     [], [None], [[]], [2**70], [-1], ["1"], [1.5], (), (1,), (1, 2, 3), ("a", "b"), {}, {"k": 1}, {1: 2}, {"a\0": 1}, set(), range(0),
     range(5, 1), range(0, 9, 3), range(-4, -1), object(), type, len, lambda: 0, iter([1]), (i for i in [1]), Liar(), NotImplemented, ...,
     np.zeros(3), np.zeros((2, 2), int), np.array(1), np.array("x"), np.array([None]), np.zeros(0), np.float32(1.5), np.datetime64(1, "s"),
+    10**5000, -(10**5000), [10**5000], 1.0, np.float64(1.0), "9" * 5000, "a" * 5000, "a\nb", {1}, frozenset([1]), Number(-7), [Number(-7)], [True, None],
+    np.zeros(3)[::-1], np.array([3, 2, 1])[::-1].astype(">i8"), np.zeros(3, bool), np.zeros(3, complex), np.zeros(2, [("a", "i8")]), frozen(),
+    np.ma.array([1, 2], mask=[True, False]), np.zeros((2, 4, 8), object), memoryview(np.zeros((2, 2))), memoryview(np.zeros(3)), array.array("d", [1.0]), NoCapsule(), [NoCapsule()],
 ]  # fmt: skip
 
 #: Errors that a wrong argument may raise. Liar's own comes through, as any exception of an argument's own code does.
@@ -186,6 +217,15 @@ WITHOUT = {
 WAITING = {"Peer.send_blocks", "Peer.recv_blocks", "Engine.next_arrival"}
 
 
+def waits(name: str, argument: str, value: Any) -> bool:
+    if argument != "timeout" or name not in WAITING:
+        return False
+    try:
+        return value is None or 0 < float(value) < 1e6
+    except (TypeError, ValueError, ArithmeticError):
+        return False
+
+
 def public() -> Set[str]:
     """Every method with arguments that the packages offer."""
     found = set()
@@ -230,7 +270,7 @@ def test_a_wrong_argument_is_refused_by_name(all_targets: Dict[str, Target], nam
     for argument in target.good:
         refused = 0
         for value in HOSTILE:
-            if argument == "timeout" and name in WAITING and (value is None or isinstance(value, float) and value > 0):
+            if waits(name, argument, value):
                 continue
             before = pair.to.copy()
             try:
@@ -240,7 +280,7 @@ def test_a_wrong_argument_is_refused_by_name(all_targets: Dict[str, Target], nam
                 if isinstance(exc, ZeroDivisionError):
                     assert isinstance(value, Liar)
                 elif not isinstance(exc, kvrail.KvError) and not named(exc, argument):
-                    complaints.append(f"{argument}={value!r}: {type(exc).__name__}: {exc}")
+                    complaints.append(f"{argument}={shown(value)}: {type(exc).__name__}: {exc}")
                 if isinstance(exc, (TypeError, ValueError)) and not isinstance(exc, kvrail.KvError):
                     assert np.array_equal(pair.to, before)
         if argument not in target.skip:
@@ -270,3 +310,120 @@ def test_the_extension_survives_anything(pair: Pair, name: str) -> None:
                 function(*first, *[value] * count)
             except ALLOWED:
                 pass
+
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+
+def heap_bytes() -> int:
+    """What malloc has given out, in all threads; 0 where the C library cannot tell."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    mallinfo2.restype = Heap
+    return int(mallinfo2().uordblks)
+
+
+def refused(name: str, target: Target) -> List[Dict[str, Any]]:
+    """Every wrong call that is refused at once."""
+    found = []
+    for argument in target.good:
+        for value in HOSTILE:
+            if waits(name, argument, value):
+                continue
+            arguments = {**target.good, argument: value}
+            begun = time.monotonic()
+            try:
+                target.call(**arguments)
+            except ALLOWED:
+                if time.monotonic() - begun < 0.005:
+                    found.append(arguments)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(public() - WITHOUT))
+def test_what_is_refused_again_and_again_costs_nothing(all_targets: Dict[str, Target], name: str) -> None:
+    target, kept = all_targets[name], [*HOSTILE, *all_targets[name].good.values()]
+    calls = refused(name, target)
+
+    def play(times: int) -> None:
+        for _ in range(times):
+            for arguments in calls:
+                try:
+                    target.call(**arguments)
+                except ALLOWED:
+                    pass
+        gc.collect()
+
+    long = "KVRAIL_LONG" in os.environ
+    rounds = 1000 if long else 10
+    play(rounds)  # caches and free lists fill
+    before = [sys.getrefcount(value) for value in kept], sys.getallocatedblocks(), heap_bytes()
+    play(rounds)
+    blocks, heap = sys.getallocatedblocks() - before[1], heap_bytes() - before[2]
+    few = rounds if long else 100 + rounds * len(calls) // 3  # what one wrong call in so many may leave
+    assert blocks < few, f"{blocks} blocks of Python's in {rounds} rounds of {len(calls)} calls"
+    assert heap < max(64 * 1024, 16 * few), f"{heap} bytes of malloc's in {rounds} rounds of {len(calls)} calls"
+    grown = [shown(v) for v, n in zip(kept, before[0]) if sys.getrefcount(v) > n + 2 and type(v) not in (bool, int, type(None))]
+    assert not grown
+
+
+def test_memory_whose_parts_overlap_is_refused_whatever_its_shape_says() -> None:
+    memory, strided = np.zeros((2, 8, 64), np.uint8), np.lib.stride_tricks.as_strided
+    for wrong in (
+        strided(memory, (2, 1000, 64), (512, 0, 1)),
+        strided(memory, (2, 8, 64), (512, 32, 1)),
+        memory[:, ::-1],
+        memory[:, :, ::-1],
+        memory[:, :, ::2],
+        strided(memory, (2**40, 8, 64), (0, 64, 1)),
+    ):
+        with kvrail.Engine() as engine, pytest.raises(ValueError, match="tensor k"):
+            engine.register({"k": wrong})
+
+
+@pytest.mark.parametrize("block_bytes, stride", [(0, None), (-1, None), (2**64 + 64, None), (64, -64), (64, 2**64 + 64)])
+def test_sizes_beyond_any_field_are_refused_and_not_cut_off(block_bytes: int, stride: Any) -> None:
+    memory = np.zeros((1, 8, 64), np.uint8)
+    for layers in (memory, [memory.ctypes.data]):
+        with kvrail.Engine() as engine, pytest.raises(ValueError, match="of tensor k is -?[0-9]"):
+            engine.register({"k": kvrail.Tensor(layers, block_bytes, stride)}, blocks=8)
+
+
+def test_nobody_gets_a_second_owner_of_an_engine(pair: Pair) -> None:
+    at = [pair.from_[0].ctypes.data]
+    with rdma_comm.RDMACommunicator("prefill", 0, 0, at, [], 4, 64) as comm:
+        for owner in (pair.writer, comm):
+            for way in (copy.copy, copy.deepcopy, pickle.dumps):
+                with pytest.raises(TypeError, match="cannot be copied"):
+                    way(owner)
+    pair.peer.write_blocks(pair.source, [1], [2])
+
+
+def test_a_port_is_an_integer_or_digits_in_every_call() -> None:
+    memory = np.zeros((4, 64), np.uint8)
+    at = [memory.ctypes.data]
+    with rdma_comm.RDMACommunicator("decode", 0, 0, at, [], 4, 64) as decode:
+        with rdma_comm.RDMACommunicator("prefill", 0, 0, at, [], 4, 64) as comm:
+            assert comm.connect("127.0.0.1", decode.port)
+            with pytest.raises(TypeError, match="port is a float"):
+                comm.write_cache("127.0.0.1", float(decode.port), [0], [1], 0)
+            with pytest.raises(TypeError, match="two values for 'dst_ip'"):
+                comm.write_cache("127.0.0.1", decode.port, [0], [1], 0, ip="127.0.0.1")
+            with pytest.raises(TypeError, match="two values for 'dst_port'"):
+                comm.write_cache("127.0.0.1", decode.port, [0], [1], 0, port=decode.port)
+            assert comm.write_cache("127.0.0.1", decode.port, [0], [1], 10**5000) == -1
+            assert "an integer of 16610 bits" in comm.last_error()
+            assert not comm.connect("a\nb", "9" * 5000) and "\n" not in comm.last_error() and len(comm.last_error()) < 400
+        assert not comm.connect("127.0.0.1", decode.port) and "was closed" in comm.last_error()
+        assert comm.write_cache("127.0.0.1", decode.port, [0], [1], 0) == -1 and "was closed" in comm.last_error()
+
+
+def test_pointers_without_an_order_and_misspelt_keywords_are_refused() -> None:
+    for pointers in ({1, 2}, frozenset([1, 2]), {1: 2}, bytearray(b"abc"), "abc"):
+        with pytest.raises(TypeError, match="key_cache_ptrs must be a list"):
+            rdma_comm.RDMACommunicator("prefill", 0, 0, pointers, [], 4, 64)
+    with pytest.raises(TypeError, match="'block_nmber'; did you mean 'block_number'"):
+        rdma_comm.RDMACommunicator("prefill", 0, 0, [1], [], block_nmber=4, block_bytes=64)

@@ -11,6 +11,15 @@ U32, U64, I63 = 2**32 - 1, 2**64 - 1, 2**63 - 1
 T = TypeVar("T")
 
 
+def shown(value: object) -> str:
+    """A value as an error quotes it: one short line, whatever it is."""
+    if isinstance(value, int) and int(value).bit_length() > 128:  # Python refuses to print very long ones
+        return f"an integer of {int(value).bit_length()} bits"
+    words = value if isinstance(value, str) else str(value)
+    words = words if words.isprintable() else repr(words)[1:-1]
+    return words if len(words) <= 120 else words[:117] + "..."
+
+
 def integer(value: Any, what: str, low: int, high: int) -> int:
     """Anything that is an integer, numpy's too."""
     try:
@@ -18,7 +27,7 @@ def integer(value: Any, what: str, low: int, high: int) -> int:
     except TypeError:
         raise TypeError(f"{what} is a {type(value).__name__}, not an integer") from None
     if not low <= number <= high:
-        raise ValueError(f"{what} is {number}; it must lie between {low} and {high}")
+        raise ValueError(f"{what} is {shown(number)}; it must lie between {low} and {high}")
     return number
 
 
@@ -26,7 +35,7 @@ def text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{what} is a {type(value).__name__}, not a str")
     if "\0" in value or not value.isprintable():
-        raise ValueError(f"{what} is {value!r}, which holds characters that cannot be printed")
+        raise ValueError(f"{what} is '{shown(value)}', which holds characters that cannot be printed")
     return value
 
 
@@ -67,10 +76,10 @@ def layers(value: Any) -> Tuple[int, int]:
         return 0, 0
     if isinstance(value, range):
         if value.step != 1 or not len(value):
-            raise ValueError(f"layers is {value}; layers follow each other, and there is at least one")
+            raise ValueError(f"layers is {shown(value)}; layers follow each other, and there is at least one")
         value = (value.start, len(value))
     elif not isinstance(value, tuple):
         return integer(value, "layers", 0, U32), 1
     if len(value) != 2:
-        raise ValueError(f"layers is {value}; a tuple is (first, count)")
+        raise ValueError(f"layers is {shown(value)}; a tuple is (first, count)")
     return integer(value[0], "layers", 0, U32), integer(value[1], "the number of layers", 0, U32)

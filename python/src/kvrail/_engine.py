@@ -11,7 +11,7 @@ from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, 
 
 from . import _core
 from ._arrivals import Arrival, ArrivalKind, Arrivals
-from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, text
+from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, shown, text
 from ._errors import KvError
 from ._log import LogPipe
 from ._memory import MemoryLike, Tensor, slabs_of
@@ -274,9 +274,9 @@ class Engine:
     ) -> None:
         self._closed = True
         if text(progress, "progress") not in ("auto", "caller"):
-            raise ValueError(f"progress is {progress!r}; it is 'auto' or 'caller'")
+            raise ValueError(f"progress is '{shown(progress)}'; it is 'auto' or 'caller'")
         mode = _core.PROGRESS_AUTO if progress == "auto" else _core.PROGRESS_CALLER
-        given = [text(f"{key}={value}", "options") for key, value in instance({} if options is None else options, Mapping, "options").items()]
+        given = [text(f"{key}={shown(value) if isinstance(value, int) else value}", "options") for key, value in instance({} if options is None else options, Mapping, "options").items()]
         optional_text(name, "name")
         quiet = not flag(arrivals, "arrivals")
         self._log = LogPipe()
@@ -334,7 +334,7 @@ class Engine:
         if count is None:
             raise ValueError("blocks is needed for addresses")
         if any(count > n for n in known):
-            raise ValueError(f"{count} blocks do not fit into memory for {min(known)}")
+            raise ValueError(f"{shown(count)} blocks do not fit into memory for {min(known)}")
         listed = [
             (name, s.block_bytes, s.stride, _core.TENSOR_REPLICATED if _replicated(tensors[name]) else 0, self._bases(s.bases))
             for name, s in slabs.items()
@@ -419,7 +419,7 @@ class Engine:
 
     def fileno(self) -> int:
         """A descriptor that polls readable while arrivals wait."""
-        if self._fd is None:
+        if self._fd is None or self._closed:  # which raises
             self._fd = _core.arrivals_fd(self._handle)
         return self._fd
 
@@ -492,11 +492,18 @@ class Engine:
         if self._closed:
             return
         self._closed = True
-        _core.close(self._handle, 0)
+        try:
+            _core.close(self._handle, 0)
+        except BaseException:  # this thread is inside a call of it, or Ctrl-C
+            self._closed = False
+            raise
         self._log.close()
         self._peers.clear()
         self._caches.clear()
         self._pools.clear()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an engine cannot be copied or pickled; each process opens its own")
 
     def __enter__(self) -> "Engine":
         return self

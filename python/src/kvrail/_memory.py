@@ -8,10 +8,12 @@ import operator
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _core
+from ._check import I63, U64, integer
 from ._errors import UnsupportedError
 
 #: An address, or an object with a buffer, __array_interface__, __cuda_array_interface__ or __dlpack__.
 MemoryLike = Union[int, Any]
+_LAYERS_MAX = 1024  # KV_LAYERS_MAX
 _DL_HOST = (1, 3, 13)  # CPU, CUDA pinned host, CUDA managed
 _DL_CUDA = 2
 
@@ -62,13 +64,21 @@ def _contiguous(shape: Sequence[int], itemsize: int) -> Tuple[int, ...]:
 
 
 def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
-    address, readonly = desc["data"]
+    try:
+        address, readonly = desc["data"]
+        kind, itemsize = desc["typestr"][1], int(desc["typestr"][2:] or 0)
+        shape = tuple(operator.index(n) for n in desc["shape"])
+        strides = tuple(operator.index(n) for n in desc.get("strides") or _contiguous(shape, itemsize))
+        region = Region(operator.index(address), itemsize, shape, strides, obj)
+    except (TypeError, ValueError, LookupError, AttributeError) as exc:
+        raise TypeError(f"the __array_interface__ of a {type(obj).__name__} is not understood: {exc}") from None
+    if len(strides) != len(shape) or min(shape, default=0) < 0:
+        raise ValueError(f"memory with shape {shape} and strides {strides}")
+    if kind == "O":
+        raise ValueError("an array of Python objects is no memory for a cache")
     if readonly:
         raise ValueError("the memory is read-only; a cache is written by peers")
-    itemsize = int(desc["typestr"][2:])
-    shape = tuple(int(n) for n in desc["shape"])
-    strides = desc.get("strides")
-    return Region(int(address), itemsize, shape, tuple(strides) if strides else _contiguous(shape, itemsize), obj)
+    return region
 
 
 def _on_a_device(what: str) -> UnsupportedError:
@@ -121,7 +131,10 @@ def _blocks_of(region: Region, axis: int, tensor: Tensor, name: str) -> Tuple[in
     if tensor.block_bytes is None:
         if len(region.shape) <= axis:
             raise ValueError(f"tensor {name}: block_bytes is needed for memory of {len(region.shape)} dimensions")
-        return region.shape[axis], _inner_bytes(region, axis + 1, name), region.strides[axis]
+        size, stride = _inner_bytes(region, axis + 1, name), region.strides[axis]
+        if region.shape[axis] > 1 and stride < size:
+            raise ValueError(f"tensor {name}: blocks of {size} bytes with a stride of {stride} overlap")
+        return region.shape[axis], size, max(stride, size)
     stride = tensor.stride or tensor.block_bytes
     size = _inner_bytes(region, axis, name)
     blocks = (size - tensor.block_bytes) // stride + 1 if size >= tensor.block_bytes else 0
@@ -133,6 +146,8 @@ def _one_array(region: Region, tensor: Tensor, name: str, layers: Optional[int])
         if layers not in (None, 1):
             raise ValueError(f"tensor {name}: give a list with one buffer for each layer")
         return _many([region], tensor, name)
+    if region.shape[0] > _LAYERS_MAX:
+        raise ValueError(f"tensor {name} has {region.shape[0]} layers (axis 0); a cache has {_LAYERS_MAX} at most")
     blocks, block_bytes, stride = _blocks_of(region, 1, tensor, name)
     bases = [region.address + i * region.strides[0] for i in range(region.shape[0])]
     return Slabs(bases, blocks, block_bytes, stride, [region.keep], region.cuda)
@@ -157,6 +172,10 @@ def _addresses(addresses: Sequence[int], tensor: Tensor, name: str) -> Slabs:
 def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], layers: Optional[int]) -> Slabs:
     """Whatever was given for a tensor, as one base for each layer."""
     tensor = given if isinstance(given, Tensor) else Tensor(given)
+    if tensor.block_bytes is not None:
+        integer(tensor.block_bytes, f"block_bytes of tensor {name}", 1, 2**36 - 1)
+    if tensor.stride is not None:
+        integer(tensor.stride, f"stride of tensor {name}", 0, I63)
     memory = tensor.layers
     if isinstance(memory, int):
         memory = [memory]
@@ -165,5 +184,5 @@ def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], 
     if not memory:
         raise ValueError(f"tensor {name} has no layers")
     if all(hasattr(item, "__index__") and not getattr(item, "shape", ()) for item in memory):
-        return _addresses([operator.index(item) for item in memory], tensor, name)
+        return _addresses([integer(item, f"address {i} of tensor {name}", 1, U64) for i, item in enumerate(memory)], tensor, name)
     return _many([describe(item) for item in memory], tensor, name)

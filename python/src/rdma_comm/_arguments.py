@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
+from collections.abc import Mapping, Set
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
-from kvrail._check import integer
+from kvrail._check import integer, shown
 
 # The first seven never moved; these are their names in the README and in the module.
 _COMMON = (
@@ -62,7 +64,9 @@ def _bound(args: Sequence[Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
     canonical = {name: names[0] for names in _COMMON + _SCALES + _TP for name in names}
     for name, value in kwargs.items():
         if name not in canonical:
-            raise TypeError(f"RDMACommunicator has no argument {name!r}")
+            near = difflib.get_close_matches(name, canonical, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"RDMACommunicator has no argument '{shown(name)}'{hint}")
         if canonical[name] in got:
             raise TypeError(f"RDMACommunicator got two values for {canonical[name]!r}")
         got[canonical[name]] = value
@@ -76,20 +80,21 @@ def port_of(value: Any) -> int:
     """A port as callers have it: "9881" or 9881."""
     if isinstance(value, (str, bytes)):
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
-        if not (text.strip().isascii() and text.strip().isdigit()):
-            raise ValueError(f"port is {text!r}, not a number")
-        value = int(text)
+        digits = text.strip()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 100):
+            raise ValueError(f"port is '{shown(text)}', not a number")
+        value = int(digits)
     return integer(value, "port", 0, 65535)
 
 
 def _pointers(values: Any, what: str) -> List[int]:
     if values is None:
         return []
-    if isinstance(values, (str, bytes)):
-        raise TypeError(f"{what} must be a list of addresses")
     try:
+        if isinstance(values, (str, bytes, bytearray, Set, Mapping)):
+            raise TypeError  # layers have an order
         items = list(values)
-    except TypeError:
+    except (TypeError, NotImplementedError):  # the second: a memoryview of two dimensions
         raise TypeError(f"{what} must be a list of addresses, not a {type(values).__name__}") from None
     return [integer(item, f"{what}[{i}]", 1, 2**64 - 1) for i, item in enumerate(items)]
 
@@ -109,7 +114,7 @@ def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
     if not isinstance(role, str):
         raise TypeError(f"splitwise_role is a {type(role).__name__}, not a str")
     if role not in ("prefill", "decode"):
-        raise ValueError(f"splitwise_role is {role!r}; it is 'prefill' or 'decode'")
+        raise ValueError(f"splitwise_role is '{shown(role)}'; it is 'prefill' or 'decode'")
     lists = {
         what: _pointers(got[what], what)
         for what in ("key_cache_ptrs", "value_cache_ptrs", "key_scale_ptrs", "value_scale_ptrs")

@@ -8,8 +8,8 @@ import os
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from kvrail import Cache, Engine, KvError, Peer, Tensor, _core
-from kvrail._check import integer
+from kvrail import Cache, CallError, ClosedError, Engine, KvError, Peer, Tensor, _core
+from kvrail._check import integer, shown
 
 from . import _gpu, _log
 from ._arguments import Arguments, parse, port_of
@@ -19,6 +19,7 @@ logger = logging.getLogger("rdma_comm")
 CONNECT_TIMEOUT_S = 10.0
 # The reference's codes for a connection.
 _CONNECTED, _DISCONNECTED, _ERROR, _TIMED_OUT, _BAD_PARAMETERS = range(5)
+_PORT_TYPES = (str, int)
 
 
 class ConnectStatus(int):
@@ -55,7 +56,7 @@ class _View:
         self.engine = Engine(f"{args.role}-{args.gpu_idx}", options=_options(args), arrivals=False)
         self._args, self._size, self._rank = args, size, rank
         self._cache: Optional[Cache] = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def cache(self) -> Cache:
         a = self._args
@@ -113,9 +114,10 @@ class RDMACommunicator:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._args = parse(args, kwargs)
-        self._lock = threading.Lock()
+        self._pid, self._closed = os.getpid(), False
+        self._lock = threading.RLock()  # a signal's handler may call into this object too
         self._peers: Dict[Tuple[str, Any], Tuple[_View, Peer]] = {}
-        self._dialling: Dict[Tuple[str, int], threading.Lock] = {}
+        self._dialling: Dict[Tuple[str, int], Any] = {}
         self._errors = threading.local()
         self._views: Dict[Tuple[int, int], _View] = {}
         _log.files_of_the_environment()
@@ -135,6 +137,12 @@ class RDMACommunicator:
             if view is None:
                 view = self._views[(size, rank)] = _View(self._args, size, rank)
             return view
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise ClosedError("the communicator was closed")
+        if os.getpid() != self._pid:
+            raise CallError("the communicator was made before a fork; each process makes its own")
 
     def _listen(self, view: _View) -> None:
         port = view.engine.listen("0.0.0.0", _listening_port(self._args.port))
@@ -169,7 +177,7 @@ class RDMACommunicator:
 
     def _connect(self, host: str, port: int, dst_tp_size: int) -> None:
         with self._lock:
-            dialling = self._dialling.setdefault((host, port), threading.Lock())
+            dialling = self._dialling.setdefault((host, port), threading.RLock())
         with dialling:  # of two threads that want the same peer, one connects
             known = self._peers.get((host, port))
             if known:
@@ -193,9 +201,10 @@ class RDMACommunicator:
         """
         host = _host(dst_ip)
         try:
+            self._check_alive()
             self._connect(host, port_of(dst_port), integer(dst_tp_size, "dst_tp_size", 0, 65536))
         except (KvError, ValueError) as exc:
-            self._failed(f"connect to {host}:{dst_port}: {exc}")
+            self._failed(f"connect to {shown(host)}:{shown(dst_port)}: {exc}")
             return _status_of(exc)
         self._errors.text = ""
         return ConnectStatus(_CONNECTED)
@@ -223,12 +232,20 @@ class RDMACommunicator:
 
         Ids are lists, numpy arrays or tensors of integers; contiguous int64 arrays are used without a copy.
         """
-        host = dst_ip if ip is None else ip
-        number = dst_port if port is None else port
-        try:
-            known = self._peers.get((host, number))  # type: ignore[arg-type]
-        except TypeError:  # no type that can be a key
-            known = None
+        if ip is None:
+            host = dst_ip
+        elif dst_ip is None:
+            host = ip
+        else:
+            raise TypeError("write_cache got two values for 'dst_ip'")
+        if port is None:
+            number = dst_port
+        elif dst_port is None:
+            number = port
+        else:
+            raise TypeError("write_cache got two values for 'dst_port'")
+        # 9881.0 would find the same peer, and a list is no key.
+        known = self._peers.get((host, number)) if type(number) in _PORT_TYPES and type(host) is str else None
         try:
             if known is None:
                 known = self._known(host, number, local_block_ids, remote_block_ids, layer_idx)
@@ -238,7 +255,7 @@ class RDMACommunicator:
                 0, peer._handle, cache._handle, layer_idx, 1, local_block_ids, remote_block_ids, 0, 0, 0, None
             )
         except (KvError, ValueError, OverflowError) as exc:
-            self._failed(f"write_cache of layer {layer_idx} to {host}:{number}: {exc}")
+            self._failed(f"write_cache of layer {shown(layer_idx)} to {shown(host)}:{shown(number)}: {exc}")
             return -1
         return 0
 
@@ -248,6 +265,7 @@ class RDMACommunicator:
             raise TypeError("write_cache needs dst_ip, dst_port, local_block_ids, remote_block_ids and layer_idx")
         known = self._peers.get((_host(host), port_of(port)))
         if known is None:
+            self._check_alive()
             raise ValueError("not connected; connect() comes first")
         return known
 
@@ -261,11 +279,17 @@ class RDMACommunicator:
 
     def close(self) -> None:
         """Disconnect, stop listening, free. Not part of the reference; leaving it to the garbage collector is fine too."""
+        self._closed = True
+        if os.getpid() != self._pid:
+            self._lock = threading.RLock()  # the parent's may have been held by a thread that does not exist here
         with self._lock:
-            views, self._views = list(self._views.values()), {}
             self._peers.clear()
+            views = list(self._views.values())
         for view in views:
             view.engine.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a communicator cannot be copied or pickled; each process makes its own")
 
     def __enter__(self) -> "RDMACommunicator":
         return self
