@@ -7,7 +7,8 @@
 #   sweep  each point of the ib provider fails once; hundreds of connections, good and failed, leave nothing behind
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
 #   mpi    a small replay and a small bench between ranks over ib, beside ibv_devinfo and ib_write_bw
-#   split  the example with a model split in two, and rdma_comm between processes, from the environment of python_packages
+#   split  the example with a model split in two, rdma_comm between processes and its choice of devices, from the environment
+#          of python_packages
 #   limits an ordinary user with little memory to lock, and with each value of ptrace_scope (last: the kernel
 #          takes a ptrace_scope of 3 never back)
 # After each stage the devices' objects must be as before it, and their counters must have grown.
@@ -76,15 +77,17 @@ split() {
 	}
 	folder=$(dirname "$0")/../../python
 	begun=$(counter)
-	export OPENBLAS_NUM_THREADS=1
+	export OPENBLAS_NUM_THREADS=1 KVCACHE_HANDSHAKE_MS=20000
 	# K and V of 2 requests with 160 tokens, 8 layers, 2 heads of 32 floats
 	payload=$((2 * 2 * 160 * 8 * 2 * 32 * 4))
 	"$python" -B "$folder/examples/disaggregated.py" --prompt 160 --tokens 4 --requests 2 --layers 8 || return 1
 	sent=$(($(counter) - begun))
 	echo "in_guest: $payload bytes of KV cache in $sent packets"
 	[ $sent -ge $((payload / 4096)) ] || return 1
-	KVRAIL_TEST_TRANSPORT=ib "$python" -B -m pytest -q -p no:cacheprovider "$folder/tests/test_rdma_comm.py" \
-		-k "arrive_in_another_process or both_sets or feeds_each_of_two or killed_receiver"
+	only="test_ports or arrive_in_another_process or both_sets or feeds_each_of_two or killed_receiver"
+	KVRAIL_TEST_TRANSPORT=ib "$python" -B -m pytest -q -p no:cacheprovider "$folder/tests/test_ports.py" \
+		"$folder/tests/test_rdma_comm.py" "$folder/tests/test_fastdeploy.py" \
+		-k "$only or test_program or (messager and HostTensor)"
 }
 
 # as_user KB COMMAND...: without root's capabilities, and with that many KiB to lock
