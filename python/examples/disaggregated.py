@@ -15,6 +15,7 @@ The model is a small decoder in numpy, or with --hf transformers' Llama (llama.p
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,7 @@ def prefill(args: argparse.Namespace, pipe: Any) -> None:
     model = model_of(args)
     with kvrail.Engine("prefill") as engine, ThreadPoolExecutor(1) as sender:
         pages, cache = pages_of(args, engine)
-        peer = engine.connect("127.0.0.1", pipe.recv())
+        peer = engine.connect("127.0.0.1", pipe.recv(), 60)
         for request, prompt in enumerate(prompts_of(args)):
             pipe.recv()  # the decode side may begin
             ids = some_blocks(pages, len(prompt), request)
@@ -131,6 +132,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--hf", action="store_true", help="transformers' Llama (pip install torch transformers)")
     args = parser.parse_args()
+    missing = [name for name in ("torch", "transformers") if args.hf and importlib.util.find_spec(name) is None]
+    if missing:
+        parser.error(f"--hf needs what is not installed here: pip install {' '.join(missing)}")
     got = two_processes(args)
     want = one_process(args)
     print(f"path: {got[0][4]}")
