@@ -5,8 +5,8 @@
  */
 #include "kv_internal.h"
 
-#include <stdarg.h>
 #include <sched.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
