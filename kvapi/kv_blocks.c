@@ -36,7 +36,7 @@ int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *
 	if (ret)
 		return ret;
 	req.layers.count = cache->geometry.layers;
-	kv_peer_claim(peer);
+	kv_claim(&peer->claim);
 	ret = kv_peer_usable(peer, req.name, err);
 	if (!ret)
 		ret = kv_lease_open(&req, lease_p, err);
@@ -63,7 +63,7 @@ static void wait_for_writer(struct kv_lease *lease, int64_t deadline_ns)
 		if (!lease->stopped && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
 			kv_service_sleep(peer->engine, &lease->waiter, seq, deadline_ns);
-			kv_peer_claim(peer);
+			kv_claim(&peer->claim);
 		}
 		kv_waiter_leave(&lease->waiter);
 	}
@@ -86,7 +86,7 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 	while (!lease->stopped && (ret = tr_fence(peer->conn, 0, NULL)) && kv_now_ns() < patience) {
 		kv_peer_release(peer);
 		poll(NULL, 0, 1);
-		kv_peer_claim(peer);
+		kv_claim(&peer->claim);
 	}
 	if (lease->stopped) /* fenced by the service thread meanwhile */
 		return 0;

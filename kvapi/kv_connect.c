@@ -138,7 +138,7 @@ static int accept_one(struct kv_engine *engine)
 		return 0;
 	}
 	if (kv_peer_handshake(peer, &done))
-		pthread_mutex_unlock(&peer->claim);
+		kv_claim_release(&peer->claim);
 	return 0;
 }
 
@@ -218,13 +218,13 @@ static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns
 		enum kv_peer_state state;
 
 		*given_up_p = kv_engine_given_up(peer->engine, &ask_ns);
-		pthread_mutex_lock(&peer->claim);
+		kv_claim(&peer->claim);
 		state = peer->state;
 		if (state != KV_PEER_HANDSHAKE || *given_up_p || kv_now_ns() >= deadline_ns) {
 			kv_waiter_leave(&peer->waiter);
 			return state; /* with the claim */
 		}
-		pthread_mutex_unlock(&peer->claim);
+		kv_claim_release(&peer->claim);
 		if (atomic_exchange(&peer->engine->wants[peer->index], false))
 			kv_service_rearm(peer);
 		kv_service_sleep(peer->engine, &peer->waiter, seq,
@@ -263,7 +263,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		kv_peer_free(peer);
 		return ret;
 	}
-	pthread_mutex_unlock(&peer->claim);
+	kv_claim_release(&peer->claim);
 	state = wait_for_end(peer, deadline_ns, &given_up);
 	if (state == KV_PEER_UP) {
 		kv_peer_release(peer);

@@ -262,7 +262,7 @@ static void shut_peers(struct kv_engine *engine)
 
 		if (!peer)
 			continue;
-		kv_peer_claim(peer);
+		kv_claim(&peer->claim);
 		if (kv_peer_shut(peer, deadline, &err))
 			kv_log_warn(engine->log, "closed the engine although %s", err.message);
 		kv_peer_free(peer);

@@ -45,6 +45,20 @@ void kv_waiter_leave(struct kv_waiter *waiter);
 void kv_waiter_sleep(struct kv_waiter *waiter, uint32_t seq, int64_t deadline_ns);
 void kv_waiter_wake(struct kv_waiter *waiter);
 
+/* ---------------------------------------------------------------- claims: kv_claim.c */
+
+struct kv_claim {
+	atomic_uint word;
+	atomic_uint wanting; /* threads that wait for it */
+};
+bool kv_claim_try(struct kv_claim *claim);
+bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns);
+static inline void kv_claim(struct kv_claim *claim)
+{
+	kv_claim_until(claim, KV_NO_DEADLINE);
+}
+void kv_claim_release(struct kv_claim *claim);
+
 /* ---------------------------------------------------------------- counters: kv_stats.c */
 
 #define KV_COUNTERS(X)                                                        \

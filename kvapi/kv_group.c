@@ -75,7 +75,7 @@ static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p
 	for (struct kv_op *op = group->first; op; op = op->next) {
 		if (atomic_load(&op->ended))
 			continue;
-		kv_peer_claim(op->peer);
+		kv_claim(&op->peer->claim);
 		if (op->stage == KV_STAGE_IDLE)
 			*moved_p += begin(op, deadline_ns);
 		if (op->stage != KV_STAGE_IDLE && op->stage != KV_STAGE_ENDED)
@@ -92,7 +92,7 @@ static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p
 static void stop_all(struct kv_group *group)
 {
 	for (struct kv_op *op = group->first; op; op = op->next) {
-		kv_peer_claim(op->peer);
+		kv_claim(&op->peer->claim);
 		kv_op_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
 		kv_peer_release(op->peer);
 	}
@@ -139,7 +139,7 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, s
 	for (struct kv_op *op = group->first, *next; op; op = next) {
 		next = op->next;
 		/* Who ended it held the claim while it used our waiter. */
-		kv_peer_claim(op->peer);
+		kv_claim(&op->peer->claim);
 		op->waiter = &op->own_waiter;
 		op->next = NULL;
 		kv_peer_release(op->peer);

@@ -68,8 +68,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
-	pthread_mutex_init(&peer->claim, NULL);
-	pthread_mutex_lock(&peer->claim);
+	kv_claim(&peer->claim);
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
 		;
@@ -80,8 +79,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 		else
 			refuse_pending(engine, err);
 		pthread_mutex_unlock(&engine->lock);
-		pthread_mutex_unlock(&peer->claim);
-		pthread_mutex_destroy(&peer->claim);
+		kv_claim_release(&peer->claim);
 		free(peer);
 		return KV_ERR_BUSY;
 	}
@@ -119,8 +117,7 @@ void kv_peer_free(struct kv_peer *peer)
 	kv_hello_free(peer);
 	if (peer->conn)
 		tr_conn_close(peer->conn);
-	pthread_mutex_unlock(&peer->claim);
-	pthread_mutex_destroy(&peer->claim);
+	kv_claim_release(&peer->claim);
 	peer->magic = KV_MAGIC_DEAD;
 	free(peer);
 }
@@ -202,7 +199,7 @@ int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err
 		return ret;
 	ret = kv_peer_shut(peer, deadline, err);
 	if (ret) {
-		pthread_mutex_unlock(&peer->claim);
+		kv_claim_release(&peer->claim);
 		return ret;
 	}
 	if (peer->state == KV_PEER_UP)
@@ -220,7 +217,7 @@ int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_erro
 	if (!info || info->size != sizeof(*info))
 		return kv_fail(err, KV_ERR_ARG, "peer_info",
 			       "kv_peer_info is NULL or its size is not %zu", sizeof(*info));
-	kv_peer_claim(peer);
+	kv_claim(&peer->claim);
 	*info = (struct kv_peer_info){
 		.size = sizeof(*info),
 		.connected = peer->state == KV_PEER_UP,

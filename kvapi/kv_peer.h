@@ -91,8 +91,7 @@ struct kv_peer {
 	bool up_told, lost_told; /* PEER_UP, PEER_LOST are queued */
 	struct kv_engine *engine;
 	struct tr_conn *conn;
-	pthread_mutex_t claim;
-	atomic_uint wanting; /* threads that wait for the claim */
+	struct kv_claim claim;
 	uint32_t index; /* in engine.peer */
 	int64_t next_deadline_ns;
 	_Atomic int64_t rounds;	    /* of progress, and */
@@ -130,8 +129,6 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		    struct kv_error *err);
 
 /* kv_progress.c */
-void kv_peer_claim(struct kv_peer *peer);
-bool kv_peer_claim_until(struct kv_peer *peer, int64_t deadline_ns); /* in the past: tries */
 /* 0, or `code` and why. */
 int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
 		      struct kv_error *err);

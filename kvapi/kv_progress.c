@@ -5,7 +5,6 @@
  */
 #include "kv_internal.h"
 
-#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,51 +13,10 @@ enum { ARM_ROUNDS = 16 };
 
 /* ---------------------------------------------------------------- claim */
 
-void kv_peer_claim(struct kv_peer *peer)
-{
-	if (!pthread_mutex_trylock(&peer->claim))
-		return;
-	atomic_fetch_add(&peer->wanting, 1);
-	pthread_mutex_lock(&peer->claim);
-	atomic_fetch_sub(&peer->wanting, 1);
-}
-
-/* glibc has pthread_mutex_clocklock since 2.30 (the wheel is made for 2.28); gcc 12's TSan has not. */
-#if defined(__SANITIZE_THREAD__) || !__GLIBC_PREREQ(2, 30)
-static int lock_until(pthread_mutex_t *mutex, int64_t deadline_ns)
-{
-	int ret;
-
-	while ((ret = pthread_mutex_trylock(mutex)) && kv_now_ns() < deadline_ns)
-		sched_yield();
-	return ret;
-}
-#else
-static int lock_until(pthread_mutex_t *mutex, int64_t deadline_ns)
-{
-	struct timespec ts = { .tv_sec = deadline_ns / INT64_C(1000000000),
-			       .tv_nsec = deadline_ns % INT64_C(1000000000) };
-
-	return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &ts);
-}
-#endif
-
-bool kv_peer_claim_until(struct kv_peer *peer, int64_t deadline_ns)
-{
-	bool got = !pthread_mutex_trylock(&peer->claim);
-
-	if (got)
-		return true;
-	atomic_fetch_add(&peer->wanting, 1);
-	got = !lock_until(&peer->claim, deadline_ns);
-	atomic_fetch_sub(&peer->wanting, 1);
-	return got;
-}
-
 int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
 		      struct kv_error *err)
 {
-	if (kv_peer_claim_until(peer, deadline_ns))
+	if (kv_claim_until(&peer->claim, deadline_ns))
 		return 0;
 	return kv_peer_fail(peer, err, code, op,
 			    "another call on %s had not returned at the deadline", peer->name);
@@ -86,11 +44,10 @@ void kv_peer_release(struct kv_peer *peer)
 	if (!peer->engine->caller_mode)
 		kv_peer_arm(peer, true, &done);
 	restless = peer->restless;
-	pthread_mutex_unlock(&peer->claim);
+	kv_claim_release(&peer->claim);
 	if (restless)
 		kv_engine_wake(peer->engine);
-	atomic_thread_fence(
-		memory_order_seq_cst); /* the unlock comes before the look: see claim_at */
+	/* The release came before this look: see claim_at. */
 	if (atomic_load(wants) && atomic_exchange(wants, false))
 		kv_service_rearm(peer);
 }

@@ -214,7 +214,7 @@ static int wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op, 
 		if (lacking(op, lease) && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
 			kv_service_sleep(op->engine, waiter, seq, deadline_ns);
-			kv_peer_claim(peer);
+			kv_claim(&peer->claim);
 		}
 		kv_waiter_leave(waiter);
 	}

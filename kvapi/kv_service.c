@@ -46,9 +46,9 @@ void kv_service_unwatch(struct kv_peer *peer)
 }
 
 /*
- * A peer whose claim is taken: is its holder in a call of the device that does not return? Soft-RoCE posts in the
- * caller's thread, for as long as the wire does not take its packets. Counted from the first look, as all of
- * this process may have stood still.
+ * A peer whose claim is taken: is its holder in a call of the device that does not return? Soft-RoCE
+ * posts in the caller's thread, for as long as the wire does not take its packets. Counted from the
+ * first look, as all of this process may have stood still.
  */
 static void cut_if_stuck(struct kv_peer *peer)
 {
@@ -85,10 +85,10 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 	peer = engine->peer[index];
 	if (peer && generation && engine->peer_generation[index] != *generation)
 		peer = NULL;
-	if (peer && pthread_mutex_trylock(&peer->claim)) {
+	if (peer && !kv_claim_try(&peer->claim)) {
 		if (generation)
 			atomic_store(&engine->wants[index], true);
-		if (!generation || pthread_mutex_trylock(&peer->claim))
+		if (!generation || !kv_claim_try(&peer->claim))
 			taken = true;
 		else
 			atomic_store(&engine->wants[index], false);
@@ -133,8 +133,7 @@ void kv_service_leave(struct kv_peer *peer)
 
 	if (!engine->caller_mode)
 		kv_peer_arm(peer, true, &done);
-	pthread_mutex_unlock(&peer->claim);
-	atomic_thread_fence(memory_order_seq_cst);
+	kv_claim_release(&peer->claim);
 	if (atomic_load(&engine->wants[index]))
 		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
 }
@@ -152,7 +151,7 @@ static int sweep(struct kv_engine *engine, bool *restless_p)
 		*restless_p |= peer->restless;
 		if (peer->state != KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
 			kv_service_rearm(peer);
-		pthread_mutex_unlock(&peer->claim);
+		kv_claim_release(&peer->claim);
 	}
 	return done;
 }
@@ -173,7 +172,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 		return done;
 	if (peer->state != KV_PEER_LOST)
 		kv_service_rearm(peer);
-	pthread_mutex_unlock(&peer->claim);
+	kv_claim_release(&peer->claim);
 	return done;
 }
 

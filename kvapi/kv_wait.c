@@ -37,7 +37,7 @@ static void spin(struct kv_op *op, int grade)
 	do {
 		if (kv_peer_progress(op->peer, true))
 			until = spin_until(op);
-		if (reached(op, grade) || atomic_load(&op->peer->wanting))
+		if (reached(op, grade) || atomic_load(&op->peer->claim.wanting))
 			return;
 		kv_cpu_relax();
 	} while (kv_now_ns() < until);
@@ -51,7 +51,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		uint32_t seq = kv_waiter_enter(op->waiter);
 		int64_t own = KV_NO_DEADLINE;
 
-		if (!kv_peer_claim_until(peer, deadline_ns)) {
+		if (!kv_claim_until(&peer->claim, deadline_ns)) {
 			kv_waiter_leave(op->waiter);
 			return reached(op, grade);
 		}
@@ -94,7 +94,7 @@ int kv_test(struct kv_op *op, struct kv_error *err)
 	if (ret)
 		return ret;
 	/* Whoever has the claim makes progress itself. */
-	if (!atomic_load(&op->ended) && kv_peer_claim_until(op->peer, 0)) {
+	if (!atomic_load(&op->ended) && kv_claim_try(&op->peer->claim)) {
 		kv_peer_progress(op->peer, true);
 		kv_peer_release(op->peer);
 	}

@@ -19,7 +19,6 @@ OLDEST_GLIBC = (2, 28)
 #: extension is built on such a system, and to the old one where it is built for 2.28 (`./dev wheel`).
 MOVED = re.compile(
     r"dl(open|sym|close|error)|[fl]?stat|__isoc23_\w+"
-    r"|pthread_mutex_clocklock"  # left out, not moved, where glibc lacks it
     r"|pthread_(create|join|detach|once|sigmask|setname_np|mutex_trylock|cond_timedwait|condattr_setclock|key_create)"
 )
 
