@@ -35,7 +35,7 @@ build_with_cc() {
 		-Iinclude -Itransport -Inet_plugin)
 	mkdir -p "$(dirname "$plugin")" "$tests" &&
 		cc "${flags[@]}" -shared -Wl,--version-script=net_plugin/net_plugin.map -o "$plugin" \
-			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c net_plugin/*.c -lpthread -ldl &&
+			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c transport/gpu/*.c net_plugin/*.c -lpthread -ldl &&
 		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/{cases_*,net_conformance,net_elf,net_load,net_side}.c \
 			-lpthread -ldl &&
 		cc "${flags[@]}" -o "$tests/net_perf" mpi_tests/net/{net_perf,net_elf,net_load,net_side}.c -lpthread -ldl
