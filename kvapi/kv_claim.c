@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_claim.c -- who may touch a peer: a lock that is waited for until a deadline of CLOCK_MONOTONIC */
+/*
+ * kv_claim.c -- who may touch a peer: a lock that is waited for until a deadline of CLOCK_MONOTONIC
+ */
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -38,7 +40,9 @@ bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns)
 
 void kv_claim_release(struct kv_claim *claim)
 {
-	/* After the exchange only the address is used: who takes the claim next may free the peer. */
+	/*
+	 * After the exchange only the address is used: who takes the claim next may free the peer.
+	 */
 	if (atomic_exchange(&claim->word, FREE) == WAITED)
 		syscall(SYS_futex, &claim->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }

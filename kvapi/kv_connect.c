@@ -143,8 +143,8 @@ static int accept_one(struct kv_engine *engine)
 }
 
 /*
- * Who cannot be accepted, for want of descriptors above all, leaves the listener readable: it is not looked at again before
- * the next tick.
+ * Who cannot be accepted, for want of descriptors above all, leaves the listener readable: it is
+ * not looked at again before the next tick.
  */
 void kv_peer_accept(struct kv_engine *engine)
 {

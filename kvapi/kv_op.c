@@ -417,7 +417,10 @@ static void take_ack(struct kv_op *op, int status)
 	}
 	op->acked = true;
 	op->ack_status = status;
-	/* Now, not when the transport is done too: the receiver may use the lease's number again at once. */
+	/*
+	 * Now, not when the transport is done too: the receiver may use the lease's number again at
+	 * once.
+	 */
 	if (op->kind == KV_OP_SEND)
 		kv_grant_settled(op->peer, op->grant, op->layers, status);
 	if (!op->tr)

@@ -23,7 +23,7 @@ void kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
 void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
 bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
 
-/* ---------------------------------------------------------------- peers: kv_peer.c, kv_progress.c */
+/* -------------------------------------------------------------- peers: kv_peer.c, kv_progress.c */
 
 struct kv_rslab {
 	struct tr_rmem *rmem;
@@ -96,7 +96,8 @@ struct kv_peer {
 	int64_t next_deadline_ns;
 	_Atomic int64_t rounds;	    /* of progress, and */
 	_Atomic int64_t posting_ns; /* the deadline of the operation that is being posted */
-	int64_t seen_rounds, seen_ns; /* under engine.lock: by whom the claim was refused, and since when */
+	/* under engine.lock: by whom the claim was refused, and since when */
+	int64_t seen_rounds, seen_ns;
 	_Atomic uint64_t user;
 	uint64_t comm; /* kv_comm_init: told in the hello */
 	uint32_t comm_rank;

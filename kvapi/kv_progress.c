@@ -60,8 +60,9 @@ int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg)
 	size_t len = kv_wire_put(msg, buf, sizeof(buf));
 
 	/*
-	 * A negative code means that the connection is failing: TR_PEER_LOST says why. A BEGIN is of
-	 * use only with its notify, or an ABORT, which wake the receiver anyway: once, not twice.
+	 * A negative code means that the connection is failing: TR_PEER_LOST says why. A BEGIN is
+	 * of use only with its notify, or an ABORT, which wake the receiver anyway: once, not
+	 * twice.
 	 */
 	if (msg->type == KV_MSG_BEGIN)
 		return tr_msg_lazy(peer->conn, buf, len, NULL);

@@ -46,9 +46,9 @@ void kv_service_unwatch(struct kv_peer *peer)
 }
 
 /*
- * A peer whose claim is taken: is its holder in a call of the device that does not return? Soft-RoCE
- * posts in the caller's thread, for as long as the wire does not take its packets. Counted from the
- * first look, as all of this process may have stood still.
+ * A peer whose claim is taken: is its holder in a call of the device that does not return?
+ * Soft-RoCE posts in the caller's thread, for as long as the wire does not take its packets.
+ * Counted from the first look, as all of this process may have stood still.
  */
 static void cut_if_stuck(struct kv_peer *peer)
 {

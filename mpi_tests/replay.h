@@ -77,7 +77,10 @@ struct replay_order {
 	uint64_t check; /* hash of the above: a torn or stale order is an error */
 };
 
-/* Mail blocks of each rank: one for each order that can be under way, one more for each decode rank's last. */
+/*
+ * Mail blocks of each rank: one for each order that can be under way, one more for each decode
+ * rank's last.
+ */
 static inline uint32_t replay_mails(const struct replay_options *opt)
 {
 	return opt->job.decodes * (opt->job.prefills * REPLAY_FLIGHTS + 1);

@@ -111,8 +111,9 @@ static uint32_t chunk_size(const struct decode *d, const struct flight *f)
 }
 
 /*
- * While the prefill rank is at its first layers. Should this process get no time to die in until they
- * have all been sent, the prefill rank is at an order more: it waits for blocks that nobody has opened.
+ * While the prefill rank is at its first layers. Should this process get no time to die in until
+ * they have all been sent, the prefill rank is at an order more: it waits for blocks that nobody
+ * has opened.
  */
 static int die_soon(struct decode *d, const struct flight *f)
 {

@@ -2,8 +2,9 @@
 /*
  * nccl_abi.h -- NCCL's network plugin interface, versions 6 to 12, as declarations of our own
  *
- * Written from the layouts that a shipped libnccl carries as debug information; the test nccl_abi_matches compares every
- * struct with them. Names that NCCL's loader or its users know are kept, so NCCL's spelling stands here and nowhere else.
+ * Written from the layouts that a shipped libnccl carries as debug information; the test
+ * nccl_abi_matches compares every struct with them. Names that NCCL's loader or its users know are
+ * kept, so NCCL's spelling stands here and nowhere else.
  */
 #ifndef NCCL_ABI_H
 #define NCCL_ABI_H

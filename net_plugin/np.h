@@ -2,8 +2,8 @@
 /*
  * np.h -- what the parts of the plugin share: contexts, devices, communicators, requests
  *
- * A context is one NCCL communicator's init; a communicator here is one direction between two ranks and owns one
- * transport connection: the connecting side sends, the accepting side receives.
+ * A context is one NCCL communicator's init; a communicator here is one direction between two ranks
+ * and owns one transport connection: the connecting side sends, the accepting side receives.
  *
  *   irecv   takes a slot, describes its memory to the sender once, sends a clear-to-send message
  *           (np_wire.h)
@@ -22,9 +22,11 @@
  *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
  *   np_log.c            NCCL's logger, and its codes for our errors
  *
- * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects, closes and registers
- *          memory meanwhile. So a communicator's regions have a lock, and nothing else of it has.
- * Memory   Nothing is allocated after connect, except the first time that a region is named to a sender.
+ * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects,
+ *          closes and registers memory meanwhile. So a communicator's regions have a lock, and
+ *          nothing else of it has.
+ * Memory   Nothing is allocated after connect, except the first time that a region is named to a
+ *          sender.
  */
 #ifndef NP_H
 #define NP_H
@@ -90,14 +92,17 @@ void np_env_tell(void); /* logs what is set to no effect */
 /* NCCL_IB_HCA, NCCL_SOCKET_IFNAME, ...: "" if not set */
 const char *np_env_text(const char *name);
 
-/* ---------------------------------------------------------------- np_name.c: NCCL's lists of device and interface names */
+/* ---------------------------------------- np_name.c: NCCL's lists of device and interface names */
 
 /* "[^][=]name[:port],..."; port 0 = the name has none. An empty list matches all. */
 bool np_name_matches(const char *list, const char *name, int port);
 
 /* ---------------------------------------------------------------- np_address.c */
 
-/* The address that listeners bind to, as text; why = how it was chosen. `is_host`: only peers of this host can come. */
+/*
+ * The address that listeners bind to, as text; why = how it was chosen. `is_host`: only peers of
+ * this host can come.
+ */
 int np_address_choose(bool is_host, char *host, size_t cap, const char **why_p,
 		      struct kv_error *err);
 

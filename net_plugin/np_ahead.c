@@ -2,18 +2,21 @@
 /*
  * np_ahead.c -- a small send that comes before its receive: its bytes travel in a message at once
  *
- * The other way round costs a trip: the receive is announced, and only then the bytes leave. NCCL posts a receive when the
- * receiving GPU has come to it, so for the smallest messages that trip is a good part of the whole.
+ * The other way round costs a trip: the receive is announced, and only then the bytes leave. NCCL
+ * posts a receive when the receiving GPU has come to it, so for the smallest messages that trip is
+ * a good part of the whole.
  *
- * Both ends find the row of such a message without a word more, because among the sends of one tag the n-th takes the n-th row
- * with that tag. A message is sent ahead only when no row is open, nothing waits that was not sent ahead and nothing is on its
- * way into the transport; so its row is the first one with its tag, from the first receive on that the sender does not know yet
- * (`seq`), that no earlier message ahead has taken.
+ * Both ends find the row of such a message without a word more, because among the sends of one tag
+ * the n-th takes the n-th row with that tag. A message is sent ahead only when no row is open,
+ * nothing waits that was not sent ahead and nothing is on its way into the transport; so its row is
+ * the first one with its tag, from the first receive on that the sender does not know yet (`seq`),
+ * that no earlier message ahead has taken.
  *
- * A CPU reads and writes these bytes, so they are no GPU's at either end: a receiver that may be given GPU memory says in its
- * hello that it takes none.
+ * A CPU reads and writes these bytes, so they are no GPU's at either end: a receiver that may be
+ * given GPU memory says in its hello that it takes none.
  *
- * The send is done when its receive is known, as any other: then its true size is, too. At most NP_AHEADS are not done.
+ * The send is done when its receive is known, as any other: then its true size is, too. At most
+ * NP_AHEADS are not done.
  */
 #include <string.h>
 
@@ -41,8 +44,8 @@ int np_ahead_send(struct np_send *s, struct np_request *request, const void *dat
 /* ---------------------------------------------------------------- receiving side */
 
 /*
- * A GPU may watch the lines fill, so what counts for a message counts here: whole words in ascending order. NCCL's buffers and
- * sizes are multiples of 8 where it does.
+ * A GPU may watch the lines fill, so what counts for a message counts here: whole words in
+ * ascending order. NCCL's buffers and sizes are multiples of 8 where it does.
  */
 static void store_words(uint8_t *dst, const uint8_t *src, size_t n)
 {

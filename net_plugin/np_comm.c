@@ -91,7 +91,10 @@ ncclResult_t np_progress(struct np_comm *comm)
 		return comm->result;
 	do {
 		n = tr_poll(comm->conn, events, EVENTS);
-		/* What came before the connection was lost may stand behind the first word of the loss. */
+		/*
+		 * What came before the connection was lost may stand behind the first word of the
+		 * loss.
+		 */
 		for (int i = 0; i < n; i++)
 			if (ret)
 				take_event(comm, &events[i], &later);
@@ -105,7 +108,10 @@ ncclResult_t np_progress(struct np_comm *comm)
 
 /* ---------------------------------------------------------------- closing */
 
-/* With requests under way their memory must come to rest first; that needs this end only, never the peer. */
+/*
+ * With requests under way their memory must come to rest first; that needs this end only, never the
+ * peer.
+ */
 static ncclResult_t close_comm(struct np_comm *comm)
 {
 	int64_t deadline = kv_deadline_ns(NP_FENCE_MS);

@@ -2,10 +2,11 @@
 /*
  * np_connect.c -- listen, connect, accept: none blocks, each call moves the handshakes a step
  *
- * The connecting side's state between two calls of connect is found by the cookie in the handle, never by a pointer in it.
- * A listener steps any number of handshakes at once, so a stranger who connects and says nothing delays nobody. Two ranks
- * that both wait in connect before they accept would wait for ever; so a connect that has waited for long steps the
- * handshakes of its own context's listeners as well, and accept finds them done.
+ * The connecting side's state between two calls of connect is found by the cookie in the handle,
+ * never by a pointer in it. A listener steps any number of handshakes at once, so a stranger who
+ * connects and says nothing delays nobody. Two ranks that both wait in connect before they accept
+ * would wait for ever; so a connect that has waited for long steps the handshakes of its own
+ * context's listeners as well, and accept finds them done.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ struct np_listener {
 	unsigned int pendings;
 };
 
-/* ---------------------------------------------------------------- what the two ends say in the handshake */
+/* ------------------------------------------------------- what the two ends say in the handshake */
 
 static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		       struct kv_error *err)
@@ -210,7 +211,7 @@ ncclResult_t np_close_listen(void *comm)
 	return ncclSuccess;
 }
 
-/* ---------------------------------------------------------------- a listener's handshakes; under the context's lock */
+/* -------------------------------------------- a listener's handshakes; under the context's lock */
 
 /* Takes what waits in the socket's queue, as far as there is room. */
 static int take_waiting(struct np_listener *l, struct kv_error *err)
@@ -328,7 +329,9 @@ static int start_connect(struct np_context *ctx, int dev, const struct np_handle
 	return ret;
 }
 
-/* Finds the connection of this handle or starts one; under no lock while it resolves and connects. */
+/*
+ * Finds the connection of this handle or starts one; under no lock while it resolves and connects.
+ */
 static int take_connecting(struct np_context *ctx, int dev, void *buf, struct np_comm **comm_p,
 			   struct kv_error *err)
 {

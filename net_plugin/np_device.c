@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_device.c -- the devices that NCCL sees: the RDMA ports of this host in PCI order, or shared memory where there is none
+ * np_device.c -- the devices that NCCL sees: the RDMA ports of this host in PCI order, or shared
+ * memory where there is none
  *
- * Shared memory is no device beside a NIC: NCCL would take it for a way to other hosts. Between ranks of one host every
- * device uses it anyway, because the transport prefers it.
+ * Shared memory is no device beside a NIC: NCCL would take it for a way to other hosts. Between
+ * ranks of one host every device uses it anyway, because the transport prefers it.
  */
 #include <ctype.h>
 #include <limits.h>
@@ -17,8 +18,9 @@
 
 enum {
 	/*
-	 * One core copying. NCCL makes its channels by it, and all of them are copied by the one thread that it has for a
-	 * communicator: two channels stay in its caches, the eight that it makes at 80000 do not.
+	 * One core copying. NCCL makes its channels by it, and all of them are copied by the one
+	 * thread that it has for a communicator: two channels stay in its caches, the eight that it
+	 * makes at 80000 do not.
 	 */
 	HOST_MBPS = 48000,
 	COMMS_MAX = 65536,

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_env.c -- NCCL's own variables, as far as they mean something here; the only file of the plugin that reads the environment
+ * np_env.c -- NCCL's own variables, as far as they mean something here; the only file of the plugin
+ * that reads the environment
  *
- * A row translates one NCCL_IB_* number to the kvrail option of the same meaning. A KVCACHE_* variable of the
- * environment beats it. As NCCL does, a bad value is warned about and the default stays.
+ * A row translates one NCCL_IB_* number to the kvrail option of the same meaning. A KVCACHE_*
+ * variable of the environment beats it. As NCCL does, a bad value is warned about and the default
+ * stays.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_flush.c -- received bytes made visible to a reader that starts now; for host memory nothing is left to do */
+/*
+ * np_flush.c -- received bytes made visible to a reader that starts now; for host memory nothing is
+ * left to do
+ */
 #include "np.h"
 
 int np_flush_step(struct np_request *request, struct kv_error *err)

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_init.c -- contexts: one for each communicator of NCCL, and in it one transport for each device that is used */
+/*
+ * np_init.c -- contexts: one for each communicator of NCCL, and in it one transport for each device
+ * that is used
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,7 +68,9 @@ static int open_rail(const struct np_context *ctx, const struct np_device *devic
 	rail->ptr_support = device->ptr_support;
 	if (device->ptr_support != NCCL_PTR_HOST)
 		np_options_set(&options, "KVCACHE_TRANSPORT", "ib");
-	/* One number for both, as NCCL's own plugin takes it; NCCL_IB_TC and NCCL_IB_SL come first. */
+	/*
+	 * One number for both, as NCCL's own plugin takes it; NCCL_IB_TC and NCCL_IB_SL come first.
+	 */
 	snprintf(text, sizeof(text), "%d", ctx->traffic_class);
 	if (ctx->traffic_class >= 0 && ctx->traffic_class <= 255)
 		np_options_add(&options, "KVCACHE_IB_TRAFFIC_CLASS", text);
@@ -116,7 +121,10 @@ void np_context_put(struct np_context *ctx)
 	free(ctx);
 }
 
-/* Connects that NCCL gave up end here; what else is still open keeps the context until it is closed. */
+/*
+ * Connects that NCCL gave up end here; what else is still open keeps the context until it is
+ * closed.
+ */
 ncclResult_t np_finalize(void *context)
 {
 	struct np_context *ctx = context;
@@ -140,8 +148,8 @@ ncclResult_t np_finalize(void *context)
 }
 
 /*
- * The shapes of traffic that NCCL expects do not matter here. Who tells them does: an NCCL that calls this also marks each
- * receive that a GPU watches line by line (np_recv.c).
+ * The shapes of traffic that NCCL expects do not matter here. Who tells them does: an NCCL that
+ * calls this also marks each receive that a GPU watches line by line (np_recv.c).
  */
 ncclResult_t np_set_attr(void *context, ncclNetAttr_v11_t *attr)
 {

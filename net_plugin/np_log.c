@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_log.c -- everything that is said goes through NCCL's logger; errors become NCCL's codes here */
+/*
+ * np_log.c -- everything that is said goes through NCCL's logger; errors become NCCL's codes here
+ */
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -29,7 +31,10 @@ void np_log_line(ncclDebugLogLevel level, unsigned long subsystem, const char *f
 	logger(level, subsystem, file, line, "NET/kvrail: %s", text);
 }
 
-/* The transport's warnings (2) are no warnings here: they are about peers, and the plugin reports those itself with NCCL's code. */
+/*
+ * The transport's warnings (2) are no warnings here: they are about peers, and the plugin reports
+ * those itself with NCCL's code.
+ */
 void np_log_sink(void *arg, int level, const char *line)
 {
 	(void)arg;

@@ -2,8 +2,8 @@
 /*
  * np_mem.c -- registered memory of a communicator, and how the sender comes to know the receiver's
  *
- * Registering needs no connection and may run beside the data path. The description travels when a receive first names
- * the region, from the thread that owns the connection.
+ * Registering needs no connection and may run beside the data path. The description travels when a
+ * receive first names the region, from the thread that owns the connection.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 #include "base/fault.h"
 #include "np.h"
 
-/* ---------------------------------------------------------------- slots: numbers of the receiver's regions */
+/* ----------------------------------------------------- slots: numbers of the receiver's regions */
 
 enum { SLOT_WORDS = (NP_MEM_SLOTS + 63) / 64 };
 

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_recv.c -- the receiving side: a receive is announced by one message and ends with one notify for each of its rows
+ * np_recv.c -- the receiving side: a receive is announced by one message and ends with one notify
+ * for each of its rows
  *
- * After the sender has closed in good order a receive is taken and fails when it is tested, as in np_send.c.
+ * After the sender has closed in good order a receive is taken and fails when it is tested, as in
+ * np_send.c.
  */
 #include "np.h"
 
@@ -103,10 +105,11 @@ void np_recv_release(struct np_request *request)
 }
 
 /*
- * NCCL's LL and LL128 protocols have a GPU watch the buffer while it fills, so each 128-byte line must arrive whole. Such a
- * receive, if it is single, is marked by NCCL's hint that nobody waits for it (*request_p on entry). So a single receive
- * without the mark, from a caller that is known to give it, may be filled in any order. The hint itself is not needed:
- * completion costs no message.
+ * NCCL's LL and LL128 protocols have a GPU watch the buffer while it fills, so each 128-byte line
+ * must arrive whole. Such a receive, if it is single, is marked by NCCL's hint that nobody waits
+ * for it (*request_p on entry). So a single receive without the mark, from a caller that is known
+ * to give it, may be filled in any order. The hint itself is not needed: completion costs no
+ * message.
  */
 static bool may_be_any_order(const struct np_recv *r, int n, void *const *request_p)
 {

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_send.c -- the sending side: a send waits for its row, becomes one operation of the transport, ends with it
+ * np_send.c -- the sending side: a send waits for its row, becomes one operation of the transport,
+ * ends with it
  *
- * A send that comes before any receive is taken all the same and waits here (early), and the bytes of a small one go ahead
- * (np_ahead.c): ranks that all send first do not wait for each other. One whose tag the oldest receive does not have is told
- * "not now".
+ * A send that comes before any receive is taken all the same and waits here (early), and the bytes
+ * of a small one go ahead (np_ahead.c): ranks that all send first do not wait for each other. One
+ * whose tag the oldest receive does not have is told "not now".
  *
- * After the receiver has closed in good order a send is taken, too, and fails when it is tested: who closes first with
- * requests under way is a matter of chance. A receiver that is lost otherwise fails every call.
+ * After the receiver has closed in good order a send is taken, too, and fails when it is tested:
+ * who closes first with requests under way is a matter of chance. A receiver that is lost otherwise
+ * fails every call.
  *
- * A send that is longer than the receive is cut to it, and both sides report the shorter size, as NCCL's own plugin does.
+ * A send that is longer than the receive is cut to it, and both sides report the shorter size, as
+ * NCCL's own plugin does.
  */
 #include <string.h>
 
@@ -58,7 +61,10 @@ void np_send_release(struct np_request *request)
 
 /* ---------------------------------------------------------------- clear-to-send */
 
-/* The first row of the oldest group that has this tag and no send yet: later groups wait for their turn. */
+/*
+ * The first row of the oldest group that has this tag and no send yet: later groups wait for their
+ * turn.
+ */
 static int match_row(const struct np_send *s, int tag)
 {
 	const struct np_group *group = &s->group[s->group_head % NP_RECVS];
@@ -166,7 +172,10 @@ int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_err
 
 /* ---------------------------------------------------------------- isend */
 
-/* Shared memory copies in the call, unless there are threads for it; a NIC is given everything at once. */
+/*
+ * Shared memory copies in the call, unless there are threads for it; a NIC is given everything at
+ * once.
+ */
 void np_send_ready(struct np_send *s, const struct np_rail *rail)
 {
 	bool copies = !strcmp(tr_conn_transport(s->comm.conn), "shm") &&

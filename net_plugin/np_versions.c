@@ -2,8 +2,8 @@
 /*
  * np_versions.c -- the tables that NCCL looks for: v12 as it is, the older ones by thin adapters
  *
- * Before v11 NCCL had neither a context nor a finalize: the communicators of a process share theirs, made by the first init
- * and ended when the library is unloaded.
+ * Before v11 NCCL had neither a context nor a finalize: the communicators of a process share
+ * theirs, made by the first init and ended when the library is unloaded.
  */
 #include <string.h>
 

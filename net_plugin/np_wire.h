@@ -1,17 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_wire.h -- every byte that two plugins exchange, and the listen handle that NCCL carries between them
+ * np_wire.h -- every byte that two plugins exchange, and the listen handle that NCCL carries
+ * between them
  *
- * All little-endian through base/wire.h. The receiver writes MEM and CTS messages and the sender reads them; the sender
- * writes notifies and AHEAD messages and the receiver reads them.
+ * All little-endian through base/wire.h. The receiver writes MEM and CTS messages and the sender
+ * reads them; the sender writes notifies and AHEAD messages and the receiver reads them.
  *
- *   handle  listen -> connect, by NCCL: where the listener is, and 128 random bits that prove it is that listener. The last
- *           8 bytes belong to the connecting side: its cookie between two calls of connect.
- *   MEM     before the first CTS that names a memory slot: a piece of tr_mem_pack's bytes. A slot that is described again
- *           is another region from then on; that is how a deregistered one is forgotten.
- *   AHEAD   for a small isend whose CTS has not come: tag and bytes; `seq` is the first CTS that it may belong to
+ *   handle  listen -> connect, by NCCL: where the listener is, and 128 random bits that prove it is
+ *           that listener. The last 8 bytes belong to the connecting side: its cookie between two
+ *           calls of connect.
+ *   MEM     before the first CTS that names a memory slot: a piece of tr_mem_pack's bytes. A slot
+ *           that is described again is another region from then on; that is how a deregistered one
+ *           is forgotten.
+ *   AHEAD   for a small isend whose CTS has not come: tag and bytes; `seq` is the first CTS that it
+ *           may belong to
  *   CTS     one for each irecv, in order: where up to 8 messages may be written, and their tags
- *   notify  one for each isend, after its bytes: which row of which CTS is full, and with how many bytes
+ *   notify  one for each isend, after its bytes: which row of which CTS is full, and with how many
+ *           bytes
  */
 #ifndef NP_WIRE_H
 #define NP_WIRE_H

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* conn.h -- a connection as the core sees it (tr.c, handshake.c, control.c, op.c, event.c); providers see provider.h only */
+/*
+ * conn.h -- a connection as the core sees it (tr.c, handshake.c, control.c, op.c, event.c);
+ * providers see provider.h only
+ */
 #ifndef TR_CONN_H
 #define TR_CONN_H
 
@@ -14,7 +17,8 @@ enum conn_stage {
 	CONN_WAIT_READY,     /* accepting side */
 	CONN_READY,
 	CONN_FAILED,         /* handshake failed: only close */
-	CONN_BREAKING,       /* was ready; the provider is being fenced, operations have not ended */
+	/* was ready; the provider is being fenced, operations have not ended */
+	CONN_BREAKING,
 	CONN_LOST,           /* was ready; every operation has ended */
 };
 
@@ -30,7 +34,8 @@ struct conn_handshake {
 	size_t out_len, out_pos;
 	void *offer_priv[TR_PROVIDERS]; /* what each offer (connecting side: start) made */
 	bool offered[TR_PROVIDERS];     /* it is to be stopped if it is not chosen */
-	uint8_t *hello;           /* connecting side: the peer's hello payload while its offers are tried */
+	/* connecting side: the peer's hello payload while its offers are tried */
+	uint8_t *hello;
 	struct frame_hello peer;  /* points into hello */
 	unsigned int next_offer;
 };
@@ -49,7 +54,8 @@ struct conn_data {
 	unsigned int free_ops;
 	struct tr_op *ended_first, **ended_last; /* ended, not yet reported */
 	struct conn_event event[CONN_EVENTS];
-	unsigned int event_head, event_tail, event_lent; /* lent: given out by the last tr_poll, still readable */
+	/* lent: given out by the last tr_poll, still readable */
+	unsigned int event_head, event_tail, event_lent;
 };
 
 struct tr_conn {
@@ -80,18 +86,23 @@ struct tr_conn {
 
 /* control.c: the TCP socket */
 int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err);
-int control_prepare(struct tr_conn *conn, struct kv_error *err); /* options of an established socket; watches it */
-int control_finish_connect(struct tr_conn *conn, struct kv_error *err); /* 0, TR_AGAIN or the error */
-int control_flush(struct tr_conn *conn, struct kv_error *err);          /* sends hs->out: 0 or TR_AGAIN */
-int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err); /* until hs->got == want: 0 or TR_AGAIN */
+/* options of an established socket; watches it */
+int control_prepare(struct tr_conn *conn, struct kv_error *err);
+/* 0, TR_AGAIN or the error */
+int control_finish_connect(struct tr_conn *conn, struct kv_error *err);
+/* sends hs->out: 0 or TR_AGAIN */
+int control_flush(struct tr_conn *conn, struct kv_error *err);
+/* until hs->got == want: 0 or TR_AGAIN */
+int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err);
 int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
-bool control_is_dead(struct tr_conn *conn, struct kv_error *err); /* EOF, reset or bytes after READY */
+/* EOF, reset or bytes after READY */
+bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 
 /* conn.c */
-int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting, struct tr_conn **conn_p,
-	     struct kv_error *err);
+int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
+	     struct tr_conn **conn_p, struct kv_error *err);
 
 /* handshake.c */
 void handshake_free(struct tr_conn *conn);
@@ -104,6 +115,7 @@ void op_release(struct tr_op *op); /* lets go of its regions and its slot */
 /* mem.c */
 int tr_memory_open(struct tr *tr, struct kv_error *err);
 void tr_memory_close(struct tr *tr);
-void tr_memory_pin(struct tr *tr, int by); /* while an operation uses too many regions to name them: no dereg at all */
+/* while an operation uses too many regions to name them: no dereg at all */
+void tr_memory_pin(struct tr *tr, int by);
 
 #endif

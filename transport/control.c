@@ -2,8 +2,9 @@
 /*
  * control.c -- the TCP socket of a connection: made by the handshake, silent afterwards
  *
- * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or closes, keepalive
- * when its host disappears. Who closes in good order says so by one byte; any other byte after READY is a protocol error.
+ * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or
+ * closes, keepalive when its host disappears. Who closes in good order says so by one byte; any
+ * other byte after READY is a protocol error.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* event.c -- what a connection tells its owner: ends of operations, notifies, messages, its own loss; each exactly once */
+/*
+ * event.c -- what a connection tells its owner: ends of operations, notifies, messages, its own
+ * loss; each exactly once
+ */
 #include <sys/socket.h>
 
 #include "base/error.h"
@@ -87,7 +90,8 @@ int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	int ret;
 
 	if (!conn->data)
-		return 0; /* the handshake never finished: the provider has opened nothing to the peer */
+		/* the handshake never finished: the provider has opened nothing to the peer */
+		return 0;
 	if (conn->stage == CONN_READY) {
 		kv_fail(&cause, KV_ERR_PEER_LOST, "fence", "this end fenced the connection to %s",
 			conn->address);
@@ -114,7 +118,10 @@ static void watch_control(struct tr_conn *conn)
 
 	if (++conn->idle_polls % CONTROL_EVERY || !control_is_dead(conn, &cause))
 		return;
-	/* What the peer sent before it went still counts: take that first, look again at the next poll. */
+	/*
+	 * What the peer sent before it went still counts: take that first, look again at the next
+	 * poll.
+	 */
 	if (conn->provider->progress(conn)) {
 		conn->idle_polls = CONTROL_EVERY - 1;
 		return;
@@ -181,7 +188,10 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	data->event_lent = 0;
 	if (conn->stage == CONN_READY && !conn->provider->progress(conn))
 		watch_control(conn);
-	/* A provider that cannot be fenced yet still has nothing of ours under way: only foreign bytes may land, see tr_fence. */
+	/*
+	 * A provider that cannot be fenced yet still has nothing of ours under way: only foreign
+	 * bytes may land, see tr_fence.
+	 */
 	/* What a peer that has gone was to be told leads nowhere. */
 	if (conn->stage == CONN_BREAKING &&
 	    conn->provider->fence(conn, conn->leaving ? INT64_MAX : 0, NULL) != TR_AGAIN)

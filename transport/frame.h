@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * frame.h -- the handshake on the control socket: layout, limits, codec (pure: no I/O, no allocation)
+ * frame.h -- the handshake on the control socket: layout, limits, codec (pure: no I/O, no
+ * allocation)
  *
  *   frame   magic "KVRL" | major u8 | minor u8 | type u16 | payload length u32 | payload
- *   HELLO   features u64 | incarnation 16 B | upper id u16 | upper version u16 |
- *           upper length u16 | upper bytes | offers u8 | offers x { provider u16 | length u16 | bytes }
+ *   HELLO   features u64 | incarnation 16 B | upper id u16 | upper version u16 | upper length u16 |
+ *           upper bytes | offers u8 | offers x { provider u16 | length u16 | bytes }
  *   SETUP   provider u16 | provider length u32 | bytes | upper length u32 | bytes
  *   READY   (empty)
  *   REJECT  code u32 (the positive value of KV_ERR_*) | message string | hint string
  *
- * Integers are little endian, strings are u8 length + bytes. The first six bytes never change their meaning, so that any two
- * versions can tell each other that they differ.
+ * Integers are little endian, strings are u8 length + bytes. The first six bytes never change their
+ * meaning, so that any two versions can tell each other that they differ.
  *
  *   connecting side                         accepting side
  *   HELLO (no offers)             ->        checks versions and the upper layer's hello
@@ -19,7 +20,8 @@
  *                                 <-        SETUP, or REJECT
  *   READY                         ->        both may send
  *
- * Who spends what: the accepting side allocates nothing but the frame itself (FRAME_HELLO_MAX) before the hello is accepted.
+ * Who spends what: the accepting side allocates nothing but the frame itself (FRAME_HELLO_MAX)
+ * before the hello is accepted.
  */
 #ifndef TR_FRAME_H
 #define TR_FRAME_H
@@ -34,7 +36,8 @@ enum {
 	FRAME_OFFERS_MAX = 4,
 	FRAME_OFFER_MAX = 192, /* bytes of one provider's offer */
 	FRAME_HELLO_FIXED = 31, /* a hello without the upper layer's bytes and without offers */
-	FRAME_HELLO_MAX = TR_HELLO_MAX + FRAME_HELLO_FIXED + FRAME_OFFERS_MAX * (FRAME_OFFER_MAX + 4),
+	FRAME_HELLO_MAX = TR_HELLO_MAX + FRAME_HELLO_FIXED +
+			  FRAME_OFFERS_MAX * (FRAME_OFFER_MAX + 4),
 	FRAME_PROVIDER_SETUP_MAX = 16384,
 	FRAME_SETUP_MAX = TR_SETUP_MAX + FRAME_PROVIDER_SETUP_MAX + 16,
 	FRAME_REJECT_MAX = 520,
@@ -78,14 +81,18 @@ struct frame_reject {
 };
 
 /*
- * The first `len` bytes that came: 0 if they may still become (or are) a header, PROTOCOL if they are no kvrail frame. A header is
- * decoded only when len == FRAME_HEADER. VERSION if the major differs, PROTOCOL if the length is above the type's limit.
+ * The first `len` bytes that came: 0 if they may still become (or are) a header, PROTOCOL if they
+ * are no kvrail frame. A header is decoded only when len == FRAME_HEADER. VERSION if the major
+ * differs, PROTOCOL if the length is above the type's limit.
  */
 int frame_check_prefix(const uint8_t *buf, size_t len);
 int frame_get_header(const uint8_t buf[FRAME_HEADER], struct frame_header *header);
 void frame_put_header(uint8_t buf[FRAME_HEADER], enum frame_type type, uint32_t len);
 
-/* Payloads. Decoded byte ranges point into the buffer. put: the writer turns bad if it does not fit. get: 0 or PROTOCOL. */
+/*
+ * Payloads. Decoded byte ranges point into the buffer. put: the writer turns bad if it does not
+ * fit. get: 0 or PROTOCOL.
+ */
 void frame_put_hello(struct wire_writer *w, const struct frame_hello *hello);
 int frame_get_hello(const uint8_t *buf, size_t len, struct frame_hello *hello);
 void frame_put_setup(struct wire_writer *w, const struct frame_setup *setup);

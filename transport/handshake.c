@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * handshake.c -- from a TCP connection to a proven transport, one non-blocking step at a time (frame.h has the picture)
+ * handshake.c -- from a TCP connection to a proven transport, one non-blocking step at a time
+ * (frame.h has the picture)
  *
- * Every failure ends in fail(): the peer is told by a REJECT frame where that is possible, the caller by the error.
+ * Every failure ends in fail(): the peer is told by a REJECT frame where that is possible, the
+ * caller by the error.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,8 +37,9 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 }
 
 /*
- * Tells the peer why, as far as the socket takes it at once: only a peer that has shown to be kvrail, and not with half a frame
- * of our own in the way. What it sent meanwhile is read away, or closing would reset the connection under the refusal.
+ * Tells the peer why, as far as the socket takes it at once: only a peer that has shown to be
+ * kvrail, and not with half a frame of our own in the way. What it sent meanwhile is read away, or
+ * closing would reset the connection under the refusal.
  */
 static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 {
@@ -361,7 +364,10 @@ static int take_frame(struct tr_conn *conn, struct kv_error *err)
 		ret = frame_get_header(hs->header, &hs->in);
 		if (ret)
 			return bad_header(hs->header, FRAME_HEADER, ret, err);
-		/* Before the hello is accepted nothing larger than a hello without offers is allocated. */
+		/*
+		 * Before the hello is accepted nothing larger than a hello without offers is
+		 * allocated.
+		 */
 		if (conn->stage == CONN_WAIT_HELLO && conn->accepting &&
 		    (hs->in.type == FRAME_SETUP || hs->in.len > TR_HELLO_MAX + FRAME_HELLO_FIXED))
 			return kv_fail(err, KV_ERR_PROTOCOL, "handshake",

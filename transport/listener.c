@@ -18,7 +18,8 @@
 struct tr_listener {
 	struct tr *tr;
 	int fd;
-	int reserve; /* given up for a moment to take and refuse a connection when descriptors run out */
+	/* given up for a moment to take and refuse a connection when descriptors run out */
+	int reserve;
 	uint32_t port;
 };
 

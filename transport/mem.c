@@ -31,7 +31,10 @@ struct tr_memory {
 	uint64_t next_pool_id;
 	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
 	atomic_int pins;
-	/* id -> region for the data path, read without the lock: chunks are never freed before the context. */
+	/*
+	 * id -> region for the data path, read without the lock: chunks are never freed before the
+	 * context.
+	 */
 	_Atomic(struct tr_mem *) *_Atomic chunk[CHUNKS];
 };
 
@@ -210,7 +213,10 @@ static struct tr_mem *find_covering(struct tr_memory *m, const uint8_t *addr, si
 	return NULL;
 }
 
-/* A free id: the slot's next generation, so that an id comes back only after 2^32 registrations. Under the lock. */
+/*
+ * A free id: the slot's next generation, so that an id comes back only after 2^32 registrations.
+ * Under the lock.
+ */
 static int take_id(struct tr_memory *m, struct tr_mem *mem, struct kv_error *err)
 {
 	for (uint32_t tries = 0; tries < TR_MEMS_MAX; tries++) {
@@ -254,7 +260,10 @@ static void find_pool(struct tr_memory *m, struct tr_mem *mem)
 		}
 }
 
-/* Goes on without this provider if that is its device's trouble, or it copies what no CPU may touch, and another one is there. */
+/*
+ * Goes on without this provider if that is its device's trouble, or it copies what no CPU may
+ * touch, and another one is there.
+ */
 static int leave_out(struct tr_mem *mem, const struct tr_provider *provider,
 		     const struct kv_error *why, struct kv_error *err)
 {

@@ -2,9 +2,9 @@
 /*
  * provider.h -- what a transport provider implements, and what tr.c keeps for it
  *
- * tr.c (context), mem.c (regions), handshake.c (TCP, hello, setup) and op.c (slots, checks, events) are common. A provider moves
- * bytes. All functions on a connection are called under the upper layer's lock of that connection; open, close,
- * mem_reg and mem_dereg under the context's lock.
+ * tr.c (context), mem.c (regions), handshake.c (TCP, hello, setup) and op.c (slots, checks, events)
+ * are common. A provider moves bytes. All functions on a connection are called under the upper
+ * layer's lock of that connection; open, close, mem_reg and mem_dereg under the context's lock.
  */
 #ifndef TR_PROVIDER_H
 #define TR_PROVIDER_H
@@ -21,9 +21,10 @@ struct tr_provider {
 	uint16_t id; /* TR_PROVIDER_*: on the wire */
 
 	/*
-	 * open: KV_ERR_UNSUPPORTED with a message = this machine does not have it (not an error of tr_open unless
-	 * KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail info`; also called with ctx == NULL after a failed open;
-	 * the row comes filled with "" and what means "not told".
+	 * open: KV_ERR_UNSUPPORTED with a message = this machine does not have it (not an error of
+	 * tr_open unless KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail
+	 * info`; also called with ctx == NULL after a failed open; the row comes filled with "" and
+	 * what means "not told".
 	 */
 	int (*open)(struct tr *tr, void **ctx_p, struct kv_error *err);
 	void (*close)(void *ctx);
@@ -33,34 +34,44 @@ struct tr_provider {
 	void (*mem_dereg)(void *ctx, void *handle);
 
 	/*
-	 * Handshake. Accepting side: offer (after the hello was accepted; KV_ERR_UNSUPPORTED = not for this peer), then, if the
-	 * connecting side chose this provider, setup_get, setup_put. Connecting side: start (TR_AGAIN = call again; negative = cannot reach, the
-	 * next offer is tried, err says why), then setup_put, setup_get. conn->priv is the provider's. `stop` undoes whatever of these was done,
-	 * in any state, and is called exactly once for each offer or start that succeeded.
-	 * After the last of them succeeded on a side, that side may receive; it sends after the peer's READY.
+	 * Handshake. Accepting side: offer (after the hello was accepted; KV_ERR_UNSUPPORTED = not
+	 * for this peer), then, if the connecting side chose this provider, setup_get, setup_put.
+	 * Connecting side: start (TR_AGAIN = call again; negative = cannot reach, the next offer is
+	 * tried, err says why), then setup_put, setup_get. conn->priv is the provider's. `stop`
+	 * undoes whatever of these was done, in any state, and is called exactly once for each
+	 * offer or start that succeeded. After the last of them succeeded on a side, that side may
+	 * receive; it sends after the peer's READY.
 	 */
-	int (*offer)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w, struct kv_error *err);
-	int (*start)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r, struct kv_error *err);
+	int (*offer)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
+		     struct kv_error *err);
+	int (*start)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
+		     struct kv_error *err);
 	int (*setup_put)(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
 	int (*setup_get)(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
 	void (*stop)(struct tr_conn *conn, void *priv);
 
 	/* Remote regions: the provider's part of tr_mem_pack and tr_mem_open. */
-	int (*mem_pack)(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w, struct kv_error *err);
-	int (*mem_open)(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r, struct kv_error *err);
+	int (*mem_pack)(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
+			struct kv_error *err);
+	int (*mem_open)(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
+			struct kv_error *err);
 	void (*mem_close)(struct tr_conn *conn, struct tr_rmem *rmem);
 
 	/*
-	 * Data path. op_begin prepares the provider's state of slot op->index. op_add: spans are checked already; returns the number accepted.
-	 * op_commit: 0 or TR_AGAIN. op_cancel: begins to stop; the provider ends it with tr_op_end. progress: moves what can be moved,
-	 * calls tr_op_end, tr_conn_notified, tr_conn_message, tr_conn_lost; returns the number of things done.
+	 * Data path. op_begin prepares the provider's state of slot op->index. op_add: spans are
+	 * checked already; returns the number accepted. op_commit: 0 or TR_AGAIN. op_cancel: begins
+	 * to stop; the provider ends it with tr_op_end. progress: moves what can be moved, calls
+	 * tr_op_end, tr_conn_notified, tr_conn_message, tr_conn_lost; returns the number of things
+	 * done.
 	 */
 	void (*op_begin)(struct tr_op *op);
-	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
-		       struct kv_error *err);
-	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
+	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		       const struct tr_span *spans, size_t n, struct kv_error *err);
+	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value,
+			 struct kv_error *err);
 	void (*op_cancel)(struct tr_op *op, int64_t deadline_ns);
-	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
+	int (*msg)(struct tr_conn *conn, const void *buf, size_t len, bool wake,
+		   struct kv_error *err);
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
 	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
@@ -72,13 +83,14 @@ enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDERS = 2 };
 extern const struct tr_provider tr_shm_provider;
 extern const struct tr_provider tr_ib_provider;
 
-/* ---------------------------------------------------------------- what providers see of the common objects */
+/* ----------------------------------------------------- what providers see of the common objects */
 
 struct tr {
 	const struct kv_option_set *options;
 	struct kv_log *log;
 	uint8_t incarnation[16];
-	const struct tr_provider *provider[TR_PROVIDERS]; /* in order of preference; NULL past the last that opened */
+	/* in order of preference; NULL past the last that opened */
+	const struct tr_provider *provider[TR_PROVIDERS];
 	void *provider_ctx[TR_PROVIDERS];
 	int providers;
 	struct tr_memory *memory; /* mem.c */
@@ -89,7 +101,8 @@ struct tr_mem {
 	uint8_t *addr;
 	size_t len;
 	int kind;
-	int dmabuf_fd;            /* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1; */
+	/* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1 */
+	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */
 	const char *no_dmabuf;    /* why there is none */
 	unsigned int access;
@@ -128,10 +141,14 @@ struct tr_op {
 	bool any_order;           /* TR_ANY_ORDER */
 	bool to_device;           /* some of it goes to TR_MEM_DEVICE */
 	uint8_t state;            /* enum tr_op_state */
-	uint32_t generation;      /* changes with each use of the slot: a stale completion is recognised */
+	/* changes with each use of the slot: a stale completion is recognised */
+	uint32_t generation;
 	uint64_t user;
 	uint64_t bytes;
-	/* Local regions in use. Past TR_OP_MEMS different ones the operation pins every region of the context. */
+	/*
+	 * Local regions in use. Past TR_OP_MEMS different ones the operation pins every region of
+	 * the context.
+	 */
 	struct tr_mem *mem[TR_OP_MEMS];
 	uint8_t mems;
 	bool pins_all;
@@ -148,35 +165,45 @@ bool tr_conn_line_order(const struct tr_conn *conn);
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16]);
 struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index);
 struct tr_counters *tr_conn_count(struct tr_conn *conn);
-void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 
 /* Adds a descriptor to / removes it from the connection's epoll instance (readable). */
 int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err);
 void tr_conn_unwatch(struct tr_conn *conn, int fd);
 
-/* A region that a CPU may touch, by the id in its packed description; NULL if there is none. For providers where this side copies. */
+/*
+ * A region that a CPU may touch, by the id in its packed description; NULL if there is none. For
+ * providers where this side copies.
+ */
 struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id);
 
 /*
- * Ends an operation: kind TR_WRITTEN, TR_READ or TR_CANCELLED. The event is queued; there is always room. There is no single failed
- * operation: as on a reliable queue pair, a failure is the connection's (tr_conn_lost), which ends every open operation as TR_IN_DOUBT.
- * An operation in TR_OP_STOPPING that a provider reports as done stays done.
+ * Ends an operation: kind TR_WRITTEN, TR_READ or TR_CANCELLED. The event is queued; there is always
+ * room. There is no single failed operation: as on a reliable queue pair, a failure is the
+ * connection's (tr_conn_lost), which ends every open operation as TR_IN_DOUBT. An operation in
+ * TR_OP_STOPPING that a provider reports as done stays done.
  */
 void tr_op_end(struct tr_op *op, int kind);
 
 /*
- * Events from the peer. tr_conn_room says how many of them can be queued now; a provider stops reading at 0.
+ * Events from the peer. tr_conn_room says how many of them can be queued now; a provider stops
+ * reading at 0.
  */
 int tr_conn_room(const struct tr_conn *conn);
 void tr_conn_notified(struct tr_conn *conn, uint64_t value);
 void tr_conn_message(struct tr_conn *conn, const void *buf, size_t len);
 
 /*
- * The connection failed: ends every open operation as TR_IN_DOUBT with this cause and queues TR_PEER_LOST. The first cause stays. A provider calls it
- * only when nothing of those operations is under way on this side any more.
+ * The connection failed: ends every open operation as TR_IN_DOUBT with this cause and queues
+ * TR_PEER_LOST. The first cause stays. A provider calls it only when nothing of those operations is
+ * under way on this side any more.
  */
 void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause);
-/* From `fence`, once what was sent has left and before the peer can see that this end is gone. Nothing unless tr_fence began it. */
+/*
+ * From `fence`, once what was sent has left and before the peer can see that this end is gone.
+ * Nothing unless tr_fence began it.
+ */
 void tr_conn_goodbye(struct tr_conn *conn);
 
 #endif

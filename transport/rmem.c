@@ -30,7 +30,9 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 	return 0;
 }
 
-/* The same registration seen again: a peer's id names one registration for the life of its context. */
+/*
+ * The same registration seen again: a peer's id names one registration for the life of its context.
+ */
 static struct tr_rmem *find_open(struct tr_conn *conn, uint32_t id, uint64_t len,
 				 unsigned int access)
 {

@@ -2,21 +2,25 @@
 /*
  * tr.h -- the transport contract: the one data mover under the KV API and the NCCL plugin
  *
- * A provider (shm, ib, later nvlink and tcp) fills the operations of provider.h; which one carries a connection is
- * decided once, in its handshake. Both ends of a connection are alike after the handshake.
+ * A provider (shm, ib, later nvlink and tcp) fills the operations of provider.h; which one carries
+ * a connection is decided once, in its handshake. Both ends of a connection are alike after the
+ * handshake.
  *
- * Threads  tr_open .. tr_close, tr_alloc, tr_mem_reg, tr_mem_dereg and tr_listen may be called from any thread at any time.
- *          A listener and a connection belong to one caller at a time: the upper layer holds its lock per call.
- *          Connections share no lock on the data path.
- * Blocking Nothing here blocks, except that tr_connect resolves a host name. TR_AGAIN means "not now, call again with the same
- *          arguments"; waiting is the caller's: tr_conn_arm, then poll(2) on tr_conn_fd.
- * Errors   0 or a positive count, TR_AGAIN where it is named, or a negative KV_ERR_* with the cause in `err` (may be NULL).
- *          A failed call has changed nothing. A connection that fails reports TR_PEER_LOST once, after it has reported the end of
- *          each of its operations; then only tr_conn_error, tr_fence and tr_conn_close are useful.
+ * Threads  tr_open .. tr_close, tr_alloc, tr_mem_reg, tr_mem_dereg and tr_listen may be called from
+ *          any thread at any time. A listener and a connection belong to one caller at a time: the
+ *          upper layer holds its lock per call. Connections share no lock on the data path.
+ * Blocking Nothing here blocks, except that tr_connect resolves a host name. TR_AGAIN means "not
+ *          now, call again with the same arguments"; waiting is the caller's: tr_conn_arm, then
+ *          poll(2) on tr_conn_fd.
+ * Errors   0 or a positive count, TR_AGAIN where it is named, or a negative KV_ERR_* with the cause
+ *          in `err` (may be NULL). A failed call has changed nothing. A connection that fails
+ *          reports TR_PEER_LOST once, after it has reported the end of each of its operations; then
+ *          only tr_conn_error, tr_fence and tr_conn_close are useful.
  *
- * Why a connection owns its completion queues and event ring (the first design had a separate "worker"): every owner that we
- * have (a KV peer, an NCCL communicator) polls exactly its own connection, under its own lock, and a failure
- * must not reach another peer. A shared queue would only bring a second lock and a second lifetime.
+ * Why a connection owns its completion queues and event ring (the first design had a separate
+ * "worker"): every owner that we have (a KV peer, an NCCL communicator) polls exactly its own
+ * connection, under its own lock, and a failure must not reach another peer. A shared queue would
+ * only bring a second lock and a second lifetime.
  */
 #ifndef TR_H
 #define TR_H
@@ -42,7 +46,8 @@ enum tr_limits {
 	TR_OPS_MAX = 256,        /* operations of one connection that have not reported their end */
 	TR_MSG_MAX = 256,        /* bytes of a message */
 	TR_HELLO_MAX = 2048,     /* bytes of the upper layer's hello */
-	TR_SETUP_MAX = 1 << 20,  /* bytes of the upper layer's setup, sent after both hellos were accepted */
+	/* bytes of the upper layer's setup, sent after both hellos were accepted */
+	TR_SETUP_MAX = 1 << 20,
 	TR_MEM_PACK_MAX = 4096,  /* bytes of a packed memory description */
 	TR_MEMS_MAX = 65536,     /* registered regions of one context */
 	TR_SPANS_GOOD = 256,     /* spans a tr_op_add likes: a doorbell, a process_vm_writev */
@@ -56,9 +61,13 @@ struct tr_config {
 };
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err);
-void tr_close(struct tr *tr); /* every connection, listener and region of it must be closed before */
+/* every connection, listener and region of it must be closed before */
+void tr_close(struct tr *tr);
 
-/* 128 random bits of this process's context: another value is another process, or another life of it. */
+/*
+ * 128 random bits of this process's context: another value is another process, or another life of
+ * it.
+ */
 const uint8_t *tr_incarnation(const struct tr *tr);
 
 /* ---------------------------------------------------------------- memory */
@@ -71,7 +80,8 @@ enum tr_mem_kind {
 enum tr_access {
 	TR_REMOTE_WRITE = 1 << 0,
 	TR_REMOTE_READ = 1 << 1,
-	TR_RELAXED = 1 << 2, /* data: the device may place its bytes in any order before the completion */
+	/* data: the device may place its bytes in any order before the completion */
+	TR_RELAXED = 1 << 2,
 };
 
 /* Zeroed, page-aligned, backed by a memfd that peers of this host map; not inherited by fork. */
@@ -80,23 +90,25 @@ int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err);
 int tr_free(struct tr *tr, void *ptr, struct kv_error *err);
 
 /*
- * Registers [addr, addr + len) with every provider. A range inside a region that is registered with at least the same access
- * shares that region (reference count), so tr_mem_addr(mem) may be lower than addr. May be called long after connections were made.
- * TR_MEM_DEVICE goes as the DMA-BUF that CUDA exports of it, or else needs nvidia_peermem. UNSUPPORTED: no device of this
- * machine reaches it. DEVICE: its GPU does not see what a NIC writes in order.
+ * Registers [addr, addr + len) with every provider. A range inside a region that is registered with
+ * at least the same access shares that region (reference count), so tr_mem_addr(mem) may be lower
+ * than addr. May be called long after connections were made. TR_MEM_DEVICE goes as the DMA-BUF that
+ * CUDA exports of it, or else needs nvidia_peermem. UNSUPPORTED: no device of this machine reaches
+ * it. DEVICE: its GPU does not see what a NIC writes in order.
  */
-int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access, struct tr_mem **mem_p,
-	       struct kv_error *err);
+int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
+	       struct tr_mem **mem_p, struct kv_error *err);
 /*
- * Registers TR_MEM_DEVICE as a DMA-BUF: `addr` is what `offset` of the buffer is called in spans, and is not read. Both have the same
- * offset within a page. The descriptor may be closed after the call. A device without DMA-BUF gets the memory as tr_mem_reg gives it.
+ * Registers TR_MEM_DEVICE as a DMA-BUF: `addr` is what `offset` of the buffer is called in spans,
+ * and is not read. Both have the same offset within a page. The descriptor may be closed after the
+ * call. A device without DMA-BUF gets the memory as tr_mem_reg gives it.
  */
-int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset, unsigned int access,
-		      struct tr_mem **mem_p, struct kv_error *err);
+int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset,
+		      unsigned int access, struct tr_mem **mem_p, struct kv_error *err);
 /*
- * 0, or why this connection cannot use the region: with several providers one whose device cannot register it (MEMLOCK,
- * DEVICE; shared memory: that of a device) is left out with a warning, as another may be all that is needed. tr_mem_pack and
- * tr_op_add say the same.
+ * 0, or why this connection cannot use the region: with several providers one whose device cannot
+ * register it (MEMLOCK, DEVICE; shared memory: that of a device) is left out with a warning, as
+ * another may be all that is needed. tr_mem_pack and tr_op_add say the same.
  */
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
 /* BUSY while an operation that uses the region has not ended. */
@@ -105,12 +117,15 @@ void *tr_mem_addr(const struct tr_mem *mem);
 size_t tr_mem_len(const struct tr_mem *mem);
 
 /*
- * A description of the region for the peer of `conn`: keys of all rails, memfd or process ids. At most TR_MEM_PACK_MAX bytes; it travels in the
- * upper layer's setup or in messages. tr_mem_open at the other end gives the same tr_rmem for the same (id, generation).
- * Legal from setup_put on. PROTOCOL: the bytes are no description.
+ * A description of the region for the peer of `conn`: keys of all rails, memfd or process ids. At
+ * most TR_MEM_PACK_MAX bytes; it travels in the upper layer's setup or in messages. tr_mem_open at
+ * the other end gives the same tr_rmem for the same (id, generation). Legal from setup_put on.
+ * PROTOCOL: the bytes are no description.
  */
-int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p, struct kv_error *err);
-int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rmem **rmem_p, struct kv_error *err);
+int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p,
+		struct kv_error *err);
+int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rmem **rmem_p,
+		struct kv_error *err);
 void tr_mem_close(struct tr_rmem *rmem); /* counted; the connection's close frees what is left */
 size_t tr_rmem_len(const struct tr_rmem *rmem);
 
@@ -118,76 +133,103 @@ size_t tr_rmem_len(const struct tr_rmem *rmem);
 
 /*
  * The upper layer's part of the handshake. Called inside tr_conn_step, in this order on both sides:
- * hello_put, hello_get (the accepting side: get before put), setup_put, setup_get (the accepting side: get before put).
- * *_put: write at most cap bytes, return their number or a negative code. *_get: 0 accepts, a negative code refuses; the
- * code, err->message and err->hint are told to the peer.
+ * hello_put, hello_get (the accepting side: get before put), setup_put, setup_get (the accepting
+ * side: get before put). *_put: write at most cap bytes, return their number or a negative code.
+ * *_get: 0 accepts, a negative code refuses; the code, err->message and err->hint are told to the
+ * peer.
  */
 struct tr_upper_ops {
 	uint16_t id;      /* TR_UPPER_*: both ends must have the same */
 	uint16_t version; /* compared for equality; VERSION names both */
 	int (*hello_put)(void *arg, struct tr_conn *conn, void *buf, size_t cap);
-	int (*hello_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
-	int (*setup_put)(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err);
-	int (*setup_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
+	int (*hello_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+			 struct kv_error *err);
+	int (*setup_put)(void *arg, struct tr_conn *conn, void *buf, size_t cap,
+			 struct kv_error *err);
+	int (*setup_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+			 struct kv_error *err);
 };
 enum { TR_UPPER_KV = 1, TR_UPPER_NCCL = 2, TR_UPPER_TEST = 99 };
 
 enum tr_conn_flags {
-	TR_LINE_ORDER = 1 << 0, /* each 128-byte line arrives whole and its last bytes last (NCCL LL, LL128) */
+	/* each 128-byte line arrives whole and its last bytes last (NCCL LL, LL128) */
+	TR_LINE_ORDER = 1 << 0,
 };
 
 struct tr_conn_config {
 	const struct tr_upper_ops *ops; /* must outlive the connection */
 	void *arg;
 	unsigned int flags;
-	int64_t handshake_ms; /* 0 = KVCACHE_HANDSHAKE_MS; starts with the first byte from the peer (accepting side: with tr_accept) */
+	/*
+	 * 0 = KVCACHE_HANDSHAKE_MS; starts with the first byte from the peer (accepting side: with
+	 * tr_accept)
+	 */
+	int64_t handshake_ms;
 };
 
 /* host NULL = 127.0.0.1; port 0 = any. ARG, BUSY (address in use), SYSTEM. */
-int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p, struct kv_error *err);
+int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
+	      struct kv_error *err);
 uint32_t tr_listener_port(const struct tr_listener *listener);
 int tr_listener_fd(const struct tr_listener *listener);
 void tr_listener_close(struct tr_listener *listener);
 
 /*
- * tr_accept takes one waiting TCP connection: 0 and a connection whose handshake is to be stepped, TR_AGAIN if none waits. Until the upper
- * layer has accepted its hello such a connection costs one descriptor and less than 4 KiB. When descriptors run out it uses a reserved one to
- * accept and close, and returns NOFD.
+ * tr_accept takes one waiting TCP connection: 0 and a connection whose handshake is to be stepped,
+ * TR_AGAIN if none waits. Until the upper layer has accepted its hello such a connection costs one
+ * descriptor and less than 4 KiB. When descriptors run out it uses a reserved one to accept and
+ * close, and returns NOFD.
  */
-int tr_accept(struct tr_listener *listener, const struct tr_conn_config *config, struct tr_conn **conn_p,
-	      struct kv_error *err);
+int tr_accept(struct tr_listener *listener, const struct tr_conn_config *config,
+	      struct tr_conn **conn_p, struct kv_error *err);
 int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_conn_config *config,
 	       struct tr_conn **conn_p, struct kv_error *err);
 
-/* 0: ready. TR_AGAIN: poll tr_conn_fd and call again. Negative: failed for good (VERSION, GEOMETRY, PROTOCOL, UNREACHABLE, TIMEOUT, ...). */
+/*
+ * 0: ready. TR_AGAIN: poll tr_conn_fd and call again. Negative: failed for good (VERSION, GEOMETRY,
+ * PROTOCOL, UNREACHABLE, TIMEOUT, ...).
+ */
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
 
-/* A descriptor that polls readable when tr_conn_step or tr_poll has something to do (an epoll instance of the connection). */
+/*
+ * A descriptor that polls readable when tr_conn_step or tr_poll has something to do (an epoll
+ * instance of the connection).
+ */
 int tr_conn_fd(const struct tr_conn *conn);
 
-/* Nanoseconds (CLOCK_MONOTONIC) at which the handshake fails, INT64_MAX if it has not begun or is over. */
+/*
+ * Nanoseconds (CLOCK_MONOTONIC) at which the handshake fails, INT64_MAX if it has not begun or is
+ * over.
+ */
 int64_t tr_conn_deadline(const struct tr_conn *conn);
 
 const char *tr_conn_address(const struct tr_conn *conn);   /* "127.0.0.1:4711" of the other end */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
-const char *tr_conn_path(const struct tr_conn *conn);      /* how bytes travel and why, for people */
+/* how bytes travel and why, for people */
+const char *tr_conn_path(const struct tr_conn *conn);
 const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */
 
-/* Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died, or nobody knows. */
+/*
+ * Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died,
+ * or nobody knows.
+ */
 bool tr_conn_peer_left(const struct tr_conn *conn);
 
 /* Why the connection failed; code 0 while it has not. */
 const struct kv_error *tr_conn_error(const struct tr_conn *conn);
 
 /*
- * Stops, frees. Never waits for the peer. Operations that have not ended are dropped without an event: call tr_fence first
- * where their memory is to be reused.
+ * Stops, frees. Never waits for the peer. Operations that have not ended are dropped without an
+ * event: call tr_fence first where their memory is to be reused.
  */
 void tr_conn_close(struct tr_conn *conn);
 
 /* ---------------------------------------------------------------- operations */
 
-/* TR_ANY_ORDER is or-ed to a kind: the bytes of this operation need no order within lines, whatever the connection keeps. */
+/*
+ * TR_ANY_ORDER is or-ed to a kind: the bytes of this operation need no order within lines, whatever
+ * the connection keeps.
+ */
 enum tr_op_kind { TR_WRITE = 0, TR_READ_OP = 1, TR_ANY_ORDER = 1 << 4 };
 
 /* Offsets count from the beginning of the local and the remote region. */
@@ -198,66 +240,97 @@ struct tr_span {
 };
 
 /* TR_AGAIN: TR_OPS_MAX operations have not ended. `user` comes back with the event. */
-int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op_p, struct kv_error *err);
+int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op_p,
+		struct kv_error *err);
 
 /*
- * Adds spans between one pair of regions. Returns how many were accepted, from the first on; fewer than n when credits
- * are out: poll, then add the rest. Spans are checked against both regions first (ARG with block_index = the span's
- * index; then none was accepted). An operation may take any number of calls and pairs.
- * Spans of one operation are not ordered among each other.
+ * Adds spans between one pair of regions. Returns how many were accepted, from the first on; fewer
+ * than n when credits are out: poll, then add the rest. Spans are checked against both regions
+ * first (ARG with block_index = the span's index; then none was accepted). An operation may take
+ * any number of calls and pairs. Spans of one operation are not ordered among each other.
  */
-long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, const struct tr_span *spans, size_t n,
-	       struct kv_error *err);
+long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err);
 
 enum tr_commit_flags {
-	TR_NOTIFY = 1 << 0, /* deliver `value` to the peer once every byte is visible there; legal with no spans at all */
-	/* TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each lane); UNSUPPORTED: a GPU's memory */
+	/*
+	 * deliver `value` to the peer once every byte is visible there; legal with no spans at all
+	 */
+	TR_NOTIFY = 1 << 0,
+	/*
+	 * TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each
+	 * lane); UNSUPPORTED: a GPU's memory
+	 */
 	TR_PROVEN = 1 << 1,
-	TR_LANDED = 1 << 2, /* TR_WRITTEN only when nothing of it can land any more; costs nothing where that is so anyway */
+	/*
+	 * TR_WRITTEN only when nothing of it can land any more; costs nothing where that is so
+	 * anyway
+	 */
+	TR_LANDED = 1 << 2,
 };
-/* No more spans. TR_AGAIN: no credit for the notify. After 0 exactly one event ends the operation. */
+/*
+ * No more spans. TR_AGAIN: no credit for the notify. After 0 exactly one event ends the operation.
+ */
 int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
 
 /*
- * Stops an operation, committed or not; its event follows (TR_CANCELLED, or TR_WRITTEN if it was done already). Posted
- * work is waited for until `deadline_ns`; then the lanes are broken: the connection fails and its other operations end IN_DOUBT.
+ * Stops an operation, committed or not; its event follows (TR_CANCELLED, or TR_WRITTEN if it was
+ * done already). Posted work is waited for until `deadline_ns`; then the lanes are broken: the
+ * connection fails and its other operations end IN_DOUBT.
  */
 int tr_op_cancel(struct tr_op *op, int64_t deadline_ns, struct kv_error *err);
 
-/* Delivered in order and after the bytes of every operation that was committed, with TR_NOTIFY, before it. TR_AGAIN: no credit. */
+/*
+ * Delivered in order and after the bytes of every operation that was committed, with TR_NOTIFY,
+ * before it. TR_AGAIN: no credit.
+ */
 int tr_msg(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
-/* The same, but a peer that sleeps need not be woken for it: it is read with the next event that does. */
+/*
+ * The same, but a peer that sleeps need not be woken for it: it is read with the next event that
+ * does.
+ */
 int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err);
 
 /*
- * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was polled. Host memory needs
- * nothing more than the poll itself; TR_MEM_DEVICE is UNSUPPORTED. TR_AGAIN: call again.
+ * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was
+ * polled. Host memory needs nothing more than the poll itself; TR_MEM_DEVICE is UNSUPPORTED.
+ * TR_AGAIN: call again.
  */
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 
 /*
- * After 0 no byte of this connection can land in local memory any more, and none of ours leaves; the connection is lost. TR_AGAIN: not yet, call
- * again. BUSY: a same-host writer with direct access has not answered and its process lives; call again after it has gone.
- * What was sent last, an acknowledgement perhaps, has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as the
- * provider finds useful; the earliest of several calls counts.
+ * After 0 no byte of this connection can land in local memory any more, and none of ours leaves;
+ * the connection is lost. TR_AGAIN: not yet, call again. BUSY: a same-host writer with direct
+ * access has not answered and its process lives; call again after it has gone. What was sent last,
+ * an acknowledgement perhaps, has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as
+ * the provider finds useful; the earliest of several calls counts.
  */
 int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 
 /*
- * From any thread, at a connection whose owner is in a call that does not return: what is posted fails, the call
- * returns, the connection is lost. Does not wait.
+ * From any thread, at a connection whose owner is in a call that does not return: what is posted
+ * fails, the call returns, the connection is lost. Does not wait.
  */
 void tr_conn_cut(struct tr_conn *conn);
 
 /* ---------------------------------------------------------------- events */
 
 enum tr_event_kind {
-	TR_WRITTEN = 1, /* the operation `user` is done: its source may be reused (TR_PROVEN: and its bytes are visible) */
+	/*
+	 * the operation `user` is done: its source may be reused (TR_PROVEN: and its bytes are
+	 * visible)
+	 */
+	TR_WRITTEN = 1,
 	TR_READ,        /* the operation `user` is done: its bytes are here */
 	TR_NOTIFIED,    /* `value` from the peer; the bytes of its operation are visible here */
 	TR_MSG,         /* `msg`, `len` bytes, valid until the next tr_poll */
-	TR_CANCELLED,   /* the operation `user` was cancelled; nothing of it is under way any more */
-	TR_IN_DOUBT,    /* the operation `user` failed; status and cause say why; its bytes may or may not have arrived */
+	/* the operation `user` was cancelled; nothing of it is under way any more */
+	TR_CANCELLED,
+	/*
+	 * the operation `user` failed; status and cause say why; its bytes may or may not have
+	 * arrived
+	 */
+	TR_IN_DOUBT,
 	TR_PEER_LOST,   /* once, last */
 };
 
@@ -275,8 +348,9 @@ struct tr_event {
 int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
 
 /*
- * Before sleeping on tr_conn_fd: 0 = armed, an event or room from now on makes the descriptor readable; 1 = an event, or
- * room for what was told TR_AGAIN, is there already: poll and call again instead. A wake-up may be spurious.
+ * Before sleeping on tr_conn_fd: 0 = armed, an event or room from now on makes the descriptor
+ * readable; 1 = an event, or room for what was told TR_AGAIN, is there already: poll and call again
+ * instead. A wake-up may be spurious.
  */
 int tr_conn_arm(struct tr_conn *conn);
 
@@ -292,6 +366,7 @@ void tr_conn_counters(const struct tr_conn *conn, struct tr_counters *counters);
 int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap);
 
 struct kv_device_info;
-int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info); /* 0, or KV_ERR_ARG past the last */
+/* 0, or KV_ERR_ARG past the last */
+int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info);
 
 #endif

@@ -232,8 +232,8 @@ struct kv_layout {
  *              what is missing, the hint how to get it. A peer of the same host is refused with it
  *              when it connects, unless KVCACHE_TRANSPORT=ib has both take the NIC
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
- *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does not
- *              see a NIC's writes in their order (compute capability before 9.0)
+ *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does
+ *              not see a NIC's writes in their order (compute capability before 9.0)
  *   The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
  *   out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause
  */
@@ -296,7 +296,8 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
  * invalid. After the return no byte of this connection can land in this engine's memory, except
  * that blocks of a same-host writer that does not answer stay quarantined: then KV_ERR_BUSY, the
  * peer stays, and the call can be repeated (see kv_revoke). So it is where a device takes longer to
- * destroy its queue pairs, or another thread's call on the peer to return. Waits at most timeout_ms.
+ * destroy its queue pairs, or another thread's call on the peer to return. Waits at most
+ * timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -468,7 +469,8 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
  * its queue pairs are destroyed here; ring: this side stops copying) and the peer is lost. A
  * same-host writer with direct access that does not answer cannot be stopped from outside:
  * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
- * process is gone; so it is while a device takes its time over a queue pair. A complete lease (kv_recv_blocks) is closed at once.
+ * process is gone; so it is while a device takes its time over a queue pair. A complete lease
+ * (kv_recv_blocks) is closed at once.
  */
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
 

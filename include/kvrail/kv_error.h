@@ -2,9 +2,9 @@
 /*
  * kv_error.h -- what went wrong, whom it concerns, and what the caller can do about it
  *
- * Every kvrail function that can fail returns 0 or a negative KV_ERR_* code and, where the caller passes a
- * struct kv_error, the cause. The function that first decides that something failed fills it in; nobody above it
- * rewrites the cause.
+ * Every kvrail function that can fail returns 0 or a negative KV_ERR_* code and, where the caller
+ * passes a struct kv_error, the cause. The function that first decides that something failed fills
+ * it in; nobody above it rewrites the cause.
  */
 #ifndef KVRAIL_KV_ERROR_H
 #define KVRAIL_KV_ERROR_H
@@ -33,7 +33,7 @@ enum kv_scope {
 };
 
 /* X(name, value, scope, sentence) */
-#define KV_ERROR_LIST(X)                                                                                    \
+#define KV_ERROR_LIST(X) \
 	X(ARG, 1, CALL, "an argument is out of its range")                                                  \
 	X(BLOCK_ID, 2, CALL, "a block id lies outside the cache")                                           \
 	X(DUP_BLOCK, 3, CALL, "a destination block is named twice in one call")                             \
@@ -95,7 +95,10 @@ struct kv_error {
 	char hint[160];       /* what to do about it, "" if nothing is known */
 };
 
-/* The constant's name without its prefix ("PEER_LOST"); "OK" for 0, "UNKNOWN" for a code that is not in the list. */
+/*
+ * The constant's name without its prefix ("PEER_LOST"); "OK" for 0, "UNKNOWN" for a code that is
+ * not in the list.
+ */
 const char *kv_error_name(int code);
 
 /* One sentence for a code; never NULL. */
@@ -105,8 +108,9 @@ const char *kv_error_text(int code);
 int kv_error_scope(int code);
 
 /*
- * One line with every field of `err` that is set, as snprintf: at most `cap` bytes with the closing NUL, returns the
- * length that the whole line has. `err` must have been filled by a kvrail function.
+ * One line with every field of `err` that is set, as snprintf: at most `cap` bytes with the closing
+ * NUL, returns the length that the whole line has. `err` must have been filled by a kvrail
+ * function.
  */
 int kv_error_format(const struct kv_error *err, char *buf, size_t cap);
 

@@ -9,8 +9,8 @@
 /* Asks the kernel about an interface: as doctor_dcb_parse, or the errno of asking. */
 int doctor_dcb_ask(const char *netdev, uint8_t *mask);
 /*
- * The pure half. 0 and the mask, or the errno that the answer carries; EBADMSG: it is no such answer; ENODATA: the
- * device tells nothing.
+ * The pure half. 0 and the mask, or the errno that the answer carries; EBADMSG: it is no such
+ * answer; ENODATA: the device tells nothing.
  */
 int doctor_dcb_parse(const uint8_t *reply, size_t len, uint8_t *mask);
 

@@ -97,7 +97,10 @@ static void note_devices(struct doctor *d, struct kv_engine *engine)
 	}
 }
 
-/* With the devices alone where there are some: beside shared memory a device that refuses is left out. */
+/*
+ * With the devices alone where there are some: beside shared memory a device that refuses is left
+ * out.
+ */
 static void note_register(struct doctor *d)
 {
 	static const char *const devices[] = { "KVCACHE_TRANSPORT=ib", NULL };

@@ -112,7 +112,10 @@ static int two_processes(struct side *s)
 
 enum { SEVERAL = 8 };
 
-/* Which accepted end belongs to which connected one is open; each message must arrive at exactly one. */
+/*
+ * Which accepted end belongs to which connected one is open; each message must arrive at exactly
+ * one.
+ */
 static int exchange_all(struct side *s, void **send, void **recv)
 {
 	struct buffer from[SEVERAL], to[SEVERAL];

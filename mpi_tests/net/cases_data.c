@@ -208,7 +208,10 @@ static uint32_t draw(uint32_t *state)
 	return *state >> 8;
 }
 
-/* Many under way, of all sizes, the receiver late, early or in bursts: the k-th send is the k-th receive. */
+/*
+ * Many under way, of all sizes, the receiver late, early or in bursts: the k-th send is the k-th
+ * receive.
+ */
 static int strict_order(struct side *s)
 {
 	enum { MESSAGES = 2000, ROOM = 20000, DEEP = 16 };
@@ -351,7 +354,10 @@ static int watched_irecv(struct side *s, void *comm, struct buffer *b, size_t si
 	return PASS;
 }
 
-/* The first word that is old in a line whose last word is new, or -1. The bytes change meanwhile; that is the point. */
+/*
+ * The first word that is old in a line whose last word is new, or -1. The bytes change meanwhile;
+ * that is the point.
+ */
 __attribute__((no_sanitize("thread"))) static int torn_line(const volatile uint64_t *words,
 							    size_t lines, uint64_t round)
 {
@@ -363,8 +369,8 @@ __attribute__((no_sanitize("thread"))) static int torn_line(const volatile uint6
 }
 
 /*
- * As a GPU does with LL128: the receiver looks at the last 8 bytes of each 128-byte line while the message is under way. When
- * they are new, the rest of the line must be, too.
+ * As a GPU does with LL128: the receiver looks at the last 8 bytes of each 128-byte line while the
+ * message is under way. When they are new, the rest of the line must be, too.
  */
 static int watch_lines(struct side *s, bool as_nccl)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cases_failure.c -- cases 31, 33, 35 to 38: closing early, fork and signals, many threads and communicators, idleness */
+/*
+ * cases_failure.c -- cases 31, 33, 35 to 38: closing early, fork and signals, many threads and
+ * communicators, idleness
+ */
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -32,7 +35,10 @@ static int close_in_flight(struct side *s)
 			int tag = 0;
 
 			request = NULL;
-			/* The other end may have closed already: an error is in order, a crash is not. */
+			/*
+			 * The other end may have closed already: an error is in order, a crash is
+			 * not.
+			 */
 			if (s->sender ? s->net->isend(comm, data, size, tag, b.mhandle, NULL,
 						      &request)
 				      : s->net->irecv(comm, 1, &data, &size, &tag, &b.mhandle,
@@ -103,7 +109,10 @@ static int close_nothing(struct side *s)
 	return side_stop(s);
 }
 
-/* The region goes while a receive into it waits: it arrives or both are told, and the other connection does not care. */
+/*
+ * The region goes while a receive into it waits: it arrives or both are told, and the other
+ * connection does not care.
+ */
 static int deregistered_early(struct side *s)
 {
 	int64_t end = side_ms() + SIDE_WAIT_MS;

@@ -180,8 +180,8 @@ static int alternation(struct side *s)
 }
 
 /*
- * Two groups are posted before anything is sent. What belongs to the second only must wait until the first is full, and a
- * tag that both have goes to the first.
+ * Two groups are posted before anything is sent. What belongs to the second only must wait until
+ * the first is full, and a tag that both have goes to the first.
  */
 static int two_groups(struct side *s)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cases_killed.c -- case 32: the peer is killed, at every stage; a typed error in bounded time, and close still works */
+/*
+ * cases_killed.c -- case 32: the peer is killed, at every stage; a typed error in bounded time, and
+ * close still works
+ */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -163,7 +166,9 @@ static int in_mid_transfer(struct side *s)
 	return die(s);
 }
 
-/* The handle is known, and then the listener is gone: before connect, or while it waits for accept. */
+/*
+ * The handle is known, and then the listener is gone: before connect, or while it waits for accept.
+ */
 static int listener_dies(struct side *s, bool connecting)
 {
 	int64_t end, before;

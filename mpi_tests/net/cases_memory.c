@@ -124,7 +124,10 @@ static int not_offered(struct side *s)
 	return side_stop(s);
 }
 
-/* A GPU's memory: an address that no CPU may touch, and a memfd in the place of its DMA-BUF. Or the host's. */
+/*
+ * A GPU's memory: an address that no CPU may touch, and a memfd in the place of its DMA-BUF. Or the
+ * host's.
+ */
 struct place {
 	size_t len, offset; /* `offset` bytes at each end are not registered */
 	bool is_gpu;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cases_usage.c -- cases 41 to 46: ways to use the interface that NCCL itself has not, and other programs that test plugins
- * have
+ * cases_usage.c -- cases 41 to 46: ways to use the interface that NCCL itself has not, and other
+ * programs that test plugins have
  */
 #include <pthread.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 enum { DEEP = NCCL_REQUESTS_MAX };
 
-/* ---------------------------------------------------------------- both directions between two processes */
+/* -------------------------------------------------------- both directions between two processes */
 
 struct both {
 	void *listen, *send, *recv;
@@ -153,7 +153,7 @@ static int listener_again(struct side *s)
 	return side_stop(s);
 }
 
-/* ---------------------------------------------------------------- sends before receives, with tags */
+/* ------------------------------------------------------------- sends before receives, with tags */
 
 /* Taken early or not, they go where their tags belong, in order. */
 static int early_tags(struct side *s)
@@ -221,7 +221,7 @@ static int early_tags(struct side *s)
 	return side_stop(s);
 }
 
-/* ---------------------------------------------------------------- deregistered and closed with 32 under way */
+/* ---------------------------------------------------- deregistered and closed with 32 under way */
 
 enum { BIG = 1 << 20, CLOSERS = 4 };
 

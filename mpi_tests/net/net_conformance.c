@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * net_conformance.c -- runs the numbered cases of NCCL's network plugin contract against any plugin, without NCCL or a GPU
+ * net_conformance.c -- runs the numbered cases of NCCL's network plugin contract against any
+ * plugin, without NCCL or a GPU
  *
- * Each case runs in processes of its own (two, or one for loopback) under a deadline; one line each says how it went.
+ * Each case runs in processes of its own (two, or one for loopback) under a deadline; one line each
+ * says how it went.
  */
 #include <errno.h>
 #include <fnmatch.h>

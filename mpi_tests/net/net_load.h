@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * net_load.h -- opens any NCCL network plugin, of any version from 6 to 12, and shows it as a v12 table
+ * net_load.h -- opens any NCCL network plugin, of any version from 6 to 12, and shows it as a v12
+ * table
  *
  * One plugin at a time in a process: the adapters keep what they opened in static storage.
  */

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * net_perf.c -- latency, bandwidth and message rate of any NCCL network plugin, between two processes of this host
+ * net_perf.c -- latency, bandwidth and message rate of any NCCL network plugin, between two
+ * processes of this host
  *
- * Several plugins may be named: they are measured in turn, size by size, so that what else the machine does meets all alike.
- * The first and the last message of each row are checked byte by byte.
+ * Several plugins may be named: they are measured in turn, size by size, so that what else the
+ * machine does meets all alike. The first and the last message of each row are checked byte by
+ * byte.
  */
 #include <errno.h>
 #include <getopt.h>

@@ -85,7 +85,10 @@ int side_count_fds(void)
 	return count_entries("/proc/self/fd") - 1; /* the directory itself */
 }
 
-/* A thread that has been joined is listed until the kernel has put it away; it is marked as exiting before that. */
+/*
+ * A thread that has been joined is listed until the kernel has put it away; it is marked as exiting
+ * before that.
+ */
 static bool lives(const char *tid)
 {
 	enum { EXITING = 0x4 }; /* PF_EXITING, proc(5): flags */

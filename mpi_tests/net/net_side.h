@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * net_side.h -- one process of a conformance case: the plugin, the way to the other process, and what both need
+ * net_side.h -- one process of a conformance case: the plugin, the way to the other process, and
+ * what both need
  *
- * A case runs in processes of its own, made by fork, so that one that crashes or hangs costs only its line. Every wait has
- * a deadline.
+ * A case runs in processes of its own, made by fork, so that one that crashes or hangs costs only
+ * its line. Every wait has a deadline.
  */
 #ifndef NET_SIDE_H
 #define NET_SIDE_H
@@ -54,8 +55,8 @@ int side_skip(struct side *s, const char *fmt, ...) __attribute__((format(printf
 
 int64_t side_ms(void);
 /*
- * A clock that stands still while this thread runs or could run: what passes on it during a call has
- * been waited for, on however busy a machine.
+ * A clock that stands still while this thread runs or could run: what passes on it during a call
+ * has been waited for, on however busy a machine.
  */
 int64_t side_slept_ms(void);
 int side_count_fds(void);

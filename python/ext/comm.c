@@ -76,7 +76,10 @@ static PyObject *peers_of(struct handle *comm, Py_ssize_t ranks)
 	return list;
 }
 
-/* comm_init(engine, rank, nranks, group, host, allgather, timeout_ms) -> (comm, [peer of each rank or None]) */
+/*
+ * comm_init(engine, rank, nranks, group, host, allgather, timeout_ms) -> (comm, [peer of each rank
+ * or None])
+ */
 static PyObject *comm_init(PyObject *module, PyObject *args)
 {
 	struct kv_comm_config config = KV_INIT(kv_comm_config);

@@ -11,8 +11,9 @@
 enum { POLL_MAX = 256 };
 
 /*
- * Log lines go into a pipe, which a Python thread reads: the library logs from its own threads and under its locks, where
- * waiting for the GIL could wait for ever. The pipe does not block; lines beyond its capacity are lost.
+ * Log lines go into a pipe, which a Python thread reads: the library logs from its own threads and
+ * under its locks, where waiting for the GIL could wait for ever. The pipe does not block; lines
+ * beyond its capacity are lost.
  */
 static void log_to_pipe(void *arg, int level, const char *line)
 {
@@ -28,7 +29,10 @@ static void log_to_pipe(void *arg, int level, const char *line)
 		errno = 0; /* nobody to tell */
 }
 
-/* Asked by calls that wait and that cannot be made in pieces. An exception of a signal handler stays set. */
+/*
+ * Asked by calls that wait and that cannot be made in pieces. An exception of a signal handler
+ * stays set.
+ */
 static int interrupted(void *arg)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
@@ -61,7 +65,10 @@ static const char **strings_of(PyObject *list)
 	return s;
 }
 
-/* engine_open(name, progress, arrivals_off, options, log_fd): log_fd -1 = the library's own log files */
+/*
+ * engine_open(name, progress, arrivals_off, options, log_fd): log_fd -1 = the library's own log
+ * files
+ */
 static PyObject *engine_open(PyObject *module, PyObject *args)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -176,7 +183,10 @@ static PyObject *arrival_tuple(struct handle *engine, const struct kv_arrival *a
 		(unsigned long long)a->blocks, (unsigned long long)a->bytes);
 }
 
-/* poll(engine, max) -> list of (kind, status, new peer or None, peer, cache, first, count, tag, lease, blocks, bytes) */
+/*
+ * poll(engine, max) -> list of (kind, status, new peer or None, peer, cache, first, count, tag,
+ * lease, blocks, bytes)
+ */
 static PyObject *engine_poll(PyObject *module, PyObject *args)
 {
 	struct kv_arrival arrivals[POLL_MAX];

@@ -7,7 +7,10 @@
 
 static PyObject *error_factory;
 
-/* set_error_factory(f): f(code, name, scope, text, message, op, peer, device, hint, numbers) returns an exception */
+/*
+ * set_error_factory(f): f(code, name, scope, text, message, op, peer, device, hint, numbers)
+ * returns an exception
+ */
 PyObject *core_set_error_factory(PyObject *module, PyObject *factory)
 {
 	(void)module;

@@ -2,8 +2,9 @@
 /*
  * ext.h -- what the files of the extension module kvrail._core share
  *
- * The module is a thin, flat layer: functions over one handle type. Names, defaults, keywords and types live in the
- * Python packages above it. Compiled against the limited API of 3.10, so one binary serves every later Python.
+ * The module is a thin, flat layer: functions over one handle type. Names, defaults, keywords and
+ * types live in the Python packages above it. Compiled against the limited API of 3.10, so one
+ * binary serves every later Python.
  *
  * Rules
  *   Every call into the library that may wait, copy or take a lock runs without the GIL.
@@ -44,7 +45,10 @@ struct handle {
 	Py_ssize_t users; /* calls that are inside, in this handle or below it */
 	void *ptr;	  /* the library's object; NULL once closed */
 	struct handle *
-		parent; /* the engine, the peer of a lease, the communicator of a peer; a strong reference */
+		/*
+		 * the engine, the peer of a lease, the communicator of a peer; a strong reference
+		 */
+		parent;
 	struct handle *peer; /* op: towards which peer; a strong reference */
 	void *own;	     /* memory: our own mapping; op: copies of the ids */
 	size_t len;	     /* memory */

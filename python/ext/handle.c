@@ -40,8 +40,8 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 }
 
 /*
- * What calls of this thread are inside of. Code of the application may run there (a signal's handler, an allgather, a
- * finalizer), and a close() in it would wait for itself.
+ * What calls of this thread are inside of. Code of the application may run there (a signal's
+ * handler, an allgather, a finalizer), and a close() in it would wait for itself.
  */
 enum { INSIDE_MAX = 64 };
 static __thread struct handle *inside[INSIDE_MAX];
@@ -232,8 +232,8 @@ static void handle_dealloc(PyObject *self)
 }
 
 /*
- * Waits until no call is inside. Those that wait in the library see `closing` after a slice at most. In a forked child
- * the other threads do not exist and will never leave.
+ * Waits until no call is inside. Those that wait in the library see `closing` after a slice at
+ * most. In a forked child the other threads do not exist and will never leave.
  */
 static int handle_quiet(struct handle *h)
 {

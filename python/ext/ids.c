@@ -2,9 +2,9 @@
 /*
  * ids.c -- block ids from whatever Python has: lists, arrays and tensors of integers
  *
- * int64 arrays that lie in one piece are used where they are (numpy by __array_struct__, tensors by DLPack); all else
- * is converted once. The buffer protocol is not in the limited API of 3.10, and not needed: what has only that
- * (array.array, memoryview, range) is a sequence too.
+ * int64 arrays that lie in one piece are used where they are (numpy by __array_struct__, tensors by
+ * DLPack); all else is converted once. The buffer protocol is not in the limited API of 3.10, and
+ * not needed: what has only that (array.array, memoryview, range) is a sequence too.
  */
 #include "ext.h"
 
@@ -362,7 +362,10 @@ PyObject *core_ids(PyObject *module, PyObject *obj)
 	return list;
 }
 
-/* dlpack_info(capsule) -> (device type, device id, address, bytes of an item, shape, strides in bytes) */
+/*
+ * dlpack_info(capsule) -> (device type, device id, address, bytes of an item, shape, strides in
+ * bytes)
+ */
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule)
 {
 	const struct dl_tensor *t = capsule_of(capsule, "dltensor", "memory");

@@ -10,8 +10,9 @@
 /*
  * alloc(engine, len) -> memory
  *
- * Arrays may outlive the engine, whose memory goes with it. So Python gets a second mapping of the same pages (mremap of
- * length 0 makes one of a shared mapping), which lives as long as the handle. memory_info translates.
+ * Arrays may outlive the engine, whose memory goes with it. So Python gets a second mapping of the
+ * same pages (mremap of length 0 makes one of a shared mapping), which lives as long as the handle.
+ * memory_info translates.
  */
 static PyObject *memory_alloc(PyObject *module, PyObject *args)
 {
@@ -136,7 +137,10 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 	return (PyObject *)made;
 }
 
-/* cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype, flags, mem_kind) */
+/*
+ * cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype,
+ * flags, mem_kind)
+ */
 static PyObject *cache_register(PyObject *module, PyObject *args)
 {
 	struct kv_layout layout = KV_INIT(kv_layout);

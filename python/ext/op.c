@@ -145,7 +145,10 @@ static void abandon(struct handle *peer, struct kv_op *op)
 	Py_XDECREF((PyObject *)h); /* frees it, or notes it as an orphan */
 }
 
-/* Begins a blocking transfer, and waits for a slice. *op_p stays NULL while the peer has no room for one more. */
+/*
+ * Begins a blocking transfer, and waits for a slice. *op_p stays NULL while the peer has no room
+ * for one more.
+ */
 static int begin_or_wait(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
 {
 	const struct timespec nap = { .tv_nsec = 1000000 };
@@ -158,7 +161,9 @@ static int begin_or_wait(const struct transfer *t, struct kv_op **op_p, struct k
 	return rc;
 }
 
-/* transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking */
+/*
+ * transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking
+ */
 static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	bool again = true, stopped = false;
@@ -196,7 +201,9 @@ static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t na
 	Py_RETURN_NONE;
 }
 
-/* start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group) -> operation */
+/*
+ * start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group) -> operation
+ */
 static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
 	struct kv_error err;

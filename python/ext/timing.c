@@ -12,7 +12,10 @@ static int64_t now_ns(void)
 	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-/* time_write(peer, cache, layer, local, remote) -> nanoseconds of one kv_write_blocks, its ids being ready */
+/*
+ * time_write(peer, cache, layer, local, remote) -> nanoseconds of one kv_write_blocks, its ids
+ * being ready
+ */
 static PyObject *time_write(PyObject *module, PyObject *args)
 {
 	PyObject *peer_obj, *cache_obj, *local_obj, *remote_obj;

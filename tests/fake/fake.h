@@ -33,7 +33,8 @@ struct fake_config {
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
 	bool no_cm;	       /* librdmacm is not installed */
 	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
-	bool threads; /* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
+	/* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
+	bool threads;
 };
 
 enum { FAKE_PKEYS = 4 };
@@ -46,7 +47,10 @@ struct fake_port {
 	bool grh_required;
 	uint16_t pkey[FAKE_PKEYS]; /* 0xffff, then empty */
 	int slow;		   /* steps that each work request takes */
-	/* As librdmacm tells it: the device + 1 of each host out of which the route to this port goes; no route at all. */
+	/*
+	 * As librdmacm tells it: the device + 1 of each host out of which the route to this port
+	 * goes; no route at all.
+	 */
 	int routed_from[4];
 	bool unreachable;
 };
@@ -77,7 +81,10 @@ void fake_host(int host);
 
 struct fake_port *fake_port(int host, int device);
 uint16_t fake_lid(int host, int device); /* InfiniBand: the port's first */
-/* The subnet manager gives the port others, 2^lmc from this one on; queue pairs keep what they were told. */
+/*
+ * The subnet manager gives the port others, 2^lmc from this one on; queue pairs keep what they were
+ * told.
+ */
 void fake_lid_moves(int host, int device, uint16_t lid, uint8_t lmc);
 struct fake_sa *fake_sa(void);
 /* Row 0..3 of the GID table is this IPv6 address, RoCE v2, or (NULL) empty. */
@@ -85,7 +92,10 @@ void fake_address(int host, int device, int row, const char *address);
 /* The subnet of all of a host's InfiniBand ports: upper half of their GIDs. */
 void fake_subnet(int host, uint8_t number);
 
-/* What nvidia_peermem does: plain registration of [addr, addr + len) reaches these bytes instead. NULL ends it. */
+/*
+ * What nvidia_peermem does: plain registration of [addr, addr + len) reaches these bytes instead.
+ * NULL ends it.
+ */
 void fake_peermem(void *addr, size_t len, uint8_t *bytes);
 
 /* Lets n steps pass; returns how many did something. */
@@ -131,13 +141,19 @@ const char *fake_verb_name(enum fake_verb verb);
 void fake_fail_verb(enum fake_verb verb, int nth, int error);
 bool fake_verb_fired(enum fake_verb verb);
 /*
- * Each modify_qp to ERR or RESET and each destroy_qp of the host takes this long from now on, as on a device in
- * trouble; 0: no time.
+ * Each modify_qp to ERR or RESET and each destroy_qp of the host takes this long from now on, as on
+ * a device in trouble; 0: no time.
  */
 void fake_slow_teardown(int host, int ms);
-/* While it is on, what the host posts is neither answered nor given up: its packets get lost, and no timeout has passed. */
+/*
+ * While it is on, what the host posts is neither answered nor given up: its packets get lost, and
+ * no timeout has passed.
+ */
 void fake_mute(int host, bool on);
-/* While it is on, post_send of the host returns only when its queue pair is in the error state, as Soft-RoCE's may. */
+/*
+ * While it is on, post_send of the host returns only when its queue pair is in the error state, as
+ * Soft-RoCE's may.
+ */
 void fake_stick(int host, bool on);
 uint64_t fake_verb_calls(enum fake_verb verb);
 /*
@@ -155,12 +171,17 @@ void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_er
  * is filled in.
  */
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc);
-/* While true no acknowledgement packet arrives: requests are executed, and their completions wait. */
+/*
+ * While true no acknowledgement packet arrives: requests are executed, and their completions wait.
+ */
 void fake_hold_answers(bool hold);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
 void fake_device_fatal(int host, int device);
-/* The port's address was removed and added again: it has another row of the GID table now, the old one is empty. */
+/*
+ * The port's address was removed and added again: it has another row of the GID table now, the old
+ * one is empty.
+ */
 void fake_address_moves(int host, int device);
 
 /* ---------------------------------------------------------------- looking at it */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_cm.c -- librdmacm's answers about the world's ports: out of which does the route to an address go, by what path
+ * fake_cm.c -- librdmacm's answers about the world's ports: out of which does the route to an
+ * address go, by what path
  *
- * A question without a source is one of the host that fake_host named in this thread. An event that is there is at first
- * said not to be: its owner asks again.
+ * A question without a source is one of the host that fake_host named in this thread. An event that
+ * is there is at first said not to be: its owner asks again.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fake_cuda.h -- a stand-in for libcuda.so.1: memory that no CPU may touch, and a DMA-BUF of any pages of it
+ * fake_cuda.h -- a stand-in for libcuda.so.1: memory that no CPU may touch, and a DMA-BUF of any
+ * pages of it
  *
- * Allocations follow each other without a gap, as CUDA's may. A "DMA-BUF" is a descriptor of the memfd behind them, positioned where
- * the pages begin (fake_device.c).
+ * Allocations follow each other without a gap, as CUDA's may. A "DMA-BUF" is a descriptor of the
+ * memfd behind them, positioned where the pages begin (fake_device.c).
  */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
@@ -21,7 +22,10 @@ struct fake_cuda {
 };
 extern struct fake_cuda fake_cuda;
 
-/* A whole number of pages: where this process sees them; *addr_p is what CUDA calls them. NULL: there is no more. */
+/*
+ * A whole number of pages: where this process sees them; *addr_p is what CUDA calls them. NULL:
+ * there is no more.
+ */
 uint8_t *fake_cuda_alloc(size_t len, uint8_t **addr_p);
 /* All of them. */
 void fake_cuda_reset(void);

@@ -13,8 +13,8 @@
 #include "fake_world.h"
 
 /*
- * RoCE: index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0 or 1
- * fails. InfiniBand: index 0 is the port's own, the others are empty.
+ * RoCE: index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0
+ * or 1 fails. InfiniBand: index 0 is the port's own, the others are empty.
  */
 void fake_device_init(struct fake_device *device, int host, int index)
 {
@@ -231,7 +231,10 @@ static bool ipv4(const union ibv_gid *gid)
 	return gid->raw[10] == 0xff && gid->raw[11] == 0xff;
 }
 
-/* RoCE v1 does not get through; an empty row sends nothing; a link-local address does not leave its host. */
+/*
+ * RoCE v1 does not get through; an empty row sends nothing; a link-local address does not leave its
+ * host.
+ */
 static bool routed(const struct ibv_gid_entry *from, const struct ibv_gid_entry *to, bool one_host)
 {
 	bool local = from->gid.raw[0] == 0xfe || to->gid.raw[0] == 0xfe;
@@ -370,8 +373,8 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes)
 }
 
 /*
- * As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the buffer's end. The buffer begins where
- * the descriptor is positioned.
+ * As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the
+ * buffer's end. The buffer begins where the descriptor is positioned.
  */
 static struct fake_mr *new_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t len, uint64_t iova,
 				     int fd, unsigned int access)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * gpu.h -- memory as a GPU's is to the library: an address that no CPU may touch, and a descriptor that devices take
+ * gpu.h -- memory as a GPU's is to the library: an address that no CPU may touch, and a descriptor
+ * that devices take
  *
- * A memfd stands in for the DMA-BUF. The address is mapped without any right, so the first access ends the test; the test itself
- * looks at the same bytes elsewhere.
+ * A memfd stands in for the DMA-BUF. The address is mapped without any right, so the first access
+ * ends the test; the test itself looks at the same bytes elsewhere.
  */
 #ifndef GPU_H
 #define GPU_H

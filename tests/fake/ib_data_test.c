@@ -296,7 +296,10 @@ static void blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs(void
 	assert_int_equal(bells, 1 + 1);
 }
 
-/* One write of `size` bytes to a place that begins inside a line: how many bytes each device carried. */
+/*
+ * One write of `size` bytes to a place that begins inside a line: how many bytes each device
+ * carried.
+ */
 static void deal(int devices, size_t size, size_t offset, size_t *bytes, size_t *writes)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
@@ -475,7 +478,9 @@ static void arming_tells_of_what_is_there_already(void **state)
 	setting_end(&s);
 }
 
-/* Room comes without an event: who was refused, then polls and finds nothing, must not go to sleep. */
+/*
+ * Room comes without an event: who was refused, then polls and finds nothing, must not go to sleep.
+ */
 static void arming_tells_of_room_that_a_poll_has_found(void **state)
 {
 	struct tr_conn *conn;
@@ -514,7 +519,10 @@ static void a_sleeper_is_woken(void **state)
 	setting_end(&s);
 }
 
-/* The control socket is the faster one: a goodbye on it that came first would end the peer's polling. */
+/*
+ * The control socket is the faster one: a goodbye on it that came first would end the peer's
+ * polling.
+ */
 static void a_fence_says_goodbye_after_what_was_sent(void **state)
 {
 	int arrived = 0, ret;

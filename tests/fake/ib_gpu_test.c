@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_gpu_test.c -- memory that no CPU may touch (gpu.h): moved by the NIC, or refused with the reason */
+/*
+ * ib_gpu_test.c -- memory that no CPU may touch (gpu.h): moved by the NIC, or refused with the
+ * reason
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -48,7 +51,10 @@ static void device_end(struct device *d)
 	gpu_free(&d->gpu);
 }
 
-/* The GPU's bytes are BLANK but for [at, at + len) of the region, which has those of the epoch from `from` on. */
+/*
+ * The GPU's bytes are BLANK but for [at, at + len) of the region, which has those of the epoch from
+ * `from` on.
+ */
 static void expect_gpu(const struct device *d, size_t at, size_t len, uint64_t epoch, size_t from)
 {
 	for (size_t i = 0; i < ALL; i++) {

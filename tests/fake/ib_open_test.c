@@ -35,7 +35,10 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 	setting_end(&s);
 }
 
-/* Shared memory needs no pinned pages, so the device is left out; a connection over it has the cause. */
+/*
+ * Shared memory needs no pinned pages, so the device is left out; a connection over it has the
+ * cause.
+ */
 static void with_shared_memory_there_a_region_goes_without_the_device(void **state)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=1", NULL };

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_pair_test.c -- which rails are joined: by librdmacm's routes, by their order, and which are left out */
+/*
+ * ib_pair_test.c -- which rails are joined: by librdmacm's routes, by their order, and which are
+ * left out
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -88,7 +91,10 @@ static void without_librdmacm_their_order_does(void **state)
 	}
 }
 
-/* The routing table names one port for all addresses of a subnet: the others are asked for one by one. */
+/*
+ * The routing table names one port for all addresses of a subnet: the others are asked for one by
+ * one.
+ */
 static void several_rails_of_one_subnet_are_all_used(void **state)
 {
 	static const char *const both[] = { "fake0:1 with the peer's rail 0, by librdmacm",

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_path_test.c -- how packets are addressed: what queue pairs are given, and that a wrong address would not arrive */
+/*
+ * ib_path_test.c -- how packets are addressed: what queue pairs are given, and that a wrong address
+ * would not arrive
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -136,7 +139,10 @@ static void the_path_record_gives_service_level_and_rate_to_both_sides(void **st
 	}
 	setting_end(&s);
 
-	/* The option beats it, and the fabric drops what has the wrong level; so without a path record. */
+	/*
+	 * The option beats it, and the fabric drops what has the wrong level; so without a path
+	 * record.
+	 */
 	fake_begin(&infiniband);
 	*fake_sa() = (struct fake_sa){ .sl = 5, .strict_sl = true };
 	expect_loss(wrong);
@@ -264,7 +270,10 @@ static void a_grh_is_there_on_both_sides_where_either_needs_it(void **state)
 	}
 }
 
-/* With an LMC of 2 a port has four LIDs; the packets of both directions carry those of the path record. */
+/*
+ * With an LMC of 2 a port has four LIDs; the packets of both directions carry those of the path
+ * record.
+ */
 static void the_path_records_lids_are_used(void **state)
 {
 	struct setting s;
@@ -281,7 +290,10 @@ static void the_path_records_lids_are_used(void **state)
 	setting_end(&s);
 }
 
-/* A subnet manager that has begun anew gives other LIDs; processes go on with connections made from then on. */
+/*
+ * A subnet manager that has begun anew gives other LIDs; processes go on with connections made from
+ * then on.
+ */
 static void connections_made_after_lids_have_changed_use_the_new_ones(void **state)
 {
 	const struct fake_config *const configs[] = { &infiniband, &without_cm };

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_gpu_test.c -- caches in a GPU's memory, from CUDA's address to the bytes at the peer, over the fake device
+ * kv_gpu_test.c -- caches in a GPU's memory, from CUDA's address to the bytes at the peer, over the
+ * fake device
  *
- * libcuda is a stand-in (fake_cuda.h): a CPU that touches the memory by CUDA's address ends the test.
+ * libcuda is a stand-in (fake_cuda.h): a CPU that touches the memory by CUDA's address ends the
+ * test.
  */
 #include "loop/kv_rig.h"
 

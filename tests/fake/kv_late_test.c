@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_late_test.c -- the receiver's word is there before the device's: a lost acknowledgement packet keeps a work request
- * open while everything that followed it has arrived
+ * kv_late_test.c -- the receiver's word is there before the device's: a lost acknowledgement packet
+ * keeps a work request open while everything that followed it has arrived
  */
 #include "fake.h"
 #include "loop/kv_rig.h"
@@ -32,7 +32,10 @@ static void end(struct kv_op *op)
 	ok(kv_op_free(op, &err), &err);
 }
 
-/* The second lease has the number of the first, which the sender's operation has not let go of by itself. */
+/*
+ * The second lease has the number of the first, which the sender's operation has not let go of by
+ * itself.
+ */
 static void a_receive_may_follow_before_the_send_of_the_last_one_has_ended(void **state)
 {
 	const int64_t from[] = { 10, 11 }, to[] = { 3, 4 };

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_slow_verbs_test.c -- a device that takes seconds to change or destroy a queue pair, or does not return
- * from posting: every call answers within its own bound all the same, and other peers notice nothing
+ * kv_slow_verbs_test.c -- a device that takes seconds to change or destroy a queue pair, or does
+ * not return from posting: every call answers within its own bound all the same, and other peers
+ * notice nothing
  */
 #include <poll.h>
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_fake_test.c -- what the NCCL plugin does to its devices: how a message is dealt over a virtual NIC, and what NCCL's
- * variables and traffic class change on a queue pair
+ * np_fake_test.c -- what the NCCL plugin does to its devices: how a message is dealt over a virtual
+ * NIC, and what NCCL's variables and traffic class change on a queue pair
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +29,10 @@ enum {
 
 /* ---------------------------------------------------------------- stripes */
 
-/* The message's bytes, and nothing else of the buffer, once each; in whole lines, over all devices if there is enough. */
+/*
+ * The message's bytes, and nothing else of the buffer, once each; in whole lines, over all devices
+ * if there is enough.
+ */
 static void check_writes(const uint8_t *to, size_t size, int ndevs)
 {
 	static struct fake_write write[WRITES];
@@ -199,7 +202,10 @@ static void ours_beat_nccls(void)
 	np_rig_part(&l);
 }
 
-/* On InfiniBand: the value comes before the index, as in NCCL, and the bit of full membership does not matter. */
+/*
+ * On InfiniBand: the value comes before the index, as in NCCL, and the bit of full membership does
+ * not matter.
+ */
 static void partition_by_value(void)
 {
 	struct ibv_qp_attr attr;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_fault_test.c -- cases 33 and 34 of the plugin's conformance list, which need a device that can be told to fail: one
- * communicator ends with a typed error and a cause, the others go on, and what is connected afterwards works
+ * np_fault_test.c -- cases 33 and 34 of the plugin's conformance list, which need a device that can
+ * be told to fail: one communicator ends with a typed error and a cause, the others go on, and what
+ * is connected afterwards works
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -72,7 +73,10 @@ static unsigned int warnings(const char *text)
 	return n;
 }
 
-/* Fails again and again, without further words; another communicator and a new one are not concerned. */
+/*
+ * Fails again and again, without further words; another communicator and a new one are not
+ * concerned.
+ */
 static void aftermath(struct np_loop *broken, const struct np_loop *other, int dev)
 {
 	unsigned int words = warnings("send: ") + warnings("receive: ");

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_gpu_test.c -- GPU memory under the NCCL plugin, where the two ranks or two devices do not offer the same */
+/*
+ * np_gpu_test.c -- GPU memory under the NCCL plugin, where the two ranks or two devices do not
+ * offer the same
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_rig.h -- the NCCL plugin over eight fake devices, each setting in a process of its own: the plugin finds its devices once
- * in a process
+ * np_rig.h -- the NCCL plugin over eight fake devices, each setting in a process of its own: the
+ * plugin finds its devices once in a process
  */
 #ifndef NP_RIG_H
 #define NP_RIG_H
@@ -28,7 +28,10 @@ enum { NP_RIG_DEVICES = 8, NP_RIG_LOG = 65536 };
 		}                                                                       \
 	} while (0)
 
-/* Runs `body` in a process with these variables ("NAME=value", NULL at the end); what it leaves on a device is a failure. */
+/*
+ * Runs `body` in a process with these variables ("NAME=value", NULL at the end); what it leaves on
+ * a device is a failure.
+ */
 void np_rig_process(const char *const *variables, void (*body)(void));
 
 /* What the plugin has logged, and the logger that keeps it. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_world.c -- linked into the NCCL plugin it puts eight fake devices under it: one host that talks to itself, in one process.
- * A plugin that leaves something on a device when it is unloaded ends its process.
+ * np_world.c -- linked into the NCCL plugin it puts eight fake devices under it: one host that
+ * talks to itself, in one process. A plugin that leaves something on a device when it is unloaded
+ * ends its process.
  */
 #include <stdlib.h>
 

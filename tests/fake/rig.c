@@ -44,7 +44,10 @@ static const struct tr_upper_ops upper = {
 	.setup_get = get,
 };
 
-/* The options of a side: the rig's own, then those of the list that are for both or begin with "0:" or "1:" for it. */
+/*
+ * The options of a side: the rig's own, then those of the list that are for both or begin with "0:"
+ * or "1:" for it.
+ */
 static int read_options(int side, const char *own, const char *nics, const char *const *options,
 			struct kv_option_set **set_p, struct kv_error *err)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* sweep.c -- the scene that uses everything of the ib provider, and the loops that fail each of its points once */
+/*
+ * sweep.c -- the scene that uses everything of the ib provider, and the loops that fail each of its
+ * points once
+ */
 #include "sweep.h"
 
 #include <dirent.h>

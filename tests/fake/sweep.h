@@ -2,10 +2,11 @@
 /*
  * sweep.h -- "fail each point once" for the ib provider, over the fake device or over real verbs
  *
- * One scene uses everything of the provider. It is played with the first, second, ... pass of each of its fault points, of
- * each verb and of its work requests failing. Each play must end (within a deadline), with success or with an error that has
- * a cause; change no byte but those of its blocks, and those only to what was sent; leave nothing behind; and the scene must
- * work right after it. Every point must have been hit.
+ * One scene uses everything of the provider. It is played with the first, second, ... pass of each
+ * of its fault points, of each verb and of its work requests failing. Each play must end (within a
+ * deadline), with success or with an error that has a cause; change no byte but those of its
+ * blocks, and those only to what was sent; leave nothing behind; and the scene must work right
+ * after it. Every point must have been hit.
  */
 #ifndef SWEEP_H
 #define SWEEP_H

@@ -10,8 +10,9 @@
  * destination are cold. Floor and kvrail are measured in turns, first one then the other first, and
  * the ratio is the median of the pairs' ratios.
  *
- *   pool   floor: the loops of floor_loops.c into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a memfd pool
- *          + read: until the receiver has read every byte of the batch once, each batch on its own
+ *   pool   floor: the loops of floor_loops.c into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a
+ *          memfd pool + read: until the receiver has read every byte of the batch once, each batch
+ *          on its own
  *   cma    floor: process_vm_writev of 256 spans a call into the peer; kvrail: the same path
  *
  * --cpu divides by the writer's CPU time instead of the time that passed, for a machine that others

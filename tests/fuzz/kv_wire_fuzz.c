@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_wire_fuzz.c -- messages, hellos and setups of the KV API: what is taken keeps the limits that the
- * rest relies on, and is the same bytes when it is written again
+ * kv_wire_fuzz.c -- messages, hellos and setups of the KV API: what is taken keeps the limits that
+ * the rest relies on, and is the same bytes when it is written again
  */
 #include <string.h>
 

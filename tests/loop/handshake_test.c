@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * handshake_test.c -- the connection state machine: both ends stepped in one thread over loopback TCP, and strangers
+ * handshake_test.c -- the connection state machine: both ends stepped in one thread over loopback
+ * TCP, and strangers
  *
  * Loopback: the handshake has no state outside its two connections, so one process shows all of it.
  */

@@ -16,7 +16,10 @@
 enum { N = 3 };
 
 static const struct kv_layers all_layers = { 0, 0 };
-/* Long where nothing fails; short while a point is armed, which may keep what is waited for from coming. */
+/*
+ * Long where nothing fails; short while a point is armed, which may keep what is waited for from
+ * coming.
+ */
 static int64_t patience_ms;
 static const int64_t ids[N] = { 1, 2, 3 }, leased[N] = { 10, 11, 12 };
 

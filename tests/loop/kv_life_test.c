@@ -240,7 +240,8 @@ static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(voi
 		ok(ret, &err);
 	} else {
 		ok(ret,
-		   &err); /* ring: this side copies, and has stopped; ib: its queue pairs are gone */
+		   /* ring: this side copies, and has stopped; ib: its queue pairs are gone */
+		   &err);
 		fill_side(&b, 2, 0);
 		child_kill(&child, SIGCONT);
 		usleep(20000);

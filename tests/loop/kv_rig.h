@@ -100,8 +100,9 @@ void check_ok(int ret, const struct kv_error *err, const char *what);
 #define ok(call, err) check_ok((call), (err), #call)
 
 /*
- * A child process that runs `run` with one end of a socket pair; the other end is the parent's. Start
- * it while this process has no engine: a sanitizer's allocator does not survive a fork beside threads.
+ * A child process that runs `run` with one end of a socket pair; the other end is the parent's.
+ * Start it while this process has no engine: a sanitizer's allocator does not survive a fork beside
+ * threads.
  */
 struct child {
 	pid_t pid;

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_thread_test.c -- several threads in one engine: callers beside callers, and beside onlookers */
+/*
+ * kv_thread_test.c -- several threads in one engine: callers beside callers, and beside onlookers
+ */
 #include "kv_rig.h"
 
 #include <poll.h>
@@ -135,7 +137,10 @@ static void peers_come_and_go_while_others_look(void **state)
 		ok(kv_peer_close(p.a.peer, RIG_TIMEOUT_MS, &p.a.err), &p.a.err);
 	}
 	onlooker_end(&onlooker);
-	/* The last visitor may have left before b's thread has read the last frame of its handshake. */
+	/*
+	 * The last visitor may have left before b's thread has read the last frame of its
+	 * handshake.
+	 */
 	await_stat(&p.b, peers_accepted, VISITS);
 	await_stat(&p.b, peers_now, 0);
 	pair_close(&p);
@@ -162,7 +167,9 @@ static void *visit(void *arg)
 	return NULL;
 }
 
-/* Until `n` calls of the visitor have returned; false after `ms`. Its host does nothing meanwhile. */
+/*
+ * Until `n` calls of the visitor have returned; false after `ms`. Its host does nothing meanwhile.
+ */
 static bool visitor_did(struct visitor *v, int n, int64_t ms)
 {
 	int64_t deadline = kv_deadline_ns(slow_ms(ms));
@@ -172,7 +179,9 @@ static bool visitor_did(struct visitor *v, int n, int64_t ms)
 	return atomic_load(&v->done) >= n;
 }
 
-/* Turns the engine until it waits for nothing but the visitor's last frame, or even that has come. */
+/*
+ * Turns the engine until it waits for nothing but the visitor's last frame, or even that has come.
+ */
 static void turn_until_ready_is_due(struct node *node, struct visitor *v)
 {
 	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * listener_hostile_test.c -- strangers at the listener of an engine: they cost a counter and nothing else,
- * and an honest peer is served while they are there
+ * listener_hostile_test.c -- strangers at the listener of an engine: they cost a counter and
+ * nothing else, and an honest peer is served while they are there
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -225,7 +225,10 @@ static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
 	settle();
 }
 
-/* Not even the reserved one can be had again: the listener stays readable and nobody can be taken off it. */
+/*
+ * Not even the reserved one can be had again: the listener stays readable and nobody can be taken
+ * off it.
+ */
 static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **state)
 {
 	enum { REST_MS = 500 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tr_end.c -- how connections end: killed, stopped and fenced peers; what stays behind. "tr_end ib" is the same over verbs,
- * where there are devices (tests/rxe).
+ * tr_end.c -- how connections end: killed, stopped and fenced peers; what stays behind. "tr_end ib"
+ * is the same over verbs, where there are devices (tests/rxe).
  */
 #include <dirent.h>
 #include <poll.h>
@@ -478,7 +478,7 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 	     fence_parent, fence_child, 0, false), \
 	TEST(fifty_connections_leave_no_descriptor_and_no_mapping, path, cycles, cycles, 0, false)
 #define SWEEP(path) \
-	TEST(each_fault_point_fails_once_and_the_next_connection_works, path, sweep, sweep, 0, false)
+	TEST(each_fault_fails_once_and_the_next_connection_works, path, sweep, sweep, 0, false)
 /* clang-format on */
 
 int main(int argc, char **argv)

@@ -30,7 +30,8 @@
 
 enum { PAIR_EVENTS_MAX = 4096, PAIR_SKIP = 77 };
 #define PAIR_WAIT_MS slow_ms(20000) /* for what surely comes, on whatever machine */
-#define PAIR_SOON_MS slow_ms(4000)  /* for what must not wait for TCP to find out that a host is gone */
+/* for what must not wait for TCP to find out that a host is gone */
+#define PAIR_SOON_MS slow_ms(4000)
 
 struct pair_config {
 	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto; or "ib" */

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * nccl_ranks.c -- two ranks of the real NCCL on a machine without a GPU, as far as NCCL gets without CUDA
+ * nccl_ranks.c -- two ranks of the real NCCL on a machine without a GPU, as far as NCCL gets
+ * without CUDA
  *
  * usage: nccl_ranks LIBRARY ROUNDS BYTES NAME=OFFSET...
  *
- * NCCL's own loader chooses a network plugin for each rank (a thread), and with NCCL_OOB_NET_ENABLE=1 its bootstrap
- * then gathers BYTES of each rank over it: listen, connect, accept, regMr, isend, irecv, test, close. BYTES 0 loads and
- * unloads only. These are internal functions of NCCL and members of its communicator: the caller takes where they are from
- * the library's debug information.
+ * NCCL's own loader chooses a network plugin for each rank (a thread), and with
+ * NCCL_OOB_NET_ENABLE=1 its bootstrap then gathers BYTES of each rank over it: listen, connect,
+ * accept, regMr, isend, irecv, test, close. BYTES 0 loads and unloads only. These are internal
+ * functions of NCCL and members of its communicator: the caller takes where they are from the
+ * library's debug information.
  */
 #include <dlfcn.h>
 #include <link.h>

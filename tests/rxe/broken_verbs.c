@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* broken_verbs.c -- the real verbs behind a table that can fail the nth call of each, and counts what was made */
+/*
+ * broken_verbs.c -- the real verbs behind a table that can fail the nth call of each, and counts
+ * what was made
+ */
 #include "broken_verbs.h"
 
 #include <errno.h>

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ib_real_sweep.c -- each point of the ib provider fails once, over real verbs (sweep.h), and completions with every status
+ * ib_real_sweep.c -- each point of the ib provider fails once, over real verbs (sweep.h), and
+ * completions with every status
  *
- * A call that many passes reach is failed at a few of them, chosen by KVRAIL_SEED (1); with KVRAIL_LONG=1 at many.
+ * A call that many passes reach is failed at a few of them, chosen by KVRAIL_SEED (1); with
+ * KVRAIL_LONG=1 at many.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ib_real_test.c -- the ib provider on real verbs: two ends in one process, rxe0 and rxe1 or both devices on both ends */
+/*
+ * ib_real_test.c -- the ib provider on real verbs: two ends in one process, rxe0 and rxe1 or both
+ * devices on both ends
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -118,7 +121,10 @@ static void await_packets(uint64_t wanted)
 	assert_true(packets_sent() >= wanted);
 }
 
-/* Blocks in order go to the places of a permutation, every second block; the others must stay as they are. */
+/*
+ * Blocks in order go to the places of a permutation, every second block; the others must stay as
+ * they are.
+ */
 static void write_blocks(struct pair *p, size_t block, uint64_t epoch, unsigned int flags)
 {
 	size_t n = SIZE / block;
@@ -216,7 +222,9 @@ static void messages_come_in_order_behind_the_bytes(void **state)
 	}
 }
 
-/* Credits of notifies and messages run out, come back and wrap around, in both directions at once. */
+/*
+ * Credits of notifies and messages run out, come back and wrap around, in both directions at once.
+ */
 static void both_directions_go_on_for_ever(void **state)
 {
 	uint32_t sent[2] = { 0 }, got[2] = { 0 };
@@ -292,7 +300,10 @@ static void a_hundred_connections_leave_nothing_behind(void **state)
 	down(&p);
 }
 
-/* The dump's lines about the connecting side's paths; only what is between "; " and "; ", the address, is kept. */
+/*
+ * The dump's lines about the connecting side's paths; only what is between "; " and "; ", the
+ * address, is kept.
+ */
 static void addresses(struct pair *p, const char *chosen, char *buf, size_t cap)
 {
 	char dump[4096];
@@ -314,7 +325,10 @@ static void addresses(struct pair *p, const char *chosen, char *buf, size_t cap)
 
 static void librdmacm_and_the_gid_tables_choose_alike(void **state)
 {
-	/* Side 0 has only rxe0: the route to rxe1, of the same kernel, goes out of rxe1, so that rails are tried in order. */
+	/*
+	 * Side 0 has only rxe0: the route to rxe1, of the same kernel, goes out of rxe1, so that
+	 * rails are tried in order.
+	 */
 	static const char *const chosen[] = { ", by order and librdmacm",
 					      ", by order and librdmacm", ", by librdmacm" };
 

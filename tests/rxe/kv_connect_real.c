@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_connect_real.c -- hundreds of connections over real verbs, good and failed in every way: after each hundred the device's
- * objects (`rdma resource show`) and this process's descriptors are those of before
+ * kv_connect_real.c -- hundreds of connections over real verbs, good and failed in every way: after
+ * each hundred the device's objects (`rdma resource show`) and this process's descriptors are those
+ * of before
  */
 #include "kv_rig.h"
 

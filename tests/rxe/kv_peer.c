@@ -6,11 +6,13 @@
  *   kv_peer prefill HOST PORT TAG    writes requests TAG, TAG + 1, ... until SIGTERM
  *   kv_peer end HOST PORT            says END
  *
- * A request is some blocks whose ids and bytes follow from its tag; the answer names request and attempt, as an attempt that
- * was not acknowledged in time may still arrive. At each arrival the decode side checks every block of its
- * cache: those of the request, and that all others are as they were; then it writes an answer back, and only then the prefill
- * side goes on. A prefill that loses its peer connects again and writes the same request once more. Once a peer is closed
- * here no byte of it may land any more: the blocks that its next request would have used are stamped anew and must stay so.
+ * A request is some blocks whose ids and bytes follow from its tag; the answer names request and
+ * attempt, as an attempt that was not acknowledged in time may still arrive. At each arrival the
+ * decode side checks every block of its cache: those of the request, and that all others are as
+ * they were; then it writes an answer back, and only then the prefill side goes on. A prefill that
+ * loses its peer connects again and writes the same request once more. Once a peer is closed here
+ * no byte of it may land any more: the blocks that its next request would have used are stamped
+ * anew and must stay so.
  */
 #include <inttypes.h>
 #include <poll.h>
@@ -93,7 +95,9 @@ static uint64_t word(uint64_t tag, int layer, int tensor, int64_t id, int i)
 	       (uint64_t)i;
 }
 
-/* Block i of request `tag`: its id on the decode side. The prefill side has it under the same id. */
+/*
+ * Block i of request `tag`: its id on the decode side. The prefill side has it under the same id.
+ */
 static int64_t id_of(uint64_t tag, int i)
 {
 	return (int64_t)((tag * 5 + (uint64_t)i * 11) % BLOCKS);
@@ -227,7 +231,10 @@ static void on_request(struct decode *d, const struct kv_arrival *arrival)
 	answer(d, arrival->tag);
 }
 
-/* A prefill that comes back may be here before this end has noticed that its old connection is gone. */
+/*
+ * A prefill that comes back may be here before this end has noticed that its old connection is
+ * gone.
+ */
 static void on_up(struct decode *d, struct kv_peer *peer)
 {
 	if (d->peer)

@@ -111,7 +111,10 @@ static void a_hello_has_these_bytes(void **state)
 	assert_memory_equal(hello.offer[0].bytes.p, "abc", 3);
 }
 
-/* Each offer is begun once: what the first try of a transport has left is no beginning for a second one. */
+/*
+ * Each offer is begun once: what the first try of a transport has left is no beginning for a second
+ * one.
+ */
 static void a_transport_is_offered_once(void **state)
 {
 	struct frame_hello hello = { .offers = 2,

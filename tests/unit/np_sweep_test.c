@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_sweep_test.c -- every fault point of the NCCL plugin and of what it calls, failed once: an error of NCCL's or the right
- * bytes, never both wrong, never a hang; afterwards everything works, and no descriptor is left over
+ * np_sweep_test.c -- every fault point of the NCCL plugin and of what it calls, failed once: an
+ * error of NCCL's or the right bytes, never both wrong, never a hang; afterwards everything works,
+ * and no descriptor is left over
  */
 #include <dirent.h>
 #include <setjmp.h>

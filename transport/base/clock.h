@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* clock.h -- CLOCK_MONOTONIC in nanoseconds, and deadlines made of it; no other clock is used anywhere */
+/*
+ * clock.h -- CLOCK_MONOTONIC in nanoseconds, and deadlines made of it; no other clock is used
+ * anywhere
+ */
 #ifndef BASE_CLOCK_H
 #define BASE_CLOCK_H
 

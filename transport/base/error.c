@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* error.c -- names, sentences and scopes of the error codes; filling and printing a struct kv_error */
+/*
+ * error.c -- names, sentences and scopes of the error codes; filling and printing a struct kv_error
+ */
 #include "error.h"
 
 #include <errno.h>

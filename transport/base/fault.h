@@ -2,7 +2,8 @@
 /*
  * fault.h -- make the n-th pass of a named point fail, for the sweep "fail each point once"
  *
- * Points are named in fault.def. In a build without KVRAIL_FAULTS the macro is the constant 0 and no code remains.
+ * Points are named in fault.def. In a build without KVRAIL_FAULTS the macro is the constant 0 and
+ * no code remains.
  *
  *     fd = kv_fault(SHM_MEMFD) ? (errno = ENOMEM, -1) : memfd_create(...);
  */

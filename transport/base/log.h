@@ -2,8 +2,9 @@
 /*
  * log.h -- one line to the application's callback, or to the files that the options name
  *
- * Nothing is printed unless asked for: a callback, KVCACHE_DEBUG=1 (stderr), KVCACHE_DEBUG_FILE, KVCACHE_ERROR_FILE (errors
- * and warnings). Not for the data path. Style: lower case, the exact cause, once. errno is preserved.
+ * Nothing is printed unless asked for: a callback, KVCACHE_DEBUG=1 (stderr), KVCACHE_DEBUG_FILE,
+ * KVCACHE_ERROR_FILE (errors and warnings). Not for the data path. Style: lower case, the exact
+ * cause, once. errno is preserved.
  */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
@@ -13,7 +14,10 @@
 struct kv_log;
 struct kv_option_set;
 
-/* Levels are enum kv_log_level: 1 error, 2 warn, 3 info, 4 debug. Never fails: a file that cannot be opened is told through the rest. */
+/*
+ * Levels are enum kv_log_level: 1 error, 2 warn, 3 info, 4 debug. Never fails: a file that cannot
+ * be opened is told through the rest.
+ */
 struct kv_log *kv_log_open(const struct kv_option_set *options,
 			   void (*sink)(void *arg, int level, const char *line), void *arg);
 void kv_log_close(struct kv_log *log);

@@ -2,8 +2,9 @@
 /*
  * option.h -- the option table (option.def), read once from the environment and the caller's list
  *
- * The only place that reads the environment. A bad value is KV_ERR_ARG with the name and the range; an unknown KVCACHE_* name
- * in the environment is reported by kv_option_unknown, an unknown name in the caller's list is KV_ERR_ARG.
+ * The only place that reads the environment. A bad value is KV_ERR_ARG with the name and the range;
+ * an unknown KVCACHE_* name in the environment is reported by kv_option_unknown, an unknown name in
+ * the caller's list is KV_ERR_ARG.
  */
 #ifndef BASE_OPTION_H
 #define BASE_OPTION_H
@@ -43,7 +44,10 @@ bool kv_option_is(const struct kv_option_set *set, enum kv_option_id id, const c
 bool kv_option_is_set(const struct kv_option_set *set,
 		      enum kv_option_id id); /* not the default's doing */
 
-/* The index-th unknown KVCACHE_* variable and the nearest known name ("" if none is near); false past the last. */
+/*
+ * The index-th unknown KVCACHE_* variable and the nearest known name ("" if none is near); false
+ * past the last.
+ */
 bool kv_option_unknown(const struct kv_option_set *set, size_t index, const char **name_p,
 		       const char **near_p);
 

@@ -2,8 +2,9 @@
 /*
  * wire.h -- little-endian cursors over a byte buffer
  *
- * Every byte that crosses a process boundary is written and read through these. A cursor that would run past its end
- * becomes bad and stays bad; check it once at the end. Reading from a bad cursor gives zeros.
+ * Every byte that crosses a process boundary is written and read through these. A cursor that would
+ * run past its end becomes bad and stays bad; check it once at the end. Reading from a bad cursor
+ * gives zeros.
  */
 #ifndef BASE_WIRE_H
 #define BASE_WIRE_H
@@ -151,7 +152,10 @@ static inline uint64_t wire_get_u64(struct wire_reader *r)
 	return wire_get_uint(r, 8);
 }
 
-/* A string into a buffer of cap bytes; bad if it does not fit or holds a NUL or another control character. */
+/*
+ * A string into a buffer of cap bytes; bad if it does not fit or holds a NUL or another control
+ * character.
+ */
 static inline void wire_get_string(struct wire_reader *r, char *out, size_t cap)
 {
 	size_t n = wire_get_u8(r);

@@ -146,7 +146,10 @@ static int export(const void *addr, uint64_t first, size_t len, int *fd_p)
 	unsigned int on = 1;
 	int rc;
 
-	/* A copy that CUDA calls synchronous has then ended before a NIC reads. Memory without the attribute has no such copies. */
+	/*
+	 * A copy that CUDA calls synchronous has then ended before a NIC reads. Memory without the
+	 * attribute has no such copies.
+	 */
 	cuda.pointer_set(&on, POINTER_SYNC_MEMOPS, at);
 	rc = cuda.get_handle(fd_p, first, len, RANGE_HANDLE_DMA_BUF, 0);
 	if (pushed)

@@ -2,12 +2,12 @@
 /*
  * aside.c -- verbs that a device may take long for, in a thread of their own
  *
- * Changing the state of a queue pair or destroying it is a matter of microseconds, until its device or
- * its wire is in trouble: then it may take most of a minute, and that is when a connection is torn down.
- * So such a verb is a job in a thread that lives as long as the job. Its owner waits for it IB_ASIDE_MS
- * and then comes back to look (ib_aside_busy); while a job that may destroy queue pairs is under way it
- * touches none of them. A connection that is closed with a job under way is left to the job's thread,
- * and ib_aside_close waits for those before the device is closed.
+ * Changing the state of a queue pair or destroying it is a matter of microseconds, until its device
+ * or its wire is in trouble: then it may take most of a minute, and that is when a connection is
+ * torn down. So such a verb is a job in a thread that lives as long as the job. Its owner waits for
+ * it IB_ASIDE_MS and then comes back to look (ib_aside_busy); while a job that may destroy queue
+ * pairs is under way it touches none of them. A connection that is closed with a job under way is
+ * left to the job's thread, and ib_aside_close waits for those before the device is closed.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -24,7 +24,10 @@
 
 enum { ASIDE_FREE = 0, ASIDE_BUSY, ASIDE_DONE, ASIDE_LEFT };
 
-/* Its owner's last word: everything of the connection but the record itself, which holds the thread's. */
+/*
+ * Its owner's last word: everything of the connection but the record itself, which holds the
+ * thread's.
+ */
 static void free_left(struct ib_conn *c)
 {
 	ib_control_free(c);
@@ -99,7 +102,7 @@ bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 	return !ib_aside_busy(c);
 }
 
-/* ---------------------------------------------------------------- connections that were left to a job */
+/* ---------------------------------------------------------- connections that were left to a job */
 
 /* Frees the records of those whose thread has ended. true: there are others. */
 static bool reap(struct ib_ctx *ctx)

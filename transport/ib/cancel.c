@@ -7,12 +7,12 @@
  * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
  * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
- * queue pairs reset, do the operations end: from then on no device reads their memory. A fence
- * goes one step further and destroys the queue pairs, so that nothing of the peer's can land
- * either; in a call of its own, so that the ends of the operations are told before it: Soft-RoCE
- * destroys a queue pair only when its packets have left, up to 50 s on a wire that stands still. No
- * call waits for that: what the device may take long for is done aside (aside.c). To reset all queue
- * pairs would do and be quicker; but where that was done Soft-RoCE's kernel once complained of a
+ * queue pairs reset, do the operations end: from then on no device reads their memory. A fence goes
+ * one step further and destroys the queue pairs, so that nothing of the peer's can land either; in
+ * a call of its own, so that the ends of the operations are told before it: Soft-RoCE destroys a
+ * queue pair only when its packets have left, up to 50 s on a wire that stands still. No call waits
+ * for that: what the device may take long for is done aside (aside.c). To reset all queue pairs
+ * would do and be quicker; but where that was done Soft-RoCE's kernel once complained of a
  * reference too few (Linux 6.1.192, between two guests, at the end of a connection in use).
  */
 #include <errno.h>
@@ -41,7 +41,9 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 	ib_aside_run(c, to_error); /* where it is being cut the same is done already */
 }
 
-/* Not under the owner's lock: whoever has it is in ibv_post_send, which ends with the queue pair. */
+/*
+ * Not under the owner's lock: whoever has it is in ibv_post_send, which ends with the queue pair.
+ */
 void ib_cut(struct tr_conn *conn)
 {
 	struct ib_conn *c = ib_conn_of(conn);
@@ -65,8 +67,8 @@ void ib_cut_step(struct ib_conn *c)
 }
 
 /*
- * For queue pairs that do not flush their requests: reset, they have none any more. Destroying them would do the same,
- * but may take long.
+ * For queue pairs that do not flush their requests: reset, they have none any more. Destroying them
+ * would do the same, but may take long.
  */
 static void reset(struct ib_conn *c)
 {
@@ -166,8 +168,8 @@ void ib_stop_step(struct ib_conn *c)
 }
 
 /*
- * What was sent last, acknowledgements and a goodbye, would be lost with the queue pair: true while such requests are
- * under way, for IB_LINGER_MS at most. A peer that is gone answers none of them.
+ * What was sent last, acknowledgements and a goodbye, would be lost with the queue pair: true while
+ * such requests are under way, for IB_LINGER_MS at most. A peer that is gone answers none of them.
  */
 static bool lingers(struct ib_conn *c, int64_t until_ns)
 {

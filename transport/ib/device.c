@@ -98,10 +98,10 @@ static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
 }
 
 /*
- * The rail as a new connection uses it: addresses may have come, gone or moved to another index since it was opened, and
- * its MTU or its LIDs may be others.
- * `near` as for ib_gid_choose. *address_p has a zero GID if the port has none; that is an error for RoCE, where it
- * cannot be used then, but not here.
+ * The rail as a new connection uses it: addresses may have come, gone or moved to another index
+ * since it was opened, and its MTU or its LIDs may be others. `near` as for ib_gid_choose.
+ * *address_p has a zero GID if the port has none; that is an error for RoCE, where it cannot be
+ * used then, but not here.
  */
 int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const union ibv_gid *near,
 		    struct ib_address *address_p, struct kv_error *err)
@@ -236,9 +236,9 @@ void ib_rails_close(struct ib_ctx *ctx)
 }
 
 /*
- * The devices at this distance from the GPU, or all (PCI_DISTANCES). One that cannot be used is left out with a word in the
- * log, and its cause kept in *why; asked for by name it is an error. Being out of memory or descriptors is no property of a
- * device.
+ * The devices at this distance from the GPU, or all (PCI_DISTANCES). One that cannot be used is
+ * left out with a word in the log, and its cause kept in *why; asked for by name it is an error.
+ * Being out of memory or descriptors is no property of a device.
  */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
 		enum pci_distance distance, struct kv_log *log, struct kv_error *why)
@@ -270,7 +270,10 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 	return 0;
 }
 
-/* All devices, or only the nearest of those that can be used: a farther one is no help where a nearer one is its rail's equal. */
+/*
+ * All devices, or only the nearest of those that can be used: a farther one is no help where a
+ * nearer one is its rail's equal.
+ */
 static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
 			struct kv_log *log, struct kv_error *why)
 {

@@ -29,13 +29,17 @@ bool ib_gid_is_zero(const union ibv_gid *gid);
 bool ib_gid_is_link_local(const union ibv_gid *gid); /* as an IPv6 address */
 
 /*
- * The entry for a RoCE port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 = automatic). `near` is an
- * address or NULL: that very entry is best, then one of its family (IPv4, IPv6).
+ * The entry for a RoCE port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 =
+ * automatic). `near` is an address or NULL: that very entry is best, then one of its family (IPv4,
+ * IPv6).
  */
 void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		   const union ibv_gid *near, struct ib_gid_choice *choice);
 
-/* The entry for an InfiniBand port: the asked one, or 0, which is the port's own (IBTA volume 1, 14.2.5.5 GUIDInfo). */
+/*
+ * The entry for an InfiniBand port: the asked one, or 0, which is the port's own (IBTA volume 1,
+ * 14.2.5.5 GUIDInfo).
+ */
 void ib_gid_choose_infiniband(const struct ibv_gid_entry *entries, size_t n, int option,
 			      struct ib_gid_choice *choice);
 

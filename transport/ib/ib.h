@@ -63,7 +63,8 @@ enum ib_limits {
 	IB_RD_ATOMIC = 16,     /* reads under way on a lane */
 	IB_POLL = 32,	       /* completions taken at once */
 	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
-	IB_LINGER_MS = 300,    /* a fenced one, before that, for its last messages, one of them sent again */
+	/* a fenced one, before that, for its last messages, one of them sent again */
+	IB_LINGER_MS = 300,
 	IB_ASIDE_MS = 1,       /* a verb that may take long is waited for this long in the call */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
@@ -198,7 +199,10 @@ struct ib_lane {
 	struct ib_slot *slot; /* ctx->sq_depth of them */
 };
 
-/* The path between two ports as the subnet manager has it (InfiniBand) or the routing table (RoCE: only the MTU). */
+/*
+ * The path between two ports as the subnet manager has it (InfiniBand) or the routing table (RoCE:
+ * only the MTU).
+ */
 struct ib_record {
 	bool known;
 	uint16_t slid, dlid; /* of this side and of the peer; with an LMC a port has several */
@@ -294,8 +298,10 @@ struct ib_conn {
 	bool line_order;
 	int paths, lanes_per_path, lanes;
 	struct ib_path path[IB_RAILS_MAX];
-	struct ib_pairing *pairing;		    /* connecting side, until the paths are chosen */
-	struct ib_address offered[IB_RAILS_MAX]; /* accepting side: the rails' addresses, told to the peer */
+	/* connecting side, until the paths are chosen */
+	struct ib_pairing *pairing;
+	/* accepting side: the rails' addresses, told to the peer */
+	struct ib_address offered[IB_RAILS_MAX];
 	struct ib_lane *lane;
 	struct ib_slot *slots;
 	uint32_t chunk;	  /* bytes of a chain, */
@@ -378,7 +384,10 @@ uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32
 uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane);
 uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number);
 
-/* pair.c: connecting side: which rails are joined. step: 0 = c->path is filled, TR_AGAIN, or the error */
+/*
+ * pair.c: connecting side: which rails are joined. step: 0 = c->path is filled, TR_AGAIN, or the
+ * error
+ */
 int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err);
 int ib_pairing_step(struct ib_conn *c, struct kv_error *err);
 void ib_pairing_end(struct ib_conn *c);
@@ -459,7 +468,9 @@ void ib_cut_step(struct ib_conn *c);
 /* From any thread; nothing where a job is under way or no thread can be had. */
 void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
 bool ib_aside_busy(struct ib_conn *c); /* a job is under way */
-/* true: the job was done. false: it, or another one, is under way; the same job may be run again. */
+/*
+ * true: the job was done. false: it, or another one, is under way; the same job may be run again.
+ */
 bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c));
 void ib_aside_leave(struct ib_conn *c); /* frees the connection, now or after its job */
 /* false: a device does not let go of its queue pairs; the context is never freed. */

@@ -2,15 +2,17 @@
 /*
  * pair.c -- connecting side: which rail of ours is joined with which rail of the peer
  *
- * The peer's offer names its rails with their addresses. librdmacm is asked twice, each time about all of them at once:
- *   1. out of which of our ports does the route to the address go; that port is the rail's partner if it is a rail, and the
- *      route's source its address;
- *   2. for the rails that are left (the routing table names one port of several in a subnet, or one that
- *      KVCACHE_RDMA_NICS excludes): our next free rail with the peer's next free one, in their order; does the first
- *      reach the second? A pair that does not is left out as long as there is another one.
- * Where librdmacm is not there or does not answer, the order alone decides, and GIDs come from the GID tables.
- * As between two ends of librdmacm, the connecting side asks and the accepting side uses the path the other way round: the
- * kernel asks the subnet manager for reversible paths only.
+ * The peer's offer names its rails with their addresses. librdmacm is asked twice, each time about
+ * all of them at once:
+ *   1. out of which of our ports does the route to the address go; that port is the rail's partner
+ *      if it is a rail, and the route's source its address;
+ *   2. for the rails that are left (the routing table names one port of several in a subnet, or one
+ *      that KVCACHE_RDMA_NICS excludes): our next free rail with the peer's next free one, in their
+ *      order; does the first reach the second? A pair that does not is left out as long as there is
+ *      another one.
+ * Where librdmacm is not there or does not answer, the order alone decides, and GIDs come from the
+ * GID tables. As between two ends of librdmacm, the connecting side asks and the accepting side
+ * uses the path the other way round: the kernel asks the subnet manager for reversible paths only.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,7 +128,10 @@ static bool is_free(const struct ib_conn *c, int own)
 	return !atomic_load(&rail->dead) && !atomic_load(&rail->down);
 }
 
-/* Joins two rails if packets between them can arrive: 0, or why not. `near`: as for ib_rail_address. */
+/*
+ * Joins two rails if packets between them can arrive: 0, or why not. `near`: as for
+ * ib_rail_address.
+ */
 static int join(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
 		const char *chosen, struct kv_error *err)
 {
@@ -246,7 +251,10 @@ static int refuse(const struct ib_conn *c, struct kv_error *err)
 		       c->ctx->rails, p->rails);
 }
 
-/* What a subnet manager believes is often far from what packets take: the option decides, its owner is told. */
+/*
+ * What a subnet manager believes is often far from what packets take: the option decides, its owner
+ * is told.
+ */
 static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
 {
 	int64_t timeout = kv_option_int(c->ctx->tr->options, KV_OPT_IB_TIMEOUT);
@@ -259,7 +267,10 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
 			    path->rail->name, path->record.life + 1, (long long)timeout);
 }
 
-/* The partition that the path record names, if nobody else does, and a line for people about each choice. */
+/*
+ * The partition that the path record names, if nobody else does, and a line for people about each
+ * choice.
+ */
 static int finish(struct ib_conn *c, struct kv_error *err)
 {
 	const struct ib_pairing *p = c->pairing;

@@ -2,8 +2,9 @@
 /*
  * path.c -- how the packets of a path are addressed
  *
- * RoCE: by GID, always with a GRH; the partition is the only one there is (index 0), the LID means nothing.
- * InfiniBand: by LID within a subnet; with a GRH besides where the port or the path record asks for it.
+ * RoCE: by GID, always with a GRH; the partition is the only one there is (index 0), the LID means
+ * nothing. InfiniBand: by LID within a subnet; with a GRH besides where the port or the path record
+ * asks for it.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -38,7 +39,9 @@ static int check_infiniband(const struct ib_rail *rail, const union ibv_gid *own
 		       (unsigned long long)subnet(peer));
 }
 
-/* Why packets between these two ports would not arrive; the devices would not say so but be silent. */
+/*
+ * Why packets between these two ports would not arrive; the devices would not say so but be silent.
+ */
 int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
 		  const struct ib_address *own, const union ibv_gid *peer, struct kv_error *err)
 {
@@ -74,8 +77,9 @@ int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
 }
 
 /*
- * Finds the partition in the port's table: by value, as the index is each port's own affair, unless KVCACHE_IB_PKEY_INDEX
- * names one; an entry with full membership is preferred. pkey 0: the first there is.
+ * Finds the partition in the port's table: by value, as the index is each port's own affair, unless
+ * KVCACHE_IB_PKEY_INDEX names one; an entry with full membership is preferred. pkey 0: the first
+ * there is.
  */
 int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t pkey,
 		      struct kv_error *err)
@@ -120,7 +124,10 @@ int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t p
 	return KV_ERR_UNREACHABLE;
 }
 
-/* After both sides have told: one partition, of which one of them is a full member (IBTA volume 1, 10.9.3). */
+/*
+ * After both sides have told: one partition, of which one of them is a full member (IBTA volume 1,
+ * 10.9.3).
+ */
 int ib_path_agree(const struct ib_path *path, struct kv_error *err)
 {
 	const struct ib_rail *rail = path->rail;
@@ -145,8 +152,8 @@ int ib_path_agree(const struct ib_path *path, struct kv_error *err)
 }
 
 /*
- * The port demands it (ibv_query_port(3), IBV_QPF_GRH_REQUIRED: a virtual port that is told apart by its GID), or the subnet
- * manager does: a hop limit above 0 in the path record.
+ * The port demands it (ibv_query_port(3), IBV_QPF_GRH_REQUIRED: a virtual port that is told apart
+ * by its GID), or the subnet manager does: a hop limit above 0 in the path record.
  */
 bool ib_path_wants_grh(const struct ib_path *path)
 {

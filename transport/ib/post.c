@@ -327,8 +327,8 @@ static int refuse(const struct ib_conn *c, struct kv_error *err)
 }
 
 /*
- * Bytes of a chain: IB_CHUNK, or less, so that all paths carry alike. Of few bytes fewer paths carry IB_SHARE each or
- * more: a path more is a notify more.
+ * Bytes of a chain: IB_CHUNK, or less, so that all paths carry alike. Of few bytes fewer paths
+ * carry IB_SHARE each or more: a path more is a notify more.
  */
 static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
 			 const struct tr_span *spans, size_t n)
@@ -338,7 +338,10 @@ static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
 
 	if (paths == 1 || !n)
 		return c->chunk;
-	/* Cuts are made at the peer's lines: the first piece is shorter by what its line has before it. */
+	/*
+	 * Cuts are made at the peer's lines: the first piece is shorter by what its line has before
+	 * it.
+	 */
 	total = (rmr->addr + spans[0].remote) % IB_LINE;
 	for (size_t i = 0; i < n; i++)
 		total += spans[i].len;

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * route.c -- questions to librdmacm: out of which port does the route to an address go, and by what path
+ * route.c -- questions to librdmacm: out of which port does the route to an address go, and by what
+ * path
  *
- * RoCE: a GID is an IP address, resolved by the routing and neighbour tables (rdma_resolve_addr(3)).
- * InfiniBand: a GID is asked for as it is (AF_IB), so no IPoIB interface is needed; the path record comes from the
- * subnet manager (rdma_resolve_route(3), IBTA volume 1, 15.2.5.16 PathRecord).
+ * RoCE: a GID is an IP address, resolved by the routing and neighbour tables
+ * (rdma_resolve_addr(3)). InfiniBand: a GID is asked for as it is (AF_IB), so no IPoIB interface is
+ * needed; the path record comes from the subnet manager (rdma_resolve_route(3), IBTA volume 1,
+ * 15.2.5.16 PathRecord).
  */
 #include "route.h"
 

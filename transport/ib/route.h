@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * route.h -- questions to librdmacm: out of which port does the route to an address go, and by what path
+ * route.h -- questions to librdmacm: out of which port does the route to an address go, and by what
+ * path
  *
- * The questions of one connection are asked together and answered one by one on a descriptor that the connection
- * watches; nothing waits. The kernel ends each of them, at the latest after `timeout_ms` for the address and the same
- * again for the path.
+ * The questions of one connection are asked together and answered one by one on a descriptor that
+ * the connection watches; nothing waits. The kernel ends each of them, at the latest after
+ * `timeout_ms` for the address and the same again for the path.
  */
 #ifndef IB_ROUTE_H
 #define IB_ROUTE_H

@@ -59,8 +59,8 @@ static uint16_t pkey_wanted(const struct ib_ctx *ctx)
 }
 
 /*
- * The address that the peer has used for the control connection comes first: it is known to reach this port, if it is one
- * of this port's.
+ * The address that the peer has used for the control connection comes first: it is known to reach
+ * this port, if it is one of this port's.
  */
 static int address_rails(struct ib_conn *c, struct kv_error *err)
 {
@@ -234,7 +234,10 @@ static bool get_path(struct wire_reader *r, struct path_numbers *numbers)
 	       end->probe && end->probe <= UINT64_MAX - 8;
 }
 
-/* Accepting side: the path as the connecting side has chosen it, seen from here. False: it makes no sense. */
+/*
+ * Accepting side: the path as the connecting side has chosen it, seen from here. False: it makes no
+ * sense.
+ */
 static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
 {
 	const struct ib_end *end = &numbers->end;
@@ -320,8 +323,9 @@ static uint32_t packet_bytes(const struct ib_path *path)
 }
 
 /*
- * Soft-RoCE that sends a message of several packets again, while late acknowledgements of the first time still come in,
- * may lose count of its packets (docs/rdma.md, section 7). With one packet it cannot.
+ * Soft-RoCE that sends a message of several packets again, while late acknowledgements of the first
+ * time still come in, may lose count of its packets (docs/rdma.md, section 7). With one packet it
+ * cannot.
  */
 static void set_message(struct ib_conn *c)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* verbs_load.c -- dlopen of libibverbs.so.1 and librdmacm.so.1; the only file that names their symbols */
+/*
+ * verbs_load.c -- dlopen of libibverbs.so.1 and librdmacm.so.1; the only file that names their
+ * symbols
+ */
 #include "verbs_load.h"
 
 #include <dlfcn.h>
@@ -34,8 +37,8 @@ static struct ibv_mr *reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned
 }
 
 /*
- * As the header's inline function: the context's own operation fills all fields. The exported symbol
- * fills those that the first version of the structure had; the later ones (flags) stay 0.
+ * As the header's inline function: the context's own operation fills all fields. The exported
+ * symbol fills those that the first version of the structure had; the later ones (flags) stay 0.
  */
 static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attr)
 {
@@ -202,8 +205,8 @@ const struct ib_verbs *ib_verbs_load(struct kv_error *err)
 }
 
 /*
- * librdmacm keeps the devices open from its first use on. A child of fork would go on with its parent's descriptors, and
- * what it makes there stays when it dies.
+ * librdmacm keeps the devices open from its first use on. A child of fork would go on with its
+ * parent's descriptors, and what it makes there stays when it dies.
  */
 static bool is_of_parent(void)
 {

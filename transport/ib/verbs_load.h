@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * verbs_load.h -- every verb and every call of librdmacm that the provider makes, as tables filled by
- * dlopen of libibverbs.so.1 and librdmacm.so.1
+ * verbs_load.h -- every verb and every call of librdmacm that the provider makes, as tables filled
+ * by dlopen of libibverbs.so.1 and librdmacm.so.1
  *
- * verbs_load.c is the only file that names the libraries' symbols. The types come from the headers at
- * build time; nothing links the libraries, so one binary runs where they are not installed and says so.
- * The members have the meaning and the error convention of the functions of the same name (NULL with
- * errno, or an errno value; of librdmacm -1 with errno).
+ * verbs_load.c is the only file that names the libraries' symbols. The types come from the headers
+ * at build time; nothing links the libraries, so one binary runs where they are not installed and
+ * says so. The members have the meaning and the error convention of the functions of the same name
+ * (NULL with errno, or an errno value; of librdmacm -1 with errno).
  */
 #ifndef IB_VERBS_LOAD_H
 #define IB_VERBS_LOAD_H
@@ -64,7 +64,10 @@ struct ib_verbs {
  */
 const struct ib_verbs *ib_verbs_load(struct kv_error *err);
 
-/* The part of librdmacm that says where the route to an address goes; no connection is made with it. */
+/*
+ * The part of librdmacm that says where the route to an address goes; no connection is made with
+ * it.
+ */
 struct ib_cm {
 	struct rdma_event_channel *(*create_event_channel)(void);
 	void (*destroy_event_channel)(struct rdma_event_channel *channel);

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * copy.c -- threads that copy large writes by process_vm_writev while the caller goes on; only if an option asks for them
+ * copy.c -- threads that copy large writes by process_vm_writev while the caller goes on; only if
+ * an option asks for them
  *
- * A job is one contiguous range of one operation, cut into pieces that any thread takes. It lies in its operation's slot, so
- * nothing is allocated; the caller looks at it when it commits the operation. The threads start with the first job of a context
- * and end with the context.
+ * A job is one contiguous range of one operation, cut into pieces that any thread takes. It lies in
+ * its operation's slot, so nothing is allocated; the caller looks at it when it commits the
+ * operation. The threads start with the first job of a context and end with the context.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -20,7 +21,8 @@
 enum {
 	PIECE = 128 << 10,
 	SPIN_NS =
-		200000, /* until a thread without work sleeps: waking it costs about as much as a piece */
+		/* until a thread without work sleeps: waking it costs about as much as a piece */
+	200000,
 };
 
 struct copy_pool {
@@ -97,7 +99,10 @@ static void *copy_main(void *arg)
 		error = cma_copy(job->sc, job->from + at, job->to + at, n);
 		if (error)
 			atomic_store_explicit(&job->error, error, memory_order_relaxed);
-		/* release: the bytes, and the error, before the count that says so. After it the job may be gone. */
+		/*
+		 * release: the bytes, and the error, before the count that says so. After it the
+		 * job may be gone.
+		 */
 		atomic_fetch_sub_explicit(&job->left, n, memory_order_release);
 		pthread_mutex_lock(&pool->lock);
 	}
@@ -173,13 +178,18 @@ bool copy_begin(struct copy_job *job, struct shm_conn *sc, const uint8_t *from, 
 
 int copy_end(struct copy_job *job)
 {
-	/* acquire: pairs with the release in copy_main; what we publish now comes after the bytes */
+	/*
+	 * acquire: pairs with the release in copy_main; what we publish now comes after the bytes
+	 */
 	if (atomic_load_explicit(&job->left, memory_order_acquire))
 		return TR_AGAIN;
 	return -atomic_load_explicit(&job->error, memory_order_relaxed);
 }
 
-/* Waits for the pieces that threads are at: as long as process_vm_writev takes for one, as it would in the caller. */
+/*
+ * Waits for the pieces that threads are at: as long as process_vm_writev takes for one, as it would
+ * in the caller.
+ */
 void copy_stop(struct copy_job *job)
 {
 	struct copy_pool *pool = job->sc->ctx->copy;

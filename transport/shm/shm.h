@@ -61,7 +61,8 @@ struct shm_pool {
 /* rmem->priv */
 struct shm_rmem {
 	enum shm_path path;
-	bool cma_any_order; /* path is ring for the sake of lines only: TR_ANY_ORDER may use process_vm */
+	/* path is ring for the sake of lines only: TR_ANY_ORDER may use process_vm */
+	bool cma_any_order;
 	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
 };
 

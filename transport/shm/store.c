@@ -94,8 +94,8 @@ NT_COPY(store_nt_sse2, "sse2",
 /* clang-format on */
 
 /*
- * Whether the processor has a feature of leaf 7 and the kernel saves the registers `state` that it uses. Not
- * __builtin_cpu_supports: not every compiler's runtime answers it.
+ * Whether the processor has a feature of leaf 7 and the kernel saves the registers `state` that it
+ * uses. Not __builtin_cpu_supports: not every compiler's runtime answers it.
  */
 static bool cpu_has(unsigned int feature, unsigned int state)
 {
