@@ -263,8 +263,10 @@ enum tr_commit_flags {
 	 */
 	TR_PROVEN = 1 << 1,
 	/*
-	 * TR_WRITTEN only when nothing of it can land any more; costs nothing where that is so
-	 * anyway
+	 * TR_WRITTEN only when nothing of it can be written any more by this side. Over a NIC the
+	 * peer's device has all of it then, ahead of every later message of this connection; that
+	 * it has reached memory only the peer can say (a notify, a revocation). Costs nothing where
+	 * that is so anyway.
 	 */
 	TR_LANDED = 1 << 2,
 };
