@@ -18,7 +18,7 @@ OLDEST_GLIBC = (2, 28)
 #: Functions of 2.28 that a later glibc moved to another library or gave another name: they bind to the new place where the
 #: extension is built on such a system, and to the old one where it is built for 2.28 (`./dev wheel`).
 MOVED = re.compile(
-    r"dl(open|sym|close|error)|[fl]?stat|__isoc23_\w+"
+    r"dl(open|sym|close|error|addr)|[fl]?stat|__isoc23_\w+"
     r"|pthread_(create|join|detach|once|sigmask|setname_np|mutex_trylock|cond_timedwait|condattr_setclock|key_create)"
 )
 

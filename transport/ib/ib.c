@@ -79,6 +79,7 @@ static void ib_close(void *arg)
 	struct ib_ctx *ctx = arg;
 
 	if (!ib_aside_close(ctx)) {
+		ib_stay_loaded();
 		kv_log_warn(
 			ctx->tr->log,
 			"a device has not destroyed its queue pairs within %d ms; it stays open",
