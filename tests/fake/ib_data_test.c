@@ -348,30 +348,28 @@ static void every_device_gets_its_share(void **state)
 		}
 }
 
-static void few_bytes_go_over_few_devices(void **state)
+static void expect_writes(int devices, size_t size, size_t offset, size_t expected)
 {
 	size_t bytes[8], writes;
 
+	deal(devices, size, offset, bytes, &writes);
+	assert_int_equal(writes, expected);
+}
+
+static void few_bytes_go_over_few_devices(void **state)
+{
 	(void)state;
-	deal(4, 128 << 10, 0, bytes, &writes);
-	assert_int_equal(writes, 2);
-	deal(4, 100000, 5, bytes, &writes);
-	assert_int_equal(writes, 1);
-	deal(8, 300000, 0, bytes, &writes);
-	assert_int_equal(writes, 4);
+	expect_writes(4, 128 << 10, 0, 2);
+	expect_writes(4, 100000, 5, 1);
+	expect_writes(8, 300000, 0, 4);
 }
 
 static void one_device_gets_as_few_requests_as_ever(void **state)
 {
-	size_t bytes[8], writes;
-
 	(void)state;
-	deal(1, 1 << 20, 0, bytes, &writes);
-	assert_int_equal(writes, 4);
-	deal(1, 300000, 0, bytes, &writes);
-	assert_int_equal(writes, 2);
-	deal(1, 1 << 20, 4, bytes, &writes);
-	assert_int_equal(writes, 5);
+	expect_writes(1, 1 << 20, 0, 4);
+	expect_writes(1, 300000, 0, 2);
+	expect_writes(1, 1 << 20, 4, 5);
 }
 
 /* Packets of the fake's first device have 1024 bytes. */

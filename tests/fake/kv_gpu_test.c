@@ -6,9 +6,9 @@
  * libcuda is a stand-in (fake_cuda.h): a CPU that touches the memory by CUDA's address ends the
  * test.
  */
+#include "descriptors.h"
 #include "loop/kv_rig.h"
 
-#include <dirent.h>
 #include <string.h>
 
 #include "base/fault.h"
@@ -18,18 +18,6 @@
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
 enum { N = 6, K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
-
-static int open_fds(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
 
 /* Every tensor of every layer is an allocation of its own; they touch. */
 static uint8_t *in_pieces(size_t len, uint8_t **told_p)
@@ -68,7 +56,7 @@ static struct shape cuda_shape(uint8_t *(*cuda)(size_t, uint8_t **))
 static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
 {
 	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
-	int fds = open_fds();
+	int fds = count_descriptors();
 
 	(void)state;
 	for (size_t ends = 0; ends < 8; ends++) {
@@ -94,7 +82,7 @@ static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
 		assert_int_equal(fake_cuda.contexts, 0);
 		assert_true(fake_cuda.exported >= (ends == 7 ? 1 : 2 * RIG_LAYERS));
 		fake_cuda_reset();
-		assert_int_equal(open_fds(), fds); /* every DMA-BUF was closed */
+		assert_int_equal(count_descriptors(), fds); /* every DMA-BUF was closed */
 	}
 }
 

@@ -3,9 +3,9 @@
  * sweep.c -- the scene that uses everything of the ib provider, and the loops that fail each of its
  * points once
  */
+#include "descriptors.h"
 #include "sweep.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -234,18 +234,6 @@ int sweep_scene(const char *const *options, struct kv_error *err)
 		free(s.buf[i]);
 	gpu_free(&s.gpu);
 	return ret;
-}
-
-static int count_descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
 }
 
 static int runs, noticed;

@@ -10,7 +10,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -25,6 +24,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/option.h"
+#include "descriptors.h"
 #include "frame.h"
 #include "slow.h"
 #include "tr.h"
@@ -182,17 +182,6 @@ static int raw_socket(void)
 	return fd;
 }
 
-static int open_fds(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
-
 /* ---------------------------------------------------------------- two honest ends */
 
 static void both_ends_learn_hello_and_setup(void **state)
@@ -344,7 +333,7 @@ static void refuse_bytes(const void *bytes, size_t len)
 	uint8_t back;
 	int before, fd;
 
-	before = open_fds();
+	before = count_descriptors();
 	fd = raw_socket();
 	assert_true(send(fd, bytes, len, MSG_NOSIGNAL | MSG_DONTWAIT) > 0);
 	b = accept_within(&s, 0, &upper);
@@ -354,7 +343,7 @@ static void refuse_bytes(const void *bytes, size_t len)
 	tr_conn_close(b);
 	assert_true(recv(fd, &back, 1, 0) <= 0); /* closed without an answer */
 	close(fd);
-	assert_int_equal(open_fds(), before);
+	assert_int_equal(count_descriptors(), before);
 }
 
 static void garbage_costs_nothing_and_gets_no_answer(void **state)

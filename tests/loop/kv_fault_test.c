@@ -3,9 +3,9 @@
  * kv_fault_test.c -- each fault point of the KV API fails once: an error with its cause, nothing
  * leaked, nothing hangs, and a second attempt works
  */
+#include "descriptors.h"
 #include "kv_rig.h"
 
-#include <dirent.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -162,18 +162,6 @@ static int scenario(struct kv_error *err)
 	kv_engine_close(a.engine);
 	kv_engine_close(b.engine);
 	return ret;
-}
-
-static int count_descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
 }
 
 static void every_point_fails_once_with_a_cause_and_the_next_attempt_works(void **state)

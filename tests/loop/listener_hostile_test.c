@@ -8,7 +8,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <arpa/inet.h>
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,7 @@
 
 #include <kvrail/kv.h>
 
+#include "descriptors.h"
 #include "slow.h"
 
 enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
@@ -45,17 +45,6 @@ static struct kv_cache *make_cache(struct kv_engine *engine, uint8_t **memory_p)
 	layout.flags = KV_CACHE_OPEN;
 	assert_int_equal(kv_cache_register(engine, &layout, &cache, NULL), 0);
 	return cache;
-}
-
-static int open_fds(void)
-{
-	DIR *d = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
 }
 
 static int close_decode(void **state)
@@ -162,8 +151,8 @@ static int open_decode(void **state)
 	assert_int_equal(kv_listen(decode, NULL, 0, &port, NULL), 0);
 	an_honest_write(0x01); /* librdmacm keeps the devices open from its first use on */
 	/* Its connection is closed a moment after it has gone. */
-	for (int same = 0; same < 50; same = open_fds() == quiet_fds ? same + 1 : 0) {
-		quiet_fds = open_fds();
+	for (int same = 0; same < 50; same = count_descriptors() == quiet_fds ? same + 1 : 0) {
+		quiet_fds = count_descriptors();
 		pause_ms(20);
 	}
 	return 0;
@@ -171,9 +160,10 @@ static int open_decode(void **state)
 
 static void settle(void)
 {
-	for (int64_t end = now_ms() + slow_ms(WAIT_MS); open_fds() != quiet_fds && now_ms() < end;)
+	for (int64_t end = now_ms() + slow_ms(WAIT_MS);
+	     count_descriptors() != quiet_fds && now_ms() < end;)
 		pause_ms(5);
-	assert_int_equal(open_fds(), quiet_fds);
+	assert_int_equal(count_descriptors(), quiet_fds);
 }
 
 static void garbage_is_counted_and_forgotten(void **state)

@@ -3,7 +3,6 @@
  * tr_end.c -- how connections end: killed, stopped and fenced peers; what stays behind. "tr_end ib"
  * is the same over verbs, where there are devices (tests/rxe).
  */
-#include <dirent.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -16,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/fault.h"
+#include "descriptors.h"
 #include "tr_pair.h"
 
 enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };
@@ -283,18 +283,6 @@ static void fence_child(struct pair_side *s)
 
 /* ---------------------------------------------------------------- what stays behind */
 
-static unsigned int count_fds(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	unsigned int n = 0;
-
-	PAIR_CHECK(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
-
 static unsigned int count_shared_mappings(void)
 {
 	FILE *f = fopen("/proc/self/maps", "re");
@@ -344,7 +332,8 @@ enum { CYCLES = 50 };
 
 static void cycles(struct pair_side *s)
 {
-	unsigned int fds = 0, maps = 0;
+	unsigned int maps = 0;
+	int fds = 0;
 	struct kv_error err;
 
 	pair_open(s);
@@ -354,11 +343,11 @@ static void cycles(struct pair_side *s)
 		pair_meet(s);
 		forget(s);
 		if (!i) { /* the first may warm something up */
-			fds = count_fds();
+			fds = count_descriptors();
 			maps = count_shared_mappings();
 		}
 	}
-	PAIR_CHECK(count_fds() == fds);
+	PAIR_CHECK(count_descriptors() == fds);
 	PAIR_CHECK(count_shared_mappings() == maps);
 	pair_down(s);
 }
@@ -412,7 +401,8 @@ static bool fault_once(struct pair_side *s, enum kv_fault_point point, bool mine
 
 static void sweep(struct pair_side *s)
 {
-	unsigned int fds, maps, bad = 0;
+	unsigned int maps, bad = 0;
+	int fds;
 	bool cma = !s->config->parent_pool;
 	struct kv_error err;
 
@@ -421,7 +411,7 @@ static void sweep(struct pair_side *s)
 	PAIR_CHECK(!try_exchange(s, &err));
 	pair_meet(s);
 	forget(s);
-	fds = count_fds();
+	fds = count_descriptors();
 	maps = count_shared_mappings();
 	for (int p = FIRST_POINT; p <= LAST_POINT; p++) {
 		bool here = fault_once(s, (enum kv_fault_point)p, !s->child);
@@ -434,7 +424,7 @@ static void sweep(struct pair_side *s)
 				kv_fault_name((enum kv_fault_point)p));
 			bad++;
 		}
-		PAIR_CHECK(count_fds() == fds);
+		PAIR_CHECK(count_descriptors() == fds);
 		PAIR_CHECK(count_shared_mappings() == maps);
 	}
 	PAIR_CHECK(!bad);

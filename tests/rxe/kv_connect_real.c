@@ -4,9 +4,9 @@
  * each hundred the device's objects (`rdma resource show`) and this process's descriptors are those
  * of before
  */
+#include "descriptors.h"
 #include "kv_rig.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,18 +36,6 @@ static void read_devices(char *text, size_t cap)
 	text[len] = 0;
 	assert_int_equal(pclose(pipe), 0);
 	assert_non_null(strstr(text, "rxe1"));
-}
-
-static int count_descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
 }
 
 /* Closes the peers that have come to the node; their number. */

@@ -4,7 +4,6 @@
  * error of NCCL's or the right bytes, never both wrong, never a hang; afterwards everything works,
  * and no descriptor is left over
  */
-#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -16,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "descriptors.h"
 #include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
@@ -141,24 +141,13 @@ static ncclResult_t once(void)
 	return ret;
 }
 
-static int descriptors(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
-
 static void sweep(void)
 {
 	unsigned int fired = 0, own = 0;
 	int before;
 
 	assert_int_equal(once(), ncclSuccess);
-	before = descriptors();
+	before = count_descriptors();
 	for (int point = 0; point < KV_FAULT_POINTS; point++)
 		for (uint32_t nth = 1; nth <= PASSES; nth++) {
 			unsigned int lines = logged;
@@ -179,9 +168,9 @@ static void sweep(void)
 					 kv_fault_name(point), (int)ret);
 			}
 			kv_fault_arm(point, 0);
-			if (descriptors() != before)
+			if (count_descriptors() != before)
 				fail_msg("%s: %d descriptors, %d before", kv_fault_name(point),
-					 descriptors(), before);
+					 count_descriptors(), before);
 			if (!kv_fault_passes(point))
 				break;
 		}
