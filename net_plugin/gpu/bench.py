@@ -15,7 +15,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from nccl import PEERS, Communicator, Nccl
+from nccl import PEERS, Communicator, Nccl, take_gpu
 
 SLEEP_CYCLES = 40_000_000  # of the GPU: more than it takes to queue all rounds
 SMALL = 1 << 16            # bytes up to which latency is measured
@@ -98,7 +98,7 @@ def main():
     parser.add_argument("--json")
     args = parser.parse_args()
     rank = int(os.environ["RANK"])
-    torch.cuda.set_device(rank)
+    take_gpu(rank)
     torch.zeros(1, device="cuda")
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), PEERS, rank == 0)
     nccl = Nccl(args.nccl)

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from nccl import Communicator, Nccl
+from nccl import Communicator, Nccl, take_gpu
 
 SIZES = [1, 7, 1000, 4096, 100003, 1 << 20, (4 << 20) + 5]  # elements of 4 bytes
 
@@ -85,7 +85,7 @@ def check(rank, size, group=None, sizes=None, seed=1):
     for n in sizes or SIZES:
         check_reductions(n, rank, size, seed + n, group)
         check_moves(n, rank, size, seed + n, group)
-    dist.barrier(group=group, device_ids=[rank])
+    dist.barrier(group=group, device_ids=[torch.cuda.current_device()])
     torch.cuda.synchronize()
 
 
@@ -94,7 +94,7 @@ def many(rank, size):
     world = dist.group.WORLD
     options = dist.ProcessGroupNCCL.Options()
     try:
-        options.split_from = world._get_backend(torch.device("cuda", rank))
+        options.split_from = world._get_backend(torch.device("cuda", torch.cuda.current_device()))
         split = dist.new_group([0, 1], pg_options=options)
     except (AttributeError, TypeError):
         split = dist.new_group([0, 1])
@@ -159,10 +159,10 @@ def main():
     parser.add_argument("mode", choices=["check", "communicators", "killed"])
     args = parser.parse_args()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.cuda.set_device(rank)
+    gpu = take_gpu(rank)
     if args.mode == "killed":
         killed(rank)
-    dist.init_process_group("nccl", timeout=timedelta(seconds=60), device_id=torch.device("cuda", rank))
+    dist.init_process_group("nccl", timeout=timedelta(seconds=60), device_id=torch.device("cuda", gpu))
     if args.mode == "check":
         check(rank, size)
         print("ok every collective,", len(SIZES), "sizes")

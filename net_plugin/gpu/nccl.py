@@ -10,6 +10,13 @@ UNDEFINED = -(1 << 31)  # NCCL_CONFIG_UNDEF_INT
 INT32, SUM = 2, 0       # ncclInt32, ncclSum
 
 
+def take_gpu(rank):
+    """The GPU of this rank, made current: its own where there are two, else the one that both share in time slices."""
+    gpu = rank % torch.cuda.device_count()
+    torch.cuda.set_device(gpu)
+    return gpu
+
+
 class UniqueId(ctypes.Structure):
     _fields_ = [("bytes", ctypes.c_char * 128)]
 

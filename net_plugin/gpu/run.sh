@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# run.sh -- real NCCL over the plugin, on two GPUs of one host; about 4 minutes; no network
+# run.sh -- real NCCL over the plugin, on two GPUs of one host, or on one (no speed then); about 4 minutes; no network
 #
 # usage: net_plugin/gpu/run.sh [load|quick|check|perf|all]     (check has load and quick in it; load takes half a minute)
 #
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's.
-# Needs two GPUs, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
+# Needs a GPU, better two, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
 # NCCL_HOSTID, so that NCCL takes the two for two hosts and uses its network plugin for everything between them;
 # NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set;
 # table.py makes the tables of docs/nccl.md from $OUT/results.json.
@@ -103,6 +103,11 @@ step() {
 # Every way to name the plugin, and those that must not find it; in one process, without traffic between the GPUs.
 load() {
 	local library=${LIBNCCL:-} begin=$SECONDS line="pass"
+	if [ "$gpus" -lt 2 ]; then
+		echo "skip  load: NCCL takes no GPU twice in one process, and here is one"
+		summary+=("skip  load (one GPU)")
+		return
+	fi
 	[ -n "$library" ] || library=$("$python" -c 'import torch
 print(next(line.split()[-1] for line in open("/proc/self/maps") if "libnccl.so" in line))')
 	timeout 120 "$python" tests/nccl/loads.py --gpu "$library" "$plugin" net_plugin/gpu/ranks.py >"$out/load.log" 2>&1 ||
@@ -159,6 +164,7 @@ perf() {
 	"$tests"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
 }
 
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 [ -z "${LIBNCCL:-}" ] || echo "with $LIBNCCL"
 "$python" -c 'import torch; print("torch", torch.__version__, "nccl", torch.cuda.nccl.version(), torch.cuda.device_count(), "x", torch.cuda.get_device_name(0))'
 if [ "$what" != load ]; then
