@@ -6,10 +6,7 @@
  * closes, keepalive when its host disappears. Who closes in good order says so by one byte; any
  * other byte after READY is a protocol error.
  */
-#include <arpa/inet.h>
 #include <errno.h>
-#include <net/if.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -21,6 +18,7 @@
 #include "base/fault.h"
 #include "base/option.h"
 #include "conn.h"
+#include "resolve.h"
 
 enum { GOODBYE = 4 };
 
@@ -39,17 +37,6 @@ int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
 		return KV_ERR_SYSTEM;
 	}
 	return 0;
-}
-
-static void print_address(const struct sockaddr *sa, socklen_t len, char *buf, size_t cap)
-{
-	char host[INET6_ADDRSTRLEN + IF_NAMESIZE + 1], port[8];
-
-	if (getnameinfo(sa, len, host, sizeof(host), port, sizeof(port),
-			NI_NUMERICHOST | NI_NUMERICSERV))
-		snprintf(buf, cap, "?");
-	else
-		snprintf(buf, cap, sa->sa_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
 }
 
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16])
@@ -103,47 +90,36 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 
 	set_options(conn->sock);
 	if (!getpeername(conn->sock, (struct sockaddr *)&sa, &len))
-		print_address((struct sockaddr *)&sa, len, conn->address, sizeof(conn->address));
+		address_print((struct sockaddr *)&sa, len, conn->address);
 	return tr_conn_watch(conn, conn->sock, err);
 }
 
 int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err)
 {
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV }, *list;
-	char service[8];
+	struct addresses list;
+	const struct address *to = &list.at[0];
 	int ret;
 
 	if (!port || port > 65535)
 		return kv_fail(err, KV_ERR_ARG, "connect", "port %u is not in 1..65535", port);
-	snprintf(service, sizeof(service), "%u", port);
-	ret = getaddrinfo(host ? host : "127.0.0.1", service, &hints, &list);
+	ret = address_resolve(host, port, "connect", &list, err);
 	if (ret)
-		return kv_fail(err, KV_ERR_ARG, "connect", "%s does not resolve: %s", host,
-			       gai_strerror(ret));
-	print_address(list->ai_addr, list->ai_addrlen, conn->address, sizeof(conn->address));
+		return ret;
+	address_print((const struct sockaddr *)&to->sa, to->len, conn->address);
 	conn->sock =
 		kv_fault(TR_CONN_SOCKET)
 			? (errno = EMFILE, -1)
-			: socket(list->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (conn->sock < 0) {
-		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "socket");
-		goto free_list;
-	}
+			: socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (conn->sock < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "socket");
 	ret = control_bind_interface(conn->tr, conn->sock, err);
 	if (ret)
-		goto free_list;
-	if (connect(conn->sock, list->ai_addr, list->ai_addrlen) && errno != EINPROGRESS) {
-		ret = kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "connect", "cannot connect to %s",
-				    conn->address);
-		goto free_list;
-	}
+		return ret;
+	if (connect(conn->sock, (const struct sockaddr *)&to->sa, to->len) && errno != EINPROGRESS)
+		return kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "connect",
+				     "cannot connect to %s", conn->address);
 	ret = tr_conn_watch(conn, conn->sock, err);
-	if (!ret)
-		ret = control_watch_out(conn, true, err);
-
-free_list:
-	freeaddrinfo(list);
-	return ret;
+	return ret ? ret : control_watch_out(conn, true, err);
 }
 
 int control_finish_connect(struct tr_conn *conn, struct kv_error *err)

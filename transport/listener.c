@@ -2,7 +2,6 @@
 /* listener.c -- the TCP listener, and a reserved descriptor for the day when there are no more */
 #include <errno.h>
 #include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 #include "base/fault.h"
 #include "base/option.h"
 #include "conn.h"
+#include "resolve.h"
 
 struct tr_listener {
 	struct tr *tr;
@@ -30,7 +30,7 @@ static void keep_reserve(struct tr_listener *l)
 		l->reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-static int open_socket(struct tr_listener *l, const struct addrinfo *ai, const char *where,
+static int open_socket(struct tr_listener *l, const struct address *to, const char *where,
 		       struct kv_error *err)
 {
 	struct sockaddr_storage sa;
@@ -39,7 +39,7 @@ static int open_socket(struct tr_listener *l, const struct addrinfo *ai, const c
 
 	l->fd = kv_fault(TR_LISTEN_SOCKET)
 			? (errno = EMFILE, -1)
-			: socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+			: socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (l->fd < 0)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "listen", "socket");
 	setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -47,7 +47,7 @@ static int open_socket(struct tr_listener *l, const struct addrinfo *ai, const c
 	if (ret)
 		return ret;
 	if (kv_fault(TR_LISTEN_BIND) ? (errno = EACCES, -1)
-				     : bind(l->fd, ai->ai_addr, ai->ai_addrlen))
+				     : bind(l->fd, (const struct sockaddr *)&to->sa, to->len))
 		return kv_fail_errno(err, errno == EADDRINUSE ? KV_ERR_BUSY : KV_ERR_SYSTEM, errno,
 				     "listen", "cannot bind to %s", where);
 	if (kv_fault(TR_LISTEN) ? (errno = EINVAL, -1) : listen(l->fd, 1024))
@@ -63,33 +63,26 @@ static int open_socket(struct tr_listener *l, const struct addrinfo *ai, const c
 int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
 	      struct kv_error *err)
 {
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
-				  .ai_flags = AI_PASSIVE | AI_NUMERICSERV },
-			*list;
+	struct addresses list;
 	struct tr_listener *l;
-	char service[8], where[80];
+	char where[80];
 	int ret;
 
 	if (port > 65535)
 		return kv_fail(err, KV_ERR_ARG, "listen", "port %u is above 65535", port);
 	if (!host)
 		host = "127.0.0.1";
-	snprintf(service, sizeof(service), "%u", port);
 	snprintf(where, sizeof(where), "%.64s port %u", host, port);
-	ret = getaddrinfo(host, service, &hints, &list);
+	ret = address_resolve(host, port, "listen", &list, err);
 	if (ret)
-		return kv_fail(err, KV_ERR_ARG, "listen", "%s does not resolve: %s", host,
-			       gai_strerror(ret));
+		return ret;
 	l = kv_fault(TR_LISTEN_ALLOC) ? NULL : calloc(1, sizeof(*l));
-	if (!l) {
-		freeaddrinfo(list);
+	if (!l)
 		return kv_fail(err, KV_ERR_NOMEM, "listen", "cannot allocate a listener");
-	}
 	l->tr = tr;
 	l->fd = l->reserve = -1;
 	keep_reserve(l);
-	ret = open_socket(l, list, where, err);
-	freeaddrinfo(list);
+	ret = open_socket(l, &list.at[0], where, err);
 	if (ret) {
 		tr_listener_close(l);
 		return ret;
