@@ -103,6 +103,9 @@ int fake_step(int n);
 /* Until nothing is left to do. */
 void fake_settle(void);
 
+/* How the device writes to memory. */
+void fake_store(uint8_t *to, const uint8_t *data, size_t len);
+
 /* ---------------------------------------------------------------- faults */
 
 #define FAKE_VERBS(X)              \

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "fake.h"
+#include "step.h"
 
 enum { SIZE = 1 << 16, DEPTH = 8 };
 
@@ -454,6 +455,24 @@ static void a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroy
 	assert_true(arrived > 0 && arrived < 39);
 }
 
+static void bytes_are_stored_in_the_order_of_their_addresses(void **state)
+{
+	static const size_t lengths[] = { 8, 128, 136, 256, 384, 512, 1024, STEP_MAX };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+		for (size_t at = 0; at < STEP_LINE; at += 56) {
+			int word = step_lines(fake_store, at, lengths[i]);
+
+			if (word == STEP_REFUSED) {
+				print_message("skipped: ptrace is not allowed here\n");
+				skip();
+			}
+			assert_int_equal(word, STEP_ORDERED);
+		}
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -470,6 +489,7 @@ int main(void)
 		cmocka_unit_test(a_silent_peer_runs_out_of_retries),
 		cmocka_unit_test(
 			a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroyed),
+		cmocka_unit_test(bytes_are_stored_in_the_order_of_their_addresses),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
