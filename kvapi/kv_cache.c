@@ -105,6 +105,7 @@ static int take_tensor(const struct kv_layout *layout, uint32_t i, struct kv_cac
 	snprintf(g->name, sizeof(g->name), "%s", t->name);
 	g->block_bytes = t->block_bytes;
 	g->flags = t->flags;
+	g->order = t->order;
 	cache->stride[i] = t->stride ? t->stride : t->block_bytes;
 	if (cache->stride[i] < t->block_bytes)
 		return kv_fail(err, KV_ERR_ARG, "register",
@@ -125,7 +126,9 @@ static int take_layout(const struct kv_layout *layout, struct kv_cache *cache, s
 	struct kv_geometry *g = &cache->geometry;
 	int ret;
 
-	if (!layout || layout->size != sizeof(*layout))
+	/* The field was added: who was compiled before that may go on. */
+	if (!layout || (layout->size != sizeof(*layout) &&
+			layout->size != offsetof(struct kv_layout, kv_heads)))
 		return kv_fail(err, KV_ERR_ARG, "register",
 			       "kv_layout is NULL or its size is not %zu", sizeof(*layout));
 	if (layout->mem_kind != KV_MEM_HOST && layout->mem_kind != KV_MEM_CUDA)
@@ -142,6 +145,7 @@ static int take_layout(const struct kv_layout *layout, struct kv_cache *cache, s
 		.block_tokens = layout->block_tokens,
 		.dtype = layout->dtype,
 		.flags = layout->flags,
+		.kv_heads = layout->size == sizeof(*layout) ? layout->kv_heads : 0,
 	};
 	if (layout->tensors > KV_TENSORS_MAX || layout->layers > KV_LAYERS_MAX)
 		return kv_geometry_check(g, "register", err);

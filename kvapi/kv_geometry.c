@@ -11,6 +11,39 @@
 
 #include "base/error.h"
 
+static int check_tensor(const struct kv_geometry *g, uint32_t i, const char *op,
+			struct kv_error *err)
+{
+	const struct kv_geometry_tensor *t = &g->tensor[i];
+	bool split = !(t->flags & KV_TENSOR_REPLICATED);
+	uint32_t heads = split && g->kv_heads > g->tp_size ? g->kv_heads / g->tp_size : 1;
+
+	if (!t->name[0])
+		return kv_fail(err, KV_ERR_ARG, op, "tensor[%u].name is empty", i);
+	if (!t->block_bytes || t->block_bytes > UINT64_MAX / KV_BLOCKS_MAX)
+		return kv_fail(err, KV_ERR_ARG, op,
+			       "tensor[%u].block_bytes is %llu; it must be 1..2^36 - 1", i,
+			       (unsigned long long)t->block_bytes);
+	if (t->flags & ~(uint32_t)KV_TENSOR_REPLICATED)
+		return kv_fail(err, KV_ERR_ARG, op,
+			       "tensor[%u].flags is 0x%x; this version knows 0x%x", i, t->flags,
+			       (unsigned int)KV_TENSOR_REPLICATED);
+	if (t->order > KV_ORDER_NHD)
+		return kv_fail(err, KV_ERR_ARG, op,
+			       "tensor[%u].order is %u; this version knows 0..%d", i, t->order,
+			       KV_ORDER_NHD);
+	if (t->block_bytes % heads)
+		return kv_fail(
+			err, KV_ERR_ARG, op,
+			"tensor[%u].block_bytes is %llu, not a multiple of the rank's %u heads", i,
+			(unsigned long long)t->block_bytes, heads);
+	if (t->order == KV_ORDER_NHD && g->block_tokens && t->block_bytes % g->block_tokens)
+		return kv_fail(err, KV_ERR_ARG, op,
+			       "tensor[%u].block_bytes is %llu, not a multiple of block_tokens %u",
+			       i, (unsigned long long)t->block_bytes, g->block_tokens);
+	return 0;
+}
+
 int kv_geometry_check(const struct kv_geometry *g, const char *op, struct kv_error *err)
 {
 	if (g->cache_id >= KV_CACHES_MAX)
@@ -28,22 +61,18 @@ int kv_geometry_check(const struct kv_geometry *g, const char *op, struct kv_err
 	if (!g->tp_size || g->tp_rank >= g->tp_size)
 		return kv_fail(err, KV_ERR_ARG, op, "tp_rank is %u; it must be below tp_size %u",
 			       g->tp_rank, g->tp_size);
+	if (g->kv_heads && g->kv_heads % g->tp_size && g->tp_size % g->kv_heads)
+		return kv_fail(err, KV_ERR_ARG, op,
+			       "kv_heads is %u and tp_size %u; one must divide the other",
+			       g->kv_heads, g->tp_size);
 	if (g->flags & ~(uint32_t)(KV_CACHE_OPEN | KV_CACHE_READABLE))
 		return kv_fail(err, KV_ERR_ARG, op, "flags is 0x%x; this version knows 0x%x",
 			       g->flags, (unsigned int)(KV_CACHE_OPEN | KV_CACHE_READABLE));
 	for (uint32_t i = 0; i < g->tensors; i++) {
-		const struct kv_geometry_tensor *t = &g->tensor[i];
+		int ret = check_tensor(g, i, op, err);
 
-		if (!t->name[0])
-			return kv_fail(err, KV_ERR_ARG, op, "tensor[%u].name is empty", i);
-		if (!t->block_bytes || t->block_bytes > UINT64_MAX / KV_BLOCKS_MAX)
-			return kv_fail(err, KV_ERR_ARG, op,
-				       "tensor[%u].block_bytes is %llu; it must be 1..2^36 - 1", i,
-				       (unsigned long long)t->block_bytes);
-		if (t->flags & ~(uint32_t)KV_TENSOR_REPLICATED)
-			return kv_fail(err, KV_ERR_ARG, op,
-				       "tensor[%u].flags is 0x%x; this version knows 0x%x", i,
-				       t->flags, (unsigned int)KV_TENSOR_REPLICATED);
+		if (ret)
+			return ret;
 	}
 	return 0;
 }
@@ -56,7 +85,7 @@ struct report {
 
 static void __attribute__((format(printf, 2, 3))) differ(struct report *r, const char *fmt, ...)
 {
-	char one[96];
+	char one[128];
 	va_list ap;
 	size_t n;
 
@@ -74,11 +103,62 @@ static void __attribute__((format(printf, 2, 3))) differ(struct report *r, const
 				   r->len ? ", " : "", one);
 }
 
+/* With fewer heads than ranks several ranks hold the same part of a block. */
+struct share {
+	uint32_t parts, index;
+};
+
+static struct share share_of(const struct kv_geometry *g, uint32_t kv_heads)
+{
+	uint32_t same = kv_heads && kv_heads < g->tp_size ? g->tp_size / kv_heads : 1;
+
+	return (struct share){ g->tp_size / same, g->tp_rank / same };
+}
+
+/* What two caches that belong together tell between them. */
+static uint32_t either(uint32_t local, uint32_t remote)
+{
+	return local ? local : remote;
+}
+
+static bool heads_fit(uint32_t kv_heads, uint32_t tp_size)
+{
+	return !kv_heads || !(kv_heads % tp_size) || !(tp_size % kv_heads);
+}
+
+static bool splits(const struct kv_geometry *g)
+{
+	for (uint32_t i = 0; i < g->tensors; i++)
+		if (!(g->tensor[i].flags & KV_TENSOR_REPLICATED))
+			return true;
+	return false;
+}
+
+static const char *const order_names[] = { "not told", "HND", "NHD" };
+
+/* Whole blocks fit if both orders are the same; parts only if the order says where they lie. */
+static void compare_order(struct report *r, uint32_t i, const struct kv_geometry *l,
+			  const struct kv_geometry *m, bool parts)
+{
+	uint32_t a = l->tensor[i].order, b = m->tensor[i].order;
+	bool told = a && b;
+
+	if (told ? a != b : parts)
+		differ(r, "tensor %u (%s) order %s / %s%s", i, l->tensor[i].name, order_names[a],
+		       order_names[b], told ? "" : " (needed, as tp_size differs)");
+	else if (parts && a == KV_ORDER_NHD && !(l->block_tokens && m->block_tokens))
+		differ(r, "block_tokens %u / %u (needed by tensor %u (%s), which is NHD)",
+		       l->block_tokens, m->block_tokens, i, l->tensor[i].name);
+}
+
 static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometry *l,
 			   const struct kv_geometry *m)
 {
 	const struct kv_geometry_tensor *a = &l->tensor[i], *b = &m->tensor[i];
 	bool split = !(a->flags & KV_TENSOR_REPLICATED);
+	uint32_t heads = either(l->kv_heads, m->kv_heads);
+	uint32_t parts_a = split ? share_of(l, heads).parts : 1;
+	uint32_t parts_b = split ? share_of(m, heads).parts : 1;
 	uint64_t whole_a, whole_b; /* bytes of the block of all ranks together */
 
 	if (strcmp(a->name, b->name))
@@ -87,11 +167,31 @@ static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometr
 		differ(r, "tensor %u flags 0x%x / 0x%x", i, a->flags, b->flags);
 		return;
 	}
-	if (__builtin_mul_overflow(a->block_bytes, split ? l->tp_size : 1, &whole_a) ||
-	    __builtin_mul_overflow(b->block_bytes, split ? m->tp_size : 1, &whole_b) ||
-	    whole_a != whole_b)
+	compare_order(r, i, l, m, parts_a != parts_b);
+	if (!__builtin_mul_overflow(a->block_bytes, parts_a, &whole_a) &&
+	    !__builtin_mul_overflow(b->block_bytes, parts_b, &whole_b) && whole_a == whole_b)
+		return;
+	if (parts_a == parts_b)
 		differ(r, "tensor %u (%s) block_bytes %llu / %llu", i, a->name,
 		       (unsigned long long)a->block_bytes, (unsigned long long)b->block_bytes);
+	else
+		differ(r, "tensor %u (%s) block_bytes %llu at tp_size %u / %llu at tp_size %u", i,
+		       a->name, (unsigned long long)a->block_bytes, l->tp_size,
+		       (unsigned long long)b->block_bytes, m->tp_size);
+}
+
+static void compare_tp(struct report *r, const struct kv_geometry *l, const struct kv_geometry *m)
+{
+	uint32_t heads = either(l->kv_heads, m->kv_heads);
+	uint32_t a = share_of(l, heads).parts, b = share_of(m, heads).parts;
+
+	if (l->kv_heads && m->kv_heads && l->kv_heads != m->kv_heads)
+		differ(r, "kv_heads %u / %u", l->kv_heads, m->kv_heads);
+	else if (!heads_fit(heads, l->tp_size) || !heads_fit(heads, m->tp_size))
+		differ(r, "tp_size %u / %u with %u kv_heads (one must divide the other)",
+		       l->tp_size, m->tp_size, heads);
+	else if (splits(l) && a % b && b % a)
+		differ(r, "tp_size %u / %u (one must divide the other)", l->tp_size, m->tp_size);
 }
 
 int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometry *remote,
@@ -108,9 +208,7 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 		differ(&r, "block_tokens %u / %u", local->block_tokens, remote->block_tokens);
 	if (local->dtype && remote->dtype && local->dtype != remote->dtype)
 		differ(&r, "dtype %u / %u", local->dtype, remote->dtype);
-	if (local->tp_size % remote->tp_size && remote->tp_size % local->tp_size)
-		differ(&r, "tp_size %u / %u (one must divide the other)", local->tp_size,
-		       remote->tp_size);
+	compare_tp(&r, local, remote);
 	for (uint32_t i = 0; i < local->tensors && i < remote->tensors; i++)
 		compare_tensor(&r, i, local, remote);
 	if (!r.fields)
@@ -119,33 +217,42 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 		snprintf(r.text + r.len, sizeof(r.text) - r.len, " and %u more", r.untold);
 	kv_fail(err, KV_ERR_GEOMETRY, "connect", "cache %u differs (here / there): %s",
 		local->cache_id, r.text);
-	kv_error_hint(err, "both engines must register cache %u with the same shape",
-		      local->cache_id);
+	if (local->tp_size == remote->tp_size)
+		kv_error_hint(err, "both engines must register cache %u with the same shape",
+			      local->cache_id);
+	else
+		kv_error_hint(err,
+			      "for tp_size %u and %u both engines must tell each tensor's order, "
+			      "block_tokens where it is NHD, and kv_heads if a rank has a copy of "
+			      "another's head",
+			      local->tp_size, remote->tp_size);
 	return KV_ERR_GEOMETRY;
 }
 
 bool kv_geometry_parts(const struct kv_geometry *local, const struct kv_geometry *remote,
 		       struct kv_part part[KV_TENSORS_MAX])
 {
-	bool finer = local->tp_size > remote->tp_size; /* our blocks are parts of theirs */
-	uint32_t ratio =
-		finer ? local->tp_size / remote->tp_size : remote->tp_size / local->tp_size;
-	bool meets = finer ? local->tp_rank / ratio == remote->tp_rank
-			   : remote->tp_rank / ratio == local->tp_rank;
-	bool any_split = false;
+	uint32_t heads = either(local->kv_heads, remote->kv_heads);
+	struct share a = share_of(local, heads), b = share_of(remote, heads);
+	bool finer = a.parts > b.parts; /* our blocks are parts of theirs */
+	uint32_t ratio = finer ? a.parts / b.parts : b.parts / a.parts;
+	bool meets = finer ? a.index / ratio == b.index : b.index / ratio == a.index;
 
 	for (uint32_t i = 0; i < local->tensors; i++) {
-		uint64_t mine = local->tensor[i].block_bytes;
-		uint64_t theirs = remote->tensor[i].block_bytes;
+		bool split = !(local->tensor[i].flags & KV_TENSOR_REPLICATED) && ratio > 1;
+		uint32_t rows =
+			split && local->tensor[i].order == KV_ORDER_NHD ? local->block_tokens : 1;
+		uint64_t mine = local->tensor[i].block_bytes / rows;
+		uint64_t theirs = remote->tensor[i].block_bytes / rows;
 
-		part[i] = (struct kv_part){ .len = mine < theirs ? mine : theirs };
-		if (local->tensor[i].flags & KV_TENSOR_REPLICATED)
-			continue;
-		any_split = true;
-		if (finer)
-			part[i].remote_skip = local->tp_rank % ratio * mine;
-		else
-			part[i].local_skip = remote->tp_rank % ratio * theirs;
+		part[i] = (struct kv_part){ .len = mine < theirs ? mine : theirs,
+					    .local_row = mine,
+					    .remote_row = theirs,
+					    .rows = rows };
+		if (split && finer)
+			part[i].remote_skip = a.index % ratio * mine;
+		else if (split)
+			part[i].local_skip = b.index % ratio * theirs;
 	}
-	return meets || !any_split;
+	return meets || !splits(local);
 }

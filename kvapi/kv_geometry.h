@@ -23,18 +23,25 @@ struct kv_geometry {
 	uint32_t block_tokens;
 	uint32_t dtype;
 	uint32_t flags; /* KV_CACHE_* */
+	uint32_t kv_heads; /* of all ranks together; 0 = not told */
 	struct kv_geometry_tensor {
 		char name[KV_TENSOR_NAME_MAX];
 		uint64_t block_bytes;
 		uint32_t flags; /* KV_TENSOR_* */
+		uint32_t order; /* enum kv_order */
 	} tensor[KV_TENSORS_MAX];
 };
 
-/* Which bytes of a block move between this side and the other. */
+/*
+ * Which bytes of a block move between this side and the other: `rows` pieces of `len` bytes, the
+ * first at the skip, the next one row of the block further on. One piece, except where both sides
+ * cut each token's heads differently (NHD): then one for each token.
+ */
 struct kv_part {
-	uint64_t local_skip;
-	uint64_t remote_skip;
+	uint64_t local_skip, local_row;
+	uint64_t remote_skip, remote_row;
 	uint64_t len;
+	uint32_t rows;
 };
 
 /* ARG and the field at fault. */

@@ -144,7 +144,7 @@ static void fill_maps(struct kv_peer *peer, const struct kv_hello *hello)
 			continue;
 		map->meets = kv_geometry_parts(&map->cache->geometry, &map->remote, map->part);
 		for (uint32_t t = 0; t < map->remote.tensors; t++)
-			map->block_bytes += map->part[t].len;
+			map->block_bytes += map->part[t].len * map->part[t].rows;
 	}
 }
 

@@ -88,6 +88,27 @@ int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
 	return 0;
 }
 
+/* Blocks of which only a part of each token's heads moves. */
+static size_t next_rows(const struct kv_pitch *pitch, const int64_t *local_ids,
+			const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
+			size_t max)
+{
+	size_t count = 0, row = from % pitch->rows;
+
+	for (size_t i = from / pitch->rows; i < n && count < max; i++, row = 0) {
+		uint64_t local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride;
+		uint64_t remote =
+			pitch->remote_base + (uint64_t)remote_ids[i] * pitch->remote_stride;
+
+		for (; row < pitch->rows && count < max; row++)
+			spans[count++] =
+				(struct tr_span){ .local = local + row * pitch->local_row,
+						  .remote = remote + row * pitch->remote_row,
+						  .len = pitch->len };
+	}
+	return count;
+}
+
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
 		    size_t max)
@@ -95,6 +116,8 @@ size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 	bool dense = pitch->local_stride == pitch->len && pitch->remote_stride == pitch->len;
 	size_t count = 0;
 
+	if (pitch->rows > 1)
+		return next_rows(pitch, local_ids, remote_ids, n, from, spans, max);
 	for (size_t i = from; i < n; i++) {
 		if (dense && i > from && local_ids[i] == local_ids[i - 1] + 1 &&
 		    remote_ids[i] == remote_ids[i - 1] + 1) {
@@ -113,7 +136,7 @@ size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 	return count;
 }
 
-size_t kv_plan_ids(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count)
+size_t kv_plan_pieces(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count)
 {
 	uint64_t bytes = 0;
 

@@ -42,25 +42,27 @@ struct kv_plan_check {
 int kv_plan_check(const struct kv_plan_check *check, struct kv_error *err);
 
 /*
- * Where one tensor of one layer lies on both sides: block id b begins at base + b * stride and
- * `len` bytes of it move.
+ * Where one tensor of one layer lies on both sides: block id b begins at base + b * stride, and
+ * `rows` pieces of it move (0 counts as 1), each of `len` bytes and one row behind the last.
  */
 struct kv_pitch {
 	uint64_t local_base, local_stride;
 	uint64_t remote_base, remote_stride;
 	uint64_t len;
+	uint64_t local_row, remote_row;
+	uint32_t rows;
 };
 
 /*
- * Fills at most `max` spans from id index `from` on; blocks that follow each other without a gap on
- * both sides become one span. Returns the number of spans; the ids they cover are found by
- * kv_plan_ids.
+ * Fills at most `max` spans from piece `from` on (with one row a block that is the index of the
+ * id); blocks that follow each other without a gap on both sides become one span. Returns the
+ * number of spans; the pieces they cover are found by kv_plan_pieces.
  */
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
 		    size_t max);
 
-/* The number of ids that `count` spans of this pitch cover. */
-size_t kv_plan_ids(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count);
+/* The number of pieces that `count` spans of this pitch cover. */
+size_t kv_plan_pieces(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count);
 
 #endif

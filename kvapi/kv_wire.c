@@ -201,11 +201,13 @@ static void put_geometry(struct wire_writer *w, const struct kv_geometry *g)
 	wire_put_u32(w, g->block_tokens);
 	wire_put_u32(w, g->dtype);
 	wire_put_u32(w, g->flags);
+	wire_put_u32(w, g->kv_heads);
 	wire_put_u8(w, (uint8_t)g->tensors);
 	for (uint32_t i = 0; i < g->tensors; i++) {
 		wire_put_string(w, g->tensor[i].name);
 		wire_put_u64(w, g->tensor[i].block_bytes);
 		wire_put_u8(w, (uint8_t)g->tensor[i].flags);
+		wire_put_u8(w, (uint8_t)g->tensor[i].order);
 	}
 }
 
@@ -220,6 +222,7 @@ static void get_geometry(struct wire_reader *r, struct kv_geometry *g)
 	g->block_tokens = wire_get_u32(r);
 	g->dtype = wire_get_u32(r);
 	g->flags = wire_get_u32(r);
+	g->kv_heads = wire_get_u32(r);
 	g->tensors = wire_get_u8(r);
 	if (g->tensors > KV_TENSORS_MAX)
 		r->bad = true;
@@ -227,6 +230,7 @@ static void get_geometry(struct wire_reader *r, struct kv_geometry *g)
 		wire_get_string(r, g->tensor[i].name, sizeof(g->tensor[i].name));
 		g->tensor[i].block_bytes = wire_get_u64(r);
 		g->tensor[i].flags = wire_get_u8(r);
+		g->tensor[i].order = wire_get_u8(r);
 	}
 	if (!r->bad && kv_geometry_check(g, "connect", NULL))
 		r->bad = true;

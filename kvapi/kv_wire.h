@@ -24,7 +24,8 @@
 #include "kv_geometry.h"
 #include "tr.h"
 
-enum { KV_WIRE_VERSION = 1 };
+/* 2: the order of heads and tokens in a block, and kv_heads, in the hello */
+enum { KV_WIRE_VERSION = 2 };
 
 enum kv_msg_type {
 	KV_MSG_BEGIN = 1,

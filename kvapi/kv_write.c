@@ -58,6 +58,9 @@ static struct kv_pitch pitch_of(const struct kv_op *op, size_t slab)
 		.remote_base = map->slab[slab].offset + part->remote_skip,
 		.remote_stride = map->stride[op->tensor],
 		.len = part->len,
+		.local_row = part->local_row,
+		.remote_row = part->remote_row,
+		.rows = part->rows,
 	};
 }
 
@@ -86,9 +89,9 @@ static enum kv_step post_piece(struct kv_op *op)
 
 	if (taken < 0)
 		return give_up(op, &err);
-	op->index += kv_plan_ids(&pitch, spans, (size_t)taken);
+	op->index += kv_plan_pieces(&pitch, spans, (size_t)taken);
 	kv_count(op->engine, spans_out, taken);
-	if (op->index == op->n)
+	if (op->index == op->n * pitch.rows)
 		next_tensor(op);
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }

@@ -178,6 +178,13 @@ enum {
 	KV_TENSOR_REPLICATED = 1 << 0,
 };
 
+/* How the heads and tokens of a block lie, the last one densest. */
+enum kv_order {
+	KV_ORDER_UNKNOWN = 0, /* not told: blocks go only to an equal tp_size */
+	KV_ORDER_HND,         /* head, token, dim: a head's tokens lie together */
+	KV_ORDER_NHD,         /* token, head, dim: a token's heads lie together */
+};
+
 /* One tensor of every layer. */
 struct kv_tensor {
 	const char *name;     /* "k", "v", "k_scale": compared with the peer's; at most 15 bytes */
@@ -185,7 +192,7 @@ struct kv_tensor {
 	/* bytes from one block to the next, >= block_bytes; 0 = block_bytes */
 	uint64_t stride;
 	uint32_t flags;       /* KV_TENSOR_* */
-	uint32_t reserved;
+	uint32_t order;       /* enum kv_order, compared */
 	/* Where the layers are: either one address per layer ... */
 	void *const *layer_base; /* array of `layers` addresses, copied */
 	/* ... or, if layer_base is NULL, a base and a distance. */
@@ -207,6 +214,9 @@ struct kv_layout {
 	uint32_t dtype;          /* a number of the application's, compared; 0 = not told */
 	int32_t mem_kind;        /* enum kv_mem_kind */
 	uint32_t flags;          /* KV_CACHE_* */
+	/* kv heads of the model, all ranks together: MLA has 1; compared; 0 = not told */
+	uint32_t kv_heads;
+	uint32_t reserved;
 };
 
 /*
@@ -217,15 +227,21 @@ struct kv_layout {
  * kv_listen and kv_connect.
  *
  * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the
- * larger one: with r = tp_size / remote tp_size > 1 a writer's block lands at byte
- * (tp_rank mod r) * block_bytes of the remote block, which must be r times as large; with r < 1 the
- * writer sends only the receiver's part of each of its blocks.
+ * larger one, and each tensor's `order` says where that part lies: with r = tp_size / remote
+ * tp_size > 1 a writer's block (HND) lands at byte (tp_rank mod r) * block_bytes of the remote
+ * block, which must be r times as large, or (NHD, block_tokens must be told) the same share of each
+ * token's bytes does, which makes block_tokens pieces of a block; with r < 1 the writer sends only
+ * the receiver's part of each of its blocks. An order that was not told is refused then.
+ * With fewer kv heads than ranks (kv_heads < tp_size) tp_size / kv_heads ranks in a row hold the
+ * same head, and the group counts as kv_heads ranks. Any rank that holds a head may write it or be
+ * written to: of several writers that hold the same, one is enough.
  *
  * ERRORS
- *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, block_bytes == 0, stride <
- *              block_bytes, mem_kind, a NULL address, or a size that overflows; the message names
- *              the field; or (KV_MEM_CUDA) a layer's tensor is no memory of CUDA, or not in one
- *              allocation
+ *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, kv_heads and tp_size of which
+ *              neither divides the other, order, block_bytes == 0 or not a multiple of the rank's
+ *              heads (or, NHD, of block_tokens), stride < block_bytes, mem_kind, a NULL address,
+ *              or a size that overflows; the message names the field; or (KV_MEM_CUDA) a layer's
+ *              tensor is no memory of CUDA, or not in one allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
  *   UNSUPPORTED  (KV_MEM_CUDA) no device of this machine reaches the GPU's memory; the message says

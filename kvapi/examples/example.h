@@ -71,6 +71,7 @@ static inline struct small_cache open_cache(struct kv_engine *engine, uint32_t f
 	cache.memory = memory;
 	for (uint32_t t = 0; t < TENSORS; t++) {
 		tensors[t].block_bytes = cache.block_bytes;
+		tensors[t].order = KV_ORDER_HND; /* a rank's heads lie together */
 		tensors[t].base = cache.memory + t * tensor_bytes;
 		tensors[t].layer_stride = TENSORS * tensor_bytes;
 	}

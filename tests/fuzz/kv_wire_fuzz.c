@@ -19,7 +19,9 @@ static const struct kv_geometry shape = {
 	.tp_size = 2,
 	.tp_rank = 1,
 	.block_tokens = 16,
-	.tensor = { { .name = "k", .block_bytes = 4096 }, { .name = "v", .block_bytes = 512 } },
+	.kv_heads = 8,
+	.tensor = { { .name = "k", .block_bytes = 4096, .order = KV_ORDER_NHD },
+		    { .name = "v", .block_bytes = 512, .order = KV_ORDER_HND } },
 };
 
 /* ---------------------------------------------------------------- well-formed input */

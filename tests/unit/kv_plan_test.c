@@ -52,8 +52,9 @@ static void copy_spans(const struct kv_pitch *pitch, const int64_t *from, const 
 {
 	struct tr_span spans[TR_SPANS_GOOD];
 	size_t max = 1 + random_below(8), covered = 0;
+	size_t pieces = n * (pitch->rows ? pitch->rows : 1);
 
-	while (covered < n) {
+	while (covered < pieces) {
 		size_t count = kv_plan_next(pitch, from, to, n, covered, spans, max);
 		size_t taken = random_below(count + 1); /* the transport may take fewer */
 
@@ -61,9 +62,9 @@ static void copy_spans(const struct kv_pitch *pitch, const int64_t *from, const 
 		for (size_t i = 0; i < taken; i++)
 			memcpy(destination + spans[i].remote, source + spans[i].local,
 			       spans[i].len);
-		covered += kv_plan_ids(pitch, spans, taken);
+		covered += kv_plan_pieces(pitch, spans, taken);
 	}
-	assert_int_equal(covered, n);
+	assert_int_equal(covered, pieces);
 }
 
 static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
@@ -99,7 +100,7 @@ static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
 static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void **state)
 {
 	static const int64_t from[] = { 1, 2, 3, 9, 10 }, to[] = { 5, 6, 7, 8, 20 };
-	struct kv_pitch pitch = { 0, 16, 0, 16, 16 };
+	struct kv_pitch pitch = { 0, 16, 0, 16, 16, .rows = 1 };
 	struct tr_span spans[8];
 
 	(void)state;
@@ -110,7 +111,7 @@ static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void 
 	pitch.remote_stride = 17;
 	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
 	/* Offsets are 64 bits wide. */
-	pitch = (struct kv_pitch){ 0, UINT64_C(1) << 34, 0, UINT64_C(1) << 34, 16 };
+	pitch = (struct kv_pitch){ 0, UINT64_C(1) << 34, 0, UINT64_C(1) << 34, 16, .rows = 1 };
 	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
 	assert_true(spans[4].remote == UINT64_C(20) << 34);
 }
@@ -193,6 +194,7 @@ static struct kv_geometry shape_of(uint32_t tp_size, uint32_t tp_rank, uint64_t 
 	};
 
 	put(g.tensor[0].name, "k");
+	g.tensor[0].order = KV_ORDER_HND;
 	g.tensor[0].block_bytes = whole / tp_size;
 	put(g.tensor[1].name, "scale");
 	g.tensor[1].block_bytes = 24;
@@ -245,6 +247,174 @@ static void ranks_of_any_two_sizes_cover_each_block_once(void **state)
 	}
 }
 
+/* ---------------------------------------------------------------- heads */
+
+enum { TOKENS = 3, DIM = 2, HEADS_MAX = 8 };
+
+struct group {
+	uint32_t size, heads, order;
+};
+
+static uint32_t heads_of_rank(const struct group *g)
+{
+	return g->heads > g->size ? g->heads / g->size : 1;
+}
+
+/* What the model keeps at this byte of block `block` on this rank, as an engine lays it out. */
+static uint8_t model(const struct group *g, uint32_t rank, uint32_t block, uint32_t at)
+{
+	uint32_t mine = heads_of_rank(g), dim = at % DIM, x = at / DIM;
+	uint32_t head = g->order == KV_ORDER_HND ? x / TOKENS : x % mine;
+	uint32_t token = g->order == KV_ORDER_HND ? x % TOKENS : x / mine;
+
+	head += g->heads > g->size ? rank * mine : rank / (g->size / g->heads);
+	return (uint8_t)(1 + dim + DIM * (head + HEADS_MAX * (token + TOKENS * block)));
+}
+
+static struct kv_geometry cache_of(const struct group *g, uint32_t rank)
+{
+	struct kv_geometry shape = shape_of(g->size, rank, 0);
+
+	shape.tensors = 1;
+	shape.block_tokens = TOKENS;
+	shape.kv_heads = g->heads;
+	shape.tensor[0].order = g->order;
+	shape.tensor[0].block_bytes = heads_of_rank(g) * TOKENS * DIM;
+	assert_int_equal(kv_geometry_check(&shape, "test", NULL), 0);
+	return shape;
+}
+
+enum { HEAD_BLOCKS = 3, BLOCK_MAX = HEADS_MAX * TOKENS * DIM };
+
+/* The writers that meet this rank of `d`; returns how many wrote. */
+static unsigned int write_heads(const struct group *p, const struct group *d, uint32_t to,
+				uint8_t *got)
+{
+	static const int64_t ids[HEAD_BLOCKS] = { 0, 1, 2 };
+	struct kv_geometry b = cache_of(d, to);
+	unsigned int writers = 0;
+
+	for (uint32_t from = 0; from < p->size; from++) {
+		struct kv_geometry a = cache_of(p, from);
+		uint64_t len = a.tensor[0].block_bytes;
+		uint8_t source[HEAD_BLOCKS * BLOCK_MAX];
+		struct kv_part part[KV_TENSORS_MAX];
+		struct kv_pitch pitch;
+
+		assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+		if (!kv_geometry_parts(&a, &b, part))
+			continue;
+		for (uint32_t i = 0; i < HEAD_BLOCKS * len; i++)
+			source[i] = model(p, from, (uint32_t)(i / len), (uint32_t)(i % len));
+		pitch = (struct kv_pitch){ .local_base = part->local_skip,
+					   .local_stride = len,
+					   .local_row = part->local_row,
+					   .remote_base = part->remote_skip,
+					   .remote_stride = b.tensor[0].block_bytes,
+					   .remote_row = part->remote_row,
+					   .len = part->len,
+					   .rows = part->rows };
+		copy_spans(&pitch, ids, ids, HEAD_BLOCKS, source, got);
+		writers++;
+	}
+	return writers;
+}
+
+/* Fewer heads than ranks (each head on several ranks), MLA's one head, both orders. */
+static void each_rank_of_any_size_gets_its_heads_in_both_orders(void **state)
+{
+	static const uint32_t sizes[] = { 1, 2, 4, 8 };
+
+	(void)state;
+	for (unsigned int i = 0; i < 4 * 4 * 4 * 2; i++) {
+		uint32_t heads = sizes[i / 2 % 4], order = KV_ORDER_HND + i % 2;
+		struct group p = { sizes[i / 8 % 4], heads, order };
+		struct group d = { sizes[i / 32], heads, order };
+		uint32_t same = p.size > heads ? p.size / heads : 1;
+
+		for (uint32_t to = 0; to < d.size; to++) {
+			uint8_t got[HEAD_BLOCKS * BLOCK_MAX] = { 0 };
+			unsigned int writers = write_heads(&p, &d, to, got);
+			uint32_t len = heads_of_rank(&d) * TOKENS * DIM;
+			unsigned int coarser = heads_of_rank(&d) / heads_of_rank(&p);
+
+			assert_int_equal(writers, same * (coarser ? coarser : 1));
+			for (uint32_t at = 0; at < HEAD_BLOCKS * len; at++)
+				assert_int_equal(got[at], model(&d, to, at / len, at % len));
+		}
+	}
+}
+
+static void is_refused(const struct kv_geometry *a, const struct kv_geometry *b, const char *why)
+{
+	struct kv_error err;
+
+	assert_int_equal(kv_geometry_compare(a, b, &err), KV_ERR_GEOMETRY);
+	if (!strstr(err.message, why))
+		fail_msg("\"%s\" does not say \"%s\"", err.message, why);
+	assert_true(err.hint[0]);
+}
+
+static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
+{
+	const struct group two = { 2, 4, KV_ORDER_NHD }, four = { 4, 4, KV_ORDER_NHD };
+	struct kv_geometry a = cache_of(&two, 0), b = cache_of(&four, 0);
+
+	(void)state;
+	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+	b.tensor[0].order = KV_ORDER_HND;
+	is_refused(&a, &b, "tensor 0 (k) order NHD / HND");
+	b.tensor[0].order = KV_ORDER_UNKNOWN;
+	is_refused(&a, &b, "tensor 0 (k) order NHD / not told (needed, as tp_size differs)");
+	a.tensor[0].order = KV_ORDER_UNKNOWN;
+	is_refused(&a, &b, "tensor 0 (k) order not told / not told");
+	a.tensor[0].order = b.tensor[0].order = KV_ORDER_NHD;
+	b.block_tokens = 0;
+	is_refused(&a, &b, "block_tokens 3 / 0 (needed by tensor 0 (k), which is NHD)");
+	b.block_tokens = TOKENS;
+	b.kv_heads = 8;
+	is_refused(&a, &b, "kv_heads 4 / 8");
+	b.kv_heads = 0; /* one side's word is enough */
+	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+	b.tp_size = 3;
+	is_refused(&a, &b, "tp_size 2 / 3 with 4 kv_heads");
+	/* Equal sizes: an order that was not told goes with each, two that differ do not. */
+	a = b = cache_of(&two, 1);
+	a.tensor[0].order = KV_ORDER_UNKNOWN;
+	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+	a.tensor[0].order = KV_ORDER_HND;
+	is_refused(&a, &b, "tensor 0 (k) order HND / NHD");
+}
+
+static void copies_of_heads_without_kv_heads_are_refused_with_both_sizes(void **state)
+{
+	const struct group four = { 4, 4, KV_ORDER_HND }, eight = { 8, 4, KV_ORDER_HND };
+	struct kv_geometry a = cache_of(&four, 0), b = cache_of(&eight, 0);
+
+	(void)state;
+	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
+	a.kv_heads = b.kv_heads = 0;
+	is_refused(&a, &b, "tensor 0 (k) block_bytes 6 at tp_size 4 / 6 at tp_size 8");
+}
+
+static void heads_that_do_not_go_into_a_block_are_refused(void **state)
+{
+	const struct group two = { 2, 8, KV_ORDER_NHD };
+	struct kv_geometry g = cache_of(&two, 0);
+
+	(void)state;
+	g.kv_heads = 3;
+	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
+	g.kv_heads = 14;
+	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
+	g.tensor[0].flags = KV_TENSOR_REPLICATED; /* holds all heads, or has none */
+	assert_int_equal(kv_geometry_check(&g, "test", NULL), 0);
+	g.block_tokens = 5;
+	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
+	g.tensor[0].order = KV_ORDER_NHD + 1;
+	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
+}
+
 static void a_difference_is_told_with_both_values(void **state)
 {
 	struct kv_geometry a = shape_of(1, 0, 64), b = a;
@@ -284,6 +454,10 @@ int main(void)
 		cmocka_unit_test(every_bad_id_is_found_at_its_index),
 		cmocka_unit_test(blocks_of_another_owner_are_refused),
 		cmocka_unit_test(ranks_of_any_two_sizes_cover_each_block_once),
+		cmocka_unit_test(each_rank_of_any_size_gets_its_heads_in_both_orders),
+		cmocka_unit_test(heads_that_would_be_scrambled_are_refused_by_name),
+		cmocka_unit_test(copies_of_heads_without_kv_heads_are_refused_with_both_sizes),
+		cmocka_unit_test(heads_that_do_not_go_into_a_block_are_refused),
 		cmocka_unit_test(a_difference_is_told_with_both_values),
 	};
 

@@ -127,6 +127,16 @@ static void the_largest_messages_fit(void **state)
 	assert_int_not_equal(kv_wire_put(&ids, buf, sizeof(buf)), 0);
 }
 
+/*
+ * Of version 2: name, comm, rank; caches, cache id, layers, blocks, tp_size, tp_rank; block_tokens,
+ * dtype, flags, kv_heads; tensors, name, block_bytes, flags, order.
+ */
+static const uint8_t golden_hello[] = {
+	6, 'h',	 'o', 's', 't', ':', '1', 7, 0, 0,   0, 0, 0, 0,  0, 3, 0, 0, 0, 1, 5, 80,
+	0, 0xe8, 3,   0,   0,	8,   0,	  0, 0, 7,   0, 0, 0, 16, 0, 0, 0, 2, 0, 0, 0, 1,
+	0, 0,	 0,   8,   0,	0,   0,	  1, 1, 'k', 0, 0, 0, 0,  2, 0, 0, 0, 0, 2,
+};
+
 static void hellos_survive_the_wire_and_hostile_ones_are_refused(void **state)
 {
 	struct kv_hello hello = { .name = "host:1", .comm = 7, .comm_rank = 3, .caches = 1 }, got;
@@ -143,11 +153,14 @@ static void hellos_survive_the_wire_and_hostile_ones_are_refused(void **state)
 				   .tp_rank = 7,
 				   .block_tokens = 16,
 				   .dtype = 2,
-				   .flags = KV_CACHE_OPEN };
+				   .flags = KV_CACHE_OPEN,
+				   .kv_heads = 8 };
 	g->tensor[0].name[0] = 'k';
 	g->tensor[0].block_bytes = UINT64_C(1) << 33;
+	g->tensor[0].order = KV_ORDER_NHD;
 	len = kv_wire_put_hello(&hello, buf, sizeof(buf));
-	assert_int_not_equal(len, 0);
+	assert_int_equal(len, sizeof(golden_hello));
+	assert_memory_equal(buf, golden_hello, len);
 	assert_true(kv_wire_get_hello(buf, len, &got));
 	assert_string_equal(got.name, "host:1");
 	assert_int_equal(got.comm, 7);
