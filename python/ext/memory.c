@@ -71,15 +71,16 @@ static PyObject *memory_info(PyObject *module, PyObject *obj)
 	return info;
 }
 
-/* (name, block_bytes, stride, flags, [address of each layer]) */
+/* (name, block_bytes, stride, flags, order, [address of each layer]) */
 static int tensor_of(PyObject *tuple, struct kv_tensor *t, uint32_t layers)
 {
 	unsigned long long block_bytes, stride;
-	unsigned int flags;
+	unsigned int flags, order;
 	PyObject *list;
 	void **bases;
 
-	if (!PyArg_ParseTuple(tuple, "sKKIO", &t->name, &block_bytes, &stride, &flags, &list))
+	if (!PyArg_ParseTuple(tuple, "sKKIIO", &t->name, &block_bytes, &stride, &flags, &order,
+			      &list))
 		return -1;
 	if (PyList_Size(list) != (Py_ssize_t)layers) {
 		if (!PyErr_Occurred())
@@ -96,6 +97,7 @@ static int tensor_of(PyObject *tuple, struct kv_tensor *t, uint32_t layers)
 	t->block_bytes = block_bytes;
 	t->stride = stride;
 	t->flags = flags;
+	t->order = order;
 	for (uint32_t l = 0; l < layers; l++) {
 		bases[l] = PyLong_AsVoidPtr(PyList_GetItem(list, l));
 		if (PyErr_Occurred())
@@ -139,7 +141,7 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 
 /*
  * cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype,
- * flags, mem_kind)
+ * kv_heads, flags, mem_kind)
  */
 static PyObject *cache_register(PyObject *module, PyObject *args)
 {
@@ -148,9 +150,10 @@ static PyObject *cache_register(PyObject *module, PyObject *args)
 	struct handle *h;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "OIIIO!IIIIIi", &obj, &layout.cache_id, &layout.layers,
+	if (!PyArg_ParseTuple(args, "OIIIO!IIIIIIi", &obj, &layout.cache_id, &layout.layers,
 			      &layout.blocks, &PyList_Type, &list, &layout.tp_size, &layout.tp_rank,
-			      &layout.block_tokens, &layout.dtype, &layout.flags, &layout.mem_kind))
+			      &layout.block_tokens, &layout.dtype, &layout.kv_heads, &layout.flags,
+			      &layout.mem_kind))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)

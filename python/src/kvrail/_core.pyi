@@ -9,7 +9,7 @@ class Handle: ...
 _ArrivalRow = Tuple[int, int, Optional[Handle], int, int, int, int, int, int, int, int]
 _OptionRow = Tuple[str, str, str, str, str, str, str]
 _DeviceRow = Tuple[str, str, bool, str, str, str, int, int, int, int, str, int, str, str]
-_TensorRow = Tuple[str, int, int, int, List[int]]
+_TensorRow = Tuple[str, int, int, int, int, List[int]]
 
 WRITE: int
 READ: int
@@ -21,6 +21,8 @@ ACKED: int
 CACHE_OPEN: int
 CACHE_READABLE: int
 TENSOR_REPLICATED: int
+ORDER_HND: int
+ORDER_NHD: int
 MEM_HOST: int
 MEM_CUDA: int
 PROGRESS_AUTO: int
@@ -94,6 +96,7 @@ def cache_register(
     tp_rank: int,
     block_tokens: int,
     dtype: int,
+    kv_heads: int,
     flags: int,
     mem_kind: int,
     /,

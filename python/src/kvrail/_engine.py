@@ -316,6 +316,8 @@ class Engine:
         tp_rank: int = 0,
         block_tokens: int = 0,
         dtype: int = 0,
+        order: Optional[str] = None,
+        kv_heads: int = 0,
         open: bool = False,
         readable: bool = False,
     ) -> Cache:
@@ -323,9 +325,12 @@ class Engine:
 
         Each tensor is an array [layers, blocks, ...], a list of one array [blocks, ...] for each layer, or a Tensor (which
         takes addresses too; then `blocks` is needed). open: peers may write without a lease. readable: they may read.
+        order: how heads and tokens lie in each block, "HND" or "NHD"; needed where the peer's tp_size is another one, and with
+        NHD block_tokens too. kv_heads: of the whole model; needed where it is less than a tp_size.
         """
         instance(tensors, Mapping, "tensors")
-        slabs = {text(name, "a name in tensors"): slabs_of(name, given, None) for name, given in tensors.items()}
+        given = {text(name, "a name in tensors"): t if isinstance(t, Tensor) else Tensor(t) for name, t in tensors.items()}
+        slabs = {name: slabs_of(name, tensor, None) for name, tensor in given.items()}
         if not slabs:
             raise ValueError("a cache has at least one tensor")
         layers = len(next(iter(slabs.values())).bases)
@@ -336,7 +341,14 @@ class Engine:
         if any(count > n for n in known):
             raise ValueError(f"{shown(count)} blocks do not fit into memory for {min(known)}")
         listed = [
-            (name, s.block_bytes, s.stride, _core.TENSOR_REPLICATED if _replicated(tensors[name]) else 0, self._bases(s.bases))
+            (
+                name,
+                s.block_bytes,
+                s.stride,
+                _core.TENSOR_REPLICATED if given[name].replicated else 0,
+                _order(given[name].order or order),
+                self._bases(s.bases),
+            )
             for name, s in slabs.items()
         ]
         if len({s.cuda for s in slabs.values()}) != 1:
@@ -353,6 +365,7 @@ class Engine:
             integer(tp_rank, "tp_rank", 0, U32),
             integer(block_tokens, "block_tokens", 0, U32),
             integer(dtype, "dtype", 0, U32),
+            integer(kv_heads, "kv_heads", 0, U32),
             flags,
             _core.MEM_CUDA if any(s.cuda for s in slabs.values()) else _core.MEM_HOST,
         )
@@ -519,5 +532,10 @@ class Engine:
             self.close()
 
 
-def _replicated(given: object) -> bool:
-    return isinstance(given, Tensor) and given.replicated
+def _order(name: Optional[str]) -> int:
+    if name is None:
+        return 0
+    known = {"HND": _core.ORDER_HND, "NHD": _core.ORDER_NHD}
+    if instance(name, str, "order") not in known:
+        raise ValueError(f"order is '{shown(name)}'; it is 'HND', 'NHD' or None")
+    return known[name]

@@ -33,6 +33,7 @@ class Tensor(NamedTuple):
     layers: one array [layers, blocks, ...], or a list with one array [blocks, ...] or one address for each layer.
     block_bytes, stride: needed for addresses and plain buffers; otherwise from the arrays.
     replicated: every tensor-parallel rank holds the same bytes (MLA).
+    order: "HND" or "NHD" where this tensor's is not what register() is given for all.
     cuda: the addresses are CUDA's; arrays say so themselves.
     """
 
@@ -41,6 +42,7 @@ class Tensor(NamedTuple):
     stride: Optional[int] = None
     replicated: bool = False
     cuda: bool = False
+    order: Optional[str] = None
 
 
 class Slabs(NamedTuple):

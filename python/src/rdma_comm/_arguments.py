@@ -23,7 +23,9 @@ _COMMON = (
 # What followed them: the 8th argument is a number in the second generation and a list in the third.
 _TP = (("prefill_tp_size",), ("prefill_tp_idx",))
 _SCALES = (("key_scale_ptrs",), ("value_scale_ptrs",), ("scale_block_bytes",))
+_KEYWORDS = (("kv_heads",),)
 _DEFAULTS: Dict[str, Any] = {
+    "kv_heads": 0,
     "prefill_tp_size": 1,
     "prefill_tp_idx": 0,
     "key_scale_ptrs": (),
@@ -45,6 +47,7 @@ class Arguments(NamedTuple):
     scale_bytes: int
     tp_size: int
     tp_rank: int
+    kv_heads: int
 
 
 def _is_number(value: object) -> bool:
@@ -61,7 +64,7 @@ def _bound(args: Sequence[Any], kwargs: Dict[str, Any]) -> Dict[str, Any]:
     if len(args) > len(order):
         raise TypeError(f"RDMACommunicator takes at most {len(order)} such arguments ({len(args)} given)")
     got: Dict[str, Any] = {names[0]: value for names, value in zip(order, args)}
-    canonical = {name: names[0] for names in _COMMON + _SCALES + _TP for name in names}
+    canonical = {name: names[0] for names in _COMMON + _SCALES + _TP + _KEYWORDS for name in names}
     for name, value in kwargs.items():
         if name not in canonical:
             near = difflib.get_close_matches(name, canonical, 1)
@@ -135,4 +138,5 @@ def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
         integer(got["scale_block_bytes"], "scale_block_bytes", 1 if scales else 0, 2**40),
         tp_size,
         integer(got["prefill_tp_idx"], "prefill_tp_idx", 0, tp_size - 1),
+        integer(got["kv_heads"], "kv_heads", 0, 65536),
     )

@@ -70,8 +70,15 @@ class _View:
                     tensors["k_scale"] = Tensor(a.key_scales, a.scale_bytes, cuda=cuda)
                 if a.value_scales:
                     tensors["v_scale"] = Tensor(a.value_scales, a.scale_bytes, cuda=cuda)
+                # The reference's rule: parts of a block lie one after the other, each the heads of one rank.
                 self._cache = self.engine.register(
-                    tensors, blocks=a.blocks, tp_size=self._size, tp_rank=self._rank, open=True
+                    tensors,
+                    blocks=a.blocks,
+                    tp_size=self._size,
+                    tp_rank=self._rank,
+                    order="HND",
+                    kv_heads=a.kv_heads if (self._size, self._rank) == (a.tp_size, a.tp_rank) else 0,
+                    open=True,
                 )
             return self._cache
 
@@ -106,10 +113,11 @@ class RDMACommunicator:
 
     RDMACommunicator(role, gpu_idx, port, key_ptrs, value_ptrs, block_number, block_bytes
                      [, key_scale_ptrs, value_scale_ptrs, scale_block_bytes]
-                     [, prefill_tp_size=1, prefill_tp_idx=0])
+                     [, prefill_tp_size=1, prefill_tp_idx=0], kv_heads=0)
 
     A decode process listens on `port` and needs no further call: blocks land, and writers are answered, by themselves.
-    Methods may be called from many threads; they release the GIL while they wait.
+    Methods may be called from many threads; they release the GIL while they wait. kv_heads: not part of the reference;
+    needed where a group has more ranks than the model has kv heads, so that several ranks hold the same head.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
