@@ -133,6 +133,28 @@ static int compare_caches(struct kv_cache *const *ours, const struct kv_hello *h
 	return 0;
 }
 
+static bool names(const struct kv_hello *hello, unsigned int id)
+{
+	for (uint32_t i = 0; i < hello->caches; i++)
+		if (hello->cache[i].cache_id == id)
+			return true;
+	return false;
+}
+
+/* A peer learns only of the caches that it named itself, and gets no other's memory. */
+static void forget_others(struct kv_peer *peer, const struct kv_hello *hello)
+{
+	struct kv_cache **known = peer->link->known;
+
+	pthread_mutex_lock(&peer->engine->lock);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (known[i] && !names(hello, i)) {
+			known[i]->peers--;
+			known[i] = NULL;
+		}
+	pthread_mutex_unlock(&peer->engine->lock);
+}
+
 static void fill_maps(struct kv_peer *peer, const struct kv_hello *hello)
 {
 	for (uint32_t i = 0; i < hello->caches; i++) {
@@ -175,6 +197,7 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 		peer->comm_rank = hello.comm_rank;
 	}
 	snprintf(peer->name, sizeof(peer->name), "%s", hello.name);
+	forget_others(peer, &hello);
 	fill_maps(peer, &hello);
 	return 0;
 }
