@@ -39,7 +39,9 @@ int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
 	return 0;
 }
 
-bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16])
+/* Address and port of one end: `name` is getsockname or getpeername. */
+static bool end_of(const struct tr_conn *conn, int (*name)(int, struct sockaddr *, socklen_t *),
+		   uint8_t end[18])
 {
 	static const uint8_t mapped[12] = { [10] = 0xff, [11] = 0xff };
 	struct sockaddr_storage sa;
@@ -47,15 +49,32 @@ bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16])
 	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)&sa;
 	socklen_t len = sizeof(sa);
 
-	if (kv_fault(TR_CONN_LOCAL) || getsockname(conn->sock, (struct sockaddr *)&sa, &len))
+	if (kv_fault(TR_CONN_LOCAL) || name(conn->sock, (struct sockaddr *)&sa, &len))
 		return false;
 	if (sa.ss_family == AF_INET6) {
-		memcpy(address, &ipv6->sin6_addr, 16);
+		memcpy(end, &ipv6->sin6_addr, 16);
+		memcpy(end + 16, &ipv6->sin6_port, 2);
 		return true;
 	}
-	memcpy(address, mapped, sizeof(mapped));
-	memcpy(address + sizeof(mapped), &ipv4->sin_addr, sizeof(ipv4->sin_addr));
+	memcpy(end, mapped, sizeof(mapped));
+	memcpy(end + sizeof(mapped), &ipv4->sin_addr, sizeof(ipv4->sin_addr));
+	memcpy(end + 16, &ipv4->sin_port, 2);
 	return sa.ss_family == AF_INET;
+}
+
+bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16])
+{
+	uint8_t end[18];
+
+	if (!end_of(conn, getsockname, end))
+		return false;
+	memcpy(address, end, 16);
+	return true;
+}
+
+bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends)
+{
+	return end_of(conn, getsockname, ends->local) && end_of(conn, getpeername, ends->remote);
 }
 
 /* A host that vanishes without a word is noticed after about 5 s. */

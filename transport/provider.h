@@ -163,6 +163,14 @@ void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider
 bool tr_conn_line_order(const struct tr_conn *conn);
 /* This end's IP address of the control connection, IPv4 as IPv6 maps it; false: not known. */
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16]);
+/*
+ * Address (IPv4 as IPv6 maps it) and port of both ends of the control connection, as this end sees
+ * them; false: not known.
+ */
+struct tr_conn_ends {
+	uint8_t local[18], remote[18];
+};
+bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends);
 struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index);
 struct tr_counters *tr_conn_count(struct tr_conn *conn);
 void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)

@@ -2,6 +2,7 @@
 /* tr_pair.c -- two processes with a connection between them */
 #include "tr_pair.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
@@ -138,13 +140,59 @@ static int step(struct pair_side *s, struct kv_error *err)
 	return ret;
 }
 
+/* Both ways until one side is at its end. */
+static void pump(int a, int b)
+{
+	struct pollfd p[] = { { .fd = a, .events = POLLIN }, { .fd = b, .events = POLLIN } };
+	char buf[4096];
+
+	while (poll(p, 2, -1) > 0)
+		for (int i = 0; i < 2; i++) {
+			ssize_t n = p[i].revents ? read(p[i].fd, buf, sizeof(buf)) : 1;
+
+			if (n <= 0)
+				return;
+			if (p[i].revents && write(p[!i].fd, buf, (size_t)n) != n)
+				return;
+		}
+}
+
+uint32_t pair_relay(uint32_t port)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(sa);
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	pid_t pid;
+
+	PAIR_CHECK(listener >= 0 && !bind(listener, (struct sockaddr *)&sa, len) &&
+		   !listen(listener, 1) && !getsockname(listener, (struct sockaddr *)&sa, &len));
+	pid = fork();
+	PAIR_CHECK(pid >= 0);
+	if (!pid) {
+		int to = socket(AF_INET, SOCK_STREAM, 0), from = accept(listener, NULL, NULL);
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		sa.sin_port = htons((uint16_t)port);
+		PAIR_CHECK(!connect(to, (struct sockaddr *)&sa, sizeof(sa)));
+		pump(from, to);
+		_exit(0);
+	}
+	close(listener);
+	return ntohs(sa.sin_port);
+}
+
 int pair_connect(struct pair_side *s, struct kv_error *err)
 {
 	struct tr_conn_config config = { .ops = &pair_ops, .arg = s, .flags = s->config->flags };
 	int ret;
 
 	if (!s->child) {
-		ret = tr_connect(s->tr, NULL, (uint32_t)pair_hear(s), &config, &s->conn, err);
+		uint32_t port = (uint32_t)pair_hear(s);
+
+		if (s->config->relayed)
+			port = pair_relay(port);
+		ret = tr_connect(s->tr, NULL, port, &config, &s->conn, err);
 		return ret ? ret : step(s, err);
 	}
 	if (!s->listener) {

@@ -38,6 +38,7 @@ struct pair_config {
 	bool parent_pool, child_pool;	      /* the region comes from tr_alloc */
 	size_t region;			      /* bytes; 0: none */
 	size_t ring;			      /* 0: default */
+	bool relayed; /* the control connection goes through a process in between */
 	unsigned int flags;		      /* enum tr_conn_flags */
 	unsigned int access;		      /* 0: remote read and write */
 	void *arg;
@@ -78,6 +79,8 @@ int pair_run(const struct pair_config *config, pair_fn *parent, pair_fn *child);
 void pair_open(struct pair_side *s); /* context and region */
 int pair_connect(struct pair_side *s,
 		 struct kv_error *err); /* both sides call it; the handshake's result */
+/* A relay to this port in a process of its own, which ends with its connection: its port. */
+uint32_t pair_relay(uint32_t port);
 void pair_up(struct pair_side *s);	/* pair_open and pair_connect, which must succeed */
 void pair_down(struct pair_side *s);	/* closes everything that is open */
 

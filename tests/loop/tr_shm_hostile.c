@@ -3,11 +3,14 @@
  * tr_shm_hostile.c -- a peer that writes nonsense into the shared ring: the connection ends with
  * KV_ERR_PROTOCOL, the process and its memory stay as they were
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -182,6 +185,58 @@ static void pool_without_seals(struct pair_side *s, struct shm_conn *sc)
 	PAIR_CHECK(f && !link_send(sc, &message, fileno(f), &err));
 }
 
+static void pass(struct shm_conn *sc, int fd)
+{
+	struct link_message message = { .kind = LINK_POOL, .id = 1234, .len = 2 << 20 };
+	struct kv_error err;
+
+	PAIR_CHECK(fd >= 0 && !link_send(sc, &message, fd, &err));
+	close(fd);
+}
+
+static int sealed(unsigned int flags, int seals)
+{
+	int fd = memfd_create("pool", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
+
+	PAIR_CHECK(fd < 0 || (!ftruncate(fd, 2 << 20) && !fcntl(fd, F_ADD_SEALS, seals)));
+	return fd;
+}
+
+/*
+ * Its owner can punch a hole and keep every huge page: then who writes there dies. Where there are
+ * no huge pages at all, the memfd can still be made.
+ */
+static void pool_of_huge_pages(struct pair_side *s, struct shm_conn *sc)
+{
+	(void)s;
+	pass(sc, sealed(MFD_HUGETLB, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+}
+
+static void pool_that_must_not_be_written(struct pair_side *s, struct shm_conn *sc)
+{
+	(void)s;
+	pass(sc, sealed(0, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE));
+}
+
+static void pool_that_is_a_pipe(struct pair_side *s, struct shm_conn *sc)
+{
+	int fd[2];
+
+	(void)s;
+	PAIR_CHECK(!pipe2(fd, O_CLOEXEC));
+	pass(sc, fd[0]);
+	close(fd[1]);
+}
+
+static void pool_shorter_than_it_says(struct pair_side *s, struct shm_conn *sc)
+{
+	int fd = memfd_create("pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	(void)s;
+	PAIR_CHECK(!ftruncate(fd, 4096) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
+	pass(sc, fd);
+}
+
 static const struct attack attacks[] = {
 	{ tail_between_records, "corrupt", 0 },
 	{ tail_far_ahead, "corrupt", 0 },
@@ -203,6 +258,10 @@ static const struct attack attacks[] = {
 	{ strange_word_on_the_socket, "malformed", 0 },
 	{ strange_kind_on_the_socket, "does not belong", 0 },
 	{ pool_without_seals, "no new sealed memfd", 0 },
+	{ pool_of_huge_pages, "no new sealed memfd", 0 },
+	{ pool_that_must_not_be_written, "cannot be written", 0 },
+	{ pool_that_is_a_pipe, "no new sealed memfd", 0 },
+	{ pool_shorter_than_it_says, "no new sealed memfd", 0 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };
@@ -238,10 +297,23 @@ static void attacker(struct pair_side *s)
 	pair_down(s);
 }
 
+static bool has_huge_memfd(void)
+{
+	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB);
+
+	if (fd < 0)
+		print_message("no memfd of huge pages here: %s\n", strerror(errno));
+	else
+		close(fd);
+	return fd >= 0;
+}
+
 static void each_lie_in_the_ring_ends_the_connection_and_nothing_else(void **state)
 {
 	(void)state;
 	for (size_t i = 0; i < ATTACKS; i++) {
+		if (attacks[i].act == pool_of_huge_pages && !has_huge_memfd())
+			continue;
 		struct pair_config config = { .parent_path = "ring",
 					      .child_path = "ring",
 					      .region = REGION,

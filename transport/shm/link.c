@@ -119,6 +119,10 @@ static int handle(struct shm_conn *sc, const struct link_message *message, int f
 		close(fd);
 	if (message->kind == LINK_DOORBELL && fd < 0)
 		return 0;
+	if (message->kind == LINK_ENDS && fd < 0 && sc->side == SEGMENT_CONNECTING) {
+		trust_compare_ends(sc, &message->ends);
+		return 0;
+	}
 	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 		       "message kind %u on the peer's local socket does not belong there",
 		       message->kind);
@@ -130,7 +134,8 @@ int link_drain(struct shm_conn *sc, struct kv_error *err)
 	struct kv_error cause;
 	int fd, ret = 0;
 
-	while (!ret && !sc->hung_up) {
+	/* Bounded: a peer that rings without end must not keep the thread that serves others. */
+	for (int i = 0; i < SHM_LINK_MESSAGES && !ret && !sc->hung_up; i++) {
 		ret = link_receive(sc, sc->sock, &message, &fd, &cause);
 		if (!ret)
 			ret = handle(sc, &message, fd, &cause);
@@ -173,6 +178,7 @@ int link_identify(struct shm_conn *sc, struct kv_error *err)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake",
 				     "cannot tell who the peer's process is");
 	sc->pid = cred.pid;
+	sc->uid = cred.uid;
 
 	len = sizeof(sc->pidfd);
 	if (kv_fault(SHM_PIDFD)
@@ -180,8 +186,10 @@ int link_identify(struct shm_conn *sc, struct kv_error *err)
 		    : getsockopt(sc->sock, SOL_SOCKET, SO_PEERPIDFD, &sc->pidfd, &len)) {
 		sc->pidfd = -1;
 		/*
-		 * Before Linux 6.5: by number. The peer is alive (its socket is open), so the
-		 * number is its own.
+		 * Before Linux 6.5: by number. A socket outlives the process that made it where it
+		 * was passed on or inherited; then the number may be another process's by now. An
+		 * engine does neither with its socket, and what a peer that does so reaches is a
+		 * process that this one may write to and that its user could have named itself.
 		 */
 		if (errno == ENOPROTOOPT && sc->pid > 0)
 			sc->pidfd = (int)syscall(SYS_pidfd_open, sc->pid, 0);

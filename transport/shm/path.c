@@ -66,6 +66,8 @@ static const char *no_pool(const struct shm_conn *sc, const struct description *
 {
 	if (sc->ctx->forced != SHM_AUTO && sc->ctx->forced != SHM_POOL)
 		return "KVCACHE_SHM_PATH";
+	if (trust_refuses(sc))
+		return trust_refuses(sc);
 	if (!sc->peer_allows_pool)
 		return "the peer allows no direct writes";
 	if (!d->in_pool)
@@ -77,6 +79,8 @@ static const char *no_cma(const struct shm_conn *sc)
 {
 	if (sc->ctx->forced != SHM_AUTO && sc->ctx->forced != SHM_CMA)
 		return "KVCACHE_SHM_PATH";
+	if (trust_refuses(sc))
+		return trust_refuses(sc);
 	if (!sc->peer_allows_cma)
 		return "the peer allows no direct writes";
 	if (sc->line_order)
@@ -84,21 +88,19 @@ static const char *no_cma(const struct shm_conn *sc)
 	return sc->cma_works ? NULL : sc->no_cma;
 }
 
-/* Maps the pool of a region: 0, or PROTOCOL, or what mmap said. */
+/* Where a region lies in its mapped pool; *addr_p NULL: the pool is not mapped. */
 static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64_t len,
 			uint8_t **addr_p, struct kv_error *err)
 {
 	int ret;
 
+	*addr_p = NULL;
 	if (d->pool_off > d->pool_len || len > d->pool_len - d->pool_off)
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a region of %llu bytes does not lie in its pool",
 			       (unsigned long long)len);
-	ret = pool_map(sc, d->pool_id, d->pool_len, addr_p, err);
-	if (!ret && !*addr_p)
-		ret = kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
-			      "the peer describes a pool that it did not pass");
-	if (!ret)
+	ret = pool_find(sc, d->pool_id, d->pool_len, addr_p, err);
+	if (!ret && *addr_p)
 		*addr_p += d->pool_off;
 	return ret;
 }
@@ -111,9 +113,17 @@ static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct descrip
 	char text[48];
 
 	if (!pool_why) {
+		int ret = open_in_pool(sc, d, len, &rm->addr, err);
+
+		if (ret)
+			return ret;
+		if (!rm->addr)
+			pool_why = "the peer's pools are too large to map";
+	}
+	if (!pool_why) {
 		rm->path = SHM_POOL;
 		tr_conn_set_path(sc->conn, "memfd pool, %s", stores_text(sc, text, sizeof(text)));
-		return open_in_pool(sc, d, len, &rm->addr, err);
+		return 0;
 	}
 	if (forced == SHM_POOL)
 		return kv_fail(err, KV_ERR_UNREACHABLE, "mem_open",
@@ -130,7 +140,7 @@ static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct descrip
 			       "KVCACHE_SHM_PATH is cma, but %s", cma_why);
 	rm->path = SHM_RING;
 	rm->cma_any_order = forced == SHM_AUTO && sc->line_order && sc->peer_allows_cma &&
-			    sc->cma_works && cma_reaches(sc, rm->addr);
+			    !trust_refuses(sc) && sc->cma_works && cma_reaches(sc, rm->addr);
 	tr_conn_set_path(sc->conn, "ring (%s)%s", cma_why,
 			 rm->cma_any_order ? ", process_vm for any order" : "");
 	return 0;

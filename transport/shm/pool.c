@@ -2,17 +2,16 @@
 /*
  * pool.c -- memfd pools: ours passed to the peer, the peer's checked and mapped
  *
- * A pool is passed once per connection, when a region in it is first described, and stays mapped
- * until the connection is closed.
+ * A pool is passed once per connection, when a region in it is first described. It is mapped when
+ * it arrives, so that no descriptor of a peer is kept, and stays so until the connection is closed.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "shm.h"
 
 int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struct kv_error *err)
@@ -45,69 +44,114 @@ static struct shm_pool *find(struct shm_conn *sc, uint64_t id)
 	return NULL;
 }
 
-/* Without the seal the peer could shrink the file under our mapping and kill us with SIGBUS. */
-static bool is_sound(int fd, uint64_t len)
+/* Counts the bytes against both budgets, or returns false. */
+static bool take_budget(struct shm_conn *sc, uint64_t len)
 {
-	int seals = fcntl(fd, F_GET_SEALS);
-	struct stat st;
+	uint64_t all;
 
-	return seals >= 0 && (seals & F_SEAL_SHRINK) && !fstat(fd, &st) && len &&
-	       len <= INT64_MAX && st.st_size >= (int64_t)len;
+	if (len > SHM_MAP_PEER_BYTES || sc->mapped > SHM_MAP_PEER_BYTES - len)
+		return false;
+	all = atomic_fetch_add(&sc->ctx->mapped, len);
+	if (all > SHM_MAP_ALL_BYTES - len) {
+		atomic_fetch_sub(&sc->ctx->mapped, len);
+		return false;
+	}
+	sc->mapped += len;
+	return true;
+}
+
+static void give_budget(struct shm_conn *sc, uint64_t len)
+{
+	atomic_fetch_sub(&sc->ctx->mapped, len);
+	sc->mapped -= len;
+}
+
+/* 0, also where there is no address space for it: then it is known and not mapped. */
+static int map_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, struct kv_error *err)
+{
+	void *at;
+
+	if (!take_budget(sc, pool->len)) {
+		kv_log_warn(tr_conn_tr(sc->conn)->log,
+			    "a pool of %llu bytes of %s is not mapped: one peer's may have %llu "
+			    "bytes, those of all peers %llu",
+			    (unsigned long long)pool->len, tr_conn_address(sc->conn),
+			    (unsigned long long)SHM_MAP_PEER_BYTES,
+			    (unsigned long long)SHM_MAP_ALL_BYTES);
+		return 0;
+	}
+	at = kv_fault(SHM_POOL_MMAP)
+		     ? (errno = ENOMEM, MAP_FAILED)
+		     : mmap(NULL, pool->len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (at == MAP_FAILED) {
+		int error = errno;
+
+		give_budget(sc, pool->len);
+		/* Not opened for writing, or sealed against it. */
+		if (error == EACCES || error == EPERM)
+			return kv_fail_errno(err, KV_ERR_PROTOCOL, error, "shm",
+					     "the peer passed a pool that cannot be written");
+		kv_log_warn(tr_conn_tr(sc->conn)->log,
+			    "a pool of %llu bytes of %s cannot be mapped: %s",
+			    (unsigned long long)pool->len, tr_conn_address(sc->conn),
+			    kv_errno_text(error));
+		return 0;
+	}
+	madvise(at, pool->len, MADV_DONTFORK);
+	pool->addr = at;
+	return 0;
 }
 
 int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct kv_error *err)
 {
-	if (sc->pools == SHM_POOLS_MAX || find(sc, id) || !is_sound(fd, len)) {
+	struct shm_pool *pool = &sc->pool[sc->pools];
+	int ret;
+
+	if (trust_refuses(sc)) { /* it trusts this end more than this end trusts it */
+		close(fd);
+		return 0;
+	}
+	if (sc->pools == SHM_POOLS_MAX || find(sc, id) || !memfd_is_sound(fd, len)) {
 		close(fd);
 		return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 			       "the peer passed a pool of %llu bytes that is %s",
 			       (unsigned long long)len,
 			       sc->pools == SHM_POOLS_MAX ? "one too many" : "no new sealed memfd");
 	}
-	sc->pool[sc->pools++] = (struct shm_pool){ .id = id, .len = len, .fd = fd };
-	return 0;
+	*pool = (struct shm_pool){ .id = id, .len = len };
+	ret = map_pool(sc, pool, fd, err);
+	close(fd);
+	if (!ret)
+		sc->pools++;
+	return ret;
 }
 
-int pool_map(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p, struct kv_error *err)
+int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
+	      struct kv_error *err)
 {
-	struct shm_pool *pool;
-	void *at;
+	const struct shm_pool *pool;
 	int ret = link_drain(sc, err);
 
-	*addr_p = NULL;
 	if (ret)
 		return ret;
 	pool = find(sc, id);
 	if (!pool)
-		return 0;
+		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
+			       "the peer describes a pool that it did not pass");
 	if (pool->len != len)
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a region's pool has %llu bytes, but %llu were passed",
 			       (unsigned long long)len, (unsigned long long)pool->len);
-	if (!pool->addr) {
-		at = kv_fault(SHM_POOL_MMAP)
-			     ? (errno = ENOMEM, MAP_FAILED)
-			     : mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, pool->fd, 0);
-		if (at == MAP_FAILED)
-			return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "mem_open",
-					     "cannot map a pool of the peer of %llu bytes",
-					     (unsigned long long)len);
-		madvise(at, len, MADV_DONTFORK);
-		close(pool->fd);
-		pool->fd = -1;
-		pool->addr = at;
-	}
 	*addr_p = pool->addr;
 	return 0;
 }
 
 void pool_close_all(struct shm_conn *sc)
 {
-	for (unsigned int i = 0; i < sc->pools; i++) {
-		if (sc->pool[i].addr)
+	for (unsigned int i = 0; i < sc->pools; i++)
+		if (sc->pool[i].addr) {
 			munmap(sc->pool[i].addr, sc->pool[i].len);
-		if (sc->pool[i].fd >= 0)
-			close(sc->pool[i].fd);
-	}
+			give_budget(sc, sc->pool[i].len);
+		}
 	sc->pools = 0;
 }

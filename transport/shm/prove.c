@@ -9,11 +9,12 @@
  *                                                makes the segment with a nonce in it
  *                                  <- AF_UNIX -  token, the segment's descriptor
  *   setup_get: the token is right, so both
- *          sockets have the same peer <- TCP -   flags, probe address
+ *          sockets have the same peer <- TCP -   flags
  *   setup_put: the nonce that it read
  *          in the segment            - TCP ->    setup_get: it is right: the memory is shared
  *
- * Each end then tries process_vm_readv and process_vm_writev on a word that the other named
+ * On the local socket each end also says which TCP connection it has, so that a relay is noticed,
+ * and learns the other's user (trust.c). Whether process_vm_* works is tried without the peer
  * (cma.c).
  */
 #include <errno.h>
@@ -83,8 +84,7 @@ static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct 
 	sc->sock = -1;
 	sc->pidfd = -1;
 	if (kv_fault(SHM_RANDOM) ? (errno = EIO, true)
-				 : getrandom(sc->probe.nonce, sizeof(sc->probe.nonce), 0) < 0 ||
-					   getrandom(sc->token, sizeof(sc->token), 0) < 0 ||
+				 : getrandom(sc->token, sizeof(sc->token), 0) < 0 ||
 					   getrandom(sc->nonce, sizeof(sc->nonce), 0) < 0) {
 		free(sc);
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake", "getrandom");
@@ -106,6 +106,7 @@ static int unix_socket(int *fd_p, struct kv_error *err)
 int shm_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
 	      struct kv_error *err)
 {
+	const struct shm_ctx *ctx_p = ctx;
 	struct shm_conn *sc;
 	struct sockaddr_un sa;
 	socklen_t len;
@@ -126,6 +127,7 @@ int shm_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer
 	}
 	wire_put_bytes(w, sc->nonce, NAME_BYTES);
 	wire_put_bytes(w, sc->token, sizeof(sc->token));
+	wire_put_u64(w, ctx_p->ring_bytes);
 	*priv_p = sc;
 	return 0;
 
@@ -168,14 +170,18 @@ static int watch(struct shm_conn *sc, struct kv_error *err)
 	return ret;
 }
 
-static int pass_segment(struct shm_conn *sc, const uint8_t token[16], struct kv_error *err)
+static int pass_segment(struct shm_conn *sc, const uint8_t token[16], uint64_t ring_bytes,
+			struct kv_error *err)
 {
 	struct link_message message = { .kind = LINK_SEGMENT };
 	int fd, ret;
 
-	ret = segment_create(&sc->seg, sc->ctx->ring_bytes, sc->nonce, &fd, err);
+	if (ring_bytes > sc->ctx->ring_bytes)
+		ring_bytes = sc->ctx->ring_bytes;
+	ret = segment_create(&sc->seg, ring_bytes, sc->nonce, &fd, err);
 	if (ret)
 		return ret;
+	tr_conn_ends(sc->conn, &message.ends);
 	memcpy(message.token, token, sizeof(message.token));
 	ret = link_send(sc, &message, fd, err);
 	close(fd);
@@ -189,12 +195,14 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 	      struct kv_error *err)
 {
 	uint8_t name[NAME_BYTES], token[16];
+	uint64_t ring_bytes;
 	struct shm_conn *sc;
 	int ret;
 
 	wire_get_bytes(r, name, sizeof(name));
 	wire_get_bytes(r, token, sizeof(token));
-	if (!wire_done(r))
+	ring_bytes = wire_get_u64(r);
+	if (!wire_done(r) || ring_bytes < RING_BYTES_MIN || (ring_bytes & (ring_bytes - 1)))
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "the shm offer is malformed");
 	ret = new_conn(ctx, conn, SEGMENT_CONNECTING, &sc, err);
 	if (ret)
@@ -203,7 +211,7 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 	if (!ret)
 		ret = link_identify(sc, err);
 	if (!ret)
-		ret = pass_segment(sc, token, err);
+		ret = pass_segment(sc, token, ring_bytes, err);
 	if (!ret)
 		ret = watch(sc, err);
 	if (ret) {
@@ -248,8 +256,9 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 			sc->sock = sock;
 			close(sc->listen_fd);
 			sc->listen_fd = -1;
-			ret = segment_open(&sc->seg, fd, err);
+			ret = segment_open(&sc->seg, fd, sc->ctx->ring_bytes, err);
 			close(fd);
+			trust_compare_ends(sc, &message.ends);
 			return ret;
 		}
 		if (fd >= 0)
@@ -271,34 +280,42 @@ int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 
 	(void)err;
 	/*
-	 * A writer with direct access must be one whose death we can see (invariant 4 of the
-	 * design).
+	 * A writer with direct access must be of a user that may have it, and one whose death we
+	 * can see (invariant 4 of the design).
 	 */
-	if (sc->pidfd >= 0 && (forced == SHM_AUTO || forced == SHM_POOL))
+	if (trust_user(sc) && sc->pidfd >= 0 && (forced == SHM_AUTO || forced == SHM_POOL))
 		flags |= SETUP_ALLOWS_POOL;
-	if (sc->pidfd >= 0 && (forced == SHM_AUTO || forced == SHM_CMA))
+	if (trust_user(sc) && sc->pidfd >= 0 && (forced == SHM_AUTO || forced == SHM_CMA))
 		flags |= SETUP_ALLOWS_CMA;
 	sc->we_allow_direct = flags & (SETUP_ALLOWS_POOL | SETUP_ALLOWS_CMA);
 	if (sc->side == SEGMENT_ACCEPTING)
 		memcpy(nonce, sc->seg.shared->nonce, sizeof(nonce));
 	wire_put_u32(w, flags);
 	wire_put_bytes(w, nonce, sizeof(nonce));
-	wire_put_u64(w, (uintptr_t)&sc->probe);
-	wire_put_bytes(w, sc->probe.nonce, sizeof(sc->probe.nonce));
 	return 0;
+}
+
+static int tell_ends(struct shm_conn *sc, struct kv_error *err)
+{
+	struct link_message message = { .kind = LINK_ENDS };
+	int ret;
+
+	tr_conn_ends(sc->conn, &message.ends);
+	ret = link_send(sc, &message, -1, err);
+	/* The peer takes none of its messages: it will hear of no doorbell either. */
+	return ret == TR_AGAIN ? kv_fail(err, KV_ERR_PEER_LOST, "handshake",
+					 "the peer's local socket takes no message")
+			       : ret;
 }
 
 int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	uint32_t flags = wire_get_u32(r);
-	uint8_t nonce[16], probe_nonce[16];
-	uint64_t probe_addr;
+	uint8_t nonce[16];
 	int ret = 0;
 
 	wire_get_bytes(r, nonce, sizeof(nonce));
-	probe_addr = wire_get_u64(r);
-	wire_get_bytes(r, probe_nonce, sizeof(probe_nonce));
 	if (r->bad)
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "the shm setup is malformed");
 	if (sc->side == SEGMENT_ACCEPTING) {
@@ -307,17 +324,23 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 			ret = link_identify(sc, err);
 		if (!ret)
 			ret = watch(sc, err);
+		if (!ret)
+			ret = tell_ends(sc, err);
 		if (ret)
 			return ret;
 	} else if (memcmp(nonce, sc->nonce, sizeof(nonce))) {
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "the peer does not see the memory that was passed to it");
+	} else {
+		ret = link_drain(sc, err); /* its ends of the control connection */
+		if (ret)
+			return ret;
 	}
 	sc->peer_allows_pool = flags & SETUP_ALLOWS_POOL;
 	sc->peer_allows_cma = flags & SETUP_ALLOWS_CMA;
 	sc->line_order = tr_conn_line_order(conn) || (flags & SETUP_LINE_ORDER);
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
-	cma_probe(sc, probe_addr, probe_nonce);
+	cma_probe(sc);
 	tr_conn_set_path(conn, "same host, no region opened yet");
 	if (!sc->cma_works)
 		kv_log_info(tr_conn_tr(conn)->log, "process_vm_writev is not used: %s", sc->no_cma);

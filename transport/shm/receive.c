@@ -133,7 +133,7 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 	const uint8_t *payload;
 	int done = 0, ret = 0;
 
-	while (sc->in.head < end) {
+	while (sc->in.head < end && done < SHM_PROGRESS_RECORDS) {
 		ret = ring_next(&sc->in, &record, &payload);
 		if (ret < 0)
 			return kv_fail(err, KV_ERR_PROTOCOL, "shm",

@@ -4,9 +4,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -15,7 +17,7 @@
 #define SEGMENT_MAGIC UINT64_C(0x31676573726b766b)
 
 enum {
-	SEGMENT_VERSION = 1,
+	SEGMENT_VERSION = 2,
 	SEGMENT_SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL,
 	SEGMENT_RINGS_AT = 4096,
 };
@@ -81,18 +83,24 @@ close_fd:
 	return ret;
 }
 
-int segment_open(struct segment *seg, int fd, struct kv_error *err)
+bool memfd_is_sound(int fd, uint64_t len)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct statfs fs;
+	struct stat st;
+
+	return seals >= 0 && (seals & F_SEAL_SHRINK) && !fstatfs(fd, &fs) &&
+	       fs.f_type == TMPFS_MAGIC && !fstat(fd, &st) && len && len <= INT64_MAX &&
+	       st.st_size >= (int64_t)len;
+}
+
+int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error *err)
 {
 	struct segment_shared header;
 	struct stat st;
-	int seals = fcntl(fd, F_GET_SEALS);
 	ssize_t n;
 
-	/*
-	 * Without the seal the peer could shrink the file under our mapping and kill us with
-	 * SIGBUS.
-	 */
-	if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(fd, &st))
+	if (!memfd_is_sound(fd, total(RING_BYTES_MIN)) || fstat(fd, &st))
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "the peer's shared segment is not a sealed memfd");
 	do
@@ -104,7 +112,7 @@ int segment_open(struct segment *seg, int fd, struct kv_error *err)
 				     "cannot read the peer's shared segment");
 	if (n != sizeof(header) || header.magic != SEGMENT_MAGIC ||
 	    header.version != SEGMENT_VERSION || header.ring_bytes < RING_BYTES_MIN ||
-	    header.ring_bytes > RING_BYTES_MAX || (header.ring_bytes & (header.ring_bytes - 1)) ||
+	    header.ring_bytes > ring_bytes || (header.ring_bytes & (header.ring_bytes - 1)) ||
 	    (uint64_t)st.st_size != total(header.ring_bytes))
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "the peer's shared segment of %lld bytes has a bad header",

@@ -39,11 +39,21 @@ struct segment {
 	uint64_t ring_bytes; /* a power of two; our copy, not the shared one */
 };
 
+/*
+ * Whether a peer cannot take these bytes away from whoever maps them, which would end this process
+ * with SIGBUS: a memfd of tmpfs, sealed against shrinking. A hole punched into it reads as zeroes;
+ * one in a memfd of huge pages is gone where no huge page is free.
+ */
+bool memfd_is_sound(int fd, uint64_t len);
+
 /* Makes and maps a sealed memfd; the caller passes *fd_p to the peer and closes it. */
 int segment_create(struct segment *seg, uint64_t ring_bytes, const uint8_t nonce[16], int *fd_p,
 		   struct kv_error *err);
-/* Checks and maps what a peer passed: seals, size, header. Does not close the fd. */
-int segment_open(struct segment *seg, int fd, struct kv_error *err);
+/*
+ * Checks and maps what a peer passed: seals, size, header; rings of at most ring_bytes. Does not
+ * close the fd.
+ */
+int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error *err);
 void segment_close(struct segment *seg);
 void segment_rings(const struct segment *seg, int side, struct ring_out *out, struct ring_in *in);
 

@@ -46,7 +46,7 @@ static uint64_t nt_from(const char *word)
 static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 {
 	struct shm_ctx *ctx = kv_fault(SHM_CTX) ? NULL : calloc(1, sizeof(*ctx));
-	int threads = (int)kv_option_int(tr->options, KV_OPT_NET_COPY_THREADS), ret = 0;
+	int threads = (int)kv_option_int(tr->options, KV_OPT_NET_COPY_THREADS), ret;
 
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the shm provider");
@@ -55,7 +55,8 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->nt_from = nt_from(kv_option_string(tr->options, KV_OPT_SHM_STORES));
 	ctx->ring_bytes = ring_bytes((uint64_t)kv_option_int(tr->options, KV_OPT_SHM_RING));
 	ctx->nt = store_nt(&ctx->nt_name);
-	if (threads)
+	ret = trust_read(ctx, err);
+	if (!ret && threads)
 		ret = copy_open(threads, &ctx->copy, err);
 	if (ret)
 		free(ctx);

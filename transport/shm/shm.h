@@ -6,6 +6,7 @@
  *   link.c     the AF_UNIX socket afterwards: pools, doorbell, death
  *   segment.c  the shared memory of a connection
  *   ring.c     records in it
+ *   trust.c    who may reach memory directly
  *   path.c     how a region of the peer is reached, and why
  *   pool.c     the peer's memfd pools
  *   cma.c      process_vm_writev, process_vm_readv
@@ -26,6 +27,9 @@
 
 enum shm_limits {
 	SHM_POOLS_MAX = 64,	      /* pools of one side that the other may map, per connection */
+	SHM_UIDS_MAX = 33,	      /* users with direct access: this one and 32 of the option */
+	SHM_LINK_MESSAGES = 128,      /* that one look at the local socket takes */
+	SHM_PROGRESS_RECORDS = 2048,  /* that one progress consumes at most, and */
 	SHM_READS_MAX = 64,	      /* ring reads that are not answered, per side */
 	SHM_ADD_BYTES = 16 << 20,     /* that one op_add copies: how long it may keep its caller */
 	SHM_CMA_SPANS = 256,	      /* iovecs of one process_vm_writev */
@@ -39,6 +43,14 @@ enum shm_limits {
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
 
+/*
+ * Address space for pools of peers. A pool may be sparse, so its size costs its owner nothing, but
+ * this process has only 128 TiB for all of them. A pool that does not fit is not mapped: its
+ * regions take another path.
+ */
+#define SHM_MAP_PEER_BYTES (UINT64_C(4) << 40) /* of one connection */
+#define SHM_MAP_ALL_BYTES (UINT64_C(32) << 40) /* of one context */
+
 enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING };
 
 struct shm_ctx {
@@ -48,14 +60,16 @@ struct shm_ctx {
 	store_fn *nt;
 	const char *nt_name;
 	uint64_t ring_bytes;
+	uid_t uid[SHM_UIDS_MAX]; /* users with direct access */
+	unsigned int uids;
+	_Atomic uint64_t mapped; /* bytes of peers' pools */
 	struct copy_pool *copy; /* NULL: no threads are wanted */
 };
 
 /* A pool of the peer, passed over the socket. */
 struct shm_pool {
 	uint64_t id, len;
-	int fd;	       /* until it is mapped */
-	uint8_t *addr; /* NULL until a region in it is opened */
+	uint8_t *addr; /* NULL: not mapped, for lack of address space */
 };
 
 /* rmem->priv */
@@ -110,12 +124,6 @@ struct shm_answer {
 	uint32_t line; /* where in a 128-byte line of the reader the next byte goes */
 };
 
-/* What the peer reads and writes with process_vm_* to learn whether it may. */
-struct shm_probe {
-	uint8_t nonce[16];
-	_Atomic uint32_t touched;
-};
-
 struct shm_conn {
 	struct shm_ctx *ctx;
 	struct tr_conn *conn;
@@ -124,11 +132,12 @@ struct shm_conn {
 	int sock;      /* AF_UNIX; -1 until it is connected */
 	int pidfd;     /* of the peer, or -1 and why in no_pidfd */
 	pid_t pid;     /* of the peer as this process sees it, 0: not visible */
+	uid_t uid;     /* of the peer */
+	bool same_ends; /* the local socket and the control connection lead to the same process */
 
 	char no_pidfd[64];
 	uint8_t token[16];
 	uint8_t nonce[16]; /* in the segment; accepting side: the local socket's name */
-	struct shm_probe probe;
 
 	bool peer_allows_pool, peer_allows_cma; /* it could watch us die */
 	bool we_allow_direct;
@@ -167,6 +176,7 @@ struct shm_conn {
 
 	struct shm_pool pool[SHM_POOLS_MAX];
 	unsigned int pools;
+	uint64_t mapped; /* bytes of them */
 	uint64_t sent_pool[SHM_POOLS_MAX];
 	unsigned int sent_pools;
 };
@@ -180,20 +190,33 @@ int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
 void shm_stop(struct tr_conn *conn, void *priv);
 
+/* trust.c */
+int trust_read(struct shm_ctx *ctx, struct kv_error *err); /* KVCACHE_SHM_ALLOW_UIDS */
+bool trust_user(const struct shm_conn *sc);		   /* may have our memory */
+const char *trust_refuses(const struct shm_conn *sc);	   /* why we do not use its; or NULL */
+/*
+ * What arrives by TCP (addresses, offsets) is used on the process at the other end of the local
+ * socket. A relay between two trusted processes could name any address of either, so each end says
+ * on the local socket which TCP connection it has.
+ */
+void trust_compare_ends(struct shm_conn *sc, const struct tr_conn_ends *theirs);
+
 /* link.c */
-enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL };
+enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL, LINK_ENDS };
 struct link_message {
 	uint32_t kind;
 	uint32_t zero;
-	uint8_t token[16]; /* SEGMENT */
-	uint64_t id, len;  /* POOL */
+	uint8_t token[16];	  /* SEGMENT */
+	uint64_t id, len;	  /* POOL */
+	struct tr_conn_ends ends; /* SEGMENT, ENDS: of the sender's control connection */
+	uint32_t pad;
 };
 int link_send(struct shm_conn *sc, const struct link_message *message, int fd,
 	      struct kv_error *err);
 /* 0, TR_AGAIN (nothing there), or negative; *fd_p is -1 or the caller's. */
 int link_receive(struct shm_conn *sc, int sock, struct link_message *message, int *fd_p,
 		 struct kv_error *err);
-/* Takes everything that waits on the socket. Sets hung_up at its end. */
+/* Takes what waits on the socket, up to SHM_LINK_MESSAGES. Sets hung_up at its end. */
 int link_drain(struct shm_conn *sc, struct kv_error *err);
 void link_wake(struct shm_conn *sc,
 	       uint32_t why); /* rings the doorbell if the peer sleeps for it */
@@ -204,9 +227,9 @@ bool link_peer_is_dead(const struct shm_conn *sc);
 /* pool.c */
 int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struct kv_error *err);
 int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct kv_error *err);
-/* Maps it; *addr_p NULL: the peer never passed it. */
-int pool_map(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
-	     struct kv_error *err);
+/* Where it is mapped; *addr_p NULL: it does not fit into the address space that peers get. */
+int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
+	      struct kv_error *err);
 void pool_close_all(struct shm_conn *sc);
 
 /* cma.c */
@@ -215,7 +238,7 @@ void pool_close_all(struct shm_conn *sc);
  * reach.
  */
 bool cma_reaches(struct shm_conn *sc, const uint8_t *addr);
-void cma_probe(struct shm_conn *sc, uint64_t addr, const uint8_t nonce[16]);
+void cma_probe(struct shm_conn *sc);
 /* Moves all spans: 0, or the connection's failure. */
 int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n, struct kv_error *err);

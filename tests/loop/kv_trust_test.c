@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_trust_test.c -- what a peer learns and is given: of the caches that it named, and as another
+ * user only through the receiver
+ */
+#include "kv_rig.h"
+
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "frame.h"
+#include "kv_wire.h"
+
+enum { STRANGER = 65534, N = 3 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[N] = { 5, 6, 0 }, to[N] = { 10, 11, 95 };
+
+/* ---------------------------------------------------------------- a hello that names no cache */
+
+static int connect_raw(uint32_t port)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	struct timeval patience = { .tv_sec = RIG_TIMEOUT_MS / 1000 };
+	int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+	assert_true(fd >= 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	return fd;
+}
+
+/* Says hello with these caches and returns what the engine names in its own. */
+static void hello_of(uint32_t port, const struct kv_hello *ours, struct kv_hello *theirs)
+{
+	uint8_t upper[TR_HELLO_MAX], buf[FRAME_HEADER + FRAME_HELLO_MAX];
+	struct frame_hello hello = { .upper_id = TR_UPPER_KV, .upper_version = KV_WIRE_VERSION };
+	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_HELLO_MAX);
+	struct frame_header header;
+	int fd = connect_raw(port);
+
+	hello.upper = (struct frame_bytes){ upper, kv_wire_put_hello(ours, upper, sizeof(upper)) };
+	assert_true(hello.upper.len);
+	frame_put_hello(&w, &hello);
+	frame_put_header(buf, FRAME_HELLO, (uint32_t)w.len);
+	assert_int_equal(send(fd, buf, FRAME_HEADER + w.len, MSG_NOSIGNAL), FRAME_HEADER + w.len);
+	assert_int_equal(recv(fd, buf, FRAME_HEADER, MSG_WAITALL), FRAME_HEADER);
+	assert_int_equal(frame_get_header(buf, &header), 0);
+	assert_int_equal(header.type, FRAME_HELLO);
+	assert_int_equal(recv(fd, buf, header.len, MSG_WAITALL), header.len);
+	assert_int_equal(frame_get_hello(buf, header.len, &hello), 0);
+	assert_true(kv_wire_get_hello(hello.upper.p, hello.upper.len, theirs));
+	close(fd);
+}
+
+static void an_engine_tells_only_of_caches_that_the_peer_named(void **state)
+{
+	struct kv_hello ours = { .name = "stranger" }, theirs;
+	struct node b;
+
+	(void)state;
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	hello_of(b.port, &ours, &theirs);
+	assert_int_equal(theirs.caches, 0);
+	ours.caches = 1;
+	ours.cache[0] = (struct kv_geometry){ .cache_id = 3,
+					      .layers = 1,
+					      .blocks = 1,
+					      .tensors = 1,
+					      .tp_size = 1,
+					      .tensor = { { .name = "x", .block_bytes = 64 } } };
+	hello_of(b.port, &ours, &theirs);
+	assert_int_equal(theirs.caches, 0);
+	node_close(&b);
+}
+
+/* A cache that the peer does not have is not counted as known to it. */
+static void a_cache_that_the_peer_does_not_have_can_be_unregistered(void **state)
+{
+	struct kv_engine *bare;
+	struct kv_peer *peer;
+	struct kv_error err;
+	struct node b;
+
+	(void)state;
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	ok(kv_engine_open(NULL, &bare, &err), &err);
+	ok(kv_connect(bare, NULL, b.port, RIG_TIMEOUT_MS, &peer, &err), &err);
+	node_await_peer(&b);
+	ok(kv_cache_unregister(b.cache, &err), &err);
+	ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+	kv_engine_close(bare);
+	node_close(&b);
+}
+
+/* ---------------------------------------------------------------- another user */
+
+struct attempt {
+	int without, with; /* what a write without and with the lease returned */
+	char path[96];
+};
+
+static int stranger(int fd, const void *arg)
+{
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct kv_options opts = KV_INIT(kv_options);
+	struct attempt attempt = { 0 };
+	struct kv_error err;
+	struct node a;
+	uint32_t port;
+
+	(void)arg;
+	child_receive(fd, &port, sizeof(port));
+	if (setgid(STRANGER) || setuid(STRANGER))
+		return 1;
+	node_open(&a, 1, NULL, NULL);
+	node_connect(&a, port);
+	child_receive(fd, &opts.lease, sizeof(opts.lease));
+	attempt.without = kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err);
+	ok(kv_peer_info(a.peer, &info, &err), &err);
+	snprintf(attempt.path, sizeof(attempt.path), "%s", info.path);
+	child_send(fd, &attempt, sizeof(attempt));
+	child_receive(fd, &port, 1); /* the receiver has looked */
+	attempt.with = kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, &opts, &err);
+	child_send(fd, &attempt, sizeof(attempt));
+	child_receive(fd, &port, 1);
+	node_close(&a);
+	return 0;
+}
+
+static void another_user_reaches_open_blocks_only_and_through_the_receiver(void **state)
+{
+	for (int malloced = 0; malloced < 2; malloced++) {
+		struct shape shape = rig_shape;
+		struct attempt attempt;
+		struct kv_lease *lease;
+		struct kv_error err;
+		struct child child;
+		struct node b;
+		uint64_t id;
+
+		(void)state;
+		if (geteuid())
+			skip();
+		shape.flags = 0;
+		shape.malloced = malloced;
+		child_start(&child, stranger, NULL);
+		node_open(&b, 2, &shape, NULL);
+		node_listen(&b);
+		child_send(child.fd, &b.port, sizeof(b.port));
+		node_await_peer(&b);
+		ok(kv_blocks_open(b.peer, b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &err), &err);
+		id = kv_lease_id(lease);
+		child_send(child.fd, &id, sizeof(id));
+		child_receive(child.fd, &attempt, sizeof(attempt));
+		assert_non_null(strstr(attempt.path, "ring (the peer is another user's process)"));
+		assert_int_not_equal(attempt.without, 0);
+		assert_true(memory_is(&b, all_layers, 1, NULL, NULL, 0, 0));
+		child_send(child.fd, "", 1);
+		child_receive(child.fd, &attempt, sizeof(attempt));
+		assert_int_equal(attempt.with, 0);
+		assert_true(memory_is(&b, all_layers, 1, from, to, N, 0));
+		child_send(child.fd, "", 1);
+		assert_int_equal(child_join(&child), 0);
+		node_close(&b);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_engine_tells_only_of_caches_that_the_peer_named),
+		cmocka_unit_test(a_cache_that_the_peer_does_not_have_can_be_unregistered),
+		cmocka_unit_test(another_user_reaches_open_blocks_only_and_through_the_receiver),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

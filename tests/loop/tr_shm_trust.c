@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_shm_trust.c -- who may reach memory directly, and what a peer of the host can make this
+ * process map, hold and do
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "descriptors.h"
+#include "shm/shm.h"
+#include "tr_pair.h"
+
+enum { REGION = 1 << 18, SOURCE_SEED = 1, TARGET_SEED = 2, STRANGER = 54321, CANNOT = 76 };
+
+struct case_arg {
+	const char *parent_uids, *child_uids;	/* KVCACHE_SHM_ALLOW_UIDS */
+	const char *parent_path, *child_path;	/* in tr_conn_path */
+	unsigned int parent_pools, child_pools; /* that the side has passed */
+	bool stranger;				/* the child is one */
+};
+
+/* Both sides write the other's second half. */
+static void exchange(struct pair_side *s)
+{
+	const struct case_arg *arg = s->config->arg;
+	const char *uids = s->child ? arg->child_uids : arg->parent_uids;
+	const char *path = s->child ? arg->child_path : arg->parent_path;
+	uint64_t mine = s->child ? TARGET_SEED : SOURCE_SEED;
+	uint64_t theirs = s->child ? SOURCE_SEED : TARGET_SEED;
+	struct tr_span span = { .local = 1, .remote = REGION / 2 + 3, .len = REGION / 2 - 7 };
+	const struct shm_conn *sc;
+	struct tr_op *op;
+
+	if (s->child && arg->stranger)
+		PAIR_CHECK(!setgid(STRANGER) && !setuid(STRANGER));
+	if (uids)
+		setenv("KVCACHE_SHM_ALLOW_UIDS", uids, 1);
+	pair_up(s);
+	pair_fill(s->base, mine, 0, REGION);
+	pair_meet(s);
+	if (!strstr(tr_conn_path(s->conn), path))
+		fprintf(stderr, "path: %s\n", tr_conn_path(s->conn));
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), path));
+	sc = tr_conn_priv(s->conn);
+	PAIR_CHECK(sc->sent_pools == (s->child ? arg->child_pools : arg->parent_pools));
+	op = pair_begin(s, TR_WRITE, 1);
+	pair_add(s, op, &span, 1);
+	pair_commit(s, op, TR_NOTIFY, 5);
+	pair_wait_ended(s, 1);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(pair_differs(s->base, mine, 0, REGION / 2 + 3) < 0);
+	PAIR_CHECK(pair_differs(s->base + REGION / 2 + 3, theirs, 1, REGION / 2 - 7) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+/* In a process of its own: users and the environment stay with it. */
+static void run_apart(struct case_arg *arg, bool relayed)
+{
+	struct pair_config config = { .region = REGION,
+				      .parent_pool = true,
+				      .child_pool = true,
+				      .relayed = relayed,
+				      .arg = arg };
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (!pid)
+		_exit(pair_run(&config, exchange, exchange) ? 1 : 0);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static const char another_user[] = "ring (the peer is another user's process)";
+
+static void another_user_is_given_no_pool(void **state)
+{
+	struct case_arg arg = { NULL, NULL, another_user, another_user, 0, 0, true };
+
+	(void)state;
+	if (geteuid())
+		skip();
+	run_apart(&arg, false);
+}
+
+static void an_allowed_user_is_written_by_its_pool(void **state)
+{
+	struct case_arg arg = { "77,54321", "0", "memfd pool", "memfd pool", 1, 1, true };
+
+	(void)state;
+	if (geteuid())
+		skip();
+	run_apart(&arg, false);
+}
+
+/* The parent allows the child, and would write into its memory, but the child gives nothing. */
+static void it_takes_both_to_agree(void **state)
+{
+	struct case_arg arg = { "54321",      NULL, "ring (the peer allows no direct writes)",
+				another_user, 1,    0,
+				true };
+
+	(void)state;
+	if (geteuid())
+		skip();
+	run_apart(&arg, false);
+}
+
+/* Whoever sits between two processes of one user could name addresses of either. */
+static void behind_a_relay_the_ring_is_used(void **state)
+{
+	static const char relayed[] = "ring (the control connection is relayed";
+	struct case_arg arg = { NULL, NULL, relayed, relayed, 1, 1, false };
+
+	(void)state;
+	run_apart(&arg, true);
+}
+
+static void a_list_of_users_that_is_none_is_refused(void **state)
+{
+	static const char *const bad[] = { "root", "1,",   "1,,2",	 " 1",
+					   "-1",   "0x10", "4294967295", "99999999999" };
+	struct kv_option_set *options;
+	struct kv_error err;
+	struct tr *tr;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		char text[64];
+		const char *list[] = { "KVCACHE_TRANSPORT=shm", text, NULL };
+		int ret;
+
+		snprintf(text, sizeof(text), "KVCACHE_SHM_ALLOW_UIDS=%s", bad[i]);
+		assert_int_equal(kv_option_read(list, &options, &err), 0);
+		ret = tr_open(&(struct tr_config){ .options = options }, &tr, &err);
+		if (!i || strcmp(bad[i], "1,")) /* a comma at the end is let pass */
+			assert_int_equal(ret, KV_ERR_ARG);
+		else
+			assert_int_equal(ret, 0);
+		if (!ret)
+			tr_close(tr);
+		kv_option_free(options);
+	}
+}
+
+/* ---------------------------------------------------------------- what a peer can make us map */
+
+enum { POOLS = 40 };
+
+static int sparse_memfd(uint64_t len)
+{
+	int fd = memfd_create("sparse", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	PAIR_CHECK(fd >= 0 && !ftruncate(fd, (off_t)len) &&
+		   !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+	return fd;
+}
+
+static void mapped_victim(struct pair_side *s)
+{
+	struct kv_error err;
+	const struct shm_conn *sc;
+	int before;
+	void *more;
+
+	pair_up(s);
+	pair_meet(s);
+	before = count_descriptors();
+	pair_say(s, 1);
+	pair_wait_msgs(s, 1); /* it comes after the pools */
+	sc = tr_conn_priv(s->conn);
+	PAIR_CHECK(!s->lost && sc->pools == POOLS);
+	PAIR_CHECK(sc->mapped <= SHM_MAP_PEER_BYTES && sc->mapped == sc->ctx->mapped);
+	PAIR_CHECK(count_descriptors() == before);
+	PAIR_CHECK(!tr_alloc(s->tr, (size_t)1 << 40, &more, &err));
+	PAIR_CHECK(!tr_free(s->tr, more, &err));
+	pair_meet(s);
+	tr_conn_close(s->conn);
+	s->conn = NULL;
+	pair_down(s);
+}
+
+static void mapping_attacker(struct pair_side *s)
+{
+	struct shm_conn *sc;
+	struct kv_error err;
+
+	pair_up(s);
+	pair_meet(s);
+	sc = tr_conn_priv(s->conn);
+	PAIR_CHECK(pair_hear(s) == 1);
+	for (uint64_t i = 0; i < POOLS; i++) {
+		struct link_message message = { .kind = LINK_POOL,
+						.id = 1000 + i,
+						.len = UINT64_C(1) << (i % 2 ? 47 : 41) };
+		int fd = sparse_memfd(message.len);
+
+		PAIR_CHECK(!link_send(sc, &message, fd, &err));
+		close(fd);
+	}
+	pair_send(s, "done", 4);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void sparse_pools_do_not_fill_the_address_space_and_keep_no_descriptor(void **state)
+{
+	struct pair_config config = { .region = REGION };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, mapped_victim, mapping_attacker), 0);
+}
+
+/* A region in a pool that was not mapped takes the next path. */
+static void too_large(struct pair_side *s)
+{
+	struct kv_error err;
+	void *big;
+
+	pair_open(s);
+	PAIR_CHECK(!tr_alloc(s->tr, (size_t)SHM_MAP_PEER_BYTES + 4096, &big, &err));
+	PAIR_CHECK(!tr_mem_reg(s->tr, big, REGION, TR_MEM_HOST, TR_REMOTE_READ | TR_REMOTE_WRITE,
+			       &s->mem, &err));
+	PAIR_CHECK(!pair_connect(s, &err));
+	if (!strstr(tr_conn_path(s->conn), "too large to map"))
+		fprintf(stderr, "path: %s\n", tr_conn_path(s->conn));
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), "too large to map"));
+	pair_meet(s);
+	tr_conn_close(s->conn);
+	s->conn = NULL;
+	PAIR_CHECK(!tr_mem_dereg(s->mem, &err) && !tr_free(s->tr, big, &err));
+	s->mem = NULL;
+	pair_down(s);
+}
+
+static void a_pool_beyond_the_budget_is_reached_by_another_path(void **state)
+{
+	struct pair_config config = { 0 };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, too_large, too_large), 0);
+}
+
+/* ---------------------------------------------------------------- and do */
+
+static void rung_victim(struct pair_side *s)
+{
+	struct tr_counters before, after;
+
+	pair_up(s);
+	pair_meet(s);
+	while (!tr_conn_arm(s->conn) && pair_poll(s, 0))
+		;
+	PAIR_CHECK(!tr_conn_arm(s->conn));
+	pair_say(s, 1);
+	PAIR_CHECK(pair_hear(s) == 2); /* the socket is full of doorbells */
+	tr_conn_counters(s->conn, &before);
+	pair_poll(s, 0);
+	tr_conn_counters(s->conn, &after);
+	PAIR_CHECK(after.syscalls - before.syscalls <= SHM_LINK_MESSAGES);
+	PAIR_CHECK(after.syscalls - before.syscalls >= 32); /* it was full indeed */
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void ringer(struct pair_side *s)
+{
+	struct link_message bell = { .kind = LINK_DOORBELL };
+	struct shm_conn *sc;
+
+	pair_up(s);
+	pair_meet(s);
+	sc = tr_conn_priv(s->conn);
+	PAIR_CHECK(pair_hear(s) == 1);
+	while (send(sc->sock, &bell, sizeof(bell), MSG_DONTWAIT) > 0)
+		;
+	PAIR_CHECK(errno == EAGAIN);
+	pair_say(s, 2);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void one_poll_takes_a_bounded_number_of_doorbells(void **state)
+{
+	struct pair_config config = { .region = REGION };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, rung_victim, ringer), 0);
+}
+
+static void ring_of_64_kib(struct pair_side *s)
+{
+	struct pair_config mine = *s->config;
+	const struct shm_conn *sc;
+
+	mine.ring = s->child == *(bool *)mine.arg ? 1 << 16 : 1 << 20;
+	s->config = &mine;
+	pair_up(s);
+	sc = tr_conn_priv(s->conn);
+	PAIR_CHECK(sc->seg.ring_bytes == 1 << 16);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void neither_side_gets_a_larger_ring_than_the_other_allows(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		bool child_is_small = i;
+		struct pair_config config = { .region = REGION, .arg = &child_is_small };
+
+		assert_int_equal(pair_run(&config, ring_of_64_kib, ring_of_64_kib), 0);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(another_user_is_given_no_pool),
+		cmocka_unit_test(an_allowed_user_is_written_by_its_pool),
+		cmocka_unit_test(it_takes_both_to_agree),
+		cmocka_unit_test(behind_a_relay_the_ring_is_used),
+		cmocka_unit_test(a_list_of_users_that_is_none_is_refused),
+		cmocka_unit_test(sparse_pools_do_not_fill_the_address_space_and_keep_no_descriptor),
+		cmocka_unit_test(a_pool_beyond_the_budget_is_reached_by_another_path),
+		cmocka_unit_test(one_poll_takes_a_bounded_number_of_doorbells),
+		cmocka_unit_test(neither_side_gets_a_larger_ring_than_the_other_allows),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
