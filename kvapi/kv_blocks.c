@@ -36,7 +36,10 @@ int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *
 	if (ret)
 		return ret;
 	req.layers.count = cache->geometry.layers;
-	kv_claim(&peer->claim);
+	ret = kv_peer_claim_for(peer, kv_deadline_ns(peer->engine->op_timeout_ms), KV_ERR_BUSY,
+				req.name, err);
+	if (ret)
+		return ret;
 	ret = kv_peer_usable(peer, req.name, err);
 	if (!ret)
 		ret = kv_lease_open(&req, lease_p, err);

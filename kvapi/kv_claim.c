@@ -10,39 +10,100 @@
 
 /*
  * Not a mutex of pthreads: pthread_mutex_clocklock needs glibc 2.30, and pthread_mutex_timedlock
- * follows the wall clock, which may jump. WAITED is also left behind by one who gave up, which
- * costs a futile wake-up at the next release.
+ * follows the wall clock, which may jump. WAITED is also left behind by a caller that gave up,
+ * which costs a futile wake-up at the next release. A release with others waiting makes it OFFERED:
+ * a thread that comes by just then, the last holder above all, does not get it before them.
  */
-enum { FREE, HELD, WAITED };
+enum { FREE, HELD, WAITED, OFFERED };
+
+enum { OFFER_NS = 1000000 }; /* so long nobody but those who wait can take it */
+
+static bool take(struct kv_claim *claim, unsigned int from, unsigned int to)
+{
+	return atomic_compare_exchange_strong(&claim->word, &from, to);
+}
 
 bool kv_claim_try(struct kv_claim *claim)
 {
-	unsigned int was = FREE;
+	if (!take(claim, FREE, HELD) &&
+	    (atomic_load(&claim->wanting) || !take(claim, OFFERED, HELD)))
+		return false;
+	atomic_store_explicit(&claim->until_ns, KV_NO_DEADLINE, memory_order_relaxed);
+	return true;
+}
 
-	return atomic_compare_exchange_strong(&claim->word, &was, HELD);
+static void sleep_on(struct kv_claim *claim, unsigned int word, int64_t deadline_ns)
+{
+	struct timespec ts = { .tv_sec = deadline_ns / INT64_C(1000000000),
+			       .tv_nsec = deadline_ns % INT64_C(1000000000) };
+
+	syscall(SYS_futex, &claim->word, FUTEX_WAIT_BITSET_PRIVATE, word, &ts, NULL,
+		FUTEX_BITSET_MATCH_ANY);
+}
+
+static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
+{
+	bool slept = false;
+
+	for (;;) {
+		unsigned int word = atomic_load(&claim->word);
+		int64_t now, until = deadline_ns;
+
+		if ((word == FREE || (word == OFFERED && slept)) && take(claim, word, WAITED))
+			return true;
+		if (word == FREE || (word == HELD && !take(claim, HELD, WAITED)))
+			continue;
+		now = kv_now_ns();
+		if (now >= deadline_ns)
+			return false;
+		if (word == HELD)
+			word = WAITED;
+		if (word == OFFERED && now + OFFER_NS < until)
+			until = now + OFFER_NS;
+		if (until == KV_NO_DEADLINE)
+			until = now + OFFER_NS * 1000;
+		sleep_on(claim, word, until);
+		slept = true;
+	}
 }
 
 bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns)
 {
-	struct timespec ts = { .tv_sec = deadline_ns / INT64_C(1000000000),
-			       .tv_nsec = deadline_ns % INT64_C(1000000000) };
 	bool got = kv_claim_try(claim);
 
+	if (!got) {
+		atomic_fetch_add(&claim->wanting, 1);
+		got = wait_for(claim, deadline_ns);
+		atomic_fetch_sub(&claim->wanting, 1);
+	}
 	if (got)
-		return true;
-	atomic_fetch_add(&claim->wanting, 1);
-	while (!(got = atomic_exchange(&claim->word, WAITED) == FREE) && kv_now_ns() < deadline_ns)
-		syscall(SYS_futex, &claim->word, FUTEX_WAIT_BITSET_PRIVATE, WAITED,
-			deadline_ns == KV_NO_DEADLINE ? NULL : &ts, NULL, FUTEX_BITSET_MATCH_ANY);
-	atomic_fetch_sub(&claim->wanting, 1);
+		atomic_store_explicit(&claim->until_ns, deadline_ns, memory_order_relaxed);
 	return got;
+}
+
+void kv_claim_hurry(struct kv_claim *claim, int64_t deadline_ns)
+{
+	int64_t until_ns = atomic_load(&claim->until_ns);
+
+	while (deadline_ns < until_ns &&
+	       !atomic_compare_exchange_weak(&claim->until_ns, &until_ns, deadline_ns))
+		;
+}
+
+bool kv_claim_is_held(const struct kv_claim *claim)
+{
+	unsigned int word = atomic_load(&claim->word);
+
+	return word == HELD || word == WAITED;
 }
 
 void kv_claim_release(struct kv_claim *claim)
 {
+	if (take(claim, HELD, FREE))
+		return;
 	/*
-	 * After the exchange only the address is used: who takes the claim next may free the peer.
+	 * After the store only the address is used: the next holder may free the peer.
 	 */
-	if (atomic_exchange(&claim->word, FREE) == WAITED)
-		syscall(SYS_futex, &claim->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	atomic_store(&claim->word, OFFERED);
+	syscall(SYS_futex, &claim->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }

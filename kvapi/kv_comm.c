@@ -150,7 +150,7 @@ static struct kv_peer *find_incoming(struct kv_comm *comm, uint32_t rank)
 	struct kv_peer *found = NULL;
 
 	for (uint32_t i = 0; !found && i < comm->engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(comm->engine, i);
+		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
 
 		if (!peer)
 			continue;

@@ -68,6 +68,8 @@ static void rise(struct kv_peer *peer)
 		    peer->incoming ? "accepted" : "connected to", peer->name,
 		    tr_conn_address(peer->conn), tr_conn_transport(peer->conn),
 		    tr_conn_path(peer->conn));
+	if (tr_conn_can_cut(peer->conn))
+		kv_watch_start(engine);
 	kv_peer_tell_up(peer);
 	kv_waiter_wake(&peer->waiter);
 	kv_waiter_wake(&engine->waiter); /* kv_comm_init */
@@ -173,17 +175,23 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
 	if (port > UINT16_MAX)
 		return kv_fail(err, KV_ERR_ARG, "listen", "port is %u; it must be 0..65535", port);
 	pthread_mutex_lock(&engine->lock);
-	if (engine->listener)
-		ret = kv_fail(err, KV_ERR_BUSY, "listen", "the engine listens already on port %u",
-			      tr_listener_port(engine->listener));
+	if (engine->listening)
+		ret = kv_fail(err, KV_ERR_BUSY, "listen", "the engine listens already%s",
+			      engine->listener ? "" : ", or another thread is about to");
 	else
-		ret = tr_listen(engine->tr, host, port, &listener, err);
+		engine->listening = true;
+	pthread_mutex_unlock(&engine->lock);
+	if (ret)
+		return ret;
+	ret = tr_listen(engine->tr, host, port, &listener, err); /* resolves the name: no lock */
+	pthread_mutex_lock(&engine->lock);
 	if (!ret && (kv_fault(KV_LISTEN_WATCH) ? (errno = ENOMEM, -1)
 					       : epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD,
 							   tr_listener_fd(listener), &event))) {
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "listen", "epoll_ctl failed");
 		tr_listener_close(listener);
 	}
+	engine->listening = !ret;
 	if (!ret) {
 		engine->listener = listener;
 		if (port_p)
@@ -209,28 +217,48 @@ static int start_connect(struct kv_engine *engine, const char *host, uint32_t po
 	return ret;
 }
 
-static enum kv_peer_state wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_up_p)
+/*
+ * true: the handshake is over, or the call is, with the claim. false: the call is over, and another
+ * thread, in the middle of the handshake, does not let go of the peer.
+ */
+static bool wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_up_p)
 {
-	int64_t ask_ns = kv_deadline_ns(KV_ASK_MS);
+	int64_t ask_ns = kv_deadline_ns(KV_ASK_MS), until_ns;
 
 	for (;;) {
 		uint32_t seq = kv_waiter_enter(&peer->waiter);
-		enum kv_peer_state state;
+		bool over;
 
 		*given_up_p = kv_engine_given_up(peer->engine, &ask_ns);
-		kv_claim(&peer->claim);
-		state = peer->state;
-		if (state != KV_PEER_HANDSHAKE || *given_up_p || kv_now_ns() >= deadline_ns) {
+		over = *given_up_p || kv_now_ns() >= deadline_ns;
+		until_ns = ask_ns < deadline_ns ? ask_ns : deadline_ns;
+		if (over)
+			until_ns = kv_deadline_ns(KV_TICK_MS);
+		if (!kv_claim_until(&peer->claim, until_ns)) {
 			kv_waiter_leave(&peer->waiter);
-			return state; /* with the claim */
+			if (over)
+				return false;
+			continue;
+		}
+		if (over || peer->state != KV_PEER_HANDSHAKE) {
+			kv_waiter_leave(&peer->waiter);
+			return true;
 		}
 		kv_claim_release(&peer->claim);
 		if (atomic_exchange(&peer->engine->wants[peer->index], false))
 			kv_service_rearm(peer);
-		kv_service_sleep(peer->engine, &peer->waiter, seq,
-				 ask_ns < deadline_ns ? ask_ns : deadline_ns);
+		kv_service_sleep(peer->engine, &peer->waiter, seq, until_ns);
 		kv_waiter_leave(&peer->waiter);
 	}
+}
+
+/* The peer may be gone once it is an orphan: kv_peer_service frees it. */
+static void abandon(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
+
+	atomic_store(&peer->orphan, true);
+	kv_engine_wake(engine);
 }
 
 static int out_of_time(const struct kv_peer *peer, const char *host, uint32_t port,
@@ -249,9 +277,8 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
 		    struct kv_error *err)
 {
-	enum kv_peer_state state;
 	struct kv_peer *peer;
-	bool given_up;
+	bool given_up, claimed;
 	int ret = kv_peer_new(engine, false, &peer, err);
 
 	if (ret)
@@ -264,20 +291,23 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		return ret;
 	}
 	kv_claim_release(&peer->claim);
-	state = wait_for_end(peer, deadline_ns, &given_up);
-	if (state == KV_PEER_UP) {
+	claimed = wait_for_end(peer, deadline_ns, &given_up);
+	if (claimed && peer->state == KV_PEER_UP) {
 		kv_peer_release(peer);
 		*peer_p = peer;
 		return 0;
 	}
-	if (state == KV_PEER_LOST)
+	if (claimed && peer->state == KV_PEER_LOST)
 		ret = kv_error_copy(err, &peer->error);
 	else if (given_up)
 		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",
 				   "the application gave up");
 	else
 		ret = out_of_time(peer, host, port, err);
-	kv_peer_free(peer);
+	if (claimed)
+		kv_peer_free(peer);
+	else
+		abandon(peer);
 	return ret;
 }
 

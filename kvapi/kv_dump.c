@@ -5,6 +5,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+enum { PATIENCE_MS = 50 }; /* for peers in use, all together; then it says that they are */
+
 struct text {
 	char *buf;
 	size_t cap, len;
@@ -39,8 +41,8 @@ static void dump_ops(struct text *t, const struct kv_peer *peer)
 			    "  op %u.%u %s: %s, %lld ms old, %lld ms left, %zu blocks, layer %u of %u, tensor %u, id index %zu%s%s%s\n",
 			    i, slot->generation, kv_op_name(op), kv_op_stage_name(op),
 			    age_ms(op->begun_ns), -age_ms(op->deadline_ns), op->n, op->layer,
-			    op->layers.count, op->tensor, op->index, op->written ? ", written" : "",
-			    op->acked ? ", acknowledged" : "",
+			    op->layers.count, op->tensor, op->place.index,
+			    op->written ? ", written" : "", op->acked ? ", acknowledged" : "",
 			    op->tr ? ", with the transport" : "");
 		else if (slot->state != KV_SLOT_FREE)
 			say(t, "  op %u.%u ended, %s\n", i, slot->generation,
@@ -105,6 +107,7 @@ static void dump_peer(struct text *t, const struct kv_peer *peer)
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 {
 	struct text t = { buf, cap, 0 };
+	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
 
 	if (cap)
 		buf[0] = 0;
@@ -119,7 +122,7 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 	say(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count, engine->arrivals.cap);
 	pthread_mutex_unlock(&engine->arrivals.lock);
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(engine, i);
+		struct kv_peer *peer = kv_service_claim(engine, i, deadline);
 
 		if (peer) {
 			dump_peer(&t, peer);

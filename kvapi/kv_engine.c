@@ -252,9 +252,11 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 	return 0;
 }
 
-static void shut_peers(struct kv_engine *engine)
+/* Returns the number of peers that another thread does not let go. */
+static int shut_peers(struct kv_engine *engine)
 {
 	int64_t deadline = kv_deadline_ns(KV_CLOSE_MS);
+	int left = 0;
 
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
 		struct kv_peer *peer = engine->peer[i];
@@ -262,21 +264,36 @@ static void shut_peers(struct kv_engine *engine)
 
 		if (!peer)
 			continue;
-		kv_claim(&peer->claim);
+		/* A thread that is in a call on this peer, against the rules, must come back. */
+		if (!kv_claim_until(&peer->claim, deadline + KV_STOP_MS * KV_NS_PER_MS)) {
+			kv_log_error(engine->log, "a call on %s has not returned", peer->name);
+			left++;
+			continue;
+		}
 		if (kv_peer_shut(peer, deadline, &err))
 			kv_log_warn(engine->log, "closed the engine although %s", err.message);
 		kv_peer_free(peer);
 	}
+	return left;
 }
 
 void kv_engine_close(struct kv_engine *engine)
 {
+	bool stopped;
+
 	if (!engine || engine->magic != KV_MAGIC_ENGINE || forked(engine))
 		return; /* a forked child shares descriptors with its parent: it touches none */
-	kv_service_stop(engine);
-	if (engine->listener)
+	engine->magic = KV_MAGIC_DEAD;
+	stopped = kv_service_stop(engine);
+	if (stopped && engine->listener)
 		tr_listener_close(engine->listener);
-	shut_peers(engine);
+	if (!stopped || shut_peers(engine)) {
+		/* What a thread stands on cannot be freed. */
+		kv_log_error(engine->log, "the engine is not freed: a thread is in a call that "
+					  "does not return");
+		return;
+	}
+	kv_watch_stop(engine);
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
 		if (engine->cache[i])
 			kv_cache_free(engine->cache[i]);

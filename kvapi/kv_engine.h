@@ -49,14 +49,22 @@ void kv_waiter_wake(struct kv_waiter *waiter);
 
 struct kv_claim {
 	atomic_uint word;
-	atomic_uint wanting; /* threads that wait for it */
+	atomic_uint wanting;	  /* threads that wait for it */
+	_Atomic int64_t until_ns; /* the deadline of the call that holds it; for kv_watch.c */
 };
+/*
+ * There is no way to wait without a deadline. Those who wait get it before a thread that comes by:
+ * a holder that sees `wanting` above 0 lets go at its next piece of work.
+ */
 bool kv_claim_try(struct kv_claim *claim);
 bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns);
 static inline void kv_claim(struct kv_claim *claim)
 {
 	kv_claim_until(claim, KV_NO_DEADLINE);
 }
+/* A waiter's deadline has passed: its holder is given up as if it were its own. */
+void kv_claim_hurry(struct kv_claim *claim, int64_t deadline_ns);
+bool kv_claim_is_held(const struct kv_claim *claim); /* a moment ago */
 void kv_claim_release(struct kv_claim *claim);
 
 /* ---------------------------------------------------------------- counters: kv_stats.c */
@@ -78,7 +86,8 @@ struct kv_counters {
 	KV_COUNTERS(KV_COUNTER_FIELD)
 #undef KV_COUNTER_FIELD
 };
-void kv_stats_keep(struct kv_peer *peer); /* the counters of a connection that is about to close */
+/* The counters of a connection that is about to close. Claim and engine.lock held. */
+void kv_stats_keep(struct kv_peer *peer);
 #define kv_count(engine, name, n) \
 	atomic_fetch_add_explicit(&(engine)->count.name, (uint64_t)(n), memory_order_relaxed)
 
@@ -116,7 +125,11 @@ struct kv_engine {
 	int epoll_fd, wake_fd;
 	pthread_t thread;
 	bool thread_on;
-	atomic_bool stopping;
+	atomic_bool stopping, stopped; /* asked to end; has ended */
+	pthread_t watch;
+	bool watch_on;
+	atomic_bool watch_ends;
+	struct kv_waiter watch_stop;
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
 	bool restless;		 /* under turn: a peer wants to be looked at again soon */
@@ -134,6 +147,7 @@ struct kv_engine {
 	uint32_t peer_generation[KV_PEERS_MAX];
 	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
 	uint32_t peers_pending, peers_up;
+	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
 	struct kv_pool_range *ranges; /* kv_alloc */
 	uint64_t comms;		      /* kv_comm_init calls */
@@ -165,15 +179,17 @@ int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
 /* ---------------------------------------------------------------- service: kv_service.c */
 
 int kv_service_start(struct kv_engine *engine, struct kv_error *err);
-void kv_service_stop(struct kv_engine *engine);
+bool kv_service_stop(struct kv_engine *engine); /* false: it does not return from a call */
 /* One round of epoll; returns the number of things done, or -1 if another thread is at it. */
 int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
 enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* what epoll tells */
 int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
 bool kv_service_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
-/* Tries for a while; NULL: none, or busy. */
-struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index);
-/* The release for it: the peer is not the caller's and may be gone a moment later. */
+/*
+ * To look at a peer that is not the caller's, and to let it go: it may be gone a moment later.
+ * Nothing of its connection may be moved. Tries until the deadline; NULL: none, or busy.
+ */
+struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
 void kv_service_leave(struct kv_peer *peer);
 void kv_service_rearm(struct kv_peer *peer);
 void kv_service_unwatch(struct kv_peer *peer);
@@ -183,6 +199,11 @@ void kv_service_unwatch(struct kv_peer *peer);
  */
 void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
 		      int64_t deadline_ns);
+
+/* ---------------------------------------------------------------- kv_watch.c */
+
+void kv_watch_start(struct kv_engine *engine); /* once; nothing if it is there */
+void kv_watch_stop(struct kv_engine *engine);
 
 /* ---------------------------------------------------------------- caches: kv_cache.c */
 

@@ -61,6 +61,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
 	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
+	op->passed = false;
 	op->tr = NULL;
 	op->lease = NULL;
 	op->next = NULL;
@@ -68,7 +69,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->grant = 0;
 	op->end_code = op->ack_status = op->result = 0;
 	op->layer = op->tensor = 0;
-	op->index = 0;
+	op->place = (struct kv_place){ 0 };
 	op->waiter = &op->own_waiter;
 	atomic_store(&op->grade, KV_NONE);
 	atomic_store(&op->ended, false);

@@ -26,6 +26,7 @@ struct kv_op {
 	bool written;	/* the transport is done with it */
 	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
+	bool passed;   /* not all is posted because another thread wanted the peer */
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	struct kv_engine *engine;
 	struct kv_peer *peer;
@@ -47,7 +48,7 @@ struct kv_op {
 	const int64_t *local, *remote;
 	size_t n;
 	uint32_t layer, tensor; /* what is posted next */
-	size_t index;
+	struct kv_place place;
 	int64_t *ids; /* own copy, kept between uses */
 	size_t ids_cap;
 	struct kv_waiter own_waiter, *waiter;
@@ -93,6 +94,11 @@ enum kv_step {
 };
 bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_write.c: one piece further; false: nothing could be done */
+/*
+ * Posts what the transport takes, until it is all or another thread wants the peer: then
+ * op->passed, and the caller lets go and comes back. false: nothing moved.
+ */
+bool kv_op_post(struct kv_op *op);
 enum kv_step kv_send_match(struct kv_op *op); /* kv_pair.c: the same for KV_STAGE_WAIT_GRANT */
 int kv_recv_start(struct kv_op *op, struct kv_error *err);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,

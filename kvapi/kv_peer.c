@@ -68,7 +68,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
-	kv_claim(&peer->claim);
+	kv_claim_try(&peer->claim); /* nobody else knows it yet */
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
 		;
@@ -103,6 +103,7 @@ void kv_peer_free(struct kv_peer *peer)
 	if (peer->conn)
 		kv_service_unwatch(peer);
 	pthread_mutex_lock(&engine->lock);
+	kv_stats_keep(peer);
 	engine->peer[peer->index] = NULL;
 	engine->peer_generation[peer->index]++;
 	while (engine->peers_end && !engine->peer[engine->peers_end - 1])
@@ -112,8 +113,6 @@ void kv_peer_free(struct kv_peer *peer)
 	if (peer->counted)
 		engine->peers_up--;
 	pthread_mutex_unlock(&engine->lock);
-	if (peer->conn)
-		kv_stats_keep(peer);
 	kv_hello_free(peer);
 	if (peer->conn)
 		tr_conn_close(peer->conn);
@@ -217,7 +216,7 @@ int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_erro
 	if (!info || info->size != sizeof(*info))
 		return kv_fail(err, KV_ERR_ARG, "peer_info",
 			       "kv_peer_info is NULL or its size is not %zu", sizeof(*info));
-	kv_claim(&peer->claim);
+	/* No claim, which another call may hold: all of it is final since the handshake. */
 	*info = (struct kv_peer_info){
 		.size = sizeof(*info),
 		.connected = peer->state == KV_PEER_UP,
@@ -229,7 +228,6 @@ int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_erro
 	snprintf(info->transport, sizeof(info->transport), "%s", tr_conn_transport(peer->conn));
 	snprintf(info->path, sizeof(info->path), "%s", tr_conn_path(peer->conn));
 	memcpy(info->incarnation, tr_conn_incarnation(peer->conn), sizeof(info->incarnation));
-	kv_peer_release(peer);
 	return 0;
 }
 

@@ -83,27 +83,33 @@ enum kv_peer_state { KV_PEER_HANDSHAKE = 0, KV_PEER_UP, KV_PEER_LOST };
 
 struct kv_peer {
 	uint32_t magic;
-	uint8_t state; /* under claim */
+	_Atomic uint8_t state; /* changes under claim */
 	bool incoming;
 	bool owned;   /* the application has the handle, or will have it from PEER_UP */
 	bool counted; /* in engine.peers_up */
 	bool closing, bye, bye_sent, fenced, restless;
 	bool up_told, lost_told; /* PEER_UP, PEER_LOST are queued */
+	/* kv_connect has given up while the claim was taken: the service frees it */
+	atomic_bool orphan;
 	struct kv_engine *engine;
 	struct tr_conn *conn;
 	struct kv_claim claim;
 	uint32_t index; /* in engine.peer */
 	int64_t next_deadline_ns;
+	int64_t round_ns;	    /* when the last round ended */
+	uint64_t turn_bytes;	    /* posted in this round */
 	_Atomic int64_t rounds;	    /* of progress, and */
 	_Atomic int64_t posting_ns; /* the deadline of the operation that is being posted */
-	/* under engine.lock: by whom the claim was refused, and since when */
-	int64_t seen_rounds, seen_ns;
+	/* kv_watch.c: the claim was held in this round at so many looks */
+	int64_t seen_rounds;
+	unsigned int looks;
 	_Atomic uint64_t user;
 	uint64_t comm; /* kv_comm_init: told in the hello */
 	uint32_t comm_rank;
 	char name[KV_NAME_MAX];
 	struct kv_waiter waiter; /* kv_connect */
 	struct kv_error error;	 /* why it failed or was lost */
+	struct tr_counters count; /* as kv_stats saw them last; under engine.lock */
 	struct kv_link *link;
 };
 extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
@@ -136,8 +142,9 @@ int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const
 void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
 /*
- * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation;
- * kv_peer_progress does so until nothing is left to be done. Both return the number of things done.
+ * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or
+ * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, somebody else
+ * wants the peer, or its turn is over. Both return the number of things done.
  */
 int kv_peer_round(struct kv_peer *peer, bool may_post);
 int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; returns how many */

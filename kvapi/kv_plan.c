@@ -90,57 +90,75 @@ int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
 
 /* Blocks of which only a part of each token's heads moves. */
 static size_t next_rows(const struct kv_pitch *pitch, const int64_t *local_ids,
-			const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
-			size_t max)
+			const int64_t *remote_ids, size_t n, struct kv_place from,
+			struct tr_span *spans, size_t max)
 {
-	size_t count = 0, row = from % pitch->rows;
+	uint64_t left = pitch->most, skip = from.skip, len = pitch->len - skip;
+	size_t count = 0, id = from.index / pitch->rows, row = from.index % pitch->rows;
 
-	for (size_t i = from / pitch->rows; i < n && count < max; i++, row = 0) {
-		uint64_t local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride;
-		uint64_t remote =
-			pitch->remote_base + (uint64_t)remote_ids[i] * pitch->remote_stride;
-
-		for (; row < pitch->rows && count < max; row++)
-			spans[count++] =
-				(struct tr_span){ .local = local + row * pitch->local_row,
-						  .remote = remote + row * pitch->remote_row,
-						  .len = pitch->len };
+	if (len > left)
+		len = left; /* a part of one row */
+	while (id < n && count < max && len <= left) {
+		spans[count++] = (struct tr_span){
+			.local = pitch->local_base + (uint64_t)local_ids[id] * pitch->local_stride +
+				 row * pitch->local_row + skip,
+			.remote = pitch->remote_base +
+				  (uint64_t)remote_ids[id] * pitch->remote_stride +
+				  row * pitch->remote_row + skip,
+			.len = len,
+		};
+		left -= len;
+		len = pitch->len;
+		skip = 0;
+		if (++row == pitch->rows) {
+			row = 0;
+			id++;
+		}
 	}
 	return count;
 }
 
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
-		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
-		    size_t max)
+		    const int64_t *remote_ids, size_t n, struct kv_place from,
+		    struct tr_span *spans, size_t max)
 {
 	bool dense = pitch->local_stride == pitch->len && pitch->remote_stride == pitch->len;
+	uint64_t left = pitch->most, skip = from.skip, len = pitch->len - skip;
 	size_t count = 0;
 
 	if (pitch->rows > 1)
 		return next_rows(pitch, local_ids, remote_ids, n, from, spans, max);
-	for (size_t i = from; i < n; i++) {
-		if (dense && i > from && local_ids[i] == local_ids[i - 1] + 1 &&
+	if (len > left)
+		len = left; /* a part of one block */
+	for (size_t i = from.index; i < n && len <= left; i++, skip = 0, len = pitch->len) {
+		left -= len;
+		if (dense && i > from.index && local_ids[i] == local_ids[i - 1] + 1 &&
 		    remote_ids[i] == remote_ids[i - 1] + 1) {
-			spans[count - 1].len += pitch->len;
+			spans[count - 1].len += len;
 			continue;
 		}
 		if (count == max)
 			break;
 		spans[count++] = (struct tr_span){
-			.local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride,
-			.remote =
-				pitch->remote_base + (uint64_t)remote_ids[i] * pitch->remote_stride,
-			.len = pitch->len,
+			.local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride +
+				 skip,
+			.remote = pitch->remote_base +
+				  (uint64_t)remote_ids[i] * pitch->remote_stride + skip,
+			.len = len,
 		};
 	}
 	return count;
 }
 
-size_t kv_plan_pieces(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count)
+uint64_t kv_plan_take(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count,
+		      struct kv_place *place)
 {
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, done;
 
 	for (size_t i = 0; i < count; i++)
 		bytes += spans[i].len;
-	return (size_t)(bytes / pitch->len);
+	done = place->skip + bytes;
+	place->index += (size_t)(done / pitch->len);
+	place->skip = done % pitch->len;
+	return bytes;
 }

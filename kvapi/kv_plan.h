@@ -14,6 +14,9 @@
 
 #include "tr.h"
 
+/* Bytes that move between two looks at deadlines, cancels and who else wants the peer. */
+enum { KV_PIECE_BYTES = 4 << 20 };
+
 /*
  * One mark per block; a block was seen in this round if its mark is the round's number. So nothing
  * is cleared between calls, except every 65535th time.
@@ -51,18 +54,29 @@ struct kv_pitch {
 	uint64_t len;
 	uint64_t local_row, remote_row;
 	uint32_t rows;
+	uint64_t most; /* bytes that the spans of one kv_plan_next have together; not 0 */
 };
 
 /*
- * Fills at most `max` spans from piece `from` on (with one row a block that is the index of the
- * id); blocks that follow each other without a gap on both sides become one span. Returns the
- * number of spans; the pieces they cover are found by kv_plan_pieces.
+ * How far a tensor of a layer is: the index of the next piece (with one row a block that is the
+ * index of the id), and the bytes of it that are done.
+ */
+struct kv_place {
+	size_t index;
+	uint64_t skip;
+};
+
+/*
+ * Fills at most `max` spans from `from` on; blocks that follow each other without a gap on both
+ * sides become one span. A piece is cut only if it alone is larger than pitch->most. Returns the
+ * number of spans.
  */
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
-		    const int64_t *remote_ids, size_t n, size_t from, struct tr_span *spans,
-		    size_t max);
+		    const int64_t *remote_ids, size_t n, struct kv_place from,
+		    struct tr_span *spans, size_t max);
 
-/* The number of pieces that `count` spans of this pitch cover. */
-size_t kv_plan_pieces(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count);
+/* Moves the place behind the first `count` spans of kv_plan_next; returns their bytes. */
+uint64_t kv_plan_take(const struct kv_pitch *pitch, const struct tr_span *spans, size_t count,
+		      struct kv_place *place);
 
 #endif

@@ -9,7 +9,15 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { ARM_ROUNDS = 16 };
+enum {
+	ARM_ROUNDS = 4,
+	/*
+	 * A turn: what a peer that always has something to say may take at a time. One more round
+	 * may come on top: KV_EVENTS events and KV_PIECE_BYTES.
+	 */
+	TURN_ROUNDS = 64,
+};
+#define TURN_NS (KV_NS_PER_MS / 2)
 
 /* ---------------------------------------------------------------- claim */
 
@@ -30,7 +38,7 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 			peer->restless = true; /* it never rests: others must have their turn */
 			return;
 		}
-		*done_p += kv_peer_progress(peer, may_post);
+		*done_p += kv_peer_round(peer, may_post);
 	}
 	peer->restless = false;
 }
@@ -203,11 +211,13 @@ static void store(_Atomic int64_t *to, int64_t value)
 static int post_round(struct kv_peer *peer, bool may_post)
 {
 	struct kv_link *link = peer->link;
+	unsigned int k;
 	int done = 0;
 
 	if (!(link->posting[0] | link->posting[1]))
 		return 0;
-	for (unsigned int k = 0; k < KV_OPS_MAX; k++) {
+	peer->turn_bytes = 0;
+	for (k = 0; k < KV_OPS_MAX && peer->turn_bytes < KV_PIECE_BYTES; k++) {
 		unsigned int i = (link->turn + k) % KV_OPS_MAX;
 
 		if (!kv_bit(link->posting, i))
@@ -216,7 +226,7 @@ static int post_round(struct kv_peer *peer, bool may_post)
 		done += kv_op_step(link->slot[i].op, may_post);
 	}
 	store(&peer->posting_ns, KV_NO_DEADLINE);
-	link->turn = (link->turn + 1) % KV_OPS_MAX;
+	link->turn = (link->turn + (k < KV_OPS_MAX ? k : 1)) % KV_OPS_MAX;
 	return done;
 }
 
@@ -224,6 +234,7 @@ static void check_deadlines(struct kv_peer *peer)
 {
 	int64_t now = kv_now_ns();
 
+	peer->round_ns = now;
 	if (now < peer->next_deadline_ns)
 		return;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
@@ -269,12 +280,16 @@ int kv_peer_round(struct kv_peer *peer, bool may_post)
 
 int kv_peer_progress(struct kv_peer *peer, bool may_post)
 {
-	int done = 0, moved;
+	int done = 0, moved, rounds = 0;
+	int64_t end_ns = KV_NO_DEADLINE;
 
 	do {
 		moved = kv_peer_round(peer, may_post);
 		done += moved;
-	} while (moved);
+		if (!rounds)
+			end_ns = peer->round_ns + TURN_NS;
+	} while (moved && ++rounds < TURN_ROUNDS && peer->round_ns < end_ns &&
+		 !atomic_load_explicit(&peer->claim.wanting, memory_order_relaxed));
 	return done;
 }
 
@@ -314,8 +329,23 @@ static bool bury(struct kv_peer *peer)
 	return false;
 }
 
+/* What a kv_connect has left to us. false: freed. */
+static bool adopt(struct kv_peer *peer)
+{
+	peer->owned = false;
+	if (peer->state == KV_PEER_HANDSHAKE) {
+		kv_peer_free(peer);
+		return false;
+	}
+	if (peer->state == KV_PEER_UP)
+		kv_peer_break(peer, KV_ERR_TIMEOUT, "%s was connected too late", peer->name);
+	return true;
+}
+
 bool kv_peer_service(struct kv_peer *peer, int *done_p)
 {
+	if (atomic_load_explicit(&peer->orphan, memory_order_acquire) && !adopt(peer))
+		return false;
 	if (peer->state == KV_PEER_HANDSHAKE)
 		return kv_peer_handshake(peer, done_p);
 	if (peer->state == KV_PEER_LOST)

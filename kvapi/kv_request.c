@@ -173,7 +173,7 @@ static int start(struct kv_op *op, struct kv_error *err)
 	ret = kv_op_activate(op, err);
 	if (ret)
 		return ret;
-	kv_peer_progress(op->peer, true);
+	kv_op_post(op);
 	if (op->stage < KV_STAGE_COMMIT && !op->blocking) {
 		struct kv_error cause;
 
@@ -278,6 +278,19 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	return ret;
 }
 
+/*
+ * Where the bytes are copied by the caller they are copied inside its call: once another thread has
+ * had the peer it goes on.
+ */
+static void go_on(struct kv_op *op)
+{
+	while (op->passed && kv_claim_until(&op->peer->claim, op->deadline_ns)) {
+		kv_op_post(op);
+		kv_peer_release(op->peer);
+	}
+	op->passed = false;
+}
+
 static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 {
 	struct kv_op *op;
@@ -295,6 +308,8 @@ static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 		kv_op_give(op);
 		return ret;
 	}
+	if (!req->blocking)
+		go_on(op);
 	*op_p = op;
 	return 0;
 }

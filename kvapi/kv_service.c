@@ -9,7 +9,7 @@
 
 #include "kv_internal.h"
 
-enum { TURN_EVENTS = 64, RESTLESS_MS = 1, CLAIM_TRIES = 20 };
+enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
 
 /*
  * A peer is told by index and generation, so that a closed one is not mistaken for its successor.
@@ -46,31 +46,6 @@ void kv_service_unwatch(struct kv_peer *peer)
 }
 
 /*
- * A peer whose claim is taken: is its holder in a call of the device that does not return?
- * Soft-RoCE posts in the caller's thread, for as long as the wire does not take its packets.
- * Counted from the first look, as all of this process may have stood still.
- */
-static void cut_if_stuck(struct kv_peer *peer)
-{
-	int64_t rounds = atomic_load(&peer->rounds), now = kv_now_ns();
-	int64_t posting_ns = atomic_load(&peer->posting_ns);
-	int64_t patience_ms = KV_STOP_MS;
-
-	if (!rounds)
-		return; /* it is not up yet */
-	if (peer->seen_rounds != rounds) {
-		peer->seen_rounds = rounds;
-		peer->seen_ns = now;
-	}
-	if (posting_ns == KV_NO_DEADLINE) /* a message, or a long look at what came in */
-		patience_ms += peer->engine->op_timeout_ms;
-	else if (now < posting_ns)
-		return;
-	if (now - peer->seen_ns >= patience_ms * KV_NS_PER_MS)
-		tr_conn_cut(peer->conn);
-}
-
-/*
  * The peer at `index` with its claim held, or NULL. A peer whose claim is taken is told to come
  * back to us: its holder looks at engine.wants after its release, so the second try sees either
  * the free claim or is seen.
@@ -93,14 +68,8 @@ static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 		else
 			atomic_store(&engine->wants[index], false);
 	}
-	if (taken) {
-		cut_if_stuck(peer);
-		peer = NULL;
-	} else if (peer) {
-		peer->seen_rounds = 0;
-	}
 	pthread_mutex_unlock(&engine->lock);
-	return peer;
+	return taken ? NULL : peer;
 }
 
 bool kv_service_knows(struct kv_engine *engine, uint32_t index)
@@ -113,14 +82,13 @@ bool kv_service_knows(struct kv_engine *engine, uint32_t index)
 	return known;
 }
 
-struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index)
+struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns)
 {
-	struct kv_peer *peer = NULL;
+	struct kv_peer *peer = claim_at(engine, index, NULL);
 
-	for (int i = 0; !peer && i < CLAIM_TRIES && kv_service_knows(engine, index); i++) {
+	while (!peer && kv_service_knows(engine, index) && kv_now_ns() < deadline_ns) {
+		poll(NULL, 0, 1);
 		peer = claim_at(engine, index, NULL);
-		if (!peer)
-			poll(NULL, 0, 1);
 	}
 	return peer;
 }
@@ -129,10 +97,7 @@ void kv_service_leave(struct kv_peer *peer)
 {
 	struct kv_engine *engine = peer->engine;
 	uint32_t index = peer->index;
-	int done = 0;
 
-	if (!engine->caller_mode)
-		kv_peer_arm(peer, true, &done);
 	kv_claim_release(&peer->claim);
 	if (atomic_load(&engine->wants[index]))
 		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
@@ -250,6 +215,8 @@ static void *service_main(void *arg)
 
 	while (!atomic_load(&engine->stopping))
 		kv_service_turn(engine, KV_NO_DEADLINE);
+	atomic_store(&engine->stopped, true);
+	kv_waiter_wake(&engine->waiter);
 	return NULL;
 }
 
@@ -272,14 +239,39 @@ int kv_service_start(struct kv_engine *engine, struct kv_error *err)
 	return 0;
 }
 
-void kv_service_stop(struct kv_engine *engine)
+/* It may be in a device's call: kv_watch.c ends that, as its deadline is now. */
+static void hurry(struct kv_engine *engine)
 {
+	int64_t now = kv_now_ns();
+
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < engine->peers_end; i++)
+		if (engine->peer[i])
+			kv_claim_hurry(&engine->peer[i]->claim, now);
+	pthread_mutex_unlock(&engine->lock);
+}
+
+bool kv_service_stop(struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(KV_STOP_MS + KV_CLOSE_MS);
+
 	if (!engine->thread_on)
-		return;
+		return true;
 	atomic_store(&engine->stopping, true);
 	kv_engine_wake(engine);
+	hurry(engine);
+	while (!atomic_load(&engine->stopped) && kv_now_ns() < deadline) {
+		uint32_t seq = kv_waiter_enter(&engine->waiter);
+
+		if (!atomic_load(&engine->stopped))
+			kv_waiter_sleep(&engine->waiter, seq, deadline);
+		kv_waiter_leave(&engine->waiter);
+	}
+	if (!atomic_load(&engine->stopped))
+		return false;
 	pthread_join(engine->thread, NULL);
 	engine->thread_on = false;
+	return true;
 }
 
 /* Posts what asynchronous operations have left, at every peer. */
@@ -293,6 +285,7 @@ static int post_all(struct kv_engine *engine)
 		if (!peer)
 			continue;
 		done += kv_peer_progress(peer, true);
+		kv_peer_arm(peer, true, &done);
 		kv_service_leave(peer);
 	}
 	return done;

@@ -2,6 +2,8 @@
 /* kv_stats.c -- the engine's counters */
 #include "kv_internal.h"
 
+enum { PATIENCE_MS = 20 }; /* for peers in use: their counters are as they were last seen */
+
 static void add_transport(struct kv_stats *stats, const struct tr_counters *c)
 {
 	stats->work_requests += c->work_requests;
@@ -14,11 +16,30 @@ void kv_stats_keep(struct kv_peer *peer)
 {
 	struct tr_counters c = { 0 };
 
+	if (!peer->conn)
+		return;
 	tr_conn_counters(peer->conn, &c);
 	kv_count(peer->engine, work_requests, c.work_requests);
 	kv_count(peer->engine, doorbells, c.doorbells);
 	kv_count(peer->engine, completions, c.completions);
 	kv_count(peer->engine, syscalls, c.syscalls);
+}
+
+static void look_at_peers(struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
+
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = kv_service_claim(engine, i, deadline);
+
+		if (!peer)
+			continue;
+		pthread_mutex_lock(&engine->lock);
+		if (peer->conn)
+			tr_conn_counters(peer->conn, &peer->count);
+		pthread_mutex_unlock(&engine->lock);
+		kv_service_leave(peer);
+	}
 }
 
 int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err)
@@ -30,22 +51,18 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
 	if (!stats || stats->size != sizeof(*stats))
 		return kv_fail(err, KV_ERR_ARG, "stats", "kv_stats is NULL or its size is not %zu",
 			       sizeof(*stats));
+	look_at_peers(engine);
+	/* A peer that is closed meanwhile is counted once: kv_stats_keep has the lock, too. */
+	pthread_mutex_lock(&engine->lock);
 #define COPY(name) stats->name = atomic_load_explicit(&engine->count.name, memory_order_relaxed);
 	KV_COUNTERS(COPY)
 #undef COPY
+	for (uint32_t i = 0; i < engine->peers_end; i++)
+		if (engine->peer[i])
+			add_transport(stats, &engine->peer[i]->count);
+	pthread_mutex_unlock(&engine->lock);
 	pthread_mutex_lock(&engine->arrivals.lock);
 	stats->arrivals_waiting = engine->arrivals.count;
 	pthread_mutex_unlock(&engine->arrivals.lock);
-	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(engine, i);
-		struct tr_counters c = { 0 };
-
-		if (!peer)
-			continue;
-		if (peer->conn)
-			tr_conn_counters(peer->conn, &c);
-		add_transport(stats, &c);
-		kv_service_leave(peer);
-	}
 	return 0;
 }

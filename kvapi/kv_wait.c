@@ -35,7 +35,7 @@ static void spin(struct kv_op *op, int grade)
 	int64_t until = spin_until(op);
 
 	do {
-		if (kv_peer_progress(op->peer, true))
+		if (kv_op_post(op))
 			until = spin_until(op);
 		if (reached(op, grade) || atomic_load(&op->peer->claim.wanting))
 			return;
@@ -50,6 +50,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 	while (!reached(op, grade)) {
 		uint32_t seq = kv_waiter_enter(op->waiter);
 		int64_t own = KV_NO_DEADLINE;
+		bool passed;
 
 		if (!kv_claim_until(&peer->claim, deadline_ns)) {
 			kv_waiter_leave(op->waiter);
@@ -59,8 +60,9 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		/* Nobody else may be there to see that its time is up. */
 		if (op->stage != KV_STAGE_STOP)
 			own = op->deadline_ns;
+		passed = op->passed;
 		kv_peer_release(peer);
-		if (!reached(op, grade) && kv_now_ns() < deadline_ns)
+		if (!passed && !reached(op, grade) && kv_now_ns() < deadline_ns)
 			kv_service_sleep(
 				op->engine, op->waiter, seq,
 				earlier(earlier(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)));

@@ -61,12 +61,13 @@ static struct kv_pitch pitch_of(const struct kv_op *op, size_t slab)
 		.local_row = part->local_row,
 		.remote_row = part->remote_row,
 		.rows = part->rows,
+		.most = KV_PIECE_BYTES,
 	};
 }
 
 static void next_tensor(struct kv_op *op)
 {
-	op->index = 0;
+	op->place = (struct kv_place){ 0 };
 	if (++op->tensor < op->cache->geometry.tensors)
 		return;
 	op->tensor = 0;
@@ -74,7 +75,10 @@ static void next_tensor(struct kv_op *op)
 		op->stage = KV_STAGE_COMMIT;
 }
 
-/* At most TR_SPANS_GOOD spans of one tensor of one layer. */
+/*
+ * At most TR_SPANS_GOOD spans and KV_PIECE_BYTES of one tensor of one layer: before the next piece
+ * deadlines, cancels and revocations are looked at, and others may have the claim.
+ */
 static enum kv_step post_piece(struct kv_op *op)
 {
 	size_t slab =
@@ -83,15 +87,15 @@ static enum kv_step post_piece(struct kv_op *op)
 	struct kv_pitch pitch = pitch_of(op, slab);
 	struct kv_error err;
 	size_t count =
-		kv_plan_next(&pitch, op->local, op->remote, op->n, op->index, spans, TR_SPANS_GOOD);
+		kv_plan_next(&pitch, op->local, op->remote, op->n, op->place, spans, TR_SPANS_GOOD);
 	long taken = tr_op_add(op->tr, op->cache->slab[slab].mem, op->map->slab[slab].rmem, spans,
 			       count, &err);
 
 	if (taken < 0)
 		return give_up(op, &err);
-	op->index += kv_plan_pieces(&pitch, spans, (size_t)taken);
+	op->peer->turn_bytes += kv_plan_take(&pitch, spans, (size_t)taken, &op->place);
 	kv_count(op->engine, spans_out, taken);
-	if (op->index == op->n * pitch.rows)
+	if (op->place.index == op->n * pitch.rows)
 		next_tensor(op);
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }
@@ -134,6 +138,19 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
 		moved |= (step = commit(op));
 	return moved;
+}
+
+bool kv_op_post(struct kv_op *op)
+{
+	bool any = false, moved, posting;
+
+	do {
+		moved = kv_peer_progress(op->peer, true);
+		any |= moved;
+		posting = op->stage >= KV_STAGE_BEGIN && op->stage <= KV_STAGE_COMMIT;
+		op->passed = moved && posting && atomic_load(&op->peer->claim.wanting);
+	} while (moved && posting && !op->passed);
+	return any;
 }
 
 int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,

@@ -111,6 +111,11 @@ void tr_conn_cut(struct tr_conn *conn)
 		conn->provider->cut(conn);
 }
 
+bool tr_conn_can_cut(const struct tr_conn *conn)
+{
+	return conn->provider && conn->provider->cut;
+}
+
 /* The control socket tells of a death that the provider may not notice. */
 static void watch_control(struct tr_conn *conn)
 {

@@ -314,6 +314,7 @@ int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
  * fails, the call returns, the connection is lost. Does not wait.
  */
 void tr_conn_cut(struct tr_conn *conn);
+bool tr_conn_can_cut(const struct tr_conn *conn); /* a call of its transport may last */
 
 /* ---------------------------------------------------------------- events */
 

@@ -76,7 +76,11 @@ const char *kv_version(void);
 enum kv_progress {
 	/* a service thread accepts peers and acknowledges arrivals whenever no caller is polling */
 	KV_PROGRESS_AUTO = 0,
-	/* no thread: things advance only inside kv_progress, kv_wait, kv_test and blocking calls */
+	/*
+	 * Nothing advances but inside kv_progress, kv_wait, kv_test and blocking calls. With a peer
+	 * over a NIC there is a thread all the same, which moves nothing: it breaks the connection
+	 * of a call that is stuck in the device past its deadline.
+	 */
 	KV_PROGRESS_CALLER,
 };
 
@@ -467,7 +471,8 @@ int kv_op_free(struct kv_op *op, struct kv_error *err);
  *   BLOCK_ID    an id is out of range
  *   DUP_BLOCK   an id is named twice
  *   LEASE       a block is open under another lease (block_index, block_id)
- *   BUSY        KV_LEASES_MAX leases are open towards this peer
+ *   BUSY        KV_LEASES_MAX leases are open towards this peer, or another thread's call on it
+ *               does not return within KVCACHE_OP_TIMEOUT_MS
  *   PEER_LOST   the peer is gone
  */
 int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *ids, size_t n,

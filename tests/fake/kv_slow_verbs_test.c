@@ -249,6 +249,51 @@ static void who_is_stuck_in_posting_is_pulled_out(void **state)
 	three_close(&t);
 }
 
+/* Nobody else is there to notice: no service thread, no other call. */
+static void a_caller_alone_is_pulled_out_too(void **state)
+{
+	static const struct fake_config config = { .hosts = 2, .threads = true };
+	struct kv_engine_config caller_mode = KV_INIT(kv_engine_config);
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct kv_options options = KV_INIT(kv_options);
+	struct node a, b;
+	struct kv_error err;
+
+	(void)state;
+	caller_mode.progress = KV_PROGRESS_CALLER;
+	options.timeout_ms = OP_MS;
+	fake_begin(&config);
+	fake_host(1);
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	fake_host(0);
+	node_open(&a, 1, NULL, &caller_mode);
+	node_connect(&a, b.port);
+	ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err), &err);
+	fake_stick(0, true);
+	begin();
+	assert_int_equal(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, &options, &err),
+			 KV_ERR_TIMEOUT);
+	within(OP_MS + STOP_MS + SOON_MS, "kv_write_blocks");
+	begin();
+	ok(kv_peer_info(a.peer, &info, &err), &err);
+	within(SOON_MS, "kv_peer_info");
+	ok(kv_peer_close(a.peer, ALL_MS, &err), &err);
+	/* A message of its own, the goodbye, is no operation and has the call's deadline. */
+	fake_stick(0, false);
+	node_connect(&a, b.port);
+	fake_stick(0, true);
+	begin();
+	kv_peer_close(a.peer, OP_MS, &err);
+	within(OP_MS + STOP_MS + SOON_MS, "kv_peer_close");
+	begin();
+	node_close(&a);
+	within(2 * STOP_MS + SOON_MS, "kv_engine_close");
+	fake_stick(0, false);
+	node_close(&b);
+	assert_true(fake_end());
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -257,6 +302,7 @@ int main(void)
 		cmocka_unit_test(blocks_of_a_silent_writer_come_back_at_once),
 		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
 		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
+		cmocka_unit_test(a_caller_alone_is_pulled_out_too),
 	};
 
 	setenv("KVCACHE_TRANSPORT", "ib", 1);

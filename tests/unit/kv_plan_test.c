@@ -51,20 +51,26 @@ static void copy_spans(const struct kv_pitch *pitch, const int64_t *from, const 
 		       size_t n, const uint8_t *source, uint8_t *destination)
 {
 	struct tr_span spans[TR_SPANS_GOOD];
-	size_t max = 1 + random_below(8), covered = 0;
+	size_t max = 1 + random_below(8);
 	size_t pieces = n * (pitch->rows ? pitch->rows : 1);
+	struct kv_place place = { 0 };
 
-	while (covered < pieces) {
-		size_t count = kv_plan_next(pitch, from, to, n, covered, spans, max);
+	while (place.index < pieces) {
+		size_t count = kv_plan_next(pitch, from, to, n, place, spans, max);
 		size_t taken = random_below(count + 1); /* the transport may take fewer */
+		uint64_t bytes = 0;
 
 		assert_in_range(count, 1, max);
+		for (size_t i = 0; i < count; i++)
+			bytes += spans[i].len;
+		assert_in_range(bytes, 1, pitch->most);
 		for (size_t i = 0; i < taken; i++)
 			memcpy(destination + spans[i].remote, source + spans[i].local,
 			       spans[i].len);
-		covered += kv_plan_pieces(pitch, spans, taken);
+		kv_plan_take(pitch, spans, taken, &place);
 	}
-	assert_int_equal(covered, pieces);
+	assert_int_equal(place.index, pieces);
+	assert_int_equal(place.skip, 0);
 }
 
 static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
@@ -86,6 +92,7 @@ static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
 		pitch.remote_stride = pitch.len + (random_below(2) ? 0 : random_below(8));
 		pitch.local_base = random_below(256);
 		pitch.remote_base = random_below(256);
+		pitch.most = 1 + random_below(4 * LEN_MAX); /* less than a block, or some */
 		memset(got, 0, sizeof(got));
 		memset(want, 0, sizeof(want));
 		for (size_t i = 0; i < n; i++)
@@ -100,19 +107,19 @@ static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
 static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void **state)
 {
 	static const int64_t from[] = { 1, 2, 3, 9, 10 }, to[] = { 5, 6, 7, 8, 20 };
-	struct kv_pitch pitch = { 0, 16, 0, 16, 16, .rows = 1 };
+	struct kv_pitch pitch = { 0, 16, 0, 16, 16, .rows = 1, .most = 1024 };
 	struct tr_span spans[8];
 
 	(void)state;
-	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 3);
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, (struct kv_place){ 0 }, spans, 8), 3);
 	assert_int_equal(spans[0].len, 48);
 	assert_int_equal(spans[0].local, 16);
 	assert_int_equal(spans[0].remote, 80);
 	pitch.remote_stride = 17;
-	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, (struct kv_place){ 0 }, spans, 8), 5);
 	/* Offsets are 64 bits wide. */
-	pitch = (struct kv_pitch){ 0, UINT64_C(1) << 34, 0, UINT64_C(1) << 34, 16, .rows = 1 };
-	assert_int_equal(kv_plan_next(&pitch, from, to, 5, 0, spans, 8), 5);
+	pitch.local_stride = pitch.remote_stride = UINT64_C(1) << 34;
+	assert_int_equal(kv_plan_next(&pitch, from, to, 5, (struct kv_place){ 0 }, spans, 8), 5);
 	assert_true(spans[4].remote == UINT64_C(20) << 34);
 }
 
@@ -313,7 +320,8 @@ static unsigned int write_heads(const struct group *p, const struct group *d, ui
 					   .remote_stride = b.tensor[0].block_bytes,
 					   .remote_row = part->remote_row,
 					   .len = part->len,
-					   .rows = part->rows };
+					   .rows = part->rows,
+					   .most = 1 + random_below(2 * part->len) };
 		copy_spans(&pitch, ids, ids, HEAD_BLOCKS, source, got);
 		writers++;
 	}
