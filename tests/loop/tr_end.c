@@ -330,10 +330,53 @@ static int try_exchange(struct pair_side *s, struct kv_error *err)
 
 enum { CYCLES = 50 };
 
+/* What is to be the same before and after. */
+struct holding {
+	int fds;
+	unsigned int maps;
+};
+
+static struct holding hold(void)
+{
+	return (struct holding){ count_descriptors(), count_shared_mappings() };
+}
+
+/* A queue pair is destroyed, and its channel closed, by a thread that outlives tr_conn_close. */
+static bool back_to(struct holding before)
+{
+	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
+
+	for (;;) {
+		struct holding now = hold();
+
+		if (now.fds <= before.fds && now.maps <= before.maps)
+			return true;
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		poll(NULL, 0, 5);
+	}
+}
+
+static struct holding settled(void)
+{
+	struct holding was = hold();
+
+	for (int same = 0; same < 10; same++) {
+		struct holding now;
+
+		poll(NULL, 0, 5);
+		now = hold();
+		if (now.fds != was.fds || now.maps != was.maps) {
+			was = now;
+			same = 0;
+		}
+	}
+	return was;
+}
+
 static void cycles(struct pair_side *s)
 {
-	unsigned int maps = 0;
-	int fds = 0;
+	struct holding before = { 0 };
 	struct kv_error err;
 
 	pair_open(s);
@@ -342,13 +385,10 @@ static void cycles(struct pair_side *s)
 		PAIR_CHECK(!try_exchange(s, &err));
 		pair_meet(s);
 		forget(s);
-		if (!i) { /* the first may warm something up */
-			fds = count_descriptors();
-			maps = count_shared_mappings();
-		}
+		if (!i) /* the first may warm something up */
+			before = settled();
 	}
-	PAIR_CHECK(count_descriptors() == fds);
-	PAIR_CHECK(count_shared_mappings() == maps);
+	PAIR_CHECK(back_to(before));
 	pair_down(s);
 }
 
@@ -401,8 +441,8 @@ static bool fault_once(struct pair_side *s, enum kv_fault_point point, bool mine
 
 static void sweep(struct pair_side *s)
 {
-	unsigned int maps, bad = 0;
-	int fds;
+	struct holding before;
+	unsigned int bad = 0;
 	bool cma = !s->config->parent_pool;
 	struct kv_error err;
 
@@ -411,8 +451,7 @@ static void sweep(struct pair_side *s)
 	PAIR_CHECK(!try_exchange(s, &err));
 	pair_meet(s);
 	forget(s);
-	fds = count_descriptors();
-	maps = count_shared_mappings();
+	before = settled();
 	for (int p = FIRST_POINT; p <= LAST_POINT; p++) {
 		bool here = fault_once(s, (enum kv_fault_point)p, !s->child);
 		bool there = fault_once(s, (enum kv_fault_point)p, s->child);
@@ -424,8 +463,7 @@ static void sweep(struct pair_side *s)
 				kv_fault_name((enum kv_fault_point)p));
 			bad++;
 		}
-		PAIR_CHECK(count_descriptors() == fds);
-		PAIR_CHECK(count_shared_mappings() == maps);
+		PAIR_CHECK(back_to(before));
 	}
 	PAIR_CHECK(!bad);
 	pair_down(s);
