@@ -100,7 +100,7 @@ int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 		conn->leaving = true;
 	}
 	ret = conn->provider->fence(conn, linger_ns, err);
-	if (!ret)
+	if (!ret || conn->provider->stops_at_once)
 		tr_conn_lost(conn, &conn->error);
 	return ret;
 }

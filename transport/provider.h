@@ -75,6 +75,8 @@ struct tr_provider {
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
 	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
+	/* `fence`, once begun, leaves nothing of this side's under way, even if it is not done. */
+	bool stops_at_once;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
 };

@@ -12,6 +12,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"
+#include "base/unload.h"
 #include "gid.h"
 
 static void set_limits(struct ib_ctx *ctx)
@@ -79,7 +80,7 @@ static void ib_close(void *arg)
 	struct ib_ctx *ctx = arg;
 
 	if (!ib_aside_close(ctx)) {
-		ib_stay_loaded();
+		kv_stay_loaded();
 		kv_log_warn(
 			ctx->tr->log,
 			"a device has not destroyed its queue pairs within %d ms; it stays open",

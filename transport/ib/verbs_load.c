@@ -204,14 +204,6 @@ const struct ib_verbs *ib_verbs_load(struct kv_error *err)
 	return load_once(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
 }
 
-void ib_stay_loaded(void)
-{
-	Dl_info self;
-
-	if (dladdr(&table, &self))
-		dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
-}
-
 /*
  * librdmacm keeps the devices open from its first use on. A child of fork would go on with its
  * parent's descriptors, and what it makes there stays when it dies.

@@ -58,9 +58,6 @@ struct ib_verbs {
 	const char *(*event_type_str)(enum ibv_event_type type);
 };
 
-/* From now on nobody can unload this code: a thread of it goes on. */
-void ib_stay_loaded(void);
-
 /*
  * The table, or NULL and KV_ERR_UNSUPPORTED: the library is not there or too old. Loaded once,
  * never unloaded.

@@ -150,5 +150,6 @@ const struct tr_provider tr_shm_provider = {
 	.progress = shm_progress,
 	.arm = shm_arm,
 	.fence = shm_fence,
+	.stops_at_once = true,
 	.dump = shm_dump,
 };
