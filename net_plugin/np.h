@@ -16,6 +16,7 @@
  *   np_init.c           a context; np_device.c the devices; np_env.c NCCL's variables
  *   np_connect.c        listen, connect, accept; np_address.c where a listener is
  *   np_comm.c           the life of a communicator, and the one place that polls its connection
+ *   np_close.c          its end with requests under way
  *   np_mem.c            regMr, and how the sender comes to know the receiver's memory
  *   np_recv.c           irecv; np_send.c isend; np_ahead.c small sends that do not wait for it
  *   np_test.c           test; np_flush.c iflush
@@ -51,7 +52,6 @@ enum np_limits {
 	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
 	NP_PATIENCE_MS = 2000,	  /* a connect that waits longer steps this end's listeners, too */
 	NP_HANDSHAKE_MS = 60000,  /* a peer's service thread may be busy elsewhere for long */
-	NP_FENCE_MS = 1000,	  /* of a close with requests under way */
 	NP_SIZE_MAX = 0x7fffff80, /* a size is reported as an int */
 };
 
@@ -151,6 +151,7 @@ struct np_context {
 	struct np_comm *connecting;
 	unsigned int connectings;
 	uint64_t next_cookie;
+	atomic_bool finalized;
 };
 
 /* version: of the interface that NCCL took. config may be NULL. */
@@ -187,12 +188,18 @@ struct np_comm {
 	ncclResult_t result; /* of every call after the failure */
 	pthread_mutex_t mr_lock;
 	struct np_mr *mrs;
-	unsigned int busy; /* sends and receives under way */
+	struct np_mr *gone; /* deregistered, but a request that has not been tested names it */
+	bool is_shm;	     /* the transport */
+	/* np_close.c */
+	bool closed; /* NCCL has closed it, and was told that it has not ended */
+	bool ending; /* it stands in the list of those; then under its lock */
+	int64_t linger_ns;
+	bool ended; /* nothing touches its memory any more */
 	/* while connecting */
 	uint64_t cookie;
 	uint8_t nonce[NP_NONCE];
 	int64_t patience_ns;
-	struct np_comm *next;
+	struct np_comm *next; /* while connecting, and while ending */
 };
 
 enum np_request_kind { NP_FREE = 0, NP_SEND, NP_RECV, NP_FLUSH };
@@ -206,8 +213,8 @@ struct np_request {
 	uint16_t index;
 	size_t size[NP_GROUP];
 	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
+	bool any_order; /* nobody looks at lines before the notify */
 	/* NP_SEND */
-	bool any_order;
 	bool ahead; /* its bytes are at the receiver already */
 	int tag;
 	struct tr_op *op;
@@ -282,10 +289,20 @@ struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, 
 			    struct kv_error *err);
 /* With its connection and registrations; puts the context. */
 void np_comm_free(struct np_comm *comm);
-ncclResult_t np_close_send(void *comm);
-ncclResult_t np_close_recv(void *comm);
 ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what);
 ncclResult_t np_progress(struct np_comm *comm);
+
+/* np_close.c */
+ncclResult_t np_close_send(void *comm);
+ncclResult_t np_close_recv(void *comm);
+/*
+ * Requests that use the region (NULL: any) end with the communicator; an error, which is logged:
+ * they have not yet.
+ */
+ncclResult_t np_end_use(struct np_comm *comm, const struct np_mr *mr, const char *what);
+void np_end_forget(struct np_comm *comm); /* it is about to be freed */
+void np_end_step(void);			  /* moves those that NCCL has closed already */
+void np_end_all(struct np_context *ctx);  /* those of a context, at its end */
 
 /* np_mem.c */
 ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle);
@@ -304,7 +321,7 @@ static inline void np_mr_hold(struct np_mr *mr, int by)
 		atomic_store_explicit(&mr->held,
 				      atomic_load_explicit(&mr->held, memory_order_relaxed) +
 					      (unsigned int)by,
-				      memory_order_relaxed);
+				      memory_order_release);
 }
 /* What the sender does with a description. */
 int np_mem_described(struct np_send *s, struct wire_reader *r, struct kv_error *err);

@@ -2,7 +2,6 @@
 /* np_comm.c -- the life of a communicator, and the one place that polls its connection */
 #include <stdlib.h>
 
-#include "base/clock.h"
 #include "base/fault.h"
 #include "np.h"
 
@@ -54,6 +53,7 @@ void np_comm_free(struct np_comm *comm)
 {
 	struct np_context *ctx = comm->ctx;
 
+	np_end_forget(comm);
 	tr_conn_close(comm->conn);
 	np_mem_free_all(comm);
 	if (comm->is_send)
@@ -104,33 +104,4 @@ ncclResult_t np_progress(struct np_comm *comm)
 	if (!ret && comm->is_send)
 		ret = np_send_push(np_send_of(comm), &err);
 	return ret ? np_comm_fail(comm, &err, comm->is_send ? "send" : "receive") : ncclSuccess;
-}
-
-/* ---------------------------------------------------------------- closing */
-
-/*
- * With requests under way their memory must come to rest first; that needs this end only, never the
- * peer.
- */
-static ncclResult_t close_comm(struct np_comm *comm)
-{
-	int64_t deadline = kv_deadline_ns(NP_FENCE_MS);
-
-	if (!comm)
-		return ncclSuccess;
-	while (comm->busy && tr_fence(comm->conn, deadline, NULL) == TR_AGAIN &&
-	       kv_now_ns() < deadline)
-		kv_cpu_relax();
-	np_comm_free(comm);
-	return ncclSuccess;
-}
-
-ncclResult_t np_close_send(void *comm)
-{
-	return close_comm(comm);
-}
-
-ncclResult_t np_close_recv(void *comm)
-{
-	return close_comm(comm);
 }

@@ -161,6 +161,7 @@ ncclResult_t np_listen(void *ctx, int dev, void *handle, void **comm)
 	struct np_listener *l;
 	struct kv_error err;
 
+	np_end_step();
 	if (!ctx || !handle || !comm)
 		return np_misuse("listen: a pointer is NULL");
 	l = kv_fault(NP_LISTENER) ? NULL : calloc(1, sizeof(*l));
@@ -378,6 +379,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 	int64_t patience_ns;
 	int ret;
 
+	np_end_step();
 	if (!ctx || !handle || !comm_p)
 		return np_misuse("connect: a pointer is NULL");
 	*comm_p = NULL;
@@ -438,6 +440,7 @@ ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **d
 	l->ctx->refs++;
 	pthread_mutex_unlock(&l->ctx->lock);
 	comm->conn = conn;
+	comm->is_shm = !strcmp(tr_conn_transport(conn), "shm");
 	*comm_p = comm;
 	return ncclSuccess;
 }

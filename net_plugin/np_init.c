@@ -18,6 +18,7 @@ ncclResult_t np_init(int version, void **ctx_p, const ncclNetCommConfig_v10_t *c
 
 	np_log_set(logger);
 	np_info("network interface v%d", version);
+	np_end_step();
 	if (np_devices_find(&err))
 		return np_fail(&err, "init");
 	ctx = kv_fault(NP_CONTEXT) ? NULL : calloc(1, sizeof(*ctx));
@@ -143,6 +144,8 @@ ncclResult_t np_finalize(void *context)
 		list = comm->next;
 		np_comm_free(comm);
 	}
+	np_end_all(ctx);
+	atomic_store(&ctx->finalized, true);
 	np_context_put(ctx);
 	return ncclSuccess;
 }

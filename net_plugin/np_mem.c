@@ -108,6 +108,7 @@ static ncclResult_t reg(struct np_comm *comm, const struct range *range, int off
 	struct np_mr *mr;
 	struct kv_error err;
 
+	np_end_step();
 	if (!comm || !mhandle)
 		return np_misuse("%s: a pointer is NULL", what);
 	if (!(comm->ptr_support & offered))
@@ -140,27 +141,53 @@ ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64
 	return reg(comm, &range, NCCL_PTR_DMABUF, mhandle, "regMrDmaBuf");
 }
 
+/* Under mr_lock: those that no request names any more. */
+static void free_gone(struct np_comm *comm)
+{
+	struct np_mr **at = &comm->gone;
+
+	while (*at) {
+		struct np_mr *mr = *at;
+
+		if (atomic_load_explicit(&mr->held, memory_order_acquire)) {
+			at = &mr->next;
+			continue;
+		}
+		*at = mr->next;
+		free(mr);
+	}
+}
+
 ncclResult_t np_dereg(void *c, void *mhandle)
 {
 	struct np_comm *comm = c;
 	struct np_mr *mr = mhandle;
+	struct kv_error err;
+	ncclResult_t result;
+	unsigned int held;
 
+	np_end_step();
 	if (!comm)
 		return np_misuse("deregMr: a pointer is NULL");
 	if (!mr)
 		return ncclSuccess;
-	if (atomic_load_explicit(&mr->held, memory_order_relaxed) || tr_mem_dereg(mr->mem, NULL)) {
-		np_info("deregMr: requests under way use the region; it is kept until the communicator is closed");
-		return ncclSuccess;
-	}
+	/* With requests under way this is the communicator's end: NCCL frees the memory next. */
+	held = atomic_load_explicit(&mr->held, memory_order_relaxed);
+	result = held ? np_end_use(comm, mr, "deregMr") : ncclSuccess;
+	if (result)
+		return result;
+	if (tr_mem_dereg(mr->mem, &err))
+		return np_fail(&err, "deregMr");
 	pthread_mutex_lock(&comm->mr_lock);
+	if (!comm->is_send)
+		give_slot(np_recv_of(comm), mr->slot);
 	*mr->prev = mr->next;
 	if (mr->next)
 		mr->next->prev = mr->prev;
-	if (!comm->is_send)
-		give_slot(np_recv_of(comm), mr->slot);
+	mr->next = comm->gone;
+	comm->gone = mr;
+	free_gone(comm);
 	pthread_mutex_unlock(&comm->mr_lock);
-	free(mr);
 	return ncclSuccess;
 }
 
@@ -172,6 +199,12 @@ void np_mem_free_all(struct np_comm *comm)
 
 		comm->mrs = mr->next;
 		tr_mem_dereg(mr->mem, NULL);
+		free(mr);
+	}
+	while (comm->gone) {
+		struct np_mr *mr = comm->gone;
+
+		comm->gone = mr->next;
 		free(mr);
 	}
 	if (!comm->is_send)

@@ -83,6 +83,7 @@ static struct np_request *take(struct np_recv *r, struct np_request *request,
 	request->n = cts->n;
 	request->left = (uint8_t)((1u << cts->n) - 1);
 	request->seq = cts->seq;
+	request->any_order = cts->any_order;
 	for (unsigned int i = 0; i < cts->n; i++) {
 		request->size[i] = (size_t)cts->row[i].size;
 		request->mr[i] = request->size[i] ? mhandles[i] : NULL;
@@ -91,7 +92,6 @@ static struct np_request *take(struct np_recv *r, struct np_request *request,
 								     .tag = cts->row[i].tag };
 	}
 	r->seq = (r->seq + 1) & NP_SEQ_MASK;
-	r->comm.busy++;
 	np_ahead_land(r, request);
 	return request;
 }
@@ -101,7 +101,6 @@ void np_recv_release(struct np_request *request)
 	for (unsigned int i = 0; i < request->n; i++)
 		np_mr_hold(request->mr[i], -1);
 	request->kind = NP_FREE;
-	request->comm->busy--;
 }
 
 /*

@@ -31,7 +31,6 @@ static struct np_request *take_request(struct np_send *s)
 	request->left = 1;
 	request->op = NULL;
 	request->ahead = false;
-	s->comm.busy++;
 	return request;
 }
 
@@ -56,7 +55,6 @@ void np_send_release(struct np_request *request)
 	np_mr_hold(request->mr[0], -1);
 	request->kind = NP_FREE;
 	s->free[s->frees++] = request->index;
-	s->comm.busy--;
 }
 
 /* ---------------------------------------------------------------- clear-to-send */
@@ -178,10 +176,10 @@ int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_err
  */
 void np_send_ready(struct np_send *s, const struct np_rail *rail)
 {
-	bool copies = !strcmp(tr_conn_transport(s->comm.conn), "shm") &&
-		      !kv_option_int(rail->options, KV_OPT_NET_COPY_THREADS);
-
-	s->piece = copies ? NP_PIECE : SIZE_MAX;
+	s->comm.is_shm = !strcmp(tr_conn_transport(s->comm.conn), "shm");
+	s->piece = s->comm.is_shm && !kv_option_int(rail->options, KV_OPT_NET_COPY_THREADS)
+			   ? NP_PIECE
+			   : SIZE_MAX;
 }
 
 /* 0: the transport has all of it; TR_AGAIN: it takes no more now. */
