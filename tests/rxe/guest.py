@@ -33,9 +33,24 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
+def closed_folders(command):
+    """The folders on the way to this tree, to the directory and to what the command names that an ordinary user may not enter."""
+    named = [word for word in command if os.path.isabs(word) and os.path.exists(word)]
+    found = set()
+    for path in (HERE, os.getcwd(), *named):
+        while path != "/":
+            if os.path.isdir(path) and not os.stat(path).st_mode & 0o001:
+                found.add(path)
+            path = os.path.dirname(path)
+    return sorted(found)
+
+
 def run_script(command, settings, extra):
     """The shell script that the guest runs: environment, limits, directory and user of the command."""
     lines = ["# written by guest.py"]
+    # A tree in root's home (mode 0700), say, where a part of a test runs as an ordinary user. What is opened is the
+    # guest's own layer over this machine's root.
+    lines += [f"chmod o+x {shlex.quote(folder)} || exit {BROKEN}" for folder in closed_folders(command)]
     for name, value in {**os.environ, **extra}.items():
         if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in ("PWD", "OLDPWD", "SHLVL", "_"):
             lines.append(f"export {name}={shlex.quote(value)}")

@@ -30,6 +30,7 @@ echo "wire $(($(payload) - before)) packets $(($(sent) - packets))"
 ibv_rc_pingpong -d rxe1 -g 1 -n 100 >/dev/null 2>&1 &
 ./await_port.sh 18515
 ibv_rc_pingpong -d rxe0 -g 1 -n 100 10.77.0.2 | tail -n 1
+"$1" && echo "ran from a folder of root's"
 echo changed >/usr/rxe-was-here 2>/dev/null && echo "wrote to the root"
 exit 3
 """
@@ -45,11 +46,13 @@ def run_as_an_ordinary_user():
     """Root's part is none: a stranger with a cache of its own comes to the same end, and nothing of it runs on."""
     with tempfile.TemporaryDirectory() as cache:
         made = image.prepare(print)
+        # The tree may lie where that user may not go.
+        rig = shutil.copytree(HERE, os.path.join(cache, "rig"), ignore=shutil.ignore_patterns("*.c", "*.h", "__pycache__"))
         shutil.copytree(made, os.path.join(cache, "kvrail-rxe", os.path.basename(made)))
         for folder, _, files in os.walk(cache):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 os.chown(path, STRANGER, STRANGER)
-        got = subprocess.run([os.path.join(HERE, "rxe"), "--timeout", "580", "sh", "-c", "rdma link; exit 7"],
+        got = subprocess.run([os.path.join(rig, "rxe"), "--timeout", "580", "sh", "-c", "rdma link; exit 7"],
                              env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": cache}, cwd="/", user=STRANGER, group=STRANGER,
                              extra_groups=[], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
         print(got.stdout + got.stderr, end="")
@@ -61,9 +64,12 @@ def run_as_an_ordinary_user():
 
 def main():
     env = dict(os.environ, RXE_TEST_MARKER="it's \"quoted\" $here")
-    got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "580", "--memlock", "4096", "--user",
-                          "--ptrace-scope", "1", "sh", "-c", IN_GUEST],
-                         env=env, cwd=HERE, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    with tempfile.TemporaryDirectory() as private:  # mode 0700
+        program = os.path.join(private, "program")
+        shutil.copy("/bin/true", program)
+        got = subprocess.run([os.path.join(HERE, "rxe"), "--verbose", "--timeout", "580", "--memlock", "4096", "--user",
+                              "--ptrace-scope", "1", "sh", "-c", IN_GUEST, "sh", program],
+                             env=env, cwd=HERE, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
     print(got.stdout + got.stderr, end="")
     if got.returncode == 77:
         sys.exit(77)
@@ -76,9 +82,10 @@ def main():
     check(numbers and int(numbers[0][1]) >= 100 * 65536, "the wire carried the payload")
     check(int(numbers[0][3]) >= 100 * 16, "the device counted its packets")
     check("usec/iter" in got.stdout, "ibv_rc_pingpong ended well")
+    check("ran from a folder of root's" in got.stdout, "an ordinary user runs a program in a folder of mode 0700")
     check("wrote to the root" not in got.stdout, "an ordinary user does not write to /usr")
     check(not os.path.exists("/usr/rxe-was-here"), "the host's root is unchanged")
-    if os.geteuid() == 0 and subprocess.run(["test", "-x", os.path.join(HERE, "rxe")], user=STRANGER, check=False).returncode == 0:
+    if os.geteuid() == 0:
         run_as_an_ordinary_user()
 
 
