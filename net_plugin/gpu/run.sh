@@ -11,7 +11,7 @@
 # NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set;
 # table.py makes the tables of docs/nccl.md from $OUT/results.json.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 what=${1:-all}
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"

@@ -17,9 +17,13 @@ import calls
 import format as formatting
 import headers
 import install
+import programs
 import quickstart
+import scripts
 import shape
+import shell
 import source
+import spelling
 import symbols
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -148,6 +152,21 @@ class Format(Tree):
         self.assert_finds("a.c: not formatted", formatting.check(self.root, formatter))
 
 
+class Tools(Tree):
+    def test_a_script_with_an_error_is_found(self):
+        if not shutil.which("shellcheck"):
+            self.skipTest("no shellcheck")
+        self.write("a.sh", "#!/bin/sh\ncd x || exit\necho y\n")
+        self.write("b", "#!/bin/sh\ncd x\necho y\n")
+        self.assert_finds("b:2", scripts.check(self.root))
+
+    def test_a_misspelt_word_is_found(self):
+        if not shutil.which("codespell"):
+            self.skipTest("no codespell")
+        self.write("a.md", "the word " + "t" + "eh\nthe word\n")
+        self.assert_finds("a.md:1", spelling.check(self.root))
+
+
 class Headers(Tree):
     def test_a_header_that_needs_another_is_found(self):
         self.write("include/kvrail/good.h", "#pragma once\n#include <stddef.h>\nsize_t f(void);\n")
@@ -232,6 +251,53 @@ class Agree(Tree):
         self.write("b.txt", "see /" + "home/somebody/x\n")
         self.write("c.txt", "see /usr/lib and https://example.org/home\n")
         self.assert_finds("a path of one machine", agree.check_paths(self.root), 2)
+
+
+class Programs(Tree):
+    def setUp(self):
+        super().setUp()
+        self.write("dev", "packages='\niproute2 cmd rdma rxe ip tc\nbusybox-static file /bin/busybox rxe\n'\n")
+
+    def missing(self):
+        """What the lint finds in the tree, without places: {name, …}."""
+        return {finding.split(": ")[1] for finding in programs.check(self.root)}
+
+    def names(self, script):
+        return {name for _, name in shell.programs(script)}
+
+    def test_a_program_of_no_listed_package_is_found_in_every_kind_of_file(self):
+        self.write("a.sh", "#!/bin/sh\nip link; rmmod x\n")
+        self.write("b", "#!/usr/bin/env bash\nfoo1 | cat\n")
+        self.write("c.py", "import subprocess\nsubprocess.run(['foo2', '-x'])\n")
+        self.write("d.c", 'f(void) { popen("foo3 -x | wc", "r"); execlp("foo4", "foo4", NULL); }\n')
+        self.write("e/CMakeLists.txt", "find_program(X NAMES foo5 foo6)\nadd_test(NAME t COMMAND foo7 x)\n"
+                   "add_executable(ours a.c)\nadd_test(NAME u COMMAND ours)\nfind_program(Y NAMES foo8 tc)\n")
+        self.assertEqual(self.missing(), {"rmmod", "foo1", "foo2", "foo3", "foo4", "foo5 or foo6", "foo7"})
+
+    def test_what_is_listed_or_on_every_debian_or_ours_is_good(self):
+        self.write("a.sh", "#!/bin/sh\nset -e\nrdma link && tc qdisc || ip a\n/bin/busybox mount\n./b.sh x\n\"$1/build/t\" y\n")
+        self.write("c.py", "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'x'])\n")
+        self.assertEqual(programs.check(self.root), [])
+
+    def test_commands_of_a_shell_script_are_told_from_its_other_words(self):
+        self.assertEqual(self.names("case $x in\nfoo | bar) a ;;\n*) b y ;;\nesac\nfor i in c d; do e $i; done\n"), {"a", "b", "e"})
+        self.assertEqual(self.names("a <<END\nfoo bar\nEND\nb >c 2>&1 <d # e\n"), {"a", "b"})
+        self.assertEqual(self.names("a 'b; c' \"$(d | e)\" `f` \\\n g\nh=$(i) j=1 k\n"), {"a", "d", "e", "f", "i", "k"})
+        self.assertEqual(self.names("if ! a; then b; elif [[ c < d && $(e) ]]; then (f; g) & fi; x=(h i)\n"), {"a", "b", "e", "f", "g"})
+
+    def test_a_command_behind_another_one_is_found(self):
+        self.assertEqual(self.names("env A=1 timeout -k 1 5 a x; exec b; sudo -n c; command -v d\n") - set(programs.BUILTINS),
+                         {"env", "timeout", "a", "b", "sudo", "c", "d"})
+        self.assertEqual(self.names("sh -c 'a; b'\ntrap 'c' EXIT\nrun='d -x'\n$run y\n"), {"sh", "a", "b", "trap", "c", "d"})
+        self.assertEqual(self.names('as() {\n\tshift\n\tsetpriv --x -- "$@"\n}\nas 5 foo bar\n'), {"shift", "setpriv", "foo"})
+        self.write("a.py", "import subprocess\nC = ['env', 'X=1', 'foo1']\ndef run(*c):\n    subprocess.run(c)\n"
+                   "run('foo2', 'x')\nsubprocess.run(C + ['y'])\nsubprocess.run('foo3 | foo4', shell=True)\n"
+                   "S = 'foo5 x'\nsubprocess.run(['sh', '-c', S])\nfor t in 'foo6', 'foo7':\n    subprocess.run([t])\n")
+        self.assertEqual(self.missing(), {f"foo{i}" for i in range(1, 8)})
+
+    def test_two_lists_that_differ_are_found(self):
+        self.write("tests/rxe/image.py", "PACKAGES = [('iproute2', 'rdma'), ('kmod', 'rmmod')]\n")
+        self.assertEqual({finding.split(":")[0] for finding in programs.check(self.root)}, {"busybox-static", "kmod"})
 
 
 class Quickstart(Tree):

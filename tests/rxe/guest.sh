@@ -7,7 +7,7 @@ PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
 tries=600
-until [ -c /dev/vport*p3 ]; do
+until [ -c "$(echo /dev/vport*p3)" ]; do
 	tries=$((tries - 1))
 	[ $tries != 0 ] || echo o >/proc/sysrq-trigger
 	sleep 0.05
@@ -34,7 +34,7 @@ device() {
 
 # rxe_self, rxe_guests and rxe_ptrace_scope come from the kernel's command line.
 # shellcheck disable=SC2154
-self=$rxe_self guests=$rxe_guests
+self=$rxe_self guests=$rxe_guests scope=$rxe_ptrace_scope
 
 echo "rxe-$self" >/proc/sys/kernel/hostname
 printf '127.0.0.1 localhost\n10.77.0.1 rxe-a\n10.77.0.2 rxe-b\n' >/etc/hosts
@@ -45,7 +45,7 @@ ln -sf /proc/self/fd /dev/fd
 ln -sf fd/0 /dev/stdin
 ln -sf fd/1 /dev/stdout
 ln -sf fd/2 /dev/stderr
-sysctl kernel.yama.ptrace_scope "$rxe_ptrace_scope"
+sysctl kernel.yama.ptrace_scope "$scope"
 sysctl net.ipv6.conf.default.accept_dad 0
 ip link set lo up
 if [ "$guests" = 1 ]; then

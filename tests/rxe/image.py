@@ -27,6 +27,9 @@ PACKAGES = [
     ("ibverbs-utils", "ibv_devinfo"),
     ("perftest", "ib_write_bw"),
     ("iproute2", "rdma"),
+    ("kmod", "rmmod"),
+    ("mount", "mount"),
+    ("zstd", "zstd"),
 ]
 KERNEL_PACKAGES = ["linux-image-amd64", "linux-image-generic"]  # Debian's name, Ubuntu's name
 
@@ -141,8 +144,6 @@ def module_bytes(path):
     if path.endswith(".gz"):
         return gzip.decompress(data)
     if path.endswith(".zst"):
-        if not shutil.which("zstd"):
-            raise Missing("missing: zstd; as root: apt-get install -y zstd")
         return subprocess.run(["zstd", "-dcq", path], check=True, stdout=subprocess.PIPE).stdout
     return data
 

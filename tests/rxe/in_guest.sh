@@ -94,6 +94,7 @@ split() {
 as_user() {
 	kb=$1
 	shift
+	# shellcheck disable=SC3045 # dash, busybox and bash have ulimit -l
 	(ulimit -l "$kb" && exec setpriv --reuid=65534 --regid=65534 --clear-groups -- "$@")
 }
 

@@ -1,5 +1,6 @@
 #!/bin/busybox sh
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=dash
 # init.sh -- first program of the guest: loads the modules, lays a writable layer over the host's root, goes there
 b=/bin/busybox
 
