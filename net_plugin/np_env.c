@@ -7,11 +7,11 @@
  * variable of the environment beats it. As NCCL does, a bad value is warned about and the default
  * stays.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "np.h"
 
 /* NCCL takes NOT_SET for "not set" everywhere. */
@@ -123,9 +123,10 @@ void np_options_add(struct np_options *o, const char *name, const char *value)
 static void translate(struct np_options *o, const struct row *row)
 {
 	const char *text = getenv(row->name);
-	char *end = NULL;
+	const char *end;
 	char value[24];
-	long v;
+	long long v;
+	bool ok;
 
 	if (!text || !*text)
 		return;
@@ -133,18 +134,17 @@ static void translate(struct np_options *o, const struct row *row)
 		np_info("%s is set, but has no effect: %s is given", row->name, row->unless);
 		return;
 	}
-	errno = 0;
-	v = strtol(text, &end, 0);
-	if (!errno && !*end && v == NOT_SET)
+	ok = kv_number(text, &v, &end) && !*end;
+	if (ok && v == NOT_SET)
 		return;
-	if (errno || *end || v < row->min || v > row->max) {
+	if (!ok || v < row->min || v > row->max) {
 		np_warn("%s is \"%.32s\"; kvrail takes %ld..%ld; the default stays", row->name,
 			text, row->min, row->max);
 		return;
 	}
-	snprintf(value, sizeof(value), "%ld", v);
+	snprintf(value, sizeof(value), "%lld", v);
 	np_options_add(o, row->option, value);
-	np_log_line(NCCL_LOG_INFO, NCCL_ENV, __FILE__, __LINE__, "%s set by environment to %ld",
+	np_log_line(NCCL_LOG_INFO, NCCL_ENV, __FILE__, __LINE__, "%s set by environment to %lld",
 		    row->name, v);
 }
 

@@ -319,6 +319,17 @@ static void usage(FILE *to)
 	      to);
 }
 
+static size_t bytes_of(const char *text)
+{
+	char *end;
+	size_t bytes = strtoull(text, &end, 10);
+
+	if (*text >= '0' && *text <= '9' && !*end)
+		return bytes;
+	fprintf(stderr, "net_perf: \"%s\" is not a number of bytes\n", text);
+	exit(2);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option longs[] = {
@@ -332,10 +343,10 @@ int main(int argc, char **argv)
 	while ((opt = getopt_long(argc, argv, "b:e:J:h", longs, NULL)) != -1)
 		switch (opt) {
 		case 'b':
-			o.min = (size_t)strtoull(optarg, NULL, 0);
+			o.min = bytes_of(optarg);
 			break;
 		case 'e':
-			o.max = (size_t)strtoull(optarg, NULL, 0);
+			o.max = bytes_of(optarg);
 			break;
 		case 'L':
 			o.max = 1 << 30;

@@ -235,7 +235,7 @@ static void out_of_range(void)
 static void nccls_variables_reach_the_queue_pair(void **state)
 {
 	static const char *const set[] = {
-		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=20",
+		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=020",
 		"NCCL_IB_RETRY_CNT=4", "NCCL_IB_GID_INDEX=2",	 "NCCL_IB_QPS_PER_CONNECTION=3",
 		"NCCL_IB_PKEY=1",      "NCCL_IB_AR_THRESHOLD=0", NULL
 	};

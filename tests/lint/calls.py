@@ -33,6 +33,8 @@ def check(root):
         for number, line in enumerate(source.code(source.read(root, path)).splitlines(), 1):
             for match in pattern.finditer(line):
                 findings.append(f"{path}:{number}: {match[1]} is not to be called here")
+            if re.search(r"\bstrtou?(l|ll|imax|max)\s*\([^()]*(\([^()]*\)[^()]*)*,\s*0\s*\)", line):
+                findings.append(f"{path}:{number}: with base 0, \"020\" is sixteen; base/number.h reads what people write")
             if re.search(r"\benviron\b", line) and source.is_library(path) and not path.endswith("base/option.c"):
                 findings.append(f"{path}:{number}: only base/option.c reads the environment")
     return findings

@@ -106,6 +106,11 @@ class Calls(Tree):
         self.write("tests/b.c", "f(void) { atoi(x); exit(1); }\n")
         self.assert_finds("is not to be called here", calls.check(self.root), 4)
 
+    def test_numbers_that_may_be_octal_are_found(self):
+        self.write("tests/b.c", "f(void) { x = strtoull(f(a)[1], NULL, 0); }\n")
+        self.write("mpi_tests/c.c", "f(void) { y = strtol(b, &end, 10); g(strtol(b, &end, 16), 0); }\n")
+        self.assert_finds("tests/b.c:1: with base 0", calls.check(self.root), 1)
+
     def test_the_environment_belongs_to_one_file(self):
         self.write("transport/base/option.c", "extern char **environ;\n")
         self.assertEqual(calls.check(self.root), [])

@@ -34,7 +34,7 @@ static uintptr_t offset(const char *name)
 
 	for (char **at = offsets; *at; at++)
 		if (!strncmp(*at, name, len) && (*at)[len] == '=')
-			return strtoull(*at + len + 1, NULL, 0);
+			return strtoull(*at + len + 1, NULL, 10);
 	fprintf(stderr, "nccl_ranks: %s is not given\n", name);
 	exit(2);
 }
@@ -118,9 +118,9 @@ int main(int argc, char **argv)
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	base = map->l_addr;
-	bytes = strtoull(argv[3], NULL, 0);
+	bytes = strtoull(argv[3], NULL, 10);
 	offsets = argv + 4;
-	for (long round = 0; round < strtol(argv[2], NULL, 0); round++) {
+	for (long round = 0; round < strtol(argv[2], NULL, 10); round++) {
 		pthread_t thread[RANKS];
 		int ret = get_id(unique_id);
 

@@ -73,11 +73,13 @@ static int read_one(const char *text, struct kv_option_set **set, struct kv_erro
 
 static void a_bad_value_names_the_option_and_its_range(void **state)
 {
-	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",  "KVCACHE_IB_TIMEOUT=32",
-					   "KVCACHE_IB_TIMEOUT=abc", "KVCACHE_IB_TIMEOUT=",
-					   "KVCACHE_IB_TIMEOUT=16x", "KVCACHE_IB_TIMEOUT= 16",
-					   "KVCACHE_DEBUG=maybe",    "KVCACHE_SHM_PATH=poo",
-					   "KVCACHE_SHM_PATH=",	     "KVCACHE_SHM_RING=9999999G" };
+	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",   "KVCACHE_IB_TIMEOUT=32",
+					   "KVCACHE_IB_TIMEOUT=abc",  "KVCACHE_IB_TIMEOUT=",
+					   "KVCACHE_IB_TIMEOUT=16x",  "KVCACHE_IB_TIMEOUT= 16",
+					   "KVCACHE_DEBUG=maybe",     "KVCACHE_SHM_PATH=poo",
+					   "KVCACHE_SHM_PATH=",	      "KVCACHE_SHM_RING=9999999G",
+					   "KVCACHE_IB_TIMEOUT=0x",   "KVCACHE_IB_TIMEOUT=0b10000",
+					   "KVCACHE_IB_TIMEOUT=--20", "KVCACHE_IB_TIMEOUT=024K" };
 	struct kv_option_set *set;
 	struct kv_error err;
 
@@ -109,6 +111,21 @@ static void good_values_are_parsed(void **state)
 	assert_int_equal(read_one("KVCACHE_DEBUG=On", &set, NULL), 0);
 	assert_true(kv_option_bool(set, KV_OPT_DEBUG));
 	kv_option_free(set);
+}
+
+static void a_number_is_decimal_or_hexadecimal_never_octal(void **state)
+{
+	static const char *const twenty[] = { "KVCACHE_IB_TIMEOUT=20", "KVCACHE_IB_TIMEOUT=020",
+					      "KVCACHE_IB_TIMEOUT=0x14", "KVCACHE_IB_TIMEOUT=0X14",
+					      "KVCACHE_IB_TIMEOUT=+20" };
+	struct kv_option_set *set;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(twenty) / sizeof(twenty[0]); i++) {
+		assert_int_equal(read_one(twenty[i], &set, NULL), 0);
+		assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 20);
+		kv_option_free(set);
+	}
 }
 
 static void the_list_beats_the_environment(void **state)
@@ -193,6 +210,7 @@ int main(void)
 		cmocka_unit_test(running_out_of_descriptors_is_told_from_other_errors),
 		cmocka_unit_test(a_bad_value_names_the_option_and_its_range),
 		cmocka_unit_test(good_values_are_parsed),
+		cmocka_unit_test(a_number_is_decimal_or_hexadecimal_never_octal),
 		cmocka_unit_test(the_list_beats_the_environment),
 		cmocka_unit_test(an_unknown_name_is_told_with_its_neighbour),
 		cmocka_unit_test(log_files_receive_their_levels),

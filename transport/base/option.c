@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "number.h"
 
 extern char **environ;
 
@@ -107,15 +108,11 @@ static const char *nearest(const char *name, size_t len)
 
 static bool parse_number(const struct row *row, const char *text, int64_t *number_p)
 {
-	char *end;
+	const char *end;
 	long long v;
 	int shift = 0;
 
-	if (!*text || isspace((unsigned char)*text))
-		return false;
-	errno = 0;
-	v = strtoll(text, &end, 0);
-	if (errno || end == text)
+	if (!kv_number(text, &v, &end))
 		return false;
 	if (row->type == TYPE_SIZE && *end) {
 		const char *units = "KMG";
