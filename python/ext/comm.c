@@ -83,7 +83,7 @@ static PyObject *peers_of(struct handle *comm, Py_ssize_t ranks)
 static PyObject *comm_init(PyObject *module, PyObject *args)
 {
 	struct kv_comm_config config = KV_INIT(kv_comm_config);
-	struct handle *engine, *made = NULL;
+	struct handle *engine, *made;
 	struct kv_error err = { 0 };
 	struct kv_comm *comm = NULL;
 	PyObject *obj, *peers;
@@ -98,6 +98,11 @@ static PyObject *comm_init(PyObject *module, PyObject *args)
 	engine = handle_enter(obj, H_ENGINE);
 	if (!engine)
 		return NULL;
+	made = handle_new(H_COMM, NULL, engine);
+	if (!made) {
+		handle_leave(engine);
+		return NULL;
+	}
 	g.ranks = (Py_ssize_t)config.nranks;
 	config.allgather = allgather;
 	config.arg = &g;
@@ -105,20 +110,13 @@ static PyObject *comm_init(PyObject *module, PyObject *args)
 	Py_BEGIN_ALLOW_THREADS;
 	rc = kv_comm_init(engine->ptr, &config, &comm, &err);
 	Py_END_ALLOW_THREADS;
-	if (!rc)
-		made = handle_new(H_COMM, comm, engine);
-	if (!rc && !made)
-		kv_comm_free(comm, DROP_MS, NULL);
+	made->ptr = comm;
 	handle_leave(engine);
-	if (PyErr_Occurred()) { /* of allgather, or Ctrl-C */
-		Py_XDECREF((PyObject *)made);
-		return NULL;
-	}
-	if (rc == KV_ERR_CANCELLED)
-		return raise_code(KV_ERR_CLOSED, "comm", "the engine was closed meanwhile");
-	if (rc)
-		return raise_error(&err);
-	peers = peers_of(made, g.ranks);
+	if (!PyErr_Occurred() && rc == KV_ERR_CANCELLED)
+		raise_code(KV_ERR_CLOSED, "comm", "the engine was closed meanwhile");
+	else if (!PyErr_Occurred() && rc) /* else it is allgather's, or Ctrl-C */
+		raise_error(&err);
+	peers = PyErr_Occurred() ? NULL : peers_of(made, g.ranks);
 	if (!peers) {
 		Py_DECREF((PyObject *)made);
 		return NULL;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* engine.c -- engines: opening, listening, arrivals, progress */
+/* engine.c -- engines: opening, listening, progress */
 #include "ext.h"
 
 #include <errno.h>
@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { POLL_MAX = 256 };
 
 /*
  * Log lines go into a pipe, which a Python thread reads: the library logs from its own threads and
@@ -84,8 +82,11 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 			      &list, &log_fd))
 		return NULL;
 	options = strings_of(list);
-	if (!options)
+	h = options ? handle_new(H_ENGINE, NULL, NULL) : NULL;
+	if (!h) {
+		free(options);
 		return NULL;
+	}
 	config.options = options;
 	if (log_fd >= 0) {
 		config.log = log_to_pipe;
@@ -95,13 +96,12 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 	rc = kv_engine_open(&config, &engine, &err);
 	Py_END_ALLOW_THREADS;
 	free(options);
-	if (rc)
+	if (rc) {
+		Py_DECREF((PyObject *)h);
 		return raise_error(&err);
-	h = handle_new(H_ENGINE, engine, NULL);
-	if (h)
-		kv_engine_set_interrupt(engine, interrupted, h);
-	else
-		kv_engine_close(engine);
+	}
+	h->ptr = engine;
+	kv_engine_set_interrupt(engine, interrupted, h);
 	return (PyObject *)h;
 }
 
@@ -164,69 +164,11 @@ static PyObject *engine_arrivals_fd(PyObject *module, PyObject *obj)
 	return PyLong_FromLong(fd);
 }
 
-/* A peer that came up gets its handle here; later arrivals name it by number. */
-static PyObject *arrival_tuple(struct handle *engine, const struct kv_arrival *a)
-{
-	PyObject *handle = Py_None;
-
-	if (a->kind == KV_ARRIVAL_PEER_UP) {
-		handle = (PyObject *)handle_new(H_PEER, a->peer, engine);
-		if (!handle)
-			return NULL;
-	} else {
-		Py_INCREF(handle);
-	}
-	return Py_BuildValue(
-		"iiNKKIIKKKK", a->kind, a->status, handle, (unsigned long long)(uintptr_t)a->peer,
-		(unsigned long long)(uintptr_t)a->cache, a->layers.first, a->layers.count,
-		(unsigned long long)a->tag, (unsigned long long)a->lease,
-		(unsigned long long)a->blocks, (unsigned long long)a->bytes);
-}
-
-/*
- * poll(engine, max) -> list of (kind, status, new peer or None, peer, cache, first, count, tag,
- * lease, blocks, bytes)
- */
-static PyObject *engine_poll(PyObject *module, PyObject *args)
-{
-	struct kv_arrival arrivals[POLL_MAX];
-	struct kv_error err = { 0 };
-	PyObject *obj, *list, *item;
-	struct handle *h;
-	Py_ssize_t max;
-	int n;
-
-	(void)module;
-	if (!PyArg_ParseTuple(args, "On", &obj, &max))
-		return NULL;
-	h = handle_enter(obj, H_ENGINE);
-	if (!h)
-		return NULL;
-	max = max < 0 ? 0 : max > POLL_MAX ? POLL_MAX : max;
-	Py_BEGIN_ALLOW_THREADS;
-	n = kv_poll_arrivals(h->ptr, arrivals, (size_t)max, &err);
-	Py_END_ALLOW_THREADS;
-	if (n < 0) {
-		handle_leave(h);
-		return raise_error(&err);
-	}
-	list = PyList_New(0);
-	for (int i = 0; list && i < n; i++) {
-		item = arrival_tuple(h, &arrivals[i]);
-		if (!item || PyList_Append(list, item))
-			Py_CLEAR(list);
-		Py_XDECREF(item);
-	}
-	handle_leave(h);
-	return list;
-}
-
 PyMethodDef engine_methods[] = {
 	{ "engine_open", engine_open, METH_VARARGS, NULL },
 	{ "listen", engine_listen, METH_VARARGS, NULL },
 	{ "progress", engine_progress, METH_VARARGS, NULL },
 	{ "arrivals_fd", engine_arrivals_fd, METH_O, NULL },
-	{ "poll", engine_poll, METH_VARARGS, NULL },
 	{ "close", core_close, METH_VARARGS, NULL },
 	{ "ident", core_ident, METH_O, NULL },
 	{ "set_error_factory", core_set_error_factory, METH_O, NULL },

@@ -20,8 +20,7 @@ PyObject *core_set_error_factory(PyObject *module, PyObject *factory)
 	Py_RETURN_NONE;
 }
 
-/* Messages may quote a peer's bytes: never fail on what is not UTF-8. */
-static PyObject *text_of(const char *s)
+PyObject *text_of(const char *s)
 {
 	return PyUnicode_DecodeUTF8(s, (Py_ssize_t)strlen(s), "backslashreplace");
 }

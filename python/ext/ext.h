@@ -54,10 +54,15 @@ struct handle {
 	size_t len;	     /* memory */
 	struct orphan
 		*orphans; /* engine: operations whose handle is gone but that have not ended */
+	struct batch *kept; /* engine: arrivals that were taken but not handed over */
 };
 
 /* handle.c */
 int handle_type_add(PyObject *module);
+/*
+ * Before the library is called, with ptr NULL: what it has done must not fail afterwards because
+ * there is no memory for the handle. A handle whose ptr stays NULL frees nothing.
+ */
 struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *parent);
 /* The handle of this kind, open and entered; NULL with an exception. */
 struct handle *handle_enter(PyObject *obj, enum handle_kind kind);
@@ -68,7 +73,12 @@ void engine_reap(struct handle *engine);
 PyObject *core_close(PyObject *module, PyObject *args);
 PyObject *core_ident(PyObject *module, PyObject *arg);
 
-/* error.c: sets the exception that the cause asks for; returns NULL */
+/* arrivals.c */
+void arrivals_drop(struct handle *engine);
+
+/* error.c: text that may quote a peer's or the system's bytes: what is not UTF-8 is escaped */
+PyObject *text_of(const char *s);
+/* sets the exception that the cause asks for; returns NULL */
 PyObject *raise_error(const struct kv_error *err);
 PyObject *raise_code(int code, const char *op, const char *message);
 PyObject *core_set_error_factory(PyObject *module, PyObject *factory);
@@ -87,8 +97,8 @@ void ids_drop(struct ids *ids);
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule);
 PyObject *core_ids(PyObject *module, PyObject *obj);
 
-/* engine.c, memory.c, peer.c, comm.c, op.c, look.c, timing.c */
-extern PyMethodDef engine_methods[], memory_methods[], peer_methods[], comm_methods[], op_methods[],
-	look_methods[], timing_methods[];
+/* engine.c, arrivals.c, memory.c, peer.c, comm.c, op.c, look.c, timing.c */
+extern PyMethodDef engine_methods[], arrival_methods[], memory_methods[], peer_methods[],
+	comm_methods[], op_methods[], look_methods[], timing_methods[];
 
 #endif

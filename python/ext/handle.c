@@ -36,6 +36,7 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 	h->own = NULL;
 	h->len = 0;
 	h->orphans = NULL;
+	h->kept = NULL;
 	return h;
 }
 
@@ -170,7 +171,9 @@ static void handle_drop(struct handle *h)
 			kv_engine_close(ptr);
 			Py_END_ALLOW_THREADS;
 		}
+		h->ptr = NULL;
 		orphans_forget(h);
+		arrivals_drop(h);
 		break;
 	case H_MEMORY:
 		if (alive)
@@ -323,8 +326,10 @@ PyObject *core_close(PyObject *module, PyObject *args)
 	if (!rc || h->kind == H_GROUP)
 		h->ptr = NULL;
 	h->closing = false;
-	if (h->kind == H_ENGINE)
+	if (h->kind == H_ENGINE) {
 		orphans_forget(h);
+		arrivals_drop(h);
+	}
 	if (PyErr_Occurred()) /* Ctrl-C while a group waited */
 		return NULL;
 	if (rc)

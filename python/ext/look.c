@@ -104,7 +104,7 @@ static PyObject *look_dump(PyObject *module, PyObject *obj)
 	Py_END_ALLOW_THREADS;
 	handle_leave(h);
 	if (buf)
-		text = PyUnicode_FromString(buf);
+		text = text_of(buf);
 	else if (n < 0)
 		raise_code(n, "dump", kv_error_text(n));
 	else
@@ -126,7 +126,8 @@ static PyObject *option_tuple(struct kv_engine *engine, size_t i)
 
 	if (kv_option_get(engine, i, &o, NULL))
 		return NULL;
-	return Py_BuildValue("sssssss", o.name, o.type, o.range, o.def, o.help, o.value, o.source);
+	return Py_BuildValue("sssssNs", o.name, o.type, o.range, o.def, o.help, text_of(o.value),
+			     o.source);
 }
 
 static PyObject *device_tuple(struct kv_engine *engine, size_t i)
@@ -135,9 +136,10 @@ static PyObject *device_tuple(struct kv_engine *engine, size_t i)
 
 	if (kv_device_get(engine, i, &d, NULL))
 		return NULL;
-	return Py_BuildValue("ssNsssiIIIsiss", d.transport, d.name, PyBool_FromLong(d.usable),
-			     d.detail, d.link, d.gid, d.gid_index, d.lid, d.speed_mbps, d.mtu_bytes,
-			     d.pci, d.numa_node, d.distance, d.reason);
+	return Py_BuildValue("NNNNNNiIIINiNN", text_of(d.transport), text_of(d.name),
+			     PyBool_FromLong(d.usable), text_of(d.detail), text_of(d.link),
+			     text_of(d.gid), d.gid_index, d.lid, d.speed_mbps, d.mtu_bytes,
+			     text_of(d.pci), d.numa_node, text_of(d.distance), text_of(d.reason));
 }
 
 static PyObject *table(PyObject *obj, PyObject *(*row)(struct kv_engine *engine, size_t i))

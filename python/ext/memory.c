@@ -31,21 +31,22 @@ static PyObject *memory_alloc(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
+	mem = handle_new(H_MEMORY, NULL, h);
+	if (!mem) {
+		handle_leave(h);
+		return NULL;
+	}
 	Py_BEGIN_ALLOW_THREADS;
 	rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err);
 	Py_END_ALLOW_THREADS;
-	if (rc) {
-		handle_leave(h);
-		return raise_error(&err);
-	}
-	own = mremap(ptr, 0, (size_t)len, MREMAP_MAYMOVE);
-	mem = own != MAP_FAILED ? handle_new(H_MEMORY, ptr, h) : NULL;
-	if (!mem) {
-		if (own != MAP_FAILED)
-			munmap(own, (size_t)len);
-		else
-			PyErr_SetFromErrno(PyExc_OSError);
-		kv_free(h->ptr, ptr, NULL);
+	mem->ptr = ptr;
+	own = rc ? MAP_FAILED : mremap(ptr, 0, (size_t)len, MREMAP_MAYMOVE);
+	if (rc)
+		raise_error(&err);
+	else if (own == MAP_FAILED)
+		PyErr_SetFromErrno(PyExc_OSError);
+	if (own == MAP_FAILED) {
+		Py_CLEAR(mem);
 	} else {
 		madvise(own, (size_t)len,
 			MADV_DOFORK); /* a child that looks at an array must not crash */
@@ -121,18 +122,18 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 				    KV_TENSORS_MAX);
 	for (Py_ssize_t i = 0; ok && i < n; i++)
 		ok = !tensor_of(PyList_GetItem(list, i), &tensors[i], layout->layers);
-	if (ok) {
+	made = ok ? handle_new(H_CACHE, NULL, h) : NULL;
+	if (made) {
 		layout->tensor = tensors;
 		layout->tensors = (uint32_t)n;
 		Py_BEGIN_ALLOW_THREADS;
 		rc = kv_cache_register(h->ptr, layout, &cache, &err);
 		Py_END_ALLOW_THREADS;
-		if (rc)
+		made->ptr = cache;
+		if (rc) {
 			raise_error(&err);
-		else
-			made = handle_new(H_CACHE, cache, h);
-		if (!rc && !made)
-			kv_cache_unregister(cache, NULL);
+			Py_CLEAR(made);
+		}
 	}
 	for (Py_ssize_t i = 0; i < n; i++)
 		free((void *)(uintptr_t)tensors[i].layer_base);

@@ -42,8 +42,9 @@ PyMODINIT_FUNC PyInit__core(void);
 
 PyMODINIT_FUNC PyInit__core(void)
 {
-	PyMethodDef *const tables[] = { engine_methods, memory_methods, peer_methods,  comm_methods,
-					op_methods,	look_methods,	timing_methods };
+	PyMethodDef *const tables[] = { engine_methods, arrival_methods, memory_methods,
+					peer_methods,	comm_methods,	 op_methods,
+					look_methods,	timing_methods };
 	PyObject *module = PyModule_Create(&core_module);
 
 	if (!module)

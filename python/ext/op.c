@@ -208,32 +208,36 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 {
 	struct kv_error err;
 	struct kv_op *op = NULL;
-	struct handle *h = NULL;
 	struct transfer t;
+	struct handle *h;
 	int rc;
 
 	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
 	engine_reap(handle_engine(t.peer));
+	h = handle_new(H_OP, NULL, handle_engine(t.peer));
+	if (!h) {
+		transfer_leave(&t);
+		return NULL;
+	}
 	Py_BEGIN_ALLOW_THREADS;
 	rc = begin(&t, &op, &err);
 	Py_END_ALLOW_THREADS;
+	h->ptr = op;
 	if (!rc) {
-		h = handle_new(H_OP, op, handle_engine(t.peer));
-		if (h) {
-			h->peer = t.peer;
-			Py_INCREF((PyObject *)h->peer);
-			if (t.group) { /* both arrays of ids */
-				h->own = t.local.own;
-				t.local.own = NULL;
-			}
+		h->peer = t.peer;
+		Py_INCREF((PyObject *)h->peer);
+		if (t.group) { /* both arrays of ids */
+			h->own = t.local.own;
+			t.local.own = NULL;
 		}
 	}
 	transfer_leave(&t);
-	if (rc)
-		return raise_error(&err);
-	return (PyObject *)h;
+	if (!rc)
+		return (PyObject *)h;
+	Py_DECREF((PyObject *)h);
+	return raise_error(&err);
 }
 
 /* Enters an operation, and its peer if that is still open (else the operation has ended). */
@@ -338,15 +342,19 @@ static PyObject *group_start(PyObject *module, PyObject *obj)
 	struct handle *h = handle_enter(obj, H_ENGINE), *made;
 	struct kv_group *group = NULL;
 	struct kv_error err = { 0 };
-	int rc;
 
 	(void)module;
 	if (!h)
 		return NULL;
-	rc = kv_group_start(h->ptr, &group, &err);
-	made = rc ? NULL : handle_new(H_GROUP, group, h);
+	made = handle_new(H_GROUP, NULL, h);
+	if (made && kv_group_start(h->ptr, &group, &err)) {
+		Py_CLEAR(made);
+		raise_error(&err);
+	}
 	handle_leave(h);
-	return rc ? raise_error(&err) : (PyObject *)made;
+	if (made)
+		made->ptr = group;
+	return (PyObject *)made;
 }
 
 PyMethodDef op_methods[] = {

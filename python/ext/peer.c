@@ -20,23 +20,24 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
+	made = handle_new(H_PEER, NULL, h);
+	if (!made) {
+		handle_leave(h);
+		return NULL;
+	}
 	Py_BEGIN_ALLOW_THREADS;
 	rc = kv_connect(h->ptr, host, port, timeout_ms, &peer, &err);
 	Py_END_ALLOW_THREADS;
-	if (rc) {
-		handle_leave(h);
-		if (PyErr_Occurred()) /* Ctrl-C */
-			return NULL;
-		if (rc == KV_ERR_CANCELLED)
-			return raise_code(KV_ERR_CLOSED, "connect",
-					  "the engine was closed meanwhile");
-		return raise_error(&err);
-	}
-	made = handle_new(H_PEER, peer, h);
-	if (!made)
-		kv_peer_close(peer, DROP_MS, NULL);
+	made->ptr = peer;
 	handle_leave(h);
-	return (PyObject *)made;
+	if (!rc && !PyErr_Occurred())
+		return (PyObject *)made;
+	Py_DECREF((PyObject *)made);
+	if (PyErr_Occurred()) /* Ctrl-C */
+		return NULL;
+	if (rc == KV_ERR_CANCELLED)
+		return raise_code(KV_ERR_CLOSED, "connect", "the engine was closed meanwhile");
+	return raise_error(&err);
 }
 
 /* peer_info(peer) -> (name, address, transport, path, incarnation, connected, incoming) */
@@ -56,7 +57,8 @@ static PyObject *peer_info(PyObject *module, PyObject *obj)
 	handle_leave(h);
 	if (rc)
 		return raise_error(&err);
-	return Py_BuildValue("ssssy#ii", info.name, info.address, info.transport, info.path,
+	return Py_BuildValue("NNNNy#ii", text_of(info.name), text_of(info.address),
+			     text_of(info.transport), text_of(info.path),
 			     (const char *)info.incarnation, (Py_ssize_t)sizeof(info.incarnation),
 			     info.connected, info.incoming);
 }
@@ -81,7 +83,9 @@ static PyObject *lease_open(PyObject *module, PyObject *args)
 		return NULL;
 	peer = handle_enter(obj, H_PEER);
 	cache = peer ? handle_enter(cache_obj, H_CACHE) : NULL;
-	if (!cache) {
+	made = cache ? handle_new(H_LEASE, NULL, peer) : NULL;
+	if (!made) {
+		handle_leave(cache);
 		handle_leave(peer);
 		ids_drop(&ids);
 		return NULL;
@@ -91,12 +95,12 @@ static PyObject *lease_open(PyObject *module, PyObject *args)
 	Py_END_ALLOW_THREADS;
 	ids_drop(&ids);
 	handle_leave(cache);
-	made = rc ? NULL : handle_new(H_LEASE, lease, peer);
+	made->ptr = lease;
 	handle_leave(peer);
-	if (rc)
+	if (rc) {
+		Py_DECREF((PyObject *)made);
 		return raise_error(&err);
-	if (!made)
-		return NULL; /* the lease is closed with the peer */
+	}
 	id = kv_lease_id(lease);
 	return Py_BuildValue("NK", made, (unsigned long long)id);
 }

@@ -99,7 +99,10 @@ class Peer:
         self._handle = handle
         self._ident = _core.ident(handle)
         self.engine = engine
-        self.name = self.info().name
+        try:
+            self.name = self.info().name
+        except KvError:  # it is busy or gone; whoever wants to know more asks again
+            self.name = "?"
         self.user: Any = None  #: whatever the application wants to find here
 
     def info(self) -> PeerInfo:
@@ -416,9 +419,10 @@ class Engine:
         return Comm(self, handle, rank, {r: self._know(peer) for r, peer in enumerate(peers) if peer is not None})
 
     def _know(self, handle: _core.Handle) -> Peer:
-        peer = Peer(self, handle)
-        self._peers[peer._ident] = peer
-        return peer
+        known = self._peers.get(_core.ident(handle))
+        if known is None or known._handle is not handle:
+            known = self._peers[_core.ident(handle)] = Peer(self, handle)
+        return known
 
     @property
     def peers(self) -> List[Peer]:
@@ -438,7 +442,7 @@ class Engine:
 
     def poll(self, max: int = 64) -> List[Arrival]:
         """Take up to `max` arrivals, oldest first, without waiting."""
-        return [self._arrival(row) for row in _core.poll(self._handle, integer(max, "max", 0, I63))]
+        return _core.poll(self._handle, integer(max, "max", 0, I63), self._arrival)
 
     def _arrival(self, row: _core._ArrivalRow) -> Arrival:
         kind, status, new, peer, cache, first, count, tag, lease, blocks, nbytes = row

@@ -39,4 +39,7 @@ class LogPipe:
 def _hand_on(read_end: int) -> None:
     with os.fdopen(read_end, "r", encoding="utf-8", errors="backslashreplace") as lines:
         for line in lines:
-            logger.log(_LEVELS.get(line[:1], logging.INFO), "%s", line[1:].rstrip("\n"))
+            try:
+                logger.log(_LEVELS.get(line[:1], logging.INFO), "%s", line[1:].rstrip("\n"))
+            except Exception:  # a filter of the application's: the lines after this one must still come
+                logger.debug("a log line was dropped by a filter or handler that failed", exc_info=True)
