@@ -15,6 +15,14 @@ struct kv_pool_range {
 	struct kv_pool_range *next;
 };
 
+static void keep_range(struct kv_engine *engine, struct kv_pool_range *range)
+{
+	pthread_mutex_lock(&engine->lock);
+	range->next = engine->ranges;
+	engine->ranges = range;
+	pthread_mutex_unlock(&engine->lock);
+}
+
 int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error *err)
 {
 	struct kv_pool_range *range;
@@ -36,10 +44,7 @@ int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error
 	}
 	range->ptr = ptr;
 	range->len = len;
-	pthread_mutex_lock(&engine->lock);
-	range->next = engine->ranges;
-	engine->ranges = range;
-	pthread_mutex_unlock(&engine->lock);
+	keep_range(engine, range);
 	*ptr_p = ptr;
 	return 0;
 }
@@ -55,12 +60,16 @@ int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err)
 	for (at = &engine->ranges; *at && (*at)->ptr != ptr; at = &(*at)->next)
 		;
 	range = *at;
-	ret = range ? tr_free(engine->tr, ptr, err)
-		    : kv_fail(err, KV_ERR_ARG, "free", "%p did not come from kv_alloc", ptr);
-	if (!ret)
+	if (range)
 		*at = range->next;
 	pthread_mutex_unlock(&engine->lock);
-	if (!ret)
+	if (!range)
+		return kv_fail(err, KV_ERR_ARG, "free", "%p did not come from kv_alloc", ptr);
+	/* Unmapping may take a second: not under a lock that other peers' events need. */
+	ret = tr_free(engine->tr, ptr, err);
+	if (ret)
+		keep_range(engine, range);
+	else
 		free(range);
 	return ret;
 }
@@ -77,13 +86,17 @@ void kv_ranges_free(struct kv_engine *engine)
 	}
 }
 
-/* The number of the kv_alloc range that holds `addr`, 0 if none does; under engine.lock. */
-static uintptr_t range_of(const struct kv_engine *engine, const uint8_t *addr)
+/* The number of the kv_alloc range that holds `addr`, 0 if none does. */
+static uintptr_t range_of(struct kv_engine *engine, const uint8_t *addr)
 {
-	for (const struct kv_pool_range *r = engine->ranges; r; r = r->next)
+	uintptr_t found = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	for (const struct kv_pool_range *r = engine->ranges; r && !found; r = r->next)
 		if (addr >= r->ptr && (size_t)(addr - r->ptr) < r->len)
-			return (uintptr_t)r->ptr;
-	return 0;
+			found = (uintptr_t)r->ptr;
+	pthread_mutex_unlock(&engine->lock);
+	return found;
 }
 
 /* ---------------------------------------------------------------- checking a layout */
@@ -286,6 +299,41 @@ void kv_cache_free(struct kv_cache *cache)
 	free(cache);
 }
 
+/*
+ * Registering pins memory, which may take seconds, and every event of every peer needs engine.lock:
+ * so the id is taken first, and the cache is shown to peers when it is ready.
+ */
+static int reserve_id(struct kv_cache *cache, struct kv_error *err)
+{
+	struct kv_engine *engine = cache->engine;
+	uint32_t id = cache->geometry.cache_id;
+	int ret;
+
+	pthread_mutex_lock(&engine->lock);
+	if (engine->cache[id] || engine->making[id])
+		ret = kv_fail(err, KV_ERR_BUSY, "register", "cache id %u is taken", id);
+	else
+		ret = kv_hello_fits(engine, &cache->geometry, err);
+	if (!ret)
+		engine->making[id] = cache;
+	pthread_mutex_unlock(&engine->lock);
+	return ret;
+}
+
+static void publish(struct kv_cache *cache, bool ready)
+{
+	struct kv_engine *engine = cache->engine;
+	uint32_t id = cache->geometry.cache_id;
+
+	pthread_mutex_lock(&engine->lock);
+	engine->making[id] = NULL;
+	if (ready) {
+		cache->magic = KV_MAGIC_CACHE;
+		engine->cache[id] = cache;
+	}
+	pthread_mutex_unlock(&engine->lock);
+}
+
 int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 		      struct kv_cache **cache_p, struct kv_error *err)
 {
@@ -302,22 +350,16 @@ int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 	cache->engine = engine;
 	pthread_mutex_init(&cache->lock, NULL);
 	ret = take_layout(layout, cache, err);
-	pthread_mutex_lock(&engine->lock);
-	if (!ret && engine->cache[cache->geometry.cache_id])
-		ret = kv_fail(err, KV_ERR_BUSY, "register", "cache id %u is taken",
-			      cache->geometry.cache_id);
 	if (!ret)
-		ret = kv_hello_fits(engine, &cache->geometry, err);
-	if (!ret)
-		ret = make_regions(layout, cache, err);
+		ret = reserve_id(cache, err);
 	if (!ret) {
-		cache->magic = KV_MAGIC_CACHE;
-		engine->cache[cache->geometry.cache_id] = cache;
-		*cache_p = cache;
+		ret = make_regions(layout, cache, err);
+		publish(cache, !ret);
 	}
-	pthread_mutex_unlock(&engine->lock);
 	if (ret)
 		kv_cache_free(cache);
+	else
+		*cache_p = cache;
 	return ret;
 }
 

@@ -149,6 +149,7 @@ struct kv_engine {
 	uint32_t peers_pending, peers_up;
 	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
+	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */
 	struct kv_pool_range *ranges; /* kv_alloc */
 	uint64_t comms;		      /* kv_comm_init calls */
 

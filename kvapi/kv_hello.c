@@ -29,6 +29,9 @@ int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, stru
 	uint8_t buf[TR_HELLO_MAX];
 
 	hello_of(&hello, engine->name, engine->cache);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (engine->making[i])
+			hello.cache[hello.caches++] = engine->making[i]->geometry;
 	if (hello.caches < KV_CACHES_MAX)
 		hello.cache[hello.caches++] = *more;
 	if (kv_wire_put_hello(&hello, buf, sizeof(buf)))

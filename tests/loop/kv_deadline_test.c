@@ -7,6 +7,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,6 +20,7 @@ enum {
 	SHORT_MS = 20,
 	SLACK_MS = 500,
 	LONG_MS = 60000,
+	HUGE_SHIFT = 39, /* 512 GiB */
 };
 
 struct big {
@@ -26,6 +28,7 @@ struct big {
 	struct kv_cache *cache;
 	struct kv_peer *peer;
 	void *mem;
+	uint32_t port;
 	bool mapped;
 };
 
@@ -68,14 +71,13 @@ static void two_open(struct big *a, struct big *b)
 	const char *path = getenv("KVCACHE_SHM_PATH");
 	struct kv_arrival up = { 0 };
 	struct kv_error err;
-	uint32_t port;
 
 	for (int64_t i = 0; i < BIGS; i++)
 		ids[i] = i;
 	big_open(a, false);
 	big_open(b, !path || !strcmp(path, "pool"));
-	ok(kv_listen(b->engine, NULL, 0, &port, &err), &err);
-	ok(kv_connect(a->engine, NULL, port, RIG_TIMEOUT_MS, &a->peer, &err), &err);
+	ok(kv_listen(b->engine, NULL, 0, &b->port, &err), &err);
+	ok(kv_connect(a->engine, NULL, b->port, RIG_TIMEOUT_MS, &a->peer, &err), &err);
 	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); !up.peer && kv_now_ns() < end;)
 		if (!kv_poll_arrivals(b->engine, &up, 1, &err))
 			poll(NULL, 0, 1);
@@ -192,11 +194,104 @@ static void others_have_the_peer_between_two_pieces(void **state)
 	two_close(&a, &b);
 }
 
+struct registrar {
+	struct kv_engine *engine;
+	atomic_bool done;
+	int ret;
+	struct kv_error err;
+	pthread_t thread;
+};
+
+/* Mapped, never touched: to look at its pages takes seconds all the same. */
+static void *register_huge(void *arg)
+{
+	static const size_t len = UINT64_C(1) << HUGE_SHIFT;
+	struct registrar *r = arg;
+	struct kv_tensor tensor = { .name = "huge", .block_bytes = len >> 10 };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_cache *cache;
+	void *mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	tensor.base = mem;
+	layout.cache_id = 1;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = 1 << 10;
+	layout.tensor = &tensor;
+	r->ret = kv_cache_register(r->engine, &layout, &cache, &r->err);
+	if (!r->ret)
+		r->ret = kv_cache_unregister(cache, &r->err);
+	munmap(mem, len);
+	atomic_store(&r->done, true);
+	return NULL;
+}
+
+/* kv_alloc and kv_free of gigabytes that have pages, beside it. */
+static void *unmap_much(void *arg)
+{
+	static const size_t len = UINT64_C(1) << 30;
+	struct registrar *r = arg;
+	void *mem;
+
+	r->ret = kv_alloc(r->engine, len, &mem, &r->err);
+	for (size_t at = 0; !r->ret && at < len; at += 4096)
+		((volatile uint8_t *)mem)[at] = 1;
+	if (!r->ret)
+		r->ret = kv_free(r->engine, mem, &r->err);
+	atomic_store(&r->done, true);
+	return NULL;
+}
+
+static void others_go_on_beside(void *(*work)(void *arg))
+{
+	struct registrar r = { .done = false };
+	struct kv_error err;
+	struct kv_peer *more;
+	struct big a, b, c;
+
+	two_open(&a, &b);
+	big_open(&c, false);
+	ok(kv_listen(c.engine, NULL, 0, &c.port, &err), &err);
+	r.engine = b.engine; /* which has to acknowledge, and to answer a handshake */
+	assert_int_equal(pthread_create(&r.thread, NULL, work, &r), 0);
+	do {
+		begin();
+		ok(kv_write_blocks(a.peer, a.cache, all_layers, ids, ids, 1, NULL, &err), &err);
+		within(SLACK_MS, "a write");
+		begin();
+		ok(kv_connect(b.engine, NULL, c.port, RIG_TIMEOUT_MS, &more, &err), &err);
+		ok(kv_peer_close(more, RIG_TIMEOUT_MS, &err), &err);
+		within(2 * SLACK_MS, "kv_connect");
+		begin();
+		ok(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &more, &err), &err);
+		ok(kv_peer_close(more, RIG_TIMEOUT_MS, &err), &err);
+		within(2 * SLACK_MS, "kv_connect to it");
+	} while (!atomic_load(&r.done));
+	pthread_join(r.thread, NULL);
+	ok(r.ret, &r.err);
+	two_close(&a, &b);
+	big_close(&c);
+}
+
+static void others_go_on_beside_a_registration_that_takes_seconds(void **state)
+{
+	(void)state;
+	others_go_on_beside(register_huge);
+}
+
+static void others_go_on_beside_memory_that_is_freed(void **state)
+{
+	(void)state;
+	others_go_on_beside(unmap_much);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_write_of_gigabytes_ends_at_its_deadline),
 		cmocka_unit_test(others_have_the_peer_between_two_pieces),
+		cmocka_unit_test(others_go_on_beside_a_registration_that_takes_seconds),
+		cmocka_unit_test(others_go_on_beside_memory_that_is_freed),
 	};
 
 	if (argc > 1 && strcmp(argv[1], "pool")) /* which the writer's memory is not in */
