@@ -288,9 +288,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 void kv_cache_free(struct kv_cache *cache)
 {
 	for (size_t i = 0; i < cache->regions; i++)
-		if (tr_mem_dereg(cache->region[i], NULL))
-			kv_log_error(cache->engine->log, "a region of cache %u is still in use",
-				     cache->geometry.cache_id);
+		tr_mem_abandon(cache->region[i]);
 	pthread_mutex_destroy(&cache->lock);
 	free(cache->owner);
 	free(cache->region);
@@ -366,6 +364,7 @@ int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err)
 {
 	struct kv_engine *engine;
+	struct tr_mem *gone;
 	int ret;
 
 	if (!cache || cache->magic != KV_MAGIC_CACHE)
@@ -384,10 +383,16 @@ int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err)
 			      "%u operations or leases use cache %u", atomic_load(&cache->users),
 			      cache->geometry.cache_id);
 	else
+		ret = tr_mem_dereg_begin(engine->tr, cache->region, cache->regions, &gone, err);
+	if (!ret) {
 		engine->cache[cache->geometry.cache_id] = NULL;
+		cache->regions = 0;
+	}
 	pthread_mutex_unlock(&engine->lock);
-	if (!ret)
+	if (!ret) {
+		tr_mem_dereg_end(engine->tr, gone);
 		kv_cache_free(cache);
+	}
 	return ret;
 }
 

@@ -198,7 +198,7 @@ void np_mem_free_all(struct np_comm *comm)
 		struct np_mr *mr = comm->mrs;
 
 		comm->mrs = mr->next;
-		tr_mem_dereg(mr->mem, NULL);
+		tr_mem_abandon(mr->mem);
 		free(mr);
 	}
 	while (comm->gone) {

@@ -90,6 +90,7 @@ void tr_conn_close(struct tr_conn *conn)
 	handshake_free(conn);
 	op_drop_all(conn);
 	free(conn->data);
+	free(conn->exposed);
 	if (conn->sock >= 0)
 		close(conn->sock);
 	if (conn->epfd >= 0)

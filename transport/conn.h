@@ -53,6 +53,7 @@ struct conn_data {
 	uint16_t free_op[TR_OPS_MAX]; /* stack of free slots */
 	unsigned int free_ops;
 	struct tr_op *ended_first, **ended_last; /* ended, not yet reported */
+	struct tr_op_wide *wide;      /* for operations with many regions, not in use */
 	struct conn_event event[CONN_EVENTS];
 	/* lent: given out by the last tr_poll, still readable */
 	unsigned int event_head, event_tail, event_lent;
@@ -77,6 +78,7 @@ struct tr_conn {
 	struct conn_handshake *hs;
 	struct conn_data *data;
 	struct tr_rmem *rmems;
+	struct tr_exposed *exposed; /* regions that the peer was told of */
 	struct tr_counters count;
 	uint8_t incarnation[16];
 	char address[64];
@@ -112,10 +114,14 @@ int op_make_data(struct tr_conn *conn, struct kv_error *err);
 void op_drop_all(struct tr_conn *conn);
 void op_release(struct tr_op *op); /* lets go of its regions and its slot */
 
+/* hold.c */
+int op_hold(struct tr_op *op, struct tr_mem *mem, struct kv_error *err); /* until op_let_go */
+void op_let_go(struct tr_op *op);
+void op_free_wide(struct conn_data *data);
+int conn_expose(struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
+
 /* mem.c */
 int tr_memory_open(struct tr *tr, struct kv_error *err);
 void tr_memory_close(struct tr *tr);
-/* while an operation uses too many regions to name them: no dereg at all */
-void tr_memory_pin(struct tr *tr, int by);
 
 #endif

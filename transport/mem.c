@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* mem.c -- local memory: memfd pools, registered regions, the range cache */
+/*
+ * mem.c -- registered regions and the range cache
+ *
+ * A later registration shares a region only while somebody promises that all of it is mapped: an
+ * owner that was given 0 may map other memory at the same address in the next moment.
+ */
 #include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -10,33 +14,8 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
-#include "conn.h"
 #include "gpu/cuda_load.h"
-
-enum { CHUNK = 256, CHUNKS = TR_MEMS_MAX / CHUNK };
-
-/* A memfd made by tr_alloc. */
-struct pool {
-	uint8_t *addr;
-	size_t len;
-	int fd;
-	uint64_t id;
-	struct pool *next;
-};
-
-struct tr_memory {
-	pthread_mutex_t lock;
-	struct pool *pools;
-	struct tr_mem *mems;
-	uint64_t next_pool_id;
-	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
-	atomic_int pins;
-	/*
-	 * id -> region for the data path, read without the lock: chunks are never freed before the
-	 * context.
-	 */
-	_Atomic(struct tr_mem *) *_Atomic chunk[CHUNKS];
-};
+#include "memory.h"
 
 int tr_memory_open(struct tr *tr, struct kv_error *err)
 {
@@ -49,167 +28,77 @@ int tr_memory_open(struct tr *tr, struct kv_error *err)
 	return 0;
 }
 
-/* Takes the region from the first n providers. */
+/* Takes the region from the first n providers; not under the lock. */
 static void take_from(const struct tr *tr, struct tr_mem *mem, int n)
 {
 	while (n--)
 		if (tr->provider[n] != mem->left_out)
 			tr->provider[n]->mem_dereg(tr->provider_ctx[n], mem->handle[n]);
 	free(mem->why);
+	mem->why = NULL;
+	mem->left_out = NULL;
+}
+
+static void free_records(struct tr_mem *mem)
+{
+	while (mem) {
+		struct tr_mem *next = mem->next;
+
+		free(mem);
+		mem = next;
+	}
 }
 
 void tr_memory_close(struct tr *tr)
 {
 	struct tr_memory *m = tr->memory;
 
-	while (m->mems) {
-		struct tr_mem *mem = m->mems;
-
+	for (struct tr_mem *mem = m->mems; mem; mem = mem->next)
 		take_from(tr, mem, tr->providers);
-		m->mems = mem->next;
-		free(mem);
-	}
-	while (m->pools) {
-		struct pool *pool = m->pools;
-
-		m->pools = pool->next;
-		munmap(pool->addr, pool->len);
-		close(pool->fd);
-		free(pool);
-	}
-	for (int i = 0; i < CHUNKS; i++)
+	free_records(m->mems);
+	free_records(m->spare);
+	left_free_all(m);
+	memory_free_pools(m);
+	for (int i = 0; i < MEM_CHUNKS; i++)
 		free((void *)atomic_load(&m->chunk[i]));
 	pthread_mutex_destroy(&m->lock);
 	free(m);
 	tr->memory = NULL;
 }
 
-void tr_memory_pin(struct tr *tr, int by)
-{
-	atomic_fetch_add(&tr->memory->pins, by);
-}
-
-/* ---------------------------------------------------------------- pools */
-
-static int map_pool(struct pool *pool, struct kv_error *err)
-{
-	pool->fd = kv_fault(TR_POOL_MEMFD)
-			   ? (errno = EMFILE, -1)
-			   : memfd_create("kvrail-pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (pool->fd < 0)
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "alloc", "memfd_create");
-	if (kv_fault(TR_POOL_SIZE) ? (errno = ENOSPC, -1) : ftruncate(pool->fd, (off_t)pool->len)) {
-		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot give a memfd %zu bytes",
-			      pool->len);
-		goto close_fd;
-	}
-	/* A peer that maps it must not fear SIGBUS, so its size is final. */
-	if (fcntl(pool->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
-		kv_fail_errno(err, KV_ERR_SYSTEM, errno, "alloc", "cannot seal a memfd");
-		goto close_fd;
-	}
-	pool->addr = kv_fault(TR_POOL_MMAP) ? (errno = ENOMEM, MAP_FAILED)
-					    : mmap(NULL, pool->len, PROT_READ | PROT_WRITE,
-						   MAP_SHARED, pool->fd, 0);
-	if (pool->addr == MAP_FAILED) {
-		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot map %zu bytes", pool->len);
-		goto close_fd;
-	}
-	madvise(pool->addr, pool->len, MADV_DONTFORK);
-	return 0;
-
-close_fd:
-	close(pool->fd);
-	return err ? err->code : KV_ERR_NOMEM;
-}
-
-int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err)
-{
-	size_t page = (size_t)sysconf(_SC_PAGESIZE);
-	struct kv_error cause;
-	struct pool *pool;
-	int ret;
-
-	if (!len || len > (size_t)INT64_MAX - page)
-		return kv_fail(err, KV_ERR_ARG, "alloc", "%zu bytes cannot be allocated", len);
-	pool = kv_fault(TR_POOL_ALLOC) ? NULL : calloc(1, sizeof(*pool));
-	if (!pool)
-		return kv_fail(err, KV_ERR_NOMEM, "alloc", "cannot allocate a pool's record");
-	pool->len = (len + page - 1) & ~(page - 1);
-	ret = map_pool(pool, &cause);
-	if (ret) {
-		free(pool);
-		return kv_error_copy(err, &cause);
-	}
-	pthread_mutex_lock(&tr->memory->lock);
-	pool->id = ++tr->memory->next_pool_id;
-	pool->next = tr->memory->pools;
-	tr->memory->pools = pool;
-	pthread_mutex_unlock(&tr->memory->lock);
-	*ptr_p = pool->addr;
-	return 0;
-}
-
-int tr_free(struct tr *tr, void *ptr, struct kv_error *err)
-{
-	struct tr_memory *m = tr->memory;
-	struct pool *pool, **at;
-	int ret = 0;
-
-	pthread_mutex_lock(&m->lock);
-	for (at = &m->pools; *at && (*at)->addr != ptr; at = &(*at)->next)
-		;
-	pool = *at;
-	if (!pool)
-		ret = kv_fail(err, KV_ERR_ARG, "free", "%p was not allocated here", ptr);
-	for (struct tr_mem *mem = m->mems; pool && !ret && mem; mem = mem->next)
-		if (mem->pool_id == pool->id)
-			ret = kv_fail(err, KV_ERR_BUSY, "free",
-				      "a registered region lies in the %zu bytes at %p", pool->len,
-				      ptr);
-	if (!ret)
-		*at = pool->next;
-	pthread_mutex_unlock(&m->lock);
-	if (ret)
-		return ret;
-	munmap(pool->addr, pool->len);
-	close(pool->fd);
-	free(pool);
-	return 0;
-}
-
 /* ---------------------------------------------------------------- regions */
 
-/* Tells mapped memory from unmapped before a device or a peer meets the hole. */
+/*
+ * Tells mapped memory from unmapped before a device or a peer meets the hole. MS_ASYNC writes
+ * nothing; it looks at mappings, not at pages, so that a terabyte costs what a page does.
+ */
 static int check_mapped(uint8_t *addr, size_t len, struct kv_error *err)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	uintptr_t at = (uintptr_t)addr & ~(uintptr_t)(page - 1);
-	uintptr_t end = (uintptr_t)addr + len;
-	unsigned char resident[4096];
 
-	while (at < end) {
-		size_t step =
-			end - at < sizeof(resident) * page ? end - at : sizeof(resident) * page;
-
-		if (mincore((void *)at, step, resident))
-			return kv_fail_errno(err, KV_ERR_SYSTEM, errno == ENOMEM ? EFAULT : errno,
-					     "register", "%zu bytes at %p are not all mapped", len,
-					     (void *)addr);
-		at += step;
-	}
+	if (msync((void *)at, (uintptr_t)addr + len - at, MS_ASYNC))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno == ENOMEM ? EFAULT : errno,
+				     "register", "%zu bytes at %p are not all mapped", len,
+				     (void *)addr);
 	return 0;
 }
 
-/* Under the lock. */
-static struct tr_mem *find_covering(struct tr_memory *m, const uint8_t *addr, size_t len, int kind,
-				    unsigned int access)
+/* Under the lock: shares a region that covers the range, or NULL. */
+static struct tr_mem *share(struct tr_memory *m, const struct tr_mem *wanted)
 {
-	for (struct tr_mem *mem = m->mems; mem; mem = mem->next)
-		if (mem->kind == kind && (mem->access & access) == access &&
-		    (mem->access & TR_RELAXED) == (access & TR_RELAXED) && addr >= mem->addr &&
-		    len <= mem->len && (size_t)(addr - mem->addr) <= mem->len - len)
-			return mem;
+	const uint8_t *addr = wanted->addr;
+
+	for (struct tr_mem *mem = m->mems; mem; mem = mem->next) {
+		if (!atomic_load(&mem->ready) || mem->retired || mem->kind != wanted->kind ||
+		    (mem->access & wanted->access) != wanted->access ||
+		    (mem->access ^ wanted->access) & TR_RELAXED || addr < mem->addr ||
+		    wanted->len > mem->len || (size_t)(addr - mem->addr) > mem->len - wanted->len)
+			continue;
+		mem->refs++;
+		mem->in_part |= wanted->len != mem->len;
+		return mem;
+	}
 	return NULL;
 }
 
@@ -222,18 +111,18 @@ static int take_id(struct tr_memory *m, struct tr_mem *mem, struct kv_error *err
 	for (uint32_t tries = 0; tries < TR_MEMS_MAX; tries++) {
 		uint32_t id = m->next_id++;
 		uint32_t slot = id % TR_MEMS_MAX;
-		_Atomic(struct tr_mem *) *chunk = atomic_load(&m->chunk[slot / CHUNK]);
+		_Atomic(struct tr_mem *) *chunk = atomic_load(&m->chunk[slot / MEM_CHUNK]);
 
 		if (!chunk) {
-			chunk = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(CHUNK, sizeof(*chunk));
+			chunk = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(MEM_CHUNK, sizeof(*chunk));
 			if (!chunk)
 				return kv_fail(err, KV_ERR_NOMEM, "register",
 					       "cannot grow the region table");
-			atomic_store(&m->chunk[slot / CHUNK], chunk);
+			atomic_store(&m->chunk[slot / MEM_CHUNK], chunk);
 		}
-		if (!atomic_load(&chunk[slot % CHUNK])) {
+		if (!atomic_load(&chunk[slot % MEM_CHUNK])) {
 			mem->id = id;
-			atomic_store(&chunk[slot % CHUNK], mem);
+			atomic_store(&chunk[slot % MEM_CHUNK], mem);
 			return 0;
 		}
 	}
@@ -245,19 +134,7 @@ static void give_id(struct tr_memory *m, struct tr_mem *mem)
 {
 	uint32_t slot = mem->id % TR_MEMS_MAX;
 
-	atomic_store(&atomic_load(&m->chunk[slot / CHUNK])[slot % CHUNK], NULL);
-}
-
-static void find_pool(struct tr_memory *m, struct tr_mem *mem)
-{
-	mem->pool_fd = -1;
-	for (struct pool *pool = m->pools; pool; pool = pool->next)
-		if (mem->addr >= pool->addr && mem->addr + mem->len <= pool->addr + pool->len) {
-			mem->pool_fd = pool->fd;
-			mem->pool_id = pool->id;
-			mem->pool_off = (uint64_t)(mem->addr - pool->addr);
-			mem->pool_len = pool->len;
-		}
+	atomic_store(&atomic_load(&m->chunk[slot / MEM_CHUNK])[slot % MEM_CHUNK], NULL);
 }
 
 /*
@@ -279,32 +156,114 @@ static int leave_out(struct tr_mem *mem, const struct tr_provider *provider,
 	return 0;
 }
 
-/* Under the lock. */
-static int register_new(struct tr *tr, struct tr_mem *mem, struct kv_error *err)
+static struct tr_mem *take_record(struct tr_memory *m)
 {
-	struct kv_error why;
-	int i, ret;
+	struct tr_mem *mem = m->spare;
 
+	if (kv_fault(TR_MEM_ALLOC))
+		return NULL;
+	if (!mem)
+		return calloc(1, sizeof(*mem));
+	m->spare = mem->next;
+	return mem;
+}
+
+/* A record for it, which nobody finds before it is ready. */
+static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
+		   struct kv_error *err)
+{
+	struct tr_memory *m = tr->memory;
+	struct tr_mem *mem;
+	int ret;
+
+	pthread_mutex_lock(&m->lock);
+	mem = take_record(m);
+	if (!mem) {
+		ret = kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
+		goto unlock;
+	}
 	mem->tr = tr;
-	find_pool(tr->memory, mem);
-	ret = take_id(tr->memory, mem, err);
+	mem->addr = wanted->addr;
+	mem->len = wanted->len;
+	mem->kind = wanted->kind;
+	mem->access = wanted->access;
+	mem->dmabuf_fd = wanted->dmabuf_fd;
+	mem->dmabuf_off = wanted->dmabuf_off;
+	mem->no_dmabuf = wanted->no_dmabuf;
+	mem->refs = 1;
+	mem->retired = mem->in_part = false;
+	memory_find_pool(m, mem);
+	ret = take_id(m, mem, err);
+	if (ret) {
+		mem->next = m->spare;
+		m->spare = mem;
+		goto unlock;
+	}
+	mem->next = m->mems;
+	mem->prev = &m->mems;
+	if (mem->next)
+		mem->next->prev = &mem->next;
+	m->mems = mem;
+	*mem_p = mem;
+
+unlock:
+	pthread_mutex_unlock(&m->lock);
+	return ret;
+}
+
+/* Nobody finds it any more; under the lock, and what follows (withdraw) is not. */
+static void hide(struct tr_memory *m, struct tr_mem *mem)
+{
+	mem->retired = true;
+	atomic_store(&mem->ready, false);
+	give_id(m, mem);
+}
+
+/*
+ * Takes a hidden region from the first n providers and gives its record back. Until then a pool
+ * that holds it cannot be freed. Not under the lock.
+ */
+static void withdraw(struct tr *tr, struct tr_mem *mem, int n)
+{
+	struct tr_memory *m = tr->memory;
+
+	while (atomic_load(&mem->readers)) /* of one record of a ring */
+		sched_yield();
+	take_from(tr, mem, n);
+	pthread_mutex_lock(&m->lock);
+	*mem->prev = mem->next;
+	if (mem->next)
+		mem->next->prev = mem->prev;
+	mem->next = m->spare;
+	m->spare = mem;
+	pthread_mutex_unlock(&m->lock);
+}
+
+static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
+			struct kv_error *err)
+{
+	struct tr_memory *m = tr->memory;
+	struct tr_mem *mem;
+	struct kv_error why;
+	int i, ret = reserve(tr, wanted, &mem, err);
+
 	if (ret)
 		return ret;
-	for (i = 0; i < tr->providers; i++) {
+	for (i = 0; i < tr->providers && !ret; i++)
 		if (tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], &why))
 			ret = leave_out(mem, tr->provider[i], &why, err);
-		if (ret)
-			goto undo;
-	}
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
-	mem->next = tr->memory->mems;
-	tr->memory->mems = mem;
-	return 0;
-
-undo:
-	take_from(tr, mem, i);
-	give_id(tr->memory, mem);
+	pthread_mutex_lock(&m->lock);
+	if (ret)
+		hide(m, mem);
+	else
+		atomic_store(&mem->ready, true);
+	pthread_mutex_unlock(&m->lock);
+	if (ret)
+		withdraw(tr, mem, i - 1); /* the last one did not take it */
+	else
+		*mem_p = mem;
 	return ret;
 }
 
@@ -312,7 +271,7 @@ undo:
 static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
 	       struct kv_error *err)
 {
-	struct tr_mem *mem, *fresh;
+	struct tr_mem *mem;
 	int ret = 0;
 
 	if (!wanted->addr || !wanted->len ||
@@ -323,29 +282,19 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 		ret = check_mapped(wanted->addr, wanted->len, err);
 	if (ret)
 		return ret;
-	fresh = kv_fault(TR_MEM_ALLOC) ? NULL : calloc(1, sizeof(*fresh));
-	if (!fresh)
-		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
+	mem_reap(tr);
 	pthread_mutex_lock(&tr->memory->lock);
-	mem = find_covering(tr->memory, wanted->addr, wanted->len, wanted->kind, wanted->access);
-	if (!mem) {
-		*fresh = *wanted;
-		ret = register_new(tr, fresh, err);
-		if (!ret) {
-			mem = fresh;
-			fresh = NULL;
-		}
-	}
-	if (mem)
-		mem->refs++;
+	mem = share(tr->memory, wanted);
 	pthread_mutex_unlock(&tr->memory->lock);
-	if (!fresh && mem->left_out && mem->kind == TR_MEM_HOST)
+	if (!mem)
+		ret = register_new(tr, wanted, &mem, err);
+	if (ret)
+		return ret;
+	if (mem->left_out && mem->kind == TR_MEM_HOST)
 		kv_log_warn(tr->log, "%s does not get %zu bytes at %p: %s; %s", mem->left_out->name,
 			    mem->len, (void *)mem->addr, mem->why->message, mem->why->hint);
-	free(fresh);
-	if (mem)
-		*mem_p = mem;
-	return ret;
+	*mem_p = mem;
+	return 0;
 }
 
 /* As the DMA-BUF that CUDA exports, or without one: then a device needs nvidia_peermem. */
@@ -403,31 +352,114 @@ int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t of
 		   mem_p, err);
 }
 
+/* ---------------------------------------------------------------- giving back */
+
+/*
+ * Gives one registration of each back: those that are to go are hidden and begin a list (`gone`).
+ * What is left of a shared region may be an owner of a part of it: the rest is not promised to be
+ * mapped any more, so no other registration shares it.
+ */
+static struct tr_mem *give_back(struct tr_memory *m, struct tr_mem *const *mems, size_t n)
+{
+	struct tr_mem *gone = NULL;
+
+	for (size_t i = 0; i < n; i++) {
+		struct tr_mem *mem = mems[i];
+
+		if (mem->refs) {
+			mem->retired |= mem->in_part;
+			continue;
+		}
+		if (!atomic_load(&mem->ready)) /* twice in the list */
+			continue;
+		hide(m, mem);
+		mem->gone = gone;
+		gone = mem;
+	}
+	return gone;
+}
+
+int tr_mem_dereg_begin(struct tr *tr, struct tr_mem *const *mems, size_t n, struct tr_mem **gone_p,
+		       struct kv_error *err)
+{
+	struct tr_memory *m = tr->memory;
+	const struct tr_mem *busy = NULL;
+	int ret = 0;
+
+	pthread_mutex_lock(&m->lock);
+	left_reap(m);
+	for (size_t i = 0; i < n; i++)
+		mems[i]->refs--;
+	for (size_t i = 0; i < n && !busy; i++)
+		if (mem_is_used(mems[i]))
+			busy = mems[i];
+	if (!busy)
+		*gone_p = give_back(m, mems, n);
+	for (size_t i = 0; i < n && busy; i++)
+		mems[i]->refs++;
+	if (busy)
+		ret = kv_fail(err, KV_ERR_BUSY, "deregister", "operations use the %zu bytes at %p",
+			      busy->len, (void *)busy->addr);
+	pthread_mutex_unlock(&m->lock);
+	return ret;
+}
+
+static void withdraw_all(struct tr *tr, struct tr_mem *gone)
+{
+	while (gone) {
+		struct tr_mem *next = gone->gone;
+
+		withdraw(tr, gone, tr->providers);
+		gone = next;
+	}
+}
+
+void tr_mem_dereg_end(struct tr *tr, struct tr_mem *gone)
+{
+	withdraw_all(tr, gone);
+	mem_reap(tr);
+}
+
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err)
 {
 	struct tr *tr = mem->tr;
+	struct tr_mem *gone;
+	int ret = tr_mem_dereg_begin(tr, &mem, 1, &gone, err);
+
+	if (!ret)
+		tr_mem_dereg_end(tr, gone);
+	return ret;
+}
+
+void tr_mem_abandon(struct tr_mem *mem)
+{
+	struct tr *tr = mem->tr;
 	struct tr_memory *m = tr->memory;
-	struct tr_mem **at;
 
 	pthread_mutex_lock(&m->lock);
-	if (mem->refs > 1) {
-		mem->refs--;
-		pthread_mutex_unlock(&m->lock);
-		return 0;
-	}
-	if (atomic_load(&mem->in_flight) || atomic_load(&m->pins)) {
-		pthread_mutex_unlock(&m->lock);
-		return kv_fail(err, KV_ERR_BUSY, "deregister", "operations use the %zu bytes at %p",
-			       mem->len, (void *)mem->addr);
-	}
-	for (at = &m->mems; *at != mem; at = &(*at)->next)
-		;
-	*at = mem->next;
-	give_id(m, mem);
-	take_from(tr, mem, tr->providers);
+	mem->retired = true;
+	m->orphans += !--mem->refs;
 	pthread_mutex_unlock(&m->lock);
-	free(mem);
-	return 0;
+	mem_reap(tr);
+}
+
+void mem_reap(struct tr *tr)
+{
+	struct tr_memory *m = tr->memory;
+	struct tr_mem *gone = NULL;
+
+	pthread_mutex_lock(&m->lock);
+	left_reap(m);
+	for (struct tr_mem *mem = m->orphans ? m->mems : NULL; mem; mem = mem->next) {
+		if (mem->refs || !atomic_load(&mem->ready) || mem_is_used(mem))
+			continue;
+		hide(m, mem);
+		mem->gone = gone;
+		gone = mem;
+		m->orphans--;
+	}
+	pthread_mutex_unlock(&m->lock);
+	withdraw_all(tr, gone);
 }
 
 void *tr_mem_addr(const struct tr_mem *mem)
@@ -451,13 +483,4 @@ void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider
 		if (mem->tr->provider[i] == provider)
 			return mem->handle[i];
 	return NULL;
-}
-
-struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id)
-{
-	uint32_t slot = id % TR_MEMS_MAX;
-	_Atomic(struct tr_mem *) *chunk = atomic_load(&tr->memory->chunk[slot / CHUNK]);
-	struct tr_mem *mem = chunk ? atomic_load(&chunk[slot % CHUNK]) : NULL;
-
-	return mem && mem->id == id && mem->kind == TR_MEM_HOST ? mem : NULL;
 }

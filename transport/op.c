@@ -29,36 +29,11 @@ struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index)
 	return &conn->data->op[index];
 }
 
-/* Marks a region as in use until the operation is released. */
-static void hold(struct tr_op *op, struct tr_mem *mem)
-{
-	for (int i = op->mems - 1; i >= 0; i--)
-		if (op->mem[i] == mem)
-			return;
-	if (op->mems < TR_OP_MEMS) {
-		op->mem[op->mems++] = mem;
-		atomic_fetch_add_explicit(&mem->in_flight, 1, memory_order_relaxed);
-	} else if (!op->pins_all) {
-		op->pins_all = true;
-		tr_memory_pin(mem->tr, 1);
-	}
-}
-
-static void let_go(struct tr_op *op)
-{
-	for (unsigned int i = 0; i < op->mems; i++)
-		atomic_fetch_sub(&op->mem[i]->in_flight, 1);
-	if (op->pins_all)
-		tr_memory_pin(op->conn->tr, -1);
-	op->mems = 0;
-	op->pins_all = false;
-}
-
 void op_release(struct tr_op *op)
 {
 	struct conn_data *data = op->conn->data;
 
-	let_go(op);
+	op_let_go(op);
 	op->state = TR_OP_FREE;
 	data->free_op[data->free_ops++] = op->index;
 }
@@ -67,7 +42,9 @@ void op_drop_all(struct tr_conn *conn)
 {
 	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++)
 		if (conn->data->op[i].state != TR_OP_FREE)
-			let_go(&conn->data->op[i]);
+			op_let_go(&conn->data->op[i]);
+	if (conn->data)
+		op_free_wide(conn->data);
 }
 
 static int not_ready(const struct tr_conn *conn, const char *what, struct kv_error *err)
@@ -151,7 +128,9 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	bad = find_bad(lmem, rmem, spans, n);
 	if (bad < n)
 		return refuse_span(lmem, rmem, &spans[bad], bad, err);
-	hold(op, lmem);
+	done = op_hold(op, lmem, err);
+	if (done)
+		return done;
 	op->to_device |= rmem->device;
 	done = conn->provider->op_add(op, lmem, rmem, spans, n, err);
 	for (long i = 0; i < done; i++)

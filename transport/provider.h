@@ -4,7 +4,8 @@
  *
  * tr.c (context), mem.c (regions), handshake.c (TCP, hello, setup) and op.c (slots, checks, events)
  * are common. A provider moves bytes. All functions on a connection are called under the upper
- * layer's lock of that connection; open, close, mem_reg and mem_dereg under the context's lock.
+ * layer's lock of that connection. mem_reg and mem_dereg are called under no lock, from several
+ * threads at once: pinning takes long, and nobody waits for another one's.
  */
 #ifndef TR_PROVIDER_H
 #define TR_PROVIDER_H
@@ -113,12 +114,19 @@ struct tr_mem {
 	uint64_t pool_id;         /* of the memfd */
 	uint64_t pool_off;        /* of addr in the memfd */
 	uint64_t pool_len;        /* of the whole memfd */
-	unsigned int refs;        /* tr_mem_reg calls; under the memory lock */
+	/* Under the memory lock: */
+	unsigned int refs;        /* tr_mem_reg calls that were not given back */
+	unsigned int left;        /* closed connections whose device has not let go of it */
+	bool in_part;             /* a registration for a part of it has shared it */
+	bool retired;             /* no other registration shares it */
+	atomic_bool ready;        /* every provider has it */
 	atomic_uint in_flight;    /* operations that use it */
+	atomic_uint readers;      /* tr_mem_get; survives the record's next use */
 	void *handle[TR_PROVIDERS];  /* by index in tr->provider */
 	const struct tr_provider *left_out; /* whose device could not register it, or NULL; */
 	struct kv_error *why;     /* its cause */
-	struct tr_mem *next;
+	struct tr_mem *next, **prev;
+	struct tr_mem *gone;      /* the next that is being deregistered */
 };
 
 struct tr_rmem {
@@ -147,13 +155,10 @@ struct tr_op {
 	uint32_t generation;
 	uint64_t user;
 	uint64_t bytes;
-	/*
-	 * Local regions in use. Past TR_OP_MEMS different ones the operation pins every region of
-	 * the context.
-	 */
+	/* Local regions in use; those past TR_OP_MEMS different ones are in `wide` (hold.c). */
 	struct tr_mem *mem[TR_OP_MEMS];
 	uint8_t mems;
-	bool pins_all;
+	struct tr_op_wide *wide;
 	int32_t end_kind;         /* event to report */
 	struct tr_op *next_ended;
 };
@@ -184,9 +189,19 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
 
 /*
  * A region that a CPU may touch, by the id in its packed description; NULL if there is none. For
- * providers where this side copies.
+ * providers where this side copies. It is not deregistered before tr_mem_put, which follows soon:
+ * whoever deregisters it waits for that.
  */
-struct tr_mem *tr_mem_by_id(struct tr *tr, uint32_t id);
+struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
+void tr_mem_put(struct tr_mem *mem);
+
+/*
+ * From `stop`, where a device still works for the connection: the regions that the peer was told of
+ * and those of its operations stay registered, and deregistering them is BUSY, until tr_left_done
+ * (from any thread). NULL: no memory for that; then `stop` has to wait for the device.
+ */
+struct tr_left *tr_conn_leave(struct tr_conn *conn);
+void tr_left_done(struct tr_left *left);
 
 /*
  * Ends an operation: kind TR_WRITTEN, TR_READ or TR_CANCELLED. The event is queued; there is always

@@ -26,6 +26,9 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 	if (w.bad)
 		return kv_fail(err, KV_ERR_ARG, "mem_pack",
 			       "the description needs more than %zu bytes", w.cap);
+	ret = conn_expose(conn, mem, err);
+	if (ret)
+		return ret;
 	*len_p = w.len;
 	return 0;
 }

@@ -111,8 +111,26 @@ int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t of
  * another may be all that is needed. tr_mem_pack and tr_op_add say the same.
  */
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
-/* BUSY while an operation that uses the region has not ended. */
+/*
+ * BUSY while an operation that uses the region has not ended, or the device of a connection that
+ * was closed before tr_fence returned 0 may still reach it; then nothing has changed. After 0 no
+ * registration shares the region but one that others still own in whole.
+ */
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err);
+/*
+ * The same for n of them, or (BUSY) for none, in two steps: `begin` takes no time and may be called
+ * under a lock that others need; from then on nobody finds the regions. `end` takes them from the
+ * devices, which may take long; their pools cannot be freed before.
+ */
+int tr_mem_dereg_begin(struct tr *tr, struct tr_mem *const *mems, size_t n, struct tr_mem **gone_p,
+		       struct kv_error *err);
+void tr_mem_dereg_end(struct tr *tr, struct tr_mem *gone);
+/*
+ * For an owner that cannot be told BUSY: its last call for the region, which no registration shares
+ * any more. It is deregistered by a later call for memory once its last use has ended, or with the
+ * context.
+ */
+void tr_mem_abandon(struct tr_mem *mem);
 void *tr_mem_addr(const struct tr_mem *mem);
 size_t tr_mem_len(const struct tr_mem *mem);
 

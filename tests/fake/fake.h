@@ -148,6 +148,14 @@ bool fake_verb_fired(enum fake_verb verb);
  * a device in trouble; 0: no time.
  */
 void fake_slow_teardown(int host, int ms);
+/* The host's next n calls of destroy_qp fail with EBUSY. */
+void fake_refuse_destroy(int host, int n);
+/*
+ * While it is on, reg_mr does not return, as if pinning took long. fake_reg_waits: how many calls
+ * wait there.
+ */
+void fake_hold_reg(bool on);
+int fake_reg_waits(void);
 /*
  * While it is on, what the host posts is neither answered nor given up: its packets get lost, and
  * no timeout has passed.

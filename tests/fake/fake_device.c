@@ -2,6 +2,7 @@
 /* fake_device.c -- devices, their ports and GIDs, protection domains and memory regions */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -354,6 +355,10 @@ struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned i
 {
 	struct fake_mr *mr;
 
+	atomic_fetch_add(&world.reg_waits, 1);
+	while (atomic_load(&world.hold_reg))
+		poll(NULL, 0, 1);
+	atomic_fetch_sub(&world.reg_waits, 1);
 	fake_lock();
 	mr = fake_fault(FAKE_reg_mr) ? NULL : new_mr(pd, addr, len, access);
 	if (mr && (uint8_t *)addr >= world.peermem.addr &&

@@ -215,6 +215,10 @@ int fake_destroy_qp(struct ibv_qp *ibv_qp)
 	struct fake_qp *qp = qp_of(ibv_qp);
 
 	take_time(qp);
+	if (atomic_load(&world.refuse_destroy[qp->device->host]) > 0) {
+		atomic_fetch_sub(&world.refuse_destroy[qp->device->host], 1);
+		return EBUSY;
+	}
 	fake_lock();
 	forget_events(qp);
 	fake_qp_error(qp);

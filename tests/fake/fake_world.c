@@ -249,6 +249,21 @@ void fake_slow_teardown(int host, int ms)
 	atomic_store(&world.slow_teardown_ms[host], ms);
 }
 
+void fake_refuse_destroy(int host, int n)
+{
+	atomic_store(&world.refuse_destroy[host], n);
+}
+
+void fake_hold_reg(bool on)
+{
+	atomic_store(&world.hold_reg, on);
+}
+
+int fake_reg_waits(void)
+{
+	return atomic_load(&world.reg_waits);
+}
+
 void fake_mute(int host, bool on)
 {
 	atomic_store(&world.mute[host], on);

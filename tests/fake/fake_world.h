@@ -173,6 +173,9 @@ struct fake_world {
 	struct fake_fault fault[FAKE_VERB_COUNT];
 	atomic_int slow_teardown_ms[HOSTS_MAX];
 	atomic_bool stuck[HOSTS_MAX], mute[HOSTS_MAX];
+	atomic_int refuse_destroy[HOSTS_MAX];
+	atomic_bool hold_reg;
+	atomic_int reg_waits;
 	int fail_wr;
 	int fail_completion;
 	bool hold_answers;

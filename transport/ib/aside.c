@@ -7,7 +7,8 @@
  * torn down. So such a verb is a job in a thread that lives as long as the job. Its owner waits for
  * it IB_ASIDE_MS and then comes back to look (ib_aside_busy); while a job that may destroy queue
  * pairs is under way it touches none of them. A connection that is closed with a job under way is
- * left to the job's thread, and ib_aside_close waits for those before the device is closed.
+ * left to the job's thread, and ib_aside_close waits for those before the device is closed. Until
+ * the thread has destroyed the queue pairs, regions that they may reach stay registered (c->left).
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -30,7 +31,10 @@ enum { ASIDE_FREE = 0, ASIDE_BUSY, ASIDE_DONE, ASIDE_LEFT };
  */
 static void free_left(struct ib_conn *c)
 {
-	ib_control_free(c);
+	struct tr_left *left = c->left;
+
+	if (ib_control_free(c)) /* or what it may reach stays registered */
+		tr_left_done(left);
 	atomic_store(&c->aside, ASIDE_DONE);
 }
 
@@ -123,25 +127,44 @@ static bool reap(struct ib_ctx *ctx)
 	return ctx->left;
 }
 
-void ib_aside_leave(struct ib_conn *c)
+/*
+ * Leaves the connection to the job that is under way: true. Where there is no memory to remember
+ * what its queue pairs may reach, this waits for the device instead.
+ */
+static bool leave(struct ib_conn *c)
 {
 	struct ib_ctx *ctx = c->ctx;
 	int busy = ASIDE_BUSY;
 	bool left;
 
+	if (!c->left)
+		c->left = tr_conn_leave(c->conn);
+	while (!c->left && ib_aside_busy(c))
+		poll(NULL, 0, 1);
 	pthread_mutex_lock(&ctx->left_lock);
 	reap(ctx);
-	left = ib_aside_busy(c) && atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_LEFT);
-	if (!left && !ib_aside_busy(c) && c->state != IB_SETUP && ib_has_lanes(c))
-		left = !start(c, NULL, ASIDE_LEFT);
+	left = c->left && atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_LEFT);
 	if (left) {
 		c->next_left = ctx->left;
 		ctx->left = c;
 	}
 	pthread_mutex_unlock(&ctx->left_lock);
-	if (left)
+	return left;
+}
+
+void ib_aside_leave(struct ib_conn *c)
+{
+	if (ib_aside_busy(c) && leave(c))
 		return;
-	ib_control_free(c);
+	if (ib_has_lanes(c) && !ib_aside_run(c, ib_lanes_destroy) && leave(c))
+		return;
+	ib_aside_busy(c); /* joins a thread that has just ended */
+	if (!ib_control_free(c)) {
+		if (!c->left)
+			c->left = tr_conn_leave(c->conn);
+	} else if (c->left) {
+		tr_left_done(c->left);
+	}
 	free(c);
 }
 

@@ -186,12 +186,6 @@ static bool lingers(struct ib_conn *c, int64_t until_ns)
 	return false;
 }
 
-static void destroy(struct ib_conn *c)
-{
-	for (int i = 0; i < c->lanes; i++)
-		ib_lane_destroy(&c->lane[i]);
-}
-
 int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
@@ -205,7 +199,7 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 		ib_progress(conn);
 		return TR_AGAIN;
 	}
-	if (ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, destroy)))
+	if (ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
-	return 0;
+	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refuses: it is asked again */
 }

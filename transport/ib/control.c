@@ -210,11 +210,13 @@ static void free_path(struct ib_conn *c, struct ib_path *path)
 	path->mr_private = path->mr_probe = path->mr_cells = NULL;
 }
 
-/* Undoes ib_control_make, however far it came. */
-void ib_control_free(struct ib_conn *c)
+/* Undoes ib_control_make, however far it came. false: the device keeps a queue pair. */
+bool ib_control_free(struct ib_conn *c)
 {
-	for (int i = 0; c->lane && i < c->lanes; i++)
-		ib_lane_destroy(&c->lane[i]);
+	bool destroyed;
+
+	ib_lanes_destroy(c);
+	destroyed = !ib_has_lanes(c);
 	for (int p = 0; p < c->paths; p++)
 		free_path(c, &c->path[p]);
 	free(c->chain[0]);
@@ -231,4 +233,5 @@ void ib_control_free(struct ib_conn *c)
 	c->slots = NULL;
 	c->lane = NULL;
 	c->region = NULL;
+	return destroyed;
 }

@@ -332,6 +332,7 @@ struct ib_conn {
 	atomic_int aside;	    /* of the job in its own thread: see aside.c */
 	pthread_t aside_thread;
 	void (*job)(struct ib_conn *c);
+	struct tr_left *left; /* what its thread's queue pairs may reach */
 	struct ib_conn *next_left;
 };
 
@@ -377,7 +378,7 @@ _Static_assert(TR_OPS_MAX <= 256, "an operation's slot fits its byte of the imme
 
 /* control.c: the control region, completion queues and lanes' memory of a connection */
 int ib_control_make(struct ib_conn *c, struct kv_error *err);
-void ib_control_free(struct ib_conn *c);
+bool ib_control_free(struct ib_conn *c);
 uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
 uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
 uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
@@ -410,6 +411,7 @@ int ib_lane_make(struct ib_lane *lane, struct kv_error *err);
 int ib_lane_connect(struct ib_lane *lane, struct kv_error *err);
 int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *err);
 void ib_lane_destroy(struct ib_lane *lane);
+void ib_lanes_destroy(struct ib_conn *c); /* all of them */
 bool ib_has_lanes(const struct ib_conn *c);
 
 /* setup.c */

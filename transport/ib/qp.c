@@ -166,12 +166,23 @@ int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *er
 	return ret;
 }
 
-/* After it nothing can land through the lane and nothing is read for it. */
+/*
+ * After it nothing can land through the lane and nothing is read for it; unless the device refuses:
+ * then the queue pair is still there (ib_has_lanes) and this may be called again. A device that was
+ * taken away (EIO, ENODEV) has none any more.
+ */
 void ib_lane_destroy(struct ib_lane *lane)
 {
-	if (lane->qp)
-		lane->c->v->destroy_qp(lane->qp);
-	lane->qp = NULL;
+	int ret = lane->qp ? lane->c->v->destroy_qp(lane->qp) : 0;
+
+	if (!ret || ret == EIO || ret == ENODEV)
+		lane->qp = NULL;
+}
+
+void ib_lanes_destroy(struct ib_conn *c)
+{
+	for (int i = 0; c->lane && i < c->lanes; i++)
+		ib_lane_destroy(&c->lane[i]);
 }
 
 bool ib_has_lanes(const struct ib_conn *c)

@@ -6,17 +6,18 @@
 #include "shm.h"
 
 /*
- * [offset, offset + len) of a region that the peer may touch in this way, or NULL. Every use asks
- * again: the region may have been deregistered meanwhile.
+ * The region of [offset, offset + len), if the peer may touch that in this way, or NULL; for
+ * tr_mem_put. Every use asks again: the region may have been deregistered meanwhile.
  */
-static uint8_t *reachable(struct shm_conn *sc, uint32_t id, uint64_t offset, uint64_t len,
-			  unsigned int access)
+static struct tr_mem *reach(struct shm_conn *sc, uint32_t id, uint64_t offset, uint64_t len,
+			    unsigned int access)
 {
-	const struct tr_mem *mem = tr_mem_by_id(tr_conn_tr(sc->conn), id);
+	struct tr_mem *mem = tr_mem_get(tr_conn_tr(sc->conn), id);
 
-	if (!mem || !(mem->access & access) || offset > mem->len || len > mem->len - offset)
-		return NULL;
-	return mem->addr + offset;
+	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
 }
 
 static int refuse(struct kv_error *err, const struct ring_record *r, const char *what)
@@ -29,21 +30,27 @@ static int refuse(struct kv_error *err, const struct ring_record *r, const char 
 static int take_data(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
 		     struct kv_error *err)
 {
-	uint8_t *dst = reachable(sc, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	struct tr_mem *mem = reach(sc, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	uint8_t *dst;
 
-	if (!dst)
+	if (!mem)
 		return refuse(err, r, "writes outside the memory that was opened to it");
+	dst = mem->addr + r->a;
 	if (sc->line_order)
 		store_ordered(dst, payload, r->len, (struct store_ahead){ payload, dst });
 	else
 		memcpy(dst, payload, r->len);
+	tr_mem_put(mem);
 	return 0;
 }
 
 static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv_error *err)
 {
-	if (!r->b || !reachable(sc, r->mem, r->a, r->b, TR_REMOTE_READ))
+	struct tr_mem *mem = r->b ? reach(sc, r->mem, r->a, r->b, TR_REMOTE_READ) : NULL;
+
+	if (!mem)
 		return refuse(err, r, "reads outside the memory that was opened to it");
+	tr_mem_put(mem);
 	if (sc->answer_tail - sc->answer_head == SHM_READS_MAX)
 		return refuse(err, r, "is one read too many");
 	sc->answer[sc->answer_tail++ % SHM_READS_MAX] = (struct shm_answer){
@@ -167,12 +174,13 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 		struct ring_record record = { .type = RING_READ_DATA,
 					      .mem = a->mem,
 					      .a = a->offset };
-		const uint8_t *src = reachable(sc, a->mem, a->offset, a->left, TR_REMOTE_READ);
+		struct tr_mem *mem = reach(sc, a->mem, a->offset, a->left, TR_REMOTE_READ);
 		uint64_t n;
 
-		if (!src)
+		if (!mem)
 			return refuse(err, &record, "reads a region that was deregistered");
-		n = send_piece(sc, &record, src, a->left, a->line);
+		n = send_piece(sc, &record, mem->addr + a->offset, a->left, a->line);
+		tr_mem_put(mem);
 		a->line = (uint32_t)(a->line + n) & 127;
 		a->offset += n;
 		a->left -= n;

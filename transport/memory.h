@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * memory.h -- the local memory of a context, as pool.c, mem.c and hold.c share it
+ *
+ * The lock covers the lists and is never held over a provider's call, mmap or munmap: pinning
+ * 64 GiB takes a second, and other peers' calls need the lock meanwhile. Whatever takes long is
+ * done between two turns of it: reserve, work, publish.
+ */
+#ifndef TR_MEMORY_H
+#define TR_MEMORY_H
+
+#include <pthread.h>
+
+#include "conn.h"
+
+enum { MEM_CHUNK = 256, MEM_CHUNKS = TR_MEMS_MAX / MEM_CHUNK };
+
+/* A memfd made by tr_alloc. */
+struct tr_pool {
+	uint8_t *addr;
+	size_t len;
+	int fd;
+	uint64_t id;
+	struct tr_pool *next;
+};
+
+struct tr_memory {
+	pthread_mutex_t lock;
+	struct tr_pool *pools;
+	struct tr_mem *mems;  /* registered, being registered or being deregistered */
+	struct tr_mem *spare; /* records to use again; never freed before the context: tr_mem_get */
+	unsigned int orphans; /* regions of `mems` that nobody owns and something still uses */
+	struct tr_left *left; /* connections that were closed before their device let go of them */
+	uint64_t next_pool_id;
+	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
+	/* id -> region, read without the lock; chunks are never freed before the context. */
+	_Atomic(struct tr_mem *) *_Atomic chunk[MEM_CHUNKS];
+};
+
+/* pool.c, under the lock */
+void memory_find_pool(const struct tr_memory *m, struct tr_mem *mem);
+void memory_free_pools(struct tr_memory *m);
+
+/* mem.c: frees orphans whose last use has ended; takes the lock */
+void mem_reap(struct tr *tr);
+
+/* hold.c, under the lock */
+bool mem_is_used(const struct tr_mem *mem);
+void left_reap(struct tr_memory *m);
+void left_free_all(struct tr_memory *m);
+
+#endif
