@@ -54,28 +54,32 @@ uint64_t kv_lease_id(const struct kv_lease *lease)
 	return lease->id;
 }
 
-/* Waits until the writer has said that it stopped. Claim held before and after. */
-static void wait_for_writer(struct kv_lease *lease, int64_t deadline_ns)
+/* The peer was closed while we had let go of its claim: nothing can land, the lease is gone. */
+static bool gone(const struct kv_peer *peer)
 {
-	struct kv_peer *peer = lease->peer;
+	return peer->state == KV_PEER_CLOSED;
+}
 
-	while (!lease->stopped && peer->state == KV_PEER_UP && kv_now_ns() < deadline_ns) {
-		uint32_t seq = kv_waiter_enter(&lease->waiter);
+/* Waits until the writer has said that it stopped. Claim held before and after. */
+static void wait_for_writer(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns)
+{
+	while (peer->state == KV_PEER_UP && !lease->stopped && kv_now_ns() < deadline_ns) {
+		uint32_t seq = kv_waiter_enter(&peer->waiter);
 
 		kv_peer_progress(peer, true);
 		if (!lease->stopped && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
-			kv_service_sleep(peer->engine, &lease->waiter, seq, deadline_ns);
+			kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
 			kv_claim(&peer->claim);
 		}
-		kv_waiter_leave(&lease->waiter);
+		kv_waiter_leave(&peer->waiter);
 	}
 }
 
 /* The writer did not answer, or is gone: nothing of the whole connection may land any more. */
-static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *err)
+static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns,
+		 struct kv_error *err)
 {
-	struct kv_peer *peer = lease->peer;
 	int64_t patience = kv_deadline_ns(KV_TICK_MS); /* the fence itself takes a moment */
 	int ret = 0;
 
@@ -86,12 +90,13 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 	if (patience < deadline_ns)
 		patience = deadline_ns;
 	/* A process that was called alive may end within the caller's time. */
-	while (!lease->stopped && (ret = tr_fence(peer->conn, 0, NULL)) && kv_now_ns() < patience) {
+	while (!gone(peer) && !lease->stopped && (ret = tr_fence(peer->conn, 0, NULL)) &&
+	       kv_now_ns() < patience) {
 		kv_peer_release(peer);
 		poll(NULL, 0, 1);
 		kv_claim(&peer->claim);
 	}
-	if (lease->stopped) /* fenced by the service thread meanwhile */
+	if (gone(peer) || lease->stopped) /* fenced by another thread meanwhile */
 		return 0;
 	kv_peer_progress(peer, false);
 	if (!ret) {
@@ -107,29 +112,47 @@ static int fence(struct kv_lease *lease, int64_t deadline_ns, struct kv_error *e
 	return KV_ERR_BUSY;
 }
 
+/* With the claim. */
+static int revoke(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns,
+		  struct kv_error *err)
+{
+	int ret = 0;
+
+	if (gone(peer))
+		return 0;
+	kv_lease_stop(lease);
+	wait_for_writer(peer, lease, deadline_ns);
+	if (!gone(peer) && !lease->stopped)
+		ret = fence(peer, lease, deadline_ns, err);
+	if (ret || gone(peer))
+		return ret;
+	kv_count(peer->engine, leases_revoked, 1);
+	kv_lease_release(lease);
+	return 0;
+}
+
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err)
 {
 	struct kv_peer *peer;
 	int64_t deadline;
 	int ret;
 
-	if (!lease || lease->magic != KV_MAGIC_LEASE)
-		return kv_fail(err, KV_ERR_ARG, "revoke", "lease is NULL or was revoked");
-	peer = lease->peer;
-	ret = kv_peer_use(peer, "revoke", err);
+	if (!lease)
+		return kv_fail(err, KV_ERR_ARG, "revoke", "lease is NULL");
+	ret = kv_engine_use(lease->engine, "revoke", err);
 	if (!ret)
 		ret = kv_engine_deadline(timeout_ms, "revoke", &deadline, err);
-	if (!ret)
-		ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "revoke", err);
 	if (ret)
 		return ret;
-	kv_lease_stop(lease);
-	wait_for_writer(lease, deadline);
-	ret = lease->stopped ? 0 : fence(lease, deadline, err);
+	peer = kv_lease_hold_peer(lease);
+	if (!peer)
+		return kv_fail(err, KV_ERR_ARG, "revoke",
+			       "the lease was revoked, or closed with its peer");
+	ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "revoke", err);
 	if (!ret) {
-		kv_count(peer->engine, leases_revoked, 1);
-		kv_lease_release(lease);
+		ret = revoke(peer, lease, deadline, err);
+		kv_peer_release(peer);
 	}
-	kv_peer_release(peer);
+	kv_peer_drop(peer);
 	return ret;
 }

@@ -58,6 +58,7 @@ static void rise(struct kv_peer *peer)
 	struct kv_engine *engine = peer->engine;
 
 	leave_pending(peer, KV_PEER_UP);
+	kv_peer_note(peer);
 	peer->owned = !peer->incoming || peer->comm || !engine->arrivals_off;
 	kv_count(engine, peers_now, 1);
 	if (peer->incoming)
@@ -132,6 +133,7 @@ static int accept_one(struct kv_engine *engine)
 		return 0;
 	}
 	peer->conn = conn;
+	kv_peer_note(peer);
 	ret = kv_service_watch(peer, &err);
 	if (ret) {
 		count_rejected(engine, ret);
@@ -210,8 +212,10 @@ static int start_connect(struct kv_engine *engine, const char *host, uint32_t po
 	int done = 0;
 	int ret = tr_connect(engine->tr, host, port, &config, &peer->conn, err);
 
-	if (!ret)
-		ret = kv_service_watch(peer, err);
+	if (ret)
+		return ret;
+	kv_peer_note(peer);
+	ret = kv_service_watch(peer, err);
 	if (!ret)
 		kv_peer_handshake(peer, &done);
 	return ret;
@@ -297,6 +301,8 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		*peer_p = peer;
 		return 0;
 	}
+	if (claimed)
+		kv_peer_note(peer);
 	if (claimed && peer->state == KV_PEER_LOST)
 		ret = kv_error_copy(err, &peer->error);
 	else if (given_up)

@@ -49,6 +49,9 @@ static void dump_ops(struct text *t, const struct kv_peer *peer)
 			    slot->state == KV_SLOT_ABORT ? "the peer is still to be told"
 							 : "its acknowledgement is still due");
 	}
+	for (const struct kv_op *op = peer->link->collected; op; op = op->after)
+		say(t, "  op %s: not begun, %lld ms old, %zu blocks\n", kv_op_name(op),
+		    age_ms(op->begun_ns), op->n);
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		const struct kv_incoming *in = &peer->link->in[i];
 
@@ -84,7 +87,7 @@ static void dump_leases(struct text *t, const struct kv_peer *peer)
 
 static void dump_peer(struct text *t, const struct kv_peer *peer)
 {
-	static const char *const states[] = { "handshake", "up", "lost" };
+	static const char *const states[] = { "handshake", "up", "lost", "closed" };
 	char conn[2048];
 
 	say(t, "peer %u %s (%s), %s, %s%s\n", peer->index, peer->name,

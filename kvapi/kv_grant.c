@@ -115,7 +115,7 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 			grant->ids[grant->got++] = (int64_t)id;
 		}
 	if (grant->got == grant->n)
-		kv_waiter_wake(&peer->link->waiter);
+		kv_waiter_wake(&peer->waiter);
 	return 0;
 }
 
@@ -208,9 +208,16 @@ void kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	}
 	peer->link->answer[index_of(id)] = id; /* also for a lease that we have forgotten */
 	peer->link->grant_work = true;
+	if (grant)
+		grant->revoked = true;
+	/* What has not begun ends now; it would be refused when it gets its slot, too. */
+	for (struct kv_op *op = peer->link->collected, *after; op; op = after) {
+		after = op->after;
+		if (op->grant == id)
+			kv_op_stop(op, KV_ERR_REVOKED, 0, NULL);
+	}
 	if (!grant)
 		return;
-	grant->revoked = true;
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
 

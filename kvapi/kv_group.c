@@ -42,7 +42,8 @@ int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err)
 }
 
 /*
- * Claim held. Begins an operation that was only collected; without a free slot it stays collected.
+ * Claim held. Begins an operation that was only collected, if what was asked then still holds;
+ * without a free slot it stays collected.
  */
 static bool begin(struct kv_op *op, int64_t deadline_ns)
 {
@@ -52,6 +53,8 @@ static bool begin(struct kv_op *op, int64_t deadline_ns)
 	if (kv_now_ns() >= deadline_ns)
 		ret = kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op),
 				   "the group's deadline passed before a slot was free");
+	if (!ret && op->kind != KV_OP_RECV && !kv_op_slot_free(op->peer))
+		return false; /* nothing is asked of its ids each time */
 	if (!ret) {
 		op->begun_ns = kv_now_ns();
 		op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;

@@ -19,22 +19,38 @@ static struct kv_lease *take_lease(struct kv_engine *engine)
 		engine->free_leases = lease->next;
 	pthread_mutex_unlock(&engine->pool_lock);
 	if (!lease)
-		return kv_fault(KV_LEASE_ALLOC) ? NULL : calloc(1, sizeof(*lease));
+		lease = kv_fault(KV_LEASE_ALLOC) ? NULL : calloc(1, sizeof(*lease));
+	if (lease)
+		lease->engine = engine;
 	return lease;
 }
 
-static void give_lease(struct kv_engine *engine, struct kv_lease *lease)
+static void give_lease(struct kv_lease *lease)
 {
+	struct kv_engine *engine = lease->engine;
 	uint32_t *ids = lease->ids;
 	size_t cap = lease->ids_cap;
 
-	memset(lease, 0, sizeof(*lease));
+	pthread_mutex_lock(&engine->pool_lock); /* kv_lease_hold_peer may be looking */
+	memset(&lease->magic, 0, sizeof(*lease) - offsetof(struct kv_lease, magic));
 	lease->ids = ids;
 	lease->ids_cap = cap;
-	pthread_mutex_lock(&engine->pool_lock);
 	lease->next = engine->free_leases;
 	engine->free_leases = lease;
 	pthread_mutex_unlock(&engine->pool_lock);
+}
+
+struct kv_peer *kv_lease_hold_peer(struct kv_lease *lease)
+{
+	struct kv_peer *peer = NULL;
+
+	pthread_mutex_lock(&lease->engine->pool_lock);
+	if (lease->magic == KV_MAGIC_LEASE) {
+		peer = lease->peer;
+		kv_peer_hold(peer);
+	}
+	pthread_mutex_unlock(&lease->engine->pool_lock);
+	return peer;
 }
 
 void kv_lease_pool_free(struct kv_engine *engine)
@@ -171,7 +187,7 @@ int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 		return kv_fail(err, KV_ERR_NOMEM, req->name, "cannot allocate a lease");
 	ret = fill_lease(lease, req, i, err);
 	if (ret) {
-		give_lease(req->peer->engine, lease);
+		give_lease(lease);
 		return ret;
 	}
 	lease->n = (uint32_t)req->n;
@@ -201,7 +217,7 @@ void kv_lease_release(struct kv_lease *lease)
 		link->leases_end--;
 	atomic_fetch_sub(&lease->cache->users, 1);
 	kv_count(peer->engine, leases_open, -1);
-	give_lease(peer->engine, lease);
+	give_lease(lease);
 }
 
 /* ---------------------------------------------------------------- stopping */
@@ -250,7 +266,7 @@ void kv_lease_stopped(struct kv_lease *lease)
 	lease->open = false;
 	lease->stopped = true;
 	lease->op = NULL;
-	kv_waiter_wake(&lease->waiter);
+	kv_waiter_wake(&lease->peer->waiter);
 	if (lease->orphan || op)
 		kv_lease_release(lease);
 	if (op)
@@ -278,7 +294,7 @@ void kv_lease_lost(struct kv_peer *peer)
 		if (!lease)
 			continue;
 		lease->open = false;
-		kv_waiter_wake(&lease->waiter);
+		kv_waiter_wake(&lease->peer->waiter);
 		if (!op)
 			continue;
 		/* The operation ends now; the blocks stay closed until the fence. */

@@ -8,6 +8,7 @@
 /* ---------------------------------------------------------------- leases (receiver): kv_lease.c */
 
 struct kv_lease {
+	struct kv_engine *engine; /* also while it lies in the pool */
 	uint32_t magic;
 	uint32_t serial;
 	uint64_t id; /* serial, index in the peer's table */
@@ -30,7 +31,6 @@ struct kv_lease {
 	size_t ids_cap;
 	uint64_t done[KV_LAYER_WORDS];
 	uint32_t layers_done;
-	struct kv_waiter waiter;
 	struct kv_lease *next; /* pool */
 };
 struct kv_lease_request {
@@ -46,6 +46,8 @@ struct kv_lease_request {
 };
 int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 		  struct kv_error *err);
+/* The peer of a handle, held; NULL: the lease is gone, its peer was closed. */
+struct kv_peer *kv_lease_hold_peer(struct kv_lease *lease);
 void kv_lease_stop(struct kv_lease *lease); /* takes no more commits, asks the writer to stop */
 void kv_lease_stopped(struct kv_lease *lease);
 void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);

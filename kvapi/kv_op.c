@@ -61,7 +61,10 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
 	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
-	op->passed = false;
+	op->passed = op->admitted = false;
+	op->peer = NULL;
+	op->after = NULL;
+	op->at = NULL;
 	op->tr = NULL;
 	op->lease = NULL;
 	op->next = NULL;
@@ -82,6 +85,9 @@ void kv_op_give(struct kv_op *op)
 	struct kv_engine *engine = op->engine;
 
 	op->magic = KV_MAGIC_DEAD;
+	if (op->peer)
+		kv_peer_drop(op->peer);
+	op->peer = NULL;
 	pthread_mutex_lock(&engine->pool_lock);
 	op->next = engine->free_ops;
 	engine->free_ops = op;
@@ -94,8 +100,11 @@ void kv_op_pool_free(struct kv_engine *engine)
 		struct kv_op_chunk *chunk = engine->op_chunks;
 
 		engine->op_chunks = chunk->next;
-		for (int i = 0; i < CHUNK_OPS; i++)
+		for (int i = 0; i < CHUNK_OPS; i++) {
+			if (chunk->op[i].peer) /* the application did not free it */
+				kv_peer_drop(chunk->op[i].peer);
 			free(chunk->op[i].ids);
+		}
 		free(chunk);
 	}
 }
@@ -143,20 +152,51 @@ static void free_slot(struct kv_peer *peer, struct kv_slot *slot)
 	slot->state = KV_SLOT_FREE;
 	slot->op = NULL;
 	peer->link->slots_used--;
-	kv_waiter_wake(&peer->link->waiter);
+	kv_waiter_wake(&peer->waiter);
+}
+
+void kv_op_collect(struct kv_op *op)
+{
+	struct kv_op **first = &op->peer->link->collected;
+
+	op->after = *first;
+	op->at = first;
+	if (op->after)
+		op->after->at = &op->after;
+	*first = op;
+}
+
+void kv_op_uncollect(struct kv_op *op)
+{
+	if (!op->at)
+		return;
+	*op->at = op->after;
+	if (op->after)
+		op->after->at = op->at;
+	op->at = NULL;
+}
+
+bool kv_op_slot_free(const struct kv_peer *peer)
+{
+	return peer->link->slots_used < KV_OPS_MAX;
 }
 
 int kv_op_activate(struct kv_op *op, struct kv_error *err)
 {
-	struct kv_link *link = op->peer->link;
+	struct kv_link *link;
 	unsigned int i;
+	int ret = kv_op_admit(op, err);
 
+	if (ret)
+		return ret;
+	link = op->peer->link;
 	for (i = 0; i < KV_OPS_MAX && link->slot[i].state != KV_SLOT_FREE; i++)
 		;
 	if (i == KV_OPS_MAX)
 		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, kv_op_name(op),
 				    "%d operations are unfinished towards %s", KV_OPS_MAX,
 				    op->peer->name);
+	kv_op_uncollect(op);
 	link->slot[i].state = KV_SLOT_BUSY;
 	link->slot[i].op = op;
 	link->slots_used++;
@@ -284,6 +324,9 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 		if (op->grant && op->kind == KV_OP_SEND && !op->committed)
 			kv_grant_settled(op->peer, op->grant, op->layers, code);
 	}
+	if (op->at)
+		kv_waiter_wake(&op->peer->waiter); /* its caller may wait for a slot */
+	kv_op_uncollect(op);
 	if (op->stage != KV_STAGE_IDLE)
 		count_end(op, code);
 	op->stage = KV_STAGE_ENDED;
@@ -322,12 +365,12 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 {
 	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
 		return;
-	if (op->kind == KV_OP_RECV) {
-		kv_lease_end_op(op, code, stop_ns, cause);
+	if (op->stage == KV_STAGE_IDLE) {
+		kv_op_end(op, code, cause);
 		return;
 	}
-	if (!op->id) {
-		kv_op_end(op, code, cause); /* collected by a group, not begun */
+	if (op->kind == KV_OP_RECV) {
+		kv_lease_end_op(op, code, stop_ns, cause);
 		return;
 	}
 	kv_op_set_error(op, code, cause);

@@ -8,7 +8,7 @@
 enum kv_op_kind { KV_OP_WRITE = 0, KV_OP_READ, KV_OP_SEND, KV_OP_RECV };
 
 enum kv_op_stage {
-	KV_STAGE_IDLE = 0,   /* collected by a group, not begun */
+	KV_STAGE_IDLE = 0,   /* not begun: collected by a group, or waits for a slot */
 	KV_STAGE_WAIT_GRANT, /* kv_send_blocks: no lease of the tag yet */
 	KV_STAGE_BEGIN,
 	KV_STAGE_POST,
@@ -28,8 +28,9 @@ struct kv_op {
 	bool acked;
 	bool passed;   /* not all is posted because another thread wanted the peer */
 	bool blocking; /* its caller waits: the id arrays stay valid */
+	bool admitted; /* kv_op_admit said yes before */
 	struct kv_engine *engine;
-	struct kv_peer *peer;
+	struct kv_peer *peer; /* held until the operation is freed */
 	struct kv_cache *cache;
 	struct kv_map *map;
 	struct tr_op *tr;
@@ -53,6 +54,8 @@ struct kv_op {
 	size_t ids_cap;
 	struct kv_waiter own_waiter, *waiter;
 	struct kv_op *next; /* pool or group */
+	/* link.collected: the next one, and what points to this one; NULL: not in it */
+	struct kv_op *after, **at;
 	struct kv_error err;
 };
 
@@ -84,7 +87,19 @@ int kv_op_result(const struct kv_op *op, struct kv_error *err);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
 /* The rest under the peer's claim. */
-int kv_op_activate(struct kv_op *op, struct kv_error *err); /* takes a slot: BUSY */
+/*
+ * An operation that has not begun is known to its peer, so that a revoke, a loss or a close ends
+ * it. kv_op_end and kv_op_activate take it out.
+ */
+void kv_op_collect(struct kv_op *op);
+void kv_op_uncollect(struct kv_op *op);
+int kv_op_admit(struct kv_op *op, struct kv_error *err); /* kv_admit.c */
+/*
+ * The only door to a slot, and with it to the transport: admits it (again), then takes one. BUSY:
+ * none is free.
+ */
+int kv_op_activate(struct kv_op *op, struct kv_error *err);
+bool kv_op_slot_free(const struct kv_peer *peer);
 unsigned int kv_op_slot(const struct kv_op *op);
 void kv_op_count(struct kv_op *op);
 enum kv_step {

@@ -29,8 +29,8 @@ int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, con
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	kv_fail(err, code, op, "%s", text);
-	snprintf(err->peer, sizeof(err->peer), "%s", tr_conn_address(peer->conn));
-	snprintf(err->device, sizeof(err->device), "%s", tr_conn_transport(peer->conn));
+	snprintf(err->peer, sizeof(err->peer), "%s", peer->address);
+	snprintf(err->device, sizeof(err->device), "%s", peer->transport);
 	return code;
 }
 
@@ -68,6 +68,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->owned = !incoming;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
+	atomic_init(&peer->holders, 1);
 	kv_claim_try(&peer->claim); /* nobody else knows it yet */
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
@@ -95,10 +96,38 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	return 0;
 }
 
+void kv_peer_note(struct kv_peer *peer)
+{
+	snprintf(peer->address, sizeof(peer->address), "%s", tr_conn_address(peer->conn));
+	snprintf(peer->transport, sizeof(peer->transport), "%s", tr_conn_transport(peer->conn));
+}
+
+void kv_peer_hold(struct kv_peer *peer)
+{
+	atomic_fetch_add(&peer->holders, 1);
+}
+
+void kv_peer_drop(struct kv_peer *peer)
+{
+	if (atomic_fetch_sub(&peer->holders, 1) == 1)
+		free(peer);
+}
+
+/* Whatever the transport still had to say of them: it says nothing any more. */
+static void end_the_rest(struct kv_peer *peer)
+{
+	kv_peer_end_ops(peer, KV_ERR_CLOSED, 0);
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
+		if (kv_bit(peer->link->busy, i))
+			kv_op_lost(peer->link->slot[i].op);
+}
+
 void kv_peer_free(struct kv_peer *peer)
 {
 	struct kv_engine *engine = peer->engine;
 
+	if (peer->link)
+		end_the_rest(peer);
 	kv_arrivals_forget(engine, peer);
 	if (peer->conn)
 		kv_service_unwatch(peer);
@@ -116,9 +145,13 @@ void kv_peer_free(struct kv_peer *peer)
 	kv_hello_free(peer);
 	if (peer->conn)
 		tr_conn_close(peer->conn);
-	kv_claim_release(&peer->claim);
+	peer->conn = NULL;
+	peer->state = KV_PEER_CLOSED;
+	peer->closing = true;
 	peer->magic = KV_MAGIC_DEAD;
-	free(peer);
+	kv_waiter_wake(&peer->waiter);
+	kv_claim_release(&peer->claim);
+	kv_peer_drop(peer);
 }
 
 /* ---------------------------------------------------------------- closing */
@@ -136,11 +169,18 @@ static void nap(const struct kv_peer *peer, int64_t deadline_ns)
 	poll(&fd, 1, kv_poll_ms(deadline_ns, 2));
 }
 
-static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
+void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns)
 {
+	while (peer->link->collected)
+		kv_op_stop(peer->link->collected, code, stop_ns, NULL);
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
 		if (kv_bit(peer->link->busy, i))
-			kv_op_stop(peer->link->slot[i].op, KV_ERR_CLOSED, deadline_ns, NULL);
+			kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
+}
+
+static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
+{
+	kv_peer_end_ops(peer, KV_ERR_CLOSED, deadline_ns);
 	kv_lease_close_all(peer);
 	while (peer->state == KV_PEER_UP && !quiet(peer) && kv_now_ns() < deadline_ns)
 		if (!kv_peer_progress(peer, false))

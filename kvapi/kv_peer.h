@@ -66,7 +66,7 @@ struct kv_link {
 	uint64_t busy[KV_WORDS], posting[KV_WORDS], aborts[KV_WORDS];
 	unsigned int slots_used;
 	unsigned int turn; /* where the next round of posting begins */
-	struct kv_waiter waiter; /* for a slot, or for a lease whose number came first */
+	struct kv_op *collected; /* operations that have not begun */
 	struct kv_incoming in[KV_OPS_MAX];
 	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
 	struct kv_lease *lease[KV_LEASES_MAX];
@@ -79,7 +79,12 @@ struct kv_link {
 	struct tr_span span[TR_SPANS_GOOD];
 };
 
-enum kv_peer_state { KV_PEER_HANDSHAKE = 0, KV_PEER_UP, KV_PEER_LOST };
+enum kv_peer_state {
+	KV_PEER_HANDSHAKE = 0,
+	KV_PEER_UP,
+	KV_PEER_LOST,
+	KV_PEER_CLOSED, /* neither conn nor link: only what holds the record still reads it */
+};
 
 struct kv_peer {
 	uint32_t magic;
@@ -93,6 +98,7 @@ struct kv_peer {
 	atomic_bool orphan;
 	struct kv_engine *engine;
 	struct tr_conn *conn;
+	atomic_uint holders; /* the table of peers, operations, a kv_revoke */
 	struct kv_claim claim;
 	uint32_t index; /* in engine.peer */
 	int64_t next_deadline_ns;
@@ -107,7 +113,9 @@ struct kv_peer {
 	uint64_t comm; /* kv_comm_init: told in the hello */
 	uint32_t comm_rank;
 	char name[KV_NAME_MAX];
-	struct kv_waiter waiter; /* kv_connect */
+	char address[64], transport[16]; /* for errors, also without the claim or after the close */
+	/* for the end of a connect or of a revocation, a slot, a lease whose number came first */
+	struct kv_waiter waiter;
 	struct kv_error error;	 /* why it failed or was lost */
 	struct tr_counters count; /* as kv_stats saw them last; under engine.lock */
 	struct kv_link *link;
@@ -123,7 +131,15 @@ int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, con
 int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
 		struct kv_error *err);
-void kv_peer_free(struct kv_peer *peer); /* claim held; takes it out of the table */
+/*
+ * Claim held, and released: ends its operations, takes it out of the table, frees everything but
+ * the record, which goes with its last holder.
+ */
+void kv_peer_free(struct kv_peer *peer);
+void kv_peer_hold(struct kv_peer *peer);
+void kv_peer_drop(struct kv_peer *peer);
+void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those of the link */
+void kv_peer_note(struct kv_peer *peer); /* address and transport, as they are known now */
 /* Claim held: ends what is in flight and fences. BUSY: a direct writer of this host lives on. */
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
 

@@ -43,21 +43,41 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 	peer->restless = false;
 }
 
-void kv_peer_release(struct kv_peer *peer)
+/* Gives the descriptor back to epoll where the service thread found the claim taken: claim_at. */
+static void release(struct kv_peer *peer)
 {
 	atomic_bool *wants = &peer->engine->wants[peer->index];
+
+	for (;;) {
+		if (atomic_load(wants) && atomic_exchange(wants, false))
+			kv_service_rearm(peer);
+		kv_claim_release(&peer->claim);
+		/* Set before the release, perhaps. Whoever has the claim by now looks itself. */
+		if (!atomic_load(wants) || !kv_claim_try(&peer->claim))
+			return;
+		if (peer->state == KV_PEER_CLOSED) {
+			kv_claim_release(&peer->claim);
+			return;
+		}
+	}
+}
+
+void kv_peer_release(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
 	bool restless;
 	int done = 0;
 
-	if (!peer->engine->caller_mode)
+	if (peer->state == KV_PEER_CLOSED) { /* its place in the table is another's by now */
+		kv_claim_release(&peer->claim);
+		return;
+	}
+	if (!engine->caller_mode)
 		kv_peer_arm(peer, true, &done);
 	restless = peer->restless;
-	kv_claim_release(&peer->claim);
+	release(peer);
 	if (restless)
-		kv_engine_wake(peer->engine);
-	/* The release came before this look: see claim_at. */
-	if (atomic_load(wants) && atomic_exchange(wants, false))
-		kv_service_rearm(peer);
+		kv_engine_wake(engine);
 }
 
 /* ---------------------------------------------------------------- messages and events */
@@ -165,7 +185,9 @@ static void lose(struct kv_peer *peer, const struct kv_error *cause)
 	memset(peer->link->aborts, 0, sizeof(peer->link->aborts));
 	memset(peer->link->ack, 0, sizeof(peer->link->ack));
 	peer->link->slots_used = 0;
-	kv_waiter_wake(&peer->link->waiter);
+	while (peer->link->collected)
+		kv_op_lost(peer->link->collected);
+	kv_waiter_wake(&peer->waiter);
 	kv_lease_lost(peer);
 	kv_engine_wake(engine); /* the service thread fences it and tells the application */
 }

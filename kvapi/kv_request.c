@@ -95,82 +95,69 @@ static int check_call(struct request *req, struct kv_error *err)
 	return ret;
 }
 
-/*
- * ---------------------------------------------------------------- ids and leases, under the claim
- */
+/* ---------------------------------------------------------------- under the claim */
 
-static int admit_write(struct kv_op *op, uint64_t lease, struct kv_plan_check *check,
-		       struct kv_error *err)
+static bool no_slot(const struct kv_op *op)
 {
-	struct kv_peer *peer = op->peer;
-	const struct kv_grant *grant;
-
-	if (!lease && op->map->remote.flags & KV_CACHE_OPEN)
-		return 0;
-	if (!lease) {
-		kv_peer_fail(peer, err, KV_ERR_LEASE, kv_op_name(op),
-			     "cache %u of %s is not open and the call names no lease",
-			     op->cache->geometry.cache_id, peer->name);
-		kv_error_hint(
-			err,
-			"name a lease that the receiver opened, or register its cache KV_CACHE_OPEN");
-		return KV_ERR_LEASE;
-	}
-	grant = kv_grant_find(peer, lease);
-	if (!grant || grant->cache != op->cache->geometry.cache_id || grant->got < grant->n)
-		return kv_peer_fail(peer, err, KV_ERR_LEASE, kv_op_name(op),
-				    "%s has no open lease %llu of cache %u for this engine",
-				    peer->name, (unsigned long long)lease,
-				    op->cache->geometry.cache_id);
-	if (grant->revoked)
-		return kv_peer_fail(peer, err, KV_ERR_REVOKED, kv_op_name(op),
-				    "%s has revoked lease %llu", peer->name,
-				    (unsigned long long)lease);
-	op->grant = lease;
-	check->owner_of = op->map->owner;
-	check->owner = kv_grant_owner(grant);
-	return 0;
+	return op->stage == KV_STAGE_IDLE && !kv_op_slot_free(op->peer);
 }
 
-static int admit(struct kv_op *op, uint64_t lease, struct kv_error *err)
+/*
+ * The number of a lease may reach us, on the application's own way, before its LEASE message does.
+ */
+static bool grant_under_way(const struct kv_op *op)
 {
-	bool pull = op->kind == KV_OP_READ;
-	uint32_t here = op->cache->geometry.blocks, there = op->map->remote.blocks;
-	struct kv_plan_check check = { .op = kv_op_name(op),
-				       .source = pull ? op->remote : op->local,
-				       .destination = pull ? op->local : op->remote,
-				       .n = op->n,
-				       .source_blocks = pull ? there : here,
-				       .destination_blocks = pull ? here : there,
-				       .pull = pull };
-	int ret = kv_peer_usable(op->peer, kv_op_name(op), err);
+	const struct kv_grant *grant;
 
-	if (ret || op->kind == KV_OP_RECV)
-		return ret; /* kv_lease_open looks at its ids */
-	check.marks = pull ? &op->map->local_marks : &op->map->remote_marks;
-	if (pull && !(op->map->remote.flags & KV_CACHE_READABLE))
-		ret = kv_peer_fail(op->peer, err, KV_ERR_LEASE, kv_op_name(op),
-				   "cache %u of %s is not KV_CACHE_READABLE",
-				   op->cache->geometry.cache_id, op->peer->name);
-	if (!ret && op->kind == KV_OP_WRITE)
-		ret = admit_write(op, lease, &check, err);
-	if (!ret && op->kind != KV_OP_SEND)
-		ret = kv_marks_make(check.marks, check.destination_blocks, err);
-	if (!ret)
-		ret = kv_plan_check(&check, err);
-	if (ret && err && !err->peer[0])
-		snprintf(err->peer, sizeof(err->peer), "%s", tr_conn_address(op->peer->conn));
-	return ret;
+	if (op->stage == KV_STAGE_ENDED)
+		return false;
+	grant = kv_grant_find(op->peer, op->grant);
+	return grant ? grant->got < grant->n : kv_grant_is_new(op->peer, op->grant);
+}
+
+/*
+ * Waits while `lacking` holds. Claim held before and after. The operation is collected meanwhile:
+ * what ends it, a revoke or the peer's close, ends the waiting too.
+ */
+static void wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op),
+		       int64_t deadline_ns)
+{
+	struct kv_peer *peer = op->peer;
+
+	kv_op_collect(op);
+	while (lacking(op) && kv_now_ns() < deadline_ns) {
+		uint32_t seq = kv_waiter_enter(&peer->waiter);
+
+		kv_peer_progress(peer, true);
+		if (lacking(op)) {
+			kv_peer_release(peer);
+			kv_service_sleep(op->engine, &peer->waiter, seq, deadline_ns);
+			kv_claim(&peer->claim);
+		}
+		kv_waiter_leave(&peer->waiter);
+	}
+	kv_op_uncollect(op);
+}
+
+static void wait_for_grant(struct kv_op *op)
+{
+	int64_t late = kv_deadline_ns(KV_LATE_MS);
+
+	wait_while(op, grant_under_way, late < op->deadline_ns ? late : op->deadline_ns);
 }
 
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
-static int start(struct kv_op *op, struct kv_error *err)
+static int start(struct kv_op *op, bool wait, struct kv_error *err)
 {
 	int ret;
 
 	if (op->kind == KV_OP_RECV)
 		return kv_recv_start(op, err);
 	ret = kv_op_activate(op, err);
+	if (ret == KV_ERR_BUSY && wait) {
+		wait_while(op, no_slot, op->deadline_ns);
+		ret = op->stage == KV_STAGE_ENDED ? kv_op_result(op, err) : kv_op_activate(op, err);
+	}
 	if (ret)
 		return ret;
 	kv_op_post(op);
@@ -184,57 +171,13 @@ static int start(struct kv_op *op, struct kv_error *err)
 	return 0;
 }
 
-static bool no_slot(const struct kv_op *op, uint64_t lease)
-{
-	(void)lease;
-	return op->peer->link->slots_used >= KV_OPS_MAX;
-}
-
-/*
- * The number of a lease may reach us, on the application's own way, before its LEASE message does.
- */
-static bool grant_under_way(const struct kv_op *op, uint64_t lease)
-{
-	const struct kv_grant *grant = kv_grant_find(op->peer, lease);
-
-	return grant ? grant->got < grant->n : kv_grant_is_new(op->peer, lease);
-}
-
-/* Waits while `lacking` holds. Claim held before and after. */
-static int wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op, uint64_t lease),
-		      uint64_t lease, int64_t deadline_ns, struct kv_error *err)
-{
-	struct kv_peer *peer = op->peer;
-	struct kv_waiter *waiter = &peer->link->waiter;
-
-	while (lacking(op, lease) && peer->state == KV_PEER_UP && kv_now_ns() < deadline_ns) {
-		uint32_t seq = kv_waiter_enter(waiter);
-
-		kv_peer_progress(peer, true);
-		if (lacking(op, lease) && peer->state == KV_PEER_UP) {
-			kv_peer_release(peer);
-			kv_service_sleep(op->engine, waiter, seq, deadline_ns);
-			kv_claim(&peer->claim);
-		}
-		kv_waiter_leave(waiter);
-	}
-	return kv_peer_usable(peer, kv_op_name(op), err);
-}
-
-static int wait_for_grant(struct kv_op *op, uint64_t lease, struct kv_error *err)
-{
-	int64_t late = kv_deadline_ns(KV_LATE_MS);
-
-	return wait_while(op, grant_under_way, lease,
-			  late < op->deadline_ns ? late : op->deadline_ns, err);
-}
-
 static void fill(struct kv_op *op, const struct request *req)
 {
 	const struct kv_options *opts = req->opts;
 
 	op->kind = (uint8_t)req->kind;
 	op->peer = req->peer;
+	kv_peer_hold(op->peer);
 	op->cache = req->cache;
 	op->map = &req->peer->link->map[req->cache->geometry.cache_id];
 	op->layers = req->layers;
@@ -244,16 +187,28 @@ static void fill(struct kv_op *op, const struct request *req)
 	op->bytes = op->map->block_bytes * op->n * op->layers.count;
 	op->blocking = req->blocking || (opts && opts->group);
 	op->tag = two_sided(req->kind) || !opts ? req->ids->tag : opts->tag;
+	op->grant = req->kind == KV_OP_WRITE && opts ? opts->lease : 0;
 	op->timeout_ms = opts && opts->timeout_ms ? opts->timeout_ms : op->engine->op_timeout_ms;
 	op->begun_ns = kv_now_ns();
 	op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;
 }
 
+/* Checked now, so that the call itself says what is wrong, and again when it gets its slot. */
+static int collect(struct kv_group *group, struct kv_op *op, struct kv_error *err)
+{
+	int ret = kv_op_admit(op, err);
+
+	if (!ret)
+		ret = kv_group_add(group, op, err);
+	if (!ret)
+		kv_op_collect(op);
+	return ret;
+}
+
 static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 {
 	struct kv_group *group = req->opts ? req->opts->group : NULL;
-	uint64_t lease = req->opts ? req->opts->lease : 0;
-	int ret = 0;
+	int ret;
 
 	fill(op, req);
 	if (!op->n) {
@@ -264,16 +219,13 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
 	if (ret)
 		return ret;
-	if (lease && req->kind == KV_OP_WRITE)
-		ret = wait_for_grant(op, lease, err);
-	if (!ret)
-		ret = admit(op, lease, err);
-	if (!ret && group)
-		ret = kv_group_add(group, op, err);
-	else if (!ret && req->blocking && req->kind != KV_OP_RECV)
-		ret = wait_while(op, no_slot, 0, op->deadline_ns, err);
-	if (!ret && !group)
-		ret = start(op, err);
+	ret = kv_peer_usable(op->peer, kv_op_name(op), err);
+	if (!ret && op->grant)
+		wait_for_grant(op);
+	if (!ret && op->stage == KV_STAGE_ENDED)
+		ret = kv_op_result(op, err);
+	else if (!ret)
+		ret = group ? collect(group, op, err) : start(op, req->blocking, err);
 	kv_peer_release(op->peer);
 	return ret;
 }

@@ -312,12 +312,13 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
 /*
  * kv_peer_close -- say goodbye and free the peer
  *
- * Ends its unfinished operations with KV_ERR_CLOSED and revokes its leases, whose handles become
- * invalid. After the return no byte of this connection can land in this engine's memory, except
- * that blocks of a same-host writer that does not answer stay quarantined: then KV_ERR_BUSY, the
- * peer stays, and the call can be repeated (see kv_revoke). So it is where a device takes longer to
- * destroy its queue pairs, or another thread's call on the peer to return. Waits at most
- * timeout_ms.
+ * Ends its unfinished operations with KV_ERR_CLOSED, those that a group has collected too: whoever
+ * waits for one gets that code, and its handle stays good until kv_op_free. Revokes its leases,
+ * whose handles become invalid; a kv_revoke that waits for one returns 0. After the return no byte
+ * of this connection can land in this engine's memory, except that blocks of a same-host writer
+ * that does not answer stay quarantined: then KV_ERR_BUSY, the peer stays, and the call can be
+ * repeated (see kv_revoke). So it is where a device takes longer to destroy its queue pairs, or
+ * another thread's call on the peer to return. Waits at most timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -379,7 +380,8 @@ struct kv_options {
  *   LEASE        the peer's cache is not KV_CACHE_OPEN and opts->lease is 0, unknown, or does not
  *                hold a remote block. A lease whose number arrived before the peer's word of it is
  *                waited for, 1 s at most
- *   REVOKED      the receiver revoked the lease meanwhile
+ *   REVOKED      the receiver revoked the lease meanwhile: before the operation was posted (no byte
+ *                moved), or while it was under way
  *   BUSY         KV_OPS_MAX operations are unfinished towards this peer; the blocking call waits
  *                for one to end, the asynchronous one returns at once. One that timed out counts
  *                until the peer has acknowledged it
@@ -572,11 +574,12 @@ int kv_arrivals_fd(struct kv_engine *engine);
  * kv_group_start, kv_group_end -- many operations to many peers, posted together, one result
  *
  * Between the two, *_async calls with opts.group set are checked and collected; their timeout_ms
- * count from kv_group_end. kv_group_end posts them, a piece of each in turn, and waits until all
- * have ended. Returns 0 if all succeeded, else the code of the first that failed; each op keeps its
- * own result (kv_test) and must be freed by kv_op_free. *failed_p (may be NULL) is the number that
- * failed. The group is freed. The id arrays must stay valid until kv_group_end returns. A group
- * belongs to one thread.
+ * count from kv_group_end. What is collected ends at once when its lease is revoked or its peer is
+ * lost or closed. kv_group_end checks each again, lease and ids, and posts them, a piece of each in
+ * turn, and waits until all have ended. Returns 0 if all succeeded, else the code of the first that
+ * failed; each op keeps its own result (kv_test) and must be freed by kv_op_free. *failed_p (may be
+ * NULL) is the number that failed. The group is freed. The id arrays must stay valid until
+ * kv_group_end returns. A group belongs to one thread.
  */
 int kv_group_start(struct kv_engine *engine, struct kv_group **group_p, struct kv_error *err);
 int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p,

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_fence_test.c -- after a revoke or a close returned 0 no byte lands, whatever the operation was
+ * waiting for when it came
+ */
+#include "kv_rig.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+enum { N = 5 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t source[N] = { 1, 2, 3, 50, 7 }, opened[N] = { 20, 21, 22, 90, 4 };
+
+static struct pair p;
+static bool caller_mode;
+static pthread_t driver;
+static atomic_bool driving;
+
+/* With KV_PROGRESS_CALLER the two engines advance in a thread of the application's. */
+static void *drive(void *arg)
+{
+	(void)arg;
+	while (atomic_load(&driving)) {
+		kv_progress(p.a.engine, 0, NULL);
+		kv_progress(p.b.engine, 0, NULL);
+		poll(NULL, 0, 1);
+	}
+	return NULL;
+}
+
+static void *connect_a(void *arg)
+{
+	(void)arg;
+	node_connect(&p.a, p.b.port);
+	return NULL;
+}
+
+static void open_pair(bool caller)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = rig_shape;
+	pthread_t thread;
+
+	shape.flags = 0; /* closed: only leases open it */
+	config.progress = caller ? KV_PROGRESS_CALLER : KV_PROGRESS_AUTO;
+	caller_mode = caller;
+	node_open(&p.b, 2, &shape, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, &shape, &config);
+	assert_int_equal(pthread_create(&thread, NULL, connect_a, NULL), 0);
+	node_await_peer(&p.b);
+	if (caller) {
+		atomic_store(&driving, true);
+		assert_int_equal(pthread_create(&driver, NULL, drive, NULL), 0);
+	}
+	assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	open_pair(false);
+	return 0;
+}
+
+static int setup_caller(void **state)
+{
+	(void)state;
+	open_pair(true);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	if (caller_mode) {
+		atomic_store(&driving, false);
+		pthread_join(driver, NULL);
+	}
+	pair_close(&p);
+	return 0;
+}
+
+static struct kv_lease *open_lease(int64_t lifetime_ms)
+{
+	struct kv_lease *lease = NULL;
+
+	ok(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 1, lifetime_ms, &lease, &p.b.err),
+	   &p.b.err);
+	return lease;
+}
+
+static void revoke(struct kv_lease *lease)
+{
+	struct kv_error err;
+
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
+}
+
+static struct kv_group *start_group(void)
+{
+	struct kv_group *group = NULL;
+	struct kv_error err;
+
+	ok(kv_group_start(p.a.engine, &group, &err), &err);
+	return group;
+}
+
+static struct kv_op *collect_write(struct kv_group *group, const struct kv_lease *lease,
+				   const int64_t *to)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_op *op = NULL;
+	struct kv_error err;
+
+	opts.group = group;
+	opts.lease = kv_lease_id(lease);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, source, to, N, &opts, &op, &err),
+	   &err);
+	return op;
+}
+
+static int end_group(struct kv_group *group, struct kv_op *op)
+{
+	struct kv_error err;
+	int ret = kv_group_end(group, RIG_TIMEOUT_MS, NULL, &err);
+
+	assert_int_equal(kv_test(op, NULL), ret ? ret : KV_ACKED);
+	ok(kv_op_free(op, &err), &err);
+	return ret;
+}
+
+static void nothing_landed(void)
+{
+	assert_true(memory_is(&p.b, all_layers, 1, NULL, NULL, 0, 0));
+}
+
+/* ---------------------------------------------------------------- collected by a group */
+
+static void a_lease_revoked_before_the_group_ends_takes_nothing(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	struct kv_group *group = start_group();
+	struct kv_op *op = collect_write(group, lease, opened);
+
+	(void)state;
+	revoke(lease);
+	assert_int_equal(kv_test(op, NULL), KV_ERR_REVOKED); /* known before its group ends */
+	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
+	nothing_landed();
+}
+
+static void the_next_lease_of_the_same_blocks_does_not_let_it_in(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	struct kv_group *group = start_group();
+	struct kv_op *op = collect_write(group, lease, opened);
+
+	(void)state;
+	revoke(lease);
+	lease = open_lease(RIG_TIMEOUT_MS);
+	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
+	nothing_landed();
+	revoke(lease);
+}
+
+static void a_lease_that_expired_and_was_revoked_takes_nothing(void **state)
+{
+	struct kv_lease *lease = open_lease(slow_ms(20));
+	struct kv_group *group = start_group();
+	struct kv_op *op = collect_write(group, lease, opened);
+	struct kv_arrival arrival;
+
+	(void)state;
+	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, RIG_TIMEOUT_MS));
+	revoke(lease);
+	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
+	nothing_landed();
+}
+
+static void a_send_does_not_find_a_receive_that_was_cancelled(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_op *recv, *send;
+	struct kv_group *group = start_group();
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all_layers, opened, N, 8, NULL, &recv, &err),
+	   &err);
+	opts.group = group;
+	opts.timeout_ms = slow_ms(50);
+	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 8, &opts, &send, &err),
+	   &err);
+	ok(kv_cancel(recv, RIG_TIMEOUT_MS, &err), &err);
+	assert_int_equal(end_group(group, send), KV_ERR_TIMEOUT);
+	ok(kv_op_free(recv, &err), &err);
+	nothing_landed();
+}
+
+static void ids_are_asked_again_when_they_are_posted(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	struct kv_group *group = start_group();
+	int64_t to[N];
+	struct kv_op *op;
+
+	(void)state;
+	memcpy(to, opened, sizeof(to));
+	op = collect_write(group, lease, to);
+	to[2] = 23; /* not of the lease */
+	assert_int_equal(end_group(group, op), KV_ERR_LEASE);
+	group = start_group();
+	memcpy(to, opened, sizeof(to));
+	op = collect_write(group, lease, to);
+	to[2] = to[3];
+	assert_int_equal(end_group(group, op), KV_ERR_DUP_BLOCK);
+	nothing_landed();
+	revoke(lease);
+}
+
+static void what_a_group_collected_can_be_cancelled(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	struct kv_group *group = start_group();
+	struct kv_op *op = collect_write(group, lease, opened);
+	struct kv_error err;
+
+	(void)state;
+	ok(kv_cancel(op, RIG_TIMEOUT_MS, &err), &err);
+	assert_int_equal(end_group(group, op), KV_ERR_CANCELLED);
+	nothing_landed();
+	revoke(lease);
+}
+
+/* ---------------------------------------------------------------- waiting for a slot */
+
+static void *write_blocking(void *arg)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	static int ret;
+
+	opts.lease = *(uint64_t *)arg;
+	opts.timeout_ms = RIG_TIMEOUT_MS;
+	ret = kv_write_blocks(p.a.peer, p.a.cache, all_layers, source, opened, N, &opts, NULL);
+	return &ret;
+}
+
+static void await_waiting_op(void)
+{
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
+	static char text[1 << 16];
+
+	do {
+		kv_dump(p.a.engine, text, sizeof(text));
+		if (strstr(text, "not begun"))
+			return;
+		poll(NULL, 0, 1);
+	} while (kv_now_ns() < deadline);
+	fail_msg("no operation waits for a slot:\n%s", text);
+}
+
+static void fill_slots(struct kv_op *op[KV_OPS_MAX])
+{
+	struct kv_error err;
+
+	for (int i = 0; i < KV_OPS_MAX; i++)
+		ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 99, NULL,
+					&op[i], &err),
+		   &err);
+}
+
+static void free_slots(struct kv_op *op[KV_OPS_MAX])
+{
+	struct kv_error err;
+
+	for (int i = 0; i < KV_OPS_MAX; i++) {
+		ok(kv_cancel(op[i], RIG_TIMEOUT_MS, &err), &err);
+		ok(kv_op_free(op[i], &err), &err);
+	}
+}
+
+static void a_write_that_waits_for_a_slot_learns_of_the_revoke(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	uint64_t id = kv_lease_id(lease);
+	struct kv_op *op[KV_OPS_MAX];
+	pthread_t thread;
+	void *ret;
+
+	(void)state;
+	fill_slots(op);
+	assert_int_equal(pthread_create(&thread, NULL, write_blocking, &id), 0);
+	await_waiting_op();
+	revoke(lease);
+	pthread_join(thread, &ret); /* while every slot is taken still */
+	assert_int_equal(*(int *)ret, KV_ERR_REVOKED);
+	free_slots(op);
+	nothing_landed();
+}
+
+static void it_gets_its_slot_when_one_is_free(void **state)
+{
+	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
+	uint64_t id = kv_lease_id(lease);
+	struct kv_op *op[KV_OPS_MAX];
+	pthread_t thread;
+	void *ret;
+
+	(void)state;
+	fill_slots(op);
+	assert_int_equal(pthread_create(&thread, NULL, write_blocking, &id), 0);
+	await_waiting_op();
+	free_slots(op);
+	pthread_join(thread, &ret);
+	assert_int_equal(*(int *)ret, 0);
+	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
+	revoke(lease);
+}
+
+#define both_modes(f)                                           \
+	cmocka_unit_test_setup_teardown(f, setup, teardown),    \
+	{                                                       \
+#f " (caller)", f, setup_caller, teardown, NULL \
+	}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		both_modes(a_lease_revoked_before_the_group_ends_takes_nothing),
+		both_modes(the_next_lease_of_the_same_blocks_does_not_let_it_in),
+		both_modes(a_lease_that_expired_and_was_revoked_takes_nothing),
+		both_modes(a_send_does_not_find_a_receive_that_was_cancelled),
+		both_modes(ids_are_asked_again_when_they_are_posted),
+		both_modes(what_a_group_collected_can_be_cancelled),
+		both_modes(a_write_that_waits_for_a_slot_learns_of_the_revoke),
+		both_modes(it_gets_its_slot_when_one_is_free),
+	};
+
+	if (argc > 1)
+		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
