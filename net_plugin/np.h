@@ -103,6 +103,9 @@ bool np_name_matches(const char *list, const char *name, int port);
  * The address that listeners bind to, as text; why = how it was chosen. `is_host`: only peers of
  * this host can come.
  */
+struct ifaddrs;
+/* The best of a list of getifaddrs, or NULL. list: NCCL_SOCKET_IFNAME's; family 0: any */
+const struct ifaddrs *np_address_best(const struct ifaddrs *all, const char *list, int family);
 int np_address_choose(bool is_host, char *host, size_t cap, const char **why_p,
 		      struct kv_error *err);
 
@@ -148,6 +151,7 @@ struct np_context {
 	atomic_bool hints; /* the caller is known to mark the receives that need line order */
 	struct np_rail rail[NP_DEVICES_MAX];
 	struct np_listener *listeners;
+	struct np_context *listens; /* where those are that a long connect steps */
 	struct np_comm *connecting;
 	unsigned int connectings;
 	uint64_t next_cookie;

@@ -5,8 +5,8 @@
  * The connecting side's state between two calls of connect is found by the cookie in the handle,
  * never by a pointer in it. A listener steps any number of handshakes at once, so a stranger who
  * connects and says nothing delays nobody. Two ranks that both wait in connect before they accept
- * would wait for ever; so a connect that has waited for long steps the handshakes of its own
- * context's listeners as well, and accept finds them done.
+ * would wait for ever; so a connect that has waited for long steps the handshakes of the listeners
+ * of its communicator as well, and accept finds them done.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -396,7 +396,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		ctx->connectings++;
 		pthread_mutex_unlock(&ctx->lock);
 		if (kv_now_ns() >= patience_ns)
-			step_listeners(ctx);
+			step_listeners(ctx->listens);
 		return ncclSuccess;
 	}
 	np_handle_set_cookie(handle, 0);

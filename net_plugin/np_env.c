@@ -5,7 +5,8 @@
  *
  * A row translates one NCCL_IB_* number to the kvrail option of the same meaning. A KVCACHE_*
  * variable of the environment beats it. As NCCL does, a bad value is warned about and the default
- * stays.
+ * stays: NCCL's own where a job lives by it. A wire that is out for some seconds must not end a
+ * training job, while the block API would rather choose another peer.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,15 +22,16 @@ static const struct row {
 	const char *name, *option;
 	long min, max;
 	const char *unless; /* an option that says the same in another way, and comes first */
+	const char *nccls;  /* default, where it is not that of the option */
 } rows[] = {
-	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, NULL },
-	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, NULL },
-	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, NULL },
-	{ "NCCL_IB_PKEY_VALUE", "KVCACHE_IB_PKEY", 1, 65535, NULL },
-	{ "NCCL_IB_PKEY", "KVCACHE_IB_PKEY_INDEX", 0, 65535, "KVCACHE_IB_PKEY" },
-	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, NULL },
-	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, NULL },
-	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, NULL },
+	{ "NCCL_IB_GID_INDEX", "KVCACHE_RDMA_GID_INDEX", 0, 65535, NULL, NULL },
+	{ "NCCL_IB_TIMEOUT", "KVCACHE_IB_TIMEOUT", 14, 31, NULL, "20" },
+	{ "NCCL_IB_RETRY_CNT", "KVCACHE_IB_RETRY", 0, 7, NULL, "7" },
+	{ "NCCL_IB_PKEY_VALUE", "KVCACHE_IB_PKEY", 1, 65535, NULL, NULL },
+	{ "NCCL_IB_PKEY", "KVCACHE_IB_PKEY_INDEX", 0, 65535, "KVCACHE_IB_PKEY", NULL },
+	{ "NCCL_IB_SL", "KVCACHE_IB_SERVICE_LEVEL", 0, 15, NULL, NULL },
+	{ "NCCL_IB_TC", "KVCACHE_IB_TRAFFIC_CLASS", 0, 255, NULL, NULL },
+	{ "NCCL_IB_QPS_PER_CONNECTION", "KVCACHE_IB_LANES", 1, 16, NULL, NULL },
 };
 
 #define GID_WHY "a routable RoCE v2 address is preferred; NCCL_IB_GID_INDEX chooses another"
@@ -160,8 +162,11 @@ void np_env_options(struct np_options *o)
 {
 	o->n = 0;
 	o->list[0] = NULL;
-	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++)
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
 		translate(o, &rows[i]);
+		if (rows[i].nccls)
+			np_options_add(o, rows[i].option, rows[i].nccls);
+	}
 	if (!strcmp(np_env_text("NCCL_IB_DISABLE"), "1"))
 		np_options_add(o, "KVCACHE_TRANSPORT", "shm");
 }

@@ -28,6 +28,7 @@ ncclResult_t np_init(int version, void **ctx_p, const ncclNetCommConfig_v10_t *c
 	}
 	pthread_mutex_init(&ctx->lock, NULL);
 	ctx->refs = 1;
+	ctx->listens = ctx;
 	ctx->hints_off = !strcmp(np_env_text("NCCL_NET_OPTIONAL_RECV_COMPLETION"), "0");
 	ctx->traffic_class = config ? config->trafficClass : -1;
 	*ctx_p = ctx;

@@ -3,9 +3,11 @@
  * np_versions.c -- the tables that NCCL looks for: v12 as it is, the older ones by thin adapters
  *
  * Before v11 NCCL had neither a context nor a finalize: the communicators of a process share
- * theirs, made by the first init and ended when the library is unloaded.
+ * theirs, made by the first init and ended when the library is unloaded. A forked child has copies
+ * of them and ends nothing: what they stand for on a device is its parent's.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "np.h"
 
@@ -25,6 +27,7 @@ enum { TRAFFIC_CLASSES = 1 + 256 }; /* the first is that of none */
 static struct {
 	pthread_mutex_t lock;
 	int version;
+	pid_t owner;
 	ncclDebugLogger_t logger;
 	void *ctx[TRAFFIC_CLASSES];
 } shared = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -40,6 +43,9 @@ static ncclResult_t shared_context(int traffic_class, void **ctx_p)
 		result = np_init(shared.version, ctx,
 				 &(ncclNetCommConfig_v10_t){ given ? traffic_class : -1 },
 				 shared.logger);
+	/* What is connected with a class is accepted where everything listens. */
+	if (*ctx && given)
+		((struct np_context *)*ctx)->listens = shared.ctx[0];
 	*ctx_p = *ctx;
 	pthread_mutex_unlock(&shared.lock);
 	return result;
@@ -50,6 +56,9 @@ static ncclResult_t init_shared(int version, ncclDebugLogger_t logger)
 	void *ctx;
 
 	pthread_mutex_lock(&shared.lock);
+	if (shared.owner && shared.owner != getpid())
+		memset(shared.ctx, 0, sizeof(shared.ctx)); /* a child makes its own */
+	shared.owner = getpid();
 	shared.version = version;
 	shared.logger = logger;
 	pthread_mutex_unlock(&shared.lock);
@@ -58,6 +67,8 @@ static ncclResult_t init_shared(int version, ncclDebugLogger_t logger)
 
 __attribute__((destructor)) static void end_shared(void)
 {
+	if (shared.owner != getpid())
+		return;
 	np_log_set(NULL); /* NCCL's logger may be gone before us */
 	for (int i = 0; i < TRAFFIC_CLASSES; i++)
 		if (shared.ctx[i])
@@ -166,7 +177,10 @@ static ncclResult_t properties_v9(int dev, ncclNetProperties_v9_t *props)
 
 static ncclResult_t listen_shared(int dev, void *handle, void **comm)
 {
-	return np_listen(shared.ctx[0], dev, handle, comm);
+	void *ctx;
+	ncclResult_t result = shared_context(-1, &ctx);
+
+	return result ? result : np_listen(ctx, dev, handle, comm);
 }
 
 static ncclResult_t connect_v10(int dev, ncclNetCommConfig_v10_t *config, void *handle, void **comm,
@@ -181,7 +195,7 @@ static ncclResult_t connect_v10(int dev, ncclNetCommConfig_v10_t *config, void *
 static ncclResult_t connect_v7(int dev, void *handle, void **comm,
 			       ncclNetDeviceHandle_v7_t **device)
 {
-	return np_connect(shared.ctx[0], dev, handle, comm, device);
+	return connect_v10(dev, NULL, handle, comm, device);
 }
 
 static ncclResult_t isend_v9(void *comm, void *data, size_t size, int tag, void *mhandle,
@@ -280,7 +294,7 @@ static ncclResult_t properties_v6(int dev, ncclNetProperties_v6_t *props)
 
 static ncclResult_t connect_v6(int dev, void *handle, void **comm)
 {
-	return np_connect(shared.ctx[0], dev, handle, comm, NULL);
+	return connect_v10(dev, NULL, handle, comm, NULL);
 }
 
 static ncclResult_t accept_v6(void *listen, void **comm)

@@ -10,9 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "np_rig.h"
 
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
@@ -174,7 +176,7 @@ static void plain(void)
 
 	CHECK(queue_pairs(&attr) == 4); /* two lanes, both ends */
 	CHECK(!attr.ah_attr.sl && !attr.ah_attr.grh.traffic_class && !attr.pkey_index);
-	CHECK(attr.ah_attr.grh.sgid_index == 3 && attr.retry_cnt == 6 && attr.timeout == 16);
+	CHECK(attr.ah_attr.grh.sgid_index == 3 && attr.retry_cnt == 7 && attr.timeout == 20);
 	np_rig_part(&l);
 }
 
@@ -185,7 +187,7 @@ static void all_set(void)
 
 	CHECK(queue_pairs(&attr) == 6);
 	CHECK(attr.ah_attr.sl == 5 && attr.ah_attr.grh.traffic_class == 106);
-	CHECK(attr.ah_attr.grh.sgid_index == 2 && attr.retry_cnt == 4 && attr.timeout == 20);
+	CHECK(attr.ah_attr.grh.sgid_index == 2 && attr.retry_cnt == 4 && attr.timeout == 21);
 	CHECK(attr.pkey_index == 1);
 	CHECK(strstr(np_rig_log, "NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
 	CHECK(!strstr(np_rig_log, "NCCL_IB_TC is set, but"));
@@ -235,7 +237,7 @@ static void out_of_range(void)
 static void nccls_variables_reach_the_queue_pair(void **state)
 {
 	static const char *const set[] = {
-		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=020",
+		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=021",
 		"NCCL_IB_RETRY_CNT=4", "NCCL_IB_GID_INDEX=2",	 "NCCL_IB_QPS_PER_CONNECTION=3",
 		"NCCL_IB_PKEY=1",      "NCCL_IB_AR_THRESHOLD=0", NULL
 	};
@@ -304,6 +306,83 @@ static void by_connect(void)
 		CHECK(!old->closeSend(send[i]) && !old->closeRecv(recv[i]) &&
 		      !old->closeListen(listen[i]));
 	exit(0); /* the contexts end with the library, and the world after them */
+}
+
+/*
+ * A rank that connects before it accepts, to itself and with a class: its listener is stepped in
+ * connect.
+ */
+static void connect_first(void)
+{
+	const ncclNet_v10_t *old = &ncclNetPlugin_v10;
+	ncclNetCommConfig_v10_t config = { 96 };
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *listen, *send = NULL, *recv = NULL;
+	int64_t end = kv_deadline_ns(20000);
+
+	CHECK(!old->init(np_rig_logger, NULL));
+	CHECK(!old->listen(0, handle, &listen));
+	while (!send) {
+		CHECK(!old->connect(0, &config, handle, &send, NULL));
+		CHECK(kv_now_ns() < end);
+	}
+	CHECK(!old->accept(listen, &recv, NULL) && recv);
+	CHECK(!old->closeSend(send) && !old->closeRecv(recv) && !old->closeListen(listen));
+	exit(0);
+}
+
+static void with_a_class_ranks_may_connect_before_they_accept(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, connect_first);
+}
+
+/* ---------------------------------------------------------------- fork */
+
+/* Runs after the plugin's own destructor: what it has left on the devices. */
+static int tell_counts = -1;
+
+static __attribute__((destructor(101))) void after_the_plugin(void)
+{
+	struct fake_counts counts;
+
+	if (tell_counts < 0)
+		return;
+	fake_counts(&counts);
+	_exit(write(tell_counts, &counts, sizeof(counts)) == sizeof(counts) ? 0 : 1);
+}
+
+static void child_exits(void)
+{
+	const ncclNet_v10_t *old = &ncclNetPlugin_v10;
+	struct fake_counts before, after;
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *listen;
+	int fd[2];
+	pid_t pid;
+
+	CHECK(!old->init(np_rig_logger, NULL));
+	CHECK(!old->listen(0, handle, &listen)); /* opens the device, for good */
+	CHECK(!old->closeListen(listen));
+	fake_counts(&before);
+	CHECK(before.pds);
+	CHECK(!pipe(fd));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid) {
+		tell_counts = fd[1];
+		exit(0);
+	}
+	CHECK(read(fd[0], &after, sizeof(after)) == sizeof(after));
+	CHECK(waitpid(pid, NULL, 0) == pid);
+	CHECK(after.pds == before.pds && after.contexts == before.contexts);
+	exit(0);
+}
+
+static void a_forked_child_that_exits_frees_nothing_of_its_parents(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, child_exits);
 }
 
 static void the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair(void **state)
@@ -446,6 +525,8 @@ int main(void)
 		cmocka_unit_test(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused),
 		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
+		cmocka_unit_test(with_a_class_ranks_may_connect_before_they_accept),
+		cmocka_unit_test(a_forked_child_that_exits_frees_nothing_of_its_parents),
 		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
 		cmocka_unit_test(nccls_switches_choose_transport_and_address),
 	};

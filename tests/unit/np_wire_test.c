@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* np_wire_test.c -- the pure parts of the NCCL plugin: its bytes, and NCCL's lists of names */
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -186,6 +189,70 @@ static void lists_of_names_are_read_as_nccl_reads_them(void **state)
 	assert_true(np_name_matches("^docker,lo", "eth0", 0));
 }
 
+/* ---------------------------------------------------------------- the address of a listener */
+
+enum { UP = IFF_UP | IFF_RUNNING };
+
+static struct host {
+	struct ifaddrs ifa[8];
+	struct sockaddr_in6 sa[8]; /* large enough for both */
+	int n;
+} host;
+
+static void add(const char *name, unsigned int flags, const char *address)
+{
+	struct ifaddrs *ifa = &host.ifa[host.n];
+	struct sockaddr_in6 *six = &host.sa[host.n];
+	struct sockaddr_in *four = (struct sockaddr_in *)six;
+
+	*ifa = (struct ifaddrs){ .ifa_name = (char *)name, .ifa_flags = flags };
+	ifa->ifa_addr = (struct sockaddr *)six;
+	if (inet_pton(AF_INET, address, &four->sin_addr) == 1) {
+		four->sin_family = AF_INET;
+	} else {
+		six->sin6_family = AF_INET6;
+		assert_int_equal(inet_pton(AF_INET6, address, &six->sin6_addr), 1);
+	}
+	if (host.n++)
+		host.ifa[host.n - 2].ifa_next = ifa;
+}
+
+static void expect(const char *list, int family, int index)
+{
+	const struct ifaddrs *best = np_address_best(host.n ? host.ifa : NULL, list, family);
+
+	assert_ptr_equal(best, index < 0 ? NULL : &host.ifa[index]);
+}
+
+static void the_address_is_chosen_in_nccls_order(void **state)
+{
+	(void)state;
+	memset(&host, 0, sizeof(host));
+	expect("", 0, -1);
+	add("lo", UP | IFF_LOOPBACK, "127.0.0.1");
+	expect("", 0, 0);
+	add("usb0", UP, "169.254.3.1"); /* a management controller's */
+	expect("", 0, 0);
+	expect("usb", 0, 1);
+	add("docker0", UP, "172.17.0.1");
+	expect("", 0, 2);
+	add("eth1", IFF_UP, "10.9.9.9"); /* no carrier */
+	expect("", 0, 2);
+	add("eth0", UP, "fd00::3");
+	expect("", 0, 4);
+	add("eth0", UP, "10.1.2.3");
+	expect("", 0, 5);
+	expect("", AF_INET6, 4);
+	expect("^eth", 0, 2);
+	expect("=eth", 0, -1);
+	expect("^eth,docker,lo", 0, 1);
+	add("eth0", UP, "fe80::1");
+	expect("eth", AF_INET6, 4);
+	add("ib0", UP, "10.2.0.1");
+	expect("", 0, 7);
+	expect("=eth0", 0, 5);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -197,6 +264,7 @@ int main(void)
 		cmocka_unit_test(a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size),
 		cmocka_unit_test(a_piece_of_a_description_past_its_total_is_refused),
 		cmocka_unit_test(lists_of_names_are_read_as_nccl_reads_them),
+		cmocka_unit_test(the_address_is_chosen_in_nccls_order),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
