@@ -127,9 +127,10 @@ int kv_poll_arrivals(struct kv_engine *engine, struct kv_arrival *arrivals, size
 int kv_arrivals_fd(struct kv_engine *engine)
 {
 	struct kv_arrivals *a;
+	int ret = kv_engine_use(engine, "arrivals_fd", NULL);
 
-	if (kv_engine_use(engine, "arrivals_fd", NULL))
-		return KV_ERR_ARG;
+	if (ret)
+		return ret;
 	a = &engine->arrivals;
 	pthread_mutex_lock(&a->lock);
 	if (!a->fd_asked) {

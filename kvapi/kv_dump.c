@@ -111,11 +111,12 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 {
 	struct text t = { buf, cap, 0 };
 	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
+	int ret = kv_engine_use(engine, "dump", NULL);
 
 	if (cap)
 		buf[0] = 0;
-	if (kv_engine_use(engine, "dump", NULL))
-		return KV_ERR_ARG;
+	if (ret)
+		return ret;
 	pthread_mutex_lock(&engine->lock);
 	say(&t, "engine %s, %s progress, %u peers up, %u in handshake, %s\n", engine->name,
 	    engine->caller_mode ? "caller" : "auto", engine->peers_up, engine->peers_pending,

@@ -31,12 +31,22 @@ static bool forked(const struct kv_engine *engine)
 	return engine->wiped ? *engine->life != ALIVE : getpid() != engine->pid;
 }
 
+static int in_callback(const char *op, struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_BUSY, op,
+		"called from the log callback, which runs inside another call");
+	kv_error_hint(err, "leave a note for another thread, and let that call");
+	return KV_ERR_BUSY;
+}
+
 int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err)
 {
 	if (!engine)
 		return kv_fail(err, KV_ERR_ARG, op, "engine is NULL");
 	if (engine->magic != KV_MAGIC_ENGINE)
 		return kv_fail(err, KV_ERR_CLOSED, op, "the engine was closed");
+	if (kv_log_inside())
+		return in_callback(op, err);
 	if (forked(engine)) {
 		kv_fail(err, KV_ERR_FORKED, op, "the engine was opened by process %d",
 			(int)engine->pid);
@@ -233,6 +243,8 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 		return ret;
 	if (!engine_p)
 		return kv_fail(err, KV_ERR_ARG, "open", "engine_p is NULL");
+	if (kv_log_inside())
+		return in_callback("open", err);
 	engine = kv_fault(KV_ENGINE_ALLOC) ? NULL : calloc(1, sizeof(*engine));
 	if (!engine)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the engine");
@@ -281,7 +293,7 @@ void kv_engine_close(struct kv_engine *engine)
 {
 	bool stopped;
 
-	if (!engine || engine->magic != KV_MAGIC_ENGINE || forked(engine))
+	if (!engine || engine->magic != KV_MAGIC_ENGINE || kv_log_inside() || forked(engine))
 		return; /* a forked child shares descriptors with its parent: it touches none */
 	engine->magic = KV_MAGIC_DEAD;
 	stopped = kv_service_stop(engine);

@@ -94,7 +94,12 @@ struct kv_engine_config {
 	int32_t arrivals_off;
 	/* NULL or a NULL-terminated list of "KVCACHE_NAME=value"; they beat the environment */
 	const char *const *options;
-	/* NULL: KVCACHE_DEBUG and the log file options decide */
+	/*
+	 * NULL: KVCACHE_DEBUG and the log file options decide. Called in whatever thread has
+	 * something to say, in the middle of its work, by several at a time. Inside it the
+	 * functions of this header return KV_ERR_BUSY, kv_engine_close does nothing; and it must
+	 * not wait for a thread that is in one of them.
+	 */
 	void (*log)(void *arg, int level, const char *line);
 	void *log_arg;
 };

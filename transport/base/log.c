@@ -21,17 +21,25 @@ struct kv_log {
 	FILE *debug_file; /* every level */
 	FILE *error_file; /* errors and warnings */
 	bool to_stderr;
-	int level; /* the highest that anybody wants */
-	pthread_mutex_t lock;
+	int level;	      /* the highest that anybody wants */
+	pthread_mutex_t lock; /* of the files: the callback's order is its own */
 };
+
+static _Thread_local unsigned int inside; /* callbacks, in this thread */
+
+bool kv_log_inside(void)
+{
+	return inside;
+}
 
 static const char *const level_names[] = { "?", "error", "warn", "info", "debug" };
 
 /* %h is this host, %p this process, %% a percent sign; all else stays as it is. */
-static FILE *open_file(const char *pattern)
+static FILE *open_file(const char *pattern, int *error_p)
 {
 	char path[4096], host[HOST_NAME_MAX + 1] = "";
 	size_t len = 0;
+	FILE *f;
 
 	gethostname(host, sizeof(host) - 1);
 	for (const char *p = pattern; *p && len < sizeof(path) - 1; p++) {
@@ -48,11 +56,12 @@ static FILE *open_file(const char *pattern)
 		p += *p == '%' && p[1] && strchr("hp%", p[1]);
 		len += (size_t)n;
 	}
-	if (!len || len >= sizeof(path)) {
-		errno = ENAMETOOLONG;
+	if (!pattern[0])
 		return NULL;
-	}
-	return fopen(path, "ae");
+	errno = ENAMETOOLONG;
+	f = len < sizeof(path) ? fopen(path, "ae") : NULL;
+	*error_p = f ? 0 : errno;
+	return f;
 }
 
 struct kv_log *kv_log_open(const struct kv_option_set *options,
@@ -62,14 +71,15 @@ struct kv_log *kv_log_open(const struct kv_option_set *options,
 	bool debug = kv_option_bool(options, KV_OPT_DEBUG);
 	const char *debug_path = kv_option_string(options, KV_OPT_DEBUG_FILE);
 	const char *error_path = kv_option_string(options, KV_OPT_ERROR_FILE);
+	int debug_errno = 0, error_errno = 0;
 
 	if (!log)
 		return NULL;
 	pthread_mutex_init(&log->lock, NULL);
 	log->sink = sink;
 	log->arg = arg;
-	log->debug_file = open_file(debug_path);
-	log->error_file = open_file(error_path);
+	log->debug_file = open_file(debug_path, &debug_errno);
+	log->error_file = open_file(error_path, &error_errno);
 	log->to_stderr = !sink && (kv_option_bool(options, KV_OPT_DEBUG_OUTPUT) ||
 				   (debug && !log->debug_file));
 	if (debug)
@@ -78,12 +88,12 @@ struct kv_log *kv_log_open(const struct kv_option_set *options,
 		log->level = 3;
 	else if (log->error_file)
 		log->level = 2;
-	if (debug_path[0] && !log->debug_file)
+	if (debug_errno)
 		kv_log_error(log, "KVCACHE_DEBUG_FILE %s cannot be opened: %s", debug_path,
-			     kv_errno_text(errno));
-	if (error_path[0] && !log->error_file)
+			     kv_errno_text(debug_errno));
+	if (error_errno)
 		kv_log_error(log, "KVCACHE_ERROR_FILE %s cannot be opened: %s", error_path,
-			     kv_errno_text(errno));
+			     kv_errno_text(error_errno));
 	return log;
 }
 
@@ -124,9 +134,12 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
-	pthread_mutex_lock(&log->lock);
-	if (log->sink)
+	if (log->sink) {
+		inside++;
 		log->sink(log->arg, level, line);
+		inside--;
+	}
+	pthread_mutex_lock(&log->lock);
 	if (log->debug_file)
 		to_file(log->debug_file, level, line);
 	if (log->error_file && level <= 2)

@@ -25,6 +25,12 @@ void kv_log_close(struct kv_log *log);
 void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/*
+ * This thread is in a callback. A line is written wherever something happens, so under whatever
+ * locks: a call that needs one of them is refused, not left to wait for itself.
+ */
+bool kv_log_inside(void);
+
 #define kv_log_error(log, ...) kv_log_line(log, 1, __VA_ARGS__)
 #define kv_log_warn(log, ...) kv_log_line(log, 2, __VA_ARGS__)
 #define kv_log_info(log, ...) kv_log_line(log, 3, __VA_ARGS__)
