@@ -40,6 +40,15 @@ struct dl_tensor {
 	int64_t *strides; /* in elements; NULL: one piece */
 	uint64_t byte_offset;
 };
+/* DLPack from version 1 on, which some return without being asked for it. */
+struct dl_versioned {
+	uint32_t major, minor;
+	void *manager;
+	void (*deleter)(struct dl_versioned *self);
+	uint64_t flags;
+	struct dl_tensor tensor;
+};
+enum { DL_MAJOR = 1, DL_READ_ONLY = 1 << 0 };
 enum { DL_INT = 0, DL_UINT = 1, DL_CPU = 1, DL_CUDA_HOST = 3, DL_CUDA_MANAGED = 13 };
 
 /* One dimension of integers, from either protocol. */
@@ -239,9 +248,27 @@ static int ids_from_array(struct ids *ids, PyObject *capsule, const char *what)
 	return ids_from_vector(ids, &v, capsule, what); /* the capsule holds the array */
 }
 
+static const struct dl_tensor *tensor_of(PyObject *capsule, const char *what, bool *readonly_p)
+{
+	const struct dl_versioned *v;
+
+	*readonly_p = false;
+	if (!PyCapsule_IsValid(capsule, "dltensor_versioned"))
+		return capsule_of(capsule, "dltensor", what);
+	v = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+	if (v->major != DL_MAJOR) {
+		PyErr_Format(PyExc_TypeError, "%s is described in version %u of DLPack", what,
+			     v->major);
+		return NULL;
+	}
+	*readonly_p = v->flags & DL_READ_ONLY;
+	return &v->tensor;
+}
+
 static int ids_from_dlpack(struct ids *ids, PyObject *capsule, const char *what)
 {
-	const struct dl_tensor *t = capsule_of(capsule, "dltensor", what);
+	bool readonly;
+	const struct dl_tensor *t = tensor_of(capsule, what, &readonly);
 	struct vector v;
 
 	if (!t)
@@ -301,6 +328,48 @@ static int ids_from_sequence(struct ids *ids, PyObject *obj, const char *what)
 	return rc;
 }
 
+/* Its own exception says why, but not which argument it was. */
+static int refused_export(const char *what)
+{
+	PyObject *type, *value, *trace;
+
+	if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
+		return -1;
+	PyErr_Fetch(&type, &value, &trace);
+	PyErr_Format(PyExc_TypeError, "%s is a tensor that does not give its memory away (%R)",
+		     what, value ? value : type);
+	Py_XDECREF(type);
+	Py_XDECREF(value);
+	Py_XDECREF(trace);
+	return -1;
+}
+
+/*
+ * A masked array is described by its data, the masked items among them. The last type without a
+ * mask is remembered, as most calls come with the same.
+ */
+static int check_mask(PyObject *obj, const char *what)
+{
+	static PyObject *plain;
+	PyObject *type = (PyObject *)Py_TYPE(obj), *mask;
+
+	if (type == plain)
+		return 0;
+	mask = attribute(obj, "mask");
+	if (mask) {
+		Py_DECREF(mask);
+		PyErr_Format(PyExc_TypeError, "%s is a masked array; give the ids that are not",
+			     what);
+		return -1;
+	}
+	if (PyErr_Occurred())
+		return -1;
+	Py_INCREF(type);
+	Py_XDECREF(plain);
+	plain = type;
+	return 0;
+}
+
 static int ids_from_any(struct ids *ids, PyObject *obj, const char *what)
 {
 	PyObject *found;
@@ -310,7 +379,7 @@ static int ids_from_any(struct ids *ids, PyObject *obj, const char *what)
 		return ids_from_list(ids, obj, what);
 	found = attribute(obj, "__array_struct__");
 	if (found) {
-		rc = ids_from_array(ids, found, what);
+		rc = check_mask(obj, what) ? -1 : ids_from_array(ids, found, what);
 		Py_DECREF(found);
 		return rc;
 	}
@@ -322,7 +391,7 @@ static int ids_from_any(struct ids *ids, PyObject *obj, const char *what)
 
 		Py_DECREF(found);
 		if (!capsule)
-			return -1;
+			return refused_export(what);
 		rc = ids_from_dlpack(ids, capsule, what);
 		Py_DECREF(capsule);
 		return rc;
@@ -363,19 +432,20 @@ PyObject *core_ids(PyObject *module, PyObject *obj)
 }
 
 /*
- * dlpack_info(capsule) -> (device type, device id, address, bytes of an item, shape, strides in
- * bytes)
+ * dlpack_info(capsule) -> (device type, device id, address, bytes of an item or 0 if they are not
+ * whole ones, shape, strides in bytes, whether it must not be written)
  */
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule)
 {
-	const struct dl_tensor *t = capsule_of(capsule, "dltensor", "memory");
+	bool readonly;
+	const struct dl_tensor *t = tensor_of(capsule, "memory", &readonly);
 	PyObject *shape, *strides, *n;
 	int itemsize;
 
 	(void)module;
 	if (!t)
 		return NULL;
-	itemsize = t->dtype.bits * t->dtype.lanes / 8;
+	itemsize = t->dtype.bits * t->dtype.lanes % 8 ? 0 : t->dtype.bits * t->dtype.lanes / 8;
 	shape = PyList_New(0);
 	strides = t->strides ? PyList_New(0) : Py_None;
 	if (!t->strides)
@@ -397,7 +467,7 @@ PyObject *core_dlpack_info(PyObject *module, PyObject *capsule)
 		Py_XDECREF(strides);
 		return NULL;
 	}
-	return Py_BuildValue("iiKiNN", t->device.type, t->device.id,
+	return Py_BuildValue("iiKiNNN", t->device.type, t->device.id,
 			     (unsigned long long)((uintptr_t)t->data + t->byte_offset), itemsize,
-			     shape, strides);
+			     shape, strides, PyBool_FromLong(readonly));
 }

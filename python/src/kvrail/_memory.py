@@ -8,10 +8,10 @@ import operator
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _core
-from ._check import I63, U64, integer
+from ._check import I63, U64, integer, shown
 from ._errors import UnsupportedError
 
-#: An address, or an object with a buffer, __array_interface__, __cuda_array_interface__ or __dlpack__.
+#: An address, or an object with a buffer, __array_interface__, __cuda_array_interface__, __dlpack__ or data_ptr().
 MemoryLike = Union[int, Any]
 _LAYERS_MAX = 1024  # KV_LAYERS_MAX
 _DL_HOST = (1, 3, 13)  # CPU, CUDA pinned host, CUDA managed
@@ -72,11 +72,14 @@ def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
         shape = tuple(operator.index(n) for n in desc["shape"])
         strides = tuple(operator.index(n) for n in desc.get("strides") or _contiguous(shape, itemsize))
         region = Region(operator.index(address), itemsize, shape, strides, obj)
+        masked = desc.get("mask") is not None or any(base.__name__ == "MaskedArray" for base in type(obj).__mro__)
     except (TypeError, ValueError, LookupError, AttributeError) as exc:
         raise TypeError(f"the __array_interface__ of a {type(obj).__name__} is not understood: {exc}") from None
     if len(strides) != len(shape) or min(shape, default=0) < 0:
         raise ValueError(f"memory with shape {shape} and strides {strides}")
-    if kind == "O":
+    if masked:
+        raise TypeError("a mask does not travel: of a masked array give the .data, if its masked items may move too")
+    if kind == "O" or getattr(getattr(obj, "dtype", None), "hasobject", False):
         raise ValueError("an array of Python objects is no memory for a cache")
     if readonly:
         raise ValueError("the memory is read-only; a cache is written by peers")
@@ -84,26 +87,80 @@ def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
 
 
 def _on_a_device(what: str) -> UnsupportedError:
-    exc = UnsupportedError(f"{what}: this version registers the host's memory and CUDA's")
+    exc = UnsupportedError(f"{what}: this version registers the memory of the host and of CUDA")
     exc.code, exc.name, exc.cause = _core.ERR_UNSUPPORTED, "UNSUPPORTED", str(exc)
     return exc
 
 
+def _from_dlpack(obj: object, capsule: object) -> Region:
+    device, _, address, itemsize, shape, strides, readonly = _core.dlpack_info(capsule)
+    if device != _DL_CUDA and device not in _DL_HOST:
+        raise _on_a_device(f"memory of DLPack device type {device}")
+    if readonly:
+        raise ValueError("the memory is read-only; a cache is written by peers")
+    if not itemsize:
+        raise TypeError(f"the items of a {type(obj).__name__} are not whole bytes; {_WAY_OUT}")
+    steps = tuple(strides) if strides else _contiguous(shape, itemsize)
+    return Region(address, itemsize, tuple(shape), steps, capsule, device == _DL_CUDA)
+
+
+_WAY_OUT = "give the address of each layer: kvrail.Tensor([...], block_bytes=..., cuda=...)"
+
+
+def _offered(obj: Any, name: str, refusals: List[str], call: bool = False) -> Any:
+    """What an object has under a protocol's name. None: it has no such name, or it refuses, and why is a refusal more.
+
+    A tensor that requires gradients refuses, so does one of a dtype that the protocol has no word for.
+    """
+    try:
+        got = getattr(obj, name, None)
+        return got() if call and got is not None else got
+    except MemoryError:
+        raise
+    except Exception as exc:
+        refusals.append(f"{name}: {type(exc).__name__} {shown(exc)}")
+        return None
+
+
+def _from_pointer(obj: Any, refusals: List[str]) -> Optional[Region]:
+    """The words that torch's tensors and their likes have for themselves."""
+    try:
+        itemsize = operator.index(obj.element_size())
+        shape = tuple(operator.index(n) for n in obj.shape)
+        steps = obj.stride() if callable(getattr(obj, "stride", None)) else obj.strides
+        strides = tuple(operator.index(n) * itemsize for n in steps)
+        device = str(getattr(obj.device, "type", obj.device))
+        address = operator.index(obj.data_ptr()) if device in ("cpu", "cuda") else 0
+    except MemoryError:
+        raise
+    except Exception as exc:
+        refusals.append(f"data_ptr(): {type(exc).__name__} {shown(exc)}")
+        return None
+    if device not in ("cpu", "cuda"):
+        raise _on_a_device(f"a {type(obj).__name__} on device '{shown(device)}'")
+    if not address or len(strides) != len(shape):
+        refusals.append("data_ptr(): it has no memory of its own")
+        return None
+    return Region(address, itemsize, shape, strides, obj, device == "cuda")
+
+
 def describe(obj: Any) -> Region:
     """Where an object's memory is. Raises TypeError for what has none."""
-    desc = getattr(obj, "__cuda_array_interface__", None)
+    refusals: List[str] = []
+    desc = _offered(obj, "__cuda_array_interface__", refusals)
     if desc is not None:
         return _from_interface(obj, desc)._replace(cuda=True)
-    desc = getattr(obj, "__array_interface__", None)
+    desc = _offered(obj, "__array_interface__", refusals)
     if desc is not None:
         return _from_interface(obj, desc)
-    if hasattr(obj, "__dlpack__"):
-        capsule = obj.__dlpack__()
-        device, _, address, itemsize, shape, strides = _core.dlpack_info(capsule)
-        if device != _DL_CUDA and device not in _DL_HOST:
-            raise _on_a_device(f"memory of DLPack device type {device}")
-        steps = tuple(strides) if strides else _contiguous(shape, itemsize)
-        return Region(address, itemsize, tuple(shape), steps, capsule, device == _DL_CUDA)
+    capsule = _offered(obj, "__dlpack__", refusals, call=True)
+    if capsule is not None:
+        return _from_dlpack(obj, capsule)
+    if refusals:
+        region = _from_pointer(obj, refusals)
+        if region is None:
+            raise TypeError(f"the memory of a {type(obj).__name__} is not given away ({'; '.join(refusals)}); {_WAY_OUT}")
+        return region
     try:
         view = memoryview(obj)
     except TypeError:
