@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import select
+import threading
 from typing import Any, List
 
 import numpy as np
@@ -172,3 +173,18 @@ def test_options_that_are_not_utf8_are_shown(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("KVCACHE_ERROR_FILE", "/tmp/\udcff")
     values = {row[0]: row[5] for row in _core.options(None)}
     assert values["KVCACHE_ERROR_FILE"] == "/tmp/\\xff"
+
+
+def test_next_arrival_drives_an_engine_without_a_thread() -> None:
+    with kvrail.Engine(progress="caller") as reader, kvrail.Engine() as writer:
+        reader.register({"k": np.zeros((1, 4, 64), np.uint8)}, open=True)
+        source = writer.register({"k": np.zeros((1, 4, 64), np.uint8)})
+        port, got = reader.listen(), []  # type: ignore[var-annotated]
+        work = threading.Thread(target=lambda: writer.connect("127.0.0.1", port, PATIENCE).write_blocks(source, [1], [2], tag=9))
+        work.start()
+        while len(got) < 2:
+            arrival = reader.next_arrival(PATIENCE)
+            assert arrival is not None
+            got.append(arrival.tag)
+        work.join(PATIENCE)
+        assert got == [0, 9] and reader.next_arrival(0.01) is None

@@ -7,6 +7,7 @@ docs/fastdeploy.md tells which of its programs were run as they are.
 from __future__ import annotations
 
 import os
+import re
 import random
 import subprocess
 import sys
@@ -154,9 +155,9 @@ print(p.write_cache("127.0.0.1", d.port, [0], [1], 0), d.port)
 """
 
 
-def scene(**environment: str) -> "subprocess.CompletedProcess[str]":
+def scene(first: str = "", **environment: str) -> "subprocess.CompletedProcess[str]":
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SCENE)],
+        [sys.executable, "-c", first + textwrap.dedent(SCENE)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -190,6 +191,28 @@ def test_every_name_of_the_reference_is_known(tmp_path: Path) -> None:
 def test_debug_output_goes_to_stderr() -> None:
     assert scene().stderr == ""
     assert "listening on port" in scene(KVCACHE_DEBUG_OUTPUT="1").stderr
+
+
+def test_an_application_that_shows_the_lines_sees_each_once(tmp_path: Path) -> None:
+    def counts(text: str) -> Any:
+        return text.count("listening on port"), len(re.findall("prefill-0.* over ", text))
+
+    basic = "import logging, sys; logging.basicConfig(level=1, {})\n"
+    ran = scene(basic.format("stream=sys.stderr"), KVCACHE_DEBUG="1")
+    assert counts(ran.stderr) == (1, 1), ran.stderr
+    ran = scene(basic.format("stream=sys.stderr"), KVCACHE_DEBUG="1", KVCACHE_DEBUG_OUTPUT="1")
+    assert counts(ran.stderr) == (1, 1), ran.stderr
+    # What goes to the application's file goes to stderr only if that was asked for.
+    for number, wanted in enumerate(("0", "1")):
+        file = tmp_path / f"{number}"
+        errors = tmp_path / f"errors-{number}"
+        to_file = basic.format(f"filename={str(file)!r}")
+        ran = scene(to_file, KVCACHE_DEBUG="1", KVCACHE_DEBUG_OUTPUT=wanted, KVCACHE_ERROR_FILE=str(errors))
+        assert counts(file.read_text()) == (1, 1)
+        assert counts(ran.stderr) == ((1, 1) if wanted == "1" else (0, 0)), ran.stderr
+        assert errors.read_text().count("listening on port") == 1
+    ran = scene(KVCACHE_DEBUG="1", KVCACHE_ERROR_FILE=str(tmp_path / "more"))
+    assert counts(ran.stderr) == (1, 1), ran.stderr
 
 
 def test_the_port_of_the_environment_beats_the_argument() -> None:

@@ -278,7 +278,8 @@ class Engine:
         self._closed = True
         if text(progress, "progress") not in ("auto", "caller"):
             raise ValueError(f"progress is '{shown(progress)}'; it is 'auto' or 'caller'")
-        mode = _core.PROGRESS_AUTO if progress == "auto" else _core.PROGRESS_CALLER
+        self._caller = progress == "caller"
+        mode = _core.PROGRESS_CALLER if self._caller else _core.PROGRESS_AUTO
         given = [text(f"{key}={shown(value) if isinstance(value, int) else value}", "options") for key, value in instance({} if options is None else options, Mapping, "options").items()]
         optional_text(name, "name")
         quiet = not flag(arrivals, "arrivals")
@@ -470,6 +471,9 @@ class Engine:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
+            if self._caller:
+                self.progress(left)  # in pieces, too
+                continue
             # In pieces, so that a close() by another thread is seen; it takes the descriptor away.
             poller = select.poll()
             poller.register(self.fileno(), select.POLLIN)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import threading
+from typing import Optional
 
 _own = logging.getLogger("rdma_comm")
 _own.addHandler(logging.NullHandler())
@@ -33,12 +34,39 @@ def files_of_the_environment() -> None:
             _to_file(_expanded(path), variable, level, form)
     if output or (debug and not os.environ.get("KVCACHE_DEBUG_FILE")):
         for name in ("rdma_comm", "kvrail"):
-            stderr = logging.StreamHandler()
+            stderr = _Stderr(output)
             stderr.setFormatter(form)
             logging.getLogger(name).addHandler(stderr)
     if debug or output:
         for name in ("rdma_comm", "kvrail"):
             logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Prints what the application's own handlers do not show; with KVCACHE_DEBUG_OUTPUT, what they do not show on stderr."""
+
+    def __init__(self, wanted: bool) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._shown(record):
+            super().emit(record)
+
+    def _shown(self, record: logging.LogRecord) -> bool:
+        logger: Optional[logging.Logger] = logging.getLogger(record.name)
+        while logger:
+            for other in logger.handlers:
+                if isinstance(other, (_Stderr, _File, logging.NullHandler)) or record.levelno < other.level:
+                    continue
+                if not self._wanted or getattr(other, "stream", None) is self.stream:
+                    return True
+            logger = logger.parent if logger.propagate else None
+        return False
+
+
+class _File(logging.FileHandler):
+    """A file that the environment asks for."""
 
 
 def _is_on(variable: str) -> bool:
@@ -53,7 +81,7 @@ def _expanded(path: str) -> str:
 
 def _to_file(path: str, variable: str, level: int, form: logging.Formatter) -> None:
     try:
-        handler = logging.FileHandler(path, delay=False)
+        handler = _File(path, delay=False)
     except OSError as exc:
         _own.error("%s %s cannot be opened: %s", variable, path, exc)
         return
