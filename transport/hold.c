@@ -91,9 +91,13 @@ static void each_region(struct tr_op *op, bool clear, void (*f)(void *arg, struc
 		for (uint64_t words = wide->some[s]; words; words &= words - 1) {
 			uint32_t word = s * 64 + (uint32_t)__builtin_ctzll(words);
 
-			for (uint64_t bits = wide->bit[word]; bits; bits &= bits - 1)
-				f(arg, at_slot(op->conn->tr->memory,
-					       word * 64 + (uint32_t)__builtin_ctzll(bits)));
+			for (uint64_t bits = wide->bit[word]; bits; bits &= bits - 1) {
+				uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(bits);
+				struct tr_mem *mem = at_slot(op->conn->tr->memory, slot);
+
+				if (mem) /* always: a region that is used keeps its slot */
+					f(arg, mem);
+			}
 			if (clear)
 				wide->bit[word] = 0;
 		}
