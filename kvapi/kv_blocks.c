@@ -60,27 +60,51 @@ static bool gone(const struct kv_peer *peer)
 	return peer->state == KV_PEER_CLOSED;
 }
 
-/* Waits until the writer has said that it stopped. Claim held before and after. */
-static void wait_for_writer(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns)
+/*
+ * Beyond the caller's deadline: for the fence itself, and for another thread's call that has the
+ * peer just then.
+ */
+#define PATIENCE_NS (KV_TICK_MS * KV_NS_PER_MS)
+
+/* The claim again; false: another call does not let go of it. */
+static bool reclaim(struct kv_peer *peer, int64_t deadline_ns)
 {
-	while (peer->state == KV_PEER_UP && !lease->stopped && kv_now_ns() < deadline_ns) {
+	int64_t now = kv_now_ns();
+
+	return kv_claim_until(&peer->claim, (now < deadline_ns ? deadline_ns : now) + PATIENCE_NS);
+}
+
+/*
+ * Waits until the writer has said that it stopped. Claim held before, and after it unless it
+ * returns false.
+ */
+static bool wait_for_writer(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns)
+{
+	bool claimed = true;
+
+	while (claimed && peer->state == KV_PEER_UP && !lease->stopped &&
+	       kv_now_ns() < deadline_ns) {
 		uint32_t seq = kv_waiter_enter(&peer->waiter);
 
 		kv_peer_progress(peer, true);
 		if (!lease->stopped && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
 			kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
-			kv_claim(&peer->claim);
+			claimed = reclaim(peer, deadline_ns);
 		}
 		kv_waiter_leave(&peer->waiter);
 	}
+	return claimed;
 }
 
-/* The writer did not answer, or is gone: nothing of the whole connection may land any more. */
-static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns,
+/*
+ * The writer did not answer, or is gone: nothing of the whole connection may land any more. Claim
+ * held before, and after it unless *claimed_p is false.
+ */
+static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns, bool *claimed_p,
 		 struct kv_error *err)
 {
-	int64_t patience = kv_deadline_ns(KV_TICK_MS); /* the fence itself takes a moment */
+	int64_t patience = kv_now_ns() + PATIENCE_NS;
 	int ret = 0;
 
 	if (peer->state == KV_PEER_UP)
@@ -94,7 +118,9 @@ static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_
 	       kv_now_ns() < patience) {
 		kv_peer_release(peer);
 		poll(NULL, 0, 1);
-		kv_claim(&peer->claim);
+		*claimed_p = reclaim(peer, patience);
+		if (!*claimed_p)
+			return KV_ERR_BUSY;
 	}
 	if (gone(peer) || lease->stopped) /* fenced by another thread meanwhile */
 		return 0;
@@ -112,23 +138,29 @@ static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_
 	return KV_ERR_BUSY;
 }
 
-/* With the claim. */
+/* With the claim, which it releases. */
 static int revoke(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns,
 		  struct kv_error *err)
 {
+	bool claimed = true;
 	int ret = 0;
 
-	if (gone(peer))
-		return 0;
-	kv_lease_stop(lease);
-	wait_for_writer(peer, lease, deadline_ns);
-	if (!gone(peer) && !lease->stopped)
-		ret = fence(peer, lease, deadline_ns, err);
-	if (ret || gone(peer))
-		return ret;
-	kv_count(peer->engine, leases_revoked, 1);
-	kv_lease_release(lease);
-	return 0;
+	if (!gone(peer)) {
+		kv_lease_stop(lease);
+		claimed = wait_for_writer(peer, lease, deadline_ns);
+	}
+	if (claimed && !gone(peer) && !lease->stopped)
+		ret = fence(peer, lease, deadline_ns, &claimed, err);
+	if (!claimed)
+		return kv_peer_fail(peer, err, KV_ERR_BUSY, "revoke",
+				    "another call on %s had not returned at the deadline",
+				    peer->name);
+	if (!ret && !gone(peer)) {
+		kv_count(peer->engine, leases_revoked, 1);
+		kv_lease_release(lease);
+	}
+	kv_peer_release(peer);
+	return ret;
 }
 
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err)
@@ -149,10 +181,8 @@ int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err)
 		return kv_fail(err, KV_ERR_ARG, "revoke",
 			       "the lease was revoked, or closed with its peer");
 	ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "revoke", err);
-	if (!ret) {
+	if (!ret)
 		ret = revoke(peer, lease, deadline, err);
-		kv_peer_release(peer);
-	}
 	kv_peer_drop(peer);
 	return ret;
 }

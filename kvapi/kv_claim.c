@@ -2,6 +2,7 @@
 /*
  * kv_claim.c -- who may touch a peer: a lock that is waited for until a deadline of CLOCK_MONOTONIC
  */
+#include <assert.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -60,8 +61,6 @@ static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
 			word = WAITED;
 		if (word == OFFERED && now + OFFER_NS < until)
 			until = now + OFFER_NS;
-		if (until == KV_NO_DEADLINE)
-			until = now + OFFER_NS * 1000;
 		sleep_on(claim, word, until);
 		slept = true;
 	}
@@ -71,6 +70,7 @@ bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns)
 {
 	bool got = kv_claim_try(claim);
 
+	assert(deadline_ns != KV_NO_DEADLINE);
 	if (!got) {
 		atomic_fetch_add(&claim->wanting, 1);
 		got = wait_for(claim, deadline_ns);

@@ -188,6 +188,7 @@ static void free_engine(struct kv_engine *engine)
 	if (engine->tr)
 		tr_close(engine->tr);
 	kv_op_pool_free(engine);
+	kv_group_free_left(engine);
 	kv_lease_pool_free(engine);
 	kv_arrivals_close(engine);
 	if (engine->wake_fd >= 0)

@@ -21,6 +21,11 @@ enum {
 	KV_ASK_MS = 50,	    /* kv_engine_set_interrupt's function is called this often */
 	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
 	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
+	/*
+	 * What a call may take beyond its deadline: the drain, and as long again for a device that
+	 * has to be cut, or that takes its time over a queue pair.
+	 */
+	KV_SLACK_MS = 2 * KV_STOP_MS,
 	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
@@ -58,10 +63,6 @@ struct kv_claim {
  */
 bool kv_claim_try(struct kv_claim *claim);
 bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns);
-static inline void kv_claim(struct kv_claim *claim)
-{
-	kv_claim_until(claim, KV_NO_DEADLINE);
-}
 /* A waiter's deadline has passed: its holder is given up as if it were its own. */
 void kv_claim_hurry(struct kv_claim *claim, int64_t deadline_ns);
 bool kv_claim_is_held(const struct kv_claim *claim); /* a moment ago */
@@ -160,6 +161,7 @@ struct kv_engine {
 	struct kv_op *free_ops;
 	struct kv_lease *free_leases;
 	struct kv_op_chunk *op_chunks;
+	struct kv_group *left_groups;
 	_Atomic uint32_t lease_serial;
 
 	struct kv_arrivals arrivals;

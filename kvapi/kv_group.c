@@ -6,10 +6,14 @@
 
 #include <stdlib.h>
 
+/* A peer that another call does not let go of is passed over, and asked again so much later. */
+#define PATIENCE_NS (10 * KV_NS_PER_MS)
+
 struct kv_group {
 	struct kv_engine *engine;
 	struct kv_op *first, **last;
 	struct kv_waiter waiter;
+	struct kv_group *next_left;
 };
 
 int kv_group_start(struct kv_engine *engine, struct kv_group **group_p, struct kv_error *err)
@@ -73,12 +77,20 @@ static bool begin(struct kv_op *op, int64_t deadline_ns)
 static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p,
 		       int64_t *wake_ns_p)
 {
+	const struct kv_peer *busy = NULL;
 	size_t unfinished = 0;
 
 	for (struct kv_op *op = group->first; op; op = op->next) {
 		if (atomic_load(&op->ended))
 			continue;
-		kv_claim(&op->peer->claim);
+		if (op->peer == busy ||
+		    !kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS)) {
+			if (kv_now_ns() >= deadline_ns)
+				kv_claim_hurry(&op->peer->claim, deadline_ns);
+			busy = op->peer;
+			unfinished++;
+			continue;
+		}
 		if (op->stage == KV_STAGE_IDLE)
 			*moved_p += begin(op, deadline_ns);
 		if (op->stage != KV_STAGE_IDLE && op->stage != KV_STAGE_ENDED)
@@ -95,7 +107,8 @@ static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p
 static void stop_all(struct kv_group *group)
 {
 	for (struct kv_op *op = group->first; op; op = op->next) {
-		kv_claim(&op->peer->claim);
+		if (!kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS))
+			continue; /* asked again */
 		kv_op_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
 		kv_peer_release(op->peer);
 	}
@@ -118,16 +131,59 @@ static void run(struct kv_group *group, int64_t deadline_ns)
 			kv_service_sleep(group->engine, &group->waiter, seq,
 					 ask_ns < wake_ns ? ask_ns : wake_ns);
 		kv_waiter_leave(&group->waiter);
-		if (!unfinished)
+		if (!unfinished || kv_now_ns() >= deadline_ns + KV_SLACK_MS * KV_NS_PER_MS)
 			return;
-		if (kv_engine_given_up(group->engine, &ask_ns))
+		if (kv_engine_given_up(group->engine, &ask_ns)) {
 			stop_all(group);
+			deadline_ns = kv_now_ns() < deadline_ns ? kv_now_ns() : deadline_ns;
+		}
+	}
+}
+
+/* The operation is its owner's alone again; returns how it ended. */
+static int take_out(struct kv_op *op, bool *held_p, struct kv_error *err)
+{
+	/* Who ended it held the claim while it used our waiter. */
+	if (kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS)) {
+		op->waiter = &op->own_waiter;
+		kv_peer_release(op->peer);
+	} else {
+		*held_p = true;
+	}
+	op->next = NULL;
+	if (atomic_load(&op->ended))
+		return kv_op_result(op, err);
+	atomic_store(&op->ids_gone, true);
+	return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, "group_end",
+			    "a call on %s, or its device, does not return long after the deadline",
+			    op->peer->name);
+}
+
+/* A thread may still wake its waiter: it goes with the engine. */
+static void leave(struct kv_group *group)
+{
+	struct kv_engine *engine = group->engine;
+
+	pthread_mutex_lock(&engine->pool_lock);
+	group->next_left = engine->left_groups;
+	engine->left_groups = group;
+	pthread_mutex_unlock(&engine->pool_lock);
+}
+
+void kv_group_free_left(struct kv_engine *engine)
+{
+	while (engine->left_groups) {
+		struct kv_group *group = engine->left_groups;
+
+		engine->left_groups = group->next_left;
+		free(group);
 	}
 }
 
 int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, struct kv_error *err)
 {
 	size_t failed = 0;
+	bool held = false;
 	int64_t deadline;
 	int ret;
 
@@ -140,17 +196,18 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, s
 		return ret;
 	run(group, deadline);
 	for (struct kv_op *op = group->first, *next; op; op = next) {
+		int result;
+
 		next = op->next;
-		/* Who ended it held the claim while it used our waiter. */
-		kv_claim(&op->peer->claim);
-		op->waiter = &op->own_waiter;
-		op->next = NULL;
-		kv_peer_release(op->peer);
-		if (op->result && !failed++)
-			ret = kv_op_result(op, err);
+		result = take_out(op, &held, failed ? NULL : err);
+		if (result && !failed++)
+			ret = result;
 	}
 	if (failed_p)
 		*failed_p = failed;
-	free(group);
+	if (held)
+		leave(group);
+	else
+		free(group);
 	return ret;
 }

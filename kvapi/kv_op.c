@@ -61,7 +61,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
 	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
-	op->passed = op->admitted = false;
+	op->passed = op->unclaimed = op->admitted = false;
 	op->peer = NULL;
 	op->after = NULL;
 	op->at = NULL;
@@ -75,7 +75,8 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->place = (struct kv_place){ 0 };
 	op->waiter = &op->own_waiter;
 	atomic_store(&op->grade, KV_NONE);
-	atomic_store(&op->ended, false);
+	atomic_store(&op->ids_gone, false);
+	atomic_store(&op->ended, KV_OP_GOING);
 	*op_p = op;
 	return 0;
 }
@@ -331,8 +332,19 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 		count_end(op, code);
 	op->stage = KV_STAGE_ENDED;
 	op->result = code;
-	atomic_store(&op->ended, true); /* from here on the operation may be freed and used again */
-	kv_waiter_wake(waiter);
+	/* From here on the operation may be freed and used again. */
+	if (atomic_exchange(&op->ended, KV_OP_ENDED) == KV_OP_LEFT)
+		kv_op_give(op);
+	else
+		kv_waiter_wake(waiter);
+}
+
+bool kv_op_leave(struct kv_op *op)
+{
+	int going = KV_OP_GOING;
+
+	atomic_store(&op->ids_gone, true);
+	return atomic_compare_exchange_strong(&op->ended, &going, KV_OP_LEFT);
 }
 
 static void finish_acked(struct kv_op *op)

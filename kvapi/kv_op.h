@@ -18,6 +18,8 @@ enum kv_op_stage {
 	KV_STAGE_ENDED,
 };
 
+enum kv_op_fate { KV_OP_GOING = 0, KV_OP_ENDED, KV_OP_LEFT };
+
 struct kv_op {
 	uint32_t magic;
 	uint8_t kind, stage;
@@ -27,6 +29,7 @@ struct kv_op {
 	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
 	bool passed;   /* not all is posted because another thread wanted the peer */
+	bool unclaimed; /* its caller does not get the claim any more */
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	bool admitted; /* kv_op_admit said yes before */
 	struct kv_engine *engine;
@@ -37,7 +40,8 @@ struct kv_op {
 	struct kv_lease *lease; /* receive */
 	uint64_t id;		/* slot, generation: BEGIN, ACK, notify, transport event */
 	atomic_int grade;  /* below KV_ACKED: that is an end, */
-	atomic_bool ended; /* and told by this alone: result and err are final */
+	atomic_bool ids_gone; /* its caller has returned, long after the deadline: no more posts */
+	atomic_int ended;  /* enum kv_op_fate; told by this alone: result and err are final */
 	int result;
 	int end_code;
 	int ack_status;
@@ -83,6 +87,11 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 void kv_op_give(struct kv_op *op);
 void kv_op_pool_free(struct kv_engine *engine);
 int kv_op_keep_ids(struct kv_op *op, struct kv_error *err);
+/*
+ * Its caller goes away although it has not ended: it posts no more, and its end frees it. false: it
+ * has ended. The ids need not stay valid.
+ */
+bool kv_op_leave(struct kv_op *op);
 int kv_op_result(const struct kv_op *op, struct kv_error *err);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
@@ -128,5 +137,6 @@ void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the tr
 
 /* kv_group.c: a group takes it instead of beginning it */
 int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);
+void kv_group_free_left(struct kv_engine *engine);
 
 #endif

@@ -116,10 +116,11 @@ static bool grant_under_way(const struct kv_op *op)
 }
 
 /*
- * Waits while `lacking` holds. Claim held before and after. The operation is collected meanwhile:
- * what ends it, a revoke or the peer's close, ends the waiting too.
+ * Waits while `lacking` holds. Claim held before, and after unless another call does not let go of
+ * it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or the
+ * peer's close, ends the waiting too.
  */
-static void wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op),
+static bool wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op),
 		       int64_t deadline_ns)
 {
 	struct kv_peer *peer = op->peer;
@@ -132,18 +133,29 @@ static void wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op)
 		if (lacking(op)) {
 			kv_peer_release(peer);
 			kv_service_sleep(op->engine, &peer->waiter, seq, deadline_ns);
-			kv_claim(&peer->claim);
+			op->unclaimed = !kv_claim_until(
+				&peer->claim, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS);
 		}
 		kv_waiter_leave(&peer->waiter);
+		if (op->unclaimed)
+			return false;
 	}
 	kv_op_uncollect(op);
+	return true;
 }
 
-static void wait_for_grant(struct kv_op *op)
+/* For want of the claim. */
+static int refuse(struct kv_op *op, struct kv_error *err)
+{
+	return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, kv_op_name(op),
+			    "another call on %s had not returned at the deadline", op->peer->name);
+}
+
+static bool wait_for_grant(struct kv_op *op)
 {
 	int64_t late = kv_deadline_ns(KV_LATE_MS);
 
-	wait_while(op, grant_under_way, late < op->deadline_ns ? late : op->deadline_ns);
+	return wait_while(op, grant_under_way, late < op->deadline_ns ? late : op->deadline_ns);
 }
 
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
@@ -155,7 +167,8 @@ static int start(struct kv_op *op, bool wait, struct kv_error *err)
 		return kv_recv_start(op, err);
 	ret = kv_op_activate(op, err);
 	if (ret == KV_ERR_BUSY && wait) {
-		wait_while(op, no_slot, op->deadline_ns);
+		if (!wait_while(op, no_slot, op->deadline_ns))
+			return refuse(op, err);
 		ret = op->stage == KV_STAGE_ENDED ? kv_op_result(op, err) : kv_op_activate(op, err);
 	}
 	if (ret)
@@ -213,20 +226,21 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	fill(op, req);
 	if (!op->n) {
 		op->stage = KV_STAGE_ENDED;
-		atomic_store(&op->ended, true);
+		atomic_store(&op->ended, KV_OP_ENDED);
 		return group ? kv_group_add(group, op, err) : 0;
 	}
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
 	if (ret)
 		return ret;
 	ret = kv_peer_usable(op->peer, kv_op_name(op), err);
-	if (!ret && op->grant)
-		wait_for_grant(op);
+	if (!ret && op->grant && !wait_for_grant(op))
+		return refuse(op, err);
 	if (!ret && op->stage == KV_STAGE_ENDED)
 		ret = kv_op_result(op, err);
 	else if (!ret)
 		ret = group ? collect(group, op, err) : start(op, req->blocking, err);
-	kv_peer_release(op->peer);
+	if (!op->unclaimed)
+		kv_peer_release(op->peer);
 	return ret;
 }
 
@@ -257,7 +271,8 @@ static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 		return ret;
 	ret = begin(req, op, err);
 	if (ret) {
-		kv_op_give(op);
+		if (!op->unclaimed || !kv_op_leave(op))
+			kv_op_give(op);
 		return ret;
 	}
 	if (!req->blocking)
@@ -275,6 +290,18 @@ int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struc
 	return run(&req, op_p, err);
 }
 
+/* The operation is not ours any more; its peer is, as long as the caller has the handle. */
+static int stuck(const struct request *req, struct kv_error *err)
+{
+	kv_peer_fail(req->peer, err, KV_ERR_TIMEOUT, req->name,
+		     "a call on %s, or its device, does not return long after the deadline",
+		     req->peer->name);
+	kv_error_hint(err, "the local blocks may be in use until kv_peer_close has returned 0");
+	if (err)
+		err->in_doubt = 1;
+	return KV_ERR_TIMEOUT;
+}
+
 int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
 		      struct kv_layers layers, const struct kv_ids *ids,
 		      const struct kv_options *opts, struct kv_error *err)
@@ -288,7 +315,10 @@ int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
 	ret = run(&req, &op, err);
 	if (ret)
 		return ret;
-	kv_op_wait_for(op, KV_ACKED, KV_NO_DEADLINE); /* the operation's own deadline ends it */
+	/* Its own deadline ends it, unless its device does not let go of what was posted. */
+	if (!kv_op_wait_for(op, KV_ACKED, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS) &&
+	    kv_op_leave(op))
+		return stuck(&req, err);
 	ret = kv_op_result(op, err);
 	kv_op_give(op);
 	return ret;

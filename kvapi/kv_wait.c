@@ -46,15 +46,21 @@ static void spin(struct kv_op *op, int grade)
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 {
 	struct kv_peer *peer = op->peer;
+	int64_t give_up_ns = op->deadline_ns;
 
 	while (!reached(op, grade)) {
 		uint32_t seq = kv_waiter_enter(op->waiter);
 		int64_t own = KV_NO_DEADLINE;
 		bool passed;
 
-		if (!kv_claim_until(&peer->claim, deadline_ns)) {
+		if (!kv_claim_until(&peer->claim, earlier(deadline_ns, give_up_ns))) {
 			kv_waiter_leave(op->waiter);
-			return reached(op, grade);
+			if (give_up_ns >= deadline_ns)
+				return reached(op, grade);
+			/* The operation's time is up, and so is that of whoever has its peer. */
+			kv_claim_hurry(&peer->claim, op->deadline_ns);
+			give_up_ns = deadline_ns;
+			continue;
 		}
 		spin(op, grade);
 		/* Nobody else may be there to see that its time is up. */

@@ -129,6 +129,10 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 	enum kv_step step = KV_STEP_ON;
 	bool moved = false;
 
+	if (atomic_load_explicit(&op->ids_gone, memory_order_relaxed)) {
+		kv_op_stop(op, KV_ERR_TIMEOUT, kv_deadline_ns(KV_STOP_MS), NULL);
+		return true;
+	}
 	if (op->stage == KV_STAGE_WAIT_GRANT)
 		moved |= (step = kv_send_match(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)

@@ -21,7 +21,8 @@
  *                each: ARG (a NULL handle or a struct `size` that this version does not know),
  *                FORKED (the engine was opened by a parent process), CLOSED, NOMEM, INTERNAL.
  *   Time         timeout_ms counts from the call. 0 means "do not wait". There is no infinite wait:
- *                values below 0 or above KV_TIMEOUT_MAX_MS are KV_ERR_ARG.
+ *                values below 0 or above KV_TIMEOUT_MAX_MS are KV_ERR_ARG. How much longer each
+ *                function may take, whatever peers and devices do: docs/deadlines.md.
  *   Structs      set `size = sizeof(struct ...)` and zero the rest (KV_INIT does both). Zero always
  *                means the default.
  *   Success      0 from a blocking write means that the receiver's engine has said that every byte
@@ -391,7 +392,9 @@ struct kv_options {
  *                for one to end, the asynchronous one returns at once. One that timed out counts
  *                until the peer has acknowledged it
  *   TIMEOUT      no acknowledgement within the deadline. If it passes while the device does not
- *                return from a post, the connection is broken to get out of it
+ *                return from a post, the connection is broken to get out of it. A device that does
+ *                not give back what was posted is waited for until 2 s after the deadline; the
+ *                local blocks may be in use after that, until kv_peer_close has returned 0
  *   PEER_LOST    the connection broke, or was broken already
  *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err,
  *                                                qp_num)

@@ -155,6 +155,43 @@ static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 	three_close(&t);
 }
 
+/* The device has what was posted, and takes seconds to give it back. */
+static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **state)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_error err;
+	struct kv_op *op;
+	struct three t;
+	size_t failed;
+
+	(void)state;
+	three_open(&t);
+	fake_mute(0, true);
+	fake_slow_teardown(0, TEARDOWN_MS);
+	options.timeout_ms = OP_MS;
+	begin();
+	assert_int_equal(
+		kv_write_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, &options, &err),
+		KV_ERR_TIMEOUT);
+	within(OP_MS + 2 * STOP_MS + SOON_MS, "kv_write_blocks");
+	assert_true(err.in_doubt);
+	ok(kv_group_start(t.a.engine, &options.group, &err), &err);
+	ok(kv_write_blocks_async(t.to_c, t.a.cache, all_layers, from, to, N, &options, &op, &err),
+	   &err);
+	begin();
+	assert_int_equal(kv_group_end(options.group, OP_MS, &failed, &err), KV_ERR_TIMEOUT);
+	within(OP_MS + 2 * STOP_MS + SOON_MS, "kv_group_end");
+	assert_int_equal(failed, 1);
+	/* The operation is the caller's, and ends when the device has answered. */
+	assert_int_not_equal(kv_wait(op, KV_ACKED, ALL_MS, &err), 0);
+	ok(kv_op_free(op, &err), &err);
+	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
+	ok(kv_peer_close(t.to_c, ALL_MS, &err), &err);
+	fake_slow_teardown(0, 0);
+	fake_mute(0, false);
+	three_close(&t);
+}
+
 /* A writer that nobody hears any more, and less time than the last messages of a fence may have. */
 static void blocks_of_a_silent_writer_come_back_at_once(void **state)
 {
@@ -298,7 +335,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_call_waits_for_a_queue_pair_that_goes_slowly),
-
+		cmocka_unit_test(a_blocking_call_leaves_what_the_device_does_not_give_back),
 		cmocka_unit_test(blocks_of_a_silent_writer_come_back_at_once),
 		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
 		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
