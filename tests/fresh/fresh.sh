@@ -48,6 +48,7 @@ skip() {
 # Everything mounted here is gone when the last process of the namespace is.
 inside() {
 	local root=$1 node
+	[ $$ = 1 ] || exit 2 # these mounts are for namespaces of their own
 	mount --make-rprivate /
 	mount -t proc proc "$root/proc"
 	mount -t sysfs sysfs "$root/sys" 2>/dev/null || mount --rbind /sys "$root/sys"
