@@ -50,6 +50,18 @@ def test_each_rank_gets_its_heads(prefill: int, decode: int, order: str) -> None
             assert met and np.array_equal(got, want)
 
 
+def test_k_and_v_of_one_array_are_two_tensors() -> None:
+    """As some engines keep them: [layers, blocks, 2, tokens, heads, dim]. The two lie between each other, and share no byte."""
+    source, target = pattern(7, LAYERS, BLOCKS, 2, 64), np.zeros((LAYERS, BLOCKS, 2, 64), np.uint8)
+    with kvrail.Engine() as reader, kvrail.Engine() as writer:
+        reader.register({"k": target[:, :, 0], "v": target[:, :, 1]}, open=True)
+        cache = writer.register({"k": source[:, :, 0], "v": source[:, :, 1]})
+        writer.connect("127.0.0.1", reader.listen()).write_blocks(cache, [1, 2], [4, 3])
+    want = np.zeros_like(target)
+    want[:, [4, 3]] = source[:, [1, 2]]
+    assert np.array_equal(target, want)
+
+
 def test_orders_are_named_when_they_do_not_fit() -> None:
     with kvrail.Engine() as a, kvrail.Engine() as b:
         memory = np.zeros((LAYERS, BLOCKS, 64), np.uint8)

@@ -102,6 +102,61 @@ def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, said, "")
 
 
+def test_ctrl_c_ends_what_waits_for_the_other_side_at_once() -> None:
+    """Of docs/python.md's list: those that the two tests above do not try."""
+    ran = run(
+        """
+        import asyncio, socket
+        import rdma_comm
+        mute = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
+        drained = list(reader.poll())
+
+        def next_arrival():
+            reader.next_arrival(AGES)
+
+        def send():
+            peer.send_blocks(source, [1], 78, timeout=AGES)  # nobody has opened blocks
+
+        def iterate():
+            async def wait():
+                async for arrival in reader.arrivals():
+                    pass
+            asyncio.run(wait())
+
+        def awaited():
+            async def wait():
+                await back.recv_blocks_async(target, [3], 5, timeout=AGES)
+            asyncio.run(wait())
+
+        def driven():
+            with kvrail.Engine(progress="caller") as other:
+                other.next_arrival(AGES)
+
+        def communicator():
+            rdma_comm._communicator.CONNECT_TIMEOUT_S = AGES
+            with rdma_comm.RDMACommunicator("prefill", 0, 0, [a.ctypes.data], [], 4, 64) as comm:
+                comm.connect("127.0.0.1", mute.getsockname()[1])
+
+        def gather():
+            with kvrail.Engine() as other:
+                other.comm(0, 2, lambda mine: time.sleep(AGES))
+
+        for call in (next_arrival, send, iterate, awaited, driven, communicator, gather):
+            start = time.monotonic()
+            try:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+                call()
+            except KeyboardInterrupt:
+                print(call.__name__, time.monotonic() - start < PATIENCE)
+        peer.write_blocks(source, [1], [2])
+        print(int(b.sum()))
+        writer.close(); reader.close()
+        """
+    )
+    calls = ("next_arrival", "send", "iterate", "awaited", "driven", "communicator", "gather")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "".join(f"{c} True\n" for c in calls) + "128\n", "")
+
+
 def test_a_connect_in_another_thread_ends_with_its_engine() -> None:
     ran = run(
         """
