@@ -30,6 +30,23 @@ def check_codes(root):
     ]
 
 
+def check_raised(root):
+    """Every error code that is documented is returned by some line of a library."""
+    codes = re.findall(r"^\s*X\((\w+),", source.read(root, "include/kvrail/kv_error.h"), re.MULTILINE)
+    codes = [code for code in codes if code != "AUTH"]  # of the handshake with a key, which comes next
+    paths = [path for path in source.c_files(root) if source.is_library(path) and path.endswith(".c")]
+    used = set(re.findall(r"\bKV_ERR_(\w+)", "".join(source.code(source.read(root, path)) for path in paths)))
+    return [f"include/kvrail/kv_error.h: no library returns KV_ERR_{code}" for code in codes if code not in used]
+
+
+def check_options(root):
+    """Every option has a line of a library that reads it."""
+    rows = re.findall(r"^\w+\((\w+), \"(KVCACHE_\w+)\"", source.read(root, "transport/base/option.def"), re.MULTILINE)
+    paths = [path for path in source.c_files(root) if source.is_library(path) and path.endswith(".c")]
+    used = set(re.findall(r"\bKV_OPT_(\w+)", "".join(source.code(source.read(root, path)) for path in paths)))
+    return [f"transport/base/option.def: no library reads {name}" for row, name in rows if row not in used]
+
+
 def check_doctor(root):
     """Every line that the doctor can print is explained in the RDMA page, and no other."""
     page = "docs/rdma.md"
@@ -109,7 +126,7 @@ def check_paths(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
+    checks = (check_faults, check_codes, check_raised, check_options, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -219,6 +219,14 @@ class Agree(Tree):
         self.write("docs/troubleshooting.md", "### KV_ERR_A\n### KV_ERR_C\n")
         self.assert_finds("KV_ERR_", agree.check_codes(self.root), 2)
 
+    def test_a_code_that_nobody_returns_and_an_option_that_nobody_reads_are_found(self):
+        self.write("include/kvrail/kv_error.h", "#define L(X) \\\n\tX(A, 1) \\\n\tX(B, 2)\n")
+        self.write("transport/base/option.def", 'INT(C, "KVCACHE_C", 1)\nINT(D, "KVCACHE_D", 1)\n')
+        self.write("transport/a.c", "return KV_ERR_A + get(KV_OPT_C); /* KV_ERR_B, KV_OPT_D */\n")
+        self.write("tests/a.c", "return KV_ERR_B + get(KV_OPT_D);\n")
+        self.assert_finds("no library returns KV_ERR_B", agree.check_raised(self.root))
+        self.assert_finds("no library reads KVCACHE_D", agree.check_options(self.root))
+
     def test_a_doctor_line_without_a_row_is_found(self):
         self.write("kvapi/tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
