@@ -254,6 +254,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 	if (!engine)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the engine");
 	engine->epoll_fd = engine->wake_fd = engine->arrivals.fd = -1;
+	engine->listener_ns = KV_NO_DEADLINE;
 	pthread_mutex_init(&engine->turn, NULL);
 	pthread_mutex_init(&engine->lock, NULL);
 	pthread_mutex_init(&engine->pool_lock, NULL);

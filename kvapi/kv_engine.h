@@ -28,6 +28,8 @@ enum {
 	KV_SLACK_MS = 2 * KV_STOP_MS,
 	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
+	/* peers, handshakes that came and those that were begun */
+	KV_ROWS_MAX = 2 * KV_PEERS_MAX,
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
@@ -134,20 +136,30 @@ struct kv_engine {
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
 	bool restless;		 /* under turn: a peer wants to be looked at again soon */
-	bool deaf;		 /* under turn: nobody could be accepted; again at the next tick */
+	/*
+	 * Under turn: nobody could be accepted, again at the next tick; somebody waits at the
+	 * listener with a complete hello; when it is to be looked at whatever comes.
+	 */
+	bool deaf, knocked;
+	int64_t listener_ns;
 	struct kv_waiter waiter; /* kv_progress beside another thread that is at it */
 
 	pthread_mutex_t lock;
 	struct tr_listener *listener;
-	struct kv_peer *peer[KV_PEERS_MAX];
+	struct kv_peer *peer[KV_ROWS_MAX];
 	/*
 	 * The service thread found the claim of this peer taken. Here, because a peer may be gone
 	 * after a release.
 	 */
-	atomic_bool wants[KV_PEERS_MAX];
-	uint32_t peer_generation[KV_PEERS_MAX];
+	atomic_bool wants[KV_ROWS_MAX];
+	uint32_t peer_generation[KV_ROWS_MAX];
 	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
-	uint32_t peers_pending, peers_up;
+	/*
+	 * Unfinished handshakes of those who came. What this engine connects to itself is not
+	 * counted: it never waits for strangers.
+	 */
+	uint32_t peers_pending;
+	uint32_t peers_up;
 	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
 	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */

@@ -48,13 +48,6 @@ int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *
 
 /* ---------------------------------------------------------------- the table of peers */
 
-static void refuse_pending(const struct kv_engine *engine, struct kv_error *err)
-{
-	kv_fail(err, KV_ERR_BUSY, "connect", "%u handshakes are unfinished; the limit is %u",
-		engine->peers_pending, engine->pending_max);
-	kv_error_hint(err, "connect a few at a time, or raise KVCACHE_MAX_PENDING");
-}
-
 int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
 		struct kv_error *err)
 {
@@ -66,23 +59,20 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->engine = engine;
 	peer->incoming = incoming;
 	peer->owned = !incoming;
+	peer->begun_ns = kv_now_ns();
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
 	atomic_init(&peer->holders, 1);
 	kv_claim_try(&peer->claim); /* nobody else knows it yet */
 	pthread_mutex_lock(&engine->lock);
-	for (i = 0; i < KV_PEERS_MAX && engine->peer[i]; i++)
+	for (i = 0; i < KV_ROWS_MAX && engine->peer[i]; i++)
 		;
-	if (i == KV_PEERS_MAX || engine->peers_pending >= engine->pending_max) {
-		if (i == KV_PEERS_MAX)
-			kv_fail(err, KV_ERR_BUSY, "connect", "the engine has %d peers already",
-				KV_PEERS_MAX);
-		else
-			refuse_pending(engine, err);
+	if (i == KV_ROWS_MAX) {
 		pthread_mutex_unlock(&engine->lock);
 		kv_claim_release(&peer->claim);
 		free(peer);
-		return KV_ERR_BUSY;
+		return kv_fail(err, KV_ERR_BUSY, "connect",
+			       "the engine has %d peers and connects already", KV_ROWS_MAX);
 	}
 	peer->magic = KV_MAGIC_PEER;
 	peer->index = i;
@@ -90,7 +80,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	atomic_store(&engine->wants[i], false);
 	if (i >= engine->peers_end)
 		engine->peers_end = i + 1;
-	engine->peers_pending++;
+	engine->peers_pending += incoming;
 	pthread_mutex_unlock(&engine->lock);
 	*peer_p = peer;
 	return 0;
@@ -138,7 +128,7 @@ void kv_peer_free(struct kv_peer *peer)
 	while (engine->peers_end && !engine->peer[engine->peers_end - 1])
 		engine->peers_end--;
 	if (peer->state == KV_PEER_HANDSHAKE)
-		engine->peers_pending--;
+		engine->peers_pending -= peer->incoming;
 	if (peer->counted)
 		engine->peers_up--;
 	pthread_mutex_unlock(&engine->lock);

@@ -101,6 +101,7 @@ struct kv_peer {
 	atomic_uint holders; /* the table of peers, operations, a kv_revoke */
 	struct kv_claim claim;
 	uint32_t index; /* in engine.peer */
+	int64_t begun_ns;
 	int64_t next_deadline_ns;
 	int64_t round_ns;	    /* when the last round ended */
 	uint64_t turn_bytes;	    /* posted in this round */
@@ -145,6 +146,7 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 
 /* kv_connect.c: a peer until its handshake is over */
 void kv_peer_accept(struct kv_engine *engine);
+bool kv_peer_accept_due(struct kv_engine *engine);
 bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
 int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,

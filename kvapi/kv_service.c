@@ -148,6 +148,8 @@ static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, 
 	if ((engine->peers_end || engine->deaf) &&
 	    engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS < until)
 		until = engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS;
+	if (!engine->deaf && engine->listener_ns < until)
+		until = engine->listener_ns;
 	if (until == KV_NO_DEADLINE)
 		return -1;
 	return kv_poll_ms(until, restless ? RESTLESS_MS : KV_TIMEOUT_MAX_MS);
@@ -171,6 +173,10 @@ int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
 		return -1;
 	if (engine->caller_mode)
 		done = sweep(engine, &restless);
+	if (kv_peer_accept_due(engine)) {
+		kv_peer_accept(engine);
+		done++;
+	}
 	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
 		       done ? 0 : turn_timeout_ms(engine, deadline_ns, restless));
 	for (int i = 0; i < n; i++)
@@ -184,7 +190,7 @@ int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
 	    kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS) {
 		restless = false;
 		done += sweep(engine, &restless);
-		if (engine->deaf)
+		if (engine->deaf || engine->knocked)
 			kv_peer_accept(engine);
 		engine->swept_ns = kv_now_ns();
 	}

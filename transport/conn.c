@@ -11,7 +11,9 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/fds.h"
 #include "base/option.h"
+#include "dial.h"
 
 /* What a stranger costs before its hello is accepted (invariant 6 of the design). */
 _Static_assert(sizeof(struct tr_conn) + sizeof(struct conn_handshake) + TR_HELLO_MAX +
@@ -63,7 +65,7 @@ int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_c
 
 	if (ret)
 		return ret;
-	ret = control_connect(conn, host, port, err);
+	ret = dial_start(conn, host, port, &conn->hs->dial, err);
 	if (ret) {
 		tr_conn_close(conn);
 		return ret;
@@ -91,8 +93,7 @@ void tr_conn_close(struct tr_conn *conn)
 	op_drop_all(conn);
 	free(conn->data);
 	free(conn->exposed);
-	if (conn->sock >= 0)
-		close(conn->sock);
+	kv_fd_close(conn->sock);
 	if (conn->epfd >= 0)
 		close(conn->epfd);
 	free(conn);

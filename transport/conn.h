@@ -26,6 +26,7 @@ enum { CONN_EVENTS = 64 }; /* events from the peer that wait for tr_poll */
 
 /* What is needed only between the first byte and READY. */
 struct conn_handshake {
+	struct dial *dial;        /* connecting side, until the TCP connection stands */
 	uint8_t header[FRAME_HEADER];
 	size_t got;               /* bytes of header + payload received */
 	struct frame_header in;
@@ -87,7 +88,6 @@ struct tr_conn {
 };
 
 /* control.c: the TCP socket */
-int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err);
 /* options of an established socket; watches it */
 int control_prepare(struct tr_conn *conn, struct kv_error *err);
 /* 0, TR_AGAIN or the error */
@@ -101,6 +101,8 @@ int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
+/* Sends a REJECT frame, as far as the socket takes it at once; it is to be closed then. */
+void control_reject(int fd, int code, const char *message, const char *hint);
 
 /* conn.c */
 int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,

@@ -18,6 +18,7 @@
 #include "base/fault.h"
 #include "base/option.h"
 #include "conn.h"
+#include "dial.h"
 #include "resolve.h"
 
 enum { GOODBYE = 4 };
@@ -113,56 +114,33 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 	return tr_conn_watch(conn, conn->sock, err);
 }
 
-int control_connect(struct tr_conn *conn, const char *host, uint32_t port, struct kv_error *err)
-{
-	struct addresses list;
-	const struct address *to = &list.at[0];
-	int ret;
-
-	if (!port || port > 65535)
-		return kv_fail(err, KV_ERR_ARG, "connect", "port %u is not in 1..65535", port);
-	ret = address_resolve(host, port, "connect", &list, err);
-	if (ret)
-		return ret;
-	address_print((const struct sockaddr *)&to->sa, to->len, conn->address);
-	conn->sock =
-		kv_fault(TR_CONN_SOCKET)
-			? (errno = EMFILE, -1)
-			: socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (conn->sock < 0)
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "socket");
-	ret = control_bind_interface(conn->tr, conn->sock, err);
-	if (ret)
-		return ret;
-	if (connect(conn->sock, (const struct sockaddr *)&to->sa, to->len) && errno != EINPROGRESS)
-		return kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "connect",
-				     "cannot connect to %s", conn->address);
-	ret = tr_conn_watch(conn, conn->sock, err);
-	return ret ? ret : control_watch_out(conn, true, err);
-}
-
 int control_finish_connect(struct tr_conn *conn, struct kv_error *err)
 {
-	struct epoll_event ev;
-	socklen_t len = sizeof(int);
-	int error = 0;
+	int ret = dial_step(conn->hs->dial, err);
 
-	/* Nothing else is watched while connecting, so any event is the socket's. */
-	if (epoll_wait(conn->epfd, &ev, 1, 0) <= 0)
-		return TR_AGAIN;
-	if (getsockopt(conn->sock, SOL_SOCKET, SO_ERROR, &error, &len))
-		error = errno;
-	if (error) {
-		kv_fail_errno(err, KV_ERR_PEER_LOST, error, "connect", "cannot connect to %s",
-			      conn->address);
-		if (error == ECONNREFUSED)
-			kv_error_hint(
-				err,
-				"nothing listens there: is the peer up, and is the port right?");
-		return KV_ERR_PEER_LOST;
-	}
+	if (ret)
+		return ret;
+	dial_free(conn->hs->dial);
+	conn->hs->dial = NULL;
 	set_options(conn->sock);
 	return control_watch_out(conn, false, err);
+}
+
+/*
+ * What the other end sent meanwhile is read away, or closing would reset the connection under the
+ * refusal.
+ */
+void control_reject(int fd, int code, const char *message, const char *hint)
+{
+	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX], drain[4096];
+	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_REJECT_MAX);
+
+	frame_put_reject(&w, code, message, hint);
+	frame_put_header(buf, FRAME_REJECT, (uint32_t)w.len);
+	send(fd, buf, FRAME_HEADER + w.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	shutdown(fd, SHUT_WR);
+	for (int i = 0; i < 64 && recv(fd, drain, sizeof(drain), MSG_DONTWAIT) > 0; i++)
+		;
 }
 
 int control_flush(struct tr_conn *conn, struct kv_error *err)

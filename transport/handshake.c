@@ -15,6 +15,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "conn.h"
+#include "dial.h"
 
 static int send_frame(struct tr_conn *conn, enum frame_type type, const void *payload, size_t len,
 		      struct kv_error *err)
@@ -38,25 +39,22 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 
 /*
  * Tells the peer why, as far as the socket takes it at once: only a peer that has shown to be
- * kvrail, and not with half a frame of our own in the way. What it sent meanwhile is read away, or
- * closing would reset the connection under the refusal.
+ * kvrail, and not with half a frame of our own in the way.
  */
 static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 {
 	const struct conn_handshake *hs = conn->hs;
-	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX], drain[4096];
-	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_REJECT_MAX);
-	bool is_kvrail = hs && (hs->in.type || cause->code == KV_ERR_VERSION);
+	/* Who is accepted has shown the beginning of a frame: lobby.c. */
+	bool is_kvrail = hs && (conn->accepting || hs->in.type || cause->code == KV_ERR_VERSION);
+	int code = cause->code;
 
-	if (!is_kvrail || hs->in.type == FRAME_REJECT || cause->code == KV_ERR_PEER_LOST ||
+	if (!is_kvrail || hs->in.type == FRAME_REJECT || code == KV_ERR_PEER_LOST ||
 	    (hs->out && hs->out_pos < hs->out_len))
 		return;
-	frame_put_reject(&w, cause->code, cause->message, cause->hint);
-	frame_put_header(buf, FRAME_REJECT, (uint32_t)w.len);
-	send(conn->sock, buf, FRAME_HEADER + w.len, MSG_NOSIGNAL | MSG_DONTWAIT);
-	shutdown(conn->sock, SHUT_WR);
-	for (int i = 0; i < 64 && recv(conn->sock, drain, sizeof(drain), MSG_DONTWAIT) > 0; i++)
-		;
+	/* What this process is short of is no fault of the peer's machine: it may come again. */
+	if (code == KV_ERR_NOFD || code == KV_ERR_NOMEM)
+		code = KV_ERR_BUSY;
+	control_reject(conn->sock, code, cause->message, cause->hint);
 }
 
 static const struct kv_error *fail(struct tr_conn *conn, const struct kv_error *cause)
@@ -83,6 +81,7 @@ void handshake_free(struct tr_conn *conn)
 	if (!conn->hs)
 		return;
 	stop_offers(conn);
+	dial_free(conn->hs->dial);
 	free(conn->hs->payload);
 	free(conn->hs->out);
 	free(conn->hs->hello);
@@ -449,4 +448,10 @@ int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 	if (ret >= 0)
 		return ret;
 	return kv_error_copy(err, fail(conn, &cause));
+}
+
+void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why)
+{
+	if (conn->stage < CONN_READY)
+		fail(conn, why);
 }

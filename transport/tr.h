@@ -180,26 +180,46 @@ struct tr_conn_config {
 	unsigned int flags;
 	/*
 	 * 0 = KVCACHE_HANDSHAKE_MS; starts with the first byte from the peer (accepting side: with
-	 * tr_accept)
+	 * the connection for the hello, and anew with tr_accept for the rest)
 	 */
 	int64_t handshake_ms;
 };
 
-/* host NULL = 127.0.0.1; port 0 = any. ARG, BUSY (address in use), SYSTEM. */
+/*
+ * Listens on every address of `host`. host NULL = 127.0.0.1; port 0 = any. ARG, BUSY (address in
+ * use), UNREACHABLE (the resolver did not answer), SYSTEM.
+ */
 int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
 	      struct kv_error *err);
 uint32_t tr_listener_port(const struct tr_listener *listener);
+/* Polls readable when somebody connects or speaks: call tr_accept until it has nothing more. */
 int tr_listener_fd(const struct tr_listener *listener);
+/* CLOCK_MONOTONIC; the listener is to be looked at then even if nothing comes. INT64_MAX: never. */
+int64_t tr_listener_deadline(const struct tr_listener *listener);
+/* Somebody's hello is complete: the next tr_accept takes it. */
+bool tr_listener_waiting(const struct tr_listener *listener);
 void tr_listener_close(struct tr_listener *listener);
 
+/* Connections that were sent away without becoming a tr_conn. */
+struct tr_refused {
+	uint64_t garbage; /* not kvrail, or closed before its hello was complete */
+	uint64_t timeout; /* no complete hello in time */
+	uint64_t limit;   /* made room for another, or there was no descriptor: told BUSY */
+};
+/* Since the last call. */
+void tr_listener_refused(struct tr_listener *listener, struct tr_refused *refused);
+
 /*
- * tr_accept takes one waiting TCP connection: 0 and a connection whose handshake is to be stepped,
- * TR_AGAIN if none waits. Until the upper layer has accepted its hello such a connection costs one
- * descriptor and less than 4 KiB. When descriptors run out it uses a reserved one to accept and
- * close, and returns NOFD.
+ * tr_accept: 0 and a connection whose hello has come and whose handshake is to be stepped; TR_AGAIN
+ * if there is none. Who has not sent a complete hello is a stranger, who costs a descriptor and a
+ * row of the listener's table (lobby.h): at most KVCACHE_MAX_PENDING, and a quarter of the
+ * descriptors. A silent one is sent away after the handshake's deadline, or sooner for another's
+ * sake. NOFD: nobody can be taken, not even to be refused.
  */
 int tr_accept(struct tr_listener *listener, const struct tr_conn_config *config,
 	      struct tr_conn **conn_p, struct kv_error *err);
+/* The same, but nobody is taken: for a caller that has its fill of unfinished handshakes. */
+int tr_listener_tend(struct tr_listener *listener, struct kv_error *err);
 int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_conn_config *config,
 	       struct tr_conn **conn_p, struct kv_error *err);
 
@@ -208,6 +228,9 @@ int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_c
  * PROTOCOL, UNREACHABLE, TIMEOUT, ...).
  */
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
+
+/* Ends a handshake that is under way; the peer is told why. Only tr_conn_close is left to do. */
+void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why);
 
 /*
  * A descriptor that polls readable when tr_conn_step or tr_poll has something to do (an epoll

@@ -282,8 +282,10 @@ int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
  *
  * `host` is a name or address of this machine; "0.0.0.0" or "::" must be asked for by name. NULL
  * means 127.0.0.1. `port` 0 takes a free one; the port in use is stored in *port_p (may be NULL).
- * One listener per engine. Bytes that are no kvrail handshake cost a counter (kv_stats.rejected_*)
- * and nothing else.
+ * A name is listened to on each of its addresses: "localhost" on 127.0.0.1 and ::1. One listener per
+ * engine. Bytes that are no kvrail handshake cost a counter (kv_stats.rejected_*) and nothing else.
+ * Silent connections cost a descriptor each, at most KVCACHE_MAX_PENDING and a quarter of what the
+ * process may have; beyond that the oldest of the address with the most makes room (SECURITY.md).
  *
  * ERRORS
  *   ARG      the host does not resolve, or port > 65535
@@ -302,13 +304,15 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
  * ERRORS
  *   ARG           the host does not resolve, port is 0 or > 65535, or the timeout is out of range
  *   TIMEOUT       the deadline passed; the message says at which stage
- *   PEER_LOST     connection refused or reset
+ *   PEER_LOST     connection refused or reset, at every address of the name
  *   VERSION       the other end speaks another major version; both are named
  *   GEOMETRY      caches differ; the message lists every field with both values
  *   PROTOCOL      the other end is not kvrail
  *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each
  *   CANCELLED     kv_engine_set_interrupt's function said so
- *   BUSY          the peer is at its limit of peers (KVCACHE_MAX_PEERS), or this engine is
+ *   BUSY          the peer is at a limit: of peers (KVCACHE_MAX_PEERS), of unfinished handshakes,
+ *                 of descriptors or memory; the message says which. Or this engine has its limit of
+ *                 peers. What others connect to this engine never makes it BUSY
  *   MEMLOCK, DEVICE  a cache of this engine or of the peer is not registered with the device that
  *                 would carry the connection (kv_cache_register)
  */

@@ -1,0 +1,506 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * listener_cost_test.c -- what strangers can cost an engine, and that honest peers do not wait for
+ * them: the figures of SECURITY.md, each tried beyond its limit
+ *
+ * The engine under test is a process of its own, so that its memory and descriptors are its own.
+ * The strangers are another. `listener_cost_test long` has the full loads, for 10 s each.
+ */
+#include "kv_rig.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "frame.h"
+
+enum {
+	IDLE = 1000,	      /* strangers that stay */
+	GARBAGE_PER_S = 1000, /* connections that send what is not kvrail */
+	CROWD = 1000,	      /* honest peers at once */
+	CROWD_PROCESSES = 20,
+	RSS_MAX_KIB = 32 << 10,
+	CONNECT_MAX_MS = 1000, /* p99 beside the strangers */
+	CROWD_MAX_MS = 3000,
+};
+
+static bool is_long; /* each load at full size, for 10 s */
+
+/* ---------------------------------------------------------------- the engine under test */
+
+struct server_config {
+	rlim_t descriptors; /* 0: as it is */
+	const char *options[4];
+};
+
+struct tiny {
+	struct kv_engine *engine;
+	struct kv_cache *cache;
+};
+
+static void tiny_open(struct tiny *t, const char *const *options)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_tensor tensor = { .name = "k", .block_bytes = 512 };
+	struct kv_error err;
+	void *memory;
+
+	config.options = options;
+	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */
+	ok(kv_engine_open(&config, &t->engine, &err), &err);
+	ok(kv_alloc(t->engine, 8 * 512, &memory, &err), &err);
+	tensor.base = memory;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = 8;
+	layout.tensor = &tensor;
+	layout.flags = KV_CACHE_OPEN;
+	ok(kv_cache_register(t->engine, &layout, &t->cache, &err), &err);
+}
+
+/* Commands: 'c' + port: connect there and tell the result; 's': the statistics; 'q': end. */
+static int server(int fd, const void *arg)
+{
+	const struct server_config *config = arg;
+	struct tiny t;
+	uint32_t port;
+	char command;
+
+	if (config->descriptors) {
+		struct rlimit limit = { config->descriptors, config->descriptors };
+
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+	tiny_open(&t, config->options[0] ? config->options : NULL);
+	ok(kv_listen(t.engine, NULL, 0, &port, NULL), NULL);
+	child_send(fd, &port, sizeof(port));
+	while (read(fd, &command, 1) == 1 && command != 'q') {
+		struct kv_stats stats = KV_INIT(kv_stats);
+		struct kv_error err = { 0 };
+		struct kv_peer *peer;
+		int ret;
+
+		if (command == 's') {
+			kv_stats(t.engine, &stats, NULL);
+			child_send(fd, &stats, sizeof(stats));
+			continue;
+		}
+		child_receive(fd, &port, sizeof(port));
+		ret = kv_connect(t.engine, NULL, port, slow_ms(10000), &peer, &err);
+		if (ret)
+			fprintf(stderr, "the server's own connect: %s\n", err.message);
+		else
+			kv_peer_close(peer, 1000, NULL);
+		child_send(fd, &ret, sizeof(ret));
+	}
+	kv_engine_close(t.engine);
+	return 0;
+}
+
+static uint32_t start_server(struct child *child, const struct server_config *config)
+{
+	uint32_t port;
+
+	child_start(child, server, config);
+	child_receive(child->fd, &port, sizeof(port));
+	return port;
+}
+
+static struct kv_stats stats_of(const struct child *child)
+{
+	struct kv_stats stats;
+
+	child_send(child->fd, "s", 1);
+	child_receive(child->fd, &stats, sizeof(stats));
+	return stats;
+}
+
+static long resident_kib(pid_t pid)
+{
+	long pages = 0, unused;
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
+	f = fopen(path, "r");
+	assert_non_null(f);
+	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
+	fclose(f);
+	return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* ---------------------------------------------------------------- strangers */
+
+struct noise_config {
+	uint32_t port;
+	size_t bytes; /* of a hello that an idle one sends; 0: silent */
+	bool garbage;
+};
+
+static int knock(uint32_t port, const void *bytes, size_t len)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	connect(fd, (struct sockaddr *)&sa, sizeof(sa));
+	if (len)
+		send(fd, bytes, len, MSG_NOSIGNAL);
+	return fd;
+}
+
+static uint8_t hello[1024]; /* of an honest engine, as it went over the wire */
+static size_t hello_len;
+
+/* Listens in an engine's stead, once, and keeps what the one that connects sends. */
+static int record_hello(void **state)
+{
+	struct sockaddr_in sa = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), got;
+	socklen_t len = sizeof(sa);
+	struct kv_peer *peer;
+	struct tiny t;
+	ssize_t n;
+
+	(void)state;
+	assert_int_equal(bind(fd, (struct sockaddr *)&sa, len) || listen(fd, 1), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&sa, &len), 0);
+	tiny_open(&t, NULL);
+	assert_int_equal(kv_connect(t.engine, NULL, ntohs(sa.sin_port), 200, &peer, NULL),
+			 KV_ERR_TIMEOUT);
+	got = accept(fd, NULL, NULL);
+	n = recv(got, hello, sizeof(hello), 0);
+	assert_true(n > FRAME_HEADER);
+	hello_len = (size_t)n;
+	close(got);
+	close(fd);
+	kv_engine_close(t.engine);
+	return 0;
+}
+
+/* The engine has closed it; what it said before is read away. */
+static bool is_gone(int fd)
+{
+	char bytes[512];
+	ssize_t n;
+
+	do
+		n = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+	while (n > 0);
+	return !n || (errno != EAGAIN && errno != ENOTCONN);
+}
+
+/* Keeps IDLE strangers there: each that was sent away comes again, up to 1,000 in a second. */
+static int noise(int fd, const void *arg)
+{
+	static const char http[] = "GET / HTTP/1.1\r\n\r\n";
+	const struct noise_config *config = arg;
+	static int idle[IDLE], last[256];
+	struct pollfd parent = { .fd = fd, .events = POLLIN };
+	uint64_t ticks = 0;
+	int64_t begun;
+
+	for (int i = 0; i < IDLE; i++)
+		idle[i] = knock(config->port, hello, config->bytes);
+	for (int i = 0; i < 256; i++)
+		last[i] = -1;
+	child_send(fd, "r", 1);
+	begun = kv_now_ns();
+	while (!poll(&parent, 1, 1)) {
+		uint64_t due = (uint64_t)(kv_now_ns() - begun) * GARBAGE_PER_S / 1000000000;
+
+		for (; ticks < due; ticks++) {
+			int i = (int)(ticks % IDLE), g = (int)(ticks % 256);
+
+			if (is_gone(idle[i])) {
+				close(idle[i]);
+				idle[i] = knock(config->port, hello, config->bytes);
+			}
+			if (!config->garbage)
+				continue;
+			close(last[g]);
+			last[g] = knock(config->port, http, sizeof(http) - 1);
+		}
+	}
+	return 0;
+}
+
+/* ------------------------------------------------------------- honest peers, one after another */
+
+struct load {
+	const char *what;
+	size_t bytes; /* of a hello, that each stranger sends */
+	bool garbage; /* and others beside them */
+	int connects; /* of honest peers, at least */
+	int64_t p99_ms;
+};
+
+static int by_size(const void *a, const void *b)
+{
+	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void report(const char *what, const int64_t *ns, int n)
+{
+	printf("%s: %d connects, median %.1f ms, p99 %.1f ms, most %.1f ms\n", what, n,
+	       (double)ns[n / 2] / 1e6, (double)ns[n * 99 / 100] / 1e6, (double)ns[n - 1] / 1e6);
+}
+
+static void connects_are_quick(const struct load *load, uint32_t port)
+{
+	enum { MOST = 5000 };
+	static int64_t ns[MOST];
+	int64_t end = kv_deadline_ns(is_long ? 10000 : 500);
+	struct tiny t;
+	int n = 0;
+
+	tiny_open(&t, NULL);
+	for (; n < MOST && (n < load->connects || kv_now_ns() < end); n++) {
+		int64_t begun = kv_now_ns();
+		struct kv_peer *peer;
+		struct kv_error err;
+
+		ok(kv_connect(t.engine, NULL, port, slow_ms(10000), &peer, &err), &err);
+		ns[n] = kv_now_ns() - begun;
+		ok(kv_peer_close(peer, 5000, &err), &err);
+		poll(NULL, 0, 5);
+	}
+	kv_engine_close(t.engine);
+	qsort(ns, (size_t)n, sizeof(ns[0]), by_size);
+	report(load->what, ns, n);
+	assert_in_range(ns[n * 99 / 100] / KV_NS_PER_MS, 0, slow_ms(load->p99_ms));
+}
+
+static void beside_strangers(const struct load *load)
+{
+	struct server_config config = { .options = { "KVCACHE_HANDSHAKE_MS=2000" } };
+	struct noise_config strangers = { .bytes = load->bytes, .garbage = load->garbage };
+	struct child engine, crowd, other;
+	struct kv_stats stats;
+	long before, grown;
+	uint32_t port;
+	char ready;
+	int ret;
+
+	strangers.port = start_server(&engine, &config);
+	port = start_server(&other, &config);
+	before = resident_kib(engine.pid);
+	child_start(&crowd, noise, &strangers);
+	child_receive(crowd.fd, &ready, 1);
+	connects_are_quick(load, strangers.port);
+	/* What the engine connects to itself does not wait for its strangers. */
+	child_send(engine.fd, "c", 1);
+	child_send(engine.fd, &port, sizeof(port));
+	child_receive(engine.fd, &ret, sizeof(ret));
+	assert_int_equal(ret, 0);
+	grown = resident_kib(engine.pid) - before;
+	printf("%s: the engine's memory grew by %ld KiB\n", load->what, grown);
+	assert_true(grown < RSS_MAX_KIB);
+	stats = stats_of(&engine);
+	assert_true(stats.rejected_limit); /* they were there */
+	assert_true(!load->garbage || stats.rejected_garbage >= GARBAGE_PER_S / 2);
+	child_send(crowd.fd, "q", 1);
+	assert_int_equal(child_join(&crowd), 0);
+	child_send(engine.fd, "q", 1);
+	assert_int_equal(child_join(&engine), 0);
+	child_send(other.fd, "q", 1);
+	assert_int_equal(child_join(&other), 0);
+}
+
+static void beside_1000_idle_strangers_and_1000_garbage_connections_a_second(void **state)
+{
+	struct load load = { "1,000 idle + 1,000 garbage/s", 0, true, 100, CONNECT_MAX_MS };
+
+	(void)state;
+	beside_strangers(&load);
+}
+
+static void beside_1000_strangers_that_stop_in_the_middle_of_their_hello(void **state)
+{
+	struct load load = { "1,000 half hellos", FRAME_HEADER + 9, false, 100, CONNECT_MAX_MS };
+
+	(void)state;
+	beside_strangers(&load);
+}
+
+/*
+ * They speak the protocol, so they are taken for peers until their time is over. There are places
+ * for KVCACHE_MAX_PENDING of them, and each is given to the next one when it is not used.
+ */
+static void beside_1000_strangers_that_stop_after_their_hello(void **state)
+{
+	struct load load = { "1,000 hellos and then silence", hello_len, false, 4, 4000 };
+
+	(void)state;
+	beside_strangers(&load);
+}
+
+/* ---------------------------------------------------------------- honest peers, all at once */
+
+struct crowd_config {
+	uint32_t port;
+	int peers;
+};
+
+struct guest {
+	struct tiny t;
+	uint32_t port;
+	int ret;
+	int64_t ns;
+	struct kv_error err;
+	struct kv_peer *peer;
+	pthread_t thread;
+};
+
+static void *come(void *arg)
+{
+	struct guest *g = arg;
+	int64_t begun = kv_now_ns();
+
+	g->ret = kv_connect(g->t.engine, NULL, g->port, slow_ms(20000), &g->peer, &g->err);
+	g->ns = kv_now_ns() - begun;
+	return NULL;
+}
+
+struct outcome {
+	int connected, busy, other;
+	int64_t most_ns;
+	char message[256];
+};
+
+/* Opens its engines, waits for the word, connects them all at once, and stays until told. */
+static int guests(int fd, const void *arg)
+{
+	const struct crowd_config *config = arg;
+	struct guest *g = calloc((size_t)config->peers, sizeof(*g));
+	struct outcome out = { 0 };
+	char go;
+
+	for (int i = 0; i < config->peers; i++) {
+		tiny_open(&g[i].t, NULL);
+		g[i].port = config->port;
+	}
+	child_send(fd, "r", 1);
+	child_receive(fd, &go, 1);
+	for (int i = 0; i < config->peers; i++)
+		assert_int_equal(pthread_create(&g[i].thread, NULL, come, &g[i]), 0);
+	for (int i = 0; i < config->peers; i++) {
+		pthread_join(g[i].thread, NULL);
+		out.connected += !g[i].ret;
+		out.busy += g[i].ret == KV_ERR_BUSY;
+		out.other += g[i].ret && g[i].ret != KV_ERR_BUSY;
+		if (g[i].ns > out.most_ns)
+			out.most_ns = g[i].ns;
+		if (g[i].ret && (!out.message[0] || g[i].ret != KV_ERR_BUSY))
+			snprintf(out.message, sizeof(out.message), "%.20s: %.200s",
+				 kv_error_name(g[i].ret), g[i].err.message);
+	}
+	child_send(fd, &out, sizeof(out));
+	child_receive(fd, &go, 1);
+	for (int i = 0; i < config->peers; i++)
+		kv_engine_close(g[i].t.engine);
+	free(g);
+	return 0;
+}
+
+static struct outcome come_all(uint32_t port, int peers, int processes)
+{
+	struct crowd_config config = { .port = port, .peers = peers / processes };
+	struct outcome sum = { 0 };
+	struct child child[CROWD_PROCESSES];
+	char ready;
+
+	for (int i = 0; i < processes; i++)
+		child_start(&child[i], guests, &config);
+	for (int i = 0; i < processes; i++)
+		child_receive(child[i].fd, &ready, 1);
+	for (int i = 0; i < processes; i++)
+		child_send(child[i].fd, "g", 1);
+	for (int i = 0; i < processes; i++) {
+		struct outcome out;
+
+		child_receive(child[i].fd, &out, sizeof(out));
+		sum.connected += out.connected;
+		sum.busy += out.busy;
+		sum.other += out.other;
+		if (out.most_ns > sum.most_ns)
+			sum.most_ns = out.most_ns;
+		if (out.message[0])
+			memcpy(sum.message, out.message, sizeof(sum.message));
+	}
+	for (int i = 0; i < processes; i++)
+		child_send(child[i].fd, "q", 1);
+	for (int i = 0; i < processes; i++)
+		assert_int_equal(child_join(&child[i]), 0);
+	return sum;
+}
+
+static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
+{
+	struct server_config config = { .options = { "KVCACHE_MAX_PEERS=4096" } };
+	int peers = is_long ? CROWD : CROWD / 5;
+	struct rlimit limit;
+	struct child engine;
+	struct outcome out;
+	uint32_t port;
+
+	(void)state;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	if (limit.rlim_cur < (rlim_t)peers * 6 + 200)
+		peers = (int)(limit.rlim_cur - 200) / 6 / CROWD_PROCESSES * CROWD_PROCESSES;
+	port = start_server(&engine, &config);
+	out = come_all(port, peers, CROWD_PROCESSES);
+	printf("%d peers at once: %d connected, %d busy, %d other, all after %.0f ms %s\n", peers,
+	       out.connected, out.busy, out.other, (double)out.most_ns / 1e6, out.message);
+	assert_int_equal(out.connected, peers);
+	assert_in_range(out.most_ns / KV_NS_PER_MS, 0, slow_ms(CROWD_MAX_MS));
+	child_send(engine.fd, "q", 1);
+	assert_int_equal(child_join(&engine), 0);
+}
+
+static void without_descriptors_each_is_connected_or_told_that_it_is_busy(void **state)
+{
+	struct server_config config = { .descriptors = 256 };
+	struct child engine;
+	struct outcome out;
+	uint32_t port;
+
+	(void)state;
+	port = start_server(&engine, &config);
+	out = come_all(port, 200, 10);
+	printf("256 descriptors, 200 peers: %d connected, %d busy, %d other (%s)\n", out.connected,
+	       out.busy, out.other, out.message);
+	assert_in_range(out.connected, 20, 200);
+	assert_int_equal(out.other, 0);
+	child_send(engine.fd, "q", 1);
+	assert_int_equal(child_join(&engine), 0);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(beside_1000_idle_strangers_and_1000_garbage_connections_a_second),
+		cmocka_unit_test(beside_1000_strangers_that_stop_in_the_middle_of_their_hello),
+		cmocka_unit_test(beside_1000_strangers_that_stop_after_their_hello),
+		cmocka_unit_test(a_thousand_honest_peers_at_once_are_all_connected),
+		cmocka_unit_test(without_descriptors_each_is_connected_or_told_that_it_is_busy),
+	};
+
+	is_long = argc > 1 && !strcmp(argv[1], "long");
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	return cmocka_run_group_tests(tests, record_hello, NULL);
+}

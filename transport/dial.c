@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dial.c -- tries the addresses of a name until one answers */
+#include "dial.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/fds.h"
+#include "conn.h"
+
+enum { TURN_MS = 250 }; /* without an answer: the next address begins beside it */
+
+struct dial {
+	struct tr_conn *conn;
+	struct addresses list;
+	int sock[ADDRESSES_MAX]; /* -1: not begun, or failed */
+	unsigned int begun, open;
+	int64_t turn_ns; /* when the next one begins at the latest */
+	int error;	 /* errno of the last that failed */
+	char why[200];	 /* of all that failed */
+};
+
+static void print(const struct dial *dial, unsigned int i, char text[ADDRESS_TEXT])
+{
+	address_print((const struct sockaddr *)&dial->list.at[i].sa, dial->list.at[i].len, text);
+}
+
+static void close_one(struct dial *dial, unsigned int i)
+{
+	if (dial->sock[i] < 0)
+		return;
+	tr_conn_unwatch(dial->conn, dial->sock[i]);
+	kv_fd_close(dial->sock[i]);
+	dial->sock[i] = -1;
+	dial->open--;
+}
+
+static void failed(struct dial *dial, unsigned int i, int error)
+{
+	size_t len = strlen(dial->why);
+	char text[ADDRESS_TEXT];
+
+	print(dial, i, text);
+	snprintf(dial->why + len, sizeof(dial->why) - len, "%s%s: %s", len ? "; " : "", text,
+		 kv_errno_text(error));
+	dial->error = error;
+	close_one(dial, i);
+}
+
+/* Begins with the next address; only what concerns all of them is an error. */
+static int begin_next(struct dial *dial, struct kv_error *err)
+{
+	unsigned int i = dial->begun++;
+	const struct address *to = &dial->list.at[i];
+	struct epoll_event ev = { .events = EPOLLOUT };
+	int fd, ret;
+
+	dial->turn_ns = kv_deadline_ns(TURN_MS);
+	fd = kv_fd_new(
+		kv_fault(TR_CONN_SOCKET)
+			? (errno = EMFILE, -1)
+			: socket(to->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+	if (fd < 0 && errno != EAFNOSUPPORT)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "socket");
+	if (fd < 0) {
+		failed(dial, i, errno);
+		return 0;
+	}
+	dial->sock[i] = fd;
+	dial->open++;
+	ret = control_bind_interface(dial->conn->tr, fd, err);
+	if (ret)
+		return ret;
+	if (connect(fd, (const struct sockaddr *)&to->sa, to->len) && errno != EINPROGRESS) {
+		failed(dial, i, errno);
+		return 0;
+	}
+	ev.data.fd = fd;
+	if (kv_fault(TR_CONN_EPOLL) ? (errno = ENOSPC, -1)
+				    : epoll_ctl(dial->conn->epfd, EPOLL_CTL_ADD, fd, &ev))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
+	return 0;
+}
+
+static int nobody(const struct dial *dial, struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_PEER_LOST, "connect", "cannot connect to %s", dial->why);
+	if (err) {
+		err->sys_errno = dial->error;
+		if (dial->error == ECONNREFUSED)
+			kv_error_hint(
+				err,
+				"nothing listens there: is the peer up, and is the port right?");
+	}
+	return KV_ERR_PEER_LOST;
+}
+
+/* Begins with as many as it is time for. */
+static int go_on(struct dial *dial, struct kv_error *err)
+{
+	int ret = 0;
+
+	while (!ret && dial->begun < dial->list.n && (!dial->open || kv_now_ns() >= dial->turn_ns))
+		ret = begin_next(dial, err);
+	if (ret)
+		return ret;
+	return dial->open ? TR_AGAIN : nobody(dial, err);
+}
+
+int dial_start(struct tr_conn *conn, const char *host, uint32_t port, struct dial **dial_p,
+	       struct kv_error *err)
+{
+	struct dial *dial;
+	int ret;
+
+	if (!port || port > 65535)
+		return kv_fail(err, KV_ERR_ARG, "connect", "port %u is not in 1..65535", port);
+	dial = kv_fault(TR_CONN_ALLOC) ? NULL : calloc(1, sizeof(*dial));
+	if (!dial)
+		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a connection");
+	dial->conn = conn;
+	for (int i = 0; i < ADDRESSES_MAX; i++)
+		dial->sock[i] = -1;
+	ret = address_resolve(host, port, "connect", &dial->list, err);
+	if (!ret) {
+		print(dial, 0, conn->address);
+		ret = go_on(dial, err);
+	}
+	if (ret < 0) {
+		dial_free(dial);
+		return ret;
+	}
+	*dial_p = dial;
+	return 0;
+}
+
+/* The socket has an event: it stands, or failed. */
+static bool stands(struct dial *dial, int fd)
+{
+	socklen_t len = sizeof(int);
+	unsigned int i = 0;
+	int error = 0;
+
+	while (i < dial->begun && dial->sock[i] != fd)
+		i++;
+	if (i == dial->begun)
+		return false;
+	if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len))
+		error = errno;
+	if (error) {
+		failed(dial, i, error);
+		return false;
+	}
+	print(dial, i, dial->conn->address);
+	dial->conn->sock = fd;
+	dial->sock[i] = -1;
+	dial->open--;
+	return true;
+}
+
+int dial_step(struct dial *dial, struct kv_error *err)
+{
+	struct epoll_event ev[ADDRESSES_MAX];
+	int n = epoll_wait(dial->conn->epfd, ev, ADDRESSES_MAX, 0);
+
+	for (int i = 0; i < n; i++)
+		if (stands(dial, ev[i].data.fd)) {
+			for (unsigned int k = 0; k < dial->begun; k++)
+				close_one(dial, k);
+			return 0;
+		}
+	return go_on(dial, err);
+}
+
+void dial_free(struct dial *dial)
+{
+	if (!dial)
+		return;
+	for (unsigned int i = 0; i < dial->begun; i++)
+		close_one(dial, i);
+	free(dial);
+}
