@@ -48,14 +48,6 @@ void cma_probe(struct shm_conn *sc)
 	sc->cma_works = true;
 }
 
-bool cma_reaches(struct shm_conn *sc, const uint8_t *addr)
-{
-	uint8_t byte;
-	struct iovec mine = { &byte, 1 }, theirs = { (void *)addr, 1 };
-
-	return process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0) == 1;
-}
-
 static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local,
 			struct iovec *remote, size_t n)
 {
@@ -74,21 +66,6 @@ static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local
 	}
 	return kind == TR_WRITE ? process_vm_writev(sc->pid, local, n, remote, n, 0)
 				: process_vm_readv(sc->pid, local, n, remote, n, 0);
-}
-
-int cma_copy(const struct shm_conn *sc, const uint8_t *from, uint8_t *to, size_t n)
-{
-	while (n) {
-		struct iovec ours = { (void *)(uintptr_t)from, n }, theirs = { to, n };
-		ssize_t done = transfer(sc, TR_WRITE, &ours, &theirs, 1);
-
-		if (done <= 0)
-			return done ? errno : EFAULT;
-		from += done;
-		to += done;
-		n -= (size_t)done;
-	}
-	return 0;
 }
 
 /*
@@ -121,8 +98,8 @@ int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 	return kv_error_copy(err, &cause);
 }
 
-int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
-	     const struct tr_span *spans, size_t n, struct kv_error *err)
+int cma_move(const struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+	     const struct tr_span *spans, size_t n)
 {
 	struct iovec ours[SHM_CMA_SPANS], theirs[SHM_CMA_SPANS];
 	size_t left = 0;
@@ -136,11 +113,9 @@ int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
 			theirs[left] =
 				(struct iovec){ remote + spans[next].remote, spans[next].len };
 		}
-		tr_conn_count(sc->conn)->syscalls += 2;
-		tr_conn_count(sc->conn)->work_requests++;
 		done = transfer(sc, kind, ours, theirs, left);
 		if (done <= 0) /* 0: a span is never empty, so nothing could be moved */
-			return cma_failed(sc, kind, done ? errno : EFAULT, err);
+			return done ? errno : EFAULT;
 		gone = skip(ours, theirs, left, (size_t)done);
 		left -= gone;
 		/*

@@ -1,16 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * copy.c -- threads that copy large writes by process_vm_writev while the caller goes on; only if
- * an option asks for them
+ * copy.c -- threads in which process_vm_* is called
  *
- * A job is one contiguous range of one operation, cut into pieces that any thread takes. It lies in
- * its operation's slot, so nothing is allocated; the caller looks at it when it commits the
- * operation. The threads start with the first job of a context and end with the context.
+ * The kernel copies into pages of another process, and may have to wait for one: a page behind
+ * userfaultfd, FUSE or a network file system comes when somebody answers, perhaps never, and until
+ * then no signal but SIGKILL ends the call. So no caller and no service thread makes it: a thread
+ * of the context does, and whoever has asked for it waits as long as he likes (copy_wait). A call
+ * that does not return keeps its thread, its local region and its connection's shared segment until
+ * it does; the connection is given up long before.
+ *
+ * A job lies in its connection, so nothing is allocated. It is taken by one thread, or, if an
+ * option asks for threads, in pieces by several. Threads start when a job finds none that is idle,
+ * and end with the context.
  */
 #include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -20,9 +32,8 @@
 
 enum {
 	PIECE = 128 << 10,
-	SPIN_NS =
-		/* until a thread without work sleeps: waking it costs about as much as a piece */
-	200000,
+	/* until a thread that an option asked for sleeps: waking it costs as much as a piece */
+	SPIN_NS = 200000,
 };
 
 struct copy_pool {
@@ -31,12 +42,17 @@ struct copy_pool {
 	struct copy_job *first, **last;
 	_Atomic bool work; /* there is a job */
 	bool stopping;
-	int wanted; /* threads; 0 after they could not be started */
-	int started, sleeping;
+	int split;  /* threads for the pieces of one job; 0: a job is not split */
+	int wanted; /* at most; fewer after one could not be started */
+	int started, idle, sleeping;
+	int jobs; /* in the list */
+	int64_t spin_ns;
 	pthread_t thread[SHM_COPY_THREADS_MAX];
+	bool ended[SHM_COPY_THREADS_MAX];
+	struct shm_conn *left; /* closed, and a thread is in a call for it */
 };
 
-int copy_open(int threads, struct copy_pool **pool_p, struct kv_error *err)
+int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_error *err)
 {
 	struct copy_pool *pool = kv_fault(SHM_COPY_POOL) ? NULL : calloc(1, sizeof(*pool));
 
@@ -45,7 +61,9 @@ int copy_open(int threads, struct copy_pool **pool_p, struct kv_error *err)
 	pthread_mutex_init(&pool->lock, NULL);
 	pthread_cond_init(&pool->more, NULL);
 	pool->last = &pool->first;
-	pool->wanted = threads;
+	pool->split = split;
+	pool->spin_ns = split ? SPIN_NS : spin_ns;
+	pool->wanted = SHM_COPY_THREADS_MAX;
 	*pool_p = pool;
 	return 0;
 }
@@ -58,13 +76,15 @@ static void take_out(struct copy_pool *pool, struct copy_job **at)
 	*at = (*at)->next;
 	if (!*at)
 		pool->last = at;
+	pool->jobs--;
 	atomic_store_explicit(&pool->work, pool->first != NULL, memory_order_relaxed);
 }
 
 static void wait_for_work(struct copy_pool *pool)
 {
-	int64_t end = kv_now_ns() + SPIN_NS;
+	int64_t end = kv_now_ns() + pool->spin_ns;
 
+	pool->idle++;
 	pthread_mutex_unlock(&pool->lock);
 	while (!atomic_load_explicit(&pool->work, memory_order_relaxed) && kv_now_ns() < end)
 		kv_cpu_relax();
@@ -73,6 +93,45 @@ static void wait_for_work(struct copy_pool *pool)
 	while (!pool->first && !pool->stopping)
 		pthread_cond_wait(&pool->more, &pool->lock);
 	pool->sleeping--;
+	pool->idle--;
+}
+
+/* The first job, or a piece of it. Under the lock. */
+static struct copy_job *take(struct copy_pool *pool, struct tr_span *piece)
+{
+	struct copy_job *job = pool->first;
+	uint64_t at = job->taken, n = job->len - at;
+
+	if (job->split && n > PIECE)
+		n = PIECE;
+	job->taken += n;
+	if (job->taken == job->len)
+		take_out(pool, &pool->first);
+	*piece = (struct tr_span){ .local = at, .remote = at, .len = n };
+	return job;
+}
+
+static void run(struct copy_job *job, const struct tr_span *piece)
+{
+	struct shm_conn *sc = job->sc;
+	struct tr_mem *mem = job->mem;
+	uint32_t state;
+	int bell, error = job->split ? cma_move(sc, job->kind, job->local, job->remote, piece, 1)
+				     : cma_move(sc, job->kind, job->local, job->remote, job->span,
+						job->spans);
+
+	if (error)
+		atomic_store_explicit(&job->error, error, memory_order_relaxed);
+	/* acq_rel: the bytes and the error of every piece before what the last one tells. */
+	if (atomic_fetch_sub_explicit(&job->left, piece->len, memory_order_acq_rel) != piece->len)
+		return;
+	atomic_fetch_sub_explicit(&mem->in_flight, 1, memory_order_release);
+	/* After this the job may be another one; the connection stays while it counts a call. */
+	state = atomic_exchange(&job->state, COPY_DONE);
+	if (state == COPY_AWAITED)
+		syscall(SYS_futex, &job->state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+	if (state == COPY_LATE && (bell = atomic_load(&sc->bell)) >= 0)
+		eventfd_write(bell, 1);
 }
 
 static void *copy_main(void *arg)
@@ -81,96 +140,90 @@ static void *copy_main(void *arg)
 
 	pthread_mutex_lock(&pool->lock);
 	while (!pool->stopping) {
-		struct copy_job *job = pool->first;
-		uint64_t at, n;
-		int error;
+		struct tr_span piece;
+		struct copy_job *job;
+		struct shm_conn *sc;
 
-		if (!job) {
+		if (!pool->first) {
 			wait_for_work(pool);
 			continue;
 		}
-		at = job->taken;
-		n = job->len - at < PIECE ? job->len - at : PIECE;
-		job->taken += n;
-		if (job->taken == job->len)
-			take_out(pool, &pool->first);
+		job = take(pool, &piece);
+		sc = job->sc;
+		sc->calls++;
 		pthread_mutex_unlock(&pool->lock);
-
-		error = cma_copy(job->sc, job->from + at, job->to + at, n);
-		if (error)
-			atomic_store_explicit(&job->error, error, memory_order_relaxed);
-		/*
-		 * release: the bytes, and the error, before the count that says so. After it the
-		 * job may be gone.
-		 */
-		atomic_fetch_sub_explicit(&job->left, n, memory_order_release);
+		run(job, &piece);
 		pthread_mutex_lock(&pool->lock);
+		if (!--sc->calls && sc->quitting)
+			stop_promise(sc);
 	}
+	for (int i = 0; i < pool->started; i++)
+		if (pthread_equal(pool->thread[i], pthread_self()))
+			pool->ended[i] = true;
 	pthread_mutex_unlock(&pool->lock);
 	return NULL;
 }
 
-/* Under the lock; with fewer than wanted it goes on, with none the caller copies. */
-static void start(struct copy_pool *pool, struct kv_log *log)
+/* Under the lock; true if there is a thread at all. */
+static bool start(struct copy_pool *pool, struct kv_log *log, int more)
 {
 	sigset_t all, before;
 
 	/* The threads inherit the mask: no signal of the application is ever handled in them. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	while (pool->started < pool->wanted) {
+	while (more-- > 0 && pool->started < pool->wanted) {
 		int ret = kv_fault(SHM_COPY_THREAD) ? EAGAIN
 						    : pthread_create(&pool->thread[pool->started],
 								     NULL, copy_main, pool);
 
 		if (ret) {
-			kv_log_warn(log, "%d of %d copy threads could not be started: %s",
-				    pool->wanted - pool->started, pool->wanted, kv_errno_text(ret));
+			kv_log_warn(log, "a copy thread could not be started, beside %d: %s",
+				    pool->started, kv_errno_text(ret));
 			pool->wanted = pool->started;
 			break;
 		}
 		pthread_setname_np(pool->thread[pool->started++], "kvrail copy");
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-void copy_close(struct copy_pool *pool)
-{
-	if (!pool)
-		return;
-	pthread_mutex_lock(&pool->lock);
-	pool->stopping = true;
-	pthread_cond_broadcast(&pool->more);
-	pthread_mutex_unlock(&pool->lock);
-	while (pool->started)
-		pthread_join(pool->thread[--pool->started], NULL);
-	pthread_cond_destroy(&pool->more);
-	pthread_mutex_destroy(&pool->lock);
-	free(pool);
+	return pool->started > 0;
 }
 
 /* ---------------------------------------------------------------- the caller */
 
-bool copy_begin(struct copy_job *job, struct shm_conn *sc, const uint8_t *from, uint8_t *to,
-		uint64_t len)
+/* Under the lock: whoever is needed beside those that are idle. */
+static int missing(const struct copy_pool *pool, const struct copy_job *job)
 {
-	struct copy_pool *pool = sc->ctx->copy;
+	if (job->split && pool->started < pool->split)
+		return pool->split - pool->started;
+	return pool->jobs > pool->idle ? 1 : 0;
+}
+
+bool copy_begin(struct copy_job *job)
+{
+	struct copy_pool *pool = job->sc->ctx->copy;
 	bool taken;
 
+	job->split &= pool->split > 0;
+	job->taken = 0;
+	job->next = NULL;
+	atomic_init(&job->left, job->len);
+	atomic_init(&job->error, 0);
+	atomic_init(&job->state, COPY_BEGUN);
 	pthread_mutex_lock(&pool->lock);
-	if (pool->started < pool->wanted)
-		start(pool, tr_conn_tr(sc->conn)->log);
-	taken = pool->started > 0;
+	pool->jobs++;
+	taken = start(pool, tr_conn_tr(job->sc->conn)->log, missing(pool, job));
 	if (taken) {
-		*job = (struct copy_job){ .sc = sc, .from = from, .to = to, .len = len };
-		atomic_init(&job->left, len);
+		atomic_fetch_add_explicit(&job->mem->in_flight, 1, memory_order_relaxed);
 		*pool->last = job;
 		pool->last = &job->next;
 		atomic_store_explicit(&pool->work, true, memory_order_relaxed);
-		if (pool->sleeping && len > PIECE)
+		if (pool->sleeping && job->split && job->len > PIECE)
 			pthread_cond_broadcast(&pool->more);
-		else if (pool->sleeping)
+		else if (pool->jobs > pool->idle - pool->sleeping && pool->sleeping)
 			pthread_cond_signal(&pool->more);
+	} else {
+		pool->jobs--;
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return taken;
@@ -178,18 +231,34 @@ bool copy_begin(struct copy_job *job, struct shm_conn *sc, const uint8_t *from, 
 
 int copy_end(struct copy_job *job)
 {
-	/*
-	 * acquire: pairs with the release in copy_main; what we publish now comes after the bytes
-	 */
-	if (atomic_load_explicit(&job->left, memory_order_acquire))
+	/* acquire at least: what we publish now comes after the bytes. seq_cst: hang_bell. */
+	if (atomic_load(&job->state) != COPY_DONE)
 		return TR_AGAIN;
 	return -atomic_load_explicit(&job->error, memory_order_relaxed);
 }
 
-/*
- * Waits for the pieces that threads are at: as long as process_vm_writev takes for one, as it would
- * in the caller.
- */
+int copy_wait(struct copy_job *job, int64_t deadline_ns)
+{
+	int64_t spin_end = kv_now_ns() + job->sc->ctx->spin_ns, left;
+	uint32_t state = COPY_BEGUN;
+	int ret;
+
+	while ((ret = copy_end(job)) == TR_AGAIN && kv_now_ns() < spin_end)
+		kv_cpu_relax();
+	if (ret != TR_AGAIN)
+		return ret;
+	atomic_compare_exchange_strong(&job->state, &state, COPY_AWAITED);
+	while ((ret = copy_end(job)) == TR_AGAIN && (left = deadline_ns - kv_now_ns()) > 0) {
+		struct timespec ts = { .tv_nsec = left };
+
+		syscall(SYS_futex, &job->state, FUTEX_WAIT_PRIVATE, COPY_AWAITED, &ts, NULL, 0);
+	}
+	state = COPY_AWAITED;
+	if (ret == TR_AGAIN && !atomic_compare_exchange_strong(&job->state, &state, COPY_LATE))
+		ret = copy_end(job);
+	return ret;
+}
+
 void copy_stop(struct copy_job *job)
 {
 	struct copy_pool *pool = job->sc->ctx->copy;
@@ -199,10 +268,119 @@ void copy_stop(struct copy_job *job)
 	for (at = &pool->first; *at && *at != job; at = &(*at)->next)
 		;
 	if (*at) {
+		uint64_t rest = job->len - job->taken;
+
 		take_out(pool, at);
-		atomic_fetch_sub_explicit(&job->left, job->len - job->taken, memory_order_relaxed);
+		/* What no thread has taken; what one has is counted off by it. */
+		if (atomic_fetch_sub(&job->left, rest) == rest) {
+			atomic_fetch_sub(&job->mem->in_flight, 1);
+			atomic_store(&job->state, COPY_DONE);
+		}
 	}
 	pthread_mutex_unlock(&pool->lock);
-	while (atomic_load_explicit(&job->left, memory_order_acquire))
-		kv_cpu_relax();
+}
+
+/* Until no thread is in a call for the connection, but not longer than it has patience. */
+static bool is_quiet(struct copy_pool *pool, struct shm_conn *sc)
+{
+	int64_t deadline_ns = kv_deadline_ns(SHM_COPY_PATIENCE_MS);
+	unsigned int calls;
+
+	for (;;) {
+		pthread_mutex_lock(&pool->lock);
+		calls = sc->calls;
+		sc->quitting = calls; /* then its thread says that it has stopped */
+		pthread_mutex_unlock(&pool->lock);
+		if (!calls || kv_now_ns() >= deadline_ns)
+			return !calls;
+		poll(NULL, 0, 1);
+	}
+}
+
+bool copy_quit(struct shm_conn *sc)
+{
+	/* Nothing of the kind was ever begun: neither lock nor pool is needed. */
+	return !sc->ctx->copy || is_quiet(sc->ctx->copy, sc);
+}
+
+bool copy_is_quiet(struct shm_conn *sc)
+{
+	struct copy_pool *pool = sc->ctx->copy;
+	bool quiet;
+
+	if (!pool)
+		return true;
+	pthread_mutex_lock(&pool->lock);
+	quiet = !sc->calls;
+	pthread_mutex_unlock(&pool->lock);
+	return quiet;
+}
+
+/* ------------------------------------------------------- connections that were left to a call */
+
+/* Frees those whose call has returned. Under the lock; true: there are others. */
+static bool reap(struct copy_pool *pool)
+{
+	struct shm_conn **at = &pool->left;
+
+	while (*at) {
+		struct shm_conn *sc = *at;
+
+		if (sc->calls) {
+			at = &sc->next_left;
+			continue;
+		}
+		*at = sc->next_left;
+		shm_free_left(sc);
+	}
+	return pool->left;
+}
+
+bool copy_leave(struct shm_conn *sc)
+{
+	struct copy_pool *pool = sc->ctx->copy;
+	bool left;
+
+	if (!pool)
+		return false;
+	pthread_mutex_lock(&pool->lock);
+	reap(pool);
+	left = sc->calls;
+	if (left) {
+		sc->next_left = pool->left;
+		pool->left = sc;
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return left;
+}
+
+bool copy_close(struct copy_pool *pool)
+{
+	int64_t deadline_ns = kv_deadline_ns(SHM_COPY_CLOSE_MS);
+	bool stuck;
+
+	if (!pool)
+		return true;
+	pthread_mutex_lock(&pool->lock);
+	pool->stopping = true;
+	pthread_cond_broadcast(&pool->more);
+	while ((stuck = reap(pool)) && kv_now_ns() < deadline_ns) {
+		pthread_mutex_unlock(&pool->lock);
+		poll(NULL, 0, 1);
+		pthread_mutex_lock(&pool->lock);
+	}
+	/* A thread in a call that does not return goes on with what is left here, and ends then. */
+	for (int i = 0; stuck && i < pool->started; i++)
+		if (!pool->ended[i])
+			pthread_detach(pool->thread[i]);
+	pthread_mutex_unlock(&pool->lock);
+	for (int i = 0; i < pool->started; i++)
+		if (!stuck || pool->ended[i])
+			pthread_join(pool->thread[i], NULL);
+	if (stuck)
+		return false;
+	pthread_cond_destroy(&pool->more);
+	pthread_mutex_destroy(&pool->lock);
+	free(pool);
+	return true;
 }

@@ -140,7 +140,7 @@ static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct descrip
 			       "KVCACHE_SHM_PATH is cma, but %s", cma_why);
 	rm->path = SHM_RING;
 	rm->cma_any_order = forced == SHM_AUTO && sc->line_order && sc->peer_allows_cma &&
-			    !trust_refuses(sc) && sc->cma_works && cma_reaches(sc, rm->addr);
+			    !trust_refuses(sc) && sc->cma_works;
 	tr_conn_set_path(sc->conn, "ring (%s)%s", cma_why,
 			 rm->cma_any_order ? ", process_vm for any order" : "");
 	return 0;
@@ -168,6 +168,8 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 		return ret;
 	}
 	rmem->priv = rm;
+	if (rm->path == SHM_CMA || rm->cma_any_order)
+		present_open(sc);
 	kv_log_info(tr_conn_tr(conn)->log, "region %u of %s (%llu bytes): %s", rmem->id,
 		    tr_conn_address(conn), (unsigned long long)rmem->len, tr_conn_path(conn));
 	return 0;

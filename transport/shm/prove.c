@@ -52,7 +52,8 @@ static socklen_t address_of(struct sockaddr_un *sa, const uint8_t name[NAME_BYTE
 	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + len);
 }
 
-static void free_conn(struct shm_conn *sc)
+/* What a thread in a call of this connection does not need. */
+static void close_door(struct shm_conn *sc)
 {
 	if (sc->listen_fd >= 0)
 		close(sc->listen_fd);
@@ -60,13 +61,30 @@ static void free_conn(struct shm_conn *sc)
 		tr_conn_unwatch(sc->conn, sc->sock);
 		close(sc->sock);
 	}
-	if (sc->pidfd >= 0) {
+	if (sc->pidfd >= 0)
 		tr_conn_unwatch(sc->conn, sc->pidfd);
-		close(sc->pidfd);
-	}
+	if (sc->bell >= 0)
+		tr_conn_unwatch(sc->conn, sc->bell);
 	pool_close_all(sc);
+}
+
+void shm_free_left(struct shm_conn *sc)
+{
+	if (sc->pidfd >= 0)
+		close(sc->pidfd);
+	if (sc->bell >= 0)
+		close(sc->bell);
+	if (sc->pagemap >= 0)
+		close(sc->pagemap);
 	segment_close(&sc->seg);
 	free(sc);
+}
+
+static void free_conn(struct shm_conn *sc)
+{
+	close_door(sc);
+	if (!copy_leave(sc))
+		shm_free_left(sc);
 }
 
 static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct shm_conn **sc_p,
@@ -83,6 +101,8 @@ static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct 
 	sc->listen_fd = -1;
 	sc->sock = -1;
 	sc->pidfd = -1;
+	sc->bell = -1;
+	sc->pagemap = -1;
 	if (kv_fault(SHM_RANDOM) ? (errno = EIO, true)
 				 : getrandom(sc->token, sizeof(sc->token), 0) < 0 ||
 					   getrandom(sc->nonce, sizeof(sc->nonce), 0) < 0) {

@@ -262,7 +262,7 @@ int shm_arm(struct tr_conn *conn)
 		sc->cut = sc->blocked = false;
 		return 1;
 	}
-	if (sc->hung_up || sc->copies) /* a copy thread rings no bell */
+	if (sc->hung_up || sc->copies || (sc->late && sc->bell < 0)) /* nothing rings a bell */
 		return 1;
 	sc->armed = true;
 	atomic_store_explicit(&me->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),

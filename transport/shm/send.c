@@ -2,9 +2,11 @@
 /*
  * send.c -- operations and messages going out
  *
- * Pool and process_vm spans are done when op_add returns. Ring spans are done when they are in the
+ * Pool spans are done when op_add returns, and process_vm spans mostly (call.c). Ring spans are
+ * done when they are in the
  * ring: the source may be reused, the peer copies them before it sees the notify that follows.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -204,47 +206,33 @@ static size_t bounded(const struct tr_span *spans, size_t n)
 	uint64_t sum = 0;
 	size_t i;
 
-	for (i = 0; i < n && (sum < SHM_ADD_BYTES || !i); i++)
+	for (i = 0; i < n && (!i || sum + spans[i].len <= SHM_ADD_BYTES); i++)
 		sum += spans[i].len;
 	return i;
 }
 
-/* One large range, if threads are wanted for it: its operation is committed after they are done. */
-static bool copy_later(struct shm_conn *sc, struct tr_op *op, const uint8_t *local, uint8_t *remote,
-		       const struct tr_span *spans, size_t n)
+/*
+ * By process_vm. false: not for this region, which the ring reaches: memory of a device may be
+ * mapped and yet out of the kernel's reach.
+ */
+static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem,
+		       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, long *done_p,
+		       struct kv_error *err)
 {
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_rmem *rm = rmem->priv;
+	long done;
 
-	if (!sc->ctx->copy || op->kind != TR_WRITE || n != 1 || spans->len < SHM_COPY_LEAST ||
-	    so->copying ||
-	    !copy_begin(&so->job, sc, local + spans->local, remote + spans->remote, spans->len))
-		return false;
-	so->copying = true;
-	sc->copies++;
-	return true;
-}
-
-/* 0, TR_AGAIN or the connection's failure. */
-static int end_copy(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
-{
-	int ret = copy_end(&sc->op[op->index].job);
-
-	if (ret == TR_AGAIN)
-		return ret;
-	sc->op[op->index].copying = false;
-	sc->copies--;
-	return ret ? cma_failed(sc, TR_WRITE, -ret, err) : 0;
-}
-
-void send_stop_copies(struct shm_conn *sc)
-{
-	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
-		if (!sc->op[i].copying)
-			continue;
-		copy_stop(&sc->op[i].job);
-		sc->op[i].copying = false;
-		sc->copies--;
+	if (rm->path == SHM_RING && call_split(sc, op, lmem, rmem, spans, n)) {
+		*done_p = (long)n;
+		return true;
 	}
+	done = call_move(sc, op, lmem, rm->addr, spans, n);
+	if (done == -EFAULT && rm->path == SHM_RING) {
+		rm->cma_any_order = false;
+		return false;
+	}
+	*done_p = done < 0 ? cma_failed(sc, op->kind, (int)-done, err) : done;
+	return true;
 }
 
 long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
@@ -252,28 +240,27 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
-	size_t now = bounded(spans, n), done;
 	bool past_ring = rm->cma_any_order && op->any_order && n && spans[0].len >= SHM_CMA_LEAST;
-	int ret = 0;
+	size_t now = bounded(spans, n);
+	long done;
 
-	if (past_ring || rm->path == SHM_CMA) {
-		if (!past_ring || !copy_later(sc, op, lmem->addr, rm->addr, spans, n))
-			ret = cma_move(sc, op->kind, lmem->addr, rm->addr, spans, now, err);
-		if (ret)
-			return ret;
-		done = now;
+	if ((past_ring || rm->path == SHM_CMA) &&
+	    add_by_cma(sc, op, lmem, rmem, spans, now, &done, err)) {
+		if (done <= 0)
+			return done;
 	} else if (rm->path == SHM_RING) {
 		ring_refresh(&sc->out); /* an impossible position: the next progress tells */
-		done = op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
-					    : read_by_ring(sc, op, lmem->addr, rmem, spans, now);
+		done = (long)(op->kind == TR_WRITE
+				      ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
+				      : read_by_ring(sc, op, lmem->addr, rmem, spans, now));
 		send_published(sc);
-		if (done < now)
+		if ((size_t)done < now)
 			refused(sc);
 	} else {
-		done = move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
+		done = (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
 	}
-	sc->cut |= done == now && now < n;
-	return (long)done;
+	sc->cut |= (size_t)done < n && (rm->path != SHM_RING || (size_t)done == now);
+	return done;
 }
 
 static void wait_for_peer(struct shm_conn *sc, struct tr_op *op, int end_kind, int64_t deadline_ns)
@@ -294,12 +281,14 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
 	if (so->copying) {
-		int ret = end_copy(sc, op, err);
+		int ret = call_end_split(sc, op, err);
 
 		if (ret)
 			return ret;
 	}
 	ring_refresh(&sc->out);
+	if (so->late)
+		return TR_AGAIN;
 	if (sc->rest.op == op && !send_rest(sc))
 		goto again;
 	/*
@@ -354,11 +343,12 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 
 	if (sc->rest.op == op)
 		sc->rest.op = NULL;
-	if (so->copying) {
-		copy_stop(&so->job);
-		so->copying = false;
-		sc->copies--;
+	if (so->late) {
+		call_cancel_late(sc, deadline_ns);
+		return;
 	}
+	if (so->copying && !call_cancel_split(sc, op))
+		return;
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
 		if (sc->read[i % SHM_READS_MAX].op == op->index)
 			sc->read[i % SHM_READS_MAX].dst = NULL;
@@ -404,6 +394,8 @@ int send_progress(struct shm_conn *sc)
 {
 	int done = 0;
 
+	if (sc->late && call_end_late(sc))
+		return 1;
 	if (sc->rest.op) {
 		uint64_t left = sc->rest.left;
 

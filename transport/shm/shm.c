@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "base/option.h"
 
 static enum shm_path path_by_name(const char *word)
@@ -53,11 +54,13 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->tr = tr;
 	ctx->forced = path_by_name(kv_option_string(tr->options, KV_OPT_SHM_PATH));
 	ctx->nt_from = nt_from(kv_option_string(tr->options, KV_OPT_SHM_STORES));
+	ctx->spin_ns = kv_option_int(tr->options, KV_OPT_SPIN_US) * 1000;
 	ctx->ring_bytes = ring_bytes((uint64_t)kv_option_int(tr->options, KV_OPT_SHM_RING));
 	ctx->nt = store_nt(&ctx->nt_name);
 	ret = trust_read(ctx, err);
-	if (!ret && threads)
-		ret = copy_open(threads, &ctx->copy, err);
+	ctx->split = threads > 0;
+	if (!ret)
+		ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);
 	if (ret)
 		free(ctx);
 	else
@@ -69,8 +72,13 @@ static void shm_close_provider(void *priv)
 {
 	struct shm_ctx *ctx = priv;
 
-	copy_close(ctx->copy);
-	free(ctx);
+	if (!copy_close(ctx->copy))
+		kv_log_warn(
+			ctx->tr->log,
+			"a call into the memory of another process has not returned; its thread "
+			"goes on until that process ends");
+	else
+		free(ctx);
 }
 
 static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)

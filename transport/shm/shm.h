@@ -10,7 +10,9 @@
  *   path.c     how a region of the peer is reached, and why
  *   pool.c     the peer's memfd pools
  *   cma.c      process_vm_writev, process_vm_readv
- *   copy.c     threads that do the latter
+ *   copy.c     threads that do the latter, as such a call may never return
+ *   call.c     operations whose bytes they move
+ *   present.c  whether such a call finds its pages at once, and so needs no thread
  *   store.c    copy loops of the pool path
  *   send.c     op_begin .. op_cancel, messages
  *   receive.c  progress: records of the peer; going to sleep
@@ -31,7 +33,7 @@ enum shm_limits {
 	SHM_LINK_MESSAGES = 128,      /* that one look at the local socket takes */
 	SHM_PROGRESS_RECORDS = 2048,  /* that one progress consumes at most, and */
 	SHM_READS_MAX = 64,	      /* ring reads that are not answered, per side */
-	SHM_ADD_BYTES = 16 << 20,     /* that one op_add copies: how long it may keep its caller */
+	SHM_ADD_BYTES = 4 << 20,      /* that one op_add copies: how long it may keep its caller */
 	SHM_CMA_SPANS = 256,	      /* iovecs of one process_vm_writev */
 	SHM_RING_RESERVE = 8 << 10,   /* of the ring: kept for notifies and messages */
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
@@ -39,7 +41,11 @@ enum shm_limits {
 	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
 	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
 	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
-	SHM_COPY_THREADS_MAX = 16,
+	SHM_COPY_THREADS_MAX = 64,
+	/* Spans of a call whose pages are asked for; one with more is worth a thread anyway. */
+	SHM_PRESENT_SPANS = 8,
+	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
+	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
 
@@ -60,10 +66,12 @@ struct shm_ctx {
 	store_fn *nt;
 	const char *nt_name;
 	uint64_t ring_bytes;
+	bool split; /* KVCACHE_NET_COPY_THREADS: large writes go in pieces */
 	uid_t uid[SHM_UIDS_MAX]; /* users with direct access */
 	unsigned int uids;
 	_Atomic uint64_t mapped; /* bytes of peers' pools */
-	struct copy_pool *copy; /* NULL: no threads are wanted */
+	int64_t spin_ns;	 /* KVCACHE_SPIN_US */
+	struct copy_pool *copy;
 };
 
 /* A pool of the peer, passed over the socket. */
@@ -80,16 +88,28 @@ struct shm_rmem {
 	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
 };
 
-/* A range that the copy threads write. */
+/* Spans that a thread moves by process_vm_*, or one range that several do in pieces. */
 struct copy_job {
 	struct shm_conn *sc;
-	const uint8_t *from;
-	uint8_t *to; /* the peer's address */
+	struct tr_mem *mem; /* the local region: counted in_flight until nothing touches it */
+	int kind;	    /* TR_WRITE or TR_READ_OP */
+	bool split;	    /* span 0 alone, in pieces */
+	uint8_t *local, *remote;
+	const struct tr_span *span;
+	uint32_t spans;
 	uint64_t len;
 	uint64_t taken; /* by a thread; under the pool's lock */
 	_Atomic uint64_t left;
 	_Atomic int error; /* errno */
+	_Atomic uint32_t state;
 	struct copy_job *next;
+};
+
+enum copy_state {
+	COPY_BEGUN = 0,
+	COPY_AWAITED, /* somebody sleeps for it */
+	COPY_LATE,    /* nobody does any more: ring the bell */
+	COPY_DONE,
 };
 
 /* State of an operation's slot. */
@@ -99,7 +119,10 @@ struct shm_op {
 	bool committed;
 	bool waiting; /* it stands in shm_conn.wait */
 	bool copying; /* job is under way or was not looked at since */
+	bool late;    /* shm_conn.call is its, and did not return in time */
 	struct copy_job job;
+	struct tr_span range;	/* of job, */
+	struct tr_rmem *rmem;	/* and where it goes */
 };
 
 /* An operation that ends when the peer has consumed our ring up to `at`. */
@@ -158,6 +181,17 @@ struct shm_conn {
 		uint32_t mem;
 	} rest;
 	unsigned int copies; /* operations that are copying */
+	struct copy_job call; /* the one that its caller waits for */
+	struct tr_span call_span[SHM_CMA_SPANS];
+	int pagemap;		   /* the peer's page table, or -1 */
+	struct tr_op *late;	   /* whose call was not waited for any more, or NULL */
+	int64_t late_deadline_ns; /* of a cancelled one; INT64_MAX */
+	atomic_int bell;	   /* eventfd that a late call rings, or -1 */
+	/* Under the copy threads' lock. */
+	unsigned int calls; /* in which a thread is */
+	bool quitting;	    /* the last of them says that this side has stopped */
+	struct shm_conn *next_left;
+
 	struct shm_wait wait[TR_OPS_MAX];
 	unsigned int wait_head, wait_tail;
 	struct shm_read read[SHM_READS_MAX];
@@ -189,6 +223,7 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
 int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
 void shm_stop(struct tr_conn *conn, void *priv);
+void shm_free_left(struct shm_conn *sc);
 
 /* trust.c */
 int trust_read(struct shm_ctx *ctx, struct kv_error *err); /* KVCACHE_SHM_ALLOW_UIDS */
@@ -233,28 +268,55 @@ int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 void pool_close_all(struct shm_conn *sc);
 
 /* cma.c */
-/*
- * Can the kernel reach this byte of the peer? Memory of a device may be mapped and yet out of its
- * reach.
- */
-bool cma_reaches(struct shm_conn *sc, const uint8_t *addr);
 void cma_probe(struct shm_conn *sc);
-/* Moves all spans: 0, or the connection's failure. */
-int cma_move(struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
-	     const struct tr_span *spans, size_t n, struct kv_error *err);
-
+/*
+ * Moves all spans: 0 or errno. May never return (copy.c). Touches nothing of the connection that
+ * changes; any thread may call it.
+ */
+int cma_move(const struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+	     const struct tr_span *spans, size_t n);
+/* The connection's failure for that errno. */
 int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
-/* One range: 0 or errno. Touches nothing of the connection that changes; any thread may call it. */
-int cma_copy(const struct shm_conn *sc, const uint8_t *from, uint8_t *to, size_t n);
 
 /* copy.c */
-int copy_open(int threads, struct copy_pool **pool_p, struct kv_error *err);
-void copy_close(struct copy_pool *pool); /* no job is left */
-/* False: there is no thread. The job must stay where it is until copy_end or copy_stop. */
-bool copy_begin(struct copy_job *job, struct shm_conn *sc, const uint8_t *from, uint8_t *to,
-		uint64_t len);
-int copy_end(struct copy_job *job);   /* 0, TR_AGAIN: not yet, or -errno */
-void copy_stop(struct copy_job *job); /* after it nothing of the job is copied any more */
+/* `split`: threads that take a job in pieces, 0: each job is one thread's. */
+int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_error *err);
+/* Every connection is closed. false: a call has not returned, and its thread goes on. */
+bool copy_close(struct copy_pool *pool);
+/*
+ * Hands the job (sc .. len) to a thread; false: there is none. It must stay where it is until
+ * copy_end gives an end.
+ */
+bool copy_begin(struct copy_job *job);
+int copy_end(struct copy_job *job); /* 0, TR_AGAIN: not yet, or -errno */
+/* The same, waiting. After TR_AGAIN the end rings the connection's bell. */
+int copy_wait(struct copy_job *job, int64_t deadline_ns);
+void copy_stop(struct copy_job *job); /* what no thread has begun is not begun any more */
+/* No thread is in a call for the connection. */
+bool copy_is_quiet(struct shm_conn *sc);
+/* The same, waiting a moment. false: the thread will call stop_promise. */
+bool copy_quit(struct shm_conn *sc);
+/* From `stop`: true if a thread is in a call; it calls shm_free_left later. */
+bool copy_leave(struct shm_conn *sc);
+
+/* present.c */
+void present_open(struct shm_conn *sc);
+bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n);
+
+/* call.c */
+/* Number of spans, 0: another such call is under way; or -errno. */
+long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8_t *remote,
+	       const struct tr_span *spans, size_t n);
+bool call_end_late(struct shm_conn *sc); /* sc->late: true if it is over, in one way or the other */
+void call_cancel_late(struct shm_conn *sc, int64_t deadline_ns);
+/* One large range, if threads are wanted for it: its operation is committed after they are done. */
+bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		const struct tr_span *spans, size_t n);
+int call_end_split(struct shm_conn *sc, struct tr_op *op,
+		   struct kv_error *err); /* 0, TR_AGAIN or the connection's failure */
+/* false: a thread does not return, and the connection is lost. */
+bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
+void call_stop_all(struct shm_conn *sc);  /* no new one is begun */
 
 /* path.c */
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
@@ -272,7 +334,6 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns);
 int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
 int send_progress(
 	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
-void send_stop_copies(struct shm_conn *sc);
 /*
  * Puts as much of one piece into the ring as fits, in records of `type`; returns the bytes. `addr`:
  * where it will lie at the peer.
@@ -289,5 +350,6 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 /* The connection fails for this reason: tells the peer, then the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
+void stop_promise(struct shm_conn *sc); /* this side will never again store to the peer's memory */
 
 #endif

@@ -7,21 +7,25 @@
 #include "base/error.h"
 #include "shm.h"
 
-/*
- * This side stores nothing any more. What it wrote into the ring before stays and is taken. Called
- * under the connection's lock: no copy of ours is under way in another caller's thread.
- */
-void stop_leave(struct shm_conn *sc)
+void stop_promise(struct shm_conn *sc)
 {
-	struct segment_side *me = &sc->seg.shared->side[sc->side];
-
-	send_stop_copies(sc);
-	store_drain();
 	/*
 	 * release: our last stores to the peer's memory come before the word that promises that
 	 * there will be no more.
 	 */
-	atomic_store_explicit(&me->stopped, 1, memory_order_release);
+	atomic_store_explicit(&sc->seg.shared->side[sc->side].stopped, 1, memory_order_release);
+}
+
+/*
+ * This side stores nothing any more. What it wrote into the ring before stays and is taken. A call
+ * that does not return (copy.c) may still store: then its thread promises, if it ever comes back.
+ */
+void stop_leave(struct shm_conn *sc)
+{
+	call_stop_all(sc);
+	store_drain();
+	if (copy_quit(sc))
+		stop_promise(sc);
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
 
@@ -54,10 +58,17 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 		sc->fence_deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
 		stop_announce(sc);
 	}
+	if (!copy_is_quiet(sc)) {
+		if (kv_now_ns() < sc->fence_deadline_ns)
+			return TR_AGAIN;
+		return kv_fail(err, KV_ERR_BUSY, "fence",
+			       "a call into the memory of process %d of %s does not return",
+			       (int)sc->pid, tr_conn_address(conn));
+	}
 	/* What comes by the ring is copied by this side, which has just stopped. */
 	if (!sc->we_allow_direct)
 		return 0;
-	/* acquire: pairs with the release in the peer's stop_announce. */
+	/* acquire: pairs with the release in the peer's stop_promise. */
 	if (atomic_load_explicit(&sc->seg.shared->side[!sc->side].stopped, memory_order_acquire) ||
 	    link_peer_is_dead(sc))
 		return 0;

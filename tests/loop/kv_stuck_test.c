@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_stuck_test.c -- a peer whose memory answers no page fault (userfaultfd): calls keep their
+ * deadlines, other peers notice nothing, and the blocks stay in quarantine
+ */
+#include "kv_rig.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "stuck.h"
+
+enum { N = 3, DEADLINE_MS = 1000 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[N] = { 5, 6, 0 }, to[N] = { 10, 11, 95 };
+
+/* Serves until it is told; its memory is stuck from the first word on, if that is 1. */
+static int receiver(int fd, const void *arg)
+{
+	struct shape shape = rig_shape;
+	struct node node;
+	char word;
+
+	(void)arg;
+	shape.malloced = true;
+	node_open(&node, 2, &shape, NULL);
+	node_listen(&node);
+	child_send(fd, &node.port, sizeof(node.port));
+	child_receive(fd, &word, 1);
+	if (word == 1) {
+		uintptr_t at = ((uintptr_t)node.mem + 4095) & ~(uintptr_t)4095;
+		size_t len = (node.len - (at - (uintptr_t)node.mem)) & ~(size_t)4095;
+
+		if (stuck_begin((void *)at, len) < 0)
+			return 1;
+	}
+	child_send(fd, "", 1);
+	for (;;)
+		child_receive(fd, &word, 1); /* until it is killed */
+}
+
+static uint32_t start(struct child *child)
+{
+	uint32_t port;
+
+	child_start(child, receiver, NULL);
+	child_receive(child->fd, &port, sizeof(port));
+	return port;
+}
+
+static void go(struct child *child, char word)
+{
+	child_send(child->fd, &word, 1);
+	child_receive(child->fd, &word, 1);
+}
+
+static void open_writer(struct node *a, int progress)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = rig_shape;
+
+	config.progress = progress;
+	shape.malloced = true;
+	node_open(a, 1, &shape, &config);
+}
+
+static void a_call_into_stuck_memory_keeps_its_deadline(void **state)
+{
+	static const int modes[] = { KV_PROGRESS_AUTO, KV_PROGRESS_CALLER };
+
+	(void)state;
+	for (int i = 0; i < 4; i++) {
+		bool reads = i & 1, after_others = i == 1 || i == 2;
+		struct kv_options opts = KV_INIT(kv_options);
+		struct kv_peer_info info = KV_INIT(kv_peer_info);
+		struct child stuck, sound;
+		uint32_t port = start(&stuck), other_port = start(&sound);
+		struct kv_peer *other;
+		struct kv_error err;
+		struct node a;
+		int64_t begun;
+		int ret;
+
+		open_writer(&a, modes[i / 2]);
+		node_connect(&a, port);
+		ok(kv_connect(a.engine, NULL, other_port, RIG_TIMEOUT_MS, &other, &err), &err);
+		if (after_others) /* the pages were reached before, and are gone now */
+			for (int k = 0; k < 3; k++)
+				ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL,
+						   &err),
+				   &err);
+		go(&stuck, 1);
+		go(&sound, 0);
+		opts.timeout_ms = DEADLINE_MS;
+		begun = kv_now_ns();
+		ret = reads ? kv_read_blocks(a.peer, a.cache, all_layers, from, to, N, &opts, &err)
+			    : kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, &opts,
+					      &err);
+		assert_int_equal(ret, KV_ERR_TIMEOUT);
+		assert_in_range(kv_now_ns() - begun, (DEADLINE_MS - 100) * KV_NS_PER_MS,
+				slow_ms(DEADLINE_MS + 800) * KV_NS_PER_MS);
+		/* The other peer is served meanwhile and afterwards. */
+		begun = kv_now_ns();
+		ok(kv_write_blocks(other, a.cache, all_layers, from, to, N, NULL, &err), &err);
+		ok(kv_peer_info(a.peer, &info, &err), &err);
+		assert_true(kv_now_ns() - begun < slow_ms(1000) * KV_NS_PER_MS);
+		/* Bytes may still move: the door does not close before the process is gone. */
+		assert_int_equal(kv_peer_close(a.peer, 300, &err), KV_ERR_BUSY);
+		child_kill(&stuck, SIGKILL);
+		assert_int_equal(child_join(&stuck), 128 + SIGKILL);
+		ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &err), &err);
+		child_kill(&sound, SIGKILL);
+		child_join(&sound);
+		node_close(&a);
+	}
+}
+
+static void an_engine_is_closed_while_a_call_is_stuck(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_op *op;
+	struct child stuck;
+	struct kv_error err;
+	struct node a;
+	int64_t begun;
+	uint32_t port = start(&stuck);
+
+	(void)state;
+	open_writer(&a, KV_PROGRESS_AUTO);
+	node_connect(&a, port);
+	go(&stuck, 1);
+	opts.timeout_ms = 60000;
+	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, N, &opts, &op, &err), &err);
+	begun = kv_now_ns();
+	node_close(&a);
+	assert_true(kv_now_ns() - begun < slow_ms(5000) * KV_NS_PER_MS);
+	child_kill(&stuck, SIGKILL);
+	child_join(&stuck);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_call_into_stuck_memory_keeps_its_deadline),
+		cmocka_unit_test(an_engine_is_closed_while_a_call_is_stuck),
+	};
+
+	if (!stuck_can())
+		return 77;
+	setenv("KVCACHE_SHM_PATH", "cma", 1);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_shm_stuck.c -- process_vm_* into memory whose page fault nobody answers: the caller goes on,
+ * the connection is given up, and nothing is called safe while the call may still move bytes
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "descriptors.h"
+#include "shm/shm.h"
+#include "stuck.h"
+#include "tr_pair.h"
+
+enum { REGION = 1 << 18, SEED = 1 };
+
+/* Its region lies behind userfaultfd from the moment that the parent asks for it. */
+static void unanswering(struct pair_side *s)
+{
+	int uffd;
+
+	pair_up(s);
+	pair_meet(s);
+	uffd = stuck_begin(s->base, REGION);
+	PAIR_CHECK(uffd >= 0);
+	pair_say(s, 1);
+	PAIR_CHECK(pair_hear(s) == 2);
+	stuck_end(uffd, s->base, REGION);
+	pair_say(s, 3);
+	while (pair_hear(s) != 4)
+		;
+	tr_conn_close(s->conn);
+	s->conn = NULL;
+	pair_down(s);
+}
+
+/* Begins an operation that cannot end: returns when its call is late. */
+static void begin_stuck(struct pair_side *s, int kind)
+{
+	struct tr_span span = { .local = 0, .remote = 0, .len = REGION };
+	int64_t begun = kv_now_ns();
+	struct tr_op *op;
+
+	pair_up(s);
+	pair_fill(s->base, SEED, 0, REGION);
+	pair_meet(s);
+	PAIR_CHECK(pair_hear(s) == 1);
+	op = pair_begin(s, kind, 7);
+	pair_add(s, op, &span, 1);
+	PAIR_CHECK(tr_op_commit(op, 0, 0, NULL) == TR_AGAIN);
+	PAIR_CHECK(kv_now_ns() - begun < slow_ms(3000) * KV_NS_PER_MS);
+	PAIR_CHECK(((struct shm_conn *)tr_conn_priv(s->conn))->late == op);
+}
+
+static void given_up(struct pair_side *s)
+{
+	int kind = *(int *)s->config->arg;
+	int64_t begun = kv_now_ns();
+	struct kv_error err;
+	int ret;
+
+	begin_stuck(s, kind);
+	tr_op_cancel(((struct shm_conn *)tr_conn_priv(s->conn))->late,
+		     kv_deadline_ns(slow_ms(1000)), &err);
+	while (!s->lost) {
+		PAIR_CHECK(kv_now_ns() - begun < slow_ms(8000) * KV_NS_PER_MS);
+		pair_poll(s, 20);
+	}
+	PAIR_CHECK(s->ended == 1 && s->last_end == TR_IN_DOUBT);
+	PAIR_CHECK(s->cause.code == KV_ERR_TIMEOUT && strstr(s->cause.message, "does not return"));
+	/* Its bytes may still come or go: neither the fence nor the memory is given. */
+	while ((ret = tr_fence(s->conn, 0, &err)) == TR_AGAIN)
+		poll(NULL, 0, 1);
+	PAIR_CHECK(ret == KV_ERR_BUSY);
+	PAIR_CHECK(tr_mem_dereg(s->mem, &err) == KV_ERR_BUSY);
+	PAIR_CHECK(!((struct shm_conn *)tr_conn_priv(s->conn))->seg.shared->side[0].stopped);
+	pair_say(s, 2);
+	PAIR_CHECK(pair_hear(s) == 3);
+	begun = kv_now_ns();
+	while (!((struct shm_conn *)tr_conn_priv(s->conn))->seg.shared->side[0].stopped ||
+	       (kind == TR_READ_OP && tr_mem_dereg(s->mem, &err) == KV_ERR_BUSY)) {
+		PAIR_CHECK(kv_now_ns() - begun < PAIR_WAIT_MS * KV_NS_PER_MS);
+		poll(NULL, 0, 1);
+	}
+	if (kind == TR_READ_OP)
+		s->mem = NULL;
+	pair_say(s, 4);
+	pair_down(s);
+}
+
+static void a_call_that_does_not_return_gives_the_connection_up(void **state)
+{
+	(void)state;
+	for (int kind = TR_WRITE; kind <= TR_READ_OP; kind++) {
+		struct pair_config config = {
+			.parent_path = "cma", .child_path = "cma", .region = REGION, .arg = &kind
+		};
+
+		assert_int_equal(pair_run(&config, given_up, unanswering), 0);
+	}
+}
+
+/* The late call returns after all: its operation goes on, and whoever sleeps is woken. */
+static void answered_late(struct pair_side *s)
+{
+	begin_stuck(s, TR_WRITE);
+	pair_say(s, 2);
+	pair_commit(s, ((struct shm_conn *)tr_conn_priv(s->conn))->late, 0, 0);
+	pair_wait_ended(s, 1);
+	PAIR_CHECK(s->last_end == TR_WRITTEN && !s->lost);
+	PAIR_CHECK(pair_hear(s) == 3);
+	pair_say(s, 4);
+	pair_down(s);
+}
+
+static void a_call_that_is_late_goes_on_when_it_returns(void **state)
+{
+	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, answered_late, unanswering), 0);
+}
+
+/* Closing waits for nobody; what the thread needs is freed when it is back. */
+static void closed_while_stuck(struct pair_side *s)
+{
+	int64_t begun;
+	struct kv_error err;
+	int before;
+
+	pair_open(s);
+	before = count_descriptors();
+	s->tr = (tr_close(s->tr), NULL);
+	kv_option_free(s->options);
+	munmap(s->base, REGION);
+	begin_stuck(s, TR_WRITE);
+	begun = kv_now_ns();
+	tr_conn_close(s->conn);
+	s->conn = NULL;
+	PAIR_CHECK(kv_now_ns() - begun < slow_ms(2000) * KV_NS_PER_MS);
+	PAIR_CHECK(tr_mem_dereg(s->mem, &err) == KV_ERR_BUSY);
+	pair_say(s, 2);
+	PAIR_CHECK(pair_hear(s) == 3);
+	begun = kv_now_ns();
+	while (tr_mem_dereg(s->mem, &err) == KV_ERR_BUSY) {
+		PAIR_CHECK(kv_now_ns() - begun < PAIR_WAIT_MS * KV_NS_PER_MS);
+		poll(NULL, 0, 1);
+	}
+	s->mem = NULL;
+	pair_say(s, 4);
+	tr_close(s->tr); /* joins the thread and frees the rest */
+	s->tr = NULL;
+	PAIR_CHECK(count_descriptors() <= before);
+	munmap(s->base, REGION);
+	kv_option_free(s->options);
+}
+
+static void a_connection_is_closed_while_its_call_is_stuck(void **state)
+{
+	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, closed_while_stuck, unanswering), 0);
+}
+
+/* A context that is closed leaves the thread alone. */
+static void context_closed(struct pair_side *s)
+{
+	int64_t begun;
+
+	begin_stuck(s, TR_WRITE);
+	begun = kv_now_ns();
+	tr_conn_close(s->conn);
+	tr_close(s->tr);
+	PAIR_CHECK(kv_now_ns() - begun < slow_ms(SHM_COPY_CLOSE_MS + 3000) * KV_NS_PER_MS);
+	pair_say(s, 2);
+	PAIR_CHECK(pair_hear(s) == 3);
+	pair_say(s, 4);
+}
+
+static void a_context_is_closed_while_a_call_is_stuck(void **state)
+{
+	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, context_closed, unanswering), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_call_that_does_not_return_gives_the_connection_up),
+		cmocka_unit_test(a_call_that_is_late_goes_on_when_it_returns),
+		cmocka_unit_test(a_connection_is_closed_while_its_call_is_stuck),
+		cmocka_unit_test(a_context_is_closed_while_a_call_is_stuck),
+	};
+
+	if (!stuck_can())
+		return PAIR_SKIP;
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * call.c -- bytes of operations by process_vm_*: handed to a thread (copy.c), waited for a moment,
+ * looked after if it takes longer
+ *
+ * A call that finds its pages is made here (present.c). Of the others a connection has one at a
+ * time. Its caller waits for it SHM_COPY_PATIENCE_MS; a copy of
+ * SHM_ADD_BYTES takes a tenth of that. One that takes longer is late: its operation goes on when it
+ * returns, and the connection is given up if that operation is to end before.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "shm.h"
+
+/* Rung by a call that was late. Without one the owner does not sleep (shm_arm). */
+static void hang_bell(struct shm_conn *sc)
+{
+	int bell = sc->bell;
+
+	if (bell >= 0)
+		return;
+	bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (bell >= 0 && tr_conn_watch(sc->conn, bell, NULL)) {
+		close(bell);
+		bell = -1;
+	}
+	/* seq_cst: either the thread sees the bell, or copy_end sees here that it was done. */
+	atomic_store(&sc->bell, bell);
+}
+
+/* 0, TR_AGAIN: nobody waits any more, or -errno. */
+static int wait_a_moment(struct shm_conn *sc, struct tr_op *op)
+{
+	int ret = copy_wait(&sc->call, kv_deadline_ns(SHM_COPY_PATIENCE_MS));
+
+	if (ret != TR_AGAIN)
+		return ret;
+	hang_bell(sc);
+	ret = copy_end(&sc->call);
+	if (ret != TR_AGAIN)
+		return ret;
+	sc->late = op;
+	sc->late_deadline_ns = INT64_MAX;
+	sc->op[op->index].late = true;
+	return ret;
+}
+
+long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8_t *remote,
+	       const struct tr_span *spans, size_t n)
+{
+	struct copy_job *call = &sc->call;
+	int ret;
+
+	if (sc->late)
+		return 0;
+	n = n < SHM_CMA_SPANS ? n : SHM_CMA_SPANS;
+	tr_conn_count(sc->conn)->syscalls += 2;
+	tr_conn_count(sc->conn)->work_requests++;
+	if (present(sc, remote, spans, n)) {
+		ret = cma_move(sc, op->kind, lmem->addr, remote, spans, n);
+		return ret ? -ret : (long)n;
+	}
+	memcpy(sc->call_span, spans, n * sizeof(*spans)); /* the call may outlast the caller's */
+	*call = (struct copy_job){ .sc = sc,
+				   .mem = lmem,
+				   .kind = op->kind,
+				   .local = lmem->addr,
+				   .remote = remote,
+				   .span = sc->call_span,
+				   .spans = (uint32_t)n,
+				   .len = 1 };
+	/* A process that can start no thread makes the call here, whatever it may take. */
+	if (copy_begin(call))
+		ret = wait_a_moment(sc, op);
+	else
+		ret = -cma_move(sc, call->kind, call->local, call->remote, spans, n);
+	return ret < 0 ? ret : (long)n;
+}
+
+/* Its bytes may still move: no operation of the connection is called cancelled now. */
+static void give_up(struct shm_conn *sc, struct tr_op *op)
+{
+	struct kv_error cause;
+
+	kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
+		"a call into the memory of process %d of %s does not return", (int)sc->pid,
+		tr_conn_address(sc->conn));
+	kv_error_hint(&cause,
+		      "its memory may be of a file system that does not answer, or wait for "
+		      "a userfaultfd handler");
+	if (op->state == TR_OP_STOPPING)
+		op->state = TR_OP_COMMITTED; /* it ends in doubt */
+	shm_lose(sc, &cause);
+}
+
+bool call_end_late(struct shm_conn *sc)
+{
+	struct tr_op *op = sc->late;
+	eventfd_t rings;
+	int ret = copy_end(&sc->call);
+
+	if (ret == TR_AGAIN && kv_now_ns() < sc->late_deadline_ns)
+		return false;
+	if (ret == TR_AGAIN) {
+		give_up(sc, op);
+		return true;
+	}
+	if (sc->bell >= 0)
+		eventfd_read(sc->bell, &rings);
+	sc->late = NULL;
+	sc->op[op->index].late = false;
+	sc->cut = true; /* whoever was refused meanwhile comes again */
+	if (ret < 0)
+		cma_failed(sc, op->kind, -ret, NULL);
+	else if (op->state == TR_OP_STOPPING)
+		shm_op_cancel(op, sc->late_deadline_ns);
+	return true;
+}
+
+void call_cancel_late(struct shm_conn *sc, int64_t deadline_ns)
+{
+	int64_t grace_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
+
+	sc->late_deadline_ns = deadline_ns < grace_ns ? deadline_ns : grace_ns;
+}
+
+/* ------------------------------------------------ one large range, in pieces by several threads */
+
+bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		const struct tr_span *spans, size_t n)
+{
+	const struct shm_rmem *rm = rmem->priv;
+	struct shm_op *so = &sc->op[op->index];
+
+	if (!sc->ctx->split || op->kind != TR_WRITE || n != 1 || spans->len < SHM_COPY_LEAST ||
+	    so->copying)
+		return false;
+	so->range = *spans;
+	so->rmem = rmem;
+	so->job = (struct copy_job){ .sc = sc,
+				     .mem = lmem,
+				     .kind = TR_WRITE,
+				     .split = true,
+				     .local = lmem->addr + spans->local,
+				     .remote = rm->addr + spans->remote,
+				     .len = spans->len };
+	so->copying = copy_begin(&so->job);
+	sc->copies += so->copying;
+	return so->copying;
+}
+
+int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
+{
+	struct shm_op *so = &sc->op[op->index];
+	struct shm_rmem *rm = so->rmem->priv;
+	int ret = copy_end(&so->job);
+
+	if (ret == TR_AGAIN || (ret == -EFAULT && sc->rest.op))
+		return TR_AGAIN;
+	so->copying = false;
+	sc->copies--;
+	if (ret != -EFAULT || rm->path != SHM_RING)
+		return ret ? cma_failed(sc, TR_WRITE, -ret, err) : 0;
+	/* Memory of a device, which the kernel does not reach: its owner copies. */
+	rm->cma_any_order = false;
+	so->in_ring = true;
+	sc->rest.op = op;
+	sc->rest.src = so->job.local;
+	sc->rest.offset = so->range.remote;
+	sc->rest.left = so->range.len;
+	sc->rest.addr = (uintptr_t)so->job.remote;
+	sc->rest.mem = so->rmem->id;
+	return 0;
+}
+
+bool call_cancel_split(struct shm_conn *sc, struct tr_op *op)
+{
+	struct shm_op *so = &sc->op[op->index];
+
+	copy_stop(&so->job);
+	if (copy_wait(&so->job, kv_deadline_ns(SHM_COPY_PATIENCE_MS)) == TR_AGAIN) {
+		give_up(sc, op);
+		return false;
+	}
+	so->copying = false;
+	sc->copies--;
+	return true;
+}
+
+/* ---------------------------------------------------------------- the end */
+
+void call_stop_all(struct shm_conn *sc)
+{
+	if (sc->late) {
+		copy_stop(&sc->call);
+		sc->op[sc->late->index].late = false;
+		sc->late = NULL;
+	}
+	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
+		if (!sc->op[i].copying)
+			continue;
+		copy_stop(&sc->op[i].job);
+		sc->op[i].copying = false;
+		sc->copies--;
+	}
+}
