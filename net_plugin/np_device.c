@@ -24,7 +24,12 @@ enum {
 	 */
 	HOST_MBPS = 48000,
 	COMMS_MAX = 65536,
-	IB_MBPS = 10000, /* where the port does not tell */
+	/*
+	 * Where nobody knows a port's speed and no other port's is known. NCCL counts by it what a
+	 * channel can carry: a number that is too low costs half the bandwidth, one that is too
+	 * high next to nothing.
+	 */
+	UNKNOWN_MBPS = 400000,
 };
 
 static struct {
@@ -101,7 +106,7 @@ static void add_ib(const struct kv_device_info *info, const struct kv_option_set
 	snprintf(dev->name, sizeof(dev->name), "%s", info->name);
 	snprintf(dev->link, sizeof(dev->link), "%s", info->link);
 	dev->port = port;
-	dev->speed_mbps = info->speed_mbps ? (int)info->speed_mbps : IB_MBPS;
+	dev->speed_mbps = (int)info->speed_mbps;
 	dev->ptr_support = ptr_support(info, set);
 	fill_from_sysfs(dev, name, info->pci);
 	table.n++;
@@ -121,6 +126,19 @@ static void add_host(void)
 	dev->port = 1;
 	dev->is_host = true;
 	dev->ptr_support = NCCL_PTR_HOST;
+}
+
+/* One whose speed nobody knows is as fast as the fastest. */
+static void guess_speeds(void)
+{
+	int fastest = 0;
+
+	for (int i = 0; i < table.n; i++)
+		if (table.dev[i].speed_mbps > fastest)
+			fastest = table.dev[i].speed_mbps;
+	for (int i = 0; i < table.n; i++)
+		if (!table.dev[i].speed_mbps)
+			table.dev[i].speed_mbps = fastest ? fastest : UNKNOWN_MBPS;
 }
 
 static int by_pci_path(const void *a, const void *b)
@@ -158,6 +176,7 @@ static int find(struct kv_error *err)
 			add_ib(&info, set);
 	}
 	tr_close(tr);
+	guess_speeds();
 	qsort(table.dev, (size_t)table.n, sizeof(table.dev[0]), by_pci_path);
 	if (!table.n && host)
 		add_host();

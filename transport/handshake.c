@@ -99,6 +99,7 @@ static int put_hello(struct tr_conn *conn, struct kv_error *err)
 				     .upper_version = conn->upper->version };
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	int len = conn->upper->hello_put(conn->upper_arg, conn, upper, sizeof(upper));
+	struct kv_error why = { 0 };
 
 	if (len < 0)
 		return kv_fail(err, len, "handshake", "the upper layer has no hello");
@@ -107,18 +108,24 @@ static int put_hello(struct tr_conn *conn, struct kv_error *err)
 	for (int i = 0; conn->accepting && i < conn->tr->providers; i++) {
 		struct wire_writer o = wire_writer_of(offers[hello.offers], FRAME_OFFER_MAX);
 		int ret = conn->tr->provider[i]->offer(conn->tr->provider_ctx[i], conn,
-						       &conn->hs->offer_priv[i], &o, err);
+						       &conn->hs->offer_priv[i], &o, &why);
 
 		if (ret == KV_ERR_UNSUPPORTED)
 			continue;
 		if (ret)
-			return ret;
+			return kv_error_copy(err, &why);
 		conn->hs->offered[i] = true;
 		if (o.bad)
 			return kv_fail(err, KV_ERR_INTERNAL, "handshake",
 				       "the %s offer is too long", conn->tr->provider[i]->name);
 		hello.offer[hello.offers].provider = conn->tr->provider[i]->id;
 		hello.offer[hello.offers++].bytes = (struct frame_bytes){ o.buf, o.len };
+	}
+	if (conn->accepting && !hello.offers) { /* the peer is told the cause */
+		kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "%s",
+			why.code ? why.message : "no transport is open here");
+		kv_error_hint(err, "%s", why.hint);
+		return KV_ERR_UNREACHABLE;
 	}
 	frame_put_hello(&w, &hello);
 	return send_frame(conn, FRAME_HELLO, buf, w.len, err);

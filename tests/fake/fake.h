@@ -31,6 +31,8 @@ struct fake_config {
 	bool prompt;	       /* bytes are placed before the requester's completion */
 	int max_inline;	       /* -1 = none, 0 = 256 */
 	uint32_t max_mr_bytes; /* reg_mr of more fails with ENOMEM; 0 = no limit */
+	int mr_errno;	       /* or with this */
+	uint64_t max_mr_size;  /* as ibv_device_attr says it; 0 = it does not */
 	bool no_cm;	       /* librdmacm is not installed */
 	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
 	/* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
@@ -43,6 +45,7 @@ enum { FAKE_PKEYS = 4 };
 struct fake_port {
 	enum ibv_mtu mtu;     /* device 0: 1024, the others 4096 */
 	uint8_t width, speed; /* as ibv_port_attr has them: 4x, 50 Gb/s */
+	uint32_t max_msg; /* 8 MiB */
 	uint8_t lmc;
 	bool grh_required;
 	uint16_t pkey[FAKE_PKEYS]; /* 0xffff, then empty */
@@ -148,6 +151,14 @@ bool fake_verb_fired(enum fake_verb verb);
  * a device in trouble; 0: no time.
  */
 void fake_slow_teardown(int host, int ms);
+/* Calls of ibv_fork_init that came before any region. */
+int fake_fork_inits(void);
+enum fake_sickness {
+	FAKE_WELL = 0,
+	FAKE_MAKES_NOTHING, /* queries answer; no region, queue or queue pair can be made */
+	FAKE_SICK,	    /* every verb but those that destroy answers EIO */
+};
+void fake_sicken(int host, int device, enum fake_sickness sickness);
 /* The host's next n calls of destroy_qp fail with EBUSY. */
 void fake_refuse_destroy(int host, int n);
 /*

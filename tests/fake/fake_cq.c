@@ -38,7 +38,7 @@ struct ibv_comp_channel *fake_create_comp_channel(struct ibv_context *context)
 	struct fake_channel *channel = NULL;
 
 	fake_lock();
-	if (!fake_fault(FAKE_create_comp_channel)) {
+	if (!fake_fails(fake_context_of(context)->device, FAKE_create_comp_channel)) {
 		channel = calloc(1, sizeof(*channel));
 		channel->channel.context = context;
 		channel->channel.fd = eventfd(0, EFD_SEMAPHORE | EFD_CLOEXEC);
@@ -74,7 +74,7 @@ struct ibv_cq *fake_create_cq(struct ibv_context *context, int cqe, void *cq_con
 
 	(void)comp_vector;
 	fake_lock();
-	if (!fake_fault(FAKE_create_cq)) {
+	if (!fake_fails(fake_context_of(context)->device, FAKE_create_cq)) {
 		cq = calloc(1, sizeof(*cq));
 		cq->size = (uint32_t)cqe;
 		cq->wc = calloc(cq->size, sizeof(*cq->wc));

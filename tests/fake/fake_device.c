@@ -27,6 +27,7 @@ void fake_device_init(struct fake_device *device, int host, int index)
 	device->port = (struct fake_port){ .mtu = index ? IBV_MTU_4096 : IBV_MTU_1024,
 					   .width = 2,
 					   .speed = 64,
+					   .max_msg = 8 << 20,
 					   .pkey = { 0xffff } };
 	for (int h = 0; h < HOSTS_MAX; h++)
 		device->port.routed_from[h] = index + 1;
@@ -95,7 +96,7 @@ struct ibv_context *fake_open_device(struct ibv_device *device)
 	struct fake_context *c = NULL;
 
 	fake_lock();
-	if (!fake_fault(FAKE_open_device)) {
+	if (!fake_fails(device_of(device), FAKE_open_device)) {
 		c = calloc(1, sizeof(*c));
 		c->device = device_of(device);
 		c->context.device = device;
@@ -132,14 +133,14 @@ int fake_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
 	int ret;
 
-	(void)context;
 	fake_lock();
-	ret = fake_fault(FAKE_query_device) ? errno : 0;
+	ret = fake_fails(fake_context_of(context)->device, FAKE_query_device) ? errno : 0;
 	memset(attr, 0, sizeof(*attr));
 	attr->phys_port_cnt = 1;
 	attr->vendor_id = world.config.soft ? 0xffffff : 0x2c9;
 	attr->max_qp_wr = 4096;
 	attr->max_sge = SGES_MAX;
+	attr->max_mr_size = world.config.max_mr_size;
 	attr->max_cqe = 1 << 16;
 	attr->max_qp_rd_atom = 16;
 	attr->max_qp_init_rd_atom = 16;
@@ -153,13 +154,13 @@ int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_a
 	int ret;
 
 	fake_lock();
-	ret = fake_fault(FAKE_query_port) ? errno : port == 1 ? 0 : EINVAL;
+	ret = fake_fails(device, FAKE_query_port) ? errno : port == 1 ? 0 : EINVAL;
 	memset(attr, 0, sizeof(*attr));
 	attr->state = device->up ? IBV_PORT_ACTIVE : IBV_PORT_DOWN;
 	attr->max_mtu = IBV_MTU_4096;
 	attr->active_mtu = device->port.mtu;
 	attr->gid_tbl_len = 8;
-	attr->max_msg_sz = 8 << 20;
+	attr->max_msg_sz = device->port.max_msg;
 	attr->active_width = device->port.width;
 	attr->active_speed = device->port.speed;
 	attr->pkey_tbl_len = FAKE_PKEYS;
@@ -183,7 +184,7 @@ ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *
 	ssize_t n = 0;
 
 	fake_lock();
-	if (fake_fault(FAKE_query_gid_table))
+	if (fake_fails(device, FAKE_query_gid_table))
 		n = -errno;
 	for (size_t i = 0; n >= 0 && i < GIDS && (size_t)n < max; i++)
 		if (!zero(&device->gid[i].gid))
@@ -296,7 +297,7 @@ struct ibv_pd *fake_alloc_pd(struct ibv_context *context)
 	struct fake_pd *pd = NULL;
 
 	fake_lock();
-	if (!fake_fault(FAKE_alloc_pd)) {
+	if (!fake_fails(fake_context_of(context)->device, FAKE_alloc_pd)) {
 		pd = calloc(1, sizeof(*pd));
 		pd->pd.context = context;
 		fake_context_of(context)->users++;
@@ -329,7 +330,7 @@ static struct fake_mr *new_mr(struct ibv_pd *pd, void *addr, size_t len, unsigne
 	uint32_t slot;
 
 	if (world.config.max_mr_bytes && len > world.config.max_mr_bytes) {
-		errno = ENOMEM;
+		errno = world.config.mr_errno ? world.config.mr_errno : ENOMEM;
 		return NULL;
 	}
 	if (!len || ((access & IBV_ACCESS_REMOTE_WRITE) && !(access & IBV_ACCESS_LOCAL_WRITE))) {
@@ -360,7 +361,9 @@ struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned i
 		poll(NULL, 0, 1);
 	atomic_fetch_sub(&world.reg_waits, 1);
 	fake_lock();
-	mr = fake_fault(FAKE_reg_mr) ? NULL : new_mr(pd, addr, len, access);
+	mr = fake_fails(fake_context_of(pd->context)->device, FAKE_reg_mr)
+		     ? NULL
+		     : new_mr(pd, addr, len, access);
 	if (mr && (uint8_t *)addr >= world.peermem.addr &&
 	    (uint8_t *)addr + len <= world.peermem.addr + world.peermem.len)
 		mr->bytes = world.peermem.bytes + ((uint8_t *)addr - world.peermem.addr);

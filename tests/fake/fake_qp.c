@@ -64,7 +64,8 @@ struct ibv_qp *fake_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	struct fake_qp *qp;
 
 	fake_lock();
-	qp = fake_fault(FAKE_create_qp) ? NULL : new_qp(pd, attr);
+	qp = fake_fails(fake_context_of(pd->context)->device, FAKE_create_qp) ? NULL
+									      : new_qp(pd, attr);
 	fake_unlock();
 	return qp ? &qp->qp : NULL;
 }

@@ -55,7 +55,21 @@ static const char *event_type_str(enum ibv_event_type type)
 	}
 }
 
+static int fake_fork_init(void)
+{
+	if (world.counts.mrs)
+		return EINVAL;
+	world.fork_inits++;
+	return 0;
+}
+
+int fake_fork_inits(void)
+{
+	return world.fork_inits;
+}
+
 const struct ib_verbs fake_table = {
+	.fork_init = fake_fork_init,
 	.get_device_list = fake_get_device_list,
 	.free_device_list = fake_free_device_list,
 	.get_device_name = fake_get_device_name,
@@ -247,6 +261,26 @@ uint64_t fake_verb_calls(enum fake_verb verb)
 void fake_slow_teardown(int host, int ms)
 {
 	atomic_store(&world.slow_teardown_ms[host], ms);
+}
+
+bool fake_fails(const struct fake_device *device, enum fake_verb verb)
+{
+	bool query = verb == FAKE_open_device || verb == FAKE_query_device ||
+		     verb == FAKE_query_port || verb == FAKE_query_gid_table ||
+		     verb == FAKE_alloc_pd;
+	bool fails = fake_fault(verb);
+
+	if (fails || !device->sick || (query && device->sick == FAKE_MAKES_NOTHING))
+		return fails;
+	errno = EIO;
+	return true;
+}
+
+void fake_sicken(int host, int device, enum fake_sickness sickness)
+{
+	fake_lock();
+	world.device[host][device].sick = sickness;
+	fake_unlock();
 }
 
 void fake_refuse_destroy(int host, int n)

@@ -11,7 +11,7 @@
 
 enum {
 	HOSTS_MAX = 4,
-	DEVICES_MAX = 8,
+	DEVICES_MAX = 12,
 	GIDS = 4, /* of a device; one stays empty */
 	SGES_MAX = 4,
 	INLINE_MAX = 256,
@@ -29,6 +29,7 @@ struct fake_device {
 	struct ibv_device device;
 	int host, index;
 	bool up, dead, fatal;
+	enum fake_sickness sick;
 	uint16_t lid;
 	struct fake_port port;
 	uint64_t carried, busy_until;
@@ -174,6 +175,7 @@ struct fake_world {
 	atomic_int slow_teardown_ms[HOSTS_MAX];
 	atomic_bool stuck[HOSTS_MAX], mute[HOSTS_MAX];
 	atomic_int refuse_destroy[HOSTS_MAX];
+	int fork_inits;
 	atomic_bool hold_reg;
 	atomic_int reg_waits;
 	int fail_wr;
@@ -198,6 +200,8 @@ static inline void fake_unlock(void)
 /* fake_world.c */
 uint32_t fake_random(uint32_t below);
 bool fake_fault(enum fake_verb verb); /* counts the call; true: it is to fail, errno is set */
+/* The same for a verb of this device, which may be sick. */
+bool fake_fails(const struct fake_device *device, enum fake_verb verb);
 int fake_misuse(const char *what);    /* EBUSY, and fake_end is false */
 int fake_current_host(void);
 extern const struct ib_verbs fake_table;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -15,6 +16,19 @@
 #include "ib/ib.h"
 #include "setting.h"
 
+/* The soft limit on locked memory; returns what it was. */
+static rlim_t limit_locked(rlim_t bytes)
+{
+	struct rlimit limit;
+	rlim_t before;
+
+	assert_int_equal(getrlimit(RLIMIT_MEMLOCK, &limit), 0);
+	before = limit.rlim_cur;
+	limit.rlim_cur = bytes;
+	assert_int_equal(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
+	return before;
+}
+
 static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 {
 	struct fake_config config = { .max_mr_bytes = 1 << 20 };
@@ -22,6 +36,7 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 	struct tr_mem *mem;
 	struct kv_error err;
 	void *big = malloc(2 << 20);
+	rlim_t before = limit_locked(1 << 20);
 
 	(void)state;
 	setting_make(&s, &config, NULL, 4096);
@@ -31,6 +46,7 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 	assert_non_null(strstr(err.message, "2097152"));
 	assert_non_null(strstr(err.hint, "ulimit -l"));
 	assert_string_equal(err.device, "fake0:1");
+	limit_locked(before);
 	free(big);
 	setting_end(&s);
 }
@@ -51,6 +67,7 @@ static void with_shared_memory_there_a_region_goes_without_the_device(void **sta
 	struct rig rig;
 	size_t len;
 	void *big = calloc(1, 2 << 20);
+	rlim_t before = limit_locked(1 << 20);
 
 	(void)state;
 	fake_begin(&config);
@@ -91,6 +108,7 @@ static void with_shared_memory_there_a_region_goes_without_the_device(void **sta
 	assert_int_equal(tr_mem_dereg(mem_small, NULL), 0);
 	rig_close(&rig);
 	assert_true(fake_end());
+	limit_locked(before);
 	free(big);
 }
 

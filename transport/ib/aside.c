@@ -172,7 +172,7 @@ bool ib_aside_close(struct ib_ctx *ctx)
 {
 	int64_t deadline = kv_deadline_ns(IB_CLOSE_MS);
 
-	while (reap(ctx)) {
+	while (reap(ctx) || ib_late_busy(ctx)) {
 		if (kv_now_ns() >= deadline)
 			return false;
 		poll(NULL, 0, 1);

@@ -166,13 +166,15 @@ static int make_keys(struct ib_conn *c, struct ib_path *path, struct kv_error *e
 	return 0;
 }
 
-int ib_control_make(struct ib_conn *c, struct kv_error *err)
+int ib_control_make(struct ib_conn *c, int *bad_p, struct kv_error *err)
 {
 	int ret = make_memory(c, err);
 
+	*bad_p = -1;
 	for (int p = 0; p < c->paths && !ret; p++) {
 		struct ib_path *path = &c->path[p];
 
+		*bad_p = p;
 		ret = make_queues(c, path, err);
 		if (!ret)
 			ret = make_keys(c, path, err);
@@ -182,7 +184,8 @@ int ib_control_make(struct ib_conn *c, struct kv_error *err)
 
 		lane->c = c;
 		lane->index = (uint16_t)i;
-		lane->path = &c->path[i / c->lanes_per_path];
+		*bad_p = i / c->lanes_per_path;
+		lane->path = &c->path[*bad_p];
 		lane->slot = &c->slots[(size_t)i * c->ctx->sq_depth];
 		ret = ib_lane_make(lane, err);
 	}

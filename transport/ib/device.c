@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
@@ -103,7 +104,7 @@ static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
  * *address_p has a zero GID if the port has none; that is an error for RoCE, where it cannot be
  * used then, but not here.
  */
-int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const union ibv_gid *near,
+int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
 		    struct ib_address *address_p, struct kv_error *err)
 {
 	struct ibv_port_attr port;
@@ -115,6 +116,10 @@ int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const 
 	if (ret)
 		return kv_fail_errno(err, KV_ERR_DEVICE, ret, "connect", "cannot query the port %s",
 				     rail->name);
+	atomic_store(&rail->down, port.state != IBV_PORT_ACTIVE);
+	if (port.state != IBV_PORT_ACTIVE)
+		return kv_fail(err, KV_ERR_UNREACHABLE, "connect", "the port %s is down",
+			       rail->name);
 	ret = read_gids(ctx, rail, &entries, &n, err);
 	if (ret)
 		return ret;
@@ -137,6 +142,38 @@ int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail, const 
 		snprintf(address_p->reason, sizeof(address_p->reason), "InfiniBand, lid %u",
 			 port.lid);
 	return 0;
+}
+
+void ib_rail_is_ill(struct ib_ctx *ctx, struct ib_rail *rail, const struct kv_error *why)
+{
+	if (!atomic_exchange(&rail->ill, true))
+		kv_log_warn(ctx->tr->log,
+			    "ib: %s fails: %s; new connections do without it until it works again",
+			    rail->name, why->message);
+}
+
+void ib_rail_is_well(struct ib_ctx *ctx, struct ib_rail *rail)
+{
+	if (atomic_exchange(&rail->ill, false))
+		kv_log_warn(ctx->tr->log, "ib: %s works again and is used", rail->name);
+}
+
+/*
+ * The same for a new connection. Trouble with one device is no reason not to use the others: a
+ * warning names it once.
+ */
+int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
+		  struct ib_address *address_p, struct kv_error *err)
+{
+	int ret;
+
+	if (atomic_load(&rail->dead) || kv_now_ns() < atomic_load(&rail->ill_until_ns))
+		return kv_fail(err, KV_ERR_DEVICE, "connect", "the device of %s has failed",
+			       rail->name);
+	ret = ib_rail_address(ctx, rail, near, address_p, err);
+	if (ret == KV_ERR_DEVICE)
+		ib_rail_is_ill(ctx, rail, err);
+	return ret;
 }
 
 /* True if the GID is an address of this host's: then the peer is on it. */
@@ -164,9 +201,8 @@ static int unblock(int fd)
 	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
-/* Opens one port as a rail. KV_ERR_UNSUPPORTED: it is not active. */
-static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device,
-		     uint8_t port, struct kv_error *err)
+int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
+		 struct kv_error *err)
 {
 	const struct ib_verbs *v = ctx->v;
 	int ret;
@@ -186,7 +222,7 @@ static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device
 		goto close;
 	}
 	if (port > rail->attr.phys_port_cnt) {
-		ret = kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s does not exist", rail->name);
+		ret = kv_fail(err, KV_ERR_ARG, "open", "%s does not exist", rail->name);
 		goto close;
 	}
 	ret = v->query_port(rail->context, port, &rail->port_attr);
@@ -200,6 +236,13 @@ static int open_rail(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device
 			      rail->name);
 		goto close;
 	}
+	if (rail->port_attr.max_msg_sz && rail->port_attr.max_msg_sz < IB_MSG_LEAST) {
+		ret = kv_fail(err, KV_ERR_DEVICE, "open",
+			      "%s takes messages of at most %u bytes, less than %d", rail->name,
+			      rail->port_attr.max_msg_sz, IB_MSG_LEAST);
+		goto close;
+	}
+	ib_speed_find(ctx, rail);
 	rail->ethernet = rail->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET;
 	ret = ib_rail_address(ctx, rail, NULL, &rail->address, err);
 	if (!ret && rail->ethernet && ib_gid_is_zero(&rail->address.gid))
@@ -223,7 +266,7 @@ close:
 	return ret;
 }
 
-static void close_rail(struct ib_ctx *ctx, struct ib_rail *rail)
+void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail)
 {
 	ctx->v->dealloc_pd(rail->pd);
 	ctx->v->close_device(rail->context);
@@ -231,8 +274,10 @@ static void close_rail(struct ib_ctx *ctx, struct ib_rail *rail)
 
 void ib_rails_close(struct ib_ctx *ctx)
 {
-	while (ctx->rails)
-		close_rail(ctx, &ctx->rail[--ctx->rails]);
+	while (ctx->rails) {
+		ctx->rails--;
+		ib_rail_close(ctx, &ctx->rail[ctx->rails]);
+	}
 }
 
 /*
@@ -249,20 +294,23 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 
 		if (distance != PCI_DISTANCES && ib_near_distance(ctx, name) != distance)
 			continue;
-		for (unsigned int port = 1; port <= ports && ctx->rails < IB_RAILS_MAX; port++) {
+		for (unsigned int port = 1; port <= ports && ctx->rails < IB_PORTS_MAX; port++) {
 			struct ib_rail *rail = &ctx->rail[ctx->rails];
 			int ret;
 
 			if (!named(nics, name, port))
 				continue;
-			ret = open_rail(ctx, rail, list[i], (uint8_t)port, why);
-			ports = rail->attr.phys_port_cnt;
+			ret = ib_rail_open(ctx, rail, list[i], (uint8_t)port, why);
+			if (rail->attr.phys_port_cnt)
+				ports = rail->attr.phys_port_cnt;
 			if (!ret) {
 				ctx->rails++;
-			} else if (ret == KV_ERR_UNSUPPORTED || (ret == KV_ERR_DEVICE && !*nics)) {
+			} else if (ret == KV_ERR_UNSUPPORTED || ret == KV_ERR_UNREACHABLE ||
+				   (ret == KV_ERR_DEVICE && !*nics)) {
 				kv_log_info(log, "ib: %s is not used: %s", rail->name,
 					    why->message);
-			} else {
+				ib_late_note(ctx, name, (uint8_t)port);
+			} else if (ret != KV_ERR_ARG) {
 				return ret;
 			}
 		}
@@ -284,8 +332,9 @@ static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, con
 	} else {
 		for (int d = PCI_PIX; d < PCI_DISTANCES && !ctx->rails && !ret; d++)
 			ret = scan(ctx, list, n, nics, (enum pci_distance)d, log, why);
-		ib_near_sort(ctx);
 	}
+	if (!ret)
+		ib_speed_choose(ctx, *ctx->gpu.address && !*nics, *nics, log);
 	for (int i = 0; i < ctx->rails && !ret; i++) {
 		const struct ib_rail *rail = &ctx->rail[i];
 		enum pci_distance d = pci_between(&ctx->gpu, &rail->place);
@@ -336,32 +385,16 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, stru
 		ret = refuse_none(n, &why, err);
 	if (ret)
 		ib_rails_close(ctx);
+	ctx->taking = ctx->rails;
 	return ret;
-}
-
-unsigned int ib_rail_gigabits(const struct ib_rail *rail)
-{
-	const struct ibv_port_attr *attr = &rail->port_attr;
-	static const unsigned int tenths_per_lane[] = {
-		25, 50, 100, 100, 140, 250, 500, 1000, 2000
-	};
-	static const unsigned int lanes[] = { 1, 4, 8, 12, 2 };
-	unsigned int tenths = 0, width = 0;
-
-	for (unsigned int i = 0; i < sizeof(tenths_per_lane) / sizeof(tenths_per_lane[0]); i++)
-		if (attr->active_speed == 1u << i)
-			tenths = tenths_per_lane[i];
-	for (unsigned int i = 0; i < sizeof(lanes) / sizeof(lanes[0]); i++)
-		if (attr->active_width == 1u << i)
-			width = lanes[i];
-	return tenths * width / 10;
 }
 
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
 {
 	snprintf(buf, cap, "%s, %u Gb/s, mtu %u, %s%s", rail->ethernet ? "RoCE" : "InfiniBand",
-		 ib_rail_gigabits(rail), 128u << rail->port_attr.active_mtu, rail->address.reason,
+		 rail->gigabits, 128u << rail->port_attr.active_mtu, rail->address.reason,
 		 atomic_load(&rail->dead)   ? "; the device has failed"
+		 : atomic_load(&rail->ill)  ? "; its verbs fail"
 		 : atomic_load(&rail->down) ? "; the port is down"
 					    : "");
 }

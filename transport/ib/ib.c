@@ -8,6 +8,7 @@
 
 #include <kvrail/kv.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
@@ -31,6 +32,14 @@ static void set_limits(struct ib_ctx *ctx)
 #endif
 }
 
+static void free_ctx(struct ib_ctx *ctx)
+{
+	pthread_cond_destroy(&ctx->idle);
+	pthread_mutex_destroy(&ctx->lock);
+	pthread_mutex_destroy(&ctx->left_lock);
+	free(ctx);
+}
+
 static int open_with(const char *nics, const char *gpu, int gid_index, struct kv_log *log,
 		     struct ib_ctx **ctx_p, struct kv_error *err)
 {
@@ -40,19 +49,31 @@ static int open_with(const char *nics, const char *gpu, int gid_index, struct kv
 
 	if (!v)
 		return KV_ERR_UNSUPPORTED;
+	/*
+	 * As NCCL does it, before anything is registered: on kernels before 5.12 a child of fork
+	 * would take registered pages with it, and the device would go on with pages that are the
+	 * child's. Newer kernels copy such pages, and the call does nothing.
+	 */
+	ret = v->fork_init ? v->fork_init() : 0;
+	if (ret)
+		kv_log_info(log,
+			    "ib: ibv_fork_init: %s; a child of fork may harm registered memory",
+			    kv_errno_text(ret));
 	ctx = kv_fault(IB_CTX_ALLOC) ? NULL : calloc(1, sizeof(*ctx));
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the ib context");
 	ctx->v = v;
 	ctx->gid_option = gid_index;
 	pthread_mutex_init(&ctx->left_lock, NULL);
+	pthread_mutex_init(&ctx->lock, NULL);
+	pthread_cond_init(&ctx->idle, NULL);
 	set_limits(ctx);
+	ctx->late_next_ns = kv_deadline_ns(IB_LATE_MS);
 	ret = ib_near_gpu(ctx, gpu, log, err);
 	if (!ret)
 		ret = ib_rails_open(ctx, nics, log, err);
 	if (ret) {
-		pthread_mutex_destroy(&ctx->left_lock);
-		free(ctx);
+		free_ctx(ctx);
 	} else {
 		*ctx_p = ctx;
 	}
@@ -88,20 +109,18 @@ static void ib_close(void *arg)
 		return;
 	}
 	ib_rails_close(ctx);
-	pthread_mutex_destroy(&ctx->left_lock);
-	free(ctx);
+	free_ctx(ctx);
 }
 
-static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
-		     struct kv_device_info *info)
+static void describe(const struct ib_ctx *ctx, struct ib_rail *rail, struct kv_device_info *info)
 {
 	struct ib_address now;
 	struct kv_error why;
 
 	snprintf(info->name, sizeof(info->name), "%s", rail->name);
 	snprintf(info->link, sizeof(info->link), "%s", rail->ethernet ? "RoCE" : "InfiniBand");
-	info->usable = !atomic_load(&rail->dead);
-	info->speed_mbps = 1000 * ib_rail_gigabits(rail);
+	info->usable = !atomic_load(&rail->dead) && !atomic_load(&rail->ill);
+	info->speed_mbps = 1000 * rail->gigabits;
 	info->mtu_bytes = 128u << rail->port_attr.active_mtu;
 	info->lid = rail->address.lid;
 	info->numa_node = rail->place.numa_node;
@@ -111,13 +130,16 @@ static void describe(const struct ib_ctx *ctx, const struct ib_rail *rail,
 		snprintf(info->distance, sizeof(info->distance), "%s",
 			 pci_distance_name(pci_between(&ctx->gpu, &rail->place)));
 	snprintf(info->reason, sizeof(info->reason), "%s", rail->address.reason);
-	if (rail->ethernet) {
-		info->usable &=
-			!ib_rail_address(ctx, rail, NULL, &now, &why) && !ib_gid_is_zero(&now.gid);
+	if (!atomic_load(&rail->dead) && ib_rail_address(ctx, rail, NULL, &now, &why)) {
+		info->usable = 0;
+		snprintf(info->reason, sizeof(info->reason), "%.*s", (int)sizeof(info->reason) - 1,
+			 why.message);
+	} else if (rail->ethernet && info->usable) {
+		info->usable = !ib_gid_is_zero(&now.gid);
 		if (info->usable) {
 			info->gid_index = now.gid_index;
 			ib_gid_text(&now.gid, info->gid, sizeof(info->gid));
-		} else if (!atomic_load(&rail->dead)) {
+		} else {
 			snprintf(info->reason, sizeof(info->reason), "%s has no usable GID",
 				 rail->name);
 		}

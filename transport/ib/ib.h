@@ -34,11 +34,17 @@
 #include "provider.h"
 #include "verbs_load.h"
 
+struct ib_conn;
 struct ib_pairing;
 struct kv_option_set;
 
 enum ib_limits {
 	IB_RAILS_MAX = 8,
+	IB_PORTS_MAX = 64,  /* looked at; the best IB_RAILS_MAX of them are used */
+	IB_WEIGHT = 256,    /* of the fastest path; others have less */
+	IB_ILL_MS = 5000,   /* a device that could not make a connection's objects is left alone */
+	IB_LATE_MS = 1000,  /* between two looks at ports that could not be used */
+	IB_MSG_LEAST = 4096, /* bytes of a message that a port must take */
 	IB_LANES_MAX = 64,  /* of a connection: the width of a lane mask */
 	IB_SQ_DEPTH = 512,  /* work requests of a lane; a power of two */
 	IB_SQ_NOTIFY = 8,   /* of them kept free of data: for notifies, messages and credits, */
@@ -68,11 +74,12 @@ enum ib_limits {
 	IB_ASIDE_MS = 1,       /* a verb that may take long is waited for this long in the call */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
-	IB_SLICES_MAX = 512,   /* slices of one region */
+	/* slices of one region: their keys on all rails fit a description */
+	IB_SLICES_MAX = (TR_MEM_PACK_MAX - 64) / (4 * IB_RAILS_MAX),
 	IB_SOFT_ROCE = 0xffffff, /* what Soft-RoCE calls its vendor */
 };
-#define IB_SLICE_BYTES \
-	(UINT64_C(2) << 30) /* a larger region of 4 KiB pages makes some devices slow */
+/* A larger one of 4 KiB pages makes some devices slow; only past IB_SLICES_MAX it is larger. */
+#define IB_SLICE_BYTES (UINT64_C(2) << 30)
 
 /* ---------------------------------------------------------------- rails */
 
@@ -93,10 +100,20 @@ struct ib_rail {
 	char name[32]; /* "mlx5_0:1" */
 	struct ibv_device_attr attr;
 	struct ibv_port_attr port_attr;
+	unsigned int gigabits; /* a second; 0 = nobody knows */
 	struct ib_address address; /* when it was opened */
 	struct pci_place place;
 	atomic_bool dead; /* the device has failed: nothing but destroying works */
 	atomic_bool down; /* the port is down */
+	atomic_bool ill;  /* verbs fail; new connections do without it until they work again */
+	_Atomic int64_t ill_until_ns; /* not even tried before */
+	bool noted;	  /* dead, and looked for again: late.c */
+};
+
+/* A port that could not be used when somebody last looked. */
+struct ib_absent {
+	char device[32];
+	uint8_t port;
 };
 
 struct ib_ctx {
@@ -111,21 +128,51 @@ struct ib_ctx {
 	int gid_option; /* KVCACHE_RDMA_GID_INDEX */
 	const char *sysroot;
 	struct pci_place gpu; /* of KVCACHE_GPU; its address is "" where none is known */
-	int rails;
-	struct ib_rail rail[IB_RAILS_MAX];
+	/* Grows under `lock`; what is below it does not change but for its atomic parts. */
+	atomic_int rails;
+	struct ib_rail rail[IB_PORTS_MAX];
+	/* late.c; the lock is held over no verb that may last */
+	pthread_mutex_t lock;
+	pthread_cond_t idle;
+	struct ib_mr *mrs;
+	int regs;   /* registrations under way */
+	int taking; /* rails that they serve: `rails`, or one more */
+	atomic_int late;
+	pthread_t late_thread;
+	int64_t late_next_ns;
+	int absents;
+	struct ib_absent absent[IB_PORTS_MAX];
 };
 
 /* near.c */
 int ib_near_gpu(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err);
 void ib_near_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place);
 enum pci_distance ib_near_distance(const struct ib_ctx *ctx, const char *device);
-void ib_near_sort(struct ib_ctx *ctx);
+
+/* speed.c */
+void ib_speed_find(const struct ib_ctx *ctx, struct ib_rail *rail);
+void ib_speed_choose(struct ib_ctx *ctx, bool by_name, bool named, struct kv_log *log);
+bool ib_speed_is_far_slower(const struct ib_ctx *ctx, const struct ib_rail *rail);
+void ib_speed_weigh(struct ib_conn *c);
+
+/* late.c */
+void ib_late_note(struct ib_ctx *ctx, const char *device, uint8_t port);
+void ib_late_look(struct ib_ctx *ctx); /* for a new connection */
+bool ib_late_busy(struct ib_ctx *ctx);
 
 /* device.c */
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
-unsigned int ib_rail_gigabits(const struct ib_rail *rail);
-int ib_rail_address(const struct ib_ctx *ctx, const struct ib_rail *rail,
+/* ARG: there is no such port. UNSUPPORTED, UNREACHABLE: it is not active. */
+int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
+		 struct kv_error *err);
+void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail);
+/* Its verbs fail, and a warning says so once; they work (again). */
+void ib_rail_is_ill(struct ib_ctx *ctx, struct ib_rail *rail, const struct kv_error *why);
+void ib_rail_is_well(struct ib_ctx *ctx, struct ib_rail *rail);
+int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail,
 		    const union ibv_gid *near, struct ib_address *address_p, struct kv_error *err);
+int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
+		  struct ib_address *address_p, struct kv_error *err);
 bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid);
 void ib_rails_close(struct ib_ctx *ctx);
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
@@ -135,8 +182,13 @@ void ib_async_drain(struct ib_ctx *ctx);
 
 struct ib_mr {
 	uint64_t first; /* of slice 0's range: the address rounded down to a page */
+	uint64_t slice_bytes;
 	uint32_t slices;
-	struct ibv_mr *mr[]; /* [rail * slices + slice] */
+	int rails; /* that have it */
+	bool busy; /* the job of late.c is registering it */
+	const struct tr_mem *mem;
+	struct ib_mr *next, **prev;
+	struct ibv_mr *mr[]; /* [rail * slices + slice], for IB_RAILS_MAX rails */
 };
 
 struct ib_rmr {
@@ -155,6 +207,11 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 		struct kv_error *err);
 void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
 int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail); /* enum kv_gpu_reach */
+/* With one rail more; from the rail `rails` on no more. */
+int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err);
+void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails);
+int ib_mem_short(const struct ib_ctx *ctx, const struct ib_rail *rail, size_t len, int why,
+		 struct kv_error *err); /* shortage.c: why a device has no more room for memory */
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	       unsigned int access, struct ibv_mr **mr_p, struct kv_error *err);
 
@@ -223,13 +280,18 @@ struct ib_end { /* what the other end of a path has told */
 	uint8_t mtu;
 	uint8_t rd_atomic;
 	uint8_t rail;	       /* the peer's number of it */
+	uint16_t gigabits;     /* of its port, 0 = not known */
 	uint64_t cells, probe; /* addresses */
 	uint32_t cells_rkey, probe_rkey;
 };
 
 struct ib_path {
 	struct ib_rail *rail;
-	uint8_t rail_index;
+	uint8_t rail_index; /* here, */
+	uint8_t told;	    /* and as the peer knows it */
+	uint32_t weight;    /* share of the bytes, as IB_WEIGHT is the fastest path's; */
+	uint16_t turn;	    /* of its lanes, */
+	uint64_t load;	    /* and what it has carried, by its weight */
 	struct ib_address address; /* the rail's, when this connection was made */
 	struct ib_record record;
 	uint16_t pkey, pkey_index;
@@ -296,12 +358,17 @@ struct ib_conn {
 	uint16_t generation; /* in every wr_id */
 	bool accepting;
 	bool line_order;
+	bool uneven; /* the paths are not equally fast */
 	int paths, lanes_per_path, lanes;
 	struct ib_path path[IB_RAILS_MAX];
 	/* connecting side, until the paths are chosen */
 	struct ib_pairing *pairing;
-	/* accepting side: the rails' addresses, told to the peer */
-	struct ib_address offered[IB_RAILS_MAX];
+	/* accepting side: the rails that were offered, in the peer's numbers */
+	struct ib_offered {
+		uint8_t rail_index;
+		struct ib_address address;
+	} offered[IB_RAILS_MAX];
+	int offers;
 	struct ib_lane *lane;
 	struct ib_slot *slots;
 	uint32_t chunk;	  /* bytes of a chain, */
@@ -377,7 +444,8 @@ _Static_assert(IB_LANES_MAX <= 256, "a lane fits its byte of the wr_id");
 _Static_assert(TR_OPS_MAX <= 256, "an operation's slot fits its byte of the immediate");
 
 /* control.c: the control region, completion queues and lanes' memory of a connection */
-int ib_control_make(struct ib_conn *c, struct kv_error *err);
+/* *bad_p: the path whose device has failed, -1 = none */
+int ib_control_make(struct ib_conn *c, int *bad_p, struct kv_error *err);
 bool ib_control_free(struct ib_conn *c);
 uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
 uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);

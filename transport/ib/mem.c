@@ -4,13 +4,12 @@
  *
  * A slice boundary is a multiple of the page size counted from the region's first page, on both
  * ends; a piece that crosses one of ours is gathered with two entries, one that crosses the peer's
- * is cut there (post.c).
+ * is cut there (post.c). Each region says how large its slices are.
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <kvrail/kv.h>
@@ -22,28 +21,18 @@
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	       unsigned int access, struct ibv_mr **mr_p, struct kv_error *err)
 {
-	struct rlimit limit = { 0 };
-	int why, ret = KV_ERR_MEMLOCK;
+	int why, ret;
 
 	*mr_p = ctx->v->reg_mr(rail->pd, addr, len, access);
 	if (*mr_p)
 		return 0;
 	why = errno;
-	getrlimit(RLIMIT_MEMLOCK, &limit);
-	if (why == ENOMEM || why == EAGAIN || why == EPERM) {
-		kv_fail(err, ret, "register",
-			"%s cannot lock %zu bytes: RLIMIT_MEMLOCK is %lld bytes (%s)", rail->name,
-			len, limit.rlim_cur == RLIM_INFINITY ? -1LL : (long long)limit.rlim_cur,
-			kv_errno_text(why));
-		if (err)
-			err->sys_errno = why;
-		kv_error_hint(err, "ulimit -l unlimited, LimitMEMLOCK=infinity in the service, or "
-				   "--ulimit memlock=-1 for a container");
-	} else {
+	if (why == ENOMEM || why == EAGAIN || why == EPERM)
+		ret = ib_mem_short(ctx, rail, len, why, err);
+	else
 		ret = kv_fail_errno(err, why == EFAULT ? KV_ERR_SYSTEM : KV_ERR_DEVICE, why,
 				    "register", "%s cannot register %zu bytes at %p", rail->name,
 				    len, addr);
-	}
 	ib_name_peer(NULL, rail, err);
 	return ret;
 }
@@ -119,12 +108,12 @@ static int make_gpu_mr(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr
 }
 
 /* Bytes [*from_p, return) of the region are in slice `slice`. */
-static uint64_t slice_end(const struct ib_mr *mr, uint64_t slice_bytes, uint32_t slice,
-			  const struct tr_mem *mem, uint64_t *from_p)
+static uint64_t slice_end(const struct ib_mr *mr, uint32_t slice, const struct tr_mem *mem,
+			  uint64_t *from_p)
 {
 	uint64_t begin = (uint64_t)(uintptr_t)mem->addr;
-	uint64_t from = mr->first + slice * slice_bytes;
-	uint64_t to = from + slice_bytes;
+	uint64_t from = mr->first + slice * mr->slice_bytes;
+	uint64_t to = from + mr->slice_bytes;
 
 	*from_p = from > begin ? from : begin;
 	return to < begin + mem->len ? to : begin + mem->len;
@@ -143,14 +132,6 @@ static unsigned int access_of(const struct ib_ctx *ctx, const struct tr_mem *mem
 	return access;
 }
 
-static void free_mr(struct ib_ctx *ctx, struct ib_mr *mr)
-{
-	for (uint32_t i = 0; i < mr->slices * (uint32_t)ctx->rails; i++)
-		if (mr->mr[i])
-			ctx->v->dereg_mr(mr->mr[i]);
-	free(mr);
-}
-
 static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_mem *mem,
 		      uint64_t from, uint64_t to, struct ibv_mr **mr_p, struct kv_error *err)
 {
@@ -161,45 +142,131 @@ static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_
 						       to - from, access, mr_p, err);
 }
 
-int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+/* Slices as large as it takes: their keys must fit one description, whatever the region's size. */
+static int cut(const struct ib_ctx *ctx, const struct tr_mem *mem, struct ib_mr *mr,
+	       struct kv_error *err)
 {
-	struct ib_ctx *ctx = arg;
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-	uint64_t first = (uint64_t)(uintptr_t)mem->addr & ~(page - 1);
-	uint64_t span = (uint64_t)(uintptr_t)mem->addr + mem->len - first;
-	uint64_t slices = (span + ctx->slice_bytes - 1) / ctx->slice_bytes;
-	struct ib_mr *mr;
-	uint64_t from, to;
-	int ret;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span, slices;
 
-	if (slices > IB_SLICES_MAX)
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "a region of %zu bytes has more than %d slices", mem->len,
-			       IB_SLICES_MAX);
-	mr = kv_fault(IB_MEM_ALLOC)
-		     ? NULL
-		     : calloc(1, sizeof(*mr) + slices * (uint64_t)ctx->rails * sizeof(mr->mr[0]));
-	if (!mr)
-		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's keys");
-	mr->first = first;
-	mr->slices = (uint32_t)slices;
-	for (int r = 0; r < ctx->rails; r++)
-		for (uint32_t s = 0; s < mr->slices; s++) {
-			to = slice_end(mr, ctx->slice_bytes, s, mem, &from);
-			ret = make_slice(ctx, &ctx->rail[r], mem, from, to,
-					 &mr->mr[(uint32_t)r * mr->slices + s], err);
-			if (ret) {
-				free_mr(ctx, mr);
-				return ret;
-			}
-		}
-	*handle_p = mr;
+	mr->first = (uint64_t)(uintptr_t)mem->addr & ~(page - 1);
+	span = (uint64_t)(uintptr_t)mem->addr + mem->len - mr->first;
+	slices = (span - 1) / ctx->slice_bytes + 1;
+	mr->slice_bytes = ((slices - 1) / IB_SLICES_MAX + 1) * ctx->slice_bytes;
+	mr->slices = (uint32_t)((span - 1) / mr->slice_bytes + 1);
+	for (int r = 0; r < ctx->rails; r++) {
+		const struct ib_rail *rail = &ctx->rail[r];
+		uint64_t most = rail->attr.max_mr_size, need = span;
+
+		need = need < mr->slice_bytes ? need : mr->slice_bytes;
+		if (!most || need <= most) /* 0: the device does not say */
+			continue;
+		kv_fail(err, KV_ERR_DEVICE, "register",
+			"%zu bytes need memory regions of %llu bytes each, and %s takes at most "
+			"%llu",
+			mem->len, (unsigned long long)need, rail->name, (unsigned long long)most);
+		kv_error_hint(err, "register less at one time");
+		ib_name_peer(NULL, rail, err);
+		return KV_ERR_DEVICE;
+	}
 	return 0;
 }
 
-void ib_mem_dereg(void *ctx, void *handle)
+void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails)
 {
-	free_mr(ctx, handle);
+	for (; mr->rails > rails; mr->rails--)
+		for (uint32_t s = 0; s < mr->slices; s++) {
+			struct ibv_mr **mr_p = &mr->mr[(uint32_t)(mr->rails - 1) * mr->slices + s];
+
+			if (*mr_p)
+				ctx->v->dereg_mr(*mr_p);
+			*mr_p = NULL;
+		}
+}
+
+int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err)
+{
+	uint64_t from, to;
+	int ret = 0;
+
+	mr->rails = rail + 1;
+	for (uint32_t s = 0; s < mr->slices && !ret; s++) {
+		to = slice_end(mr, s, mr->mem, &from);
+		ret = make_slice(ctx, &ctx->rail[rail], mr->mem, from, to,
+				 &mr->mr[(uint32_t)rail * mr->slices + s], err);
+	}
+	if (ret)
+		ib_mr_shrink(ctx, mr, rail);
+	return ret;
+}
+
+/*
+ * Every rail that there is, and the one that is being added (late.c), which may come or go
+ * meanwhile. Under the lock; not while a verb registers.
+ */
+static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *err)
+{
+	int ret = 0;
+
+	while (!ret && mr->rails != ctx->taking) {
+		int taking = ctx->taking;
+
+		pthread_mutex_unlock(&ctx->lock);
+		while (!ret && mr->rails < taking)
+			ret = ib_mr_extend(ctx, mr, mr->rails, err);
+		ib_mr_shrink(ctx, mr, ret ? 0 : taking);
+		pthread_mutex_lock(&ctx->lock);
+	}
+	return ret;
+}
+
+int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+{
+	struct ib_ctx *ctx = arg;
+	struct ib_mr head = { .mem = mem }, *mr;
+	int ret = cut(ctx, mem, &head, err);
+
+	if (ret)
+		return ret;
+	mr = kv_fault(IB_MEM_ALLOC) ? NULL
+				    : calloc(1, sizeof(*mr) + (uint64_t)head.slices * IB_RAILS_MAX *
+								      sizeof(mr->mr[0]));
+	if (!mr)
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's keys");
+	*mr = head;
+	pthread_mutex_lock(&ctx->lock);
+	ctx->regs++;
+	ret = serve_rails(ctx, mr, err);
+	if (!ret) {
+		mr->next = ctx->mrs;
+		mr->prev = &ctx->mrs;
+		if (mr->next)
+			mr->next->prev = &mr->next;
+		ctx->mrs = mr;
+	}
+	ctx->regs--;
+	pthread_cond_broadcast(&ctx->idle);
+	pthread_mutex_unlock(&ctx->lock);
+	if (ret)
+		free(mr);
+	else
+		*handle_p = mr;
+	return ret;
+}
+
+void ib_mem_dereg(void *arg, void *handle)
+{
+	struct ib_ctx *ctx = arg;
+	struct ib_mr *mr = handle;
+
+	pthread_mutex_lock(&ctx->lock);
+	while (mr->busy)
+		pthread_cond_wait(&ctx->idle, &ctx->lock);
+	*mr->prev = mr->next;
+	if (mr->next)
+		mr->next->prev = mr->prev;
+	pthread_mutex_unlock(&ctx->lock);
+	ib_mr_shrink(ctx, mr, 0);
+	free(mr);
 }
 
 int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
@@ -210,7 +277,7 @@ int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 
 	wire_put_u64(w, (uint64_t)(uintptr_t)mem->addr);
 	wire_put_u64(w, mr->first);
-	wire_put_u64(w, c->ctx->slice_bytes);
+	wire_put_u64(w, mr->slice_bytes);
 	wire_put_u32(w, mr->slices);
 	wire_put_u8(w, (uint8_t)c->paths);
 	for (int p = 0; p < c->paths; p++)
@@ -243,12 +310,10 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 	 * table.
 	 */
 	if (r->bad || paths != c->paths || !head.slices || head.slices > IB_SLICES_MAX ||
-	    head.slice_bytes < 4096 || head.slice_bytes > IB_SLICE_BYTES ||
-	    head.slice_bytes % IB_LINE || head.first > head.addr ||
+	    head.slice_bytes < 4096 || head.slice_bytes % IB_LINE || head.first > head.addr ||
 	    head.addr - head.first >= head.slice_bytes || rmem->len > UINT64_MAX - head.addr ||
 	    !rmem->len ||
-	    (head.addr + rmem->len - head.first + head.slice_bytes - 1) / head.slice_bytes !=
-		    head.slices ||
+	    (head.addr + rmem->len - head.first - 1) / head.slice_bytes + 1 != head.slices ||
 	    wire_left(r) < keys * 4)
 		return kv_fail(err, KV_ERR_PROTOCOL, "open_memory",
 			       "the peer's description of region %u makes no sense", rmem->id);

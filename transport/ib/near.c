@@ -46,19 +46,3 @@ enum pci_distance ib_near_distance(const struct ib_ctx *ctx, const char *device)
 	ib_near_place(ctx, device, &place);
 	return pci_between(&ctx->gpu, &place);
 }
-
-static int by_speed_then_name(const void *a, const void *b)
-{
-	const struct ib_rail *x = a, *y = b;
-	unsigned int fast = ib_rail_gigabits(x), faster = ib_rail_gigabits(y);
-
-	if (fast != faster)
-		return fast > faster ? -1 : 1;
-	return strverscmp(x->name, y->name);
-}
-
-/* The rails are equally near: the fastest becomes the first. */
-void ib_near_sort(struct ib_ctx *ctx)
-{
-	qsort(ctx->rail, (size_t)ctx->rails, sizeof(ctx->rail[0]), by_speed_then_name);
-}

@@ -34,6 +34,7 @@ enum {
 
 struct peer_rail {
 	bool ethernet, used;
+	uint16_t gigabits;
 	union ibv_gid gid;
 };
 
@@ -54,6 +55,7 @@ static int read_offer(const struct ib_conn *c, struct ib_pairing *p, struct wire
 	p->rails = wire_get_u8(r);
 	for (int i = 0; i < p->rails && i < IB_RAILS_MAX; i++) {
 		p->peer[i].ethernet = wire_get_u8(r) != 0;
+		p->peer[i].gigabits = wire_get_u16(r);
 		wire_get_bytes(r, p->peer[i].gid.raw, sizeof(p->peer[i].gid.raw));
 	}
 	if (r->bad || !p->rails || p->rails > IB_RAILS_MAX)
@@ -125,7 +127,7 @@ static bool is_free(const struct ib_conn *c, int own)
 	for (int p = 0; p < c->paths; p++)
 		if (c->path[p].rail_index == own)
 			return false;
-	return !atomic_load(&rail->dead) && !atomic_load(&rail->down);
+	return !atomic_load(&rail->dead);
 }
 
 /*
@@ -141,10 +143,10 @@ static int join(struct ib_conn *c, int own, int theirs, const union ibv_gid *nea
 
 	memset(path, 0, sizeof(*path));
 	path->rail = &c->ctx->rail[own];
-	path->rail_index = (uint8_t)own;
+	path->rail_index = path->told = (uint8_t)own;
 	path->peer.rail = (uint8_t)theirs;
 	path->chosen = chosen;
-	ret = ib_rail_address(c->ctx, path->rail, near, &path->address, err);
+	ret = ib_rail_ready(c->ctx, path->rail, near, &path->address, err);
 	if (!ret)
 		ret = ib_path_check(c->ctx, path->rail, &path->address, &peer->gid, err);
 	if (!ret)
@@ -172,9 +174,11 @@ static int take_first(struct ib_conn *c, struct kv_error *err)
 			    rail->ethernet != p->peer[j].ethernet)
 				continue;
 			ret = join(c, i, j, &answer->sgid, "by librdmacm", err);
-			if (ret == KV_ERR_NOMEM || ret == KV_ERR_DEVICE)
+			if (ret == KV_ERR_NOMEM)
 				return ret;
-			if (!ret)
+			if (ret)
+				kv_error_copy(&p->why, err);
+			else
 				c->path[c->paths - 1].record = answer->record;
 		}
 	}
@@ -194,7 +198,7 @@ static int join_rest(struct ib_conn *c, struct kv_error *err)
 			if (p->peer[j].used || p->peer[j].ethernet != c->ctx->rail[i].ethernet)
 				continue;
 			ret = join(c, i, j, &p->peer[j].gid, "by the GID table", err);
-			if (ret == KV_ERR_NOMEM || ret == KV_ERR_DEVICE)
+			if (ret == KV_ERR_NOMEM)
 				return ret;
 			if (ret)
 				kv_error_copy(&p->why, err);
@@ -243,7 +247,7 @@ static int refuse(const struct ib_conn *c, struct kv_error *err)
 {
 	const struct ib_pairing *p = c->pairing;
 
-	if (p->why.code == KV_ERR_UNREACHABLE)
+	if (p->why.code == KV_ERR_UNREACHABLE || p->why.code == KV_ERR_DEVICE)
 		return kv_error_copy(err, &p->why);
 	return kv_fail(err, KV_ERR_UNREACHABLE, "connect",
 		       "no working rail of the %d here is of the same kind (RoCE or InfiniBand) as "

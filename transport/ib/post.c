@@ -107,6 +107,7 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 	chain->lane = NULL;
 	if (!n)
 		return 0;
+	lane->path->load += chain->bytes * IB_WEIGHT / lane->path->weight;
 	last = &chain->wr[n - 1];
 	last->next = NULL;
 	last->send_flags = IBV_SEND_SIGNALED;
@@ -129,24 +130,73 @@ static struct ib_lane *next_lane(struct ib_conn *c)
 	return &c->lane[turn % paths * (uint32_t)c->lanes_per_path + turn / paths];
 }
 
-/* Begins a chain on the next lane that has room. */
-static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
+static struct ib_lane *lane_with_room(struct ib_conn *c, uint32_t *room_p)
 {
 	for (int i = 0; i < c->lanes; i++) {
 		struct ib_lane *lane = next_lane(c);
 
-		chain->room = ib_lane_room(lane, IB_SQ_NOTIFY);
-		if (!chain->room)
-			continue;
-		if (chain->room > IB_CHAIN)
-			chain->room = IB_CHAIN;
-		chain->lane = lane;
-		chain->n = 0;
-		chain->bytes = chain->len = chain->limit = 0;
-		return true;
+		*room_p = ib_lane_room(lane, IB_SQ_NOTIFY);
+		if (*room_p)
+			return lane;
 	}
-	return false;
+	return NULL;
 }
+
+/* The next lane with room of this path; NULL if there is none. */
+static struct ib_lane *lane_of_path(struct ib_conn *c, struct ib_path *path, uint32_t *room_p)
+{
+	struct ib_lane *first = &c->lane[(path - c->path) * c->lanes_per_path];
+
+	for (int i = 0; i < c->lanes_per_path; i++) {
+		struct ib_lane *lane = &first[(path->turn + i) % c->lanes_per_path];
+
+		*room_p = ib_lane_room(lane, IB_SQ_NOTIFY);
+		if (*room_p)
+			return lane;
+	}
+	return NULL;
+}
+
+/* Where paths are not equally fast: the one that has carried least for its speed. */
+static struct ib_lane *lane_by_weight(struct ib_conn *c, uint32_t *room_p)
+{
+	struct ib_lane *best = NULL;
+
+	for (int p = 0; p < c->paths; p++) {
+		struct ib_path *path = &c->path[p];
+		struct ib_lane *lane;
+		uint32_t room;
+
+		if (best && path->load >= best->path->load)
+			continue;
+		lane = lane_of_path(c, path, &room);
+		if (!lane)
+			continue;
+		best = lane;
+		*room_p = room;
+	}
+	if (best)
+		best->path->turn = (uint16_t)((best->path->turn + 1) % c->lanes_per_path);
+	return best;
+}
+
+/* Begins a chain on the next lane that has room. */
+static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
+{
+	struct ib_lane *lane =
+		c->uneven ? lane_by_weight(c, &chain->room) : lane_with_room(c, &chain->room);
+
+	if (!lane)
+		return false;
+	if (chain->room > IB_CHAIN)
+		chain->room = IB_CHAIN;
+	chain->lane = lane;
+	chain->n = 0;
+	chain->bytes = chain->len = chain->limit = 0;
+	return true;
+}
+
+enum { FINE = 32 }; /* chains of one call's bytes, where paths are not equally fast */
 
 struct piece {
 	const struct ib_mr *mr;
@@ -234,15 +284,14 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 {
 	const struct ib_mr *mr = piece->mr;
 	const struct ib_rmr *rmr = piece->rmr;
-	uint64_t slice_bytes = c->ctx->slice_bytes;
 	/* the first request of a chain may be shorter by a part of a line */
 	uint64_t full = c->op[op->index].share - (c->paths > 1 ? IB_LINE - 1 : 0);
 
 	while (piece->len) {
-		uint64_t lrun = to_slice_end(piece->laddr, mr->first, slice_bytes);
+		uint64_t lrun = to_slice_end(piece->laddr, mr->first, mr->slice_bytes);
 		uint64_t rrun = to_slice_end(piece->raddr, rmr->first, rmr->slice_bytes);
 		uint64_t len = piece->len, done = 0;
-		uint32_t lslice = slice_of(piece->laddr, mr->first, slice_bytes);
+		uint32_t lslice = slice_of(piece->laddr, mr->first, mr->slice_bytes);
 		uint32_t rslice = slice_of(piece->raddr, rmr->first, rmr->slice_bytes);
 		uint32_t path, lkey, rkey;
 		int ret;
@@ -346,7 +395,9 @@ static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
 	for (size_t i = 0; i < n; i++)
 		total += spans[i].len;
 	chains = total / IB_SHARE;
-	if (chains >= paths)
+	if (c->uneven) /* small ones, or a slow path would carry as much of it as a fast one */
+		chains = chains < FINE ? chains : FINE;
+	else if (chains >= paths)
 		chains = paths * ((total + round - 1) / round);
 	share = chains ? (total + chains - 1) / chains : total;
 	share = (share + IB_LINE - 1) / IB_LINE * IB_LINE;

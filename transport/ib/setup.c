@@ -4,10 +4,12 @@
  *
  * Every integer is little-endian.
  *   offer   (accepting side, before anything is made)  u8 version, u8 lanes per path at most, u16
- *           partition that its options ask for (P_Key, 0 = none), u8 rails, then for each rail: u8
- *           link (1 = Ethernet, 0 = InfiniBand), gid[16] (zero = it has none)
+ *           partition that its options ask for (P_Key, 0 = none), u8 rails that can be used now,
+ *           then for each rail: u8 link (1 = Ethernet, 0 = InfiniBand), u16 Gb/s (0 = not known),
+ *           gid[16] (zero = it has none)
  *   setup   (both sides, alike)  u8 version, u8 paths, u8 lanes per path,
- *           for each path: u8 own rail, u8 peer's rail, u8 mtu, u8 reads at one time, u16 lid, u16
+ *           for each path: u8 own rail, u8 peer's rail, u16 Gb/s of the own one, u8 mtu,
+ *                          u8 reads at one time, u16 lid, u16
  *                          lid of the peer that packets to it carry (0 = the one it tells), u16
  *                          P_Key, u8 service level, u8 static rate, u8 packets carry a GRH,
  *                          gid[16],
@@ -20,13 +22,14 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/option.h"
 #include "gid.h"
 #include "ib.h"
 
-enum { SETUP_VERSION = 2, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
+enum { SETUP_VERSION = 3, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
 
 static int conn_new(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
 		    struct kv_error *err)
@@ -59,19 +62,32 @@ static uint16_t pkey_wanted(const struct ib_ctx *ctx)
 }
 
 /*
- * The address that the peer has used for the control connection comes first: it is known to reach
- * this port, if it is one of this port's.
+ * Rails that can be used now. The address that the peer has used for the control connection comes
+ * first: it is known to reach this port, if it is one of this port's. UNSUPPORTED: there is none,
+ * and another transport may carry.
  */
-static int address_rails(struct ib_conn *c, struct kv_error *err)
+static int choose_rails(struct ib_conn *c, struct kv_error *err)
 {
+	struct kv_error why = { 0 };
 	union ibv_gid near;
 	bool known = tr_conn_local(c->conn, near.raw);
-	int ret = 0;
 
-	for (int i = 0; i < c->ctx->rails && !ret; i++)
-		ret = ib_rail_address(c->ctx, &c->ctx->rail[i], known ? &near : NULL,
-				      &c->offered[i], err);
-	return ret;
+	for (int i = 0; i < c->ctx->rails; i++) {
+		struct ib_offered *o = &c->offered[c->offers];
+		int ret = ib_rail_ready(c->ctx, &c->ctx->rail[i], known ? &near : NULL, &o->address,
+					&why);
+
+		if (ret == KV_ERR_NOMEM)
+			return kv_error_copy(err, &why);
+		if (ret)
+			continue;
+		o->rail_index = (uint8_t)i;
+		c->offers++;
+	}
+	if (c->offers)
+		return 0;
+	return kv_fail(err, KV_ERR_UNSUPPORTED, "connect", "no RDMA device can be used now: %.200s",
+		       why.message);
 }
 
 int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
@@ -84,7 +100,9 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 	if (ret)
 		return ret;
 	c->accepting = true;
-	ret = address_rails(c, err);
+	ib_async_drain(ctx);
+	ib_late_look(ctx);
+	ret = choose_rails(c, err);
 	if (ret) {
 		free(c);
 		return ret;
@@ -92,10 +110,13 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 	wire_put_u8(w, SETUP_VERSION);
 	wire_put_u8(w, (uint8_t)lanes_wanted(ctx));
 	wire_put_u16(w, pkey_wanted(ctx));
-	wire_put_u8(w, (uint8_t)ctx->rails);
-	for (int i = 0; i < ctx->rails; i++) {
-		wire_put_u8(w, ctx->rail[i].ethernet);
-		wire_put_bytes(w, c->offered[i].gid.raw, sizeof(c->offered[i].gid.raw));
+	wire_put_u8(w, (uint8_t)c->offers);
+	for (int i = 0; i < c->offers; i++) {
+		const struct ib_offered *o = &c->offered[i];
+
+		wire_put_u8(w, ctx->rail[o->rail_index].ethernet);
+		wire_put_u16(w, (uint16_t)ctx->rail[o->rail_index].gigabits);
+		wire_put_bytes(w, o->address.gid.raw, sizeof(o->address.gid.raw));
 	}
 	*priv_p = c;
 	return 0;
@@ -108,9 +129,39 @@ static void set_lanes(struct ib_conn *c, int per_path)
 	c->chunk = IB_CHUNK;
 	if (c->ctx->slice_bytes < c->chunk)
 		c->chunk = (uint32_t)c->ctx->slice_bytes;
-	for (int p = 0; p < c->paths; p++)
-		if (c->path[p].rail->port_attr.max_msg_sz < c->chunk)
-			c->chunk = c->path[p].rail->port_attr.max_msg_sz;
+	for (int p = 0; p < c->paths; p++) {
+		uint32_t most = c->path[p].rail->port_attr.max_msg_sz;
+
+		if (most && most < c->chunk) /* 0: the device does not say */
+			c->chunk = most;
+	}
+}
+
+/*
+ * A device that cannot make what the connection needs is not tried again soon; on the connecting
+ * side the other paths go on without it.
+ */
+static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
+{
+	int bad, ret;
+
+	for (;;) {
+		set_lanes(c,
+			  per_path < IB_LANES_MAX / c->paths ? per_path : IB_LANES_MAX / c->paths);
+		ret = ib_control_make(c, &bad, err);
+		for (int p = 0; p < c->paths && !ret; p++)
+			ib_rail_is_well(c->ctx, c->path[p].rail);
+		if (ret != KV_ERR_DEVICE || bad < 0)
+			return ret;
+		atomic_store(&c->path[bad].rail->ill_until_ns, kv_deadline_ns(IB_ILL_MS));
+		ib_rail_is_ill(c->ctx, c->path[bad].rail, err);
+		if (c->accepting || c->paths == 1)
+			return ret;
+		ib_control_free(c);
+		c->paths--;
+		memmove(&c->path[bad], &c->path[bad + 1],
+			(size_t)(c->paths - bad) * sizeof(c->path[0]));
+	}
 }
 
 static int begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
@@ -127,6 +178,7 @@ static int begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
 	if (r->bad || !lanes)
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib offer is malformed");
 	ib_async_drain(ctx);
+	ib_late_look(ctx);
 	ret = conn_new(ctx, conn, c_p, err);
 	if (ret)
 		return ret;
@@ -152,11 +204,8 @@ int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader 
 	if (ret == TR_AGAIN)
 		return ret;
 	ib_pairing_end(c);
-	if (!ret) {
-		set_lanes(c, c->lanes_per_path < IB_LANES_MAX / c->paths ? c->lanes_per_path
-									 : IB_LANES_MAX / c->paths);
-		ret = ib_control_make(c, err);
-	}
+	if (!ret)
+		ret = make_paths(c, c->lanes_per_path, err);
 	if (ret)
 		ib_stop(conn, c);
 	return ret;
@@ -168,8 +217,9 @@ static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_
 	int reads =
 		rail->attr.max_qp_rd_atom < IB_RD_ATOMIC ? rail->attr.max_qp_rd_atom : IB_RD_ATOMIC;
 
-	wire_put_u8(w, path->rail_index);
+	wire_put_u8(w, path->told);
 	wire_put_u8(w, path->peer.rail);
+	wire_put_u16(w, (uint16_t)rail->gigabits);
 	wire_put_u8(w, (uint8_t)ib_path_mtu(path));
 	wire_put_u8(w, (uint8_t)reads);
 	wire_put_u16(w, rail->ethernet ? 0 : ib_path_lid(path));
@@ -215,6 +265,7 @@ static bool get_path(struct wire_reader *r, struct path_numbers *numbers)
 	numbers->own = wire_get_u8(r);
 	numbers->other = wire_get_u8(r);
 	end->rail = numbers->own;
+	end->gigabits = wire_get_u16(r);
 	end->mtu = wire_get_u8(r);
 	end->rd_atomic = wire_get_u8(r);
 	end->lid = wire_get_u16(r);
@@ -244,14 +295,15 @@ static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
 	struct ib_path *path = &c->path[p];
 	const struct ib_rail *rail;
 
-	if (numbers->other >= c->ctx->rails || numbers->own >= IB_RAILS_MAX)
+	if (numbers->other >= c->offers || numbers->own >= IB_RAILS_MAX)
 		return false;
 	for (int i = 0; i < p; i++)
-		if (c->path[i].rail_index == numbers->other || c->path[i].peer.rail == numbers->own)
+		if (c->path[i].told == numbers->other || c->path[i].peer.rail == numbers->own)
 			return false;
-	rail = path->rail = &c->ctx->rail[numbers->other];
-	path->rail_index = numbers->other;
-	path->address = c->offered[numbers->other];
+	path->told = numbers->other;
+	path->rail_index = c->offered[numbers->other].rail_index;
+	path->address = c->offered[numbers->other].address;
+	rail = path->rail = &c->ctx->rail[path->rail_index];
 	path->chosen = "by the peer";
 	c->paths = p + 1;
 	if (rail->ethernet)
@@ -266,7 +318,7 @@ static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *num
 	struct ib_path *path = &c->path[p];
 
 	if (c->accepting ? !follow(c, p, numbers)
-			 : numbers->other != path->rail_index || numbers->own != path->peer.rail)
+			 : numbers->other != path->told || numbers->own != path->peer.rail)
 		return false;
 	if (path->rail->ethernet
 		    ? ib_gid_is_zero(&numbers->end.gid)
@@ -386,10 +438,8 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 			return kv_fail(err, KV_ERR_PROTOCOL, "connect",
 				       "path %d of the peer's ib setup is malformed", p);
 	ret = check_paths(c, err);
-	if (!ret && c->accepting) {
-		set_lanes(c, per_path);
-		ret = ib_control_make(c, err);
-	}
+	if (!ret && c->accepting)
+		ret = make_paths(c, per_path, err);
 	if (!ret)
 		ret = get_lanes(c, r, err);
 	if (!ret)
@@ -397,6 +447,7 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 	if (ret)
 		return ret;
 	set_message(c);
+	ib_speed_weigh(c);
 	tell_path(c);
 	c->state = IB_LIVE;
 	return 0;

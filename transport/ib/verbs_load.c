@@ -126,6 +126,7 @@ static const struct symbol verbs_symbols[] = {
 	SYMBOL(wc_status_str),
 	SYMBOL(event_type_str),
 #undef SYMBOL
+	{ "ibv_fork_init", (void **)&table.fork_init, true },
 	{ "ibv_reg_mr", (void **)&sym_reg_mr, false },
 	{ "ibv_reg_mr_iova2", (void **)&sym_reg_mr_iova2, false },
 	{ "ibv_reg_dmabuf_mr", (void **)&table.reg_dmabuf_mr, true },

@@ -19,6 +19,7 @@
 #include <kvrail/kv_error.h>
 
 struct ib_verbs {
+	int (*fork_init)(void); /* may be NULL */
 	struct ibv_device **(*get_device_list)(int *n);
 	void (*free_device_list)(struct ibv_device **list);
 	const char *(*get_device_name)(struct ibv_device *device);
