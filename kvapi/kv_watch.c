@@ -20,13 +20,12 @@ enum { STOP_LOOKS = KV_STOP_MS / KV_TICK_MS };
 static bool has_passed(const struct kv_peer *peer, unsigned int patience)
 {
 	int64_t posting_ns = atomic_load(&peer->posting_ns);
-	int64_t until_ns = atomic_load(&peer->claim.until_ns);
+	int64_t until_ns = atomic_load(&peer->claim.until_ns), now = kv_now_ns();
 
-	if (posting_ns < until_ns)
-		until_ns = posting_ns;
 	/* A call without a deadline has that of an operation that names none. */
-	return until_ns == KV_NO_DEADLINE ? peer->looks >= STOP_LOOKS + patience
-					  : kv_now_ns() >= until_ns;
+	if (until_ns == KV_NO_DEADLINE && peer->looks >= STOP_LOOKS + patience)
+		return true;
+	return now >= until_ns || now >= posting_ns;
 }
 
 /* Under engine.lock, so that the peer stays; its claim is somebody else's. */
