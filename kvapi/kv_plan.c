@@ -118,33 +118,47 @@ static size_t next_rows(const struct kv_pitch *pitch, const int64_t *local_ids,
 	return count;
 }
 
+/* A part of one block: what is left of it, or as much as may move at once. */
+static size_t next_part(const struct kv_pitch *pitch, int64_t local_id, int64_t remote_id,
+			uint64_t skip, struct tr_span *span)
+{
+	uint64_t len = pitch->len - skip;
+
+	*span = (struct tr_span){
+		.local = pitch->local_base + (uint64_t)local_id * pitch->local_stride + skip,
+		.remote = pitch->remote_base + (uint64_t)remote_id * pitch->remote_stride + skip,
+		.len = len < pitch->most ? len : pitch->most,
+	};
+	return 1;
+}
+
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 		    const int64_t *remote_ids, size_t n, struct kv_place from,
 		    struct tr_span *spans, size_t max)
 {
 	bool dense = pitch->local_stride == pitch->len && pitch->remote_stride == pitch->len;
-	uint64_t left = pitch->most, skip = from.skip, len = pitch->len - skip;
-	size_t count = 0;
+	size_t count = 0, first = from.index;
 
 	if (pitch->rows > 1)
 		return next_rows(pitch, local_ids, remote_ids, n, from, spans, max);
-	if (len > left)
-		len = left; /* a part of one block */
-	for (size_t i = from.index; i < n && len <= left; i++, skip = 0, len = pitch->len) {
-		left -= len;
-		if (dense && i > from.index && local_ids[i] == local_ids[i - 1] + 1 &&
+	if (first < n && (from.skip || pitch->len > pitch->most))
+		return next_part(pitch, local_ids[first], remote_ids[first], from.skip, spans);
+	/* The limit is kept by the number of blocks: nothing is added up for each of them. */
+	if ((n - first) * pitch->len > pitch->most)
+		n = first + pitch->most / pitch->len;
+	for (size_t i = first; i < n; i++) {
+		if (dense && i > first && local_ids[i] == local_ids[i - 1] + 1 &&
 		    remote_ids[i] == remote_ids[i - 1] + 1) {
-			spans[count - 1].len += len;
+			spans[count - 1].len += pitch->len;
 			continue;
 		}
 		if (count == max)
 			break;
 		spans[count++] = (struct tr_span){
-			.local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride +
-				 skip,
-			.remote = pitch->remote_base +
-				  (uint64_t)remote_ids[i] * pitch->remote_stride + skip,
-			.len = len,
+			.local = pitch->local_base + (uint64_t)local_ids[i] * pitch->local_stride,
+			.remote =
+				pitch->remote_base + (uint64_t)remote_ids[i] * pitch->remote_stride,
+			.len = pitch->len,
 		};
 	}
 	return count;
