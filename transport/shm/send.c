@@ -204,11 +204,13 @@ static void refused(struct shm_conn *sc)
 static size_t bounded(const struct tr_span *spans, size_t n)
 {
 	uint64_t sum = 0;
-	size_t i;
 
-	for (i = 0; i < n && (!i || sum + spans[i].len <= SHM_ADD_BYTES); i++)
+	for (size_t i = 0; i < n; i++) {
 		sum += spans[i].len;
-	return i;
+		if (sum > SHM_ADD_BYTES)
+			return i ? i : 1;
+	}
+	return n;
 }
 
 /*
