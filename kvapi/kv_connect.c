@@ -14,7 +14,7 @@ enum {
 
 /* ---------------------------------------------------------------- the end of a handshake */
 
-static void leave_pending(struct kv_peer *peer, enum kv_peer_state state)
+void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state)
 {
 	pthread_mutex_lock(&peer->engine->lock);
 	peer->engine->peers_pending -= peer->incoming;
@@ -60,7 +60,7 @@ static void rise(struct kv_peer *peer)
 {
 	struct kv_engine *engine = peer->engine;
 
-	leave_pending(peer, KV_PEER_UP);
+	kv_peer_leave_pending(peer, KV_PEER_UP);
 	kv_peer_note(peer);
 	peer->owned = !peer->incoming || peer->comm || !engine->arrivals_off;
 	kv_count(engine, peers_now, 1);
@@ -95,14 +95,13 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
 		count_rejected(peer->engine, ret);
 		kv_log_info(peer->engine->log, "refused %s: KV_ERR_%s: %s",
 			    tr_conn_address(peer->conn), kv_error_name(ret), err.message);
-		kv_peer_free(peer);
-		return false;
+		return kv_peer_discard(peer);
 	}
 	if (!peer->error.code) /* or the hello could not be made, and said why */
 		peer->error = err;
 	kv_service_unwatch(peer);
-	leave_pending(peer, KV_PEER_LOST);
-	peer->fenced = peer->lost_told = true;
+	kv_peer_leave_pending(peer, KV_PEER_LOST);
+	peer->lost_told = true;
 	kv_waiter_wake(&peer->waiter);
 	return true;
 }
@@ -395,10 +394,10 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 				   "the application gave up");
 	else
 		ret = out_of_time(peer, host, port, err);
-	if (claimed)
-		kv_peer_free(peer);
-	else
+	if (!claimed)
 		abandon(peer);
+	else if (kv_peer_discard(peer))
+		kv_claim_release(&peer->claim);
 	return ret;
 }
 

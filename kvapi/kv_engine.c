@@ -289,7 +289,7 @@ static int shut_peers(struct kv_engine *engine)
 			continue;
 		}
 		if (kv_peer_shut(peer, deadline, &err))
-			kv_log_warn(engine->log, "closed the engine although %s", err.message);
+			kv_log_error(engine->log, "closed the engine although %s", err.message);
 		kv_peer_free(peer);
 	}
 	return left;

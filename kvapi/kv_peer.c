@@ -193,10 +193,12 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	int ret;
 
 	peer->closing = true;
-	if (peer->state == KV_PEER_HANDSHAKE || !peer->link)
+	if (!peer->conn)
 		return 0;
-	end_operations(peer, deadline_ns);
-	say_goodbye(peer);
+	if (peer->link) {
+		end_operations(peer, deadline_ns);
+		say_goodbye(peer);
+	}
 	/* Half of the time is for the goodbye, the other half for the fence itself. */
 	linger = kv_now_ns() + (deadline_ns - kv_now_ns()) / 2;
 	while ((ret = tr_fence(peer->conn, linger, &cause)) && kv_now_ns() < deadline_ns)
@@ -211,7 +213,8 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	while (kv_peer_take_events(peer) > 0)
 		;
 	peer->fenced = true;
-	kv_lease_fenced(peer);
+	if (peer->link)
+		kv_lease_fenced(peer);
 	return 0;
 }
 

@@ -149,6 +149,7 @@ void kv_peer_accept(struct kv_engine *engine);
 bool kv_peer_accept_due(struct kv_engine *engine);
 bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
+void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state);
 int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
 		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
 		    struct kv_error *err);
@@ -169,6 +170,8 @@ int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; ret
 int kv_peer_progress(struct kv_peer *peer, bool may_post);
 /* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
 bool kv_peer_service(struct kv_peer *peer, int *done_p);
+/* Of a peer that is nobody's any more, in a handshake or lost: the same. */
+bool kv_peer_discard(struct kv_peer *peer);
 void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns); /* next_deadline_ns = min */

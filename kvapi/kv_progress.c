@@ -339,7 +339,8 @@ static bool bury(struct kv_peer *peer)
 		return true; /* kv_peer_close is at it */
 	if (!peer->fenced && !tr_fence(peer->conn, 0, NULL)) {
 		peer->fenced = true;
-		kv_lease_fenced(peer);
+		if (peer->link)
+			kv_lease_fenced(peer);
 	}
 	if (peer->link) /* a connect that failed before its hello has none */
 		kv_incoming_retry(peer);
@@ -351,14 +352,27 @@ static bool bury(struct kv_peer *peer)
 	return false;
 }
 
+/*
+ * The other end of a handshake that failed here may be ready already, and write: its memory is
+ * not free before it is fenced.
+ */
+bool kv_peer_discard(struct kv_peer *peer)
+{
+	peer->owned = false;
+	peer->lost_told = true;
+	if (peer->state == KV_PEER_HANDSHAKE) {
+		kv_service_unwatch(peer);
+		kv_peer_leave_pending(peer, KV_PEER_LOST);
+	}
+	return bury(peer);
+}
+
 /* What a kv_connect has left to us. false: freed. */
 static bool adopt(struct kv_peer *peer)
 {
 	peer->owned = false;
-	if (peer->state == KV_PEER_HANDSHAKE) {
-		kv_peer_free(peer);
-		return false;
-	}
+	if (peer->state == KV_PEER_HANDSHAKE)
+		return kv_peer_discard(peer);
 	if (peer->state == KV_PEER_UP)
 		kv_peer_break(peer, KV_ERR_TIMEOUT, "%s was connected too late", peer->name);
 	return true;

@@ -90,14 +90,15 @@ int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	int ret;
 
 	if (!conn->data)
-		/* the handshake never finished: the provider has opened nothing to the peer */
+		/* the peer cannot be ready, as this end's setup was not sent */
 		return 0;
-	if (conn->stage == CONN_READY) {
+	if (conn->stage == CONN_READY || conn->stage == CONN_WAIT_READY) {
 		kv_fail(&cause, KV_ERR_PEER_LOST, "fence", "this end fenced the connection to %s",
 			conn->address);
 		set_error(conn, &cause);
-		conn->stage = CONN_BREAKING;
-		conn->leaving = true;
+		/* waiting for READY: the peer may have sent it, and write already */
+		conn->leaving = conn->stage == CONN_READY;
+		conn->stage = conn->leaving ? CONN_BREAKING : CONN_FAILED;
 	}
 	ret = conn->provider->fence(conn, linger_ns, err);
 	if (!ret || conn->provider->stops_at_once)

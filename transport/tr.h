@@ -343,10 +343,11 @@ int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 
 /*
  * After 0 no byte of this connection can land in local memory any more, and none of ours leaves;
- * the connection is lost. TR_AGAIN: not yet, call again. BUSY: a same-host writer with direct
- * access has not answered and its process lives; call again after it has gone. What was sent last,
- * an acknowledgement perhaps, has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as
- * the provider finds useful; the earliest of several calls counts.
+ * the connection is lost. Legal in the handshake, too: the peer may be ready before this end knows.
+ * TR_AGAIN: not yet, call again. BUSY: a same-host writer with direct access has not answered and
+ * its process lives; call again after it has gone. What was sent last, an acknowledgement perhaps,
+ * has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as the provider finds useful; the
+ * earliest of several calls counts.
  */
 int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 

@@ -129,8 +129,11 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
  *
  * Unfinished operations end with KV_ERR_CLOSED, peers are told, the listener is closed, the service
  * thread is joined and every peer, lease, op, cache and allocation of the engine is freed; their
- * handles are invalid afterwards. Never waits for its peers longer than 1 s, nor for a device that
- * destroys their queue pairs: one that takes longer is left open. NULL is allowed.
+ * handles are invalid afterwards. After the return nothing lands in memory that was registered,
+ * also from a peer whose handshake this end had not finished; except from a same-host writer with
+ * direct access that does not answer, which an error in the log names. Never waits for its peers
+ * longer than 1 s, nor for a device that destroys their queue pairs: one that takes longer is left
+ * open. NULL is allowed.
  */
 void kv_engine_close(struct kv_engine *engine);
 

@@ -19,6 +19,7 @@ static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t source[N] = { 1, 2, 3, 50, 7 }, opened[N] = { 20, 21, 22, 90, 4 };
 
 static struct pair p;
+static const char *path;
 static bool caller_mode;
 static pthread_t driver;
 static atomic_bool driving;
@@ -325,6 +326,93 @@ static void it_gets_its_slot_when_one_is_free(void **state)
 	revoke(lease);
 }
 
+/* ---------------------------------------------------------------- a handshake half over */
+
+static atomic_bool connected, closed;
+enum { MINE = 0xa5 };
+
+/* Writes into every block as long as the connection lasts. */
+static void *connect_and_write(void *arg)
+{
+	int64_t ids[RIG_BLOCKS];
+
+	(void)arg;
+	for (int64_t i = 0; i < RIG_BLOCKS; i++)
+		ids[i] = i;
+	node_connect(&p.a, p.b.port);
+	atomic_store(&connected, true);
+	while (!atomic_load(&closed)) {
+		struct kv_op *op;
+
+		if (kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, ids, ids, RIG_BLOCKS,
+					  NULL, &op, NULL))
+			continue;
+		kv_cancel(op, RIG_TIMEOUT_MS, NULL);
+		kv_op_free(op, NULL);
+	}
+	return NULL;
+}
+
+/* Lets b go on with its handshake as far as a is up, and b has not heard of it. */
+static bool half_way(void)
+{
+	static char text[1 << 14];
+
+	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); kv_now_ns() < end;) {
+		ok(kv_progress(p.b.engine, 0, &p.b.err), &p.b.err);
+		for (int i = 0; i < 50 && !atomic_load(&connected); i++)
+			poll(NULL, 0, 1);
+		if (!atomic_load(&connected))
+			continue;
+		kv_dump(p.b.engine, text, sizeof(text));
+		return strstr(text, "waiting for ready");
+	}
+	return false;
+}
+
+static bool close_half_way(void)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = rig_shape;
+	pthread_t thread;
+	bool half;
+
+	shape.malloced = true;		      /* it is still there when the engine is closed */
+	for (int t = 0; t < RIG_TENSORS; t++) /* 128 operations last for a while */
+		shape.block_bytes[t] = shape.stride[t] = 32 << 10;
+	config.progress = KV_PROGRESS_CALLER;
+	atomic_store(&connected, false);
+	atomic_store(&closed, false);
+	node_open(&p.b, 2, &shape, &config);
+	node_listen(&p.b);
+	node_open(&p.a, 1, &shape, NULL);
+	assert_int_equal(pthread_create(&thread, NULL, connect_and_write, NULL), 0);
+	half = half_way();
+	kv_engine_close(p.b.engine);
+	memset(p.b.mem, MINE, p.b.len); /* the application's again */
+	poll(NULL, 0, (int)slow_ms(30));
+	atomic_store(&closed, true);
+	pthread_join(thread, NULL);
+	for (size_t i = 0; i < p.b.len; i++)
+		if (p.b.mem[i] != MINE)
+			fail_msg("byte %zu of %zu changed after the close", i, p.b.len);
+	node_close(&p.a);
+	free(p.b.mem);
+	return half;
+}
+
+static void an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced(void **state)
+{
+	bool half = false;
+
+	(void)state;
+	if (!strcmp(path, "pool"))
+		return; /* its memory goes with the engine */
+	for (int i = 0; i < 20 && !half; i++)
+		half = close_half_way();
+	assert_true(half);
+}
+
 #define both_modes(f)                                           \
 	cmocka_unit_test_setup_teardown(f, setup, teardown),    \
 	{                                                       \
@@ -342,8 +430,10 @@ int main(int argc, char **argv)
 		both_modes(what_a_group_collected_can_be_cancelled),
 		both_modes(a_write_that_waits_for_a_slot_learns_of_the_revoke),
 		both_modes(it_gets_its_slot_when_one_is_free),
+		cmocka_unit_test(an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced),
 	};
 
+	path = argc > 1 ? argv[1] : "";
 	if (argc > 1)
 		setenv("KVCACHE_SHM_PATH", argv[1], 1);
 	return cmocka_run_group_tests(tests, NULL, NULL);
