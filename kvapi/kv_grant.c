@@ -70,8 +70,10 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	struct kv_grant *grant;
 	int ret;
 
-	if (i >= KV_LEASES_MAX || !map->cache || msg->blocks > map->remote.blocks ||
+	if (i >= KV_LEASES_MAX || msg->lease >> (ID_INDEX_BITS + 32) || !map->cache ||
+	    !map->meets || msg->blocks > map->remote.blocks ||
 	    (uint32_t)msg->first + msg->count > map->remote.layers ||
+	    !kv_grant_is_new(peer, msg->lease) || /* numbers come in their order */
 	    (peer->link->grant[i] && peer->link->grant[i]->live))
 		return KV_ERR_PROTOCOL;
 	if (!map->owner)
@@ -103,7 +105,7 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 	struct kv_grant *grant = kv_grant_find(peer, msg->lease);
 	struct kv_map *map = grant ? &peer->link->map[grant->cache] : NULL;
 
-	if (!grant || msg->at != grant->got)
+	if (!grant || grant->revoked || msg->at != grant->got)
 		return KV_ERR_PROTOCOL;
 	for (int r = 0; r < msg->runs; r++)
 		for (uint32_t k = 0; k < msg->run[r].count; k++) {
@@ -198,14 +200,15 @@ void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers
 
 /* ---------------------------------------------------------------- revocation */
 
-void kv_grant_revoke(struct kv_peer *peer, uint64_t id)
+int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_grant *grant = kv_grant_find(peer, id);
 
-	if (index_of(id) >= KV_LEASES_MAX) {
+	if (index_of(id) >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) ||
+	    kv_grant_is_new(peer, id) || peer->link->answer[index_of(id)])
+		return KV_ERR_PROTOCOL;
+	if (!grant)
 		kv_count(peer->engine, unknown_messages, 1);
-		return;
-	}
 	peer->link->answer[index_of(id)] = id; /* also for a lease that we have forgotten */
 	peer->link->grant_work = true;
 	if (grant)
@@ -217,7 +220,7 @@ void kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 			kv_op_stop(op, KV_ERR_REVOKED, 0, NULL);
 	}
 	if (!grant)
-		return;
+		return 0;
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
 
@@ -225,6 +228,7 @@ void kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 		if (op && op->grant == id && !op->committed)
 			kv_op_stop(op, KV_ERR_REVOKED, kv_deadline_ns(KV_STOP_MS), NULL);
 	}
+	return 0;
 }
 
 /* Nothing of ours that writes to the lease is with the transport. */

@@ -14,7 +14,7 @@ static struct kv_incoming *incoming_at(struct kv_peer *peer, uint64_t op)
 {
 	uint64_t i = op & ((1u << ID_SLOT_BITS) - 1);
 
-	return i < KV_OPS_MAX ? &peer->link->in[i] : NULL;
+	return i < KV_OPS_MAX && !(op >> (ID_SLOT_BITS + 32)) ? &peer->link->in[i] : NULL;
 }
 
 static unsigned int index_of(const struct kv_peer *peer, const struct kv_incoming *in)
@@ -71,14 +71,33 @@ static void commit(struct kv_peer *peer, struct kv_incoming *in)
 	}
 }
 
+/* What it says of itself agrees with the cache that both ends know. */
+static bool is_sane(const struct kv_peer *peer, const struct kv_msg_begin *begin)
+{
+	const struct kv_map *map = &peer->link->map[begin->cache];
+	const struct kv_cache *cache = map->cache;
+
+	return cache && map->meets &&
+	       (uint32_t)begin->first + begin->count <= cache->geometry.layers &&
+	       begin->blocks <= cache->geometry.blocks &&
+	       begin->bytes == map->block_bytes * begin->blocks * begin->count;
+}
+
+/* A slot is used again under a later generation. */
+static bool is_later(const struct kv_incoming *in, uint64_t op)
+{
+	uint32_t was = (uint32_t)(in->begin.op >> ID_SLOT_BITS);
+
+	return (int32_t)((uint32_t)(op >> ID_SLOT_BITS) - was) > 0;
+}
+
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
 	struct kv_incoming *in = incoming_at(peer, begin->op);
-	const struct kv_cache *cache = peer->link->map[begin->cache].cache;
 
-	if (!in || !cache || in->begun)
-		return KV_ERR_PROTOCOL;
-	if ((uint32_t)begin->first + begin->count > cache->geometry.layers)
+	if (!in || in->begun || !is_later(in, begin->op) || !is_sane(peer, begin) ||
+	    (in->notified && in->notified_op != begin->op) ||
+	    (begin->lease && !kv_lease_allows(peer, begin)))
 		return KV_ERR_PROTOCOL;
 	in->begun = true;
 	in->begin = *begin;
@@ -87,30 +106,58 @@ int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 	return 0;
 }
 
-void kv_incoming_notified(struct kv_peer *peer, uint64_t value)
+/* Its commit was taken and waits for its acknowledgement: nothing more may be said of it. */
+static bool is_committed(const struct kv_peer *peer, const struct kv_incoming *in)
+{
+	unsigned int i = index_of(peer, in);
+
+	return kv_bit(peer->link->ack, i) || kv_bit(peer->link->withheld, i);
+}
+
+int kv_incoming_notified(struct kv_peer *peer, uint64_t value)
 {
 	struct kv_incoming *in = incoming_at(peer, value);
-	unsigned int i = in ? index_of(peer, in) : 0;
 
-	if (!in || kv_bit(peer->link->ack, i) || kv_bit(peer->link->withheld, i) ||
-	    (in->begun && in->begin.op != value) || in->notified) {
-		kv_count(peer->engine, unknown_messages, 1);
-		return;
-	}
+	if (!in || in->notified || is_committed(peer, in) ||
+	    (in->begun ? in->begin.op != value : !is_later(in, value)))
+		return KV_ERR_PROTOCOL;
 	in->notified = true; /* it may overtake its BEGIN */
 	in->notified_op = value;
 	if (in->begun)
 		commit(peer, in);
+	return 0;
 }
 
-void kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
+/*
+ * Of an operation that was begun and not committed, or of a kv_send_blocks that ended before its
+ * BEGIN and names the lease that it will not fill.
+ */
+int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
 {
 	struct kv_incoming *in = incoming_at(peer, abort->op);
 
-	if (in && in->begun && in->begin.op == abort->op)
-		in->begun = false;
-	if (abort->lease)
-		kv_lease_aborted(peer, abort->lease, abort->status);
+	if (!in || in->notified || is_committed(peer, in) || abort->status >= 0)
+		return KV_ERR_PROTOCOL;
+	if (in->begun
+		    ? in->begin.op != abort->op || (abort->lease && abort->lease != in->begin.lease)
+		    : !abort->lease || !is_later(in, abort->op))
+		return KV_ERR_PROTOCOL;
+	in->begun = false;
+	in->begin.op = abort->op;
+	if (!abort->lease)
+		return 0;
+	return kv_lease_aborted(peer, abort->lease, abort->status);
+}
+
+bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease)
+{
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		const struct kv_incoming *in = &peer->link->in[i];
+
+		if (in->begun && in->begin.lease == lease && !is_committed(peer, in))
+			return true;
+	}
+	return false;
 }
 
 void kv_incoming_retry(struct kv_peer *peer)

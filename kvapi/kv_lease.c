@@ -20,8 +20,10 @@ static struct kv_lease *take_lease(struct kv_engine *engine)
 	pthread_mutex_unlock(&engine->pool_lock);
 	if (!lease)
 		lease = kv_fault(KV_LEASE_ALLOC) ? NULL : calloc(1, sizeof(*lease));
-	if (lease)
+	if (lease) {
 		lease->engine = engine;
+		lease->next = NULL;
+	}
 	return lease;
 }
 
@@ -168,6 +170,30 @@ static int fill_lease(struct kv_lease *lease, const struct kv_lease_request *req
 	return own_blocks(lease, req, err);
 }
 
+/*
+ * In the order of their numbers: so a writer knows of each number whether its message is still to
+ * come.
+ */
+static void announce_later(struct kv_lease *lease)
+{
+	struct kv_lease **at = &lease->peer->link->announce;
+
+	while (*at)
+		at = &(*at)->next;
+	*at = lease;
+	lease->peer->link->lease_work = true;
+}
+
+static void announce_no_more(struct kv_lease *lease)
+{
+	struct kv_lease **at = &lease->peer->link->announce;
+
+	while (*at && *at != lease)
+		at = &(*at)->next;
+	if (*at)
+		*at = lease->next;
+}
+
 int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 		  struct kv_error *err)
 {
@@ -196,7 +222,7 @@ int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 	link->leases++;
 	if (i >= link->leases_end)
 		link->leases_end = i + 1;
-	link->lease_work = true;
+	announce_later(lease);
 	atomic_fetch_add(&req->cache->users, 1);
 	kv_peer_due(req->peer, req->expires_ns);
 	kv_count(req->peer->engine, leases_opened, 1);
@@ -210,6 +236,7 @@ void kv_lease_release(struct kv_lease *lease)
 	struct kv_peer *peer = lease->peer;
 	struct kv_link *link = peer->link;
 
+	announce_no_more(lease);
 	disown_blocks(lease);
 	link->lease[index_of(lease)] = NULL;
 	link->leases--;
@@ -252,6 +279,7 @@ void kv_lease_stop(struct kv_lease *lease)
 	if (lease->revoke || lease->stopped)
 		return;
 	lease->revoke = true;
+	announce_no_more(lease);
 	if (lease->announced)
 		lease->peer->link->lease_work = true;
 	else

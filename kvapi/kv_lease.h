@@ -31,7 +31,7 @@ struct kv_lease {
 	size_t ids_cap;
 	uint64_t done[KV_LAYER_WORDS];
 	uint32_t layers_done;
-	struct kv_lease *next; /* pool */
+	struct kv_lease *next; /* pool, or link.announce */
 };
 struct kv_lease_request {
 	const char *name;
@@ -53,18 +53,20 @@ void kv_lease_stopped(struct kv_lease *lease);
 void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
 void kv_lease_release(struct kv_lease *lease);
 bool kv_lease_flush(struct kv_peer *peer); /* sends what waits; false: out of credits */
-void kv_lease_revoked(struct kv_peer *peer, uint64_t id); /* the writer's answer */
+int kv_lease_revoked(struct kv_peer *peer, uint64_t id); /* the writer's answer: 0 or PROTOCOL */
 void kv_lease_expire(struct kv_peer *peer, int64_t now);
 void kv_lease_fenced(struct kv_peer *peer); /* nothing can land any more: all are stopped */
 void kv_lease_lost(struct kv_peer *peer);   /* no commit comes any more; operations end */
 void kv_lease_close_all(
 	struct kv_peer *peer); /* kv_peer_close: no commits, no more waiting for the writer */
 void kv_lease_free_all(struct kv_peer *peer);
+/* Whether the writer can have taken this operation to be allowed. */
+bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin);
 /* 0, or the status with which a commit of `layers` is refused; *lease_p the lease. */
 int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
 		    struct kv_lease **lease_p);
 void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers);
-void kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status);
+int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status); /* 0 or PROTOCOL */
 void kv_lease_pool_free(struct kv_engine *engine);
 
 /* ---------------------------------------------------------------- grants (writer): kv_grant.c */
@@ -85,7 +87,7 @@ struct kv_grant {
 };
 int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg); /* 0 or PROTOCOL, NOMEM */
 int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
-void kv_grant_revoke(struct kv_peer *peer, uint64_t id);
+int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
 bool kv_grant_flush(struct kv_peer *peer);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
 bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */

@@ -86,27 +86,47 @@ bool kv_lease_flush(struct kv_peer *peer)
 	for (unsigned int i = 0; i < link->leases_end; i++) {
 		struct kv_lease *lease = link->lease[i];
 
-		if (!lease || lease->stopped)
-			continue;
-		if (!lease->revoke && ((!lease->announced && !announce(lease)) || !send_ids(lease)))
-			return false;
-		if (lease->revoke && !lease->revoke_sent && !send_revoke(lease))
+		if (lease && !lease->stopped && lease->revoke && !lease->revoke_sent &&
+		    !send_revoke(lease))
 			return false;
 	}
+	for (struct kv_lease *lease; (lease = link->announce); link->announce = lease->next)
+		if ((!lease->announced && !announce(lease)) || !send_ids(lease))
+			return false;
 	link->lease_work = false;
 	return true;
 }
 
 /* ---------------------------------------------------------------- hearing */
 
-void kv_lease_revoked(struct kv_peer *peer, uint64_t id)
+/* The number of a lease that this engine has given out: it may be gone by now. */
+static bool was_given(const struct kv_peer *peer, uint64_t id)
+{
+	uint32_t serial = (uint32_t)(id >> ID_INDEX_BITS);
+
+	return serial && !(id >> (ID_INDEX_BITS + 32)) &&
+	       (id & ((1u << ID_INDEX_BITS) - 1)) < KV_LEASES_MAX &&
+	       (int32_t)(atomic_load(&peer->engine->lease_serial) - serial) >= 0;
+}
+
+int kv_lease_revoked(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_lease *lease = find(peer, id);
 
-	if (!lease || !lease->revoke_sent || lease->stopped)
-		kv_count(peer->engine, unknown_messages, 1);
-	else
-		kv_lease_stopped(lease);
+	if (!lease || !lease->revoke_sent || lease->stopped || kv_incoming_uses(peer, id))
+		return KV_ERR_PROTOCOL;
+	kv_lease_stopped(lease);
+	return 0;
+}
+
+bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin)
+{
+	const struct kv_lease *lease = find(peer, begin->lease);
+
+	if (!lease) /* released meanwhile, by the last commit of its layers perhaps */
+		return was_given(peer, begin->lease);
+	return lease->cache == peer->link->map[begin->cache].cache && begin->blocks <= lease->n &&
+	       lease->sent == lease->n && !lease->stopped;
 }
 
 static bool any_done(const struct kv_lease *lease, uint32_t first, uint32_t count)
@@ -173,16 +193,19 @@ void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers)
 		kv_op_end(op, 0, NULL);
 }
 
-void kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status)
+int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status)
 {
 	struct kv_lease *lease = find(peer, id);
 	struct kv_error err;
 	int code = status == KV_ERR_GEOMETRY ? KV_ERR_GEOMETRY : KV_ERR_REVOKED;
 
+	if (lease ? lease->stopped || lease->sent < lease->n : !was_given(peer, id))
+		return KV_ERR_PROTOCOL;
 	if (!lease || !lease->op)
-		return; /* it ended meanwhile, or was opened by kv_blocks_open and goes on */
+		return 0; /* it ended meanwhile, or was opened by kv_blocks_open and goes on */
 	kv_peer_fail(peer, &err, code, "recv_blocks", "the sender gave up: %s",
 		     kv_error_text(status));
 	/* Other operations may still be writing: the lease is stopped like any other. */
 	kv_op_stop(lease->op, code, kv_deadline_ns(KV_STOP_MS), &err);
+	return 0;
 }

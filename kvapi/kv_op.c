@@ -483,13 +483,13 @@ static void take_ack(struct kv_op *op, int status)
 		finish_acked(op);
 }
 
-void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
+int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
 {
 	struct kv_slot *slot = slot_at(peer, ack->op);
 	struct kv_op *op = slot ? slot->op : NULL;
 
 	if (slot && slot->state == KV_SLOT_UNACKED && ack->status == KV_ACK_VISIBLE)
-		return; /* the operation has ended; the slot waits on */
+		return 0; /* the operation has ended; the slot waits on */
 	if (slot && slot->state == KV_SLOT_UNACKED) {
 		if (slot->send)
 			kv_grant_settled(peer, slot->grant, slot->layers, ack->status);
@@ -497,6 +497,7 @@ void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
 	} else if (op && slot->state == KV_SLOT_BUSY && op->committed && !op->acked) {
 		take_ack(op, ack->status);
 	} else {
-		kv_count(peer->engine, unknown_messages, 1);
+		return KV_ERR_PROTOCOL;
 	}
+	return 0;
 }

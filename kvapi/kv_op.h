@@ -130,7 +130,7 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
-void kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack);
+int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack); /* 0 or PROTOCOL */
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */

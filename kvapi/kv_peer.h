@@ -17,9 +17,12 @@ struct kv_incoming {
 	struct kv_msg_begin begin;
 	int32_t status;
 };
+/* These three: 0, or PROTOCOL where it contradicts what was said before. */
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
-void kv_incoming_notified(struct kv_peer *peer, uint64_t value);
-void kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
+int kv_incoming_notified(struct kv_peer *peer, uint64_t value);
+int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
+/* An operation that was begun under the lease is neither committed nor aborted. */
+bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
 void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
 bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
 
@@ -70,6 +73,7 @@ struct kv_link {
 	struct kv_incoming in[KV_OPS_MAX];
 	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
 	struct kv_lease *lease[KV_LEASES_MAX];
+	struct kv_lease *announce; /* the writer does not know all of them; oldest first */
 	struct kv_grant *grant[KV_LEASES_MAX];
 	struct kv_grant *oldest, *newest;
 	uint32_t newest_serial;

@@ -122,6 +122,9 @@ void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 
 static void receive(struct kv_peer *peer, const struct tr_event *event)
 {
+	static const char *const names[] = {
+		"BEGIN", "ACK", "ABORT", "LEASE", "IDS", "REVOKE", "REVOKED", "BYE",
+	};
 	struct kv_msg msg;
 	int ret = 0;
 
@@ -135,11 +138,11 @@ static void receive(struct kv_peer *peer, const struct tr_event *event)
 		ret = kv_incoming_begin(peer, &msg.begin);
 		break;
 	case KV_MSG_ACK:
-		for (int i = 0; i < msg.ack.count; i++)
-			kv_op_acked(peer, &msg.ack.ack[i]);
+		for (int i = 0; !ret && i < msg.ack.count; i++)
+			ret = kv_op_acked(peer, &msg.ack.ack[i]);
 		break;
 	case KV_MSG_ABORT:
-		kv_incoming_abort(peer, &msg.abort);
+		ret = kv_incoming_abort(peer, &msg.abort);
 		break;
 	case KV_MSG_LEASE:
 		ret = kv_grant_lease(peer, &msg.lease);
@@ -148,10 +151,10 @@ static void receive(struct kv_peer *peer, const struct tr_event *event)
 		ret = kv_grant_ids(peer, &msg.ids);
 		break;
 	case KV_MSG_REVOKE:
-		kv_grant_revoke(peer, msg.id.lease);
+		ret = kv_grant_revoke(peer, msg.id.lease);
 		break;
 	case KV_MSG_REVOKED:
-		kv_lease_revoked(peer, msg.id.lease);
+		ret = kv_lease_revoked(peer, msg.id.lease);
 		break;
 	case KV_MSG_BYE:
 		peer->bye = true;
@@ -159,8 +162,12 @@ static void receive(struct kv_peer *peer, const struct tr_event *event)
 	default:
 		break;
 	}
-	if (ret)
-		kv_peer_break(peer, ret, "message %u contradicts what was sent before", msg.type);
+	if (ret == KV_ERR_PROTOCOL)
+		kv_peer_break(peer, ret, "a %s message contradicts what was sent before",
+			      names[msg.type - KV_MSG_BEGIN]);
+	else if (ret)
+		kv_peer_break(peer, ret, "there is no memory for a %s message",
+			      names[msg.type - KV_MSG_BEGIN]);
 }
 
 /* Every operation and lease of the peer learns of its loss. */
@@ -194,9 +201,20 @@ static void lose(struct kv_peer *peer, const struct kv_error *cause)
 
 static void dispatch(struct kv_peer *peer, const struct tr_event *event)
 {
+	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
+
+	/* Of a peer that is being dropped nothing counts; after a goodbye nothing is sent. */
+	if (says && peer->error.code)
+		return;
+	if (says && peer->bye) {
+		kv_peer_break(peer, KV_ERR_PROTOCOL, "something follows a goodbye");
+		return;
+	}
 	switch (event->kind) {
 	case TR_NOTIFIED:
-		kv_incoming_notified(peer, event->value);
+		if (kv_incoming_notified(peer, event->value))
+			kv_peer_break(peer, KV_ERR_PROTOCOL,
+				      "a commit contradicts what was sent before");
 		break;
 	case TR_MSG:
 		receive(peer, event);

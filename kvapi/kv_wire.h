@@ -16,7 +16,12 @@
  *   IDS      receiver -> writer  the next ids of a lease, as runs of consecutive blocks
  *   REVOKE   receiver -> writer  stop writing to the lease
  *   REVOKED  writer -> receiver  nothing of the lease is under way any more, it is forgotten
- *   BYE      both                the sender is about to close the connection
+ *   BYE      both                the sender is about to close the connection; nothing follows
+ *
+ * A message whose fields cannot be, or that contradicts an earlier one (a BEGIN in a slot whose
+ * operation is not over or was a later one, bytes that are not blocks x layers, an ABORT of what
+ * was committed, an ACK of what was not, a lease out of the order of its numbers), costs the
+ * connection: PROTOCOL. Nothing that the peer sent after it counts.
  */
 #ifndef KV_WIRE_H
 #define KV_WIRE_H

@@ -650,7 +650,7 @@ struct kv_stats {
 	uint64_t peers_accepted, peers_connected, peers_now, peers_lost;
 	uint64_t rejected_garbage, rejected_version, rejected_geometry, rejected_timeout;
 	uint64_t rejected_limit;
-	/* stale or unknown acknowledgements, notifies, leases */
+	/* about what this end has forgotten; what contradicts itself costs the connection */
 	uint64_t unknown_messages;
 	/* of the transports, as far as they count them */
 	uint64_t work_requests, doorbells, completions, syscalls;
