@@ -12,7 +12,6 @@ enum {
 	BLOB_LEN = 128,
 	BLOB_MAGIC = 0x6b76636d,
 	COMM_RANKS_MAX = KV_PEERS_MAX,
-	COMM_TIMEOUT_MS = 30000
 };
 
 /* What a rank tells the others. */
@@ -141,48 +140,89 @@ static bool connected(const struct rank_info *a, const struct rank_info *b)
 	return a->rank != b->rank && (a->group == KV_COMM_ALL || a->group != b->group);
 }
 
-/*
- * The peer that rank `rank` of this communicator has connected to us with; NULL while there is
- * none.
- */
-static struct kv_peer *find_incoming(struct kv_comm *comm, uint32_t rank)
+/* The peers that lower ranks of this communicator have connected to us with become ours. */
+static void take_in(struct kv_comm *comm, const struct rank_info *all)
 {
-	struct kv_peer *found = NULL;
+	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
+		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
+		uint32_t r = peer ? peer->comm_rank : 0;
 
-	for (uint32_t i = 0; !found && i < comm->engine->peers_end; i++) {
+		if (!peer)
+			continue;
+		if (kv_peer_is_waif(peer) && peer->comm == comm->id && r < comm->rank &&
+		    connected(&all[comm->rank], &all[r]) && !comm->peer[r]) {
+			comm->peer[r] = peer;
+			kv_peer_adopt(peer);
+		}
+		kv_service_leave(peer);
+	}
+}
+
+/* Nobody will: their ranks learn of it now, not at their deadline. */
+static void turn_away(struct kv_comm *comm)
+{
+	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
 		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
 
 		if (!peer)
 			continue;
-		if (peer->incoming && peer->comm == comm->id && peer->comm_rank == rank &&
-		    peer->state != KV_PEER_HANDSHAKE)
-			found = peer; /* it may have done its work and be gone again */
+		if (kv_peer_is_waif(peer) && peer->comm == comm->id)
+			kv_peer_break(peer, KV_ERR_PEER_LOST,
+				      "kv_comm_init failed at this rank, %u", comm->rank);
 		kv_service_leave(peer);
 	}
-	return found;
+	kv_engine_wake(comm->engine);
 }
 
-static int await(struct kv_comm *comm, uint32_t rank, int64_t deadline_ns, struct kv_error *err)
+/* 0: every rank is there and has taken us in. TR_AGAIN: *missing_p is not, or has not. */
+static int look(const struct kv_comm *comm, const struct rank_info *all, uint32_t *missing_p,
+		struct kv_error *err)
+{
+	int ret = 0;
+
+	for (uint32_t r = 0; r < comm->nranks; r++) {
+		const struct kv_peer *peer = comm->peer[r];
+
+		if (!connected(&all[comm->rank], &all[r]))
+			continue;
+		if (peer && peer->state != KV_PEER_UP)
+			return kv_peer_fail(peer, err, KV_ERR_PEER_LOST, "comm_init",
+					    "rank %u has left the communicator", r);
+		if (!ret && (!peer || !atomic_load(&peer->adopted))) {
+			*missing_p = r;
+			ret = TR_AGAIN;
+		}
+	}
+	return ret;
+}
+
+static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
+		     struct kv_error *err)
 {
 	struct kv_waiter *waiter = &comm->engine->waiter;
 	int64_t ask_ns = kv_deadline_ns(KV_ASK_MS);
 
-	while (!(comm->peer[rank] = find_incoming(comm, rank))) {
-		uint32_t seq = kv_waiter_enter(waiter);
+	for (;;) {
+		uint32_t seq = kv_waiter_enter(waiter), missing = 0;
 		int64_t soon = kv_deadline_ns(1); /* a claimed peer was passed over */
+		int ret;
 
-		if (kv_now_ns() >= deadline_ns) {
-			kv_waiter_leave(waiter);
-			return kv_fail(err, KV_ERR_TIMEOUT, "comm_init",
-				       "rank %u has not connected to rank %u", rank, comm->rank);
-		}
-		kv_service_sleep(comm->engine, waiter, seq, soon);
+		take_in(comm, all);
+		ret = look(comm, all, &missing, err);
+		if (ret == TR_AGAIN && kv_now_ns() < deadline_ns)
+			kv_service_sleep(comm->engine, waiter, seq, soon);
 		kv_waiter_leave(waiter);
+		if (ret != TR_AGAIN)
+			return ret;
+		if (kv_now_ns() >= deadline_ns)
+			return kv_fail(err, KV_ERR_TIMEOUT, "comm_init",
+				       missing < comm->rank ? "rank %u has not connected to rank %u"
+							    : "rank %u has not taken rank %u in",
+				       missing, comm->rank);
 		if (kv_engine_given_up(comm->engine, &ask_ns))
 			return kv_fail(err, KV_ERR_CANCELLED, "comm_init",
 				       "the application gave up");
 	}
-	return 0;
 }
 
 static int join(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
@@ -196,9 +236,10 @@ static int join(struct kv_comm *comm, const struct rank_info *all, int64_t deadl
 		if (connected(own, &all[r]))
 			ret = kv_peer_connect(comm->engine, all[r].host, all[r].port, deadline_ns,
 					      comm->id, comm->rank, &comm->peer[r], err);
-	for (uint32_t r = 0; !ret && r < comm->rank; r++)
-		if (connected(own, &all[r]))
-			ret = await(comm, r, deadline_ns, err);
+	if (!ret)
+		ret = await_all(comm, all, deadline_ns, err);
+	if (ret)
+		turn_away(comm);
 	return ret;
 }
 
@@ -213,7 +254,7 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 	if (!ret)
 		ret = check_config(config, comm_p, err);
 	if (!ret)
-		ret = kv_engine_deadline(config->timeout_ms ? config->timeout_ms : COMM_TIMEOUT_MS,
+		ret = kv_engine_deadline(config->timeout_ms ? config->timeout_ms : KV_COMM_MS,
 					 "comm_init", &deadline, err);
 	if (!ret)
 		ret = make_own(engine, config, &own, err);

@@ -56,13 +56,26 @@ bool kv_peer_tell_up(struct kv_peer *peer)
 	return peer->up_told;
 }
 
+bool kv_peer_is_waif(const struct kv_peer *peer)
+{
+	return peer->incoming && peer->comm && !peer->owned && peer->state == KV_PEER_UP;
+}
+
+void kv_peer_adopt(struct kv_peer *peer)
+{
+	peer->owned = true;
+	atomic_store(&peer->adopted, true);
+	kv_peer_progress(peer, true); /* tells the other end */
+}
+
 static void rise(struct kv_peer *peer)
 {
 	struct kv_engine *engine = peer->engine;
 
 	kv_peer_leave_pending(peer, KV_PEER_UP);
 	kv_peer_note(peer);
-	peer->owned = !peer->incoming || peer->comm || !engine->arrivals_off;
+	peer->owned = !peer->incoming || (!peer->comm && !engine->arrivals_off);
+	peer->adopt_by_ns = kv_deadline_ns(KV_COMM_MS);
 	kv_count(engine, peers_now, 1);
 	if (peer->incoming)
 		kv_count(engine, peers_accepted, 1);

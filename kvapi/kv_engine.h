@@ -30,6 +30,7 @@ enum {
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	/* peers, handshakes that came and those that were begun */
 	KV_ROWS_MAX = 2 * KV_PEERS_MAX,
+	KV_COMM_MS = 30000, /* kv_comm_init for its ranks, unless the caller says */
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,

@@ -98,6 +98,10 @@ struct kv_peer {
 	bool counted; /* in engine.peers_up */
 	bool closing, bye, bye_sent, fenced, restless;
 	bool up_told, lost_told; /* PEER_UP, PEER_LOST are queued */
+	/* kv_comm_init: both ends have made it part of their communicator */
+	atomic_bool adopted;
+	bool adopted_told; /* to the end that connected */
+	int64_t adopt_by_ns;
 	/* kv_connect has given up while the claim was taken: the service frees it */
 	atomic_bool orphan;
 	struct kv_engine *engine;
@@ -115,7 +119,7 @@ struct kv_peer {
 	int64_t seen_rounds;
 	unsigned int looks;
 	_Atomic uint64_t user;
-	uint64_t comm; /* kv_comm_init: told in the hello */
+	uint64_t comm; /* kv_comm_init: in the hello; 0: none */
 	uint32_t comm_rank;
 	char name[KV_NAME_MAX];
 	char address[64], transport[16]; /* for errors, also without the claim or after the close */
@@ -153,6 +157,12 @@ void kv_peer_accept(struct kv_engine *engine);
 bool kv_peer_accept_due(struct kv_engine *engine);
 bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
+/*
+ * It has connected for a communicator that no kv_comm_init of this engine has made it part of yet:
+ * nobody has its handle.
+ */
+bool kv_peer_is_waif(const struct kv_peer *peer);
+void kv_peer_adopt(struct kv_peer *peer); /* claim held */
 void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state);
 int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
 		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,

@@ -123,7 +123,7 @@ void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 static void receive(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
-		"BEGIN", "ACK", "ABORT", "LEASE", "IDS", "REVOKE", "REVOKED", "BYE",
+		"BEGIN", "ACK", "ABORT", "LEASE", "IDS", "REVOKE", "REVOKED", "BYE", "ADOPTED",
 	};
 	struct kv_msg msg;
 	int ret = 0;
@@ -158,6 +158,11 @@ static void receive(struct kv_peer *peer, const struct tr_event *event)
 		break;
 	case KV_MSG_BYE:
 		peer->bye = true;
+		break;
+	case KV_MSG_ADOPTED:
+		if (peer->incoming || !peer->comm || atomic_exchange(&peer->adopted, true))
+			ret = KV_ERR_PROTOCOL;
+		kv_waiter_wake(&peer->engine->waiter);
 		break;
 	default:
 		break;
@@ -230,6 +235,10 @@ static void dispatch(struct kv_peer *peer, const struct tr_event *event)
 
 static void flush(struct kv_peer *peer)
 {
+	static const struct kv_msg adopted = { .type = KV_MSG_ADOPTED };
+
+	if (peer->incoming && peer->comm && peer->owned && !peer->adopted_told)
+		peer->adopted_told = !kv_peer_send(peer, &adopted);
 	/*
 	 * In this order: an acknowledgement frees what the others may wait for. Each stops at the
 	 * first message without credit.
@@ -409,6 +418,10 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 	if (peer->state != KV_PEER_UP)
 		return true;
 	kv_peer_tell_up(peer);
+	if (kv_peer_is_waif(peer) && kv_now_ns() >= peer->adopt_by_ns)
+		kv_peer_break(peer, KV_ERR_PEER_LOST,
+			      "no kv_comm_init of this engine expects it, within %d ms",
+			      KV_COMM_MS);
 	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
 		wake_posters(peer);
 	return true;

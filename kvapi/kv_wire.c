@@ -152,7 +152,7 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 	case KV_MSG_REVOKED:
 		wire_put_u64(&w, msg->id.lease);
 		break;
-	default: /* BYE has no fields */
+	default: /* BYE, ADOPTED have no fields */
 		break;
 	}
 	return w.bad ? 0 : w.len;
@@ -184,6 +184,7 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 		msg->id.lease = wire_get_u64(&r);
 		break;
 	case KV_MSG_BYE:
+	case KV_MSG_ADOPTED:
 		break;
 	default:
 		return false;

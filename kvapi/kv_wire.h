@@ -16,6 +16,8 @@
  *   IDS      receiver -> writer  the next ids of a lease, as runs of consecutive blocks
  *   REVOKE   receiver -> writer  stop writing to the lease
  *   REVOKED  writer -> receiver  nothing of the lease is under way any more, it is forgotten
+ *   ADOPTED  accepting ->        kv_comm_init has made the peer part of its communicator
+ *            connecting
  *   BYE      both                the sender is about to close the connection; nothing follows
  *
  * A message whose fields cannot be, or that contradicts an earlier one (a BEGIN in a slot whose
@@ -41,6 +43,7 @@ enum kv_msg_type {
 	KV_MSG_REVOKE,
 	KV_MSG_REVOKED,
 	KV_MSG_BYE,
+	KV_MSG_ADOPTED,
 };
 
 enum {

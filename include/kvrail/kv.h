@@ -607,9 +607,13 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p,
  * rank order, and return 0; MPI_Allgather, a TCP rendezvous or a file do. Each rank listens (if it
  * does not yet: on `host`, any port) and the lower rank of each pair connects to the higher one.
  * Ranks of the same `group` number are not connected to each other (prefill 0, decode 1);
- * KV_COMM_ALL connects all. Every rank must call it with the same nranks.
+ * KV_COMM_ALL connects all. Every rank must call it with the same nranks. Returns when every rank
+ * that this one is connected to has made it part of its communicator, too.
  *
- * ERRORS as kv_listen and kv_connect, and SYSTEM if allgather returned non-zero.
+ * ERRORS as kv_listen and kv_connect, and
+ *   SYSTEM     allgather returned non-zero
+ *   TIMEOUT    a rank did not come; the message names it
+ *   PEER_LOST  a rank gave up: each that it was connected to gets this, or later that arrival
  */
 enum { KV_COMM_ALL = -1 };
 struct kv_comm_config {

@@ -51,6 +51,7 @@ static const struct golden
 		{ { .type = KV_MSG_REVOKE, .id = { 0x30001 } }, 9, { 6, 1, 0, 3, 0, 0, 0, 0, 0 } },
 		{ { .type = KV_MSG_REVOKED, .id = { 0x30001 } }, 9, { 7, 1, 0, 3, 0, 0, 0, 0, 0 } },
 		{ { .type = KV_MSG_BYE }, 1, { 8 } },
+		{ { .type = KV_MSG_ADOPTED }, 1, { 9 } },
 	};
 enum { GOLDEN = sizeof(golden) / sizeof(golden[0]) };
 
@@ -102,7 +103,7 @@ static void counts_and_ranges_are_checked(void **state)
 
 	(void)state;
 	for (unsigned int type = 0; type < 256; type++)
-		if (!type || type > KV_MSG_BYE)
+		if (!type || type > KV_MSG_ADOPTED)
 			assert_false(kv_wire_get(&(uint8_t){ (uint8_t)type }, 1, &msg));
 	assert_false(kv_wire_get(none, 2, &msg));
 	assert_false(accepts(0, 9, KV_CACHES_MAX)); /* cache */

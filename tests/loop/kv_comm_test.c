@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_comm_test.c -- communicators: every rank has every other one, or each learns that one is
+ * missing
+ *
+ * The ranks are threads with an engine each.
+ */
+#include "kv_rig.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+
+enum { RANKS = 3 };
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	uint8_t blob[RANKS][256];
+	unsigned int in;
+} table = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+struct rank {
+	struct node node;
+	struct kv_comm *comm;
+	uint32_t rank, nranks;
+	int64_t timeout_ms;
+	bool fails; /* its allgather does, after it has told the others */
+	int ret;
+	int64_t took_ms;
+};
+
+static int allgather(void *arg, const void *mine, void *all, size_t len)
+{
+	const struct rank *r = arg;
+
+	pthread_mutex_lock(&table.lock);
+	memcpy(table.blob[r->rank], mine, len);
+	table.in++;
+	pthread_cond_broadcast(&table.changed);
+	while (table.in < r->nranks)
+		pthread_cond_wait(&table.changed, &table.lock);
+	for (uint32_t i = 0; i < r->nranks; i++)
+		memcpy((uint8_t *)all + i * len, table.blob[i], len);
+	pthread_mutex_unlock(&table.lock);
+	return r->fails;
+}
+
+static void *init_rank(void *arg)
+{
+	struct kv_comm_config config = KV_INIT(kv_comm_config);
+	int64_t begun = kv_now_ns();
+	struct rank *r = arg;
+
+	config.rank = r->rank;
+	config.nranks = r->nranks;
+	config.group = KV_COMM_ALL;
+	config.allgather = allgather;
+	config.arg = r;
+	config.timeout_ms = r->timeout_ms;
+	r->ret = kv_comm_init(r->node.engine, &config, &r->comm, &r->node.err);
+	r->took_ms = (kv_now_ns() - begun) / KV_NS_PER_MS;
+	return NULL;
+}
+
+static void open_ranks(struct rank *rank, uint32_t n, int progress)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.progress = progress;
+	table.in = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		rank[i] = (struct rank){ .rank = i, .nranks = n, .timeout_ms = RIG_TIMEOUT_MS };
+		node_open(&rank[i].node, i + 1, NULL, &config);
+	}
+}
+
+static void init_all(struct rank *rank, uint32_t n)
+{
+	pthread_t thread[RANKS];
+
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, init_rank, &rank[i]), 0);
+	for (uint32_t i = 0; i < n; i++)
+		pthread_join(thread[i], NULL);
+}
+
+/* What the engine keeps of a communicator that did not come about: nothing, a moment later. */
+static void nothing_is_left(struct rank *rank)
+{
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
+	int ret;
+
+	do {
+		kv_progress(rank->node.engine, 1, NULL);
+		ret = kv_cache_unregister(rank->node.cache, &rank->node.err);
+	} while (ret == KV_ERR_BUSY && kv_now_ns() < deadline);
+	ok(ret, &rank->node.err);
+}
+
+static void all_ranks_are_joined(struct rank *rank, int progress)
+{
+	static const int64_t ids[] = { 3, 4 };
+
+	open_ranks(rank, RANKS, progress);
+	init_all(rank, RANKS);
+	for (uint32_t i = 0; i < RANKS; i++) {
+		ok(rank[i].ret, &rank[i].node.err);
+		for (uint32_t k = 0; k < RANKS; k++)
+			assert_int_equal(!kv_comm_peer(rank[i].comm, k), i == k);
+	}
+	if (progress == KV_PROGRESS_AUTO)
+		ok(kv_write_blocks(kv_comm_peer(rank[2].comm, 0), rank[2].node.cache,
+				   (struct kv_layers){ 0, 0 }, ids, ids, 2, NULL,
+				   &rank[2].node.err),
+		   &rank[2].node.err);
+	for (uint32_t i = 0; i < RANKS; i++)
+		node_close(&rank[i].node);
+}
+
+static void every_rank_has_every_other(void **state)
+{
+	struct rank rank[RANKS];
+
+	(void)state;
+	all_ranks_are_joined(rank, KV_PROGRESS_AUTO);
+	all_ranks_are_joined(rank, KV_PROGRESS_CALLER);
+}
+
+static void a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind(void **state)
+{
+	struct rank rank[2];
+
+	(void)state;
+	open_ranks(rank, 2, KV_PROGRESS_AUTO);
+	rank[0].timeout_ms = slow_ms(300);
+	rank[1].fails = true;
+	init_all(rank, 2);
+	assert_int_equal(rank[1].ret, KV_ERR_SYSTEM);
+	assert_int_equal(rank[0].ret, KV_ERR_TIMEOUT);
+	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has not taken rank 0 in"));
+	nothing_is_left(&rank[0]);
+	nothing_is_left(&rank[1]);
+	node_close(&rank[0].node);
+	node_close(&rank[1].node);
+}
+
+/* Rank 2 is there and fails; rank 1 has no patience; rank 0 has, and need not wait for it. */
+static void a_rank_that_gives_up_is_known_to_the_others(void **state)
+{
+	struct rank rank[RANKS];
+
+	(void)state;
+	open_ranks(rank, RANKS, KV_PROGRESS_AUTO);
+	rank[0].timeout_ms = KV_TIMEOUT_MAX_MS;
+	rank[1].timeout_ms = slow_ms(200);
+	rank[2].fails = true;
+	init_all(rank, RANKS);
+	assert_int_equal(rank[1].ret, KV_ERR_TIMEOUT);
+	assert_int_equal(rank[0].ret, KV_ERR_PEER_LOST);
+	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has left"));
+	assert_true(rank[0].took_ms < RIG_TIMEOUT_MS);
+	for (int i = 0; i < RANKS; i++)
+		nothing_is_left(&rank[i]);
+	for (int i = 0; i < RANKS; i++)
+		node_close(&rank[i].node);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_rank_has_every_other),
+		cmocka_unit_test(
+			a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind),
+		cmocka_unit_test(a_rank_that_gives_up_is_known_to_the_others),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
