@@ -44,8 +44,10 @@ int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
 		ret = kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a handshake");
 		goto close_conn;
 	}
-	conn->epfd = kv_fault(TR_CONN_EPOLL) ? (errno = EMFILE, -1) : epoll_create1(EPOLL_CLOEXEC);
-	if (conn->epfd < 0) {
+	if (!tr_conn_polled(conn))
+		conn->epfd = kv_fault(TR_CONN_EPOLL) ? (errno = EMFILE, -1)
+						     : epoll_create1(EPOLL_CLOEXEC);
+	if (conn->epfd < 0 && !tr_conn_polled(conn)) {
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_create1");
 		goto close_conn;
 	}
@@ -103,6 +105,8 @@ int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err)
 {
 	struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
 
+	if (tr_conn_polled(conn))
+		return 0;
 	if (kv_fault(TR_CONN_EPOLL) ? (errno = ENOSPC, -1)
 				    : epoll_ctl(conn->epfd, EPOLL_CTL_ADD, fd, &ev))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
@@ -111,7 +115,8 @@ int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err)
 
 void tr_conn_unwatch(struct tr_conn *conn, int fd)
 {
-	epoll_ctl(conn->epfd, EPOLL_CTL_DEL, fd, NULL);
+	if (!tr_conn_polled(conn))
+		epoll_ctl(conn->epfd, EPOLL_CTL_DEL, fd, NULL);
 }
 
 int tr_conn_fd(const struct tr_conn *conn)
@@ -171,6 +176,11 @@ struct tr *tr_conn_tr(const struct tr_conn *conn)
 bool tr_conn_line_order(const struct tr_conn *conn)
 {
 	return conn->flags & TR_LINE_ORDER;
+}
+
+bool tr_conn_polled(const struct tr_conn *conn)
+{
+	return conn->flags & TR_POLLED;
 }
 
 struct tr_counters *tr_conn_count(struct tr_conn *conn)

@@ -97,6 +97,8 @@ int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err)
 	struct epoll_event ev = { .events = EPOLLIN | (out ? (uint32_t)EPOLLOUT : 0),
 				  .data.fd = conn->sock };
 
+	if (tr_conn_polled(conn))
+		return 0;
 	if (epoll_ctl(conn->epfd, EPOLL_CTL_MOD, conn->sock, &ev))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
 				     "epoll_ctl of the control socket");

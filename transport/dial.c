@@ -3,6 +3,7 @@
 #include "dial.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -82,6 +83,8 @@ static int begin_next(struct dial *dial, struct kv_error *err)
 		return 0;
 	}
 	ev.data.fd = fd;
+	if (tr_conn_polled(dial->conn))
+		return 0;
 	if (kv_fault(TR_CONN_EPOLL) ? (errno = ENOSPC, -1)
 				    : epoll_ctl(dial->conn->epfd, EPOLL_CTL_ADD, fd, &ev))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
@@ -166,11 +169,14 @@ static bool stands(struct dial *dial, int fd)
 
 int dial_step(struct dial *dial, struct kv_error *err)
 {
-	struct epoll_event ev[ADDRESSES_MAX];
-	int n = epoll_wait(dial->conn->epfd, ev, ADDRESSES_MAX, 0);
+	struct pollfd p[ADDRESSES_MAX];
 
-	for (int i = 0; i < n; i++)
-		if (stands(dial, ev[i].data.fd)) {
+	for (unsigned int i = 0; i < dial->begun; i++)
+		p[i] = (struct pollfd){ .fd = dial->sock[i], .events = POLLOUT };
+	if (poll(p, dial->begun, 0) <= 0)
+		return go_on(dial, err);
+	for (unsigned int i = 0, n = dial->begun; i < n; i++)
+		if (p[i].revents && stands(dial, p[i].fd)) {
 			for (unsigned int k = 0; k < dial->begun; k++)
 				close_one(dial, k);
 			return 0;

@@ -168,6 +168,7 @@ void *tr_conn_priv(const struct tr_conn *conn);
 struct tr *tr_conn_tr(const struct tr_conn *conn);
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider);
 bool tr_conn_line_order(const struct tr_conn *conn);
+bool tr_conn_polled(const struct tr_conn *conn); /* TR_POLLED */
 /* This end's IP address of the control connection, IPv4 as IPv6 maps it; false: not known. */
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16]);
 /*

@@ -172,6 +172,11 @@ enum { TR_UPPER_KV = 1, TR_UPPER_NCCL = 2, TR_UPPER_TEST = 99 };
 enum tr_conn_flags {
 	/* each 128-byte line arrives whole and its last bytes last (NCCL LL, LL128) */
 	TR_LINE_ORDER = 1 << 0,
+	/*
+	 * The owner never sleeps and has no pools of tr_alloc, nor has its peer's: what is only
+	 * there to wake it, or to pass them, costs no descriptor. tr_conn_fd is -1.
+	 */
+	TR_POLLED = 1 << 1,
 };
 
 struct tr_conn_config {

@@ -10,11 +10,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "descriptors.h"
 #include "np_rig.h"
 
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
@@ -337,6 +339,68 @@ static void with_a_class_ranks_may_connect_before_they_accept(void **state)
 	np_rig_process(NULL, connect_first);
 }
 
+/* ---------------------------------------------------------------- descriptors */
+
+static void join_one(void *ctx, void **send, void **recv)
+{
+	int64_t end = kv_deadline_ns(20000);
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *listen;
+
+	CHECK(!net->listen(ctx, 0, handle, &listen));
+	for (*send = *recv = NULL; !*send || !*recv;) {
+		if (!*send)
+			CHECK(!net->connect(ctx, 0, handle, send, NULL));
+		if (!*recv)
+			CHECK(!net->accept(listen, recv, NULL));
+		CHECK(kv_now_ns() < end);
+	}
+	CHECK(!net->closeListen(listen));
+}
+
+static void count_ends(void)
+{
+	enum { PAIRS = 10 };
+	void *ctx, *send[PAIRS], *recv[PAIRS];
+	int before;
+
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	join_one(ctx, &send[0], &recv[0]);
+	before = count_descriptors();
+	for (int i = 1; i < PAIRS; i++)
+		join_one(ctx, &send[i], &recv[i]);
+	CHECK(count_descriptors() - before <= 2 * 2 * (PAIRS - 1));
+	for (int i = 0; i < PAIRS; i++)
+		CHECK(!net->closeSend(send[i]) && !net->closeRecv(recv[i]));
+	CHECK(!net->finalize(ctx));
+}
+
+static void at_the_limit(void)
+{
+	struct rlimit limit = { .rlim_cur = (rlim_t)count_descriptors() + 4, .rlim_max = 4096 };
+	ncclResult_t result = ncclSuccess;
+	uint8_t handle[NCCL_HANDLE_MAX];
+	void *ctx, *listen[8];
+
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!setrlimit(RLIMIT_NOFILE, &limit));
+	for (int i = 0; i < 8 && !result; i++)
+		result = net->listen(ctx, 0, handle, &listen[i]);
+	CHECK(result);
+	CHECK(strstr(np_rig_log, "raise the limit on open files (ulimit -n): it is "));
+	_exit(0);
+}
+
+static void an_end_costs_two_descriptors_and_their_limit_is_named(void **state)
+{
+	static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
+
+	(void)state;
+	np_rig_process(NULL, count_ends);
+	np_rig_process(shm, count_ends);
+	np_rig_process(shm, at_the_limit);
+}
+
 /* ---------------------------------------------------------------- fork */
 
 /* Runs after the plugin's own destructor: what it has left on the devices. */
@@ -526,6 +590,7 @@ int main(void)
 		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
 		cmocka_unit_test(with_a_class_ranks_may_connect_before_they_accept),
+		cmocka_unit_test(an_end_costs_two_descriptors_and_their_limit_is_named),
 		cmocka_unit_test(a_forked_child_that_exits_frees_nothing_of_its_parents),
 		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
 		cmocka_unit_test(nccls_switches_choose_transport_and_address),

@@ -8,6 +8,7 @@
 #include <locale.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 struct code_row {
 	int code;
@@ -85,6 +86,15 @@ int kv_fail(struct kv_error *err, int code, const char *op, const char *fmt, ...
 	return code;
 }
 
+static void hint_limit(struct kv_error *err)
+{
+	struct rlimit limit = { 0 };
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	kv_error_hint(err, "raise the limit on open files (ulimit -n): it is %llu, and may be %llu",
+		      (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
+}
+
 int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op, const char *fmt,
 		  ...)
 {
@@ -104,7 +114,7 @@ int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op,
 		snprintf(err->message + len, sizeof(err->message) - len, ": %s",
 			 kv_errno_text(sys_errno));
 		if (code == KV_ERR_NOFD)
-			kv_error_hint(err, "raise the limit on open files (ulimit -n)");
+			hint_limit(err);
 	}
 	errno = sys_errno;
 	return code;

@@ -125,11 +125,12 @@ static int make_queues(struct ib_conn *c, struct ib_path *path, struct kv_error 
 	int sends = c->lanes_per_path * (int)c->ctx->sq_depth;
 	int recvs = c->lanes_per_path * IB_RECVS;
 
-	path->channel = v->create_comp_channel(rail->context);
-	if (!path->channel)
+	if (!tr_conn_polled(c->conn))
+		path->channel = v->create_comp_channel(rail->context);
+	if (!path->channel && !tr_conn_polled(c->conn))
 		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "connect",
 				     "cannot make a completion channel on %s", rail->name);
-	if (unblock(path->channel->fd))
+	if (path->channel && unblock(path->channel->fd))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
 				     "cannot make a completion channel non-blocking");
 	path->scq = v->create_cq(rail->context, sends, c, path->channel, 0);

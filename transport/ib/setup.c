@@ -404,7 +404,7 @@ static int watch(struct ib_conn *c, struct kv_error *err)
 {
 	int ret;
 
-	for (int p = 0; p < c->paths; p++) {
+	for (int p = 0; p < c->paths && !tr_conn_polled(c->conn); p++) {
 		struct ib_path *path = &c->path[p];
 
 		ret = tr_conn_watch(c->conn, path->channel->fd, err);

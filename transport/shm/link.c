@@ -134,6 +134,8 @@ int link_drain(struct shm_conn *sc, struct kv_error *err)
 	struct kv_error cause;
 	int fd, ret = 0;
 
+	if (sc->sock < 0)
+		return 0;
 	/* Bounded: a peer that rings without end must not keep the thread that serves others. */
 	for (int i = 0; i < SHM_LINK_MESSAGES && !ret && !sc->hung_up; i++) {
 		ret = link_receive(sc, sc->sock, &message, &fd, &cause);
@@ -159,7 +161,7 @@ void link_wake(struct shm_conn *sc, uint32_t why)
 	 * of the two sees the other's store, so no wake-up is lost.
 	 */
 	atomic_thread_fence(memory_order_seq_cst);
-	if (!(atomic_load_explicit(asleep, memory_order_relaxed) & why))
+	if (!(atomic_load_explicit(asleep, memory_order_relaxed) & why) || sc->sock < 0)
 		return;
 	/* exchange: of several wakers and reasons one rings */
 	if (!atomic_exchange_explicit(asleep, 0, memory_order_relaxed))

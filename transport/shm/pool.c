@@ -26,7 +26,7 @@ int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struc
 		if (sc->sent_pool[i] == mem->pool_id)
 			return 0;
 	*sent_p = false;
-	if (sc->sent_pools == SHM_POOLS_MAX)
+	if (sc->sent_pools == SHM_POOLS_MAX || sc->sock < 0)
 		return 0;
 	ret = link_send(sc, &message, mem->pool_fd, err);
 	if (ret)

@@ -361,6 +361,12 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 	sc->line_order = tr_conn_line_order(conn) || (flags & SETUP_LINE_ORDER);
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
 	cma_probe(sc);
+	if (tr_conn_polled(conn)) {
+		/* Nobody sleeps. A death shows on the pidfd and on the control socket. */
+		close(sc->sock);
+		sc->sock = -1;
+		sc->hung_up = false; /* the peer may have closed its end before us */
+	}
 	tr_conn_set_path(conn, "same host, no region opened yet");
 	if (!sc->cma_works)
 		kv_log_info(tr_conn_tr(conn)->log, "process_vm_writev is not used: %s", sc->no_cma);
