@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <arpa/inet.h>
 #include <errno.h>
+#include <dlfcn.h>
+#include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -285,6 +287,71 @@ static void waiting_for_an_accept_has_no_deadline(void **state)
 	tr_conn_close(b);
 }
 
+/* Connects to `host`, where `l` listens, and back to the beginning. */
+static void meets(struct tr_listener *l, const char *host)
+{
+	struct side c = { .hello = "from c", .setup = "" }, s = { .hello = "from s", .setup = "" };
+	struct tr_conn_config to = { .ops = &upper, .arg = &c },
+			      from = { .ops = &upper, .arg = &s };
+	int64_t deadline = kv_deadline_ns(WAIT_MS);
+	struct kv_error c_err, s_err;
+	struct tr_conn *a, *b = NULL;
+	int a_ret, b_ret;
+
+	assert_int_equal(tr_connect(tr, host, tr_listener_port(l), &to, &a, &c_err), 0);
+	while (tr_accept(l, &from, &b, &s_err) == TR_AGAIN && kv_now_ns() < deadline)
+		assert_int_equal(tr_conn_step(a, &c_err), TR_AGAIN);
+	assert_non_null(b);
+	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err);
+	assert_int_equal(a_ret, 0);
+	assert_int_equal(b_ret, 0);
+	tr_conn_close(a);
+	tr_conn_close(b);
+}
+
+static bool has_ipv6(void)
+{
+	struct sockaddr_in6 sa = { .sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT };
+	int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	bool has = fd >= 0 && !bind(fd, (struct sockaddr *)&sa, sizeof(sa));
+
+	close(fd);
+	return has;
+}
+
+/* The host's names, and one that is ::1 first and then 127.0.0.1, as Debian's localhost. */
+int getaddrinfo(const char *host, const char *service, const struct addrinfo *hints,
+		struct addrinfo **list_p)
+{
+	static int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+	struct addrinfo **end = list_p;
+	int ret;
+
+	if (!real)
+		*(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
+	if (strcmp(host, "both.test"))
+		return real(host, service, hints, list_p);
+	ret = real("::1", service, hints, list_p);
+	while (!ret && *end)
+		end = &(*end)->ai_next;
+	return ret ? ret : real("127.0.0.1", service, hints, end);
+}
+
+static void every_address_of_a_name_is_tried_and_listened_to(void **state)
+{
+	struct tr_listener *name;
+	struct kv_error err;
+
+	(void)state;
+	meets(listener, "both.test"); /* nothing listens at its first address */
+	assert_int_equal(tr_listen(tr, "both.test", 0, &name, &err), 0);
+	meets(name, "both.test");
+	meets(name, "127.0.0.1");
+	if (has_ipv6())
+		meets(name, "::1");
+	tr_listener_close(name);
+}
+
 static void a_closed_port_is_told_at_once(void **state)
 {
 	struct side c = { .hello = "x" };
@@ -503,6 +570,7 @@ int main(void)
 		cmocka_unit_test(a_refusal_reaches_the_other_end_with_its_cause),
 		cmocka_unit_test(other_protocols_and_versions_are_named),
 		cmocka_unit_test(waiting_for_an_accept_has_no_deadline),
+		cmocka_unit_test(every_address_of_a_name_is_tried_and_listened_to),
 		cmocka_unit_test(a_closed_port_is_told_at_once),
 		cmocka_unit_test(bad_addresses_are_argument_errors),
 		cmocka_unit_test(garbage_costs_nothing_and_gets_no_answer),
