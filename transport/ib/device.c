@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/fds.h"
 #include "base/log.h"
 #include "gid.h"
 #include "ib.h"
@@ -201,6 +203,16 @@ static int unblock(int fd)
 	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
 
+/*
+ * The kernel keeps queue pairs as long as any process has this descriptor open: a forked child
+ * would go on receiving for a parent that was killed. (Devices that are not real have none.)
+ */
+static void lend_device(const struct ibv_context *context, bool on)
+{
+	if (context->cmd_fd > STDERR_FILENO)
+		(on ? kv_fd_lend : kv_fd_unlend)(context->cmd_fd);
+}
+
 int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
 		 struct kv_error *err)
 {
@@ -257,8 +269,10 @@ int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *de
 		goto close;
 	}
 	rail->pd = v->alloc_pd(rail->context);
-	if (rail->pd)
+	if (rail->pd) {
+		lend_device(rail->context, true);
 		return 0;
+	}
 	ret = kv_fail_errno(err, KV_ERR_DEVICE, errno, "open",
 			    "cannot allocate a protection domain on %s", rail->name);
 close:
@@ -268,6 +282,7 @@ close:
 
 void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail)
 {
+	lend_device(rail->context, false);
 	ctx->v->dealloc_pd(rail->pd);
 	ctx->v->close_device(rail->context);
 }

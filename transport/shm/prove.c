@@ -28,6 +28,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/fds.h"
 #include "base/log.h"
 #include "shm.h"
 
@@ -55,11 +56,10 @@ static socklen_t address_of(struct sockaddr_un *sa, const uint8_t name[NAME_BYTE
 /* What a thread in a call of this connection does not need. */
 static void close_door(struct shm_conn *sc)
 {
-	if (sc->listen_fd >= 0)
-		close(sc->listen_fd);
+	kv_fd_close(sc->listen_fd);
 	if (sc->sock >= 0) {
 		tr_conn_unwatch(sc->conn, sc->sock);
-		close(sc->sock);
+		kv_fd_close(sc->sock);
 	}
 	if (sc->pidfd >= 0)
 		tr_conn_unwatch(sc->conn, sc->pidfd);
@@ -115,9 +115,10 @@ static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct 
 
 static int unix_socket(int *fd_p, struct kv_error *err)
 {
-	*fd_p = kv_fault(SHM_SOCKET)
+	*fd_p = kv_fd_new(
+		kv_fault(SHM_SOCKET)
 			? (errno = EMFILE, -1)
-			: socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+			: socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
 	if (*fd_p < 0)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake", "socket(AF_UNIX)");
 	return 0;
@@ -259,9 +260,9 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 	int fd, ret;
 
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
-		int sock = kv_fault(SHM_ACCEPT) ? (errno = EMFILE, -1)
-						: accept4(sc->listen_fd, NULL, NULL,
-							  SOCK_NONBLOCK | SOCK_CLOEXEC);
+		int sock = kv_fd_new(kv_fault(SHM_ACCEPT) ? (errno = EMFILE, -1)
+							  : accept4(sc->listen_fd, NULL, NULL,
+								    SOCK_NONBLOCK | SOCK_CLOEXEC));
 
 		if (sock < 0 && errno == EINTR)
 			continue;
@@ -274,7 +275,7 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 		if (!ret && message.kind == LINK_SEGMENT && fd >= 0 &&
 		    !memcmp(message.token, sc->token, sizeof(sc->token))) {
 			sc->sock = sock;
-			close(sc->listen_fd);
+			kv_fd_close(sc->listen_fd);
 			sc->listen_fd = -1;
 			ret = segment_open(&sc->seg, fd, sc->ctx->ring_bytes, err);
 			close(fd);
@@ -283,7 +284,7 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 		}
 		if (fd >= 0)
 			close(fd);
-		close(sock);
+		kv_fd_close(sock);
 		if (ret < 0 && kv_error_scope(ret) == KV_SCOPE_DEVICE)
 			return ret; /* ours, not the stranger's */
 	}
