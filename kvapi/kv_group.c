@@ -42,6 +42,7 @@ int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err)
 	op->waiter = &group->waiter;
 	*group->last = op;
 	group->last = &op->next;
+	atomic_store(&op->grouped, true);
 	return 0;
 }
 
@@ -151,6 +152,7 @@ static int take_out(struct kv_op *op, bool *held_p, struct kv_error *err)
 		*held_p = true;
 	}
 	op->next = NULL;
+	atomic_store(&op->grouped, false);
 	if (atomic_load(&op->ended))
 		return kv_op_result(op, err);
 	atomic_store(&op->ids_gone, true);

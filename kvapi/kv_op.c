@@ -74,6 +74,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->layer = op->tensor = 0;
 	op->place = (struct kv_place){ 0 };
 	op->waiter = &op->own_waiter;
+	atomic_store(&op->grouped, false);
 	atomic_store(&op->grade, KV_NONE);
 	atomic_store(&op->ids_gone, false);
 	atomic_store(&op->ended, KV_OP_GOING);

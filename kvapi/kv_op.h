@@ -58,6 +58,7 @@ struct kv_op {
 	size_t ids_cap;
 	struct kv_waiter own_waiter, *waiter;
 	struct kv_op *next; /* pool or group */
+	atomic_bool grouped; /* in a group's list, which kv_group_end still reads */
 	/* link.collected: the next one, and what points to this one; NULL: not in it */
 	struct kv_op *after, **at;
 	struct kv_error err;

@@ -167,6 +167,10 @@ int kv_op_free(struct kv_op *op, struct kv_error *err)
 	if (!atomic_load(&op->ended))
 		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, "op_free",
 				    "%s has not ended: wait for it or cancel it", kv_op_name(op));
+	if (atomic_load(&op->grouped))
+		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, "op_free",
+				    "%s belongs to a group: kv_group_end comes first",
+				    kv_op_name(op));
 	kv_op_give(op);
 	return 0;
 }

@@ -468,7 +468,10 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
  */
 int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err);
 
-/* Frees an operation. KV_ERR_BUSY if it has not ended: cancel it or wait. NULL is allowed. */
+/*
+ * Frees an operation. KV_ERR_BUSY if it has not ended: cancel it or wait; or if its group has not.
+ * NULL is allowed.
+ */
 int kv_op_free(struct kv_op *op, struct kv_error *err);
 
 /*

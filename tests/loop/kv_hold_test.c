@@ -81,6 +81,31 @@ static void what_a_group_has_collected_ends_with_the_peer(void **state)
 	pair_close(&p);
 }
 
+/* One that has ended, cancelled or closed with its peer, is in the group's list all the same. */
+static void an_operation_is_not_freed_before_its_group_has_ended(void **state)
+{
+	struct kv_group *group;
+	struct kv_op *op[2];
+	struct kv_error err;
+	size_t failed;
+	struct pair p;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	ok(kv_group_start(p.a.engine, &group, &err), &err);
+	for (int i = 0; i < 2; i++)
+		op[i] = send_in_vain(&p.a, group);
+	ok(kv_cancel(op[0], RIG_TIMEOUT_MS, &err), &err);
+	assert_int_equal(kv_op_free(op[0], &err), KV_ERR_BUSY);
+	close_peer(&p.a);
+	assert_int_equal(kv_op_free(op[1], &err), KV_ERR_BUSY);
+	assert_int_equal(kv_group_end(group, RIG_TIMEOUT_MS, &failed, &err), KV_ERR_CANCELLED);
+	assert_int_equal(failed, 2);
+	for (int i = 0; i < 2; i++)
+		ok(kv_op_free(op[i], &err), &err);
+	pair_close(&p);
+}
+
 static void an_operation_that_is_never_freed_goes_with_its_engine(void **state)
 {
 	struct pair p;
@@ -251,6 +276,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_a_group_has_collected_ends_with_the_peer),
+		cmocka_unit_test(an_operation_is_not_freed_before_its_group_has_ended),
 		cmocka_unit_test(an_operation_that_is_never_freed_goes_with_its_engine),
 		cmocka_unit_test(whoever_waits_learns_that_the_peer_was_closed),
 		cmocka_unit_test(a_revocation_ends_when_the_peer_is_closed),
