@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * mem.c -- registered regions and the range cache
+ * mem.c -- registered regions: made, shared, given back
  *
  * A later registration shares a region only while somebody promises that all of it is mapped: an
  * owner that was given 0 may map other memory at the same address in the next moment.
@@ -87,19 +87,13 @@ static int check_mapped(uint8_t *addr, size_t len, struct kv_error *err)
 /* Under the lock: shares a region that covers the range, or NULL. */
 static struct tr_mem *share(struct tr_memory *m, const struct tr_mem *wanted)
 {
-	const uint8_t *addr = wanted->addr;
+	struct tr_mem *mem = range_find(m, wanted);
 
-	for (struct tr_mem *mem = m->mems; mem; mem = mem->next) {
-		if (!atomic_load(&mem->ready) || mem->retired || mem->kind != wanted->kind ||
-		    (mem->access & wanted->access) != wanted->access ||
-		    (mem->access ^ wanted->access) & TR_RELAXED || addr < mem->addr ||
-		    wanted->len > mem->len || (size_t)(addr - mem->addr) > mem->len - wanted->len)
-			continue;
-		mem->refs++;
-		mem->in_part |= wanted->len != mem->len;
-		return mem;
-	}
-	return NULL;
+	if (!mem)
+		return NULL;
+	mem->refs++;
+	mem->in_part |= wanted->len != mem->len;
+	return mem;
 }
 
 /*
@@ -191,7 +185,7 @@ static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **m
 	mem->dmabuf_off = wanted->dmabuf_off;
 	mem->no_dmabuf = wanted->no_dmabuf;
 	mem->refs = 1;
-	mem->retired = mem->in_part = false;
+	mem->in_part = false;
 	memory_find_pool(m, mem);
 	ret = take_id(m, mem, err);
 	if (ret) {
@@ -214,7 +208,7 @@ unlock:
 /* Nobody finds it any more; under the lock, and what follows (withdraw) is not. */
 static void hide(struct tr_memory *m, struct tr_mem *mem)
 {
-	mem->retired = true;
+	range_remove(m, mem);
 	atomic_store(&mem->ready, false);
 	give_id(m, mem);
 }
@@ -255,10 +249,12 @@ static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_me
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
 	pthread_mutex_lock(&m->lock);
-	if (ret)
+	if (ret) {
 		hide(m, mem);
-	else
+	} else {
+		range_add(m, mem);
 		atomic_store(&mem->ready, true);
+	}
 	pthread_mutex_unlock(&m->lock);
 	if (ret)
 		withdraw(tr, mem, i - 1); /* the last one did not take it */
@@ -367,7 +363,8 @@ static struct tr_mem *give_back(struct tr_memory *m, struct tr_mem *const *mems,
 		struct tr_mem *mem = mems[i];
 
 		if (mem->refs) {
-			mem->retired |= mem->in_part;
+			if (mem->in_part)
+				range_remove(m, mem);
 			continue;
 		}
 		if (!atomic_load(&mem->ready)) /* twice in the list */
@@ -437,7 +434,7 @@ void tr_mem_abandon(struct tr_mem *mem)
 	struct tr_memory *m = tr->memory;
 
 	pthread_mutex_lock(&m->lock);
-	mem->retired = true;
+	range_remove(m, mem);
 	m->orphans += !--mem->refs;
 	pthread_mutex_unlock(&m->lock);
 	mem_reap(tr);

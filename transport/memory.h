@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * memory.h -- the local memory of a context, as pool.c, mem.c and hold.c share it
+ * memory.h -- the local memory of a context, as pool.c, mem.c, range.c and hold.c share it
  *
  * The lock covers the lists and is never held over a provider's call, mmap or munmap: pinning
  * 64 GiB takes a second, and other peers' calls need the lock meanwhile. Whatever takes long is
@@ -13,7 +13,12 @@
 
 #include "conn.h"
 
-enum { MEM_CHUNK = 256, MEM_CHUNKS = TR_MEMS_MAX / MEM_CHUNK };
+enum {
+	MEM_CHUNK = 256,
+	MEM_CHUNKS = TR_MEMS_MAX / MEM_CHUNK,
+	MEM_BUCKETS = 4096, /* of the range cache; a power of two */
+	MEM_CLASSES = 64,   /* of sizes, by their highest bit */
+};
 
 /* A memfd made by tr_alloc. */
 struct tr_pool {
@@ -33,6 +38,8 @@ struct tr_memory {
 	struct tr_left *left; /* connections that were closed before their device let go of them */
 	uint64_t next_pool_id;
 	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
+	struct tr_mem *range[MEM_BUCKETS];
+	unsigned int class_used[MEM_CLASSES];
 	/* id -> region, read without the lock; chunks are never freed before the context. */
 	_Atomic(struct tr_mem *) *_Atomic chunk[MEM_CHUNKS];
 };
@@ -40,6 +47,11 @@ struct tr_memory {
 /* pool.c, under the lock */
 void memory_find_pool(const struct tr_memory *m, struct tr_mem *mem);
 void memory_free_pools(struct tr_memory *m);
+
+/* range.c, under the lock */
+void range_add(struct tr_memory *m, struct tr_mem *mem);
+void range_remove(struct tr_memory *m, struct tr_mem *mem); /* nothing if it is not there */
+struct tr_mem *range_find(struct tr_memory *m, const struct tr_mem *wanted);
 
 /* mem.c: frees orphans whose last use has ended; takes the lock */
 void mem_reap(struct tr *tr);

@@ -118,7 +118,6 @@ struct tr_mem {
 	unsigned int refs;        /* tr_mem_reg calls that were not given back */
 	unsigned int left;        /* closed connections whose device has not let go of it */
 	bool in_part;             /* a registration for a part of it has shared it */
-	bool retired;             /* no other registration shares it */
 	atomic_bool ready;        /* every provider has it */
 	atomic_uint in_flight;    /* operations that use it */
 	atomic_uint readers;      /* tr_mem_get; survives the record's next use */
@@ -126,6 +125,7 @@ struct tr_mem {
 	const struct tr_provider *left_out; /* whose device could not register it, or NULL; */
 	struct kv_error *why;     /* its cause */
 	struct tr_mem *next, **prev;
+	struct tr_mem *range_next, **range_prev; /* range.c; NULL: no registration shares it */
 	struct tr_mem *gone;      /* the next that is being deregistered */
 };
 

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/fault.h"
 #include "base/option.h"
 #include "provider.h"
@@ -161,6 +164,93 @@ static void a_region_in_use_is_not_deregistered(void **state)
 	free(p);
 }
 
+/* NCCL registers tens of thousands. Those that cover a range are found, and no others. */
+static void many_regions_cost_no_more_each_than_few(void **state)
+{
+	enum { MANY = 20000, STEP = 4096 };
+	uint8_t *p = mmap(NULL, (size_t)(MANY + 1) * STEP, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS,
+			  -1, 0);
+	struct tr_mem **mem = calloc(MANY, sizeof(*mem)), *again, *all;
+	int64_t began = kv_now_ns();
+
+	(void)state;
+	assert_ptr_not_equal(p, MAP_FAILED);
+	for (size_t i = 0; i < MANY; i++)
+		assert_int_equal(tr_mem_reg(tr, p + i * STEP + i % 100, STEP - 100 + i % 100 * 2,
+					    TR_MEM_HOST, 0, &mem[i], NULL),
+				 0);
+	for (size_t i = 0; i < MANY; i++) {
+		size_t len = tr_mem_len(mem[i]);
+		uint8_t *addr = tr_mem_addr(mem[i]);
+
+		assert_int_equal(tr_mem_reg(tr, addr + len - 7, 7, TR_MEM_HOST, 0, &again, NULL),
+				 0);
+		assert_true((uint8_t *)tr_mem_addr(again) <= addr + len - 7 &&
+			    (uint8_t *)tr_mem_addr(again) + tr_mem_len(again) >= addr + len);
+		assert_true(i % 100 > 50 || !(i % 100) || again == mem[i]); /* where they do not overlap */
+		assert_int_equal(tr_mem_dereg(again, NULL), 0);
+	}
+	assert_int_equal(tr_mem_reg(tr, p, (size_t)MANY * STEP, TR_MEM_HOST, 0, &all, NULL), 0);
+	for (size_t i = 0; i < MANY; i++)
+		assert_ptr_not_equal(all, mem[i]);
+	assert_int_equal(tr_mem_reg(tr, p + 12345678, 65536, TR_MEM_HOST, 0, &again, NULL), 0);
+	assert_ptr_equal(again, all);
+	assert_int_equal(tr_mem_dereg(again, NULL), 0);
+	assert_int_equal(tr_mem_dereg(all, NULL), 0);
+	for (size_t i = 0; i < MANY; i++)
+		assert_int_equal(tr_mem_dereg(mem[i], NULL), 0);
+	assert_true(kv_now_ns() - began < 20000 * KV_NS_PER_MS); /* 60,000 calls */
+	free(mem);
+	munmap(p, (size_t)(MANY + 1) * STEP);
+}
+
+static struct {
+	uint8_t *p;
+	atomic_uint id;
+	atomic_bool over;
+} looked_up;
+
+static void *look_up(void *arg)
+{
+	uintptr_t found = 0;
+
+	(void)arg;
+	while (!atomic_load(&looked_up.over)) {
+		struct tr_mem *mem = tr_mem_get(tr, atomic_load(&looked_up.id));
+
+		if (!mem)
+			continue;
+		found++;
+		if (mem->addr != looked_up.p || mem->len != 4096)
+			found |= (uintptr_t)1 << 60;
+		tr_mem_put(mem);
+	}
+	return (void *)found;
+}
+
+/* As a ring's receiver does it, without the lock, while the application gives the region back. */
+static void a_region_that_is_looked_up_is_whole_or_not_there(void **state)
+{
+	pthread_t thread;
+	void *found;
+
+	(void)state;
+	looked_up.p = aligned_alloc(4096, 4096);
+	assert_int_equal(pthread_create(&thread, NULL, look_up, NULL), 0);
+	for (int i = 0; i < 50000; i++) {
+		struct tr_mem *mem;
+
+		assert_int_equal(tr_mem_reg(tr, looked_up.p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
+		atomic_store(&looked_up.id, mem->id);
+		while (tr_mem_dereg(mem, NULL)) /* it is being looked at */
+			;
+	}
+	atomic_store(&looked_up.over, true);
+	pthread_join(thread, &found);
+	assert_false((uintptr_t)found >> 60);
+	free(looked_up.p);
+}
+
 static void what_is_no_memory_is_refused(void **state)
 {
 	uint8_t *p =
@@ -224,6 +314,8 @@ int main(void)
 		cmocka_unit_test(more_access_or_a_longer_range_is_a_new_region),
 		cmocka_unit_test(an_old_id_does_not_name_a_new_region),
 		cmocka_unit_test(a_region_in_use_is_not_deregistered),
+		cmocka_unit_test(many_regions_cost_no_more_each_than_few),
+		cmocka_unit_test(a_region_that_is_looked_up_is_whole_or_not_there),
 		cmocka_unit_test(what_is_no_memory_is_refused),
 		cmocka_unit_test(each_failure_leaves_nothing_behind),
 	};
