@@ -266,7 +266,10 @@ const struct kv_error *tr_conn_error(const struct tr_conn *conn);
 
 /*
  * Stops, frees. Never waits for the peer. Operations that have not ended are dropped without an
- * event: call tr_fence first where their memory is to be reused.
+ * event: call tr_fence first where their memory is to be reused. Closed before tr_fence returned 0,
+ * a device may still work for the connection: what its peer could reach and what its operations
+ * used stays registered until that has ended, and deregistering it is BUSY, for every owner of
+ * those regions. Memory is safe to use again when tr_fence or tr_mem_dereg has returned 0.
  */
 void tr_conn_close(struct tr_conn *conn);
 
@@ -349,10 +352,11 @@ int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 /*
  * After 0 no byte of this connection can land in local memory any more, and none of ours leaves;
  * the connection is lost. Legal in the handshake, too: the peer may be ready before this end knows.
- * TR_AGAIN: not yet, call again. BUSY: a same-host writer with direct access has not answered and
- * its process lives; call again after it has gone. What was sent last, an acknowledgement perhaps,
- * has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as the provider finds useful; the
- * earliest of several calls counts.
+ * TR_AGAIN: not yet, call again; over a NIC until the device has destroyed the queue pairs, which
+ * takes up to a minute where it or its wire is in trouble. BUSY: a same-host writer with direct
+ * access has not answered and its process lives; call again after it has gone. What was sent last,
+ * an acknowledgement perhaps, has until linger_ns (CLOCK_MONOTONIC) to leave, at most as long as
+ * the provider finds useful; the earliest of several calls counts.
  */
 int tr_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 

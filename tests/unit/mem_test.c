@@ -187,7 +187,8 @@ static void many_regions_cost_no_more_each_than_few(void **state)
 				 0);
 		assert_true((uint8_t *)tr_mem_addr(again) <= addr + len - 7 &&
 			    (uint8_t *)tr_mem_addr(again) + tr_mem_len(again) >= addr + len);
-		assert_true(i % 100 > 50 || !(i % 100) || again == mem[i]); /* where they do not overlap */
+		assert_true(i % 100 > 50 || !(i % 100) ||
+			    again == mem[i]); /* where they do not overlap */
 		assert_int_equal(tr_mem_dereg(again, NULL), 0);
 	}
 	assert_int_equal(tr_mem_reg(tr, p, (size_t)MANY * STEP, TR_MEM_HOST, 0, &all, NULL), 0);
