@@ -405,6 +405,56 @@ static void a_port_is_used_once_it_works_although_it_did_not_at_open(void **stat
 		}
 }
 
+/* It was registered while one device failed: the others carry it, that one when it is back. */
+static void a_region_goes_without_a_failing_device(void **state)
+{
+	static const bool second[2] = { false, true };
+	struct fake_config config = { .devices = 2, .no_cm = true };
+	int64_t end = kv_deadline_ns(BACK_MS);
+	uint64_t share[2] = { 0 };
+	struct kv_error err;
+	struct setting s;
+
+	(void)state;
+	fake_begin(&config);
+	setting_connect(&s, NULL, SIZE, 0);
+	fake_sicken(0, 0, FAKE_SICK);
+	assert_int_equal(tr_mem_dereg(s.mem[0], NULL), 0);
+	s.mem[0] = rig_reg(&s.rig, 0, setting_at(&s, 0, 0), SIZE, TR_REMOTE_WRITE);
+	/* The connection that uses it ends, with the cause; the next does without it. */
+	{
+		struct tr_span span = { 0, 0, SIZE };
+		struct tr_op *op;
+
+		assert_int_equal(rig_try_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], &span, 1,
+					    0, 0, &op, &err),
+				 KV_ERR_DEVICE);
+		assert_non_null(strstr(err.message, "fake0:1 could not register"));
+		assert_non_null(rig_wait(&s.rig, 0, TR_PEER_LOST, BUDGET));
+	}
+	reconnect(&s);
+	expect_carriers(&s, second);
+	fake_sicken(0, 0, FAKE_WELL);
+	while (!share[0]) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 50);
+		reconnect(&s);
+		carry(&s, 1, SIZE, share, 2);
+	}
+	assert_true(share[1]);
+	fake_sicken(0, 0, FAKE_SICK);
+	fake_sicken(0, 1, FAKE_SICK);
+	{
+		struct tr_mem *mem;
+
+		assert_int_equal(tr_mem_reg(s.rig.side[0].tr, warnings, sizeof(warnings),
+					    TR_MEM_HOST, 0, &mem, &err),
+				 KV_ERR_DEVICE);
+		assert_non_null(strstr(err.message, "fake"));
+	}
+	setting_end(&s);
+}
+
 /* ---------------------------------------------------------------- sizes */
 
 static void a_region_of_any_size_has_keys_that_fit(void **state)
@@ -540,6 +590,7 @@ int main(void)
 		cmocka_unit_test(a_port_that_is_down_is_not_offered_on_either_side),
 		cmocka_unit_test(one_failing_device_is_left_out_until_it_works_again),
 		cmocka_unit_test(a_port_is_used_once_it_works_although_it_did_not_at_open),
+		cmocka_unit_test(a_region_goes_without_a_failing_device),
 		cmocka_unit_test(where_every_device_fails_the_peer_learns_the_cause),
 		cmocka_unit_test(a_failing_device_does_not_keep_shared_memory_away),
 		cmocka_unit_test(a_region_of_any_size_has_keys_that_fit),

@@ -169,7 +169,8 @@ int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid 
 {
 	int ret;
 
-	if (atomic_load(&rail->dead) || kv_now_ns() < atomic_load(&rail->ill_until_ns))
+	if (atomic_load(&rail->dead) || atomic_load(&rail->lame) ||
+	    kv_now_ns() < atomic_load(&rail->ill_until_ns))
 		return kv_fail(err, KV_ERR_DEVICE, "connect", "the device of %s has failed",
 			       rail->name);
 	ret = ib_rail_address(ctx, rail, near, address_p, err);

@@ -107,7 +107,8 @@ struct ib_rail {
 	atomic_bool down; /* the port is down */
 	atomic_bool ill;  /* verbs fail; new connections do without it until they work again */
 	_Atomic int64_t ill_until_ns; /* not even tried before */
-	bool noted;	  /* dead, and looked for again: late.c */
+	atomic_bool lame; /* it could not register memory: it is used no more, a new one may come */
+	bool noted;	  /* dead or lame, and looked for again: late.c */
 };
 
 /* A port that could not be used when somebody last looked. */
@@ -184,7 +185,8 @@ struct ib_mr {
 	uint64_t first; /* of slice 0's range: the address rounded down to a page */
 	uint64_t slice_bytes;
 	uint32_t slices;
-	int rails; /* that have it */
+	int rails;     /* that were asked, */
+	uint32_t have; /* and those of them that have it: a bit for each */
 	bool busy; /* the job of late.c is registering it */
 	const struct tr_mem *mem;
 	struct ib_mr *next, **prev;
@@ -207,6 +209,8 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 		struct kv_error *err);
 void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
 int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail); /* enum kv_gpu_reach */
+/* Breaks the connection, which has a path without keys for the region. */
+int ib_mem_lacks(struct ib_conn *c, const struct ib_mr *mr, struct kv_error *err);
 /* With one rail more; from the rail `rails` on no more. */
 int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err);
 void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails);
@@ -360,6 +364,7 @@ struct ib_conn {
 	bool line_order;
 	bool uneven; /* the paths are not equally fast */
 	int paths, lanes_per_path, lanes;
+	uint32_t rails; /* of the paths: a bit for each */
 	struct ib_path path[IB_RAILS_MAX];
 	/* connecting side, until the paths are chosen */
 	struct ib_pairing *pairing;

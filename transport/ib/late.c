@@ -131,7 +131,7 @@ static void note_dead(struct ib_ctx *ctx)
 		struct ib_rail *rail = &ctx->rail[i];
 		char device[sizeof(rail->name)];
 
-		if (!atomic_load(&rail->dead) || rail->noted)
+		if ((!atomic_load(&rail->dead) && !atomic_load(&rail->lame)) || rail->noted)
 			continue;
 		rail->noted = true;
 		snprintf(device, sizeof(device), "%.*s", (int)strcspn(rail->name, ":"), rail->name);

@@ -180,6 +180,7 @@ void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails)
 			if (*mr_p)
 				ctx->v->dereg_mr(*mr_p);
 			*mr_p = NULL;
+			mr->have &= ~(UINT32_C(1) << (mr->rails - 1));
 		}
 }
 
@@ -196,7 +197,39 @@ int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error
 	}
 	if (ret)
 		ib_mr_shrink(ctx, mr, rail);
+	else
+		mr->have |= UINT32_C(1) << rail;
 	return ret;
+}
+
+/* The next rail. One whose device fails is no reason not to use the others. */
+static int serve_next(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *why)
+{
+	int r = mr->rails, ret = KV_ERR_DEVICE;
+	struct ib_rail *rail = &ctx->rail[r];
+
+	if (atomic_load(&rail->dead) || atomic_load(&rail->lame))
+		kv_fail(why, ret, "register", "the device of %s has failed", rail->name);
+	else
+		ret = ib_mr_extend(ctx, mr, r, why);
+	if (ret != KV_ERR_DEVICE ||
+	    (why->sys_errno && why->sys_errno != EIO && why->sys_errno != ENODEV))
+		return ret;
+	mr->rails = r + 1;
+	return 0;
+}
+
+/* No new connection uses a rail without the region before it is opened anew, with all of them. */
+static void do_without(struct ib_ctx *ctx, const struct ib_mr *mr, const struct kv_error *why)
+{
+	for (int r = 0; r < mr->rails; r++) {
+		struct ib_rail *rail = &ctx->rail[r];
+
+		if (mr->have & UINT32_C(1) << r || atomic_load(&rail->dead))
+			continue;
+		ib_rail_is_ill(ctx, rail, why);
+		atomic_store(&rail->lame, true);
+	}
 }
 
 /*
@@ -205,6 +238,7 @@ int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error
  */
 static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *err)
 {
+	struct kv_error why = { 0 };
 	int ret = 0;
 
 	while (!ret && mr->rails != ctx->taking) {
@@ -212,11 +246,14 @@ static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *er
 
 		pthread_mutex_unlock(&ctx->lock);
 		while (!ret && mr->rails < taking)
-			ret = ib_mr_extend(ctx, mr, mr->rails, err);
+			ret = serve_next(ctx, mr, &why);
 		ib_mr_shrink(ctx, mr, ret ? 0 : taking);
 		pthread_mutex_lock(&ctx->lock);
 	}
-	return ret;
+	if (ret || !mr->have)
+		return kv_error_copy(err, &why);
+	do_without(ctx, mr, &why);
+	return 0;
 }
 
 int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
@@ -269,12 +306,31 @@ void ib_mem_dereg(void *arg, void *handle)
 	free(mr);
 }
 
+/* A device has failed since the connection was made, and the region came later. */
+int ib_mem_lacks(struct ib_conn *c, const struct ib_mr *mr, struct kv_error *err)
+{
+	unsigned int rail = (unsigned int)__builtin_ctz(c->rails & ~mr->have);
+	struct kv_error cause;
+
+	kv_fail(&cause, KV_ERR_DEVICE, "register",
+		"%s could not register the memory, and the connection uses it",
+		c->ctx->rail[rail].name);
+	kv_error_hint(&cause, "connect again: a new connection does without that device");
+	ib_name_peer(c, &c->ctx->rail[rail], &cause);
+	cause.scope = KV_SCOPE_PEER;
+	if (c->state == IB_LIVE)
+		ib_break(c, &cause);
+	return kv_error_copy(err, &cause);
+}
+
 int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 		struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 	const struct ib_mr *mr = tr_mem_handle(mem, &tr_ib_provider);
 
+	if (c->rails & ~mr->have)
+		return ib_mem_lacks(c, mr, err);
 	wire_put_u64(w, (uint64_t)(uintptr_t)mem->addr);
 	wire_put_u64(w, mr->first);
 	wire_put_u64(w, mr->slice_bytes);

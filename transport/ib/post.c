@@ -410,11 +410,14 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct ib_conn *c = ib_conn_of(op->conn);
 	struct ib_op *state = &c->op[op->index];
 	struct ib_chain *chain = c->chain[op->kind];
+	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
 	long accepted = 0;
 	int ret;
 
 	if (c->state != IB_LIVE)
 		return refuse(c, err);
+	if (c->rails & ~mr->have)
+		return ib_mem_lacks(c, mr, err);
 	ret = put_rest(c, chain, op, err);
 	if (!ret)
 		state->share = share_of(c, rmem, spans, n);

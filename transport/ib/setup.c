@@ -146,6 +146,9 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 	int bad, ret;
 
 	for (;;) {
+		c->rails = 0;
+		for (int p = 0; p < c->paths; p++)
+			c->rails |= UINT32_C(1) << c->path[p].rail_index;
 		set_lanes(c,
 			  per_path < IB_LANES_MAX / c->paths ? per_path : IB_LANES_MAX / c->paths);
 		ret = ib_control_make(c, &bad, err);
