@@ -47,6 +47,28 @@ def check_options(root):
     return [f"transport/base/option.def: no library reads {name}" for row, name in rows if row not in used]
 
 
+def check_invariants(root):
+    """Each invariant of the architecture names tests that exist: a file under a folder of tests, or a name of ctest."""
+    page = "docs/architecture.md"
+    section = source.read(root, page).partition("## Invariants as they are kept")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \|.*\|([^|]*)\|$", section, re.MULTILINE)
+    texts = {}
+    for path in source.files(root):
+        if re.match(r"(tests|mpi_tests|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", "CMakeLists.txt")):
+            stem = os.path.splitext(os.path.basename(path))[0]
+            texts[stem] = texts.get(stem, "") + source.read(root, path)
+    ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", texts.get("CMakeLists", "")))
+    findings = [f"{page}: invariant {n} stands where {k} is due" for k, (n, _) in enumerate(rows, 1) if int(n) != k]
+    for number, cell in rows:
+        named = re.findall(r"`(\w+)(?:: (\w+))?`", cell)
+        if not named and "no test" not in cell:
+            findings.append(f"{page}: invariant {number} names no test, and does not say so")
+        for stem, function in named:
+            if not (stem in texts and re.search(rf"\b{function}\b", texts[stem]) if function else stem in texts or stem in ctests):
+                findings.append(f"{page}: invariant {number}: there is no test {stem}{': ' * bool(function)}{function}")
+    return findings
+
+
 def check_doctor(root):
     """Every line that the doctor can print is explained in the RDMA page, and no other."""
     page = "docs/rdma.md"
@@ -126,7 +148,7 @@ def check_paths(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
     return [finding for one in checks for finding in one(root)]
 
 

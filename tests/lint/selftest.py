@@ -227,6 +227,17 @@ class Agree(Tree):
         self.assert_finds("no library returns KV_ERR_B", agree.check_raised(self.root))
         self.assert_finds("no library reads KVCACHE_D", agree.check_options(self.root))
 
+    def test_an_invariant_whose_test_is_gone_is_found(self):
+        self.write("tests/a_test.c", "static void it_holds(void **state)\n")
+        self.write("tests/CMakeLists.txt", "kvrail_add_test(by_name COMMAND x)\n")
+        head = "## Invariants as they are kept\n\n| | a | b | c |\n| --- | --- | --- | --- |\n"
+        good = "| 1 | x | y | `a_test: it_holds`, `a_test`, `by_name` |\n| 2 | x | y | no test yet |\n"
+        self.write("docs/architecture.md", head + good)
+        self.assertEqual(agree.check_invariants(self.root), [])
+        bad = "| 1 | x | y | `b_test` |\n| 2 | x | y | `a_test: it_held` |\n| 4 | x | y | |\n| 5 | x `a_test` | y |  |\n"
+        self.write("docs/architecture.md", head + bad)
+        self.assert_finds("docs/architecture.md: invariant", agree.check_invariants(self.root), 6)
+
     def test_a_doctor_line_without_a_row_is_found(self):
         self.write("kvapi/tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
