@@ -26,7 +26,6 @@ enum {
 	 * has to be cut, or that takes its time over a queue pair.
 	 */
 	KV_SLACK_MS = 2 * KV_STOP_MS,
-	KV_LATE_MS = 1000,  /* a LEASE message may come this long after its number */
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	/* peers, handshakes that came and those that were begun */
 	KV_ROWS_MAX = 2 * KV_PEERS_MAX,

@@ -25,6 +25,13 @@ bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id)
 	return (int32_t)((uint32_t)(id >> ID_INDEX_BITS) - peer->link->newest_serial) > 0;
 }
 
+bool kv_grant_under_way(struct kv_peer *peer, uint64_t id)
+{
+	const struct kv_grant *grant = kv_grant_find(peer, id);
+
+	return grant ? grant->got < grant->n && !grant->revoked : kv_grant_is_new(peer, id);
+}
+
 uint32_t kv_grant_owner(const struct kv_grant *grant)
 {
 	return index_of(grant->id) + 1;
@@ -116,8 +123,6 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 			map->owner[id] = kv_grant_owner(grant);
 			grant->ids[grant->got++] = (int64_t)id;
 		}
-	if (grant->got == grant->n)
-		kv_waiter_wake(&peer->waiter);
 	return 0;
 }
 

@@ -91,6 +91,10 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
 bool kv_grant_flush(struct kv_peer *peer);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
 bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
+/*
+ * Its number came first, on the application's own way: LEASE or the last IDS have not come.
+ */
+bool kv_grant_under_way(struct kv_peer *peer, uint64_t id);
 uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */
 /* The oldest complete grant of this tag and cache that still lacks one of these layers. */
 struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op);

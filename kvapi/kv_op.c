@@ -61,7 +61,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
 	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
-	op->passed = op->unclaimed = op->admitted = false;
+	op->passed = op->unclaimed = op->admitted = op->early = false;
 	op->peer = NULL;
 	op->after = NULL;
 	op->at = NULL;
@@ -205,7 +205,7 @@ int kv_op_activate(struct kv_op *op, struct kv_error *err)
 	op->id = (uint64_t)++link->slot[i].generation << ID_SLOT_BITS | i;
 	kv_bit_set(link->busy, i);
 	kv_bit_set(link->posting, i);
-	op->stage = op->kind == KV_OP_SEND ? KV_STAGE_WAIT_GRANT : KV_STAGE_BEGIN;
+	op->stage = op->kind == KV_OP_SEND || op->early ? KV_STAGE_WAIT_GRANT : KV_STAGE_BEGIN;
 	kv_op_count(op);
 	kv_peer_due(op->peer, op->deadline_ns);
 	return 0;
@@ -407,13 +407,19 @@ void kv_op_timeout(struct kv_op *op)
 		: op->stage == KV_STAGE_FLIGHT		      ? "the blocks were not delivered"
 							      : "the blocks were not all posted";
 
-	kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op), "%s within %lld ms", missing,
+	int code = KV_ERR_TIMEOUT;
+
+	if (op->stage == KV_STAGE_WAIT_GRANT && op->kind == KV_OP_WRITE) {
+		code = KV_ERR_LEASE;
+		missing = "the receiver did not say what the lease holds";
+	}
+	kv_peer_fail(op->peer, &err, code, kv_op_name(op), "%s within %lld ms", missing,
 		     (long long)op->timeout_ms);
 	kv_error_hint(&err, op->stage == KV_STAGE_WAIT_GRANT
-				    ? "do both ends name the same tag and cache?"
+				    ? "do both ends name the same tag and cache, or lease?"
 				    : "kv_dump of both engines says what waits; timeout_ms or "
 				      "KVCACHE_OP_TIMEOUT_MS gives it more time");
-	kv_op_stop(op, KV_ERR_TIMEOUT, kv_deadline_ns(KV_STOP_MS), &err);
+	kv_op_stop(op, code, kv_deadline_ns(KV_STOP_MS), &err);
 }
 
 void kv_op_lost(struct kv_op *op)

@@ -9,7 +9,7 @@ enum kv_op_kind { KV_OP_WRITE = 0, KV_OP_READ, KV_OP_SEND, KV_OP_RECV };
 
 enum kv_op_stage {
 	KV_STAGE_IDLE = 0,   /* not begun: collected by a group, or waits for a slot */
-	KV_STAGE_WAIT_GRANT, /* kv_send_blocks: no lease of the tag yet */
+	KV_STAGE_WAIT_GRANT, /* a send: no lease of the tag yet; a write: not all of its lease */
 	KV_STAGE_BEGIN,
 	KV_STAGE_POST,
 	KV_STAGE_COMMIT,
@@ -32,6 +32,7 @@ struct kv_op {
 	bool unclaimed; /* its caller does not get the claim any more */
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	bool admitted; /* kv_op_admit said yes before */
+	bool early;    /* to a write whose lease is not all here yet */
 	struct kv_engine *engine;
 	struct kv_peer *peer; /* held until the operation is freed */
 	struct kv_cache *cache;
@@ -124,7 +125,8 @@ bool kv_op_step(struct kv_op *op,
  * op->passed, and the caller lets go and comes back. false: nothing moved.
  */
 bool kv_op_post(struct kv_op *op);
-enum kv_step kv_send_match(struct kv_op *op); /* kv_pair.c: the same for KV_STAGE_WAIT_GRANT */
+/* The same for KV_STAGE_WAIT_GRANT: kv_pair.c, kv_write.c. */
+enum kv_step kv_send_match(struct kv_op *op);
 int kv_recv_start(struct kv_op *op, struct kv_error *err);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */

@@ -342,12 +342,21 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post)
 	return done;
 }
 
-/* Operations that only a caller may post: their waiters have to be awake for it. */
-static void wake_posters(struct kv_peer *peer)
+/*
+ * Operations that are not all posted: who waits for one posts it and has to be awake for that, and
+ * what nobody waits for goes on in the service's next turn.
+ */
+static void wake_posters(struct kv_peer *peer, bool moved)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
-		if (kv_bit(peer->link->posting, i))
-			kv_waiter_wake(peer->link->slot[i].op->waiter);
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		const struct kv_op *op =
+			kv_bit(peer->link->posting, i) ? peer->link->slot[i].op : NULL;
+
+		if (op && (op->blocking || atomic_load(&op->waiter->sleepers)))
+			kv_waiter_wake(op->waiter);
+		else if (op && moved)
+			peer->restless = true;
+	}
 }
 
 /* ---------------------------------------------------------------- the service's part */
@@ -407,14 +416,17 @@ static bool adopt(struct kv_peer *peer)
 
 bool kv_peer_service(struct kv_peer *peer, int *done_p)
 {
+	int done;
+
 	if (atomic_load_explicit(&peer->orphan, memory_order_acquire) && !adopt(peer))
 		return false;
 	if (peer->state == KV_PEER_HANDSHAKE)
 		return kv_peer_handshake(peer, done_p);
 	if (peer->state == KV_PEER_LOST)
 		return bury(peer);
-	*done_p += kv_peer_progress(peer, peer->engine->caller_mode);
-	kv_peer_arm(peer, peer->engine->caller_mode, done_p);
+	done = kv_peer_progress(peer, peer->engine->caller_mode);
+	kv_peer_arm(peer, peer->engine->caller_mode, &done);
+	*done_p += done;
 	if (peer->state != KV_PEER_UP)
 		return true;
 	kv_peer_tell_up(peer);
@@ -423,6 +435,6 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 			      "no kv_comm_init of this engine expects it, within %d ms",
 			      KV_COMM_MS);
 	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
-		wake_posters(peer);
+		wake_posters(peer, done);
 	return true;
 }

@@ -97,42 +97,28 @@ static int check_call(struct request *req, struct kv_error *err)
 
 /* ---------------------------------------------------------------- under the claim */
 
-static bool no_slot(const struct kv_op *op)
+static bool lacks_slot(const struct kv_op *op)
 {
 	return op->stage == KV_STAGE_IDLE && !kv_op_slot_free(op->peer);
 }
 
 /*
- * The number of a lease may reach us, on the application's own way, before its LEASE message does.
+ * Waits for a slot, or the deadline. Claim held before, and after unless another call does not let
+ * go of it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or
+ * the peer's close, ends the waiting too.
  */
-static bool grant_under_way(const struct kv_op *op)
-{
-	const struct kv_grant *grant;
-
-	if (op->stage == KV_STAGE_ENDED)
-		return false;
-	grant = kv_grant_find(op->peer, op->grant);
-	return grant ? grant->got < grant->n : kv_grant_is_new(op->peer, op->grant);
-}
-
-/*
- * Waits while `lacking` holds. Claim held before, and after unless another call does not let go of
- * it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or the
- * peer's close, ends the waiting too.
- */
-static bool wait_while(struct kv_op *op, bool (*lacking)(const struct kv_op *op),
-		       int64_t deadline_ns)
+static bool wait_for_slot(struct kv_op *op)
 {
 	struct kv_peer *peer = op->peer;
 
 	kv_op_collect(op);
-	while (lacking(op) && kv_now_ns() < deadline_ns) {
+	while (lacks_slot(op) && kv_now_ns() < op->deadline_ns) {
 		uint32_t seq = kv_waiter_enter(&peer->waiter);
 
 		kv_peer_progress(peer, true);
-		if (lacking(op)) {
+		if (lacks_slot(op)) {
 			kv_peer_release(peer);
-			kv_service_sleep(op->engine, &peer->waiter, seq, deadline_ns);
+			kv_service_sleep(op->engine, &peer->waiter, seq, op->deadline_ns);
 			op->unclaimed = !kv_claim_until(
 				&peer->claim, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS);
 		}
@@ -151,13 +137,6 @@ static int refuse(struct kv_op *op, struct kv_error *err)
 			    "another call on %s had not returned at the deadline", op->peer->name);
 }
 
-static bool wait_for_grant(struct kv_op *op)
-{
-	int64_t late = kv_deadline_ns(KV_LATE_MS);
-
-	return wait_while(op, grant_under_way, late < op->deadline_ns ? late : op->deadline_ns);
-}
-
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
 static int start(struct kv_op *op, bool wait, struct kv_error *err)
 {
@@ -167,7 +146,7 @@ static int start(struct kv_op *op, bool wait, struct kv_error *err)
 		return kv_recv_start(op, err);
 	ret = kv_op_activate(op, err);
 	if (ret == KV_ERR_BUSY && wait) {
-		if (!wait_while(op, no_slot, op->deadline_ns))
+		if (!wait_for_slot(op))
 			return refuse(op, err);
 		ret = op->stage == KV_STAGE_ENDED ? kv_op_result(op, err) : kv_op_activate(op, err);
 	}
@@ -232,13 +211,7 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
 	if (ret)
 		return ret;
-	ret = kv_peer_usable(op->peer, kv_op_name(op), err);
-	if (!ret && op->grant && !wait_for_grant(op))
-		return refuse(op, err);
-	if (!ret && op->stage == KV_STAGE_ENDED)
-		ret = kv_op_result(op, err);
-	else if (!ret)
-		ret = group ? collect(group, op, err) : start(op, req->blocking, err);
+	ret = group ? collect(group, op, err) : start(op, req->blocking, err);
 	if (!op->unclaimed)
 		kv_peer_release(op->peer);
 	return ret;

@@ -121,7 +121,7 @@ static int sweep(struct kv_engine *engine, bool *restless_p)
 	return done;
 }
 
-static int serve_event(struct kv_engine *engine, const struct epoll_event *event)
+static int serve_event(struct kv_engine *engine, const struct epoll_event *event, bool *restless_p)
 {
 	uint32_t generation = (uint32_t)(event->data.u64 >> 32);
 	uint32_t token = (uint32_t)event->data.u64;
@@ -135,6 +135,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	peer = claim_at(engine, token - KV_TOKEN_PEERS, &generation);
 	if (!peer || !kv_peer_service(peer, &done))
 		return done;
+	*restless_p |= peer->restless;
 	if (peer->state != KV_PEER_LOST)
 		kv_service_rearm(peer);
 	kv_claim_release(&peer->claim);
@@ -183,7 +184,7 @@ int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
 		if (events[i].data.u64 == KV_TOKEN_WAKE)
 			woken = true;
 		else
-			done += serve_event(engine, &events[i]);
+			done += serve_event(engine, &events[i], &restless);
 	if (woken)
 		drain_wake(engine);
 	if (woken || engine->restless ||

@@ -124,6 +124,25 @@ static enum kv_step commit(struct kv_op *op)
 	return KV_STEP_ON;
 }
 
+/* A write whose lease is not all here yet: asked again when it is. */
+static enum kv_step await_lease(struct kv_op *op)
+{
+	struct kv_error err;
+
+	if (kv_grant_under_way(op->peer, op->grant))
+		return KV_STEP_NONE;
+	if (kv_op_admit(op, &err))
+		return give_up(op, &err);
+	op->stage = KV_STAGE_BEGIN;
+	return KV_STEP_ON;
+}
+
+/* Nobody waits for it who could post it: the service does. */
+static bool is_left_alone(const struct kv_op *op)
+{
+	return !op->blocking && !atomic_load_explicit(&op->waiter->sleepers, memory_order_relaxed);
+}
+
 bool kv_op_step(struct kv_op *op, bool may_post)
 {
 	enum kv_step step = KV_STEP_ON;
@@ -134,11 +153,11 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 		return true;
 	}
 	if (op->stage == KV_STAGE_WAIT_GRANT)
-		moved |= (step = kv_send_match(op));
+		moved |= (step = op->kind == KV_OP_SEND ? kv_send_match(op) : await_lease(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)
 		moved |= (step = begin(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
-		moved |= (step = may_post ? post_piece(op) : KV_STEP_NONE);
+		moved |= (step = may_post || is_left_alone(op) ? post_piece(op) : KV_STEP_NONE);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
 		moved |= (step = commit(op));
 	return moved;

@@ -392,7 +392,7 @@ struct kv_options {
  *                engine's
  *   LEASE        the peer's cache is not KV_CACHE_OPEN and opts->lease is 0, unknown, or does not
  *                hold a remote block. A lease whose number arrived before the peer's word of it is
- *                waited for, 1 s at most
+ *                waited for, until the operation's deadline; an asynchronous call returns at once
  *   REVOKED      the receiver revoked the lease meanwhile: before the operation was posted (no byte
  *                moved), or while it was under way
  *   BUSY         KV_OPS_MAX operations are unfinished towards this peer; the blocking call waits
@@ -414,7 +414,8 @@ int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_laye
  * kv_write_blocks_async -- the same, as an operation
  *
  * Checks everything that kv_write_blocks checks before it returns, posts as much as the transport
- * takes now and keeps a copy of the ids for the rest, which kv_test, kv_wait or kv_progress post.
+ * takes now and keeps a copy of the ids for the rest. That is posted by kv_test, kv_wait and
+ * kv_progress, and by the service thread (KV_PROGRESS_AUTO) where nobody waits for the operation.
  * On shm the caller's thread copies the bytes inside this call. The source blocks must not change
  * before KV_SENT. *op_p must be given to kv_op_free.
  */

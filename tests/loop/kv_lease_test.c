@@ -137,6 +137,38 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
 	ok(kv_revoke(other, RIG_TIMEOUT_MS, &err), &err);
 }
 
+/*
+ * Neither the call nor anybody after it waits: the service thread begins it when the lease is
+ * there, and posts it.
+ */
+static void a_write_may_be_made_before_the_word_of_its_lease_comes(void **state)
+{
+	static const int64_t later[N] = { 30, 31, 32, 33, 34 };
+	struct kv_lease *first = open_lease(1, RIG_TIMEOUT_MS), *second;
+	const uint64_t next = kv_lease_id(first) + (1 << 16) + 1; /* serial, place in the table */
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_arrival arrival;
+	struct kv_error err;
+	struct kv_op *op;
+
+	(void)state;
+	opts.lease = next;
+	opts.timeout_ms = RIG_TIMEOUT_MS;
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, source, later, N, &opts, &op,
+				 &err),
+	   &err);
+	assert_int_equal(kv_test(op, &err), KV_NONE);
+	ok(kv_blocks_open(p.b.peer, p.b.cache, later, N, 2, RIG_TIMEOUT_MS, &second, &err), &err);
+	assert_int_equal(kv_lease_id(second), next);
+	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(arrival.lease, next);
+	assert_true(memory_is(&p.b, all_layers, 1, source, later, N, 0));
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+	ok(kv_revoke(first, RIG_TIMEOUT_MS, &err), &err);
+	ok(kv_revoke(second, RIG_TIMEOUT_MS, &err), &err);
+}
+
 struct storm {
 	uint64_t lease;
 	unsigned int written, refused, other;
@@ -418,6 +450,7 @@ int main(int argc, char **argv)
 		with_pair(a_block_that_the_lease_does_not_hold_is_refused),
 		with_pair(blocks_are_opened_once),
 		with_pair(an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked),
+		with_pair(a_write_may_be_made_before_the_word_of_its_lease_comes),
 		with_pair(no_byte_lands_after_a_revoke_although_writers_go_on),
 		cmocka_unit_test(many_leases_are_open_at_once_and_one_more_is_busy),
 		with_pair(a_send_fills_the_blocks_of_its_tag),
