@@ -145,8 +145,17 @@ static int revoke(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline
 	bool claimed = true;
 	int ret = 0;
 
-	if (!gone(peer)) {
+	if (!gone(peer))
 		kv_lease_stop(lease);
+	if (!gone(peer) && peer->state == KV_PEER_UP && !lease->stopped &&
+	    tr_conn_places(peer->conn)) {
+		kv_lease_close_here(lease);
+		kv_count(peer->engine, leases_revoked, 1);
+		kv_peer_progress(peer, true); /* the writer is told */
+		kv_peer_release(peer);
+		return 0;
+	}
+	if (!gone(peer)) {
 		claimed = wait_for_writer(peer, lease, deadline_ns);
 	}
 	if (claimed && !gone(peer) && !lease->stopped)

@@ -107,6 +107,15 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	return 0;
 }
 
+/*
+ * A receiver that places every byte itself opens the blocks of a revoked lease again before it has
+ * our answer.
+ */
+static bool is_free(const struct kv_peer *peer, uint32_t owner)
+{
+	return !owner || peer->link->grant[owner - 1]->revoked;
+}
+
 int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 {
 	struct kv_grant *grant = kv_grant_find(peer, msg->lease);
@@ -118,7 +127,8 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 		for (uint32_t k = 0; k < msg->run[r].count; k++) {
 			uint64_t id = (uint64_t)msg->run[r].first + k;
 
-			if (grant->got == grant->n || id >= map->remote.blocks || map->owner[id])
+			if (grant->got == grant->n || id >= map->remote.blocks ||
+			    !is_free(peer, map->owner[id]))
 				return KV_ERR_PROTOCOL;
 			map->owner[id] = kv_grant_owner(grant);
 			grant->ids[grant->got++] = (int64_t)id;
@@ -132,7 +142,8 @@ static void forget(struct kv_peer *peer, struct kv_grant *grant)
 	uint32_t *owner = link->map[grant->cache].owner;
 
 	for (uint32_t i = 0; i < grant->got; i++)
-		owner[grant->ids[i]] = 0;
+		if (owner[grant->ids[i]] == kv_grant_owner(grant))
+			owner[grant->ids[i]] = 0;
 	*(grant->older ? &grant->older->newer : &link->oldest) = grant->newer;
 	*(grant->newer ? &grant->newer->older : &link->newest) = grant->older;
 	grant->live = false;

@@ -382,4 +382,5 @@ const struct tr_upper_ops kv_upper_ops = {
 	.hello_get = hello_get,
 	.setup_put = setup_put,
 	.setup_get = setup_get,
+	.may = kv_place_may,
 };

@@ -124,7 +124,7 @@ static int own_blocks(struct kv_lease *lease, const struct kv_lease_request *req
 			code = KV_ERR_LEASE;
 		if (code)
 			break;
-		cache->owner[id] = lease->serial;
+		__atomic_store_n(&cache->owner[id], lease->serial, __ATOMIC_RELAXED);
 		lease->ids[i] = (uint32_t)id;
 	}
 	for (size_t k = 0; code && k < i; k++)
@@ -136,8 +136,12 @@ static int own_blocks(struct kv_lease *lease, const struct kv_lease_request *req
 static void disown_blocks(struct kv_lease *lease)
 {
 	pthread_mutex_lock(&lease->cache->lock);
-	for (uint32_t i = 0; i < lease->n; i++)
-		lease->cache->owner[lease->ids[i]] = 0;
+	for (uint32_t i = 0; i < lease->n; i++) {
+		uint32_t *owner = &lease->cache->owner[lease->ids[i]];
+
+		if (*owner == lease->serial) /* not another lease's since */
+			__atomic_store_n(owner, 0, __ATOMIC_RELAXED);
+	}
 	pthread_mutex_unlock(&lease->cache->lock);
 }
 
@@ -284,6 +288,17 @@ void kv_lease_stop(struct kv_lease *lease)
 		lease->peer->link->lease_work = true;
 	else
 		kv_lease_stopped(lease); /* the writer never heard of it */
+}
+
+void kv_lease_close_here(struct kv_lease *lease)
+{
+	struct kv_engine *engine = lease->engine;
+
+	disown_blocks(lease);
+	lease->orphan = true;
+	pthread_mutex_lock(&engine->pool_lock);
+	lease->magic = KV_MAGIC_DEAD;
+	pthread_mutex_unlock(&engine->pool_lock);
 }
 
 /* No byte can land any more. The lease may be gone after this. */

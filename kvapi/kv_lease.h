@@ -50,6 +50,11 @@ int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 struct kv_peer *kv_lease_hold_peer(struct kv_lease *lease);
 void kv_lease_stop(struct kv_lease *lease); /* takes no more commits, asks the writer to stop */
 void kv_lease_stopped(struct kv_lease *lease);
+/*
+ * After kv_lease_stop, where this side places the bytes: its blocks are free and its handle is
+ * void. The record goes with the writer's answer, for which nobody waits.
+ */
+void kv_lease_close_here(struct kv_lease *lease);
 void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
 void kv_lease_release(struct kv_lease *lease);
 bool kv_lease_flush(struct kv_peer *peer); /* sends what waits; false: out of credits */

@@ -83,6 +83,7 @@ bool kv_lease_flush(struct kv_peer *peer)
 
 	if (!link->lease_work)
 		return true;
+	/* First: a block may be open under another lease already (kv_lease_close_here). */
 	for (unsigned int i = 0; i < link->leases_end; i++) {
 		struct kv_lease *lease = link->lease[i];
 

@@ -79,6 +79,7 @@ struct kv_link {
 	uint32_t newest_serial;
 	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
 	unsigned int leases, leases_end;
+	unsigned int placed_slab; /* kv_place.c: where the last byte went */
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
 	struct tr_span span[TR_SPANS_GOOD];
 };
@@ -131,6 +132,9 @@ struct kv_peer {
 };
 extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
 void kv_hello_free(struct kv_peer *peer);
+/* kv_place.c: tr_upper_ops.may */
+int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		 unsigned int access, uint64_t grant);
 int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err);
 
 int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);

@@ -24,6 +24,7 @@ static enum kv_step begin(struct kv_op *op)
 			return KV_STEP_NONE;
 		if (ret)
 			return give_up(op, &err);
+		tr_op_grant(op->tr, op->grant);
 	}
 	if (op->kind != KV_OP_READ) {
 		struct kv_msg msg = { .type = KV_MSG_BEGIN,

@@ -119,6 +119,19 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd)
 		epoll_ctl(conn->epfd, EPOLL_CTL_DEL, fd, NULL);
 }
 
+bool tr_conn_places(const struct tr_conn *conn)
+{
+	return conn->provider && conn->provider->places && conn->provider->places(conn);
+}
+
+int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		unsigned int access, uint64_t grant)
+{
+	if (conn->upper->may)
+		return conn->upper->may(conn->upper_arg, mem, offset, len, access, grant);
+	return conn_exposes(conn, mem) ? TR_PLACE : KV_ERR_PROTOCOL;
+}
+
 int tr_conn_fd(const struct tr_conn *conn)
 {
 	return conn->epfd;

@@ -121,6 +121,7 @@ int op_hold(struct tr_op *op, struct tr_mem *mem, struct kv_error *err); /* unti
 void op_let_go(struct tr_op *op);
 void op_free_wide(struct conn_data *data);
 int conn_expose(struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
+bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem); /* the peer was told of it */
 
 /* mem.c */
 int tr_memory_open(struct tr *tr, struct kv_error *err);

@@ -167,6 +167,7 @@ void tr_mem_put(struct tr_mem *mem)
  */
 struct tr_exposed {
 	uint32_t n, cap;
+	uint32_t last; /* found by conn_exposes */
 	uint32_t id[];
 };
 
@@ -202,6 +203,7 @@ static int make_room(struct tr_conn *conn, struct kv_error *err)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_pack",
 			       "cannot remember a region that the peer is told of");
 	e->n = kept;
+	e->last = 0;
 	e->cap = cap;
 	conn->exposed = e;
 	return 0;
@@ -214,6 +216,21 @@ int conn_expose(struct tr_conn *conn, const struct tr_mem *mem, struct kv_error 
 	if (!ret)
 		conn->exposed->id[conn->exposed->n++] = mem->id;
 	return ret;
+}
+
+bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem)
+{
+	struct tr_exposed *e = conn->exposed;
+
+	for (uint32_t i = 0; e && i < e->n; i++) {
+		uint32_t at = (e->last + i) % e->n;
+
+		if (e->id[at] == mem->id) {
+			e->last = at;
+			return true;
+		}
+	}
+	return false;
 }
 
 /* What a connection held when it was closed; the memory's, and its device's job's. */

@@ -72,10 +72,16 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 	op->generation++;
 	op->user = user;
 	op->bytes = 0;
+	op->grant = 0;
 	op->to_device = false;
 	conn->provider->op_begin(op);
 	*op_p = op;
 	return 0;
+}
+
+void tr_op_grant(struct tr_op *op, uint64_t grant)
+{
+	op->grant = grant;
 }
 
 /* The first span that leaves a region; n if none does. */

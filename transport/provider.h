@@ -80,6 +80,7 @@ struct tr_provider {
 	bool stops_at_once;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
+	bool (*places)(const struct tr_conn *conn); /* tr_conn_places; NULL: no */
 };
 
 enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDERS = 2 };
@@ -154,6 +155,7 @@ struct tr_op {
 	/* changes with each use of the slot: a stale completion is recognised */
 	uint32_t generation;
 	uint64_t user;
+	uint64_t grant;           /* tr_op_grant */
 	uint64_t bytes;
 	/* Local regions in use; those past TR_OP_MEMS different ones are in `wide` (hold.c). */
 	struct tr_mem *mem[TR_OP_MEMS];
@@ -195,6 +197,9 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
 void tr_mem_put(struct tr_mem *mem);
+/* tr_upper_ops.may, or what stands for it; asked before bytes of the peer are placed here. */
+int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		unsigned int access, uint64_t grant);
 
 /*
  * From `stop`, where a device still works for the connection: the regions that the peer was told of

@@ -166,7 +166,17 @@ struct tr_upper_ops {
 			 struct kv_error *err);
 	int (*setup_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 			 struct kv_error *err);
+	/*
+	 * Where this side places the peer's bytes itself: whether the peer may write (access
+	 * TR_REMOTE_WRITE), under `grant` of its tr_op_grant, or read these bytes of a region;
+	 * asked before a byte is placed. TR_PLACE, TR_DROP (they go nowhere, the connection goes
+	 * on), or a negative code: the peer breaks the rules and is lost. NULL: every region that
+	 * tr_mem_pack described to it.
+	 */
+	int (*may)(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		   unsigned int access, uint64_t grant);
 };
+enum { TR_DROP = 0, TR_PLACE = 1 };
 enum { TR_UPPER_KV = 1, TR_UPPER_NCCL = 2, TR_UPPER_TEST = 99 };
 
 enum tr_conn_flags {
@@ -280,6 +290,15 @@ void tr_conn_close(struct tr_conn *conn);
  * the connection keeps.
  */
 enum tr_op_kind { TR_WRITE = 0, TR_READ_OP = 1, TR_ANY_ORDER = 1 << 4 };
+
+/* The number by which the peer's upper layer knows why this operation may write; 0 at first. */
+void tr_op_grant(struct tr_op *op, uint64_t grant);
+
+/*
+ * Every byte of the peer that lands here is placed by this side, in tr_poll, after
+ * tr_upper_ops.may: what that refuses cannot land, whatever the peer does.
+ */
+bool tr_conn_places(const struct tr_conn *conn);
 
 /* Offsets count from the beginning of the local and the remote region. */
 struct tr_span {

@@ -507,8 +507,10 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
  * kv_revoke -- close a lease; after 0 no byte can land in its blocks any more, and the handle is
  * freed
  *
- * Asks the writer to stop. If it does not answer within timeout_ms the connection is fenced (ib:
- * its queue pairs are destroyed here; ring: this side stops copying) and the peer is lost. A
+ * Where this side places every byte itself (the ring, with KVCACHE_SHM_PATH=ring here or a peer of
+ * another user) it closes at once, and the writer is only told. Otherwise it asks the writer to
+ * stop. If that does not answer within timeout_ms the connection is fenced (ib:
+ * its queue pairs are destroyed here) and the peer is lost. A
  * same-host writer with direct access that does not answer cannot be stopped from outside:
  * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
  * process is gone; so it is while a device takes its time over a queue pair. A complete lease

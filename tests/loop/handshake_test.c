@@ -89,12 +89,12 @@ static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	return 0;
 }
 
-static struct tr_upper_ops upper = { TR_UPPER_TEST, 1, hello_put, hello_get, setup_put, setup_get };
-static struct tr_upper_ops upper_v2 = {
-	TR_UPPER_TEST, 2, hello_put, hello_get, setup_put, setup_get
-};
-static struct tr_upper_ops upper_other = { TR_UPPER_NCCL, 1,	     hello_put,
-					   hello_get,	  setup_put, setup_get };
+static struct tr_upper_ops upper = { TR_UPPER_TEST, 1,	       hello_put, hello_get,
+				     setup_put,	    setup_get, NULL };
+static struct tr_upper_ops upper_v2 = { TR_UPPER_TEST, 2,	  hello_put, hello_get,
+					setup_put,     setup_get, NULL };
+static struct tr_upper_ops upper_other = { TR_UPPER_NCCL, 1,	     hello_put, hello_get,
+					   setup_put,	  setup_get, NULL };
 
 static struct kv_option_set *options;
 static struct tr *tr;

@@ -76,6 +76,7 @@ static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 	struct kv_lease *lease = open_lease(9, RIG_TIMEOUT_MS);
 	uint64_t id = kv_lease_id(lease);
 	struct kv_error err;
+	int ret;
 
 	(void)state;
 	assert_int_equal(write_under(id, stray, 3, &err), KV_ERR_LEASE);
@@ -84,7 +85,9 @@ static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 	assert_int_equal(write_under(0, opened, N, &err), KV_ERR_LEASE);
 	assert_true(untouched());
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
-	assert_int_equal(write_under(id, opened, N, &err), KV_ERR_LEASE);
+	/* REVOKED: over the ring nobody waits for the writer, which may not have heard of it. */
+	ret = write_under(id, opened, N, &err);
+	assert_true(ret == KV_ERR_LEASE || ret == KV_ERR_REVOKED);
 	assert_true(untouched());
 }
 

@@ -31,10 +31,16 @@ static int take_data(struct shm_conn *sc, const struct ring_record *r, const uin
 		     struct kv_error *err)
 {
 	struct tr_mem *mem = reach(sc, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	int may = mem ? tr_conn_may(sc->conn, mem, r->a, r->len, TR_REMOTE_WRITE, r->b)
+		      : KV_ERR_PROTOCOL;
 	uint8_t *dst;
 
-	if (!mem)
+	if (may != TR_PLACE && mem)
+		tr_mem_put(mem);
+	if (may < 0)
 		return refuse(err, r, "writes outside the memory that was opened to it");
+	if (may == TR_DROP)
+		return 0;
 	dst = mem->addr + r->a;
 	if (sc->line_order)
 		store_ordered(dst, payload, r->len, (struct store_ahead){ payload, dst });
@@ -48,9 +54,12 @@ static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv
 {
 	struct tr_mem *mem = r->b ? reach(sc, r->mem, r->a, r->b, TR_REMOTE_READ) : NULL;
 
-	if (!mem)
+	bool may = mem && tr_conn_may(sc->conn, mem, r->a, r->b, TR_REMOTE_READ, 0) == TR_PLACE;
+
+	if (mem)
+		tr_mem_put(mem);
+	if (!may)
 		return refuse(err, r, "reads outside the memory that was opened to it");
-	tr_mem_put(mem);
 	if (sc->answer_tail - sc->answer_head == SHM_READS_MAX)
 		return refuse(err, r, "is one read too many");
 	sc->answer[sc->answer_tail++ % SHM_READS_MAX] = (struct shm_answer){

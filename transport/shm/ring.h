@@ -33,7 +33,7 @@ struct ring_shared {
 
 enum ring_type {
 	RING_PAD = 1,
-	RING_DATA,	/* mem, a = offset: copy the payload there */
+	RING_DATA,	/* mem, a = offset, b = grant: copy the payload there if it may be */
 	RING_NOTIFY,	/* a = value */
 	RING_MSG,	/* the payload is the message */
 	RING_READ,	/* mem, a = offset, b = length: answer with these bytes */

@@ -113,6 +113,7 @@ static bool send_rest(struct shm_conn *sc)
 
 	if (!sc->rest.op)
 		return true;
+	record.b = sc->rest.op->grant;
 	n = send_piece(sc, &record, sc->rest.src, sc->rest.left, sc->rest.addr);
 	sc->rest.src += n;
 	sc->rest.offset += n;
@@ -132,9 +133,9 @@ static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t
 	if (!send_rest(sc))
 		return 0;
 	for (i = 0; i < n; i++) {
-		struct ring_record record = { .type = RING_DATA,
-					      .a = spans[i].remote,
-					      .mem = rmem->id };
+		struct ring_record record = {
+			.type = RING_DATA, .a = spans[i].remote, .b = op->grant, .mem = rmem->id
+		};
 		uint64_t addr = (uintptr_t)rm->addr + spans[i].remote;
 		uint64_t done = send_piece(sc, &record, local + spans[i].local, spans[i].len, addr);
 

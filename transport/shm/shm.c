@@ -134,6 +134,11 @@ static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
 		sc->armed ? ", asleep" : "", sc->hung_up ? ", the peer hung up" : "");
 }
 
+static bool shm_places(const struct tr_conn *conn)
+{
+	return !((const struct shm_conn *)tr_conn_priv(conn))->we_allow_direct;
+}
+
 const struct tr_provider tr_shm_provider = {
 	.name = "shm",
 	.id = TR_PROVIDER_SHM,
@@ -160,4 +165,5 @@ const struct tr_provider tr_shm_provider = {
 	.fence = shm_fence,
 	.stops_at_once = true,
 	.dump = shm_dump,
+	.places = shm_places,
 };

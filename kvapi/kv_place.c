@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_place.c -- what a peer may write and read where this side moves the bytes itself: open blocks
+ *
+ * Asked before a byte is placed, with the lease that the writer's operation names. So a lease that
+ * is closed here is closed at once, whatever its writer has under way.
+ */
+#include "kv_internal.h"
+
+enum { ID_INDEX_BITS = 16 };
+
+static struct kv_lease *lease_of(struct kv_peer *peer, uint64_t id)
+{
+	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
+	struct kv_lease *lease = i < KV_LEASES_MAX ? peer->link->lease[i] : NULL;
+
+	return lease && lease->id == id ? lease : NULL;
+}
+
+static bool begins_in(const struct kv_cache *cache, unsigned int slab, const struct tr_mem *mem,
+		      uint64_t offset)
+{
+	unsigned int t = slab % cache->geometry.tensors;
+	const struct kv_slab *s = &cache->slab[slab];
+	uint64_t rel = offset - s->offset;
+
+	return s->mem == mem && offset >= s->offset &&
+	       rel / cache->stride[t] < cache->geometry.blocks &&
+	       rel % cache->stride[t] < cache->geometry.tensor[t].block_bytes;
+}
+
+/* The tensor of a layer in which a byte lies; mostly the one of the last time, or the next. */
+static int slab_of(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
+		   uint64_t offset)
+{
+	unsigned int slabs = cache->geometry.layers * cache->geometry.tensors;
+
+	for (unsigned int i = 0; i < slabs; i++) {
+		unsigned int slab = (link->placed_slab + i) % slabs;
+
+		if (begins_in(cache, slab, mem, offset)) {
+			link->placed_slab = slab;
+			return (int)slab;
+		}
+	}
+	return -1;
+}
+
+/* Whether all of the bytes lie in blocks of the cache; with a lease, in its blocks and layers. */
+static bool covers(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
+		   uint64_t offset, uint64_t len, const struct kv_lease *lease)
+{
+	while (len) {
+		int slab = slab_of(link, cache, mem, offset);
+		unsigned int t = (unsigned int)slab % cache->geometry.tensors;
+		uint64_t block, in, n;
+
+		if (slab < 0 ||
+		    (lease && (unsigned int)slab / cache->geometry.tensors - lease->layers.first >=
+				      lease->layers.count))
+			return false;
+		block = (offset - cache->slab[slab].offset) / cache->stride[t];
+		in = (offset - cache->slab[slab].offset) % cache->stride[t];
+		do {
+			/* Those of this peer's leases change under its claim only. */
+			if (lease && __atomic_load_n(&cache->owner[block], __ATOMIC_RELAXED) !=
+					     lease->serial)
+				return false;
+			n = cache->geometry.tensor[t].block_bytes - in;
+			n = n < len ? n : len;
+			offset += n;
+			len -= n;
+			in = 0;
+			block++;
+		} while (len && block < cache->geometry.blocks &&
+			 cache->stride[t] == cache->geometry.tensor[t].block_bytes);
+	}
+	return true;
+}
+
+static bool in_cache_with(struct kv_link *link, uint32_t flag, const struct tr_mem *mem,
+			  uint64_t offset, uint64_t len)
+{
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (link->known[i] && (link->known[i]->geometry.flags & flag) == flag &&
+		    covers(link, link->known[i], mem, offset, len, NULL))
+			return true;
+	return false;
+}
+
+int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		 unsigned int access, uint64_t grant)
+{
+	struct kv_peer *peer = arg;
+	struct kv_link *link = peer->link;
+	const struct kv_lease *lease = grant ? lease_of(peer, grant) : NULL;
+
+	if (access & TR_REMOTE_READ)
+		return in_cache_with(link, KV_CACHE_READABLE, mem, offset, len) ? TR_PLACE
+										: KV_ERR_PROTOCOL;
+	/* Closed meanwhile: the commit will be refused, and these bytes go nowhere. */
+	if (grant && (!lease || !lease->open))
+		return TR_DROP;
+	if (lease)
+		return covers(link, lease->cache, mem, offset, len, lease) ? TR_PLACE
+									   : KV_ERR_PROTOCOL;
+	if (in_cache_with(link, KV_CACHE_OPEN, mem, offset, len))
+		return TR_PLACE;
+	return in_cache_with(link, 0, mem, offset, len) ? TR_DROP : KV_ERR_PROTOCOL;
+}
