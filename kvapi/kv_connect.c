@@ -362,12 +362,11 @@ static void abandon(struct kv_peer *peer)
 	kv_engine_wake(engine);
 }
 
-static int out_of_time(const struct kv_peer *peer, const char *host, uint32_t port,
+static int out_of_time(const struct kv_peer *peer, bool claimed, const char *host, uint32_t port,
 		       struct kv_error *err)
 {
-	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect", "the deadline passed %s of %s:%u",
-		     peer->link && peer->name[0] ? "after the hello, in the setup"
-						 : "while waiting for the hello",
+	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect", "the deadline passed while %s: %s:%u",
+		     claimed ? tr_conn_stage(peer->conn) : "another thread was at the handshake",
 		     host ? host : "127.0.0.1", port);
 	kv_error_hint(err, "is that an engine of kvrail, and does it make progress? With "
 			   "KV_PROGRESS_CALLER it accepts inside kv_progress only");
@@ -406,7 +405,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",
 				   "the application gave up");
 	else
-		ret = out_of_time(peer, host, port, err);
+		ret = out_of_time(peer, claimed, host, port, err);
 	if (!claimed)
 		abandon(peer);
 	else if (kv_peer_discard(peer))

@@ -206,16 +206,24 @@ void tr_conn_counters(const struct tr_conn *conn, struct tr_counters *counters)
 	*counters = conn->count;
 }
 
-int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap)
+const char *tr_conn_stage(const struct tr_conn *conn)
 {
 	static const char *const stages[] = {
 		"connecting",	     "waiting for hello", "starting the transport",
 		"waiting for setup", "waiting for ready", "ready",
 		"refused",	     "breaking",	  "lost"
 	};
+
+	if (conn->hs && conn->hs->dial && dial_resolves(conn->hs->dial))
+		return "resolving the name";
+	return stages[conn->stage];
+}
+
+int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap)
+{
 	unsigned int open = conn->data ? TR_OPS_MAX - conn->data->free_ops : 0;
 	int len = snprintf(buf, cap, "%s %s %s, %u operations open, path: %s\n", conn->address,
-			   tr_conn_transport(conn), stages[conn->stage], open, conn->path);
+			   tr_conn_transport(conn), tr_conn_stage(conn), open, conn->path);
 	size_t used = (size_t)len < cap ? (size_t)len : cap;
 
 	if (conn->stage == CONN_READY)

@@ -19,6 +19,7 @@ enum { TURN_MS = 250 }; /* without an answer: the next address begins beside it 
 
 struct dial {
 	struct tr_conn *conn;
+	struct resolver *resolver; /* while the name is being asked for */
 	struct addresses list;
 	int sock[ADDRESSES_MAX]; /* -1: not begun, or failed */
 	unsigned int begun, open;
@@ -130,8 +131,11 @@ int dial_start(struct tr_conn *conn, const char *host, uint32_t port, struct dia
 	dial->conn = conn;
 	for (int i = 0; i < ADDRESSES_MAX; i++)
 		dial->sock[i] = -1;
-	ret = address_resolve(host, port, "connect", &dial->list, err);
-	if (!ret) {
+	ret = resolver_ask(host, port, "connect", &dial->list, &dial->resolver, err);
+	if (ret == TR_AGAIN) {
+		snprintf(conn->address, sizeof(conn->address), "%.50s:%u", host, port);
+		ret = tr_conn_watch(conn, resolver_fd(dial->resolver), err);
+	} else if (!ret) {
 		print(dial, 0, conn->address);
 		ret = go_on(dial, err);
 	}
@@ -167,10 +171,28 @@ static bool stands(struct dial *dial, int fd)
 	return true;
 }
 
+/* 0: the list is there. */
+static int resolved(struct dial *dial, struct kv_error *err)
+{
+	int fd = resolver_fd(dial->resolver), ret;
+
+	tr_conn_unwatch(dial->conn, fd);
+	ret = resolver_end(dial->resolver, &dial->list, err);
+	if (ret == TR_AGAIN)
+		return tr_conn_watch(dial->conn, fd, err) ? KV_ERR_SYSTEM : TR_AGAIN;
+	dial->resolver = NULL;
+	if (!ret)
+		print(dial, 0, dial->conn->address);
+	return ret;
+}
+
 int dial_step(struct dial *dial, struct kv_error *err)
 {
 	struct pollfd p[ADDRESSES_MAX];
+	int ret = dial->resolver ? resolved(dial, err) : 0;
 
+	if (ret)
+		return ret;
 	for (unsigned int i = 0; i < dial->begun; i++)
 		p[i] = (struct pollfd){ .fd = dial->sock[i], .events = POLLOUT };
 	if (poll(p, dial->begun, 0) <= 0)
@@ -184,10 +206,19 @@ int dial_step(struct dial *dial, struct kv_error *err)
 	return go_on(dial, err);
 }
 
+bool dial_resolves(const struct dial *dial)
+{
+	return dial->resolver;
+}
+
 void dial_free(struct dial *dial)
 {
 	if (!dial)
 		return;
+	if (dial->resolver) {
+		tr_conn_unwatch(dial->conn, resolver_fd(dial->resolver));
+		resolver_leave(dial->resolver);
+	}
 	for (unsigned int i = 0; i < dial->begun; i++)
 		close_one(dial, i);
 	free(dial);

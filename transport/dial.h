@@ -2,9 +2,10 @@
 /*
  * dial.h -- a TCP connection to a host by name: all of its addresses are tried
  *
- * In the resolver's order; the next one begins when one fails, or has not answered for a moment,
- * and those that have begun go on. The first that stands is taken (RFC 8305's way, without its two
- * queues). How long all of it may take is the caller's to say: it stops calling.
+ * The name is resolved in a thread of its own (resolve.h). Then, in the order of its answer: the
+ * next one begins when one fails, or has not answered for a moment, and those that have begun go
+ * on. The first that stands is taken (RFC 8305's way, without its two queues). How long all of it
+ * may take is the caller's to say: it stops calling.
  */
 #ifndef TR_DIAL_H
 #define TR_DIAL_H
@@ -19,6 +20,7 @@ int dial_start(struct tr_conn *conn, const char *host, uint32_t port, struct dia
 	       struct kv_error *err);
 /* 0: conn->sock stands, the others are closed. TR_AGAIN, or the error that names each address. */
 int dial_step(struct dial *dial, struct kv_error *err);
+bool dial_resolves(const struct dial *dial); /* the name is still being asked for */
 void dial_free(struct dial *dial); /* closes what conn has not taken; NULL is none */
 
 #endif

@@ -153,7 +153,9 @@ int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener
 
 	if (port > 65535)
 		return kv_fail(err, KV_ERR_ARG, "listen", "port %u is above 65535", port);
-	ret = address_resolve(host, port, "listen", &list, err);
+	ret = address_resolve(host, port, "listen",
+			      kv_deadline_ns(kv_option_int(tr->options, KV_OPT_HANDSHAKE_MS)),
+			      &list, err);
 	if (ret)
 		return ret;
 	l = kv_fault(TR_LISTEN_ALLOC) ? NULL : calloc(1, sizeof(*l));

@@ -6,10 +6,20 @@
 #include <errno.h>
 #include <net/if.h>
 #include <netdb.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/fault.h"
+#include "tr.h"
 
 static int resolver_failed(int ret, int sys_errno, const char *host, const char *op,
 			   struct kv_error *err)
@@ -29,21 +39,8 @@ static int resolver_failed(int ret, int sys_errno, const char *host, const char 
 	return kv_fail(err, KV_ERR_ARG, op, "%.64s does not resolve: %s", host, gai_strerror(ret));
 }
 
-int address_resolve(const char *host, uint32_t port, const char *op, struct addresses *out,
-		    struct kv_error *err)
+static void fill(struct addresses *out, const struct addrinfo *list)
 {
-	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
-				  .ai_flags = AI_PASSIVE | AI_NUMERICSERV },
-			*list;
-	char service[8];
-	int ret;
-
-	if (!host)
-		host = "127.0.0.1";
-	snprintf(service, sizeof(service), "%u", port);
-	ret = getaddrinfo(host, service, &hints, &list);
-	if (ret)
-		return resolver_failed(ret, errno, host, op, err);
 	out->n = 0;
 	for (const struct addrinfo *ai = list; ai && out->n < ADDRESSES_MAX; ai = ai->ai_next) {
 		struct address *to = &out->at[out->n++];
@@ -51,8 +48,178 @@ int address_resolve(const char *host, uint32_t port, const char *op, struct addr
 		memcpy(&to->sa, ai->ai_addr, ai->ai_addrlen);
 		to->len = ai->ai_addrlen;
 	}
+}
+
+static int ask(const char *host, const char *service, int flags, struct addresses *out)
+{
+	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
+				  .ai_flags = AI_PASSIVE | AI_NUMERICSERV | flags },
+			*list;
+	int ret = getaddrinfo(host, service, &hints, &list);
+
+	if (ret)
+		return ret;
+	fill(out, list);
 	freeaddrinfo(list);
 	return 0;
+}
+
+/* ---------------------------------------------------------------- a thread that asks */
+
+struct resolver {
+	char host[256], service[8], op[16];
+	int fd;		  /* eventfd */
+	atomic_int users; /* the thread and the caller */
+	atomic_bool done;
+	int ret, sys_errno; /* of getaddrinfo */
+	struct addresses out;
+};
+
+static atomic_int resolvers;
+
+static void drop(struct resolver *r)
+{
+	if (atomic_fetch_sub(&r->users, 1) > 1)
+		return;
+	if (r->fd >= 0)
+		close(r->fd);
+	free(r);
+}
+
+static void *resolver_main(void *arg)
+{
+	struct resolver *r = arg;
+	uint64_t one = 1;
+	ssize_t n;
+
+	r->ret = ask(r->host, r->service, 0, &r->out);
+	r->sys_errno = errno;
+	atomic_store(&r->done, true);
+	do
+		n = write(r->fd, &one, sizeof(one));
+	while (n < 0 && errno == EINTR);
+	drop(r);
+	atomic_fetch_sub(&resolvers, 1);
+	return NULL;
+}
+
+/* 0 or errno. */
+static int start_thread(struct resolver *r)
+{
+	sigset_t all, before;
+	pthread_attr_t attr;
+	pthread_t thread;
+	int ret;
+
+	/* No signal of the application is ever handled in it. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	ret = kv_fault(TR_RESOLVER) ? EAGAIN : pthread_create(&thread, &attr, resolver_main, r);
+	pthread_attr_destroy(&attr);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return ret;
+}
+
+static int begin(struct resolver *r, struct kv_error *err)
+{
+	int ret;
+
+	if (atomic_fetch_add(&resolvers, 1) >= RESOLVERS_MAX) {
+		kv_fail(err, KV_ERR_BUSY, r->op, "%d names are being resolved already",
+			RESOLVERS_MAX);
+		kv_error_hint(err, "the name server does not answer: name peers by address, or try "
+				   "again later");
+		ret = KV_ERR_BUSY;
+	} else {
+		ret = start_thread(r);
+		if (!ret)
+			return 0;
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, ret, r->op,
+				    "cannot start a thread that resolves %.64s", r->host);
+	}
+	atomic_fetch_sub(&resolvers, 1);
+	return ret;
+}
+
+int resolver_ask(const char *host, uint32_t port, const char *op, struct addresses *out,
+		 struct resolver **resolver_p, struct kv_error *err)
+{
+	struct resolver *r;
+	char service[8];
+	int ret;
+
+	if (!host)
+		host = "127.0.0.1";
+	snprintf(service, sizeof(service), "%u", port);
+	ret = ask(host, service, AI_NUMERICHOST, out);
+	if (!ret)
+		return 0;
+	if (ret != EAI_NONAME || strlen(host) >= sizeof(r->host))
+		return resolver_failed(ret, errno, host, op, err);
+	r = calloc(1, sizeof(*r));
+	if (!r)
+		return kv_fail(err, KV_ERR_NOMEM, op, "cannot allocate a resolver");
+	snprintf(r->host, sizeof(r->host), "%s", host);
+	snprintf(r->service, sizeof(r->service), "%s", service);
+	snprintf(r->op, sizeof(r->op), "%s", op);
+	atomic_init(&r->users, 2);
+	r->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (r->fd < 0)
+		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, op, "eventfd");
+	else
+		ret = begin(r, err);
+	if (ret) {
+		atomic_store(&r->users, 1);
+		drop(r);
+		return ret;
+	}
+	*resolver_p = r;
+	return TR_AGAIN;
+}
+
+int resolver_fd(const struct resolver *resolver)
+{
+	return resolver->fd;
+}
+
+int resolver_end(struct resolver *r, struct addresses *out, struct kv_error *err)
+{
+	int ret = 0;
+
+	if (!atomic_load(&r->done))
+		return TR_AGAIN;
+	if (r->ret)
+		ret = resolver_failed(r->ret, r->sys_errno, r->host, r->op, err);
+	else
+		*out = r->out;
+	drop(r);
+	return ret;
+}
+
+void resolver_leave(struct resolver *resolver)
+{
+	if (resolver)
+		drop(resolver);
+}
+
+int address_resolve(const char *host, uint32_t port, const char *op, int64_t deadline_ns,
+		    struct addresses *out, struct kv_error *err)
+{
+	struct resolver *r;
+	struct pollfd p = { .events = POLLIN };
+	int ret = resolver_ask(host, port, op, out, &r, err);
+
+	while (ret == TR_AGAIN && kv_now_ns() < deadline_ns) {
+		p.fd = resolver_fd(r);
+		poll(&p, 1, kv_poll_ms(deadline_ns, 1000));
+		ret = resolver_end(r, out, err);
+	}
+	if (ret != TR_AGAIN)
+		return ret;
+	resolver_leave(r);
+	return resolver_failed(EAI_AGAIN, 0, host, op, err);
 }
 
 void address_print(const struct sockaddr *sa, socklen_t len, char buf[ADDRESS_TEXT])

@@ -9,9 +9,9 @@
  * Threads  tr_open .. tr_close, tr_alloc, tr_mem_reg, tr_mem_dereg and tr_listen may be called from
  *          any thread at any time. A listener and a connection belong to one caller at a time: the
  *          upper layer holds its lock per call. Connections share no lock on the data path.
- * Blocking Nothing here blocks, except that tr_connect resolves a host name. TR_AGAIN means "not
- *          now, call again with the same arguments"; waiting is the caller's: tr_conn_arm, then
- *          poll(2) on tr_conn_fd.
+ * Blocking Nothing here blocks, except that tr_listen waits for a name server, KVCACHE_HANDSHAKE_MS
+ *          at most. TR_AGAIN means "not now, call again with the same arguments"; waiting is the
+ *          caller's: tr_conn_arm, then poll(2) on tr_conn_fd.
  * Errors   0 or a positive count, TR_AGAIN where it is named, or a negative KV_ERR_* with the cause
  *          in `err` (may be NULL). A failed call has changed nothing. A connection that fails
  *          reports TR_PEER_LOST once, after it has reported the end of each of its operations; then
@@ -259,6 +259,7 @@ int tr_conn_fd(const struct tr_conn *conn);
  */
 int64_t tr_conn_deadline(const struct tr_conn *conn);
 
+const char *tr_conn_stage(const struct tr_conn *conn); /* "waiting for hello", for people */
 const char *tr_conn_address(const struct tr_conn *conn);   /* "127.0.0.1:4711" of the other end */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
 /* how bytes travel and why, for people */

@@ -292,6 +292,7 @@ int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
  *
  * ERRORS
  *   ARG      the host does not resolve, or port > 65535
+ *   UNREACHABLE  no name server answered within KVCACHE_HANDSHAKE_MS; it can be tried again
  *   BUSY     the engine listens already, or the address is in use (EADDRINUSE)
  *   SYSTEM   bind or listen failed (sys_errno)
  */
@@ -311,11 +312,13 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
  *   VERSION       the other end speaks another major version; both are named
  *   GEOMETRY      caches differ; the message lists every field with both values
  *   PROTOCOL      the other end is not kvrail
- *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each
+ *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each.
+ *                 Or no name server answered, which can be tried again
  *   CANCELLED     kv_engine_set_interrupt's function said so
  *   BUSY          the peer is at a limit: of peers (KVCACHE_MAX_PEERS), of unfinished handshakes,
  *                 of descriptors or memory; the message says which. Or this engine has its limit of
- *                 peers. What others connect to this engine never makes it BUSY
+ *                 peers, or 32 names are being resolved. What others connect to this engine never
+ *                 makes it BUSY
  *   MEMLOCK, DEVICE  a cache of this engine or of the peer is not registered with the device that
  *                 would carry the connection (kv_cache_register)
  */

@@ -8,8 +8,6 @@
  */
 #include "kv_bounds.h"
 
-#include <dlfcn.h>
-#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -19,32 +17,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "base/clock.h"
+#include "names.h"
 #include "stuck.h"
 
 enum { PEERS = 4 /* spare ones, and the one */, TIB_SHIFT = 40 };
 
 static const char *asked; /* which scene */
-
-/* ---------------------------------------------------------------- a name that does not resolve */
-
-static atomic_bool answers; /* the name server, at last */
-
-__attribute__((visibility("default"))) int getaddrinfo(const char *host, const char *service,
-						       const struct addrinfo *hints,
-						       struct addrinfo **list)
-{
-	static int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
-
-	if (!real)
-		*(void **)&real = dlsym(RTLD_NEXT, "getaddrinfo");
-	if (host && !strcmp(host, "never.test") && !(hints->ai_flags & AI_NUMERICHOST)) {
-		while (!atomic_load(&answers))
-			poll(NULL, 0, 5);
-		return EAI_AGAIN;
-	}
-	return real(host, service, hints, list);
-}
 
 /* ---------------------------------------------------------------- the other end */
 
@@ -159,7 +137,7 @@ static void run_in(int progress)
 	struct child child;
 	char byte = 1;
 
-	atomic_store(&answers, false);
+	names_answer(false);
 	child_start(&child, other_end, asked);
 	child_receive(child.fd, &scene.port, sizeof(scene.port));
 	config.progress = progress;
@@ -183,7 +161,7 @@ static void run_in(int progress)
 		scene.before_close = join_registrar;
 	}
 	bounds_run(&scene);
-	atomic_store(&answers, true);
+	names_answer(true);
 	child_kill(&child, SIGKILL);
 	child_join(&child);
 }
