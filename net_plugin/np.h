@@ -49,7 +49,9 @@ enum np_limits {
 	NP_AHEADS = 16,		  /* small sends that may be ahead of their receives */
 	NP_PIECE = 128 << 10,	  /* that one call copies: there are receives to look at, too */
 	NP_DEVICES_MAX = 64,	  /* with virtual ones */
-	NP_CONNECTING_MAX = 4096, /* connects of one context that have not finished */
+	NP_CONNECTING_MAX = 1024, /* connects of one context that have not finished */
+	NP_GIVEN_UP_MS = 30000,	  /* after the last call for it a connect is given up */
+	NP_HASTE_MS = 2000,	  /* the same where there are too many, or no descriptors */
 	NP_PATIENCE_MS = 2000,	  /* a connect that waits longer steps this end's listeners, too */
 	NP_HANDSHAKE_MS = 60000,  /* a peer's service thread may be busy elsewhere for long */
 	NP_SIZE_MAX = 0x7fffff80, /* a size is reported as an int */
@@ -89,6 +91,9 @@ void np_options_set(struct np_options *options, const char *name, const char *va
 /* Unless the list has it or the environment sets NAME itself. */
 void np_options_add(struct np_options *options, const char *name, const char *value);
 void np_env_tell(void); /* logs what is set to no effect */
+/* Does the launcher say that the job has ranks on other hosts? why: its words */
+bool np_env_is_on_several_hosts(char *why, size_t cap);
+bool np_env_wants_host(void); /* shared memory is asked for by name */
 /* NCCL_IB_HCA, NCCL_SOCKET_IFNAME, ...: "" if not set */
 const char *np_env_text(const char *name);
 
@@ -167,6 +172,8 @@ ncclResult_t np_set_attr(void *ctx, ncclNetAttr_v11_t *attr);
 /* The transport of a device, opened at its first use. The caller gets a reference on ctx. */
 int np_rail_get(struct np_context *ctx, int dev, struct np_rail **rail_p, struct kv_error *err);
 void np_context_put(struct np_context *ctx);
+/* Frees connects that NCCL has not asked for since; returns how many others there are. */
+unsigned int np_connecting_end(struct np_context *ctx, int64_t asked_before_ns);
 
 /* ---------------------------------------------------------------- communicators */
 
@@ -178,6 +185,7 @@ struct np_mr {
 	uint16_t slot;	      /* receiving side: its number in messages */
 	bool described;	      /* the sender knows it; progress thread only */
 	size_t described_len; /* bytes of the description sent so far */
+	uint64_t serial;      /* of the communicator's regions, from 1 on */
 	struct np_mr *next, **prev;
 };
 
@@ -192,6 +200,8 @@ struct np_comm {
 	ncclResult_t result; /* of every call after the failure */
 	pthread_mutex_t mr_lock;
 	struct np_mr *mrs;
+	uint64_t serials;
+	uint64_t describing; /* the region whose description was sent last; progress thread only */
 	struct np_mr *gone; /* deregistered, but a request that has not been tested names it */
 	bool is_shm;	     /* the transport */
 	/* np_close.c */
@@ -203,6 +213,7 @@ struct np_comm {
 	uint64_t cookie;
 	uint8_t nonce[NP_NONCE];
 	int64_t patience_ns;
+	int64_t asked_ns; /* the last call of connect */
 	struct np_comm *next; /* while connecting, and while ending */
 };
 

@@ -304,6 +304,30 @@ static struct np_comm **find_connecting(struct np_context *ctx, uint64_t cookie)
 	return at;
 }
 
+/* The list begins with the one that was asked for last. */
+unsigned int np_connecting_end(struct np_context *ctx, int64_t asked_before_ns)
+{
+	struct np_comm **at = &ctx->connecting, *list;
+	unsigned int left;
+
+	pthread_mutex_lock(&ctx->lock);
+	while (*at && (*at)->asked_ns >= asked_before_ns)
+		at = &(*at)->next;
+	list = *at;
+	*at = NULL;
+	for (struct np_comm *comm = list; comm; comm = comm->next)
+		ctx->connectings--;
+	left = ctx->connectings;
+	pthread_mutex_unlock(&ctx->lock);
+	while (list) {
+		struct np_comm *comm = list;
+
+		list = comm->next;
+		np_comm_free(comm);
+	}
+	return left;
+}
+
 static int start_connect(struct np_context *ctx, int dev, const struct np_handle *handle,
 			 struct np_comm **comm_p, struct kv_error *err)
 {
@@ -339,6 +363,7 @@ static int take_connecting(struct np_context *ctx, int dev, void *buf, struct np
 	uint64_t cookie = np_handle_cookie(buf);
 	struct np_handle handle;
 	struct np_comm **at;
+	unsigned int left;
 	bool full;
 	int ret;
 
@@ -354,13 +379,20 @@ static int take_connecting(struct np_context *ctx, int dev, void *buf, struct np
 	pthread_mutex_unlock(&ctx->lock);
 	if (*comm_p)
 		return 0;
+	/* One that NCCL comes back for all the same begins anew. */
+	left = np_connecting_end(ctx, kv_now_ns() -
+					      (full ? NP_HASTE_MS : NP_GIVEN_UP_MS) * KV_NS_PER_MS);
 	if (!np_handle_get(buf, &handle))
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect",
 			       "the handle was not made by this version of the kvrail plugin");
-	if (full)
+	if (left >= NP_CONNECTING_MAX)
 		return kv_fail(err, KV_ERR_BUSY, "connect", "%d connects are under way",
 			       NP_CONNECTING_MAX);
 	ret = start_connect(ctx, dev, &handle, comm_p, err);
+	if (ret == KV_ERR_NOFD) {
+		np_connecting_end(ctx, kv_now_ns() - NP_HASTE_MS * KV_NS_PER_MS);
+		ret = start_connect(ctx, dev, &handle, comm_p, err);
+	}
 	if (ret)
 		return ret;
 	pthread_mutex_lock(&ctx->lock);
@@ -391,6 +423,7 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 	ret = tr_conn_step(comm->conn, &err);
 	if (ret == TR_AGAIN) {
 		pthread_mutex_lock(&ctx->lock);
+		comm->asked_ns = kv_now_ns();
 		comm->next = ctx->connecting;
 		ctx->connecting = comm;
 		ctx->connectings++;
@@ -402,6 +435,8 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 	np_handle_set_cookie(handle, 0);
 	if (ret) {
 		np_comm_free(comm);
+		if (np_device_get(dev) && np_device_get(dev)->is_host)
+			np_warn("connect: this host has no RDMA port, so only its own ranks can be reached; NCCL_NET=Socket takes NCCL's own network");
 		return np_fail(&err, "connect");
 	}
 	np_send_ready(np_send_of(comm), &ctx->rail[dev]);

@@ -3,8 +3,10 @@
  * np_device.c -- the devices that NCCL sees: the RDMA ports of this host in PCI order, or shared
  * memory where there is none
  *
- * Shared memory is no device beside a NIC: NCCL would take it for a way to other hosts. Between
- * ranks of one host every device uses it anyway, because the transport prefers it.
+ * Shared memory is not a device beside a NIC: NCCL would take it for a way to other hosts. Between
+ * ranks of one host every device uses it anyway, because the transport prefers it. Nor is it one
+ * where the launcher says that the job has ranks on other hosts: without a device NCCL takes its
+ * own network, with this one it would fail in connect.
  */
 #include <ctype.h>
 #include <limits.h>
@@ -157,6 +159,7 @@ static int find(struct kv_error *err)
 	struct kv_device_info info;
 	struct tr *tr;
 	bool host = false;
+	char why[128];
 	int ret;
 
 	np_env_tell();
@@ -178,7 +181,13 @@ static int find(struct kv_error *err)
 	tr_close(tr);
 	guess_speeds();
 	qsort(table.dev, (size_t)table.n, sizeof(table.dev[0]), by_pci_path);
-	if (!table.n && host)
+	if (!table.n && host && !np_env_wants_host() &&
+	    np_env_is_on_several_hosts(why, sizeof(why)))
+		ret = kv_fail(
+			err, KV_ERR_DEVICE, "init",
+			"this host has no RDMA port, and the job has ranks on other hosts (%s): NCCL takes its own network",
+			why);
+	else if (!table.n && host)
 		add_host();
 	for (int i = 0; i < table.n; i++) {
 		table.dev[i].ndevs = 1;
@@ -192,7 +201,7 @@ static int find(struct kv_error *err)
 			table.dev[i].ptr_support & NCCL_PTR_CUDA ? ", by nvidia_peermem" : "");
 	}
 	table.physical = table.n;
-	if (!table.n)
+	if (!table.n && !ret)
 		ret = kv_fail(err, KV_ERR_DEVICE, "init", "there is no usable device");
 
 free_set:

@@ -97,6 +97,39 @@ const char *np_env_text(const char *name)
 	return "";
 }
 
+/* What launchers say of the job: all of its ranks, and those of this host. */
+static const struct {
+	const char *all, *here;
+} sizes[] = {
+	{ "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE" },
+	{ "WORLD_SIZE", "LOCAL_WORLD_SIZE" }, /* torchrun */
+	{ "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE" },
+	{ "PMI_SIZE", "MPI_LOCALNRANKS" },
+};
+
+bool np_env_is_on_several_hosts(char *why, size_t cap)
+{
+	const char *nodes = getenv("SLURM_STEP_NUM_NODES");
+
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+		const char *all = getenv(sizes[i].all), *here = getenv(sizes[i].here);
+
+		if (!all || !here)
+			continue;
+		snprintf(why, cap, "%s %.16s, %s %.16s", sizes[i].all, all, sizes[i].here, here);
+		return strtol(all, NULL, 10) > strtol(here, NULL, 10);
+	}
+	snprintf(why, cap, "SLURM_STEP_NUM_NODES %.16s", nodes ? nodes : "");
+	return nodes && strtol(nodes, NULL, 10) > 1;
+}
+
+bool np_env_wants_host(void)
+{
+	const char *transport = getenv("KVCACHE_TRANSPORT");
+
+	return transport && !strcmp(transport, "shm");
+}
+
 static bool is_there(const struct np_options *o, const char *name)
 {
 	size_t len = strlen(name);

@@ -130,21 +130,10 @@ void np_context_put(struct np_context *ctx)
 ncclResult_t np_finalize(void *context)
 {
 	struct np_context *ctx = context;
-	struct np_comm *list;
 
 	if (!ctx)
 		return np_misuse("finalize: no context");
-	pthread_mutex_lock(&ctx->lock);
-	list = ctx->connecting;
-	ctx->connecting = NULL;
-	ctx->connectings = 0;
-	pthread_mutex_unlock(&ctx->lock);
-	while (list) {
-		struct np_comm *comm = list;
-
-		list = comm->next;
-		np_comm_free(comm);
-	}
+	np_connecting_end(ctx, INT64_MAX);
 	np_end_all(ctx);
 	atomic_store(&ctx->finalized, true);
 	np_context_put(ctx);

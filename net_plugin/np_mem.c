@@ -84,6 +84,7 @@ static int register_region(struct np_comm *comm, const struct range *range, stru
 	if (!comm->is_send)
 		ret = take_slot(np_recv_of(comm), &mr->slot, err);
 	if (!ret) {
+		mr->serial = ++comm->serials;
 		mr->next = comm->mrs;
 		mr->prev = &comm->mrs;
 		if (mr->next)
@@ -230,6 +231,13 @@ int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err
 
 	if (mr->described)
 		return 0;
+	/*
+	 * The sender puts the pieces of one description together at a time, so one that was broken
+	 * off for want of credits, when another receive came next, begins again.
+	 */
+	if (comm->describing != mr->serial)
+		mr->described_len = 0;
+	comm->describing = mr->serial;
 	ret = tr_mem_pack(comm->conn, mr->mem, bytes, sizeof(bytes), &total, err);
 	while (!ret && mr->described_len < total) {
 		size_t left = total - mr->described_len;

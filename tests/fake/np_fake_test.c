@@ -375,6 +375,29 @@ static void count_ends(void)
 	CHECK(!net->finalize(ctx));
 }
 
+/* Connects whose caller does not come back, to a listener that nobody accepts on. */
+static void given_up(void)
+{
+	uint8_t handle[NCCL_HANDLE_MAX], copy[NCCL_HANDLE_MAX];
+	void *ctx, *listen, *send;
+	int before;
+
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->listen(ctx, 0, handle, &listen));
+	before = count_descriptors();
+	for (int i = 0; i < 100; i++) {
+		memcpy(copy, handle, sizeof(copy));
+		CHECK(!net->connect(ctx, 0, copy, &send, NULL) && !send);
+	}
+	CHECK(count_descriptors() >= before + 100);
+	CHECK(!np_connecting_end(ctx, kv_now_ns())); /* as some time later */
+	CHECK(count_descriptors() == before);
+	/* Whoever comes back all the same begins anew. */
+	CHECK(!net->connect(ctx, 0, copy, &send, NULL) && !send);
+	CHECK(count_descriptors() == before + 1);
+	CHECK(!net->closeListen(listen) && !net->finalize(ctx));
+}
+
 static void at_the_limit(void)
 {
 	struct rlimit limit = { .rlim_cur = (rlim_t)count_descriptors() + 4, .rlim_max = 4096 };
@@ -399,6 +422,69 @@ static void an_end_costs_two_descriptors_and_their_limit_is_named(void **state)
 	np_rig_process(NULL, count_ends);
 	np_rig_process(shm, count_ends);
 	np_rig_process(shm, at_the_limit);
+	np_rig_process(shm, given_up);
+}
+
+/* ------------------------------------------------------- a description that is broken off */
+
+/* Half of it is sent, as where the credits for messages are out then. */
+static void send_half(struct np_comm *comm, struct np_mr *mr)
+{
+	uint8_t bytes[TR_MEM_PACK_MAX], message[TR_MSG_MAX];
+	struct np_mem_piece piece = { .slot = mr->slot, .bytes = bytes };
+	struct kv_error err;
+	size_t total;
+
+	CHECK(!tr_mem_pack(comm->conn, mr->mem, bytes, sizeof(bytes), &total, &err));
+	piece.total = (uint16_t)total;
+	piece.len = total / 2;
+	CHECK(!tr_msg(comm->conn, message, np_mem_piece_put(message, sizeof(message), &piece),
+		      &err));
+	mr->described_len = piece.len;
+	comm->describing = mr->serial;
+}
+
+static void exchange(const struct np_loop *l, void *from, void *from_mh, void *to, void *to_mh)
+{
+	int64_t end = kv_deadline_ns(20000);
+	void *in = NULL, *out = NULL;
+	int tag = 0, done[2] = { 0 };
+	size_t size = LINE;
+
+	while (!in)
+		CHECK(!net->irecv(l->recv, 1, &to, &size, &tag, &to_mh, NULL, &in));
+	while (!out)
+		CHECK(!net->isend(l->send, from, size, tag, from_mh, NULL, &out));
+	while (!done[0] || !done[1]) {
+		if (!done[0])
+			CHECK(!net->test(out, &done[0], NULL));
+		if (!done[1])
+			CHECK(!net->test(in, &done[1], NULL));
+		CHECK(kv_now_ns() < end);
+	}
+	CHECK(!memcmp(from, to, size));
+}
+
+static void descriptions(void)
+{
+	static uint8_t from[LINE], to[2][LINE];
+	struct np_loop l = np_rig_join(-1, 0);
+	void *from_mh, *to_mh[2];
+
+	memset(from, 7, sizeof(from));
+	CHECK(!net->regMr(l.send, from, LINE, NCCL_PTR_HOST, &from_mh));
+	for (int i = 0; i < 2; i++)
+		CHECK(!net->regMr(l.recv, to[i], LINE, NCCL_PTR_HOST, &to_mh[i]));
+	send_half(l.recv, to_mh[0]);
+	exchange(&l, from, from_mh, to[1], to_mh[1]);
+	exchange(&l, from, from_mh, to[0], to_mh[0]);
+	np_rig_part(&l);
+}
+
+static void a_description_that_was_broken_off_begins_again(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, descriptions);
 }
 
 /* ---------------------------------------------------------------- fork */
@@ -525,6 +611,37 @@ static void disabled(void)
 	names("shm");
 }
 
+static void on_two_hosts(void)
+{
+	void *ctx;
+
+	unsetenv("KVCACHE_TRANSPORT");
+	CHECK(net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(strstr(np_rig_log,
+		     "this host has no RDMA port, and the job has ranks on other hosts"));
+}
+
+static void shm_by_name(void)
+{
+	setenv("KVCACHE_TRANSPORT", "shm", 1);
+	names("shm");
+}
+
+static void without_a_port_a_job_of_two_hosts_is_left_to_nccl(void **state)
+{
+	static const char *const two[] = { "NCCL_IB_DISABLE=1", "WORLD_SIZE=16",
+					   "LOCAL_WORLD_SIZE=8", NULL };
+	static const char *const one[] = { "NCCL_IB_DISABLE=1", "WORLD_SIZE=8",
+					   "LOCAL_WORLD_SIZE=8", "SLURM_STEP_NUM_NODES=2", NULL };
+	static const char *const steps[] = { "NCCL_IB_DISABLE=1", "SLURM_STEP_NUM_NODES=2", NULL };
+
+	(void)state;
+	np_rig_process(two, on_two_hosts);
+	np_rig_process(steps, on_two_hosts);
+	np_rig_process(one, disabled);
+	np_rig_process(two, shm_by_name);
+}
+
 static void by_the_loopback(void)
 {
 	struct np_loop l = np_rig_join(-1, 0);
@@ -591,8 +708,10 @@ int main(void)
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
 		cmocka_unit_test(with_a_class_ranks_may_connect_before_they_accept),
 		cmocka_unit_test(an_end_costs_two_descriptors_and_their_limit_is_named),
+		cmocka_unit_test(a_description_that_was_broken_off_begins_again),
 		cmocka_unit_test(a_forked_child_that_exits_frees_nothing_of_its_parents),
 		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
+		cmocka_unit_test(without_a_port_a_job_of_two_hosts_is_left_to_nccl),
 		cmocka_unit_test(nccls_switches_choose_transport_and_address),
 	};
 
