@@ -147,8 +147,28 @@ def check_paths(root):
     return findings
 
 
+def check_skips(root):
+    """A part of a test that is skipped says why, for the account at the end of ./dev test."""
+    findings = []
+    for path in source.c_files(root):
+        lines = source.read(root, path).splitlines()
+        for number, line in enumerate(lines):
+            if re.search(r"\bskip\(\);", line) and not re.search(r"skipped: |\bcan(not)?\(", "".join(lines[max(0, number - 4):number])):
+                findings.append(f"{path}:{number + 1}: no line \"skipped: why\" before it")
+    return findings
+
+
+def check_repeats(root):
+    """No test passes because it is run again."""
+    pattern = re.compile(r"(--repeat|until-pass|UNTIL_PASS)\b", re.IGNORECASE)
+    return [f"{path}: {match[1]}: a test passes the first time or has failed" for path in source.files(root)
+            if path.endswith((".cmake", "CMakeLists.txt", ".sh", "dev", ".ci/run"))
+            for match in pattern.finditer(source.read(root, path))]
+
+
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_doctor, check_statuses, check_nccls_variables, check_version, check_paths)
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_doctor, check_statuses,
+              check_nccls_variables, check_version, check_paths, check_skips, check_repeats)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -157,6 +157,17 @@ class Format(Tree):
         self.assert_finds("a.c: not formatted", formatting.check(self.root, formatter))
 
 
+class Honest(Tree):
+    def test_a_skip_without_a_reason_is_found(self):
+        self.write("tests/a.c", 'if (x) {\n\tprint_message("skipped: no x\\n");\n\tskip();\n}\n\n\n\n\nif (y)\n\tskip();\n')
+        self.assert_finds("tests/a.c:10", agree.check_skips(self.root))
+
+    def test_a_test_that_is_run_until_it_passes_is_found(self):
+        self.write("dev", "ctest --repeat until-fail:3\n")
+        self.write("tests/CMakeLists.txt", "add_test(NAME a COMMAND a)\n")
+        self.assert_finds("dev: --repeat", agree.check_repeats(self.root))
+
+
 class Tools(Tree):
     def test_a_script_with_an_error_is_found(self):
         if not shutil.which("shellcheck"):

@@ -90,8 +90,10 @@ static void another_user_is_given_no_pool(void **state)
 	struct case_arg arg = { NULL, NULL, another_user, another_user, 0, 0, true };
 
 	(void)state;
-	if (geteuid())
+	if (geteuid()) {
+		print_message("skipped: only root can act as another user\n");
 		skip();
+	}
 	run_apart(&arg, false);
 }
 
@@ -100,8 +102,10 @@ static void an_allowed_user_is_written_by_its_pool(void **state)
 	struct case_arg arg = { "77,54321", "0", "memfd pool", "memfd pool", 1, 1, true };
 
 	(void)state;
-	if (geteuid())
+	if (geteuid()) {
+		print_message("skipped: only root can act as another user\n");
 		skip();
+	}
 	run_apart(&arg, false);
 }
 
@@ -113,8 +117,10 @@ static void it_takes_both_to_agree(void **state)
 				true };
 
 	(void)state;
-	if (geteuid())
+	if (geteuid()) {
+		print_message("skipped: only root can act as another user\n");
 		skip();
+	}
 	run_apart(&arg, false);
 }
 
