@@ -39,12 +39,26 @@ static void take_from(const struct tr *tr, struct tr_mem *mem, int n)
 	mem->left_out = NULL;
 }
 
+/*
+ * Of contexts that are closed: regions that a call into a peer's memory, which has not returned,
+ * still counts as in use. They and their pools stay for good.
+ */
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct tr_mem *kept;
+
 static void free_records(struct tr_mem *mem)
 {
 	while (mem) {
 		struct tr_mem *next = mem->next;
 
-		free(mem);
+		if (atomic_load(&mem->in_flight)) {
+			pthread_mutex_lock(&kept_lock);
+			mem->next = kept;
+			kept = mem;
+			pthread_mutex_unlock(&kept_lock);
+		} else {
+			free(mem);
+		}
 		mem = next;
 	}
 }
@@ -55,10 +69,10 @@ void tr_memory_close(struct tr *tr)
 
 	for (struct tr_mem *mem = m->mems; mem; mem = mem->next)
 		take_from(tr, mem, tr->providers);
+	memory_free_pools(m);
 	free_records(m->mems);
 	free_records(m->spare);
 	left_free_all(m);
-	memory_free_pools(m);
 	for (int i = 0; i < MEM_CHUNKS; i++)
 		free((void *)atomic_load(&m->chunk[i]));
 	pthread_mutex_destroy(&m->lock);

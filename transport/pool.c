@@ -116,12 +116,24 @@ void memory_find_pool(const struct tr_memory *m, struct tr_mem *mem)
 		}
 }
 
+static bool in_use(const struct tr_memory *m, const struct tr_pool *pool)
+{
+	for (const struct tr_mem *mem = m->mems; mem; mem = mem->next)
+		if (mem->pool_id == pool->id && atomic_load(&mem->in_flight))
+			return true;
+	return false;
+}
+
+/* A pool into which a call that has not returned may still copy stays mapped for good. */
 void memory_free_pools(struct tr_memory *m)
 {
 	while (m->pools) {
 		struct tr_pool *pool = m->pools;
 
 		m->pools = pool->next;
-		unmap(pool);
+		if (in_use(m, pool))
+			free(pool);
+		else
+			unmap(pool);
 	}
 }

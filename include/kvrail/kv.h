@@ -131,7 +131,9 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
  * thread is joined and every peer, lease, op, cache and allocation of the engine is freed; their
  * handles are invalid afterwards. After the return nothing lands in memory that was registered,
  * also from a peer whose handshake this end had not finished; except from a same-host writer with
- * direct access that does not answer, which an error in the log names. Never waits for its peers
+ * direct access that does not answer, which an error in the log names. A call of this engine into
+ * that peer's memory, which has not returned either, may read and write its local blocks until the
+ * peer's process is gone: those of kv_alloc stay mapped for it. Never waits for its peers
  * longer than 1 s, nor for a device that destroys their queue pairs: one that takes longer is left
  * open. NULL is allowed.
  */
