@@ -20,13 +20,16 @@ static struct tr_mem *at_slot(const struct tr_memory *m, uint32_t slot)
 }
 
 /*
- * Of a region that others share only what can outlive its owner's connection counts: the operations
- * of this owner have ended, or it would not give the region back; those of the others are theirs.
+ * Without the one that is being given back. Where other owners keep the region, a device that still
+ * works for a closed connection may reach it; where none does, deregistering it takes it from the
+ * device. The operations of this owner have ended, or it would not give the region back; those of
+ * the others are theirs.
  */
 bool mem_is_used(const struct tr_mem *mem)
 {
-	return mem->left ||
-	       (!mem->refs && (atomic_load(&mem->in_flight) || atomic_load(&mem->readers)));
+	if (mem->refs)
+		return mem->left;
+	return atomic_load(&mem->in_flight) || atomic_load(&mem->readers);
 }
 
 /* ---------------------------------------------------------------- operations */
@@ -311,9 +314,19 @@ void left_reap(struct tr_memory *m)
 		}
 		*at = left->next;
 		for (size_t i = 0; i < left->n; i++)
-			left->mem[i]->left--;
+			if (left->mem[i])
+				left->mem[i]->left--;
 		put_left(left);
 	}
+}
+
+void left_forget(struct tr_memory *m, struct tr_mem *mem)
+{
+	for (struct tr_left *left = mem->left ? m->left : NULL; left; left = left->next)
+		for (size_t i = 0; i < left->n; i++)
+			if (left->mem[i] == mem)
+				left->mem[i] = NULL;
+	mem->left = 0;
 }
 
 /* The regions are gone already, and with them every right of the devices. */

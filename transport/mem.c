@@ -223,6 +223,7 @@ unlock:
 static void hide(struct tr_memory *m, struct tr_mem *mem)
 {
 	range_remove(m, mem);
+	left_forget(m, mem);
 	atomic_store(&mem->ready, false);
 	give_id(m, mem);
 }

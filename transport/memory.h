@@ -59,6 +59,7 @@ void mem_reap(struct tr *tr);
 /* hold.c, under the lock */
 bool mem_is_used(const struct tr_mem *mem);
 void left_reap(struct tr_memory *m);
+void left_forget(struct tr_memory *m, struct tr_mem *mem); /* the region goes */
 void left_free_all(struct tr_memory *m);
 
 #endif

@@ -202,8 +202,8 @@ int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset,
 		unsigned int access, uint64_t grant);
 
 /*
- * From `stop`, where a device still works for the connection: the regions that the peer was told of
- * and those of its operations stay registered, and deregistering them is BUSY, until tr_left_done
+ * From `stop`, where a device still works for the connection: of the regions that the peer was told
+ * of and those of its operations no owner but the last one can let go (BUSY) until tr_left_done
  * (from any thread). NULL: no memory for that; then `stop` has to wait for the device.
  */
 struct tr_left *tr_conn_leave(struct tr_conn *conn);

@@ -112,9 +112,10 @@ int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t of
  */
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
 /*
- * BUSY while an operation that uses the region has not ended, or the device of a connection that
- * was closed before tr_fence returned 0 may still reach it; then nothing has changed. After 0 no
- * registration shares the region but one that others still own in whole.
+ * BUSY while an operation that uses the region has not ended, or while others own the region, too,
+ * and the device of a connection that was closed before tr_fence returned 0 may still reach it;
+ * then nothing has changed. After 0 no such device reaches it through a registration of this owner,
+ * and no registration shares the region but one that others still own in whole.
  */
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err);
 /*
@@ -278,9 +279,10 @@ const struct kv_error *tr_conn_error(const struct tr_conn *conn);
 /*
  * Stops, frees. Never waits for the peer. Operations that have not ended are dropped without an
  * event: call tr_fence first where their memory is to be reused. Closed before tr_fence returned 0,
- * a device may still work for the connection: what its peer could reach and what its operations
- * used stays registered until that has ended, and deregistering it is BUSY, for every owner of
- * those regions. Memory is safe to use again when tr_fence or tr_mem_dereg has returned 0.
+ * a device may still work for the connection. Of what its peer could reach and what its operations
+ * used the last owner takes the memory from the device by tr_mem_dereg; as long as there are several
+ * tr_mem_dereg is BUSY until the device is done. Memory is safe to use again when tr_fence or
+ * tr_mem_dereg has returned 0.
  */
 void tr_conn_close(struct tr_conn *conn);
 

@@ -270,15 +270,15 @@ static void write_once(struct setting *s)
 }
 
 /*
- * Closed without a fence, and the queue pair stays in the device: whoever owns the region is told
+ * Closed without a fence, and the queue pair stays in the device: who shares the region is told
  * BUSY as long as the peer can write to it, and after 0 nothing lands.
  */
 static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **state)
 {
 	struct fake_config config = { .threads = true };
 	int64_t end = kv_deadline_ns(MANY_MS);
-	struct tr_mem *second, *elsewhere;
-	static uint8_t bytes[BLOCK];
+	struct tr_mem *second, *elsewhere, *alone;
+	static uint8_t bytes[BLOCK], others[BLOCK];
 	struct setting s;
 	struct kv_error err;
 	int busy = 0;
@@ -288,10 +288,14 @@ static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **
 	second = rig_reg(&s.rig, 1, setting_at(&s, 1, 0), SIZE, TR_REMOTE_WRITE | TR_REMOTE_READ);
 	assert_ptr_equal(second, s.mem[1]); /* another connection's, say */
 	elsewhere = rig_reg(&s.rig, 1, bytes, BLOCK, TR_REMOTE_WRITE);
+	alone = rig_reg(&s.rig, 1, others, BLOCK, TR_REMOTE_WRITE);
+	rig_see(&s.rig, 0, alone);
 	fake_slow_teardown(1, 300);
 	tr_conn_close(s.rig.side[1].conn);
 	s.rig.side[1].conn = NULL;
 	assert_int_equal(tr_mem_dereg(elsewhere, &err), 0); /* the peer never heard of it */
+	/* Nobody else keeps it: this takes it from the device. */
+	assert_int_equal(tr_mem_dereg(alone, &err), 0);
 	while (tr_mem_dereg(second, &err) == KV_ERR_BUSY) {
 		assert_true(kv_now_ns() < end);
 		busy++;
