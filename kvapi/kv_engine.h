@@ -160,6 +160,7 @@ struct kv_engine {
 	 */
 	uint32_t peers_pending;
 	uint32_t peers_up;
+	_Atomic uint64_t told; /* bytes: kv_budget.c */
 	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
 	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */

@@ -4,8 +4,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-enum { ID_INDEX_BITS = 16 };
+enum { ID_INDEX_BITS = 16, OWNERS_PAGE = 4096, OWNERS_OF_PAGE = OWNERS_PAGE / sizeof(uint32_t) };
 
 static unsigned int index_of(uint64_t id)
 {
@@ -39,23 +40,121 @@ uint32_t kv_grant_owner(const struct kv_grant *grant)
 
 /* ---------------------------------------------------------------- learning of a lease */
 
-static int take_record(struct kv_peer *peer, unsigned int i, uint32_t blocks)
+/* Ids that lie in records for another use of them are given up when memory is short. */
+static void trim(struct kv_peer *peer)
+{
+	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
+		struct kv_grant *grant = peer->link->grant[i];
+
+		if (!grant || grant->live || !grant->ids)
+			continue;
+		free(grant->ids);
+		kv_budget_give(peer, grant->ids_cap * sizeof(*grant->ids));
+		grant->ids = NULL;
+		grant->ids_cap = 0;
+	}
+}
+
+static int pay(struct kv_peer *peer, size_t bytes)
+{
+	int ret = kv_budget_take(peer, bytes);
+
+	if (!ret)
+		return 0;
+	trim(peer);
+	ret = kv_budget_take(peer, bytes);
+	if (ret)
+		kv_peer_break(peer, ret, "its leases name more blocks than %s",
+			      ret == KV_ERR_PROTOCOL ? "this engine keeps for one peer"
+						     : "this engine keeps for all its peers");
+	return ret;
+}
+
+static int take_record(struct kv_peer *peer, unsigned int i)
 {
 	struct kv_grant **at = &peer->link->grant[i];
+	int ret;
 
-	if (!*at)
-		*at = kv_fault(KV_GRANT_ALLOC) ? NULL : calloc(1, sizeof(**at));
-	if (!*at)
+	if (*at)
+		return 0;
+	ret = pay(peer, sizeof(**at));
+	if (ret)
+		return ret;
+	*at = kv_fault(KV_GRANT_ALLOC) ? NULL : calloc(1, sizeof(**at));
+	if (*at)
+		return 0;
+	kv_budget_give(peer, sizeof(**at));
+	return KV_ERR_NOMEM;
+}
+
+/* Address space only: pages come, and are paid for, with the ids in them. */
+static int map_owners(struct kv_map *map)
+{
+	size_t len = map->remote.blocks * sizeof(*map->owner);
+	void *p;
+
+	map->paid = kv_fault(KV_GRANT_OWNERS) ? NULL
+					      : calloc(map->remote.blocks / OWNERS_OF_PAGE / 64 + 1,
+						       sizeof(*map->paid));
+	if (!map->paid)
 		return KV_ERR_NOMEM;
-	if (blocks > (*at)->ids_cap) {
-		int64_t *ids =
-			kv_fault(KV_GRANT_IDS) ? NULL : realloc((*at)->ids, blocks * sizeof(*ids));
-
-		if (!ids)
-			return KV_ERR_NOMEM;
-		(*at)->ids = ids;
-		(*at)->ids_cap = blocks;
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		 0);
+	if (p == MAP_FAILED) {
+		free(map->paid);
+		map->paid = NULL;
+		return KV_ERR_NOMEM;
 	}
+	map->owner = p;
+	return 0;
+}
+
+static void unmap_owners(struct kv_peer *peer, struct kv_map *map)
+{
+	unsigned int pages = (map->remote.blocks + OWNERS_OF_PAGE - 1) / OWNERS_OF_PAGE;
+
+	if (!map->owner)
+		return;
+	for (unsigned int i = 0; i < pages; i++)
+		if (kv_bit(map->paid, i))
+			kv_budget_give(peer, OWNERS_PAGE);
+	munmap(map->owner, map->remote.blocks * sizeof(*map->owner));
+	free(map->paid);
+}
+
+/* Room for the ids of a message, and pages for their owners: as they come, never as announced. */
+static int make_room(struct kv_peer *peer, struct kv_map *map, struct kv_grant *grant,
+		     const struct kv_run *run)
+{
+	size_t need = (size_t)grant->got + run->count, cap = grant->ids_cap;
+	uint64_t last = (uint64_t)run->first + run->count - 1;
+	int64_t *ids;
+	int ret = 0;
+
+	if (!run->count || need > grant->n || last >= map->remote.blocks)
+		return KV_ERR_PROTOCOL;
+	for (uint64_t page = run->first / OWNERS_OF_PAGE; page <= last / OWNERS_OF_PAGE; page++) {
+		if (kv_bit(map->paid, (unsigned int)page))
+			continue;
+		ret = pay(peer, OWNERS_PAGE);
+		if (ret)
+			return ret;
+		kv_bit_set(map->paid, (unsigned int)page);
+	}
+	if (need <= cap)
+		return 0;
+	cap = need > 2 * cap ? need : 2 * cap;
+	cap = cap < grant->n ? cap : grant->n;
+	ret = pay(peer, (cap - grant->ids_cap) * sizeof(*ids));
+	if (ret)
+		return ret;
+	ids = kv_fault(KV_GRANT_IDS) ? NULL : realloc(grant->ids, cap * sizeof(*ids));
+	if (!ids) {
+		kv_budget_give(peer, (cap - grant->ids_cap) * sizeof(*ids));
+		return KV_ERR_NOMEM;
+	}
+	grant->ids = ids;
+	grant->ids_cap = cap;
 	return 0;
 }
 
@@ -75,19 +174,18 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	struct kv_map *map = &peer->link->map[msg->cache];
 	unsigned int i = index_of(msg->lease);
 	struct kv_grant *grant;
-	int ret;
+	int ret = 0;
 
 	if (i >= KV_LEASES_MAX || msg->lease >> (ID_INDEX_BITS + 32) || !map->cache ||
-	    !map->meets || msg->blocks > map->remote.blocks ||
+	    !map->meets || msg->blocks > map->remote.blocks || msg->blocks > KV_LEASE_BLOCKS_MAX ||
 	    (uint32_t)msg->first + msg->count > map->remote.layers ||
 	    !kv_grant_is_new(peer, msg->lease) || /* numbers come in their order */
 	    (peer->link->grant[i] && peer->link->grant[i]->live))
 		return KV_ERR_PROTOCOL;
 	if (!map->owner)
-		map->owner = kv_fault(KV_GRANT_OWNERS)
-				     ? NULL
-				     : calloc(map->remote.blocks, sizeof(*map->owner));
-	ret = map->owner ? take_record(peer, i, msg->blocks) : KV_ERR_NOMEM;
+		ret = map_owners(map);
+	if (!ret)
+		ret = take_record(peer, i);
 	if (ret)
 		return ret;
 	grant = peer->link->grant[i];
@@ -123,16 +221,20 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 
 	if (!grant || grant->revoked || msg->at != grant->got)
 		return KV_ERR_PROTOCOL;
-	for (int r = 0; r < msg->runs; r++)
-		for (uint32_t k = 0; k < msg->run[r].count; k++) {
-			uint64_t id = (uint64_t)msg->run[r].first + k;
+	for (int r = 0; r < msg->runs; r++) {
+		int ret = make_room(peer, map, grant, &msg->run[r]);
 
-			if (grant->got == grant->n || id >= map->remote.blocks ||
-			    !is_free(peer, map->owner[id]))
+		if (ret)
+			return ret;
+		for (uint32_t k = 0; k < msg->run[r].count; k++) {
+			uint32_t id = msg->run[r].first + k;
+
+			if (!is_free(peer, map->owner[id]))
 				return KV_ERR_PROTOCOL;
 			map->owner[id] = kv_grant_owner(grant);
 			grant->ids[grant->got++] = (int64_t)id;
 		}
+	}
 	return 0;
 }
 
@@ -151,11 +253,17 @@ static void forget(struct kv_peer *peer, struct kv_grant *grant)
 
 void kv_grant_free_all(struct kv_peer *peer)
 {
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++)
-		if (peer->link->grant[i]) {
-			free(peer->link->grant[i]->ids);
-			free(peer->link->grant[i]);
-		}
+	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
+		struct kv_grant *grant = peer->link->grant[i];
+
+		if (!grant)
+			continue;
+		kv_budget_give(peer, sizeof(*grant) + grant->ids_cap * sizeof(*grant->ids));
+		free(grant->ids);
+		free(grant);
+	}
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		unmap_owners(peer, &peer->link->map[i]);
 }
 
 /* ---------------------------------------------------------------- using it */

@@ -78,7 +78,6 @@ void kv_hello_free(struct kv_peer *peer)
 	pthread_mutex_unlock(&peer->engine->lock);
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++) {
 		free(link->map[i].slab);
-		free(link->map[i].owner);
 		kv_marks_free(&link->map[i].remote_marks);
 		kv_marks_free(&link->map[i].local_marks);
 	}

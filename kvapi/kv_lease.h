@@ -90,7 +90,8 @@ struct kv_grant {
 	uint64_t done[KV_LAYER_WORDS]; /* and that were acknowledged */
 	struct kv_grant *older, *newer;
 };
-int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg); /* 0 or PROTOCOL, NOMEM */
+/* 0; PROTOCOL: it makes no sense, or is more than kv_budget.c allows; NOMEM */
+int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg);
 int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
 int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
 bool kv_grant_flush(struct kv_peer *peer);
@@ -106,6 +107,6 @@ struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op);
 bool kv_grant_claim(struct kv_grant *grant,
 		    struct kv_layers layers); /* false: one was sent before */
 void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers, int status);
-void kv_grant_free_all(struct kv_peer *peer);
+void kv_grant_free_all(struct kv_peer *peer); /* and the owners of the peer's blocks */
 
 #endif

@@ -43,8 +43,12 @@ struct kv_map {
 	uint64_t stride[KV_TENSORS_MAX];
 	struct kv_rslab *slab;
 	struct kv_marks remote_marks, local_marks;
-	/* index + 1 of the grant that holds a remote block; made by the first grant */
+	/*
+	 * index + 1 of the grant that holds a remote block; mapped by the first grant, and paid
+	 * for page by page, as the peer names blocks (bit i: page i was)
+	 */
 	uint32_t *owner;
+	uint64_t *paid;
 };
 
 enum kv_slot_state { KV_SLOT_FREE = 0, KV_SLOT_BUSY, KV_SLOT_ABORT, KV_SLOT_UNACKED };
@@ -78,6 +82,7 @@ struct kv_link {
 	struct kv_grant *oldest, *newest;
 	uint32_t newest_serial;
 	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
+	uint64_t told; /* bytes: kv_budget.c */
 	unsigned int leases, leases_end;
 	unsigned int placed_slab; /* kv_place.c: where the last byte went */
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
@@ -155,6 +160,16 @@ void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those 
 void kv_peer_note(struct kv_peer *peer); /* address and transport, as they are known now */
 /* Claim held: ends what is in flight and fences. BUSY: a direct writer of this host lives on. */
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
+
+/*
+ * kv_budget.c: memory that a peer's messages cost (records of leases, their ids, owners of its
+ * blocks). A peer may have KV_TOLD_PEER and KV_TOLD_BLOCK for each block of this engine's caches;
+ * all of them together KV_TOLD_PEERS times that. 0; PROTOCOL: the peer has had its part; NOMEM: the
+ * others have.
+ */
+enum { KV_TOLD_PEER = 16 << 20, KV_TOLD_BLOCK = 64, KV_TOLD_PEERS = 4 };
+int kv_budget_take(struct kv_peer *peer, size_t bytes);
+void kv_budget_give(struct kv_peer *peer, size_t bytes);
 
 /* kv_connect.c: a peer until its handshake is over */
 void kv_peer_accept(struct kv_engine *engine);

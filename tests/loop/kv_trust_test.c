@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "frame.h"
-#include "kv_wire.h"
+#include "kv_internal.h"
 
 enum { STRANGER = 65534, N = 3 };
 
@@ -175,12 +175,116 @@ static void another_user_reaches_open_blocks_only_and_through_the_receiver(void 
 	}
 }
 
+/* ---------------------------------------------------------------- memory on a peer's word */
+
+enum { HUGE_BLOCKS = 4 << 20, HUGE_BLOCK = 64, RSS_MAX_KIB = 48 << 10 };
+
+static void open_flat(struct node *node, uint32_t blocks)
+{
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_tensor tensor = { .name = "k", .block_bytes = HUGE_BLOCK };
+	struct kv_error err;
+	void *memory;
+
+	memset(node, 0, sizeof(*node));
+	ok(kv_engine_open(NULL, &node->engine, &err), &err);
+	ok(kv_alloc(node->engine, (size_t)blocks * HUGE_BLOCK, &memory, &err), &err);
+	tensor.base = memory;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = blocks;
+	layout.tensor = &tensor;
+	ok(kv_cache_register(node->engine, &layout, &node->cache, &err), &err);
+}
+
+static long resident_kib(void)
+{
+	long pages = 0, unused;
+	FILE *f = fopen("/proc/self/statm", "r");
+
+	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
+	fclose(f);
+	return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* false: the peer is lost. */
+static bool send_raw(struct kv_peer *peer, const struct kv_msg *msg)
+{
+	int ret;
+
+	do {
+		assert_true(kv_claim_until(&peer->claim, kv_deadline_ns(RIG_TIMEOUT_MS)));
+		ret = peer->state == KV_PEER_UP ? kv_peer_send(peer, msg) : KV_ERR_PEER_LOST;
+		kv_peer_release(peer);
+	} while (ret == TR_AGAIN);
+	return !ret;
+}
+
+/* A lease of `blocks` from `first` on: every step-th, each a run of its own, or all in few runs. */
+static bool lend(struct kv_peer *peer, uint32_t serial, uint32_t first, uint32_t step)
+{
+	struct kv_msg msg = { .type = KV_MSG_LEASE };
+	uint64_t id = (uint64_t)serial << 16 | serial % KV_LEASES_MAX;
+	uint32_t at = 0;
+
+	msg.lease.lease = id;
+	msg.lease.count = 1;
+	msg.lease.blocks = step > 1 ? 4000 : KV_LEASE_BLOCKS_MAX;
+	if (!send_raw(peer, &msg))
+		return false;
+	while (at < (step > 1 ? 4000u : KV_LEASE_BLOCKS_MAX)) {
+		memset(&msg, 0, sizeof(msg));
+		msg.type = KV_MSG_IDS;
+		msg.ids.lease = id;
+		msg.ids.at = at;
+		msg.ids.runs = step > 1 ? KV_RUNS_MAX : 2;
+		for (int r = 0; r < msg.ids.runs; r++) {
+			msg.ids.run[r].first = (first + at * step) % HUGE_BLOCKS;
+			msg.ids.run[r].count = step > 1 ? 1 : 1 << 15;
+			at += msg.ids.run[r].count;
+		}
+		if (!send_raw(peer, &msg))
+			return false;
+	}
+	return true;
+}
+
+/* What 100 kB of messages say may not cost 100 MB: dense leases, and one block in each page. */
+static void leases_cost_the_writer_no_more_than_its_budget(void **state)
+{
+	(void)state;
+	for (uint32_t step = 1; step < 2000; step += 1023) {
+		struct kv_arrival arrival;
+		struct node writer, hostile;
+		uint32_t i;
+		long before;
+
+		open_flat(&writer, 8);
+		open_flat(&hostile, HUGE_BLOCKS);
+		node_listen(&writer);
+		node_connect(&hostile, writer.port);
+		before = resident_kib();
+		for (i = 1; i < 200; i++)
+			if (!lend(hostile.peer, i,
+				  step > 1 ? i : (i - 1) * KV_LEASE_BLOCKS_MAX % HUGE_BLOCKS, step))
+				break;
+		assert_true(i < 200);
+		printf("step %u: the connection ended at lease %u, memory grew by %ld KiB\n", step,
+		       i, resident_kib() - before);
+		assert_true(resident_kib() - before < RSS_MAX_KIB);
+		assert_true(await_kind(&writer, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+		assert_int_equal(arrival.status, KV_ERR_PROTOCOL);
+		kv_engine_close(hostile.engine);
+		kv_engine_close(writer.engine);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_engine_tells_only_of_caches_that_the_peer_named),
 		cmocka_unit_test(a_cache_that_the_peer_does_not_have_can_be_unregistered),
 		cmocka_unit_test(another_user_reaches_open_blocks_only_and_through_the_receiver),
+		cmocka_unit_test(leases_cost_the_writer_no_more_than_its_budget),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

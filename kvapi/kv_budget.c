@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_budget.c -- memory that peers make this engine spend by what they say */
+#include "kv_internal.h"
+
+/* What the limits grow with: an engine with a larger pool has more to do with larger peers. */
+static uint64_t own_blocks(struct kv_engine *engine)
+{
+	uint64_t blocks = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (engine->cache[i])
+			blocks += engine->cache[i]->geometry.blocks;
+	pthread_mutex_unlock(&engine->lock);
+	return blocks;
+}
+
+int kv_budget_take(struct kv_peer *peer, size_t bytes)
+{
+	struct kv_engine *engine = peer->engine;
+	uint64_t scale = own_blocks(engine) * KV_TOLD_BLOCK;
+
+	if (peer->link->told + bytes > KV_TOLD_PEER + scale)
+		return KV_ERR_PROTOCOL;
+	if (atomic_fetch_add(&engine->told, bytes) + bytes >
+	    KV_TOLD_PEERS * (KV_TOLD_PEER + scale)) {
+		atomic_fetch_sub(&engine->told, bytes);
+		return KV_ERR_NOMEM;
+	}
+	peer->link->told += bytes;
+	return 0;
+}
+
+void kv_budget_give(struct kv_peer *peer, size_t bytes)
+{
+	peer->link->told -= bytes;
+	atomic_fetch_sub(&peer->engine->told, bytes);
+}
