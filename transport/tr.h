@@ -280,9 +280,9 @@ const struct kv_error *tr_conn_error(const struct tr_conn *conn);
  * Stops, frees. Never waits for the peer. Operations that have not ended are dropped without an
  * event: call tr_fence first where their memory is to be reused. Closed before tr_fence returned 0,
  * a device may still work for the connection. Of what its peer could reach and what its operations
- * used the last owner takes the memory from the device by tr_mem_dereg; as long as there are several
- * tr_mem_dereg is BUSY until the device is done. Memory is safe to use again when tr_fence or
- * tr_mem_dereg has returned 0.
+ * used the last owner takes the memory from the device by tr_mem_dereg; as long as there are
+ * several, tr_mem_dereg is BUSY until the device is done. Memory is safe to use again when tr_fence
+ * or tr_mem_dereg has returned 0.
  */
 void tr_conn_close(struct tr_conn *conn);
 
