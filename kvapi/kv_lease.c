@@ -247,7 +247,8 @@ void kv_lease_release(struct kv_lease *lease)
 	while (link->leases_end && !link->lease[link->leases_end - 1])
 		link->leases_end--;
 	atomic_fetch_sub(&lease->cache->users, 1);
-	kv_count(peer->engine, leases_open, -1);
+	if (lease->magic == KV_MAGIC_LEASE) /* else kv_lease_close_here has counted it */
+		kv_count(peer->engine, leases_open, -1);
 	give_lease(lease);
 }
 
@@ -299,6 +300,7 @@ void kv_lease_close_here(struct kv_lease *lease)
 	pthread_mutex_lock(&engine->pool_lock);
 	lease->magic = KV_MAGIC_DEAD;
 	pthread_mutex_unlock(&engine->pool_lock);
+	kv_count(engine, leases_open, -1);
 }
 
 /* No byte can land any more. The lease may be gone after this. */
