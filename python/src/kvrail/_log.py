@@ -7,6 +7,7 @@ The library logs from its own threads, which must never wait for the interpreter
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ import threading
 logger = logging.getLogger("kvrail")
 logger.addHandler(logging.NullHandler())
 
+_MARK = "0"  # no level: everything before it was handed on
 _LEVELS = {"1": logging.ERROR, "2": logging.WARNING, "3": logging.INFO, "4": logging.DEBUG}
 
 
@@ -23,11 +25,26 @@ class LogPipe:
     def __init__(self) -> None:
         read_end, self.fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.fd, False)
-        self._thread = threading.Thread(target=_hand_on, args=(read_end,), name="kvrail-log", daemon=True)
+        self._marked = threading.Event()
+        self._thread = threading.Thread(
+            target=_hand_on, args=(read_end, self._marked), name="kvrail-log", daemon=True
+        )
         self._thread.start()
+        atexit.register(self.drain)
+
+    def drain(self) -> None:
+        """At the interpreter's end, for an engine that nobody closed: what it has logged so far is handed on."""
+        if not self._thread.is_alive():  # a forked child's
+            return
+        try:
+            os.write(self.fd, (_MARK + "\n").encode())
+        except OSError:  # full, or closed
+            return
+        self._marked.wait(1.0)
 
     def close(self) -> None:
         """After the engine has been closed: nobody writes any more."""
+        atexit.unregister(self.drain)
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
@@ -36,9 +53,12 @@ class LogPipe:
             self._thread.join(1.0)
 
 
-def _hand_on(read_end: int) -> None:
+def _hand_on(read_end: int, marked: threading.Event) -> None:
     with os.fdopen(read_end, "r", encoding="utf-8", errors="backslashreplace") as lines:
         for line in lines:
+            if line[:1] == _MARK:
+                marked.set()
+                continue
             try:
                 logger.log(_LEVELS.get(line[:1], logging.INFO), "%s", line[1:].rstrip("\n"))
             except Exception:  # a filter of the application's: the lines after this one must still come
