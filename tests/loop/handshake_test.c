@@ -437,7 +437,8 @@ static void refuse_bytes(const void *bytes, size_t len)
 	assert_int_equal(refused.timeout + refused.limit, 0);
 	assert_true(recv(fd, &back, 1, 0) <= 0); /* closed without an answer */
 	close(fd);
-	assert_int_equal(count_descriptors(), before);
+	/* Fewer where a resolver's thread of the test before has closed its own meanwhile. */
+	assert_true(count_descriptors() <= before);
 }
 
 static void garbage_costs_nothing_and_gets_no_answer(void **state)

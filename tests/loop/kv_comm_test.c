@@ -77,14 +77,28 @@ static void open_ranks(struct rank *rank, uint32_t n, int progress)
 	}
 }
 
-static void init_all(struct rank *rank, uint32_t n)
+/* Each closes when its peers have answered, which without a service thread they do in this call. */
+static void *free_rank(void *arg)
+{
+	struct rank *r = arg;
+
+	r->ret = kv_comm_free(r->comm, RIG_TIMEOUT_MS, &r->node.err);
+	return NULL;
+}
+
+static void in_threads(struct rank *rank, uint32_t n, void *(*f)(void *rank))
 {
 	pthread_t thread[RANKS];
 
 	for (uint32_t i = 0; i < n; i++)
-		assert_int_equal(pthread_create(&thread[i], NULL, init_rank, &rank[i]), 0);
+		assert_int_equal(pthread_create(&thread[i], NULL, f, &rank[i]), 0);
 	for (uint32_t i = 0; i < n; i++)
 		pthread_join(thread[i], NULL);
+}
+
+static void init_all(struct rank *rank, uint32_t n)
+{
+	in_threads(rank, n, init_rank);
 }
 
 /* What the engine keeps of a communicator that did not come about: nothing, a moment later. */
@@ -116,6 +130,9 @@ static void all_ranks_are_joined(struct rank *rank, int progress)
 				   (struct kv_layers){ 0, 0 }, ids, ids, 2, NULL,
 				   &rank[2].node.err),
 		   &rank[2].node.err);
+	in_threads(rank, RANKS, free_rank);
+	for (uint32_t i = 0; i < RANKS; i++)
+		ok(rank[i].ret, &rank[i].node.err);
 	for (uint32_t i = 0; i < RANKS; i++)
 		node_close(&rank[i].node);
 }
