@@ -47,26 +47,45 @@ def check_options(root):
     return [f"transport/base/option.def: no library reads {name}" for row, name in rows if row not in used]
 
 
-def check_invariants(root):
-    """Each invariant of the architecture names tests that exist: a file under a folder of tests, or a name of ctest."""
-    page = "docs/architecture.md"
-    section = source.read(root, page).partition("## Invariants as they are kept")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (\d+) \|.*\|([^|]*)\|$", section, re.MULTILINE)
-    texts = {}
+def missing_tests(root, cells):
+    """What is wrong with [(what, text that names tests)]: a test is a file under a folder of tests, or a name of ctest."""
+    findings, texts = [], {}
     for path in source.files(root):
         if re.match(r"(tests|mpi_tests|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", "CMakeLists.txt")):
             stem = os.path.splitext(os.path.basename(path))[0]
             texts[stem] = texts.get(stem, "") + source.read(root, path)
     ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", texts.get("CMakeLists", "")))
-    findings = [f"{page}: invariant {n} stands where {k} is due" for k, (n, _) in enumerate(rows, 1) if int(n) != k]
-    for number, cell in rows:
+    for what, cell in cells:
         named = re.findall(r"`(\w+)(?:: (\w+))?`", cell)
         if not named and "no test" not in cell:
-            findings.append(f"{page}: invariant {number} names no test, and does not say so")
+            findings.append(f"{what} names no test, and does not say so")
         for stem, function in named:
             if not (stem in texts and re.search(rf"\b{function}\b", texts[stem]) if function else stem in texts or stem in ctests):
-                findings.append(f"{page}: invariant {number}: there is no test {stem}{': ' * bool(function)}{function}")
+                findings.append(f"{what}: there is no test {stem}{': ' * bool(function)}{function}")
     return findings
+
+
+def check_invariants(root):
+    """Each invariant of the architecture names tests that exist."""
+    page = "docs/architecture.md"
+    section = source.read(root, page).partition("## Invariants as they are kept")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \|.*\|([^|]*)\|$", section, re.MULTILINE)
+    findings = [f"{page}: invariant {n} stands where {k} is due" for k, (n, _) in enumerate(rows, 1) if int(n) != k]
+    return findings + missing_tests(root, [(f"{page}: invariant {number}", cell) for number, cell in rows])
+
+
+def check_costs(root):
+    """Each limit of SECURITY.md names tests that exist, and source that does."""
+    page = "SECURITY.md"
+    section = source.read(root, page).partition("## What others can cost")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]*) \| ([^|]*) \|[^|]*\|([^|]*)\|([^|]*)\|$", section, re.MULTILINE)[1:]
+    rows = [row for row in rows if not row[0].startswith("---")]
+    findings = [] if rows else [f"{page}: there is no table of limits"]
+    for who, what, where, _ in rows:
+        for path in re.findall(r"`([^`]+)`", where):
+            if not os.path.exists(os.path.join(root, path)):
+                findings.append(f"{page}: {who}, {what}: there is no {path}")
+    return findings + missing_tests(root, [(f"{page}: {who}, {what}", cell) for who, what, _, cell in rows])
 
 
 def check_doctor(root):
@@ -167,8 +186,8 @@ def check_repeats(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_doctor, check_statuses,
-              check_nccls_variables, check_version, check_paths, check_skips, check_repeats)
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_doctor,
+              check_statuses, check_nccls_variables, check_version, check_paths, check_skips, check_repeats)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -249,6 +249,17 @@ class Agree(Tree):
         self.write("docs/architecture.md", head + bad)
         self.assert_finds("docs/architecture.md: invariant", agree.check_invariants(self.root), 6)
 
+    def test_a_limit_whose_test_or_source_is_gone_is_found(self):
+        self.write("tests/a_test.c", "static void it_holds(void **state)\n")
+        self.write("transport/a.c", "")
+        head = "## What others can cost\n\n| who | what | limit | where | held by |\n| --- | --- | --- | --- | --- |\n"
+        self.write("SECURITY.md", head + "| a | b | 1 | `transport/a.c` | `a_test: it_holds` |\n")
+        self.assertEqual(agree.check_costs(self.root), [])
+        self.write("SECURITY.md", head + "| a | b | 1 | `transport/b.c` | `b_test` |\n| a | c | 2 | | |\n")
+        self.assert_finds("SECURITY.md: a, ", agree.check_costs(self.root), 3)
+        self.write("SECURITY.md", "")
+        self.assert_finds("SECURITY.md: there is no table", agree.check_costs(self.root), 1)
+
     def test_a_doctor_line_without_a_row_is_found(self):
         self.write("kvapi/tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")

@@ -3,6 +3,7 @@
  * kv_trust_test.c -- what a peer learns and is given: of the caches that it named, and as another
  * user only through the receiver
  */
+#include "descriptors.h"
 #include "kv_rig.h"
 
 #include <arpa/inet.h>
@@ -279,12 +280,36 @@ static void leases_cost_the_writer_no_more_than_its_budget(void **state)
 	}
 }
 
+enum { FDS_OF_A_PEER = 5 };
+
+static void a_peer_costs_few_descriptors(void **state)
+{
+	struct shape shape = rig_shape;
+	struct node a, b;
+	struct kv_arrival arrival;
+	int before;
+
+	(void)state;
+	shape.malloced = true; /* process_vm, which has most */
+	node_open(&a, 1, &shape, NULL);
+	node_open(&b, 2, &shape, NULL);
+	node_listen(&b);
+	before = count_descriptors();
+	node_connect(&a, b.port);
+	assert_true(await_kind(&b, KV_ARRIVAL_PEER_UP, &arrival, RIG_TIMEOUT_MS));
+	printf("%d descriptors at the two ends of a connection\n", count_descriptors() - before);
+	assert_true(count_descriptors() - before <= 2 * FDS_OF_A_PEER);
+	node_close(&a);
+	node_close(&b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_engine_tells_only_of_caches_that_the_peer_named),
 		cmocka_unit_test(a_cache_that_the_peer_does_not_have_can_be_unregistered),
 		cmocka_unit_test(another_user_reaches_open_blocks_only_and_through_the_receiver),
+		cmocka_unit_test(a_peer_costs_few_descriptors),
 		cmocka_unit_test(leases_cost_the_writer_no_more_than_its_budget),
 	};
 
