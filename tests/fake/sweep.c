@@ -316,7 +316,7 @@ static void sweep_verb(const struct sweep *s, enum fake_verb verb)
 		 */
 		sweep_check(s, name, nth, ret, &err,
 			    verb == FAKE_req_notify_cq || verb == FAKE_modify_qp ||
-				    verb == FAKE_query_pkey ||
+				    verb == FAKE_query_pkey || (verb == FAKE_reg_mr && s->spare) ||
 				    verb >= FAKE_cm_create_event_channel);
 	}
 	if (!runs)

@@ -53,6 +53,7 @@ static struct sweep over_real_verbs = {
 	.verb_fired = broken_verb_fired,
 	.fail_wr = broken_fail_wr,
 	.roce_only = true,
+	.spare = true,
 };
 
 /* The first time, with nothing armed: librdmacm keeps every device open from its first use on. */
