@@ -135,7 +135,8 @@ struct kv_engine {
 	struct kv_waiter watch_stop;
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
-	bool restless;		 /* under turn: a peer wants to be looked at again soon */
+	/* under turn: a peer wants to be looked at again soon, at once if the last turn moved */
+	bool restless, moved;
 	/*
 	 * Under turn: nobody could be accepted, again at the next tick; somebody waits at the
 	 * listener with a complete hello; when it is to be looked at whatever comes.

@@ -142,10 +142,14 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	return done;
 }
 
+/* A peer that is restless is not armed: no event will tell that it has more to do. */
 static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, bool restless)
 {
 	int64_t until = deadline_ns;
 
+	if (engine->restless && engine->moved)
+		return 0;
+	restless |= engine->restless;
 	if ((engine->peers_end || engine->deaf) &&
 	    engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS < until)
 		until = engine->swept_ns + KV_TICK_MS * KV_NS_PER_MS;
@@ -196,6 +200,7 @@ int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
 		engine->swept_ns = kv_now_ns();
 	}
 	engine->restless = restless;
+	engine->moved = done;
 	pthread_mutex_unlock(&engine->turn);
 	return done;
 }

@@ -41,16 +41,16 @@ static void *connect_a(void *arg)
 }
 
 /* The receiver advances only when the test lets it. */
-static void idle_pair_open(struct pair *p, const char *const *options)
+static void idle_pair_open(struct pair *p, const struct shape *shape, const char *const *options)
 {
 	struct kv_engine_config caller = KV_INIT(kv_engine_config);
 	pthread_t thread;
 
 	caller.progress = KV_PROGRESS_CALLER;
 	caller.options = options;
-	node_open(&p->b, 2, NULL, &caller);
+	node_open(&p->b, 2, shape, &caller);
 	node_listen(&p->b);
-	node_open(&p->a, 1, NULL, NULL);
+	node_open(&p->a, 1, shape, NULL);
 	assert_int_equal(pthread_create(&thread, NULL, connect_a, p), 0);
 	node_await_peer(&p->b);
 	/* READY may still be on its way. */
@@ -66,7 +66,7 @@ static void one_more_operation_than_the_limit_is_busy(void **state)
 	struct pair p;
 
 	(void)state;
-	idle_pair_open(&p, NULL);
+	idle_pair_open(&p, NULL, NULL);
 	for (int64_t i = 0; i < KV_OPS_MAX; i++) {
 		int64_t id = i % RIG_BLOCKS;
 
@@ -105,7 +105,7 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	struct pair p;
 
 	(void)state;
-	idle_pair_open(&p, NULL);
+	idle_pair_open(&p, NULL, NULL);
 	opts.timeout_ms = slow_ms(500); /* enough to be committed in */
 	begun = kv_now_ns();
 	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
@@ -134,7 +134,7 @@ static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **sta
 	struct pair p;
 
 	(void)state;
-	idle_pair_open(&p, NULL);
+	idle_pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
 	begun = kv_now_ns();
@@ -182,7 +182,7 @@ static void grades_come_one_after_the_other(void **state)
 	struct pair p;
 
 	(void)state;
-	idle_pair_open(&p, NULL);
+	idle_pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
 	assert_int_equal(kv_wait(op, KV_ACKED, slow_ms(20), &err), KV_ERR_TIMEOUT);
@@ -191,6 +191,92 @@ static void grades_come_one_after_the_other(void **state)
 	assert_int_equal(kv_test(op, &err), KV_ACKED);
 	ok(kv_wait(op, KV_SENT, 0, &err), &err);
 	ok(kv_op_free(op, &err), &err);
+	pair_close(&p);
+}
+
+/* ---------------------------------------------------------------- nobody polls the writer */
+
+/*
+ * A turn of the service thread has at most 65 rounds of a piece each, and every tensor of every
+ * layer is one here. What it leaves for its tick, every 100 ms, takes TURNS ticks.
+ */
+enum { TURNS = 30, MANY_LAYERS = TURNS * 65 / RIG_TENSORS, FEW_BLOCKS = 5 };
+#define TICKS_MS slow_ms(TURNS * 100 / 2)
+static const struct shape many_pieces = {
+	.layers = MANY_LAYERS,
+	.blocks = FEW_BLOCKS,
+	.block_bytes = { 512, 320 },
+	.stride = { 512, 384 },
+	.tp_size = 1,
+	.flags = KV_CACHE_READABLE,
+};
+static const int64_t few[FEW_BLOCKS] = { 0, 1, 2, 3, 4 };
+
+static uint64_t blocks_out(struct node *node)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	ok(kv_stats(node->engine, &stats, &node->err), &node->err);
+	return stats.blocks_out;
+}
+
+/* The receiver's engine runs; of the writer's nothing but its service thread. */
+static void await_blocks(struct pair *p, const int64_t *ids, size_t n, struct kv_op *op)
+{
+	struct kv_arrival arrival;
+	struct kv_error err;
+
+	assert_true(next_arrival(&p->b, &arrival, TICKS_MS));
+	assert_int_equal(arrival.blocks, n);
+	assert_true(memory_is(&p->b, all_layers, 1, ids, ids, n, 0));
+	run_until_acked(&p->b, op);
+	ok(kv_wait(op, KV_ACKED, 0, &err), &err);
+	ok(kv_op_free(op, &err), &err);
+}
+
+static void a_write_that_waited_for_its_lease_is_posted_over_several_turns(void **state)
+{
+	const int64_t *rest = few + 1;
+	const size_t n = FEW_BLOCKS - 1;
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_lease *first, *second;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	idle_pair_open(&p, &many_pieces, NULL);
+	ok(kv_blocks_open(p.b.peer, p.b.cache, few, 1, 1, RIG_TIMEOUT_MS, &first, &err), &err);
+	opts.lease = kv_lease_id(first) + (1 << 16) + 1; /* serial, place in the table */
+	opts.timeout_ms = RIG_TIMEOUT_MS;
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, rest, rest, n, &opts, &op, &err),
+	   &err);
+	assert_int_equal(blocks_out(&p.a), 0);
+	ok(kv_blocks_open(p.b.peer, p.b.cache, rest, n, 2, RIG_TIMEOUT_MS, &second, &err), &err);
+	assert_int_equal(kv_lease_id(second), opts.lease);
+	await_blocks(&p, rest, n, op);
+	pair_close(&p);
+}
+
+static void what_a_call_could_not_post_is_posted_without_it(void **state)
+{
+	static const char *const small_ring[] = { "KVCACHE_SHM_RING=65536", NULL };
+	struct kv_options opts = KV_INIT(kv_options);
+	struct shape open = many_pieces;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair p;
+
+	(void)state;
+	open.flags |= KV_CACHE_OPEN;
+	idle_pair_open(&p, &open, small_ring);
+	opts.timeout_ms = RIG_TIMEOUT_MS;
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, few, few, FEW_BLOCKS, &opts, &op,
+				 &err),
+	   &err);
+	if (on_ring) /* it holds a small part of it, and nobody empties it */
+		assert_int_equal(blocks_out(&p.a), 0);
+	await_blocks(&p, few, FEW_BLOCKS, op);
 	pair_close(&p);
 }
 
@@ -301,6 +387,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(nothing_lands_after_a_cancel_although_the_receiver_sleeps),
 		cmocka_unit_test(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole),
 		cmocka_unit_test(grades_come_one_after_the_other),
+		cmocka_unit_test(a_write_that_waited_for_its_lease_is_posted_over_several_turns),
+		cmocka_unit_test(what_a_call_could_not_post_is_posted_without_it),
 		cmocka_unit_test(a_slow_reader_slows_the_writer_and_loses_nothing),
 		cmocka_unit_test(an_application_that_gives_up_ends_a_connect_and_a_group),
 	};
