@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_cache.c -- memory for caches, and making a cache known to the transports */
 #include "kv_internal.h"
+#include "kv_layout.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { PAGE = 4096 };
 
@@ -99,134 +98,15 @@ static uintptr_t range_of(struct kv_engine *engine, const uint8_t *addr)
 	return found;
 }
 
-/* ---------------------------------------------------------------- checking a layout */
-
-static int take_tensor(const struct kv_layout *layout, uint32_t i, struct kv_cache *cache,
-		       struct kv_error *err)
-{
-	const struct kv_tensor *t = &layout->tensor[i];
-	struct kv_geometry_tensor *g = &cache->geometry.tensor[i];
-
-	if (!t->name || strlen(t->name) >= sizeof(g->name))
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "tensor[%u].name is NULL or longer than %zu bytes", i,
-			       sizeof(g->name) - 1);
-	for (const char *c = t->name; *c; c++)
-		if ((unsigned char)*c < 0x20 || *c == 0x7f)
-			return kv_fail(err, KV_ERR_ARG, "register",
-				       "tensor[%u].name holds a control character", i);
-	snprintf(g->name, sizeof(g->name), "%s", t->name);
-	g->block_bytes = t->block_bytes;
-	g->flags = t->flags;
-	g->order = t->order;
-	cache->stride[i] = t->stride ? t->stride : t->block_bytes;
-	if (cache->stride[i] < t->block_bytes)
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "tensor[%u].stride is %llu, less than block_bytes %llu", i,
-			       (unsigned long long)t->stride, (unsigned long long)t->block_bytes);
-	for (uint32_t l = 0; t->layer_base && l < layout->layers; l++)
-		if (!t->layer_base[l])
-			return kv_fail(err, KV_ERR_ARG, "register",
-				       "tensor[%u].layer_base[%u] is NULL", i, l);
-	if (!t->layer_base && !t->base)
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "tensor[%u] has neither base nor layer_base", i);
-	return 0;
-}
-
-static int take_layout(const struct kv_layout *layout, struct kv_cache *cache, struct kv_error *err)
-{
-	struct kv_geometry *g = &cache->geometry;
-	int ret;
-
-	/* The field was added: who was compiled before that may go on. */
-	if (!layout || (layout->size != sizeof(*layout) &&
-			layout->size != offsetof(struct kv_layout, kv_heads)))
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "kv_layout is NULL or its size is not %zu", sizeof(*layout));
-	if (layout->mem_kind != KV_MEM_HOST && layout->mem_kind != KV_MEM_CUDA)
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "mem_kind is %d; this version knows KV_MEM_HOST and KV_MEM_CUDA",
-			       layout->mem_kind);
-	*g = (struct kv_geometry){
-		.cache_id = layout->cache_id,
-		.layers = layout->layers,
-		.tensors = layout->tensors,
-		.blocks = layout->blocks,
-		.tp_size = layout->tp_size ? layout->tp_size : 1,
-		.tp_rank = layout->tp_rank,
-		.block_tokens = layout->block_tokens,
-		.dtype = layout->dtype,
-		.flags = layout->flags,
-		.kv_heads = layout->size == sizeof(*layout) ? layout->kv_heads : 0,
-	};
-	if (layout->tensors > KV_TENSORS_MAX || layout->layers > KV_LAYERS_MAX)
-		return kv_geometry_check(g, "register", err);
-	if (layout->tensors && !layout->tensor)
-		return kv_fail(err, KV_ERR_ARG, "register", "tensor is NULL");
-	for (uint32_t i = 0; i < layout->tensors; i++) {
-		ret = take_tensor(layout, i, cache, err);
-		if (ret)
-			return ret;
-	}
-	return kv_geometry_check(g, "register", err);
-}
-
 /* ---------------------------------------------------------------- regions */
-
-/* The memory of one tensor of one layer. */
-struct extent {
-	uint8_t *addr;
-	size_t len;
-	uintptr_t range; /* the kv_alloc pool that holds it */
-	uint32_t slab;
-};
-
-static int find_extents(const struct kv_layout *layout, const struct kv_cache *cache,
-			struct extent *extents, struct kv_error *err)
-{
-	const struct kv_geometry *g = &cache->geometry;
-
-	for (uint32_t l = 0; l < g->layers; l++)
-		for (uint32_t i = 0; i < g->tensors; i++) {
-			const struct kv_tensor *t = &layout->tensor[i];
-			struct extent *e = &extents[l * g->tensors + i];
-			uint64_t addr, step, len, end;
-			bool over = __builtin_mul_overflow(t->layer_stride, l, &step);
-
-			addr = (uintptr_t)(t->layer_base ? t->layer_base[l] : t->base);
-			if (!t->layer_base)
-				over |= __builtin_add_overflow(addr, step, &addr);
-			else
-				over = false;
-			over |= __builtin_mul_overflow(cache->stride[i], g->blocks - 1, &len);
-			over |= __builtin_add_overflow(len, g->tensor[i].block_bytes, &len);
-			over |= __builtin_add_overflow(addr, len, &end);
-			if (over)
-				return kv_fail(err, KV_ERR_ARG, "register",
-					       "tensor[%u] of layer %u ends past the address space",
-					       i, l);
-			*e = (struct extent){ .addr = (uint8_t *)(uintptr_t)addr,
-					      .len = len,
-					      .range = range_of(cache->engine, (uint8_t *)addr),
-					      .slab = l * g->tensors + i };
-		}
-	return 0;
-}
-
-static int by_address(const void *a, const void *b)
-{
-	const struct extent *x = a, *y = b;
-
-	return x->addr < y->addr ? -1 : x->addr > y->addr;
-}
 
 /*
  * Registers touching or overlapping extents of one pool as one region, and points their slabs into
  * it. Those of a GPU that touch may be of two allocations, and then no DMA-BUF holds both.
+ * ASSUMPTION: they come in the order of their addresses.
  */
-static int register_extents(struct kv_cache *cache, int kind, struct extent *extents, size_t n,
-			    struct kv_error *err)
+static int register_extents(struct kv_cache *cache, int kind, const struct kv_extent *extents,
+			    size_t n, struct kv_error *err)
 {
 	unsigned int access = TR_REMOTE_WRITE;
 
@@ -234,16 +114,16 @@ static int register_extents(struct kv_cache *cache, int kind, struct extent *ext
 		access |= TR_REMOTE_READ;
 	if (kv_option_bool(cache->engine->options, KV_OPT_RELAX_ORDERING))
 		access |= TR_RELAXED;
-	qsort(extents, n, sizeof(*extents), by_address);
 	for (size_t i = 0, next; i < n; i = next) {
 		uint8_t *begin = extents[i].addr, *end = begin + extents[i].len;
+		uintptr_t range = range_of(cache->engine, begin);
 		struct tr_mem *mem;
-		size_t gap = extents[i].range ? PAGE : 0; /* of a pool, all of it is ours */
+		size_t gap = range ? PAGE : 0; /* of a pool, all of it is ours */
 		int ret;
 
 		for (next = i + 1;
 		     kind == TR_MEM_HOST && next < n && extents[next].addr <= end + gap &&
-		     extents[next].range == extents[i].range;
+		     range_of(cache->engine, extents[next].addr) == range;
 		     next++)
 			if (extents[next].addr + extents[next].len > end)
 				end = extents[next].addr + extents[next].len;
@@ -265,7 +145,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 			struct kv_error *err)
 {
 	size_t n = (size_t)cache->geometry.layers * cache->geometry.tensors;
-	struct extent *extents;
+	struct kv_extent *extents;
 	int ret;
 
 	if (kv_fault(KV_CACHE_SLABS))
@@ -276,7 +156,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	if (!cache->slab || !cache->region || !extents)
 		ret = kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate %zu slabs", n);
 	else
-		ret = find_extents(layout, cache, extents, err);
+		ret = kv_layout_place(layout, &cache->geometry, cache->stride, extents, err);
 	if (!ret)
 		ret = register_extents(
 			cache, layout->mem_kind == KV_MEM_CUDA ? TR_MEM_DEVICE : TR_MEM_HOST,
@@ -347,7 +227,7 @@ int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a cache");
 	cache->engine = engine;
 	pthread_mutex_init(&cache->lock, NULL);
-	ret = take_layout(layout, cache, err);
+	ret = kv_layout_take(layout, &cache->geometry, cache->stride, err);
 	if (!ret)
 		ret = reserve_id(cache, err);
 	if (!ret) {

@@ -212,7 +212,7 @@ struct kv_tensor {
 	void *const *layer_base; /* array of `layers` addresses, copied */
 	/* ... or, if layer_base is NULL, a base and a distance. */
 	void *base;
-	uint64_t layer_stride;   /* bytes from one layer to the next */
+	uint64_t layer_stride;   /* bytes from one layer to the next; 0 only with a single layer */
 };
 
 struct kv_layout {
@@ -241,6 +241,10 @@ struct kv_layout {
  * registration. A peer sees the caches that are registered when it connects: register before
  * kv_listen and kv_connect.
  *
+ * Every block has bytes of its own: what is written to one must not change another. Blocks may lie
+ * between those of another tensor or layer, as where K and V of a block, or all its layers, lie
+ * together; a layout in which two blocks of the cache share a byte is refused.
+ *
  * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the
  * larger one, and each tensor's `order` says where that part lies: with r = tp_size / remote
  * tp_size > 1 a writer's block (HND) lands at byte (tp_rank mod r) * block_bytes of the remote
@@ -255,8 +259,9 @@ struct kv_layout {
  *   ARG        layers, tensors, blocks, cache_id, tp_rank >= tp_size, kv_heads and tp_size of which
  *              neither divides the other, order, block_bytes == 0 or not a multiple of the rank's
  *              heads (or, NHD, of block_tokens), stride < block_bytes, mem_kind, a NULL address,
- *              or a size that overflows; the message names the field; or (KV_MEM_CUDA) a layer's
- *              tensor is no memory of CUDA, or not in one allocation
+ *              or a size that overflows; the message names the field; or two tensors or layers
+ *              whose blocks share bytes; or (KV_MEM_CUDA) a layer's tensor is no memory of CUDA, or
+ *              not in one allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
  *   UNSUPPORTED  (KV_MEM_CUDA) no device of this machine reaches the GPU's memory; the message says

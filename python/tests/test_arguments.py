@@ -387,6 +387,21 @@ def test_memory_whose_parts_overlap_is_refused_whatever_its_shape_says() -> None
             engine.register({"k": wrong})
 
 
+def test_blocks_of_two_tensors_or_layers_that_share_bytes_are_refused() -> None:
+    memory = np.zeros((2, 8, 2, 64), np.uint8)
+    k, v, layers_in_blocks = memory[:, :, 0], memory[:, :, 1], np.moveaxis(np.zeros((8, 2, 64), np.uint8), 1, 0)
+    with kvrail.Engine() as engine:
+        for wrong in ({"k": k, "v": k}, {"k": k, "v": memory[:, :, 0, 32:]}, {"k": [k[0], k[0]]}, {"k": np.broadcast_to(k[0], k.shape)}):
+            with pytest.raises((kvrail.KvError, ValueError), match="share bytes|read-only"):
+                engine.register(wrong)
+        with pytest.raises(kvrail.ArgumentError) as caught:
+            engine.register({"k": [k[0], k[1]], "v": [v[0], k[1]]})
+        assert "tensor[0] (k) of layer 1 and tensor[1] (v) of layer 1 share bytes" in str(caught.value)
+        assert "layer_base" in str(caught.value)
+        engine.register({"k": k, "v": v}, cache_id=1).close()
+        engine.register({"k": layers_in_blocks}, cache_id=1).close()
+
+
 @pytest.mark.parametrize("block_bytes, stride", [(0, None), (-1, None), (2**64 + 64, None), (64, -64), (64, 2**64 + 64)])
 def test_sizes_beyond_any_field_are_refused_and_not_cut_off(block_bytes: int, stride: Any) -> None:
     memory = np.zeros((1, 8, 64), np.uint8)
