@@ -81,6 +81,8 @@ void tr_conn_close(struct tr_conn *conn)
 	if (!conn)
 		return;
 	control_goodbye(conn);
+	if (conn->sock >= 0)
+		silence_end(conn);
 	/* Remote regions first: the provider that made them is still whole. */
 	while (conn->rmems) {
 		struct tr_rmem *rmem = conn->rmems;

@@ -60,6 +60,15 @@ struct conn_data {
 	unsigned int event_head, event_tail, event_lent;
 };
 
+/* What was heard of the peer, and when: silence.c. */
+struct silence {
+	int64_t heard_ns;     /* over TCP or over the provider's path */
+	int64_t look_ns;      /* when to look again */
+	int64_t asked_ns;     /* on the provider's path, unanswered; 0: not */
+	uint64_t completions; /* when that was looked at last */
+	bool deaf;	      /* the kernel has given the TCP connection up */
+};
+
 struct tr_conn {
 	struct tr *tr;
 	const struct tr_provider *provider;
@@ -81,6 +90,7 @@ struct tr_conn {
 	struct tr_rmem *rmems;
 	struct tr_exposed *exposed; /* regions that the peer was told of */
 	struct tr_counters count;
+	struct silence silence;
 	uint8_t incarnation[16];
 	char address[64];
 	char path[96];
@@ -103,6 +113,13 @@ void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 /* Sends a REJECT frame, as far as the socket takes it at once; it is to be closed then. */
 void control_reject(int fd, int code, const char *message, const char *hint);
+
+/* silence.c */
+void silence_prepare(const struct tr_conn *conn); /* options of a TCP socket, for the handshake */
+void silence_begin(struct tr_conn *conn);	  /* it is over */
+void silence_end(const struct tr_conn *conn);	  /* nobody will look any more */
+bool silence_is_due(const struct tr_conn *conn); /* to be looked at again */
+bool silence_is_loss(struct tr_conn *conn, struct kv_error *err);
 
 /* conn.c */
 int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,

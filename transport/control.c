@@ -3,8 +3,8 @@
  * control.c -- the TCP socket of a connection: made by the handshake, silent afterwards
  *
  * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or
- * closes, keepalive when its host disappears. Who closes in good order says so by one byte; any
- * other byte after READY is a protocol error.
+ * closes, no answer to keepalives when its host disappears (silence.c). Who closes in good order
+ * says so by one byte; any other byte after READY is a protocol error.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -78,18 +78,12 @@ bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends)
 	return end_of(conn, getsockname, ends->local) && end_of(conn, getpeername, ends->remote);
 }
 
-/* A host that vanishes without a word is noticed after about 5 s. */
-static void set_options(int fd)
+static void set_options(const struct tr_conn *conn)
 {
-	int on = 1, idle = 2, interval = 1, count = 3;
-	unsigned int user_timeout_ms = 5000;
+	int on = 1;
 
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
-	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
-	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
-	setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &user_timeout_ms, sizeof(user_timeout_ms));
+	setsockopt(conn->sock, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	silence_prepare(conn);
 }
 
 int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err)
@@ -110,7 +104,7 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 	struct sockaddr_storage sa;
 	socklen_t len = sizeof(sa);
 
-	set_options(conn->sock);
+	set_options(conn);
 	if (!getpeername(conn->sock, (struct sockaddr *)&sa, &len))
 		address_print((struct sockaddr *)&sa, len, conn->address);
 	return tr_conn_watch(conn, conn->sock, err);
@@ -124,7 +118,7 @@ int control_finish_connect(struct tr_conn *conn, struct kv_error *err)
 		return ret;
 	dial_free(conn->hs->dial);
 	conn->hs->dial = NULL;
-	set_options(conn->sock);
+	set_options(conn);
 	return control_watch_out(conn, false, err);
 }
 
@@ -197,16 +191,30 @@ int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err)
 	return 0;
 }
 
+/* The network's word, or the kernel's that waits for the network; not the peer's. */
+static bool is_silence(int error)
+{
+	return error == ETIMEDOUT || error == EHOSTUNREACH || error == ENETUNREACH ||
+	       error == ENETDOWN;
+}
+
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 {
 	uint8_t byte;
 	ssize_t n;
 
+	if (conn->silence.deaf)
+		return false;
 	do
 		n = recv(conn->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
 	while (n < 0 && errno == EINTR);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return false;
+	if (n < 0 && is_silence(errno)) {
+		conn->silence.deaf = true;
+		tr_conn_unwatch(conn, conn->sock);
+		return false;
+	}
 	if (!n || (n > 0 && byte == GOODBYE))
 		kv_fail(err, KV_ERR_PEER_LOST, "poll", "%s closed the connection", conn->address);
 	else if (n > 0)

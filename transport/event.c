@@ -76,6 +76,7 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 		return;
 	set_loss(conn, cause);
 	conn->stage = CONN_LOST;
+	silence_end(conn);
 	shutdown(conn->sock, SHUT_RDWR); /* the peer learns of it at once */
 	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
 		struct tr_op *op = &conn->data->op[i];
@@ -117,17 +118,18 @@ bool tr_conn_can_cut(const struct tr_conn *conn)
 	return conn->provider && conn->provider->cut;
 }
 
-/* The control socket tells of a death that the provider may not notice. */
+/*
+ * The control socket, and silence, tell of a death that the provider may not notice. What the peer
+ * sent before it went still counts: that is taken first, and they are looked at again at the next
+ * poll.
+ */
 static void watch_control(struct tr_conn *conn)
 {
 	struct kv_error cause;
 
-	if (++conn->idle_polls % CONTROL_EVERY || !control_is_dead(conn, &cause))
+	conn->idle_polls = 0;
+	if (!control_is_dead(conn, &cause) && !silence_is_loss(conn, &cause))
 		return;
-	/*
-	 * What the peer sent before it went still counts: take that first, look again at the next
-	 * poll.
-	 */
 	if (conn->provider->progress(conn)) {
 		conn->idle_polls = CONTROL_EVERY - 1;
 		return;
@@ -192,7 +194,8 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	data->event_head +=
 		data->event_lent; /* what the last call gave out may be overwritten now */
 	data->event_lent = 0;
-	if (conn->stage == CONN_READY && !conn->provider->progress(conn))
+	if (conn->stage == CONN_READY && !conn->provider->progress(conn) &&
+	    ++conn->idle_polls == CONTROL_EVERY)
 		watch_control(conn);
 	/*
 	 * A provider that cannot be fenced yet still has nothing of ours under way: only foreign
@@ -211,6 +214,8 @@ int tr_conn_arm(struct tr_conn *conn)
 
 	if (!data || conn->hs)
 		return 0;
+	if (conn->stage == CONN_READY && silence_is_due(conn))
+		watch_control(conn); /* who sleeps between looks does not poll often */
 	if (data->ended_first || data->event_head + data->event_lent != data->event_tail)
 		return 1;
 	if (conn->stage == CONN_LOST)

@@ -424,6 +424,7 @@ static int finish(struct tr_conn *conn, struct kv_error *err)
 		return ret;
 	handshake_free(conn);
 	conn->deadline_ns = INT64_MAX;
+	silence_begin(conn);
 	kv_log_info(conn->tr->log, "%s %s over %s: %s",
 		    conn->accepting ? "accepted" : "connected to", conn->address,
 		    conn->provider->name, conn->path);

@@ -79,6 +79,12 @@ struct tr_provider {
 	/* `fence`, once begun, leaves nothing of this side's under way, even if it is not done. */
 	bool stops_at_once;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
+	/*
+	 * Nothing was heard of the peer for long, neither over TCP nor by completions: true if it
+	 * is known to be there. Else its answer is counted in tr_counters.completions. Called
+	 * again and again while it is silent.
+	 */
+	bool (*ask)(struct tr_conn *conn);
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
 	bool (*places)(const struct tr_conn *conn); /* tr_conn_places; NULL: no */
 };

@@ -198,5 +198,6 @@ const struct tr_provider tr_ib_provider = {
 	.arm = ib_arm,
 	.fence = ib_fence,
 	.cut = ib_cut,
+	.ask = ib_ask,
 	.dump = ib_dump,
 };

@@ -226,6 +226,7 @@ enum ib_kind {
 	IB_KIND_READ,
 	IB_KIND_NOTIFY,
 	IB_KIND_PROOF, /* the READ behind the last WRITE */
+	IB_KIND_ASK,   /* the READ that asks whether the peer is there; of no operation */
 	IB_KIND_MSG,
 	IB_KIND_CREDIT,
 	IB_KIND_RECV,
@@ -389,6 +390,7 @@ struct ib_conn {
 	uint8_t (*msgs)[TR_MSG_MAX];
 	uint32_t msgs_in;
 	struct ib_op op[TR_OPS_MAX];
+	bool asking;	   /* an IB_KIND_ASK is under way */
 	uint32_t stopping; /* operations that are being cancelled */
 	bool refused;	   /* the owner was told to come again for want of room, */
 	bool room; /* and completions have come since, maybe without an event: it must not sleep */
@@ -523,6 +525,7 @@ bool ib_credits_take(struct ib_lane *lane, uint16_t credits);
 /* flush.c */
 bool ib_proof_room(const struct ib_conn *c, uint64_t lanes);
 int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err);
+bool ib_ask(struct tr_conn *conn);
 
 /* progress.c */
 int ib_poll(struct ib_conn *c);

@@ -38,8 +38,10 @@ static void retire_one(struct ib_lane *lane, bool failed)
 	struct ib_conn *c = lane->c;
 	struct ib_slot slot = lane->slot[lane->retired++ & (c->ctx->sq_depth - 1)];
 
-	if (slot.kind == IB_KIND_NOTIFY || slot.kind > IB_KIND_PROOF)
+	if (slot.kind == IB_KIND_NOTIFY || slot.kind > IB_KIND_ASK)
 		lane->ctl_retired++;
+	if (slot.kind == IB_KIND_ASK)
+		c->asking = false;
 	if (slot.kind > IB_KIND_PROOF)
 		return;
 	c->op[slot.op].failed |= failed;

@@ -259,6 +259,19 @@ int shm_progress(struct tr_conn *conn)
 	return ret;
 }
 
+/* The local socket and the pidfd know, whatever TCP does. */
+bool shm_ask(struct tr_conn *conn)
+{
+	struct shm_conn *sc = tr_conn_priv(conn);
+	struct kv_error cause;
+
+	if (look_at_link(sc, &cause))
+		shm_lose(sc, &cause);
+	else if (!sc->hung_up)
+		return sc->sock >= 0 || sc->pidfd >= 0;
+	return false;
+}
+
 int shm_arm(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);

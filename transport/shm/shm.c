@@ -164,6 +164,7 @@ const struct tr_provider tr_shm_provider = {
 	.arm = shm_arm,
 	.fence = shm_fence,
 	.stops_at_once = true,
+	.ask = shm_ask,
 	.dump = shm_dump,
 	.places = shm_places,
 };

@@ -344,6 +344,7 @@ uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const 
 /* receive.c */
 int shm_progress(struct tr_conn *conn);
 int shm_arm(struct tr_conn *conn);
+bool shm_ask(struct tr_conn *conn);
 
 /* stop.c */
 int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);

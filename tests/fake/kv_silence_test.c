@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_silence_test.c -- engines whose TCP packets all get lost: the peer stays while the device
+ * carries bytes, and is lost in time once that is silent, too, though nobody waits for it
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "deaf.h"
+#include "fake.h"
+#include "loop/kv_rig.h"
+
+static int progress;
+
+static int64_t limit_ms(void)
+{
+	return slow_ms(2000);
+}
+
+static void rest(struct pair *p, int64_t ms)
+{
+	struct kv_arrival arrival;
+
+	assert_false(await_kind(&p->a, KV_ARRIVAL_PEER_LOST, &arrival, ms / 2));
+	assert_false(await_kind(&p->b, KV_ARRIVAL_PEER_LOST, &arrival, ms / 2));
+}
+
+static void a_peer_is_lost_once_tcp_and_the_device_are_silent(void **state)
+{
+	static const int64_t ids[] = { 3, 4 };
+	static const struct kv_layers all_layers = { 0, 0 };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	char limit[64];
+	const char *const list[] = { limit, NULL };
+	struct kv_arrival arrival;
+	struct kv_error err;
+	struct pair p;
+	int64_t begun, ms;
+
+	(void)state;
+	snprintf(limit, sizeof(limit), "KVCACHE_PEER_TIMEOUT_MS=%lld", (long long)limit_ms());
+	config.options = list;
+	node_open(&p.b, 2, &rig_shape, &config);
+	node_listen(&p.b);
+	config.progress = progress;
+	node_open(&p.a, 1, &rig_shape, &config);
+	node_connect(&p.a, p.b.port);
+	node_await_peer(&p.b);
+	assert_int_equal(deaf_all(true), 2);
+	rest(&p, limit_ms() * 3 / 2);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, ids, ids, 2, NULL, &err), &err);
+	fake_mute(0, true);
+	begun = kv_now_ns();
+	assert_true(await_kind(&p.a, KV_ARRIVAL_PEER_LOST, &arrival, 5 * limit_ms()));
+	ms = (kv_now_ns() - begun) / KV_NS_PER_MS;
+	/* Idle peers are asked now and then: the last answer came that long before, at most. */
+	assert_in_range(ms, limit_ms() / 8, limit_ms() * 3 / 2);
+	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_LOST, &arrival, limit_ms()));
+	fake_mute(0, false);
+	pair_close(&p);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_peer_is_lost_once_tcp_and_the_device_are_silent),
+	};
+
+	progress = argc > 1 && !strcmp(argv[1], "caller") ? KV_PROGRESS_CALLER : KV_PROGRESS_AUTO;
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
