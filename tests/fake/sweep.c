@@ -296,6 +296,14 @@ void sweep_fault_points(const struct sweep *s)
 			sweep_point(s, (enum kv_fault_point)point);
 }
 
+/* What a connection or a region asks of each device, and goes without one for. */
+static bool is_of_one_device(enum fake_verb verb)
+{
+	return verb == FAKE_reg_mr || verb == FAKE_reg_dmabuf_mr ||
+	       verb == FAKE_create_comp_channel || verb == FAKE_create_cq ||
+	       verb == FAKE_create_qp || verb == FAKE_post_recv;
+}
+
 static void sweep_verb(const struct sweep *s, enum fake_verb verb)
 {
 	static const int errors[] = { ENOMEM, EIO };
@@ -316,7 +324,8 @@ static void sweep_verb(const struct sweep *s, enum fake_verb verb)
 		 */
 		sweep_check(s, name, nth, ret, &err,
 			    verb == FAKE_req_notify_cq || verb == FAKE_modify_qp ||
-				    verb == FAKE_query_pkey || (verb == FAKE_reg_mr && s->spare) ||
+				    verb == FAKE_query_pkey ||
+				    (s->spare && is_of_one_device(verb)) ||
 				    verb >= FAKE_cm_create_event_channel);
 	}
 	if (!runs)

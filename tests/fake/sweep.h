@@ -26,7 +26,7 @@ struct sweep {
 	bool (*verb_fired)(enum fake_verb verb);
 	void (*fail_wr)(int nth);
 	bool roce_only; /* P_Keys are never looked up */
-	bool spare;	/* where one device does not register a region the others carry */
+	bool spare;	/* there are two devices: where one fails the other carries on */
 };
 
 void sweep_fault_points(const struct sweep *s);
