@@ -265,6 +265,19 @@ static inline void kv_bit_clear(uint64_t *words, unsigned int i)
 {
 	words[i / 64] &= ~(UINT64_C(1) << (i % 64));
 }
+/* The first that is set of those from `i` on, below KV_OPS_MAX; KV_OPS_MAX: there is none. */
+static inline unsigned int kv_bit_next(const uint64_t *words, unsigned int i)
+{
+	for (unsigned int w = i / 64; w < KV_WORDS; w++) {
+		uint64_t word = w == i / 64 ? words[w] >> (i % 64) << (i % 64) : words[w];
+
+		if (word)
+			return w * 64 + (unsigned int)__builtin_ctzll(word);
+	}
+	return KV_OPS_MAX;
+}
+#define KV_EACH_BIT(words, i)                                                                      \
+	for (unsigned int i = kv_bit_next(words, 0); i < KV_OPS_MAX; i = kv_bit_next(words, i + 1))
 
 enum {
 	KV_MAGIC_ENGINE = 0x4b56454e,

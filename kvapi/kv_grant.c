@@ -345,11 +345,11 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	}
 	if (!grant)
 		return 0;
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
-		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
+	KV_EACH_BIT (peer->link->busy, i) {
+		struct kv_op *op = peer->link->slot[i].op;
 
 		/* What is committed already is decided by the receiver's acknowledgement. */
-		if (op && op->grant == id && !op->committed)
+		if (op->grant == id && !op->committed)
 			kv_op_stop(op, KV_ERR_REVOKED, kv_deadline_ns(KV_STOP_MS), NULL);
 	}
 	return 0;
@@ -358,11 +358,10 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 /* Nothing of ours that writes to the lease is with the transport. */
 static bool quiet(const struct kv_peer *peer, uint64_t id)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
-		const struct kv_op *op =
-			kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
+	KV_EACH_BIT (peer->link->busy, i) {
+		const struct kv_op *op = peer->link->slot[i].op;
 
-		if (op && op->grant == id && op->tr)
+		if (op->grant == id && op->tr)
 			return false;
 	}
 	return true;

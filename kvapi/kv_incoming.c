@@ -164,11 +164,7 @@ void kv_incoming_retry(struct kv_peer *peer)
 {
 	uint64_t *withheld = peer->link->withheld;
 
-	if (!(withheld[0] | withheld[1]))
-		return;
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
-		if (!kv_bit(withheld, i))
-			continue;
+	KV_EACH_BIT (withheld, i) {
 		if (!push_arrival(peer, &peer->link->in[i].begin))
 			return;
 		kv_bit_clear(withheld, i);
@@ -179,17 +175,19 @@ void kv_incoming_retry(struct kv_peer *peer)
 /* As many acknowledgements as fit into one message. */
 static void collect(const struct kv_link *link, struct kv_msg_ack *ack)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX && ack->count < KV_ACKS_MAX; i++)
-		if (kv_bit(link->ack, i))
-			ack->ack[ack->count++] =
-				(struct kv_ack){ link->in[i].begin.op, link->in[i].status };
+	KV_EACH_BIT (link->ack, i) {
+		if (ack->count == KV_ACKS_MAX)
+			return;
+		ack->ack[ack->count++] =
+			(struct kv_ack){ link->in[i].begin.op, link->in[i].status };
+	}
 }
 
 bool kv_incoming_flush(struct kv_peer *peer)
 {
 	struct kv_link *link = peer->link;
 
-	while (link->ack[0] | link->ack[1]) {
+	while (kv_bit_next(link->ack, 0) < KV_OPS_MAX) {
 		struct kv_msg msg = { .type = KV_MSG_ACK, .ack.count = 0 };
 
 		collect(link, &msg.ack);

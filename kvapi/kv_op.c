@@ -244,14 +244,10 @@ bool kv_op_flush(struct kv_peer *peer)
 {
 	struct kv_link *link = peer->link;
 
-	if (!(link->aborts[0] | link->aborts[1]))
-		return true;
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	KV_EACH_BIT (link->aborts, i) {
 		struct kv_slot *slot = &link->slot[i];
 		struct kv_msg msg = { .type = KV_MSG_ABORT };
 
-		if (!kv_bit(link->aborts, i))
-			continue;
 		msg.abort.op = (uint64_t)slot->generation << ID_SLOT_BITS | i;
 		msg.abort.lease = slot->send ? slot->grant : 0;
 		msg.abort.status = slot->status;

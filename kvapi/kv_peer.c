@@ -107,9 +107,8 @@ void kv_peer_drop(struct kv_peer *peer)
 static void end_the_rest(struct kv_peer *peer)
 {
 	kv_peer_end_ops(peer, KV_ERR_CLOSED, 0);
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
-		if (kv_bit(peer->link->busy, i))
-			kv_op_lost(peer->link->slot[i].op);
+	KV_EACH_BIT (peer->link->busy, i)
+		kv_op_lost(peer->link->slot[i].op);
 }
 
 void kv_peer_free(struct kv_peer *peer)
@@ -163,9 +162,8 @@ void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns)
 {
 	while (peer->link->collected)
 		kv_op_stop(peer->link->collected, code, stop_ns, NULL);
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++)
-		if (kv_bit(peer->link->busy, i))
-			kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
+	KV_EACH_BIT (peer->link->busy, i)
+		kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
 }
 
 static void end_operations(struct kv_peer *peer, int64_t deadline_ns)

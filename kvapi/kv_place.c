@@ -17,63 +17,71 @@ static struct kv_lease *lease_of(struct kv_peer *peer, uint64_t id)
 	return lease && lease->id == id ? lease : NULL;
 }
 
-static bool begins_in(const struct kv_cache *cache, unsigned int slab, const struct tr_mem *mem,
-		      uint64_t offset)
-{
-	unsigned int t = slab % cache->geometry.tensors;
-	const struct kv_slab *s = &cache->slab[slab];
-	uint64_t rel = offset - s->offset;
+/* A place in a cache: byte `in` of a block of a slab, which is a tensor of a layer. */
+struct place {
+	unsigned int slab, tensor;
+	uint64_t block, in;
+};
 
-	return s->mem == mem && offset >= s->offset &&
-	       rel / cache->stride[t] < cache->geometry.blocks &&
-	       rel % cache->stride[t] < cache->geometry.tensor[t].block_bytes;
+static bool is_in_slab(const struct kv_cache *cache, const struct tr_mem *mem, uint64_t offset,
+		       struct place *place)
+{
+	const struct kv_slab *s = &cache->slab[place->slab];
+	unsigned int t = place->slab % cache->geometry.tensors;
+
+	if (s->mem != mem || offset < s->offset)
+		return false;
+	place->tensor = t;
+	place->block = (offset - s->offset) / cache->stride[t];
+	place->in = (offset - s->offset) - place->block * cache->stride[t];
+	return place->block < cache->geometry.blocks &&
+	       place->in < cache->geometry.tensor[t].block_bytes;
 }
 
-/* The tensor of a layer in which a byte lies; mostly the one of the last time, or the next. */
-static int slab_of(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
-		   uint64_t offset)
+/* Where a byte lies; mostly in the slab of the last time, or the next. */
+static bool find_place(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
+		       uint64_t offset, struct place *place)
 {
 	unsigned int slabs = cache->geometry.layers * cache->geometry.tensors;
 
+	place->slab = link->placed_slab < slabs ? link->placed_slab : 0;
 	for (unsigned int i = 0; i < slabs; i++) {
-		unsigned int slab = (link->placed_slab + i) % slabs;
-
-		if (begins_in(cache, slab, mem, offset)) {
-			link->placed_slab = slab;
-			return (int)slab;
+		if (is_in_slab(cache, mem, offset, place)) {
+			link->placed_slab = place->slab;
+			return true;
 		}
+		if (++place->slab == slabs)
+			place->slab = 0;
 	}
-	return -1;
+	return false;
 }
 
 /* Whether all of the bytes lie in blocks of the cache; with a lease, in its blocks and layers. */
 static bool covers(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
 		   uint64_t offset, uint64_t len, const struct kv_lease *lease)
 {
-	while (len) {
-		int slab = slab_of(link, cache, mem, offset);
-		unsigned int t = (unsigned int)slab % cache->geometry.tensors;
-		uint64_t block, in, n;
+	struct place at;
 
-		if (slab < 0 ||
-		    (lease && (unsigned int)slab / cache->geometry.tensors - lease->layers.first >=
+	while (len) {
+		uint64_t n;
+
+		if (!find_place(link, cache, mem, offset, &at) ||
+		    (lease && at.slab / cache->geometry.tensors - lease->layers.first >=
 				      lease->layers.count))
 			return false;
-		block = (offset - cache->slab[slab].offset) / cache->stride[t];
-		in = (offset - cache->slab[slab].offset) % cache->stride[t];
 		do {
 			/* Those of this peer's leases change under its claim only. */
-			if (lease && __atomic_load_n(&cache->owner[block], __ATOMIC_RELAXED) !=
+			if (lease && __atomic_load_n(&cache->owner[at.block], __ATOMIC_RELAXED) !=
 					     lease->serial)
 				return false;
-			n = cache->geometry.tensor[t].block_bytes - in;
+			n = cache->geometry.tensor[at.tensor].block_bytes - at.in;
 			n = n < len ? n : len;
 			offset += n;
 			len -= n;
-			in = 0;
-			block++;
-		} while (len && block < cache->geometry.blocks &&
-			 cache->stride[t] == cache->geometry.tensor[t].block_bytes);
+			at.in = 0;
+			at.block++;
+		} while (len && at.block < cache->geometry.blocks &&
+			 cache->stride[at.tensor] == cache->geometry.tensor[at.tensor].block_bytes);
 	}
 	return true;
 }

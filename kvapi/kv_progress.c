@@ -253,29 +253,40 @@ static void store(_Atomic int64_t *to, int64_t value)
 	atomic_store_explicit(to, value, memory_order_release);
 }
 
+/* A piece of each operation from slot `i` on and below `end`; returns where the round is full. */
+static unsigned int post_slots(struct kv_peer *peer, unsigned int i, unsigned int end,
+			       bool may_post, int *done_p)
+{
+	struct kv_link *link = peer->link;
+
+	for (i = kv_bit_next(link->posting, i); i < end && peer->turn_bytes < KV_PIECE_BYTES;
+	     i = kv_bit_next(link->posting, i + 1)) {
+		store(&peer->posting_ns, link->slot[i].op->deadline_ns);
+		*done_p += kv_op_step(link->slot[i].op, may_post);
+	}
+	return i;
+}
+
 /*
  * One round of posting: a piece of each operation that has one, beginning where the last round
- * ended.
+ * was full, or one further.
  */
 static int post_round(struct kv_peer *peer, bool may_post)
 {
-	struct kv_link *link = peer->link;
-	unsigned int k;
+	unsigned int first = peer->link->turn, i;
 	int done = 0;
 
-	if (!(link->posting[0] | link->posting[1]))
+	if (kv_bit_next(peer->link->posting, 0) == KV_OPS_MAX)
 		return 0;
 	peer->turn_bytes = 0;
-	for (k = 0; k < KV_OPS_MAX && peer->turn_bytes < KV_PIECE_BYTES; k++) {
-		unsigned int i = (link->turn + k) % KV_OPS_MAX;
-
-		if (!kv_bit(link->posting, i))
-			continue;
-		store(&peer->posting_ns, link->slot[i].op->deadline_ns);
-		done += kv_op_step(link->slot[i].op, may_post);
+	i = post_slots(peer, first, KV_OPS_MAX, may_post, &done);
+	if (i == KV_OPS_MAX) {
+		i = post_slots(peer, 0, first, may_post, &done);
+		if (i >= first)
+			i = first + 1;
 	}
 	store(&peer->posting_ns, KV_NO_DEADLINE);
-	link->turn = (link->turn + (k < KV_OPS_MAX ? k : 1)) % KV_OPS_MAX;
+	peer->link->turn = i % KV_OPS_MAX;
 	return done;
 }
 
@@ -287,10 +298,10 @@ static void check_deadlines(struct kv_peer *peer)
 	if (now < peer->next_deadline_ns)
 		return;
 	peer->next_deadline_ns = KV_NO_DEADLINE;
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
-		struct kv_op *op = kv_bit(peer->link->busy, i) ? peer->link->slot[i].op : NULL;
+	KV_EACH_BIT (peer->link->busy, i) {
+		struct kv_op *op = peer->link->slot[i].op;
 
-		if (!op || op->stage == KV_STAGE_STOP)
+		if (op->stage == KV_STAGE_STOP)
 			continue; /* the transport keeps the deadline of a stop */
 		if (now < op->deadline_ns)
 			kv_peer_due(peer, op->deadline_ns);
@@ -348,13 +359,12 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post)
  */
 static void wake_posters(struct kv_peer *peer, bool moved)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
-		const struct kv_op *op =
-			kv_bit(peer->link->posting, i) ? peer->link->slot[i].op : NULL;
+	KV_EACH_BIT (peer->link->posting, i) {
+		const struct kv_op *op = peer->link->slot[i].op;
 
-		if (op && (op->blocking || atomic_load(&op->waiter->sleepers)))
+		if (op->blocking || atomic_load(&op->waiter->sleepers))
 			kv_waiter_wake(op->waiter);
-		else if (op && moved)
+		else if (moved)
 			peer->restless = true;
 	}
 }
