@@ -86,13 +86,13 @@ void kv_ranges_free(struct kv_engine *engine)
 }
 
 /* The number of the kv_alloc range that holds `addr`, 0 if none does. */
-static uintptr_t range_of(struct kv_engine *engine, const uint8_t *addr)
+static uintptr_t range_of(struct kv_engine *engine, uintptr_t addr)
 {
 	uintptr_t found = 0;
 
 	pthread_mutex_lock(&engine->lock);
 	for (const struct kv_pool_range *r = engine->ranges; r && !found; r = r->next)
-		if (addr >= r->ptr && (size_t)(addr - r->ptr) < r->len)
+		if (addr - (uintptr_t)r->ptr < r->len)
 			found = (uintptr_t)r->ptr;
 	pthread_mutex_unlock(&engine->lock);
 	return found;
@@ -115,7 +115,7 @@ static int register_extents(struct kv_cache *cache, int kind, const struct kv_ex
 	if (kv_option_bool(cache->engine->options, KV_OPT_RELAX_ORDERING))
 		access |= TR_RELAXED;
 	for (size_t i = 0, next; i < n; i = next) {
-		uint8_t *begin = extents[i].addr, *end = begin + extents[i].len;
+		uintptr_t begin = extents[i].addr, end = begin + extents[i].len;
 		uintptr_t range = range_of(cache->engine, begin);
 		struct tr_mem *mem;
 		size_t gap = range ? PAGE : 0; /* of a pool, all of it is ours */
@@ -127,15 +127,15 @@ static int register_extents(struct kv_cache *cache, int kind, const struct kv_ex
 		     next++)
 			if (extents[next].addr + extents[next].len > end)
 				end = extents[next].addr + extents[next].len;
-		ret = tr_mem_reg(cache->engine->tr, begin, (size_t)(end - begin), kind, access,
-				 &mem, err);
+		ret = tr_mem_reg(cache->engine->tr, (void *)begin, end - begin, kind, access, &mem,
+				 err);
 		if (ret)
 			return ret;
 		cache->region[cache->regions++] = mem;
 		for (size_t k = i; k < next; k++)
 			cache->slab[extents[k].slab] = (struct kv_slab){
 				.mem = mem,
-				.offset = (uint64_t)(extents[k].addr - (uint8_t *)tr_mem_addr(mem)),
+				.offset = extents[k].addr - (uintptr_t)tr_mem_addr(mem),
 			};
 	}
 	return 0;

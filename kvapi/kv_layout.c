@@ -117,10 +117,9 @@ static int find(const struct kv_layout *layout, const struct kv_geometry *g, con
 				return kv_fail(err, KV_ERR_ARG, "register",
 					       "tensor[%u] of layer %u ends past the address space",
 					       i, l);
-			extents[l * g->tensors + i] =
-				(struct kv_extent){ .addr = (uint8_t *)(uintptr_t)addr,
-						    .len = len,
-						    .slab = l * g->tensors + i };
+			extents[l * g->tensors + i] = (struct kv_extent){
+				.addr = addr, .len = len, .slab = l * g->tensors + i
+			};
 		}
 	return 0;
 }
@@ -130,7 +129,7 @@ static struct kv_row row_of(const struct kv_extent *extent, const struct kv_geom
 {
 	uint32_t i = extent->slab % g->tensors;
 
-	return (struct kv_row){ .at = (uintptr_t)extent->addr,
+	return (struct kv_row){ .at = extent->addr,
 				.stride = stride[i],
 				.len = g->tensor[i].block_bytes,
 				.n = g->blocks };

@@ -7,7 +7,7 @@
 
 /* The memory of one tensor of one layer, with the gaps between its blocks. */
 struct kv_extent {
-	uint8_t *addr;
+	uintptr_t addr;
 	uint64_t len;
 	uint32_t slab; /* layer * tensors + tensor */
 };
