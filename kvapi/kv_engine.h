@@ -31,6 +31,11 @@ enum {
 	KV_ROWS_MAX = 2 * KV_PEERS_MAX,
 	KV_COMM_MS = 30000, /* kv_comm_init for its ranks, unless the caller says */
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
+	/*
+	 * A record that waits for its next use (operation, lease, grant) keeps an array of ids up
+	 * to this size: what short ones cost is not paid each time, and of long ones nothing stays.
+	 */
+	KV_IDS_KEEP_BYTES = 16 << 10,
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
 };

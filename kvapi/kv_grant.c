@@ -40,19 +40,20 @@ uint32_t kv_grant_owner(const struct kv_grant *grant)
 
 /* ---------------------------------------------------------------- learning of a lease */
 
+static void drop_ids(struct kv_peer *peer, struct kv_grant *grant)
+{
+	free(grant->ids);
+	kv_budget_give(peer, grant->ids_cap * sizeof(*grant->ids));
+	grant->ids = NULL;
+	grant->ids_cap = 0;
+}
+
 /* Ids that lie in records for another use of them are given up when memory is short. */
 static void trim(struct kv_peer *peer)
 {
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
-		struct kv_grant *grant = peer->link->grant[i];
-
-		if (!grant || grant->live || !grant->ids)
-			continue;
-		free(grant->ids);
-		kv_budget_give(peer, grant->ids_cap * sizeof(*grant->ids));
-		grant->ids = NULL;
-		grant->ids_cap = 0;
-	}
+	for (unsigned int i = 0; i < KV_LEASES_MAX; i++)
+		if (peer->link->grant[i] && !peer->link->grant[i]->live)
+			drop_ids(peer, peer->link->grant[i]);
 }
 
 static int pay(struct kv_peer *peer, size_t bytes)
@@ -249,6 +250,8 @@ static void forget(struct kv_peer *peer, struct kv_grant *grant)
 	*(grant->older ? &grant->older->newer : &link->oldest) = grant->newer;
 	*(grant->newer ? &grant->newer->older : &link->newest) = grant->older;
 	grant->live = false;
+	if (grant->ids_cap * sizeof(*grant->ids) > KV_IDS_KEEP_BYTES)
+		drop_ids(peer, grant);
 }
 
 void kv_grant_free_all(struct kv_peer *peer)

@@ -33,6 +33,11 @@ static void give_lease(struct kv_lease *lease)
 	uint32_t *ids = lease->ids;
 	size_t cap = lease->ids_cap;
 
+	if (cap * sizeof(*ids) > KV_IDS_KEEP_BYTES) {
+		free(ids);
+		ids = NULL;
+		cap = 0;
+	}
 	pthread_mutex_lock(&engine->pool_lock); /* kv_lease_hold_peer may be looking */
 	memset(&lease->magic, 0, sizeof(*lease) - offsetof(struct kv_lease, magic));
 	lease->ids = ids;

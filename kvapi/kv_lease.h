@@ -27,7 +27,7 @@ struct kv_lease {
 	bool stopped;
 	bool orphan;	  /* nobody holds a handle: release it as soon as it is stopped */
 	uint32_t n, sent; /* ids, and how many were told to the writer */
-	uint32_t *ids;	  /* kept between uses */
+	uint32_t *ids;	  /* short ones are kept for the next use */
 	size_t ids_cap;
 	uint64_t done[KV_LAYER_WORDS];
 	uint32_t layers_done;
@@ -84,7 +84,7 @@ struct kv_grant {
 	bool failed; /* a part of it will never be committed: the receiver is going to revoke it */
 	struct kv_layers layers;
 	uint32_t n, got;
-	int64_t *ids; /* kept between uses */
+	int64_t *ids; /* short ones are kept for the next use */
 	size_t ids_cap;
 	uint64_t sent[KV_LAYER_WORDS]; /* layers that kv_send_blocks has begun */
 	uint64_t done[KV_LAYER_WORDS]; /* and that were acknowledged */

@@ -55,7 +55,7 @@ struct kv_op {
 	size_t n;
 	uint32_t layer, tensor; /* what is posted next */
 	struct kv_place place;
-	int64_t *ids; /* own copy, kept between uses */
+	int64_t *ids; /* own copy; a short one is kept for the next use */
 	size_t ids_cap;
 	struct kv_waiter own_waiter, *waiter;
 	struct kv_op *next; /* pool or group */
@@ -85,10 +85,14 @@ int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
 int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
 		   struct kv_error *err);
 
+/* kv_op_pool.c */
 int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err);
 void kv_op_give(struct kv_op *op);
 void kv_op_pool_free(struct kv_engine *engine);
 int kv_op_keep_ids(struct kv_op *op, struct kv_error *err);
+void kv_op_trim_ids(struct kv_op *op); /* it has ended: a long copy of the ids is not kept */
+
+/* kv_op.c */
 /*
  * Its caller goes away although it has not ended: it posts no more, and its end frees it. false: it
  * has ended. The ids need not stay valid.

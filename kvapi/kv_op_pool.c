@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_op_pool.c -- the records of operations, and the ids that one keeps
+ *
+ * A record stays until the engine closes, so that a handle which was freed is refused and not
+ * followed into foreign memory.
+ */
+#include "kv_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK_OPS = 16 };
+
+struct kv_op_chunk {
+	struct kv_op_chunk *next;
+	struct kv_op op[CHUNK_OPS];
+};
+
+static bool grow_pool(struct kv_engine *engine)
+{
+	struct kv_op_chunk *chunk = kv_fault(KV_OP_CHUNK) ? NULL : calloc(1, sizeof(*chunk));
+
+	if (!chunk)
+		return false;
+	for (int i = 0; i < CHUNK_OPS; i++) {
+		chunk->op[i].engine = engine;
+		chunk->op[i].next = engine->free_ops;
+		engine->free_ops = &chunk->op[i];
+	}
+	chunk->next = engine->op_chunks;
+	engine->op_chunks = chunk;
+	return true;
+}
+
+int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err)
+{
+	struct kv_op *op = NULL;
+
+	pthread_mutex_lock(&engine->pool_lock);
+	if (engine->free_ops || grow_pool(engine)) {
+		op = engine->free_ops;
+		engine->free_ops = op->next;
+	}
+	pthread_mutex_unlock(&engine->pool_lock);
+	if (!op)
+		return kv_fail(err, KV_ERR_NOMEM, "operation", "cannot allocate operations");
+	op->magic = KV_MAGIC_OP;
+	op->stage = KV_STAGE_IDLE;
+	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
+	op->passed = op->unclaimed = op->admitted = op->early = false;
+	op->peer = NULL;
+	op->after = NULL;
+	op->at = NULL;
+	op->tr = NULL;
+	op->lease = NULL;
+	op->next = NULL;
+	op->id = 0;
+	op->grant = 0;
+	op->end_code = op->ack_status = op->result = 0;
+	op->layer = op->tensor = 0;
+	op->place = (struct kv_place){ 0 };
+	op->waiter = &op->own_waiter;
+	atomic_store(&op->grouped, false);
+	atomic_store(&op->grade, KV_NONE);
+	atomic_store(&op->ids_gone, false);
+	atomic_store(&op->ended, KV_OP_GOING);
+	*op_p = op;
+	return 0;
+}
+
+void kv_op_give(struct kv_op *op)
+{
+	struct kv_engine *engine = op->engine;
+
+	op->magic = KV_MAGIC_DEAD;
+	if (op->peer)
+		kv_peer_drop(op->peer);
+	op->peer = NULL;
+	pthread_mutex_lock(&engine->pool_lock);
+	op->next = engine->free_ops;
+	engine->free_ops = op;
+	pthread_mutex_unlock(&engine->pool_lock);
+}
+
+void kv_op_pool_free(struct kv_engine *engine)
+{
+	while (engine->op_chunks) {
+		struct kv_op_chunk *chunk = engine->op_chunks;
+
+		engine->op_chunks = chunk->next;
+		for (int i = 0; i < CHUNK_OPS; i++) {
+			if (chunk->op[i].peer) /* the application did not free it */
+				kv_peer_drop(chunk->op[i].peer);
+			free(chunk->op[i].ids);
+		}
+		free(chunk);
+	}
+}
+
+/* ---------------------------------------------------------------- its ids */
+
+void kv_op_trim_ids(struct kv_op *op)
+{
+	if (op->ids_cap * sizeof(*op->ids) <= KV_IDS_KEEP_BYTES)
+		return;
+	free(op->ids);
+	op->ids = NULL;
+	op->ids_cap = 0;
+	op->local = op->remote = NULL;
+}
+
+int kv_op_keep_ids(struct kv_op *op, struct kv_error *err)
+{
+	bool both = op->kind != KV_OP_SEND; /* its remote ids are the grant's */
+	size_t need = both ? 2 * op->n : op->n;
+
+	if (need > op->ids_cap) {
+		int64_t *ids = kv_fault(KV_OP_IDS) ? NULL : realloc(op->ids, need * sizeof(*ids));
+
+		if (!ids)
+			return kv_fail(err, KV_ERR_NOMEM, kv_op_name(op),
+				       "cannot keep %zu block ids", need);
+		op->ids = ids;
+		op->ids_cap = need;
+	}
+	memcpy(op->ids, op->local, op->n * sizeof(*op->ids));
+	op->local = op->ids;
+	if (both) {
+		memcpy(op->ids + op->n, op->remote, op->n * sizeof(*op->ids));
+		op->remote = op->ids + op->n;
+	}
+	return 0;
+}
