@@ -154,6 +154,7 @@ void link_wake(struct shm_conn *sc, uint32_t why)
 {
 	static const struct link_message doorbell = { .kind = LINK_DOORBELL };
 	_Atomic uint32_t *asleep = &sc->seg.shared->side[!sc->side].asleep;
+	uint32_t reasons;
 
 	/*
 	 * seq_cst fence: our store (a tail, a head, a stop) before our load of `asleep`; the
@@ -164,10 +165,24 @@ void link_wake(struct shm_conn *sc, uint32_t why)
 	if (!(atomic_load_explicit(asleep, memory_order_relaxed) & why) || sc->sock < 0)
 		return;
 	/* exchange: of several wakers and reasons one rings */
-	if (!atomic_exchange_explicit(asleep, 0, memory_order_relaxed))
+	reasons = atomic_exchange_explicit(asleep, 0, memory_order_relaxed);
+	if (!reasons)
 		return;
 	tr_conn_count(sc->conn)->doorbells++;
-	link_send(sc, &doorbell, -1, NULL); /* a dead peer is noticed elsewhere */
+	/* A dead peer is noticed elsewhere, and with a full queue a wake-up waits already. */
+	if (link_send(sc, &doorbell, -1, NULL) != KV_ERR_SYSTEM)
+		return;
+	/* No memory for it: the peer still sleeps, and only this side knows that it must not. */
+	atomic_fetch_or_explicit(asleep, reasons, memory_order_relaxed);
+	sc->unrung = true;
+}
+
+void link_wake_again(struct shm_conn *sc)
+{
+	if (!sc->unrung)
+		return;
+	sc->unrung = false;
+	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
 
 int link_identify(struct shm_conn *sc, struct kv_error *err)

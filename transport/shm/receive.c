@@ -241,6 +241,7 @@ int shm_progress(struct tr_conn *conn)
 		ret = look_at_link(sc, &cause);
 	}
 
+	link_wake_again(sc);
 	stop = told_to_stop(sc);
 	if (!ret)
 		ret = move(sc, &cause);
@@ -285,6 +286,8 @@ int shm_arm(struct tr_conn *conn)
 		return 1;
 	}
 	if (sc->hung_up || sc->copies || (sc->late && sc->bell < 0)) /* nothing rings a bell */
+		return 1;
+	if (sc->unrung)
 		return 1;
 	sc->armed = true;
 	atomic_store_explicit(&me->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),

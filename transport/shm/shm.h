@@ -204,6 +204,7 @@ struct shm_conn {
 	struct shm_answer answer[SHM_READS_MAX];
 	unsigned int answer_head, answer_tail;
 	bool armed;
+	bool unrung;  /* the peer may sleep though link_wake was called */
 	bool hung_up; /* the socket's EOF or the pidfd was seen */
 
 	int64_t fence_deadline_ns; /* 0: not begun */
@@ -255,6 +256,8 @@ int link_receive(struct shm_conn *sc, int sock, struct link_message *message, in
 int link_drain(struct shm_conn *sc, struct kv_error *err);
 void link_wake(struct shm_conn *sc,
 	       uint32_t why); /* rings the doorbell if the peer sleeps for it */
+/* A doorbell that could not be rung (unrung) is rung again. */
+void link_wake_again(struct shm_conn *sc);
 /* Who is at the other end of a connected socket: pid, uid, pidfd. */
 int link_identify(struct shm_conn *sc, struct kv_error *err);
 bool link_peer_is_dead(const struct shm_conn *sc);
