@@ -316,7 +316,8 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 
 /*
  * Adds spans between one pair of regions. Returns how many were accepted, from the first on; fewer
- * than n when credits are out: poll, then add the rest. Spans are checked against both regions
+ * than n when credits are out: poll, then add the rest (the first of it may be copied in part: the
+ * operation's next call begins with it, or there is none). Spans are checked against both regions
  * first (ARG with block_index = the span's index; then none was accepted). An operation may take
  * any number of calls and pairs. Spans of one operation are not ordered among each other.
  */

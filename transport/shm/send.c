@@ -79,6 +79,10 @@ uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const 
 	struct ring_record record = *first;
 	uint64_t done = 0;
 
+	if (len > SHM_ADD_BYTES) {
+		len = SHM_ADD_BYTES;
+		sc->cut = true;
+	}
 	while (done < len) {
 		uint64_t left = len - done;
 		uint64_t want = left < SHM_PUBLISH_BYTES ? left : SHM_PUBLISH_BYTES;
@@ -225,10 +229,6 @@ static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lme
 	struct shm_rmem *rm = rmem->priv;
 	long done;
 
-	if (rm->path == SHM_RING && call_split(sc, op, lmem, rmem, spans, n)) {
-		*done_p = (long)n;
-		return true;
-	}
 	done = call_move(sc, op, lmem, rm->addr, spans, n);
 	if (done == -EFAULT && rm->path == SHM_RING) {
 		rm->cma_any_order = false;
@@ -238,31 +238,76 @@ static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lme
 	return true;
 }
 
+static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		    const struct tr_span *spans, size_t n, bool by_cma, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	const struct shm_rmem *rm = rmem->priv;
+	long done;
+
+	if (by_cma && add_by_cma(sc, op, lmem, rmem, spans, n, &done, err))
+		return done;
+	if (rm->path != SHM_RING)
+		return (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, n);
+	ring_refresh(&sc->out); /* an impossible position: the next progress tells */
+	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, n)
+					   : read_by_ring(sc, op, lmem->addr, rmem, spans, n));
+	send_published(sc);
+	if ((size_t)done < n)
+		refused(sc);
+	return done;
+}
+
+/* The next piece of a large span, which is accepted with its last one: the caller comes again. */
+static long add_part(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		     const struct tr_span *span, bool by_cma, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	struct shm_op *so = &sc->op[op->index];
+	const uint8_t *local = lmem->addr + span->local;
+	const uint8_t *remote = ((const struct shm_rmem *)rmem->priv)->addr + span->remote;
+	struct tr_span piece = *span;
+	long done;
+
+	if (so->part.local != local || so->part.remote != remote || so->part.len != span->len) {
+		so->part.local = local;
+		so->part.remote = remote;
+		so->part.len = span->len;
+		so->part.done = 0;
+	}
+	piece.local += so->part.done;
+	piece.remote += so->part.done;
+	piece.len -= so->part.done;
+	if (piece.len > SHM_ADD_BYTES)
+		piece.len = SHM_ADD_BYTES;
+	done = add_now(op, lmem, rmem, &piece, 1, by_cma, err);
+	if (done <= 0)
+		return done;
+	so->part.done += piece.len;
+	sc->cut = true;
+	if (so->part.done < span->len)
+		return 0;
+	so->part.len = 0;
+	return 1;
+}
+
 long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	bool past_ring = rm->cma_any_order && op->any_order && n && spans[0].len >= SHM_CMA_LEAST;
+	bool by_cma = past_ring || rm->path == SHM_CMA;
 	size_t now = bounded(spans, n);
 	long done;
 
-	if ((past_ring || rm->path == SHM_CMA) &&
-	    add_by_cma(sc, op, lmem, rmem, spans, now, &done, err)) {
-		if (done <= 0)
-			return done;
-	} else if (rm->path == SHM_RING) {
-		ring_refresh(&sc->out); /* an impossible position: the next progress tells */
-		done = (long)(op->kind == TR_WRITE
-				      ? write_by_ring(sc, op, lmem->addr, rmem, spans, now)
-				      : read_by_ring(sc, op, lmem->addr, rmem, spans, now));
-		send_published(sc);
-		if ((size_t)done < now)
-			refused(sc);
-	} else {
-		done = (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, now);
-	}
-	sc->cut |= (size_t)done < n && (rm->path != SHM_RING || (size_t)done == now);
+	if (past_ring && call_split(sc, op, lmem, rmem, spans, n))
+		return (long)n;
+	if (n && spans[0].len > SHM_ADD_BYTES && (by_cma || rm->path != SHM_RING))
+		done = add_part(op, lmem, rmem, spans, by_cma, err);
+	else
+		done = add_now(op, lmem, rmem, spans, now, by_cma, err);
+	sc->cut |= done > 0 && (size_t)done < n && (rm->path != SHM_RING || (size_t)done == now);
 	return done;
 }
 

@@ -33,7 +33,7 @@ enum shm_limits {
 	SHM_LINK_MESSAGES = 128,      /* that one look at the local socket takes */
 	SHM_PROGRESS_RECORDS = 2048,  /* that one progress consumes at most, and */
 	SHM_READS_MAX = 64,	      /* ring reads that are not answered, per side */
-	SHM_ADD_BYTES = 4 << 20,      /* that one op_add copies: how long it may keep its caller */
+	SHM_ADD_BYTES = 4 << 20,      /* that one call copies: how long it may keep its caller */
 	SHM_CMA_SPANS = 256,	      /* iovecs of one process_vm_writev */
 	SHM_RING_RESERVE = 8 << 10,   /* of the ring: kept for notifies and messages */
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
@@ -120,6 +120,11 @@ struct shm_op {
 	bool waiting; /* it stands in shm_conn.wait */
 	bool copying; /* job is under way or was not looked at since */
 	bool late;    /* shm_conn.call is its, and did not return in time */
+	/* A span that is larger than SHM_ADD_BYTES, of which `done` bytes are copied. */
+	struct {
+		const uint8_t *local, *remote;
+		uint64_t len, done;
+	} part;
 	struct copy_job job;
 	struct tr_span range;	/* of job, */
 	struct tr_rmem *rmem;	/* and where it goes */
@@ -198,7 +203,7 @@ struct shm_conn {
 	unsigned int read_head, read_tail;
 	uint64_t blocked_at; /* out.head then */
 	bool blocked; /* somebody was refused for lack of room and was not told of room yet */
-	bool cut; /* op_add stopped at SHM_ADD_BYTES, and the caller was not told to go on yet */
+	bool cut; /* a copy stopped at SHM_ADD_BYTES, and the caller was not told to go on yet */
 
 	/* Receiving. */
 	struct shm_answer answer[SHM_READS_MAX];
