@@ -271,9 +271,11 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 		comm->engine = engine;
 		comm->rank = config->rank;
 		comm->nranks = config->nranks;
+		atomic_fetch_add(&engine->joining, 1);
 		ret = exchange(config, &own, all, err);
 		if (!ret)
 			ret = join(comm, all, deadline, err);
+		atomic_fetch_sub(&engine->joining, 1);
 	}
 	free(all);
 	if (ret)

@@ -29,7 +29,11 @@ enum {
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	/* peers, handshakes that came and those that were begun */
 	KV_ROWS_MAX = 2 * KV_PEERS_MAX,
-	KV_COMM_MS = 30000, /* kv_comm_init for its ranks, unless the caller says */
+	/*
+	 * kv_comm_init for its ranks, unless the caller says; and a peer that came for a
+	 * communicator, for the kv_comm_init that takes it in
+	 */
+	KV_COMM_MS = 30000,
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
 	/*
 	 * A record that waits for its next use (operation, lease, grant) keeps an array of ids up
@@ -172,6 +176,7 @@ struct kv_engine {
 	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */
 	struct kv_pool_range *ranges; /* kv_alloc */
 	uint64_t comms;		      /* kv_comm_init calls */
+	atomic_uint joining;	      /* those under way, each with a deadline of its own */
 
 	int (*interrupted)(void *arg); /* kv_engine_set_interrupt; NULL: nobody is asked */
 	void *interrupted_arg;

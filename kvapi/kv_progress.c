@@ -440,9 +440,10 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 	if (peer->state != KV_PEER_UP)
 		return true;
 	kv_peer_tell_up(peer);
-	if (kv_peer_is_waif(peer) && kv_now_ns() >= peer->adopt_by_ns)
+	if (kv_peer_is_waif(peer) && kv_now_ns() >= peer->adopt_by_ns &&
+	    !atomic_load(&peer->engine->joining))
 		kv_peer_break(peer, KV_ERR_PEER_LOST,
-			      "no kv_comm_init of this engine expects it, within %d ms",
+			      "no kv_comm_init of this engine has taken it in within %d ms",
 			      KV_COMM_MS);
 	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
 		wake_posters(peer, done);

@@ -7,11 +7,13 @@
  */
 #include "kv_rig.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "kv_internal.h"
 
 enum { RANKS = 3 };
 
@@ -20,6 +22,7 @@ static struct {
 	pthread_cond_t changed;
 	uint8_t blob[RANKS][256];
 	unsigned int in;
+	bool shut; /* a rank with `waits` set stays in its allgather */
 } table = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
 struct rank {
@@ -28,6 +31,7 @@ struct rank {
 	uint32_t rank, nranks;
 	int64_t timeout_ms;
 	bool fails; /* its allgather does, after it has told the others */
+	bool waits; /* in its allgather, until the table is not shut any more */
 	int ret;
 	int64_t took_ms;
 };
@@ -40,7 +44,7 @@ static int allgather(void *arg, const void *mine, void *all, size_t len)
 	memcpy(table.blob[r->rank], mine, len);
 	table.in++;
 	pthread_cond_broadcast(&table.changed);
-	while (table.in < r->nranks)
+	while (table.in < r->nranks || (r->waits && table.shut))
 		pthread_cond_wait(&table.changed, &table.lock);
 	for (uint32_t i = 0; i < r->nranks; i++)
 		memcpy((uint8_t *)all + i * len, table.blob[i], len);
@@ -71,6 +75,7 @@ static void open_ranks(struct rank *rank, uint32_t n, int progress)
 
 	config.progress = progress;
 	table.in = 0;
+	table.shut = true;
 	for (uint32_t i = 0; i < n; i++) {
 		rank[i] = (struct rank){ .rank = i, .nranks = n, .timeout_ms = RIG_TIMEOUT_MS };
 		node_open(&rank[i].node, i + 1, NULL, &config);
@@ -185,6 +190,99 @@ static void a_rank_that_gives_up_is_known_to_the_others(void **state)
 		node_close(&rank[i].node);
 }
 
+/* ---------------------------------------------------------- how long a rank is nobody's */
+
+/* The peer that came for a communicator, and that no kv_comm_init has taken; its claim is held. */
+static struct kv_peer *claim_waif(struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
+
+	while (kv_now_ns() < deadline) {
+		for (uint32_t i = 0; i < engine->peers_end; i++) {
+			struct kv_peer *peer = kv_service_claim(engine, i, deadline);
+
+			if (peer && kv_peer_is_waif(peer))
+				return peer;
+			if (peer)
+				kv_service_leave(peer);
+		}
+		poll(NULL, 0, 1);
+	}
+	fail_msg("nobody has come");
+	return NULL;
+}
+
+/* As if its time had passed. */
+static void let_time_pass(struct kv_peer *waif)
+{
+	int64_t left_ms = (waif->adopt_by_ns - kv_now_ns()) / KV_NS_PER_MS;
+
+	assert_true(left_ms <= KV_COMM_MS && left_ms > KV_COMM_MS - RIG_TIMEOUT_MS);
+	waif->adopt_by_ns = kv_now_ns();
+}
+
+static void a_rank_that_is_never_taken_in_is_dropped_at_its_deadline(void **state)
+{
+	pthread_t patient;
+	struct rank rank[2];
+	struct kv_peer *waif;
+
+	(void)state;
+	open_ranks(rank, 2, KV_PROGRESS_AUTO);
+	rank[0].timeout_ms = KV_TIMEOUT_MAX_MS;
+	rank[1].fails = true;
+	assert_int_equal(pthread_create(&patient, NULL, init_rank, &rank[0]), 0);
+	init_rank(&rank[1]);
+	assert_int_equal(rank[1].ret, KV_ERR_SYSTEM);
+	waif = claim_waif(rank[1].node.engine);
+	assert_int_equal(kv_cache_unregister(rank[1].node.cache, NULL), KV_ERR_BUSY);
+	let_time_pass(waif);
+	kv_service_leave(waif);
+	pthread_join(patient, NULL);
+	assert_int_equal(rank[0].ret, KV_ERR_PEER_LOST);
+	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has left"));
+	assert_true(rank[0].took_ms < RIG_TIMEOUT_MS);
+	nothing_is_left(&rank[0]);
+	nothing_is_left(&rank[1]);
+	node_close(&rank[0].node);
+	node_close(&rank[1].node);
+}
+
+/* As where this rank has to wait for a third one first: both have the time that they were given. */
+static void it_is_not_dropped_while_it_may_still_be_taken_in(void **state)
+{
+	pthread_t thread[2];
+	struct rank rank[2];
+	struct kv_peer *waif;
+	int64_t rounds;
+
+	(void)state;
+	open_ranks(rank, 2, KV_PROGRESS_AUTO);
+	rank[1].waits = true;
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, init_rank, &rank[i]), 0);
+	waif = claim_waif(rank[1].node.engine);
+	let_time_pass(waif);
+	rounds = atomic_load(&waif->rounds);
+	kv_peer_hold(waif);
+	kv_service_leave(waif);
+	while (waif->state == KV_PEER_UP && atomic_load(&waif->rounds) < rounds + 2)
+		poll(NULL, 0, 1); /* the service looks at it at least each 100 ms */
+	assert_int_equal(waif->state, KV_PEER_UP);
+	kv_peer_drop(waif);
+	pthread_mutex_lock(&table.lock);
+	table.shut = false;
+	pthread_cond_broadcast(&table.changed);
+	pthread_mutex_unlock(&table.lock);
+	for (int i = 0; i < 2; i++) {
+		pthread_join(thread[i], NULL);
+		ok(rank[i].ret, &rank[i].node.err);
+	}
+	in_threads(rank, 2, free_rank);
+	for (int i = 0; i < 2; i++)
+		node_close(&rank[i].node);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -192,6 +290,8 @@ int main(void)
 		cmocka_unit_test(
 			a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind),
 		cmocka_unit_test(a_rank_that_gives_up_is_known_to_the_others),
+		cmocka_unit_test(a_rank_that_is_never_taken_in_is_dropped_at_its_deadline),
+		cmocka_unit_test(it_is_not_dropped_while_it_may_still_be_taken_in),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
