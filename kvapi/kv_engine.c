@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/unload.h"
 #include "kv_internal.h"
 
 enum { LIFE_PAGE = 4096, ALIVE = 0x616c6976 };
@@ -306,7 +307,8 @@ void kv_engine_close(struct kv_engine *engine)
 	if (stopped && engine->listener)
 		tr_listener_close(engine->listener);
 	if (!stopped || shut_peers(engine)) {
-		/* What a thread stands on cannot be freed. */
+		/* What a thread stands on cannot be freed, nor its code be unloaded. */
+		kv_stay_loaded();
 		kv_log_error(engine->log, "the engine is not freed: a thread is in a call that "
 					  "does not return");
 		return;

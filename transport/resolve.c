@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/unload.h"
 #include "tr.h"
 
 static int resolver_failed(int ret, int sys_errno, const char *host, const char *op,
@@ -68,7 +69,8 @@ static int ask(const char *host, const char *service, int flags, struct addresse
 
 struct resolver {
 	char host[256], service[8], op[16];
-	int fd;		  /* eventfd */
+	int fd; /* eventfd */
+	pthread_t thread;
 	atomic_int users; /* the thread and the caller */
 	atomic_bool done;
 	int ret, sys_errno; /* of getaddrinfo */
@@ -107,17 +109,12 @@ static void *resolver_main(void *arg)
 static int start_thread(struct resolver *r)
 {
 	sigset_t all, before;
-	pthread_attr_t attr;
-	pthread_t thread;
 	int ret;
 
 	/* No signal of the application is ever handled in it. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	pthread_attr_init(&attr);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	ret = kv_fault(TR_RESOLVER) ? EAGAIN : pthread_create(&thread, &attr, resolver_main, r);
-	pthread_attr_destroy(&attr);
+	ret = kv_fault(TR_RESOLVER) ? EAGAIN : pthread_create(&r->thread, NULL, resolver_main, r);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return ret;
 }
@@ -190,6 +187,7 @@ int resolver_end(struct resolver *r, struct addresses *out, struct kv_error *err
 
 	if (!atomic_load(&r->done))
 		return TR_AGAIN;
+	pthread_join(r->thread, NULL); /* it does nothing more that lasts */
 	if (r->ret)
 		ret = resolver_failed(r->ret, r->sys_errno, r->host, r->op, err);
 	else
@@ -200,8 +198,11 @@ int resolver_end(struct resolver *r, struct addresses *out, struct kv_error *err
 
 void resolver_leave(struct resolver *resolver)
 {
-	if (resolver)
-		drop(resolver);
+	if (!resolver)
+		return;
+	pthread_detach(resolver->thread);
+	kv_stay_loaded(); /* the thread comes back to this code with the answer */
+	drop(resolver);
 }
 
 int address_resolve(const char *host, uint32_t port, const char *op, int64_t deadline_ns,

@@ -12,6 +12,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"
+#include "base/unload.h"
 
 static enum shm_path path_by_name(const char *word)
 {
@@ -72,13 +73,14 @@ static void shm_close_provider(void *priv)
 {
 	struct shm_ctx *ctx = priv;
 
-	if (!copy_close(ctx->copy))
-		kv_log_warn(
-			ctx->tr->log,
-			"a call into the memory of another process has not returned; its thread "
-			"goes on until that process ends");
-	else
+	if (copy_close(ctx->copy)) {
 		free(ctx);
+		return;
+	}
+	kv_stay_loaded();
+	kv_log_warn(ctx->tr->log,
+		    "a call into the memory of another process has not returned; its thread "
+		    "goes on until that process ends");
 }
 
 static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)

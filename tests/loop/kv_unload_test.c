@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_unload_test.c -- a program closes the library (dlclose) while a thread of it is in a call that
+ * has not returned: the code stays, as the thread comes back to it
+ */
+#include <dirent.h>
+#include <dlfcn.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "names.h"
+#include "slow.h"
+#include "stuck.h"
+#include "unload.h"
+
+static const char *path;
+
+static int threads(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	int n = -2; /* . and .. */
+
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* A thread without its code ends the process. */
+static void await_the_thread(void)
+{
+	int64_t end = kv_deadline_ns(slow_ms(20000));
+
+	while (threads() > 1) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+}
+
+static void *world(const char *name, void **function_p)
+{
+	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+	if (!library)
+		fail_msg("%s", dlerror());
+	*function_p = dlsym(library, name);
+	assert_non_null(*function_p);
+	return library;
+}
+
+static void code_stays_while_a_call_into_another_process_is_stuck(void **state)
+{
+	int (*stuck_call)(void);
+	void *library = world("unload_stuck_call", (void **)&stuck_call);
+	int child;
+
+	(void)state;
+	child = stuck_call();
+	assert_int_equal(dlclose(library), 0);
+	assert_true(threads() > 1);
+	kill(child, SIGKILL);
+	assert_int_equal(waitpid(child, NULL, 0), child);
+	await_the_thread();
+}
+
+static void code_stays_while_a_name_is_asked_for(void **state)
+{
+	void (*resolver)(void);
+	void *library = world("unload_resolver", (void **)&resolver);
+
+	(void)state;
+	resolver();
+	assert_int_equal(dlclose(library), 0);
+	assert_int_equal(names_asked(), 1);
+	names_answer(true);
+	await_the_thread();
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(code_stays_while_a_call_into_another_process_is_stuck),
+		cmocka_unit_test(code_stays_while_a_name_is_asked_for),
+	};
+
+	if (argc != 3) {
+		fprintf(stderr, "usage: kv_unload_test LIBRARY TEST\n");
+		return 2;
+	}
+	path = argv[1];
+	if (strstr(argv[2], "call") && !stuck_can())
+		return 77;
+	setenv("KVCACHE_SHM_PATH", "cma", 1);
+	cmocka_set_test_filter(argv[2]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_unload_world.c -- a library with the engine in it, which kv_unload_test closes while a thread
+ * of it is in a call that does not return
+ */
+#include <signal.h>
+
+#include "kv_rig.h"
+#include "stuck.h"
+#include "unload.h"
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[] = { 5, 6, 0 }, to[] = { 10, 11, 95 };
+static void *kept; /* the call that was left behind reads it */
+
+/* Its memory answers no page fault from the first word on; until it is killed. */
+static int receiver(int fd, const void *arg)
+{
+	struct shape shape = rig_shape;
+	struct node node;
+	uintptr_t at;
+	char word;
+
+	(void)arg;
+	shape.malloced = true;
+	node_open(&node, 2, &shape, NULL);
+	node_listen(&node);
+	child_send(fd, &node.port, sizeof(node.port));
+	child_receive(fd, &word, 1);
+	at = ((uintptr_t)node.mem + 4095) & ~(uintptr_t)4095;
+	if (stuck_begin((void *)at, (node.len - (at - (uintptr_t)node.mem)) & ~(size_t)4095) < 0)
+		return 1;
+	child_send(fd, "", 1);
+	for (;;)
+		child_receive(fd, &word, 1);
+}
+
+VISIBLE int unload_stuck_call(void)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct shape shape = rig_shape;
+	struct kv_error err;
+	struct child child;
+	struct kv_op *op;
+	struct node a;
+	uint32_t port;
+	char word = 1;
+
+	child_start(&child, receiver, NULL);
+	child_receive(child.fd, &port, sizeof(port));
+	shape.malloced = true;
+	node_open(&a, 1, &shape, NULL);
+	kept = a.mem;
+	a.shape.malloced = false;
+	node_connect(&a, port);
+	child_send(child.fd, &word, 1);
+	child_receive(child.fd, &word, 1);
+	opts.timeout_ms = 60000;
+	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, 3, &opts, &op, &err), &err);
+	node_close(&a);
+	return (int)child.pid;
+}
+
+VISIBLE void unload_resolver(void)
+{
+	struct kv_peer *peer;
+	struct kv_error err;
+	struct node a;
+
+	node_open(&a, 1, &rig_shape, NULL);
+	assert_int_not_equal(kv_connect(a.engine, "never.test", 1, 100, &peer, &err), 0);
+	node_close(&a);
+}
