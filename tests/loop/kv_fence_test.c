@@ -12,6 +12,8 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "deaf.h"
+#include "frame.h"
 
 enum { N = 5 };
 
@@ -413,6 +415,61 @@ static void an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced(void **
 	assert_true(half);
 }
 
+/*
+ * The same, and the last frame of the other end never comes: it is up and writes, and this end has
+ * given the handshake up.
+ */
+static void a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced(void **state)
+{
+	static const char *const options[] = { "KVCACHE_HANDSHAKE_MS=2000", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	static char text[1 << 14];
+	struct shape shape = rig_shape;
+	pthread_t thread;
+	int64_t end;
+	int ret;
+
+	(void)state;
+	if (!strcmp(path, "pool"))
+		return;
+	shape.malloced = true;
+	for (int t = 0; t < RIG_TENSORS; t++)
+		shape.block_bytes[t] = shape.stride[t] = 32 << 10;
+	config.progress = KV_PROGRESS_CALLER;
+	config.options = options;
+	atomic_store(&connected, false);
+	atomic_store(&closed, false);
+	node_open(&p.b, 2, &shape, &config);
+	node_listen(&p.b);
+	assert_int_equal(deaf_to_size(p.b.port, FRAME_HEADER), 1); /* READY is no more than that */
+	node_open(&p.a, 1, &shape, NULL);
+	assert_int_equal(pthread_create(&thread, NULL, connect_and_write, NULL), 0);
+	assert_true(half_way());
+	end = kv_deadline_ns(RIG_TIMEOUT_MS);
+	do {
+		assert_true(kv_now_ns() < end);
+		ok(kv_progress(p.b.engine, 10, &p.b.err), &p.b.err);
+		kv_dump(p.b.engine, text, sizeof(text));
+		assert_null(strstr(text, ", up\n"));
+	} while (strstr(text, "waiting for ready"));
+	while ((ret = kv_cache_unregister(p.b.cache, &p.b.err)) == KV_ERR_BUSY) {
+		assert_true(kv_now_ns() < end);
+		ok(kv_progress(p.b.engine, 1, &p.b.err), &p.b.err);
+	}
+	ok(ret, &p.b.err);
+	p.b.cache = NULL;
+	memset(p.b.mem, MINE, p.b.len); /* the application's again */
+	poll(NULL, 0, (int)slow_ms(30));
+	atomic_store(&closed, true);
+	pthread_join(thread, NULL);
+	for (size_t i = 0; i < p.b.len; i++)
+		if (p.b.mem[i] != MINE)
+			fail_msg("byte %zu of %zu changed after the end", i, p.b.len);
+	node_close(&p.a);
+	kv_engine_close(p.b.engine);
+	free(p.b.mem);
+}
+
 #define both_modes(f)                                           \
 	cmocka_unit_test_setup_teardown(f, setup, teardown),    \
 	{                                                       \
@@ -431,9 +488,12 @@ int main(int argc, char **argv)
 		both_modes(a_write_that_waits_for_a_slot_learns_of_the_revoke),
 		both_modes(it_gets_its_slot_when_one_is_free),
 		cmocka_unit_test(an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced),
+		cmocka_unit_test(a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced),
 	};
 
 	path = argc > 1 ? argv[1] : "";
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
 	if (argc > 1)
 		setenv("KVCACHE_SHM_PATH", argv[1], 1);
 	return cmocka_run_group_tests(tests, NULL, NULL);
