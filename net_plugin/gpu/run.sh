@@ -5,7 +5,8 @@
 #
 # usage: net_plugin/gpu/run.sh [load|quick|check|perf|all]     (check has load and quick in it; load takes half a minute)
 #
-# LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's.
+# LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's. One from a .deb: dpkg-deb -x FILE FOLDER into a folder of its
+# own, never over /, where unpacking would put a folder in the place of the link /lib and leave the system without its loader.
 # Needs a GPU, better two, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
 # NCCL_HOSTID, so that NCCL takes the two for two hosts and uses its network plugin for everything between them;
 # NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set;

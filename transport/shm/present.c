@@ -5,8 +5,9 @@
  * Handing a call to a thread costs more than the copy of a block, and is needed only where a page
  * has to be fetched by somebody who may not answer. So the peer's page table is asked first
  * (/proc/PID/pagemap): with every page there the call is made at once. What a process takes away in
- * the microsecond between the two can hold up the caller until that process ends; it is one of the
- * same user, which could as well stop this one.
+ * the microsecond between the two can hold up the calling thread until that process ends; only a
+ * process of the same user, or of one that KVCACHE_SHM_ALLOW_UIDS names, can do it
+ * (docs/memory-access.md).
  */
 #include <fcntl.h>
 #include <stdio.h>
