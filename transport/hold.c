@@ -82,14 +82,12 @@ int op_hold(struct tr_op *op, struct tr_mem *mem, struct kv_error *err)
 	return 0;
 }
 
-/* Calls back for each region of the operation; `clear`: the list is empty then. */
-static void each_region(struct tr_op *op, bool clear, void (*f)(void *arg, struct tr_mem *mem),
-			void *arg)
+/* Calls back for each region past TR_OP_MEMS; `clear`: the list is empty then. */
+static void each_wide(struct tr_op *op, bool clear, void (*f)(void *arg, struct tr_mem *mem),
+		      void *arg)
 {
 	struct tr_op_wide *wide = op->wide;
 
-	for (unsigned int i = 0; i < op->mems; i++)
-		f(arg, op->mem[i]);
 	for (uint32_t s = 0; wide && s < TR_MEMS_MAX / 64 / 64; s++)
 		for (uint64_t words = wide->some[s]; words; words &= words - 1) {
 			uint32_t word = s * 64 + (uint32_t)__builtin_ctzll(words);
@@ -117,9 +115,10 @@ static void end_use(void *arg, struct tr_mem *mem)
 
 void op_let_go(struct tr_op *op)
 {
-	each_region(op, true, end_use, NULL);
-	op->mems = 0;
+	while (op->mems)
+		end_use(NULL, op->mem[--op->mems]);
 	if (op->wide) {
+		each_wide(op, true, end_use, NULL);
 		op->wide->next = op->conn->data->wide;
 		op->conn->data->wide = op->wide;
 		op->wide = NULL;
@@ -261,9 +260,15 @@ static void leave_one(void *arg, struct tr_mem *mem)
 
 static void each_of_ops(struct tr_conn *conn, void (*f)(void *arg, struct tr_mem *mem), void *arg)
 {
-	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++)
-		if (conn->data->op[i].state != TR_OP_FREE)
-			each_region(&conn->data->op[i], false, f, arg);
+	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++) {
+		struct tr_op *op = &conn->data->op[i];
+
+		if (op->state == TR_OP_FREE)
+			continue;
+		for (unsigned int k = 0; k < op->mems; k++)
+			f(arg, op->mem[k]);
+		each_wide(op, false, f, arg);
+	}
 }
 
 struct tr_left *tr_conn_leave(struct tr_conn *conn)

@@ -231,7 +231,7 @@ int shm_progress(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct kv_error cause;
-	bool stop, room;
+	bool stop;
 	int ret = 0;
 
 	if (sc->armed) {
@@ -246,12 +246,9 @@ int shm_progress(struct tr_conn *conn)
 	if (!ret)
 		ret = move(sc, &cause);
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
-	room = tr_conn_room(conn);
-	if (!ret && stop && room)
-		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "%s stopped the connection",
-			      tr_conn_address(conn));
-	if (!ret && sc->hung_up && room)
-		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll", "the process of %s is gone",
+	if (!ret && (stop || sc->hung_up) && tr_conn_room(conn))
+		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll",
+			      stop ? "%s stopped the connection" : "the process of %s is gone",
 			      tr_conn_address(conn));
 	if (ret < 0) {
 		shm_lose(sc, &cause);
