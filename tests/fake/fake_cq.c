@@ -7,6 +7,8 @@
 
 #include "fake_world.h"
 
+enum { STEPS_OF_A_CALL = 1 << 13 };
+
 struct fake_cq *fake_cq_of(struct ibv_cq *cq)
 {
 	return (struct fake_cq *)cq;
@@ -128,22 +130,27 @@ static void overrun(struct fake_cq *cq)
 	fake_push_async(cq->cq.context, &event);
 }
 
-void fake_push_wc(struct fake_cq *cq, const struct fake_wc *wc)
+static void fire(struct fake_cq *cq)
 {
 	struct fake_channel *channel;
 
-	if (cq->tail - cq->head == cq->size) {
-		overrun(cq);
-		return;
-	}
-	cq->wc[cq->tail++ % cq->size] = *wc;
-	world.stats.completions++;
 	if (!cq->armed || !cq->cq.channel)
 		return;
 	cq->armed = false;
 	channel = channel_of(cq->cq.channel);
 	channel->event[channel->event_tail++ % ASYNC_MAX] = cq;
 	signal_fd(channel->channel.fd);
+}
+
+void fake_push_wc(struct fake_cq *cq, const struct fake_wc *wc)
+{
+	if (cq->tail - cq->head == cq->size) {
+		overrun(cq);
+		return;
+	}
+	cq->wc[cq->tail++ % cq->size] = *wc;
+	world.stats.completions++;
+	fire(cq);
 }
 
 /* The room of a queue comes back when a completion is taken, not when it is made. */
@@ -181,7 +188,11 @@ int fake_poll_cq(struct ibv_cq *ibv_cq, int n, struct ibv_wc *wc)
 	return got;
 }
 
-/* Whoever asks for an event is about to sleep: time passes until nothing is left to do. */
+/*
+ * The caller is about to sleep: time passes until nothing is left to do. A queue pair that tries
+ * again and again may keep the wire going as long as its peer's thread has no processor, so after
+ * some steps the caller gets an event for nothing, and another thread the wire.
+ */
 int fake_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 {
 	struct fake_cq *cq = fake_cq_of(ibv_cq);
@@ -193,8 +204,11 @@ int fake_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 		ret = errno;
 	} else {
 		cq->armed = true;
-		for (int i = 0; i < 1 << 20 && fake_wire_step(); i++)
-			;
+		for (int i = 0; fake_wire_step(); i++)
+			if (i == STEPS_OF_A_CALL) {
+				fire(cq);
+				break;
+			}
 	}
 	fake_unlock();
 	return ret;

@@ -50,7 +50,7 @@ struct lane {
 	atomic_uint busy; /* writers that are not done with the round */
 	atomic_bool over; /* no more rounds */
 	_Atomic uint64_t operations;
-	uint64_t rounds, taken_back, closes, late, ended[64];
+	uint64_t rounds, taken_back, closes, lost, late, ended[64];
 	pthread_mutex_t count_lock;
 };
 
@@ -309,24 +309,43 @@ static int close_peer(struct lane *lane)
 	return ret;
 }
 
+static void join_again(struct lane *lane)
+{
+	ok(kv_peer_close(lane->p.a.peer, RIG_TIMEOUT_MS, &lane->p.a.err), &lane->p.a.err);
+	join_lane(lane);
+}
+
+/* The threads of a busy machine may stand still for so long that one end gives the other up. */
+static bool is_lost(struct lane *lane, int ret)
+{
+	if (ret != KV_ERR_PEER_LOST)
+		ok(ret, &lane->p.b.err);
+	return ret == KV_ERR_PEER_LOST;
+}
+
 static void play(struct lane *lane, uint64_t *random)
 {
 	struct node *b = &lane->p.b;
 	bool closes = next_random(random) % CLOSE_EVERY == 0, recv = next_random(random) % 3 == 0;
 	struct kv_lease *lease = NULL;
 	struct kv_op *op = NULL;
+	int ret;
 
 	choose_blocks(lane, random);
 	lane->tag = ++lane->rounds;
 	lane->lease = 0;
 	if (recv)
-		ok(kv_recv_blocks_async(b->peer, b->cache, all_layers, lane->ids, lane->n,
-					lane->tag, NULL, &op, &b->err),
-		   &b->err);
+		ret = kv_recv_blocks_async(b->peer, b->cache, all_layers, lane->ids, lane->n,
+					   lane->tag, NULL, &op, &b->err);
 	else
-		ok(kv_blocks_open(b->peer, b->cache, lane->ids, lane->n, lane->tag, RIG_TIMEOUT_MS,
-				  &lease, &b->err),
-		   &b->err);
+		ret = kv_blocks_open(b->peer, b->cache, lane->ids, lane->n, lane->tag,
+				     RIG_TIMEOUT_MS, &lease, &b->err);
+	if (is_lost(lane, ret)) {
+		lane->lost++;
+		close_peer(lane);
+		join_again(lane);
+		return;
+	}
 	if (lease)
 		lane->lease = kv_lease_id(lease);
 	atomic_store(&lane->stop, false);
@@ -351,8 +370,7 @@ static void play(struct lane *lane, uint64_t *random)
 		free_op(op);
 	if (!closes)
 		return;
-	ok(kv_peer_close(lane->p.a.peer, RIG_TIMEOUT_MS, &lane->p.a.err), &lane->p.a.err);
-	join_lane(lane);
+	join_again(lane);
 }
 
 static void open_lane(struct lane *lane)
@@ -397,7 +415,7 @@ static void no_byte_is_late(void **state)
 {
 	static struct lane lane[LANES];
 	pthread_t thread[LANES];
-	uint64_t operations = 0, late = 0, back = 0, closes = 0;
+	uint64_t operations = 0, late = 0, back = 0, closes = 0, lost = 0;
 
 	(void)state;
 	for (unsigned int i = 0; i < LANES; i++) {
@@ -413,10 +431,11 @@ static void no_byte_is_late(void **state)
 		late += lane[i].late;
 		back += lane[i].taken_back;
 		closes += lane[i].closes;
+		lost += lane[i].lost;
 	}
-	printf("%llu operations, blocks taken back %llu times, %llu of them by a close: %llu bytes late; ended",
+	printf("%llu operations, blocks taken back %llu times, %llu of them by a close, %llu losses: %llu bytes late; ended",
 	       (unsigned long long)operations, (unsigned long long)back, (unsigned long long)closes,
-	       (unsigned long long)late);
+	       (unsigned long long)lost, (unsigned long long)late);
 	for (int code = 0; code < 64; code++) {
 		uint64_t n = 0;
 
@@ -429,6 +448,7 @@ static void no_byte_is_late(void **state)
 	for (unsigned int i = 0; i < LANES; i++)
 		pair_close(&lane[i].p);
 	assert_int_equal(late, 0);
+	assert_true(lost <= back / 100);
 }
 
 int main(int argc, char **argv)
