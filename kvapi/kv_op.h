@@ -46,7 +46,8 @@ struct kv_op {
 	int result;
 	int end_code;
 	int ack_status;
-	int64_t begun_ns, deadline_ns;
+	int64_t begun_ns;
+	_Atomic int64_t deadline_ns; /* changes under the claim, is read without it, too */
 	int64_t timeout_ms;
 	struct kv_layers layers;
 	uint64_t tag, grant; /* the receiver's lease id, 0 = none */

@@ -22,7 +22,7 @@ static const struct shape narrow = {
 };
 static int64_t *ids; /* 0, 2, 4 ... 1, 3, 5 ...: no two neighbours merge */
 
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 size_t __sanitizer_get_current_allocated_bytes(void);
 static size_t heap(void)
 {

@@ -142,6 +142,11 @@ static void move_all(const struct group *here, const struct group *there, bool p
 		kv_engine_close(a[i].engine);
 	}
 	for (uint32_t i = 0; i < there->size; i++) {
+		struct kv_arrival arrival;
+
+		/* Its service thread has placed the bytes: that is before what it tells of them. */
+		while (kv_poll_arrivals(b[i].engine, &arrival, 1, NULL) > 0)
+			;
 		if (!pull)
 			each_byte(&b[i], true);
 		kv_engine_close(b[i].engine);

@@ -48,7 +48,7 @@ struct copy_pool {
 	int jobs; /* in the list */
 	int64_t spin_ns;
 	pthread_t thread[SHM_COPY_THREADS_MAX];
-	bool ended[SHM_COPY_THREADS_MAX];
+	atomic_bool ended[SHM_COPY_THREADS_MAX];
 	struct shm_conn *left; /* closed, and a thread is in a call for it */
 };
 
