@@ -17,7 +17,7 @@ LAYERS = [
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
-    ("kvapi/tool/", {"include/kvrail/", "transport/base/pci.h"}),
+    ("tool/", {"include/kvrail/", "transport/base/pci.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
@@ -33,8 +33,8 @@ FOREIGN = {
     r"nccl.*\.h": (),
     r"Python\.h": ("python/ext/",),
     r"cuda.*\.h": (),
-    r"cmocka\.h": ("tests/", "kvapi/tool/", "mpi_tests/"),
-    r"jansson\.h": ("kvapi/tool/", "mpi_tests/", "tests/"),
+    r"cmocka\.h": ("tests/", "tool/", "mpi_tests/"),
+    r"jansson\.h": ("tool/", "mpi_tests/", "tests/"),
 }
 
 

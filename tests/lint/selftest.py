@@ -87,7 +87,8 @@ class Arrows(Tree):
             ("transport/ib/a.c", '#include "shm/ring.h"'),
             ("kvapi/a.c", '#include "provider.h"'),
             ("kvapi/b.c", "  #  include <infiniband/verbs.h>"),
-            ("kvapi/tool/a.c", '#include "../engine.h"'),
+            ("tool/a.c", '#include "../kvapi/engine.h"'),
+            ("tool/b.c", '#include "base/log.h"'),
             ("kvapi/examples/a.c", '#include "base/log.h"'),
             ("mpi_tests/a.c", '#include "tr.h"'),
             ("transport/c.c", "#include <mpi.h>"),
@@ -119,7 +120,7 @@ class Calls(Tree):
 
     def test_longer_names_members_and_comments_are_not_calls(self):
         self.write("kvapi/a.c", 'kv_exit(1); p->abort(); ops.sleep(1); snprintf(x); /* exit(1) */ "atoi(x)"\n')
-        self.write("kvapi/tool/b.c", "printf(x); exit(1);\n")
+        self.write("tool/b.c", "printf(x); exit(1);\n")
         self.assertEqual(calls.check(self.root), [])
 
 
@@ -261,7 +262,7 @@ class Agree(Tree):
         self.assert_finds("SECURITY.md: there is no table", agree.check_costs(self.root), 1)
 
     def test_a_doctor_line_without_a_row_is_found(self):
-        self.write("kvapi/tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
+        self.write("tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
         self.assertEqual(agree.check_doctor(self.root),
                          ["docs/rdma.md: no row b of the doctor", "docs/rdma.md: the doctor has no line c"])

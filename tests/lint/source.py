@@ -5,7 +5,7 @@ import re
 import sys
 
 LIBRARY = ("transport/", "kvapi/", "net_plugin/")
-NOT_LIBRARY = ("kvapi/tool/", "kvapi/examples/")
+NOT_LIBRARY = ("kvapi/examples/",)
 
 
 def files(root):

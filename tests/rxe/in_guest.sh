@@ -47,7 +47,7 @@ sweep() {
 }
 
 doctor() {
-	kvrail=$build/kvapi/tool/kvrail
+	kvrail=$build/tool/kvrail
 	"$kvrail" doctor --listen 10.77.0.1 >/dev/null &
 	other=$!
 	"$(dirname "$0")/await_port.sh" 7471
