@@ -257,7 +257,7 @@ static void a_pool_beyond_the_budget_is_reached_by_another_path(void **state)
 
 	(void)state;
 #ifdef __SANITIZE_THREAD__
-	print_message("ThreadSanitizer gives no address space for the pool\n");
+	print_message("skipped: ThreadSanitizer gives no address space for the pool\n");
 	skip();
 #endif
 	assert_int_equal(pair_run(&config, too_large, too_large), 0);
