@@ -3,7 +3,7 @@
 #include "kv_internal.h"
 
 /* What the limits grow with: an engine with a larger pool has more to do with larger peers. */
-static uint64_t own_blocks(struct kv_engine *engine)
+static uint64_t engine_blocks(struct kv_engine *engine)
 {
 	uint64_t blocks = 0;
 
@@ -18,7 +18,7 @@ static uint64_t own_blocks(struct kv_engine *engine)
 int kv_budget_take(struct kv_peer *peer, size_t bytes)
 {
 	struct kv_engine *engine = peer->engine;
-	uint64_t scale = own_blocks(engine) * KV_TOLD_BLOCK;
+	uint64_t scale = engine_blocks(engine) * KV_TOLD_BLOCK;
 
 	if (peer->link->told + bytes > KV_TOLD_PEER + scale)
 		return KV_ERR_PROTOCOL;

@@ -19,15 +19,15 @@ enum { FREE, HELD, WAITED, OFFERED };
 
 enum { OFFER_NS = 1000000 }; /* so long nobody but those who wait can take it */
 
-static bool take(struct kv_claim *claim, unsigned int from, unsigned int to)
+static bool claim_swap(struct kv_claim *claim, unsigned int from, unsigned int to)
 {
 	return atomic_compare_exchange_strong(&claim->word, &from, to);
 }
 
 bool kv_claim_try(struct kv_claim *claim)
 {
-	if (!take(claim, FREE, HELD) &&
-	    (atomic_load(&claim->wanting) || !take(claim, OFFERED, HELD)))
+	if (!claim_swap(claim, FREE, HELD) &&
+	    (atomic_load(&claim->wanting) || !claim_swap(claim, OFFERED, HELD)))
 		return false;
 	atomic_store_explicit(&claim->until_ns, KV_NO_DEADLINE, memory_order_relaxed);
 	return true;
@@ -50,9 +50,9 @@ static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
 		unsigned int word = atomic_load(&claim->word);
 		int64_t now, until = deadline_ns;
 
-		if ((word == FREE || (word == OFFERED && slept)) && take(claim, word, WAITED))
+		if ((word == FREE || (word == OFFERED && slept)) && claim_swap(claim, word, WAITED))
 			return true;
-		if (word == FREE || (word == HELD && !take(claim, HELD, WAITED)))
+		if (word == FREE || (word == HELD && !claim_swap(claim, HELD, WAITED)))
 			continue;
 		now = kv_now_ns();
 		if (now >= deadline_ns)
@@ -99,7 +99,7 @@ bool kv_claim_is_held(const struct kv_claim *claim)
 
 void kv_claim_release(struct kv_claim *claim)
 {
-	if (take(claim, HELD, FREE))
+	if (claim_swap(claim, HELD, FREE))
 		return;
 	/*
 	 * After the store only the address is used: the next holder may free the peer.

@@ -70,8 +70,8 @@ static int get_info(const uint8_t *blob, uint32_t rank, uint32_t nranks, struct 
 	return 0;
 }
 
-static int check_config(const struct kv_comm_config *c, struct kv_comm **comm_p,
-			struct kv_error *err)
+static int check_comm_config(const struct kv_comm_config *c, struct kv_comm **comm_p,
+			     struct kv_error *err)
 {
 	if (!c || c->size != sizeof(*c) || !comm_p)
 		return kv_fail(err, KV_ERR_ARG, "comm_init",
@@ -159,7 +159,7 @@ static void take_in(struct kv_comm *comm, const struct rank_info *all)
 }
 
 /* Nobody will: their ranks learn of it now, not at their deadline. */
-static void turn_away(struct kv_comm *comm)
+static void break_waiting_peers(struct kv_comm *comm)
 {
 	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
 		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
@@ -175,8 +175,8 @@ static void turn_away(struct kv_comm *comm)
 }
 
 /* 0: every rank is there and has taken us in. TR_AGAIN: *missing_p is not, or has not. */
-static int look(const struct kv_comm *comm, const struct rank_info *all, uint32_t *missing_p,
-		struct kv_error *err)
+static int check_members(const struct kv_comm *comm, const struct rank_info *all,
+			 uint32_t *missing_p, struct kv_error *err)
 {
 	int ret = 0;
 
@@ -208,7 +208,7 @@ static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t 
 		int ret;
 
 		take_in(comm, all);
-		ret = look(comm, all, &missing, err);
+		ret = check_members(comm, all, &missing, err);
 		if (ret == TR_AGAIN && kv_now_ns() < deadline_ns)
 			kv_service_sleep(comm->engine, waiter, seq, soon);
 		kv_waiter_leave(waiter);
@@ -225,8 +225,8 @@ static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t 
 	}
 }
 
-static int join(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
-		struct kv_error *err)
+static int comm_join(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
+		     struct kv_error *err)
 {
 	const struct rank_info *own = &all[comm->rank];
 	int ret = 0;
@@ -239,7 +239,7 @@ static int join(struct kv_comm *comm, const struct rank_info *all, int64_t deadl
 	if (!ret)
 		ret = await_all(comm, all, deadline_ns, err);
 	if (ret)
-		turn_away(comm);
+		break_waiting_peers(comm);
 	return ret;
 }
 
@@ -252,7 +252,7 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 	int ret = kv_engine_use(engine, "comm_init", err);
 
 	if (!ret)
-		ret = check_config(config, comm_p, err);
+		ret = check_comm_config(config, comm_p, err);
 	if (!ret)
 		ret = kv_engine_deadline(config->timeout_ms ? config->timeout_ms : KV_COMM_MS,
 					 "comm_init", &deadline, err);
@@ -274,7 +274,7 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 		atomic_fetch_add(&engine->joining, 1);
 		ret = exchange(config, &own, all, err);
 		if (!ret)
-			ret = join(comm, all, deadline, err);
+			ret = comm_join(comm, all, deadline, err);
 		atomic_fetch_sub(&engine->joining, 1);
 	}
 	free(all);

@@ -173,7 +173,7 @@ static void name_engine(struct kv_engine *engine, const char *name)
 			*c = '?';
 }
 
-static int check_config(const struct kv_engine_config *config, struct kv_error *err)
+static int check_engine_config(const struct kv_engine_config *config, struct kv_error *err)
 {
 	if (!config)
 		return 0;
@@ -243,7 +243,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 		   struct kv_error *err)
 {
 	struct kv_engine *engine;
-	int ret = check_config(config, err);
+	int ret = check_engine_config(config, err);
 
 	if (ret)
 		return ret;

@@ -108,7 +108,7 @@ struct share {
 	uint32_t parts, index;
 };
 
-static struct share share_of(const struct kv_geometry *g, uint32_t kv_heads)
+static struct share head_share(const struct kv_geometry *g, uint32_t kv_heads)
 {
 	uint32_t same = kv_heads && kv_heads < g->tp_size ? g->tp_size / kv_heads : 1;
 
@@ -157,8 +157,8 @@ static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometr
 	const struct kv_geometry_tensor *a = &l->tensor[i], *b = &m->tensor[i];
 	bool split = !(a->flags & KV_TENSOR_REPLICATED);
 	uint32_t heads = either(l->kv_heads, m->kv_heads);
-	uint32_t parts_a = split ? share_of(l, heads).parts : 1;
-	uint32_t parts_b = split ? share_of(m, heads).parts : 1;
+	uint32_t parts_a = split ? head_share(l, heads).parts : 1;
+	uint32_t parts_b = split ? head_share(m, heads).parts : 1;
 	uint64_t whole_a, whole_b; /* bytes of the block of all ranks together */
 
 	if (strcmp(a->name, b->name))
@@ -183,7 +183,7 @@ static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometr
 static void compare_tp(struct report *r, const struct kv_geometry *l, const struct kv_geometry *m)
 {
 	uint32_t heads = either(l->kv_heads, m->kv_heads);
-	uint32_t a = share_of(l, heads).parts, b = share_of(m, heads).parts;
+	uint32_t a = head_share(l, heads).parts, b = head_share(m, heads).parts;
 
 	if (l->kv_heads && m->kv_heads && l->kv_heads != m->kv_heads)
 		differ(r, "kv_heads %u / %u", l->kv_heads, m->kv_heads);
@@ -233,7 +233,7 @@ bool kv_geometry_parts(const struct kv_geometry *local, const struct kv_geometry
 		       struct kv_part part[KV_TENSORS_MAX])
 {
 	uint32_t heads = either(local->kv_heads, remote->kv_heads);
-	struct share a = share_of(local, heads), b = share_of(remote, heads);
+	struct share a = head_share(local, heads), b = head_share(remote, heads);
 	bool finer = a.parts > b.parts; /* our blocks are parts of theirs */
 	uint32_t ratio = finer ? a.parts / b.parts : b.parts / a.parts;
 	bool meets = finer ? a.index / ratio == b.index : b.index / ratio == a.index;

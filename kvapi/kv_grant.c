@@ -8,7 +8,7 @@
 
 enum { ID_INDEX_BITS = 16, OWNERS_PAGE = 4096, OWNERS_OF_PAGE = OWNERS_PAGE / sizeof(uint32_t) };
 
-static unsigned int index_of(uint64_t id)
+static unsigned int grant_index(uint64_t id)
 {
 	return (unsigned int)(id & ((1u << ID_INDEX_BITS) - 1));
 }
@@ -16,7 +16,7 @@ static unsigned int index_of(uint64_t id)
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_grant *grant =
-		index_of(id) < KV_LEASES_MAX ? peer->link->grant[index_of(id)] : NULL;
+		grant_index(id) < KV_LEASES_MAX ? peer->link->grant[grant_index(id)] : NULL;
 
 	return grant && grant->live && grant->id == id ? grant : NULL;
 }
@@ -35,7 +35,7 @@ bool kv_grant_under_way(struct kv_peer *peer, uint64_t id)
 
 uint32_t kv_grant_owner(const struct kv_grant *grant)
 {
-	return index_of(grant->id) + 1;
+	return grant_index(grant->id) + 1;
 }
 
 /* ---------------------------------------------------------------- learning of a lease */
@@ -71,7 +71,7 @@ static int pay(struct kv_peer *peer, size_t bytes)
 	return ret;
 }
 
-static int take_record(struct kv_peer *peer, unsigned int i)
+static int make_record(struct kv_peer *peer, unsigned int i)
 {
 	struct kv_grant **at = &peer->link->grant[i];
 	int ret;
@@ -124,8 +124,8 @@ static void unmap_owners(struct kv_peer *peer, struct kv_map *map)
 }
 
 /* Room for the ids of a message, and pages for their owners: as they come, never as announced. */
-static int make_room(struct kv_peer *peer, struct kv_map *map, struct kv_grant *grant,
-		     const struct kv_run *run)
+static int grant_make_room(struct kv_peer *peer, struct kv_map *map, struct kv_grant *grant,
+			   const struct kv_run *run)
 {
 	size_t need = (size_t)grant->got + run->count, cap = grant->ids_cap;
 	uint64_t last = (uint64_t)run->first + run->count - 1;
@@ -159,7 +159,7 @@ static int make_room(struct kv_peer *peer, struct kv_map *map, struct kv_grant *
 	return 0;
 }
 
-static void append(struct kv_link *link, struct kv_grant *grant)
+static void grant_append(struct kv_link *link, struct kv_grant *grant)
 {
 	grant->newer = NULL;
 	grant->older = link->newest;
@@ -173,7 +173,7 @@ static void append(struct kv_link *link, struct kv_grant *grant)
 int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 {
 	struct kv_map *map = &peer->link->map[msg->cache];
-	unsigned int i = index_of(msg->lease);
+	unsigned int i = grant_index(msg->lease);
 	struct kv_grant *grant;
 	int ret = 0;
 
@@ -186,7 +186,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	if (!map->owner)
 		ret = map_owners(map);
 	if (!ret)
-		ret = take_record(peer, i);
+		ret = make_record(peer, i);
 	if (ret)
 		return ret;
 	grant = peer->link->grant[i];
@@ -202,7 +202,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	grant->got = 0;
 	memset(grant->sent, 0, sizeof(grant->sent));
 	memset(grant->done, 0, sizeof(grant->done));
-	append(peer->link, grant);
+	grant_append(peer->link, grant);
 	return 0;
 }
 
@@ -210,7 +210,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
  * A receiver that places every byte itself opens the blocks of a revoked lease again before it has
  * our answer.
  */
-static bool is_free(const struct kv_peer *peer, uint32_t owner)
+static bool owner_is_free(const struct kv_peer *peer, uint32_t owner)
 {
 	return !owner || peer->link->grant[owner - 1]->revoked;
 }
@@ -223,14 +223,14 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 	if (!grant || grant->revoked || msg->at != grant->got)
 		return KV_ERR_PROTOCOL;
 	for (int r = 0; r < msg->runs; r++) {
-		int ret = make_room(peer, map, grant, &msg->run[r]);
+		int ret = grant_make_room(peer, map, grant, &msg->run[r]);
 
 		if (ret)
 			return ret;
 		for (uint32_t k = 0; k < msg->run[r].count; k++) {
 			uint32_t id = msg->run[r].first + k;
 
-			if (!is_free(peer, map->owner[id]))
+			if (!owner_is_free(peer, map->owner[id]))
 				return KV_ERR_PROTOCOL;
 			map->owner[id] = kv_grant_owner(grant);
 			grant->ids[grant->got++] = (int64_t)id;
@@ -331,12 +331,12 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_grant *grant = kv_grant_find(peer, id);
 
-	if (index_of(id) >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) ||
-	    kv_grant_is_new(peer, id) || peer->link->answer[index_of(id)])
+	if (grant_index(id) >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) ||
+	    kv_grant_is_new(peer, id) || peer->link->answer[grant_index(id)])
 		return KV_ERR_PROTOCOL;
 	if (!grant)
 		kv_count(peer->engine, unknown_messages, 1);
-	peer->link->answer[index_of(id)] = id; /* also for a lease that we have forgotten */
+	peer->link->answer[grant_index(id)] = id; /* also for a lease that we have forgotten */
 	peer->link->grant_work = true;
 	if (grant)
 		grant->revoked = true;
@@ -359,7 +359,7 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 }
 
 /* Nothing of ours that writes to the lease is with the transport. */
-static bool quiet(const struct kv_peer *peer, uint64_t id)
+static bool grant_is_idle(const struct kv_peer *peer, uint64_t id)
 {
 	KV_EACH_BIT (peer->link->busy, i) {
 		const struct kv_op *op = peer->link->slot[i].op;
@@ -383,7 +383,7 @@ bool kv_grant_flush(struct kv_peer *peer)
 
 		if (!link->answer[i])
 			continue;
-		if (!quiet(peer, link->answer[i])) {
+		if (!grant_is_idle(peer, link->answer[i])) {
 			left = true;
 			continue;
 		}

@@ -50,7 +50,7 @@ int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err)
  * Claim held. Begins an operation that was only collected, if what was asked then still holds;
  * without a free slot it stays collected.
  */
-static bool begin(struct kv_op *op, int64_t deadline_ns)
+static bool group_begin_op(struct kv_op *op, int64_t deadline_ns)
 {
 	struct kv_error err;
 	int ret = kv_peer_usable(op->peer, kv_op_name(op), &err);
@@ -93,7 +93,7 @@ static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p
 			continue;
 		}
 		if (op->stage == KV_STAGE_IDLE)
-			*moved_p += begin(op, deadline_ns);
+			*moved_p += group_begin_op(op, deadline_ns);
 		if (op->stage != KV_STAGE_IDLE && op->stage != KV_STAGE_ENDED)
 			*moved_p += kv_peer_round(op->peer, true);
 		if (op->stage != KV_STAGE_IDLE && op->stage < KV_STAGE_STOP &&
@@ -115,7 +115,7 @@ static void stop_all(struct kv_group *group)
 	}
 }
 
-static void run(struct kv_group *group, int64_t deadline_ns)
+static void group_run(struct kv_group *group, int64_t deadline_ns)
 {
 	int64_t spin_until = 0, ask_ns = kv_deadline_ns(KV_ASK_MS);
 
@@ -142,7 +142,7 @@ static void run(struct kv_group *group, int64_t deadline_ns)
 }
 
 /* The operation is its owner's alone again; returns how it ended. */
-static int take_out(struct kv_op *op, bool *held_p, struct kv_error *err)
+static int group_take_op(struct kv_op *op, bool *held_p, struct kv_error *err)
 {
 	/* Who ended it held the claim while it used our waiter. */
 	if (kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS)) {
@@ -162,7 +162,7 @@ static int take_out(struct kv_op *op, bool *held_p, struct kv_error *err)
 }
 
 /* A thread may still wake its waiter: it goes with the engine. */
-static void leave(struct kv_group *group)
+static void group_leave(struct kv_group *group)
 {
 	struct kv_engine *engine = group->engine;
 
@@ -196,19 +196,19 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p, s
 		ret = kv_engine_deadline(timeout_ms, "group_end", &deadline, err);
 	if (ret)
 		return ret;
-	run(group, deadline);
+	group_run(group, deadline);
 	for (struct kv_op *op = group->first, *next; op; op = next) {
 		int result;
 
 		next = op->next;
-		result = take_out(op, &held, failed ? NULL : err);
+		result = group_take_op(op, &held, failed ? NULL : err);
 		if (result && !failed++)
 			ret = result;
 	}
 	if (failed_p)
 		*failed_p = failed;
 	if (held)
-		leave(group);
+		group_leave(group);
 	else
 		free(group);
 	return ret;

@@ -17,7 +17,7 @@ static struct kv_incoming *incoming_at(struct kv_peer *peer, uint64_t op)
 	return i < KV_OPS_MAX && !(op >> (ID_SLOT_BITS + 32)) ? &peer->link->in[i] : NULL;
 }
 
-static unsigned int index_of(const struct kv_peer *peer, const struct kv_incoming *in)
+static unsigned int incoming_index(const struct kv_peer *peer, const struct kv_incoming *in)
 {
 	return (unsigned int)(in - peer->link->in);
 }
@@ -42,11 +42,11 @@ static bool push_arrival(struct kv_peer *peer, const struct kv_msg_begin *begin)
 static void answer(struct kv_peer *peer, struct kv_incoming *in, int status)
 {
 	in->status = status;
-	kv_bit_set(peer->link->ack, index_of(peer, in));
+	kv_bit_set(peer->link->ack, incoming_index(peer, in));
 }
 
 /* Every byte is visible, the description is here: take it or refuse it. */
-static void commit(struct kv_peer *peer, struct kv_incoming *in)
+static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 {
 	const struct kv_msg_begin *begin = &in->begin;
 	struct kv_layers layers = { begin->first, begin->count };
@@ -66,7 +66,7 @@ static void commit(struct kv_peer *peer, struct kv_incoming *in)
 	} else if (push_arrival(peer, begin)) {
 		answer(peer, in, 0);
 	} else {
-		kv_bit_set(peer->link->withheld, index_of(peer, in));
+		kv_bit_set(peer->link->withheld, incoming_index(peer, in));
 		answer(peer, in, KV_ACK_VISIBLE);
 	}
 }
@@ -102,14 +102,14 @@ int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 	in->begun = true;
 	in->begin = *begin;
 	if (in->notified && in->notified_op == begin->op)
-		commit(peer, in);
+		incoming_commit(peer, in);
 	return 0;
 }
 
 /* Its commit was taken and waits for its acknowledgement: nothing more may be said of it. */
 static bool is_committed(const struct kv_peer *peer, const struct kv_incoming *in)
 {
-	unsigned int i = index_of(peer, in);
+	unsigned int i = incoming_index(peer, in);
 
 	return kv_bit(peer->link->ack, i) || kv_bit(peer->link->withheld, i);
 }
@@ -124,7 +124,7 @@ int kv_incoming_notified(struct kv_peer *peer, uint64_t value)
 	in->notified = true; /* it may overtake its BEGIN */
 	in->notified_op = value;
 	if (in->begun)
-		commit(peer, in);
+		incoming_commit(peer, in);
 	return 0;
 }
 
@@ -173,7 +173,7 @@ void kv_incoming_retry(struct kv_peer *peer)
 }
 
 /* As many acknowledgements as fit into one message. */
-static void collect(const struct kv_link *link, struct kv_msg_ack *ack)
+static void collect_acks(const struct kv_link *link, struct kv_msg_ack *ack)
 {
 	KV_EACH_BIT (link->ack, i) {
 		if (ack->count == KV_ACKS_MAX)
@@ -190,14 +190,14 @@ bool kv_incoming_flush(struct kv_peer *peer)
 	while (kv_bit_next(link->ack, 0) < KV_OPS_MAX) {
 		struct kv_msg msg = { .type = KV_MSG_ACK, .ack.count = 0 };
 
-		collect(link, &msg.ack);
+		collect_acks(link, &msg.ack);
 		if (kv_peer_send(peer, &msg))
 			return false;
 		for (int i = 0; i < msg.ack.count; i++) {
 			struct kv_incoming *in = incoming_at(peer, msg.ack.ack[i].op);
 
 			in->begun = msg.ack.ack[i].status == KV_ACK_VISIBLE;
-			kv_bit_clear(link->ack, index_of(peer, in));
+			kv_bit_clear(link->ack, incoming_index(peer, in));
 		}
 	}
 	return true;

@@ -22,7 +22,8 @@ static int refresh(size_t index, struct kv_error *err)
 	return 0;
 }
 
-static void fill(const struct kv_option_set *set, size_t index, struct kv_option_info *info)
+static void fill_option_info(const struct kv_option_set *set, size_t index,
+			     struct kv_option_info *info)
 {
 	struct kv_option_row row;
 
@@ -52,13 +53,13 @@ int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info 
 	if (index >= KV_OPTIONS)
 		return kv_fail(err, KV_ERR_ARG, "option_get", "there are %d options", KV_OPTIONS);
 	if (engine) {
-		fill(engine->options, index, info);
+		fill_option_info(engine->options, index, info);
 		return 0;
 	}
 	pthread_mutex_lock(&fresh_lock);
 	ret = refresh(index, err);
 	if (!ret)
-		fill(fresh, index, info);
+		fill_option_info(fresh, index, info);
 	pthread_mutex_unlock(&fresh_lock);
 	return ret;
 }

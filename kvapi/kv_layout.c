@@ -96,8 +96,8 @@ static int by_address(const void *a, const void *b)
 	return x->addr < y->addr ? -1 : x->addr > y->addr;
 }
 
-static int find(const struct kv_layout *layout, const struct kv_geometry *g, const uint64_t *stride,
-		struct kv_extent *extents, struct kv_error *err)
+static int find_extents(const struct kv_layout *layout, const struct kv_geometry *g,
+			const uint64_t *stride, struct kv_extent *extents, struct kv_error *err)
 {
 	for (uint32_t l = 0; l < g->layers; l++)
 		for (uint32_t i = 0; i < g->tensors; i++) {
@@ -135,7 +135,7 @@ static struct kv_row row_of(const struct kv_extent *extent, const struct kv_geom
 				.n = g->blocks };
 }
 
-static int refuse(const struct kv_geometry *g, uint32_t a, uint32_t b, struct kv_error *err)
+static int refuse_overlap(const struct kv_geometry *g, uint32_t a, uint32_t b, struct kv_error *err)
 {
 	uint32_t first = a < b ? a : b, second = a < b ? b : a;
 
@@ -164,7 +164,7 @@ static int check_apart(const struct kv_geometry *g, const uint64_t *stride,
 			struct kv_row other = row_of(&extents[k], g, stride);
 
 			if (kv_rows_meet(&row, &other))
-				return refuse(g, extents[i].slab, extents[k].slab, err);
+				return refuse_overlap(g, extents[i].slab, extents[k].slab, err);
 		}
 	}
 	return 0;
@@ -174,7 +174,7 @@ int kv_layout_place(const struct kv_layout *layout, const struct kv_geometry *g,
 		    const uint64_t stride[KV_TENSORS_MAX], struct kv_extent *extents,
 		    struct kv_error *err)
 {
-	int ret = find(layout, g, stride, extents, err);
+	int ret = find_extents(layout, g, stride, extents, err);
 
 	if (ret)
 		return ret;

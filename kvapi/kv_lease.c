@@ -71,7 +71,7 @@ void kv_lease_pool_free(struct kv_engine *engine)
 	}
 }
 
-static unsigned int index_of(const struct kv_lease *lease)
+static unsigned int lease_index(const struct kv_lease *lease)
 {
 	return (unsigned int)(lease->id & ((1u << ID_INDEX_BITS) - 1));
 }
@@ -247,7 +247,7 @@ void kv_lease_release(struct kv_lease *lease)
 
 	announce_no_more(lease);
 	disown_blocks(lease);
-	link->lease[index_of(lease)] = NULL;
+	link->lease[lease_index(lease)] = NULL;
 	link->leases--;
 	while (link->leases_end && !link->lease[link->leases_end - 1])
 		link->leases_end--;
@@ -270,7 +270,7 @@ void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct k
 }
 
 /* The writer did not answer in time: the operation ends, the blocks stay closed until the fence. */
-static void give_up(struct kv_lease *lease)
+static void orphan_lease(struct kv_lease *lease)
 {
 	struct kv_peer *peer = lease->peer;
 	struct kv_op *op = lease->op;
@@ -425,7 +425,7 @@ static void expire_receive(struct kv_lease *lease, int64_t now)
 	} else if (op->stage != KV_STAGE_STOP) {
 		kv_op_timeout(op);
 	} else {
-		give_up(lease);
+		orphan_lease(lease);
 	}
 }
 

@@ -6,7 +6,7 @@
 
 enum { ID_INDEX_BITS = 16 };
 
-static struct kv_lease *find(struct kv_peer *peer, uint64_t id)
+static struct kv_lease *lease_find(struct kv_peer *peer, uint64_t id)
 {
 	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
 	struct kv_lease *lease = i < KV_LEASES_MAX ? peer->link->lease[i] : NULL;
@@ -16,7 +16,7 @@ static struct kv_lease *find(struct kv_peer *peer, uint64_t id)
 
 /* ---------------------------------------------------------------- telling */
 
-static bool announce(struct kv_lease *lease)
+static bool announce_lease(struct kv_lease *lease)
 {
 	struct kv_msg msg = { .type = KV_MSG_LEASE,
 			      .lease = {
@@ -92,7 +92,7 @@ bool kv_lease_flush(struct kv_peer *peer)
 			return false;
 	}
 	for (struct kv_lease *lease; (lease = link->announce); link->announce = lease->next)
-		if ((!lease->announced && !announce(lease)) || !send_ids(lease))
+		if ((!lease->announced && !announce_lease(lease)) || !send_ids(lease))
 			return false;
 	link->lease_work = false;
 	return true;
@@ -112,7 +112,7 @@ static bool was_given(const struct kv_peer *peer, uint64_t id)
 
 int kv_lease_revoked(struct kv_peer *peer, uint64_t id)
 {
-	struct kv_lease *lease = find(peer, id);
+	struct kv_lease *lease = lease_find(peer, id);
 
 	if (!lease || !lease->revoke_sent || lease->stopped || kv_incoming_uses(peer, id))
 		return KV_ERR_PROTOCOL;
@@ -122,7 +122,7 @@ int kv_lease_revoked(struct kv_peer *peer, uint64_t id)
 
 bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
-	const struct kv_lease *lease = find(peer, begin->lease);
+	const struct kv_lease *lease = lease_find(peer, begin->lease);
 
 	if (!lease) /* released meanwhile, by the last commit of its layers perhaps */
 		return was_given(peer, begin->lease);
@@ -160,7 +160,7 @@ static int disagree(struct kv_lease *lease, const struct kv_msg_begin *begin)
 int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
 		    struct kv_lease **lease_p)
 {
-	struct kv_lease *lease = find(peer, begin->lease);
+	struct kv_lease *lease = lease_find(peer, begin->lease);
 	const struct kv_cache *cache = peer->link->map[begin->cache].cache;
 	uint32_t end = (uint32_t)begin->first + begin->count;
 
@@ -196,7 +196,7 @@ void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers)
 
 int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status)
 {
-	struct kv_lease *lease = find(peer, id);
+	struct kv_lease *lease = lease_find(peer, id);
 	struct kv_error err;
 	int code = status == KV_ERR_GEOMETRY ? KV_ERR_GEOMETRY : KV_ERR_REVOKED;
 

@@ -145,12 +145,12 @@ void kv_peer_free(struct kv_peer *peer)
 
 /* ---------------------------------------------------------------- closing */
 
-static bool quiet(const struct kv_peer *peer)
+static bool peer_is_idle(const struct kv_peer *peer)
 {
 	return !(peer->link->busy[0] | peer->link->busy[1]);
 }
 
-static void nap(const struct kv_peer *peer, int64_t deadline_ns)
+static void peer_nap(const struct kv_peer *peer, int64_t deadline_ns)
 {
 	struct pollfd fd = { .fd = tr_conn_fd(peer->conn), .events = POLLIN };
 
@@ -170,9 +170,9 @@ static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
 {
 	kv_peer_end_ops(peer, KV_ERR_CLOSED, deadline_ns);
 	kv_lease_close_all(peer);
-	while (peer->state == KV_PEER_UP && !quiet(peer) && kv_now_ns() < deadline_ns)
+	while (peer->state == KV_PEER_UP && !peer_is_idle(peer) && kv_now_ns() < deadline_ns)
 		if (!kv_peer_progress(peer, false))
-			nap(peer, deadline_ns);
+			peer_nap(peer, deadline_ns);
 }
 
 static void say_goodbye(struct kv_peer *peer)
@@ -200,7 +200,7 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	/* Half of the time is for the goodbye, the other half for the fence itself. */
 	linger = kv_now_ns() + (deadline_ns - kv_now_ns()) / 2;
 	while ((ret = tr_fence(peer->conn, linger, &cause)) && kv_now_ns() < deadline_ns)
-		nap(peer, deadline_ns);
+		peer_nap(peer, deadline_ns);
 	if (ret) {
 		kv_peer_fail(peer, err, KV_ERR_BUSY, "peer_close",
 			     "%s has not stopped writing and its process lives", peer->name);

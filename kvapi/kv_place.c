@@ -57,8 +57,9 @@ static bool find_place(struct kv_link *link, const struct kv_cache *cache, const
 }
 
 /* Whether all of the bytes lie in blocks of the cache; with a lease, in its blocks and layers. */
-static bool covers(struct kv_link *link, const struct kv_cache *cache, const struct tr_mem *mem,
-		   uint64_t offset, uint64_t len, const struct kv_lease *lease)
+static bool blocks_cover(struct kv_link *link, const struct kv_cache *cache,
+			 const struct tr_mem *mem, uint64_t offset, uint64_t len,
+			 const struct kv_lease *lease)
 {
 	struct place at;
 
@@ -91,7 +92,7 @@ static bool in_cache_with(struct kv_link *link, uint32_t flag, const struct tr_m
 {
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
 		if (link->known[i] && (link->known[i]->geometry.flags & flag) == flag &&
-		    covers(link, link->known[i], mem, offset, len, NULL))
+		    blocks_cover(link, link->known[i], mem, offset, len, NULL))
 			return true;
 	return false;
 }
@@ -110,8 +111,8 @@ int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t 
 	if (grant && (!lease || !lease->open))
 		return TR_DROP;
 	if (lease)
-		return covers(link, lease->cache, mem, offset, len, lease) ? TR_PLACE
-									   : KV_ERR_PROTOCOL;
+		return blocks_cover(link, lease->cache, mem, offset, len, lease) ? TR_PLACE
+										 : KV_ERR_PROTOCOL;
 	if (in_cache_with(link, KV_CACHE_OPEN, mem, offset, len))
 		return TR_PLACE;
 	return in_cache_with(link, 0, mem, offset, len) ? TR_DROP : KV_ERR_PROTOCOL;

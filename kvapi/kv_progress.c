@@ -44,7 +44,7 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 }
 
 /* Gives the descriptor back to epoll where the service thread found the claim taken: claim_at. */
-static void release(struct kv_peer *peer)
+static void release_claim(struct kv_peer *peer)
 {
 	atomic_bool *wants = &peer->engine->wants[peer->index];
 
@@ -75,7 +75,7 @@ void kv_peer_release(struct kv_peer *peer)
 	if (!engine->caller_mode)
 		kv_peer_arm(peer, true, &done);
 	restless = peer->restless;
-	release(peer);
+	release_claim(peer);
 	if (restless)
 		kv_engine_wake(engine);
 }
@@ -120,7 +120,7 @@ void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 		 NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
 }
 
-static void receive(struct kv_peer *peer, const struct tr_event *event)
+static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
 		"BEGIN", "ACK", "ABORT", "LEASE", "IDS", "REVOKE", "REVOKED", "BYE", "ADOPTED",
@@ -176,7 +176,7 @@ static void receive(struct kv_peer *peer, const struct tr_event *event)
 }
 
 /* Every operation and lease of the peer learns of its loss. */
-static void lose(struct kv_peer *peer, const struct kv_error *cause)
+static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 {
 	struct kv_engine *engine = peer->engine;
 
@@ -204,7 +204,7 @@ static void lose(struct kv_peer *peer, const struct kv_error *cause)
 	kv_engine_wake(engine); /* the service thread fences it and tells the application */
 }
 
-static void dispatch(struct kv_peer *peer, const struct tr_event *event)
+static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 {
 	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
 
@@ -222,10 +222,10 @@ static void dispatch(struct kv_peer *peer, const struct tr_event *event)
 				      "a commit contradicts what was sent before");
 		break;
 	case TR_MSG:
-		receive(peer, event);
+		receive_message(peer, event);
 		break;
 	case TR_PEER_LOST:
-		lose(peer, event->cause);
+		lose_peer(peer, event->cause);
 		break;
 	default:
 		kv_op_event(peer, event);
@@ -233,7 +233,7 @@ static void dispatch(struct kv_peer *peer, const struct tr_event *event)
 	}
 }
 
-static void flush(struct kv_peer *peer)
+static void flush_messages(struct kv_peer *peer)
 {
 	static const struct kv_msg adopted = { .type = KV_MSG_ADOPTED };
 
@@ -320,7 +320,7 @@ int kv_peer_take_events(struct kv_peer *peer)
 		return 0;
 	n = tr_poll(peer->conn, events, KV_EVENTS);
 	for (int i = 0; i < n; i++)
-		dispatch(peer, &events[i]);
+		dispatch_event(peer, &events[i]);
 	return n;
 }
 
@@ -332,7 +332,7 @@ int kv_peer_round(struct kv_peer *peer, bool may_post)
 		return done;
 	store(&peer->rounds, peer->rounds + 1);
 	kv_incoming_retry(peer);
-	flush(peer);
+	flush_messages(peer);
 	done += post_round(peer, may_post);
 	check_deadlines(peer);
 	return done;
@@ -372,7 +372,7 @@ static void wake_posters(struct kv_peer *peer, bool moved)
 /* ---------------------------------------------------------------- the service's part */
 
 /* After a loss: close the door, hand over what is left, and free what nobody owns. false: freed. */
-static bool bury(struct kv_peer *peer)
+static bool finish_lost_peer(struct kv_peer *peer)
 {
 	struct kv_arrival lost = {
 		.kind = KV_ARRIVAL_PEER_LOST,
@@ -410,11 +410,11 @@ bool kv_peer_discard(struct kv_peer *peer)
 		kv_service_unwatch(peer);
 		kv_peer_leave_pending(peer, KV_PEER_LOST);
 	}
-	return bury(peer);
+	return finish_lost_peer(peer);
 }
 
 /* What a kv_connect has left to us. false: freed. */
-static bool adopt(struct kv_peer *peer)
+static bool discard_orphan(struct kv_peer *peer)
 {
 	peer->owned = false;
 	if (peer->state == KV_PEER_HANDSHAKE)
@@ -428,12 +428,12 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 {
 	int done;
 
-	if (atomic_load_explicit(&peer->orphan, memory_order_acquire) && !adopt(peer))
+	if (atomic_load_explicit(&peer->orphan, memory_order_acquire) && !discard_orphan(peer))
 		return false;
 	if (peer->state == KV_PEER_HANDSHAKE)
 		return kv_peer_handshake(peer, done_p);
 	if (peer->state == KV_PEER_LOST)
-		return bury(peer);
+		return finish_lost_peer(peer);
 	done = kv_peer_progress(peer, peer->engine->caller_mode);
 	kv_peer_arm(peer, peer->engine->caller_mode, &done);
 	*done_p += done;

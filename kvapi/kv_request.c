@@ -131,14 +131,14 @@ static bool wait_for_slot(struct kv_op *op)
 }
 
 /* For want of the claim. */
-static int refuse(struct kv_op *op, struct kv_error *err)
+static int request_unclaimed(struct kv_op *op, struct kv_error *err)
 {
 	return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, kv_op_name(op),
 			    "another call on %s had not returned at the deadline", op->peer->name);
 }
 
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
-static int start(struct kv_op *op, bool wait, struct kv_error *err)
+static int request_start(struct kv_op *op, bool wait, struct kv_error *err)
 {
 	int ret;
 
@@ -147,7 +147,7 @@ static int start(struct kv_op *op, bool wait, struct kv_error *err)
 	ret = kv_op_activate(op, err);
 	if (ret == KV_ERR_BUSY && wait) {
 		if (!wait_for_slot(op))
-			return refuse(op, err);
+			return request_unclaimed(op, err);
 		ret = op->stage == KV_STAGE_ENDED ? kv_op_result(op, err) : kv_op_activate(op, err);
 	}
 	if (ret)
@@ -163,7 +163,7 @@ static int start(struct kv_op *op, bool wait, struct kv_error *err)
 	return 0;
 }
 
-static void fill(struct kv_op *op, const struct request *req)
+static void request_fill(struct kv_op *op, const struct request *req)
 {
 	const struct kv_options *opts = req->opts;
 
@@ -186,7 +186,7 @@ static void fill(struct kv_op *op, const struct request *req)
 }
 
 /* Checked now, so that the call itself says what is wrong, and again when it gets its slot. */
-static int collect(struct kv_group *group, struct kv_op *op, struct kv_error *err)
+static int request_collect(struct kv_group *group, struct kv_op *op, struct kv_error *err)
 {
 	int ret = kv_op_admit(op, err);
 
@@ -197,12 +197,12 @@ static int collect(struct kv_group *group, struct kv_op *op, struct kv_error *er
 	return ret;
 }
 
-static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
+static int request_begin(struct request *req, struct kv_op *op, struct kv_error *err)
 {
 	struct kv_group *group = req->opts ? req->opts->group : NULL;
 	int ret;
 
-	fill(op, req);
+	request_fill(op, req);
 	if (!op->n) {
 		op->stage = KV_STAGE_ENDED;
 		atomic_store(&op->ended, KV_OP_ENDED);
@@ -211,7 +211,7 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
 	if (ret)
 		return ret;
-	ret = group ? collect(group, op, err) : start(op, req->blocking, err);
+	ret = group ? request_collect(group, op, err) : request_start(op, req->blocking, err);
 	if (!op->unclaimed)
 		kv_peer_release(op->peer);
 	return ret;
@@ -221,7 +221,7 @@ static int begin(struct request *req, struct kv_op *op, struct kv_error *err)
  * Where the bytes are copied by the caller they are copied inside its call: once another thread has
  * had the peer it goes on.
  */
-static void go_on(struct kv_op *op)
+static void request_go_on(struct kv_op *op)
 {
 	while (op->passed && kv_claim_until(&op->peer->claim, op->deadline_ns)) {
 		kv_op_post(op);
@@ -230,7 +230,7 @@ static void go_on(struct kv_op *op)
 	op->passed = false;
 }
 
-static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
+static int request_run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 {
 	struct kv_op *op;
 	int ret = check_call(req, err);
@@ -242,14 +242,14 @@ static int run(struct request *req, struct kv_op **op_p, struct kv_error *err)
 	ret = kv_op_take(req->peer->engine, &op, err);
 	if (ret)
 		return ret;
-	ret = begin(req, op, err);
+	ret = request_begin(req, op, err);
 	if (ret) {
 		if (!op->unclaimed || !kv_op_leave(op))
 			kv_op_give(op);
 		return ret;
 	}
 	if (!req->blocking)
-		go_on(op);
+		request_go_on(op);
 	*op_p = op;
 	return 0;
 }
@@ -260,7 +260,7 @@ int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struc
 {
 	struct request req = { request_names[kind], kind, peer, cache, layers, ids, opts, false };
 
-	return run(&req, op_p, err);
+	return request_run(&req, op_p, err);
 }
 
 /* The operation is not ours any more; its peer is, as long as the caller has the handle. */
@@ -285,7 +285,7 @@ int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
 
 	if (opts && opts->size == sizeof(*opts) && opts->group)
 		return kv_fail(err, KV_ERR_ARG, req.name, "a group takes only the *_async calls");
-	ret = run(&req, &op, err);
+	ret = request_run(&req, &op, err);
 	if (ret)
 		return ret;
 	/* Its own deadline ends it, unless its device does not let go of what was posted. */

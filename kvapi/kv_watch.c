@@ -29,7 +29,7 @@ static bool has_passed(const struct kv_peer *peer, unsigned int patience)
 }
 
 /* Under engine.lock, so that the peer stays; its claim is somebody else's. */
-static void look_at(struct kv_peer *peer)
+static void look_at_peer(struct kv_peer *peer)
 {
 	int64_t rounds = atomic_load(&peer->rounds);
 
@@ -59,7 +59,7 @@ static void *watch_main(void *arg)
 		pthread_mutex_lock(&engine->lock);
 		for (uint32_t i = 0; i < engine->peers_end; i++)
 			if (engine->peer[i])
-				look_at(engine->peer[i]);
+				look_at_peer(engine->peer[i]);
 		pthread_mutex_unlock(&engine->lock);
 	}
 }

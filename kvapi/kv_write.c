@@ -5,14 +5,14 @@
  */
 #include "kv_internal.h"
 
-static enum kv_step give_up(struct kv_op *op, const struct kv_error *err)
+static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
 	kv_op_stop(op, err->code, kv_deadline_ns(KV_STOP_MS), err);
 	return KV_STEP_OVER;
 }
 
 /* The transport's operation and, unless it is a read, the BEGIN message. */
-static enum kv_step begin(struct kv_op *op)
+static enum kv_step post_begin(struct kv_op *op)
 {
 	struct kv_error err;
 	int ret;
@@ -23,7 +23,7 @@ static enum kv_step begin(struct kv_op *op)
 		if (ret == TR_AGAIN)
 			return KV_STEP_NONE;
 		if (ret)
-			return give_up(op, &err);
+			return step_failed(op, &err);
 		tr_op_grant(op->tr, op->grant);
 	}
 	if (op->kind != KV_OP_READ) {
@@ -93,7 +93,7 @@ static enum kv_step post_piece(struct kv_op *op)
 			       count, &err);
 
 	if (taken < 0)
-		return give_up(op, &err);
+		return step_failed(op, &err);
 	op->peer->turn_bytes += kv_plan_take(&pitch, spans, (size_t)taken, &op->place);
 	kv_count(op->engine, spans_out, taken);
 	if (op->place.index == op->n * pitch.rows)
@@ -101,7 +101,7 @@ static enum kv_step post_piece(struct kv_op *op)
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }
 
-static enum kv_step commit(struct kv_op *op)
+static enum kv_step post_commit(struct kv_op *op)
 {
 	bool read = op->kind == KV_OP_READ;
 	unsigned int flags = read ? 0 : TR_NOTIFY | TR_LANDED; /* a cancel relies on it */
@@ -114,7 +114,7 @@ static enum kv_step commit(struct kv_op *op)
 	if (ret == TR_AGAIN)
 		return KV_STEP_NONE;
 	if (ret)
-		return give_up(op, &err);
+		return step_failed(op, &err);
 	op->committed = true;
 	op->stage = KV_STAGE_FLIGHT;
 	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
@@ -133,7 +133,7 @@ static enum kv_step await_lease(struct kv_op *op)
 	if (kv_grant_under_way(op->peer, op->grant))
 		return KV_STEP_NONE;
 	if (kv_op_admit(op, &err))
-		return give_up(op, &err);
+		return step_failed(op, &err);
 	op->stage = KV_STAGE_BEGIN;
 	return KV_STEP_ON;
 }
@@ -156,11 +156,11 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 	if (op->stage == KV_STAGE_WAIT_GRANT)
 		moved |= (step = op->kind == KV_OP_SEND ? kv_send_match(op) : await_lease(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)
-		moved |= (step = begin(op));
+		moved |= (step = post_begin(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
 		moved |= (step = may_post || is_left_alone(op) ? post_piece(op) : KV_STEP_NONE);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
-		moved |= (step = commit(op));
+		moved |= (step = post_commit(op));
 	return moved;
 }
 

@@ -17,6 +17,7 @@ import calls
 import format as formatting
 import headers
 import install
+import names
 import programs
 import quickstart
 import scripts
@@ -122,6 +123,20 @@ class Calls(Tree):
         self.write("kvapi/a.c", 'kv_exit(1); p->abort(); ops.sleep(1); snprintf(x); /* exit(1) */ "atoi(x)"\n')
         self.write("tool/b.c", "printf(x); exit(1);\n")
         self.assertEqual(calls.check(self.root), [])
+
+
+class Names(Tree):
+    def test_a_name_in_two_files_of_the_library_is_found(self):
+        self.write("kvapi/a.c", "static int\nlook(void)\n{\n}\nstatic int g(void);\n")
+        self.write("kvapi/b.c", "__attribute__((noreturn)) static void own(int a,\n\t\t int b)\n{\n}\n")
+        self.assertEqual(names.check(self.root), [])
+        self.write("transport/b.c", "static __attribute__((format(printf, 1, 2))) void look(const char *f, ...)\n{\n}\n")
+        self.assert_finds("kvapi/a.c:2: look is also in transport/b.c", names.check(self.root))
+
+    def test_a_bare_verb_is_found(self):
+        self.write("kvapi/a.c", "static int begin(void)\n{\n}\nstatic int op_begin(void)\n{\n}\n")
+        self.write("kvapi/examples/a.c", "static int run(void)\n{\n}\n")
+        self.assert_finds("kvapi/a.c:1: begin says nothing alone", names.check(self.root))
 
 
 class Shape(Tree):
