@@ -172,7 +172,7 @@ static bool stands(struct dial *dial, int fd)
 }
 
 /* 0: the list is there. */
-static int resolved(struct dial *dial, struct kv_error *err)
+static int dial_resolved(struct dial *dial, struct kv_error *err)
 {
 	int fd = resolver_fd(dial->resolver), ret;
 
@@ -189,7 +189,7 @@ static int resolved(struct dial *dial, struct kv_error *err)
 int dial_step(struct dial *dial, struct kv_error *err)
 {
 	struct pollfd p[ADDRESSES_MAX];
-	int ret = dial->resolver ? resolved(dial, err) : 0;
+	int ret = dial->resolver ? dial_resolved(dial, err) : 0;
 
 	if (ret)
 		return ret;

@@ -140,7 +140,8 @@ static void watch_control(struct tr_conn *conn)
 	conn->stage = CONN_BREAKING;
 }
 
-static void fill(const struct tr_conn *conn, struct tr_event *event, const struct tr_op *op)
+static void fill_end_event(const struct tr_conn *conn, struct tr_event *event,
+			   const struct tr_op *op)
 {
 	*event = (struct tr_event){ .kind = op->end_kind, .user = op->user };
 	if (op->end_kind == TR_IN_DOUBT) {
@@ -157,7 +158,7 @@ static int take_events(struct tr_conn *conn, struct tr_event *events, int n)
 	while (got < n && data->ended_first) {
 		struct tr_op *op = data->ended_first;
 
-		fill(conn, &events[got++], op);
+		fill_end_event(conn, &events[got++], op);
 		data->ended_first = op->next_ended;
 		if (!data->ended_first)
 			data->ended_last = &data->ended_first;

@@ -222,7 +222,7 @@ static int index_of_provider(const struct tr *tr, uint16_t id)
 	return -1;
 }
 
-static void choose(struct tr_conn *conn, int index, void *priv)
+static void set_provider(struct tr_conn *conn, int index, void *priv)
 {
 	conn->provider_index = index;
 	conn->provider = conn->tr->provider[index];
@@ -251,7 +251,7 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 		if (ret == TR_AGAIN)
 			return TR_AGAIN;
 		if (!ret) {
-			choose(conn, index, hs->offer_priv[index]);
+			set_provider(conn, index, hs->offer_priv[index]);
 			return put_setup(conn, err);
 		}
 		if (len < sizeof(reasons))
@@ -282,7 +282,7 @@ static int got_setup(struct tr_conn *conn, struct kv_error *err)
 			       "the peer chose transport %u, which was not offered",
 			       setup.provider);
 	if (conn->accepting) {
-		choose(conn, index, conn->hs->offer_priv[index]);
+		set_provider(conn, index, conn->hs->offer_priv[index]);
 		conn->hs->offered[index] = false;
 		stop_offers(conn);
 	}
@@ -416,7 +416,7 @@ static int advance(struct tr_conn *conn, struct kv_error *err)
 	return ret;
 }
 
-static int finish(struct tr_conn *conn, struct kv_error *err)
+static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 {
 	int ret = control_flush(conn, err);
 
@@ -447,7 +447,7 @@ int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 	while (!ret && conn->stage < CONN_READY)
 		ret = advance(conn, &cause);
 	if (!ret && conn->hs)
-		ret = finish(conn, &cause);
+		ret = handshake_finish(conn, &cause);
 	if (ret == TR_AGAIN && kv_now_ns() >= conn->deadline_ns) {
 		ret = kv_fail(&cause, KV_ERR_TIMEOUT, "handshake",
 			      "%s took longer than %lld ms: %s", conn->address,

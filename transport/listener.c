@@ -291,7 +291,7 @@ static int refuse_one(struct tr_listener *l, int sock, struct kv_error *err)
 }
 
 /* Takes what waits at one socket: 0, or the error. */
-static int take_from(struct tr_listener *l, int sock, struct kv_error *err)
+static int accept_from(struct tr_listener *l, int sock, struct kv_error *err)
 {
 	struct sockaddr_storage sa;
 
@@ -340,7 +340,7 @@ int tr_listener_tend(struct tr_listener *l, struct kv_error *err)
 			lobby_look(&l->lobby, event[i].data.u32, event[i].events);
 	for (int i = 0; i < n && !ret; i++)
 		if (event[i].data.u32 < LOBBY_TOKEN)
-			ret = take_from(l, l->sock[event[i].data.u32], err);
+			ret = accept_from(l, l->sock[event[i].data.u32], err);
 	return ret;
 }
 

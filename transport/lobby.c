@@ -38,7 +38,7 @@ static void list_init(struct stranger_list *list)
 	list->last = &list->first;
 }
 
-static void append(struct stranger_list *list, struct stranger *s)
+static void stranger_append(struct stranger_list *list, struct stranger *s)
 {
 	s->next = NULL;
 	s->at = list->last;
@@ -46,7 +46,7 @@ static void append(struct stranger_list *list, struct stranger *s)
 	list->last = &s->next;
 }
 
-static void take_out(struct stranger_list *list, struct stranger *s)
+static void stranger_remove(struct stranger_list *list, struct stranger *s)
 {
 	*s->at = s->next;
 	if (s->next)
@@ -97,7 +97,7 @@ static void free_row(struct lobby *lobby, struct stranger *s)
 
 static void leave_waiting(struct lobby *lobby, struct stranger *s)
 {
-	take_out(&lobby->waiting, s);
+	stranger_remove(&lobby->waiting, s);
 	lobby->crowd[s->crowd]--;
 	s->waits = false;
 }
@@ -117,7 +117,7 @@ int lobby_leave(struct lobby *lobby)
 
 	if (!s)
 		return -1;
-	take_out(&lobby->ready, s);
+	stranger_remove(&lobby->ready, s);
 	free_row(lobby, s);
 	return s->fd;
 }
@@ -310,12 +310,12 @@ void lobby_enter(struct lobby *lobby, int fd, const struct sockaddr_storage *sa)
 	s->since_ns = kv_now_ns();
 	s->crowd = crowd_of(lobby, sa);
 	if (verdict == READY) {
-		append(&lobby->ready, s);
+		stranger_append(&lobby->ready, s);
 		return;
 	}
 	s->waits = true;
 	lobby->crowd[s->crowd]++;
-	append(&lobby->waiting, s);
+	stranger_append(&lobby->waiting, s);
 }
 
 void lobby_look(struct lobby *lobby, uint32_t token, uint32_t events)
@@ -335,5 +335,5 @@ void lobby_look(struct lobby *lobby, uint32_t token, uint32_t events)
 	}
 	epoll_ctl(lobby->epfd, EPOLL_CTL_DEL, s->fd, NULL);
 	leave_waiting(lobby, s);
-	append(&lobby->ready, s);
+	stranger_append(&lobby->ready, s);
 }

@@ -29,7 +29,7 @@ int tr_memory_open(struct tr *tr, struct kv_error *err)
 }
 
 /* Takes the region from the first n providers; not under the lock. */
-static void take_from(const struct tr *tr, struct tr_mem *mem, int n)
+static void dereg_from(const struct tr *tr, struct tr_mem *mem, int n)
 {
 	while (n--)
 		if (tr->provider[n] != mem->left_out)
@@ -68,7 +68,7 @@ void tr_memory_close(struct tr *tr)
 	struct tr_memory *m = tr->memory;
 
 	for (struct tr_mem *mem = m->mems; mem; mem = mem->next)
-		take_from(tr, mem, tr->providers);
+		dereg_from(tr, mem, tr->providers);
 	memory_free_pools(m);
 	free_records(m->mems);
 	free_records(m->spare);
@@ -149,8 +149,8 @@ static void give_id(struct tr_memory *m, struct tr_mem *mem)
  * Goes on without this provider if that is its device's trouble, or it copies what no CPU may
  * touch, and another one is there.
  */
-static int leave_out(struct tr_mem *mem, const struct tr_provider *provider,
-		     const struct kv_error *why, struct kv_error *err)
+static int leave_out_provider(struct tr_mem *mem, const struct tr_provider *provider,
+			      const struct kv_error *why, struct kv_error *err)
 {
 	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE ||
 		      (why->code == KV_ERR_UNSUPPORTED && mem->kind == TR_MEM_DEVICE);
@@ -238,7 +238,7 @@ static void withdraw(struct tr *tr, struct tr_mem *mem, int n)
 
 	while (atomic_load(&mem->readers)) /* of one record of a ring */
 		sched_yield();
-	take_from(tr, mem, n);
+	dereg_from(tr, mem, n);
 	pthread_mutex_lock(&m->lock);
 	*mem->prev = mem->next;
 	if (mem->next)
@@ -260,7 +260,7 @@ static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_me
 		return ret;
 	for (i = 0; i < tr->providers && !ret; i++)
 		if (tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], &why))
-			ret = leave_out(mem, tr->provider[i], &why, err);
+			ret = leave_out_provider(mem, tr->provider[i], &why, err);
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
 	pthread_mutex_lock(&m->lock);

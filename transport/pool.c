@@ -10,7 +10,7 @@
 #include "base/fault.h"
 #include "memory.h"
 
-static int map_pool(struct tr_pool *pool, struct kv_error *err)
+static int make_pool(struct tr_pool *pool, struct kv_error *err)
 {
 	pool->fd = kv_fault(TR_POOL_MEMFD)
 			   ? (errno = EMFILE, -1)
@@ -55,7 +55,7 @@ int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err)
 	if (!pool)
 		return kv_fail(err, KV_ERR_NOMEM, "alloc", "cannot allocate a pool's record");
 	pool->len = (len + page - 1) & ~(page - 1);
-	ret = map_pool(pool, &cause);
+	ret = make_pool(pool, &cause);
 	if (ret) {
 		free(pool);
 		return kv_error_copy(err, &cause);

@@ -40,7 +40,7 @@ static int resolver_failed(int ret, int sys_errno, const char *host, const char 
 	return kv_fail(err, KV_ERR_ARG, op, "%.64s does not resolve: %s", host, gai_strerror(ret));
 }
 
-static void fill(struct addresses *out, const struct addrinfo *list)
+static void fill_addresses(struct addresses *out, const struct addrinfo *list)
 {
 	out->n = 0;
 	for (const struct addrinfo *ai = list; ai && out->n < ADDRESSES_MAX; ai = ai->ai_next) {
@@ -51,7 +51,7 @@ static void fill(struct addresses *out, const struct addrinfo *list)
 	}
 }
 
-static int ask(const char *host, const char *service, int flags, struct addresses *out)
+static int resolve_name(const char *host, const char *service, int flags, struct addresses *out)
 {
 	struct addrinfo hints = { .ai_socktype = SOCK_STREAM,
 				  .ai_flags = AI_PASSIVE | AI_NUMERICSERV | flags },
@@ -60,7 +60,7 @@ static int ask(const char *host, const char *service, int flags, struct addresse
 
 	if (ret)
 		return ret;
-	fill(out, list);
+	fill_addresses(out, list);
 	freeaddrinfo(list);
 	return 0;
 }
@@ -94,7 +94,7 @@ static void *resolver_main(void *arg)
 	uint64_t one = 1;
 	ssize_t n;
 
-	r->ret = ask(r->host, r->service, 0, &r->out);
+	r->ret = resolve_name(r->host, r->service, 0, &r->out);
 	r->sys_errno = errno;
 	atomic_store(&r->done, true);
 	do
@@ -119,7 +119,7 @@ static int start_thread(struct resolver *r)
 	return ret;
 }
 
-static int begin(struct resolver *r, struct kv_error *err)
+static int resolver_begin(struct resolver *r, struct kv_error *err)
 {
 	int ret;
 
@@ -150,7 +150,7 @@ int resolver_ask(const char *host, uint32_t port, const char *op, struct address
 	if (!host)
 		host = "127.0.0.1";
 	snprintf(service, sizeof(service), "%u", port);
-	ret = ask(host, service, AI_NUMERICHOST, out);
+	ret = resolve_name(host, service, AI_NUMERICHOST, out);
 	if (!ret)
 		return 0;
 	if (ret != EAI_NONAME || strlen(host) >= sizeof(r->host))
@@ -166,7 +166,7 @@ int resolver_ask(const char *host, uint32_t port, const char *op, struct address
 	if (r->fd < 0)
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, op, "eventfd");
 	else
-		ret = begin(r, err);
+		ret = resolver_begin(r, err);
 	if (ret) {
 		atomic_store(&r->users, 1);
 		drop(r);

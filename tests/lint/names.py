@@ -12,7 +12,7 @@ import sys
 import source
 
 LIBRARY = ("kvapi/", "transport/")  # one shared object
-CHECKED = ("kvapi/",)  # the part of it that follows the rule
+LATER = {"transport/shm/copy.c"}  # its verbs alone are renamed after the work that goes on there
 BARE = "begin commit end find flush move release run start stop take".split()
 
 
@@ -35,9 +35,9 @@ def check(root):
     for name, files in sorted(places.items()):
         for path, line in files.items():
             others = sorted(set(files) - {path})
-            if path.startswith(CHECKED) and others:
+            if others:
                 findings.append(f"{path}:{line}: {name} is also in {', '.join(others)}: name what it works on")
-            elif path.startswith(CHECKED) and name in BARE:
+            elif name in BARE and path not in LATER:
                 findings.append(f"{path}:{line}: {name} says nothing alone: name what it works on")
     return findings
 

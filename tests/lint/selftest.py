@@ -131,7 +131,7 @@ class Names(Tree):
         self.write("kvapi/b.c", "__attribute__((noreturn)) static void own(int a,\n\t\t int b)\n{\n}\n")
         self.assertEqual(names.check(self.root), [])
         self.write("transport/b.c", "static __attribute__((format(printf, 1, 2))) void look(const char *f, ...)\n{\n}\n")
-        self.assert_finds("kvapi/a.c:2: look is also in transport/b.c", names.check(self.root))
+        self.assert_finds("look is also in", names.check(self.root), 2)
 
     def test_a_bare_verb_is_found(self):
         self.write("kvapi/a.c", "static int begin(void)\n{\n}\nstatic int op_begin(void)\n{\n}\n")

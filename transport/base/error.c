@@ -23,7 +23,7 @@ static const struct code_row code_rows[] = { { KV_OK, KV_SCOPE_NONE, "OK", "succ
 #undef ROW
 };
 
-static const struct code_row *find(int code)
+static const struct code_row *find_code(int code)
 {
 	static const struct code_row unknown = { 0, KV_SCOPE_DEVICE, "UNKNOWN",
 						 "unknown error code" };
@@ -36,17 +36,17 @@ static const struct code_row *find(int code)
 
 const char *kv_error_name(int code)
 {
-	return find(code)->name;
+	return find_code(code)->name;
 }
 
 const char *kv_error_text(int code)
 {
-	return find(code)->text;
+	return find_code(code)->text;
 }
 
 int kv_error_scope(int code)
 {
-	return find(code)->scope;
+	return find_code(code)->scope;
 }
 
 void kv_error_clear(struct kv_error *err)
@@ -59,7 +59,7 @@ void kv_error_clear(struct kv_error *err)
 	err->block_id = -1;
 }
 
-static void begin(struct kv_error *err, int code, const char *op, const char *fmt, va_list ap)
+static void error_begin(struct kv_error *err, int code, const char *op, const char *fmt, va_list ap)
 {
 	kv_error_clear(err);
 	err->code = code;
@@ -80,7 +80,7 @@ int kv_fail(struct kv_error *err, int code, const char *op, const char *fmt, ...
 
 	if (err) {
 		va_start(ap, fmt);
-		begin(err, code, op, fmt, ap);
+		error_begin(err, code, op, fmt, ap);
 		va_end(ap);
 	}
 	return code;
@@ -107,7 +107,7 @@ int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op,
 		code = KV_ERR_NOMEM;
 	if (err) {
 		va_start(ap, fmt);
-		begin(err, code, op, fmt, ap);
+		error_begin(err, code, op, fmt, ap);
 		va_end(ap);
 		err->sys_errno = sys_errno;
 		len = strlen(err->message);
@@ -143,7 +143,7 @@ int kv_error_copy(struct kv_error *dst, const struct kv_error *src)
 
 /* Appends to buf[*len .. cap) as snprintf does; *len counts what the whole text needs. */
 static void __attribute__((format(printf, 4, 5)))
-append(char *buf, size_t cap, size_t *len, const char *fmt, ...)
+text_append(char *buf, size_t cap, size_t *len, const char *fmt, ...)
 {
 	va_list ap;
 	int n;
@@ -159,25 +159,26 @@ int kv_error_format(const struct kv_error *err, char *buf, size_t cap)
 {
 	size_t len = 0;
 
-	append(buf, cap, &len, "%s: KV_ERR_%s: %s", err->op[0] ? err->op : "kvrail",
-	       kv_error_name(err->code), err->message[0] ? err->message : kv_error_text(err->code));
+	text_append(buf, cap, &len, "%s: KV_ERR_%s: %s", err->op[0] ? err->op : "kvrail",
+		    kv_error_name(err->code),
+		    err->message[0] ? err->message : kv_error_text(err->code));
 	if (err->peer[0])
-		append(buf, cap, &len, "; peer %s", err->peer);
+		text_append(buf, cap, &len, "; peer %s", err->peer);
 	if (err->device[0])
-		append(buf, cap, &len, "; device %s", err->device);
+		text_append(buf, cap, &len, "; device %s", err->device);
 	if (err->qp_num)
-		append(buf, cap, &len, "; qp 0x%x", err->qp_num);
+		text_append(buf, cap, &len, "; qp 0x%x", err->qp_num);
 	if (err->wc_status)
-		append(buf, cap, &len, "; completion status %d vendor 0x%x", err->wc_status,
-		       err->vendor_err);
+		text_append(buf, cap, &len, "; completion status %d vendor 0x%x", err->wc_status,
+			    err->vendor_err);
 	if (err->sys_errno)
-		append(buf, cap, &len, "; errno %d", err->sys_errno);
+		text_append(buf, cap, &len, "; errno %d", err->sys_errno);
 	if (err->block_index >= 0)
-		append(buf, cap, &len, "; block %lld at index %lld", (long long)err->block_id,
-		       (long long)err->block_index);
+		text_append(buf, cap, &len, "; block %lld at index %lld", (long long)err->block_id,
+			    (long long)err->block_index);
 	if (err->in_doubt)
-		append(buf, cap, &len, "; destination blocks are undefined");
+		text_append(buf, cap, &len, "; destination blocks are undefined");
 	if (err->hint[0])
-		append(buf, cap, &len, " (%s)", err->hint);
+		text_append(buf, cap, &len, " (%s)", err->hint);
 	return (int)len;
 }

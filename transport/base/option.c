@@ -55,7 +55,7 @@ struct kv_option_set {
 	size_t unknowns;
 };
 
-static int find(const char *name, size_t len)
+static int find_option(const char *name, size_t len)
 {
 	for (int i = 0; i < KV_OPTIONS; i++)
 		if (strlen(rows[i].name) == len && !memcmp(rows[i].name, name, len))
@@ -219,7 +219,7 @@ static int read_environment(struct kv_option_set *set, struct kv_error *err)
 
 		if (!eq || strncmp(*e, "KVCACHE_", 8))
 			continue;
-		id = find(*e, len);
+		id = find_option(*e, len);
 		if (id < 0) {
 			note_unknown(set, *e, len);
 			continue;
@@ -235,7 +235,7 @@ static int read_list(struct kv_option_set *set, const char *const *list, struct 
 {
 	for (; list && *list; list++) {
 		const char *eq = strchr(*list, '=');
-		int id = eq ? find(*list, (size_t)(eq - *list)) : -1;
+		int id = eq ? find_option(*list, (size_t)(eq - *list)) : -1;
 		int ret;
 
 		if (id < 0)

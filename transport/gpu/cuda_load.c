@@ -48,7 +48,7 @@ static const struct {
 };
 enum { SYMBOLS = sizeof(symbols) / sizeof(*symbols), OPTIONAL = SYMBOLS - 1 };
 
-static int load(struct kv_error *err)
+static int cuda_load(struct kv_error *err)
 {
 	void *handle = kv_fault(GPU_DLOPEN) ? NULL : dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
 
@@ -66,7 +66,7 @@ static int load(struct kv_error *err)
 	return 0;
 }
 
-static int load_once(struct kv_error *err)
+static int cuda_load_once(struct kv_error *err)
 {
 	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 	static bool loaded;
@@ -74,7 +74,7 @@ static int load_once(struct kv_error *err)
 
 	pthread_mutex_lock(&lock);
 	if (!loaded)
-		ret = load(err);
+		ret = cuda_load(err);
 	loaded = !ret;
 	pthread_mutex_unlock(&lock);
 	return ret;
@@ -163,7 +163,7 @@ int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint64_t first = (uintptr_t)addr & ~(page - 1);
 	uint64_t end = ((uintptr_t)addr + len + page - 1) & ~(page - 1);
-	int rc, ret = load_once(err);
+	int rc, ret = cuda_load_once(err);
 
 	if (!ret)
 		ret = check_range(addr, len, err);

@@ -55,7 +55,7 @@ static void *aside_main(void *arg)
 }
 
 /* 0, EBUSY, or why there is no thread. */
-static int start(struct ib_conn *c, void (*job)(struct ib_conn *c), int state)
+static int start_job(struct ib_conn *c, void (*job)(struct ib_conn *c), int state)
 {
 	int was = ASIDE_FREE, ret = EAGAIN;
 	sigset_t all, before;
@@ -77,7 +77,7 @@ static int start(struct ib_conn *c, void (*job)(struct ib_conn *c), int state)
 
 void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
-	start(c, job, ASIDE_BUSY);
+	start_job(c, job, ASIDE_BUSY);
 }
 
 bool ib_aside_busy(struct ib_conn *c)
@@ -92,7 +92,7 @@ bool ib_aside_busy(struct ib_conn *c)
 bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
 	int64_t until = kv_deadline_ns(IB_ASIDE_MS), left;
-	int ret = ib_aside_busy(c) ? EBUSY : start(c, job, ASIDE_BUSY);
+	int ret = ib_aside_busy(c) ? EBUSY : start_job(c, job, ASIDE_BUSY);
 
 	if (ret == EBUSY)
 		return false;
@@ -109,7 +109,7 @@ bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 /* ---------------------------------------------------------- connections that were left to a job */
 
 /* Frees the records of those whose thread has ended. true: there are others. */
-static bool reap(struct ib_ctx *ctx)
+static bool reap_conns(struct ib_ctx *ctx)
 {
 	struct ib_conn **at = &ctx->left;
 
@@ -142,7 +142,7 @@ static bool leave(struct ib_conn *c)
 	while (!c->left && ib_aside_busy(c))
 		poll(NULL, 0, 1);
 	pthread_mutex_lock(&ctx->left_lock);
-	reap(ctx);
+	reap_conns(ctx);
 	left = c->left && atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_LEFT);
 	if (left) {
 		c->next_left = ctx->left;
@@ -172,7 +172,7 @@ bool ib_aside_close(struct ib_ctx *ctx)
 {
 	int64_t deadline = kv_deadline_ns(IB_CLOSE_MS);
 
-	while (reap(ctx) || ib_late_busy(ctx)) {
+	while (reap_conns(ctx) || ib_late_busy(ctx)) {
 		if (kv_now_ns() >= deadline)
 			return false;
 		poll(NULL, 0, 1);

@@ -108,7 +108,7 @@ static int make_memory(struct ib_conn *c, struct kv_error *err)
 	return 0;
 }
 
-static int unblock(int fd)
+static int unblock_channel(int fd)
 {
 	int flags = kv_fault(IB_CHANNEL_FCNTL) ? (errno = EBADF, -1) : fcntl(fd, F_GETFL);
 
@@ -130,7 +130,7 @@ static int make_queues(struct ib_conn *c, struct ib_path *path, struct kv_error 
 	if (!path->channel && !tr_conn_polled(c->conn))
 		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "connect",
 				     "cannot make a completion channel on %s", rail->name);
-	if (path->channel && unblock(path->channel->fd))
+	if (path->channel && unblock_channel(path->channel->fd))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
 				     "cannot make a completion channel non-blocking");
 	path->scq = v->create_cq(rail->context, sends, c, path->channel, 0);

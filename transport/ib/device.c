@@ -197,7 +197,7 @@ bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid)
 }
 
 /* Asynchronous events are read without waiting, by whichever connection looks first. */
-static int unblock(int fd)
+static int unblock_async(int fd)
 {
 	int flags = kv_fault(IB_ASYNC_FCNTL) ? (errno = EBADF, -1) : fcntl(fd, F_GETFL);
 
@@ -263,7 +263,7 @@ int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *de
 			      rail->address.reason);
 	if (ret)
 		goto close;
-	if (unblock(rail->context->async_fd)) {
+	if (unblock_async(rail->context->async_fd)) {
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open",
 				    "cannot make the event descriptor of %s non-blocking",
 				    rail->name);

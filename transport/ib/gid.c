@@ -52,8 +52,8 @@ static enum ib_gid_rank rank_of(const struct ibv_gid_entry *entry)
 	return ib_gid_is_ipv4(&entry->gid) ? IB_GID_IPV4 : IB_GID_IPV6;
 }
 
-static void take(struct ib_gid_choice *choice, const struct ibv_gid_entry *entries, int entry,
-		 bool asked, const char *why)
+static void take_gid(struct ib_gid_choice *choice, const struct ibv_gid_entry *entries, int entry,
+		     bool asked, const char *why)
 {
 	char text[INET6_ADDRSTRLEN];
 
@@ -90,7 +90,8 @@ void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		int points = score(&entries[i], near);
 
 		if (option >= 0 && entries[i].gid_index == (uint32_t)option && points) {
-			take(choice, entries, (int)i, true, "KVCACHE_RDMA_GID_INDEX asks for it");
+			take_gid(choice, entries, (int)i, true,
+				 "KVCACHE_RDMA_GID_INDEX asks for it");
 			return;
 		}
 		if (points > best) {
@@ -102,7 +103,7 @@ void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
 		snprintf(why, sizeof(why), "the index %d of KVCACHE_RDMA_GID_INDEX is empty",
 			 option);
 	if (found >= 0)
-		take(choice, entries, found, false, why);
+		take_gid(choice, entries, found, false, why);
 	else
 		snprintf(choice->reason, sizeof(choice->reason), "no entry of %zu is usable", n);
 }

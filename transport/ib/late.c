@@ -40,7 +40,7 @@ static struct ib_mr *without(const struct ib_ctx *ctx, int rail)
 }
 
 /* Registers what is registered with the others; true: the rail is one of them now. */
-static bool join(struct ib_ctx *ctx, const struct ib_rail *fresh, struct kv_error *why)
+static bool join_rail(struct ib_ctx *ctx, const struct ib_rail *fresh, struct kv_error *why)
 {
 	struct ib_mr *mr;
 	int r, ret = 0;
@@ -83,7 +83,7 @@ static bool try_port(struct ib_ctx *ctx, struct ibv_device *device, uint8_t port
 		ib_rail_close(ctx, &fresh);
 		return true;
 	}
-	if (join(ctx, &fresh, &why)) {
+	if (join_rail(ctx, &fresh, &why)) {
 		kv_log_warn(ctx->tr->log, "ib: %s works now and is used: %s", fresh.name,
 			    fresh.address.reason);
 		return true;
@@ -139,7 +139,7 @@ static void note_dead(struct ib_ctx *ctx)
 	}
 }
 
-static void start(struct ib_ctx *ctx)
+static void start_late(struct ib_ctx *ctx)
 {
 	sigset_t all, before;
 
@@ -164,7 +164,7 @@ void ib_late_look(struct ib_ctx *ctx)
 	ctx->late_next_ns = now + IB_LATE_MS * KV_NS_PER_MS;
 	atomic_store(&ctx->late, LATE_BUSY);
 	if (!ctx->inline_jobs)
-		start(ctx);
+		start_late(ctx);
 unlock:
 	pthread_mutex_unlock(&ctx->lock);
 	if (ctx->inline_jobs && atomic_load(&ctx->late) == LATE_BUSY) {

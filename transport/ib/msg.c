@@ -114,7 +114,7 @@ bool ib_credits_take(struct ib_lane *lane, uint16_t credits)
 	return true;
 }
 
-static void refuse(struct ib_lane *lane, const struct ibv_wc *wc)
+static void refuse_msg(struct ib_lane *lane, const struct ibv_wc *wc)
 {
 	struct kv_error cause;
 
@@ -140,11 +140,11 @@ void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buff
 	wire_get_uint(&r, 7);
 	if (r.bad || len != wire_left(&r) || len > TR_MSG_MAX ||
 	    (kind != MSG_TEXT && kind != MSG_CREDIT) || !ib_credits_take(lane, credits))
-		return refuse(lane, wc);
+		return refuse_msg(lane, wc);
 	if (kind == MSG_CREDIT)
 		return;
 	if (lane->index || sequence - c->seq_in > c->inbox_mask || in->want)
-		return refuse(lane, wc);
+		return refuse_msg(lane, wc);
 	*in = (struct ib_inbox){ .lanes = 1,
 				 .want = 1,
 				 .len = len,

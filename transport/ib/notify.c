@@ -100,7 +100,7 @@ int ib_notify_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, uint64_t
 	return 0;
 }
 
-static void refuse(struct ib_lane *lane, const struct ibv_wc *wc, const char *what)
+static void refuse_notify(struct ib_lane *lane, const struct ibv_wc *wc, const char *what)
 {
 	struct kv_error cause;
 
@@ -124,13 +124,14 @@ void ib_notify_arrived(struct ib_lane *lane, const struct ibv_wc *wc)
 	struct ib_inbox *in = &c->inbox[sequence & c->inbox_mask];
 
 	if (imm != be32toh(wc->imm_data) || zero)
-		return refuse(lane, wc, "carries an immediate that its record does not have");
+		return refuse_notify(lane, wc,
+				     "carries an immediate that its record does not have");
 	if (sequence - c->seq_in > c->inbox_mask || !lanes || lanes > c->lanes ||
 	    (in->want && (in->is_msg || in->want != lanes || in->imm != imm || in->value != value ||
 			  (in->lanes >> lane->index & 1))))
-		return refuse(lane, wc, "does not agree with those of the other lanes");
+		return refuse_notify(lane, wc, "does not agree with those of the other lanes");
 	if (!ib_credits_take(lane, credits))
-		return refuse(lane, wc, "gives back more credits than were used");
+		return refuse_notify(lane, wc, "gives back more credits than were used");
 	in->want = lanes;
 	in->imm = imm;
 	in->value = value;

@@ -71,8 +71,8 @@ static uint16_t wanted_pkey(const struct ib_conn *c)
 	return option ? (uint16_t)option : c->pairing->peer_pkey;
 }
 
-static void ask(struct ib_pairing *p, int slot, const union ibv_gid *from, int theirs,
-		uint16_t pkey)
+static void ask_route(struct ib_pairing *p, int slot, const union ibv_gid *from, int theirs,
+		      uint16_t pkey)
 {
 	ib_route_ask(p->route, slot,
 		     &(struct ib_question){ .from = from,
@@ -108,7 +108,7 @@ int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 		ib_route_open(c, left_ms > 1 ? (int)left_ms : 1, &p->route, &p->why);
 	for (int j = 0; p->route && j < p->rails; j++)
 		if (may_ask(&p->peer[j]))
-			ask(p, j, NULL, j, wanted_pkey(c));
+			ask_route(p, j, NULL, j, wanted_pkey(c));
 	return 0;
 }
 
@@ -134,8 +134,8 @@ static bool is_free(const struct ib_conn *c, int own)
  * Joins two rails if packets between them can arrive: 0, or why not. `near`: as for
  * ib_rail_address.
  */
-static int join(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
-		const char *chosen, struct kv_error *err)
+static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
+		      const char *chosen, struct kv_error *err)
 {
 	struct peer_rail *peer = &c->pairing->peer[theirs];
 	struct ib_path *path = &c->path[c->paths];
@@ -173,7 +173,7 @@ static int take_first(struct ib_conn *c, struct kv_error *err)
 			if (strcmp(rail->name, answer->port) || !is_free(c, i) ||
 			    rail->ethernet != p->peer[j].ethernet)
 				continue;
-			ret = join(c, i, j, &answer->sgid, "by librdmacm", err);
+			ret = join_rails(c, i, j, &answer->sgid, "by librdmacm", err);
 			if (ret == KV_ERR_NOMEM)
 				return ret;
 			if (ret)
@@ -197,14 +197,14 @@ static int join_rest(struct ib_conn *c, struct kv_error *err)
 		for (int j = 0; j < p->rails && is_free(c, i); j++) {
 			if (p->peer[j].used || p->peer[j].ethernet != c->ctx->rail[i].ethernet)
 				continue;
-			ret = join(c, i, j, &p->peer[j].gid, "by the GID table", err);
+			ret = join_rails(c, i, j, &p->peer[j].gid, "by the GID table", err);
 			if (ret == KV_ERR_NOMEM)
 				return ret;
 			if (ret)
 				kv_error_copy(&p->why, err);
 			else if (p->route && may_ask(&p->peer[j]))
-				ask(p, c->paths - 1, &c->path[c->paths - 1].address.gid, j,
-				    c->path[c->paths - 1].pkey);
+				ask_route(p, c->paths - 1, &c->path[c->paths - 1].address.gid, j,
+					  c->path[c->paths - 1].pkey);
 		}
 	return 0;
 }
@@ -243,7 +243,7 @@ static void take_second(struct ib_conn *c)
 	c->paths = kept;
 }
 
-static int refuse(const struct ib_conn *c, struct kv_error *err)
+static int refuse_rails(const struct ib_conn *c, struct kv_error *err)
 {
 	const struct ib_pairing *p = c->pairing;
 
@@ -275,7 +275,7 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
  * The partition that the path record names, if nobody else does, and a line for people about each
  * choice.
  */
-static int finish(struct ib_conn *c, struct kv_error *err)
+static int finish_paths(struct ib_conn *c, struct kv_error *err)
 {
 	const struct ib_pairing *p = c->pairing;
 	uint16_t pkey = wanted_pkey(c);
@@ -317,5 +317,5 @@ int ib_pairing_step(struct ib_conn *c, struct kv_error *err)
 			return TR_AGAIN;
 	}
 	take_second(c);
-	return c->paths ? finish(c, err) : refuse(c, err);
+	return c->paths ? finish_paths(c, err) : refuse_rails(c, err);
 }

@@ -248,8 +248,8 @@ static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32
 }
 
 /* Begins a new request with the piece's beginning; returns the bytes that fitted. */
-static uint64_t append(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
-		       const struct piece *piece, uint32_t lkey, uint32_t rkey, uint64_t len)
+static uint64_t chain_append(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
+			     const struct piece *piece, uint32_t lkey, uint32_t rkey, uint64_t len)
 {
 	struct ib_lane *lane = chain->lane;
 	struct ibv_send_wr *wr = &chain->wr[chain->n];
@@ -312,7 +312,7 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 			continue;
 		}
 		if (!done)
-			done = append(c, chain, op, piece, lkey, rkey, len);
+			done = chain_append(c, chain, op, piece, lkey, rkey, len);
 		joins = true;
 		chain->bytes += done;
 		piece->laddr += done;
@@ -360,7 +360,8 @@ static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 }
 
 /* Rings for what is in the chain; a failure to put more comes first. */
-static int finish(struct ib_chain *chain, const struct tr_op *op, int ret, struct kv_error *err)
+static int chain_finish(struct ib_chain *chain, const struct tr_op *op, int ret,
+			struct kv_error *err)
 {
 	int rung = 0;
 
@@ -370,7 +371,7 @@ static int finish(struct ib_chain *chain, const struct tr_op *op, int ret, struc
 	return ret < 0 ? ret : rung;
 }
 
-static int refuse(const struct ib_conn *c, struct kv_error *err)
+static int conn_cause(const struct ib_conn *c, struct kv_error *err)
 {
 	return kv_error_copy(err, &c->cause);
 }
@@ -415,7 +416,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	int ret;
 
 	if (c->state != IB_LIVE)
-		return refuse(c, err);
+		return conn_cause(c, err);
 	if (c->rails & ~mr->have)
 		return ib_mem_lacks(c, mr, err);
 	ret = put_rest(c, chain, op, err);
@@ -434,7 +435,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 			state->rest = rest_of(&spans[i], &piece);
 		}
 	}
-	ret = finish(chain, op, ret, err);
+	ret = chain_finish(chain, op, ret, err);
 	if (ret >= 0 && (size_t)accepted < n)
 		ib_again(c);
 	return ret < 0 ? ret : accepted;
@@ -457,8 +458,8 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 	int ret;
 
 	if (c->state != IB_LIVE)
-		return refuse(c, err);
-	ret = finish(chain, op, put_rest(c, chain, op, err), err);
+		return conn_cause(c, err);
+	ret = chain_finish(chain, op, put_rest(c, chain, op, err), err);
 	if (ret || state->rest.len)
 		return ret ? ret : ib_again(c);
 	lanes = flags & TR_NOTIFY ? notify_lanes(c, op->index) : state->lanes;

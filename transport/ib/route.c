@@ -77,7 +77,7 @@ int ib_route_open(const struct ib_conn *c, int timeout_ms, struct ib_route **rou
 	return 0;
 }
 
-static void end(struct ib_route *route, struct asked *asked, int error)
+static void end_question(struct ib_route *route, struct asked *asked, int error)
 {
 	/* Closes a descriptor's share in the kernel; what it returns changes nothing here. */
 	route->cm->destroy_id(asked->id);
@@ -90,7 +90,7 @@ void ib_route_close(const struct ib_conn *c, struct ib_route *route)
 	tr_conn_unwatch(c->conn, route->channel->fd);
 	for (int i = 0; i < IB_RAILS_MAX; i++)
 		if (route->asked[i].id)
-			end(route, &route->asked[i], ECANCELED);
+			end_question(route, &route->asked[i], ECANCELED);
 	route->cm->destroy_event_channel(route->channel);
 	free(route);
 }
@@ -134,23 +134,23 @@ void ib_route_ask(struct ib_route *route, int slot, const struct ib_question *qu
 		set_address(&from, question, question->from);
 	if (route->cm->resolve_addr(asked->id, question->from ? (struct sockaddr *)&from : NULL,
 				    (struct sockaddr *)&to, route->timeout_ms))
-		end(route, asked, errno);
+		end_question(route, asked, errno);
 }
 
 /* The address is resolved: the id is bound to a port now. */
-static void resolved(struct ib_route *route, struct asked *asked)
+static void address_resolved(struct ib_route *route, struct asked *asked)
 {
 	const struct rdma_cm_id *id = asked->id;
 
 	if (!id->verbs) { /* a loopback address, which belongs to no device */
-		end(route, asked, ENODEV);
+		end_question(route, asked, ENODEV);
 		return;
 	}
 	snprintf(asked->answer.port, sizeof(asked->answer.port), "%.27s:%u",
 		 route->v->get_device_name(id->verbs->device), id->port_num);
 	asked->answer.sgid = id->route.addr.addr.ibaddr.sgid;
 	if (route->cm->resolve_route(asked->id, route->timeout_ms))
-		end(route, asked, errno);
+		end_question(route, asked, errno);
 }
 
 /* The path record is there; of a RoCE path only the MTU means something. */
@@ -159,7 +159,7 @@ static void routed(struct ib_route *route, struct asked *asked)
 	const struct ibv_sa_path_rec *path = asked->id->route.path_rec;
 
 	if (!asked->id->route.num_paths) {
-		end(route, asked, ENODATA);
+		end_question(route, asked, ENODATA);
 		return;
 	}
 	asked->answer.record = (struct ib_record){ .known = true, .mtu = path->mtu };
@@ -175,11 +175,11 @@ static void routed(struct ib_route *route, struct asked *asked)
 			.hop_limit = path->hop_limit,
 			.life = path->packet_life_time,
 		};
-	end(route, asked, 0);
+	end_question(route, asked, 0);
 }
 
 /* Takes one event; false: none is there. */
-static bool take(struct ib_route *route)
+static bool take_cm_event(struct ib_route *route)
 {
 	struct rdma_cm_event *event;
 	enum rdma_cm_event_type type;
@@ -190,7 +190,7 @@ static bool take(struct ib_route *route)
 		status = errno;
 		for (int i = 0; i < IB_RAILS_MAX && status != EAGAIN; i++)
 			if (route->asked[i].id)
-				end(route, &route->asked[i], status);
+				end_question(route, &route->asked[i], status);
 		return false;
 	}
 	type = event->event;
@@ -199,17 +199,17 @@ static bool take(struct ib_route *route)
 	/* An id cannot be destroyed before its events are acknowledged. */
 	route->cm->ack_cm_event(event);
 	if (type == RDMA_CM_EVENT_ADDR_RESOLVED)
-		resolved(route, asked);
+		address_resolved(route, asked);
 	else if (type == RDMA_CM_EVENT_ROUTE_RESOLVED)
 		routed(route, asked);
 	else
-		end(route, asked, status ? status : EHOSTUNREACH);
+		end_question(route, asked, status ? status : EHOSTUNREACH);
 	return true;
 }
 
 int ib_route_step(struct ib_route *route)
 {
-	while (take(route))
+	while (take_cm_event(route))
 		;
 	for (int i = 0; i < IB_RAILS_MAX; i++)
 		if (route->asked[i].id)

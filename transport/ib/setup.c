@@ -167,8 +167,8 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 	}
 }
 
-static int begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
-		 struct wire_reader *r, struct kv_error *err)
+static int setup_begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
+		       struct wire_reader *r, struct kv_error *err)
 {
 	uint8_t version = wire_get_u8(r);
 	uint8_t lanes = wire_get_u8(r);
@@ -199,7 +199,7 @@ int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader 
 	int ret = 0;
 
 	if (!c)
-		ret = begin(arg, conn, &c, r, err);
+		ret = setup_begin(arg, conn, &c, r, err);
 	if (ret)
 		return ret;
 	*priv_p = c;
@@ -403,7 +403,7 @@ static void tell_path(struct ib_conn *c)
 			 path->chosen);
 }
 
-static int watch(struct ib_conn *c, struct kv_error *err)
+static int watch_channels(struct ib_conn *c, struct kv_error *err)
 {
 	int ret;
 
@@ -446,7 +446,7 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 	if (!ret)
 		ret = get_lanes(c, r, err);
 	if (!ret)
-		ret = watch(c, err);
+		ret = watch_channels(c, err);
 	if (ret)
 		return ret;
 	set_message(c);

@@ -67,7 +67,7 @@ static bool comes_first(const struct ib_rail *x, const struct ib_rail *y, bool b
 	return fast != other ? fast > other : by_name && strverscmp(x->name, y->name) < 0;
 }
 
-static void leave_out(struct ib_ctx *ctx, struct kv_log *log, const char *why)
+static void leave_out_last(struct ib_ctx *ctx, struct kv_log *log, const char *why)
 {
 	struct ib_rail *rail = &ctx->rail[ctx->rails - 1];
 
@@ -106,9 +106,9 @@ void ib_speed_choose(struct ib_ctx *ctx, bool by_name, bool named, struct kv_log
 			ctx->rail[k - 1] = rail;
 		}
 	while (ctx->rails > IB_RAILS_MAX)
-		leave_out(ctx, log, "there are enough as fast as");
+		leave_out_last(ctx, log, "there are enough as fast as");
 	while (!named && ctx->rails > 1 && ib_speed_is_far_slower(ctx, &ctx->rail[ctx->rails - 1]))
-		leave_out(ctx, log, "it is far slower than");
+		leave_out_last(ctx, log, "it is far slower than");
 }
 
 /* ---------------------------------------------------------------- how they share */

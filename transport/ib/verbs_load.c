@@ -155,7 +155,7 @@ struct library {
 static struct library verbs_library = { "libibverbs", "libibverbs1", verbs_symbols, false };
 static struct library cm_library = { "librdmacm", "librdmacm1", cm_symbols, false };
 
-static int load(const struct library *library, bool fault, struct kv_error *err)
+static int library_load(const struct library *library, bool fault, struct kv_error *err)
 {
 	char file[32];
 	void *handle;
@@ -183,7 +183,7 @@ static int load(const struct library *library, bool fault, struct kv_error *err)
 	return 0;
 }
 
-static bool load_once(struct library *library, bool fault, struct kv_error *err)
+static bool library_load_once(struct library *library, bool fault, struct kv_error *err)
 {
 	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 	bool loaded;
@@ -191,7 +191,7 @@ static bool load_once(struct library *library, bool fault, struct kv_error *err)
 	pthread_mutex_lock(&lock);
 	loaded = library->loaded && !fault;
 	if (!loaded)
-		loaded = library->loaded = !load(library, fault, err);
+		loaded = library->loaded = !library_load(library, fault, err);
 	pthread_mutex_unlock(&lock);
 	return loaded;
 }
@@ -202,7 +202,7 @@ const struct ib_verbs *ib_verbs_load(struct kv_error *err)
 	if (ib_test_hook.verbs)
 		return ib_test_hook.verbs;
 #endif
-	return load_once(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
+	return library_load_once(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
 }
 
 /*
@@ -231,5 +231,5 @@ const struct ib_cm *ib_cm_load(struct kv_error *err)
 		return ib_test_hook.cm;
 	fault |= ib_test_hook.verbs != NULL;
 #endif
-	return load_once(&cm_library, fault, err) ? &cm_table : NULL;
+	return library_load_once(&cm_library, fault, err) ? &cm_table : NULL;
 }

@@ -105,8 +105,8 @@ static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64
 	return ret;
 }
 
-static int choose(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
-		  uint64_t len, struct kv_error *err)
+static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
+		       uint64_t len, struct kv_error *err)
 {
 	enum shm_path forced = sc->ctx->forced;
 	const char *pool_why = no_pool(sc, d), *cma_why = no_cma(sc);
@@ -162,7 +162,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	if (!rm)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
 			       "cannot allocate a remote region's path");
-	ret = choose(sc, rm, &d, rmem->len, err);
+	ret = choose_path(sc, rm, &d, rmem->len, err);
 	if (ret) {
 		free(rm);
 		return ret;

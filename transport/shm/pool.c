@@ -36,7 +36,7 @@ int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struc
 	return 0;
 }
 
-static struct shm_pool *find(struct shm_conn *sc, uint64_t id)
+static struct shm_pool *find_pool(struct shm_conn *sc, uint64_t id)
 {
 	for (unsigned int i = 0; i < sc->pools; i++)
 		if (sc->pool[i].id == id)
@@ -67,7 +67,7 @@ static void give_budget(struct shm_conn *sc, uint64_t len)
 }
 
 /* 0, also where there is no address space for it: then it is known and not mapped. */
-static int map_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, struct kv_error *err)
+static int map_peer_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, struct kv_error *err)
 {
 	void *at;
 
@@ -111,7 +111,7 @@ int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct
 		close(fd);
 		return 0;
 	}
-	if (sc->pools == SHM_POOLS_MAX || find(sc, id) || !memfd_is_sound(fd, len)) {
+	if (sc->pools == SHM_POOLS_MAX || find_pool(sc, id) || !memfd_is_sound(fd, len)) {
 		close(fd);
 		return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 			       "the peer passed a pool of %llu bytes that is %s",
@@ -119,7 +119,7 @@ int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct
 			       sc->pools == SHM_POOLS_MAX ? "one too many" : "no new sealed memfd");
 	}
 	*pool = (struct shm_pool){ .id = id, .len = len };
-	ret = map_pool(sc, pool, fd, err);
+	ret = map_peer_pool(sc, pool, fd, err);
 	close(fd);
 	if (!ret)
 		sc->pools++;
@@ -134,7 +134,7 @@ int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 
 	if (ret)
 		return ret;
-	pool = find(sc, id);
+	pool = find_pool(sc, id);
 	if (!pool)
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "the peer describes a pool that it did not pass");

@@ -182,7 +182,7 @@ static int connect_to(struct shm_conn *sc, const uint8_t name[NAME_BYTES], struc
  * Both descriptors in the connection's epoll: EOF of the socket, or death even if a forked child
  * keeps the socket open.
  */
-static int watch(struct shm_conn *sc, struct kv_error *err)
+static int watch_peer(struct shm_conn *sc, struct kv_error *err)
 {
 	int ret = tr_conn_watch(sc->conn, sc->sock, err);
 
@@ -234,7 +234,7 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 	if (!ret)
 		ret = pass_segment(sc, token, ring_bytes, err);
 	if (!ret)
-		ret = watch(sc, err);
+		ret = watch_peer(sc, err);
 	if (ret) {
 		free_conn(sc);
 		return ret;
@@ -344,7 +344,7 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 		if (!ret)
 			ret = link_identify(sc, err);
 		if (!ret)
-			ret = watch(sc, err);
+			ret = watch_peer(sc, err);
 		if (!ret)
 			ret = tell_ends(sc, err);
 		if (ret)

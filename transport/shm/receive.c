@@ -20,7 +20,7 @@ static struct tr_mem *reach(struct shm_conn *sc, uint32_t id, uint64_t offset, u
 	return NULL;
 }
 
-static int refuse(struct kv_error *err, const struct ring_record *r, const char *what)
+static int refuse_record(struct kv_error *err, const struct ring_record *r, const char *what)
 {
 	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 		       "the peer's record (type %u, %u bytes, region %u, offset %llu) %s", r->type,
@@ -38,7 +38,7 @@ static int take_data(struct shm_conn *sc, const struct ring_record *r, const uin
 	if (may != TR_PLACE && mem)
 		tr_mem_put(mem);
 	if (may < 0)
-		return refuse(err, r, "writes outside the memory that was opened to it");
+		return refuse_record(err, r, "writes outside the memory that was opened to it");
 	if (may == TR_DROP)
 		return 0;
 	dst = mem->addr + r->a;
@@ -59,9 +59,9 @@ static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv
 	if (mem)
 		tr_mem_put(mem);
 	if (!may)
-		return refuse(err, r, "reads outside the memory that was opened to it");
+		return refuse_record(err, r, "reads outside the memory that was opened to it");
 	if (sc->answer_tail - sc->answer_head == SHM_READS_MAX)
-		return refuse(err, r, "is one read too many");
+		return refuse_record(err, r, "is one read too many");
 	sc->answer[sc->answer_tail++ % SHM_READS_MAX] = (struct shm_answer){
 		.mem = r->mem, .offset = r->a, .left = r->b, .line = r->line & 127
 	};
@@ -75,7 +75,7 @@ static int take_answer(struct shm_conn *sc, const struct ring_record *r, const u
 	struct shm_op *so = &sc->op[read->op];
 
 	if (sc->read_head == sc->read_tail || r->len > read->left)
-		return refuse(err, r, "answers no read");
+		return refuse_record(err, r, "answers no read");
 	if (read->dst) {
 		if (sc->line_order)
 			store_ordered(read->dst, payload, r->len,
@@ -95,8 +95,8 @@ static int take_answer(struct shm_conn *sc, const struct ring_record *r, const u
 }
 
 /* One record: 0, TR_AGAIN if the events it makes have no room, or the connection's failure. */
-static int take(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
-		struct kv_error *err)
+static int take_one_record(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
+			   struct kv_error *err)
 {
 	switch (r->type) {
 	case RING_PAD:
@@ -110,7 +110,7 @@ static int take(struct shm_conn *sc, const struct ring_record *r, const uint8_t 
 		return 0;
 	case RING_MSG:
 		if (r->len > TR_MSG_MAX)
-			return refuse(err, r, "is too long for a message");
+			return refuse_record(err, r, "is too long for a message");
 		if (!tr_conn_room(sc->conn))
 			return TR_AGAIN;
 		tr_conn_message(sc->conn, payload, r->len);
@@ -120,7 +120,7 @@ static int take(struct shm_conn *sc, const struct ring_record *r, const uint8_t 
 	case RING_READ_DATA:
 		return take_answer(sc, r, payload, err);
 	default:
-		return refuse(err, r, "is of an unknown type");
+		return refuse_record(err, r, "is of an unknown type");
 	}
 }
 
@@ -159,7 +159,7 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 		/* A notify or a message that follows them would be a lie, so they are the end. */
 		if (carries_bytes(&record) && told_to_stop(sc))
 			break;
-		ret = take(sc, &record, payload, err);
+		ret = take_one_record(sc, &record, payload, err);
 		if (ret < 0)
 			return ret;
 		if (ret == TR_AGAIN)
@@ -187,7 +187,7 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 		uint64_t n;
 
 		if (!mem)
-			return refuse(err, &record, "reads a region that was deregistered");
+			return refuse_record(err, &record, "reads a region that was deregistered");
 		n = send_piece(sc, &record, mem->addr + a->offset, a->left, a->line);
 		tr_mem_put(mem);
 		a->line = (uint32_t)(a->line + n) & 127;
@@ -211,7 +211,7 @@ static int look_at_link(struct shm_conn *sc, struct kv_error *err)
 	return ret;
 }
 
-static int move(struct shm_conn *sc, struct kv_error *err)
+static int move_rings(struct shm_conn *sc, struct kv_error *err)
 {
 	int taken, answered;
 
@@ -244,7 +244,7 @@ int shm_progress(struct tr_conn *conn)
 	link_wake_again(sc);
 	stop = told_to_stop(sc);
 	if (!ret)
-		ret = move(sc, &cause);
+		ret = move_rings(sc, &cause);
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
 	if (!ret && (stop || sc->hung_up) && tr_conn_room(conn))
 		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll",
