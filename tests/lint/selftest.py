@@ -14,6 +14,7 @@ import unittest
 import agree
 import arrows
 import calls
+import circles
 import format as formatting
 import headers
 import install
@@ -100,6 +101,31 @@ class Arrows(Tree):
                 self.write(path, line + "\n")
                 self.assert_finds(f"{path}:1:", arrows.check(self.root))
                 os.remove(os.path.join(self.root, path))
+
+
+class Circles(Tree):
+    def setUp(self):
+        super().setUp()
+        self.write("kvapi/a.h", "int a(void);\n")
+        self.write("kvapi/a.c", "int a(void)\n{\n\treturn b();\n}\n")
+        self.write("kvapi/b.c", "struct x b(int i,\n\t   int k)\n{\n\treturn c_table[0].f;\n}\nstatic int d(void)\n{\n}\n")
+        self.write("kvapi/c.c", "const struct ops c_table[] = {\n};\nint c(void)\n{\n\treturn d(); /* a() */\n}\n")
+
+    def test_arrows_down_are_no_circle(self):
+        self.assertEqual(circles.check(self.root, {"kvapi/": 0}), ([], []))
+
+    def test_a_call_or_an_include_that_closes_a_circle_is_found(self):
+        for line in '#include "a.h"\n', "int e(void)\n{\n\treturn a();\n}\n":
+            self.write("kvapi/c.c", "const struct ops c_table[] = {\n};\n" + line)
+            findings, notes = circles.check(self.root, {"kvapi/": 2})
+            self.assertEqual(notes, ["kvapi/: a circle of 3 files: a.c b.c c.c"])
+            self.assert_finds("3 files stand in circles of more than 2, there were 2", findings)
+
+    def test_two_files_may_know_each_other_and_fewer_is_a_note(self):
+        self.write("kvapi/b.c", "int b(void)\n{\n\treturn a();\n}\n")
+        findings, notes = circles.check(self.root, {"kvapi/": 3})
+        self.assertEqual((findings, len(notes)), ([], 2))
+        self.assertIn("0 files stand in circles, not 3 any more", notes[1])
 
 
 class Calls(Tree):

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""circles.py -- files of a library that cannot be read, tested or changed without each other
+
+usage: circles.py ROOT [--arrows]
+
+An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
+is a set of files that reach each other. --arrows also prints what makes each arrow of a circle.
+"""
+import collections
+import os
+import re
+import sys
+
+import source
+
+# The rule is: no circle of more than two files. This is how many files stand in larger ones; the number may only fall.
+IN_CIRCLES = {"kvapi/": 21}
+SMALL = 2
+
+
+def defined(text):
+    """Names that other files can use: functions and variables that are not static, defined in the first column."""
+    text = source.code(text)
+    for match in re.finditer(r"^(?!static\b|typedef\b|extern\b|enum\b)[a-z][^;{}=#]*?(?:\n\{|=)", text, re.MULTILINE):
+        head = re.sub(r"__attribute__\s*\(\(.*?\)\)", "", match[0])
+        name = re.search(r"\b(\w+)\s*\(", head) or re.search(r"\b(\w+)\s*(?:\[[^]]*\]\s*)*=$", head)
+        if name:
+            yield name[1]
+
+
+def arrows(root, library):
+    """{file: {file: what makes the arrow}} of the .c files of a library and its folders."""
+    texts = {path: source.read(root, path) for path in source.c_files(root)
+             if path.startswith(library) and source.is_library(path)}
+    sources = [path for path in texts if path.endswith(".c")]
+    owner = {name: path for path in sources for name in defined(texts[path])}
+    found = {path: collections.defaultdict(set) for path in sources}
+    for path in sources:
+        for name in set(re.findall(r"\w+", source.code(texts[path]))) & set(owner):
+            found[path][owner[name]].add(name)
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
+            for folder in (os.path.dirname(path), library):
+                header = os.path.normpath(os.path.join(folder, name))
+                other = os.path.splitext(header)[0] + ".c"
+                if header in texts and other in found:
+                    found[path][other].add(name)
+                    break
+        found[path].pop(path, None)
+    return found
+
+
+def circles(graph):
+    """Sets of files that reach each other, largest first (Tarjan)."""
+    number, low, stack, on, out = {}, {}, [], set(), []
+
+    def visit(node):
+        number[node] = low[node] = len(number)
+        stack.append(node)
+        on.add(node)
+        for other in graph[node]:
+            if other not in number:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in on:
+                low[node] = min(low[node], number[other])
+        if low[node] == number[node]:
+            part = set(stack[stack.index(node):])
+            del stack[stack.index(node):]
+            on.difference_update(part)
+            if len(part) > 1:
+                out.append(sorted(part))
+
+    for node in sorted(graph):
+        if node not in number:
+            visit(node)
+    return sorted(out, key=len, reverse=True)
+
+
+def check(root, limits=None):
+    findings, notes = [], []
+    for library, limit in (limits or IN_CIRCLES).items():
+        found = circles(arrows(root, library))
+        count = sum(len(one) for one in found if len(one) > SMALL)
+        for one in found:
+            notes.append(f"{library}: a circle of {len(one)} files: {' '.join(os.path.relpath(p, library) for p in one)}")
+        if count > limit:
+            findings.append(f"{library}: {count} files stand in circles of more than {SMALL}, there were {limit}")
+        elif count < limit:
+            notes.append(f"{library}: {count} files stand in circles, not {limit} any more: write it into circles.py")
+    return findings, notes
+
+
+def print_arrows(root):
+    for library in IN_CIRCLES:
+        graph = arrows(root, library)
+        for one in circles(graph):
+            for path in one:
+                for other, names in sorted(graph[path].items()):
+                    if other in one:
+                        print(f"{path} -> {other}: {', '.join(sorted(names))}")
+
+
+if __name__ == "__main__":
+    if "--arrows" in sys.argv[2:]:
+        print_arrows(sys.argv[1])
+    source.report(*check(sys.argv[1]))
