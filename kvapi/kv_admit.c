@@ -28,7 +28,7 @@ static int admit_write(struct kv_op *op, struct kv_plan_check *check, struct kv_
 	grant = kv_grant_find(peer, op->grant);
 	op->early = kv_grant_under_way(peer, op->grant);
 	if (op->early)
-		return 0; /* its owners are asked when its last ids have come */
+		return 0; /* kv_op_admit runs again when its last ids have come */
 	if (grant ? grant->revoked : op->admitted)
 		return kv_peer_fail(peer, err, KV_ERR_REVOKED, kv_op_name(op),
 				    "%s has revoked lease %llu", peer->name,

@@ -54,7 +54,7 @@ uint64_t kv_lease_id(const struct kv_lease *lease)
 	return lease->id;
 }
 
-/* The peer was closed while we had let go of its claim: nothing can land, the lease is gone. */
+/* The peer was closed while its claim was free: nothing can land, the lease is freed. */
 static bool gone(const struct kv_peer *peer)
 {
 	return peer->state == KV_PEER_CLOSED;
@@ -66,7 +66,7 @@ static bool gone(const struct kv_peer *peer)
  */
 #define PATIENCE_NS (KV_TICK_MS * KV_NS_PER_MS)
 
-/* The claim again; false: another call does not let go of it. */
+/* Takes the claim again; false: another call still holds it. */
 static bool reclaim(struct kv_peer *peer, int64_t deadline_ns)
 {
 	int64_t now = kv_now_ns();
@@ -75,8 +75,7 @@ static bool reclaim(struct kv_peer *peer, int64_t deadline_ns)
 }
 
 /*
- * Waits until the writer has said that it stopped. Claim held before, and after it unless it
- * returns false.
+ * Waits for the writer's answer, REVOKED. Claim held before, and after it unless it returns false.
  */
 static bool wait_for_writer(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_ns)
 {
@@ -113,7 +112,7 @@ static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_
 			      (unsigned long long)lease->id);
 	if (patience < deadline_ns)
 		patience = deadline_ns;
-	/* A process that was called alive may end within the caller's time. */
+	/* A process that was alive a moment ago may still end before the deadline. */
 	while (!gone(peer) && !lease->stopped && (ret = tr_fence(peer->conn, 0, NULL)) &&
 	       kv_now_ns() < patience) {
 		kv_peer_release(peer);
@@ -151,7 +150,7 @@ static int revoke(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline
 	    tr_conn_places(peer->conn)) {
 		kv_lease_close_here(lease);
 		kv_count(peer->engine, leases_revoked, 1);
-		kv_peer_progress(peer, true); /* the writer is told */
+		kv_peer_progress(peer, true); /* sends REVOKE */
 		kv_peer_release(peer);
 		return 0;
 	}

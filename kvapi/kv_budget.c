@@ -18,21 +18,21 @@ static uint64_t engine_blocks(struct kv_engine *engine)
 int kv_budget_take(struct kv_peer *peer, size_t bytes)
 {
 	struct kv_engine *engine = peer->engine;
-	uint64_t scale = engine_blocks(engine) * KV_TOLD_BLOCK;
+	uint64_t scale = engine_blocks(engine) * KV_CHARGE_BLOCK;
 
-	if (peer->link->told + bytes > KV_TOLD_PEER + scale)
+	if (peer->link->charged + bytes > KV_CHARGE_PEER + scale)
 		return KV_ERR_PROTOCOL;
-	if (atomic_fetch_add(&engine->told, bytes) + bytes >
-	    KV_TOLD_PEERS * (KV_TOLD_PEER + scale)) {
-		atomic_fetch_sub(&engine->told, bytes);
+	if (atomic_fetch_add(&engine->charged, bytes) + bytes >
+	    KV_CHARGE_PEERS * (KV_CHARGE_PEER + scale)) {
+		atomic_fetch_sub(&engine->charged, bytes);
 		return KV_ERR_NOMEM;
 	}
-	peer->link->told += bytes;
+	peer->link->charged += bytes;
 	return 0;
 }
 
 void kv_budget_give(struct kv_peer *peer, size_t bytes)
 {
-	peer->link->told -= bytes;
-	atomic_fetch_sub(&peer->engine->told, bytes);
+	peer->link->charged -= bytes;
+	atomic_fetch_sub(&peer->engine->charged, bytes);
 }

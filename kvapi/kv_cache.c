@@ -64,7 +64,7 @@ int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err)
 	pthread_mutex_unlock(&engine->lock);
 	if (!range)
 		return kv_fail(err, KV_ERR_ARG, "free", "%p did not come from kv_alloc", ptr);
-	/* Unmapping may take a second: not under a lock that other peers' events need. */
+	/* Unmapping may take a second: not under a lock that is needed for other peers' events. */
 	ret = tr_free(engine->tr, ptr, err);
 	if (ret)
 		keep_range(engine, range);
@@ -178,8 +178,8 @@ void kv_cache_free(struct kv_cache *cache)
 }
 
 /*
- * Registering pins memory, which may take seconds, and every event of every peer needs engine.lock:
- * so the id is taken first, and the cache is shown to peers when it is ready.
+ * Registering pins memory and may take seconds; engine.lock is needed for every event of every
+ * peer. So the id is reserved first, and peers see the cache when it is ready.
  */
 static int reserve_id(struct kv_cache *cache, struct kv_error *err)
 {

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * kv_claim.c -- who may touch a peer: a lock that is waited for until a deadline of CLOCK_MONOTONIC
- */
+/* kv_claim.c -- the lock of a peer, taken with a deadline of CLOCK_MONOTONIC */
 #include <assert.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -11,13 +9,13 @@
 
 /*
  * Not a mutex of pthreads: pthread_mutex_clocklock needs glibc 2.30, and pthread_mutex_timedlock
- * follows the wall clock, which may jump. WAITED is also left behind by a caller that gave up,
- * which costs a futile wake-up at the next release. A release with others waiting makes it OFFERED:
- * a thread that comes by just then, the last holder above all, does not get it before them.
+ * follows the wall clock, which may jump. WAITED also stays after a caller gave up, which costs one
+ * needless wake-up at the next release. A release with others waiting makes it OFFERED: a thread
+ * that was not waiting, the last holder above all, does not get it before them.
  */
 enum { FREE, HELD, WAITED, OFFERED };
 
-enum { OFFER_NS = 1000000 }; /* so long nobody but those who wait can take it */
+enum { OFFER_NS = 1000000 }; /* for this long only waiting threads can take it */
 
 static bool claim_swap(struct kv_claim *claim, unsigned int from, unsigned int to)
 {

@@ -14,7 +14,7 @@ enum {
 	COMM_RANKS_MAX = KV_PEERS_MAX,
 };
 
-/* What a rank tells the others. */
+/* What a rank sends to the others. */
 struct rank_info {
 	uint64_t comm; /* rank 0's counts */
 	uint32_t rank, nranks;
@@ -88,7 +88,7 @@ static int check_comm_config(const struct kv_comm_config *c, struct kv_comm **co
 	return 0;
 }
 
-/* Listens if nobody did yet, and says where. */
+/* Listens if the engine does not yet, and fills in the port. */
 static int make_own(struct kv_engine *engine, const struct kv_comm_config *c,
 		    struct rank_info *info, struct kv_error *err)
 {
@@ -140,7 +140,7 @@ static bool connected(const struct rank_info *a, const struct rank_info *b)
 	return a->rank != b->rank && (a->group == KV_COMM_ALL || a->group != b->group);
 }
 
-/* The peers that lower ranks of this communicator have connected to us with become ours. */
+/* Takes over the peers by which lower ranks of this communicator have connected to us. */
 static void take_in(struct kv_comm *comm, const struct rank_info *all)
 {
 	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
@@ -158,7 +158,10 @@ static void take_in(struct kv_comm *comm, const struct rank_info *all)
 	}
 }
 
-/* Nobody will: their ranks learn of it now, not at their deadline. */
+/*
+ * Ends the connections of the ranks that wait for this kv_comm_init, which failed: they see it now,
+ * not at their deadline.
+ */
 static void break_waiting_peers(struct kv_comm *comm)
 {
 	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
@@ -174,7 +177,10 @@ static void break_waiting_peers(struct kv_comm *comm)
 	kv_engine_wake(comm->engine);
 }
 
-/* 0: every rank is there and has taken us in. TR_AGAIN: *missing_p is not, or has not. */
+/*
+ * 0: every rank is connected and has made us part of the communicator. TR_AGAIN: not yet
+ * *missing_p.
+ */
 static int check_members(const struct kv_comm *comm, const struct rank_info *all,
 			 uint32_t *missing_p, struct kv_error *err)
 {

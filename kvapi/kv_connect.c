@@ -45,15 +45,15 @@ static void count_rejected(struct kv_engine *engine, int code)
 	}
 }
 
-/* PEER_UP is queued, or needs not be; false: the queue is full, later. */
+/* true: PEER_UP is queued, or need not be. false: the queue is full, try again later. */
 bool kv_peer_tell_up(struct kv_peer *peer)
 {
 	struct kv_arrival up = { .kind = KV_ARRIVAL_PEER_UP, .peer = peer };
 
-	if (!peer->up_told)
-		peer->up_told = !peer->owned || !peer->incoming || peer->comm ||
-				kv_arrivals_push(peer->engine, &up);
-	return peer->up_told;
+	if (!peer->up_queued)
+		peer->up_queued = !peer->owned || !peer->incoming || peer->comm ||
+				  kv_arrivals_push(peer->engine, &up);
+	return peer->up_queued;
 }
 
 bool kv_peer_is_waif(const struct kv_peer *peer)
@@ -65,7 +65,7 @@ void kv_peer_adopt(struct kv_peer *peer)
 {
 	peer->owned = true;
 	atomic_store(&peer->adopted, true);
-	kv_peer_progress(peer, true); /* tells the other end */
+	kv_peer_progress(peer, true); /* sends the reason to the other end */
 }
 
 static void rise(struct kv_peer *peer)
@@ -110,11 +110,11 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
 			    tr_conn_address(peer->conn), kv_error_name(ret), err.message);
 		return kv_peer_discard(peer);
 	}
-	if (!peer->error.code) /* or the hello could not be made, and said why */
+	if (!peer->error.code) /* else our hello failed and has set the error */
 		peer->error = err;
 	kv_service_unwatch(peer);
 	kv_peer_leave_pending(peer, KV_PEER_LOST);
-	peer->lost_told = true;
+	peer->lost_queued = true;
 	kv_waiter_wake(&peer->waiter);
 	return true;
 }
@@ -161,8 +161,8 @@ static uint32_t slowest(struct kv_engine *engine, int64_t *begun_p)
 }
 
 /*
- * Somebody waits, and all places are taken by unfinished handshakes: the one that has had a fair
- * part of its time gives way. True: there is a place.
+ * A connection waits, and unfinished handshakes hold all places: drops the oldest of them if it has
+ * had a fair part of its time. true: there is a place.
  */
 static bool make_place(struct kv_engine *engine)
 {
@@ -205,7 +205,7 @@ static int accept_one(struct kv_engine *engine)
 	int done = 0, ret = kv_peer_new(engine, true, &peer, &err);
 
 	if (ret)
-		return cannot_accept(engine, &err); /* who waits is refused at its deadline */
+		return cannot_accept(engine, &err); /* it is refused at its deadline */
 	config.arg = peer;
 	ret = tr_accept(engine->listener, &config, &peer->conn, &err);
 	if (ret) {
@@ -226,9 +226,9 @@ static int accept_one(struct kv_engine *engine)
 }
 
 /*
- * Who cannot be accepted, for want of descriptors above all, leaves the listener readable: it is
- * not looked at again before the next tick. Who waits because all places are taken is taken as soon
- * as one is free.
+ * A connection that cannot be accepted, mostly because there are no descriptors, leaves the
+ * listener readable: the listener is not looked at again before the next tick. A connection that
+ * waits because all places are taken is accepted as soon as one is free.
  */
 void kv_peer_accept(struct kv_engine *engine)
 {
@@ -319,8 +319,8 @@ static int start_connect(struct kv_engine *engine, const char *host, uint32_t po
 }
 
 /*
- * true: the handshake is over, or the call is, with the claim. false: the call is over, and another
- * thread, in the middle of the handshake, does not let go of the peer.
+ * true: the handshake or the call has ended, and this thread holds the claim. false: the call has
+ * ended, and another thread in the middle of the handshake still holds the peer.
  */
 static bool wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_up_p)
 {

@@ -46,7 +46,7 @@ static void dump_ops(struct text *t, const struct kv_peer *peer)
 			    op->tr ? ", with the transport" : "");
 		else if (slot->state != KV_SLOT_FREE)
 			say(t, "  op %u.%u ended, %s\n", i, slot->generation,
-			    slot->state == KV_SLOT_ABORT ? "the peer is still to be told"
+			    slot->state == KV_SLOT_ABORT ? "ABORT is still to be sent"
 							 : "its acknowledgement is still due");
 	}
 	for (const struct kv_op *op = peer->link->collected; op; op = op->after)
@@ -72,7 +72,7 @@ static void dump_leases(struct text *t, const struct kv_peer *peer)
 
 		if (l)
 			say(t,
-			    "  lease %llu tag %llu: %u blocks of cache %u, %s%s%s%s, %u of %u told\n",
+			    "  lease %llu tag %llu: %u blocks of cache %u, %s%s%s%s, %u of %u ids sent\n",
 			    (unsigned long long)l->id, (unsigned long long)l->tag, l->n,
 			    l->cache->geometry.cache_id, l->open ? "open" : "closed",
 			    l->expired ? ", expired" : "",

@@ -116,7 +116,7 @@ static void read_options(struct kv_engine *engine)
 
 	engine->spin_ns = kv_option_int(set, KV_OPT_SPIN_US) * KV_NS_PER_US;
 	if (!kv_option_is_set(set, KV_OPT_SPIN_US) && sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		engine->spin_ns = 0; /* what is waited for cannot run meanwhile */
+		engine->spin_ns = 0; /* one CPU: while this thread spins, nothing else can run */
 	engine->op_timeout_ms = kv_option_int(set, KV_OPT_OP_TIMEOUT_MS);
 	engine->handshake_ms = kv_option_int(set, KV_OPT_HANDSHAKE_MS);
 	engine->peers_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PEERS);
@@ -145,7 +145,7 @@ static void warn_options(struct kv_engine *engine)
 	const char *name, *near;
 
 	for (size_t i = 0; kv_option_unknown(engine->options, i, &name, &near); i++)
-		kv_log_warn(engine->log, "%s is no option of kvrail%s%s", name,
+		kv_log_warn(engine->log, "%s is not an option of kvrail%s%s", name,
 			    *near ? "; did you mean " : "", near);
 	if (kv_option_bool(engine->options, KV_OPT_GDRCOPY_FLUSH))
 		kv_log_warn(engine->log,
@@ -271,7 +271,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 	return 0;
 }
 
-/* Returns the number of peers that another thread does not let go. */
+/* Returns the number of peers that another thread still holds. */
 static int shut_peers(struct kv_engine *engine)
 {
 	int64_t deadline = kv_deadline_ns(KV_CLOSE_MS);
@@ -307,7 +307,10 @@ void kv_engine_close(struct kv_engine *engine)
 	if (stopped && engine->listener)
 		tr_listener_close(engine->listener);
 	if (!stopped || shut_peers(engine)) {
-		/* What a thread stands on cannot be freed, nor its code be unloaded. */
+		/*
+		 * The thread still uses this memory and this code: neither can be freed or
+		 * unloaded.
+		 */
 		kv_stay_loaded();
 		kv_log_error(engine->log, "the engine is not freed: a thread is in a call that "
 					  "does not return");

@@ -22,22 +22,22 @@ enum {
 	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
 	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
 	/*
-	 * What a call may take beyond its deadline: the drain, and as long again for a device that
-	 * has to be cut, or that takes its time over a queue pair.
+	 * What a call may take beyond its deadline: the drain, and as long again for a device whose
+	 * connection has to be cut, or that is slow to destroy a queue pair.
 	 */
 	KV_SLACK_MS = 2 * KV_STOP_MS,
 	KV_CLOSE_MS = 1000, /* kv_engine_close waits for its peers this long */
 	/* peers, handshakes that came and those that were begun */
 	KV_ROWS_MAX = 2 * KV_PEERS_MAX,
 	/*
-	 * kv_comm_init for its ranks, unless the caller says; and a peer that came for a
-	 * communicator, for the kv_comm_init that takes it in
+	 * How long kv_comm_init waits for its ranks, unless the caller says; and how long a peer
+	 * that connected for a communicator waits for the kv_comm_init that makes it part of it
 	 */
 	KV_COMM_MS = 30000,
 	KV_EVENTS = 32,	    /* taken from a connection at a time */
 	/*
 	 * A record that waits for its next use (operation, lease, grant) keeps an array of ids up
-	 * to this size: what short ones cost is not paid each time, and of long ones nothing stays.
+	 * to this size: short arrays are not allocated each time, long ones are freed.
 	 */
 	KV_IDS_KEEP_BYTES = 16 << 10,
 	KV_WORDS = KV_OPS_MAX / 64,
@@ -69,12 +69,12 @@ struct kv_claim {
 	_Atomic int64_t until_ns; /* the deadline of the call that holds it; for kv_watch.c */
 };
 /*
- * There is no way to wait without a deadline. Those who wait get it before a thread that comes by:
- * a holder that sees `wanting` above 0 lets go at its next piece of work.
+ * Every wait has a deadline. Waiting threads get the claim before a thread that was not waiting: a
+ * holder that sees `wanting` above 0 releases it after its current piece of work.
  */
 bool kv_claim_try(struct kv_claim *claim);
 bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns);
-/* A waiter's deadline has passed: its holder is given up as if it were its own. */
+/* A waiter's deadline has passed: from now on it counts as the holder's deadline, too. */
 void kv_claim_hurry(struct kv_claim *claim, int64_t deadline_ns);
 bool kv_claim_is_held(const struct kv_claim *claim); /* a moment ago */
 void kv_claim_release(struct kv_claim *claim);
@@ -111,7 +111,7 @@ struct kv_arrivals {
 	size_t cap, head, count;
 	int fd;	       /* eventfd */
 	bool fd_asked; /* kv_arrivals_fd was called: keep it up to date */
-	bool starved;  /* somebody found the ring full: tell the service thread of room */
+	bool starved;  /* the ring was full: wake the service thread when there is room */
 };
 int kv_arrivals_open(struct kv_engine *engine, struct kv_error *err);
 void kv_arrivals_close(struct kv_engine *engine);
@@ -147,12 +147,12 @@ struct kv_engine {
 	/* under turn: a peer wants to be looked at again soon, at once if the last turn moved */
 	bool restless, moved;
 	/*
-	 * Under turn: nobody could be accepted, again at the next tick; somebody waits at the
-	 * listener with a complete hello; when it is to be looked at whatever comes.
+	 * Under turn. deaf: accepting failed, try again at the next tick. knocked: a connection
+	 * with a complete hello waits at the listener, which is looked at without an event.
 	 */
 	bool deaf, knocked;
 	int64_t listener_ns;
-	struct kv_waiter waiter; /* kv_progress beside another thread that is at it */
+	struct kv_waiter waiter; /* kv_progress waits here while another thread runs the loop */
 
 	pthread_mutex_t lock;
 	struct tr_listener *listener;
@@ -165,12 +165,12 @@ struct kv_engine {
 	uint32_t peer_generation[KV_ROWS_MAX];
 	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
 	/*
-	 * Unfinished handshakes of those who came. What this engine connects to itself is not
-	 * counted: it never waits for strangers.
+	 * Unfinished handshakes that came in. Those that this engine began are not counted: they
+	 * never wait for a place.
 	 */
 	uint32_t peers_pending;
 	uint32_t peers_up;
-	_Atomic uint64_t told; /* bytes: kv_budget.c */
+	_Atomic uint64_t charged; /* bytes: kv_budget.c */
 	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
 	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */
@@ -178,7 +178,7 @@ struct kv_engine {
 	uint64_t comms;		      /* kv_comm_init calls */
 	atomic_uint joining;	      /* those under way, each with a deadline of its own */
 
-	int (*interrupted)(void *arg); /* kv_engine_set_interrupt; NULL: nobody is asked */
+	int (*interrupted)(void *arg); /* kv_engine_set_interrupt; NULL: not set */
 	void *interrupted_arg;
 
 	pthread_mutex_t pool_lock;
@@ -195,8 +195,8 @@ struct kv_engine {
 int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err);
 void kv_engine_wake(struct kv_engine *engine);
 /*
- * Whether the application wants a call that waits to end. It is asked when *ask_ns (at first
- * kv_deadline_ns(KV_ASK_MS)) has passed, which is then set anew. No lock or claim held.
+ * Whether the application wants a call that waits to end. Its function is called when *ask_ns (at
+ * first kv_deadline_ns(KV_ASK_MS)) has passed, which is then set anew. No lock or claim held.
  */
 bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns);
 /* Checks a caller's timeout and makes a deadline of it. */
@@ -207,22 +207,23 @@ int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
 
 int kv_service_start(struct kv_engine *engine, struct kv_error *err);
 bool kv_service_stop(struct kv_engine *engine); /* false: it does not return from a call */
-/* One round of epoll; returns the number of things done, or -1 if another thread is at it. */
+/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
 int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
-enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* what epoll tells */
+enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
 int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
 bool kv_service_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
 /*
- * To look at a peer that is not the caller's, and to let it go: it may be gone a moment later.
- * Nothing of its connection may be moved. Tries until the deadline; NULL: none, or busy.
+ * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
+ * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:
+ * none, or busy.
  */
 struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
 void kv_service_leave(struct kv_peer *peer);
 void kv_service_rearm(struct kv_peer *peer);
 void kv_service_unwatch(struct kv_peer *peer);
 /*
- * Sleeps until the waiter is woken or something was done (caller mode); the condition is the
- * caller's to look at again.
+ * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
+ * condition again.
  */
 void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
 		      int64_t deadline_ns);

@@ -80,7 +80,7 @@ int kv_geometry_check(const struct kv_geometry *g, const char *op, struct kv_err
 struct report {
 	char text[sizeof(((struct kv_error *)0)->message)];
 	size_t len;
-	unsigned int fields, untold;
+	unsigned int fields, unnamed;
 };
 
 static void __attribute__((format(printf, 2, 3))) differ(struct report *r, const char *fmt, ...)
@@ -95,8 +95,8 @@ static void __attribute__((format(printf, 2, 3))) differ(struct report *r, const
 	n = strlen(one) + 2;
 	r->fields++;
 	/* Room is kept for the head of the sentence and for "and N more". */
-	if (r->untold || r->len + n > sizeof(r->text) - 64) {
-		r->untold++;
+	if (r->unnamed || r->len + n > sizeof(r->text) - 64) {
+		r->unnamed++;
 		return;
 	}
 	r->len += (size_t)snprintf(r->text + r->len, sizeof(r->text) - r->len, "%s%s",
@@ -115,7 +115,7 @@ static struct share head_share(const struct kv_geometry *g, uint32_t kv_heads)
 	return (struct share){ g->tp_size / same, g->tp_rank / same };
 }
 
-/* What two caches that belong together tell between them. */
+/* A value that one of two caches may leave out: the other's counts. */
 static uint32_t either(uint32_t local, uint32_t remote)
 {
 	return local ? local : remote;
@@ -134,18 +134,18 @@ static bool splits(const struct kv_geometry *g)
 	return false;
 }
 
-static const char *const order_names[] = { "not told", "HND", "NHD" };
+static const char *const order_names[] = { "not given", "HND", "NHD" };
 
 /* Whole blocks fit if both orders are the same; parts only if the order says where they lie. */
 static void compare_order(struct report *r, uint32_t i, const struct kv_geometry *l,
 			  const struct kv_geometry *m, bool parts)
 {
 	uint32_t a = l->tensor[i].order, b = m->tensor[i].order;
-	bool told = a && b;
+	bool known = a && b;
 
-	if (told ? a != b : parts)
+	if (known ? a != b : parts)
 		differ(r, "tensor %u (%s) order %s / %s%s", i, l->tensor[i].name, order_names[a],
-		       order_names[b], told ? "" : " (needed, as tp_size differs)");
+		       order_names[b], known ? "" : " (needed, as tp_size differs)");
 	else if (parts && a == KV_ORDER_NHD && !(l->block_tokens && m->block_tokens))
 		differ(r, "block_tokens %u / %u (needed by tensor %u (%s), which is NHD)",
 		       l->block_tokens, m->block_tokens, i, l->tensor[i].name);
@@ -213,8 +213,8 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 		compare_tensor(&r, i, local, remote);
 	if (!r.fields)
 		return 0;
-	if (r.untold)
-		snprintf(r.text + r.len, sizeof(r.text) - r.len, " and %u more", r.untold);
+	if (r.unnamed)
+		snprintf(r.text + r.len, sizeof(r.text) - r.len, " and %u more", r.unnamed);
 	kv_fail(err, KV_ERR_GEOMETRY, "connect", "cache %u differs (here / there): %s",
 		local->cache_id, r.text);
 	if (local->tp_size == remote->tp_size)
@@ -222,7 +222,7 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 			      local->cache_id);
 	else
 		kv_error_hint(err,
-			      "for tp_size %u and %u both engines must tell each tensor's order, "
+			      "for tp_size %u and %u both engines must give each tensor's order, "
 			      "block_tokens where it is NHD, and kv_heads if a rank has a copy of "
 			      "another's head",
 			      local->tp_size, remote->tp_size);

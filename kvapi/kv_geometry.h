@@ -23,7 +23,7 @@ struct kv_geometry {
 	uint32_t block_tokens;
 	uint32_t dtype;
 	uint32_t flags; /* KV_CACHE_* */
-	uint32_t kv_heads; /* of all ranks together; 0 = not told */
+	uint32_t kv_heads; /* of all ranks together; 0 = not given */
 	struct kv_geometry_tensor {
 		char name[KV_TENSOR_NAME_MAX];
 		uint64_t block_bytes;

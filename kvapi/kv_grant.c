@@ -48,7 +48,7 @@ static void drop_ids(struct kv_peer *peer, struct kv_grant *grant)
 	grant->ids_cap = 0;
 }
 
-/* Ids that lie in records for another use of them are given up when memory is short. */
+/* Frees ids that records keep for their next use: memory is short. */
 static void trim(struct kv_peer *peer)
 {
 	for (unsigned int i = 0; i < KV_LEASES_MAX; i++)
@@ -88,7 +88,7 @@ static int make_record(struct kv_peer *peer, unsigned int i)
 	return KV_ERR_NOMEM;
 }
 
-/* Address space only: pages come, and are paid for, with the ids in them. */
+/* Address space only: pages are touched, and charged to the peer, as ids come. */
 static int map_owners(struct kv_map *map)
 {
 	size_t len = map->remote.blocks * sizeof(*map->owner);
@@ -123,7 +123,10 @@ static void unmap_owners(struct kv_peer *peer, struct kv_map *map)
 	free(map->paid);
 }
 
-/* Room for the ids of a message, and pages for their owners: as they come, never as announced. */
+/*
+ * Room for the ids of a message and pages for their owners: for the ids that came, never for the
+ * number announced.
+ */
 static int grant_make_room(struct kv_peer *peer, struct kv_map *map, struct kv_grant *grant,
 			   const struct kv_run *run)
 {
@@ -309,8 +312,8 @@ void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers
 		return;
 	if (status) {
 		/*
-		 * kv_blocks_open: the layers may be sent again. kv_recv_blocks: the receiver gives
-		 * up and revokes.
+		 * kv_blocks_open: the layers may be sent again. kv_recv_blocks: the receiver ends
+		 * it and revokes.
 		 */
 		for (uint32_t l = layers.first; l < layers.first + layers.count; l++)
 			kv_bit_clear(grant->sent, l);
@@ -340,7 +343,7 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	peer->link->grant_work = true;
 	if (grant)
 		grant->revoked = true;
-	/* What has not begun ends now; it would be refused when it gets its slot, too. */
+	/* Operations that have not begun end now; they would be refused when they get a slot. */
 	for (struct kv_op *op = peer->link->collected, *after; op; op = after) {
 		after = op->after;
 		if (op->grant == id)
@@ -358,7 +361,7 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	return 0;
 }
 
-/* Nothing of ours that writes to the lease is with the transport. */
+/* Whether no operation that writes to the lease is with the transport. */
 static bool grant_is_idle(const struct kv_peer *peer, uint64_t id)
 {
 	KV_EACH_BIT (peer->link->busy, i) {

@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-/* A peer that another call does not let go of is passed over, and asked again so much later. */
+/* A peer that another call holds is skipped, and tried again after this time. */
 #define PATIENCE_NS (10 * KV_NS_PER_MS)
 
 struct kv_group {
@@ -47,8 +47,8 @@ int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err)
 }
 
 /*
- * Claim held. Begins an operation that was only collected, if what was asked then still holds;
- * without a free slot it stays collected.
+ * Claim held. Begins an operation that was only collected, if its checks still pass; without a free
+ * slot it stays collected.
  */
 static bool group_begin_op(struct kv_op *op, int64_t deadline_ns)
 {
@@ -59,7 +59,7 @@ static bool group_begin_op(struct kv_op *op, int64_t deadline_ns)
 		ret = kv_peer_fail(op->peer, &err, KV_ERR_TIMEOUT, kv_op_name(op),
 				   "the group's deadline passed before a slot was free");
 	if (!ret && op->kind != KV_OP_RECV && !kv_op_slot_free(op->peer))
-		return false; /* nothing is asked of its ids each time */
+		return false; /* its ids are not checked again each time */
 	if (!ret) {
 		op->begun_ns = kv_now_ns();
 		op->deadline_ns = op->begun_ns + op->timeout_ms * KV_NS_PER_MS;
@@ -109,7 +109,7 @@ static void stop_all(struct kv_group *group)
 {
 	for (struct kv_op *op = group->first; op; op = op->next) {
 		if (!kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS))
-			continue; /* asked again */
+			continue; /* tried again in the next round */
 		kv_op_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
 		kv_peer_release(op->peer);
 	}
@@ -141,10 +141,10 @@ static void group_run(struct kv_group *group, int64_t deadline_ns)
 	}
 }
 
-/* The operation is its owner's alone again; returns how it ended. */
+/* Takes the operation out of the group; returns how it ended. */
 static int group_take_op(struct kv_op *op, bool *held_p, struct kv_error *err)
 {
-	/* Who ended it held the claim while it used our waiter. */
+	/* The thread that ended it held the claim while it used our waiter. */
 	if (kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS)) {
 		op->waiter = &op->own_waiter;
 		kv_peer_release(op->peer);
@@ -161,7 +161,7 @@ static int group_take_op(struct kv_op *op, bool *held_p, struct kv_error *err)
 			    op->peer->name);
 }
 
-/* A thread may still wake its waiter: it goes with the engine. */
+/* A thread may still wake the group's waiter: the group is freed with the engine. */
 static void group_leave(struct kv_group *group)
 {
 	struct kv_engine *engine = group->engine;

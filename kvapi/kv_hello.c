@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_hello.c -- what two engines tell each other in the handshake
+ * kv_hello.c -- what two engines send each other in the handshake
  *
  * Hello: the engine's name and the shape of its caches (kv_wire.h). Setup, after both hellos were
  * accepted, for each of those caches in the order of the hello:
@@ -45,7 +45,7 @@ int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, stru
  * ---------------------------------------------------------------- the tables of an accepted peer
  */
 
-/* Under engine.lock: the caches that exist now are what this peer will know of us. */
+/* Under engine.lock: this peer gets to know the caches that exist now, and no later ones. */
 static int make_link(struct kv_peer *peer, struct kv_error *err)
 {
 	struct kv_link *link = kv_fault(KV_LINK_ALLOC) ? NULL : calloc(1, sizeof(*link));
@@ -143,7 +143,7 @@ static bool names(const struct kv_hello *hello, unsigned int id)
 	return false;
 }
 
-/* A peer learns only of the caches that it named itself, and gets no other's memory. */
+/* A peer gets only the caches that it named itself, and no other memory. */
 static void forget_others(struct kv_peer *peer, const struct kv_hello *hello)
 {
 	struct kv_cache **known = peer->link->known;

@@ -45,7 +45,7 @@ static void answer(struct kv_peer *peer, struct kv_incoming *in, int status)
 	kv_bit_set(peer->link->ack, incoming_index(peer, in));
 }
 
-/* Every byte is visible, the description is here: take it or refuse it. */
+/* BEGIN and notify are both here, every byte is visible: take the commit or refuse it. */
 static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 {
 	const struct kv_msg_begin *begin = &in->begin;
@@ -61,7 +61,7 @@ static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 	kv_count(peer->engine, blocks_in, begin->blocks);
 	kv_count(peer->engine, bytes_in, begin->bytes);
 	if (lease && lease->once) {
-		kv_lease_committed(lease, layers); /* tells kv_recv_blocks instead of the queue */
+		kv_lease_committed(lease, layers); /* ends kv_recv_blocks; no arrival is queued */
 		answer(peer, in, 0);
 	} else if (push_arrival(peer, begin)) {
 		answer(peer, in, 0);
@@ -71,7 +71,7 @@ static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 	}
 }
 
-/* What it says of itself agrees with the cache that both ends know. */
+/* Whether BEGIN agrees with the cache that both ends have. */
 static bool is_sane(const struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
 	const struct kv_map *map = &peer->link->map[begin->cache];
@@ -106,7 +106,9 @@ int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 	return 0;
 }
 
-/* Its commit was taken and waits for its acknowledgement: nothing more may be said of it. */
+/*
+ * Its commit was taken and waits for its acknowledgement: any further message about it is an error.
+ */
 static bool is_committed(const struct kv_peer *peer, const struct kv_incoming *in)
 {
 	unsigned int i = incoming_index(peer, in);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_internal.h -- the objects behind kv.h, who may touch them, and what the files of this folder
- * offer each other
+ * kv_internal.h -- the objects behind kv.h, their locks, and what the files of this folder offer
+ * each other
  *
  * Locks, in the order in which they may be taken:
  *   engine.turn    one thread at a time sits in kv_service_turn
@@ -12,8 +12,8 @@
  *                  instructions
  * A thread that holds engine.lock may try peer.claim, never wait for it.
  *
- * Whoever releases a claim leaves the connection armed (KV_PROGRESS_AUTO), so that the service
- * thread hears of what comes next. When the service thread finds a claim taken it sets
+ * A thread that releases a claim leaves the connection armed (KV_PROGRESS_AUTO), so that the
+ * service thread wakes for the next event. When the service thread finds a claim taken it sets
  * engine.wants[index]; the holder then gives the descriptor back to epoll after its release.
  */
 #ifndef KV_INTERNAL_H

@@ -54,7 +54,7 @@ int kv_layout_take(const struct kv_layout *layout, struct kv_geometry *g,
 {
 	int ret;
 
-	/* The field was added: who was compiled before that may go on. */
+	/* The field was added later: a caller compiled before that has the smaller struct. */
 	if (!layout || (layout->size != sizeof(*layout) &&
 			layout->size != offsetof(struct kv_layout, kv_heads)))
 		return kv_fail(err, KV_ERR_ARG, "register",

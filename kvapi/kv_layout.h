@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_layout.h -- what an application says of a cache's memory, checked; pure */
+/* kv_layout.h -- the application's description of a cache's memory, checked; pure */
 #ifndef KV_LAYOUT_H
 #define KV_LAYOUT_H
 
@@ -12,7 +12,9 @@ struct kv_extent {
 	uint32_t slab; /* layer * tensors + tensor */
 };
 
-/* The shape that the layout tells, and bytes from block to block. ARG and the field at fault. */
+/*
+ * Fills the shape and the bytes from block to block from the layout. ARG names the field at fault.
+ */
 int kv_layout_take(const struct kv_layout *layout, struct kv_geometry *g,
 		   uint64_t stride[KV_TENSORS_MAX], struct kv_error *err);
 

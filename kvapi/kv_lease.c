@@ -38,7 +38,7 @@ static void give_lease(struct kv_lease *lease)
 		ids = NULL;
 		cap = 0;
 	}
-	pthread_mutex_lock(&engine->pool_lock); /* kv_lease_hold_peer may be looking */
+	pthread_mutex_lock(&engine->pool_lock); /* kv_lease_hold_peer may be reading it */
 	memset(&lease->magic, 0, sizeof(*lease) - offsetof(struct kv_lease, magic));
 	lease->ids = ids;
 	lease->ids_cap = cap;
@@ -180,7 +180,7 @@ static int fill_lease(struct kv_lease *lease, const struct kv_lease_request *req
 }
 
 /*
- * In the order of their numbers: so a writer knows of each number whether its message is still to
+ * In the order of their numbers: so a writer can see whether the message of a number is still to
  * come.
  */
 static void announce_later(struct kv_lease *lease)
@@ -293,7 +293,7 @@ void kv_lease_stop(struct kv_lease *lease)
 	if (lease->announced)
 		lease->peer->link->lease_work = true;
 	else
-		kv_lease_stopped(lease); /* the writer never heard of it */
+		kv_lease_stopped(lease); /* no LEASE was sent for it */
 }
 
 void kv_lease_close_here(struct kv_lease *lease)
@@ -406,9 +406,9 @@ static void expire_one(struct kv_lease *lease, int64_t now)
 		kv_count(peer->engine, leases_expired, 1);
 		kv_lease_stop(lease);
 	}
-	if (!lease->expired_told)
-		lease->expired_told = kv_arrivals_push(peer->engine, &arrival);
-	if (!lease->expired_told)
+	if (!lease->expired_queued)
+		lease->expired_queued = kv_arrivals_push(peer->engine, &arrival);
+	if (!lease->expired_queued)
 		kv_peer_due(peer, now + KV_TICK_MS * KV_NS_PER_MS);
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_lease.h -- leases, which the receiver opens, and grants, which the writer was told of */
+/* kv_lease.h -- leases, which the receiver opens, and grants, the writer's view of them */
 #ifndef KV_LEASE_H
 #define KV_LEASE_H
 
@@ -20,13 +20,13 @@ struct kv_lease {
 	int64_t expires_ns;
 	bool once; /* KV_LEASE_ONCE */
 	bool open; /* commits are taken */
-	bool expired, expired_told;
+	bool expired, expired_queued;
 	bool announced; /* LEASE was sent */
 	bool revoke, revoke_sent;
-	/* no byte can land any more: the writer said so, or the connection is fenced */
+	/* no byte can land any more: REVOKED came, or the connection is fenced */
 	bool stopped;
-	bool orphan;	  /* nobody holds a handle: release it as soon as it is stopped */
-	uint32_t n, sent; /* ids, and how many were told to the writer */
+	bool orphan;	  /* no handle is left: release it as soon as it is stopped */
+	uint32_t n, sent; /* ids, and how many were sent to the writer */
 	uint32_t *ids;	  /* short ones are kept for the next use */
 	size_t ids_cap;
 	uint64_t done[KV_LAYER_WORDS];
@@ -52,7 +52,7 @@ void kv_lease_stop(struct kv_lease *lease); /* takes no more commits, asks the w
 void kv_lease_stopped(struct kv_lease *lease);
 /*
  * After kv_lease_stop, where this side places the bytes: its blocks are free and its handle is
- * void. The record goes with the writer's answer, for which nobody waits.
+ * void. The record is freed when the writer's answer comes; no call waits for it.
  */
 void kv_lease_close_here(struct kv_lease *lease);
 void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
@@ -65,7 +65,7 @@ void kv_lease_lost(struct kv_peer *peer);   /* no commit comes any more; operati
 void kv_lease_close_all(
 	struct kv_peer *peer); /* kv_peer_close: no commits, no more waiting for the writer */
 void kv_lease_free_all(struct kv_peer *peer);
-/* Whether the writer can have taken this operation to be allowed. */
+/* Whether the writer could believe that this operation is allowed. */
 bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin);
 /* 0, or the status with which a commit of `layers` is refused; *lease_p the lease. */
 int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
@@ -97,9 +97,7 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
 bool kv_grant_flush(struct kv_peer *peer);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
 bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
-/*
- * Its number came first, on the application's own way: LEASE or the last IDS have not come.
- */
+/* The application passed on its number before LEASE or the last IDS came. */
 bool kv_grant_under_way(struct kv_peer *peer, uint64_t id);
 uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */
 /* The oldest complete grant of this tag and cache that still lacks one of these layers. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_lease_wire.c -- what the receiver tells a writer about its leases, and what it hears of them
+ * kv_lease_wire.c -- what the receiver sends a writer about its leases, and what the writer answers
  */
 #include "kv_internal.h"
 

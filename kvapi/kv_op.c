@@ -100,8 +100,8 @@ int kv_op_activate(struct kv_op *op, struct kv_error *err)
 }
 
 /*
- * What becomes of the slot when its operation ends: the peer may still have something to say about
- * it, or must be told.
+ * What becomes of the slot when its operation ends: an ACK may still come for it, or an ABORT must
+ * be sent.
  */
 static void leave_slot(struct kv_op *op, int code)
 {
@@ -242,7 +242,7 @@ static void finish_acked(struct kv_op *op)
 		kv_op_end(op, 0, NULL);
 		return;
 	}
-	/* A status that this version does not know is no success. */
+	/* A status that this version does not know is not a success. */
 	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
 		status = KV_ERR_PROTOCOL;
 	kv_peer_fail(op->peer, &err, status, kv_op_name(op), "the receiver refused the commit: %s",

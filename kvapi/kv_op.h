@@ -29,10 +29,10 @@ struct kv_op {
 	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
 	bool passed;   /* not all is posted because another thread wanted the peer */
-	bool unclaimed; /* its caller does not get the claim any more */
+	bool unclaimed; /* its caller could not take the claim again */
 	bool blocking; /* its caller waits: the id arrays stay valid */
-	bool admitted; /* kv_op_admit said yes before */
-	bool early;    /* to a write whose lease is not all here yet */
+	bool admitted; /* kv_op_admit has accepted it before */
+	bool early;    /* a write that was called before all of its lease had come */
 	struct kv_engine *engine;
 	struct kv_peer *peer; /* held until the operation is freed */
 	struct kv_cache *cache;
@@ -40,9 +40,9 @@ struct kv_op {
 	struct tr_op *tr;
 	struct kv_lease *lease; /* receive */
 	uint64_t id;		/* slot, generation: BEGIN, ACK, notify, transport event */
-	atomic_int grade;  /* below KV_ACKED: that is an end, */
+	atomic_int grade;  /* progress so far, always < KV_ACKED */
 	atomic_bool ids_gone; /* its caller has returned, long after the deadline: no more posts */
-	atomic_int ended;  /* enum kv_op_fate; told by this alone: result and err are final */
+	atomic_int ended;  /* enum kv_op_fate; set last: after it result and err do not change */
 	int result;
 	int end_code;
 	int ack_status;
@@ -95,8 +95,8 @@ void kv_op_trim_ids(struct kv_op *op); /* it has ended: a long copy of the ids i
 
 /* kv_op.c */
 /*
- * Its caller goes away although it has not ended: it posts no more, and its end frees it. false: it
- * has ended. The ids need not stay valid.
+ * The caller returns before the operation has ended: nothing more is posted, and its end frees it.
+ * false: it has ended. The ids need not stay valid.
  */
 bool kv_op_leave(struct kv_op *op);
 int kv_op_result(const struct kv_op *op, struct kv_error *err);
@@ -111,8 +111,8 @@ void kv_op_collect(struct kv_op *op);
 void kv_op_uncollect(struct kv_op *op);
 int kv_op_admit(struct kv_op *op, struct kv_error *err); /* kv_admit.c */
 /*
- * The only door to a slot, and with it to the transport: admits it (again), then takes one. BUSY:
- * none is free.
+ * The only way to a slot, and so to the transport: admits it (again), then takes one. BUSY: no slot
+ * is free.
  */
 int kv_op_activate(struct kv_op *op, struct kv_error *err);
 bool kv_op_slot_free(const struct kv_peer *peer);
@@ -121,13 +121,13 @@ void kv_op_count(struct kv_op *op);
 enum kv_step {
 	KV_STEP_NONE = 0, /* not now: no credits, no lease */
 	KV_STEP_ON,
-	KV_STEP_OVER, /* it was stopped: it may have ended, and be somebody else's already */
+	KV_STEP_OVER, /* it was stopped: it may have ended, and its record may be in use again */
 };
 bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_write.c: one piece further; false: nothing could be done */
 /*
- * Posts what the transport takes, until it is all or another thread wants the peer: then
- * op->passed, and the caller lets go and comes back. false: nothing moved.
+ * Posts what the transport takes, until all is posted or another thread wants the peer: then
+ * op->passed is set, and the caller releases the claim and calls again. false: nothing moved.
  */
 bool kv_op_post(struct kv_op *op);
 /* The same for KV_STAGE_WAIT_GRANT: kv_pair.c, kv_write.c. */

@@ -39,7 +39,7 @@ enum kv_step kv_send_match(struct kv_op *op)
 				   op->layers.first, op->layers.count);
 	if (ret) {
 		if (ret != KV_ERR_GEOMETRY)
-			op->grant = 0; /* the receiver goes on waiting: the call may be corrected */
+			op->grant = 0; /* the receiver still waits: the call may be corrected */
 		kv_op_stop(op, ret, 0, &err);
 		return KV_STEP_OVER;
 	}

@@ -63,7 +63,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
 	atomic_init(&peer->holders, 1);
-	kv_claim_try(&peer->claim); /* nobody else knows it yet */
+	kv_claim_try(&peer->claim); /* no other thread can reach it yet */
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_ROWS_MAX && engine->peer[i]; i++)
 		;
@@ -103,7 +103,7 @@ void kv_peer_drop(struct kv_peer *peer)
 		free(peer);
 }
 
-/* Whatever the transport still had to say of them: it says nothing any more. */
+/* No event of the transport comes for them any more: ends them. */
 static void end_the_rest(struct kv_peer *peer)
 {
 	kv_peer_end_ops(peer, KV_ERR_CLOSED, 0);
@@ -207,7 +207,7 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 		kv_error_hint(err, "close it again once that process has answered or ended");
 		return KV_ERR_BUSY;
 	}
-	/* What the transport still had to say, the ends of operations above all. */
+	/* The transport's last events, the ends of operations above all. */
 	while (kv_peer_take_events(peer) > 0)
 		;
 	peer->fenced = true;

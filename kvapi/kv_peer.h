@@ -17,7 +17,7 @@ struct kv_incoming {
 	struct kv_msg_begin begin;
 	int32_t status;
 };
-/* These three: 0, or PROTOCOL where it contradicts what was said before. */
+/* These three: 0, or PROTOCOL where it contradicts an earlier message. */
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
 int kv_incoming_notified(struct kv_peer *peer, uint64_t value);
 int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
@@ -44,8 +44,8 @@ struct kv_map {
 	struct kv_rslab *slab;
 	struct kv_marks remote_marks, local_marks;
 	/*
-	 * index + 1 of the grant that holds a remote block; mapped by the first grant, and paid
-	 * for page by page, as the peer names blocks (bit i: page i was)
+	 * index + 1 of the grant that holds a remote block; mapped by the first grant, and charged
+	 * to the peer page by page as it names blocks (bit i: page i was)
 	 */
 	uint32_t *owner;
 	uint64_t *paid;
@@ -67,7 +67,7 @@ struct kv_slot {
 /* What exists from the accepted hello on. */
 struct kv_link {
 	struct kv_cache
-		*known[KV_CACHES_MAX]; /* ours, as told to the peer; counted in cache.peers */
+		*known[KV_CACHES_MAX]; /* ours, as sent to the peer; counted in cache.peers */
 	struct kv_map map[KV_CACHES_MAX];
 	struct kv_slot slot[KV_OPS_MAX];
 	uint64_t busy[KV_WORDS], posting[KV_WORDS], aborts[KV_WORDS];
@@ -77,12 +77,12 @@ struct kv_link {
 	struct kv_incoming in[KV_OPS_MAX];
 	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
 	struct kv_lease *lease[KV_LEASES_MAX];
-	struct kv_lease *announce; /* the writer does not know all of them; oldest first */
+	struct kv_lease *announce; /* not all of their messages are sent; oldest first */
 	struct kv_grant *grant[KV_LEASES_MAX];
 	struct kv_grant *oldest, *newest;
 	uint32_t newest_serial;
 	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
-	uint64_t told; /* bytes: kv_budget.c */
+	uint64_t charged; /* bytes: kv_budget.c */
 	unsigned int leases, leases_end;
 	unsigned int placed_slab; /* kv_place.c: where the last byte went */
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
@@ -93,7 +93,7 @@ enum kv_peer_state {
 	KV_PEER_HANDSHAKE = 0,
 	KV_PEER_UP,
 	KV_PEER_LOST,
-	KV_PEER_CLOSED, /* neither conn nor link: only what holds the record still reads it */
+	KV_PEER_CLOSED, /* neither conn nor link: only the holders of the record still read it */
 };
 
 struct kv_peer {
@@ -103,12 +103,12 @@ struct kv_peer {
 	bool owned;   /* the application has the handle, or will have it from PEER_UP */
 	bool counted; /* in engine.peers_up */
 	bool closing, bye, bye_sent, fenced, restless;
-	bool up_told, lost_told; /* PEER_UP, PEER_LOST are queued */
+	bool up_queued, lost_queued; /* PEER_UP, PEER_LOST are queued */
 	/* kv_comm_init: both ends have made it part of their communicator */
 	atomic_bool adopted;
-	bool adopted_told; /* to the end that connected */
+	bool adopted_sent; /* to the end that connected */
 	int64_t adopt_by_ns;
-	/* kv_connect has given up while the claim was taken: the service frees it */
+	/* kv_connect returned while another thread held the claim: the service frees it */
 	atomic_bool orphan;
 	struct kv_engine *engine;
 	struct tr_conn *conn;
@@ -151,23 +151,26 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 		struct kv_error *err);
 /*
  * Claim held, and released: ends its operations, takes it out of the table, frees everything but
- * the record, which goes with its last holder.
+ * the record, which the last holder frees.
  */
 void kv_peer_free(struct kv_peer *peer);
 void kv_peer_hold(struct kv_peer *peer);
 void kv_peer_drop(struct kv_peer *peer);
 void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those of the link */
 void kv_peer_note(struct kv_peer *peer); /* address and transport, as they are known now */
-/* Claim held: ends what is in flight and fences. BUSY: a direct writer of this host lives on. */
+/*
+ * Claim held: ends what is in flight and fences. BUSY: a process of this host that writes directly
+ * is still alive.
+ */
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
 
 /*
  * kv_budget.c: memory that a peer's messages cost (records of leases, their ids, owners of its
- * blocks). A peer may have KV_TOLD_PEER and KV_TOLD_BLOCK for each block of this engine's caches;
- * all of them together KV_TOLD_PEERS times that. 0; PROTOCOL: the peer has had its part; NOMEM: the
- * others have.
+ * blocks). A peer may cost KV_CHARGE_PEER, and KV_CHARGE_BLOCK for each block of this engine's
+ * caches; all peers together KV_CHARGE_PEERS times that. 0; PROTOCOL: this peer's limit is reached;
+ * NOMEM: that of all peers is.
  */
-enum { KV_TOLD_PEER = 16 << 20, KV_TOLD_BLOCK = 64, KV_TOLD_PEERS = 4 };
+enum { KV_CHARGE_PEER = 16 << 20, KV_CHARGE_BLOCK = 64, KV_CHARGE_PEERS = 4 };
 int kv_budget_take(struct kv_peer *peer, size_t bytes);
 void kv_budget_give(struct kv_peer *peer, size_t bytes);
 
@@ -177,8 +180,8 @@ bool kv_peer_accept_due(struct kv_engine *engine);
 bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
 /*
- * It has connected for a communicator that no kv_comm_init of this engine has made it part of yet:
- * nobody has its handle.
+ * It has connected for a communicator, and no kv_comm_init of this engine has made it part of that
+ * yet: the application does not have its handle.
  */
 bool kv_peer_is_waif(const struct kv_peer *peer);
 void kv_peer_adopt(struct kv_peer *peer); /* claim held */
@@ -195,7 +198,7 @@ void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
 /*
  * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or
- * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, somebody else
+ * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, another thread
  * wants the peer, or its turn is over. Both return the number of things done.
  */
 int kv_peer_round(struct kv_peer *peer, bool may_post);
@@ -203,7 +206,7 @@ int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; ret
 int kv_peer_progress(struct kv_peer *peer, bool may_post);
 /* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
 bool kv_peer_service(struct kv_peer *peer, int *done_p);
-/* Of a peer that is nobody's any more, in a handshake or lost: the same. */
+/* The same for a peer without an owner, in a handshake or lost. */
 bool kv_peer_discard(struct kv_peer *peer);
 void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));

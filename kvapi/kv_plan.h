@@ -14,7 +14,7 @@
 
 #include "tr.h"
 
-/* Bytes that move between two looks at deadlines, cancels and who else wants the peer. */
+/* Bytes that move between two checks for deadlines, cancels and threads that want the peer. */
 enum { KV_PIECE_BYTES = 4 << 20 };
 
 /*

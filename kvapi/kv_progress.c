@@ -12,7 +12,7 @@
 enum {
 	ARM_ROUNDS = 4,
 	/*
-	 * A turn: what a peer that always has something to say may take at a time. One more round
+	 * A turn: the most that a peer which always has more events gets at a time. One more round
 	 * may come on top: KV_EVENTS events and KV_PIECE_BYTES.
 	 */
 	TURN_ROUNDS = 64,
@@ -35,7 +35,7 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 {
 	for (int i = 0; peer->state == KV_PEER_UP && tr_conn_arm(peer->conn); i++) {
 		if (i == ARM_ROUNDS) {
-			peer->restless = true; /* it never rests: others must have their turn */
+			peer->restless = true; /* it always has more: others must have their turn */
 			return;
 		}
 		*done_p += kv_peer_round(peer, may_post);
@@ -52,7 +52,10 @@ static void release_claim(struct kv_peer *peer)
 		if (atomic_load(wants) && atomic_exchange(wants, false))
 			kv_service_rearm(peer);
 		kv_claim_release(&peer->claim);
-		/* Set before the release, perhaps. Whoever has the claim by now looks itself. */
+		/*
+		 * It may have been set before the release. A thread that has the claim by now
+		 * checks it itself.
+		 */
 		if (!atomic_load(wants) || !kv_claim_try(&peer->claim))
 			return;
 		if (peer->state == KV_PEER_CLOSED) {
@@ -175,7 +178,7 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 			      names[msg.type - KV_MSG_BEGIN]);
 }
 
-/* Every operation and lease of the peer learns of its loss. */
+/* Ends every operation and lease of the lost peer. */
 static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 {
 	struct kv_engine *engine = peer->engine;
@@ -201,14 +204,14 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 		kv_op_lost(peer->link->collected);
 	kv_waiter_wake(&peer->waiter);
 	kv_lease_lost(peer);
-	kv_engine_wake(engine); /* the service thread fences it and tells the application */
+	kv_engine_wake(engine); /* the service thread fences it and queues PEER_LOST */
 }
 
 static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 {
 	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
 
-	/* Of a peer that is being dropped nothing counts; after a goodbye nothing is sent. */
+	/* A peer that is being dropped: its messages are ignored. After a BYE none may come. */
 	if (says && peer->error.code)
 		return;
 	if (says && peer->bye) {
@@ -237,8 +240,8 @@ static void flush_messages(struct kv_peer *peer)
 {
 	static const struct kv_msg adopted = { .type = KV_MSG_ADOPTED };
 
-	if (peer->incoming && peer->comm && peer->owned && !peer->adopted_told)
-		peer->adopted_told = !kv_peer_send(peer, &adopted);
+	if (peer->incoming && peer->comm && peer->owned && !peer->adopted_sent)
+		peer->adopted_sent = !kv_peer_send(peer, &adopted);
 	/*
 	 * In this order: an acknowledgement frees what the others may wait for. Each stops at the
 	 * first message without credit.
@@ -354,8 +357,8 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post)
 }
 
 /*
- * Operations that are not all posted: who waits for one posts it and has to be awake for that, and
- * what nobody waits for goes on in the service's next turn.
+ * Operations that are not all posted: a thread that waits for one posts it, so wake it; one without
+ * a waiting thread goes on in the service's next turn.
  */
 static void wake_posters(struct kv_peer *peer, bool moved)
 {
@@ -371,7 +374,10 @@ static void wake_posters(struct kv_peer *peer, bool moved)
 
 /* ---------------------------------------------------------------- the service's part */
 
-/* After a loss: close the door, hand over what is left, and free what nobody owns. false: freed. */
+/*
+ * Handles a lost peer: fences it, delivers its last arrivals, queues PEER_LOST, frees it if the
+ * application has no handle. false: freed.
+ */
 static bool finish_lost_peer(struct kv_peer *peer)
 {
 	struct kv_arrival lost = {
@@ -382,7 +388,7 @@ static bool finish_lost_peer(struct kv_peer *peer)
 	};
 
 	if (peer->closing)
-		return true; /* kv_peer_close is at it */
+		return true; /* kv_peer_close does it */
 	if (!peer->fenced && !tr_fence(peer->conn, 0, NULL)) {
 		peer->fenced = true;
 		if (peer->link)
@@ -390,8 +396,8 @@ static bool finish_lost_peer(struct kv_peer *peer)
 	}
 	if (peer->link) /* a connect that failed before its hello has none */
 		kv_incoming_retry(peer);
-	if (peer->owned && !peer->lost_told)
-		peer->lost_told = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
+	if (peer->owned && !peer->lost_queued)
+		peer->lost_queued = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
 	if (peer->owned || !peer->fenced)
 		return true;
 	kv_peer_free(peer);
@@ -405,7 +411,7 @@ static bool finish_lost_peer(struct kv_peer *peer)
 bool kv_peer_discard(struct kv_peer *peer)
 {
 	peer->owned = false;
-	peer->lost_told = true;
+	peer->lost_queued = true;
 	if (peer->state == KV_PEER_HANDSHAKE) {
 		kv_service_unwatch(peer);
 		kv_peer_leave_pending(peer, KV_PEER_LOST);
@@ -413,7 +419,7 @@ bool kv_peer_discard(struct kv_peer *peer)
 	return finish_lost_peer(peer);
 }
 
-/* What a kv_connect has left to us. false: freed. */
+/* A peer whose kv_connect returned before the handshake ended. false: freed. */
 static bool discard_orphan(struct kv_peer *peer)
 {
 	peer->owned = false;

@@ -7,7 +7,7 @@
 
 #include <stdio.h>
 
-/* A public call as it was made, with the answers of its checks. */
+/* A public call: its arguments, and the results of their checks. */
 struct request {
 	const char *name;
 	int kind;
@@ -103,9 +103,9 @@ static bool lacks_slot(const struct kv_op *op)
 }
 
 /*
- * Waits for a slot, or the deadline. Claim held before, and after unless another call does not let
- * go of it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or
- * the peer's close, ends the waiting too.
+ * Waits for a slot, or the deadline. Claim held before, and after unless another call still holds
+ * it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or the
+ * peer's close, ends the waiting too.
  */
 static bool wait_for_slot(struct kv_op *op)
 {
@@ -130,7 +130,7 @@ static bool wait_for_slot(struct kv_op *op)
 	return true;
 }
 
-/* For want of the claim. */
+/* The claim could not be taken before the deadline. */
 static int request_unclaimed(struct kv_op *op, struct kv_error *err)
 {
 	return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, kv_op_name(op),
@@ -218,8 +218,8 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 }
 
 /*
- * Where the bytes are copied by the caller they are copied inside its call: once another thread has
- * had the peer it goes on.
+ * Where the bytes are copied by the caller they are copied inside its call: it goes on after
+ * another thread has had the peer.
  */
 static void request_go_on(struct kv_op *op)
 {
@@ -263,7 +263,7 @@ int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struc
 	return request_run(&req, op_p, err);
 }
 
-/* The operation is not ours any more; its peer is, as long as the caller has the handle. */
+/* The operation may be freed by now; its peer is valid as long as the caller has the handle. */
 static int stuck(const struct request *req, struct kv_error *err)
 {
 	kv_peer_fail(req->peer, err, KV_ERR_TIMEOUT, req->name,
@@ -288,7 +288,7 @@ int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
 	ret = request_run(&req, &op, err);
 	if (ret)
 		return ret;
-	/* Its own deadline ends it, unless its device does not let go of what was posted. */
+	/* It ends at its own deadline, unless its device still holds what was posted. */
 	if (!kv_op_wait_for(op, KV_ACKED, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS) &&
 	    kv_op_leave(op))
 		return stuck(&req, err);

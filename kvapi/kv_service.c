@@ -12,7 +12,7 @@
 enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
 
 /*
- * A peer is told by index and generation, so that a closed one is not mistaken for its successor.
+ * A peer is named by index and generation, so that a closed one is not mistaken for its successor.
  */
 static uint64_t token_of(const struct kv_peer *peer)
 {
@@ -46,9 +46,9 @@ void kv_service_unwatch(struct kv_peer *peer)
 }
 
 /*
- * The peer at `index` with its claim held, or NULL. A peer whose claim is taken is told to come
- * back to us: its holder looks at engine.wants after its release, so the second try sees either
- * the free claim or is seen.
+ * The peer at `index` with its claim held, or NULL. If the claim is taken, engine.wants is set: its
+ * holder looks there after its release. So the second try gets the free claim, or the holder sees
+ * the flag.
  */
 static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
 				const uint32_t *generation)
@@ -142,7 +142,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	return done;
 }
 
-/* A peer that is restless is not armed: no event will tell that it has more to do. */
+/* A peer that is restless is not armed: no event will come for what it has left to do. */
 static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, bool restless)
 {
 	int64_t until = deadline_ns;
@@ -216,7 +216,7 @@ void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32
 	}
 	if (kv_service_turn(engine, deadline_ns) >= 0)
 		return;
-	/* Another thread is at it and may leave at any time: look again soon. */
+	/* Another thread runs the loop and may return at any time: look again soon. */
 	soon = kv_deadline_ns(1);
 	kv_waiter_sleep(waiter, seq, soon < deadline_ns ? soon : deadline_ns);
 }

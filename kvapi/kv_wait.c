@@ -16,8 +16,8 @@ static int64_t earlier(int64_t a, int64_t b)
 
 /*
  * How long to spin from now on: the option's time, or half of what the operation has taken so far,
- * but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on
- * an operation of a millisecond; an operation that waits for something far off hardly spins.
+ * but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on an
+ * operation of a millisecond; an operation that takes long hardly spins.
  */
 enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000 };
 
@@ -57,13 +57,16 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 			kv_waiter_leave(op->waiter);
 			if (give_up_ns >= deadline_ns)
 				return reached(op, grade);
-			/* The operation's time is up, and so is that of whoever has its peer. */
+			/*
+			 * The operation's deadline has passed; it now counts for the holder of the
+			 * peer, too.
+			 */
 			kv_claim_hurry(&peer->claim, op->deadline_ns);
 			give_up_ns = deadline_ns;
 			continue;
 		}
 		spin(op, grade);
-		/* Nobody else may be there to see that its time is up. */
+		/* No other thread may be there to see that its deadline has passed. */
 		if (op->stage != KV_STAGE_STOP)
 			own = op->deadline_ns;
 		passed = op->passed;
@@ -101,7 +104,7 @@ int kv_test(struct kv_op *op, struct kv_error *err)
 
 	if (ret)
 		return ret;
-	/* Whoever has the claim makes progress itself. */
+	/* A thread that has the claim makes progress itself. */
 	if (!atomic_load(&op->ended) && kv_claim_try(&op->peer->claim)) {
 		kv_peer_progress(op->peer, true);
 		kv_peer_release(op->peer);

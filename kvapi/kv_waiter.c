@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_waiter.c -- sleeping until another thread says that something changed; a futex */
+/* kv_waiter.c -- sleeping until another thread signals a change; a futex */
 #include <limits.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>

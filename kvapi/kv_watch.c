@@ -6,10 +6,10 @@
  * wire does not take its packets, and that thread holds the peer's claim: neither its own deadline
  * nor that of a caller that waits for the claim could be kept. With KV_PROGRESS_CALLER, and where
  * the service thread itself is in that call, there may be no other thread that could notice. So an
- * engine that has a peer over a NIC gets this thread, in both modes. It moves nothing: each
- * KV_TICK_MS it looks at whose claim is held in the same round of progress as before, and cuts the
- * connection of a holder that has been there for KV_STOP_MS and whose deadline has passed. The
- * looks are counted, not the time between them, as all of this process may have stood still.
+ * engine that has a peer over a NIC gets this thread, in both modes. It moves no data: each
+ * KV_TICK_MS it looks for claims that are held in the same round of progress as before. Where that
+ * has lasted KV_STOP_MS and the holder's deadline has passed, it cuts the connection. It counts its
+ * looks and not the time between them: the whole process may have been stopped meanwhile.
  */
 #include <signal.h>
 
@@ -22,13 +22,13 @@ static bool has_passed(const struct kv_peer *peer, unsigned int patience)
 	int64_t posting_ns = atomic_load(&peer->posting_ns);
 	int64_t until_ns = atomic_load(&peer->claim.until_ns), now = kv_now_ns();
 
-	/* A call without a deadline has that of an operation that names none. */
+	/* A call without a deadline gets the default of operations. */
 	if (until_ns == KV_NO_DEADLINE && peer->looks >= STOP_LOOKS + patience)
 		return true;
 	return now >= until_ns || now >= posting_ns;
 }
 
-/* Under engine.lock, so that the peer stays; its claim is somebody else's. */
+/* Under engine.lock, so that the peer stays; another thread holds its claim. */
 static void look_at_peer(struct kv_peer *peer)
 {
 	int64_t rounds = atomic_load(&peer->rounds);

@@ -125,7 +125,7 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap);
  */
 bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg);
 
-/* The hello: who the engine is and the shape of its caches. */
+/* The hello: the engine's name and the shape of its caches. */
 struct kv_hello {
 	char name[KV_NAME_MAX];
 	uint64_t comm;	    /* kv_comm_init: which communicator, 0 = none */

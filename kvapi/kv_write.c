@@ -125,7 +125,7 @@ static enum kv_step post_commit(struct kv_op *op)
 	return KV_STEP_ON;
 }
 
-/* A write whose lease is not all here yet: asked again when it is. */
+/* A write that came before all of its lease: admitted when the lease is complete. */
 static enum kv_step await_lease(struct kv_op *op)
 {
 	struct kv_error err;
@@ -138,7 +138,7 @@ static enum kv_step await_lease(struct kv_op *op)
 	return KV_STEP_ON;
 }
 
-/* Nobody waits for it who could post it: the service does. */
+/* No thread waits for it and could post it: the service thread does. */
 static bool is_left_alone(const struct kv_op *op)
 {
 	return !op->blocking && !atomic_load_explicit(&op->waiter->sleepers, memory_order_relaxed);

@@ -198,8 +198,8 @@ static void orders_that_differ_are_refused_at_connect(void **state)
 		const char *why; /* as the accepting side says it */
 	} rows[] = {
 		{ { 1, 8, KV_ORDER_HND }, { 1, 8, KV_ORDER_NHD }, "order NHD / HND" },
-		{ { 2, 8, KV_ORDER_UNKNOWN }, { 1, 8, KV_ORDER_UNKNOWN }, "order not told" },
-		{ { 2, 8, KV_ORDER_NHD }, { 1, 8, KV_ORDER_UNKNOWN }, "order not told / NHD" },
+		{ { 2, 8, KV_ORDER_UNKNOWN }, { 1, 8, KV_ORDER_UNKNOWN }, "order not given" },
+		{ { 2, 8, KV_ORDER_NHD }, { 1, 8, KV_ORDER_UNKNOWN }, "order not given / NHD" },
 		{ { 1, 8, KV_ORDER_HND }, { 1, 4, KV_ORDER_HND }, "kv_heads 4 / 8" },
 	};
 

@@ -373,9 +373,9 @@ static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
 	b.tensor[0].order = KV_ORDER_HND;
 	is_refused(&a, &b, "tensor 0 (k) order NHD / HND");
 	b.tensor[0].order = KV_ORDER_UNKNOWN;
-	is_refused(&a, &b, "tensor 0 (k) order NHD / not told (needed, as tp_size differs)");
+	is_refused(&a, &b, "tensor 0 (k) order NHD / not given (needed, as tp_size differs)");
 	a.tensor[0].order = KV_ORDER_UNKNOWN;
-	is_refused(&a, &b, "tensor 0 (k) order not told / not told");
+	is_refused(&a, &b, "tensor 0 (k) order not given / not given");
 	a.tensor[0].order = b.tensor[0].order = KV_ORDER_NHD;
 	b.block_tokens = 0;
 	is_refused(&a, &b, "block_tokens 3 / 0 (needed by tensor 0 (k), which is NHD)");
@@ -386,7 +386,7 @@ static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	b.tp_size = 3;
 	is_refused(&a, &b, "tp_size 2 / 3 with 4 kv_heads");
-	/* Equal sizes: an order that was not told goes with each, two that differ do not. */
+	/* Equal sizes: an order that was not given goes with each, two that differ do not. */
 	a = b = cache_of(&two, 1);
 	a.tensor[0].order = KV_ORDER_UNKNOWN;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
@@ -430,7 +430,7 @@ static void a_difference_is_told_with_both_values(void **state)
 
 	(void)state;
 	b.layers = 3;
-	b.dtype = 5; /* 0 on the other side: not told, not compared */
+	b.dtype = 5; /* 0 on the other side: not given, not compared */
 	b.tensor[0].block_bytes = 128;
 	put(b.tensor[1].name, "v");
 	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
