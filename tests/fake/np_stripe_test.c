@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* np_stripe_test.c -- how the NCCL plugin deals a message over the devices of a virtual NIC */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "np_rig.h"
+
+static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
+
+enum {
+	DEVICES = NP_RIG_DEVICES,
+	LARGE = 8 << 20,
+	MAX = LARGE + 300,
+	LINE = 128,
+	WRITES = 4096,
+	ENOUGH = 64 << 10,
+	STEP = 512 << 10 /* of NCCL */
+};
+
+/*
+ * The message's bytes, and nothing else of the buffer, once each; in whole lines, over all devices
+ * if there is enough.
+ */
+static void check_writes(const uint8_t *to, size_t size, int ndevs)
+{
+	static struct fake_write write[WRITES];
+	static uint8_t seen[MAX / LINE + 1];
+	size_t n = fake_writes(write, WRITES), bytes = 0;
+	unsigned int devices = 0, all = (1u << ndevs) - 1;
+
+	memset(seen, 0, sizeof(seen));
+	for (size_t i = 0; i < n; i++) {
+		uint64_t at = write[i].addr - (uintptr_t)to;
+
+		if (write[i].addr < (uintptr_t)to || at >= MAX)
+			continue; /* a notify's record */
+		CHECK(at % LINE == 0);
+		CHECK(write[i].len % LINE == 0 || at + write[i].len == size);
+		for (uint64_t line = at / LINE; line * LINE < at + write[i].len; line++)
+			CHECK(!seen[line]++);
+		bytes += write[i].len;
+		devices |= 1u << write[i].device;
+	}
+	if (!bytes && size <= NP_AHEAD_BYTES)
+		return; /* it went ahead, in a message */
+	CHECK(bytes == size);
+	CHECK(!(devices & ~all));
+	if (size >= ENOUGH * (size_t)ndevs)
+		CHECK(devices == all);
+}
+
+static void move(struct np_loop *l, uint8_t *from, uint8_t *to, size_t size, int ndevs)
+{
+	void *in = NULL, *out = NULL, *from_mh, *to_mh, *data = to;
+	size_t room = MAX;
+	int tag = 0;
+
+	for (size_t i = 0; i < MAX; i++)
+		from[i] = (uint8_t)(i * 7 + i / 251 + size);
+	memset(to, 0xa5, MAX);
+	CHECK(!net->regMr(l->send, from, MAX, NCCL_PTR_HOST, &from_mh));
+	CHECK(!net->regMr(l->recv, to, MAX, NCCL_PTR_HOST, &to_mh));
+	CHECK(!net->irecv(l->recv, 1, &data, &room, &tag, &to_mh, NULL, &in) && in);
+	fake_writes(NULL, 0);
+	CHECK(!net->isend(l->send, from, size, tag, from_mh, NULL, &out) && out);
+	for (int done[2] = { 0 }; !done[0] || !done[1];) {
+		if (!done[0])
+			CHECK(!net->test(out, &done[0], NULL));
+		if (!done[1])
+			CHECK(!net->test(in, &done[1], NULL));
+	}
+	CHECK(!memcmp(from, to, size));
+	for (size_t i = size; i < MAX; i++)
+		CHECK(to[i] == 0xa5);
+	check_writes(to, size, ndevs);
+	CHECK(!net->deregMr(l->send, from_mh));
+	CHECK(!net->deregMr(l->recv, to_mh));
+}
+
+static void deal(void)
+{
+	static const size_t sizes[] = { 0,     1,      127,  128,     129,   1000,	4096,
+					70001, 300000, STEP, 1 << 20, LARGE, LARGE + 77 };
+	uint8_t *from = aligned_alloc(4096, (MAX + 4095) & ~4095u);
+	uint8_t *to = aligned_alloc(4096, (MAX + 4095) & ~4095u);
+	int ndev, dev;
+	void *ctx;
+
+	CHECK(from && to);
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->devices(&ndev) && ndev == DEVICES);
+	for (int ndevs = 1; ndevs <= DEVICES; ndevs++) {
+		ncclNetVDeviceProps_v12_t parts = { .ndevs = ndevs };
+		ncclNetProperties_v12_t p;
+		struct np_loop l;
+
+		for (int i = 0; i < ndevs; i++)
+			parts.devs[i] = i;
+		CHECK(!net->makeVDevice(&dev, &parts) && dev == DEVICES - 1 + ndevs);
+		CHECK(!net->getProperties(dev, &p) && p.vProps.ndevs == ndevs);
+		CHECK(!memcmp(p.vProps.devs, parts.devs, sizeof(int) * (size_t)ndevs));
+		l = np_rig_join(-1, dev);
+		for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
+			move(&l, from, to, sizes[i], ndevs);
+		np_rig_part(&l);
+	}
+	CHECK(!net->finalize(ctx));
+	free(from);
+	free(to);
+}
+
+static void a_message_is_dealt_over_up_to_eight_devices_in_whole_lines(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, deal);
+}
+
+static void refuse(void)
+{
+	ncclNetVDeviceProps_v12_t nine = { .ndevs = 9 }, none = { .ndevs = 0 };
+	ncclNetVDeviceProps_v12_t twice = { 2, { 3, 3 } }, unknown = { 2, { 0, DEVICES } };
+	ncclNetVDeviceProps_v12_t negative = { 1, { -1 } }, mixed = { 2, { 0, 1 } };
+	ncclNetVDeviceProps_v9_t five = { .ndevs = 5 };
+	int ndev, dev = -7;
+	void *ctx;
+
+	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(net->makeVDevice(&dev, &nine) && net->makeVDevice(&dev, &none));
+	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
+	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));
+	CHECK(ncclNetPlugin_v11.makeVDevice(&dev, &five));
+	snprintf(((struct np_device *)np_device_get(1))->link, 16, "InfiniBand");
+	CHECK(net->makeVDevice(&dev, &mixed));
+	CHECK(dev == -7);
+	CHECK(!net->devices(&ndev) && ndev == DEVICES);
+	CHECK(!net->finalize(ctx));
+}
+
+static void a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, refuse);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_message_is_dealt_over_up_to_eight_devices_in_whole_lines),
+		cmocka_unit_test(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
