@@ -5,11 +5,15 @@
  */
 #include "kv_rig.h"
 
+#include <dirent.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "descriptors.h"
 #include "stuck.h"
 
 enum { N = 3, DEADLINE_MS = 1000 };
@@ -145,11 +149,105 @@ static void an_engine_is_closed_while_a_call_is_stuck(void **state)
 	child_join(&stuck);
 }
 
+/* ------------------------------------------------------- more calls than there are threads */
+
+enum { CROWD = 70, THREADS_MAX = 64, FDS_OF_A_PEER = 6, CROWD_MS = 2000 };
+
+/* Threads of this process by that name. */
+static int threads_named(const char *name)
+{
+	DIR *dir = opendir("/proc/self/task");
+	struct dirent *entry;
+	int n = 0;
+
+	assert_non_null(dir);
+	while ((entry = readdir(dir))) {
+		char path[300], comm[32] = "";
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		if (fgets(comm, sizeof(comm), f))
+			n += !strncmp(comm, name, strlen(name));
+		fclose(f);
+	}
+	closedir(dir);
+	return n;
+}
+
+/* All blocks of a peer that answers, and few, there and back. */
+static void is_served(struct node *a, struct kv_peer *peer)
+{
+	int64_t begun = kv_now_ns(), all[RIG_BLOCKS];
+	struct kv_error err;
+
+	for (int i = 0; i < RIG_BLOCKS; i++)
+		all[i] = i;
+	ok(kv_write_blocks(peer, a->cache, all_layers, all, all, RIG_BLOCKS, NULL, &err), &err);
+	ok(kv_write_blocks(peer, a->cache, all_layers, from, to, N, NULL, &err), &err);
+	ok(kv_read_blocks(peer, a->cache, all_layers, all, all, RIG_BLOCKS, NULL, &err), &err);
+	assert_in_range(kv_now_ns() - begun, 0, slow_ms(1000) * KV_NS_PER_MS);
+}
+
+/* One process connects as often as it likes, and no call into it returns. */
+static void more_calls_are_stuck_than_there_are_threads(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_peer *peer[CROWD], *other;
+	struct child stuck, sound;
+	struct kv_op *op[CROWD];
+	uint32_t port = start(&stuck), other_port = start(&sound);
+	struct kv_error err;
+	struct node a;
+	int64_t begun, end;
+	int before;
+
+	(void)state;
+	open_writer(&a, KV_PROGRESS_AUTO);
+	before = count_descriptors();
+	ok(kv_connect(a.engine, NULL, other_port, RIG_TIMEOUT_MS, &other, &err), &err);
+	for (int i = 0; i < CROWD; i++)
+		ok(kv_connect(a.engine, NULL, port, RIG_TIMEOUT_MS, &peer[i], &err), &err);
+	is_served(&a, other);
+	go(&stuck, 1);
+	go(&sound, 0);
+	opts.timeout_ms = slow_ms(CROWD_MS);
+	begun = kv_now_ns();
+	end = kv_deadline_ns(opts.timeout_ms);
+	for (int i = 0; i < CROWD; i++)
+		ok(kv_write_blocks_async(peer[i], a.cache, all_layers, from, to, N, &opts, &op[i],
+					 &err),
+		   &err);
+	while (threads_named("kvrail copy") < THREADS_MAX) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+	for (int i = 0; i < 10; i++)
+		is_served(&a, other);
+	for (int i = 0; i < CROWD; i++)
+		assert_int_equal(kv_wait(op[i], KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_TIMEOUT);
+	assert_in_range(kv_now_ns() - begun, 0, slow_ms(CROWD_MS + 2000) * KV_NS_PER_MS);
+	assert_int_equal(threads_named("kvrail copy"), THREADS_MAX);
+	assert_in_range(count_descriptors() - before, CROWD, (CROWD + 1) * FDS_OF_A_PEER);
+	is_served(&a, other);
+	for (int i = 0; i < CROWD; i++)
+		ok(kv_op_free(op[i], &err), &err);
+	child_kill(&stuck, SIGKILL);
+	child_join(&stuck);
+	is_served(&a, other);
+	node_close(&a);
+	child_kill(&sound, SIGKILL);
+	child_join(&sound);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_call_into_stuck_memory_keeps_its_deadline),
 		cmocka_unit_test(an_engine_is_closed_while_a_call_is_stuck),
+		cmocka_unit_test(more_calls_are_stuck_than_there_are_threads),
 	};
 
 	if (!stuck_can())

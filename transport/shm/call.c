@@ -59,6 +59,11 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 	if (sc->late)
 		return 0;
 	n = n < SHM_CMA_SPANS ? n : SHM_CMA_SPANS;
+	/* Calls that do not return may have every thread: what needs none goes on. */
+	if (n > SHM_PRESENT_SPANS && copy_is_full(sc)) {
+		n = SHM_PRESENT_SPANS;
+		sc->cut = true;
+	}
 	tr_conn_count(sc->conn)->syscalls += 2;
 	tr_conn_count(sc->conn)->work_requests++;
 	if (present(sc, remote, spans, n)) {

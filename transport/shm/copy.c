@@ -41,6 +41,7 @@ struct copy_pool {
 	pthread_cond_t more;
 	struct copy_job *first, **last;
 	_Atomic bool work; /* there is a job */
+	_Atomic bool full; /* no thread is idle, and no more are started */
 	bool stopping;
 	int split;  /* threads for the pieces of one job; 0: a job is not split */
 	int wanted; /* at most; fewer after one could not be started */
@@ -80,11 +81,19 @@ static void take_out(struct copy_pool *pool, struct copy_job **at)
 	atomic_store_explicit(&pool->work, pool->first != NULL, memory_order_relaxed);
 }
 
+/* Under the lock, after a change of any of the three. */
+static void note_full(struct copy_pool *pool)
+{
+	atomic_store_explicit(&pool->full, !pool->idle && pool->started >= pool->wanted,
+			      memory_order_relaxed);
+}
+
 static void wait_for_work(struct copy_pool *pool)
 {
 	int64_t end = kv_now_ns() + pool->spin_ns;
 
 	pool->idle++;
+	note_full(pool);
 	pthread_mutex_unlock(&pool->lock);
 	while (!atomic_load_explicit(&pool->work, memory_order_relaxed) && kv_now_ns() < end)
 		kv_cpu_relax();
@@ -94,6 +103,7 @@ static void wait_for_work(struct copy_pool *pool)
 		pthread_cond_wait(&pool->more, &pool->lock);
 	pool->sleeping--;
 	pool->idle--;
+	note_full(pool);
 }
 
 /* The first job, or a piece of it. Under the lock. */
@@ -186,6 +196,7 @@ static bool start(struct copy_pool *pool, struct kv_log *log, int more)
 		pthread_setname_np(pool->thread[pool->started++], "kvrail copy");
 	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	note_full(pool);
 	return pool->started > 0;
 }
 
@@ -227,6 +238,11 @@ bool copy_begin(struct copy_job *job)
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return taken;
+}
+
+bool copy_is_full(struct shm_conn *sc)
+{
+	return atomic_load_explicit(&sc->ctx->copy->full, memory_order_relaxed);
 }
 
 int copy_end(struct copy_job *job)

@@ -42,7 +42,7 @@ enum shm_limits {
 	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
 	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
 	SHM_COPY_THREADS_MAX = 64,
-	/* Spans of a call whose pages are asked for; one with more is worth a thread anyway. */
+	/* Spans of a call whose pages are asked for; one with more is worth a thread, if one is free. */
 	SHM_PRESENT_SPANS = 8,
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
 	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
@@ -296,6 +296,7 @@ bool copy_close(struct copy_pool *pool);
  * copy_end gives an end.
  */
 bool copy_begin(struct copy_job *job);
+bool copy_is_full(struct shm_conn *sc); /* a job would wait until a call of another returns */
 int copy_end(struct copy_job *job); /* 0, TR_AGAIN: not yet, or -errno */
 /* The same, waiting. After TR_AGAIN the end rings the connection's bell. */
 int copy_wait(struct copy_job *job, int64_t deadline_ns);
