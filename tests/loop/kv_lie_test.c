@@ -312,6 +312,13 @@ static void a_lease_of_more_blocks_than_there_are(void **state)
 	dropped();
 }
 
+static void a_lease_at_a_place_that_there_is_not(void **state)
+{
+	(void)state;
+	say_lease(LEASE_ID(8, KV_LEASES_MAX), 1);
+	dropped();
+}
+
 static void ids_come_once_and_within_the_cache(void **state)
 {
 	(void)state;
@@ -386,6 +393,7 @@ int main(int argc, char **argv)
 		with_pair(an_acknowledgement_of_what_was_not_committed),
 		with_pair(leases_come_in_the_order_of_their_numbers),
 		with_pair(a_lease_of_more_blocks_than_there_are),
+		with_pair(a_lease_at_a_place_that_there_is_not),
 		with_pair(ids_come_once_and_within_the_cache),
 		with_pair(no_ids_follow_a_revoke),
 		with_pair(a_lease_that_was_not_told_is_not_revoked),

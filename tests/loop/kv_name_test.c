@@ -78,6 +78,7 @@ static void run_in(int progress)
 	for (int i = 0; i < RESOLVERS && !held; i++)
 		held = kv_connect(a.engine, "never.test", 1, 1, &peer, &err) == KV_ERR_BUSY;
 	assert_true(held);
+	await_resolvers(RESOLVERS); /* neither fewer nor more */
 	ok(kv_connect(a.engine, "127.0.0.1", b.port, RIG_TIMEOUT_MS, &peer, &err), &err);
 	names_answer(true);
 	await_resolvers(0);

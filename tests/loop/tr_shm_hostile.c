@@ -237,6 +237,26 @@ static void pool_shorter_than_it_says(struct pair_side *s, struct shm_conn *sc)
 	pass(sc, fd);
 }
 
+/* Each is sound, of a page, and has a number of its own. */
+static void one_pool_too_many(struct pair_side *s, struct shm_conn *sc)
+{
+	int64_t deadline_ns = kv_deadline_ns(PAIR_SOON_MS);
+
+	(void)s;
+	for (uint64_t i = 0; i <= SHM_POOLS_MAX; i++) {
+		struct link_message message = { .kind = LINK_POOL, .id = 5000 + i, .len = 4096 };
+		int fd = memfd_create("pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		int ret;
+
+		PAIR_CHECK(!ftruncate(fd, 4096) &&
+			   !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
+		while ((ret = link_send(sc, &message, fd, NULL)) == TR_AGAIN)
+			PAIR_CHECK(kv_now_ns() < deadline_ns);
+		PAIR_CHECK(!ret);
+		close(fd);
+	}
+}
+
 static const struct attack attacks[] = {
 	{ tail_between_records, "corrupt", 0 },
 	{ tail_far_ahead, "corrupt", 0 },
@@ -262,6 +282,7 @@ static const struct attack attacks[] = {
 	{ pool_that_must_not_be_written, "cannot be written", 0 },
 	{ pool_that_is_a_pipe, "no new sealed memfd", 0 },
 	{ pool_shorter_than_it_says, "no new sealed memfd", 0 },
+	{ one_pool_too_many, "one too many", 0 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };
