@@ -6,9 +6,11 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -17,6 +19,8 @@
 #include <sys/wait.h>
 
 #include <cmocka.h>
+
+#include <kvrail/kv.h>
 
 #include "base/clock.h"
 #include "names.h"
@@ -88,11 +92,59 @@ static void code_stays_while_a_name_is_asked_for(void **state)
 	await_the_thread();
 }
 
+static atomic_bool in_log, released;
+static pthread_t main_thread;
+
+/* The first that comes, but the test itself, stays until it is told. */
+static void stay(void *arg, int level, const char *line)
+{
+	(void)arg;
+	(void)level;
+	(void)line;
+	if (pthread_equal(pthread_self(), main_thread) || atomic_exchange(&in_log, true))
+		return;
+	while (!atomic_load(&released))
+		poll(NULL, 0, 1);
+}
+
+static bool is_in_log(void)
+{
+	return atomic_load(&in_log);
+}
+
+static void a_log_callback_does_not_return(int progress)
+{
+	void (*leave)(int progress, void (*log)(void *arg, int level, const char *line),
+		      bool (*inside)(void));
+	void *library = world("unload_log", (void **)&leave);
+
+	main_thread = pthread_self();
+	leave(progress, stay, is_in_log);
+	assert_int_equal(dlclose(library), 0);
+	assert_int_equal(threads(), 2); /* that one, and no other */
+	atomic_store(&released, true);
+	await_the_thread();
+}
+
+static void code_stays_while_the_service_thread_is_in_a_callback(void **state)
+{
+	(void)state;
+	a_log_callback_does_not_return(KV_PROGRESS_AUTO);
+}
+
+static void code_stays_while_a_thread_that_drives_the_engine_is_in_a_callback(void **state)
+{
+	(void)state;
+	a_log_callback_does_not_return(KV_PROGRESS_CALLER);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(code_stays_while_a_call_into_another_process_is_stuck),
 		cmocka_unit_test(code_stays_while_a_name_is_asked_for),
+		cmocka_unit_test(code_stays_while_the_service_thread_is_in_a_callback),
+		cmocka_unit_test(code_stays_while_a_thread_that_drives_the_engine_is_in_a_callback),
 	};
 
 	if (argc != 3) {
@@ -100,7 +152,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	path = argv[1];
-	if (strstr(argv[2], "call") && !stuck_can())
+	if (strstr(argv[2], "stuck") && !stuck_can())
 		return 77;
 	setenv("KVCACHE_SHM_PATH", "cma", 1);
 	cmocka_set_test_filter(argv[2]);

@@ -3,6 +3,7 @@
  * kv_unload_world.c -- a library with the engine in it, which kv_unload_test closes while a thread
  * of it is in a call that does not return
  */
+#include <pthread.h>
 #include <signal.h>
 
 #include "kv_rig.h"
@@ -70,4 +71,46 @@ VISIBLE void unload_resolver(void)
 	node_open(&a, 1, &rig_shape, NULL);
 	assert_int_not_equal(kv_connect(a.engine, "never.test", 1, 100, &peer, &err), 0);
 	node_close(&a);
+}
+
+static void *drive(void *arg)
+{
+	struct kv_engine *engine = arg;
+
+	while (kv_progress(engine, 100, NULL) >= 0)
+		;
+	return NULL;
+}
+
+/* Its connects are heard, and not answered once the other end's thread is in the callback. */
+static void knock_until(bool (*inside)(void), uint32_t port)
+{
+	struct kv_peer *peer;
+	struct kv_error err;
+	struct node b;
+
+	node_open(&b, 2, &rig_shape, NULL);
+	while (!inside())
+		if (!kv_connect(b.engine, NULL, port, 100, &peer, &err))
+			kv_peer_close(peer, 100, &err);
+	node_close(&b);
+}
+
+VISIBLE void unload_log(int progress, void (*log)(void *arg, int level, const char *line),
+			bool (*inside)(void))
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	pthread_t driver;
+	struct node a;
+
+	config.progress = progress;
+	config.log = log;
+	node_open(&a, 1, &rig_shape, &config);
+	node_listen(&a);
+	if (progress == KV_PROGRESS_CALLER) {
+		assert_int_equal(pthread_create(&driver, NULL, drive, a.engine), 0);
+		pthread_detach(driver);
+	}
+	knock_until(inside, a.port);
+	kv_engine_close(a.engine);
 }
