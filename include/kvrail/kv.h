@@ -245,6 +245,12 @@ struct kv_layout {
  * between those of another tensor or layer, as where K and V of a block, or all its layers, lie
  * together; a layout in which two blocks of the cache share a byte is refused.
  *
+ * Several caches may lie over the same memory, as where a pool is used with blocks of several
+ * sizes. They are not compared, and each is by itself: a lease, a revoke and KV_CACHE_OPEN are
+ * about the blocks of their cache alone. Of blocks that share bytes let one be open at a time: a
+ * lease of one keeps no write away that reaches these bytes through the other, and after its
+ * kv_revoke the other's writes still land.
+ *
  * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the
  * larger one, and each tensor's `order` says where that part lies: with r = tp_size / remote
  * tp_size > 1 a writer's block (HND) lands at byte (tp_rank mod r) * block_bytes of the remote
@@ -515,7 +521,7 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
 
 /*
  * kv_revoke -- close a lease; after 0 no byte can land in its blocks any more, and the handle is
- * freed
+ * freed. Another cache over the same memory is not closed with it (kv_cache_register)
  *
  * Where this side places every byte itself (the ring, with KVCACHE_SHM_PATH=ring here or a peer of
  * another user) it closes at once, and the writer is only told. Otherwise it asks the writer to

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_end_test.c -- the NCCL plugin's end of a connection: its descriptors, its descriptions of memory,
- * and a fork beside it
+ * np_end_test.c -- the NCCL plugin's end of a connection: its descriptors, its descriptions of
+ * memory, and a fork beside it
  */
 #include <setjmp.h>
 #include <stdarg.h>

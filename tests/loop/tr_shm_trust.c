@@ -311,7 +311,7 @@ static void pools_of_all_peers_leave_most_of_the_address_space_free(void **state
 
 	(void)state;
 #ifdef __SANITIZE_THREAD__
-	print_message("ThreadSanitizer gives no address space for the pools\n");
+	print_message("skipped: ThreadSanitizer gives no address space for the pools\n");
 	skip();
 #endif
 	assert_int_equal(pair_run(&config, crowded_victim, crowding_attacker), 0);

@@ -42,7 +42,7 @@ enum shm_limits {
 	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
 	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
 	SHM_COPY_THREADS_MAX = 64,
-	/* Spans of a call whose pages are asked for; one with more is worth a thread, if one is free. */
+	/* Spans of a call whose pages are asked for; more are worth a thread, if one is idle. */
 	SHM_PRESENT_SPANS = 8,
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
 	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
