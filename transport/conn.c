@@ -15,7 +15,7 @@
 #include "base/option.h"
 #include "dial.h"
 
-/* What a stranger costs before its hello is accepted (invariant 6 of the design). */
+/* What a connection costs before its hello is accepted (invariant 6 of the design). */
 _Static_assert(sizeof(struct tr_conn) + sizeof(struct conn_handshake) + TR_HELLO_MAX +
 			       FRAME_HELLO_FIXED <=
 		       4096,

@@ -60,7 +60,7 @@ struct conn_data {
 	unsigned int event_head, event_tail, event_lent;
 };
 
-/* What was heard of the peer, and when: silence.c. */
+/* Signs of life of the peer, and when they came: silence.c. */
 struct silence {
 	int64_t heard_ns;     /* over TCP or over the provider's path */
 	int64_t look_ns;      /* when to look again */
@@ -77,7 +77,7 @@ struct tr_conn {
 	int sock, epfd;
 	bool accepting;
 	bool lost_reported;
-	bool leaving; /* fenced, and the peer has not been told yet */
+	bool leaving; /* fenced, and the goodbye byte is not sent yet */
 	uint8_t stage;              /* enum conn_stage */
 	unsigned int flags;         /* enum tr_conn_flags */
 	unsigned int idle_polls;
@@ -88,7 +88,7 @@ struct tr_conn {
 	struct conn_handshake *hs;
 	struct conn_data *data;
 	struct tr_rmem *rmems;
-	struct tr_exposed *exposed; /* regions that the peer was told of */
+	struct tr_exposed *exposed; /* regions that were described to the peer */
 	struct tr_counters count;
 	struct silence silence;
 	uint8_t incarnation[16];
@@ -117,7 +117,7 @@ void control_reject(int fd, int code, const char *message, const char *hint);
 /* silence.c */
 void silence_prepare(const struct tr_conn *conn); /* options of a TCP socket, for the handshake */
 void silence_begin(struct tr_conn *conn);	  /* it is over */
-void silence_end(const struct tr_conn *conn);	  /* nobody will look any more */
+void silence_end(const struct tr_conn *conn);	  /* the connection is not watched any more */
 bool silence_is_due(const struct tr_conn *conn); /* to be looked at again */
 bool silence_is_loss(struct tr_conn *conn, struct kv_error *err);
 
@@ -131,14 +131,14 @@ void handshake_free(struct tr_conn *conn);
 /* op.c */
 int op_make_data(struct tr_conn *conn, struct kv_error *err);
 void op_drop_all(struct tr_conn *conn);
-void op_release(struct tr_op *op); /* lets go of its regions and its slot */
+void op_release(struct tr_op *op); /* releases its regions and its slot */
 
 /* hold.c */
 int op_hold(struct tr_op *op, struct tr_mem *mem, struct kv_error *err); /* until op_let_go */
 void op_let_go(struct tr_op *op);
 void op_free_wide(struct conn_data *data);
 int conn_expose(struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
-bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem); /* the peer was told of it */
+bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem); /* to the peer */
 
 /* mem.c */
 int tr_memory_open(struct tr *tr, struct kv_error *err);

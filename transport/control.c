@@ -2,9 +2,9 @@
 /*
  * control.c -- the TCP socket of a connection: made by the handshake, silent afterwards
  *
- * After READY its only use is to tell that the peer's process or host is gone: EOF when it dies or
- * closes, no answer to keepalives when its host disappears (silence.c). Who closes in good order
- * says so by one byte; any other byte after READY is a protocol error.
+ * After READY it only shows that the peer's process or host is gone: EOF when it dies or closes, no
+ * answer to keepalives when its host disappears (silence.c). An end that closes in good order sends
+ * one byte first; any other byte after READY is a protocol error.
  */
 #include <errno.h>
 #include <netinet/in.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * event.c -- what a connection tells its owner: ends of operations, notifies, messages, its own
- * loss; each exactly once
+ * event.c -- the events that a connection reports to its owner: ends of operations, notifies,
+ * messages, its own loss; each exactly once
  */
 #include <sys/socket.h>
 
@@ -62,7 +62,7 @@ static bool set_error(struct tr_conn *conn, const struct kv_error *cause)
 	return true;
 }
 
-/* A loss that nobody here asked for. */
+/* A loss that this side did not ask for. */
 static void set_loss(struct tr_conn *conn, const struct kv_error *cause)
 {
 	if (set_error(conn, cause))
@@ -77,7 +77,7 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 	set_loss(conn, cause);
 	conn->stage = CONN_LOST;
 	silence_end(conn);
-	shutdown(conn->sock, SHUT_RDWR); /* the peer learns of it at once */
+	shutdown(conn->sock, SHUT_RDWR); /* the peer sees it at once */
 	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
 		struct tr_op *op = &conn->data->op[i];
 
@@ -119,7 +119,7 @@ bool tr_conn_can_cut(const struct tr_conn *conn)
 }
 
 /*
- * The control socket, and silence, tell of a death that the provider may not notice. What the peer
+ * The control socket, and silence, show a death that the provider may not notice. What the peer
  * sent before it went still counts: that is taken first, and they are looked at again at the next
  * poll.
  */
@@ -202,7 +202,7 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	 * A provider that cannot be fenced yet still has nothing of ours under way: only foreign
 	 * bytes may land, see tr_fence.
 	 */
-	/* What a peer that has gone was to be told leads nowhere. */
+	/* If the peer has left, there is no one to send the rest to: do not wait for it. */
 	if (conn->stage == CONN_BREAKING &&
 	    conn->provider->fence(conn, conn->leaving ? INT64_MAX : 0, NULL) != TR_AGAIN)
 		tr_conn_lost(conn, &conn->error);
@@ -216,7 +216,7 @@ int tr_conn_arm(struct tr_conn *conn)
 	if (!data || conn->hs)
 		return 0;
 	if (conn->stage == CONN_READY && silence_is_due(conn))
-		watch_control(conn); /* who sleeps between looks does not poll often */
+		watch_control(conn); /* a caller that sleeps between polls does not poll often */
 	if (data->ended_first || data->event_head + data->event_lent != data->event_tail)
 		return 1;
 	if (conn->stage == CONN_LOST)

@@ -11,7 +11,7 @@
  *   REJECT  code u32 (the positive value of KV_ERR_*) | message string | hint string
  *
  * Integers are little endian, strings are u8 length + bytes. The first six bytes never change their
- * meaning, so that any two versions can tell each other that they differ.
+ * meaning, so that any two versions can see that they differ.
  *
  *   connecting side                         accepting side
  *   HELLO (no offers)             ->        checks versions and the upper layer's hello
@@ -20,8 +20,8 @@
  *                                 <-        SETUP, or REJECT
  *   READY                         ->        both may send
  *
- * Who spends what: the accepting side allocates nothing but the frame itself (FRAME_HELLO_MAX)
- * before the hello is accepted.
+ * What a connection costs: the accepting side allocates nothing but the frame itself
+ * (FRAME_HELLO_MAX) before the hello is accepted.
  */
 #ifndef TR_FRAME_H
 #define TR_FRAME_H

@@ -3,8 +3,8 @@
  * handshake.c -- from a TCP connection to a proven transport, one non-blocking step at a time
  * (frame.h has the picture)
  *
- * Every failure ends in fail(): the peer is told by a REJECT frame where that is possible, the
- * caller by the error.
+ * Every failure ends in fail(): the peer gets a REJECT frame where that is possible, the caller the
+ * error.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,7 +44,7 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 {
 	const struct conn_handshake *hs = conn->hs;
-	/* Who is accepted has shown the beginning of a frame: lobby.c. */
+	/* A connection that was accepted has sent the beginning of a frame: lobby.c. */
 	bool is_kvrail = hs && (conn->accepting || hs->in.type || cause->code == KV_ERR_VERSION);
 	int code = cause->code;
 
@@ -121,7 +121,7 @@ static int put_hello(struct tr_conn *conn, struct kv_error *err)
 		hello.offer[hello.offers].provider = conn->tr->provider[i]->id;
 		hello.offer[hello.offers++].bytes = (struct frame_bytes){ o.buf, o.len };
 	}
-	if (conn->accepting && !hello.offers) { /* the peer is told the cause */
+	if (conn->accepting && !hello.offers) { /* the peer gets the cause */
 		kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "%s",
 			why.code ? why.message : "no transport is open here");
 		kv_error_hint(err, "%s", why.hint);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * hold.c -- who uses a region: operations, a ring's receiver, connections whose device has not let
- * go of it yet
+ * hold.c -- the users of a region: operations, a ring's receiver, connections whose device still
+ * holds it
  *
  * A region that is used is not deregistered (BUSY). Every use is counted on its own region, however
  * many an operation has, so that one operation never keeps a region that it does not use.
@@ -109,7 +109,7 @@ static void each_wide(struct tr_op *op, bool clear, void (*f)(void *arg, struct 
 static void end_use(void *arg, struct tr_mem *mem)
 {
 	(void)arg;
-	/* release: what the operation did with the memory comes before whoever frees it. */
+	/* release: the operation's accesses come before the thread that frees the memory. */
 	atomic_fetch_sub_explicit(&mem->in_flight, 1, memory_order_release);
 }
 
@@ -144,9 +144,9 @@ struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id)
 	if (!mem)
 		return NULL;
 	/*
-	 * seq_cst on both sides: either this count is seen by who deregisters the region (mem.c,
-	 * withdraw), or the slot is seen empty here. The record itself is never freed before the
-	 * context, so that counting in one that has just gone is harmless.
+	 * seq_cst on both sides: either this count is seen by the thread that deregisters the
+	 * region (mem.c, withdraw), or the slot is seen empty here. The record itself is never
+	 * freed before the context, so that counting in one that has just gone is harmless.
 	 */
 	atomic_fetch_add(&mem->readers, 1);
 	if (at_slot(tr->memory, id % TR_MEMS_MAX) == mem && mem->id == id &&
@@ -164,8 +164,8 @@ void tr_mem_put(struct tr_mem *mem)
 /* ------------------------------------------ connections that their device still works for */
 
 /*
- * The regions that the peer of a connection was told of: ids, because a region may go before the
- * connection does.
+ * The regions that were described to the peer of a connection: ids, because a region may go before
+ * the connection does.
  */
 struct tr_exposed {
 	uint32_t n, cap;
@@ -203,7 +203,7 @@ static int make_room(struct tr_conn *conn, struct kv_error *err)
 	e = kv_fault(TR_EXPOSED) ? NULL : realloc(e, sizeof(*e) + cap * sizeof(e->id[0]));
 	if (!e)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_pack",
-			       "cannot remember a region that the peer is told of");
+			       "cannot remember a region that is described to the peer");
 	e->n = kept;
 	e->last = 0;
 	e->cap = cap;

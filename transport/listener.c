@@ -34,8 +34,8 @@ struct tr_listener {
 	struct tr *tr;
 	int sock[ADDRESSES_MAX]; /* -1: no socket for that address */
 	unsigned int socks;
-	bool paused; /* nobody is taken until a stranger may be sent away */
-	int epfd;    /* of the sockets and of the strangers */
+	bool paused; /* nothing is accepted until a waiting connection may be sent away */
+	int epfd;    /* of the sockets and of the waiting connections */
 	/* given up for a moment to take and refuse a connection when descriptors run out */
 	int reserve;
 	uint32_t port;
@@ -225,7 +225,7 @@ void tr_listener_close(struct tr_listener *listener)
 
 /* ---------------------------------------------------------------- accept */
 
-/* A socket that nobody is taken from would keep the listener's descriptor readable. */
+/* A socket from which nothing is accepted would keep the listener's descriptor readable. */
 static void pause_sockets(struct tr_listener *l, bool paused)
 {
 	if (l->paused == paused)
@@ -334,7 +334,10 @@ int tr_listener_tend(struct tr_listener *l, struct kv_error *err)
 	if (l->paused && lobby_make_room(&l->lobby))
 		pause_sockets(l, false);
 	n = epoll_wait(l->epfd, event, EVENTS_MAX, 0);
-	/* Strangers first: who has spoken meanwhile is not sent away for who comes now. */
+	/*
+	 * Waiting connections first: one that has sent bytes meanwhile is not sent away for one
+	 * that comes now.
+	 */
 	for (int i = 0; i < n; i++)
 		if (event[i].data.u32 >= LOBBY_TOKEN)
 			lobby_look(&l->lobby, event[i].data.u32, event[i].events);

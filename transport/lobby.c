@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* lobby.c -- strangers wait here until their hello is complete, or make room */
+/* lobby.c -- connections wait here until their hello is complete, or make room */
 #include "lobby.h"
 
 #include <errno.h>
@@ -199,7 +199,7 @@ bool lobby_free_fd(struct lobby *lobby)
 	return s;
 }
 
-/* Who has begun a frame learns why; who has said nothing gets no answer. */
+/* A connection that has begun a frame gets the cause; one that has sent nothing gets no answer. */
 static void time_out(struct lobby *lobby, int fd)
 {
 	char why[96];
@@ -323,7 +323,9 @@ void lobby_look(struct lobby *lobby, uint32_t token, uint32_t events)
 	struct stranger *s = &lobby->row[token - LOBBY_TOKEN];
 	enum verdict verdict;
 
-	/* The event may be of one that has just left its row, to nobody or to somebody else. */
+	/*
+	 * The event may be of a connection that has just left its row, which may be in use again.
+	 */
 	if (!s->waits)
 		return;
 	verdict = look_at(s->fd);

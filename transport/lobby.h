@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * lobby.h -- connections that have not said who they are
+ * lobby.h -- connections whose hello is not complete (strangers)
  *
  * A stranger costs one descriptor and one row of a table, made with the listener, until all bytes
  * of its hello are in the socket. They are only looked at there (MSG_PEEK); the handshake reads
- * them. A peer sends its hello as soon as the connection stands, so whoever is silent is worth
- * least: when the table is full, the address with the most strangers loses its oldest, who is told
- * BUSY. One address can never push out another one's, and 256 silent sockets cannot shut the door.
+ * them. A peer sends its hello as soon as the connection stands, so a silent one counts least: when
+ * the table is full, the address with the most strangers loses its oldest, which gets BUSY. One
+ * address can never push out another one's, and 256 silent sockets cannot block the listener.
  */
 #ifndef TR_LOBBY_H
 #define TR_LOBBY_H
@@ -41,7 +41,7 @@ struct lobby {
 	uint16_t crowd[LOBBY_CROWDS];  /* how many of an address are waiting */
 	uint32_t seed;
 	int64_t hello_ms;              /* that a stranger has */
-	int64_t retry_ns;              /* full, and nobody may be sent away before; 0: not full */
+	int64_t retry_ns;              /* full, and none may be sent away before; 0: not full */
 	int64_t warned_ns;
 	struct tr_refused refused;
 };

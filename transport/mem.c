@@ -2,8 +2,8 @@
 /*
  * mem.c -- registered regions: made, shared, given back
  *
- * A later registration shares a region only while somebody promises that all of it is mapped: an
- * owner that was given 0 may map other memory at the same address in the next moment.
+ * A later registration shares a region only while it has an owner, who promises that all of it is
+ * mapped: an owner that was given 0 may map other memory at the same address in the next moment.
  */
 #include <errno.h>
 #include <sched.h>
@@ -176,7 +176,7 @@ static struct tr_mem *take_record(struct tr_memory *m)
 	return mem;
 }
 
-/* A record for it, which nobody finds before it is ready. */
+/* A record for it, which no search finds before it is ready. */
 static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
 		   struct kv_error *err)
 {
@@ -219,7 +219,7 @@ unlock:
 	return ret;
 }
 
-/* Nobody finds it any more; under the lock, and what follows (withdraw) is not. */
+/* No search finds it any more. Under the lock; what follows (withdraw) is not. */
 static void hide(struct tr_memory *m, struct tr_mem *mem)
 {
 	range_remove(m, mem);

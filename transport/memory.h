@@ -34,8 +34,8 @@ struct tr_memory {
 	struct tr_pool *pools;
 	struct tr_mem *mems;  /* registered, being registered or being deregistered */
 	struct tr_mem *spare; /* records to use again; never freed before the context: tr_mem_get */
-	unsigned int orphans; /* regions of `mems` that nobody owns and something still uses */
-	struct tr_left *left; /* connections that were closed before their device let go of them */
+	unsigned int orphans; /* regions of `mems` without an owner that are still used */
+	struct tr_left *left; /* connections that were closed while their device still held them */
 	uint64_t next_pool_id;
 	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
 	struct tr_mem *range[MEM_BUCKETS];

@@ -5,7 +5,7 @@
  * tr.c (context), mem.c (regions), handshake.c (TCP, hello, setup) and op.c (slots, checks, events)
  * are common. A provider moves bytes. All functions on a connection are called under the upper
  * layer's lock of that connection. mem_reg and mem_dereg are called under no lock, from several
- * threads at once: pinning takes long, and nobody waits for another one's.
+ * threads at once: pinning takes long, and no thread waits for another's.
  */
 #ifndef TR_PROVIDER_H
 #define TR_PROVIDER_H
@@ -25,7 +25,7 @@ struct tr_provider {
 	 * open: KV_ERR_UNSUPPORTED with a message = this machine does not have it (not an error of
 	 * tr_open unless KVCACHE_TRANSPORT asks for it by name). device_get: rows for `kvrail
 	 * info`; also called with ctx == NULL after a failed open; the row comes filled with "" and
-	 * what means "not told".
+	 * the values that mean "not known".
 	 */
 	int (*open)(struct tr *tr, void **ctx_p, struct kv_error *err);
 	void (*close)(void *ctx);
@@ -80,9 +80,9 @@ struct tr_provider {
 	bool stops_at_once;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	/*
-	 * Nothing was heard of the peer for long, neither over TCP nor by completions: true if it
-	 * is known to be there. Else its answer is counted in tr_counters.completions. Called
-	 * again and again while it is silent.
+	 * The peer was silent for long, over TCP and in completions: true if it is known to be
+	 * there. Else its answer is counted in tr_counters.completions. Called again and again
+	 * while it is silent.
 	 */
 	bool (*ask)(struct tr_conn *conn);
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
@@ -123,7 +123,7 @@ struct tr_mem {
 	uint64_t pool_len;        /* of the whole memfd */
 	/* Under the memory lock: */
 	unsigned int refs;        /* tr_mem_reg calls that were not given back */
-	unsigned int left;        /* closed connections whose device has not let go of it */
+	unsigned int left;        /* closed connections whose device still holds it */
 	bool in_part;             /* a registration for a part of it has shared it */
 	atomic_bool ready;        /* every provider has it */
 	atomic_uint in_flight;    /* operations that use it */
@@ -199,7 +199,7 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
 /*
  * A region that a CPU may touch, by the id in its packed description; NULL if there is none. For
  * providers where this side copies. It is not deregistered before tr_mem_put, which follows soon:
- * whoever deregisters it waits for that.
+ * the thread that deregisters it waits for that.
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
 void tr_mem_put(struct tr_mem *mem);
@@ -208,9 +208,9 @@ int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset,
 		unsigned int access, uint64_t grant);
 
 /*
- * From `stop`, where a device still works for the connection: of the regions that the peer was told
- * of and those of its operations no owner but the last one can let go (BUSY) until tr_left_done
- * (from any thread). NULL: no memory for that; then `stop` has to wait for the device.
+ * From `stop`, where a device still works for the connection: of the regions that were described to
+ * the peer and those of its operations no owner but the last one can deregister (BUSY) until
+ * tr_left_done (from any thread). NULL: no memory for that; then `stop` has to wait for the device.
  */
 struct tr_left *tr_conn_leave(struct tr_conn *conn);
 void tr_left_done(struct tr_left *left);

@@ -44,7 +44,7 @@ int resolver_fd(const struct resolver *resolver); /* polls readable when the ans
  * name server did not answer, and may do so later.
  */
 int resolver_end(struct resolver *resolver, struct addresses *out, struct kv_error *err);
-void resolver_leave(struct resolver *resolver); /* nobody wants the answer; NULL is none */
+void resolver_leave(struct resolver *resolver); /* the answer is not wanted any more; may be NULL */
 
 /* The three, waiting: UNREACHABLE at the deadline. */
 int address_resolve(const char *host, uint32_t port, const char *op, int64_t deadline_ns,

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * silence.c -- a peer of which nothing is heard any more is lost
+ * silence.c -- a peer that has been silent for too long is lost
  *
- * A process that ends closes its socket, which tells the peer. A host that vanishes tells nothing,
- * so the kernel asks it over TCP (keepalive). What comes of that is decided here and not by the
- * kernel, which would end the TCP connection for good (TCP_USER_TIMEOUT): the bytes of the
- * connection go another way, which may work while TCP packets are lost, and TCP may work again a
- * moment later. A peer was heard when it acknowledged something over TCP, or when anything was
- * completed over its provider. Once both have been silent for most of KVCACHE_PEER_TIMEOUT_MS the
- * provider asks on its own path, so that a peer that is merely idle answers; when all of that time
- * has passed the peer is lost.
+ * A process that ends closes its socket, which the peer sees. A host that vanishes sends nothing,
+ * so the kernel asks it over TCP (keepalive). The result is judged here and not by the kernel,
+ * which would end the TCP connection for good (TCP_USER_TIMEOUT): the bytes of the connection go
+ * another way, which may work while TCP packets are lost, and TCP may work again a moment later. A
+ * peer is alive when it acknowledges something over TCP, or when anything is completed over its
+ * provider. Once both have been silent for most of KVCACHE_PEER_TIMEOUT_MS the provider asks on its
+ * own path, so that a peer that is merely idle answers; when all of that time has passed the peer
+ * is lost.
  */
 #include <limits.h>
 #include <netinet/in.h>

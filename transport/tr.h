@@ -120,14 +120,14 @@ int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct k
 int tr_mem_dereg(struct tr_mem *mem, struct kv_error *err);
 /*
  * The same for n of them, or (BUSY) for none, in two steps: `begin` takes no time and may be called
- * under a lock that others need; from then on nobody finds the regions. `end` takes them from the
- * devices, which may take long; their pools cannot be freed before.
+ * under a lock that others need; from then on no search finds the regions. `end` takes them from
+ * the devices, which may take long; their pools cannot be freed before.
  */
 int tr_mem_dereg_begin(struct tr *tr, struct tr_mem *const *mems, size_t n, struct tr_mem **gone_p,
 		       struct kv_error *err);
 void tr_mem_dereg_end(struct tr *tr, struct tr_mem *gone);
 /*
- * For an owner that cannot be told BUSY: its last call for the region, which no registration shares
+ * For an owner that cannot handle BUSY: its last call for the region, which no registration shares
  * any more. It is deregistered by a later call for memory once its last use has ended, or with the
  * context.
  */
@@ -139,7 +139,7 @@ size_t tr_mem_len(const struct tr_mem *mem);
  * A description of the region for the peer of `conn`: keys of all rails, memfd or process ids. At
  * most TR_MEM_PACK_MAX bytes; it travels in the upper layer's setup or in messages. tr_mem_open at
  * the other end gives the same tr_rmem for the same (id, generation). Legal from setup_put on.
- * PROTOCOL: the bytes are no description.
+ * PROTOCOL: the bytes are not a description.
  */
 int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p,
 		struct kv_error *err);
@@ -154,7 +154,7 @@ size_t tr_rmem_len(const struct tr_rmem *rmem);
  * The upper layer's part of the handshake. Called inside tr_conn_step, in this order on both sides:
  * hello_put, hello_get (the accepting side: get before put), setup_put, setup_get (the accepting
  * side: get before put). *_put: write at most cap bytes, return their number or a negative code.
- * *_get: 0 accepts, a negative code refuses; the code, err->message and err->hint are told to the
+ * *_get: 0 accepts, a negative code refuses; the code, err->message and err->hint are sent to the
  * peer.
  */
 struct tr_upper_ops {
@@ -208,11 +208,13 @@ struct tr_conn_config {
 int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
 	      struct kv_error *err);
 uint32_t tr_listener_port(const struct tr_listener *listener);
-/* Polls readable when somebody connects or speaks: call tr_accept until it has nothing more. */
+/*
+ * Polls readable when a connection comes or sends bytes: call tr_accept until it has nothing more.
+ */
 int tr_listener_fd(const struct tr_listener *listener);
 /* CLOCK_MONOTONIC; the listener is to be looked at then even if nothing comes. INT64_MAX: never. */
 int64_t tr_listener_deadline(const struct tr_listener *listener);
-/* Somebody's hello is complete: the next tr_accept takes it. */
+/* A hello is complete: the next tr_accept takes its connection. */
 bool tr_listener_waiting(const struct tr_listener *listener);
 void tr_listener_close(struct tr_listener *listener);
 
@@ -220,21 +222,21 @@ void tr_listener_close(struct tr_listener *listener);
 struct tr_refused {
 	uint64_t garbage; /* not kvrail, or closed before its hello was complete */
 	uint64_t timeout; /* no complete hello in time */
-	uint64_t limit;   /* made room for another, or there was no descriptor: told BUSY */
+	uint64_t limit;   /* made room for another, or there was no descriptor: refused with BUSY */
 };
 /* Since the last call. */
 void tr_listener_refused(struct tr_listener *listener, struct tr_refused *refused);
 
 /*
  * tr_accept: 0 and a connection whose hello has come and whose handshake is to be stepped; TR_AGAIN
- * if there is none. Who has not sent a complete hello is a stranger, who costs a descriptor and a
- * row of the listener's table (lobby.h): at most KVCACHE_MAX_PENDING, and a quarter of the
- * descriptors. A silent one is sent away after the handshake's deadline, or sooner for another's
- * sake. NOFD: nobody can be taken, not even to be refused.
+ * if there is none. A connection without a complete hello is a stranger and costs a descriptor and
+ * a row of the listener's table (lobby.h): at most KVCACHE_MAX_PENDING, and a quarter of the
+ * descriptors. A silent one is sent away after the handshake's deadline, or sooner to make room.
+ * NOFD: no connection can be accepted, not even to refuse it.
  */
 int tr_accept(struct tr_listener *listener, const struct tr_conn_config *config,
 	      struct tr_conn **conn_p, struct kv_error *err);
-/* The same, but nobody is taken: for a caller that has its fill of unfinished handshakes. */
+/* The same, but nothing is accepted: for a caller with too many unfinished handshakes. */
 int tr_listener_tend(struct tr_listener *listener, struct kv_error *err);
 int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_conn_config *config,
 	       struct tr_conn **conn_p, struct kv_error *err);
@@ -245,7 +247,7 @@ int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_c
  */
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
 
-/* Ends a handshake that is under way; the peer is told why. Only tr_conn_close is left to do. */
+/* Ends a handshake that is under way; the peer gets the cause. Only tr_conn_close is left to do. */
 void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why);
 
 /*
@@ -269,7 +271,7 @@ const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */
 
 /*
  * Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died,
- * or nobody knows.
+ * or it is not known.
  */
 bool tr_conn_peer_left(const struct tr_conn *conn);
 
@@ -294,7 +296,10 @@ void tr_conn_close(struct tr_conn *conn);
  */
 enum tr_op_kind { TR_WRITE = 0, TR_READ_OP = 1, TR_ANY_ORDER = 1 << 4 };
 
-/* The number by which the peer's upper layer knows why this operation may write; 0 at first. */
+/*
+ * The number by which the peer's upper layer finds the right of this operation to write; 0 at
+ * first.
+ */
 void tr_op_grant(struct tr_op *op, uint64_t grant);
 
 /*
@@ -336,9 +341,9 @@ enum tr_commit_flags {
 	TR_PROVEN = 1 << 1,
 	/*
 	 * TR_WRITTEN only when nothing of it can be written any more by this side. Over a NIC the
-	 * peer's device has all of it then, ahead of every later message of this connection; that
-	 * it has reached memory only the peer can say (a notify, a revocation). Costs nothing where
-	 * that is so anyway.
+	 * peer's device has all of it then, ahead of every later message of this connection; only
+	 * the peer can confirm that it has reached memory (a notify, a revocation). Costs nothing
+	 * where that is so anyway.
 	 */
 	TR_LANDED = 1 << 2,
 };
@@ -426,8 +431,8 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
 
 /*
  * Before sleeping on tr_conn_fd: 0 = armed, an event or room from now on makes the descriptor
- * readable; 1 = an event, or room for what was told TR_AGAIN, is there already: poll and call again
- * instead. A wake-up may be spurious.
+ * readable; 1 = an event, or room for a call that returned TR_AGAIN, is there already: poll and
+ * call again instead. A wake-up may be spurious.
  */
 int tr_conn_arm(struct tr_conn *conn);
 

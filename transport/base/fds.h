@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * fds.h -- descriptors that a forked child gives back
+ * fds.h -- descriptors that a forked child closes
  *
  * A child that keeps a listening socket keeps its port: the parent that was killed cannot be
  * started again. A child that keeps a connection keeps it open: the peer does not notice that the
@@ -19,7 +19,7 @@
 
 void kv_fd_begin(void);
 int kv_fd_end(int fd); /* notes it; returns it, errno kept */
-void kv_fd_close(int fd); /* -1 is no descriptor */
+void kv_fd_close(int fd); /* -1: nothing to close */
 /* The same for one that something else made and closes: a device's, librdmacm's. */
 void kv_fd_lend(int fd);
 void kv_fd_unlend(int fd);

@@ -21,7 +21,7 @@ struct kv_log {
 	FILE *debug_file; /* every level */
 	FILE *error_file; /* errors and warnings */
 	bool to_stderr;
-	int level;	      /* the highest that anybody wants */
+	int level;	      /* the highest that any output wants */
 	pthread_mutex_t lock; /* of the files: the callback's order is its own */
 };
 

@@ -16,7 +16,7 @@ struct kv_option_set;
 
 /*
  * Levels are enum kv_log_level: 1 error, 2 warn, 3 info, 4 debug. Never fails: a file that cannot
- * be opened is told through the rest.
+ * be opened is reported through the others.
  */
 struct kv_log *kv_log_open(const struct kv_option_set *options,
 			   void (*sink)(void *arg, int level, const char *line), void *arg);

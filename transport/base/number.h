@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-/* false: no number, or one that does not fit. *end_p is behind it. */
+/* false: not a number, or one that does not fit. *end_p is behind it. */
 static inline bool kv_number(const char *text, long long *number_p, const char **end_p)
 {
 	const char *digits = text + (*text == '-' || *text == '+');

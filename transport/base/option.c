@@ -91,7 +91,7 @@ static unsigned int distance(const char *a, size_t a_len, const char *b)
 static const char *nearest(const char *name, size_t len)
 {
 	const char *best = "";
-	unsigned int best_distance = 8; /* more edits than this is no misspelling */
+	unsigned int best_distance = 8; /* more edits than this is not a misspelling */
 
 	for (int i = 0; i < KV_OPTIONS; i++) {
 		/* A name cut short is likelier than another of few letters. */

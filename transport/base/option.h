@@ -42,7 +42,7 @@ const char *kv_option_string(const struct kv_option_set *set,
 			     enum kv_option_id id); /* WORD, TEXT; never NULL */
 bool kv_option_is(const struct kv_option_set *set, enum kv_option_id id, const char *word);
 bool kv_option_is_set(const struct kv_option_set *set,
-		      enum kv_option_id id); /* not the default's doing */
+		      enum kv_option_id id); /* set, not left at the default */
 
 /*
  * The index-th unknown KVCACHE_* variable and the nearest known name ("" if none is near); false

@@ -18,7 +18,7 @@ enum pci_distance {
 	PCI_PXB,     /* several switches, no host bridge */
 	PCI_PHB,     /* the same host bridge */
 	PCI_NODE,    /* several host bridges of one NUMA node */
-	PCI_SYS,     /* another NUMA node, or it cannot be told */
+	PCI_SYS,     /* another NUMA node, or not known */
 	PCI_DISTANCES,
 };
 
@@ -33,7 +33,7 @@ struct pci_place {
 
 /*
  * The place of what `link` below /sys leads to ("class/infiniband/mlx5_0/device"). False, and an
- * empty place, if that is no PCI device.
+ * empty place, if that is not a PCI device.
  */
 bool pci_place_find(const char *root, const char *link, struct pci_place *place);
 
@@ -42,7 +42,7 @@ const char *pci_distance_name(enum pci_distance distance);
 
 /*
  * "0000:18:00.0" from any way of writing it ("00000000:18:00.0", capital letters); false if it is
- * no PCI address.
+ * not a PCI address.
  */
 bool pci_address_parse(const char *text, char *address, size_t cap);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* unload.h -- a library that NCCL opened is closed by it, whatever still runs in it */
+/* unload.h -- NCCL closes the library that it opened, even while a thread still runs in it */
 #ifndef BASE_UNLOAD_H
 #define BASE_UNLOAD_H
 
-/* From now on nobody can unload this code: a thread of it, or a device, goes on. */
+/* From now on this code cannot be unloaded: a thread or a device still uses it. */
 void kv_stay_loaded(void);
 
 #endif

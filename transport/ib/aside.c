@@ -26,8 +26,8 @@
 enum { ASIDE_FREE = 0, ASIDE_BUSY, ASIDE_DONE, ASIDE_LEFT };
 
 /*
- * Its owner's last word: everything of the connection but the record itself, which holds the
- * thread's.
+ * Called by the owner when it gives up the connection. Frees everything except *c, which the thread
+ * still uses.
  */
 static void free_left(struct ib_conn *c)
 {

@@ -3,16 +3,16 @@
  * cancel.c -- stopping: one operation, or the whole connection
  *
  * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind
- * its last WRITE on each lane (flush.c) tells when its bytes have landed, not only when the peer's
+ * its last WRITE on each lane (flush.c) shows when its bytes have landed, not only when the peer's
  * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
  * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
  * queue pairs reset, do the operations end: from then on no device reads their memory. A fence goes
  * one step further and destroys the queue pairs, so that nothing of the peer's can land either; in
- * a call of its own, so that the ends of the operations are told before it: Soft-RoCE destroys a
- * queue pair only when its packets have left, up to 50 s on a wire that stands still. No call waits
- * for that: what the device may take long for is done aside (aside.c). To reset all queue pairs
- * would do and be quicker; but where that was done Soft-RoCE's kernel once complained of a
+ * a call of its own, so that the ends of the operations are reported before it: Soft-RoCE destroys
+ * a queue pair only when its packets have left, up to 50 s on a wire that stands still. No call
+ * waits for that: what the device may take long for is done aside (aside.c). To reset all queue
+ * pairs would do and be quicker; but where that was done Soft-RoCE's kernel once complained of a
  * reference too few (Linux 6.1.192, between two guests, at the end of a connection in use).
  */
 #include <errno.h>
@@ -42,7 +42,8 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 }
 
 /*
- * Not under the owner's lock: whoever has it is in ibv_post_send, which ends with the queue pair.
+ * Not under the owner's lock: the thread that has it is in ibv_post_send, which returns when the
+ * queue pair fails.
  */
 void ib_cut(struct tr_conn *conn)
 {
@@ -201,5 +202,5 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	}
 	if (ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
-	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refuses: it is asked again */
+	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refused: try again */
 }

@@ -40,9 +40,7 @@ static bool named(const char *nics, const char *device, unsigned int port)
 	return false;
 }
 
-/*
- * Every item of `nics` must have become a rail: a misspelt name is no reason to use another device.
- */
+/* Every item of `nics` must have become a rail: a misspelt name must not lead to another device. */
 static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_error *err)
 {
 	for (const char *p = nics; *p;) {
@@ -161,8 +159,8 @@ void ib_rail_is_well(struct ib_ctx *ctx, struct ib_rail *rail)
 }
 
 /*
- * The same for a new connection. Trouble with one device is no reason not to use the others: a
- * warning names it once.
+ * The same for a new connection. If one device is in trouble the others are still used: a warning
+ * names it once.
  */
 int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
 		  struct ib_address *address_p, struct kv_error *err)
@@ -298,8 +296,8 @@ void ib_rails_close(struct ib_ctx *ctx)
 
 /*
  * The devices at this distance from the GPU, or all (PCI_DISTANCES). One that cannot be used is
- * left out with a word in the log, and its cause kept in *why; asked for by name it is an error.
- * Being out of memory or descriptors is no property of a device.
+ * left out with a line in the log, and its cause kept in *why; asked for by name it is an error.
+ * Being out of memory or descriptors is not a fault of a device.
  */
 static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
 		enum pci_distance distance, struct kv_log *log, struct kv_error *why)
@@ -335,7 +333,7 @@ static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char 
 }
 
 /*
- * All devices, or only the nearest of those that can be used: a farther one is no help where a
+ * All devices, or only the nearest of those that can be used: a farther one does not help where a
  * nearer one is its rail's equal.
  */
 static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,

@@ -7,7 +7,7 @@
  * is executed after the WRITEs before it, and a PCIe read does not pass writes: when the 8 bytes of
  * the peer's probe are here, what was written before is in the peer's memory. One READ on each lane
  * that the operation used. It proves visibility to a CPU, or to a GPU whose memory is ordered
- * strictly; not that anybody was told. The same READ asks a peer whether it is there that was
+ * strictly; not that anything was reported. The same READ asks a peer whether it is there that was
  * silent for long; the wire's retries end it otherwise.
  */
 #include "ib.h"

@@ -7,7 +7,7 @@
  *   path   a rail of ours joined with a rail of the peer                                  pair.c
  *          out of which port the route to the peer's address goes (librdmacm)             route.c
  *          how its packets are addressed                                                  path.c
- *          its numbers, told to the peer                                                  setup.c
+ *          its numbers, sent to the peer                                                  setup.c
  *          its memory and completion queues                                               control.c
  *   lane   one RC queue pair of a path                                                    qp.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
@@ -16,7 +16,7 @@
  *          progress.c
  *
  * The path of a byte: post.c (spans to work requests) -> progress.c (completions) -> notify.c (the
- * peer is told).
+ * peer gets a notify).
  *
  * Everything of a connection is used under its caller's lock. Shared between connections are only
  * the rails; what changes in them (dead, down) is atomic.
@@ -100,7 +100,7 @@ struct ib_rail {
 	char name[32]; /* "mlx5_0:1" */
 	struct ibv_device_attr attr;
 	struct ibv_port_attr port_attr;
-	unsigned int gigabits; /* a second; 0 = nobody knows */
+	unsigned int gigabits; /* a second; 0 = not known */
 	struct ib_address address; /* when it was opened */
 	struct pci_place place;
 	atomic_bool dead; /* the device has failed: nothing but destroying works */
@@ -111,7 +111,7 @@ struct ib_rail {
 	bool noted;	  /* dead or lame, and looked for again: late.c */
 };
 
-/* A port that could not be used when somebody last looked. */
+/* A port that could not be used when it was last tried. */
 struct ib_absent {
 	char device[32];
 	uint8_t port;
@@ -275,7 +275,7 @@ struct ib_record {
 	uint8_t life;	   /* packet lifetime, 4.096 us x 2^life */
 };
 
-struct ib_end { /* what the other end of a path has told */
+struct ib_end { /* what the other end of a path has sent */
 	union ibv_gid gid;
 	uint16_t lid;	/* that packets to it carry */
 	uint16_t to_lid; /* that its packets to this side carry; 0 = the port's own */
@@ -293,7 +293,7 @@ struct ib_end { /* what the other end of a path has told */
 struct ib_path {
 	struct ib_rail *rail;
 	uint8_t rail_index; /* here, */
-	uint8_t told;	    /* and as the peer knows it */
+	uint8_t sent_index; /* and as sent to the peer */
 	uint32_t weight;    /* share of the bytes, as IB_WEIGHT is the fastest path's; */
 	uint16_t turn;	    /* of its lanes, */
 	uint64_t load;	    /* and what it has carried, by its weight */
@@ -392,8 +392,8 @@ struct ib_conn {
 	struct ib_op op[TR_OPS_MAX];
 	bool asking;	   /* an IB_KIND_ASK is under way */
 	uint32_t stopping; /* operations that are being cancelled */
-	bool refused;	   /* the owner was told to come again for want of room, */
-	bool room; /* and completions have come since, maybe without an event: it must not sleep */
+	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
+	bool room; /* space appeared since; no event may follow, so poll again before sleeping */
 	uint32_t idle;
 	atomic_bool cq_error;  /* a device has reported one for a queue of this connection */
 	uint64_t stale;	       /* completions of another life, counted and ignored */
@@ -420,7 +420,7 @@ static inline bool ib_lane_drained(const struct ib_lane *lane)
 	return lane->posted == lane->retired;
 }
 
-/* For want of room; ib_arm tells when there may be some. */
+/* TR_AGAIN because there is no room; ib_arm shows when there may be some. */
 static inline int ib_again(struct ib_conn *c)
 {
 	c->refused = true;
@@ -551,7 +551,7 @@ bool ib_aside_busy(struct ib_conn *c); /* a job is under way */
  */
 bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c));
 void ib_aside_leave(struct ib_conn *c); /* frees the connection, now or after its job */
-/* false: a device does not let go of its queue pairs; the context is never freed. */
+/* false: a device still holds its queue pairs; the context is never freed. */
 bool ib_aside_close(struct ib_ctx *ctx);
 
 /* status.c */

@@ -24,14 +24,14 @@
  *
  * No deadlock: suppose this end wants to send a notify or message and never gets a credit. All
  * credits (but IB_RECV_MSG) of the lane are then used, so the peer's device has the arrivals, or
- * will get them without anybody's help: they need posted requests only, and there are some. When
- * the peer polls it copies them out and posts the requests again whatever its upper layer does;
- * what is delivered is owed; delivery waits only for earlier numbers, which were posted earlier and
- * arrive for the same reason. If the peer's upper layer goes on taking events, at least D -
- * IB_RECV_MSG >= D / 2 are owed at some time and a credit message is sent, for which IB_SQ_CREDIT
- * requests of the send queue are kept free and the peer of the peer, this end, has the 2 requests.
- * The send queue itself drains without software. If the peer's upper layer never polls, only its
- * own deadline helps, and that is the upper layer's.
+ * will get them without any software: they need posted requests only, and there are some. When the
+ * peer polls it copies them out and posts the requests again whatever its upper layer does; what is
+ * delivered is owed; delivery waits only for earlier numbers, which were posted earlier and arrive
+ * for the same reason. If the peer's upper layer goes on taking events, at least D - IB_RECV_MSG >=
+ * D / 2 are owed at some time and a credit message is sent, for which IB_SQ_CREDIT requests of the
+ * send queue are kept free and the peer of the peer, this end, has the 2 requests. The send queue
+ * itself drains without software. If the peer's upper layer never polls, only its own deadline
+ * helps, and that is the upper layer's.
  */
 #include <string.h>
 
@@ -73,7 +73,9 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
 	return 0;
 }
 
-/* A completion always wakes who sleeps for one; `wake` is for providers that pay for it. */
+/*
+ * A completion always wakes a thread that sleeps for one; `wake` is for providers that pay for it.
+ */
 int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);

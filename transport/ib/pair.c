@@ -143,7 +143,7 @@ static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gi
 
 	memset(path, 0, sizeof(*path));
 	path->rail = &c->ctx->rail[own];
-	path->rail_index = path->told = (uint8_t)own;
+	path->rail_index = path->sent_index = (uint8_t)own;
 	path->peer.rail = (uint8_t)theirs;
 	path->chosen = chosen;
 	ret = ib_rail_ready(c->ctx, path->rail, near, &path->address, err);
@@ -256,8 +256,8 @@ static int refuse_rails(const struct ib_conn *c, struct kv_error *err)
 }
 
 /*
- * What a subnet manager believes is often far from what packets take: the option decides, its owner
- * is told.
+ * A subnet manager's packet lifetime is often far from what packets take: the option decides, and a
+ * log line names both.
  */
 static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
 {
@@ -272,8 +272,8 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
 }
 
 /*
- * The partition that the path record names, if nobody else does, and a line for people about each
- * choice.
+ * The partition that the path record names, if neither side asks for one, and a line for people
+ * about each choice.
  */
 static int finish_paths(struct ib_conn *c, struct kv_error *err)
 {

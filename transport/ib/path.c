@@ -125,8 +125,8 @@ int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t p
 }
 
 /*
- * After both sides have told: one partition, of which one of them is a full member (IBTA volume 1,
- * 10.9.3).
+ * After both sides have sent theirs: one partition, of which one of them is a full member (IBTA
+ * volume 1, 10.9.3).
  */
 int ib_path_agree(const struct ib_path *path, struct kv_error *err)
 {
@@ -152,8 +152,8 @@ int ib_path_agree(const struct ib_path *path, struct kv_error *err)
 }
 
 /*
- * The port demands it (ibv_query_port(3), IBV_QPF_GRH_REQUIRED: a virtual port that is told apart
- * by its GID), or the subnet manager does: a hop limit above 0 in the path record.
+ * The port demands it (ibv_query_port(3), IBV_QPF_GRH_REQUIRED: a virtual port that only its GID
+ * identifies), or the subnet manager does: a hop limit above 0 in the path record.
  */
 bool ib_path_wants_grh(const struct ib_path *path)
 {

@@ -175,7 +175,7 @@ int ib_poll(struct ib_conn *c)
 }
 
 /*
- * What devices said between completions: a dead device or queue pair may never complete anything.
+ * Events of devices between completions: a dead device or queue pair may never complete anything.
  */
 static void check_rails(struct ib_conn *c)
 {
@@ -225,7 +225,7 @@ int ib_progress(struct tr_conn *conn)
 }
 
 /*
- * A completion between the last poll and the request for events would wake nobody: so ask first,
+ * A completion between the last poll and the request for events would wake no thread: so ask first,
  * then poll once more.
  */
 int ib_arm(struct tr_conn *conn)

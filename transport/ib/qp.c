@@ -57,7 +57,7 @@ int ib_lane_make(struct ib_lane *lane, struct kv_error *err)
 	int ret;
 
 	ret = make_qp(lane, IB_INLINE);
-	if (ret == EINVAL) /* a device that takes nothing inline */
+	if (ret == EINVAL) /* a device without inline data */
 		ret = make_qp(lane, 0);
 	if (ret)
 		return kv_fail_errno(err, KV_ERR_DEVICE, ret, "connect",

@@ -10,7 +10,7 @@
  *   setup   (both sides, alike)  u8 version, u8 paths, u8 lanes per path,
  *           for each path: u8 own rail, u8 peer's rail, u16 Gb/s of the own one, u8 mtu,
  *                          u8 reads at one time, u16 lid, u16
- *                          lid of the peer that packets to it carry (0 = the one it tells), u16
+ *                          lid of the peer that packets to it carry (0 = the one it sends), u16
  *                          P_Key, u8 service level, u8 static rate, u8 packets carry a GRH,
  *                          gid[16],
  *                          u64 cells, u32 key, u64 probe, u32 key
@@ -220,7 +220,7 @@ static void put_path(struct ib_conn *c, const struct ib_path *path, struct wire_
 	int reads =
 		rail->attr.max_qp_rd_atom < IB_RD_ATOMIC ? rail->attr.max_qp_rd_atom : IB_RD_ATOMIC;
 
-	wire_put_u8(w, path->told);
+	wire_put_u8(w, path->sent_index);
 	wire_put_u8(w, path->peer.rail);
 	wire_put_u16(w, (uint16_t)rail->gigabits);
 	wire_put_u8(w, (uint8_t)ib_path_mtu(path));
@@ -301,9 +301,9 @@ static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
 	if (numbers->other >= c->offers || numbers->own >= IB_RAILS_MAX)
 		return false;
 	for (int i = 0; i < p; i++)
-		if (c->path[i].told == numbers->other || c->path[i].peer.rail == numbers->own)
+		if (c->path[i].sent_index == numbers->other || c->path[i].peer.rail == numbers->own)
 			return false;
-	path->told = numbers->other;
+	path->sent_index = numbers->other;
 	path->rail_index = c->offered[numbers->other].rail_index;
 	path->address = c->offered[numbers->other].address;
 	rail = path->rail = &c->ctx->rail[path->rail_index];
@@ -321,7 +321,7 @@ static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *num
 	struct ib_path *path = &c->path[p];
 
 	if (c->accepting ? !follow(c, p, numbers)
-			 : numbers->other != path->told || numbers->own != path->peer.rail)
+			 : numbers->other != path->sent_index || numbers->own != path->peer.rail)
 		return false;
 	if (path->rail->ethernet
 		    ? ib_gid_is_zero(&numbers->end.gid)
@@ -332,7 +332,7 @@ static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *num
 	return true;
 }
 
-/* What both sides have told fits together; on the accepting side before anything is made. */
+/* Whether the setups of both sides fit together; on the accepting side before anything is made. */
 static int check_paths(struct ib_conn *c, struct kv_error *err)
 {
 	uint16_t option = pkey_wanted(c->ctx);

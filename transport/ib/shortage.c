@@ -2,7 +2,7 @@
 /*
  * shortage.c -- why a device has no room for more memory
  *
- * ENOMEM and EAGAIN from a registration name no cause. What can be looked up is: the limit on
+ * ENOMEM and EAGAIN from a registration do not say why. What can be looked up is: the limit on
  * locked memory against what is pinned already, and the rdma controller of the process's cgroup.
  * Only one of those that is exhausted is blamed; otherwise the candidates are named, likeliest
  * first.

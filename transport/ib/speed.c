@@ -94,7 +94,7 @@ bool ib_speed_is_far_slower(const struct ib_ctx *ctx, const struct ib_rail *rail
 
 /*
  * The fastest first, equally fast ones in their order (`by_name`: of their names). Then those go
- * that are far slower, unless somebody has named them, and those past IB_RAILS_MAX.
+ * that are far slower, unless an option names them, and those past IB_RAILS_MAX.
  */
 void ib_speed_choose(struct ib_ctx *ctx, bool by_name, bool named, struct kv_log *log)
 {

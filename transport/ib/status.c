@@ -75,8 +75,8 @@ void ib_wc_cause(const struct ib_lane *lane, const struct ibv_wc *wc, struct kv_
 		IB_WR_KIND(wc->wr_id) == IB_KIND_RECV ? "receive request" : "work request";
 	bool down = atomic_load(&rail->down);
 	/*
-	 * With Soft-RoCE the completion is here before the event that tells why no packet leaves
-	 * any more.
+	 * With Soft-RoCE the completion is here before the event that says why no packet leaves any
+	 * more.
 	 */
 	bool stuck = rail->attr.vendor_id == IB_SOFT_ROCE && wc->status == IBV_WC_LOC_QP_OP_ERR;
 

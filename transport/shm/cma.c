@@ -10,9 +10,9 @@
 #include "shm.h"
 
 /*
- * Whether the kernel lets us. It looks at the right before it looks at the address, so an address
- * that no process has is enough: EFAULT means yes. None that the peer names is touched here, as the
- * page behind it may be one that is never answered for (userfaultfd, FUSE).
+ * Whether the kernel allows it. It checks the right before the address, so an address that no
+ * process has is enough: EFAULT means yes. No address that the peer names is touched here: its page
+ * may be one that never comes (userfaultfd, FUSE).
  */
 static bool may_touch(const struct shm_conn *sc, bool write)
 {
@@ -26,7 +26,7 @@ static bool may_touch(const struct shm_conn *sc, bool write)
 	       errno == EFAULT;
 }
 
-/* The reasons why not are told in no_cma. */
+/* no_cma gives the reasons why not. */
 void cma_probe(struct shm_conn *sc)
 {
 	if (sc->pid <= 0) {
@@ -52,9 +52,9 @@ static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local
 			struct iovec *remote, size_t n)
 {
 	/*
-	 * A pid may be given to a stranger once its process is gone and reaped; then we would write
-	 * into the stranger. The pidfd tells before each call; between the two the number would
-	 * have to be freed and the whole pid space to wrap around.
+	 * A pid may be given to another process once its own is gone and reaped; then we would
+	 * write into that one. The pidfd shows it before each call; between the two the number
+	 * would have to be freed and the whole pid space to wrap around.
 	 */
 	if (link_peer_is_dead(sc)) {
 		errno = ESRCH;

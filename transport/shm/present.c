@@ -3,7 +3,7 @@
  * present.c -- whether the peer's pages are there, so that a call into them needs no thread
  *
  * Handing a call to a thread costs more than the copy of a block, and is needed only where a page
- * has to be fetched by somebody who may not answer. So the peer's page table is asked first
+ * has to be fetched by a process that may not answer. So the peer's page table is read first
  * (/proc/PID/pagemap): with every page there the call is made at once. What a process takes away in
  * the microsecond between the two can hold up the calling thread until that process ends; only a
  * process of the same user, or of one that KVCACHE_SHM_ALLOW_UIDS names, can do it
@@ -16,7 +16,7 @@
 #include "shm.h"
 
 #define PRESENT (UINT64_C(1) << 63)
-#define GUARDED (UINT64_C(1) << 57) /* userfaultfd wants to hear of a write */
+#define GUARDED (UINT64_C(1) << 57) /* userfaultfd reports a write */
 
 enum { PAGE_SHIFT = 12, ENTRIES = 512 };
 
@@ -42,7 +42,7 @@ void present_open(struct shm_conn *sc)
 	snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)sc->pid);
 	if (sc->pagemap < 0 && sysconf(_SC_PAGESIZE) == 1 << PAGE_SHIFT)
 		sc->pagemap = open(path, O_RDONLY | O_CLOEXEC);
-	/* The number is still the peer's: nobody else's table was opened. */
+	/* The pid is still the peer's: no other process's table was opened. */
 	if (sc->pagemap >= 0 && link_peer_is_dead(sc)) {
 		close(sc->pagemap);
 		sc->pagemap = -1;

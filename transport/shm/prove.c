@@ -35,7 +35,7 @@
 enum {
 	NAME_BYTES = 16,
 	BACKLOG = 4,
-	ACCEPTS_MAX = 16, /* strangers that setup_get throws out before it gives up */
+	ACCEPTS_MAX = 16, /* other connections that setup_get closes before it fails */
 	SETUP_ALLOWS_POOL = 1 << 0,
 	SETUP_ALLOWS_CMA = 1 << 1,
 	SETUP_LINE_ORDER = 1 << 2,
@@ -323,7 +323,7 @@ static int tell_ends(struct shm_conn *sc, struct kv_error *err)
 
 	tr_conn_ends(sc->conn, &message.ends);
 	ret = link_send(sc, &message, -1, err);
-	/* The peer takes none of its messages: it will hear of no doorbell either. */
+	/* The peer takes no messages from its socket: it would not see a doorbell either. */
 	return ret == TR_AGAIN ? kv_fail(err, KV_ERR_PEER_LOST, "handshake",
 					 "the peer's local socket takes no message")
 			       : ret;
@@ -363,7 +363,10 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
 	cma_probe(sc);
 	if (tr_conn_polled(conn)) {
-		/* Nobody sleeps. A death shows on the pidfd and on the control socket. */
+		/*
+		 * TR_POLLED: neither side sleeps. A death shows on the pidfd and on the control
+		 * socket.
+		 */
 		close(sc->sock);
 		sc->sock = -1;
 		sc->hung_up = false; /* the peer may have closed its end before us */

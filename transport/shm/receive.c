@@ -131,7 +131,7 @@ static void publish_head(struct shm_conn *sc)
 }
 
 /* acquire: pairs with the release in stop_announce. Look at it before the ring. */
-static bool told_to_stop(const struct shm_conn *sc)
+static bool must_stop(const struct shm_conn *sc)
 {
 	return atomic_load_explicit(&sc->seg.shared->side[!sc->side].stop, memory_order_acquire);
 }
@@ -156,8 +156,11 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 				       "the ring that the peer writes is corrupt");
 		if (!ret)
 			break;
-		/* A notify or a message that follows them would be a lie, so they are the end. */
-		if (carries_bytes(&record) && told_to_stop(sc))
+		/*
+		 * Bytes that are not placed must not be followed by a notify or a message: stop
+		 * here.
+		 */
+		if (carries_bytes(&record) && must_stop(sc))
 			break;
 		ret = take_one_record(sc, &record, payload, err);
 		if (ret < 0)
@@ -201,7 +204,7 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 	return done;
 }
 
-/* The socket and the pidfd: looked at after a sleep only, the ring tells everything else. */
+/* The socket and the pidfd: looked at after a sleep only, everything else is in the ring. */
 static int look_at_link(struct shm_conn *sc, struct kv_error *err)
 {
 	int ret = link_drain(sc, err);
@@ -242,7 +245,7 @@ int shm_progress(struct tr_conn *conn)
 	}
 
 	link_wake_again(sc);
-	stop = told_to_stop(sc);
+	stop = must_stop(sc);
 	if (!ret)
 		ret = move_rings(sc, &cause);
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
@@ -257,7 +260,7 @@ int shm_progress(struct tr_conn *conn)
 	return ret;
 }
 
-/* The local socket and the pidfd know, whatever TCP does. */
+/* The local socket and the pidfd show it, whatever TCP does. */
 bool shm_ask(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
@@ -295,7 +298,7 @@ int shm_arm(struct tr_conn *conn)
 	 */
 	atomic_thread_fence(memory_order_seq_cst);
 	if (atomic_load_explicit(&sc->in.shared->tail, memory_order_relaxed) != sc->in.head ||
-	    told_to_stop(sc))
+	    must_stop(sc))
 		return 1;
 	return room &&
 	       atomic_load_explicit(&sc->out.shared->head, memory_order_relaxed) != sc->out.head;

@@ -60,8 +60,8 @@ bool ring_publish(struct ring_out *out)
 		return false;
 	out->published = out->tail;
 	/*
-	 * release: the records, and every byte stored to the peer's memory before, are visible to
-	 * whoever sees this tail.
+	 * release: the records, and every byte stored to the peer's memory before, are visible to a
+	 * consumer that sees this tail.
 	 */
 	atomic_store_explicit(&out->shared->tail, out->tail, memory_order_release);
 	return true;

@@ -54,8 +54,8 @@ struct ring_out {
 	struct ring_shared *shared;
 	uint64_t size;
 	uint64_t tail;	    /* next record goes here */
-	uint64_t published; /* what the consumer was told */
-	uint64_t head;	    /* what the consumer told, as of the last ring_refresh */
+	uint64_t published; /* the tail that the consumer can see */
+	uint64_t head;	    /* the consumer's head, as of the last ring_refresh */
 };
 
 struct ring_in {
@@ -67,7 +67,7 @@ struct ring_in {
 	uint64_t tail; /* as of the last look */
 };
 
-/* Learns what the consumer has freed: false if its position is impossible. */
+/* Reads what the consumer has freed: false if its position is impossible. */
 bool ring_refresh(struct ring_out *out);
 /*
  * The payload bytes (at most want, at least `least`) of one record that fit now while `keep` bytes

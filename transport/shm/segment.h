@@ -40,9 +40,9 @@ struct segment {
 };
 
 /*
- * Whether a peer cannot take these bytes away from whoever maps them, which would end this process
- * with SIGBUS: a memfd of tmpfs, sealed against shrinking. A hole punched into it reads as zeroes;
- * one in a memfd of huge pages is gone where no huge page is free.
+ * Whether the peer cannot take these bytes away while they are mapped here, which would end this
+ * process with SIGBUS: a memfd of tmpfs, sealed against shrinking. A hole punched into it reads as
+ * zeroes; one in a memfd of huge pages is gone where no huge page is free.
  */
 bool memfd_is_sound(int fd, uint64_t len);
 

@@ -66,7 +66,7 @@ static size_t move_by_pool(struct shm_conn *sc, int kind, uint8_t *local, uint8_
 			store(local + s->local, remote + s->remote, len,
 			      (struct store_ahead){ remote + a->remote, local + a->local });
 	}
-	/* Before the notify, or whatever else tells somebody that the bytes are there. */
+	/* Before the notify, or anything else that says that the bytes are there. */
 	store_drain();
 	return n;
 }
@@ -198,7 +198,7 @@ static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, uint8_t *local
 
 /* ---------------------------------------------------------------- the provider's calls */
 
-/* The caller will come back when arm has told it that the peer made room. */
+/* The caller tries again after arm has reported that the peer made room. */
 static void refused(struct shm_conn *sc)
 {
 	sc->blocked = true;
@@ -249,7 +249,7 @@ static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		return done;
 	if (rm->path != SHM_RING)
 		return (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, n);
-	ring_refresh(&sc->out); /* an impossible position: the next progress tells */
+	ring_refresh(&sc->out); /* an impossible position: the next progress fails on it */
 	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, n)
 					   : read_by_ring(sc, op, lmem->addr, rmem, spans, n));
 	send_published(sc);

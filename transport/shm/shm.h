@@ -6,7 +6,7 @@
  *   link.c     the AF_UNIX socket afterwards: pools, doorbell, death
  *   segment.c  the shared memory of a connection
  *   ring.c     records in it
- *   trust.c    who may reach memory directly
+ *   trust.c    which peers may reach memory directly
  *   path.c     how a region of the peer is reached, and why
  *   pool.c     the peer's memfd pools
  *   cma.c      process_vm_writev, process_vm_readv
@@ -37,7 +37,7 @@ enum shm_limits {
 	SHM_CMA_SPANS = 256,	      /* iovecs of one process_vm_writev */
 	SHM_RING_RESERVE = 8 << 10,   /* of the ring: kept for notifies and messages */
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
-	SHM_PUBLISH_BYTES = 64 << 10, /* the other side learns of progress at least so often */
+	SHM_PUBLISH_BYTES = 64 << 10, /* progress is published after so many bytes */
 	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
 	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
 	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
@@ -107,8 +107,8 @@ struct copy_job {
 
 enum copy_state {
 	COPY_BEGUN = 0,
-	COPY_AWAITED, /* somebody sleeps for it */
-	COPY_LATE,    /* nobody does any more: ring the bell */
+	COPY_AWAITED, /* a thread sleeps until it is done */
+	COPY_LATE,    /* no thread sleeps for it any more: ring the bell */
 	COPY_DONE,
 };
 
@@ -202,8 +202,8 @@ struct shm_conn {
 	struct shm_read read[SHM_READS_MAX];
 	unsigned int read_head, read_tail;
 	uint64_t blocked_at; /* out.head then */
-	bool blocked; /* somebody was refused for lack of room and was not told of room yet */
-	bool cut; /* a copy stopped at SHM_ADD_BYTES, and the caller was not told to go on yet */
+	bool blocked; /* a call returned TR_AGAIN, the ring was full; room was not reported since */
+	bool cut; /* a copy stopped at SHM_ADD_BYTES; not reported yet that it can go on */
 
 	/* Receiving. */
 	struct shm_answer answer[SHM_READS_MAX];
@@ -263,7 +263,7 @@ void link_wake(struct shm_conn *sc,
 	       uint32_t why); /* rings the doorbell if the peer sleeps for it */
 /* A doorbell that could not be rung (unrung) is rung again. */
 void link_wake_again(struct shm_conn *sc);
-/* Who is at the other end of a connected socket: pid, uid, pidfd. */
+/* The process at the other end of a connected socket: pid, uid, pidfd. */
 int link_identify(struct shm_conn *sc, struct kv_error *err);
 bool link_peer_is_dead(const struct shm_conn *sc);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * stop.c -- the end of a connection: told to the peer, waited for where the peer can store into our
- * memory
+ * stop.c -- the end of a connection: announced to the peer, waited for where the peer can store
+ * into our memory
  */
 #include "base/clock.h"
 #include "base/error.h"
@@ -35,7 +35,7 @@ void stop_leave(struct shm_conn *sc)
  */
 static void stop_announce(struct shm_conn *sc)
 {
-	/* release: whoever sees it finds every record that was published before in the ring. */
+	/* release: a side that sees it finds every record published before in the ring. */
 	atomic_store_explicit(&sc->seg.shared->side[sc->side].stop, 1, memory_order_release);
 	stop_leave(sc);
 }

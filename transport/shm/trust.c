@@ -4,7 +4,7 @@
  *
  * Direct access is all or nothing: a descriptor gives the whole pool, and process_vm_* the whole
  * process. So it is given to, and taken from, processes of the same user only, or of users that
- * KVCACHE_SHM_ALLOW_UIDS names. Everybody else gets the ring, where the receiver copies and checks.
+ * KVCACHE_SHM_ALLOW_UIDS names. All others get the ring, where the receiver copies and checks.
  */
 #include <errno.h>
 #include <stdlib.h>
