@@ -127,9 +127,10 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
 		return kv_fail(err, KV_ERR_ARG, "wait", "grade is %d; it must be %d..%d", grade,
 			       KV_SENT, KV_ACKED);
 	if (!kv_op_wait_for(op, grade, deadline))
-		return kv_peer_fail(op->peer, err, KV_ERR_TIMEOUT, "wait",
-				    "%s has not reached grade %d within %lld ms and goes on",
-				    kv_op_name(op), grade, (long long)timeout_ms);
+		return kv_peer_fail(
+			op->peer, err, KV_ERR_TIMEOUT, "wait",
+			"%s has not reached grade %d within %lld ms and is still running",
+			kv_op_name(op), grade, (long long)timeout_ms);
 	return atomic_load(&op->ended) ? kv_op_result(op, err) : 0;
 }
 

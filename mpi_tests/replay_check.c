@@ -75,7 +75,7 @@ static void describe_found(const struct replay_check *c, const struct pattern *w
 			return;
 		}
 	}
-	snprintf(text, cap, "what it holds is no block of this request and no stamp");
+	snprintf(text, cap, "what it holds is neither a block of this request nor a stamp");
 }
 
 /* Checks `len` bytes of a block from `offset` on; counts, describes and mends what is wrong. */

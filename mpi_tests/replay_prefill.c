@@ -41,7 +41,7 @@ static int take_order(struct prefill *p, const struct kv_arrival *a)
 	struct queued *q;
 
 	if (a->cache != rp->mail || a->tag >= replay_mails(rp->opt) || p->count == p->room) {
-		replay_note(rp, "an arrival that is no order: tag %llu, %llu bytes",
+		replay_note(rp, "an arrival that is not an order: tag %llu, %llu bytes",
 			    (unsigned long long)a->tag, (unsigned long long)a->bytes);
 		return -1;
 	}

@@ -287,7 +287,8 @@ static ncclResult_t check_parts(const ncclNetVDeviceProps_v12_t *props)
 		return np_misuse("makeVDevice: there are %d devices already", table.n);
 	for (int i = 0; i < props->ndevs; i++) {
 		if (props->devs[i] < 0 || props->devs[i] >= table.physical)
-			return np_misuse("makeVDevice: %d is no physical device", props->devs[i]);
+			return np_misuse("makeVDevice: %d is not a physical device",
+					 props->devs[i]);
 		for (int j = 0; j < i; j++)
 			if (props->devs[j] == props->devs[i])
 				return np_misuse("makeVDevice: device %d twice", props->devs[i]);

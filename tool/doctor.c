@@ -147,7 +147,7 @@ int doctor_main(int argc, char **argv)
 	if (r.listen)
 		return doctor_listen(r.listen, r.port, r.seconds);
 	if (r.root && (stat(r.root, &root) || !S_ISDIR(root.st_mode))) {
-		fprintf(stderr, "kvrail doctor: %s is no directory\n", r.root);
+		fprintf(stderr, "kvrail doctor: %s is not a directory\n", r.root);
 		return EXIT_USAGE;
 	}
 	d = calloc(1, sizeof(*d));

@@ -25,7 +25,7 @@ static void usage(FILE *out)
 	      out);
 	for (size_t i = 0; i < subcommands_count; i++)
 		fprintf(out, "  %-8s %s\n", subcommands[i].name, subcommands[i].what);
-	fputs("\nkvrail COMMAND --help tells more.\n", out);
+	fputs("\nkvrail COMMAND --help shows more.\n", out);
 }
 
 int main(int argc, char **argv)

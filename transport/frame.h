@@ -82,7 +82,7 @@ struct frame_reject {
 
 /*
  * The first `len` bytes that came: 0 if they may still become (or are) a header, PROTOCOL if they
- * are no kvrail frame. A header is decoded only when len == FRAME_HEADER. VERSION if the major
+ * are not a kvrail frame. A header is decoded only when len == FRAME_HEADER. VERSION if the major
  * differs, PROTOCOL if the length is above the type's limit.
  */
 int frame_check_prefix(const uint8_t *buf, size_t len);

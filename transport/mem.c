@@ -287,8 +287,9 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 
 	if (!wanted->addr || !wanted->len ||
 	    (uintptr_t)wanted->addr + wanted->len < (uintptr_t)wanted->addr)
-		return kv_fail(err, KV_ERR_ARG, "register", "%zu bytes at %p are no memory range",
-			       wanted->len, (void *)wanted->addr);
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "%zu bytes at %p are not a memory range", wanted->len,
+			       (void *)wanted->addr);
 	if (wanted->kind == TR_MEM_HOST)
 		ret = check_mapped(wanted->addr, wanted->len, err);
 	if (ret)

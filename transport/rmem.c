@@ -58,7 +58,7 @@ int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rme
 	if (r.bad || !region_len || region_len > INT64_MAX ||
 	    (access & ~(unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE | PACKED_DEVICE)))
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
-			       "%zu bytes are no memory description", len);
+			       "%zu bytes are not a memory description", len);
 	rmem = find_open(conn, id, region_len, access);
 	if (rmem) {
 		rmem->refs++;

@@ -9,7 +9,7 @@
  *   peer     one connection to another engine
  *   lease    blocks that a receiver has opened for one writer, until it is complete or revoked
  *   op       one operation: any number of layers, tensors and blocks that succeed or fail together
- *   arrival  what a receiver is told: these layers of these blocks are here and visible
+ *   arrival  a receiver's event: these layers of these blocks are here and visible
  *
  * Rules that hold for every function
  *   Threads      Every function may be called from any thread at any time, except that a handle
@@ -91,7 +91,7 @@ struct kv_engine_config {
 	size_t size;
 	const char *name;            /* shown to peers; NULL: "host:pid" */
 	int32_t progress;            /* enum kv_progress */
-	/* 1: nobody will call kv_poll_arrivals (rdma_comm); arrivals are counted and dropped */
+	/* 1: kv_poll_arrivals will not be called (rdma_comm); arrivals are counted and dropped */
 	int32_t arrivals_off;
 	/* NULL or a NULL-terminated list of "KVCACHE_NAME=value"; they beat the environment */
 	const char *const *options;
@@ -127,27 +127,27 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 /*
  * kv_engine_close -- stop, drain, free
  *
- * Unfinished operations end with KV_ERR_CLOSED, peers are told, the listener is closed, the service
- * thread is joined and every peer, lease, op, cache and allocation of the engine is freed; their
- * handles are invalid afterwards. After the return nothing lands in memory that was registered,
- * also from a peer whose handshake this end had not finished; except from a same-host writer with
- * direct access that does not answer, which an error in the log names. A call of this engine into
- * that peer's memory, which has not returned either, may read and write its local blocks until the
- * peer's process is gone: those of kv_alloc stay mapped for it. Never waits for its peers
- * longer than 1 s, nor for a device that destroys their queue pairs: one that takes longer is left
- * open. NULL is allowed.
+ * Unfinished operations end with KV_ERR_CLOSED, peers get a goodbye, the listener is closed, the
+ * service thread is joined and every peer, lease, op, cache and allocation of the engine is freed;
+ * their handles are invalid afterwards. After the return nothing lands in memory that was
+ * registered, also from a peer whose handshake this end had not finished; except from a same-host
+ * writer with direct access that does not answer, which an error in the log names. A call of this
+ * engine into that peer's memory, which has not returned either, may read and write its local
+ * blocks until the peer's process is gone: those of kv_alloc stay mapped for it. Never waits for
+ * its peers longer than 1 s, nor for a device that destroys their queue pairs: one that takes
+ * longer is left open. NULL is allowed.
  */
 void kv_engine_close(struct kv_engine *engine);
 
 /*
- * kv_engine_set_interrupt -- be asked, while a call waits, whether it shall go on
+ * kv_engine_set_interrupt -- install a callback that can abort long waits
  *
  * `interrupted(arg)` is called about every 50 ms in the thread of a kv_connect, kv_comm_init or
  * kv_group_end that waits, with no lock held. Non-zero ends the call: a group's operations are
  * cancelled as by kv_cancel, the other two return CANCELLED and leave nothing behind. For languages
- * that handle signals between their own instructions. NULL asks nobody, which is the default. Not
- * to be called while another call of the engine is under way. All other calls that wait can be made
- * in pieces.
+ * that handle signals between their own instructions. NULL removes it; there is none by default.
+ * Not to be called while another call of the engine is under way. All other calls that wait can be
+ * made in pieces.
  */
 void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg);
 
@@ -166,7 +166,7 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
  *
  * Page-aligned, zeroed, backed by a memfd, not inherited by fork. Memory from elsewhere can be
  * registered as well; peers of the same host then reach it by process_vm_writev or through a ring,
- * at a lower speed. A peer of the same host that is told of a cache can touch all of the allocation
+ * at a lower speed. A peer of the same host that has this cache can touch all of the allocation
  * in which it lies: a cache with an allocation of its own has an exact boundary.
  *
  * ERRORS
@@ -195,7 +195,7 @@ enum {
 
 /* How the heads and tokens of a block lie, the last one densest. */
 enum kv_order {
-	KV_ORDER_UNKNOWN = 0, /* not told: blocks go only to an equal tp_size */
+	KV_ORDER_UNKNOWN = 0, /* not given: blocks go only to an equal tp_size */
 	KV_ORDER_HND,         /* head, token, dim: a head's tokens lie together */
 	KV_ORDER_NHD,         /* token, head, dim: a token's heads lie together */
 };
@@ -225,11 +225,11 @@ struct kv_layout {
 	const struct kv_tensor *tensor; /* array of `tensors`, copied */
 	uint32_t tp_size;        /* tensor-parallel size of this engine's group, 0 = 1 */
 	uint32_t tp_rank;        /* this engine's rank in it */
-	uint32_t block_tokens;   /* tokens of one block, compared; 0 = not told */
-	uint32_t dtype;          /* a number of the application's, compared; 0 = not told */
+	uint32_t block_tokens;   /* tokens of one block, compared; 0 = not given */
+	uint32_t dtype;          /* a number of the application's, compared; 0 = not given */
 	int32_t mem_kind;        /* enum kv_mem_kind */
 	uint32_t flags;          /* KV_CACHE_* */
-	/* kv heads of the model, all ranks together: MLA has 1; compared; 0 = not told */
+	/* kv heads of the model, all ranks together: MLA has 1; compared; 0 = not given */
 	uint32_t kv_heads;
 	uint32_t reserved;
 };
@@ -254,11 +254,11 @@ struct kv_layout {
  * With different tensor-parallel sizes the smaller block goes into (or comes out of) a part of the
  * larger one, and each tensor's `order` says where that part lies: with r = tp_size / remote
  * tp_size > 1 a writer's block (HND) lands at byte (tp_rank mod r) * block_bytes of the remote
- * block, which must be r times as large, or (NHD, block_tokens must be told) the same share of each
- * token's bytes does, which makes block_tokens pieces of a block; with r < 1 the writer sends only
- * the receiver's part of each of its blocks. An order that was not told is refused then.
- * With fewer kv heads than ranks (kv_heads < tp_size) tp_size / kv_heads ranks in a row hold the
- * same head, and the group counts as kv_heads ranks. Any rank that holds a head may write it or be
+ * block, which must be r times as large, or (NHD, block_tokens must be given) the same share of
+ * each token's bytes does, which makes block_tokens pieces of a block; with r < 1 the writer sends
+ * only the receiver's part of each of its blocks. An order that was not given is refused then. With
+ * fewer kv heads than ranks (kv_heads < tp_size) tp_size / kv_heads ranks in a row hold the same
+ * head, and the group counts as kv_heads ranks. Any rank that holds a head may write it or be
  * written to: of several writers that hold the same, one is enough.
  *
  * ERRORS
@@ -266,8 +266,8 @@ struct kv_layout {
  *              neither divides the other, order, block_bytes == 0 or not a multiple of the rank's
  *              heads (or, NHD, of block_tokens), stride < block_bytes, mem_kind, a NULL address,
  *              or a size that overflows; the message names the field; or two tensors or layers
- *              whose blocks share bytes; or (KV_MEM_CUDA) a layer's tensor is no memory of CUDA, or
- *              not in one allocation
+ *              whose blocks share bytes; or (KV_MEM_CUDA) a layer's tensor is not memory of CUDA,
+ *              or not in one allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
  *   UNSUPPORTED  (KV_MEM_CUDA) no device of this machine reaches the GPU's memory; the message says
@@ -298,10 +298,11 @@ int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
  *
  * `host` is a name or address of this machine; "0.0.0.0" or "::" must be asked for by name. NULL
  * means 127.0.0.1. `port` 0 takes a free one; the port in use is stored in *port_p (may be NULL).
- * A name is listened to on each of its addresses: "localhost" on 127.0.0.1 and ::1. One listener per
- * engine. Bytes that are no kvrail handshake cost a counter (kv_stats.rejected_*) and nothing else.
- * Silent connections cost a descriptor each, at most KVCACHE_MAX_PENDING and a quarter of what the
- * process may have; beyond that the oldest of the address with the most makes room (SECURITY.md).
+ * A name is listened to on each of its addresses: "localhost" on 127.0.0.1 and ::1. One listener
+ * per engine. Bytes that are not a kvrail handshake cost a counter (kv_stats.rejected_*) and
+ * nothing else. Silent connections cost a descriptor each, at most KVCACHE_MAX_PENDING and a
+ * quarter of what the process may have; beyond that the oldest of the address with the most makes
+ * room (SECURITY.md).
  *
  * ERRORS
  *   ARG      the host does not resolve, or port > 65535
@@ -341,12 +342,12 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
 /*
  * kv_peer_close -- say goodbye and free the peer
  *
- * Ends its unfinished operations with KV_ERR_CLOSED, those that a group has collected too: whoever
- * waits for one gets that code, and its handle stays good until kv_op_free. Revokes its leases,
- * whose handles become invalid; a kv_revoke that waits for one returns 0. After the return no byte
- * of this connection can land in this engine's memory, except that blocks of a same-host writer
- * that does not answer stay quarantined: then KV_ERR_BUSY, the peer stays, and the call can be
- * repeated (see kv_revoke). So it is where a device takes longer to destroy its queue pairs, or
+ * Ends its unfinished operations with KV_ERR_CLOSED, those that a group has collected too: a call
+ * that waits for one gets that code, and its handle stays good until kv_op_free. Revokes its
+ * leases, whose handles become invalid; a kv_revoke that waits for one returns 0. After the return
+ * no byte of this connection can land in this engine's memory, except that blocks of a same-host
+ * writer that does not answer stay quarantined: then KV_ERR_BUSY, the peer stays, and the call can
+ * be repeated (see kv_revoke). So it is where a device takes longer to destroy its queue pairs, or
  * another thread's call on the peer to return. Waits at most timeout_ms.
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
@@ -431,9 +432,9 @@ int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_laye
  *
  * Checks everything that kv_write_blocks checks before it returns, posts as much as the transport
  * takes now and keeps a copy of the ids for the rest. That is posted by kv_test, kv_wait and
- * kv_progress, and by the service thread (KV_PROGRESS_AUTO) where nobody waits for the operation.
- * On shm the caller's thread copies the bytes inside this call. The source blocks must not change
- * before KV_SENT. *op_p must be given to kv_op_free.
+ * kv_progress, and by the service thread (KV_PROGRESS_AUTO) where no thread waits for the
+ * operation. On shm the caller's thread copies the bytes inside this call. The source blocks must
+ * not change before KV_SENT. *op_p must be given to kv_op_free.
  */
 int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,
@@ -474,7 +475,7 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
  * kv_cancel -- stop an operation
  *
  * After the return nothing of the operation can land any more and the source blocks are the
- * caller's. 0: it ended as CANCELLED, or had ended before (kv_test tells which). If posted work
+ * caller's. 0: it ended as CANCELLED, or had ended before (kv_test shows which). If posted work
  * does not drain within timeout_ms the connection is broken to stop it: then other operations
  * towards that peer fail and the peer must be closed and connected again. The same holds for an
  * operation whose deadline passes, 1 s after it.
@@ -524,13 +525,12 @@ uint64_t kv_lease_id(const struct kv_lease *lease);
  * freed. Another cache over the same memory is not closed with it (kv_cache_register)
  *
  * Where this side places every byte itself (the ring, with KVCACHE_SHM_PATH=ring here or a peer of
- * another user) it closes at once, and the writer is only told. Otherwise it asks the writer to
- * stop. If that does not answer within timeout_ms the connection is fenced (ib:
- * its queue pairs are destroyed here) and the peer is lost. A
- * same-host writer with direct access that does not answer cannot be stopped from outside:
- * KV_ERR_BUSY, its blocks stay quarantined and the handle stays valid, until it answers or its
- * process is gone; so it is while a device takes its time over a queue pair. A complete lease
- * (kv_recv_blocks) is closed at once.
+ * another user) it closes at once, and the writer only gets a message. Otherwise it asks the writer
+ * to stop. If that does not answer within timeout_ms the connection is fenced (ib: its queue pairs
+ * are destroyed here) and the peer is lost. A same-host writer with direct access that does not
+ * answer cannot be stopped from outside: KV_ERR_BUSY, its blocks stay quarantined and the handle
+ * stays valid, until it answers or its process is gone; the same holds while a device is slow to
+ * destroy a queue pair. A complete lease (kv_recv_blocks) is closed at once.
  */
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
 
@@ -540,9 +540,9 @@ int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
  *
  * The lease is closed by the completion; on failure and after kv_cancel the blocks are closed as by
  * kv_revoke, and stay closed (KV_ERR_LEASE for others) as long as the writer could still reach
- * them. No arrival is made: the operation tells. A receive whose time is up ends when the sender
- * has stopped, 1 s after its deadline at the latest. ERRORS as kv_blocks_open, and TIMEOUT, REVOKED
- * (the sender gave up), GEOMETRY (sender and receiver name different layers).
+ * them. No arrival is made: the operation's end says it. A receive whose time is up ends when the
+ * sender has stopped, 1 s after its deadline at the latest. ERRORS as kv_blocks_open, and TIMEOUT,
+ * REVOKED (the sender gave up), GEOMETRY (sender and receiver name different layers).
  */
 int kv_recv_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_error.h -- what went wrong, whom it concerns, and what the caller can do about it
+ * kv_error.h -- what went wrong, what is lost, and what the caller can do about it
  *
  * Every kvrail function that can fail returns 0 or a negative KV_ERR_* code and, where the caller
  * passes a struct kv_error, the cause. The function that first decides that something failed fills
@@ -22,7 +22,7 @@ extern "C" {
  *   CALL     nothing is lost: correct the arguments and call again
  *   REQUEST  this operation is lost: it may be tried again on the same peer
  *   PEER     the connection is lost: close it, connect again, then try again
- *   DEVICE   the engine's device or memory limits are the problem: mend them and reopen the engine
+ *   DEVICE   the local device or a memory limit is at fault: fix it, then open a new engine
  */
 enum kv_scope {
 	KV_SCOPE_NONE = 0,

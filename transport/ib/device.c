@@ -56,7 +56,7 @@ static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_err
 		}
 		if (!found) {
 			kv_fail(err, KV_ERR_DEVICE, "open",
-				"KVCACHE_RDMA_NICS names \"%.*s\", which is no device with an "
+				"KVCACHE_RDMA_NICS names \"%.*s\", which is not a device with an "
 				"active port",
 				(int)item, p);
 			kv_error_hint(err, "ibv_devinfo lists the devices and the state of their "

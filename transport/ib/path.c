@@ -142,7 +142,7 @@ int ib_path_agree(const struct ib_path *path, struct kv_error *err)
 	if (!((path->pkey | peer->pkey) & PKEY_FULL))
 		return kv_fail(err, KV_ERR_UNREACHABLE, "connect",
 			       "both %s and the peer's port are limited members of partition "
-			       "0x%04x, which do not hear each other",
+			       "0x%04x, which exchange no packets",
 			       rail->name, path->pkey);
 	if ((ib_path_wants_grh(path) || peer->grh) &&
 	    (ib_gid_is_zero(&path->address.gid) || ib_gid_is_zero(&peer->gid)))

@@ -193,7 +193,7 @@ int link_identify(struct shm_conn *sc, struct kv_error *err)
 	if (kv_fault(SHM_PEERCRED) ? (errno = ENOBUFS, -1)
 				   : getsockopt(sc->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake",
-				     "cannot tell who the peer's process is");
+				     "cannot find out which process the peer is");
 	sc->pid = cred.pid;
 	sc->uid = cred.uid;
 

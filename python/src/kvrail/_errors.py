@@ -76,7 +76,7 @@ class PeerLostError(PeerError, ConnectionError):
 
 
 class DeviceError(KvError):
-    """The engine's device or memory limits are the problem: mend them and reopen the engine."""
+    """The local device or a memory limit is at fault: fix it, then open a new engine."""
 
 
 _BY_CODE: Dict[int, Type[KvError]] = {

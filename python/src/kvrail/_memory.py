@@ -80,7 +80,7 @@ def _from_interface(obj: object, desc: Mapping[str, Any]) -> Region:
     if masked:
         raise TypeError("a mask does not travel: of a masked array give the .data, if its masked items may move too")
     if kind == "O" or getattr(getattr(obj, "dtype", None), "hasobject", False):
-        raise ValueError("an array of Python objects is no memory for a cache")
+        raise ValueError("an array of Python objects is not memory for a cache")
     if readonly:
         raise ValueError("the memory is read-only; a cache is written by peers")
     return region

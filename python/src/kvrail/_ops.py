@@ -44,7 +44,7 @@ class Op:
     def wait(self, timeout: Optional[float] = None, grade: int = ACKED) -> None:
         """Wait until it has reached `grade`. KvTimeoutError after `timeout` seconds, while the operation goes on."""
         if not _core.op_wait(self._handle, integer(grade, "grade", SENT, ACKED), milliseconds(timeout)):
-            exc = KvTimeoutError(f"{self.name} has not ended within {timeout} s; it goes on")
+            exc = KvTimeoutError(f"{self.name} has not ended within {timeout} s; it is still running")
             exc.code, exc.name, exc.op, exc.cause = _core.ERR_TIMEOUT, "TIMEOUT", "wait", str(exc)
             raise exc
 
@@ -53,7 +53,7 @@ class Op:
         self.wait(timeout)
 
     def error(self) -> Optional[KvError]:
-        """What it failed with, None if it goes on or went well."""
+        """What it failed with, None if it is still running or went well."""
         try:
             _core.op_test(self._handle)
         except KvError as exc:
