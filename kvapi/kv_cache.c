@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_cache.c -- memory for caches, and making a cache known to the transports */
+#include <stdio.h>
+
 #include "kv_internal.h"
 #include "kv_layout.h"
 
@@ -191,7 +193,7 @@ static int reserve_id(struct kv_cache *cache, struct kv_error *err)
 	if (engine->cache[id] || engine->making[id])
 		ret = kv_fail(err, KV_ERR_BUSY, "register", "cache id %u is taken", id);
 	else
-		ret = kv_hello_fits(engine, &cache->geometry, err);
+		ret = kv_cache_fits(engine, &cache->geometry, err);
 	if (!ret)
 		engine->making[id] = cache;
 	pthread_mutex_unlock(&engine->lock);
@@ -297,4 +299,30 @@ int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, cons
 	if (!layers->count)
 		layers->count = all - layers->first;
 	return 0;
+}
+
+void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches)
+{
+	snprintf(hello->name, sizeof(hello->name), "%s", name);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (caches[i])
+			hello->cache[hello->caches++] = caches[i]->geometry;
+}
+
+int kv_cache_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err)
+{
+	struct kv_hello hello = { .caches = 0 };
+	uint8_t buf[TR_HELLO_MAX];
+
+	kv_cache_hello(&hello, engine->name, engine->cache);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (engine->making[i])
+			hello.cache[hello.caches++] = engine->making[i]->geometry;
+	if (hello.caches < KV_CACHES_MAX)
+		hello.cache[hello.caches++] = *more;
+	if (kv_wire_put_hello(&hello, buf, sizeof(buf)))
+		return 0;
+	return kv_fail(err, KV_ERR_ARG, "register",
+		       "the shapes of %u caches do not fit into a hello of %d bytes", hello.caches,
+		       TR_HELLO_MAX);
 }

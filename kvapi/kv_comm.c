@@ -144,7 +144,7 @@ static bool connected(const struct rank_info *a, const struct rank_info *b)
 static void take_in(struct kv_comm *comm, const struct rank_info *all)
 {
 	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
+		struct kv_peer *peer = kv_table_claim(comm->engine, i, 0);
 		uint32_t r = peer ? peer->comm_rank : 0;
 
 		if (!peer)
@@ -154,7 +154,7 @@ static void take_in(struct kv_comm *comm, const struct rank_info *all)
 			comm->peer[r] = peer;
 			kv_peer_adopt(peer);
 		}
-		kv_service_leave(peer);
+		kv_table_leave(peer);
 	}
 }
 
@@ -165,14 +165,14 @@ static void take_in(struct kv_comm *comm, const struct rank_info *all)
 static void break_waiting_peers(struct kv_comm *comm)
 {
 	for (uint32_t i = 0; i < comm->engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(comm->engine, i, 0);
+		struct kv_peer *peer = kv_table_claim(comm->engine, i, 0);
 
 		if (!peer)
 			continue;
 		if (kv_peer_is_waif(peer) && peer->comm == comm->id)
 			kv_peer_break(peer, KV_ERR_PEER_LOST,
 				      "kv_comm_init failed at this rank, %u", comm->rank);
-		kv_service_leave(peer);
+		kv_table_leave(peer);
 	}
 	kv_engine_wake(comm->engine);
 }

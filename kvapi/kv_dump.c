@@ -126,12 +126,12 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 	say(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count, engine->arrivals.cap);
 	pthread_mutex_unlock(&engine->arrivals.lock);
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(engine, i, deadline);
+		struct kv_peer *peer = kv_table_claim(engine, i, deadline);
 
 		if (peer) {
 			dump_peer(&t, peer);
-			kv_service_leave(peer);
-		} else if (kv_service_knows(engine, i)) {
+			kv_table_leave(peer);
+		} else if (kv_table_knows(engine, i)) {
 			say(&t, "peer %u is busy in a call\n", i);
 		}
 	}

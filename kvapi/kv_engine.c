@@ -12,7 +12,7 @@
 #include "base/unload.h"
 #include "kv_internal.h"
 
-enum { LIFE_PAGE = 4096, ALIVE = 0x616c6976 };
+enum { LIFE_PAGE = 4096 };
 
 const char *kv_version(void)
 {
@@ -27,57 +27,6 @@ const char *kv_version(void)
 	return version;
 }
 
-static bool forked(const struct kv_engine *engine)
-{
-	return engine->wiped ? *engine->life != ALIVE : getpid() != engine->pid;
-}
-
-static int in_callback(const char *op, struct kv_error *err)
-{
-	kv_fail(err, KV_ERR_BUSY, op,
-		"called from the log callback, which runs inside another call");
-	kv_error_hint(err, "leave a note for another thread, and let that call");
-	return KV_ERR_BUSY;
-}
-
-int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err)
-{
-	if (!engine)
-		return kv_fail(err, KV_ERR_ARG, op, "engine is NULL");
-	if (engine->magic != KV_MAGIC_ENGINE)
-		return kv_fail(err, KV_ERR_CLOSED, op, "the engine was closed");
-	if (kv_log_inside())
-		return in_callback(op, err);
-	if (forked(engine)) {
-		kv_fail(err, KV_ERR_FORKED, op, "the engine was opened by process %d",
-			(int)engine->pid);
-		kv_error_hint(err, "open an engine after fork, or start workers with spawn");
-		return KV_ERR_FORKED;
-	}
-	return 0;
-}
-
-int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
-		       struct kv_error *err)
-{
-	if (timeout_ms < 0 || timeout_ms > KV_TIMEOUT_MAX_MS)
-		return kv_fail(err, KV_ERR_ARG, op, "timeout_ms is %lld; it must be 0..%d",
-			       (long long)timeout_ms, KV_TIMEOUT_MAX_MS);
-	*deadline_p = kv_deadline_ns(timeout_ms);
-	return 0;
-}
-
-void kv_engine_wake(struct kv_engine *engine)
-{
-	uint64_t one = 1;
-	ssize_t n;
-
-	do
-		n = write(engine->wake_fd, &one, sizeof(one));
-	while (n < 0 && errno == EINTR);
-	/* EAGAIN: it is readable already. */
-}
-
 /* The page by which a forked child knows that it is one, without a system call at each use. */
 static int make_life(struct kv_engine *engine, struct kv_error *err)
 {
@@ -88,7 +37,7 @@ static int make_life(struct kv_engine *engine, struct kv_error *err)
 	if (page == MAP_FAILED)
 		return kv_fail_errno(err, KV_ERR_NOMEM, errno, "open", "mmap of a page failed");
 	engine->life = page;
-	*engine->life = ALIVE;
+	*engine->life = KV_ALIVE;
 	engine->pid = getpid();
 	engine->wiped = !madvise(page, LIFE_PAGE, MADV_WIPEONFORK);
 	return 0;
@@ -130,14 +79,6 @@ void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *
 		return;
 	engine->interrupted = interrupted;
 	engine->interrupted_arg = arg;
-}
-
-bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns)
-{
-	if (kv_now_ns() < *ask_ns)
-		return false;
-	*ask_ns = kv_deadline_ns(KV_ASK_MS);
-	return engine->interrupted && engine->interrupted(engine->interrupted_arg);
 }
 
 static void warn_options(struct kv_engine *engine)
@@ -249,8 +190,9 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 		return ret;
 	if (!engine_p)
 		return kv_fail(err, KV_ERR_ARG, "open", "engine_p is NULL");
-	if (kv_log_inside())
-		return in_callback("open", err);
+	ret = kv_not_in_callback("open", err);
+	if (ret)
+		return ret;
 	engine = kv_fault(KV_ENGINE_ALLOC) ? NULL : calloc(1, sizeof(*engine));
 	if (!engine)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the engine");
@@ -300,7 +242,7 @@ void kv_engine_close(struct kv_engine *engine)
 {
 	bool stopped;
 
-	if (!engine || engine->magic != KV_MAGIC_ENGINE || kv_log_inside() || forked(engine))
+	if (kv_engine_use(engine, "close", NULL))
 		return; /* a forked child shares descriptors with its parent: it touches none */
 	engine->magic = KV_MAGIC_DEAD;
 	stopped = kv_service_stop(engine);

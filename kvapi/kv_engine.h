@@ -191,6 +191,8 @@ struct kv_engine {
 	struct kv_arrivals arrivals;
 	struct kv_counters count;
 };
+/* kv_call.c. BUSY in the log callback, which runs inside another call. */
+int kv_not_in_callback(const char *op, struct kv_error *err);
 /* NULL, closed or forked handles are refused here. */
 int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err);
 void kv_engine_wake(struct kv_engine *engine);
@@ -210,23 +212,28 @@ bool kv_service_stop(struct kv_engine *engine); /* false: it does not return fro
 /* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
 int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
 enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
-int kv_service_watch(struct kv_peer *peer, struct kv_error *err);
-bool kv_service_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
-/*
- * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
- * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:
- * none, or busy.
- */
-struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
-void kv_service_leave(struct kv_peer *peer);
-void kv_service_rearm(struct kv_peer *peer);
-void kv_service_unwatch(struct kv_peer *peer);
 /*
  * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
  * condition again.
  */
 void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
 		      int64_t deadline_ns);
+
+/* ---------------------------------------------------------------- the peers' table: kv_table.c */
+
+int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
+void kv_table_rearm(struct kv_peer *peer);
+void kv_table_unwatch(struct kv_peer *peer);
+bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
+/* With its claim, or NULL. `generation` NULL: any peer there, and nobody is told that we came. */
+struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
+/*
+ * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
+ * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:
+ * none, or busy.
+ */
+struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
+void kv_table_leave(struct kv_peer *peer);
 
 /* ---------------------------------------------------------------- kv_watch.c */
 
@@ -260,6 +267,10 @@ int kv_cache_use(const struct kv_cache *cache, const struct kv_engine *engine, c
 int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, const char *op,
 		    struct kv_error *err);
 void kv_cache_free(struct kv_cache *cache);
+/* A hello with the shapes of these caches, KV_CACHES_MAX of them; NULL: none at this id. */
+void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches);
+/* ARG if the hello of all caches, and one more, would be too long. engine.lock held. */
+int kv_cache_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err);
 void kv_ranges_free(struct kv_engine *engine); /* what kv_alloc gave out */
 
 /* ---------------------------------------------------------------- sets of bits, magic numbers */
@@ -297,6 +308,7 @@ enum {
 	KV_MAGIC_LEASE = 0x4b564c45,
 	KV_MAGIC_OP = 0x4b564f50,
 	KV_MAGIC_DEAD = 0x4b564445,
+	KV_ALIVE = 0x616c6976, /* engine.life; a page that a child of fork finds empty */
 };
 
 #endif

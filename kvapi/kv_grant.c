@@ -343,21 +343,6 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	peer->link->grant_work = true;
 	if (grant)
 		grant->revoked = true;
-	/* Operations that have not begun end now; they would be refused when they get a slot. */
-	for (struct kv_op *op = peer->link->collected, *after; op; op = after) {
-		after = op->after;
-		if (op->grant == id)
-			kv_op_stop(op, KV_ERR_REVOKED, 0, NULL);
-	}
-	if (!grant)
-		return 0;
-	KV_EACH_BIT (peer->link->busy, i) {
-		struct kv_op *op = peer->link->slot[i].op;
-
-		/* What is committed already is decided by the receiver's acknowledgement. */
-		if (op->grant == id && !op->committed)
-			kv_op_stop(op, KV_ERR_REVOKED, kv_deadline_ns(KV_STOP_MS), NULL);
-	}
 	return 0;
 }
 

@@ -110,7 +110,7 @@ static void stop_all(struct kv_group *group)
 	for (struct kv_op *op = group->first; op; op = op->next) {
 		if (!kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS))
 			continue; /* tried again in the next round */
-		kv_op_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
+		kv_stop(op, KV_ERR_CANCELLED, kv_deadline_ns(KV_STOP_MS), NULL);
 		kv_peer_release(op->peer);
 	}
 }

@@ -15,32 +15,6 @@
 
 #include "base/wire.h"
 
-static void hello_of(struct kv_hello *hello, const char *name, struct kv_cache *const *caches)
-{
-	snprintf(hello->name, sizeof(hello->name), "%s", name);
-	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		if (caches[i])
-			hello->cache[hello->caches++] = caches[i]->geometry;
-}
-
-int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err)
-{
-	struct kv_hello hello = { .caches = 0 };
-	uint8_t buf[TR_HELLO_MAX];
-
-	hello_of(&hello, engine->name, engine->cache);
-	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		if (engine->making[i])
-			hello.cache[hello.caches++] = engine->making[i]->geometry;
-	if (hello.caches < KV_CACHES_MAX)
-		hello.cache[hello.caches++] = *more;
-	if (kv_wire_put_hello(&hello, buf, sizeof(buf)))
-		return 0;
-	return kv_fail(err, KV_ERR_ARG, "register",
-		       "the shapes of %u caches do not fit into a hello of %d bytes", hello.caches,
-		       TR_HELLO_MAX);
-}
-
 /*
  * ---------------------------------------------------------------- the tables of an accepted peer
  */
@@ -117,7 +91,7 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 		if (ret)
 			return ret;
 	}
-	hello_of(&hello, peer->engine->name, peer->link->known);
+	kv_cache_hello(&hello, peer->engine->name, peer->link->known);
 	len = kv_wire_put_hello(&hello, buf, cap);
 	return len ? (int)len : KV_ERR_INTERNAL;
 }

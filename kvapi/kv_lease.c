@@ -259,14 +259,24 @@ void kv_lease_release(struct kv_lease *lease)
 
 /* ---------------------------------------------------------------- stopping */
 
-void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
+void kv_recv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
 {
+	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
+		return;
 	kv_op_set_error(op, code, cause);
 	op->end_code = code;
 	op->stage = KV_STAGE_STOP;
 	op->deadline_ns = stop_ns;
 	kv_peer_due(op->peer, stop_ns);
 	kv_lease_stop(op->lease); /* ends the operation when nothing can land any more */
+}
+
+void kv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
+{
+	if (op->kind == KV_OP_RECV && op->stage != KV_STAGE_IDLE)
+		kv_recv_stop(op, code, stop_ns, cause);
+	else
+		kv_op_stop(op, code, stop_ns, cause);
 }
 
 /* The writer did not answer in time: the operation ends, the blocks stay closed until the fence. */
@@ -363,7 +373,7 @@ void kv_lease_close_all(struct kv_peer *peer)
 			continue;
 		lease->open = false;
 		if (lease->op)
-			kv_lease_end_op(lease->op, KV_ERR_CLOSED, kv_deadline_ns(KV_STOP_MS), NULL);
+			kv_recv_stop(lease->op, KV_ERR_CLOSED, kv_deadline_ns(KV_STOP_MS), NULL);
 	}
 }
 
@@ -419,11 +429,14 @@ static void expire_one(struct kv_lease *lease, int64_t now)
 static void expire_receive(struct kv_lease *lease, int64_t now)
 {
 	struct kv_op *op = lease->op;
+	struct kv_error err;
 
 	if (now < op->deadline_ns) {
 		kv_peer_due(lease->peer, op->deadline_ns);
 	} else if (op->stage != KV_STAGE_STOP) {
-		kv_op_timeout(op);
+		int code = kv_op_late(op, &err);
+
+		kv_recv_stop(op, code, kv_deadline_ns(KV_STOP_MS), &err);
 	} else {
 		orphan_lease(lease);
 	}

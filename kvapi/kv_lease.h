@@ -55,7 +55,9 @@ void kv_lease_stopped(struct kv_lease *lease);
  * void. The record is freed when the writer's answer comes; no call waits for it.
  */
 void kv_lease_close_here(struct kv_lease *lease);
-void kv_lease_end_op(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
+void kv_recv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
+/* Ends an operation of any kind: kv_recv_stop or kv_op_stop. */
+void kv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
 void kv_lease_release(struct kv_lease *lease);
 bool kv_lease_flush(struct kv_peer *peer); /* sends what waits; false: out of credits */
 int kv_lease_revoked(struct kv_peer *peer, uint64_t id); /* the writer's answer: 0 or PROTOCOL */

@@ -152,7 +152,7 @@ static int disagree(struct kv_lease *lease, const struct kv_msg_begin *begin)
 			"the sender names layers %u + %u and %u blocks; layers %u + %u and %u blocks are open",
 			begin->first, begin->count, begin->blocks, lease->layers.first,
 			lease->layers.count, lease->n);
-		kv_op_stop(lease->op, KV_ERR_GEOMETRY, kv_deadline_ns(KV_STOP_MS), &err);
+		kv_recv_stop(lease->op, KV_ERR_GEOMETRY, kv_deadline_ns(KV_STOP_MS), &err);
 	}
 	return KV_ERR_GEOMETRY;
 }
@@ -207,6 +207,6 @@ int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status)
 	kv_peer_fail(peer, &err, code, "recv_blocks", "the sender gave up: %s",
 		     kv_error_text(status));
 	/* Other operations may still be writing: the lease is stopped like any other. */
-	kv_op_stop(lease->op, code, kv_deadline_ns(KV_STOP_MS), &err);
+	kv_recv_stop(lease->op, code, kv_deadline_ns(KV_STOP_MS), &err);
 	return 0;
 }

@@ -7,15 +7,8 @@
 
 enum { ID_SLOT_BITS = 16 };
 
-static const char *const kind_names[] = { "write_blocks", "read_blocks", "send_blocks",
-					  "recv_blocks" };
 static const char *const stage_names[] = { "idle",   "waits for a lease", "begin", "post",
 					   "commit", "in flight",	  "stop",  "ended" };
-
-const char *kv_op_name(const struct kv_op *op)
-{
-	return kind_names[op->kind];
-}
 
 const char *kv_op_stage_name(const struct kv_op *op)
 {
@@ -267,10 +260,6 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 		kv_op_end(op, code, cause);
 		return;
 	}
-	if (op->kind == KV_OP_RECV) {
-		kv_lease_end_op(op, code, stop_ns, cause);
-		return;
-	}
 	kv_op_set_error(op, code, cause);
 	op->end_code = code;
 	op->stage = KV_STAGE_STOP;
@@ -282,9 +271,8 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 		stopped(op);
 }
 
-void kv_op_timeout(struct kv_op *op)
+int kv_op_late(const struct kv_op *op, struct kv_error *err)
 {
-	struct kv_error err;
 	const char *missing =
 		op->stage == KV_STAGE_WAIT_GRANT ? "no lease with this tag was opened"
 		: op->stage == KV_STAGE_FLIGHT && op->kind == KV_OP_RECV ? "not every layer arrived"
@@ -298,13 +286,40 @@ void kv_op_timeout(struct kv_op *op)
 		code = KV_ERR_LEASE;
 		missing = "the receiver did not say what the lease holds";
 	}
-	kv_peer_fail(op->peer, &err, code, kv_op_name(op), "%s within %lld ms", missing,
+	kv_peer_fail(op->peer, err, code, kv_op_name(op), "%s within %lld ms", missing,
 		     (long long)op->timeout_ms);
-	kv_error_hint(&err, op->stage == KV_STAGE_WAIT_GRANT
-				    ? "do both ends name the same tag and cache, or lease?"
-				    : "kv_dump of both engines says what waits; timeout_ms or "
-				      "KVCACHE_OP_TIMEOUT_MS gives it more time");
+	kv_error_hint(err, op->stage == KV_STAGE_WAIT_GRANT
+				   ? "do both ends name the same tag and cache, or lease?"
+				   : "kv_dump of both engines says what waits; timeout_ms or "
+				     "KVCACHE_OP_TIMEOUT_MS gives it more time");
+	return code;
+}
+
+void kv_op_timeout(struct kv_op *op)
+{
+	struct kv_error err;
+	int code = kv_op_late(op, &err);
+
 	kv_op_stop(op, code, kv_deadline_ns(KV_STOP_MS), &err);
+}
+
+void kv_op_revoked(struct kv_peer *peer, uint64_t grant)
+{
+	bool known = kv_grant_find(peer, grant);
+
+	/* Operations that have not begun end now; they would be refused when they get a slot. */
+	for (struct kv_op *op = peer->link->collected, *after; op; op = after) {
+		after = op->after;
+		if (op->grant == grant)
+			kv_op_stop(op, KV_ERR_REVOKED, 0, NULL);
+	}
+	KV_EACH_BIT (peer->link->busy, i) {
+		struct kv_op *op = peer->link->slot[i].op;
+
+		/* What is committed already is decided by the receiver's acknowledgement. */
+		if (known && op->grant == grant && !op->committed)
+			kv_op_stop(op, KV_ERR_REVOKED, kv_deadline_ns(KV_STOP_MS), NULL);
+	}
 }
 
 void kv_op_lost(struct kv_op *op)

@@ -124,14 +124,12 @@ enum kv_step {
 	KV_STEP_OVER, /* it was stopped: it may have ended, and its record may be in use again */
 };
 bool kv_op_step(struct kv_op *op,
-		bool may_post); /* kv_write.c: one piece further; false: nothing could be done */
+		bool may_post); /* kv_post.c: one piece further; false: nothing could be done */
 /*
  * Posts what the transport takes, until all is posted or another thread wants the peer: then
  * op->passed is set, and the caller releases the claim and calls again. false: nothing moved.
  */
 bool kv_op_post(struct kv_op *op);
-/* The same for KV_STAGE_WAIT_GRANT: kv_pair.c, kv_write.c. */
-enum kv_step kv_send_match(struct kv_op *op);
 int kv_recv_start(struct kv_op *op, struct kv_error *err);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */
@@ -141,6 +139,10 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack); /* 0 or PROTOCOL */
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
+/* What a deadline that has passed is called, and why it has. */
+int kv_op_late(const struct kv_op *op, struct kv_error *err);
+/* Its receiver takes the lease back: ends what writes to it. */
+void kv_op_revoked(struct kv_peer *peer, uint64_t grant);
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
 
 /* kv_group.c: a group takes it instead of beginning it */

@@ -132,3 +132,11 @@ int kv_op_keep_ids(struct kv_op *op, struct kv_error *err)
 	}
 	return 0;
 }
+
+const char *kv_op_name(const struct kv_op *op)
+{
+	static const char *const kind_names[] = { "write_blocks", "read_blocks", "send_blocks",
+						  "recv_blocks" };
+
+	return kind_names[op->kind];
+}

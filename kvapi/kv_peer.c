@@ -46,6 +46,55 @@ int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *
 	return KV_ERR_PEER_LOST;
 }
 
+/* ---------------------------------------------------------------- under its claim */
+
+int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
+		      struct kv_error *err)
+{
+	if (kv_claim_until(&peer->claim, deadline_ns))
+		return 0;
+	return kv_peer_fail(peer, err, code, op,
+			    "another call on %s had not returned at the deadline", peer->name);
+}
+
+int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg)
+{
+	uint8_t buf[TR_MSG_MAX];
+	size_t len = kv_wire_put(msg, buf, sizeof(buf));
+
+	/*
+	 * A negative code means that the connection is failing: TR_PEER_LOST says why. A BEGIN is
+	 * of use only with its notify, or an ABORT, which wake the receiver anyway: once, not
+	 * twice.
+	 */
+	if (msg->type == KV_MSG_BEGIN)
+		return tr_msg_lazy(peer->conn, buf, len, NULL);
+	return tr_msg(peer->conn, buf, len, NULL);
+}
+
+void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns)
+{
+	if (deadline_ns < peer->next_deadline_ns)
+		peer->next_deadline_ns = deadline_ns;
+}
+
+void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
+{
+	char text[sizeof(peer->error.message)];
+	va_list ap;
+
+	if (peer->error.code)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	kv_peer_fail(peer, &peer->error, code, "progress", "%s", text);
+	kv_log_error(peer->engine->log, "closing the connection to %s (%s): %s", peer->name,
+		     tr_conn_address(peer->conn), text);
+	tr_fence(peer->conn, KV_NO_DEADLINE,
+		 NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
+}
+
 /* ---------------------------------------------------------------- the table of peers */
 
 int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
@@ -103,141 +152,6 @@ void kv_peer_drop(struct kv_peer *peer)
 		free(peer);
 }
 
-/* No event of the transport comes for them any more: ends them. */
-static void end_the_rest(struct kv_peer *peer)
-{
-	kv_peer_end_ops(peer, KV_ERR_CLOSED, 0);
-	KV_EACH_BIT (peer->link->busy, i)
-		kv_op_lost(peer->link->slot[i].op);
-}
-
-void kv_peer_free(struct kv_peer *peer)
-{
-	struct kv_engine *engine = peer->engine;
-
-	if (peer->link)
-		end_the_rest(peer);
-	kv_arrivals_forget(engine, peer);
-	if (peer->conn)
-		kv_service_unwatch(peer);
-	pthread_mutex_lock(&engine->lock);
-	kv_stats_keep(peer);
-	engine->peer[peer->index] = NULL;
-	engine->peer_generation[peer->index]++;
-	while (engine->peers_end && !engine->peer[engine->peers_end - 1])
-		engine->peers_end--;
-	if (peer->state == KV_PEER_HANDSHAKE)
-		engine->peers_pending -= peer->incoming;
-	if (peer->counted)
-		engine->peers_up--;
-	pthread_mutex_unlock(&engine->lock);
-	kv_hello_free(peer);
-	if (peer->conn)
-		tr_conn_close(peer->conn);
-	peer->conn = NULL;
-	peer->state = KV_PEER_CLOSED;
-	peer->closing = true;
-	peer->magic = KV_MAGIC_DEAD;
-	kv_waiter_wake(&peer->waiter);
-	kv_claim_release(&peer->claim);
-	kv_peer_drop(peer);
-}
-
-/* ---------------------------------------------------------------- closing */
-
-static bool peer_is_idle(const struct kv_peer *peer)
-{
-	return !(peer->link->busy[0] | peer->link->busy[1]);
-}
-
-static void peer_nap(const struct kv_peer *peer, int64_t deadline_ns)
-{
-	struct pollfd fd = { .fd = tr_conn_fd(peer->conn), .events = POLLIN };
-
-	/* Short: a fence is not always announced on the descriptor. */
-	poll(&fd, 1, kv_poll_ms(deadline_ns, 2));
-}
-
-void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns)
-{
-	while (peer->link->collected)
-		kv_op_stop(peer->link->collected, code, stop_ns, NULL);
-	KV_EACH_BIT (peer->link->busy, i)
-		kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
-}
-
-static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
-{
-	kv_peer_end_ops(peer, KV_ERR_CLOSED, deadline_ns);
-	kv_lease_close_all(peer);
-	while (peer->state == KV_PEER_UP && !peer_is_idle(peer) && kv_now_ns() < deadline_ns)
-		if (!kv_peer_progress(peer, false))
-			peer_nap(peer, deadline_ns);
-}
-
-static void say_goodbye(struct kv_peer *peer)
-{
-	static const struct kv_msg bye = { .type = KV_MSG_BYE };
-
-	kv_peer_progress(peer, false); /* acknowledgements that the peer waits for go first */
-	if (peer->state == KV_PEER_UP && !peer->bye_sent)
-		peer->bye_sent = !kv_peer_send(peer, &bye);
-}
-
-int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err)
-{
-	struct kv_error cause;
-	int64_t linger;
-	int ret;
-
-	peer->closing = true;
-	if (!peer->conn)
-		return 0;
-	if (peer->link) {
-		end_operations(peer, deadline_ns);
-		say_goodbye(peer);
-	}
-	/* Half of the time is for the goodbye, the other half for the fence itself. */
-	linger = kv_now_ns() + (deadline_ns - kv_now_ns()) / 2;
-	while ((ret = tr_fence(peer->conn, linger, &cause)) && kv_now_ns() < deadline_ns)
-		peer_nap(peer, deadline_ns);
-	if (ret) {
-		kv_peer_fail(peer, err, KV_ERR_BUSY, "peer_close",
-			     "%s has not stopped writing and its process lives", peer->name);
-		kv_error_hint(err, "close it again once that process has answered or ended");
-		return KV_ERR_BUSY;
-	}
-	/* The transport's last events, the ends of operations above all. */
-	while (kv_peer_take_events(peer) > 0)
-		;
-	peer->fenced = true;
-	if (peer->link)
-		kv_lease_fenced(peer);
-	return 0;
-}
-
-int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err)
-{
-	int64_t deadline;
-	int ret = kv_peer_use(peer, "peer_close", err);
-
-	if (!ret)
-		ret = kv_engine_deadline(timeout_ms, "peer_close", &deadline, err);
-	if (!ret)
-		ret = kv_peer_claim_for(peer, deadline, KV_ERR_BUSY, "peer_close", err);
-	if (ret)
-		return ret;
-	ret = kv_peer_shut(peer, deadline, err);
-	if (ret) {
-		kv_claim_release(&peer->claim);
-		return ret;
-	}
-	if (peer->state == KV_PEER_UP)
-		kv_count(peer->engine, peers_now, -1);
-	kv_peer_free(peer);
-	return 0;
-}
-
 int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_error *err)
 {
 	int ret = kv_peer_use(peer, "peer_info", err);
@@ -266,4 +180,15 @@ void kv_peer_set_user(struct kv_peer *peer, uint64_t user)
 {
 	if (peer && peer->magic == KV_MAGIC_PEER)
 		atomic_store(&peer->user, user);
+}
+
+/* true: PEER_UP is queued, or need not be. false: the queue is full, try again later. */
+bool kv_peer_tell_up(struct kv_peer *peer)
+{
+	struct kv_arrival up = { .kind = KV_ARRIVAL_PEER_UP, .peer = peer };
+
+	if (!peer->up_queued)
+		peer->up_queued = !peer->owned || !peer->incoming || peer->comm ||
+				  kv_arrivals_push(peer->engine, &up);
+	return peer->up_queued;
 }

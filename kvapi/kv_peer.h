@@ -140,7 +140,6 @@ void kv_hello_free(struct kv_peer *peer);
 /* kv_place.c: tr_upper_ops.may */
 int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
 		 unsigned int access, uint64_t grant);
-int kv_hello_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err);
 
 int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, const char *op,
@@ -177,7 +176,8 @@ void kv_budget_give(struct kv_peer *peer, size_t bytes);
 /* kv_connect.c: a peer until its handshake is over */
 void kv_peer_accept(struct kv_engine *engine);
 bool kv_peer_accept_due(struct kv_engine *engine);
-bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* false: the peer is gone, freed */
+void kv_count_rejected(struct kv_engine *engine, int code);
+bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* one step; false: freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
 /*
  * It has connected for a communicator, and no kv_comm_init of this engine has made it part of that
@@ -208,6 +208,10 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post);
 bool kv_peer_service(struct kv_peer *peer, int *done_p);
 /* The same for a peer without an owner, in a handshake or lost. */
 bool kv_peer_discard(struct kv_peer *peer);
+/* A peer whose kv_connect returned before the handshake ended. false: freed. */
+bool kv_peer_discard_orphan(struct kv_peer *peer);
+/* After a loss: fences, delivers what is left, frees a peer that nobody owns. false: freed. */
+bool kv_peer_finish_lost(struct kv_peer *peer);
 void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns); /* next_deadline_ns = min */

@@ -21,15 +21,6 @@ enum {
 
 /* ---------------------------------------------------------------- claim */
 
-int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
-		      struct kv_error *err)
-{
-	if (kv_claim_until(&peer->claim, deadline_ns))
-		return 0;
-	return kv_peer_fail(peer, err, code, op,
-			    "another call on %s had not returned at the deadline", peer->name);
-}
-
 /* Leaves the connection so that its next event reaches the service thread. */
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 {
@@ -43,14 +34,14 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 	peer->restless = false;
 }
 
-/* Gives the descriptor back to epoll where the service thread found the claim taken: claim_at. */
+/* Gives the descriptor back to epoll if the service thread has met a held claim: kv_table_try. */
 static void release_claim(struct kv_peer *peer)
 {
 	atomic_bool *wants = &peer->engine->wants[peer->index];
 
 	for (;;) {
 		if (atomic_load(wants) && atomic_exchange(wants, false))
-			kv_service_rearm(peer);
+			kv_table_rearm(peer);
 		kv_claim_release(&peer->claim);
 		/*
 		 * It may have been set before the release. A thread that has the claim by now
@@ -85,44 +76,6 @@ void kv_peer_release(struct kv_peer *peer)
 
 /* ---------------------------------------------------------------- messages and events */
 
-int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg)
-{
-	uint8_t buf[TR_MSG_MAX];
-	size_t len = kv_wire_put(msg, buf, sizeof(buf));
-
-	/*
-	 * A negative code means that the connection is failing: TR_PEER_LOST says why. A BEGIN is
-	 * of use only with its notify, or an ABORT, which wake the receiver anyway: once, not
-	 * twice.
-	 */
-	if (msg->type == KV_MSG_BEGIN)
-		return tr_msg_lazy(peer->conn, buf, len, NULL);
-	return tr_msg(peer->conn, buf, len, NULL);
-}
-
-void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns)
-{
-	if (deadline_ns < peer->next_deadline_ns)
-		peer->next_deadline_ns = deadline_ns;
-}
-
-void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
-{
-	char text[sizeof(peer->error.message)];
-	va_list ap;
-
-	if (peer->error.code)
-		return;
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	kv_peer_fail(peer, &peer->error, code, "progress", "%s", text);
-	kv_log_error(peer->engine->log, "closing the connection to %s (%s): %s", peer->name,
-		     tr_conn_address(peer->conn), text);
-	tr_fence(peer->conn, KV_NO_DEADLINE,
-		 NULL); /* tr_poll goes on with it and reports TR_PEER_LOST */
-}
-
 static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
@@ -155,6 +108,8 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 		break;
 	case KV_MSG_REVOKE:
 		ret = kv_grant_revoke(peer, msg.id.lease);
+		if (!ret)
+			kv_op_revoked(peer, msg.id.lease);
 		break;
 	case KV_MSG_REVOKED:
 		ret = kv_lease_revoked(peer, msg.id.lease);
@@ -186,7 +141,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 	if (!peer->error.code)
 		peer->error = *cause;
 	peer->state = KV_PEER_LOST;
-	kv_service_unwatch(peer);
+	kv_table_unwatch(peer);
 	if (!peer->closing)
 		kv_count(engine, peers_lost, 1);
 	kv_count(engine, peers_now, -1);
@@ -356,102 +311,4 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post)
 	return done;
 }
 
-/*
- * Operations that are not all posted: a thread that waits for one posts it, so wake it; one without
- * a waiting thread goes on in the service's next turn.
- */
-static void wake_posters(struct kv_peer *peer, bool moved)
-{
-	KV_EACH_BIT (peer->link->posting, i) {
-		const struct kv_op *op = peer->link->slot[i].op;
-
-		if (op->blocking || atomic_load(&op->waiter->sleepers))
-			kv_waiter_wake(op->waiter);
-		else if (moved)
-			peer->restless = true;
-	}
-}
-
 /* ---------------------------------------------------------------- the service's part */
-
-/*
- * Handles a lost peer: fences it, delivers its last arrivals, queues PEER_LOST, frees it if the
- * application has no handle. false: freed.
- */
-static bool finish_lost_peer(struct kv_peer *peer)
-{
-	struct kv_arrival lost = {
-		.kind = KV_ARRIVAL_PEER_LOST,
-		.status = peer->bye ? KV_ERR_CLOSED : KV_ERR_PEER_LOST,
-		.peer = peer,
-		.user = atomic_load(&peer->user),
-	};
-
-	if (peer->closing)
-		return true; /* kv_peer_close does it */
-	if (!peer->fenced && !tr_fence(peer->conn, 0, NULL)) {
-		peer->fenced = true;
-		if (peer->link)
-			kv_lease_fenced(peer);
-	}
-	if (peer->link) /* a connect that failed before its hello has none */
-		kv_incoming_retry(peer);
-	if (peer->owned && !peer->lost_queued)
-		peer->lost_queued = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
-	if (peer->owned || !peer->fenced)
-		return true;
-	kv_peer_free(peer);
-	return false;
-}
-
-/*
- * The other end of a handshake that failed here may be ready already, and write: its memory is
- * not free before it is fenced.
- */
-bool kv_peer_discard(struct kv_peer *peer)
-{
-	peer->owned = false;
-	peer->lost_queued = true;
-	if (peer->state == KV_PEER_HANDSHAKE) {
-		kv_service_unwatch(peer);
-		kv_peer_leave_pending(peer, KV_PEER_LOST);
-	}
-	return finish_lost_peer(peer);
-}
-
-/* A peer whose kv_connect returned before the handshake ended. false: freed. */
-static bool discard_orphan(struct kv_peer *peer)
-{
-	peer->owned = false;
-	if (peer->state == KV_PEER_HANDSHAKE)
-		return kv_peer_discard(peer);
-	if (peer->state == KV_PEER_UP)
-		kv_peer_break(peer, KV_ERR_TIMEOUT, "%s was connected too late", peer->name);
-	return true;
-}
-
-bool kv_peer_service(struct kv_peer *peer, int *done_p)
-{
-	int done;
-
-	if (atomic_load_explicit(&peer->orphan, memory_order_acquire) && !discard_orphan(peer))
-		return false;
-	if (peer->state == KV_PEER_HANDSHAKE)
-		return kv_peer_handshake(peer, done_p);
-	if (peer->state == KV_PEER_LOST)
-		return finish_lost_peer(peer);
-	done = kv_peer_progress(peer, peer->engine->caller_mode);
-	kv_peer_arm(peer, peer->engine->caller_mode, &done);
-	*done_p += done;
-	if (peer->state != KV_PEER_UP)
-		return true;
-	kv_peer_tell_up(peer);
-	if (kv_peer_is_waif(peer) && kv_now_ns() >= peer->adopt_by_ns &&
-	    !atomic_load(&peer->engine->joining))
-		kv_peer_break(peer, KV_ERR_PEER_LOST,
-			      "no kv_comm_init of this engine has taken it in within %d ms",
-			      KV_COMM_MS);
-	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
-		wake_posters(peer, done);
-	return true;
-}

@@ -158,7 +158,7 @@ static int request_start(struct kv_op *op, bool wait, struct kv_error *err)
 
 		ret = kv_op_keep_ids(op, &cause);
 		if (ret)
-			kv_op_stop(op, ret, kv_deadline_ns(KV_STOP_MS), &cause);
+			kv_stop(op, ret, kv_deadline_ns(KV_STOP_MS), &cause);
 	}
 	return 0;
 }

@@ -11,111 +11,19 @@
 
 enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
 
-/*
- * A peer is named by index and generation, so that a closed one is not mistaken for its successor.
- */
-static uint64_t token_of(const struct kv_peer *peer)
-{
-	return (uint64_t)peer->engine->peer_generation[peer->index] << 32 |
-	       (peer->index + KV_TOKEN_PEERS);
-}
-
-int kv_service_watch(struct kv_peer *peer, struct kv_error *err)
-{
-	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
-	int ret = kv_fault(KV_WATCH) ? (errno = ENOMEM, -1)
-				     : epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_ADD,
-						 tr_conn_fd(peer->conn), &event);
-
-	if (ret)
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "watch", "epoll_ctl failed");
-	return 0;
-}
-
-void kv_service_rearm(struct kv_peer *peer)
-{
-	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
-
-	/* Cannot fail for a descriptor that is there; a peer that is lost was taken out. */
-	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_MOD, tr_conn_fd(peer->conn), &event);
-}
-
-void kv_service_unwatch(struct kv_peer *peer)
-{
-	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_DEL, tr_conn_fd(peer->conn), NULL);
-}
-
-/*
- * The peer at `index` with its claim held, or NULL. If the claim is taken, engine.wants is set: its
- * holder looks there after its release. So the second try gets the free claim, or the holder sees
- * the flag.
- */
-static struct kv_peer *claim_at(struct kv_engine *engine, uint32_t index,
-				const uint32_t *generation)
-{
-	struct kv_peer *peer;
-	bool taken = false;
-
-	pthread_mutex_lock(&engine->lock);
-	peer = engine->peer[index];
-	if (peer && generation && engine->peer_generation[index] != *generation)
-		peer = NULL;
-	if (peer && !kv_claim_try(&peer->claim)) {
-		if (generation)
-			atomic_store(&engine->wants[index], true);
-		if (!generation || !kv_claim_try(&peer->claim))
-			taken = true;
-		else
-			atomic_store(&engine->wants[index], false);
-	}
-	pthread_mutex_unlock(&engine->lock);
-	return taken ? NULL : peer;
-}
-
-bool kv_service_knows(struct kv_engine *engine, uint32_t index)
-{
-	bool known;
-
-	pthread_mutex_lock(&engine->lock);
-	known = engine->peer[index];
-	pthread_mutex_unlock(&engine->lock);
-	return known;
-}
-
-struct kv_peer *kv_service_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns)
-{
-	struct kv_peer *peer = claim_at(engine, index, NULL);
-
-	while (!peer && kv_service_knows(engine, index) && kv_now_ns() < deadline_ns) {
-		poll(NULL, 0, 1);
-		peer = claim_at(engine, index, NULL);
-	}
-	return peer;
-}
-
-void kv_service_leave(struct kv_peer *peer)
-{
-	struct kv_engine *engine = peer->engine;
-	uint32_t index = peer->index;
-
-	kv_claim_release(&peer->claim);
-	if (atomic_load(&engine->wants[index]))
-		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
-}
-
 /* Looks at every peer: deadlines, and in caller mode everything. */
 static int sweep(struct kv_engine *engine, bool *restless_p)
 {
 	int done = 0;
 
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = claim_at(engine, i, NULL);
+		struct kv_peer *peer = kv_table_try(engine, i, NULL);
 
 		if (!peer || !kv_peer_service(peer, &done))
 			continue;
 		*restless_p |= peer->restless;
 		if (peer->state != KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
-			kv_service_rearm(peer);
+			kv_table_rearm(peer);
 		kv_claim_release(&peer->claim);
 	}
 	return done;
@@ -132,12 +40,12 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 		kv_peer_accept(engine);
 		return 1;
 	}
-	peer = claim_at(engine, token - KV_TOKEN_PEERS, &generation);
+	peer = kv_table_try(engine, token - KV_TOKEN_PEERS, &generation);
 	if (!peer || !kv_peer_service(peer, &done))
 		return done;
 	*restless_p |= peer->restless;
 	if (peer->state != KV_PEER_LOST)
-		kv_service_rearm(peer);
+		kv_table_rearm(peer);
 	kv_claim_release(&peer->claim);
 	return done;
 }
@@ -292,13 +200,13 @@ static int post_all(struct kv_engine *engine)
 	int done = 0;
 
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = claim_at(engine, i, NULL);
+		struct kv_peer *peer = kv_table_try(engine, i, NULL);
 
 		if (!peer)
 			continue;
 		done += kv_peer_progress(peer, true);
 		kv_peer_arm(peer, true, &done);
-		kv_service_leave(peer);
+		kv_table_leave(peer);
 	}
 	return done;
 }

@@ -30,7 +30,7 @@ static void look_at_peers(struct kv_engine *engine)
 	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
 
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = kv_service_claim(engine, i, deadline);
+		struct kv_peer *peer = kv_table_claim(engine, i, deadline);
 
 		if (!peer)
 			continue;
@@ -38,7 +38,7 @@ static void look_at_peers(struct kv_engine *engine)
 		if (peer->conn)
 			tr_conn_counters(peer->conn, &peer->count);
 		pthread_mutex_unlock(&engine->lock);
-		kv_service_leave(peer);
+		kv_table_leave(peer);
 	}
 }
 

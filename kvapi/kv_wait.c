@@ -148,7 +148,7 @@ int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err)
 	ret = kv_peer_claim_for(op->peer, deadline, KV_ERR_BUSY, "cancel", err);
 	if (ret)
 		return ret;
-	kv_op_stop(op, KV_ERR_CANCELLED, deadline, NULL);
+	kv_stop(op, KV_ERR_CANCELLED, deadline, NULL);
 	kv_peer_release(op->peer);
 	/* The transport itself gives up at the deadline; what it then reports takes a moment. */
 	if (kv_op_wait_for(op, KV_ACKED, deadline + KV_TICK_MS * KV_NS_PER_MS) &&

@@ -14,7 +14,7 @@ import sys
 import source
 
 # The rule is: no circle of more than two files. This is how many files stand in larger ones; the number may only fall.
-IN_CIRCLES = {"kvapi/": 21}
+IN_CIRCLES = {"kvapi/": 0}
 SMALL = 2
 
 

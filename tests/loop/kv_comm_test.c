@@ -199,12 +199,12 @@ static struct kv_peer *claim_waif(struct kv_engine *engine)
 
 	while (kv_now_ns() < deadline) {
 		for (uint32_t i = 0; i < engine->peers_end; i++) {
-			struct kv_peer *peer = kv_service_claim(engine, i, deadline);
+			struct kv_peer *peer = kv_table_claim(engine, i, deadline);
 
 			if (peer && kv_peer_is_waif(peer))
 				return peer;
 			if (peer)
-				kv_service_leave(peer);
+				kv_table_leave(peer);
 		}
 		poll(NULL, 0, 1);
 	}
@@ -237,7 +237,7 @@ static void a_rank_that_is_never_taken_in_is_dropped_at_its_deadline(void **stat
 	waif = claim_waif(rank[1].node.engine);
 	assert_int_equal(kv_cache_unregister(rank[1].node.cache, NULL), KV_ERR_BUSY);
 	let_time_pass(waif);
-	kv_service_leave(waif);
+	kv_table_leave(waif);
 	pthread_join(patient, NULL);
 	assert_int_equal(rank[0].ret, KV_ERR_PEER_LOST);
 	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has left"));
@@ -265,7 +265,7 @@ static void it_is_not_dropped_while_it_may_still_be_taken_in(void **state)
 	let_time_pass(waif);
 	rounds = atomic_load(&waif->rounds);
 	kv_peer_hold(waif);
-	kv_service_leave(waif);
+	kv_table_leave(waif);
 	while (waif->state == KV_PEER_UP && atomic_load(&waif->rounds) < rounds + 2)
 		poll(NULL, 0, 1); /* the service looks at it at least each 100 ms */
 	assert_int_equal(waif->state, KV_PEER_UP);

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_write.c -- writing blocks: BEGIN, the spans, the commit; on the data path. Reads and sends
- * post the same way
+ * kv_post.c -- the steps of an operation: its lease, BEGIN, the spans, the commit; on the data path
  */
 #include "kv_internal.h"
 
@@ -144,6 +143,47 @@ static bool is_left_alone(const struct kv_op *op)
 	return !op->blocking && !atomic_load_explicit(&op->waiter->sleepers, memory_order_relaxed);
 }
 
+static int match_error(struct kv_op *op, const struct kv_grant *grant, struct kv_error *err)
+{
+	uint32_t end = grant->layers.first + grant->layers.count;
+
+	if (op->layers.first < grant->layers.first || op->layers.first + op->layers.count > end)
+		return kv_peer_fail(op->peer, err, KV_ERR_GEOMETRY, kv_op_name(op),
+				    "layers %u + %u are sent; the receiver has opened %u + %u",
+				    op->layers.first, op->layers.count, grant->layers.first,
+				    grant->layers.count);
+	if (op->n != grant->n)
+		return kv_peer_fail(op->peer, err, KV_ERR_ARG, kv_op_name(op),
+				    "n is %zu; the receiver has opened %u blocks under this tag",
+				    op->n, grant->n);
+	return 0;
+}
+
+static enum kv_step send_match(struct kv_op *op)
+{
+	struct kv_grant *grant = kv_grant_match(op->peer, op);
+	struct kv_error err;
+	int ret;
+
+	if (!grant)
+		return KV_STEP_NONE;
+	op->grant = grant->id;
+	ret = match_error(op, grant, &err);
+	if (!ret && !kv_grant_claim(grant, op->layers))
+		ret = kv_peer_fail(op->peer, &err, KV_ERR_LEASE, kv_op_name(op),
+				   "some of layers %u + %u were sent under this tag before",
+				   op->layers.first, op->layers.count);
+	if (ret) {
+		if (ret != KV_ERR_GEOMETRY)
+			op->grant = 0; /* the receiver still waits: the call may be corrected */
+		kv_op_stop(op, ret, 0, &err);
+		return KV_STEP_OVER;
+	}
+	op->remote = grant->ids;
+	op->stage = KV_STAGE_BEGIN;
+	return KV_STEP_ON;
+}
+
 bool kv_op_step(struct kv_op *op, bool may_post)
 {
 	enum kv_step step = KV_STEP_ON;
@@ -154,7 +194,7 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 		return true;
 	}
 	if (op->stage == KV_STAGE_WAIT_GRANT)
-		moved |= (step = op->kind == KV_OP_SEND ? kv_send_match(op) : await_lease(op));
+		moved |= (step = op->kind == KV_OP_SEND ? send_match(op) : await_lease(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)
 		moved |= (step = post_begin(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
@@ -162,35 +202,4 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
 		moved |= (step = post_commit(op));
 	return moved;
-}
-
-bool kv_op_post(struct kv_op *op)
-{
-	bool any = false, moved, posting;
-
-	do {
-		moved = kv_peer_progress(op->peer, true);
-		any |= moved;
-		posting = op->stage >= KV_STAGE_BEGIN && op->stage <= KV_STAGE_COMMIT;
-		op->passed = moved && posting && atomic_load(&op->peer->claim.wanting);
-	} while (moved && posting && !op->passed);
-	return any;
-}
-
-int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,
-			  const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err)
-{
-	const struct kv_ids blocks = { local_ids, remote_ids, n, 0 };
-
-	return kv_request_run(KV_OP_WRITE, peer, cache, layers, &blocks, opts, op_p, err);
-}
-
-int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-		    const int64_t *local_ids, const int64_t *remote_ids, size_t n,
-		    const struct kv_options *opts, struct kv_error *err)
-{
-	const struct kv_ids blocks = { local_ids, remote_ids, n, 0 };
-
-	return kv_request_finish(KV_OP_WRITE, peer, cache, layers, &blocks, opts, err);
 }

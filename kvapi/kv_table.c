@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_table.c -- the peers of an engine by their places in its table: watched, claimed, let go */
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include "kv_internal.h"
+
+/*
+ * A peer is named by index and generation, so that a closed one is not mistaken for its successor.
+ */
+static uint64_t token_of(const struct kv_peer *peer)
+{
+	return (uint64_t)peer->engine->peer_generation[peer->index] << 32 |
+	       (peer->index + KV_TOKEN_PEERS);
+}
+
+int kv_table_watch(struct kv_peer *peer, struct kv_error *err)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
+	int ret = kv_fault(KV_WATCH) ? (errno = ENOMEM, -1)
+				     : epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_ADD,
+						 tr_conn_fd(peer->conn), &event);
+
+	if (ret)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "watch", "epoll_ctl failed");
+	return 0;
+}
+
+void kv_table_rearm(struct kv_peer *peer)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
+
+	/* Cannot fail for a descriptor that is there; a peer that is lost was taken out. */
+	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_MOD, tr_conn_fd(peer->conn), &event);
+}
+
+void kv_table_unwatch(struct kv_peer *peer)
+{
+	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_DEL, tr_conn_fd(peer->conn), NULL);
+}
+
+/*
+ * The peer at `index` with its claim held, or NULL. If the claim is taken, engine.wants is set: its
+ * holder looks there after its release. So the second try gets the free claim, or the holder sees
+ * the flag.
+ */
+struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation)
+{
+	struct kv_peer *peer;
+	bool taken = false;
+
+	pthread_mutex_lock(&engine->lock);
+	peer = engine->peer[index];
+	if (peer && generation && engine->peer_generation[index] != *generation)
+		peer = NULL;
+	if (peer && !kv_claim_try(&peer->claim)) {
+		if (generation)
+			atomic_store(&engine->wants[index], true);
+		if (!generation || !kv_claim_try(&peer->claim))
+			taken = true;
+		else
+			atomic_store(&engine->wants[index], false);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return taken ? NULL : peer;
+}
+
+bool kv_table_knows(struct kv_engine *engine, uint32_t index)
+{
+	bool known;
+
+	pthread_mutex_lock(&engine->lock);
+	known = engine->peer[index];
+	pthread_mutex_unlock(&engine->lock);
+	return known;
+}
+
+struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns)
+{
+	struct kv_peer *peer = kv_table_try(engine, index, NULL);
+
+	while (!peer && kv_table_knows(engine, index) && kv_now_ns() < deadline_ns) {
+		poll(NULL, 0, 1);
+		peer = kv_table_try(engine, index, NULL);
+	}
+	return peer;
+}
+
+void kv_table_leave(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
+	uint32_t index = peer->index;
+
+	kv_claim_release(&peer->claim);
+	if (atomic_load(&engine->wants[index]))
+		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
+}
+
+void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state)
+{
+	pthread_mutex_lock(&peer->engine->lock);
+	peer->engine->peers_pending -= peer->incoming;
+	peer->state = (uint8_t)state;
+	pthread_mutex_unlock(&peer->engine->lock);
+}
