@@ -100,7 +100,7 @@ static void leave_slot(struct kv_op *op, int code)
 {
 	struct kv_peer *peer = op->peer;
 	struct kv_slot *slot = &peer->link->slot[kv_op_slot(op)];
-	bool tell = op->begun || (op->kind == KV_OP_SEND && op->grant);
+	bool needs_abort = op->begun || (op->kind == KV_OP_SEND && op->grant);
 
 	kv_bit_clear(peer->link->busy, kv_op_slot(op));
 	kv_bit_clear(peer->link->posting, kv_op_slot(op));
@@ -113,7 +113,7 @@ static void leave_slot(struct kv_op *op, int code)
 		free_slot(peer, slot);
 	} else if (op->committed) {
 		slot->state = KV_SLOT_UNACKED;
-	} else if (tell) {
+	} else if (needs_abort) {
 		slot->state = KV_SLOT_ABORT;
 		kv_bit_set(peer->link->aborts, kv_op_slot(op));
 	} else {

@@ -205,7 +205,7 @@ struct np_comm {
 	struct np_mr *gone; /* deregistered, but a request that has not been tested names it */
 	bool is_shm;	     /* the transport */
 	/* np_close.c */
-	bool closed; /* NCCL has closed it, and was told that it has not ended */
+	bool closed; /* NCCL has closed it, and got an error because it has not ended */
 	bool ending; /* it stands in the list of those; then under its lock */
 	int64_t linger_ns;
 	bool ended; /* nothing touches its memory any more */

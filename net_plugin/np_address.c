@@ -4,8 +4,8 @@
  *
  * In NCCL's order: interfaces of InfiniBand, then all others but docker's, the loopback and
  * libvirt's, then those in this order. Behind them all an address that is good on its own link
- * only: NCCL does not tell it apart, but a USB network card of a server's management controller has
- * one, and no other host reaches it.
+ * only: NCCL does not distinguish it, but a USB network card of a server's management controller
+ * has one, and no other host reaches it.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * np_close.c -- the end of a communicator with requests under way: nothing lands in its memory any
- * more and nothing reads it, or its memory is held and the caller is told so
+ * more and nothing reads it, or its memory is held and the caller gets an error
  *
  * The end needs this side only, with two exceptions: a sender on this host may be in the middle of
  * a copy straight into our memory, and a NIC may take long to give up its queue pairs. So

@@ -287,7 +287,7 @@ static void step_listeners(struct np_context *ctx)
 
 	pthread_mutex_lock(&ctx->lock);
 	for (struct np_listener *l = ctx->listeners; l; l = l->next) {
-		take_waiting(l, &err); /* accept meets the same failure and tells of it */
+		take_waiting(l, &err); /* accept meets the same failure and reports it */
 		step_all(l);
 	}
 	pthread_mutex_unlock(&ctx->lock);

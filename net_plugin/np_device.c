@@ -81,7 +81,7 @@ static void fill_from_sysfs(struct np_device *dev, const char *rdma, const char 
 
 /* ---------------------------------------------------------------- finding them */
 
-/* A GPU's memory only where it was asked for: NCCL uses whatever it is told of. */
+/* A GPU's memory only where it was asked for: NCCL uses whatever is reported to it. */
 static int ptr_support(const struct kv_device_info *info, const struct kv_option_set *set)
 {
 	int reach = kv_option_bool(set, KV_OPT_NET_GDR) ? info->gpu_reach : 0;

@@ -141,8 +141,8 @@ ncclResult_t np_finalize(void *context)
 }
 
 /*
- * The shapes of traffic that NCCL expects do not matter here. Who tells them does: an NCCL that
- * calls this also marks each receive that a GPU watches line by line (np_recv.c).
+ * The shapes of traffic that NCCL expects do not matter here. An NCCL that calls this also marks
+ * each receive that a GPU watches line by line (np_recv.c).
  */
 ncclResult_t np_set_attr(void *context, ncclNetAttr_v11_t *attr)
 {

@@ -233,7 +233,7 @@ int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err
 		return 0;
 	/*
 	 * The sender puts the pieces of one description together at a time, so one that was broken
-	 * off for want of credits, when another receive came next, begins again.
+	 * off because there were no credits, when another receive came next, begins again.
 	 */
 	if (comm->describing != mr->serial)
 		mr->described_len = 0;

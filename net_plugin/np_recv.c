@@ -47,7 +47,7 @@ int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_err
 	return 0;
 }
 
-/* Fills the message and tells of every region that it names: 0, TR_AGAIN or the error. */
+/* Fills the message and describes every region that it names: 0, TR_AGAIN or the error. */
 static int prepare(struct np_recv *r, struct np_cts *cts, void **data, void **mhandles,
 		   struct kv_error *err)
 {

@@ -5,7 +5,7 @@
  *
  * A send that comes before any receive is taken all the same and waits here (early), and the bytes
  * of a small one go ahead (np_ahead.c): ranks that all send first do not wait for each other. One
- * whose tag the oldest receive does not have is told "not now".
+ * whose tag the oldest receive does not have gets "not now".
  *
  * After the receiver has closed in good order a send is taken, too, and fails when it is tested:
  * who closes first with requests under way is a matter of chance. A receiver that is lost otherwise
@@ -230,7 +230,7 @@ int np_send_push(struct np_send *s, struct kv_error *err)
 	return 0;
 }
 
-/* There is no row for it yet. After a failure there never will be, and test tells of that. */
+/* There is no row for it yet. After a failure there never will be, and test reports that. */
 static ncclResult_t send_early(struct np_send *s, struct np_request *request, const void *data)
 {
 	struct kv_error err;

@@ -110,7 +110,7 @@ static void examine(struct doctor *d)
 	struct doctor_engine *engine;
 
 	doctor_find_ports(d);
-	/* First, as the lines about a port tell what was chosen for it. */
+	/* First, as the lines about a port say what was chosen for it. */
 	engine = d->copy ? NULL : doctor_engine_open(d);
 	doctor_host(d);
 	doctor_driver(d);

@@ -27,7 +27,7 @@ struct finding {
 	enum doctor_status status;
 	char device[48]; /* "rxe0:1", or "" */
 	char text[400];
-	char fix[400]; /* "" where there is nothing to mend */
+	char fix[400]; /* "" where there is nothing to fix */
 };
 
 enum { FINDINGS_MAX = 1024, DEVICES_MAX = 64 };
@@ -89,7 +89,7 @@ void doctor_pcie(struct doctor *d);	/* link, relaxed ordering, ACS */
 void doctor_lossless(struct doctor *d); /* PFC, ECN */
 void doctor_gpu(struct doctor *d);	/* GPU driver, distance to the NICs */
 
-/* What kvrail itself can use: opens an engine and registers memory; tells of it later. */
+/* What kvrail itself can use: opens an engine and registers memory; reports it later. */
 struct doctor_engine;
 struct doctor_engine *doctor_engine_open(struct doctor *d);
 void doctor_engine_note(struct doctor *d, struct doctor_engine *e);

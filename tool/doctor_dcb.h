@@ -10,7 +10,7 @@
 int doctor_dcb_ask(const char *netdev, uint8_t *mask);
 /*
  * The pure half. 0 and the mask, or the errno that the answer carries; EBADMSG: it is no such
- * answer; ENODATA: the device tells nothing.
+ * answer; ENODATA: the device reports nothing.
  */
 int doctor_dcb_parse(const uint8_t *reply, size_t len, uint8_t *mask);
 

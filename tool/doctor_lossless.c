@@ -2,8 +2,8 @@
 /*
  * doctor_lossless.c -- a RoCE port's priority flow control and congestion notification
  *
- * The kernel tells the first by DCB netlink, which needs no right to be asked; the second only the
- * vendor's OFED tells, in sysfs. What the switch does is seen nowhere on a host.
+ * The kernel reports the first by DCB netlink, which needs no privilege; the second only the
+ * vendor's OFED reports, in sysfs. What the switch does is seen nowhere on a host.
  */
 #include "doctor.h"
 

@@ -11,7 +11,7 @@
 
 enum { DEVICES_MAX = 64, OPTIONS_MAX = 128, WARNINGS_MAX = 32 };
 
-/* Everything there is to tell, gathered before any of it is printed. */
+/* Everything that kvrail info prints, gathered before the first line. */
 struct report {
 	struct kv_device_info device[DEVICES_MAX];
 	size_t devices;

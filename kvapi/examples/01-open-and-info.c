@@ -61,8 +61,8 @@ int main(void)
 	       BLOCK_BYTES);
 
 	/*
-	 * A mistake changes nothing and is told exactly. The scope says that the arguments are to
-	 * be corrected.
+	 * A mistake changes nothing and is reported exactly. The scope says that the arguments are
+	 * to be corrected.
 	 */
 	if (!kv_cache_register(engine, &layout, &cache, &err) || err.code != KV_ERR_BUSY ||
 	    kv_error_scope(err.code) != KV_SCOPE_CALL) {

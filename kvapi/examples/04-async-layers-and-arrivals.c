@@ -6,7 +6,7 @@
  *     cc 04-async-layers-and-arrivals.c -o 04-async-layers $(pkg-config --cflags --libs kvrail)
  *
  * The prefill side starts one operation per layer and goes on computing; the decode side sleeps in
- * poll(2), as an event loop would, and is told layer by layer.
+ * poll(2), as an event loop would, and gets an arrival for each layer.
  */
 #include "example.h"
 
@@ -44,7 +44,7 @@ static void prefill(int fd)
 
 	/*
 	 * KV_SENT would be enough to overwrite the source blocks; KV_ACKED means that the decode
-	 * side has been told.
+	 * side has its arrival.
 	 */
 	for (uint32_t layer = 0; layer < LAYERS; layer++) {
 		check(kv_wait(ops[layer], KV_ACKED, WAIT_MS, &err), &err);
@@ -56,7 +56,7 @@ static void prefill(int fd)
 	kv_engine_close(engine);
 }
 
-/* Takes what the engine has to tell; returns false when the writer has gone. */
+/* Takes the engine's arrivals; returns false when the writer has gone. */
 static bool handle_arrivals(struct kv_engine *engine, const struct small_cache *cache, bool *here)
 {
 	struct kv_arrival arrivals[16];

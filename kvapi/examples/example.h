@@ -143,7 +143,7 @@ static inline void expect_rest_untouched(const struct small_cache *cache, const 
 	}
 }
 
-/* Sleeps until the engine has something to tell, and takes it. */
+/* Sleeps until the engine has an arrival, and takes it. */
 static inline struct kv_arrival next_arrival(struct kv_engine *engine)
 {
 	struct pollfd fd = { .fd = kv_arrivals_fd(engine), .events = POLLIN };
@@ -176,7 +176,7 @@ static inline void receive_bytes(int fd, void *bytes, size_t len)
 
 /*
  * Runs writer(fd) in a child process and reader(fd) in this one, joined by a socket pair through
- * which the application tells the other side what it must know. An engine belongs to the process
+ * which the application sends the other side what it must know. An engine belongs to the process
  * that opens it, so both open theirs after the fork.
  */
 static inline void run_pair(void (*writer)(int fd), void (*reader)(int fd))

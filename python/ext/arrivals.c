@@ -2,9 +2,9 @@
 /*
  * arrivals.c -- arrivals, from the library's queue to Python's objects
  *
- * What was taken from the queue exists nowhere else, and its writer was told that it arrived. So
- * all memory that is needed to keep it is there before it is taken, and what cannot be converted
- * now (no memory, an exception of a signal's handler) stays with the engine for the next poll.
+ * What was taken from the queue exists nowhere else, and its writer has its acknowledgement. So all
+ * memory that is needed to keep it is there before it is taken, and what cannot be converted now
+ * (no memory, an exception of a signal's handler) stays with the engine for the next poll.
  */
 #include "ext.h"
 

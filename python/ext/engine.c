@@ -24,7 +24,7 @@ static void log_to_pipe(void *arg, int level, const char *line)
 			text[i] = ' ';
 	text[n++] = '\n';
 	if (write((int)(intptr_t)arg, text, (size_t)n) < 0)
-		errno = 0; /* nobody to tell */
+		errno = 0; /* there is no caller to report it to */
 }
 
 /*

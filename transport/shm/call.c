@@ -33,7 +33,7 @@ static void hang_bell(struct shm_conn *sc)
 	atomic_store(&sc->bell, bell);
 }
 
-/* 0, TR_AGAIN: nobody waits any more, or -errno. */
+/* 0, TR_AGAIN: the caller does not wait any more, or -errno. */
 static int wait_a_moment(struct shm_conn *sc, struct tr_op *op)
 {
 	int ret = copy_wait(&sc->call, kv_deadline_ns(SHM_COPY_PATIENCE_MS));
@@ -59,7 +59,7 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 	if (sc->late)
 		return 0;
 	n = n < SHM_CMA_SPANS ? n : SHM_CMA_SPANS;
-	/* Calls that do not return may have every thread: what needs none goes on. */
+	/* Calls that do not return may hold every thread: a call that needs none is still made. */
 	if (n > SHM_PRESENT_SPANS && copy_is_full(sc)) {
 		n = SHM_PRESENT_SPANS;
 		sc->cut = true;
@@ -87,7 +87,7 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 	return ret < 0 ? ret : (long)n;
 }
 
-/* Its bytes may still move: no operation of the connection is called cancelled now. */
+/* Its bytes may still move: no operation of the connection may be reported as cancelled now. */
 static void give_up(struct shm_conn *sc, struct tr_op *op)
 {
 	struct kv_error cause;
@@ -119,7 +119,7 @@ bool call_end_late(struct shm_conn *sc)
 		eventfd_read(sc->bell, &rings);
 	sc->late = NULL;
 	sc->op[op->index].late = false;
-	sc->cut = true; /* whoever was refused meanwhile comes again */
+	sc->cut = true; /* a call that was refused meanwhile is tried again */
 	if (ret < 0)
 		cma_failed(sc, op->kind, -ret, NULL);
 	else if (op->state == TR_OP_STOPPING)

@@ -3,9 +3,9 @@
  * copy.c -- threads in which process_vm_* is called
  *
  * The kernel copies into pages of another process, and may have to wait for one: a page behind
- * userfaultfd, FUSE or a network file system comes when somebody answers, perhaps never, and until
- * then no signal but SIGKILL ends the call. So no caller and no service thread makes it: a thread
- * of the context does, and whoever has asked for it waits as long as he likes (copy_wait). A call
+ * userfaultfd, FUSE or a network file system comes when another process answers, perhaps never, and
+ * until then no signal but SIGKILL ends the call. So no caller and no service thread makes it: a
+ * thread of the context does, and the caller waits for it as long as it chooses (copy_wait). A call
  * that does not return keeps its thread, its local region and its connection's shared segment until
  * it does; the connection is given up long before.
  *
@@ -72,7 +72,7 @@ int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_e
 /* ---------------------------------------------------------------- a thread */
 
 /* Under the lock. */
-static void take_out(struct copy_pool *pool, struct copy_job **at)
+static void job_remove(struct copy_pool *pool, struct copy_job **at)
 {
 	*at = (*at)->next;
 	if (!*at)
@@ -107,7 +107,7 @@ static void wait_for_work(struct copy_pool *pool)
 }
 
 /* The first job, or a piece of it. Under the lock. */
-static struct copy_job *take(struct copy_pool *pool, struct tr_span *piece)
+static struct copy_job *job_take(struct copy_pool *pool, struct tr_span *piece)
 {
 	struct copy_job *job = pool->first;
 	uint64_t at = job->taken, n = job->len - at;
@@ -116,12 +116,12 @@ static struct copy_job *take(struct copy_pool *pool, struct tr_span *piece)
 		n = PIECE;
 	job->taken += n;
 	if (job->taken == job->len)
-		take_out(pool, &pool->first);
+		job_remove(pool, &pool->first);
 	*piece = (struct tr_span){ .local = at, .remote = at, .len = n };
 	return job;
 }
 
-static void run(struct copy_job *job, const struct tr_span *piece)
+static void job_run(struct copy_job *job, const struct tr_span *piece)
 {
 	struct shm_conn *sc = job->sc;
 	struct tr_mem *mem = job->mem;
@@ -132,7 +132,10 @@ static void run(struct copy_job *job, const struct tr_span *piece)
 
 	if (error)
 		atomic_store_explicit(&job->error, error, memory_order_relaxed);
-	/* acq_rel: the bytes and the error of every piece before what the last one tells. */
+	/*
+	 * acq_rel: the bytes and the error of every piece come before the end that the last one
+	 * sets.
+	 */
 	if (atomic_fetch_sub_explicit(&job->left, piece->len, memory_order_acq_rel) != piece->len)
 		return;
 	atomic_fetch_sub_explicit(&mem->in_flight, 1, memory_order_release);
@@ -158,11 +161,11 @@ static void *copy_main(void *arg)
 			wait_for_work(pool);
 			continue;
 		}
-		job = take(pool, &piece);
+		job = job_take(pool, &piece);
 		sc = job->sc;
 		sc->calls++;
 		pthread_mutex_unlock(&pool->lock);
-		run(job, &piece);
+		job_run(job, &piece);
 		pthread_mutex_lock(&pool->lock);
 		if (!--sc->calls && sc->quitting)
 			stop_promise(sc);
@@ -175,7 +178,7 @@ static void *copy_main(void *arg)
 }
 
 /* Under the lock; true if there is a thread at all. */
-static bool start(struct copy_pool *pool, struct kv_log *log, int more)
+static bool start_threads(struct copy_pool *pool, struct kv_log *log, int more)
 {
 	sigset_t all, before;
 
@@ -202,7 +205,7 @@ static bool start(struct copy_pool *pool, struct kv_log *log, int more)
 
 /* ---------------------------------------------------------------- the caller */
 
-/* Under the lock: whoever is needed beside those that are idle. */
+/* Under the lock: the threads needed besides the idle ones. */
 static int missing(const struct copy_pool *pool, const struct copy_job *job)
 {
 	if (job->split && pool->started < pool->split)
@@ -223,7 +226,7 @@ bool copy_begin(struct copy_job *job)
 	atomic_init(&job->state, COPY_BEGUN);
 	pthread_mutex_lock(&pool->lock);
 	pool->jobs++;
-	taken = start(pool, tr_conn_tr(job->sc->conn)->log, missing(pool, job));
+	taken = start_threads(pool, tr_conn_tr(job->sc->conn)->log, missing(pool, job));
 	if (taken) {
 		atomic_fetch_add_explicit(&job->mem->in_flight, 1, memory_order_relaxed);
 		*pool->last = job;
@@ -286,7 +289,7 @@ void copy_stop(struct copy_job *job)
 	if (*at) {
 		uint64_t rest = job->len - job->taken;
 
-		take_out(pool, at);
+		job_remove(pool, at);
 		/* What no thread has taken; what one has is counted off by it. */
 		if (atomic_fetch_sub(&job->left, rest) == rest) {
 			atomic_fetch_sub(&job->mem->in_flight, 1);
@@ -296,7 +299,7 @@ void copy_stop(struct copy_job *job)
 	pthread_mutex_unlock(&pool->lock);
 }
 
-/* Until no thread is in a call for the connection, but not longer than it has patience. */
+/* Until no thread is in a call for the connection, for a limited time. */
 static bool is_quiet(struct copy_pool *pool, struct shm_conn *sc)
 {
 	int64_t deadline_ns = kv_deadline_ns(SHM_COPY_PATIENCE_MS);
@@ -335,7 +338,7 @@ bool copy_is_quiet(struct shm_conn *sc)
 /* ------------------------------------------------------- connections that were left to a call */
 
 /* Frees those whose call has returned. Under the lock; true: there are others. */
-static bool reap(struct copy_pool *pool)
+static bool reap_left(struct copy_pool *pool)
 {
 	struct shm_conn **at = &pool->left;
 
@@ -360,7 +363,7 @@ bool copy_leave(struct shm_conn *sc)
 	if (!pool)
 		return false;
 	pthread_mutex_lock(&pool->lock);
-	reap(pool);
+	reap_left(pool);
 	left = sc->calls;
 	if (left) {
 		sc->next_left = pool->left;
@@ -380,7 +383,7 @@ bool copy_close(struct copy_pool *pool)
 	pthread_mutex_lock(&pool->lock);
 	pool->stopping = true;
 	pthread_cond_broadcast(&pool->more);
-	while ((stuck = reap(pool)) && kv_now_ns() < deadline_ns) {
+	while ((stuck = reap_left(pool)) && kv_now_ns() < deadline_ns) {
 		pthread_mutex_unlock(&pool->lock);
 		poll(NULL, 0, 1);
 		pthread_mutex_lock(&pool->lock);

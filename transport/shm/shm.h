@@ -357,7 +357,7 @@ bool shm_ask(struct tr_conn *conn);
 
 /* stop.c */
 int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
-/* The connection fails for this reason: tells the peer, then the core. */
+/* The connection fails for this reason: reports it to the peer, then to the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
 void stop_promise(struct shm_conn *sc); /* this side will never again store to the peer's memory */
