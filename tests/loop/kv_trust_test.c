@@ -280,6 +280,73 @@ static void leases_cost_the_writer_no_more_than_its_budget(void **state)
 	}
 }
 
+enum { PEERS_RSS_MAX_KIB = 96 << 10 };
+
+/* Waits until the writer has all blocks of that lease; false: it has dropped the peer. */
+static bool has_lease(struct kv_peer *peer, uint32_t serial)
+{
+	int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS);
+	bool has = false, lost = false;
+
+	while (!has && !lost) {
+		const struct kv_grant *grant;
+
+		assert_true(kv_claim_until(&peer->claim, end));
+		grant = peer->link->grant[serial % KV_LEASES_MAX];
+		has = grant && grant->live && grant->got == KV_LEASE_BLOCKS_MAX;
+		lost = peer->error.code;
+		kv_peer_release(peer);
+		assert_true(kv_now_ns() < end);
+	}
+	return has;
+}
+
+/* Lends as much as one peer may, nearly; false: it was lost. */
+static bool lend_much(struct node *writer, struct kv_peer *peer)
+{
+	uint64_t begun = atomic_load(&writer->engine->charged), all = 0, each = 0;
+
+	for (uint32_t i = 1; all + each <= KV_CHARGE_PEER; i++) {
+		if (!lend(peer, i, (i - 1) * KV_LEASE_BLOCKS_MAX % HUGE_BLOCKS, 1) ||
+		    !has_lease(writer->peer, i))
+			return false;
+		each = atomic_load(&writer->engine->charged) - begun - all;
+		all += each;
+	}
+	return true;
+}
+
+/* Each within its own budget, and all of them not. */
+static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
+{
+	struct kv_arrival arrival;
+	struct node writer, hostile;
+	struct kv_peer *peer;
+	struct kv_error err;
+	int peers = 0;
+	long before;
+
+	(void)state;
+	open_flat(&writer, 8);
+	open_flat(&hostile, HUGE_BLOCKS);
+	node_listen(&writer);
+	before = resident_kib();
+	do {
+		ok(kv_connect(hostile.engine, NULL, writer.port, RIG_TIMEOUT_MS, &peer, &err),
+		   &err);
+		node_await_peer(&writer);
+	} while (lend_much(&writer, peer) && ++peers < 6);
+	assert_true(await_kind(&writer, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(peers, 4);
+	assert_int_equal(arrival.peer->error.code, KV_ERR_NOMEM);
+	assert_non_null(strstr(arrival.peer->error.message, "for all its peers"));
+	printf("%d peers within their budgets: memory grew by %ld KiB\n", peers,
+	       resident_kib() - before);
+	assert_true(resident_kib() - before < PEERS_RSS_MAX_KIB);
+	kv_engine_close(hostile.engine);
+	kv_engine_close(writer.engine);
+}
+
 enum { FDS_OF_A_PEER = 5 };
 
 static void a_peer_costs_few_descriptors(void **state)
@@ -311,6 +378,7 @@ int main(void)
 		cmocka_unit_test(another_user_reaches_open_blocks_only_and_through_the_receiver),
 		cmocka_unit_test(a_peer_costs_few_descriptors),
 		cmocka_unit_test(leases_cost_the_writer_no_more_than_its_budget),
+		cmocka_unit_test(leases_of_all_peers_cost_no_more_than_those_of_four),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,6 +9,7 @@
 #include "kv_rig.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -32,6 +33,9 @@ enum {
 	RSS_MAX_KIB = 32 << 10,
 	CONNECT_MAX_MS = 1000, /* p99 beside the strangers */
 	CROWD_MAX_MS = 3000,
+	PENDING = 256, /* KVCACHE_MAX_PENDING, as it is */
+	SETUPS = 64,   /* strangers that send all of a setup but its last byte, where there are */
+	SETUPS_PENDING = 16, /* places */
 };
 
 static bool is_long; /* each load at full size, for 10 s */
@@ -137,6 +141,21 @@ static long resident_kib(pid_t pid)
 	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
 	fclose(f);
 	return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+static int descriptors_of(pid_t pid)
+{
+	char path[64];
+	DIR *dir;
+	int n = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+	dir = opendir(path);
+	assert_non_null(dir);
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
 }
 
 /* ---------------------------------------------------------------- strangers */
@@ -294,11 +313,12 @@ static void beside_strangers(const struct load *load)
 	long before, grown;
 	uint32_t port;
 	char ready;
-	int ret;
+	int ret, fds;
 
 	strangers.port = start_server(&engine, &config);
 	port = start_server(&other, &config);
 	before = resident_kib(engine.pid);
+	fds = descriptors_of(engine.pid);
 	child_start(&crowd, noise, &strangers);
 	child_receive(crowd.fd, &ready, 1);
 	connects_are_quick(load, strangers.port);
@@ -308,10 +328,14 @@ static void beside_strangers(const struct load *load)
 	child_receive(engine.fd, &ret, sizeof(ret));
 	assert_int_equal(ret, 0);
 	grown = resident_kib(engine.pid) - before;
-	printf("%s: the engine's memory grew by %ld KiB\n", load->what, grown);
+	fds = descriptors_of(engine.pid) - fds;
+	printf("%s: the engine's memory grew by %ld KiB, it has %d descriptors more\n", load->what,
+	       grown, fds);
 #ifndef __SANITIZE_ADDRESS__ /* which keeps what was freed */
 	assert_true(grown < RSS_MAX_KIB);
 #endif
+	/* One for each that waits, and three for each whose handshake has begun. */
+	assert_in_range(fds, 1, load->bytes == hello_len ? 4 * PENDING + 8 : PENDING + 8);
 	stats = stats_of(&engine);
 	assert_true(stats.rejected_limit); /* they were there */
 	assert_true(!load->garbage || stats.rejected_garbage >= GARBAGE_PER_S / 2);
@@ -349,6 +373,71 @@ static void beside_1000_strangers_that_stop_after_their_hello(void **state)
 
 	(void)state;
 	beside_strangers(&load);
+}
+
+/* Hellos, and then of the largest setup all but one byte, as often as it is let in. */
+static int setups(int fd, const void *arg)
+{
+	static uint8_t bytes[FRAME_HEADER + FRAME_SETUP_MAX];
+	const struct noise_config *config = arg;
+	struct pollfd parent = { .fd = fd, .events = POLLIN };
+	size_t sent[SETUPS];
+	int at[SETUPS];
+
+	frame_put_header(bytes, FRAME_SETUP, FRAME_SETUP_MAX);
+	for (int i = 0; i < SETUPS; i++)
+		at[i] = -1;
+	while (!poll(&parent, 1, 1))
+		for (int i = 0; i < SETUPS; i++) {
+			ssize_t n;
+
+			if (at[i] < 0 || is_gone(at[i])) {
+				close(at[i]);
+				at[i] = knock(config->port, hello, hello_len);
+				sent[i] = 0;
+			}
+			n = send(at[i], bytes + sent[i], sizeof(bytes) - 1 - sent[i],
+				 MSG_NOSIGNAL | MSG_DONTWAIT);
+			sent[i] += n > 0 ? (size_t)n : 0;
+		}
+	return 0;
+}
+
+static void strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each(void **state)
+{
+	struct server_config config = { .options = { "KVCACHE_HANDSHAKE_MS=2000",
+						     "KVCACHE_MAX_PENDING=16" } };
+	const long each_kib = (FRAME_SETUP_MAX >> 10) + 128;
+	struct noise_config strangers = { 0 };
+	int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS), until = 0;
+	struct child engine, crowd;
+	long before, most = 0;
+
+	(void)state;
+#ifdef __SANITIZE_ADDRESS__
+	print_message("skipped: a sanitizer keeps what was freed\n");
+	skip();
+#endif
+	strangers.port = start_server(&engine, &config);
+	before = resident_kib(engine.pid);
+	child_start(&crowd, setups, &strangers);
+	/* Until it is seen that they cost something, and as long again as one of them may stay. */
+	while (!until || kv_now_ns() < until) {
+		long grown = resident_kib(engine.pid) - before;
+
+		most = grown > most ? grown : most;
+		if (!until && most > SETUPS_PENDING * each_kib / 2)
+			until = kv_deadline_ns(500);
+		assert_true(until || kv_now_ns() < end);
+		poll(NULL, 0, 5);
+	}
+	printf("%d places, setups without an end: the engine's memory grew by %ld KiB\n",
+	       SETUPS_PENDING, most);
+	assert_in_range(most, 0, SETUPS_PENDING * each_kib + 4096);
+	child_send(crowd.fd, "q", 1);
+	assert_int_equal(child_join(&crowd), 0);
+	child_send(engine.fd, "q", 1);
+	assert_int_equal(child_join(&engine), 0);
 }
 
 /* ---------------------------------------------------------------- honest peers, all at once */
@@ -498,6 +587,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(beside_1000_idle_strangers_and_1000_garbage_connections_a_second),
 		cmocka_unit_test(beside_1000_strangers_that_stop_in_the_middle_of_their_hello),
 		cmocka_unit_test(beside_1000_strangers_that_stop_after_their_hello),
+		cmocka_unit_test(
+			strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each),
 		cmocka_unit_test(a_thousand_honest_peers_at_once_are_all_connected),
 		cmocka_unit_test(without_descriptors_each_is_connected_or_told_that_it_is_busy),
 	};
