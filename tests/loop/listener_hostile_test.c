@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <arpa/inet.h>
+#include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +23,7 @@
 #include <kvrail/kv.h>
 
 #include "descriptors.h"
+#include "frame.h"
 #include "slow.h"
 
 enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
@@ -87,18 +90,27 @@ static long resident_kib(void)
 	return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-static int stranger(void)
+/* From 127.0.0.`host`. */
+static int stranger_from(uint32_t host, uint32_t to)
 {
+	struct sockaddr_in from = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl((127u << 24) + host) };
 	struct sockaddr_in sa = { .sin_family = AF_INET,
-				  .sin_port = htons((uint16_t)port),
+				  .sin_port = htons((uint16_t)to),
 				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	struct timeval limit = { .tv_sec = slow_ms(WAIT_MS) / 1000 };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	assert_true(fd >= 0);
 	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+	assert_int_equal(bind(fd, (struct sockaddr *)&from, sizeof(from)), 0);
 	assert_int_equal(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
 	return fd;
+}
+
+static int stranger(void)
+{
+	return stranger_from(1, port);
 }
 
 /* Returns when the engine has closed the connection; no byte came back. */
@@ -246,12 +258,94 @@ static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **s
 	settle();
 }
 
+/* ---------------------------------------------------------------- more than may wait */
+
+/* One place is always made free for the next. */
+enum { PLACES = 16, CROWD = 40, GONE = CROWD + 1 - (PLACES - 1), DESCRIPTORS = 4 * PLACES };
+
+static void is_told_that_it_is_busy(int fd)
+{
+	uint8_t bytes[FRAME_HEADER + FRAME_REJECT_MAX];
+	struct frame_header header;
+	struct frame_reject reject;
+	ssize_t n = recv(fd, bytes, sizeof(bytes), MSG_WAITALL);
+
+	assert_true(n > FRAME_HEADER);
+	assert_int_equal(frame_get_header(bytes, &header), 0);
+	assert_int_equal(header.type, FRAME_REJECT);
+	assert_int_equal(frame_get_reject(bytes + FRAME_HEADER, header.len, &reject), 0);
+	assert_int_equal(reject.code, KV_ERR_BUSY);
+	close(fd);
+}
+
+static void still_waits(int fd)
+{
+	uint8_t byte;
+
+	assert_int_equal(recv(fd, &byte, 1, MSG_DONTWAIT), -1);
+	assert_int_equal(errno, EAGAIN);
+	close(fd);
+}
+
+/* An engine with PLACES for strangers: by the option, or as a quarter of its descriptors. */
+static struct kv_engine *open_small(bool by_option, uint32_t *port_p)
+{
+	const char *const options[] = { "KVCACHE_HANDSHAKE_MS=60000",
+					by_option ? "KVCACHE_MAX_PENDING=16" : NULL, NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_engine *engine;
+	struct rlimit old, low;
+
+	config.options = options;
+	assert_int_equal(kv_engine_open(&config, &engine, NULL), 0);
+	getrlimit(RLIMIT_NOFILE, &old);
+	low = old;
+	low.rlim_cur = DESCRIPTORS;
+	if (!by_option)
+		setrlimit(RLIMIT_NOFILE, &low);
+	assert_int_equal(kv_listen(engine, NULL, 0, port_p, NULL), 0);
+	setrlimit(RLIMIT_NOFILE, &old);
+	return engine;
+}
+
+static void of_too_many_the_busiest_address_loses_its_oldest(void **state)
+{
+	(void)state;
+	for (int by_option = 0; by_option < 2; by_option++) {
+		struct kv_stats stats = KV_INIT(kv_stats);
+		int64_t end = now_ms() + slow_ms(WAIT_MS);
+		struct kv_engine *engine;
+		int fd[CROWD], alone, before;
+		uint32_t to;
+
+		engine = open_small(by_option, &to);
+		before = count_descriptors();
+		alone = stranger_from(2, to); /* the oldest of all, and not sent away */
+		for (int i = 0; i < CROWD; i++)
+			fd[i] = stranger_from(1, to);
+		while (stats.rejected_limit < GONE) {
+			assert_true(now_ms() < end);
+			pause_ms(1);
+			assert_int_equal(kv_stats(engine, &stats, NULL), 0);
+		}
+		assert_int_equal(stats.rejected_limit, GONE);
+		assert_in_range(count_descriptors() - before - CROWD - 1, 0, PLACES);
+		for (int i = 0; i < GONE; i++)
+			is_told_that_it_is_busy(fd[i]);
+		for (int i = GONE; i < CROWD; i++)
+			still_waits(fd[i]);
+		still_waits(alone);
+		kv_engine_close(engine);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(garbage_is_counted_and_forgotten),
 		cmocka_unit_test(without_a_descriptor_the_engine_rests_and_serves_who_waited),
 		cmocka_unit_test(idle_sockets_delay_nobody_and_end_at_the_deadline),
+		cmocka_unit_test(of_too_many_the_busiest_address_loses_its_oldest),
 	};
 
 	return cmocka_run_group_tests(tests, open_decode, close_decode);
