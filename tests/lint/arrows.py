@@ -7,6 +7,7 @@ import os
 import re
 import sys
 
+import circles
 import source
 
 # Longest folder first. A layer may include itself and the layers named.
@@ -44,7 +45,8 @@ def layer_of(path):
 
 def resolve(root, path, name):
     """The file of the tree that an include names, or None if it belongs to somebody else."""
-    for folder in (os.path.dirname(path), "transport", "kvapi", "include", os.path.dirname(os.path.dirname(path))):
+    folders = [os.path.dirname(path), "transport", "include", os.path.dirname(os.path.dirname(path)), "kvapi"]
+    for folder in folders + ["kvapi/" + name for name in circles.ORDER["kvapi/"]]:
         candidate = os.path.normpath(os.path.join(folder, name))
         if os.path.isfile(os.path.join(root, candidate)):
             return candidate

@@ -3,7 +3,7 @@
 
 usage: circles.py ROOT [--arrows]
 
-An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
+And folders of a library that call up. An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
 is a set of files that reach each other. --arrows also prints what makes each arrow of a circle.
 """
 import collections
@@ -16,6 +16,8 @@ import source
 # The rule is: no circle of more than two files. This is how many files stand in larger ones; the number may only fall.
 IN_CIRCLES = {"kvapi/": 0}
 SMALL = 2
+# Folders of a library, lowest first: an arrow never goes to a higher one.
+ORDER = {"kvapi/": ["wire", "engine", "peer", "grant", "op", "lease", "loop", "api"]}
 
 
 def defined(text):
@@ -39,7 +41,7 @@ def arrows(root, library):
         for name in set(re.findall(r"\w+", source.code(texts[path]))) & set(owner):
             found[path][owner[name]].add(name)
         for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', texts[path], re.MULTILINE):
-            for folder in (os.path.dirname(path), library):
+            for folder in [os.path.dirname(path), library] + [library + name for name in ORDER.get(library, [])]:
                 header = os.path.normpath(os.path.join(folder, name))
                 other = os.path.splitext(header)[0] + ".c"
                 if header in texts and other in found:
@@ -76,8 +78,22 @@ def circles(graph):
     return sorted(out, key=len, reverse=True)
 
 
-def check(root, limits=None):
+def upward(graph, library):
+    """Arrows from a folder to a higher one; files that stand in no folder of the order."""
+    order = [library + name for name in ORDER[library]]
+    for path in sorted(graph):
+        if os.path.dirname(path) not in order:
+            yield f"{path}: stands in none of {', '.join(order)}"
+            continue
+        for other, names in sorted(graph[path].items()):
+            if os.path.dirname(other) in order[order.index(os.path.dirname(path)) + 1:]:
+                yield f"{path}: calls up to {other} ({', '.join(sorted(names))})"
+
+
+def check(root, limits=None, ordered=None):
     findings, notes = [], []
+    for library in ORDER if ordered is None else ordered:
+        findings += upward(arrows(root, library), library)
     for library, limit in (limits or IN_CIRCLES).items():
         found = circles(arrows(root, library))
         count = sum(len(one) for one in found if len(one) > SMALL)

@@ -112,20 +112,33 @@ class Circles(Tree):
         self.write("kvapi/c.c", "const struct ops c_table[] = {\n};\nint c(void)\n{\n\treturn d(); /* a() */\n}\n")
 
     def test_arrows_down_are_no_circle(self):
-        self.assertEqual(circles.check(self.root, {"kvapi/": 0}), ([], []))
+        self.assertEqual(circles.check(self.root, {"kvapi/": 0}, ()), ([], []))
 
     def test_a_call_or_an_include_that_closes_a_circle_is_found(self):
         for line in '#include "a.h"\n', "int e(void)\n{\n\treturn a();\n}\n":
             self.write("kvapi/c.c", "const struct ops c_table[] = {\n};\n" + line)
-            findings, notes = circles.check(self.root, {"kvapi/": 2})
+            findings, notes = circles.check(self.root, {"kvapi/": 2}, ())
             self.assertEqual(notes, ["kvapi/: a circle of 3 files: a.c b.c c.c"])
             self.assert_finds("3 files stand in circles of more than 2, there were 2", findings)
 
     def test_two_files_may_know_each_other_and_fewer_is_a_note(self):
         self.write("kvapi/b.c", "int b(void)\n{\n\treturn a();\n}\n")
-        findings, notes = circles.check(self.root, {"kvapi/": 3})
+        findings, notes = circles.check(self.root, {"kvapi/": 3}, ())
         self.assertEqual((findings, len(notes)), ([], 2))
         self.assertIn("0 files stand in circles, not 3 any more", notes[1])
+
+    def test_a_call_to_a_higher_folder_is_found(self):
+        for path in "kvapi/a.c", "kvapi/b.c", "kvapi/c.c", "kvapi/a.h":
+            os.remove(os.path.join(self.root, path))
+        self.write("kvapi/op/a.c", "int a(void)\n{\n\treturn b();\n}\n")
+        self.write("kvapi/wire/b.c", "int b(void)\n{\n\treturn 0;\n}\n")
+        self.assertEqual(circles.check(self.root, {"kvapi/": 0}, ("kvapi/",)), ([], []))
+        self.write("kvapi/wire/b.c", "int b(void)\n{\n\treturn c();\n}\n")
+        self.write("kvapi/api/c.c", "int c(void)\n{\n\treturn 0;\n}\n")
+        self.assert_finds("kvapi/wire/b.c: calls up to kvapi/api/c.c (c)", circles.check(self.root, {"kvapi/": 0}, ("kvapi/",))[0])
+        self.write("kvapi/wire/b.c", "int b(void)\n{\n\treturn 0;\n}\n")
+        self.write("kvapi/d.c", "int d(void)\n{\n\treturn 0;\n}\n")
+        self.assert_finds("kvapi/d.c: stands in none of", circles.check(self.root, {"kvapi/": 0}, ("kvapi/",))[0])
 
 
 class Calls(Tree):
