@@ -8,7 +8,7 @@
         peer.write_blocks(cache, [3, 1, 4], [40, 7, 23])     # returns when the other side has them
 
 Every failure is a KvError whose class says what to do: CallError (fix the call), RequestError (try again), PeerError
-(connect again), DeviceError (mend the machine and reopen the engine). The page docs/python.md tells the rest.
+(connect again), DeviceError (fix the device or the limit, then open a new engine). The rest is in docs/python.md.
 """
 
 from ._core import version as _version

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a receiver is told, and an async iterator over it."""
+"""The events of a receiver, and an async iterator over them."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Peer:
         self.engine = engine
         try:
             self.name = self.info().name
-        except KvError:  # it is busy or gone; whoever wants to know more asks again
+        except KvError:  # it is busy or gone; the caller can ask again
             self.name = "?"
         self.user: Any = None  #: whatever the application wants to find here
 

@@ -14,7 +14,7 @@ from ._errors import KvError, KvTimeoutError
 if TYPE_CHECKING:
     from ._engine import Engine, Peer
 
-#: Grades of an operation: the source may be reused; all bytes are visible; the receiver has been told.
+#: Grades of an operation: the source may be reused; all bytes are visible; the receiver has the arrival.
 SENT, VISIBLE, ACKED = _core.SENT, _core.VISIBLE, _core.ACKED
 
 _POLL_MAX_S = 0.001  # await looks this often in the end

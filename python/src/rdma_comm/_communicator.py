@@ -48,7 +48,7 @@ def _status_of(exc: Exception) -> ConnectStatus:
 class _View:
     """An engine with the cache registered as part `rank` of `size`.
 
-    Usually there is one. The receiver tells its own tensor-parallel size in the handshake; one that was made without it
+    Usually there is one. The receiver sends its own tensor-parallel size in the handshake; one that was made without it
     (the 7-argument constructor) counts as 1, and then what this side registers must be its share of that receiver's block.
     """
 
@@ -252,7 +252,7 @@ class RDMACommunicator:
             number = port
         else:
             raise TypeError("write_cache got two values for 'dst_port'")
-        # 9881.0 would find the same peer, and a list is no key.
+        # 9881.0 would find the same peer, and a list is not a key.
         known = self._peers.get((host, number)) if type(number) in _PORT_TYPES and type(host) is str else None
         try:
             if known is None:

@@ -40,7 +40,7 @@ def holds(pointer: int) -> bool:
 
 
 def _address(cuda: ctypes.CDLL, pointer: int, ordinal: int) -> Optional[str]:
-    """The PCI address of the GPU that holds the pointer, else of CUDA's device of this number; None if CUDA cannot tell."""
+    """The PCI address of the GPU that holds the pointer, else of CUDA's device of this number; None if CUDA does not know."""
     text, owner = ctypes.create_string_buffer(32), _ask(cuda, _POINTER_DEVICE_ORDINAL, pointer)
     if owner is not None:
         ordinal = owner

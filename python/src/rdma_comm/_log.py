@@ -20,7 +20,7 @@ _done = False
 
 
 def files_of_the_environment() -> None:
-    """Once a process. A file that cannot be opened is told through the rest."""
+    """Once a process. A file that cannot be opened is reported through the others."""
     global _done
     with _lock:
         if _done:
