@@ -329,7 +329,7 @@ void np_mem_free_all(struct np_comm *comm);
 int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err);
 /* Is [data, data + size) in the region? NULL holds the empty range. */
 bool np_mem_holds(const struct np_mr *mr, const void *data, size_t size);
-/* A region that is held is not deregistered; NULL is no region. */
+/* A region that is held is not deregistered; NULL: none. */
 static inline void np_mr_hold(struct np_mr *mr, int by)
 {
 	if (mr) /* one writer, so no read-modify-write */

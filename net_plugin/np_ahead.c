@@ -12,7 +12,7 @@
  * the first one with its tag, from the first receive on that the sender does not know yet (`seq`),
  * that no earlier message ahead has taken.
  *
- * A CPU reads and writes these bytes, so they are no GPU's at either end: a receiver that may be
+ * A CPU reads and writes these bytes, so they are not a GPU's at either end: a receiver that may be
  * given GPU memory says in its hello that it takes none.
  *
  * The send is done when its receive is known, as any other: then its true size is, too. At most

@@ -246,7 +246,7 @@ void np_device_nics(const struct np_device *device, char *buf, size_t cap)
 					table.dev[device->devs[i]].name);
 }
 
-/* ---------------------------------------------------------------- what NCCL is told */
+/* ---------------------------------------------------------------- what NCCL gets */
 
 ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props)
 {

@@ -32,7 +32,7 @@ void np_log_line(ncclDebugLogLevel level, unsigned long subsystem, const char *f
 }
 
 /*
- * The transport's warnings (2) are no warnings here: they are about peers, and the plugin reports
+ * The transport's warnings (2) are not warnings here: they are about peers, and the plugin reports
  * those itself with NCCL's code.
  */
 void np_log_sink(void *arg, int level, const char *line)

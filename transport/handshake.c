@@ -51,7 +51,7 @@ static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 	if (!is_kvrail || hs->in.type == FRAME_REJECT || code == KV_ERR_PEER_LOST ||
 	    (hs->out && hs->out_pos < hs->out_len))
 		return;
-	/* What this process is short of is no fault of the peer's machine: it may come again. */
+	/* A shortage of this process is not the peer's fault: it may try again. */
 	if (code == KV_ERR_NOFD || code == KV_ERR_NOMEM)
 		code = KV_ERR_BUSY;
 	control_reject(conn->sock, code, cause->message, cause->hint);

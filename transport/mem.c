@@ -352,7 +352,7 @@ int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t of
 
 	if (fd < 0 || offset > UINT64_MAX - len || (offset ^ (uintptr_t)addr) & (page - 1))
 		return kv_fail(err, KV_ERR_ARG, "register",
-			       "descriptor %d, offset %llu is no DMA-BUF of the %zu bytes at %p",
+			       "descriptor %d, offset %llu is not a DMA-BUF of the %zu bytes at %p",
 			       fd, (unsigned long long)offset, len, addr);
 	return reg(tr,
 		   &(struct tr_mem){ .addr = addr,

@@ -225,7 +225,7 @@ int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
 void kv_table_rearm(struct kv_peer *peer);
 void kv_table_unwatch(struct kv_peer *peer);
 bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
-/* With its claim, or NULL. `generation` NULL: any peer there, and nobody is told that we came. */
+/* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
 struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
 /*
  * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a

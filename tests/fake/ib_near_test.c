@@ -198,7 +198,7 @@ static void an_address_where_nothing_is_fails(void **state)
 	(void)state;
 	begin();
 	assert_int_equal(open_host(&host, "00000000:77:00.0", "", &err), KV_ERR_DEVICE);
-	assert_non_null(strstr(err.message, "0000:77:00.0, which is no PCI device"));
+	assert_non_null(strstr(err.message, "0000:77:00.0, which is not a PCI device"));
 	close_host(&host);
 	assert_true(fake_end());
 }

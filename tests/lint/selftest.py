@@ -27,6 +27,7 @@ import shell
 import source
 import spelling
 import symbols
+import words
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import summary  # noqa: E402
@@ -176,6 +177,14 @@ class Names(Tree):
         self.write("kvapi/a.c", "static int begin(void)\n{\n}\nstatic int op_begin(void)\n{\n}\n")
         self.write("kvapi/examples/a.c", "static int run(void)\n{\n}\n")
         self.assert_finds("kvapi/a.c:1: begin says nothing alone", names.check(self.root))
+
+
+class Words(Tree):
+    def test_an_odd_word_is_found_in_a_comment_and_a_message_and_not_in_code(self):
+        self.write("kvapi/a.c", "/* there is no room, nobody is\n * told: it is no\n * wonder */\nbool told = f(\"mend it\");\n")
+        self.assert_finds("kvapi/a.c:", words.check(self.root), 3)
+        self.write("tests/a.c", "/* for want of a nail */\n")
+        self.assert_finds("kvapi/a.c:", words.check(self.root), 3)
 
 
 class Shape(Tree):

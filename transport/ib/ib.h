@@ -504,7 +504,7 @@ void ib_op_begin(struct tr_op *op);
 long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err);
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
-/* Posts one work request that is no part of a chain. */
+/* Posts one work request that is not part of a chain. */
 int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
 		struct kv_error *err);
 

@@ -202,7 +202,7 @@ int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error
 	return ret;
 }
 
-/* The next rail. One whose device fails is no reason not to use the others. */
+/* The next rail. If its device fails the others are still used. */
 static int serve_next(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *why)
 {
 	int r = mr->rails, ret = KV_ERR_DEVICE;

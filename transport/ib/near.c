@@ -20,8 +20,8 @@ int ib_near_gpu(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct
 	if (!*word || pci_gpu_find(ctx->sysroot, word, &ctx->gpu))
 		return 0;
 	if (pci_address_parse(word, address, sizeof(address))) {
-		kv_fail(err, KV_ERR_DEVICE, "open", "KVCACHE_GPU names %s, which is no PCI device",
-			address);
+		kv_fail(err, KV_ERR_DEVICE, "open",
+			"KVCACHE_GPU names %s, which is not a PCI device", address);
 		kv_error_hint(err, "nvidia-smi --query-gpu=pci.bus_id --format=csv lists them");
 		return KV_ERR_DEVICE;
 	}

@@ -81,7 +81,7 @@ static void ask_route(struct ib_pairing *p, int slot, const union ibv_gid *from,
 					    .pkey = pkey ? pkey : PKEY_DEFAULT });
 }
 
-/* A link-local address is no question for the routing table: it does not say which link. */
+/* The routing table has no answer for a link-local address, which does not name its link. */
 static bool may_ask(const struct peer_rail *peer)
 {
 	return !ib_gid_is_zero(&peer->gid) && !(peer->ethernet && ib_gid_is_link_local(&peer->gid));
