@@ -6,7 +6,6 @@
 #include "kv_rig.h"
 
 #include <dirent.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -151,7 +150,7 @@ static void an_engine_is_closed_while_a_call_is_stuck(void **state)
 
 /* ------------------------------------------------------- more calls than there are threads */
 
-enum { CROWD = 70, THREADS_MAX = 64, FDS_OF_A_PEER = 6, CROWD_MS = 2000 };
+enum { CROWD = 70, THREADS_MAX = 64, FDS_OF_A_PEER = 6, CROWD_MS = 1500 };
 
 /* Threads of this process by that name. */
 static int threads_named(const char *name)
@@ -192,7 +191,7 @@ static void is_served(struct node *a, struct kv_peer *peer)
 }
 
 /* One process connects as often as it likes, and no call into it returns. */
-static void more_calls_are_stuck_than_there_are_threads(void **state)
+static void crowd_in(int progress)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_peer *peer[CROWD], *other;
@@ -204,8 +203,7 @@ static void more_calls_are_stuck_than_there_are_threads(void **state)
 	int64_t begun, end;
 	int before;
 
-	(void)state;
-	open_writer(&a, KV_PROGRESS_AUTO);
+	open_writer(&a, progress);
 	before = count_descriptors();
 	ok(kv_connect(a.engine, NULL, other_port, RIG_TIMEOUT_MS, &other, &err), &err);
 	for (int i = 0; i < CROWD; i++)
@@ -222,7 +220,7 @@ static void more_calls_are_stuck_than_there_are_threads(void **state)
 		   &err);
 	while (threads_named("kvrail copy") < THREADS_MAX) {
 		assert_true(kv_now_ns() < end);
-		poll(NULL, 0, 1);
+		assert_true(kv_progress(a.engine, 1, &err) >= 0);
 	}
 	for (int i = 0; i < 10; i++)
 		is_served(&a, other);
@@ -242,16 +240,31 @@ static void more_calls_are_stuck_than_there_are_threads(void **state)
 	child_join(&sound);
 }
 
-int main(void)
+static void more_calls_are_stuck_than_there_are_threads(void **state)
+{
+	(void)state;
+	crowd_in(KV_PROGRESS_AUTO);
+}
+
+static void more_calls_are_stuck_and_no_service_thread_is_there(void **state)
+{
+	(void)state;
+	crowd_in(KV_PROGRESS_CALLER);
+}
+
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_call_into_stuck_memory_keeps_its_deadline),
 		cmocka_unit_test(an_engine_is_closed_while_a_call_is_stuck),
 		cmocka_unit_test(more_calls_are_stuck_than_there_are_threads),
+		cmocka_unit_test(more_calls_are_stuck_and_no_service_thread_is_there),
 	};
 
 	if (!stuck_can())
 		return 77;
 	setenv("KVCACHE_SHM_PATH", "cma", 1);
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

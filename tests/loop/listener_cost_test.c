@@ -6,19 +6,17 @@
  * The engine under test is a process of its own, so that its memory and descriptors are its own.
  * The strangers are another. `listener_cost_test long` has the full loads, for 10 s each.
  */
-#include "kv_rig.h"
+#include "listener_rig.h"
 
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -28,106 +26,16 @@
 enum {
 	IDLE = 1000,	      /* strangers that stay */
 	GARBAGE_PER_S = 1000, /* connections that send what is not kvrail */
-	CROWD = 1000,	      /* honest peers at once */
-	CROWD_PROCESSES = 20,
 	RSS_MAX_KIB = 32 << 10,
 	CONNECT_MAX_MS = 1000, /* p99 beside the strangers */
-	CROWD_MAX_MS = 3000,
-	PENDING = 256, /* KVCACHE_MAX_PENDING, as it is */
-	SETUPS = 64,   /* strangers that send all of a setup but its last byte, where there are */
+	PENDING = 256,	       /* KVCACHE_MAX_PENDING, as it is */
+	SETUPS = 64, /* strangers that send all of a setup but its last byte, where there are */
 	SETUPS_PENDING = 16, /* places */
 };
 
 static bool is_long; /* each load at full size, for 10 s */
 
-/* ---------------------------------------------------------------- the engine under test */
-
-struct server_config {
-	rlim_t descriptors; /* 0: as it is */
-	const char *options[4];
-};
-
-struct tiny {
-	struct kv_engine *engine;
-	struct kv_cache *cache;
-};
-
-static void tiny_open(struct tiny *t, const char *const *options)
-{
-	struct kv_engine_config config = KV_INIT(kv_engine_config);
-	struct kv_layout layout = KV_INIT(kv_layout);
-	struct kv_tensor tensor = { .name = "k", .block_bytes = 512 };
-	struct kv_error err;
-	void *memory;
-
-	config.options = options;
-	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */
-	ok(kv_engine_open(&config, &t->engine, &err), &err);
-	ok(kv_alloc(t->engine, 8 * 512, &memory, &err), &err);
-	tensor.base = memory;
-	layout.layers = layout.tensors = 1;
-	layout.blocks = 8;
-	layout.tensor = &tensor;
-	layout.flags = KV_CACHE_OPEN;
-	ok(kv_cache_register(t->engine, &layout, &t->cache, &err), &err);
-}
-
-/* Commands: 'c' + port: connect there and tell the result; 's': the statistics; 'q': end. */
-static int server(int fd, const void *arg)
-{
-	const struct server_config *config = arg;
-	struct tiny t;
-	uint32_t port;
-	char command;
-
-	if (config->descriptors) {
-		struct rlimit limit = { config->descriptors, config->descriptors };
-
-		setrlimit(RLIMIT_NOFILE, &limit);
-	}
-	tiny_open(&t, config->options[0] ? config->options : NULL);
-	ok(kv_listen(t.engine, NULL, 0, &port, NULL), NULL);
-	child_send(fd, &port, sizeof(port));
-	while (read(fd, &command, 1) == 1 && command != 'q') {
-		struct kv_stats stats = KV_INIT(kv_stats);
-		struct kv_error err = { 0 };
-		struct kv_peer *peer;
-		int ret;
-
-		if (command == 's') {
-			kv_stats(t.engine, &stats, NULL);
-			child_send(fd, &stats, sizeof(stats));
-			continue;
-		}
-		child_receive(fd, &port, sizeof(port));
-		ret = kv_connect(t.engine, NULL, port, slow_ms(10000), &peer, &err);
-		if (ret)
-			fprintf(stderr, "the server's own connect: %s\n", err.message);
-		else
-			kv_peer_close(peer, 1000, NULL);
-		child_send(fd, &ret, sizeof(ret));
-	}
-	kv_engine_close(t.engine);
-	return 0;
-}
-
-static uint32_t start_server(struct child *child, const struct server_config *config)
-{
-	uint32_t port;
-
-	child_start(child, server, config);
-	child_receive(child->fd, &port, sizeof(port));
-	return port;
-}
-
-static struct kv_stats stats_of(const struct child *child)
-{
-	struct kv_stats stats;
-
-	child_send(child->fd, "s", 1);
-	child_receive(child->fd, &stats, sizeof(stats));
-	return stats;
-}
+/* ---------------------------------------------------------------- what it costs */
 
 static long resident_kib(pid_t pid)
 {
@@ -440,147 +348,6 @@ static void strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each(
 	assert_int_equal(child_join(&engine), 0);
 }
 
-/* ---------------------------------------------------------------- honest peers, all at once */
-
-struct crowd_config {
-	uint32_t port;
-	int peers;
-};
-
-struct guest {
-	struct tiny t;
-	uint32_t port;
-	int ret;
-	int64_t ns;
-	struct kv_error err;
-	struct kv_peer *peer;
-	pthread_t thread;
-};
-
-static void *come(void *arg)
-{
-	struct guest *g = arg;
-	int64_t begun = kv_now_ns();
-
-	g->ret = kv_connect(g->t.engine, NULL, g->port, slow_ms(20000), &g->peer, &g->err);
-	g->ns = kv_now_ns() - begun;
-	return NULL;
-}
-
-struct outcome {
-	int connected, busy, other;
-	int64_t most_ns;
-	char message[256];
-};
-
-/* Opens its engines, waits for the word, connects them all at once, and stays until told. */
-static int guests(int fd, const void *arg)
-{
-	const struct crowd_config *config = arg;
-	struct guest *g = calloc((size_t)config->peers, sizeof(*g));
-	struct outcome out = { 0 };
-	char go;
-
-	for (int i = 0; i < config->peers; i++) {
-		tiny_open(&g[i].t, NULL);
-		g[i].port = config->port;
-	}
-	child_send(fd, "r", 1);
-	child_receive(fd, &go, 1);
-	for (int i = 0; i < config->peers; i++)
-		assert_int_equal(pthread_create(&g[i].thread, NULL, come, &g[i]), 0);
-	for (int i = 0; i < config->peers; i++) {
-		pthread_join(g[i].thread, NULL);
-		out.connected += !g[i].ret;
-		out.busy += g[i].ret == KV_ERR_BUSY;
-		out.other += g[i].ret && g[i].ret != KV_ERR_BUSY;
-		if (g[i].ns > out.most_ns)
-			out.most_ns = g[i].ns;
-		if (g[i].ret && (!out.message[0] || g[i].ret != KV_ERR_BUSY))
-			snprintf(out.message, sizeof(out.message), "%.20s: %.200s",
-				 kv_error_name(g[i].ret), g[i].err.message);
-	}
-	child_send(fd, &out, sizeof(out));
-	child_receive(fd, &go, 1);
-	for (int i = 0; i < config->peers; i++)
-		kv_engine_close(g[i].t.engine);
-	free(g);
-	return 0;
-}
-
-static struct outcome come_all(uint32_t port, int peers, int processes)
-{
-	struct crowd_config config = { .port = port, .peers = peers / processes };
-	struct outcome sum = { 0 };
-	struct child child[CROWD_PROCESSES];
-	char ready;
-
-	for (int i = 0; i < processes; i++)
-		child_start(&child[i], guests, &config);
-	for (int i = 0; i < processes; i++)
-		child_receive(child[i].fd, &ready, 1);
-	for (int i = 0; i < processes; i++)
-		child_send(child[i].fd, "g", 1);
-	for (int i = 0; i < processes; i++) {
-		struct outcome out;
-
-		child_receive(child[i].fd, &out, sizeof(out));
-		sum.connected += out.connected;
-		sum.busy += out.busy;
-		sum.other += out.other;
-		if (out.most_ns > sum.most_ns)
-			sum.most_ns = out.most_ns;
-		if (out.message[0])
-			memcpy(sum.message, out.message, sizeof(sum.message));
-	}
-	for (int i = 0; i < processes; i++)
-		child_send(child[i].fd, "q", 1);
-	for (int i = 0; i < processes; i++)
-		assert_int_equal(child_join(&child[i]), 0);
-	return sum;
-}
-
-static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
-{
-	struct server_config config = { .options = { "KVCACHE_MAX_PEERS=4096" } };
-	int peers = is_long ? CROWD : CROWD / 5;
-	struct rlimit limit;
-	struct child engine;
-	struct outcome out;
-	uint32_t port;
-
-	(void)state;
-	getrlimit(RLIMIT_NOFILE, &limit);
-	if (limit.rlim_cur < (rlim_t)peers * 6 + 200)
-		peers = (int)(limit.rlim_cur - 200) / 6 / CROWD_PROCESSES * CROWD_PROCESSES;
-	port = start_server(&engine, &config);
-	out = come_all(port, peers, CROWD_PROCESSES);
-	printf("%d peers at once: %d connected, %d busy, %d other, all after %.0f ms %s\n", peers,
-	       out.connected, out.busy, out.other, (double)out.most_ns / 1e6, out.message);
-	assert_int_equal(out.connected, peers);
-	assert_in_range(out.most_ns / KV_NS_PER_MS, 0, slow_ms(CROWD_MAX_MS));
-	child_send(engine.fd, "q", 1);
-	assert_int_equal(child_join(&engine), 0);
-}
-
-static void without_descriptors_each_is_connected_or_told_that_it_is_busy(void **state)
-{
-	struct server_config config = { .descriptors = 256 };
-	struct child engine;
-	struct outcome out;
-	uint32_t port;
-
-	(void)state;
-	port = start_server(&engine, &config);
-	out = come_all(port, 200, 10);
-	printf("256 descriptors, 200 peers: %d connected, %d busy, %d other (%s)\n", out.connected,
-	       out.busy, out.other, out.message);
-	assert_in_range(out.connected, 20, 200);
-	assert_int_equal(out.other, 0);
-	child_send(engine.fd, "q", 1);
-	assert_int_equal(child_join(&engine), 0);
-}
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -589,8 +356,6 @@ int main(int argc, char **argv)
 		cmocka_unit_test(beside_1000_strangers_that_stop_after_their_hello),
 		cmocka_unit_test(
 			strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each),
-		cmocka_unit_test(a_thousand_honest_peers_at_once_are_all_connected),
-		cmocka_unit_test(without_descriptors_each_is_connected_or_told_that_it_is_busy),
 	};
 
 	is_long = argc > 1 && !strcmp(argv[1], "long");
