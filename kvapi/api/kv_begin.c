@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_begin.c -- the first and the next step of an operation by the thread that waits for it */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 bool kv_op_post(struct kv_op *op)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_blocks.c -- kv_blocks_open and kv_revoke */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <poll.h>
 

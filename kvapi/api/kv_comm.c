@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_comm.c -- connecting the engines of several processes with each other */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_connect.c -- listening and connecting, as an application asks for it */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <errno.h>
 #include <stdio.h>

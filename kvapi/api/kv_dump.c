@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_dump.c -- the engine's state as text */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <stdarg.h>
 #include <stdio.h>

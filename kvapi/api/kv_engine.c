@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/unload.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 
 enum { LIFE_PAGE = 4096 };
 

@@ -2,7 +2,7 @@
 /*
  * kv_group.c -- many operations to many peers: posted a piece of each in turn, waited for together
  */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <stdlib.h>
 

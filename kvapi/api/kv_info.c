@@ -2,7 +2,7 @@
 /* kv_info.c -- the option table and the devices, for people */
 #include <string.h>
 
-#include "kv_internal.h"
+#include "kv_api.h"
 
 static pthread_mutex_t fresh_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct kv_option_set *fresh; /* what an engine opened now would have; read anew at row 0 */

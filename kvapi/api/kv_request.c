@@ -3,7 +3,7 @@
  * kv_request.c -- from a public call to a running operation: every check is made here, before the
  * first byte moves
  */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <stdio.h>
 

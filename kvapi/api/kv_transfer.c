@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_transfer.c -- write, read, send and receive: every call that moves blocks is one request */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,

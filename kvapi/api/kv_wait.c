@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_wait.c -- waiting for an operation, looking at it, cancelling it, freeing it */
-#include "kv_internal.h"
+#include "kv_api.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_arrival.c -- the engine's bounded queue of arrivals */
-#include "kv_internal.h"
+#include "kv_engine.h"
 
 #include <errno.h>
 #include <stdlib.h>

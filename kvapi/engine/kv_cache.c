@@ -2,7 +2,7 @@
 /* kv_cache.c -- memory for caches, and making a cache known to the transports */
 #include <stdio.h>
 
-#include "kv_internal.h"
+#include "kv_engine.h"
 #include "kv_layout.h"
 
 #include <stdlib.h>

@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-#include "kv_internal.h"
+#include "kv_engine.h"
 
 static bool forked(const struct kv_engine *engine)
 {

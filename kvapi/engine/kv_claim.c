@@ -5,7 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "kv_internal.h"
+#include "kv_engine.h"
 
 /*
  * Not a mutex of pthreads: pthread_mutex_clocklock needs glibc 2.30, and pthread_mutex_timedlock

@@ -1,5 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_engine.h -- an engine, its service, its caches; what every object uses */
+/*
+ * kv_engine.h -- an engine, its caches; what every object uses
+ *
+ * Locks, in the order in which they may be taken:
+ *   engine.turn    one thread at a time sits in kv_service_turn
+ *   peer.claim     everything of a peer and of its operations, leases and grants; the only lock of
+ *                  the data path, taken once per call. Its holder posts and polls the connection.
+ *   engine.lock    the table of peers, the list of caches, the listener
+ *   the rest       cache.lock (owners of blocks), arrivals.lock, pool.lock: leaves, held for a few
+ *                  instructions
+ * A thread that holds engine.lock may try peer.claim, never wait for it.
+ *
+ * A thread that releases a claim leaves the connection armed (KV_PROGRESS_AUTO), so that the
+ * service thread wakes for the next event. When the service thread finds a claim taken it sets
+ * engine.wants[index]; the holder then gives the descriptor back to epoll after its release.
+ */
 #ifndef KV_ENGINE_H
 #define KV_ENGINE_H
 
@@ -98,8 +113,6 @@ struct kv_counters {
 	KV_COUNTERS(KV_COUNTER_FIELD)
 #undef KV_COUNTER_FIELD
 };
-/* The counters of a connection that is about to close. Claim and engine.lock held. */
-void kv_stats_keep(struct kv_peer *peer);
 #define kv_count(engine, name, n) \
 	atomic_fetch_add_explicit(&(engine)->count.name, (uint64_t)(n), memory_order_relaxed)
 
@@ -204,41 +217,6 @@ bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns);
 /* Checks a caller's timeout and makes a deadline of it. */
 int kv_engine_deadline(int64_t timeout_ms, const char *op, int64_t *deadline_p,
 		       struct kv_error *err);
-
-/* ---------------------------------------------------------------- service: kv_service.c */
-
-int kv_service_start(struct kv_engine *engine, struct kv_error *err);
-bool kv_service_stop(struct kv_engine *engine); /* false: it does not return from a call */
-/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
-int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
-enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
-/*
- * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
- * condition again.
- */
-void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
-		      int64_t deadline_ns);
-
-/* ---------------------------------------------------------------- the peers' table: kv_table.c */
-
-int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
-void kv_table_rearm(struct kv_peer *peer);
-void kv_table_unwatch(struct kv_peer *peer);
-bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
-/* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
-struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
-/*
- * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
- * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:
- * none, or busy.
- */
-struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
-void kv_table_leave(struct kv_peer *peer);
-
-/* ---------------------------------------------------------------- kv_watch.c */
-
-void kv_watch_start(struct kv_engine *engine); /* once; nothing if it is there */
-void kv_watch_stop(struct kv_engine *engine);
 
 /* ---------------------------------------------------------------- caches: kv_cache.c */
 

@@ -5,7 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "kv_internal.h"
+#include "kv_engine.h"
 
 uint32_t kv_waiter_enter(struct kv_waiter *waiter)
 {

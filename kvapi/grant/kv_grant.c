@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_grant.c -- the writer's side of a lease: what a peer has opened for us */
-#include "kv_internal.h"
+#include "kv_grant.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -242,7 +242,7 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 	return 0;
 }
 
-static void forget(struct kv_peer *peer, struct kv_grant *grant)
+void kv_grant_forget(struct kv_peer *peer, struct kv_grant *grant)
 {
 	struct kv_link *link = peer->link;
 	uint32_t *owner = link->map[grant->cache].owner;
@@ -282,13 +282,14 @@ static bool lacks(const struct kv_grant *grant, struct kv_layers layers)
 	return false;
 }
 
-struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op)
+struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_cache *cache, uint64_t tag,
+				struct kv_layers layers)
 {
 	struct kv_grant *grant = peer->link->oldest;
 
-	while (grant && (grant->tag != op->tag || grant->cache != op->cache->geometry.cache_id ||
-			 grant->got < grant->n || grant->revoked || grant->failed ||
-			 !lacks(grant, op->layers)))
+	while (grant &&
+	       (grant->tag != tag || grant->cache != cache->geometry.cache_id ||
+		grant->got < grant->n || grant->revoked || grant->failed || !lacks(grant, layers)))
 		grant = grant->newer;
 	return grant;
 }
@@ -325,7 +326,7 @@ void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers
 	for (uint32_t l = grant->layers.first; l < grant->layers.first + grant->layers.count; l++)
 		complete &= kv_bit(grant->done, l);
 	if (complete && grant->once)
-		forget(peer, grant); /* the receiver has closed it with the last commit */
+		kv_grant_forget(peer, grant); /* the receiver has closed it with the last commit */
 }
 
 /* ---------------------------------------------------------------- revocation */
@@ -344,43 +345,4 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	if (grant)
 		grant->revoked = true;
 	return 0;
-}
-
-/* Whether no operation that writes to the lease is with the transport. */
-static bool grant_is_idle(const struct kv_peer *peer, uint64_t id)
-{
-	KV_EACH_BIT (peer->link->busy, i) {
-		const struct kv_op *op = peer->link->slot[i].op;
-
-		if (op->grant == id && op->tr)
-			return false;
-	}
-	return true;
-}
-
-bool kv_grant_flush(struct kv_peer *peer)
-{
-	struct kv_link *link = peer->link;
-	bool left = false;
-
-	if (!link->grant_work)
-		return true;
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
-		struct kv_msg msg = { .type = KV_MSG_REVOKED, .id.lease = link->answer[i] };
-		struct kv_grant *grant = kv_grant_find(peer, link->answer[i]);
-
-		if (!link->answer[i])
-			continue;
-		if (!grant_is_idle(peer, link->answer[i])) {
-			left = true;
-			continue;
-		}
-		if (kv_peer_send(peer, &msg))
-			return false;
-		link->answer[i] = 0;
-		if (grant)
-			forget(peer, grant);
-	}
-	link->grant_work = left;
-	return true;
 }

@@ -6,7 +6,7 @@
  * A writer uses a slot again only after the acknowledgement of its last commit, or after ABORT: so
  * one record per slot holds everything that is under way, and nothing here grows.
  */
-#include "kv_internal.h"
+#include "kv_lease.h"
 
 enum { ID_SLOT_BITS = 16 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_lease.c -- the receiver's side of a lease: blocks opened for one writer, and closed again */
-#include "kv_internal.h"
+#include "kv_lease.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_lease.h -- leases, which the receiver opens, and grants, the writer's view of them */
+/* kv_lease.h -- leases, which the receiver opens, and what comes in under them */
 #ifndef KV_LEASE_H
 #define KV_LEASE_H
 
-#include "kv_engine.h"
+#include "kv_op.h"
 
 /* ---------------------------------------------------------------- leases (receiver): kv_lease.c */
 
@@ -76,37 +76,18 @@ void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers);
 int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status); /* 0 or PROTOCOL */
 void kv_lease_pool_free(struct kv_engine *engine);
 
-/* ---------------------------------------------------------------- grants (writer): kv_grant.c */
+/* ------------------------------------------- operations of the peer: kv_incoming.c, kv_place.c */
 
-/* A lease that the peer has opened for us. */
-struct kv_grant {
-	uint64_t id, tag;
-	uint8_t cache;
-	bool live, once, revoked;
-	bool failed; /* a part of it will never be committed: the receiver is going to revoke it */
-	struct kv_layers layers;
-	uint32_t n, got;
-	int64_t *ids; /* short ones are kept for the next use */
-	size_t ids_cap;
-	uint64_t sent[KV_LAYER_WORDS]; /* layers that kv_send_blocks has begun */
-	uint64_t done[KV_LAYER_WORDS]; /* and that were acknowledged */
-	struct kv_grant *older, *newer;
-};
-/* 0; PROTOCOL: it makes no sense, or is more than kv_budget.c allows; NOMEM */
-int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg);
-int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
-int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
-bool kv_grant_flush(struct kv_peer *peer);
-struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
-bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
-/* The application passed on its number before LEASE or the last IDS came. */
-bool kv_grant_under_way(struct kv_peer *peer, uint64_t id);
-uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */
-/* The oldest complete grant of this tag and cache that still lacks one of these layers. */
-struct kv_grant *kv_grant_match(struct kv_peer *peer, const struct kv_op *op);
-bool kv_grant_claim(struct kv_grant *grant,
-		    struct kv_layers layers); /* false: one was sent before */
-void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers, int status);
-void kv_grant_free_all(struct kv_peer *peer); /* and the owners of the peer's blocks */
+/* These three: 0, or PROTOCOL where it contradicts an earlier message. */
+int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
+int kv_incoming_notified(struct kv_peer *peer, uint64_t value);
+int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
+/* An operation that was begun under the lease is neither committed nor aborted. */
+bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
+void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
+bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
+/* kv_place.c: tr_upper_ops.may */
+int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+		 unsigned int access, uint64_t grant);
 
 #endif

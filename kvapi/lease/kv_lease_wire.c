@@ -2,7 +2,7 @@
 /*
  * kv_lease_wire.c -- what the receiver sends a writer about its leases, and what the writer answers
  */
-#include "kv_internal.h"
+#include "kv_lease.h"
 
 enum { ID_INDEX_BITS = 16 };
 

@@ -5,7 +5,7 @@
  * Asked before a byte is placed, with the lease that the writer's operation names. So a lease that
  * is closed here is closed at once, whatever its writer has under way.
  */
-#include "kv_internal.h"
+#include "kv_lease.h"
 
 enum { ID_INDEX_BITS = 16 };
 

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 enum {
 	ACCEPTS_MAX = 64, /* of one turn */

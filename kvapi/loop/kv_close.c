@@ -2,7 +2,7 @@
 /* kv_close.c -- the end of a peer: its operations, the goodbye, the fence, its memory */
 #include <poll.h>
 
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 /* No event of the transport comes for them any more: ends them. */
 static void end_the_rest(struct kv_peer *peer)

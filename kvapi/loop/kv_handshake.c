@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 void kv_count_rejected(struct kv_engine *engine, int code)
 {

@@ -7,7 +7,7 @@
  *   u8 cache id, u16 regions, each u16 length + packed description (tr_mem_pack);
  *   u64 stride of each tensor; of each layer and tensor u16 region, u64 offset of block 0 in it
  */
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 #include <stdio.h>
 #include <stdlib.h>

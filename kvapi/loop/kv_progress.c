@@ -3,7 +3,7 @@
  * kv_progress.c -- one peer under its claim: what came in is dispatched, what waits is sent, and a
  * loss is followed to its end
  */
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -201,7 +201,7 @@ static void flush_messages(struct kv_peer *peer)
 	 * In this order: an acknowledgement frees what the others may wait for. Each stops at the
 	 * first message without credit.
 	 */
-	if (kv_incoming_flush(peer) && kv_op_flush(peer) && kv_grant_flush(peer))
+	if (kv_incoming_flush(peer) && kv_op_flush(peer) && kv_op_answer_revokes(peer))
 		kv_lease_flush(peer);
 }
 

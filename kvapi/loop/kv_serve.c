@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_serve.c -- what the service does for one peer, whatever its state */
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 /*
  * Operations that are not all posted: a thread that waits for one posts it, so wake it; one without

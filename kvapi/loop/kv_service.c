@@ -7,7 +7,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
 

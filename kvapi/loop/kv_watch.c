@@ -13,7 +13,7 @@
  */
 #include <signal.h>
 
-#include "kv_internal.h"
+#include "kv_loop.h"
 
 enum { STOP_LOOKS = KV_STOP_MS / KV_TICK_MS };
 

@@ -5,7 +5,7 @@
  * Asked when the call is made, and again when the operation gets its slot: a group or a full table
  * may lie between the two, and meanwhile the lease may have been revoked.
  */
-#include "kv_internal.h"
+#include "kv_op.h"
 
 #include <stdio.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_op.c -- an operation's slot, its stages and its one end */
-#include "kv_internal.h"
+#include "kv_op.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -407,4 +407,45 @@ int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
 		return KV_ERR_PROTOCOL;
 	}
 	return 0;
+}
+
+/* ---------------------------------------------------------------- answers to revokes */
+
+/* Whether no operation that writes to the lease is with the transport. */
+static bool grant_is_idle(const struct kv_peer *peer, uint64_t id)
+{
+	KV_EACH_BIT (peer->link->busy, i) {
+		const struct kv_op *op = peer->link->slot[i].op;
+
+		if (op->grant == id && op->tr)
+			return false;
+	}
+	return true;
+}
+
+bool kv_op_answer_revokes(struct kv_peer *peer)
+{
+	struct kv_link *link = peer->link;
+	bool left = false;
+
+	if (!link->grant_work)
+		return true;
+	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
+		struct kv_msg msg = { .type = KV_MSG_REVOKED, .id.lease = link->answer[i] };
+		struct kv_grant *grant = kv_grant_find(peer, link->answer[i]);
+
+		if (!link->answer[i])
+			continue;
+		if (!grant_is_idle(peer, link->answer[i])) {
+			left = true;
+			continue;
+		}
+		if (kv_peer_send(peer, &msg))
+			return false;
+		link->answer[i] = 0;
+		if (grant)
+			kv_grant_forget(peer, grant);
+	}
+	link->grant_work = left;
+	return true;
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_op.h -- operations, and how a public call becomes one */
+/* kv_op.h -- operations of this side: their slots, steps and end */
 #ifndef KV_OP_H
 #define KV_OP_H
 
-#include "kv_engine.h"
+#include "kv_grant.h"
 
 enum kv_op_kind { KV_OP_WRITE = 0, KV_OP_READ, KV_OP_SEND, KV_OP_RECV };
 
@@ -74,17 +74,6 @@ struct kv_ids {
 };
 const char *kv_op_name(const struct kv_op *op);
 const char *kv_op_stage_name(const struct kv_op *op);
-/* Checks a public call and begins its operation. n == 0 gives one that has succeeded. */
-int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
-		   struct kv_error *err);
-/* The same, and waits for its end. */
-int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
-		      struct kv_layers layers, const struct kv_ids *ids,
-		      const struct kv_options *opts, struct kv_error *err);
-/* GEOMETRY unless both have the cache and the ranks share a part of its blocks. */
-int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
-		   struct kv_error *err);
 
 /* kv_op_pool.c */
 int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err);
@@ -99,9 +88,6 @@ void kv_op_trim_ids(struct kv_op *op); /* it has ended: a long copy of the ids i
  * false: it has ended. The ids need not stay valid.
  */
 bool kv_op_leave(struct kv_op *op);
-int kv_op_result(const struct kv_op *op, struct kv_error *err);
-/* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
-bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
 /* The rest under the peer's claim. */
 /*
  * An operation that has not begun is known to its peer, so that a revoke, a loss or a close ends
@@ -125,12 +111,6 @@ enum kv_step {
 };
 bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_post.c: one piece further; false: nothing could be done */
-/*
- * Posts what the transport takes, until all is posted or another thread wants the peer: then
- * op->passed is set, and the caller releases the claim and calls again. false: nothing moved.
- */
-bool kv_op_post(struct kv_op *op);
-int kv_recv_start(struct kv_op *op, struct kv_error *err);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */
 void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
@@ -143,10 +123,8 @@ void kv_op_timeout(struct kv_op *op);
 int kv_op_late(const struct kv_op *op, struct kv_error *err);
 /* Its receiver takes the lease back: ends what writes to it. */
 void kv_op_revoked(struct kv_peer *peer, uint64_t grant);
+/* Answers it once nothing that writes to it is with the transport. false: out of credits. */
+bool kv_op_answer_revokes(struct kv_peer *peer);
 void kv_op_lost(struct kv_op *op); /* the connection is gone, and with it the transport's part */
-
-/* kv_group.c: a group takes it instead of beginning it */
-int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);
-void kv_group_free_left(struct kv_engine *engine);
 
 #endif

@@ -5,7 +5,7 @@
  * A record stays until the engine closes, so that a handle which was freed is refused and not
  * followed into foreign memory.
  */
-#include "kv_internal.h"
+#include "kv_op.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -2,7 +2,7 @@
 /*
  * kv_post.c -- the steps of an operation: its lease, BEGIN, the spans, the commit; on the data path
  */
-#include "kv_internal.h"
+#include "kv_op.h"
 
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
@@ -161,7 +161,7 @@ static int match_error(struct kv_op *op, const struct kv_grant *grant, struct kv
 
 static enum kv_step send_match(struct kv_op *op)
 {
-	struct kv_grant *grant = kv_grant_match(op->peer, op);
+	struct kv_grant *grant = kv_grant_match(op->peer, op->cache, op->tag, op->layers);
 	struct kv_error err;
 	int ret;
 

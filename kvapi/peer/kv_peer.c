@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_peer.c -- a peer's life: made, used, closed */
-#include "kv_internal.h"
+#include "kv_peer.h"
 
 #include <poll.h>
 #include <stdarg.h>

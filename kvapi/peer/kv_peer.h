@@ -1,32 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_peer.h -- a peer: what comes in from it, its tables, its progress */
+/* kv_peer.h -- a peer: its record, its tables, its place in the engine */
 #ifndef KV_PEER_H
 #define KV_PEER_H
 
-#include "kv_lease.h"
-#include "kv_op.h"
+#include "kv_engine.h"
 
-/*
- * ---------------------------------------------------------------- incoming operations:
- * kv_incoming.c
- */
-
+/* An operation of the peer: kv_incoming.c. */
 struct kv_incoming {
 	bool begun, notified;
 	uint64_t notified_op;
 	struct kv_msg_begin begin;
 	int32_t status;
 };
-/* These three: 0, or PROTOCOL where it contradicts an earlier message. */
-int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
-int kv_incoming_notified(struct kv_peer *peer, uint64_t value);
-int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
-/* An operation that was begun under the lease is neither committed nor aborted. */
-bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
-void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
-bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
-
-/* -------------------------------------------------------------- peers: kv_peer.c, kv_progress.c */
 
 struct kv_rslab {
 	struct tr_rmem *rmem;
@@ -135,11 +120,6 @@ struct kv_peer {
 	struct tr_counters count; /* as kv_stats saw them last; under engine.lock */
 	struct kv_link *link;
 };
-extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
-void kv_hello_free(struct kv_peer *peer);
-/* kv_place.c: tr_upper_ops.may */
-int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
-		 unsigned int access, uint64_t grant);
 
 int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, const char *op,
@@ -148,20 +128,9 @@ int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, con
 int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p,
 		struct kv_error *err);
-/*
- * Claim held, and released: ends its operations, takes it out of the table, frees everything but
- * the record, which the last holder frees.
- */
-void kv_peer_free(struct kv_peer *peer);
 void kv_peer_hold(struct kv_peer *peer);
 void kv_peer_drop(struct kv_peer *peer);
-void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those of the link */
 void kv_peer_note(struct kv_peer *peer); /* address and transport, as they are known now */
-/*
- * Claim held: ends what is in flight and fences. BUSY: a process of this host that writes directly
- * is still alive.
- */
-int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
 
 /*
  * kv_budget.c: memory that a peer's messages cost (records of leases, their ids, owners of its
@@ -173,49 +142,36 @@ enum { KV_CHARGE_PEER = 16 << 20, KV_CHARGE_BLOCK = 64, KV_CHARGE_PEERS = 4 };
 int kv_budget_take(struct kv_peer *peer, size_t bytes);
 void kv_budget_give(struct kv_peer *peer, size_t bytes);
 
-/* kv_connect.c: a peer until its handshake is over */
-void kv_peer_accept(struct kv_engine *engine);
-bool kv_peer_accept_due(struct kv_engine *engine);
-void kv_count_rejected(struct kv_engine *engine, int code);
-bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* one step; false: freed */
 bool kv_peer_tell_up(struct kv_peer *peer);
-/*
- * It has connected for a communicator, and no kv_comm_init of this engine has made it part of that
- * yet: the application does not have its handle.
- */
-bool kv_peer_is_waif(const struct kv_peer *peer);
-void kv_peer_adopt(struct kv_peer *peer); /* claim held */
 void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state);
-int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
-		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
-		    struct kv_error *err);
 
-/* kv_progress.c */
 /* 0, or `code` and why. */
 int kv_peer_claim_for(struct kv_peer *peer, int64_t deadline_ns, int code, const char *op,
 		      struct kv_error *err);
-void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
-void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
-/*
- * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or
- * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, another thread
- * wants the peer, or its turn is over. Both return the number of things done.
- */
-int kv_peer_round(struct kv_peer *peer, bool may_post);
-int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; returns how many */
-int kv_peer_progress(struct kv_peer *peer, bool may_post);
-/* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
-bool kv_peer_service(struct kv_peer *peer, int *done_p);
-/* The same for a peer without an owner, in a handshake or lost. */
-bool kv_peer_discard(struct kv_peer *peer);
-/* A peer whose kv_connect returned before the handshake ended. false: freed. */
-bool kv_peer_discard_orphan(struct kv_peer *peer);
-/* After a loss: fences, delivers what is left, frees a peer that nobody owns. false: freed. */
-bool kv_peer_finish_lost(struct kv_peer *peer);
 void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns); /* next_deadline_ns = min */
 /* Sends a message: 0, TR_AGAIN or negative. */
 int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg);
+
+/* The counters of a connection that is about to close. Claim and engine.lock held. */
+void kv_stats_keep(struct kv_peer *peer);
+
+/* ---------------------------------------------------------------- the table: kv_table.c */
+
+enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
+int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
+void kv_table_rearm(struct kv_peer *peer);
+void kv_table_unwatch(struct kv_peer *peer);
+bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
+/* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
+struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
+/*
+ * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
+ * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:
+ * none, or busy.
+ */
+struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
+void kv_table_leave(struct kv_peer *peer);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_stats.c -- the engine's counters */
-#include "kv_internal.h"
+#include "kv_peer.h"
 
 enum { PATIENCE_MS = 20 }; /* for peers in use: their counters are as they were last seen */
 

@@ -4,7 +4,7 @@
 #include <poll.h>
 #include <sys/epoll.h>
 
-#include "kv_internal.h"
+#include "kv_peer.h"
 
 /*
  * A peer is named by index and generation, so that a closed one is not mistaken for its successor.

@@ -7,7 +7,7 @@
 
 #include "base/wire.h"
 #include "fuzz.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 
 enum { MESSAGE = 0, HELLO, SETUP, KINDS };
 

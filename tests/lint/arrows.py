@@ -20,6 +20,9 @@ LAYERS = [
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
     ("tool/", {"include/kvrail/", "transport/base/pci.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
+    *((f"kvapi/{folder}/", {"transport/tr.h", "transport/base/", "include/kvrail/"}
+       | {f"kvapi/{lower}/" for lower in circles.ORDER["kvapi/"][:place]})
+      for place, folder in enumerate(circles.ORDER["kvapi/"])),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),

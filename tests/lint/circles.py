@@ -4,7 +4,7 @@
 usage: circles.py ROOT [--arrows]
 
 And folders of a library that call up. An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
-is a set of files that reach each other. --arrows also prints what makes each arrow of a circle.
+is a set of files that reach each other. The header that a folder has for all of its files makes no arrow. --arrows also prints what makes each arrow of a circle.
 """
 import collections
 import os
@@ -37,6 +37,7 @@ def arrows(root, library):
     sources = [path for path in texts if path.endswith(".c")]
     owner = {name: path for path in sources for name in defined(texts[path])}
     found = {path: collections.defaultdict(set) for path in sources}
+    shared = {f"{library}{name}/kv_{name}.h" for name in ORDER.get(library, [])}
     for path in sources:
         for name in set(re.findall(r"\w+", source.code(texts[path]))) & set(owner):
             found[path][owner[name]].add(name)
@@ -44,6 +45,8 @@ def arrows(root, library):
             for folder in [os.path.dirname(path), library] + [library + name for name in ORDER.get(library, [])]:
                 header = os.path.normpath(os.path.join(folder, name))
                 other = os.path.splitext(header)[0] + ".c"
+                if header in shared:
+                    break  # of a folder: the names count
                 if header in texts and other in found:
                     found[path][other].add(name)
                     break

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 
 enum { RANKS = 3 };
 

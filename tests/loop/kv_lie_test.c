@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 
 enum { N = 2 };
 #define OP(slot, generation) ((uint64_t)(generation) << 16 | (slot))

@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 
 #include "base/clock.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 #include "shm/shm.h"
 
 enum { N = 3, BYTES = 64, LATE_MS = 30 };

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "frame.h"
-#include "kv_internal.h"
+#include "kv_api.h"
 
 enum { STRANGER = 65534, N = 3 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_budget.c -- memory that peers make this engine spend by what they say */
-#include "kv_internal.h"
+#include "kv_peer.h"
 
 /* What the limits grow with: an engine with a larger pool has more to do with larger peers. */
 static uint64_t engine_blocks(struct kv_engine *engine)

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_api.h -- what the files of the public calls offer each other */
+#ifndef KV_API_H
+#define KV_API_H
+
+#include "kv_loop.h"
+
+int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
+		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
+		    struct kv_error *err);
+/* Checks a public call and begins its operation. n == 0 gives one that has succeeded. */
+int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
+		   struct kv_error *err);
+/* The same, and waits for its end. */
+int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
+		      struct kv_layers layers, const struct kv_ids *ids,
+		      const struct kv_options *opts, struct kv_error *err);
+/* GEOMETRY unless both have the cache and the ranks share a part of its blocks. */
+int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
+		   struct kv_error *err);
+int kv_op_result(const struct kv_op *op, struct kv_error *err);
+/* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
+bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
+/*
+ * Posts what the transport takes, until all is posted or another thread wants the peer: then
+ * op->passed is set, and the caller releases the claim and calls again. false: nothing moved.
+ */
+bool kv_op_post(struct kv_op *op);
+int kv_recv_start(struct kv_op *op, struct kv_error *err);
+/* kv_group.c: a group takes it instead of beginning it */
+int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);
+void kv_group_free_left(struct kv_engine *engine);
+
+#endif

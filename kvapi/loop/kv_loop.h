@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_loop.h -- a peer from the listener to its end, and who serves it */
+#ifndef KV_LOOP_H
+#define KV_LOOP_H
+
+#include "kv_lease.h"
+
+int kv_service_start(struct kv_engine *engine, struct kv_error *err);
+bool kv_service_stop(struct kv_engine *engine); /* false: it does not return from a call */
+/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
+int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
+/*
+ * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
+ * condition again.
+ */
+void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
+		      int64_t deadline_ns);
+void kv_watch_start(struct kv_engine *engine); /* once; nothing if it is there */
+void kv_watch_stop(struct kv_engine *engine);
+extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
+void kv_hello_free(struct kv_peer *peer);
+/*
+ * Claim held, and released: ends its operations, takes it out of the table, frees everything but
+ * the record, which the last holder frees.
+ */
+void kv_peer_free(struct kv_peer *peer);
+void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those of the link */
+/*
+ * Claim held: ends what is in flight and fences. BUSY: a process of this host that writes directly
+ * is still alive.
+ */
+int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
+/* kv_connect.c: a peer until its handshake is over */
+void kv_peer_accept(struct kv_engine *engine);
+bool kv_peer_accept_due(struct kv_engine *engine);
+void kv_count_rejected(struct kv_engine *engine, int code);
+bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* one step; false: freed */
+/*
+ * It has connected for a communicator, and no kv_comm_init of this engine has made it part of that
+ * yet: the application does not have its handle.
+ */
+bool kv_peer_is_waif(const struct kv_peer *peer);
+void kv_peer_adopt(struct kv_peer *peer); /* claim held */
+void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
+void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
+/*
+ * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or
+ * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, another thread
+ * wants the peer, or its turn is over. Both return the number of things done.
+ */
+int kv_peer_round(struct kv_peer *peer, bool may_post);
+int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; returns how many */
+int kv_peer_progress(struct kv_peer *peer, bool may_post);
+/* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
+bool kv_peer_service(struct kv_peer *peer, int *done_p);
+/* The same for a peer without an owner, in a handshake or lost. */
+bool kv_peer_discard(struct kv_peer *peer);
+/* A peer whose kv_connect returned before the handshake ended. false: freed. */
+bool kv_peer_discard_orphan(struct kv_peer *peer);
+/* After a loss: fences, delivers what is left, frees a peer that nobody owns. false: freed. */
+bool kv_peer_finish_lost(struct kv_peer *peer);
+
+#endif
