@@ -114,7 +114,7 @@ static int make_own(struct kv_engine *engine, const struct kv_comm_config *c,
 	return ret;
 }
 
-/* Everybody's info, through the caller's function. */
+/* Fills the info of every rank, through the caller's function. */
 static int exchange(const struct kv_comm_config *c, const struct rank_info *own,
 		    struct rank_info *all, struct kv_error *err)
 {

@@ -34,7 +34,7 @@
 
 enum {
 	KV_ASK_MS = 50,	    /* kv_engine_set_interrupt's function is called this often */
-	KV_TICK_MS = 100,   /* deadlines that nobody waits for are seen this late at most */
+	KV_TICK_MS = 100,   /* deadlines without a waiting thread are seen this late at most */
 	KV_STOP_MS = 1000,  /* posted work of a stopped operation has this long to drain */
 	/*
 	 * What a call may take beyond its deadline: the drain, and as long again for a device whose

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_handshake.c -- a peer until it is up, or refused; ranks that nobody has taken in yet */
+/*
+ * kv_handshake.c -- a peer until it is up, or refused; ranks that no kv_comm_init has taken in yet
+ */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_table.c -- the peers of an engine by their places in its table: watched, claimed, let go */
+/* kv_table.c -- the peers of an engine by their places in its table: watched, claimed, released */
 #include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>
