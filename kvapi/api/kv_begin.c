@@ -31,10 +31,8 @@ int kv_recv_start(struct kv_op *op, struct kv_error *err)
 
 	if (ret)
 		return ret;
-	kv_op_uncollect(op);
 	op->lease->op = op;
-	op->stage = KV_STAGE_FLIGHT;
-	kv_op_count(op);
+	kv_op_receives(op);
 	kv_peer_progress(op->peer, true);
 	return 0;
 }

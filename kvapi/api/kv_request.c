@@ -204,8 +204,7 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 
 	request_fill(op, req);
 	if (!op->n) {
-		op->stage = KV_STAGE_ENDED;
-		atomic_store(&op->ended, KV_OP_ENDED);
+		kv_op_end(op, 0, NULL);
 		return group ? kv_group_add(group, op, err) : 0;
 	}
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);

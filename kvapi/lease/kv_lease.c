@@ -261,11 +261,8 @@ void kv_lease_release(struct kv_lease *lease)
 
 void kv_recv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
 {
-	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
+	if (!kv_op_begin_stop(op, code, cause))
 		return;
-	kv_op_set_error(op, code, cause);
-	op->end_code = code;
-	op->stage = KV_STAGE_STOP;
 	op->deadline_ns = stop_ns;
 	kv_peer_due(op->peer, stop_ns);
 	kv_lease_stop(op->lease); /* ends the operation when nothing can land any more */

@@ -218,6 +218,13 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 		kv_waiter_wake(waiter);
 }
 
+void kv_op_receives(struct kv_op *op)
+{
+	kv_op_uncollect(op);
+	op->stage = KV_STAGE_FLIGHT;
+	kv_op_count(op);
+}
+
 bool kv_op_leave(struct kv_op *op)
 {
 	int going = KV_OP_GOING;
@@ -252,17 +259,24 @@ static void stopped(struct kv_op *op)
 		kv_op_end(op, op->end_code, &op->err);
 }
 
-void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
+bool kv_op_begin_stop(struct kv_op *op, int code, const struct kv_error *cause)
 {
 	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
-		return;
+		return false;
+	kv_op_set_error(op, code, cause);
+	op->end_code = code;
+	op->stage = KV_STAGE_STOP;
+	return true;
+}
+
+void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause)
+{
 	if (op->stage == KV_STAGE_IDLE) {
 		kv_op_end(op, code, cause);
 		return;
 	}
-	kv_op_set_error(op, code, cause);
-	op->end_code = code;
-	op->stage = KV_STAGE_STOP;
+	if (!kv_op_begin_stop(op, code, cause))
+		return;
 	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
 	/* It fails only on a failing connection: then the transport ends the operation itself. */
 	if (op->tr)

@@ -7,6 +7,7 @@
 
 enum kv_op_kind { KV_OP_WRITE = 0, KV_OP_READ, KV_OP_SEND, KV_OP_RECV };
 
+/* Assigned in this folder only: tests/lint/circles.py. */
 enum kv_op_stage {
 	KV_STAGE_IDLE = 0,   /* not begun: collected by a group, or waits for a slot */
 	KV_STAGE_WAIT_GRANT, /* a send: no lease of the tag yet; a write: not all of its lease */
@@ -113,6 +114,9 @@ bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_post.c: one piece further; false: nothing could be done */
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */
+/* For kv_op_stop and kv_recv_stop: it ends with this code later. false: it ends already. */
+bool kv_op_begin_stop(struct kv_op *op, int code, const struct kv_error *cause);
+void kv_op_receives(struct kv_op *op); /* a receive whose lease is open */
 void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event);

@@ -3,7 +3,7 @@
 
 usage: circles.py ROOT [--arrows]
 
-And folders of a library that call up. An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
+And folders of a library that call up, or assign the state of another. An arrow goes from a source to each one whose functions or tables it names, and to each one whose header it includes. A circle
 is a set of files that reach each other. The header that a folder has for all of its files makes no arrow. --arrows also prints what makes each arrow of a circle.
 """
 import collections
@@ -81,6 +81,18 @@ def circles(graph):
     return sorted(out, key=len, reverse=True)
 
 
+# A state that one folder assigns and the others only read.
+OWNED = {r"->stage = KV_STAGE_": "kvapi/op/"}
+
+
+def foreign(root):
+    """Assignments of an owned state elsewhere."""
+    for path in sorted(source.c_files(root)):
+        for pattern, folder in OWNED.items():
+            if source.is_library(path) and not path.startswith(folder) and re.search(pattern, source.code(source.read(root, path))):
+                yield f"{path}: assigns what only {folder} may ({pattern})"
+
+
 def upward(graph, library):
     """Arrows from a folder to a higher one; files that stand in no folder of the order."""
     order = [library + name for name in ORDER[library]]
@@ -94,7 +106,7 @@ def upward(graph, library):
 
 
 def check(root, limits=None, ordered=None):
-    findings, notes = [], []
+    findings, notes = list(foreign(root)), []
     for library in ORDER if ordered is None else ordered:
         findings += upward(arrows(root, library), library)
     for library, limit in (limits or IN_CIRCLES).items():

@@ -140,6 +140,8 @@ class Circles(Tree):
         self.write("kvapi/wire/b.c", "int b(void)\n{\n\treturn 0;\n}\n")
         self.write("kvapi/d.c", "int d(void)\n{\n\treturn 0;\n}\n")
         self.assert_finds("kvapi/d.c: stands in none of", circles.check(self.root, {"kvapi/": 0}, ("kvapi/",))[0])
+        self.write("kvapi/d.c", "void d(struct kv_op *op)\n{\n\top->stage = KV_STAGE_STOP;\n}\n")
+        self.assert_finds("kvapi/d.c: assigns what only kvapi/op/ may", circles.check(self.root, {"kvapi/": 0}, ())[0])
 
 
 class Calls(Tree):
