@@ -15,8 +15,8 @@ static const char head[] =
 	"# Options\n"
 	"\n"
 	"Made by `./dev docs` from `transport/base/option.def`; do not edit. Every option is an environment variable and\n"
-	"can also be given in `kv_engine_config.options` as `\"NAME=value\"`, which beats the environment. A value outside\n"
-	"its range is an error that names the range. `kvrail info` shows the value in force and where it came from.\n"
+	"can also be given in `kv_engine_config.options` as `\"NAME=value\"`, which beats the environment. A variable that is set\n"
+	"to nothing counts as unset. A value outside its range is an error that names the range. `kvrail info` shows the value in force and where it came from.\n"
 	"\n"
 	"| option | takes | default | what it does |\n"
 	"| --- | --- | --- | --- |\n";

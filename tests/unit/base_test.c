@@ -146,6 +146,30 @@ static void the_list_beats_the_environment(void **state)
 	unsetenv("KVCACHE_IB_TIMEOUT");
 }
 
+static void an_empty_variable_counts_as_unset(void **state)
+{
+	static const enum kv_option_id ids[] = { KV_OPT_IB_TIMEOUT, KV_OPT_SHM_RING, KV_OPT_DEBUG,
+						 KV_OPT_TRANSPORT, KV_OPT_RDMA_NICS };
+	struct kv_option_row row, unset;
+	struct kv_option_set *set;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
+		assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
+		kv_option_row(set, ids[i], &unset);
+		setenv(unset.name, "", 1);
+		kv_option_free(set);
+		assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
+		kv_option_row(set, ids[i], &row);
+		assert_string_equal(row.value, row.def);
+		assert_string_equal(row.source, "default");
+		assert_false(kv_option_is_set(set, ids[i]));
+		unsetenv(row.name);
+		kv_option_free(set);
+	}
+	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=", &set, NULL), KV_ERR_ARG);
+}
+
 static void an_unknown_name_is_told_with_its_neighbour(void **state)
 {
 	struct kv_option_set *set;
@@ -212,6 +236,7 @@ int main(void)
 		cmocka_unit_test(good_values_are_parsed),
 		cmocka_unit_test(a_number_is_decimal_or_hexadecimal_never_octal),
 		cmocka_unit_test(the_list_beats_the_environment),
+		cmocka_unit_test(an_empty_variable_counts_as_unset),
 		cmocka_unit_test(an_unknown_name_is_told_with_its_neighbour),
 		cmocka_unit_test(log_files_receive_their_levels),
 	};

@@ -224,6 +224,8 @@ static int read_environment(struct kv_option_set *set, struct kv_error *err)
 			note_unknown(set, *e, len);
 			continue;
 		}
+		if (!eq[1]) /* launchers set what they have no value for: it counts as unset */
+			continue;
 		ret = assign(set, id, eq + 1, "environment", err);
 		if (ret)
 			return ret;
