@@ -6,6 +6,9 @@ add_library(kvrail::kvrail ALIAS kvrail)
 # While the major version is 0 the ABI may change with every minor one, so both stand in the SONAME.
 set_target_properties(kvrail PROPERTIES VERSION ${PROJECT_VERSION}
 	SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+if(NOT KVRAIL_INSTALL)
+	return()
+endif()
 
 install(TARGETS kvrail EXPORT kvrail LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/kvrail DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")

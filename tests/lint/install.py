@@ -78,6 +78,16 @@ def by_cmake(work, name, how, *options):
     run(f"{folder}/build/consumer")
 
 
+def leaves_its_parent_alone(work, name):
+    """As a subdirectory it installs nothing and does not choose how its parent is compiled."""
+    build = f"{work}/{name}/build"
+    run("cmake", "--install", build, "--prefix", f"{work}/{name}/prefix")
+    found = [path for path in glob.glob(f"{work}/{name}/prefix/**/*", recursive=True) if os.path.isfile(path)]
+    with open(f"{build}/CMakeCache.txt", encoding="utf-8") as cache:
+        found += [line.strip() for line in cache if line.startswith("CMAKE_BUILD_TYPE") and not line.endswith("=\n")]
+    return [f"as a subdirectory kvrail leaves {what} behind" for what in found]
+
+
 def check_layout(prefix):
     """The SONAME is a link to the versioned file, and nothing names the folder it was built in."""
     library = glob.glob(prefix + "/**/libkvrail.so", recursive=True)[0]
@@ -119,8 +129,8 @@ def main(root, build, c_compiler, cxx_compiler=""):
         by_their_own_line(work, prefix, root)
         minor = version.rsplit(".", 1)[0]
         by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
-        by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)', "-DCMAKE_BUILD_TYPE=Debug")
-        source.report(check_paths(prefix, root))
+        by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)')
+        source.report(leaves_its_parent_alone(work, "subdirectory") + check_paths(prefix, root))
 
 
 if __name__ == "__main__":
