@@ -166,6 +166,35 @@ def check_paths(root):
     return findings
 
 
+def check_pages(root):
+    """The pages for people who build, upgrade and change kvrail name files, commands, options and lints that exist."""
+    # Every file and folder, also by the end of its path: pages shorten "transport/shm/ring.c" to "ring.c".
+    ends = {"/".join(parts[at:to]) for parts in (path.split("/") for path in source.files(root))
+            for to in range(1, len(parts) + 1) for at in range(to)}
+    presets = set(re.findall(r'"name": "(\w+)",\s*"displayName"', source.read(root, "CMakePresets.json")))
+    known = (
+        (r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:c|h|def|py|md|map|sh))(?::[^`]*)?`", ends),
+        (r"\]\(((?!http)[\w./-]+)[)#]", ends),
+        (r"\./dev ([a-z][\w-]*)", set(re.findall(r"^  ([a-z-]+) ", source.read(root, "dev"), re.MULTILINE))),
+        (r"\./dev build (\w+)|--preset (\w+)|\bbuild-(\w+)/", presets),
+        (r"\b(KVCACHE_\w+)", set(re.findall(r'"(KVCACHE_\w+)"', source.read(root, "transport/base/option.def")))),
+        (r"^\| `lint_(\w+)` \|", lint_names(root)),
+    )
+    findings = []
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"):
+        text = source.read(root, page)
+        for pattern, names in known:
+            named = {next(filter(None, match.groups())).removeprefix("./").rstrip("/")
+                     for match in re.finditer(pattern, text, re.MULTILINE)}
+            findings += [f"{page}: there is no {name}" for name in sorted(named - names)]
+    text = source.read(root, "CONTRIBUTING.md")
+    return findings + [f"CONTRIBUTING.md: no row lint_{name}" for name in sorted(lint_names(root)) if f"| `lint_{name}` |" not in text]
+
+
+def lint_names(root):
+    return set(re.findall(r"^\s*kvrail_(?:lint\(|add_test\(lint_)([a-z]+)[\s)]", source.read(root, "tests/lint/CMakeLists.txt"), re.MULTILINE))
+
+
 def check_skips(root):
     """A part of a test that is skipped says why, for the account at the end of ./dev test."""
     findings = []
@@ -187,7 +216,7 @@ def check_repeats(root):
 
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_doctor,
-              check_statuses, check_nccls_variables, check_version, check_paths, check_skips, check_repeats)
+              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_skips, check_repeats)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -358,6 +358,23 @@ class Agree(Tree):
         self.write("include/kvrail/kv.h", define.format(4))
         self.assert_finds("1.2.4", agree.check_version(self.root))
 
+    def test_what_a_page_names_and_nobody_has_is_found(self):
+        self.write("dev", "usage:\n  lint           only\n")
+        self.write("CMakePresets.json", '{ "name": "dev",\n "displayName": "x" }, { "name": "base", "hidden": true }')
+        self.write("transport/base/option.def", 'INT(A, "KVCACHE_A", 1)\n')
+        self.write("tests/lint/CMakeLists.txt", "kvrail_lint(words)\n")
+        good = ("`base/option.def` `tests/lint/` `option.def` [dev](dev) `./dev lint` build-dev/x --preset dev KVCACHE_A KVCACHE_*\n"
+                "| `lint_words` | x |\n")
+        for page in ("README.md", "CHANGELOG.md", "docs/architecture.md", "CONTRIBUTING.md"):
+            self.write(page, good)
+        self.assertEqual(agree.check_pages(self.root), [])
+        for bad in ("`base/gone.def`", "`gone.c`", "`gone/`", "[a](gone.md)", "./dev gone", "build-base/x", "--preset gone", "KVCACHE_B",
+                    "\n| `lint_gone` |"):
+            self.write("CONTRIBUTING.md", good + bad)
+            self.assert_finds("CONTRIBUTING.md: there is no ", agree.check_pages(self.root))
+        self.write("CONTRIBUTING.md", good.replace("lint_words", "words"))
+        self.assert_finds("no row lint_words", agree.check_pages(self.root))
+
     def test_a_path_of_this_machine_is_found(self):
         self.write("a.txt", f"see {os.path.realpath(self.root)}/x\n")
         self.write("b.txt", "see /" + "home/somebody/x\n")
