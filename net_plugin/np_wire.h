@@ -41,7 +41,8 @@ enum np_wire_limits {
 
 enum np_message { NP_MSG_MEM = 1, NP_MSG_CTS = 2, NP_MSG_AHEAD = 3 };
 
-enum { NP_WIRE_VERSION = 3 }; /* of the handle and of the messages */
+/* Of the handle, of the messages, and of what the providers below say in a handshake. */
+enum { NP_WIRE_VERSION = 4 };
 
 struct np_handle {
 	uint8_t nonce[NP_NONCE];
