@@ -287,7 +287,8 @@ int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
  *
  * ERRORS
  *   BUSY   an operation or a lease of this engine uses it, or a connected peer knows it: close
- *          those peers first
+ *          those peers first; or a call or a device still works in its memory for a connection
+ *          that was closed: try again
  */
 int kv_cache_unregister(struct kv_cache *cache, struct kv_error *err);
 
