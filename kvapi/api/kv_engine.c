@@ -263,5 +263,6 @@ void kv_engine_close(struct kv_engine *engine)
 		if (engine->cache[i])
 			kv_cache_free(engine->cache[i]);
 	kv_ranges_free(engine);
+	pthread_mutex_unlock(&engine->turn); /* kv_service_stop has taken it */
 	free_engine(engine);
 }

@@ -6,7 +6,8 @@
 #include "kv_lease.h"
 
 int kv_service_start(struct kv_engine *engine, struct kv_error *err);
-bool kv_service_stop(struct kv_engine *engine); /* false: it does not return from a call */
+/* For good: engine.turn stays taken. false: a thread does not return from a call. */
+bool kv_service_stop(struct kv_engine *engine);
 /* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
 int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
 /*

@@ -171,12 +171,24 @@ static void hurry(struct kv_engine *engine)
 	pthread_mutex_unlock(&engine->lock);
 }
 
+/* A thread of the application may be in a turn, against the rules. After this no turn begins. */
+static bool end_turns(struct kv_engine *engine, int64_t deadline_ns)
+{
+	kv_engine_wake(engine);
+	while (pthread_mutex_trylock(&engine->turn)) {
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		poll(NULL, 0, 1);
+	}
+	return true;
+}
+
 bool kv_service_stop(struct kv_engine *engine)
 {
 	int64_t deadline = kv_deadline_ns(KV_STOP_MS + KV_CLOSE_MS);
 
 	if (!engine->thread_on)
-		return true;
+		return end_turns(engine, deadline);
 	atomic_store(&engine->stopping, true);
 	kv_engine_wake(engine);
 	hurry(engine);
@@ -191,7 +203,7 @@ bool kv_service_stop(struct kv_engine *engine)
 		return false;
 	pthread_join(engine->thread, NULL);
 	engine->thread_on = false;
-	return true;
+	return end_turns(engine, deadline);
 }
 
 /* Posts what asynchronous operations have left, at every peer. */
