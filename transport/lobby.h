@@ -19,7 +19,7 @@
 
 enum {
 	LOBBY_CROWDS = 1024,    /* addresses are counted by a hash */
-	LOBBY_PATIENCE_MS = 20, /* a stranger is not sent away before */
+	LOBBY_PATIENCE_MS = 100, /* a stranger is not sent away before */
 	/* Strangers may have this part of the process's descriptors, and never the last few. */
 	LOBBY_FD_SHARE = 4,
 	LOBBY_FD_SPARE = 32,
