@@ -3,8 +3,6 @@
 #include "kv_api.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/epoll.h>
 
 int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p,

@@ -5,8 +5,6 @@
  */
 #include "kv_api.h"
 
-#include <stdio.h>
-
 /* A public call: its arguments, and the results of their checks. */
 struct request {
 	const char *name;

@@ -2,8 +2,6 @@
 /* kv_wait.c -- waiting for an operation, looking at it, cancelling it, freeing it */
 #include "kv_api.h"
 
-#include <string.h>
-
 static bool reached(const struct kv_op *op, int grade)
 {
 	return atomic_load(&op->ended) || atomic_load(&op->grade) >= grade;

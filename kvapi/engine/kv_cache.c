@@ -179,6 +179,34 @@ void kv_cache_free(struct kv_cache *cache)
 	free(cache);
 }
 
+void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches)
+{
+	snprintf(hello->name, sizeof(hello->name), "%s", name);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (caches[i])
+			hello->cache[hello->caches++] = caches[i]->geometry;
+}
+
+/* ARG if the hello of all caches, and one more, would be too long. engine.lock held. */
+static int cache_fits(struct kv_engine *engine, const struct kv_geometry *more,
+		      struct kv_error *err)
+{
+	struct kv_hello hello = { .caches = 0 };
+	uint8_t buf[TR_HELLO_MAX];
+
+	kv_cache_hello(&hello, engine->name, engine->cache);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (engine->making[i])
+			hello.cache[hello.caches++] = engine->making[i]->geometry;
+	if (hello.caches < KV_CACHES_MAX)
+		hello.cache[hello.caches++] = *more;
+	if (kv_wire_put_hello(&hello, buf, sizeof(buf)))
+		return 0;
+	return kv_fail(err, KV_ERR_ARG, "register",
+		       "the shapes of %u caches do not fit into a hello of %d bytes", hello.caches,
+		       TR_HELLO_MAX);
+}
+
 /*
  * Registering pins memory and may take seconds; engine.lock is needed for every event of every
  * peer. So the id is reserved first, and peers see the cache when it is ready.
@@ -193,7 +221,7 @@ static int reserve_id(struct kv_cache *cache, struct kv_error *err)
 	if (engine->cache[id] || engine->making[id])
 		ret = kv_fail(err, KV_ERR_BUSY, "register", "cache id %u is taken", id);
 	else
-		ret = kv_cache_fits(engine, &cache->geometry, err);
+		ret = cache_fits(engine, &cache->geometry, err);
 	if (!ret)
 		engine->making[id] = cache;
 	pthread_mutex_unlock(&engine->lock);
@@ -299,30 +327,4 @@ int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, cons
 	if (!layers->count)
 		layers->count = all - layers->first;
 	return 0;
-}
-
-void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches)
-{
-	snprintf(hello->name, sizeof(hello->name), "%s", name);
-	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		if (caches[i])
-			hello->cache[hello->caches++] = caches[i]->geometry;
-}
-
-int kv_cache_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err)
-{
-	struct kv_hello hello = { .caches = 0 };
-	uint8_t buf[TR_HELLO_MAX];
-
-	kv_cache_hello(&hello, engine->name, engine->cache);
-	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		if (engine->making[i])
-			hello.cache[hello.caches++] = engine->making[i]->geometry;
-	if (hello.caches < KV_CACHES_MAX)
-		hello.cache[hello.caches++] = *more;
-	if (kv_wire_put_hello(&hello, buf, sizeof(buf)))
-		return 0;
-	return kv_fail(err, KV_ERR_ARG, "register",
-		       "the shapes of %u caches do not fit into a hello of %d bytes", hello.caches,
-		       TR_HELLO_MAX);
 }

@@ -3,7 +3,7 @@
  * kv_engine.h -- an engine, its caches; what every object uses
  *
  * Locks, in the order in which they may be taken:
- *   engine.turn    one thread at a time sits in kv_service_turn
+ *   engine.turn    one thread at a time sits in service_turn
  *   peer.claim     everything of a peer and of its operations, leases and grants; the only lock of
  *                  the data path, taken once per call. Its holder posts and polls the connection.
  *   engine.lock    the table of peers, the list of caches, the listener
@@ -132,7 +132,7 @@ bool kv_arrivals_push(struct kv_engine *engine, const struct kv_arrival *arrival
 void kv_arrivals_forget(struct kv_engine *engine,
 			const struct kv_peer *peer); /* the handle becomes invalid */
 
-/* ---------------------------------------------------------------- engine: kv_engine.c */
+/* ---------------------------------------------------------------- engine: api/kv_engine.c */
 
 struct kv_engine {
 	uint32_t magic;
@@ -247,8 +247,6 @@ int kv_cache_layers(const struct kv_cache *cache, struct kv_layers *layers, cons
 void kv_cache_free(struct kv_cache *cache);
 /* A hello with the shapes of these caches, KV_CACHES_MAX of them; NULL: none at this id. */
 void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches);
-/* ARG if the hello of all caches, and one more, would be too long. engine.lock held. */
-int kv_cache_fits(struct kv_engine *engine, const struct kv_geometry *more, struct kv_error *err);
 void kv_ranges_free(struct kv_engine *engine); /* what kv_alloc gave out */
 
 /* ---------------------------------------------------------------- sets of bits, magic numbers */
@@ -275,6 +273,10 @@ static inline unsigned int kv_bit_next(const uint64_t *words, unsigned int i)
 			return w * 64 + (unsigned int)__builtin_ctzll(word);
 	}
 	return KV_OPS_MAX;
+}
+static inline bool kv_bits_any(const uint64_t *words)
+{
+	return kv_bit_next(words, 0) < KV_OPS_MAX;
 }
 #define KV_EACH_BIT(words, i)                                                                      \
 	for (unsigned int i = kv_bit_next(words, 0); i < KV_OPS_MAX; i = kv_bit_next(words, i + 1))

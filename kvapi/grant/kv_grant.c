@@ -21,7 +21,8 @@ struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 	return grant && grant->live && grant->id == id ? grant : NULL;
 }
 
-bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id)
+/* Its LEASE message has not come. */
+static bool grant_is_new(const struct kv_peer *peer, uint64_t id)
 {
 	return (int32_t)((uint32_t)(id >> ID_INDEX_BITS) - peer->link->newest_serial) > 0;
 }
@@ -30,7 +31,7 @@ bool kv_grant_under_way(struct kv_peer *peer, uint64_t id)
 {
 	const struct kv_grant *grant = kv_grant_find(peer, id);
 
-	return grant ? grant->got < grant->n && !grant->revoked : kv_grant_is_new(peer, id);
+	return grant ? grant->got < grant->n && !grant->revoked : grant_is_new(peer, id);
 }
 
 uint32_t kv_grant_owner(const struct kv_grant *grant)
@@ -183,7 +184,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	if (i >= KV_LEASES_MAX || msg->lease >> (ID_INDEX_BITS + 32) || !map->cache ||
 	    !map->meets || msg->blocks > map->remote.blocks || msg->blocks > KV_LEASE_BLOCKS_MAX ||
 	    (uint32_t)msg->first + msg->count > map->remote.layers ||
-	    !kv_grant_is_new(peer, msg->lease) || /* numbers come in their order */
+	    !grant_is_new(peer, msg->lease) || /* numbers come in their order */
 	    (peer->link->grant[i] && peer->link->grant[i]->live))
 		return KV_ERR_PROTOCOL;
 	if (!map->owner)
@@ -336,7 +337,7 @@ int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 	struct kv_grant *grant = kv_grant_find(peer, id);
 
 	if (grant_index(id) >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) ||
-	    kv_grant_is_new(peer, id) || peer->link->answer[grant_index(id)])
+	    grant_is_new(peer, id) || peer->link->answer[grant_index(id)])
 		return KV_ERR_PROTOCOL;
 	if (!grant)
 		kv_count(peer->engine, unknown_messages, 1);

@@ -26,7 +26,6 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
 int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
 void kv_grant_forget(struct kv_peer *peer, struct kv_grant *grant);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
-bool kv_grant_is_new(const struct kv_peer *peer, uint64_t id); /* its LEASE message has not come */
 /* The application passed on its number before LEASE or the last IDS came. */
 bool kv_grant_under_way(struct kv_peer *peer, uint64_t id);
 uint32_t kv_grant_owner(const struct kv_grant *grant); /* its value in map.owner */

@@ -189,7 +189,7 @@ bool kv_incoming_flush(struct kv_peer *peer)
 {
 	struct kv_link *link = peer->link;
 
-	while (kv_bit_next(link->ack, 0) < KV_OPS_MAX) {
+	while (kv_bits_any(link->ack)) {
 		struct kv_msg msg = { .type = KV_MSG_ACK, .ack.count = 0 };
 
 		collect_acks(link, &msg.ack);

@@ -4,10 +4,19 @@
 
 #include "kv_loop.h"
 
+/* Those that have begun or wait for a slot. */
+static void peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns)
+{
+	while (peer->link->collected)
+		kv_op_stop(peer->link->collected, code, stop_ns, NULL);
+	KV_EACH_BIT (peer->link->busy, i)
+		kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
+}
+
 /* No event of the transport comes for them any more: ends them. */
 static void end_the_rest(struct kv_peer *peer)
 {
-	kv_peer_end_ops(peer, KV_ERR_CLOSED, 0);
+	peer_end_ops(peer, KV_ERR_CLOSED, 0);
 	KV_EACH_BIT (peer->link->busy, i)
 		kv_op_lost(peer->link->slot[i].op);
 }
@@ -46,7 +55,7 @@ void kv_peer_free(struct kv_peer *peer)
 
 static bool peer_is_idle(const struct kv_peer *peer)
 {
-	return !(peer->link->busy[0] | peer->link->busy[1]);
+	return !kv_bits_any(peer->link->busy);
 }
 
 static void peer_nap(const struct kv_peer *peer, int64_t deadline_ns)
@@ -57,17 +66,9 @@ static void peer_nap(const struct kv_peer *peer, int64_t deadline_ns)
 	poll(&fd, 1, kv_poll_ms(deadline_ns, 2));
 }
 
-void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns)
-{
-	while (peer->link->collected)
-		kv_op_stop(peer->link->collected, code, stop_ns, NULL);
-	KV_EACH_BIT (peer->link->busy, i)
-		kv_op_stop(peer->link->slot[i].op, code, stop_ns, NULL);
-}
-
 static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
 {
-	kv_peer_end_ops(peer, KV_ERR_CLOSED, deadline_ns);
+	peer_end_ops(peer, KV_ERR_CLOSED, deadline_ns);
 	kv_lease_close_all(peer);
 	while (peer->state == KV_PEER_UP && !peer_is_idle(peer) && kv_now_ns() < deadline_ns)
 		if (!kv_peer_progress(peer, false))

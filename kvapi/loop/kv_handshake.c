@@ -2,9 +2,6 @@
 /*
  * kv_handshake.c -- a peer until it is up, or refused; ranks that no kv_comm_init has taken in yet
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "kv_loop.h"
 
 void kv_count_rejected(struct kv_engine *engine, int code)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_loop.h -- a peer from the listener to its end, and who serves it */
+/* kv_loop.h -- a peer from the listener to its end, and what serves it */
 #ifndef KV_LOOP_H
 #define KV_LOOP_H
 
@@ -8,8 +8,6 @@
 int kv_service_start(struct kv_engine *engine, struct kv_error *err);
 /* For good: engine.turn stays taken. false: a thread does not return from a call. */
 bool kv_service_stop(struct kv_engine *engine);
-/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
-int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns);
 /*
  * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
  * condition again.
@@ -25,13 +23,12 @@ void kv_hello_free(struct kv_peer *peer);
  * the record, which the last holder frees.
  */
 void kv_peer_free(struct kv_peer *peer);
-void kv_peer_end_ops(struct kv_peer *peer, int code, int64_t stop_ns); /* those of the link */
 /*
  * Claim held: ends what is in flight and fences. BUSY: a process of this host that writes directly
  * is still alive.
  */
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
-/* kv_connect.c: a peer until its handshake is over */
+/* kv_accept.c, kv_handshake.c: a peer until it is up */
 void kv_peer_accept(struct kv_engine *engine);
 bool kv_peer_accept_due(struct kv_engine *engine);
 void kv_count_rejected(struct kv_engine *engine, int code);

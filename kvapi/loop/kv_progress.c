@@ -5,8 +5,6 @@
  */
 #include "kv_loop.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -234,7 +232,7 @@ static int post_round(struct kv_peer *peer, bool may_post)
 	unsigned int first = peer->link->turn, i;
 	int done = 0;
 
-	if (kv_bit_next(peer->link->posting, 0) == KV_OPS_MAX)
+	if (!kv_bits_any(peer->link->posting))
 		return 0;
 	peer->turn_bytes = 0;
 	i = post_slots(peer, first, KV_OPS_MAX, may_post, &done);

@@ -44,7 +44,7 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 		kv_peer_break(peer, KV_ERR_PEER_LOST,
 			      "no kv_comm_init of this engine has taken it in within %d ms",
 			      KV_COMM_MS);
-	if (!peer->engine->caller_mode && peer->link->posting[0] | peer->link->posting[1])
+	if (!peer->engine->caller_mode && kv_bits_any(peer->link->posting))
 		wake_posters(peer, done);
 	return true;
 }

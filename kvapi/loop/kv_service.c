@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
@@ -76,7 +75,8 @@ static void drain_wake(struct kv_engine *engine)
 		;
 }
 
-int kv_service_turn(struct kv_engine *engine, int64_t deadline_ns)
+/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
+static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 {
 	struct epoll_event events[TURN_EVENTS];
 	bool restless = false, woken = false;
@@ -122,7 +122,7 @@ void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32
 		kv_waiter_sleep(waiter, seq, deadline_ns);
 		return;
 	}
-	if (kv_service_turn(engine, deadline_ns) >= 0)
+	if (service_turn(engine, deadline_ns) >= 0)
 		return;
 	/* Another thread runs the loop and may return at any time: look again soon. */
 	soon = kv_deadline_ns(1);
@@ -134,7 +134,7 @@ static void *service_main(void *arg)
 	struct kv_engine *engine = arg;
 
 	while (!atomic_load(&engine->stopping))
-		kv_service_turn(engine, KV_NO_DEADLINE);
+		service_turn(engine, KV_NO_DEADLINE);
 	atomic_store(&engine->stopped, true);
 	kv_waiter_wake(&engine->waiter);
 	return NULL;
@@ -235,7 +235,7 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 	for (;;) {
 		uint32_t seq = kv_waiter_enter(&engine->waiter);
 
-		done = engine->caller_mode ? kv_service_turn(engine, deadline) : post_all(engine);
+		done = engine->caller_mode ? service_turn(engine, deadline) : post_all(engine);
 		if (done <= 0 && kv_now_ns() < deadline) {
 			int64_t soon = kv_deadline_ns(1);
 

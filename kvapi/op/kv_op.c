@@ -64,6 +64,22 @@ bool kv_op_slot_free(const struct kv_peer *peer)
 	return peer->link->slots_used < KV_OPS_MAX;
 }
 
+static void op_count(struct kv_op *op)
+{
+	struct kv_engine *engine = op->engine;
+
+	atomic_fetch_add(&op->cache->users, 1);
+	kv_count(engine, in_flight, 1);
+	if (op->kind == KV_OP_WRITE)
+		kv_count(engine, writes, 1);
+	else if (op->kind == KV_OP_READ)
+		kv_count(engine, reads, 1);
+	else if (op->kind == KV_OP_SEND)
+		kv_count(engine, sends, 1);
+	else
+		kv_count(engine, recvs, 1);
+}
+
 int kv_op_activate(struct kv_op *op, struct kv_error *err)
 {
 	struct kv_link *link;
@@ -87,7 +103,7 @@ int kv_op_activate(struct kv_op *op, struct kv_error *err)
 	kv_bit_set(link->busy, i);
 	kv_bit_set(link->posting, i);
 	op->stage = op->kind == KV_OP_SEND || op->early ? KV_STAGE_WAIT_GRANT : KV_STAGE_BEGIN;
-	kv_op_count(op);
+	op_count(op);
 	kv_peer_due(op->peer, op->deadline_ns);
 	return 0;
 }
@@ -142,22 +158,6 @@ bool kv_op_flush(struct kv_peer *peer)
 
 /* ---------------------------------------------------------------- the end */
 
-void kv_op_count(struct kv_op *op)
-{
-	struct kv_engine *engine = op->engine;
-
-	atomic_fetch_add(&op->cache->users, 1);
-	kv_count(engine, in_flight, 1);
-	if (op->kind == KV_OP_WRITE)
-		kv_count(engine, writes, 1);
-	else if (op->kind == KV_OP_READ)
-		kv_count(engine, reads, 1);
-	else if (op->kind == KV_OP_SEND)
-		kv_count(engine, sends, 1);
-	else
-		kv_count(engine, recvs, 1);
-}
-
 static void count_end(struct kv_op *op, int code)
 {
 	struct kv_engine *engine = op->engine;
@@ -173,7 +173,7 @@ static void count_end(struct kv_op *op, int code)
 }
 
 /* Fills op->err from a cause, or from the code alone. */
-void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause)
+static void op_set_error(struct kv_op *op, int code, const struct kv_error *cause)
 {
 	if (cause && cause->code) {
 		kv_error_copy(&op->err, cause);
@@ -196,7 +196,7 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 	if (op->stage == KV_STAGE_ENDED)
 		return;
 	if (code)
-		kv_op_set_error(op, code, cause);
+		op_set_error(op, code, cause);
 	if (op->id) {
 		leave_slot(op, code);
 		/* What is committed is settled by the receiver's acknowledgement. */
@@ -222,7 +222,7 @@ void kv_op_receives(struct kv_op *op)
 {
 	kv_op_uncollect(op);
 	op->stage = KV_STAGE_FLIGHT;
-	kv_op_count(op);
+	op_count(op);
 }
 
 bool kv_op_leave(struct kv_op *op)
@@ -263,7 +263,7 @@ bool kv_op_begin_stop(struct kv_op *op, int code, const struct kv_error *cause)
 {
 	if (op->stage == KV_STAGE_ENDED || op->stage == KV_STAGE_STOP)
 		return false;
-	kv_op_set_error(op, code, cause);
+	op_set_error(op, code, cause);
 	op->end_code = code;
 	op->stage = KV_STAGE_STOP;
 	return true;

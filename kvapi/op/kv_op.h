@@ -104,7 +104,6 @@ int kv_op_admit(struct kv_op *op, struct kv_error *err); /* kv_admit.c */
 int kv_op_activate(struct kv_op *op, struct kv_error *err);
 bool kv_op_slot_free(const struct kv_peer *peer);
 unsigned int kv_op_slot(const struct kv_op *op);
-void kv_op_count(struct kv_op *op);
 enum kv_step {
 	KV_STEP_NONE = 0, /* not now: no credits, no lease */
 	KV_STEP_ON,
@@ -118,7 +117,6 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 bool kv_op_begin_stop(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_receives(struct kv_op *op); /* a receive whose lease is open */
 void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
-void kv_op_set_error(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack); /* 0 or PROTOCOL */
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */

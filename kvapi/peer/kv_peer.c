@@ -2,7 +2,6 @@
 /* kv_peer.c -- a peer's life: made, used, closed */
 #include "kv_peer.h"
 
-#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,6 @@
 /* kv_plan.c -- checks block ids and turns them into spans; on the data path */
 #include "kv_plan.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
