@@ -34,6 +34,14 @@ static inline int stuck_begin(void *addr, size_t len)
 	return fd;
 }
 
+/* The same for the whole pages inside of [mem, mem + len). */
+static inline int stuck_begin_inside(void *mem, size_t len)
+{
+	uintptr_t at = ((uintptr_t)mem + 4095) & ~(uintptr_t)4095;
+
+	return stuck_begin((void *)at, (len - (at - (uintptr_t)mem)) & ~(size_t)4095);
+}
+
 /* Zeroes for whoever waits and for whoever comes. */
 static inline void stuck_end(int fd, void *addr, size_t len)
 {

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "fake.h"
 #include "np.h"
 
@@ -18,15 +19,6 @@ extern const ncclNet_v11_t ncclNetPlugin_v11;
 extern const ncclNet_v10_t ncclNetPlugin_v10;
 
 enum { NP_RIG_DEVICES = 8, NP_RIG_LOG = 65536 };
-
-/* In a process of in_process, which has no test to fail but its exit status. */
-#define CHECK(condition)                                                                \
-	do {                                                                            \
-		if (!(condition)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			_exit(1);                                                       \
-		}                                                                       \
-	} while (0)
 
 /*
  * Runs `body` in a process with these variables ("NAME=value", NULL at the end); what it leaves on

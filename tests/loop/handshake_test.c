@@ -28,6 +28,7 @@
 #include "base/option.h"
 #include "descriptors.h"
 #include "frame.h"
+#include "reject.h"
 #include "slow.h"
 #include "tr.h"
 
@@ -509,20 +510,6 @@ static void frames_out_of_order_and_oversized_are_refused(void **state)
 		tr_conn_close(b);
 		close(fd);
 	}
-}
-
-static int code_of_reject(int fd)
-{
-	uint8_t back[FRAME_HEADER + FRAME_REJECT_MAX];
-	struct frame_header h;
-	struct frame_reject reject;
-	ssize_t n = recv(fd, back, sizeof(back), MSG_WAITALL);
-
-	assert_true(n > FRAME_HEADER);
-	assert_int_equal(frame_get_header(back, &h), 0);
-	assert_int_equal(h.type, FRAME_REJECT);
-	assert_int_equal(frame_get_reject(back + FRAME_HEADER, h.len, &reject), 0);
-	return reject.code;
 }
 
 static void silence_and_single_bytes_end_at_the_total_deadline(void **state)

@@ -64,12 +64,8 @@ static int other_end(int fd, const void *arg)
 			*one = node;
 			assert_int_equal(pthread_create(&thread, NULL, flood, one), 0);
 		}
-	} else if (!strcmp(word, "stuck")) {
-		uintptr_t at = ((uintptr_t)node.mem + 4095) & ~(uintptr_t)4095;
-		size_t len = (node.len - (at - (uintptr_t)node.mem)) & ~(size_t)4095;
-
-		if (stuck_begin((void *)at, len) < 0)
-			return 1;
+	} else if (!strcmp(word, "stuck") && stuck_begin_inside(node.mem, node.len) < 0) {
+		return 1;
 	}
 	child_send(fd, "", 1);
 	for (;;)

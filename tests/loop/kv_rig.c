@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "../stuck.h"
 
 const struct shape rig_shape = {
 	.layers = RIG_LAYERS,
@@ -380,4 +381,23 @@ void child_kill(struct child *child, int sig)
 	assert_int_equal(kill(child->pid, sig), 0);
 	if (sig == SIGSTOP) /* until every thread of it has stopped */
 		assert_int_equal(waitpid(child->pid, &status, WUNTRACED), child->pid);
+}
+
+int rig_stuck_receiver(int fd, const void *arg)
+{
+	struct shape shape = rig_shape;
+	struct node node;
+	char word;
+
+	(void)arg;
+	shape.malloced = true;
+	node_open(&node, 2, &shape, NULL);
+	node_listen(&node);
+	child_send(fd, &node.port, sizeof(node.port));
+	child_receive(fd, &word, 1);
+	if (word == 1 && stuck_begin_inside(node.mem, node.len) < 0)
+		return 1;
+	child_send(fd, "", 1);
+	for (;;)
+		child_receive(fd, &word, 1); /* until it is killed */
 }

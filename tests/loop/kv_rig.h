@@ -113,5 +113,10 @@ void child_send(int fd, const void *p, size_t n);
 void child_receive(int fd, void *p, size_t n); /* fails the test after RIG_TIMEOUT_MS */
 int child_join(struct child *child);	       /* its exit code, or 128 + signal */
 void child_kill(struct child *child, int sig);
+/*
+ * `run` of a child that receives: sends its port, waits for a byte, and sends one. From then on
+ * its memory answers no page fault (stuck.h), if the byte was 1. It ends when it is killed.
+ */
+int rig_stuck_receiver(int fd, const void *arg);
 
 #endif

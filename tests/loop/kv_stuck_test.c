@@ -20,36 +20,11 @@ enum { N = 3, DEADLINE_MS = 1000 };
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[N] = { 5, 6, 0 }, to[N] = { 10, 11, 95 };
 
-/* Serves until it is told; its memory is stuck from the first word on, if that is 1. */
-static int receiver(int fd, const void *arg)
-{
-	struct shape shape = rig_shape;
-	struct node node;
-	char word;
-
-	(void)arg;
-	shape.malloced = true;
-	node_open(&node, 2, &shape, NULL);
-	node_listen(&node);
-	child_send(fd, &node.port, sizeof(node.port));
-	child_receive(fd, &word, 1);
-	if (word == 1) {
-		uintptr_t at = ((uintptr_t)node.mem + 4095) & ~(uintptr_t)4095;
-		size_t len = (node.len - (at - (uintptr_t)node.mem)) & ~(size_t)4095;
-
-		if (stuck_begin((void *)at, len) < 0)
-			return 1;
-	}
-	child_send(fd, "", 1);
-	for (;;)
-		child_receive(fd, &word, 1); /* until it is killed */
-}
-
 static uint32_t start(struct child *child)
 {
 	uint32_t port;
 
-	child_start(child, receiver, NULL);
+	child_start(child, rig_stuck_receiver, NULL);
 	child_receive(child->fd, &port, sizeof(port));
 	return port;
 }

@@ -14,28 +14,6 @@ static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 0 }, to[] = { 10, 11, 95 };
 static void *kept; /* the call that was left behind reads it */
 
-/* Its memory answers no page fault from the first word on; until it is killed. */
-static int receiver(int fd, const void *arg)
-{
-	struct shape shape = rig_shape;
-	struct node node;
-	uintptr_t at;
-	char word;
-
-	(void)arg;
-	shape.malloced = true;
-	node_open(&node, 2, &shape, NULL);
-	node_listen(&node);
-	child_send(fd, &node.port, sizeof(node.port));
-	child_receive(fd, &word, 1);
-	at = ((uintptr_t)node.mem + 4095) & ~(uintptr_t)4095;
-	if (stuck_begin((void *)at, (node.len - (at - (uintptr_t)node.mem)) & ~(size_t)4095) < 0)
-		return 1;
-	child_send(fd, "", 1);
-	for (;;)
-		child_receive(fd, &word, 1);
-}
-
 VISIBLE int unload_stuck_call(void)
 {
 	struct kv_options opts = KV_INIT(kv_options);
@@ -47,7 +25,7 @@ VISIBLE int unload_stuck_call(void)
 	uint32_t port;
 	char word = 1;
 
-	child_start(&child, receiver, NULL);
+	child_start(&child, rig_stuck_receiver, NULL);
 	child_receive(child.fd, &port, sizeof(port));
 	shape.malloced = true;
 	node_open(&a, 1, &shape, NULL);

@@ -24,6 +24,7 @@
 
 #include "descriptors.h"
 #include "frame.h"
+#include "reject.h"
 #include "slow.h"
 
 enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
@@ -263,21 +264,6 @@ static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **s
 /* One place is always made free for the next. */
 enum { PLACES = 16, CROWD = 40, GONE = CROWD + 1 - (PLACES - 1), DESCRIPTORS = 4 * PLACES };
 
-static void is_told_that_it_is_busy(int fd)
-{
-	uint8_t bytes[FRAME_HEADER + FRAME_REJECT_MAX];
-	struct frame_header header;
-	struct frame_reject reject;
-	ssize_t n = recv(fd, bytes, sizeof(bytes), MSG_WAITALL);
-
-	assert_true(n > FRAME_HEADER);
-	assert_int_equal(frame_get_header(bytes, &header), 0);
-	assert_int_equal(header.type, FRAME_REJECT);
-	assert_int_equal(frame_get_reject(bytes + FRAME_HEADER, header.len, &reject), 0);
-	assert_int_equal(reject.code, KV_ERR_BUSY);
-	close(fd);
-}
-
 static void still_waits(int fd)
 {
 	uint8_t byte;
@@ -330,8 +316,10 @@ static void of_too_many_the_busiest_address_loses_its_oldest(void **state)
 		}
 		assert_int_equal(stats.rejected_limit, GONE);
 		assert_in_range(count_descriptors() - before - CROWD - 1, 0, PLACES);
-		for (int i = 0; i < GONE; i++)
-			is_told_that_it_is_busy(fd[i]);
+		for (int i = 0; i < GONE; i++) {
+			assert_int_equal(code_of_reject(fd[i]), KV_ERR_BUSY);
+			close(fd[i]);
+		}
 		for (int i = GONE; i < CROWD; i++)
 			still_waits(fd[i]);
 		still_waits(alone);

@@ -20,21 +20,13 @@
 #include <cmocka.h>
 
 #include "base/clock.h"
+#include "check.h"
 #include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
 
 enum { STRANGER = 54321, LEN = 3 << 20, MESSAGES = 5, WAIT_MS = 20000 };
-
-/* In a process that has no test to fail but its exit status. */
-#define CHECK(condition)                                                                \
-	do {                                                                            \
-		if (!(condition)) {                                                     \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-			_exit(1);                                                       \
-		}                                                                       \
-	} while (0)
 
 struct scene {
 	const char *root_allows, *stranger_allows; /* KVCACHE_SHM_ALLOW_UIDS */
