@@ -4,29 +4,44 @@
 
 #include <dlfcn.h>
 #include <netdb.h>
-#include <poll.h>
-#include <stdatomic.h>
+#include <pthread.h>
 #include <string.h>
 
-static atomic_bool answers;
-static atomic_int asked;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static bool answers;
+static int asked;
 
+/* A second names_answer(false) at once must not keep a thread that has not seen the first answer. */
 void names_answer(bool answer)
 {
-	atomic_store(&answers, answer);
+	pthread_mutex_lock(&lock);
+	answers = answer;
+	pthread_cond_broadcast(&changed);
+	while (answers && asked)
+		pthread_cond_wait(&changed, &lock);
+	pthread_mutex_unlock(&lock);
 }
 
 int names_asked(void)
 {
-	return atomic_load(&asked);
+	int n;
+
+	pthread_mutex_lock(&lock);
+	n = asked;
+	pthread_mutex_unlock(&lock);
+	return n;
 }
 
 static int never(void)
 {
-	atomic_fetch_add(&asked, 1);
-	while (!atomic_load(&answers))
-		poll(NULL, 0, 5);
-	atomic_fetch_sub(&asked, 1);
+	pthread_mutex_lock(&lock);
+	asked++;
+	while (!answers)
+		pthread_cond_wait(&changed, &lock);
+	asked--;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&lock);
 	return EAI_AGAIN;
 }
 

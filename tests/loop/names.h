@@ -11,7 +11,7 @@
 
 #include <stdbool.h>
 
-void names_answer(bool answer);
+void names_answer(bool answer); /* true: returns when no thread waits any more */
 int names_asked(void); /* threads that wait for never.test */
 
 #endif
