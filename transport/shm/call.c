@@ -67,7 +67,7 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 	tr_conn_count(sc->conn)->syscalls += 2;
 	tr_conn_count(sc->conn)->work_requests++;
 	if (present(sc, remote, spans, n)) {
-		ret = cma_move(sc, op->kind, lmem->addr, remote, spans, n);
+		ret = cma_move(sc, op->kind, true, lmem->addr, remote, spans, n);
 		return ret ? -ret : (long)n;
 	}
 	memcpy(sc->call_span, spans, n * sizeof(*spans)); /* the call may outlast the caller's */
@@ -83,7 +83,7 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 	if (copy_begin(call))
 		ret = wait_a_moment(sc, op);
 	else
-		ret = -cma_move(sc, call->kind, call->local, call->remote, spans, n);
+		ret = -cma_move(sc, call->kind, false, call->local, call->remote, spans, n);
 	return ret < 0 ? ret : (long)n;
 }
 

@@ -48,7 +48,7 @@ void cma_probe(struct shm_conn *sc)
 	sc->cma_works = true;
 }
 
-static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local,
+static ssize_t transfer(const struct shm_conn *sc, int kind, bool alive, struct iovec *local,
 			struct iovec *remote, size_t n)
 {
 	/*
@@ -56,7 +56,7 @@ static ssize_t transfer(const struct shm_conn *sc, int kind, struct iovec *local
 	 * write into that one. The pidfd shows it before each call; between the two the number
 	 * would have to be freed and the whole pid space to wrap around.
 	 */
-	if (link_peer_is_dead(sc)) {
+	if (!alive && link_peer_is_dead(sc)) {
 		errno = ESRCH;
 		return -1;
 	}
@@ -98,7 +98,7 @@ int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 	return kv_error_copy(err, &cause);
 }
 
-int cma_move(const struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n)
 {
 	struct iovec ours[SHM_CMA_SPANS], theirs[SHM_CMA_SPANS];
@@ -113,7 +113,8 @@ int cma_move(const struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remot
 			theirs[left] =
 				(struct iovec){ remote + spans[next].remote, spans[next].len };
 		}
-		done = transfer(sc, kind, ours, theirs, left);
+		done = transfer(sc, kind, alive, ours, theirs, left);
+		alive = false;
 		if (done <= 0) /* 0: a span is never empty, so nothing could be moved */
 			return done ? errno : EFAULT;
 		gone = skip(ours, theirs, left, (size_t)done);

@@ -126,9 +126,10 @@ static void job_run(struct copy_job *job, const struct tr_span *piece)
 	struct shm_conn *sc = job->sc;
 	struct tr_mem *mem = job->mem;
 	uint32_t state;
-	int bell, error = job->split ? cma_move(sc, job->kind, job->local, job->remote, piece, 1)
-				     : cma_move(sc, job->kind, job->local, job->remote, job->span,
-						job->spans);
+	int bell, error = job->split ? cma_move(sc, job->kind, false, job->local, job->remote,
+						piece, 1)
+				     : cma_move(sc, job->kind, false, job->local, job->remote,
+						job->span, job->spans);
 
 	if (error)
 		atomic_store_explicit(&job->error, error, memory_order_relaxed);

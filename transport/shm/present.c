@@ -5,14 +5,20 @@
  * Handing a call to a thread costs more than the copy of a block, and is needed only where a page
  * has to be fetched by a process that may not answer. So the peer's page table is read first
  * (/proc/PID/pagemap): with every page there the call is made at once. What a process takes away in
- * the microsecond between the two can hold up the calling thread until that process ends; only a
+ * the microseconds between the two can hold up the calling thread until that process ends; only a
  * process of the same user, or of one that KVCACHE_SHM_ALLOW_UIDS names, can do it
  * (docs/memory-access.md).
+ *
+ * The file belongs to the address space that it was opened for, not to the number: it gives nothing
+ * once that address space has no user. So a look that found the pages needs no look at the pidfd.
+ *
+ * A look counts for SHM_LOOK_NS: not longer than a call of medium length is in the kernel anyway.
  */
 #include <fcntl.h>
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "shm.h"
 
 #define PRESENT (UINT64_C(1) << 63)
@@ -20,7 +26,7 @@
 
 enum { PAGE_SHIFT = 12, ENTRIES = 512 };
 
-static bool is_there(int fd, uint64_t first, uint64_t end)
+static bool table_shows(int fd, uint64_t first, uint64_t end)
 {
 	uint64_t entry[ENTRIES];
 
@@ -49,15 +55,35 @@ void present_open(struct shm_conn *sc)
 	}
 }
 
+/* Buffers that are used again and again (NCCL has 8 of a channel) are not looked at each time. */
+static bool pages_are_there(struct shm_conn *sc, uint64_t first, uint64_t end, int64_t now_ns)
+{
+	/* Buffers of equal length, one behind the other, stand in different entries. */
+	size_t i = first / (end - first) % SHM_LOOKS;
+
+	if (first >= sc->looked[i].first && end <= sc->looked[i].end &&
+	    now_ns < sc->looked[i].until_ns)
+		return true;
+	if (!table_shows(sc->pagemap, first, end))
+		return false;
+	sc->looked[i].first = first;
+	sc->looked[i].end = end;
+	sc->looked[i].until_ns = now_ns + SHM_LOOK_NS;
+	return true;
+}
+
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n)
 {
+	int64_t now_ns;
+
 	if (sc->pagemap < 0 || n > SHM_PRESENT_SPANS)
 		return false;
+	now_ns = kv_now_ns();
 	for (size_t i = 0; i < n; i++) {
 		uintptr_t at = (uintptr_t)remote + spans[i].remote;
 
-		if (!is_there(sc->pagemap, at >> PAGE_SHIFT,
-			      ((at + spans[i].len - 1) >> PAGE_SHIFT) + 1))
+		if (!pages_are_there(sc, at >> PAGE_SHIFT,
+				     ((at + spans[i].len - 1) >> PAGE_SHIFT) + 1, now_ns))
 			return false;
 	}
 	return true;

@@ -39,11 +39,13 @@ enum shm_limits {
 	SHM_CHUNK_LEAST = 1024,	      /* a larger piece is cut no smaller at the end of the ring */
 	SHM_PUBLISH_BYTES = 64 << 10, /* progress is published after so many bytes */
 	SHM_PROGRESS_BYTES = 1 << 20, /* that one progress consumes at most */
-	SHM_CMA_LEAST = 16384,	/* bytes for which a system call costs less than a second copy */
+	SHM_CMA_LEAST = 32768,	/* bytes for which a system call costs less than a second copy */
 	SHM_COPY_LEAST = 65536, /* bytes that are worth another thread */
 	SHM_COPY_THREADS_MAX = 64,
 	/* Spans of a call whose pages are asked for; more are worth a thread, if one is idle. */
 	SHM_PRESENT_SPANS = 8,
+	SHM_LOOKS = 8,		    /* answers that are remembered, for */
+	SHM_LOOK_NS = 50 * 1000,    /* as long as a call for 1 MiB takes */
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
 	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
@@ -189,6 +191,10 @@ struct shm_conn {
 	struct copy_job call; /* the one that its caller waits for */
 	struct tr_span call_span[SHM_CMA_SPANS];
 	int pagemap;		   /* the peer's page table, or -1 */
+	struct { /* pages [first, end) of the peer were there, and it is still true enough */
+		uint64_t first, end;
+		int64_t until_ns;
+	} looked[SHM_LOOKS];
 	struct tr_op *late;	   /* whose call was not waited for any more, or NULL */
 	int64_t late_deadline_ns; /* of a cancelled one; INT64_MAX */
 	atomic_int bell;	   /* eventfd that a late call rings, or -1 */
@@ -279,9 +285,9 @@ void pool_close_all(struct shm_conn *sc);
 void cma_probe(struct shm_conn *sc);
 /*
  * Moves all spans: 0 or errno. May never return (copy.c). Touches nothing of the connection that
- * changes; any thread may call it.
+ * changes; any thread may call it. alive: the caller has just seen that the process still exists.
  */
-int cma_move(const struct shm_conn *sc, int kind, uint8_t *local, uint8_t *remote,
+int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n);
 /* The connection's failure for that errno. */
 int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
@@ -310,6 +316,7 @@ bool copy_leave(struct shm_conn *sc);
 
 /* present.c */
 void present_open(struct shm_conn *sc);
+/* True proves as well that the peer's process had not ended SHM_LOOK_NS ago. */
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n);
 
 /* call.c */
