@@ -12,7 +12,7 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static bool answers;
 static int asked;
 
-/* A second names_answer(false) at once must not keep a thread that has not seen the first answer. */
+/* A names_answer(false) that follows must not keep a thread that has not seen this answer. */
 void names_answer(bool answer)
 {
 	pthread_mutex_lock(&lock);
