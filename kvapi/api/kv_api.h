@@ -8,14 +8,6 @@
 int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_t deadline_ns,
 		    uint64_t comm, uint32_t comm_rank, struct kv_peer **peer_p,
 		    struct kv_error *err);
-/* Checks a public call and begins its operation. n == 0 gives one that has succeeded. */
-int kv_request_run(int kind, struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
-		   const struct kv_ids *ids, const struct kv_options *opts, struct kv_op **op_p,
-		   struct kv_error *err);
-/* The same, and waits for its end. */
-int kv_request_finish(int kind, struct kv_peer *peer, struct kv_cache *cache,
-		      struct kv_layers layers, const struct kv_ids *ids,
-		      const struct kv_options *opts, struct kv_error *err);
 /* GEOMETRY unless both have the cache and the ranks share a part of its blocks. */
 int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
 		   struct kv_error *err);

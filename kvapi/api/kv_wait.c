@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_wait.c -- waiting for an operation, looking at it, cancelling it, freeing it */
+/* kv_wait.c -- an operation by the thread that waits for it: its steps, a look, cancel, free */
 #include "kv_api.h"
 
 static bool reached(const struct kv_op *op, int grade)
@@ -25,6 +25,19 @@ static int64_t spin_until(const struct kv_op *op)
 	int64_t share = earlier((now - op->begun_ns) / SPIN_SHARE, SPIN_MOST_NS);
 
 	return now + (spin && share > spin ? share : spin);
+}
+
+bool kv_op_post(struct kv_op *op)
+{
+	bool any = false, moved, posting;
+
+	do {
+		moved = kv_peer_progress(op->peer, true);
+		any |= moved;
+		posting = op->stage >= KV_STAGE_BEGIN && op->stage <= KV_STAGE_COMMIT;
+		op->passed = moved && posting && atomic_load(&op->peer->claim.wanting);
+	} while (moved && posting && !op->passed);
+	return any;
 }
 
 /* With the claim: polls and posts until that time, or until another thread wants the peer. */

@@ -67,12 +67,7 @@ struct kv_op {
 	struct kv_error err;
 };
 
-/* The blocks of a call. A send or receive has no remote ids, and the tag that joins the two. */
-struct kv_ids {
-	const int64_t *local, *remote;
-	size_t n;
-	uint64_t tag;
-};
+const char *kv_op_kind_name(int kind);
 const char *kv_op_name(const struct kv_op *op);
 const char *kv_op_stage_name(const struct kv_op *op);
 

@@ -133,10 +133,15 @@ int kv_op_keep_ids(struct kv_op *op, struct kv_error *err)
 	return 0;
 }
 
-const char *kv_op_name(const struct kv_op *op)
+const char *kv_op_kind_name(int kind)
 {
 	static const char *const kind_names[] = { "write_blocks", "read_blocks", "send_blocks",
 						  "recv_blocks" };
 
-	return kind_names[op->kind];
+	return kind_names[kind];
+}
+
+const char *kv_op_name(const struct kv_op *op)
+{
+	return kv_op_kind_name(op->kind);
 }
