@@ -10,6 +10,10 @@ if(NOT KVRAIL_INSTALL)
 	return()
 endif()
 
+if(PROJECT_IS_TOP_LEVEL)
+	add_custom_target(uninstall COMMAND ${CMAKE_COMMAND} -DMANIFEST=${PROJECT_BINARY_DIR}/install_manifest.txt
+		-P ${PROJECT_SOURCE_DIR}/cmake/uninstall.cmake VERBATIM)
+endif()
 install(TARGETS kvrail EXPORT kvrail LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/kvrail DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
 if(TARGET kvrail_tool)

@@ -5,10 +5,10 @@
 # (ctest -L loop) or declared present (KVRAIL_REQUIRE). Tests labelled "long" run in `./dev test --long` only.
 #
 # A timeout is there to end a test that hangs, so it is many times what the test takes on an idle machine.
-find_path(CMOCKA_INCLUDE cmocka.h)
-find_library(CMOCKA_LIBRARY cmocka)
-if(NOT CMOCKA_INCLUDE OR NOT CMOCKA_LIBRARY)
-	message(FATAL_ERROR "cmocka is missing: install libcmocka-dev, or configure with -DKVRAIL_TESTS=OFF")
+kvrail_need_library(cmocka libcmocka-dev libcmocka-devel KVRAIL_TESTS)
+find_package(Python3 COMPONENTS Interpreter)
+if(NOT Python3_Interpreter_FOUND)
+	kvrail_missing("the program python3" python3 python3 KVRAIL_TESTS)
 endif()
 
 # kvrail_add_test(name COMMAND … [LABELS …] [TIMEOUT seconds])

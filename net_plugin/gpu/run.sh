@@ -25,7 +25,7 @@ plugin=$build/net_plugin/libnccl-net-kvrail.so
 tests=$build/mpi_tests/net
 
 build_with_cmake() {
-	cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVRAIL_TESTS=OFF -DKVRAIL_MPI=OFF \
+	cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVRAIL_TESTS=OFF -DKVRAIL_BENCH=OFF \
 		-DKVRAIL_TOOL=OFF -DKVRAIL_EXAMPLES=OFF -DKVRAIL_WERROR=OFF &&
 		cmake --build "$build" --target kvrail_net net_conformance net_perf
 }

@@ -79,12 +79,15 @@ def by_cmake(work, name, how, *options):
 
 
 def leaves_its_parent_alone(work, name):
-    """As a subdirectory it installs nothing and does not choose how its parent is compiled."""
+    """As a subdirectory it builds only the library, installs nothing and does not choose how its parent is compiled."""
     build = f"{work}/{name}/build"
     run("cmake", "--install", build, "--prefix", f"{work}/{name}/prefix")
     found = [path for path in glob.glob(f"{work}/{name}/prefix/**/*", recursive=True) if os.path.isfile(path)]
     with open(f"{build}/CMakeCache.txt", encoding="utf-8") as cache:
         found += [line.strip() for line in cache if line.startswith("CMAKE_BUILD_TYPE") and not line.endswith("=\n")]
+    built = {os.path.basename(path) for path in glob.glob(f"{build}/kvrail/**/*", recursive=True)
+             if os.path.isfile(path) and (os.access(path, os.X_OK) or path.endswith(".a"))}
+    found += sorted(name for name in built if not name.startswith(("libkvrail.so", "libkvrail_transport.a")))
     return [f"as a subdirectory kvrail leaves {what} behind" for what in found]
 
 
@@ -94,6 +97,16 @@ def check_layout(prefix):
     soname = next(line for line in run("readelf", "-d", library).splitlines() if "SONAME" in line).split("[")[1][:-1]
     if not os.path.islink(os.path.join(os.path.dirname(library), soname)):
         source.report([f"no link {soname} beside {library}"])
+
+
+def check_uninstall(build, prefix):
+    """The target uninstall leaves what others put there, and nothing else."""
+    other = f"{prefix}/include/other.h"
+    open(other, "w", encoding="utf-8").close()
+    run("cmake", "--build", build, "--target", "uninstall")
+    found = glob.glob(prefix + "/**/*", recursive=True)
+    left = [path for path in found if (not os.path.isdir(path) or "kvrail" in os.path.basename(path)) and path != other]
+    return [f"the target uninstall leaves {path} behind" for path in left]
 
 
 def check_command(prefix, version):
@@ -130,7 +143,8 @@ def main(root, build, c_compiler, cxx_compiler=""):
         minor = version.rsplit(".", 1)[0]
         by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
         by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)')
-        source.report(leaves_its_parent_alone(work, "subdirectory") + check_paths(prefix, root))
+        findings = leaves_its_parent_alone(work, "subdirectory") + check_paths(prefix, root)
+        source.report(findings + check_uninstall(build, prefix))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import circles
 import format as formatting
 import headers
 import install
+import missing
 import names
 import programs
 import quickstart
@@ -451,6 +452,13 @@ class Install(Tree):
         self.write("prefix/lib/bad.so", os.path.realpath(self.root) + "/source/transport/tr.c")
         prefix, tree = os.path.join(self.root, "prefix"), os.path.join(self.root, "source")
         self.assert_finds("lib/bad.so", install.check_paths(prefix, tree))
+
+
+class Missing(Tree):
+    def test_a_cmake_that_says_nothing_of_what_is_missing_is_found(self):
+        self.write("CMakeLists.txt", "cmake_minimum_required(VERSION 3.22)\nproject(silent LANGUAGES NONE)\n")
+        case = ((), None, True, "x.h is missing")
+        self.assert_finds("CMake goes on", list(missing.check_case(self.root, self.root, 0, case)))
 
 
 class Summary(Tree):
