@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-# tests.cmake -- short runs of the two programs; every one checks every byte
+# tests.cmake -- short runs of the replay; every one checks every byte
 set(expect ${CMAKE_CURRENT_SOURCE_DIR}/expect.sh)
 set(trace ${CMAKE_CURRENT_SOURCE_DIR}/traces/conversation-300.jsonl)
 set(replay $<TARGET_FILE:kv_pd_replay>)
-set(bench $<TARGET_FILE:kv_pd_bench>)
 set(small --requests 40 --scale 32 --layers 3 --pool 32M --check-every 10 --timeout 10)
 
 # Each way of moving bytes between two processes, and what the receiver says of it.
@@ -61,23 +60,6 @@ kvrail_add_test(replay_small_pool COMMAND ${expect} 2 "the pool must hold 16" --
 kvrail_add_test(replay_json COMMAND ${expect} 0 "\"wrong_bytes\": 0" "\"exit_code\": 0" "\"p999_us\"" --
 	${replay} --local 1+1 ${small} -J /dev/stdout ${trace})
 
-set(tiny -b 1K -e 16K -f 4 -n 200 --pool 16M -i 6 -w 2)
-kvrail_add_test(bench_one_sided COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
-	${bench} --local 1+1 ${tiny})
-kvrail_add_test(bench_groups COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
-	${bench} --local 2+2 --layers 2 --tensors 2 ${tiny})
-kvrail_add_test(bench_two_sided COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
-	${bench} --local 2+2 --two-sided ${tiny})
-kvrail_add_test(bench_hot COMMAND ${expect} 0 "pools: hot" "Out of bounds values : 0 OK" --
-	${bench} --local 1+1 --hot ${tiny})
-foreach(path cma ring)
-	kvrail_add_test(bench_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
-		${expect} 0 -s UNREACHABLE ${said_${path}} "Out of bounds values : 0 OK" -- ${bench} --local 1+1 ${tiny})
-endforeach()
-kvrail_add_test(bench_corrupt COMMAND ${expect} 1 "Out of bounds values : 3 FAILED" "1 wrong bytes in block" --
-	${bench} --local 2+2 --corrupt ${tiny})
-kvrail_add_test(bench_bad_option COMMAND ${expect} 2 "-b: '1X' is not a number" -- ${bench} -b 1X)
-
 # The whole excerpt on eight ranks, and deaths at many moments.
 foreach(path pool cma ring)
 	kvrail_add_test(replay_long_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
@@ -100,8 +82,6 @@ if(MPI_C_FOUND AND MPIRUN)
 		${MPIRUN} -np 4 ${replay} --prefill 2 --decode 2 ${small} --kill 1@10 --restart ${trace})
 	kvrail_add_test(replay_mpi_wrong_np COMMAND ${expect} 3 "4 ranks were asked for, but 2 were started" --
 		${MPIRUN} -np 2 ${replay} --prefill 2 --decode 2 ${small} ${trace})
-	kvrail_add_test(bench_mpi COMMAND ${expect} 0 "under MPI" "Out of bounds values : 0 OK" --
-		${MPIRUN} -np 4 ${bench} --prefill 2 --decode 2 ${tiny})
 else()
 	kvrail_add_test(replay_launched_without_mpi COMMAND ${CMAKE_COMMAND} -E env OMPI_COMM_WORLD_SIZE=2
 		${expect} 3 "this build has no MPI" -- ${replay} ${small} ${trace})

@@ -10,7 +10,7 @@
 # Needs a GPU, better two, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
 # NCCL_HOSTID, so that NCCL takes the two for two hosts and uses its network plugin for everything between them;
 # NCCL_NET=kvrail makes a plugin that does not load an error. Results as JSON and NCCL's logs go to $OUT if it is set;
-# table.py makes the tables of docs/nccl.md from $OUT/results.json.
+# bench/nccl_table.py makes the tables of docs/nccl.md from $OUT/results.json.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 what=${1:-all}
@@ -23,6 +23,7 @@ python=${PYTHON:-python3}
 
 plugin=$build/net_plugin/libnccl-net-kvrail.so
 tests=$build/mpi_tests/net
+perf=$build/bench
 
 build_with_cmake() {
 	cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DKVRAIL_TESTS=OFF -DKVRAIL_BENCH=OFF \
@@ -34,12 +35,12 @@ build_with_cmake() {
 build_with_cc() {
 	local flags=(-O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -fno-strict-aliasing
 		-Iinclude -Itransport -Inet_plugin)
-	mkdir -p "$(dirname "$plugin")" "$tests" &&
+	mkdir -p "$(dirname "$plugin")" "$tests" "$perf" &&
 		cc "${flags[@]}" -shared -Wl,--version-script=net_plugin/net_plugin.map -o "$plugin" \
 			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c transport/gpu/*.c net_plugin/*.c -lpthread -ldl &&
 		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/{cases_*,net_conformance,net_elf,net_load,net_side}.c \
 			-lpthread -ldl &&
-		cc "${flags[@]}" -o "$tests/net_perf" mpi_tests/net/{net_perf,net_elf,net_load,net_side}.c -lpthread -ldl
+		cc "${flags[@]}" -o "$perf/net_perf" -Impi_tests/net bench/net_perf.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
 }
 
 if ! build_with_cmake >"$out/build.log" 2>&1 && ! build_with_cc >>"$out/build.log" 2>&1; then
@@ -52,12 +53,12 @@ plugin=$(realpath "$plugin")
 # ---------------------------------------------------------------- two ranks
 
 export NCCL_NVLS_ENABLE=0 NCCL_MNNVL_ENABLE=0 NCCL_SOCKET_IFNAME=lo PYTHONUNBUFFERED=1
-export MASTER_ADDR=127.0.0.1 WORLD_SIZE=2 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_CPP_LOG_LEVEL=ERROR
+export PYTHONPATH=net_plugin/gpu:bench MASTER_ADDR=127.0.0.1 WORLD_SIZE=2 TORCH_NCCL_ASYNC_ERROR_HANDLING=1 TORCH_CPP_LOG_LEVEL=ERROR
 port=29600
 kvrail=(NCCL_NET=kvrail "NCCL_NET_PLUGIN=$plugin")
 [ -z "${LIBNCCL:-}" ] || kvrail+=("LD_PRELOAD=$LIBNCCL")
 
-# ranks NAME "SCRIPT ARGUMENTS" SECONDS [VARIABLE=value ...]: 0 if both ranks say so. SAME_HOST=1: one host for NCCL, too.
+# ranks NAME "MODULE ARGUMENTS" SECONDS [VARIABLE=value ...]: 0 if both ranks say so. SAME_HOST=1: one host for NCCL, too.
 ranks() {
 	local name=$1 seconds=$3 rank pids=() ret=0 host words
 	read -ra words <<<"$2"
@@ -68,7 +69,7 @@ ranks() {
 		[ -z "${SAME_HOST:-}" ] || host=()
 		env "${host[@]}" "$@" RANK=$rank MASTER_PORT=$port NCCL_DEBUG="${DEBUG_LEVEL:-WARN}" \
 			NCCL_DEBUG_SUBSYS=INIT,NET,ENV timeout -k 5 "$seconds" \
-			"$python" "net_plugin/gpu/${words[0]}.py" "${words[@]:1}" \
+			"$python" -m "${words[0]}" "${words[@]:1}" \
 			>"$out/$name.$rank.log" 2>&1 &
 		pids+=($!)
 	done
@@ -81,7 +82,7 @@ ranks() {
 failures=0
 summary=()
 
-# step NAME "SCRIPT ARGUMENTS" SECONDS [VARIABLE=value ...]
+# step NAME "MODULE ARGUMENTS" SECONDS [VARIABLE=value ...]
 step() {
 	local name=$1 begin=$SECONDS line
 	if ranks "$@"; then
@@ -158,11 +159,11 @@ killed_rank() {
 perf() {
 	local cases="--case kvrail=kvrail --case threads2=kvrail,KVCACHE_NET_COPY_THREADS=2"
 	cases="$cases --case threads4=kvrail,KVCACHE_NET_COPY_THREADS=4 --case ring=kvrail,KVCACHE_SHM_PATH=ring --case Socket=Socket"
-	step perf "bench --json $out/perf.json $cases" 240 "NCCL_NET_PLUGIN=$plugin" ${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
-	SAME_HOST=1 step perf-shm "bench --json $out/perf-shm.json --case SHM=SHM" 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
-	"$python" net_plugin/gpu/table.py --commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
+	step perf "nccl_ops --json $out/perf.json $cases" 240 "NCCL_NET_PLUGIN=$plugin" ${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
+	SAME_HOST=1 step perf-shm "nccl_ops --json $out/perf-shm.json --case SHM=SHM" 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
+	"$python" bench/nccl_table.py --commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
 		--json "$out/results.json" "$out/perf.json" "$out/perf-shm.json"
-	"$tests"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
+	"$perf"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
 }
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* timing.c -- the bare C call, timed: what python/bench_call.py compares with */
+/* timing.c -- the bare C call, timed: what bench/call.py compares with */
 #include "ext.h"
 
 #include <time.h>

@@ -404,7 +404,7 @@ def test_a_transformers_model_split_in_two_says_the_same_tokens() -> None:
 
 def test_the_benchmark_of_a_call_measures(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
-    bench = ROOT / "python" / "bench_call.py"
+    bench = ROOT / "bench" / "call.py"
     ran = subprocess.run(
         [sys.executable, str(bench), "--rounds", "50", "--json", str(out)], capture_output=True, text=True, timeout=60
     )

@@ -51,7 +51,7 @@ def missing_tests(root, cells):
     """What is wrong with [(what, text that names tests)]: a test is a file under a folder of tests, or a name of ctest."""
     findings, texts = [], {}
     for path in source.files(root):
-        if re.match(r"(tests|mpi_tests|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", "CMakeLists.txt")):
+        if re.match(r"(tests|mpi_tests|bench|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", "CMakeLists.txt")):
             stem = os.path.splitext(os.path.basename(path))[0]
             texts[stem] = texts.get(stem, "") + source.read(root, path)
     ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", texts.get("CMakeLists", "")))

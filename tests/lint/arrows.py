@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""arrows.py -- includes go downhill only: include <- transport/base <- transport <- kvapi <- tool, examples, python, mpi_tests
+"""arrows.py -- includes go downhill only: include <- transport/base <- transport <- kvapi <- tool, examples, python, mpi_tests, bench
 
 usage: arrows.py ROOT
 """
@@ -27,6 +27,7 @@ LAYERS = [
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
     ("mpi_tests/", {"include/kvrail/"}),
+    ("bench/", {"mpi_tests/", "mpi_tests/net/", "net_plugin/nccl_abi.h", "include/kvrail/", "tests/loop/tr_pair.h"}),
     ("python/", {"include/kvrail/"}),
     ("docs/", {"transport/base/"}),
 ]
@@ -38,7 +39,7 @@ FOREIGN = {
     r"Python\.h": ("python/ext/",),
     r"cuda.*\.h": (),
     r"cmocka\.h": ("tests/", "tool/", "mpi_tests/"),
-    r"jansson\.h": ("tool/", "mpi_tests/", "tests/"),
+    r"jansson\.h": ("tool/", "mpi_tests/", "bench/", "tests/"),
 }
 
 

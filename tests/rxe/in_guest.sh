@@ -65,7 +65,7 @@ mpi() {
 	trace=$(ls "$(dirname "$0")"/../../mpi_tests/traces/*.jsonl | head -n 1)
 	mpirun -np 4 "$build/mpi_tests/kv_pd_replay" --prefill 2 --decode 2 --model llama3-8b --requests 12 --layers 2 \
 		--scale 64 --pool 4M "$trace" &&
-		mpirun -np 2 "$build/mpi_tests/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
+		mpirun -np 2 "$build/bench/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
 			-i 4 -w 2 --pool 32M &&
 		"$(dirname "$0")/perftest.py" "$build"
 }
@@ -113,7 +113,7 @@ expect() {
 }
 
 limits() {
-	bench="$build/mpi_tests/kv_pd_bench --local 1+1 -b 64K -e 64K -n 16 -i 2 -w 1 --pool 8M"
+	bench="$build/bench/kv_pd_bench --local 1+1 -b 64K -e 64K -n 16 -i 2 -w 1 --pool 8M"
 	# shellcheck disable=SC2086
 	expect 1 "RLIMIT_MEMLOCK is 1048576 bytes" as_user 1024 $bench &&
 		expect 1 "ulimit -l unlimited" as_user 1024 $bench &&

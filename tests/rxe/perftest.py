@@ -38,7 +38,7 @@ def run(words):
 
 def ours(build):
     """MB/s of the median iteration, and packets for a block."""
-    bench = [os.path.join(build, "mpi_tests/kv_pd_bench"), "-b", str(SIZE), "-e", str(SIZE), "-n", str(BATCH),
+    bench = [os.path.join(build, "bench/kv_pd_bench"), "-b", str(SIZE), "-e", str(SIZE), "-n", str(BATCH),
              "-i", str(ITERATIONS), "-w", str(WARMUP), "--pool", "32M"]
     with tempfile.TemporaryDirectory() as folder:
         table = os.path.join(folder, "table.json")

@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "cost.h"
-#include "../../net_plugin/nccl_abi.h"
+#include "../net_plugin/nccl_abi.h"
 
 enum { WINDOW = 8 };
 

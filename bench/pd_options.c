@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_options.c -- the command line of kv_pd_bench */
+/* pd_options.c -- the command line of kv_pd_bench */
 #include <argp.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench.h"
+#include "pd.h"
 
 enum {
 	KEY_HOT = JOB_KEY_PROGRAM,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_data.c -- test data of the pools, and what a decode pool must hold at the end */
+/* pd_data.c -- test data of the pools, and what a decode pool must hold at the end */
 #include <stdlib.h>
 
-#include "bench.h"
+#include "pd.h"
 #include "pattern.h"
 #include "util.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench.h -- what the parts of kv_pd_bench share */
-#ifndef MPI_TESTS_BENCH_H
-#define MPI_TESTS_BENCH_H
+/* pd.h -- what the parts of kv_pd_bench share */
+#ifndef BENCH_PD_H
+#define BENCH_PD_H
 
 #include <kvrail/kv.h>
 #include <stdint.h>
@@ -42,7 +42,7 @@ struct bench_row {
 	struct hist batch;
 };
 
-/* ---------------------------------------------------------------- bench_ids.c */
+/* ---------------------------------------------------------------- pd_ids.c */
 
 /* The blocks of one pair of ranks: which source block goes where, for each batch. */
 struct bench_ids {
@@ -63,7 +63,7 @@ void bench_ids_create(struct bench_ids *ids, const struct bench_options *opt, ui
 		      uint32_t prefill, uint32_t decode);
 void bench_ids_destroy(struct bench_ids *ids);
 
-/* ---------------------------------------------------------------- bench_data.c */
+/* ---------------------------------------------------------------- pd_data.c */
 
 struct bench_pool {
 	const struct bench_options *opt;
@@ -88,7 +88,7 @@ void bench_stamp(const struct bench_pool *p);
 uint64_t bench_check(const struct bench_pool *p, const struct bench_ids *ids, uint32_t prefill,
 		     uint32_t iterations, char *note, size_t note_cap);
 
-/* ---------------------------------------------------------------- bench_floor.c */
+/* ---------------------------------------------------------------- pd_floor.c */
 
 /*
  * The median time of copying one batch in this process, with memcpy and with non-temporal stores (0
@@ -97,7 +97,7 @@ uint64_t bench_check(const struct bench_pool *p, const struct bench_ids *ids, ui
 void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t dest_blocks,
 		 const struct bench_ids *ids, uint64_t *memcpy_ns_p, uint64_t *nt_ns_p);
 
-/* ---------------------------------------------------------------- bench_rank.c */
+/* ---------------------------------------------------------------- pd_rank.c */
 
 /* What a rank hands in at the end. */
 struct bench_result {
@@ -108,7 +108,7 @@ struct bench_result {
 int bench_rank_run(struct rank *rank, void *arg);
 
 /*
- * ---------------------------------------------------------------- bench_report.c, used by rank 0
+ * ---------------------------------------------------------------- pd_report.c, used by rank 0
  */
 
 struct bench_report;
@@ -119,7 +119,7 @@ void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_r
 /* The footer, and the JSON file; -1 if it cannot be written. Frees `r`. */
 int bench_report_end(struct bench_report *r);
 
-/* ---------------------------------------------------------------- bench_options.c */
+/* ---------------------------------------------------------------- pd_options.c */
 
 void bench_options_parse(struct bench_options *opt, int argc, char **argv);
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one write_cache costs in Python above the C call, for 1538 ids as lists and as numpy int64.
 
-    python3 python/bench_call.py [--rounds N] [--json FILE]
+    python3 bench/call.py [--rounds N] [--json FILE]
 
 Two engines of one process over shared memory pools; blocks of 64 bytes, so that the copy does not drown the call. Each round
 times the three, in an order drawn anew, on the same ids: kv_write_blocks on ready arrays of int64, from C; rdma_comm with
@@ -10,7 +10,7 @@ lists; rdma_comm with arrays. Then the same with one id, which is the fixed cost
 differences within a round; per id they are the slope between 1 and 1538 ids.
 
 Then the whole Python calls of kvrail, NIXL and Mooncake on the same blocks, each engine in a process of its own, one after the
-other (bench_engines.py): the call that prepares and posts, and the transfer until it is complete.
+other (call_engines.py): the call that prepares and posts, and the transfer until it is complete.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import time
 from typing import Any, Callable, Dict, List, Tuple
 from unittest import mock
 
-import bench_engines
+import call_engines
 import numpy as np
-from bench_engines import BLOCK_BYTES, BLOCKS, IDS
+from call_engines import BLOCK_BYTES, BLOCKS, IDS
 
 import kvrail
 from kvrail import _core
@@ -88,13 +88,13 @@ def differences(prefill: RDMACommunicator, port: int, n: int, rounds: int) -> Tu
 
 
 def engine_rows(name: str, rounds: int) -> Dict[str, Any]:
-    """What bench_engines.py says of an engine; {"why": …} where it cannot be measured."""
-    if not bench_engines.module_of(name):
+    """What call_engines.py says of an engine; {"why": …} where it cannot be measured."""
+    if not call_engines.module_of(name):
         return {"why": "not installed"}
     # NIXL's UCX: what moves bytes on one host without a NIC. Chosen in the environment, before UCX is loaded.
     quiet = {"NIXL_LOG_LEVEL": "WARN", "UCX_LOG_LEVEL": "error", "GLOG_minloglevel": "3"}
     environment = {"UCX_TLS": "sm,self,tcp", **quiet, **os.environ}
-    command = [sys.executable, bench_engines.__file__, name, str(rounds)]
+    command = [sys.executable, call_engines.__file__, name, str(rounds)]
     try:
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
@@ -143,7 +143,7 @@ def main() -> None:
         print(f"{name:24} {value:9.2f} {BARS.get(name, ''):>6}")
     prefill.close()
     decode.close()
-    engines = {name: engine_rows(name, args.rounds) for name in bench_engines.ENGINES}
+    engines = {name: engine_rows(name, args.rounds) for name in call_engines.ENGINES}
     print("\n# whole Python calls, from their beginning until prepared, posted, complete")
     print("# " + ", ".join(dict.fromkeys(told["package"] for told in engines.values() if "package" in told)))
     columns = "prepared: 1 id, us | ns per id | posted: 1 id, us | ns per id | complete: 1 id, us | 1538 ids, us | rounds"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench.py -- one rank of two: NCCL's operations timed over several networks in turn, in one process, each row's data checked
+"""nccl_ops.py -- one rank of two: NCCL's operations timed over several networks in turn, in one process, each row's data checked
 
-usage: bench.py [options] --case NAME=NET[,VARIABLE=VALUE...] ..., with RANK, MASTER_ADDR and MASTER_PORT set
+usage: nccl_ops.py [options] --case NAME=NET[,VARIABLE=VALUE...] ..., with RANK, MASTER_ADDR and MASTER_PORT set
 
 Each case is a communicator of its own (nccl.py), made with its variables set. All of them live at once and are timed by turns,
 so that what else the machine does meets all alike.

@@ -3,7 +3,7 @@
 #ifndef FLOOR_H
 #define FLOOR_H
 
-#include "../loop/tr_pair.h"
+#include "../tests/loop/tr_pair.h"
 
 enum { SIZES_MAX = 16, PAIRS_MAX = 99 };
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""One engine's Python calls, timed: bench_engines.py ENGINE ROUNDS; bench_call.py runs one after the other.
+"""One engine's Python calls, timed: call_engines.py ENGINE ROUNDS; call.py runs one after the other.
 
 Two ends in this one process move the same blocks, ids drawn anew for each round. A round has three marks: what the engine is
 given is prepared; the call that starts the transfer has returned; the transfer is complete. Writes one JSON line.

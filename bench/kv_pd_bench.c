@@ -5,7 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "bench.h"
+#include "pd.h"
 #include "progress.h"
 #include "util.h"
 
@@ -17,7 +17,7 @@ static void show_progress(void *arg, uint64_t done, int last)
 		      last);
 }
 
-/* Starts plot_bench.py, which lies beside this program. */
+/* Starts plot.py, which lies beside this program. */
 static void plot(const char *json_path, const char *png_path)
 {
 	char script[4096];
@@ -30,7 +30,7 @@ static void plot(const char *json_path, const char *png_path)
 		return;
 	script[len] = 0;
 	slash = strrchr(script, '/');
-	memcpy(slash + 1, "plot_bench.py", sizeof("plot_bench.py"));
+	memcpy(slash + 1, "plot.py", sizeof("plot.py"));
 	pid = fork();
 	if (pid == 0) {
 		execlp("python3", "python3", script, json_path, png_path, (char *)NULL);

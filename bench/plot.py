@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plot_bench.py -- draw what kv_pd_bench -J wrote: bandwidth and its floor over the block size
+"""plot.py -- draw what kv_pd_bench -J wrote: bandwidth and its floor over the block size
 
-usage: plot_bench.py TABLE.json PICTURE.png
+usage: plot.py TABLE.json PICTURE.png
 """
 import json
 import sys
@@ -11,7 +11,7 @@ try:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 except ImportError:
-    sys.exit("plot_bench.py: matplotlib is not installed (package python3-matplotlib), nothing is drawn")
+    sys.exit("plot.py: matplotlib is not installed (package python3-matplotlib), nothing is drawn")
 
 
 def size(n):

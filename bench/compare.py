@@ -13,6 +13,7 @@ over each path, in turn, A B A B …:
 Exit status 1 if a ratio of the library's instructions is above the limit."""
 import argparse
 import collections
+import glob
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TREE = os.path.dirname(os.path.dirname(HERE))
+TREE = os.path.dirname(HERE)
 LIBRARY = re.compile(r"/(transport|kvapi|net_plugin)/[^:]*\.[ch]$")
 
 Row = collections.namedtuple("Row", "name program arguments counted things settings")
@@ -77,6 +78,10 @@ class Tree:
         link = re.sub(r"-o \S*kv_late_test\b", f"-o {self.folder}/fake", link)
         run("sh", "-c", link, cwd=self.fake)
 
+    def program(self, name):
+        """Wherever that commit builds it."""
+        return glob.glob(f"{self.shm}/**/{name}", recursive=True)[0]
+
     def command(self, row, arguments):
         plugin = [self.shm + "/net_plugin/libnccl-net-kvrail.so"] if row.program == "net" else []
         return [f"{self.folder}/{row.program}", *plugin, *arguments]
@@ -99,12 +104,12 @@ class Tree:
     def wall(self):
         """{name: the less the better}"""
         found, table = {}, self.folder + "/table.json"
-        run(self.shm + "/mpi_tests/kv_pd_bench", "--local", "1+1", "-b", "1K", "-e", "4K", "-f", "4", "-i", "64", "--pool", "64M",
+        run(self.program("kv_pd_bench"), "--local", "1+1", "-b", "1K", "-e", "4K", "-f", "4", "-i", "64", "--pool", "64M",
             "-J", table, timeout=300)
         with open(table, encoding="utf-8") as file:
             for row in json.load(file)["rows"]:
                 found[f"kv_pd_bench, {row['blk_size']} B: p50 us"] = row["p50_us"]
-        run(self.shm + "/mpi_tests/net/net_perf", "-b", "64", "-e", "65536", "-J", table,
+        run(self.program("net_perf"), "-b", "64", "-e", "65536", "-J", table,
             self.shm + "/net_plugin/libnccl-net-kvrail.so", timeout=300)
         with open(table, encoding="utf-8") as file:
             for row in json.load(file):

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_ids.c -- shuffled block ids, the same on both ranks of a pair */
+/* pd_ids.c -- shuffled block ids, the same on both ranks of a pair */
 #include <stdlib.h>
 
-#include "bench.h"
+#include "pd.h"
 #include "util.h"
 
 uint32_t bench_batches(const struct bench_options *opt)

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_rank.c -- one rank: open, and for each block size fill, write, check */
+/* pd_rank.c -- one rank: open, and for each block size fill, write, check */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include "bench.h"
+#include "pd.h"
 #include "util.h"
 
 struct bench {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_report.c -- the table of kv_pd_bench, and its JSON */
+/* pd_report.c -- the table of kv_pd_bench, and its JSON */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench.h"
+#include "pd.h"
 #include "util.h"
 
 struct bench_report {

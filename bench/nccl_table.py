@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""table.py -- what bench.py measured, as the tables of docs/nccl.md: each case beside NCCL's Socket, and the bar
+"""nccl_table.py -- what nccl_ops.py measured, as the tables of docs/nccl.md: each case beside NCCL's Socket, and the bar
 
-usage: table.py [--commit ID --json ALL.json] BENCH.json...    (--json: all in one file, with date and commit)
-       table.py ALL.json
+usage: nccl_table.py [--commit ID --json ALL.json] BENCH.json...    (--json: all in one file, with date and commit)
+       nccl_table.py ALL.json
 """
 import argparse
 import json

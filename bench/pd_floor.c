@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * bench_floor.c -- what one thread of one process can do with the same blocks: no transport, no
+ * pd_floor.c -- what one thread of one process can do with the same blocks: no transport, no
  * second process, no acknowledgement
  *
  * Two floors: memcpy block by block, as a first program would have it; and the best that one thread
@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "bench.h"
+#include "pd.h"
 #include "util.h"
 
 /* Copies one block; `next_to` and `next_from` are where the one after it will be. */

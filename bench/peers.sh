@@ -14,6 +14,6 @@ skip() {
 # Without what they depend on: NIXL asks for all of torch and CUDA, and uses none of it for host memory.
 "$venv/bin/pip" install -q --no-deps numpy nixl-cu12 mooncake-transfer-engine-non-cuda ||
 	skip "pip cannot install NIXL and Mooncake; the lines above say why"
-"$venv/bin/pip" install -q --force-reinstall --no-deps "${KVRAIL_WHEEL:-$here/../..}" || exit 1
+"$venv/bin/pip" install -q --force-reinstall --no-deps "${KVRAIL_WHEEL:-$here/..}" || exit 1
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
-exec "$here/rxe" --memory 4096 --timeout "${1:-1500}" --verbose "$venv/bin/python" -B "$here/peers.py" "$site"
+exec "$here/../tests/rxe/rxe" --memory 4096 --timeout "${1:-1500}" --verbose "$venv/bin/python" -B "$here/peers.py" "$site"

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+# tests.cmake -- short runs of the benchmarks; every byte is checked, no speed
+set(net_env NCCL_SOCKET_IFNAME=lo)
+set(expect ${PROJECT_SOURCE_DIR}/mpi_tests/expect.sh)
+
+if(TARGET kv_pd_bench)
+	set(bench $<TARGET_FILE:kv_pd_bench>)
+	set(tiny -b 1K -e 16K -f 4 -n 200 --pool 16M -i 6 -w 2)
+	kvrail_add_test(bench_one_sided COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
+		${bench} --local 1+1 ${tiny})
+	kvrail_add_test(bench_groups COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
+		${bench} --local 2+2 --layers 2 --tensors 2 ${tiny})
+	kvrail_add_test(bench_two_sided COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
+		${bench} --local 2+2 --two-sided ${tiny})
+	kvrail_add_test(bench_hot COMMAND ${expect} 0 "pools: hot" "Out of bounds values : 0 OK" --
+		${bench} --local 1+1 --hot ${tiny})
+	set(said_cma "path: process_vm_writev")
+	set(said_ring "path: ring")
+	foreach(path cma ring)
+		kvrail_add_test(bench_${path} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_SHM_PATH=${path}
+			${expect} 0 -s UNREACHABLE ${said_${path}} "Out of bounds values : 0 OK" -- ${bench} --local 1+1 ${tiny})
+	endforeach()
+	kvrail_add_test(bench_corrupt COMMAND ${expect} 1 "Out of bounds values : 3 FAILED" "1 wrong bytes in block" --
+		${bench} --local 2+2 --corrupt ${tiny})
+	kvrail_add_test(bench_bad_option COMMAND ${expect} 2 "-b: '1X' is not a number" -- ${bench} -b 1X)
+	if(KVRAIL_MPI)
+		find_package(MPI QUIET COMPONENTS C)
+		find_program(MPIRUN mpirun)
+	endif()
+	if(MPI_C_FOUND AND MPIRUN) # Open MPI leaks, and LeakSanitizer cannot stop its threads
+		kvrail_add_test(bench_mpi COMMAND ${CMAKE_COMMAND} -E env ASAN_OPTIONS=detect_leaks=0
+			${expect} 0 "under MPI" "Out of bounds values : 0 OK" --
+			${MPIRUN} -np 4 ${bench} --prefill 2 --decode 2 ${tiny})
+	endif()
+endif()
+
+if(TARGET kv_floor)
+	kvrail_add_test(floor_smoke COMMAND kv_floor --quick)
+endif()
+kvrail_add_test(net_perf_runs COMMAND net_perf -e 65536 $<TARGET_FILE:kvrail_net>)
+set_tests_properties(net_perf_runs PROPERTIES ENVIRONMENT "${net_env}")
+
+# They leave the cleaning up to their process's end.
+kvrail_add_test(kv_cost_runs COMMAND kv_cost 1024 16 2 1)
+kvrail_add_test(net_cost_runs COMMAND net_cost $<TARGET_FILE:kvrail_net> 4096 4 1)
+set(cost_env ASAN_OPTIONS=detect_leaks=0 KVCACHE_HANDSHAKE_MS=20000)
+set_tests_properties(kv_cost_runs PROPERTIES ENVIRONMENT "${cost_env}")
+set_tests_properties(net_cost_runs PROPERTIES ENVIRONMENT "${cost_env};${net_env};KVCACHE_TRANSPORT=shm")
