@@ -36,6 +36,16 @@
 /* The library is compiled with hidden symbols; what this header declares is what it exports. */
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
+/* What KV_INIT is in C++, which has no initialisers by name before C++20. */
+template <class T> static inline T kv_init(void)
+{
+	T zeroed = T();
+
+	zeroed.size = sizeof(T);
+	return zeroed;
+}
+#define KV_INIT(type) kv_init<struct type>()
+
 extern "C" {
 #endif
 
@@ -43,7 +53,9 @@ extern "C" {
 #define KV_VERSION_MINOR 1
 #define KV_VERSION_PATCH 0
 
+#ifndef __cplusplus
 #define KV_INIT(type) { .size = sizeof(struct type) }
+#endif
 
 /* Limits. Beyond each of them a call fails with KV_ERR_ARG and says so. */
 enum {

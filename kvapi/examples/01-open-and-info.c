@@ -41,16 +41,16 @@ int main(void)
 	 * A cache is layers x tensors x blocks. Here each layer is one piece of memory: all K
 	 * blocks, then all V blocks.
 	 */
-	struct kv_tensor tensors[2] = {
-		{ .name = "k", .block_bytes = BLOCK_BYTES },
-		{ .name = "v", .block_bytes = BLOCK_BYTES },
-	};
+	struct kv_tensor tensors[2] = {};
 
 	if (kv_alloc(engine, (size_t)LAYERS * 2 * BLOCKS * BLOCK_BYTES, &memory, &err))
 		return fail(&err);
-	tensors[0].base = memory;
-	tensors[1].base = (char *)memory + (size_t)BLOCKS * BLOCK_BYTES;
-	tensors[0].layer_stride = tensors[1].layer_stride = (size_t)2 * BLOCKS * BLOCK_BYTES;
+	for (size_t t = 0; t < 2; t++) {
+		tensors[t].name = t ? "v" : "k";
+		tensors[t].block_bytes = BLOCK_BYTES;
+		tensors[t].base = (char *)memory + t * BLOCKS * BLOCK_BYTES;
+		tensors[t].layer_stride = (size_t)2 * BLOCKS * BLOCK_BYTES;
+	}
 	layout.layers = LAYERS;
 	layout.tensors = 2;
 	layout.tensor = tensors;

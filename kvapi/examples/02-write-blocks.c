@@ -17,7 +17,7 @@ enum { N = 3, REQUEST = 1001 };
 static void prefill(int fd)
 {
 	struct kv_options options = KV_INIT(kv_options);
-	struct kv_layers all_layers = { 0 };
+	struct kv_layers all_layers = {};
 	struct small_cache cache;
 	struct kv_engine *engine;
 	struct kv_peer *peer;

@@ -16,7 +16,7 @@ enum { N = 3, REQUEST = 7, LEASED = 8 };
 static const int64_t source_ids[N] = { 0, 1, 2 };
 static const int64_t received_ids[N] = { 60, 2, 31 };
 static const int64_t leased_ids[N] = { 10, 11, 12 };
-static const struct kv_layers all_layers = { 0 };
+static const struct kv_layers all_layers = {};
 
 static void prefill(int fd)
 {

@@ -32,7 +32,7 @@ static void prefill(int fd)
 
 	options.tag = REQUEST;
 	for (uint32_t layer = 0; layer < LAYERS; layer++) {
-		struct kv_layers this_layer = { .first = layer, .count = 1 };
+		struct kv_layers this_layer = { layer, 1 };
 
 		for (int i = 0; i < N; i++) /* the layer is "computed" */
 			fill_block(&cache, layer, local_ids[i], REQUEST);
@@ -103,7 +103,8 @@ static void decode(int fd)
 	 * One descriptor for all peers; it can stand in an epoll set beside the engine's other
 	 * work.
 	 */
-	arrivals = (struct pollfd){ .fd = kv_arrivals_fd(engine), .events = POLLIN };
+	arrivals.fd = kv_arrivals_fd(engine);
+	arrivals.events = POLLIN;
 	do {
 		require(poll(&arrivals, 1, WAIT_MS) == 1, "an arrival in time");
 	} while (handle_arrivals(engine, &cache, here));

@@ -50,7 +50,7 @@ static void prefill(struct kv_comm *comm, struct kv_engine *engine, struct small
 		    uint32_t rank)
 {
 	struct kv_options options = KV_INIT(kv_options);
-	struct kv_layers all_layers = { 0 };
+	struct kv_layers all_layers = {};
 	struct kv_op *ops[DECODE];
 	struct kv_error err;
 	size_t failed;

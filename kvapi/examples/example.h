@@ -60,16 +60,18 @@ static inline unsigned char *block_of(const struct small_cache *cache, uint32_t 
 static inline struct small_cache open_cache(struct kv_engine *engine, uint32_t flags,
 					    uint32_t tp_size, uint32_t tp_rank)
 {
-	struct small_cache cache = { .block_bytes = BLOCK_BYTES / tp_size };
-	size_t tensor_bytes = BLOCKS * cache.block_bytes;
-	struct kv_tensor tensors[TENSORS] = { { .name = "k" }, { .name = "v" } };
+	struct small_cache cache = {};
+	size_t tensor_bytes = BLOCKS * (BLOCK_BYTES / tp_size);
+	struct kv_tensor tensors[TENSORS] = {};
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct kv_error err;
 	void *memory;
 
 	check(kv_alloc(engine, LAYERS * TENSORS * tensor_bytes, &memory, &err), &err);
-	cache.memory = memory;
+	cache.memory = (unsigned char *)memory;
+	cache.block_bytes = BLOCK_BYTES / tp_size;
 	for (uint32_t t = 0; t < TENSORS; t++) {
+		tensors[t].name = t ? "v" : "k";
 		tensors[t].block_bytes = cache.block_bytes;
 		tensors[t].order = KV_ORDER_HND; /* a rank's heads lie together */
 		tensors[t].base = cache.memory + t * tensor_bytes;
@@ -146,7 +148,7 @@ static inline void expect_rest_untouched(const struct small_cache *cache, const 
 /* Sleeps until the engine has an arrival, and takes it. */
 static inline struct kv_arrival next_arrival(struct kv_engine *engine)
 {
-	struct pollfd fd = { .fd = kv_arrivals_fd(engine), .events = POLLIN };
+	struct pollfd fd = { kv_arrivals_fd(engine), POLLIN, 0 };
 	struct kv_arrival arrival;
 	struct kv_error err;
 	int n;
