@@ -17,13 +17,7 @@ const char *kv_version(void)
 {
 #define TEXT_OF(x) #x
 #define VERSION_OF(a, b, c) TEXT_OF(a) "." TEXT_OF(b) "." TEXT_OF(c)
-	static const char version[] =
-		VERSION_OF(KV_VERSION_MAJOR, KV_VERSION_MINOR, KV_VERSION_PATCH)
-#ifdef KVRAIL_COMMIT
-			" (" KVRAIL_COMMIT ")"
-#endif
-		;
-	return version;
+	return VERSION_OF(KV_VERSION_MAJOR, KV_VERSION_MINOR, KV_VERSION_PATCH);
 }
 
 /* The page by which a forked child knows that it is one, without a system call at each use. */

@@ -69,9 +69,9 @@ static void a_length_above_its_type_s_limit_is_refused(void **state)
 	}
 }
 
-/* features 0x0102, incarnation 0x10.., upper 1 version 2 "hi", one offer of provider 7: "abc" */
+/* u64 0, incarnation 0x10.., upper 1 version 2 "hi", one offer of provider 7: "abc" */
 static const uint8_t hello_golden[] = {
-	0x02, 0x01, 0,	  0,	0,    0,    0,	  0,	0x10, 0x11, 0x12, 0x13, 0x14, 0x15,
+	0,    0,    0,	  0,	0,    0,    0,	  0,	0x10, 0x11, 0x12, 0x13, 0x14, 0x15,
 	0x16, 0x17, 0x18, 0x19, 0x1a, 0x1b, 0x1c, 0x1d, 0x1e, 0x1f, 1,	  0,	2,    0,
 	2,    0,    'h',  'i',	1,    7,    0,	  3,	0,    'a',  'b',  'c',
 };
@@ -80,7 +80,6 @@ static size_t make_hello(uint8_t *buf, size_t cap)
 {
 	struct wire_writer w = wire_writer_of(buf, cap);
 	struct frame_hello hello = {
-		.features = 0x0102,
 		.upper_id = 1,
 		.upper_version = 2,
 		.upper = { (const uint8_t *)"hi", 2 },
