@@ -18,8 +18,8 @@
  *   np_comm.c           the life of a communicator, and the one place that polls its connection
  *   np_close.c          its end with requests under way
  *   np_mem.c            regMr, and how the sender comes to know the receiver's memory
- *   np_recv.c           irecv; np_send.c isend; np_ahead.c small sends that do not wait for it
- *   np_test.c           test; np_flush.c iflush
+ *   np_recv.c           irecv, iflush; np_send.c isend; np_ahead.c small sends that do not wait for it
+ *   np_test.c           test
  *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
  *   np_log.c            NCCL's logger, and its codes for our errors
  *
@@ -217,7 +217,7 @@ struct np_comm {
 	struct np_comm *next; /* while connecting, and while ending */
 };
 
-enum np_request_kind { NP_FREE = 0, NP_SEND, NP_RECV, NP_FLUSH };
+enum np_request_kind { NP_FREE = 0, NP_SEND, NP_RECV };
 
 struct np_request {
 	struct np_comm *comm;
@@ -286,7 +286,6 @@ struct np_recv {
 	uint16_t seq;
 	uint64_t *slot_used; /* bit map of memory slots; under mr_lock */
 	struct np_request request[NP_RECVS];
-	struct np_request flush[NP_RECVS];
 	struct np_landing landing[NP_RECVS][NP_GROUP];
 	struct np_kept kept[NP_AHEADS];
 	unsigned int keeps;
@@ -346,6 +345,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 		      void **request);
 ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, void **mhandles,
 		      void **phandles, void **request);
+ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);
 int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err);
 int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err);
 void np_send_ready(struct np_send *s, const struct np_rail *rail); /* connected */
@@ -362,9 +362,7 @@ int np_ahead_event(struct np_recv *r, struct wire_reader *reader, struct kv_erro
 /* What waited for this receive. */
 void np_ahead_land(struct np_recv *r, struct np_request *request);
 
-/* np_flush.c, np_test.c */
-ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);
-int np_flush_step(struct np_request *request, struct kv_error *err); /* 0, TR_AGAIN or the error */
+/* np_test.c */
 ncclResult_t np_test(void *request, int *done, int *sizes);
 
 static inline struct np_send *np_send_of(struct np_comm *comm)

@@ -22,8 +22,8 @@ static void init_send(struct np_send *s)
 static void init_recv(struct np_recv *r)
 {
 	for (unsigned int i = 0; i < NP_RECVS; i++) {
-		r->request[i].comm = r->flush[i].comm = &r->comm;
-		r->request[i].index = r->flush[i].index = (uint16_t)i;
+		r->request[i].comm = &r->comm;
+		r->request[i].index = (uint16_t)i;
 	}
 }
 

@@ -159,3 +159,28 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	*request_p = take(r, request, &cts, data, mhandles);
 	return ncclSuccess;
 }
+
+/*
+ * tr_flush is done or fails at once, so there is never a request to test.
+ */
+ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles,
+		       void **request_p)
+{
+	struct np_recv *r = comm;
+	struct kv_error err;
+	int ret = 0;
+
+	(void)data;
+	if (!r || !request_p || n < 0 || n > NP_GROUP || (n && (!sizes || !mhandles)))
+		return np_misuse("iflush: %d buffers", n);
+	*request_p = NULL;
+	if (r->comm.failed)
+		return r->comm.result;
+	for (int i = 0; i < n && !ret; i++) {
+		const struct np_mr *mr = mhandles[i];
+
+		if (mr && sizes[i] > 0)
+			ret = tr_flush(r->comm.conn, mr->mem, &err);
+	}
+	return ret ? np_comm_fail(&r->comm, &err, "flush") : ncclSuccess;
+}

@@ -6,14 +6,12 @@
 
 static void report(struct np_request *request, int *sizes)
 {
-	for (unsigned int i = 0; sizes && request->kind != NP_FLUSH && i < request->n; i++)
+	for (unsigned int i = 0; sizes && i < request->n; i++)
 		sizes[i] = request->size[i] > INT_MAX ? INT_MAX : (int)request->size[i];
 	if (request->kind == NP_SEND)
 		np_send_release(request);
-	else if (request->kind == NP_RECV)
-		np_recv_release(request);
 	else
-		request->kind = NP_FREE;
+		np_recv_release(request);
 }
 
 ncclResult_t np_test(void *r, int *done, int *sizes)
@@ -24,15 +22,8 @@ ncclResult_t np_test(void *r, int *done, int *sizes)
 	if (!request || !done || request->kind == NP_FREE)
 		return np_misuse("test: no such request");
 	*done = 0;
-	if (request->kind == NP_FLUSH) {
-		struct kv_error err;
-		int ret = np_flush_step(request, &err);
-
-		if (ret && ret != TR_AGAIN)
-			result = np_comm_fail(request->comm, &err, "flush");
-	} else if (request->left) {
+	if (request->left)
 		result = np_progress(request->comm);
-	}
 	/* What was complete before a failure is complete. */
 	if (request->left)
 		return result;

@@ -373,7 +373,6 @@ int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_err
 /*
  * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was
  * polled. Host memory needs nothing more than the poll itself; TR_MEM_DEVICE is UNSUPPORTED.
- * TR_AGAIN: call again.
  */
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 
