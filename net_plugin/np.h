@@ -13,13 +13,14 @@
  *
  * Where to look, from NCCL's side inwards
  *   np_versions.c       the tables that NCCL finds: v12, and the older ones by adapters
- *   np_init.c           a context; np_device.c the devices; np_env.c NCCL's variables
+ *   np_init.c           init, finalize; np_context.c a context and its transports
+ *   np_device.c         the devices; np_env.c NCCL's variables
  *   np_connect.c        listen, connect, accept; np_address.c where a listener is
  *   np_comm.c           the life of a communicator, and the one place that polls its connection
  *   np_close.c          its end with requests under way
- *   np_mem.c            regMr, and how the sender comes to know the receiver's memory
- *   np_recv.c           irecv, iflush; np_send.c isend; np_ahead.c small sends that do not wait for it
- *   np_test.c           test
+ *   np_reg.c            regMr; np_mem.c how the sender comes to know the receiver's memory
+ *   np_recv.c           irecv, iflush; np_send.c isend; np_test.c test
+ *   np_ahead.c          small sends that do not wait for their receive
  *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
  *   np_log.c            NCCL's logger, and its codes for our errors
  *
@@ -90,8 +91,8 @@ void np_env_options(struct np_options *options);
 void np_options_set(struct np_options *options, const char *name, const char *value);
 /* Unless the list has it or the environment sets NAME itself. */
 void np_options_add(struct np_options *options, const char *name, const char *value);
-void np_env_tell(void); /* logs what is set to no effect */
-/* Does the launcher say that the job has ranks on other hosts? why: its words */
+void np_env_log_unused(void); /* logs what is set to no effect */
+/* Does the launcher say that the job has ranks on other hosts? why: which variables */
 bool np_env_is_on_several_hosts(char *why, size_t cap);
 bool np_env_wants_host(void); /* shared memory is asked for by name */
 /* NCCL_IB_HCA, NCCL_SOCKET_IFNAME, ...: "" if not set */
@@ -138,7 +139,7 @@ void np_device_nics(const struct np_device *device, char *buf, size_t cap);
 ncclResult_t np_properties(int dev, ncclNetProperties_v12_t *props);
 ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props);
 
-/* ---------------------------------------------------------------- np_init.c */
+/* ---------------------------------------------------------------- contexts */
 
 /* One device as one context uses it. */
 struct np_rail {
@@ -163,17 +164,18 @@ struct np_context {
 	atomic_bool finalized;
 };
 
+/* np_context.c */
+/* The transport of a device, opened at its first use. The caller gets a reference on ctx. */
+int np_rail_get(struct np_context *ctx, int dev, struct np_rail **rail_p, struct kv_error *err);
+void np_context_put(struct np_context *ctx);
+
+/* np_init.c */
 /* version: of the interface that NCCL took. config may be NULL. */
 ncclResult_t np_init(int version, void **ctx, const ncclNetCommConfig_v10_t *config,
 		     ncclDebugLogger_t logger);
 ncclResult_t np_devices(int *ndev);
 ncclResult_t np_finalize(void *ctx);
 ncclResult_t np_set_attr(void *ctx, ncclNetAttr_v11_t *attr);
-/* The transport of a device, opened at its first use. The caller gets a reference on ctx. */
-int np_rail_get(struct np_context *ctx, int dev, struct np_rail **rail_p, struct kv_error *err);
-void np_context_put(struct np_context *ctx);
-/* Frees connects that NCCL has not asked for since; returns how many others there are. */
-unsigned int np_connecting_end(struct np_context *ctx, int64_t asked_before_ns);
 
 /* ---------------------------------------------------------------- communicators */
 
@@ -189,8 +191,19 @@ struct np_mr {
 	struct np_mr *next, **prev;
 };
 
-struct np_comm {
+/* What differs between the two directions: np_send.c, np_recv.c. */
+struct np_side {
+	const char *what; /* it does, for errors */
 	bool is_send;
+	size_t size; /* of the communicator */
+	void (*init)(struct np_comm *comm);
+	int (*event)(struct np_comm *comm, const struct tr_event *event, struct kv_error *err);
+	int (*push)(struct np_comm *comm, struct kv_error *err); /* what waits; NULL: nothing can */
+};
+extern const struct np_side np_sending, np_receiving;
+
+struct np_comm {
+	const struct np_side *side;
 	struct np_context *ctx;
 	struct tr *tr;
 	int ptr_support;
@@ -228,7 +241,7 @@ struct np_request {
 	uint16_t index;
 	size_t size[NP_GROUP];
 	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
-	bool any_order; /* nobody looks at lines before the notify */
+	bool any_order; /* no line is read before the notify */
 	/* NP_SEND */
 	bool ahead; /* its bytes are at the receiver already */
 	int tag;
@@ -297,10 +310,12 @@ ncclResult_t np_connect(void *ctx, int dev, void *handle, void **comm,
 			ncclNetDeviceHandle_v7_t **device);
 ncclResult_t np_close_listen(void *comm);
 ncclResult_t np_accept(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device);
+/* Frees connects that NCCL has not asked for since; returns how many others there are. */
+unsigned int np_connecting_end(struct np_context *ctx, int64_t asked_before_ns);
 
 /* np_comm.c */
-struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, bool is_send,
-			    struct kv_error *err);
+struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail,
+			    const struct np_side *side, struct kv_error *err);
 /* With its connection and registrations; puts the context. */
 void np_comm_free(struct np_comm *comm);
 ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, const char *what);
@@ -314,17 +329,21 @@ ncclResult_t np_close_recv(void *comm);
  * they have not yet.
  */
 ncclResult_t np_end_use(struct np_comm *comm, const struct np_mr *mr, const char *what);
-void np_end_forget(struct np_comm *comm); /* it is about to be freed */
 void np_end_step(void);			  /* moves those that NCCL has closed already */
 void np_end_all(struct np_context *ctx);  /* those of a context, at its end */
 
-/* np_mem.c */
+/* np_reg.c */
 ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle);
 ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64_t offset, int fd,
 			   void **mhandle);
 ncclResult_t np_dereg(void *comm, void *mhandle);
+
+/* np_mem.c */
+/* A number for a region of the receiver; both under mr_lock. */
+int np_mem_take_slot(struct np_recv *r, uint16_t *slot_p, struct kv_error *err);
+void np_mem_give_slot(struct np_recv *r, uint16_t slot);
 void np_mem_free_all(struct np_comm *comm);
-/* Tells the sender about a region, once: 0, TR_AGAIN or the error. */
+/* Describes a region to the sender, once: 0, TR_AGAIN or the error. */
 int np_mem_describe(struct np_comm *comm, struct np_mr *mr, struct kv_error *err);
 /* Is [data, data + size) in the region? NULL holds the empty range. */
 bool np_mem_holds(const struct np_mr *mr, const void *data, size_t size);
@@ -346,11 +365,7 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, void **mhandles,
 		      void **phandles, void **request);
 ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandles, void **request);
-int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err);
-int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err);
 void np_send_ready(struct np_send *s, const struct np_rail *rail); /* connected */
-/* Hands pending sends to the transport. */
-int np_send_push(struct np_send *s, struct kv_error *err);
 void np_send_release(struct np_request *request);
 void np_recv_release(struct np_request *request);
 

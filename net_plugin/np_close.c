@@ -48,9 +48,9 @@ static bool is_row(const struct np_request *request, unsigned int i, const struc
 /* Requests under way that may touch this region, or any if mr is NULL. */
 static bool is_used(struct np_comm *comm, const struct np_mr *mr)
 {
-	unsigned int n = comm->is_send ? (unsigned int)NP_SENDS : (unsigned int)NP_RECVS;
+	unsigned int n = comm->side->is_send ? (unsigned int)NP_SENDS : (unsigned int)NP_RECVS;
 	const struct np_request *request =
-		comm->is_send ? np_send_of(comm)->request : np_recv_of(comm)->request;
+		comm->side->is_send ? np_send_of(comm)->request : np_recv_of(comm)->request;
 
 	for (; n--; request++)
 		for (unsigned int i = 0; request->kind != NP_FREE && i < request->n; i++)
@@ -70,7 +70,7 @@ static bool waits_for_peer(struct np_comm *comm)
 
 	if (!comm->is_shm)
 		return true;
-	for (unsigned int i = 0; !comm->is_send && i < NP_RECVS; i++)
+	for (unsigned int i = 0; !comm->side->is_send && i < NP_RECVS; i++)
 		if (r->request[i].kind == NP_RECV && r->request[i].left && r->request[i].any_order)
 			return true;
 	return false;
@@ -95,7 +95,7 @@ static bool step(struct np_comm *comm)
 
 static void begin(struct np_comm *comm)
 {
-	comm->linger_ns = comm->is_send ? ending.at_ns + ending.allowed_ns / LINGER : 0;
+	comm->linger_ns = comm->side->is_send ? ending.at_ns + ending.allowed_ns / LINGER : 0;
 	if (!comm->failed) {
 		comm->failed = true;
 		comm->result = ncclInternalError; /* of a call that comes all the same */
@@ -175,10 +175,10 @@ static ncclResult_t not_ended(const struct np_comm *comm, const char *what)
 
 	kv_fail(&err, KV_ERR_BUSY, what,
 		"%s can still %s memory of this communicator: a request was under way, and %s; its registrations are kept",
-		comm->is_send  ? "a device"
-		: comm->is_shm ? "the sender"
-			       : "a peer",
-		comm->is_send ? "read" : "write",
+		comm->side->is_send ? "a device"
+		: comm->is_shm	    ? "the sender"
+				    : "a peer",
+		comm->side->is_send ? "read" : "write",
 		comm->is_shm ? "the sender's process lives and has not stopped"
 			     : "the device has not given up its queue pairs");
 	kv_error_hint(&err, "do not reuse the memory before closing or deregistering it again has "
@@ -195,32 +195,7 @@ ncclResult_t np_end_use(struct np_comm *comm, const struct np_mr *mr, const char
 
 /* ---------------------------------------------------------------- close */
 
-static ncclResult_t close_comm(struct np_comm *comm, const char *what)
-{
-	ncclResult_t result;
-
-	np_end_step();
-	if (!comm)
-		return ncclSuccess;
-	result = np_end_use(comm, NULL, what);
-	if (!result)
-		np_comm_free(comm);
-	else
-		comm->closed = true;
-	return result;
-}
-
-ncclResult_t np_close_send(void *comm)
-{
-	return close_comm(comm, "closeSend");
-}
-
-ncclResult_t np_close_recv(void *comm)
-{
-	return close_comm(comm, "closeRecv");
-}
-
-void np_end_forget(struct np_comm *comm)
+static void forget(struct np_comm *comm)
 {
 	struct np_comm **at;
 
@@ -236,9 +211,36 @@ void np_end_forget(struct np_comm *comm)
 	comm->ending = false;
 }
 
+static ncclResult_t close_comm(struct np_comm *comm, const char *what)
+{
+	ncclResult_t result;
+
+	np_end_step();
+	if (!comm)
+		return ncclSuccess;
+	result = np_end_use(comm, NULL, what);
+	if (result) {
+		comm->closed = true;
+		return result;
+	}
+	forget(comm);
+	np_comm_free(comm);
+	return ncclSuccess;
+}
+
+ncclResult_t np_close_send(void *comm)
+{
+	return close_comm(comm, "closeSend");
+}
+
+ncclResult_t np_close_recv(void *comm)
+{
+	return close_comm(comm, "closeRecv");
+}
+
 /* ---------------------------------------------------- what was closed and could not be given up */
 
-/* Takes out one that has ended and that nobody will ask for again. ctx NULL: of any context. */
+/* Takes out one that NCCL has closed and that has ended. ctx NULL: of any finalized context. */
 static struct np_comm *take_ended(const struct np_context *ctx)
 {
 	struct np_comm *found = NULL;

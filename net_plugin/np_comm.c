@@ -7,45 +7,21 @@
 
 enum { EVENTS = 16 }; /* taken by one tr_poll */
 
-static void init_send(struct np_send *s)
+struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail,
+			    const struct np_side *side, struct kv_error *err)
 {
-	s->early.last = &s->early.first;
-	s->pending.last = &s->pending.first;
-	for (unsigned int i = 0; i < NP_SENDS; i++) {
-		s->request[i].comm = &s->comm;
-		s->request[i].index = (uint16_t)i;
-		s->free[i] = (uint16_t)(NP_SENDS - 1 - i);
-	}
-	s->frees = NP_SENDS;
-}
-
-static void init_recv(struct np_recv *r)
-{
-	for (unsigned int i = 0; i < NP_RECVS; i++) {
-		r->request[i].comm = &r->comm;
-		r->request[i].index = (uint16_t)i;
-	}
-}
-
-struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail, bool is_send,
-			    struct kv_error *err)
-{
-	size_t size = is_send ? sizeof(struct np_send) : sizeof(struct np_recv);
-	struct np_comm *comm = kv_fault(NP_COMM) ? NULL : calloc(1, size);
+	struct np_comm *comm = kv_fault(NP_COMM) ? NULL : calloc(1, side->size);
 
 	if (!comm) {
 		kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a communicator");
 		return NULL;
 	}
-	comm->is_send = is_send;
+	comm->side = side;
 	comm->ctx = ctx;
 	comm->tr = rail->tr;
 	comm->ptr_support = rail->ptr_support;
 	pthread_mutex_init(&comm->mr_lock, NULL);
-	if (is_send)
-		init_send(np_send_of(comm));
-	else
-		init_recv(np_recv_of(comm));
+	side->init(comm);
 	return comm;
 }
 
@@ -53,10 +29,9 @@ void np_comm_free(struct np_comm *comm)
 {
 	struct np_context *ctx = comm->ctx;
 
-	np_end_forget(comm);
 	tr_conn_close(comm->conn);
 	np_mem_free_all(comm);
-	if (comm->is_send)
+	if (comm->side->is_send)
 		free(np_send_of(comm)->rmem);
 	pthread_mutex_destroy(&comm->mr_lock);
 	free(comm);
@@ -77,8 +52,7 @@ static int take_event(struct np_comm *comm, const struct tr_event *event, struct
 {
 	if (event->kind == TR_PEER_LOST || event->kind == TR_IN_DOUBT)
 		return kv_error_copy(err, event->cause);
-	return comm->is_send ? np_send_event(np_send_of(comm), event, err)
-			     : np_recv_event(np_recv_of(comm), event, err);
+	return comm->side->event(comm, event, err);
 }
 
 ncclResult_t np_progress(struct np_comm *comm)
@@ -101,7 +75,7 @@ ncclResult_t np_progress(struct np_comm *comm)
 			else
 				ret = take_event(comm, &events[i], &err);
 	} while (n == EVENTS);
-	if (!ret && comm->is_send)
-		ret = np_send_push(np_send_of(comm), &err);
-	return ret ? np_comm_fail(comm, &err, comm->is_send ? "send" : "receive") : ncclSuccess;
+	if (!ret && comm->side->push)
+		ret = comm->side->push(comm, &err);
+	return ret ? np_comm_fail(comm, &err, comm->side->what) : ncclSuccess;
 }

@@ -3,10 +3,10 @@
  * np_connect.c -- listen, connect, accept: none blocks, each call moves the handshakes a step
  *
  * The connecting side's state between two calls of connect is found by the cookie in the handle,
- * never by a pointer in it. A listener steps any number of handshakes at once, so a stranger who
- * connects and says nothing delays nobody. Two ranks that both wait in connect before they accept
- * would wait for ever; so a connect that has waited for long steps the handshakes of the listeners
- * of its communicator as well, and accept finds them done.
+ * never by a pointer in it. A listener steps any number of handshakes at once, so a stranger that
+ * connects and sends nothing delays no other. Two ranks that both wait in connect before they
+ * accept would wait for ever; so a connect that has waited for long steps the handshakes of the
+ * listeners of its communicator as well, and accept finds them done.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +34,7 @@ struct np_listener {
 	unsigned int pendings;
 };
 
-/* ------------------------------------------------------- what the two ends say in the handshake */
+/* ------------------------------------------------------ what the two ends send in the handshake */
 
 static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		       struct kv_error *err)
@@ -79,7 +79,7 @@ static int get_nonce(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	return 0;
 }
 
-/* A message ahead is put into place by a CPU, so who may receive into a GPU takes none. */
+/* A CPU puts a message ahead into place, so a receiver that may use GPU memory takes none. */
 static int put_ahead(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	const struct np_listener *l = arg;
@@ -233,7 +233,7 @@ static int take_waiting(struct np_listener *l, struct kv_error *err)
 		}
 		for (at = &l->pending; *at; at = &(*at)->next)
 			;
-		*at = p; /* at the end: who came first is served first */
+		*at = p; /* at the end: accept returns the oldest first */
 		l->pendings++;
 	}
 	return 0;
@@ -338,7 +338,7 @@ static int start_connect(struct np_context *ctx, int dev, const struct np_handle
 
 	if (ret)
 		return ret;
-	comm = np_comm_new(ctx, rail, true, err);
+	comm = np_comm_new(ctx, rail, &np_sending, err);
 	if (!comm) {
 		np_context_put(ctx);
 		return KV_ERR_NOMEM;
@@ -466,7 +466,7 @@ ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **d
 	pthread_mutex_unlock(&l->ctx->lock);
 	if (!conn)
 		return ret ? np_fail(&err, "accept") : ncclSuccess;
-	comm = np_comm_new(l->ctx, l->rail, false, &err);
+	comm = np_comm_new(l->ctx, l->rail, &np_receiving, &err);
 	if (!comm) {
 		tr_conn_close(conn);
 		return np_fail(&err, "accept");

@@ -27,7 +27,7 @@ enum {
 	HOST_MBPS = 48000,
 	COMMS_MAX = 65536,
 	/*
-	 * Where nobody knows a port's speed and no other port's is known. NCCL counts by it what a
+	 * Where the speed of no port is known. NCCL counts by it what a
 	 * channel can carry: a number that is too low costs half the bandwidth, one that is too
 	 * high next to nothing.
 	 */
@@ -130,7 +130,7 @@ static void add_host(void)
 	dev->ptr_support = NCCL_PTR_HOST;
 }
 
-/* One whose speed nobody knows is as fast as the fastest. */
+/* One of unknown speed counts as the fastest. */
 static void guess_speeds(void)
 {
 	int fastest = 0;
@@ -162,7 +162,7 @@ static int find(struct kv_error *err)
 	char why[128];
 	int ret;
 
-	np_env_tell();
+	np_env_log_unused();
 	np_env_options(&options);
 	ret = kv_option_read(options.list, &set, err);
 	if (ret)

@@ -183,7 +183,7 @@ static void translate(struct np_options *o, const struct row *row)
 		    row->name, v);
 }
 
-void np_env_tell(void)
+void np_env_log_unused(void)
 {
 	for (size_t i = 0; i < sizeof(without) / sizeof(*without); i++)
 		if (getenv(without[i].name))

@@ -19,8 +19,9 @@ static struct np_request *find_free(struct np_recv *r)
 	return NULL;
 }
 
-int np_recv_event(struct np_recv *r, const struct tr_event *event, struct kv_error *err)
+static int take_event(struct np_comm *comm, const struct tr_event *event, struct kv_error *err)
 {
+	struct np_recv *r = np_recv_of(comm);
 	struct np_request *request;
 	unsigned int slot, row, seq;
 	uint64_t size;
@@ -105,7 +106,7 @@ void np_recv_release(struct np_request *request)
 
 /*
  * NCCL's LL and LL128 protocols have a GPU watch the buffer while it fills, so each 128-byte line
- * must arrive whole. Such a receive, if it is single, is marked by NCCL's hint that nobody waits
+ * must arrive whole. Such a receive, if it is single, is marked by NCCL's hint that no call waits
  * for it (*request_p on entry). So a single receive without the mark, from a caller that is known
  * to give it, may be filled in any order. The hint itself is not needed: completion costs no
  * message.
@@ -184,3 +185,20 @@ ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandl
 	}
 	return ret ? np_comm_fail(&r->comm, &err, "flush") : ncclSuccess;
 }
+
+static void init_recv(struct np_comm *comm)
+{
+	struct np_recv *r = np_recv_of(comm);
+
+	for (unsigned int i = 0; i < NP_RECVS; i++) {
+		r->request[i].comm = comm;
+		r->request[i].index = (uint16_t)i;
+	}
+}
+
+const struct np_side np_receiving = {
+	.what = "receive",
+	.size = sizeof(struct np_recv),
+	.init = init_recv,
+	.event = take_event,
+};

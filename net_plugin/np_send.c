@@ -8,8 +8,8 @@
  * whose tag the oldest receive does not have gets "not now".
  *
  * After the receiver has closed in good order a send is taken, too, and fails when it is tested:
- * who closes first with requests under way is a matter of chance. A receiver that is lost otherwise
- * fails every call.
+ * which end closes first with requests under way is a matter of chance. A receiver that is lost
+ * otherwise fails every call.
  *
  * A send that is longer than the receive is cut to it, and both sides report the shorter size, as
  * NCCL's own plugin does.
@@ -146,8 +146,9 @@ static int add_group(struct np_send *s, struct wire_reader *r, struct kv_error *
 	return match_early(s, err);
 }
 
-int np_send_event(struct np_send *s, const struct tr_event *event, struct kv_error *err)
+static int take_event(struct np_comm *comm, const struct tr_event *event, struct kv_error *err)
 {
+	struct np_send *s = np_send_of(comm);
 	struct wire_reader r = wire_reader_of(event->msg, event->len);
 
 	if (event->kind == TR_WRITTEN) {
@@ -210,8 +211,10 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 	return ret ? ret : tr_op_commit(request->op, TR_NOTIFY, request->value, err);
 }
 
-int np_send_push(struct np_send *s, struct kv_error *err)
+/* Hands pending sends to the transport. */
+static int push_pending(struct np_comm *comm, struct kv_error *err)
 {
+	struct np_send *s = np_send_of(comm);
 	struct np_request **at = &s->pending.first;
 
 	while (*at) {
@@ -280,8 +283,31 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	if (!ret)
 		ret = match_early(s, &err);
 	if (!ret)
-		ret = np_send_push(s, &err);
+		ret = push_pending(&s->comm, &err);
 	if (ret)
 		result = np_comm_fail(&s->comm, &err, "send");
 	return s->comm.left ? ncclSuccess : result;
 }
+
+static void init_send(struct np_comm *comm)
+{
+	struct np_send *s = np_send_of(comm);
+
+	s->early.last = &s->early.first;
+	s->pending.last = &s->pending.first;
+	for (unsigned int i = 0; i < NP_SENDS; i++) {
+		s->request[i].comm = comm;
+		s->request[i].index = (uint16_t)i;
+		s->free[i] = (uint16_t)(NP_SENDS - 1 - i);
+	}
+	s->frees = NP_SENDS;
+}
+
+const struct np_side np_sending = {
+	.what = "send",
+	.is_send = true,
+	.size = sizeof(struct np_send),
+	.init = init_send,
+	.event = take_event,
+	.push = push_pending,
+};

@@ -66,7 +66,7 @@ struct np_row {
 struct np_cts {
 	uint8_t slot;
 	uint8_t n;
-	bool any_order; /* nobody looks at lines before the notify */
+	bool any_order; /* no line is read before the notify */
 	uint16_t seq;
 	struct np_row row[NP_GROUP];
 };
