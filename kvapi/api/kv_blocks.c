@@ -125,7 +125,8 @@ static int fence(struct kv_peer *peer, struct kv_lease *lease, int64_t deadline_
 		return 0;
 	kv_peer_progress(peer, false);
 	if (!ret) {
-		peer->fenced = true;
+		if (peer->state == KV_PEER_LOST)
+			peer->state = KV_PEER_FENCED;
 		kv_lease_fenced(peer);
 		return 0;
 	}

@@ -143,7 +143,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 	}
 	if (claimed)
 		kv_peer_note(peer);
-	if (claimed && peer->state == KV_PEER_LOST)
+	if (claimed && peer->state >= KV_PEER_LOST)
 		ret = kv_error_copy(err, &peer->error);
 	else if (given_up)
 		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",

@@ -87,20 +87,20 @@ static void dump_leases(struct text *t, const struct kv_peer *peer)
 
 static void dump_peer(struct text *t, const struct kv_peer *peer)
 {
-	static const char *const states[] = { "handshake", "up", "lost", "closed" };
+	static const char *const states[] = { "handshake", "up", "lost", "lost, fenced", "closed" };
 	char conn[2048];
 
 	say(t, "peer %u %s (%s), %s, %s%s\n", peer->index, peer->name,
 	    peer->conn ? tr_conn_address(peer->conn) : "", peer->incoming ? "incoming" : "outgoing",
-	    states[peer->state], peer->closing ? ", closing" : "");
+	    states[peer->state], peer->leaving ? ", closing" : "");
 	if (peer->conn && tr_conn_transport(peer->conn)[0]) {
 		tr_conn_dump(peer->conn, conn, sizeof(conn));
 		say(t, "  %s: %s\n  %s\n", tr_conn_transport(peer->conn), tr_conn_path(peer->conn),
 		    conn);
 	}
 	if (peer->error.code)
-		say(t, "  error KV_ERR_%s: %s%s\n", kv_error_name(peer->error.code),
-		    peer->error.message, peer->fenced ? "; fenced" : "; not fenced yet");
+		say(t, "  error KV_ERR_%s: %s\n", kv_error_name(peer->error.code),
+		    peer->error.message);
 	if (!peer->link)
 		return;
 	dump_ops(t, peer);

@@ -38,15 +38,13 @@ void kv_peer_free(struct kv_peer *peer)
 		engine->peers_end--;
 	if (peer->state == KV_PEER_HANDSHAKE)
 		engine->peers_pending -= peer->incoming;
-	if (peer->counted)
-		engine->peers_up--;
 	pthread_mutex_unlock(&engine->lock);
 	kv_hello_free(peer);
 	if (peer->conn)
 		tr_conn_close(peer->conn);
 	peer->conn = NULL;
 	peer->state = KV_PEER_CLOSED;
-	peer->closing = true;
+	peer->leaving = KV_CLOSING;
 	peer->magic = KV_MAGIC_DEAD;
 	kv_waiter_wake(&peer->waiter);
 	kv_claim_release(&peer->claim);
@@ -80,8 +78,8 @@ static void say_goodbye(struct kv_peer *peer)
 	static const struct kv_msg bye = { .type = KV_MSG_BYE };
 
 	kv_peer_progress(peer, false); /* acknowledgements that the peer waits for go first */
-	if (peer->state == KV_PEER_UP && !peer->bye_sent)
-		peer->bye_sent = !kv_peer_send(peer, &bye);
+	if (peer->state == KV_PEER_UP && peer->leaving != KV_BYE_SENT && !kv_peer_send(peer, &bye))
+		peer->leaving = KV_BYE_SENT;
 }
 
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err)
@@ -90,7 +88,8 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	int64_t linger;
 	int ret;
 
-	peer->closing = true;
+	if (!peer->leaving)
+		peer->leaving = KV_CLOSING;
 	if (!peer->conn)
 		return 0;
 	if (peer->link) {
@@ -110,7 +109,6 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	/* The transport's last events, the ends of operations above all. */
 	while (kv_peer_take_events(peer) > 0)
 		;
-	peer->fenced = true;
 	if (peer->link)
 		kv_lease_fenced(peer);
 	return 0;
@@ -153,18 +151,19 @@ bool kv_peer_finish_lost(struct kv_peer *peer)
 		.user = atomic_load(&peer->user),
 	};
 
-	if (peer->closing)
+	if (peer->leaving)
 		return true; /* kv_peer_close does it */
-	if (!peer->fenced && !tr_fence(peer->conn, 0, NULL)) {
-		peer->fenced = true;
+	if (peer->state == KV_PEER_LOST && !tr_fence(peer->conn, 0, NULL)) {
+		peer->state = KV_PEER_FENCED;
 		if (peer->link)
 			kv_lease_fenced(peer);
 	}
 	if (peer->link) /* a connect that failed before its hello has none */
 		kv_incoming_retry(peer);
-	if (peer->owned && !peer->lost_queued)
-		peer->lost_queued = kv_peer_tell_up(peer) && kv_arrivals_push(peer->engine, &lost);
-	if (peer->owned || !peer->fenced)
+	if (peer->owned && peer->announced != KV_LOST_QUEUED && kv_peer_tell_up(peer) &&
+	    kv_arrivals_push(peer->engine, &lost))
+		peer->announced = KV_LOST_QUEUED;
+	if (peer->owned || peer->state != KV_PEER_FENCED)
 		return true;
 	kv_peer_free(peer);
 	return false;
@@ -177,7 +176,7 @@ bool kv_peer_finish_lost(struct kv_peer *peer)
 bool kv_peer_discard(struct kv_peer *peer)
 {
 	peer->owned = false;
-	peer->lost_queued = true;
+	peer->announced = KV_LOST_QUEUED;
 	if (peer->state == KV_PEER_HANDSHAKE) {
 		kv_table_unwatch(peer);
 		kv_peer_leave_pending(peer, KV_PEER_LOST);

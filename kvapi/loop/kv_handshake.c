@@ -85,7 +85,7 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
 		peer->error = err;
 	kv_table_unwatch(peer);
 	kv_peer_leave_pending(peer, KV_PEER_LOST);
-	peer->lost_queued = true;
+	peer->announced = KV_LOST_QUEUED;
 	kv_waiter_wake(&peer->waiter);
 	return true;
 }

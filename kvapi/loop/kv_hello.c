@@ -31,7 +31,6 @@ static int make_link(struct kv_peer *peer, struct kv_error *err)
 			link->known[i]->peers++;
 	}
 	peer->link = link;
-	peer->counted = true;
 	peer->engine->peers_up++;
 	return 0;
 }
@@ -48,6 +47,7 @@ void kv_hello_free(struct kv_peer *peer)
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
 		if (link->known[i])
 			link->known[i]->peers--;
+	peer->engine->peers_up--;
 	pthread_mutex_unlock(&peer->engine->lock);
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++) {
 		free(link->map[i].slab);

@@ -140,7 +140,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 		peer->error = *cause;
 	peer->state = KV_PEER_LOST;
 	kv_table_unwatch(peer);
-	if (!peer->closing)
+	if (!peer->leaving)
 		kv_count(engine, peers_lost, 1);
 	kv_count(engine, peers_now, -1);
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {

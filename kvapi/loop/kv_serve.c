@@ -31,7 +31,7 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 		if (peer->state != KV_PEER_UP)
 			return true;
 	}
-	if (peer->state == KV_PEER_LOST)
+	if (peer->state >= KV_PEER_LOST)
 		return kv_peer_finish_lost(peer);
 	done = kv_peer_progress(peer, peer->engine->caller_mode);
 	kv_peer_arm(peer, peer->engine->caller_mode, &done);

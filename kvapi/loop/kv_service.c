@@ -21,7 +21,7 @@ static int sweep(struct kv_engine *engine, bool *restless_p)
 		if (!peer || !kv_peer_service(peer, &done))
 			continue;
 		*restless_p |= peer->restless;
-		if (peer->state != KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
+		if (peer->state < KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
 			kv_table_rearm(peer);
 		kv_claim_release(&peer->claim);
 	}
@@ -43,7 +43,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	if (!peer || !kv_peer_service(peer, &done))
 		return done;
 	*restless_p |= peer->restless;
-	if (peer->state != KV_PEER_LOST)
+	if (peer->state < KV_PEER_LOST)
 		kv_table_rearm(peer);
 	kv_claim_release(&peer->claim);
 	return done;

@@ -35,7 +35,7 @@ int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, con
 
 int kv_peer_usable(const struct kv_peer *peer, const char *op, struct kv_error *err)
 {
-	if (peer->closing)
+	if (peer->leaving)
 		return kv_peer_fail(peer, err, KV_ERR_CLOSED, op, "the peer is being closed");
 	if (peer->state == KV_PEER_UP)
 		return 0;
@@ -186,8 +186,8 @@ bool kv_peer_tell_up(struct kv_peer *peer)
 {
 	struct kv_arrival up = { .kind = KV_ARRIVAL_PEER_UP, .peer = peer };
 
-	if (!peer->up_queued)
-		peer->up_queued = !peer->owned || !peer->incoming || peer->comm ||
-				  kv_arrivals_push(peer->engine, &up);
-	return peer->up_queued;
+	if (!peer->announced &&
+	    (!peer->owned || !peer->incoming || peer->comm || kv_arrivals_push(peer->engine, &up)))
+		peer->announced = KV_UP_QUEUED;
+	return peer->announced;
 }

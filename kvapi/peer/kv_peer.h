@@ -74,10 +74,17 @@ struct kv_link {
 	struct tr_span span[TR_SPANS_GOOD];
 };
 
+/* How far kv_peer_close has come. */
+enum kv_peer_leaving { KV_STAYS = 0, KV_CLOSING, KV_BYE_SENT };
+
+/* Which of its arrivals the queue has. */
+enum kv_peer_announced { KV_UNANNOUNCED = 0, KV_UP_QUEUED, KV_LOST_QUEUED };
+
 enum kv_peer_state {
 	KV_PEER_HANDSHAKE = 0,
 	KV_PEER_UP,
 	KV_PEER_LOST,
+	KV_PEER_FENCED, /* lost, and no byte of it can land any more */
 	KV_PEER_CLOSED, /* neither conn nor link: only the holders of the record still read it */
 };
 
@@ -86,9 +93,9 @@ struct kv_peer {
 	_Atomic uint8_t state; /* changes under claim */
 	bool incoming;
 	bool owned;   /* the application has the handle, or will have it from PEER_UP */
-	bool counted; /* in engine.peers_up */
-	bool closing, bye, bye_sent, fenced, restless;
-	bool up_queued, lost_queued; /* PEER_UP, PEER_LOST are queued */
+	bool bye;      /* the other end has said that it closes */
+	bool restless; /* it had more than one turn holds: it comes again without an event */
+	uint8_t leaving, announced;
 	/* kv_comm_init: both ends have made it part of their communicator */
 	atomic_bool adopted;
 	bool adopted_sent; /* to the end that connected */
