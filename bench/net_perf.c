@@ -153,7 +153,7 @@ static int open_bench(struct bench *t, size_t max)
 	struct side *s = &t->s;
 
 	TRY(side_start(s));
-	TRY(side_tell(s));
+	TRY(side_attributes(s));
 	TRY(side_link(s, &t->there));
 	s->sender = !s->sender;
 	TRY(side_link(s, &t->back));

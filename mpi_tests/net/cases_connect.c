@@ -18,7 +18,6 @@ static int listen_handles(struct side *s)
 	struct handle a, b;
 	void *l, *m;
 
-	TRY(side_start(s));
 	side_handle_init(&a);
 	side_handle_init(&b);
 	l = m = NULL;
@@ -30,38 +29,28 @@ static int listen_handles(struct side *s)
 	REQUIRE(s, memcmp(a.bytes, b.bytes, NCCL_HANDLE_MAX), "two listeners have one handle");
 	OK(s, s->net->closeListen(l));
 	OK(s, s->net->closeListen(m));
-	return side_stop(s);
+	return PASS;
 }
 
 static int connect_alone(struct side *s)
 {
 	ncclNetDeviceHandle_v7_t *d = NULL;
 	struct handle h;
-	void *listen, *send = NULL, *recv = NULL;
+	struct loop loop = { 0 };
 
-	TRY(side_start(s));
 	side_handle_init(&h);
-	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
+	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &loop.listen));
 	for (int i = 0; i < 200; i++) {
 		int64_t before = side_slept_ms();
 
-		OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
+		OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &loop.send, &d));
 		REQUIRE(s, side_slept_ms() - before < NOT_BLOCKING_MS, "connect blocked %d ms",
 			(int)(side_slept_ms() - before));
-		REQUIRE(s, !send, "connect succeeded although nobody accepts");
+		REQUIRE(s, !loop.send, "connect succeeded although nobody accepts");
 		usleep(500);
 	}
-	for (int64_t end = side_ms() + SIDE_WAIT_MS; !send || !recv;) {
-		if (!send)
-			OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
-		if (!recv)
-			OK(s, s->net->accept(listen, &recv, &d));
-		REQUIRE(s, side_ms() < end, "no connection once accept is called");
-	}
-	OK(s, s->net->closeSend(send));
-	OK(s, s->net->closeRecv(recv));
-	OK(s, s->net->closeListen(listen));
-	return side_stop(s);
+	TRY(side_join(s, &loop, &h));
+	return side_loop_close(s, &loop);
 }
 
 static int accept_alone(struct side *s)
@@ -70,7 +59,6 @@ static int accept_alone(struct side *s)
 	struct handle h;
 	void *listen, *recv = NULL;
 
-	TRY(side_start(s));
 	side_handle_init(&h);
 	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
 	for (int i = 0; i < 200; i++) {
@@ -82,32 +70,26 @@ static int accept_alone(struct side *s)
 		REQUIRE(s, !recv, "accept succeeded although nobody connects");
 	}
 	OK(s, s->net->closeListen(listen));
-	return side_stop(s);
+	return PASS;
 }
 
 /* One process, both ends, one call of each in turn. */
 static int loopback(struct side *s)
 {
-	struct loop loop;
-
-	TRY(side_start(s));
-	TRY(side_loop(s, &loop));
-	REQUIRE(s, loop.send != loop.recv, "both ends are one object");
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	REQUIRE(s, s->loop.send != s->loop.recv, "both ends are one object");
+	return PASS;
 }
 
 static int two_processes(struct side *s)
 {
 	void *comm;
 
-	TRY(side_start(s));
 	for (int i = 0; i < 5; i++) {
 		TRY(side_link(s, &comm));
 		TRY(side_barrier(s));
 		TRY(side_unlink(s, comm));
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 enum { SEVERAL = 8 };
@@ -148,7 +130,6 @@ static int several_on_one_listener(struct side *s)
 	int64_t end = side_ms() + SIDE_WAIT_MS;
 	int accepted = 0, connected = 0;
 
-	TRY(side_start(s));
 	side_handle_init(&first);
 	OK(s, s->net->listen(s->ctx, s->dev, first.bytes, &listen));
 	for (int i = 0; i < SEVERAL; i++)
@@ -174,7 +155,7 @@ static int several_on_one_listener(struct side *s)
 		OK(s, s->net->closeSend(send[i]));
 		OK(s, s->net->closeRecv(recv[i]));
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 /* Error or still nothing, in bounded time; never a crash, never a connection. */
@@ -200,7 +181,6 @@ static int bad_handles(struct side *s)
 	struct handle good, bad;
 	void *listen;
 
-	TRY(side_start(s));
 	side_handle_init(&good);
 	OK(s, s->net->listen(s->ctx, s->dev, good.bytes, &listen));
 	if (!s->source.symbol) { /* the oracle keeps a pointer in its handle: garbage crashes it */
@@ -218,7 +198,7 @@ static int bad_handles(struct side *s)
 	bad = good;
 	OK(s, s->net->closeListen(listen));
 	TRY(must_not_connect(s, &bad, "the listener is closed", !s->source.symbol));
-	return side_stop(s);
+	return PASS;
 }
 
 /* The TCP ports that this process listens on. */
@@ -263,15 +243,11 @@ static int strangers(struct side *s)
 	char garbage[4096];
 	struct handle h;
 	uint16_t port[4];
-	void *listen, *recv, *send = NULL;
+	struct loop loop = { 0 };
 	int fd[12], n = 0, ports;
-	int64_t end;
 
-	if (s->source.symbol)
-		return side_skip(s, "the oracle serves one connection at a time");
-	TRY(side_start(s));
 	side_handle_init(&h);
-	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
+	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &loop.listen));
 	ports = listening_ports(port, address, 4);
 	REQUIRE(s, ports, "no TCP listener was found");
 	side_fill((uint8_t *)garbage, sizeof(garbage), 3);
@@ -281,23 +257,12 @@ static int strangers(struct side *s)
 		fd[n++] = stranger(&address[0], NULL, 0); /* says nothing */
 	}
 	close(fd[0]);
-	end = side_ms() + SIDE_WAIT_MS;
-	for (recv = NULL; !recv || !send;) {
-		ncclNetDeviceHandle_v7_t *d = NULL;
-
-		if (!send)
-			OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
-		if (!recv)
-			OK(s, s->net->accept(listen, &recv, &d));
-		REQUIRE(s, side_ms() < end, "a right connection did not come through");
-	}
-	TRY(side_exchange(s, send, recv, 5));
-	OK(s, s->net->closeSend(send));
-	OK(s, s->net->closeRecv(recv));
-	OK(s, s->net->closeListen(listen));
+	TRY(side_join(s, &loop, &h));
+	TRY(side_try(s, &loop, 5));
+	TRY(side_loop_close(s, &loop));
 	for (int i = 1; i < n; i++)
 		close(fd[i]);
-	return side_stop(s);
+	return PASS;
 }
 
 /* The other process ends in the middle of the handshake. */
@@ -308,7 +273,6 @@ static int dies_in_handshake(struct side *s)
 	int64_t end;
 	void *listen, *comm = NULL;
 
-	TRY(side_start(s));
 	side_handle_init(&h);
 	if (s->sender) {
 		ncclNetDeviceHandle_v7_t *d = NULL;
@@ -363,7 +327,6 @@ static int cycles(struct side *s)
 	int first_fds, first_threads, fds, threads;
 	void *comm;
 
-	TRY(side_start(s));
 	for (int i = 0; i < 100; i++) {
 		TRY(side_link(s, &comm));
 		TRY(side_unlink(s, comm));
@@ -375,7 +338,7 @@ static int cycles(struct side *s)
 		first_fds);
 	REQUIRE(s, threads == first_threads, "%d threads after 100 cycles, %d after one", threads,
 		first_threads);
-	return side_stop(s);
+	return PASS;
 }
 
 static int exhaustion(struct side *s)
@@ -385,9 +348,6 @@ static int exhaustion(struct side *s)
 	ncclResult_t failed = ncclSuccess;
 	int n = 0;
 
-	if (s->source.symbol)
-		return side_skip(s, "the oracle leaks what a failed connect has made");
-	TRY(side_start(s));
 	getrlimit(RLIMIT_NOFILE, &before);
 	limit.rlim_max = before.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
@@ -400,23 +360,26 @@ static int exhaustion(struct side *s)
 		TRY(side_loop_close(s, &loop[i]));
 	s->reason[0] = 0;
 	TRY(side_loop(s, &loop[0]));
-	TRY(side_exchange(s, loop[0].send, loop[0].recv, 1));
+	TRY(side_try(s, &loop[0], 1));
 	TRY(side_loop_close(s, &loop[0]));
 	snprintf(s->reason, sizeof(s->reason), "descriptors ran out after %d, fine again later", n);
-	return side_stop(s);
+	return PASS;
 }
 
 const struct net_case connect_cases[] = {
-	{ "10", "listen: handles of 128 bytes, each its own", 1, 0, listen_handles },
-	{ "11", "connect before accept does not block", 1, 0, connect_alone },
-	{ "11b", "accept before connect does not block", 1, 0, accept_alone },
-	{ "11c", "both ends in one thread", 1, 0, loopback },
-	{ "11d", "two processes", 2, 0, two_processes },
-	{ "12", "several connections on one listener", 1, 0, several_on_one_listener },
-	{ "13", "garbage, damaged and stale handles", 1, 0, bad_handles },
-	{ "13b", "strangers at the listener", 1, 0, strangers },
-	{ "13c", "the peer ends during the handshake", 2, 0, dies_in_handshake },
-	{ "14", "100 connections leave nothing behind", 2, 0, cycles },
-	{ "15", "descriptors run out, and come back", 1, 0, exhaustion },
+	{ "10", "listen: handles of 128 bytes, each its own", 1, 0, listen_handles, WITH_INIT },
+	{ "11", "connect before accept does not block", 1, 0, connect_alone, WITH_INIT },
+	{ "11b", "accept before connect does not block", 1, 0, accept_alone, WITH_INIT },
+	{ "11c", "both ends in one thread", 1, 0, loopback, WITH_LOOP(0) },
+	{ "11d", "two processes", 2, 0, two_processes, WITH_INIT },
+	{ "12", "several connections on one listener", 1, 0, several_on_one_listener, WITH_INIT },
+	{ "13", "garbage, damaged and stale handles", 1, 0, bad_handles, WITH_INIT },
+	{ "13b", "strangers at the listener", 1, 0, strangers, WITH_INIT,
+	  .not_hidden = "serves one connection at a time" },
+	{ "13c", "the peer ends during the handshake", 2, 0, dies_in_handshake, WITH_INIT,
+	  .dies = true },
+	{ "14", "100 connections leave nothing behind", 2, 0, cycles, WITH_INIT },
+	{ "15", "descriptors run out, and come back", 1, 0, exhaustion, WITH_INIT,
+	  .not_hidden = "leaks what a failed connect has made" },
 	{ 0 },
 };

@@ -20,7 +20,6 @@ enum { LEN = 1 << 20, FLIGHT = 8 };
 /* Both close with requests under way; nobody waits for anybody. */
 static int close_in_flight(struct side *s)
 {
-	TRY(side_start(s));
 	for (int round = 0; round < 10; round++) {
 		struct buffer b;
 		void *comm, *request;
@@ -55,82 +54,61 @@ static int close_in_flight(struct side *s)
 		free(b.base);
 		TRY(side_barrier(s));
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 /* What was sent whole before the sender closed still arrives. */
 static int close_after_send(struct side *s)
 {
-	TRY(side_start(s));
 	for (uint64_t round = 0; round < 20; round++) {
 		void *comm, *request[FLIGHT];
 		struct buffer b;
 
 		TRY(side_link(s, &comm));
 		TRY(side_buffer(s, comm, FLIGHT * 5000, &b));
-		for (size_t i = 0; i < FLIGHT; i++) {
-			void *data = b.bytes + i * 5000;
-			size_t size = 5000;
-			int tag = 0;
-
-			if (s->sender) {
-				side_fill(data, size, round * 100 + i);
-				TRY(side_isend(s, comm, data, size, tag, b.mhandle, &request[i]));
-			} else {
-				TRY(side_irecv(s, comm, 1, &data, &size, &tag, &b.mhandle,
-					       &request[i]));
-			}
-		}
-		for (int i = 0; s->sender && i < FLIGHT; i++)
-			TRY(side_wait(s, request[i], NULL));
-		if (s->sender) {
-			TRY(side_buffer_free(s, comm, &b));
-			TRY(side_unlink(s, comm));
-			TRY(side_barrier(s));
-			continue;
-		}
-		TRY(side_barrier(s)); /* the sender has closed */
+		for (size_t i = 0; i < FLIGHT; i++)
+			TRY(side_post(s, comm, &b, i * 5000, 5000, round * 100 + i, &request[i]));
+		if (!s->sender)
+			TRY(side_barrier(s)); /* the sender has closed */
 		for (size_t i = 0; i < FLIGHT; i++) {
 			TRY(side_wait(s, request[i], NULL));
 			TRY(side_check_at(s, b.bytes + i * 5000, 5000, round * 100 + i));
 		}
 		TRY(side_buffer_free(s, comm, &b));
 		TRY(side_unlink(s, comm));
+		if (s->sender)
+			TRY(side_barrier(s));
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 static int close_nothing(struct side *s)
 {
-	TRY(side_start(s));
 	OK(s, s->net->closeSend(NULL));
 	OK(s, s->net->closeRecv(NULL));
 	OK(s, s->net->closeListen(NULL));
-	return side_stop(s);
+	return PASS;
 }
 
 /*
- * The region goes while a receive into it waits: it arrives or both are told, and the other
- * connection does not care.
+ * The region goes while a receive into it waits: it arrives or both report an error, and the other
+ * connection is not concerned.
  */
 static int deregistered_early(struct side *s)
 {
 	int64_t end = side_ms() + SIDE_WAIT_MS;
-	void *comm, *other, *request;
 	ncclResult_t ret = ncclSuccess;
+	void *comm, *request;
 	struct buffer b;
 	int done = 0;
 
-	TRY(side_start(s));
 	TRY(side_link(s, &comm));
-	TRY(side_link(s, &other));
 	TRY(side_buffer(s, comm, 5000, &b));
-	side_fill(b.bytes, 5000, 1);
 	if (s->sender) {
 		TRY(side_barrier(s)); /* it is posted and deregistered */
+		side_fill(b.bytes, 5000, 1);
 		ret = s->net->isend(comm, b.bytes, 5000, 0, b.mhandle, NULL, &request);
 	} else {
-		side_poison(&b);
 		TRY(side_irecv1(s, comm, &b, 5000, 0, &request));
 		OK(s, s->net->deregMr(comm, b.mhandle));
 		TRY(side_barrier(s));
@@ -145,16 +123,7 @@ static int deregistered_early(struct side *s)
 	TRY(side_barrier(s));
 	TRY(side_unlink(s, comm));
 	free(b.base);
-	TRY(side_buffer(s, other, 5000, &b));
-	if (s->sender)
-		TRY(side_isend(s, other, b.bytes, 5000, 0, b.mhandle, &request));
-	else
-		TRY(side_irecv1(s, other, &b, 5000, 0, &request));
-	TRY(side_wait(s, request, NULL));
-	TRY(side_barrier(s));
-	TRY(side_buffer_free(s, other, &b));
-	TRY(side_unlink(s, other));
-	return side_stop(s);
+	return side_message(s, s->comm, &s->b, 5000, 2);
 }
 
 /* ---------------------------------------------------------------- fork and signals */
@@ -164,19 +133,8 @@ static int some_messages(struct side *s, void *comm, int n)
 	struct buffer b;
 
 	TRY(side_buffer(s, comm, 5000, &b));
-	for (int i = 0; i < n; i++) {
-		void *request;
-
-		if (s->sender) {
-			side_fill(b.bytes, 5000, (uint64_t)i);
-			TRY(side_isend(s, comm, b.bytes, 5000, 0, b.mhandle, &request));
-		} else {
-			TRY(side_irecv1(s, comm, &b, 5000, 0, &request));
-		}
-		TRY(side_wait(s, request, NULL));
-		if (!s->sender)
-			TRY(side_check(s, &b, 5000, (uint64_t)i));
-	}
+	for (int i = 0; i < n; i++)
+		TRY(side_message(s, comm, &b, 5000, (uint64_t)i));
 	return side_buffer_free(s, comm, &b);
 }
 
@@ -187,7 +145,6 @@ static int beside_a_child(struct side *s)
 	void *comm, *request;
 	pid_t child = 0;
 
-	TRY(side_start(s));
 	TRY(side_link(s, &comm));
 	if (s->sender) {
 		child = fork();
@@ -220,7 +177,7 @@ static int beside_a_child(struct side *s)
 		kill(child, SIGKILL);
 		waitpid(child, NULL, 0);
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 static void ignore(int signal)
@@ -236,7 +193,6 @@ static int signal_storm(struct side *s)
 	void *comm;
 
 	sigaction(SIGALRM, &action, NULL);
-	TRY(side_start(s));
 	for (int i = 0; i < 10; i++) {
 		setitimer(ITIMER_REAL, &often, NULL);
 		TRY(side_link(s, &comm));
@@ -245,7 +201,7 @@ static int signal_storm(struct side *s)
 		TRY(side_barrier(s));
 		TRY(side_unlink(s, comm));
 	}
-	return side_stop(s);
+	return PASS;
 }
 
 /* ---------------------------------------------------------------- many */
@@ -264,16 +220,8 @@ static int own_loop(struct side *s)
 	TRY(side_loop(s, &loop));
 	TRY(side_buffer(s, loop.send, 9000, &from));
 	TRY(side_buffer(s, loop.recv, 9000, &to));
-	for (uint64_t i = 0; i < 300; i++) {
-		void *in, *out;
-
-		side_fill(from.bytes, 9000, i);
-		TRY(side_irecv1(s, loop.recv, &to, 9000, 1, &in));
-		TRY(side_isend(s, loop.send, from.bytes, 9000, 1, from.mhandle, &out));
-		TRY(side_wait(s, out, NULL));
-		TRY(side_wait(s, in, NULL));
-		TRY(side_check(s, &to, 9000, i));
-	}
+	for (uint64_t i = 0; i < 300; i++)
+		TRY(side_exchange(s, &loop, &from, &to, 9000, i));
 	TRY(side_buffer_free(s, loop.send, &from));
 	TRY(side_buffer_free(s, loop.recv, &to));
 	return side_loop_close(s, &loop);
@@ -292,7 +240,6 @@ static int many_threads(struct side *s)
 	enum { THREADS = 8 };
 	struct worker worker[THREADS];
 
-	TRY(side_start(s));
 	for (int i = 0; i < THREADS; i++) {
 		worker[i].side = *s;
 		worker[i].side.sock = -1;
@@ -302,7 +249,7 @@ static int many_threads(struct side *s)
 		pthread_join(worker[i].thread, NULL);
 	for (int i = 0; i < THREADS; i++)
 		REQUIRE(s, !worker[i].verdict, "thread %d: %s", i, worker[i].side.reason);
-	return side_stop(s);
+	return PASS;
 }
 
 static long resident_kb(void)
@@ -338,7 +285,6 @@ static int many_and_idle(struct side *s)
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
-	TRY(side_start(s));
 	TRY(side_loop(s, &loop[0]));
 	before = resident_kb();
 	for (int i = 1; i < n; i++)
@@ -353,7 +299,7 @@ static int many_and_idle(struct side *s)
 	free(loop);
 	snprintf(s->reason, sizeof(s->reason), "%d pairs, %ld KB resident each, %d threads", n,
 		 before / (n - 1), side_count_threads());
-	return side_stop(s);
+	return PASS;
 }
 
 static int bad_values(struct side *s)
@@ -369,14 +315,16 @@ static int bad_values(struct side *s)
 }
 
 const struct net_case failure_cases[] = {
-	{ "31", "close with requests under way, ten times", 2, 0, close_in_flight },
-	{ "31b", "what was sent before closing arrives", 2, 0, close_after_send },
-	{ "31c", "close of nothing", 1, 0, close_nothing },
-	{ "33", "a region deregistered under a posted receive", 2, 0, deregistered_early },
-	{ "35", "the sender has a child that holds its descriptors", 2, 0, beside_a_child },
-	{ "35b", "interrupted by a signal every 300 us", 2, 0, signal_storm },
-	{ "36", "eight threads, each its own communicators", 1, 0, many_threads },
-	{ "37", "many communicators; no CPU when idle", 1, 0, many_and_idle },
-	{ "38", "bad values in NCCL's variables", 1, 0, bad_values },
+	{ "31", "close with requests under way, ten times", 2, 0, close_in_flight, WITH_INIT },
+	{ "31b", "what was sent before closing arrives", 2, 0, close_after_send, WITH_INIT },
+	{ "31c", "close of nothing", 1, 0, close_nothing, WITH_INIT },
+	{ "33", "a region deregistered under a posted receive", 2, 0, deregistered_early,
+	  WITH_LINK(5000) },
+	{ "35", "the sender has a child that holds its descriptors", 2, 0, beside_a_child,
+	  WITH_INIT },
+	{ "35b", "interrupted by a signal every 300 us", 2, 0, signal_storm, WITH_INIT },
+	{ "36", "eight threads, each its own communicators", 1, 0, many_threads, WITH_INIT },
+	{ "37", "many communicators; no CPU when idle", 1, 0, many_and_idle, WITH_INIT },
+	{ "38", "bad values in NCCL's variables", 1, 0, bad_values, ALONE },
 	{ 0 },
 };

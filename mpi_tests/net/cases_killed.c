@@ -19,20 +19,20 @@ static int die(struct side *s)
 	return raise(SIGKILL);
 }
 
-static ncclResult_t post(struct side *s, void *comm, struct buffer *b, void **request)
+static ncclResult_t post(struct side *s, void **request)
 {
-	void *data = b->bytes, *phandle = NULL;
-	size_t size = b->size;
+	void *data = s->b.bytes, *phandle = NULL;
+	size_t size = s->b.size;
 	int tag = 0;
 
 	*request = NULL;
 	if (s->sender)
-		return s->net->isend(comm, data, size, tag, b->mhandle, NULL, request);
-	return s->net->irecv(comm, 1, &data, &size, &tag, &b->mhandle, &phandle, request);
+		return s->net->isend(s->comm, data, size, tag, s->b.mhandle, NULL, request);
+	return s->net->irecv(s->comm, 1, &data, &size, &tag, &s->b.mhandle, &phandle, request);
 }
 
 /* What every later call says, and that everything can be put away. */
-static int aftermath(struct side *s, void *comm, struct buffer *b, ncclResult_t ret, int64_t before)
+static int aftermath(struct side *s, ncclResult_t ret, int64_t before)
 {
 	void *request;
 
@@ -40,17 +40,17 @@ static int aftermath(struct side *s, void *comm, struct buffer *b, ncclResult_t 
 		(int)ncclRemoteError);
 	snprintf(s->reason, sizeof(s->reason), "error %d after %d ms", (int)ret,
 		 (int)(side_ms() - before));
-	REQUIRE(s, post(s, comm, b, &request), "the next call succeeds");
+	REQUIRE(s, post(s, &request), "the next call succeeds");
 	before = side_slept_ms();
-	TRY(side_buffer_free(s, comm, b));
-	TRY(side_unlink(s, comm));
+	TRY(side_buffer_free(s, s->comm, &s->b));
+	TRY(side_unlink(s, s->comm));
 	before = side_slept_ms() - before;
 	REQUIRE(s, before < SIDE_CLOSE_MS, "close took %d ms", (int)before);
 	return side_stop(s);
 }
 
 /* Goes on sending or receiving until there is an error. */
-static int survive(struct side *s, void *comm, struct buffer *b)
+static int survive(struct side *s)
 {
 	int64_t end = side_ms() + BOUND_MS, before = side_ms();
 	void *request = NULL;
@@ -59,16 +59,16 @@ static int survive(struct side *s, void *comm, struct buffer *b)
 	while (!ret) {
 		int done = 0;
 
-		ret = request ? s->net->test(request, &done, NULL) : post(s, comm, b, &request);
+		ret = request ? s->net->test(request, &done, NULL) : post(s, &request);
 		if (done)
 			request = NULL;
 		REQUIRE(s, side_ms() < end, "no error within %d ms of the peer's death", BOUND_MS);
 	}
-	return aftermath(s, comm, b, ret, before);
+	return aftermath(s, ret, before);
 }
 
 /* Only looks at a request that was there before. */
-static int wait_for_error(struct side *s, void *comm, struct buffer *b, void *request)
+static int wait_for_error(struct side *s, void *request)
 {
 	int64_t end = side_ms() + BOUND_MS, before = side_ms();
 	ncclResult_t ret = ncclSuccess;
@@ -79,32 +79,14 @@ static int wait_for_error(struct side *s, void *comm, struct buffer *b, void *re
 		REQUIRE(s, !done, "a request was done that nobody answered");
 		REQUIRE(s, side_ms() < end, "no error within %d ms of the peer's death", BOUND_MS);
 	}
-	return aftermath(s, comm, b, ret, before);
-}
-
-static int begin(struct side *s, void **comm, struct buffer *b)
-{
-	TRY(side_start(s));
-	TRY(side_link(s, comm));
-	return side_buffer(s, *comm, LEN, b);
+	return aftermath(s, ret, before);
 }
 
 static int after_traffic(struct side *s, bool sender_dies)
 {
-	struct buffer b;
-	void *comm;
-
-	TRY(begin(s, &comm, &b));
-	for (int i = 0; i < 10; i++) {
-		void *request;
-
-		if (s->sender)
-			TRY(side_isend(s, comm, b.bytes, LEN, 0, b.mhandle, &request));
-		else
-			TRY(side_irecv1(s, comm, &b, LEN, 0, &request));
-		TRY(side_wait(s, request, NULL));
-	}
-	return s->sender == sender_dies ? die(s) : survive(s, comm, &b);
+	for (uint64_t i = 0; i < 10; i++)
+		TRY(side_message(s, s->comm, &s->b, LEN, i));
+	return s->sender == sender_dies ? die(s) : survive(s);
 }
 
 static int sender_after_traffic(struct side *s)
@@ -119,48 +101,42 @@ static int receiver_after_traffic(struct side *s)
 
 static int receive_posted(struct side *s)
 {
-	struct buffer b;
-	void *comm, *request;
+	void *request;
 
-	TRY(begin(s, &comm, &b));
 	if (s->sender) {
 		TRY(side_barrier(s));
 		return die(s);
 	}
-	TRY(side_irecv1(s, comm, &b, LEN, 0, &request));
+	TRY(side_irecv1(s, s->comm, &s->b, LEN, 0, &request));
 	TRY(side_barrier(s));
-	return wait_for_error(s, comm, &b, request);
+	return wait_for_error(s, request);
 }
 
 /* A plugin may take such a send or say "not now": either way the error must come. */
 static int send_without_receive(struct side *s)
 {
-	struct buffer b;
-	void *comm, *request;
+	void *request;
 
-	TRY(begin(s, &comm, &b));
 	if (!s->sender) {
 		TRY(side_barrier(s));
 		return die(s);
 	}
-	OK(s, post(s, comm, &b, &request));
+	OK(s, post(s, &request));
 	TRY(side_barrier(s));
-	return request ? wait_for_error(s, comm, &b, request) : survive(s, comm, &b);
+	return request ? wait_for_error(s, request) : survive(s);
 }
 
 /* The receiver has asked for several messages and dies while they come. */
 static int in_mid_transfer(struct side *s)
 {
-	void *comm, *request;
-	struct buffer b;
+	void *request;
 
-	TRY(begin(s, &comm, &b));
 	if (s->sender) {
 		TRY(side_barrier(s));
-		return survive(s, comm, &b);
+		return survive(s);
 	}
 	for (int i = 0; i < FLIGHT; i++)
-		TRY(side_irecv1(s, comm, &b, LEN, 0, &request));
+		TRY(side_irecv1(s, s->comm, &s->b, LEN, 0, &request));
 	TRY(side_barrier(s));
 	usleep(1000);
 	return die(s);
@@ -176,7 +152,6 @@ static int listener_dies(struct side *s, bool connecting)
 	void *listen = NULL, *comm = NULL;
 	struct handle h;
 
-	TRY(side_start(s));
 	side_handle_init(&h);
 	if (!s->sender) {
 		OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
@@ -226,51 +201,49 @@ static int in_connect(struct side *s)
 static int connecting_dies(struct side *s)
 {
 	ncclNetDeviceHandle_v7_t *d = NULL;
-	void *listen, *send = NULL, *recv = NULL;
+	struct loop loop = { 0 };
 	struct handle h;
 	int64_t end;
 
-	TRY(side_start(s));
 	side_handle_init(&h);
 	if (s->sender) {
 		TRY(side_get(s, h.bytes, sizeof(h.bytes)));
-		for (int i = 0; i < 3 && !send; i++)
-			OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
+		for (int i = 0; i < 3 && !loop.send; i++)
+			OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &loop.send, &d));
 		TRY(side_barrier(s));
 		return die(s);
 	}
-	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &listen));
+	OK(s, s->net->listen(s->ctx, s->dev, h.bytes, &loop.listen));
 	TRY(side_put(s, h.bytes, sizeof(h.bytes)));
-	OK(s, s->net->accept(listen, &recv, &d)); /* it may have come already */
+	OK(s, s->net->accept(loop.listen, &loop.recv, &d)); /* it may have come already */
 	TRY(side_barrier(s));
-	for (end = side_ms() + 500; !recv && side_ms() < end;) {
-		OK(s, s->net->accept(listen, &recv, &d));
+	for (end = side_ms() + 500; !loop.recv && side_ms() < end;) {
+		OK(s, s->net->accept(loop.listen, &loop.recv, &d));
 		usleep(1000);
 	}
-	if (recv)
-		OK(s, s->net->closeRecv(recv));
-	end = side_ms() + SIDE_WAIT_MS;
-	for (recv = NULL; !send || !recv;) {
-		if (!send)
-			OK(s, s->net->connect(s->ctx, s->dev, h.bytes, &send, &d));
-		if (!recv)
-			OK(s, s->net->accept(listen, &recv, &d));
-		REQUIRE(s, side_ms() < end, "the next connection does not come through");
-	}
-	OK(s, s->net->closeSend(send));
-	OK(s, s->net->closeRecv(recv));
-	OK(s, s->net->closeListen(listen));
+	if (loop.recv)
+		OK(s, s->net->closeRecv(loop.recv));
+	loop.recv = NULL;
+	TRY(side_join(s, &loop, &h));
+	TRY(side_loop_close(s, &loop));
 	return side_stop(s);
 }
 
+#define KILLED WITH_LINK(LEN), .dies = true
+#define KILLED_ALONE WITH_INIT, .dies = true
+
 const struct net_case killed_cases[] = {
-	{ "32", "the sender is killed after some traffic", 2, 0, sender_after_traffic },
-	{ "32b", "the receiver is killed after some traffic", 2, 0, receiver_after_traffic },
-	{ "32c", "the listener is killed before connect", 2, 0, before_connect },
-	{ "32d", "the listener is killed while connect waits", 2, 0, in_connect },
-	{ "32e", "who connects is killed; accept serves the next", 2, 0, connecting_dies },
-	{ "32f", "the sender is killed while a receive waits", 2, 0, receive_posted },
-	{ "32g", "the receiver is killed while a send waits for it", 2, 0, send_without_receive },
-	{ "32h", "the receiver is killed in the middle of messages", 2, 0, in_mid_transfer },
+	{ "32", "the sender is killed after some traffic", 2, 0, sender_after_traffic, KILLED },
+	{ "32b", "the receiver is killed after some traffic", 2, 0, receiver_after_traffic,
+	  KILLED },
+	{ "32c", "the listener is killed before connect", 2, 0, before_connect, KILLED_ALONE },
+	{ "32d", "the listener is killed while connect waits", 2, 0, in_connect, KILLED_ALONE },
+	{ "32e", "the connecting process is killed; accept serves the next", 2, 0, connecting_dies,
+	  KILLED_ALONE },
+	{ "32f", "the sender is killed while a receive waits", 2, 0, receive_posted, KILLED },
+	{ "32g", "the receiver is killed while a send waits for it", 2, 0, send_without_receive,
+	  KILLED },
+	{ "32h", "the receiver is killed in the middle of messages", 2, 0, in_mid_transfer,
+	  KILLED },
 	{ 0 },
 };

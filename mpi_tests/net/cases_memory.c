@@ -11,13 +11,12 @@
 
 #include "net_side.h"
 
+enum { LEN = 5000, MAPPED = 65536 };
+
 static int sizes(struct side *s)
 {
 	static const size_t sizes[] = { 1, 4095, 4096, 4097, 1 << 20, 1 << 30 };
-	struct loop loop;
 
-	TRY(side_start(s));
-	TRY(side_loop(s, &loop));
 	for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
 		for (size_t shift = 0; shift < 2; shift++) {
 			uint8_t *p = mmap(NULL, sizes[i] + 4096, PROT_READ | PROT_WRITE,
@@ -27,101 +26,81 @@ static int sizes(struct side *s)
 			if (s->source.symbol && sizes[i] == 1 << 30)
 				continue; /* a device pins it */
 			REQUIRE(s, p != MAP_FAILED, "mmap of %zu", sizes[i]);
-			OK(s, s->net->regMr(loop.recv, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &a));
-			OK(s, s->net->regMr(loop.send, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &b));
-			OK(s, s->net->deregMr(loop.recv, a));
-			OK(s, s->net->deregMr(loop.send, b));
+			OK(s,
+			   s->net->regMr(s->loop.recv, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &a));
+			OK(s,
+			   s->net->regMr(s->loop.send, p + 3 * shift, sizes[i], NCCL_PTR_HOST, &b));
+			OK(s, s->net->deregMr(s->loop.recv, a));
+			OK(s, s->net->deregMr(s->loop.send, b));
 			munmap(p, sizes[i] + 4096);
 		}
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	return PASS;
 }
 
 /* Two overlapping, one nested, one twice; then each in turn goes, and the others still work. */
 static int overlapping(struct side *s)
 {
-	enum { LEN = 16384, RANGES = 4 };
+	enum { RANGES = 4 };
 	static const size_t start[RANGES] = { 0, 4096, 1000, 1000 };
 	static const size_t len[RANGES] = { 12288, 12288, 3000, 3000 };
-	struct buffer from, to;
-	struct loop loop;
 
-	TRY(side_start(s));
-	TRY(side_loop(s, &loop));
-	TRY(side_buffer(s, loop.send, LEN, &from));
-	TRY(side_buffer(s, loop.recv, LEN, &to));
 	for (int gone = 0; gone < RANGES; gone++) {
 		void *mh[RANGES];
 
 		for (int i = 0; i < RANGES; i++)
-			OK(s, s->net->regMr(loop.recv, to.bytes + start[i], len[i], NCCL_PTR_HOST,
-					    &mh[i]));
-		OK(s, s->net->deregMr(loop.recv, mh[gone]));
+			OK(s, s->net->regMr(s->loop.recv, s->to.bytes + start[i], len[i],
+					    NCCL_PTR_HOST, &mh[i]));
+		OK(s, s->net->deregMr(s->loop.recv, mh[gone]));
 		for (int i = 0; i < RANGES; i++) {
-			void *data = to.bytes + start[i], *in, *out;
-			size_t size = len[i];
-			int tag = 0;
+			struct message m = { .from = s->from.bytes,
+					     .from_mhandle = s->from.mhandle,
+					     .to = s->to.bytes + start[i],
+					     .to_mhandle = mh[i],
+					     .size = len[i] };
 
 			if (i == gone)
 				continue;
-			side_fill(from.bytes, size, (uint64_t)(10 * gone + i));
-			TRY(side_irecv(s, loop.recv, 1, &data, &size, &tag, &mh[i], &in));
-			TRY(side_isend(s, loop.send, from.bytes, size, tag, from.mhandle, &out));
-			TRY(side_wait(s, out, NULL));
-			TRY(side_wait(s, in, NULL));
-			TRY(side_check_at(s, data, size, (uint64_t)(10 * gone + i)));
-			OK(s, s->net->deregMr(loop.recv, mh[i]));
+			side_fill(m.from, m.size, (uint64_t)(10 * gone + i));
+			TRY(side_move(s, &s->loop, &m));
+			TRY(side_check_at(s, m.to, m.size, (uint64_t)(10 * gone + i)));
+			OK(s, s->net->deregMr(s->loop.recv, mh[i]));
 		}
 	}
-	OK(s, s->net->deregMr(loop.recv, NULL));
-	TRY(side_buffer_free(s, loop.send, &from));
-	TRY(side_buffer_free(s, loop.recv, &to));
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	OK(s, s->net->deregMr(s->loop.recv, NULL));
+	return PASS;
 }
 
 static int refused(struct side *s)
 {
-	struct loop loop;
-	void *hole, *mh = NULL;
+	void *comm = s->loop.recv, *hole, *mh = NULL;
 
-	TRY(side_start(s));
-	if (s->source.symbol)
-		return side_skip(s, "the oracle does not check what it registers");
-	TRY(side_loop(s, &loop));
 	hole = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	munmap(hole, 8192);
-	REQUIRE(s, s->net->regMr(loop.recv, NULL, 4096, NCCL_PTR_HOST, &mh), "NULL is registered");
-	REQUIRE(s, s->net->regMr(loop.recv, &loop, 0, NCCL_PTR_HOST, &mh),
-		"no bytes are registered");
-	REQUIRE(s, s->net->regMr(loop.recv, hole, 4096, NCCL_PTR_HOST, &mh),
+	REQUIRE(s, s->net->regMr(comm, NULL, 4096, NCCL_PTR_HOST, &mh), "NULL is registered");
+	REQUIRE(s, s->net->regMr(comm, &hole, 0, NCCL_PTR_HOST, &mh), "no bytes are registered");
+	REQUIRE(s, s->net->regMr(comm, hole, 4096, NCCL_PTR_HOST, &mh),
 		"memory that is not mapped is registered");
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	return PASS;
 }
 
 static int not_offered(struct side *s)
 {
-	ncclNetProperties_v12_t p;
-	struct loop loop;
-	char bytes[64];
-	void *mh = NULL;
 	int fd = memfd_create("no DMA-BUF", MFD_CLOEXEC);
+	void *comm = s->loop.recv, *mh = NULL;
+	ncclNetProperties_v12_t p;
+	char bytes[64];
 
-	TRY(side_start(s));
 	OK(s, s->net->getProperties(0, &p));
-	TRY(side_loop(s, &loop));
 	if (!s->source.symbol && !(p.ptrSupport & NCCL_PTR_CUDA))
-		REQUIRE(s, s->net->regMr(loop.recv, bytes, 64, NCCL_PTR_CUDA, &mh),
+		REQUIRE(s, s->net->regMr(comm, bytes, 64, NCCL_PTR_CUDA, &mh),
 			"a CUDA pointer is registered");
-	REQUIRE(s, s->net->regMrDmaBuf(loop.recv, bytes, 64, NCCL_PTR_CUDA, 0, -1, &mh),
+	REQUIRE(s, s->net->regMrDmaBuf(comm, bytes, 64, NCCL_PTR_CUDA, 0, -1, &mh),
 		"no descriptor is registered");
 	if (!s->source.symbol && !(p.ptrSupport & NCCL_PTR_DMABUF))
-		REQUIRE(s, s->net->regMrDmaBuf(loop.recv, bytes, 64, NCCL_PTR_CUDA, 0, fd, &mh),
+		REQUIRE(s, s->net->regMrDmaBuf(comm, bytes, 64, NCCL_PTR_CUDA, 0, fd, &mh),
 			"a DMA-BUF is registered");
 	close(fd);
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	return PASS;
 }
 
 /*
@@ -165,8 +144,7 @@ static int place_free(struct side *s, void *comm, struct place *p)
 }
 
 /* `sent` bytes from one place to the other; `early`: before they are waited for. */
-static int carry(struct side *s, struct loop *loop, struct place *from, struct place *to,
-		 size_t sent, bool early)
+static int carry(struct side *s, struct place *from, struct place *to, size_t sent, bool early)
 {
 	const size_t skip = 100, source = from->offset + skip, at = to->offset + skip;
 	void *data = to->addr + at, *in, *out;
@@ -176,10 +154,12 @@ static int carry(struct side *s, struct loop *loop, struct place *from, struct p
 	memset(to->bytes, SIDE_POISON, to->len);
 	side_fill(from->bytes + source, sent, sent);
 	if (early)
-		TRY(side_isend(s, loop->send, from->addr + source, sent, tag, from->mhandle, &out));
-	TRY(side_irecv(s, loop->recv, 1, &data, &room, &tag, &to->mhandle, &in));
+		TRY(side_isend(s, s->loop.send, from->addr + source, sent, tag, from->mhandle,
+			       &out));
+	TRY(side_irecv(s, s->loop.recv, 1, &data, &room, &tag, &to->mhandle, &in));
 	if (!early)
-		TRY(side_isend(s, loop->send, from->addr + source, sent, tag, from->mhandle, &out));
+		TRY(side_isend(s, s->loop.send, from->addr + source, sent, tag, from->mhandle,
+			       &out));
 	TRY(side_wait(s, out, NULL));
 	TRY(side_wait(s, in, &size));
 	REQUIRE(s, (size_t)size == sent, "%zu bytes were sent, %d came", sent, size);
@@ -194,13 +174,10 @@ static int dmabufs(struct side *s)
 {
 	static const size_t sent[] = { 0, 1, 8, 127, 240, 4096, 65536, 300000 };
 	ncclNetProperties_v12_t p;
-	struct loop loop;
 
-	TRY(side_start(s));
 	OK(s, s->net->getProperties(0, &p));
 	if (!(p.ptrSupport & NCCL_PTR_DMABUF))
 		return side_skip(s, "the plugin offers no DMA-BUF");
-	TRY(side_loop(s, &loop));
 	for (int gpus = 1; gpus < 4; gpus++) { /* at one end, at the other, at both */
 		struct place from = { .len = 128 << 12,
 				      .offset = 3 * 4096 + 64,
@@ -209,51 +186,43 @@ static int dmabufs(struct side *s)
 				    .offset = 20 * 4096 + 512,
 				    .is_gpu = gpus & 2 };
 
-		TRY(place_make(s, loop.send, &from));
-		TRY(place_make(s, loop.recv, &to));
+		TRY(place_make(s, s->loop.send, &from));
+		TRY(place_make(s, s->loop.recv, &to));
 		for (size_t i = 0; i < sizeof(sent) / sizeof(*sent); i++)
 			for (int early = 0; early < 2; early++)
-				TRY(carry(s, &loop, &from, &to, sent[i], early));
-		TRY(place_free(s, loop.send, &from));
-		TRY(place_free(s, loop.recv, &to));
+				TRY(carry(s, &from, &to, sent[i], early));
+		TRY(place_free(s, s->loop.send, &from));
+		TRY(place_free(s, s->loop.recv, &to));
 	}
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	return PASS;
 }
 
 /* The same address, other memory: what arrives must be in the new. */
 static int mapped_again(struct side *s)
 {
-	enum { LEN = 65536 };
-	struct buffer from;
-	struct loop loop;
-	void *place;
+	void *place =
+		mmap(NULL, MAPPED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	TRY(side_start(s));
-	TRY(side_loop(s, &loop));
-	TRY(side_buffer(s, loop.send, LEN, &from));
-	place = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	for (uint64_t i = 0; i < 20; i++) {
-		void *mh, *in, *out, *p;
-		size_t size = LEN;
-		int tag = 1;
+		struct message m = { .from = s->from.bytes,
+				     .from_mhandle = s->from.mhandle,
+				     .to = place,
+				     .size = MAPPED,
+				     .tag = 1 };
 
-		munmap(place, LEN);
-		p = mmap(place, LEN, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-		REQUIRE(s, p == place, "mmap gave another address");
-		OK(s, s->net->regMr(loop.recv, p, LEN, NCCL_PTR_HOST, &mh));
-		side_fill(from.bytes, LEN, i);
-		TRY(side_irecv(s, loop.recv, 1, &p, &size, &tag, &mh, &in));
-		TRY(side_isend(s, loop.send, from.bytes, LEN, tag, from.mhandle, &out));
-		TRY(side_wait(s, out, NULL));
-		TRY(side_wait(s, in, NULL));
-		TRY(side_check_at(s, p, LEN, i));
-		OK(s, s->net->deregMr(loop.recv, mh));
+		munmap(place, MAPPED);
+		REQUIRE(s,
+			mmap(place, MAPPED, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == place,
+			"mmap gave another address");
+		OK(s, s->net->regMr(s->loop.recv, place, MAPPED, NCCL_PTR_HOST, &m.to_mhandle));
+		side_fill(m.from, MAPPED, i);
+		TRY(side_move(s, &s->loop, &m));
+		TRY(side_check_at(s, place, MAPPED, i));
+		OK(s, s->net->deregMr(s->loop.recv, m.to_mhandle));
 	}
-	TRY(side_buffer_free(s, loop.send, &from));
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	munmap(place, MAPPED);
+	return PASS;
 }
 
 /* NCCL's service thread registers while its progress thread sends. */
@@ -293,98 +262,67 @@ static void *registrar_main(void *arg)
 
 static int concurrent(struct side *s)
 {
-	enum { ROUNDS = 300, LEN = 5000 };
+	enum { ROUNDS = 300 };
 	struct registrar r = { .side = { .sock = -1 } };
-	struct buffer b;
 	pthread_t thread;
-	void *comm;
 
-	TRY(side_start(s));
-	TRY(side_link(s, &comm));
-	TRY(side_buffer(s, comm, LEN, &b));
 	r.side.net = s->net;
-	r.comm = comm;
+	r.comm = s->comm;
 	pthread_create(&thread, NULL, registrar_main, &r);
 	for (int64_t end = side_ms() + SIDE_WAIT_MS; !atomic_load(&r.rounds);) {
 		REQUIRE(s, side_ms() < end, "the second thread does not get anywhere");
 		sched_yield();
 	}
 	for (uint64_t i = 0; i < ROUNDS; i++) {
-		void *request, *mh;
+		struct buffer b = s->b;
 
 		/* New registrations enter the data path meanwhile. */
-		OK(s, s->net->regMr(comm, b.bytes, LEN, NCCL_PTR_HOST, &mh));
-		if (s->sender) {
-			side_fill(b.bytes, LEN, i);
-			TRY(side_isend(s, comm, b.bytes, LEN, 0, mh, &request));
-			TRY(side_wait(s, request, NULL));
-		} else {
-			void *data = b.bytes;
-			size_t size = LEN;
-			int tag = 0;
-
-			TRY(side_irecv(s, comm, 1, &data, &size, &tag, &mh, &request));
-			TRY(side_wait(s, request, NULL));
-			TRY(side_check(s, &b, LEN, i));
-		}
-		OK(s, s->net->deregMr(comm, mh));
+		OK(s, s->net->regMr(s->comm, b.bytes, LEN, NCCL_PTR_HOST, &b.mhandle));
+		TRY(side_message(s, s->comm, &b, LEN, i));
+		OK(s, s->net->deregMr(s->comm, b.mhandle));
 	}
 	atomic_store(&r.stop, true);
 	pthread_join(thread, NULL);
 	REQUIRE(s, !r.verdict, "beside the data path: %s", r.side.reason);
-	TRY(side_barrier(s));
-	TRY(side_buffer_free(s, comm, &b));
-	TRY(side_unlink(s, comm));
-	return side_stop(s);
+	return PASS;
 }
 
 static int flush(struct side *s)
 {
-	struct loop loop;
-	struct buffer a, b;
-	void *data[2], *mh[2], *request = (void *)4096;
-	int sizes[2] = { 100, 0 };
+	void *data[] = { s->to.bytes, s->to.bytes + 100 };
+	void *mh[] = { s->to.mhandle, s->to.mhandle };
+	int sizes[] = { 100, 0 };
 
-	TRY(side_start(s));
-	TRY(side_loop(s, &loop));
-	TRY(side_buffer(s, loop.recv, 100, &a));
-	TRY(side_buffer(s, loop.recv, 100, &b));
-	data[0] = a.bytes;
-	data[1] = b.bytes;
-	mh[0] = a.mhandle;
-	mh[1] = b.mhandle;
-	for (int i = 0; i < 50; i++) {
-		request = NULL;
-		OK(s, s->net->iflush(loop.recv, 1 + i % 2, data, sizes, mh, &request));
+	for (int i = 0; i < 51; i++) {
+		void *request = NULL;
+
+		if (i == 50)
+			sizes[0] = 0;
+		OK(s, s->net->iflush(s->loop.recv, i == 50 ? 2 : 1 + i % 2, data, sizes, mh,
+				     &request));
 		if (request)
 			TRY(side_wait(s, request, NULL));
 	}
-	sizes[0] = 0;
-	request = NULL;
-	OK(s, s->net->iflush(loop.recv, 2, data, sizes, mh, &request));
-	if (request)
-		TRY(side_wait(s, request, NULL));
-	TRY(side_buffer_free(s, loop.recv, &a));
-	TRY(side_buffer_free(s, loop.recv, &b));
-	TRY(side_loop_close(s, &loop));
-	return side_stop(s);
+	return PASS;
 }
 
 const struct net_case memory_cases[] = {
-	{ "16", "register sizes from 1 byte to 1 GiB, also unaligned", 1, 0, sizes },
-	{ "16b", "overlapping, nested and equal ranges, in every order of going", 1, 0,
-	  overlapping },
-	{ "17", "what is no memory is refused", 1, 0, refused },
-	{ "17b", "register beside isend, irecv and test", 2, 0, concurrent },
-	{ "18", "another mapping at the same address", 1, 0, mapped_again },
-	{ "19", "CUDA and DMA-BUF are refused where not offered", 1, 0, not_offered },
-	{ "19b", "DMA-BUFs at an offset, no byte of them touched by a CPU", 1, 0, dmabufs },
-	{ "19b.11", "v11: as 19b", 1, 11, dmabufs },
-	{ "19b.10", "v10: as 19b", 1, 10, dmabufs },
-	{ "19b.9", "v9: as 19b", 1, 9, dmabufs },
-	{ "19b.8", "v8: as 19b", 1, 8, dmabufs },
-	{ "19b.7", "v7: as 19b", 1, 7, dmabufs },
-	{ "19b.6", "v6: as 19b", 1, 6, dmabufs },
-	{ "29", "flush of host memory", 1, 0, flush },
+	{ "16", "register sizes from 1 byte to 1 GiB, also unaligned", 1, 0, sizes, WITH_LOOP(0) },
+	{ "16b", "overlapping, nested and equal ranges, in every order of going", 1, 0, overlapping,
+	  WITH_LOOP(16384) },
+	{ "17", "what is not memory is refused", 1, 0, refused, WITH_LOOP(0),
+	  .not_hidden = "does not check what it registers" },
+	{ "17b", "register beside isend, irecv and test", 2, 0, concurrent, WITH_LINK(LEN) },
+	{ "18", "another mapping at the same address", 1, 0, mapped_again, WITH_LOOP(MAPPED) },
+	{ "19", "CUDA and DMA-BUF are refused where not offered", 1, 0, not_offered, WITH_LOOP(0) },
+	{ "19b", "DMA-BUFs at an offset, no byte of them touched by a CPU", 1, 0, dmabufs,
+	  WITH_LOOP(0) },
+	{ "19b.11", "v11: as 19b", 1, 11, dmabufs, WITH_LOOP(0) },
+	{ "19b.10", "v10: as 19b", 1, 10, dmabufs, WITH_LOOP(0) },
+	{ "19b.9", "v9: as 19b", 1, 9, dmabufs, WITH_LOOP(0) },
+	{ "19b.8", "v8: as 19b", 1, 8, dmabufs, WITH_LOOP(0) },
+	{ "19b.7", "v7: as 19b", 1, 7, dmabufs, WITH_LOOP(0) },
+	{ "19b.6", "v6: as 19b", 1, 6, dmabufs, WITH_LOOP(0) },
+	{ "29", "flush of host memory", 1, 0, flush, WITH_LOOP(200) },
 	{ 0 },
 };

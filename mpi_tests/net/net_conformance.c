@@ -53,12 +53,6 @@ static void usage(FILE *to)
 
 /* ---------------------------------------------------------------- one process of a case */
 
-/* One of its two processes ends in the middle. */
-static bool ends_early(const struct net_case *c)
-{
-	return !strncmp(c->id, "32", 2) || !strcmp(c->id, "13c");
-}
-
 struct run {
 	const struct options *o;
 	const struct net_case *c;
@@ -77,9 +71,7 @@ static void *run_side(void *arg)
 			  .without = o->without,
 			  .quick = o->quick };
 
-	if (run->c->version)
-		s.source.version = run->c->version;
-	run->result.verdict = run->c->run(&s);
+	run->result.verdict = side_case(&s, run->c);
 	memcpy(run->result.reason, s.reason, sizeof(run->result.reason));
 	return NULL;
 }
@@ -102,7 +94,7 @@ static struct result run_threads(const struct options *o, const struct net_case 
 	struct run sender = { .o = o, .c = c, .sock = pair[1], .sender = true };
 	pthread_t thread;
 
-	if (ends_early(c))
+	if (c->dies)
 		return (struct result){ .verdict = SKIP, .reason = "ends a process" };
 	if (pthread_create(&thread, NULL, run_side, &sender))
 		return (struct result){ .verdict = FAIL, .reason = "pthread_create failed" };
@@ -182,7 +174,7 @@ static void finish(struct process *p, int64_t end)
 /* A case whose peer kills itself ends well if the survivor says so. */
 static bool dies_as_planned(const struct net_case *c, const struct process *p)
 {
-	return ends_early(c) && !strcmp(p->result.reason, "killed by signal 9");
+	return c->dies && !strcmp(p->result.reason, "killed by signal 9");
 }
 
 static struct result run_case(const struct options *o, const struct net_case *c)

@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+enum { GROUP_MAX = 8 };
+
 static int say(struct side *s, int verdict, const char *fmt, va_list ap)
 {
 	int n = snprintf(s->reason, sizeof(s->reason), "%s",
@@ -165,7 +167,7 @@ int side_start(struct side *s)
 	return PASS;
 }
 
-int side_tell(struct side *s)
+int side_attributes(struct side *s)
 {
 	ncclNetAttr_v11_t attr = { .sendCommAttr = { 1, 1, 1, 1 },
 				   .recvCommAttr = { 1, 1, 1, 1 },
@@ -306,24 +308,30 @@ int side_unlink(struct side *s, void *comm)
 	return PASS;
 }
 
-int side_loop(struct side *s, struct loop *loop)
+int side_join(struct side *s, struct loop *loop, struct handle *handle)
 {
 	int64_t end = side_ms() + SIDE_WAIT_MS;
-	struct handle handle;
 
-	memset(loop, 0, sizeof(*loop));
-	side_handle_init(&handle);
-	OK(s, s->net->listen(s->ctx, s->dev, handle.bytes, &loop->listen));
 	while (!loop->send || !loop->recv) {
 		ncclNetDeviceHandle_v7_t *d = NULL;
 
 		if (!loop->send)
-			OK(s, s->net->connect(s->ctx, s->dev, handle.bytes, &loop->send, &d));
+			OK(s, s->net->connect(s->ctx, s->dev, handle->bytes, &loop->send, &d));
 		if (!loop->recv)
 			OK(s, s->net->accept(loop->listen, &loop->recv, &d));
 		REQUIRE(s, side_ms() < end, "no connection in %d ms", SIDE_WAIT_MS);
 	}
 	return PASS;
+}
+
+int side_loop(struct side *s, struct loop *loop)
+{
+	struct handle handle;
+
+	memset(loop, 0, sizeof(*loop));
+	side_handle_init(&handle);
+	OK(s, s->net->listen(s->ctx, s->dev, handle.bytes, &loop->listen));
+	return side_join(s, loop, &handle);
 }
 
 int side_loop_close(struct side *s, struct loop *loop)
@@ -430,7 +438,7 @@ int side_irecv(struct side *s, void *comm, int n, void **data, size_t *sizes, in
 	       void **mhandles, void **request)
 {
 	int64_t end = side_ms() + SIDE_WAIT_MS;
-	void *phandles[64] = { 0 };
+	void *phandles[GROUP_MAX] = { 0 };
 
 	for (*request = NULL; !*request;) {
 		OK(s, s->net->irecv(comm, n, data, sizes, tags, mhandles, phandles, request));
@@ -439,6 +447,22 @@ int side_irecv(struct side *s, void *comm, int n, void **data, size_t *sizes, in
 		REQUIRE(s, *request || side_ms() < end, "irecv: no request in %d ms", SIDE_WAIT_MS);
 	}
 	return PASS;
+}
+
+int side_irecv_rows(struct side *s, void *comm, const struct buffer *b, size_t at, size_t room,
+		    int n, const int *tags, void **request)
+{
+	void *data[GROUP_MAX], *mhandles[GROUP_MAX];
+	size_t rooms[GROUP_MAX];
+	int tag[GROUP_MAX];
+
+	for (int i = 0; i < n; i++) {
+		data[i] = b->bytes + at + (size_t)i * room;
+		mhandles[i] = b->mhandle;
+		rooms[i] = room;
+		tag[i] = tags[i];
+	}
+	return side_irecv(s, comm, n, data, rooms, tag, mhandles, request);
 }
 
 int side_irecv1(struct side *s, void *comm, struct buffer *b, size_t size, int tag, void **request)
@@ -461,21 +485,4 @@ int side_wait(struct side *s, void *request, int *sizes)
 			SIDE_WAIT_MS);
 	}
 	return PASS;
-}
-
-int side_exchange(struct side *s, void *send, void *recv, int tag)
-{
-	struct buffer from, to;
-	void *out, *in;
-
-	TRY(side_buffer(s, send, 100, &from));
-	TRY(side_buffer(s, recv, 100, &to));
-	side_fill(from.bytes, 100, (uint64_t)tag);
-	TRY(side_irecv1(s, recv, &to, 100, tag, &in));
-	TRY(side_isend(s, send, from.bytes, 100, tag, from.mhandle, &out));
-	TRY(side_wait(s, out, NULL));
-	TRY(side_wait(s, in, NULL));
-	TRY(side_check(s, &to, 100, (uint64_t)tag));
-	TRY(side_buffer_free(s, send, &from));
-	return side_buffer_free(s, recv, &to);
 }

@@ -19,12 +19,29 @@ enum { PASS = 0, FAIL = 1, SKIP = 77 };
 /* For what surely comes, and for what a close may wait on a peer. */
 enum { SIDE_WAIT_MS = 20000, SIDE_CLOSE_MS = 5000, SIDE_GUARD = 64, SIDE_POISON = 0xa5 };
 
+/* A registered buffer with guards on both sides. */
+struct buffer {
+	uint8_t *bytes;
+	size_t size;
+	void *mhandle;
+	uint8_t *base;
+};
+
+/* Both directions' ends in one process. */
+struct loop {
+	void *listen, *send, *recv;
+};
+
 struct side {
 	struct net_source source;
 	const ncclNet_v12_t *net;
 	int version;
 	void *ctx;
 	int dev;
+	void *comm;		/* of a LINKED case, and its buffer */
+	struct buffer b;
+	struct loop loop;	/* of a LOOPED case, and a buffer of each end */
+	struct buffer from, to;
 	bool sender;	     /* of a pair: sends; a loopback case is both */
 	int sock;	     /* to the other process */
 	const char *without; /* NAME=value that takes every device away, or NULL */
@@ -65,8 +82,8 @@ int side_count_threads(void);
 /* Loads the plugin, init, picks device 0. */
 int side_start(struct side *s);
 int side_stop(struct side *s);
-/* Tells the plugin of the traffic to come, as NCCL does from v11 on. */
-int side_tell(struct side *s);
+/* Describes the traffic to come to the plugin, as NCCL does from v11 on. */
+int side_attributes(struct side *s);
 void side_log_reset(void);
 unsigned int side_log_count(void);
 void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
@@ -92,20 +109,11 @@ int side_unlink(struct side *s, void *comm);
 int side_wait_connect(struct side *s, struct handle *handle, void **comm);
 int side_wait_accept(struct side *s, void *listen, void **comm);
 
-/* Both directions' ends in one process. */
-struct loop {
-	void *listen, *send, *recv;
-};
+/* Connects and accepts in turn, whichever end is missing. */
+int side_join(struct side *s, struct loop *loop, struct handle *handle);
 int side_loop(struct side *s, struct loop *loop);
 int side_loop_close(struct side *s, struct loop *loop);
 
-/* A registered buffer with guards on both sides. */
-struct buffer {
-	uint8_t *bytes;
-	size_t size;
-	void *mhandle;
-	uint8_t *base;
-};
 int side_buffer(struct side *s, void *comm, size_t size, struct buffer *buffer);
 int side_buffer_free(struct side *s, void *comm, struct buffer *buffer);
 void side_poison(struct buffer *buffer);
@@ -119,11 +127,41 @@ int side_isend(struct side *s, void *comm, void *data, size_t size, int tag, voi
 	       void **request);
 int side_irecv(struct side *s, void *comm, int n, void **data, size_t *sizes, int *tags,
 	       void **mhandles, void **request);
+/* A receive of n rows, each of `room` bytes of the buffer, one behind the other from `at` on. */
+int side_irecv_rows(struct side *s, void *comm, const struct buffer *b, size_t at, size_t room,
+		    int n, const int *tags, void **request);
 int side_irecv1(struct side *s, void *comm, struct buffer *b, size_t size, int tag, void **request);
 int side_wait(struct side *s, void *request, int *sizes);
 
-/* 100 bytes between two ends in one process. */
-int side_exchange(struct side *s, void *send, void *recv, int tag);
+/*
+ * This side's part of a message at `at` of a buffer, tag 0: the sender fills it and sends `size`
+ * bytes, the receiver asks for as many.
+ */
+int side_post(struct side *s, void *comm, struct buffer *b, size_t at, size_t size, uint64_t seed,
+	      void **request);
+/* The same with waiting for its end; the receiver checks the bytes. */
+int side_message(struct side *s, void *comm, struct buffer *b, size_t size, uint64_t seed);
+
+/* A message between two ends in one process, to the end of both requests. */
+struct message {
+	void *from, *from_mhandle, *to, *to_mhandle;
+	size_t size, room; /* room 0: as much as the size */
+	int tag;
+};
+int side_move(struct side *s, const struct loop *loop, const struct message *m);
+/* The first `size` bytes of s->from's pattern to s->to, and checks them. */
+int side_exchange(struct side *s, const struct loop *loop, struct buffer *from, struct buffer *to,
+		  size_t size, uint64_t seed);
+/* 100 bytes, with buffers of its own. */
+int side_try(struct side *s, const struct loop *loop, uint64_t seed);
+
+/* What a case finds made, and what is ended after it. */
+enum net_rig {
+	BARE,	 /* nothing */
+	STARTED, /* side_start */
+	LOOPED,	 /* a connection with itself: s->loop */
+	LINKED,	 /* a connection between the two processes: s->comm */
+};
 
 struct net_case {
 	const char *id; /* number of the conformance list, and a letter where it has parts */
@@ -131,7 +169,22 @@ struct net_case {
 	int processes; /* 1: loopback */
 	int version;   /* of the interface, 0 = as asked */
 	int (*run)(struct side *s);
+	enum net_rig rig;
+	size_t bytes;		/* of s->b, or of s->from and of s->to; 0: none is made */
+	bool attributes;	/* side_attributes before the connection */
+	bool dies;		/* one process ends in the middle, the other ends the rig itself */
+	int rows;		/* maxRecvs that it needs */
+	const char *not_hidden; /* why a table that is not exported, NCCL's own, does not run it */
 };
+
+/* The end of a row of a table. */
+#define ALONE	     .rig = BARE
+#define WITH_INIT    .rig = STARTED
+#define WITH_LOOP(n) .rig = LOOPED, .bytes = (n)
+#define WITH_LINK(n) .rig = LINKED, .bytes = (n)
+
+/* The case from its rig to its end. */
+int side_case(struct side *s, const struct net_case *c);
 
 extern const struct net_case load_cases[], connect_cases[], memory_cases[], data_cases[],
 	group_cases[], failure_cases[], killed_cases[], usage_cases[]; /* each ends with id NULL */
