@@ -211,8 +211,9 @@ def test_a_forked_child_is_refused_and_does_not_disturb_its_parent() -> None:
 def test_a_close_inside_a_call_of_the_same_thread_is_refused_instead_of_waiting_for_itself() -> None:
     ran = run(
         """
-        import socket
+        import logging, socket
         from rdma_comm import RDMACommunicator
+        logging.disable()
         listener = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
         mute = listener.getsockname()[1]
 
@@ -259,8 +260,9 @@ def test_a_close_inside_a_call_of_the_same_thread_is_refused_instead_of_waiting_
 def test_a_child_forked_while_another_thread_connects_does_not_wait_for_it() -> None:
     ran = run(
         """
-        import socket
+        import logging, socket
         from rdma_comm import RDMACommunicator
+        logging.disable()
         listener = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
         mute = listener.getsockname()[1]
         decode = RDMACommunicator("decode", 0, 0, [b.ctypes.data], [], 8, 64)

@@ -6,9 +6,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from typing import Any, Callable, List, Optional
 
@@ -539,27 +536,6 @@ def test_descriptors_and_threads_are_given_back(child: Child, arrays: List[Any])
     for _ in range(5):
         cycle()
     assert held() == before
-
-
-def test_it_prints_nothing_and_the_error_file_has_the_cause(tmp_path: Any) -> None:
-    program = textwrap.dedent(
-        """
-        import numpy as np
-        from rdma_comm import RDMACommunicator
-        a = np.zeros(4096, np.uint8)
-        d = RDMACommunicator("decode", 0, "0", [a.ctypes.data], [], 4, 1024)
-        p = RDMACommunicator("prefill", 0, "0", [a.ctypes.data], [], 4, 1024)
-        assert not p.connect("127.0.0.1", 1)
-        assert p.connect("127.0.0.1", d.port)
-        assert p.write_cache("127.0.0.1", d.port, [77], [0], 0) == -1
-        """
-    )
-    log = tmp_path / "errors.log"
-    env = {**os.environ, "KVCACHE_ERROR_FILE": str(log)}
-    ran = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=4 * PATIENCE)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
-    assert "local_ids[0] is 77" in log.read_text()
-    assert "not asked for a key" in log.read_text()
 
 
 def test_pointers_that_are_not_mapped_are_refused_when_it_matters() -> None:

@@ -8,7 +8,19 @@ import os
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from kvrail import Cache, CallError, ClosedError, Engine, KvError, Peer, Tensor, _core
+from kvrail import (
+    ArgumentError,
+    Cache,
+    CallError,
+    ClosedError,
+    Engine,
+    KvError,
+    Peer,
+    PeerError,
+    RequestError,
+    Tensor,
+    _core,
+)
 from kvrail._check import integer, shown
 
 from . import _gpu, _log
@@ -71,15 +83,20 @@ class _View:
                 if a.value_scales:
                     tensors["v_scale"] = Tensor(a.value_scales, a.scale_bytes, cuda=cuda)
                 # The reference's rule: parts of a block lie one after the other, each the heads of one rank.
-                self._cache = self.engine.register(
-                    tensors,
-                    blocks=a.blocks,
-                    tp_size=self._size,
-                    tp_rank=self._rank,
-                    order="HND",
-                    kv_heads=a.kv_heads if (self._size, self._rank) == (a.tp_size, a.tp_rank) else 0,
-                    open=True,
-                )
+                try:
+                    self._cache = self.engine.register(
+                        tensors,
+                        blocks=a.blocks,
+                        tp_size=self._size,
+                        tp_rank=self._rank,
+                        order="HND",
+                        kv_heads=a.kv_heads if (self._size, self._rank) == (a.tp_size, a.tp_rank) else 0,
+                        open=True,
+                    )
+                except ArgumentError as exc:
+                    need = f"{a.blocks} x {a.block_bytes} = {a.blocks * a.block_bytes}"
+                    exc.args = (f"{exc}. Each pointer must lead to block_number x block_bytes = {need} bytes of its own",)
+                    raise
             return self._cache
 
 
@@ -127,8 +144,9 @@ class RDMACommunicator:
         self._peers: Dict[Tuple[str, Any], Tuple[_View, Peer]] = {}
         self._dialling: Dict[Tuple[str, int], Any] = {}
         self._errors = threading.local()
+        self._connects = 0
         self._views: Dict[Tuple[int, int], _View] = {}
-        _log.files_of_the_environment()
+        _log.outputs_of_the_environment()
         try:
             view = self._view(self._args.tp_size, self._args.tp_rank)
             if self._args.role == "decode":
@@ -136,7 +154,7 @@ class RDMACommunicator:
                 self._listen(view)
         except KvError as exc:
             self.close()
-            logger.error("%s", exc)
+            logger.error("%s", exc, extra={"once": None})  # who made it has the exception
             raise RuntimeError(f"rdma_comm cannot work here: {exc}") from exc
 
     def _view(self, size: int, rank: int) -> _View:
@@ -196,6 +214,7 @@ class RDMACommunicator:
             found = self._dial(host, port, dst_tp_size)
             with self._lock:
                 self._peers[(host, port)] = self._peers[(host, str(port))] = found
+                self._connects += 1
 
     def _forget(self, host: str, port: int) -> None:
         with self._lock:
@@ -212,7 +231,7 @@ class RDMACommunicator:
             self._check_alive()
             self._connect(host, port_of(dst_port), integer(dst_tp_size, "dst_tp_size", 0, 65536))
         except (KvError, ValueError) as exc:
-            self._failed(f"connect to {shown(host)}:{shown(dst_port)}: {exc}")
+            self._failed("connect", f"{shown(host)}:{shown(dst_port)}", exc)
             return _status_of(exc)
         self._errors.text = ""
         return ConnectStatus(_CONNECTED)
@@ -263,7 +282,7 @@ class RDMACommunicator:
                 0, peer._handle, cache._handle, layer_idx, 1, local_block_ids, remote_block_ids, 0, 0, 0, None
             )
         except (KvError, ValueError, OverflowError) as exc:
-            self._failed(f"write_cache of layer {shown(layer_idx)} to {shown(host)}:{shown(number)}: {exc}")
+            self._failed("write_cache", f"{shown(host)}:{shown(number)}", exc, f" of layer {shown(layer_idx)}")
             return -1
         return 0
 
@@ -277,9 +296,11 @@ class RDMACommunicator:
             raise ValueError("not connected; connect() comes first")
         return known
 
-    def _failed(self, text: str) -> None:
-        self._errors.text = text
-        logger.error("%s", text)
+    def _failed(self, what: str, to: str, exc: Exception, of: str = "") -> None:
+        """One line in the log; on stderr not one for every layer, but again once a peer has been connected since."""
+        self._errors.text = text = f"{what}{of} to {to}: {exc}"
+        kind = exc.name if isinstance(exc, (RequestError, PeerError)) else str(exc)
+        logger.error("%s", text, extra={"once": (id(self), self._connects, what, to, kind)})
 
     def last_error(self) -> str:
         """The cause of this thread's last failure, "" if there was none."""

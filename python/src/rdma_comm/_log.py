@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where this module's own lines go: logging, and the files and stderr that KVCACHE_* ask for.
+"""Where lines go: logging, the files and stderr that KVCACHE_* ask for, and failures to stderr in any case.
 
 The library's lines arrive at the logger "kvrail", and the library itself appends them to those files.
 """
@@ -11,47 +11,58 @@ import os
 import re
 import socket
 import threading
-from typing import Optional
+from typing import Any, Optional, Set
 
 _own = logging.getLogger("rdma_comm")
 _own.addHandler(logging.NullHandler())
 _lock = threading.Lock()
 _done = False
+_SAID_MAX = 1000
 
 
-def files_of_the_environment() -> None:
-    """Once a process. A file that cannot be opened is reported through the others."""
+def outputs_of_the_environment() -> None:
+    """Once a process. The library says of a file that it cannot be opened."""
     global _done
     with _lock:
         if _done:
             return
         _done = True
-    debug, output = _is_on("KVCACHE_DEBUG"), _is_on("KVCACHE_DEBUG_OUTPUT")
+    debug, output = is_on("KVCACHE_DEBUG"), is_on("KVCACHE_DEBUG_OUTPUT")
     form = logging.Formatter("%(asctime)s rdma_comm[%(process)d] %(levelname)s: %(message)s")
-    for variable, level in (("KVCACHE_DEBUG_FILE", logging.DEBUG), ("KVCACHE_ERROR_FILE", logging.WARNING)):
-        path = os.environ.get(variable, "")
-        if path:
-            _to_file(_expanded(path), variable, level, form)
-    if output or (debug and not os.environ.get("KVCACHE_DEBUG_FILE")):
-        for name in ("rdma_comm", "kvrail"):
-            stderr = _Stderr(output)
-            stderr.setFormatter(form)
-            logging.getLogger(name).addHandler(stderr)
-    if debug or output:
-        for name in ("rdma_comm", "kvrail"):
+    in_file = _to_file("KVCACHE_DEBUG_FILE", logging.DEBUG, form)
+    _to_file("KVCACHE_ERROR_FILE", logging.WARNING, form)
+    everything = output or (debug and not in_file)
+    stderr = _Stderr(everything, output)
+    stderr.setFormatter(form)
+    for name in ("rdma_comm", "kvrail"):
+        logging.getLogger(name).addHandler(stderr)
+        if debug or output:
             logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Prints what the application's own handlers do not show; with KVCACHE_DEBUG_OUTPUT, what they do not show on stderr."""
+    """Prints what the application's own handlers do not show; with KVCACHE_DEBUG_OUTPUT, what they do not show on stderr.
 
-    def __init__(self, wanted: bool) -> None:
+    everything: each line. Otherwise failures (and what a record's `once` marks), each a single time.
+    """
+
+    def __init__(self, everything: bool, wanted: bool) -> None:
         super().__init__()
-        self._wanted = wanted
+        self._everything, self._wanted = everything, wanted
+        self._said: Set[Any] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._shown(record):
+        if (self._everything or self._is_news(record)) and not self._shown(record):
             super().emit(record)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        key = getattr(record, "once", record.getMessage() if record.levelno >= logging.ERROR else None)
+        if key is None or key in self._said:
+            return False
+        if len(self._said) == _SAID_MAX:
+            self._said.clear()
+        self._said.add(key)
+        return True
 
     def _shown(self, record: logging.LogRecord) -> bool:
         logger: Optional[logging.Logger] = logging.getLogger(record.name)
@@ -69,7 +80,7 @@ class _File(logging.FileHandler):
     """A file that the environment asks for."""
 
 
-def _is_on(variable: str) -> bool:
+def is_on(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() in ("1", "yes", "on", "true", "y")
 
 
@@ -79,12 +90,15 @@ def _expanded(path: str) -> str:
     return re.sub("%([hp%])", lambda match: known[match[1]], path)
 
 
-def _to_file(path: str, variable: str, level: int, form: logging.Formatter) -> None:
+def _to_file(variable: str, level: int, form: logging.Formatter) -> bool:
+    path = os.environ.get(variable, "")
     try:
-        handler = _File(path, delay=False)
-    except OSError as exc:
-        _own.error("%s %s cannot be opened: %s", variable, path, exc)
-        return
+        handler = _File(_expanded(path)) if path else None
+    except OSError:
+        handler = None
+    if handler is None:
+        return False
     handler.setLevel(level)
     handler.setFormatter(form)
     _own.addHandler(handler)
+    return True
