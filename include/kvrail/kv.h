@@ -81,7 +81,10 @@ struct kv_op;
 struct kv_group;
 struct kv_comm;
 
-/* "0.1.0" and the source's commit where it is known. */
+/*
+ * kv_version -- which kvrail this is
+ * RETURNS "0.1.0"
+ */
 const char *kv_version(void);
 
 /* ---------------------------------------------------------------- engine */
@@ -122,13 +125,11 @@ struct kv_engine_config {
  *
  * Reads the options, opens the transports that this machine has and starts the service thread
  * (KV_PROGRESS_AUTO). Unknown KVCACHE_* variables are warned about with the nearest known name.
- * `config` may be NULL. The engine and everything made from it belong to the process that opened
- * it; after fork the child may only call kv_engine_close, which then frees nothing that the parent
- * uses.
+ * `config` may be NULL. Engine and handles belong to the process that opened the engine; after fork
+ * the child may only call kv_engine_close, which then frees nothing that the parent uses.
  *
  * ERRORS
- *   ARG      config->progress, or an option with a bad value (the message names the option and its
- *            range)
+ *   ARG      config->progress, or an option with a bad value (the message names it and its range)
  *   NOFD     epoll, eventfd or socket: EMFILE or ENFILE
  *   SYSTEM   the service thread could not be started (sys_errno)
  *   DEVICE   KVCACHE_TRANSPORT or KVCACHE_RDMA_NICS names something that this machine does not have
@@ -166,8 +167,8 @@ void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *
 /*
  * kv_progress -- let the engine work for up to timeout_ms, or until something happened
  *
- * Needed only with KV_PROGRESS_CALLER; harmless otherwise. Returns the number of events handled, 0
- * if none.
+ * Needed only with KV_PROGRESS_CALLER; harmless otherwise.
+ * RETURNS the number of events handled, 0 if there were none, or a negative KV_ERR_* code.
  */
 int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *err);
 
@@ -288,15 +289,15 @@ struct kv_layout {
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
  *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does
  *              not see a NIC's writes in their order (compute capability before 9.0)
- *   The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
- *   out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause
+ *
+ * The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
+ * out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause.
  */
 int kv_cache_register(struct kv_engine *engine, const struct kv_layout *layout,
 		      struct kv_cache **cache_p, struct kv_error *err);
 
 /*
  * kv_cache_unregister -- forget a cache
- *
  * ERRORS
  *   BUSY   an operation or a lease of this engine uses it, or a connected peer knows it: close
  *          those peers first; or a call or a device still works in its memory for a connection
@@ -357,11 +358,13 @@ int kv_connect(struct kv_engine *engine, const char *host, uint32_t port, int64_
  *
  * Ends its unfinished operations with KV_ERR_CLOSED, those that a group has collected too: a call
  * that waits for one gets that code, and its handle stays good until kv_op_free. Revokes its
- * leases, whose handles become invalid; a kv_revoke that waits for one returns 0. After the return
- * no byte of this connection can land in this engine's memory, except that blocks of a same-host
- * writer that does not answer stay quarantined: then KV_ERR_BUSY, the peer stays, and the call can
- * be repeated (see kv_revoke). So it is where a device takes longer to destroy its queue pairs, or
- * another thread's call on the peer to return. Waits at most timeout_ms.
+ * leases, whose handles become invalid; a kv_revoke that waits for one returns 0. After 0 no byte
+ * of this connection can land in this engine's memory. Waits at most timeout_ms.
+ *
+ * ERRORS
+ *   BUSY   a same-host writer does not answer, and its blocks stay quarantined (kv_revoke); or a
+ *          device takes longer to destroy its queue pairs, or another thread's call on the peer to
+ *          return. The peer stays: call again
  */
 int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err);
 
@@ -377,9 +380,10 @@ struct kv_peer_info {
 	int32_t incoming;           /* 1: it connected to us */
 	uint64_t user;              /* kv_peer_set_user */
 };
+/* kv_peer_info -- what a peer is called, where it is and how its bytes travel */
 int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_error *err);
 
-/* A number of the caller's own, given back in arrivals. */
+/* kv_peer_set_user -- give a peer a number of the caller's own, which comes back in arrivals */
 void kv_peer_set_user(struct kv_peer *peer, uint64_t user);
 
 /* ---------------------------------------------------------------- one-sided operations */
@@ -413,13 +417,11 @@ struct kv_options {
  * (err->in_doubt) unless the code's scope is CALL: then no byte moved.
  *
  * ERRORS
- *   ARG          layers out of range, n > KV_CALL_BLOCKS_MAX, ids NULL, the cache is another
- *                engine's
+ *   ARG          layers out of range, n > KV_CALL_BLOCKS_MAX, ids NULL, another engine's cache
  *   BLOCK_ID     local_ids[i] >= blocks or remote_ids[i] >= the peer's blocks, or negative
  *                (block_index, block_id)
  *   DUP_BLOCK    two remote ids are equal (block_index is the second one)
- *   GEOMETRY     the peer has no cache of this id, or its tensor-parallel part does not meet this
- *                engine's
+ *   GEOMETRY     the peer has no cache of this id, or its tensor-parallel part does not meet ours
  *   LEASE        the peer's cache is not KV_CACHE_OPEN and opts->lease is 0, unknown, or does not
  *                hold a remote block. A lease whose number arrived before the peer's word of it is
  *                waited for, until the operation's deadline; an asynchronous call returns at once
@@ -441,13 +443,15 @@ int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_laye
 		    const struct kv_options *opts, struct kv_error *err);
 
 /*
- * kv_write_blocks_async -- the same, as an operation
+ * kv_write_blocks_async -- copy blocks into a peer's cache, as an operation to wait for later
  *
  * Checks everything that kv_write_blocks checks before it returns, posts as much as the transport
  * takes now and keeps a copy of the ids for the rest. That is posted by kv_test, kv_wait and
  * kv_progress, and by the service thread (KV_PROGRESS_AUTO) where no thread waits for the
  * operation. On shm the caller's thread copies the bytes inside this call. The source blocks must
  * not change before KV_SENT. *op_p must be given to kv_op_free.
+ *
+ * ERRORS as kv_write_blocks
  */
 int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 			  const int64_t *local_ids, const int64_t *remote_ids, size_t n,
@@ -458,8 +462,10 @@ int kv_write_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct k
  *
  * Remote block remote_ids[i] is copied to local block local_ids[i]; the local ids must differ from
  * each other. The peer's cache must be KV_CACHE_READABLE. No arrival is made at the peer. On
- * success the bytes are in local memory (KV_ACKED). ERRORS as kv_write_blocks, except: LEASE = the
- * peer's cache is not readable; DUP_BLOCK speaks of local ids.
+ * success the bytes are in local memory (KV_ACKED).
+ * ERRORS as kv_write_blocks, except
+ *   LEASE       the peer's cache is not KV_CACHE_READABLE
+ *   DUP_BLOCK   two local ids are equal (block_index is the second one)
  */
 int kv_read_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *local_ids, const int64_t *remote_ids, size_t n,
@@ -470,17 +476,18 @@ int kv_read_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv
 
 /*
  * kv_test -- advance an operation and look at it
- * Returns the highest grade reached (enum kv_grade), or the negative code that the operation ended
- * with.
+ * RETURNS the highest grade reached (enum kv_grade), or the code of the operation that failed.
  */
 int kv_test(struct kv_op *op, struct kv_error *err);
 
 /*
  * kv_wait -- wait until an operation has reached a grade
  *
- * Returns 0 when it has, the operation's own code when it failed. KV_ERR_TIMEOUT with err->op
- * "wait" means that timeout_ms passed while the operation goes on; its own deadline is
- * opts->timeout_ms of the call that made it.
+ * The operation's own deadline is opts->timeout_ms of the call that made it.
+ * RETURNS 0 when the operation has reached the grade, its own code when it failed.
+ * ERRORS
+ *   TIMEOUT   with err->op "wait": timeout_ms passed, and the operation goes on
+ *   ARG       grade is not KV_SENT, KV_VISIBLE or KV_ACKED
  */
 int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *err);
 
@@ -500,14 +507,15 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
 int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err);
 
 /*
- * Frees an operation. KV_ERR_BUSY if it has not ended: cancel it or wait; or if its group has not.
+ * kv_op_free -- free an operation that has ended
+ *
  * NULL is allowed.
+ * ERRORS
+ *   BUSY   the operation has not ended: cancel it or wait for it; or its group has not ended
  */
 int kv_op_free(struct kv_op *op, struct kv_error *err);
 
-/*
- * ---------------------------------------------------------------- leases and two-sided operations
- */
+/* ------------------------------------------------------- leases and two-sided operations */
 
 /*
  * kv_blocks_open -- open blocks of a cache for one writer
@@ -530,32 +538,40 @@ int kv_blocks_open(struct kv_peer *peer, struct kv_cache *cache, const int64_t *
 		   uint64_t tag, int64_t lifetime_ms, struct kv_lease **lease_p,
 		   struct kv_error *err);
 
-/* The number under which the writer names the lease (kv_options.lease). Never 0. */
+/*
+ * kv_lease_id -- the number under which the writer names a lease (kv_options.lease)
+ * RETURNS a number that is never 0. `lease` must not be NULL.
+ */
 uint64_t kv_lease_id(const struct kv_lease *lease);
 
 /*
- * kv_revoke -- close a lease; after 0 no byte can land in its blocks any more, and the handle is
- * freed. Another cache over the same memory is not closed with it (kv_cache_register)
+ * kv_revoke -- close a lease, so that no byte can land in its blocks any more
  *
- * Where this side places every byte itself (the ring, with KVCACHE_SHM_PATH=ring here or a peer of
- * another user) it closes at once, and the writer only gets a message. Otherwise it asks the writer
- * to stop. If that does not answer within timeout_ms the connection is fenced (ib: its queue pairs
- * are destroyed here) and the peer is lost. A same-host writer with direct access that does not
- * answer cannot be stopped from outside: KV_ERR_BUSY, its blocks stay quarantined and the handle
- * stays valid, until it answers or its process is gone; the same holds while a device is slow to
- * destroy a queue pair. A complete lease (kv_recv_blocks) is closed at once.
+ * After 0 the handle is freed. Where this side places every byte itself (the ring, with
+ * KVCACHE_SHM_PATH=ring here or a peer of another user) it closes at once, and the writer only gets
+ * a message. Otherwise it asks the writer to stop. If that does not answer within timeout_ms the
+ * connection is fenced (ib: its queue pairs are destroyed here) and the peer is lost. A complete
+ * lease (kv_recv_blocks) is closed at once.
+ *
+ * ERRORS
+ *   BUSY   a same-host writer with direct access does not answer, and cannot be stopped from
+ *          outside: its blocks stay quarantined and the handle stays valid, until it answers or
+ *          its process is gone. Or a device is slow to destroy a queue pair: call again
  */
 int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
 
 /*
- * kv_recv_blocks -- open blocks and wait until a peer's kv_send_blocks has filled them in every
- * named layer kv_recv_blocks_async -- the same, as an operation: KV_ACKED when every layer is there
+ * kv_recv_blocks, kv_recv_blocks_async -- open blocks that a peer's kv_send_blocks is to fill
  *
- * The lease is closed by the completion; on failure and after kv_cancel the blocks are closed as by
+ * Waits until they are filled in every named layer; as an operation it is KV_ACKED then. The lease
+ * is closed by the completion; on failure and after kv_cancel the blocks are closed as by
  * kv_revoke, and stay closed (KV_ERR_LEASE for others) as long as the writer could still reach
  * them. No arrival is made: the operation's end says it. A receive whose time is up ends when the
- * sender has stopped, 1 s after its deadline at the latest. ERRORS as kv_blocks_open, and TIMEOUT,
- * REVOKED (the sender gave up), GEOMETRY (sender and receiver name different layers).
+ * sender has stopped, 1 s after its deadline at the latest.
+ * ERRORS as kv_blocks_open, and
+ *   TIMEOUT    the layers were not all there at the deadline
+ *   REVOKED    the sender gave up
+ *   GEOMETRY   sender and receiver name different layers
  */
 int kv_recv_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
@@ -565,12 +581,14 @@ int kv_recv_blocks_async(struct kv_peer *peer, struct kv_cache *cache, struct kv
 			 const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
 
 /*
- * kv_send_blocks -- fill the blocks that the peer has opened under `tag`
+ * kv_send_blocks, kv_send_blocks_async -- fill the blocks that the peer has opened under `tag`
  *
  * Waits for the oldest lease of this tag that still lacks one of these layers, then writes ids[i]
- * to its i-th block. May be called once per layer or once for all. ERRORS as kv_write_blocks, ARG
- * if the lease has another number of blocks than n (the receiver waits on), GEOMETRY if the
- * receiver does not name these layers (it ends, too), and LEASE if one of them was sent before.
+ * to its i-th block. May be called once per layer or once for all.
+ * ERRORS as kv_write_blocks, and
+ *   ARG        the lease has another number of blocks than n; the receiver waits on
+ *   GEOMETRY   the receiver does not name these layers; its receive ends, too
+ *   LEASE      one of these layers was sent before
  */
 int kv_send_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
@@ -604,17 +622,18 @@ struct kv_arrival {
 };
 
 /*
- * kv_poll_arrivals -- take up to `max` events, oldest first; returns how many, 0 if there are none
+ * kv_poll_arrivals -- take up to `max` events, oldest first
  *
  * Each committed operation makes exactly one KV_ARRIVAL_BLOCKS, except into a kv_recv_blocks. A
  * slow reader slows the writers (their acknowledgements wait), it loses nothing.
+ * RETURNS the number of events taken, 0 if there are none, or a negative KV_ERR_* code.
  */
 int kv_poll_arrivals(struct kv_engine *engine, struct kv_arrival *arrivals, size_t max,
 		     struct kv_error *err);
 
 /*
- * A descriptor that polls readable while events are waiting. It belongs to the engine; do not read
- * or close it.
+ * kv_arrivals_fd -- a descriptor that polls readable while events are waiting
+ * RETURNS the descriptor, which is the engine's (do not read or close it), or a KV_ERR_* code.
  */
 int kv_arrivals_fd(struct kv_engine *engine);
 
@@ -626,10 +645,10 @@ int kv_arrivals_fd(struct kv_engine *engine);
  * Between the two, *_async calls with opts.group set are checked and collected; their timeout_ms
  * count from kv_group_end. What is collected ends at once when its lease is revoked or its peer is
  * lost or closed. kv_group_end checks each again, lease and ids, and posts them, a piece of each in
- * turn, and waits until all have ended. Returns 0 if all succeeded, else the code of the first that
- * failed; each op keeps its own result (kv_test) and must be freed by kv_op_free. *failed_p (may be
- * NULL) is the number that failed. The group is freed. The id arrays must stay valid until
- * kv_group_end returns. A group belongs to one thread.
+ * turn, and waits until all have ended. Each op keeps its own result (kv_test) and must be freed by
+ * kv_op_free. *failed_p (may be NULL) is the number that failed. The group is freed. The id arrays
+ * must stay valid until kv_group_end returns. A group belongs to one thread.
+ * RETURNS 0 if all succeeded, else the code of the first operation that failed.
  */
 int kv_group_start(struct kv_engine *engine, struct kv_group **group_p, struct kv_error *err);
 int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p,
@@ -666,14 +685,18 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 		 struct kv_comm **comm_p, struct kv_error *err);
 
 /*
- * The peer of a rank, or NULL for this rank itself, for a rank that is not connected or out of
- * range. Owned by the communicator.
+ * kv_comm_peer -- the peer of a rank
+ * RETURNS a peer that the communicator owns; NULL for this rank itself, and for a rank that is not
+ * connected or out of range.
  */
 struct kv_peer *kv_comm_peer(struct kv_comm *comm, uint32_t rank);
 
 /*
- * Closes the peers and frees the communicator; the engine stays open. Never waits longer than
- * timeout_ms.
+ * kv_comm_free -- close the peers and free the communicator
+ *
+ * The engine stays open. Waits at most timeout_ms. NULL is allowed.
+ * ERRORS
+ *   BUSY   a peer cannot be closed yet (kv_peer_close): call again
  */
 int kv_comm_free(struct kv_comm *comm, int64_t timeout_ms, struct kv_error *err);
 
@@ -696,14 +719,16 @@ struct kv_stats {
 	/* of the transports, as far as they count them */
 	uint64_t work_requests, doorbells, completions, syscalls;
 };
+/* kv_stats -- read the engine's counters */
 int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err);
 
 /*
  * kv_dump -- the engine's state as text, to answer "why does it hang"
  *
  * Per peer: transport, path, queue pair states, operations in flight with stage and age, leases,
- * credits. As snprintf: writes at most `cap` bytes with the closing NUL and returns the length of
- * the whole text. May be called while other threads hang in a call.
+ * credits. Writes at most `cap` bytes with the closing NUL. May be called while other threads hang
+ * in a call.
+ * RETURNS the length of the whole text, as snprintf does, or a negative KV_ERR_* code.
  */
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap);
 
@@ -718,9 +743,12 @@ struct kv_option_info {
 	const char *source;  /* "default", "environment", "config" */
 };
 /*
- * Row `index`, counted from 0. KV_ERR_ARG past the last. `engine` may be NULL: values as an engine
- * opened now would have; the environment is read at row 0, and strings are valid until the next
- * call for row 0.
+ * kv_option_get -- one row of the option table
+ *
+ * Row `index`, counted from 0. `engine` may be NULL: values as an engine opened now would have; the
+ * environment is read at row 0, and strings are valid until the next call for row 0.
+ * ERRORS
+ *   ARG   index is past the last row
  */
 int kv_option_get(struct kv_engine *engine, size_t index, struct kv_option_info *info,
 		  struct kv_error *err);
@@ -753,8 +781,12 @@ struct kv_device_info {
 	char reason[160];     /* why this address */
 };
 /*
- * Row `index`, counted from 0. KV_ERR_ARG past the last. info->size may be that of an older
- * version's struct, from transport to detail: then only that much is written.
+ * kv_device_get -- one transport or device that this build knows
+ *
+ * Row `index`, counted from 0. info->size may be that of an older version's struct, from transport
+ * to detail: then only that much is written.
+ * ERRORS
+ *   ARG   index is past the last row
  */
 int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info *info,
 		  struct kv_error *err);

@@ -95,21 +95,33 @@ struct kv_error {
 };
 
 /*
- * The constant's name without its prefix ("PEER_LOST"); "OK" for 0, "UNKNOWN" for a code that is
- * not in the list.
+ * kv_error_name -- the constant's name without its prefix
+ *
+ * RETURNS a text as "PEER_LOST"; "OK" for 0, "UNKNOWN" for a code that is not in the list.
  */
 const char *kv_error_name(int code);
 
-/* One sentence for a code; never NULL. */
+/*
+ * kv_error_text -- what a code means
+ *
+ * RETURNS one sentence, never NULL.
+ */
 const char *kv_error_text(int code);
 
-/* The scope of a code: enum kv_scope. */
+/*
+ * kv_error_scope -- what is lost with an error
+ *
+ * RETURNS the scope of the code (enum kv_scope); KV_SCOPE_NONE for 0.
+ */
 int kv_error_scope(int code);
 
 /*
- * One line with every field of `err` that is set, as snprintf: at most `cap` bytes with the closing
- * NUL, returns the length that the whole line has. `err` must have been filled by a kvrail
+ * kv_error_format -- one line with every field of an error that is set
+ *
+ * Writes at most `cap` bytes with the closing NUL. `err` must have been filled by a kvrail
  * function.
+ *
+ * RETURNS the length of the whole line, as snprintf does.
  */
 int kv_error_format(const struct kv_error *err, char *buf, size_t cap);
 

@@ -116,6 +116,17 @@ def check_command(prefix, version):
         source.report([f"kvrail --version does not say {version}"])
 
 
+def check_man(prefix):
+    """man finds each page, and each page that stands for another one leads to it."""
+    man = os.path.dirname(os.path.dirname(glob.glob(prefix + "/**/man3/kv_write_blocks.3", recursive=True)[0]))
+    wanted = ["man3/kvrail.3", "man7/kvrail.7"] + ["man1/kvrail.1"] * os.path.exists(f"{prefix}/bin/kvrail")
+    for path in glob.glob(f"{man}/man3/*"):
+        wanted += [line.split()[1] for line in source.read("", path).splitlines()[:1] if line.startswith(".so ")]
+    missing = [f"no page {name}" for name in wanted if not os.path.exists(f"{man}/{name}")]
+    if missing:
+        source.report(missing)
+
+
 def check_paths(prefix, root):
     found = []
     for path in glob.glob(prefix + "/**/*", recursive=True):
@@ -136,6 +147,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
             file.write(CONSUMER.replace("VERSION", version))
         check_layout(prefix)
         check_command(prefix, version)
+        check_man(prefix)
         by_pkg_config(work, prefix, c_compiler, "c")
         if cxx_compiler:
             by_pkg_config(work, prefix, cxx_compiler, "c++")

@@ -18,6 +18,7 @@ import circles
 import format as formatting
 import headers
 import install
+import man
 import missing
 import names
 import programs
@@ -444,6 +445,45 @@ class Quickstart(Tree):
         self.assert_finds("promised", self.check('#include <stdio.h>\nint main(void) { puts("no"); return 0; }'))
         self.assert_finds("exit 3", self.check('#include <stdio.h>\nint main(void) { puts("hello"); return 3; }'))
         self.assert_finds("undeclared", self.check("int main(void) { return nothing; }"))
+
+
+class Man(Tree):
+    PAGE = (".TH KV_A 3 \"\" \"x\"\n.SH NAME\nkv_a, kv_b \\- do\n.SH SYNOPSIS\nint kv_a(struct kv_error *err);\nint kv_b(void);\n"
+            ".SH DESCRIPTION\nIt does.\n.SH RETURN VALUE\n0.\n.SH ERRORS\nNone.\n")
+
+    def setUp(self):
+        super().setUp()
+        self.write("kvapi/kvrail.map", "X { global: kv_a; kv_b; local: *; };")
+        self.write("transport/base/option.def", 'BOOL(X, "KVCACHE_X", 0, "x")\n')
+        self.write("tool/kvrail.c", '\t{ "info", info_main, "x" },\n')
+        self.write("man/man3/kv_a.3", self.PAGE)
+        self.write("man/man3/kv_b.3", ".so man3/kv_a.3\n")
+        self.write("man/man7/kvrail.7", ".TP\n.B KVCACHE_X\nx\n")
+        self.write("man/man1/kvrail.1", ".SS info\nx\n")
+
+    def check(self):
+        return man.check(self.root, os.path.join(self.root, "man"))
+
+    def test_a_whole_page_is_good(self):
+        self.assertEqual(self.check(), [])
+
+    def test_what_is_missing_is_found(self):
+        for path, old, new, finding in (
+                ("man3/kv_b.3", "kv_a", "kv_c", "kv_b(3)"), ("man3/kv_a.3", "RETURN VALUE", "RETURN", "no section RETURN VALUE"),
+                ("man3/kv_a.3", "None.\n", "", "no section ERRORS"), ("man7/kvrail.7", "_X", "_XY", "kvrail(7): no KVCACHE_X"),
+                ("man1/kvrail.1", "info", "inf", "kvrail(1): no info")):
+            text = source.read(self.root, "man/" + path)
+            self.write("man/" + path, text.replace(old, new))
+            self.assertIn(finding, "\n".join(self.check()), path)
+            self.write("man/" + path, text)
+
+    @unittest.skipUnless(shutil.which("mandoc") and shutil.which("groff"), "skipped: mandoc or groff is not installed")
+    def test_a_wrong_macro_is_found(self):
+        os.remove(os.path.join(self.root, "man/man1/kvrail.1"))
+        os.remove(os.path.join(self.root, "man/man7/kvrail.7"))
+        self.assertEqual(man.check_roff(os.path.join(self.root, "man")), [])
+        self.write("bad/man3/kv_a.3", self.PAGE + ".XX oops\n")
+        self.assertTrue(man.check_roff(os.path.join(self.root, "bad")))
 
 
 class Install(Tree):
