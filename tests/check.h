@@ -14,4 +14,13 @@
 		}                                                                       \
 	} while (0)
 
+/* The same for a call that returns a verdict other than 0 and leaves its reason in *s. */
+#define PASSES(s, call)                                                                     \
+	do {                                                                                \
+		if (call) {                                                                 \
+			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, (s)->reason);    \
+			_exit(1);                                                           \
+		}                                                                           \
+	} while (0)
+
 #endif

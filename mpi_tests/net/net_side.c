@@ -5,9 +5,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,37 +118,49 @@ int side_count_threads(void)
 
 /* ---------------------------------------------------------------- plugin */
 
-static atomic_uint logged;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned int log_lines;
+static char log_text[65536];
 
-void side_log_reset(void)
+unsigned int side_log_lines(void)
 {
-	atomic_store(&logged, 0);
+	unsigned int n;
+
+	pthread_mutex_lock(&log_lock);
+	n = log_lines;
+	pthread_mutex_unlock(&log_lock);
+	return n;
 }
 
-unsigned int side_log_count(void)
+unsigned int side_log_has(const char *text)
 {
-	return atomic_load(&logged);
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&log_lock);
+	for (const char *at = log_text; (at = strstr(at, text)); at++)
+		n++;
+	pthread_mutex_unlock(&log_lock);
+	return n;
 }
 
 void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
 		 const char *fmt, ...)
 {
-	static atomic_int known = -1;
-	int wanted = atomic_load(&known);
+	char text[1024];
+	size_t len;
 	va_list ap;
 
-	atomic_fetch_add(&logged, 1);
-	if (wanted < 0) {
-		wanted = getenv("NET_LOG") ? 1 : 0;
-		atomic_store(&known, wanted);
-	}
-	if (!wanted)
-		return;
-	fprintf(stderr, "[%d] %d %#lx %s:%d ", (int)getpid(), (int)level, flags, file, line);
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	fputc('\n', stderr);
+	pthread_mutex_lock(&log_lock);
+	len = strlen(log_text);
+	snprintf(log_text + len, sizeof(log_text) - len, "%s\n", text);
+	log_lines++;
+	pthread_mutex_unlock(&log_lock);
+	if (getenv("NET_LOG"))
+		fprintf(stderr, "[%d] %d %#lx %s:%d %s\n", (int)getpid(), (int)level, flags, file,
+			line, text);
 }
 
 int side_start(struct side *s)

@@ -17,7 +17,7 @@
 
 enum { PASS = 0, FAIL = 1, SKIP = 77 };
 /* For what surely comes, and for what a close may wait on a peer. */
-enum { SIDE_WAIT_MS = 20000, SIDE_CLOSE_MS = 5000, SIDE_GUARD = 64, SIDE_POISON = 0xa5 };
+enum { SIDE_WAIT_MS = 20000, SIDE_CLOSE_MS = 5000, SIDE_GUARD = 128, SIDE_POISON = 0xa5 };
 
 /* A registered buffer with guards on both sides. */
 struct buffer {
@@ -46,6 +46,7 @@ struct side {
 	int sock;	     /* to the other process */
 	const char *without; /* NAME=value that takes every device away, or NULL */
 	bool quick;
+	ncclResult_t error; /* what the last OK() that failed was given */
 	char reason[240];
 };
 
@@ -60,6 +61,7 @@ int side_skip(struct side *s, const char *fmt, ...) __attribute__((format(printf
 #define OK(s, call)                                                                     \
 	do {                                                                            \
 		ncclResult_t ok_result = (call);                                        \
+		(s)->error = ok_result;                                                 \
 		if (ok_result)                                                          \
 			return side_fail((s), "%s returned %d", #call, (int)ok_result); \
 	} while (0)
@@ -84,8 +86,10 @@ int side_start(struct side *s);
 int side_stop(struct side *s);
 /* Describes the traffic to come to the plugin, as NCCL does from v11 on. */
 int side_attributes(struct side *s);
-void side_log_reset(void);
-unsigned int side_log_count(void);
+
+/* What plugins have logged in this process; text that is past the room for it is lost. */
+unsigned int side_log_lines(void);
+unsigned int side_log_has(const char *text); /* how often */
 void side_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
 		 const char *fmt, ...);
 
@@ -149,7 +153,7 @@ struct message {
 	int tag;
 };
 int side_move(struct side *s, const struct loop *loop, const struct message *m);
-/* The first `size` bytes of s->from's pattern to s->to, and checks them. */
+/* The same into the whole of a buffer, with a pattern that is checked. */
 int side_exchange(struct side *s, const struct loop *loop, struct buffer *from, struct buffer *to,
 		  size_t size, uint64_t seed);
 /* 100 bytes, with buffers of its own. */

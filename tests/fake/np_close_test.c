@@ -51,14 +51,21 @@ ssize_t process_vm_writev(pid_t pid, const struct iovec *local, unsigned long lo
 	return syscall(SYS_process_vm_writev, pid, local, locals, remote, remotes, flags);
 }
 
-static void await(const atomic_bool *what)
+static void await_stop(void)
 {
 	int64_t end = kv_deadline_ns(WAIT_MS);
 
-	while (!atomic_load(what)) {
+	for (; !atomic_load(&gate->reached); poll(NULL, 0, 1))
 		CHECK(kv_now_ns() < end);
-		poll(NULL, 0, 1);
-	}
+}
+
+/* The sender has both ends of as many. */
+static void await_comms(int n)
+{
+	int64_t end = kv_deadline_ns(WAIT_MS);
+
+	for (; atomic_load(&gate->comms) < n; poll(NULL, 0, 1))
+		CHECK(kv_now_ns() < end);
 }
 
 /* ---------------------------------------------------------------- the sender's process */
@@ -71,25 +78,24 @@ struct sender {
 /* Connects `n` times, then sends on all of them for ever. */
 static void send_for_ever(int sock, int n)
 {
-	static uint8_t bytes[LEN];
-	void *ctx, *comm[MANY] = { 0 }, *mh[MANY], *request[MANY] = { 0 };
-	uint8_t handle[NCCL_HANDLE_MAX];
+	struct side s = np_rig_init(-1, 0);
+	void *comm[MANY], *request[MANY] = { 0 };
+	struct buffer b[MANY];
 
-	memset(bytes, 0x5a, LEN);
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	s.sender = true;
+	s.sock = sock;
 	for (int i = 0; i < n; i++) {
-		CHECK(read(sock, handle, sizeof(handle)) == sizeof(handle));
-		while (!comm[i])
-			CHECK(!net->connect(ctx, 0, handle, &comm[i], NULL));
-		CHECK(!net->regMr(comm[i], bytes, LEN, NCCL_PTR_HOST, &mh[i]));
+		PASSES(&s, side_link(&s, &comm[i]));
+		PASSES(&s, side_buffer(&s, comm[i], LEN, &b[i]));
+		memset(b[i].bytes, 0x5a, LEN);
 		atomic_store(&gate->comms, i + 1);
 	}
 	for (;; poll(NULL, 0, 1))
 		for (int i = 0; i < n; i++) {
 			int done = 0;
 
-			if (!request[i] &&
-			    net->isend(comm[i], bytes, LEN, 0, mh[i], NULL, &request[i]))
+			if (!request[i] && net->isend(comm[i], b[i].bytes, LEN, 0, b[i].mhandle,
+						      NULL, &request[i]))
 				request[i] = NULL;
 			if (request[i] && !net->test(request[i], &done, NULL) && done)
 				request[i] = NULL;
@@ -126,59 +132,45 @@ static void stop_sender(struct sender *s)
 /* ---------------------------------------------------------------- the receiver: this process */
 
 struct receiver {
-	void *ctx, *comm, *mh, *request;
-	uint8_t *bytes;
+	struct side s;
+	void *comm;
+	struct buffer b;
+	void *request;
 };
 
-static void *accept_one(void *ctx, struct sender *s)
+static struct side receiving(const struct sender *from)
 {
-	uint8_t handle[NCCL_HANDLE_MAX];
-	void *listen, *comm = NULL;
+	struct side s = np_rig_init(-1, 0);
 
-	CHECK(!net->listen(ctx, 0, handle, &listen));
-	CHECK(write(s->sock, handle, sizeof(handle)) == sizeof(handle));
-	while (!comm) {
-		CHECK(!net->accept(listen, &comm, NULL));
-		poll(NULL, 0, 1);
-	}
-	CHECK(!net->closeListen(listen));
-	return comm;
-}
-
-static void *receive(void *comm, uint8_t *bytes, void *mh)
-{
-	void *data = bytes, *request = NULL;
-	size_t size = LEN;
-	int64_t end = kv_deadline_ns(WAIT_MS);
-	int tag = 0;
-
-	while (!request) {
-		CHECK(!net->irecv(comm, 1, &data, &size, &tag, &mh, NULL, &request));
-		CHECK(kv_now_ns() < end);
-	}
-	return request;
-}
-
-static struct receiver start_receiver(struct sender *s)
-{
-	struct receiver r = { 0 };
-
-	CHECK(!net->init(&r.ctx, 1, NULL, np_rig_logger, NULL));
+	s.sock = from->sock;
 	/* An NCCL that marks the receives that a GPU watches: the others may be filled directly. */
-	CHECK(!net->setNetAttr(r.ctx, &(ncclNetAttr_v11_t){ 0 }));
-	r.comm = accept_one(r.ctx, s);
-	r.bytes = aligned_alloc(4096, LEN);
-	CHECK(r.bytes);
-	memset(r.bytes, 0xa5, LEN);
-	CHECK(!net->regMr(r.comm, r.bytes, LEN, NCCL_PTR_HOST, &r.mh));
-	while (!atomic_load(&gate->comms))
-		poll(NULL, 0, 1);
+	CHECK(!net->setNetAttr(s.ctx, &(ncclNetAttr_v11_t){ 0 }));
+	return s;
+}
+
+static struct receiver start_receiver(const struct sender *from)
+{
+	struct receiver r = { .s = receiving(from) };
+
+	PASSES(&r.s, side_link(&r.s, &r.comm));
+	PASSES(&r.s, side_buffer(&r.s, r.comm, LEN, &r.b));
+	await_comms(1);
 	return r;
+}
+
+static void receive(struct receiver *r)
+{
+	PASSES(&r->s, side_irecv1(&r->s, r->comm, &r->b, LEN, 0, &r->request));
+}
+
+static void end_receiver(struct receiver *r)
+{
+	PASSES(&r->s, side_stop(&r->s));
 }
 
 static bool says(const char *text)
 {
-	return strstr(np_rig_log, text) != NULL;
+	return side_log_has(text);
 }
 
 /* The sender is in the middle of a copy into the receiver's memory. */
@@ -187,8 +179,8 @@ static struct receiver with_a_copy_under_way(struct sender *s)
 	struct receiver r = start_receiver(s);
 
 	atomic_store(&gate->closed, true);
-	r.request = receive(r.comm, r.bytes, r.mh);
-	await(&gate->reached);
+	receive(&r);
+	await_stop();
 	return r;
 }
 
@@ -198,10 +190,10 @@ static void nothing_lands(struct sender *s, const struct receiver *r)
 	uint8_t *before = malloc(LEN);
 
 	CHECK(before);
-	memcpy(before, r->bytes, LEN);
+	memcpy(before, r->b.bytes, LEN);
 	poll(NULL, 0, 50);
 	stop_sender(s);
-	CHECK(!memcmp(before, r->bytes, LEN));
+	CHECK(!memcmp(before, r->b.bytes, LEN));
 	free(before);
 }
 
@@ -229,15 +221,15 @@ static void closing(void)
 	      (after.ru_utime.tv_sec - before.ru_utime.tv_sec) * 1000000 + after.ru_utime.tv_usec -
 			      before.ru_utime.tv_usec <
 		      300000);
-	CHECK(net->deregMr(r.comm, r.mh)); /* nor is it given back now */
+	CHECK(net->deregMr(r.comm, r.b.mhandle)); /* nor is it given back now */
 	for (size_t i = 0; i < LEN; i++)
-		CHECK(r.bytes[i] == 0xa5);
+		CHECK(r.b.bytes[i] == 0xa5);
 	atomic_store(&gate->closed, false);
-	while (net->deregMr(r.comm, r.mh))
+	while (net->deregMr(r.comm, r.b.mhandle))
 		poll(NULL, 0, 1);
 	nothing_lands(&s, &r);
 	CHECK(call_within(net->closeRecv, r.comm, 5000));
-	CHECK(!net->finalize(r.ctx));
+	end_receiver(&r);
 }
 
 /* As NCCL does it: memory is deregistered and freed, then the communicator is closed. */
@@ -246,13 +238,13 @@ static void deregistering(void)
 	struct sender s = start_sender(1);
 	struct receiver r = with_a_copy_under_way(&s);
 
-	CHECK(net->deregMr(r.comm, r.mh));
+	CHECK(net->deregMr(r.comm, r.b.mhandle));
 	CHECK(!call_within(net->closeRecv, r.comm, 5000));
 	atomic_store(&gate->closed, false);
 	while (net->closeRecv(r.comm))
 		poll(NULL, 0, 1);
 	nothing_lands(&s, &r);
-	CHECK(!net->finalize(r.ctx));
+	end_receiver(&r);
 }
 
 static void *open_gate(void *arg)
@@ -273,7 +265,7 @@ static void waiting(void)
 	CHECK(call_within(net->closeRecv, r.comm, 5000));
 	nothing_lands(&s, &r);
 	pthread_join(thread, NULL);
-	CHECK(!net->finalize(r.ctx));
+	end_receiver(&r);
 }
 
 /* A communicator that could not be closed is given up with its context, once its sender is gone. */
@@ -281,15 +273,15 @@ static void finalizing(void)
 {
 	struct sender s = start_sender(1);
 	struct receiver r = with_a_copy_under_way(&s);
-	void *ctx;
+	struct side next;
 
 	CHECK(!call_within(net->closeRecv, r.comm, 5000));
-	CHECK(!net->finalize(r.ctx));
+	end_receiver(&r);
 	CHECK(says("stay registered"));
 	stop_sender(&s);
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL)); /* moves what has been left */
+	next = np_rig_init(-1, 0); /* moves what has been left */
 	CHECK(says("has ended"));
-	CHECK(!net->finalize(ctx));
+	PASSES(&next, side_stop(&next));
 }
 
 /* This end copies what comes by the ring, so nobody is waited for. */
@@ -300,53 +292,49 @@ static void by_ring(void)
 
 	kill(s.pid, SIGSTOP);
 	CHECK(waitpid(s.pid, NULL, WUNTRACED) == s.pid);
-	r.request = receive(r.comm, r.bytes, r.mh);
-	CHECK(!net->deregMr(r.comm, r.mh));
+	receive(&r);
+	CHECK(!net->deregMr(r.comm, r.b.mhandle));
 	CHECK(call_within(net->closeRecv, r.comm, 500));
 	kill(s.pid, SIGCONT);
 	nothing_lands(&s, &r);
-	CHECK(!net->finalize(r.ctx));
+	end_receiver(&r);
 }
 
 /* NCCL's abort closes one after the other; the senders of all of them are silent. */
 static void many(void)
 {
-	struct sender s = start_sender(MANY);
-	static uint8_t bytes[LEN];
-	void *ctx, *comm[MANY], *mh[MANY];
+	struct sender from = start_sender(MANY);
+	struct side s = receiving(&from);
+	void *comm[MANY], *request;
+	struct buffer b[MANY];
 	int64_t before, end;
 	int said = 0;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
-	CHECK(!net->setNetAttr(ctx, &(ncclNetAttr_v11_t){ 0 }));
 	for (int i = 0; i < MANY; i++) {
-		comm[i] = accept_one(ctx, &s);
-		CHECK(!net->regMr(comm[i], bytes, LEN, NCCL_PTR_HOST, &mh[i]));
+		PASSES(&s, side_link(&s, &comm[i]));
+		PASSES(&s, side_buffer(&s, comm[i], LEN, &b[i]));
 	}
-	end = kv_deadline_ns(WAIT_MS);
-	while (atomic_load(&gate->comms) < MANY)
-		CHECK(kv_now_ns() < end);
-	kill(s.pid, SIGSTOP);
-	CHECK(waitpid(s.pid, NULL, WUNTRACED) == s.pid);
+	await_comms(MANY);
+	kill(from.pid, SIGSTOP);
+	CHECK(waitpid(from.pid, NULL, WUNTRACED) == from.pid);
 	for (int i = 0; i < MANY; i++)
-		receive(comm[i], bytes, mh[i]);
+		PASSES(&s, side_irecv1(&s, comm[i], &b[i], LEN, 0, &request));
 	before = kv_now_ns();
 	for (int i = 0; i < MANY; i++)
 		said += net->closeRecv(comm[i]) != 0;
 	CHECK(kv_now_ns() - before < slow_ms(3000) * KV_NS_PER_MS);
 	CHECK(said == MANY);
-	kill(s.pid, SIGCONT);
+	kill(from.pid, SIGCONT);
 	end = kv_deadline_ns(WAIT_MS);
 	for (int i = 0; i < MANY; i++)
 		while (net->closeRecv(comm[i]))
 			CHECK(kv_now_ns() < end);
-	stop_sender(&s);
-	CHECK(!net->finalize(ctx));
+	stop_sender(&from);
+	PASSES(&s, side_stop(&s));
 }
 
 static void run(const char *path, void (*body)(void))
 {
-	int status;
 	pid_t pid;
 
 	fflush(NULL);
@@ -358,8 +346,7 @@ static void run(const char *path, void (*body)(void))
 		body();
 		_exit(0);
 	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	np_rig_await(pid);
 }
 
 static void closing_says_that_a_sender_still_writes_and_holds_the_memory(void **state)
@@ -396,73 +383,66 @@ static void many_silent_senders_are_waited_for_together(void **state)
 /* ---------------------------------------------------------------- over a NIC */
 
 /* Starts a send that does not finish: nothing of what is posted is answered. */
-static void start_stuck(struct np_loop *l, uint8_t *from, uint8_t *to, void **from_mh, void **to_mh)
+static void start_stuck(struct side *s)
 {
-	void *out = NULL;
+	void *in, *out;
 
-	CHECK(!net->regMr(l->send, from, LEN, NCCL_PTR_HOST, from_mh));
-	CHECK(!net->regMr(l->recv, to, LEN, NCCL_PTR_HOST, to_mh));
-	CHECK(receive(l->recv, to, *to_mh));
-	while (!out)
-		CHECK(!net->isend(l->send, from, LEN, 0, *from_mh, NULL, &out));
+	PASSES(s, side_irecv1(s, s->loop.recv, &s->to, LEN, 0, &in));
+	PASSES(s, side_isend(s, s->loop.send, s->from.bytes, LEN, 0, s->from.mhandle, &out));
 }
-
-static uint8_t from[LEN], to[LEN];
 
 /* The device takes seconds for its queue pairs, and another communicator keeps the region. */
 static void slow_device(void)
 {
-	struct np_loop l, other;
-	void *from_mh, *to_mh, *other_mh;
+	struct side s, other;
+	void *other_mh;
 	uint8_t before[LEN];
 	int64_t end;
 
 	CHECK(fake_end());
 	fake_begin(&(struct fake_config){ .hosts = 1, .threads = true });
-	l = np_rig_join(-1, 0);
-	other = np_rig_join(-1, 0);
-	other.ctx = other.ctx;
-	CHECK(!net->regMr(other.recv, to, LEN, NCCL_PTR_HOST, &other_mh));
-	start_stuck(&l, from, to, &from_mh, &to_mh);
+	s = np_rig_join(-1, 0, LEN);
+	other = np_rig_join(-1, 0, LEN);
+	CHECK(!net->regMr(other.loop.recv, s.to.bytes, LEN, NCCL_PTR_HOST, &other_mh));
+	start_stuck(&s);
 	fake_slow_teardown(0, 8000);
-	CHECK(!call_within(net->closeRecv, l.recv, 6000));
+	CHECK(!call_within(net->closeRecv, s.loop.recv, 6000));
 	CHECK(says("can still write"));
-	CHECK(!call_within(net->closeSend, l.send, 1000));
+	CHECK(!call_within(net->closeSend, s.loop.send, 1000));
 	CHECK(says("can still read"));
 	fake_slow_teardown(0, 0);
 	end = kv_deadline_ns(WAIT_MS);
-	while (net->deregMr(l.recv, to_mh))
+	while (net->deregMr(s.loop.recv, s.to.mhandle))
 		CHECK(kv_now_ns() < end);
-	memcpy(before, to, LEN);
+	memcpy(before, s.to.bytes, LEN);
 	fake_settle();
-	CHECK(!memcmp(before, to, LEN));
-	while (net->closeSend(l.send) || net->closeRecv(l.recv))
+	CHECK(!memcmp(before, s.to.bytes, LEN));
+	while (net->closeSend(s.loop.send) || net->closeRecv(s.loop.recv))
 		CHECK(kv_now_ns() < end);
-	CHECK(!net->closeListen(l.listen) && !net->finalize(l.ctx));
-	CHECK(!net->deregMr(other.recv, other_mh));
+	CHECK(!net->closeListen(s.loop.listen) && !net->finalize(s.ctx));
+	CHECK(!net->deregMr(other.loop.recv, other_mh));
 	np_rig_part(&other);
 }
 
 /* Peers that do not answer: nothing is waited for but this end's device. */
 static void silent_peers(void)
 {
-	static struct np_loop l[MANY];
-	void *from_mh, *to_mh;
+	static struct side s[MANY];
 	int64_t before;
 
 	for (int i = 0; i < MANY; i++)
-		l[i] = np_rig_join(-1, 0);
+		s[i] = np_rig_join(-1, 0, LEN);
 	fake_settle();
 	fake_mute(0, true);
 	for (int i = 0; i < MANY; i++)
-		start_stuck(&l[i], from, to, &from_mh, &to_mh);
+		start_stuck(&s[i]);
 	before = kv_now_ns();
 	for (int i = 0; i < MANY; i++)
-		CHECK(!net->closeSend(l[i].send) && !net->closeRecv(l[i].recv));
+		CHECK(!net->closeSend(s[i].loop.send) && !net->closeRecv(s[i].loop.recv));
 	CHECK(kv_now_ns() - before < slow_ms(4000) * KV_NS_PER_MS);
 	fake_mute(0, false);
 	for (int i = 0; i < MANY; i++)
-		CHECK(!net->closeListen(l[i].listen) && !net->finalize(l[i].ctx));
+		CHECK(!net->closeListen(s[i].loop.listen) && !net->finalize(s[i].ctx));
 }
 
 static void a_device_that_does_not_come_to_an_end_is_told(void **state)

@@ -20,7 +20,7 @@ static void names(const char *expected)
 	void *ctx;
 	int ndev;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, side_logger, NULL));
 	CHECK(!net->devices(&ndev));
 	for (int i = 0; i < ndev; i++) {
 		ncclNetProperties_v12_t p;
@@ -55,7 +55,7 @@ static void nothing_left(void)
 {
 	void *ctx;
 
-	CHECK(net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(net->init(&ctx, 1, NULL, side_logger, NULL));
 }
 
 static void nccl_ib_hca_chooses_the_devices(void **state)
@@ -86,9 +86,8 @@ static void on_two_hosts(void)
 	void *ctx;
 
 	unsetenv("KVCACHE_TRANSPORT");
-	CHECK(net->init(&ctx, 1, NULL, np_rig_logger, NULL));
-	CHECK(strstr(np_rig_log,
-		     "this host has no RDMA port, and the job has ranks on other hosts"));
+	CHECK(net->init(&ctx, 1, NULL, side_logger, NULL));
+	CHECK(side_log_has("this host has no RDMA port, and the job has ranks on other hosts"));
 }
 
 static void shm_by_name(void)
@@ -112,31 +111,32 @@ static void without_a_port_a_job_of_two_hosts_is_left_to_nccl(void **state)
 	np_rig_process(two, shm_by_name);
 }
 
+static void listening_on(const char *where)
+{
+	struct side s = np_rig_join(-1, 0, 64);
+
+	CHECK(side_log_has(where));
+	np_rig_part(&s);
+}
+
 static void by_the_loopback(void)
 {
-	struct np_loop l = np_rig_join(-1, 0);
-
-	CHECK(strstr(np_rig_log, "listening on 127.0.0.1 port"));
-	np_rig_part(&l);
+	listening_on("listening on 127.0.0.1 port");
 }
 
 static void by_ipv6(void)
 {
-	struct np_loop l = np_rig_join(-1, 0);
-
-	CHECK(strstr(np_rig_log, "listening on ::1 port"));
-	np_rig_part(&l);
+	listening_on("listening on ::1 port");
 }
 
 static void by_none(void)
 {
+	struct side s = np_rig_init(-1, 0);
 	uint8_t handle[NCCL_HANDLE_MAX];
-	void *ctx, *listen = NULL;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
-	CHECK(net->listen(ctx, 0, handle, &listen) && !listen);
-	CHECK(strstr(np_rig_log, "no interface that is up matches \"=lo0,nosuch\""));
-	CHECK(!net->finalize(ctx));
+	CHECK(net->listen(s.ctx, 0, handle, &s.loop.listen) && !s.loop.listen);
+	CHECK(side_log_has("no interface that is up matches \"=lo0,nosuch\""));
+	PASSES(&s, side_stop(&s));
 }
 
 static bool loopback_has_ipv6(void)

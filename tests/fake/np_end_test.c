@@ -24,38 +24,24 @@ enum { LINE = 128 };
 
 /* ---------------------------------------------------------------- descriptors */
 
-static void join_one(void *ctx, void **send, void **recv)
-{
-	int64_t end = kv_deadline_ns(20000);
-	uint8_t handle[NCCL_HANDLE_MAX];
-	void *listen;
-
-	CHECK(!net->listen(ctx, 0, handle, &listen));
-	for (*send = *recv = NULL; !*send || !*recv;) {
-		if (!*send)
-			CHECK(!net->connect(ctx, 0, handle, send, NULL));
-		if (!*recv)
-			CHECK(!net->accept(listen, recv, NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	CHECK(!net->closeListen(listen));
-}
-
 static void count_ends(void)
 {
 	enum { PAIRS = 10 };
-	void *ctx, *send[PAIRS], *recv[PAIRS];
+	struct side s = np_rig_init(-1, 0);
+	struct loop loop[PAIRS];
 	int before;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
-	join_one(ctx, &send[0], &recv[0]);
+	PASSES(&s, side_loop(&s, &loop[0]));
 	before = count_descriptors();
-	for (int i = 1; i < PAIRS; i++)
-		join_one(ctx, &send[i], &recv[i]);
+	for (int i = 1; i < PAIRS; i++) {
+		PASSES(&s, side_loop(&s, &loop[i]));
+		CHECK(!net->closeListen(loop[i].listen));
+		loop[i].listen = NULL;
+	}
 	CHECK(count_descriptors() - before <= 2 * 2 * (PAIRS - 1));
 	for (int i = 0; i < PAIRS; i++)
-		CHECK(!net->closeSend(send[i]) && !net->closeRecv(recv[i]));
-	CHECK(!net->finalize(ctx));
+		PASSES(&s, side_loop_close(&s, &loop[i]));
+	PASSES(&s, side_stop(&s));
 }
 
 /* Connects whose caller does not come back, to a listener that nobody accepts on. */
@@ -65,7 +51,7 @@ static void given_up(void)
 	void *ctx, *listen, *send;
 	int before;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, side_logger, NULL));
 	CHECK(!net->listen(ctx, 0, handle, &listen));
 	before = count_descriptors();
 	for (int i = 0; i < 100; i++) {
@@ -88,12 +74,12 @@ static void at_the_limit(void)
 	uint8_t handle[NCCL_HANDLE_MAX];
 	void *ctx, *listen[8];
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, side_logger, NULL));
 	CHECK(!setrlimit(RLIMIT_NOFILE, &limit));
 	for (int i = 0; i < 8 && !result; i++)
 		result = net->listen(ctx, 0, handle, &listen[i]);
 	CHECK(result);
-	CHECK(strstr(np_rig_log, "raise the limit on open files (ulimit -n): it is "));
+	CHECK(side_log_has("raise the limit on open files (ulimit -n): it is "));
 	_exit(0);
 }
 
@@ -127,41 +113,17 @@ static void send_half(struct np_comm *comm, struct np_mr *mr)
 	comm->describing = mr->serial;
 }
 
-static void exchange(const struct np_loop *l, void *from, void *from_mh, void *to, void *to_mh)
-{
-	int64_t end = kv_deadline_ns(20000);
-	void *in = NULL, *out = NULL;
-	int tag = 0, done[2] = { 0 };
-	size_t size = LINE;
-
-	while (!in)
-		CHECK(!net->irecv(l->recv, 1, &to, &size, &tag, &to_mh, NULL, &in));
-	while (!out)
-		CHECK(!net->isend(l->send, from, size, tag, from_mh, NULL, &out));
-	while (!done[0] || !done[1]) {
-		if (!done[0])
-			CHECK(!net->test(out, &done[0], NULL));
-		if (!done[1])
-			CHECK(!net->test(in, &done[1], NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	CHECK(!memcmp(from, to, size));
-}
-
 static void descriptions(void)
 {
-	static uint8_t from[LINE], to[2][LINE];
-	struct np_loop l = np_rig_join(-1, 0);
-	void *from_mh, *to_mh[2];
+	struct side s = np_rig_join(-1, 0, LINE);
+	struct buffer other;
 
-	memset(from, 7, sizeof(from));
-	CHECK(!net->regMr(l.send, from, LINE, NCCL_PTR_HOST, &from_mh));
-	for (int i = 0; i < 2; i++)
-		CHECK(!net->regMr(l.recv, to[i], LINE, NCCL_PTR_HOST, &to_mh[i]));
-	send_half(l.recv, to_mh[0]);
-	exchange(&l, from, from_mh, to[1], to_mh[1]);
-	exchange(&l, from, from_mh, to[0], to_mh[0]);
-	np_rig_part(&l);
+	PASSES(&s, side_buffer(&s, s.loop.recv, LINE, &other));
+	send_half(s.loop.recv, s.to.mhandle);
+	PASSES(&s, side_exchange(&s, &s.loop, &s.from, &other, LINE, 1));
+	PASSES(&s, side_exchange(&s, &s.loop, &s.from, &s.to, LINE, 2));
+	PASSES(&s, side_buffer_free(&s, s.loop.recv, &other));
+	np_rig_part(&s);
 }
 
 static void a_description_that_was_broken_off_begins_again(void **state)
@@ -194,7 +156,7 @@ static void child_exits(void)
 	int fd[2];
 	pid_t pid;
 
-	CHECK(!old->init(np_rig_logger, NULL));
+	CHECK(!old->init(side_logger, NULL));
 	CHECK(!old->listen(0, handle, &listen)); /* opens the device, for good */
 	CHECK(!old->closeListen(listen));
 	fake_counts(&before);

@@ -25,58 +25,45 @@ static void set_support(int dev, int ptr_support)
 	((struct np_device *)np_device_get(dev))->ptr_support = ptr_support;
 }
 
-/* As np_rig_join, but its receiver is of a rank with KVCACHE_NET_GDR=0. */
-static struct np_loop join_with_plain_receiver(void **ctx_p)
+/* A connection whose receiver is of a rank with KVCACHE_NET_GDR=0. */
+static struct side join_with_plain_receiver(struct side *plain)
 {
-	struct np_loop l = { 0 };
-	uint8_t handle[NCCL_HANDLE_MAX];
+	struct side s = np_rig_init(-1, 0);
+	struct handle handle;
 	int offered;
 
-	CHECK(!net->init(ctx_p, 1, NULL, np_rig_logger, NULL));
-	CHECK(!net->init(&l.ctx, 2, NULL, np_rig_logger, NULL));
+	*plain = np_rig_init(-1, 0);
+	side_handle_init(&handle);
 	offered = np_device_get(0)->ptr_support;
 	CHECK(offered == (NCCL_PTR_HOST | NCCL_PTR_DMABUF));
 	set_support(0, NCCL_PTR_HOST);
-	CHECK(!net->listen(*ctx_p, 0, handle, &l.listen));
+	CHECK(!net->listen(plain->ctx, 0, handle.bytes, &s.loop.listen));
 	set_support(0, offered);
-	while (!l.send || !l.recv) {
-		if (!l.send)
-			CHECK(!net->connect(l.ctx, 0, handle, &l.send, NULL));
-		if (!l.recv)
-			CHECK(!net->accept(l.listen, &l.recv, NULL));
-	}
-	return l;
+	PASSES(&s, side_join(&s, &s.loop, &handle));
+	return s;
 }
 
 static void send_before_the_receive(void)
 {
-	void *plain, *in = NULL, *out = NULL, *from_mh, *to_mh;
-	struct np_loop l = join_with_plain_receiver(&plain);
-	uint8_t to[LEN];
-	void *data = to;
-	size_t room = LEN;
+	struct side plain, s = join_with_plain_receiver(&plain);
+	void *in, *out, *from_mh, *refused;
 	struct gpu gpu;
-	int tag = 0;
 
 	gpu_make(&gpu, LEN);
-	for (int i = 0; i < LEN; i++)
-		gpu.bytes[i] = (uint8_t)(i * 7);
-	memset(to, 0xa5, LEN);
-	CHECK(!net->regMrDmaBuf(l.send, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &from_mh));
-	CHECK(net->regMrDmaBuf(l.recv, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &to_mh));
-	CHECK(!net->regMr(l.recv, to, LEN, NCCL_PTR_HOST, &to_mh));
-	CHECK(!net->isend(l.send, gpu.addr + 64, SMALL, tag, from_mh, NULL, &out) && out);
-	CHECK(!net->irecv(l.recv, 1, &data, &room, &tag, &to_mh, NULL, &in) && in);
-	for (int done[2] = { 0 }; !done[0] || !done[1];) {
-		if (!done[0])
-			CHECK(!net->test(out, &done[0], NULL));
-		if (!done[1])
-			CHECK(!net->test(in, &done[1], NULL));
-	}
-	CHECK(!memcmp(to, gpu.bytes + 64, SMALL) && to[SMALL] == 0xa5);
-	CHECK(!net->deregMr(l.send, from_mh) && !net->deregMr(l.recv, to_mh));
-	np_rig_part(&l);
-	CHECK(!net->finalize(plain));
+	side_fill(gpu.bytes + 64, SMALL, 1);
+	CHECK(!net->regMrDmaBuf(s.loop.send, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &from_mh));
+	CHECK(net->regMrDmaBuf(s.loop.recv, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &refused));
+	PASSES(&s, side_buffer(&s, s.loop.recv, LEN, &s.to));
+	PASSES(&s, side_isend(&s, s.loop.send, gpu.addr + 64, SMALL, 0, from_mh, &out));
+	PASSES(&s, side_irecv1(&s, s.loop.recv, &s.to, LEN, 0, &in));
+	PASSES(&s, side_wait(&s, out, NULL));
+	PASSES(&s, side_wait(&s, in, NULL));
+	PASSES(&s, side_check(&s, &s.to, SMALL, 1));
+	CHECK(!net->deregMr(s.loop.send, from_mh));
+	PASSES(&s, side_buffer_free(&s, s.loop.recv, &s.to));
+	PASSES(&s, side_loop_close(&s, &s.loop));
+	PASSES(&s, side_stop(&s));
+	PASSES(&plain, side_stop(&plain));
 	gpu_free(&gpu);
 }
 
@@ -84,7 +71,7 @@ static void flush_and_virtual_devices(void)
 {
 	ncclNetVDeviceProps_v12_t parts = { 2, { 0, 1 } };
 	ncclNetProperties_v12_t p;
-	struct np_loop l = np_rig_join(-1, 0);
+	struct side s = np_rig_join(-1, 0, 64);
 	void *mh, *request = NULL, *data;
 	int dev, size = 8;
 	struct gpu gpu;
@@ -98,11 +85,11 @@ static void flush_and_virtual_devices(void)
 	CHECK(p.ptrSupport == NCCL_PTR_HOST); /* what one of them cannot, both cannot */
 	gpu_make(&gpu, LEN);
 	data = gpu.addr;
-	CHECK(net->regMr(l.recv, gpu.addr, LEN, NCCL_PTR_CUDA, &mh)); /* no nvidia_peermem */
-	CHECK(!net->regMrDmaBuf(l.recv, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &mh));
-	CHECK(net->iflush(l.recv, 1, &data, &size, &mh, &request) && !request);
-	CHECK(strstr(np_rig_log, "cannot be flushed yet"));
-	np_rig_part(&l);
+	CHECK(net->regMr(s.loop.recv, gpu.addr, LEN, NCCL_PTR_CUDA, &mh)); /* no nvidia_peermem */
+	CHECK(!net->regMrDmaBuf(s.loop.recv, gpu.addr, LEN, NCCL_PTR_CUDA, 0, gpu.fd, &mh));
+	CHECK(net->iflush(s.loop.recv, 1, &data, &size, &mh, &request) && !request);
+	CHECK(side_log_has("cannot be flushed yet"));
+	np_rig_part(&s);
 	gpu_free(&gpu);
 }
 

@@ -27,37 +27,37 @@ static int queue_pairs(struct ibv_qp_attr *attr)
 
 static void plain(void)
 {
-	struct np_loop l = np_rig_join(-1, 0);
+	struct side s = np_rig_join(-1, 0, 64);
 	struct ibv_qp_attr attr;
 
 	CHECK(queue_pairs(&attr) == 4); /* two lanes, both ends */
 	CHECK(!attr.ah_attr.sl && !attr.ah_attr.grh.traffic_class && !attr.pkey_index);
 	CHECK(attr.ah_attr.grh.sgid_index == 3 && attr.retry_cnt == 7 && attr.timeout == 20);
-	np_rig_part(&l);
+	np_rig_part(&s);
 }
 
 static void all_set(void)
 {
-	struct np_loop l = np_rig_join(96, 0); /* the variables beat the communicator's class */
+	struct side s = np_rig_join(96, 0, 64); /* the variables beat the communicator's class */
 	struct ibv_qp_attr attr;
 
 	CHECK(queue_pairs(&attr) == 6);
 	CHECK(attr.ah_attr.sl == 5 && attr.ah_attr.grh.traffic_class == 106);
 	CHECK(attr.ah_attr.grh.sgid_index == 2 && attr.retry_cnt == 4 && attr.timeout == 21);
 	CHECK(attr.pkey_index == 1);
-	CHECK(strstr(np_rig_log, "NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
-	CHECK(!strstr(np_rig_log, "NCCL_IB_TC is set, but"));
-	np_rig_part(&l);
+	CHECK(side_log_has("NCCL_IB_AR_THRESHOLD is set, but has no effect: a notify"));
+	CHECK(!side_log_has("NCCL_IB_TC is set, but"));
+	np_rig_part(&s);
 }
 
 static void ours_beat_nccls(void)
 {
-	struct np_loop l = np_rig_join(7, 0);
+	struct side s = np_rig_join(7, 0, 64);
 	struct ibv_qp_attr attr;
 
 	queue_pairs(&attr);
 	CHECK(attr.ah_attr.grh.traffic_class == 8 && attr.ah_attr.sl == 7);
-	np_rig_part(&l);
+	np_rig_part(&s);
 }
 
 /*
@@ -67,27 +67,26 @@ static void ours_beat_nccls(void)
 static void partition_by_value(void)
 {
 	struct ibv_qp_attr attr;
-	struct np_loop l;
+	struct side s;
 
 	CHECK(fake_end());
 	fake_begin(&(struct fake_config){ .hosts = 1, .devices = 1, .infiniband = true });
 	fake_port(0, 0)->pkey[1] = 0x8001;
 	fake_port(0, 0)->pkey[2] = 0x8005;
-	l = np_rig_join(-1, 0);
+	s = np_rig_join(-1, 0, 64);
 	queue_pairs(&attr);
 	CHECK(attr.pkey_index == 2);
-	CHECK(strstr(np_rig_log,
-		     "NCCL_IB_PKEY is set, but has no effect: KVCACHE_IB_PKEY is given"));
-	np_rig_part(&l);
+	CHECK(side_log_has("NCCL_IB_PKEY is set, but has no effect: KVCACHE_IB_PKEY is given"));
+	np_rig_part(&s);
 }
 
 static void out_of_range(void)
 {
-	CHECK(strlen(np_rig_log) == 0);
+	CHECK(!side_log_lines());
 	plain();
-	CHECK(strstr(np_rig_log, "NCCL_IB_TIMEOUT is \"40\"; kvrail takes 14..31"));
-	CHECK(strstr(np_rig_log, "NCCL_IB_TC is \"banana\""));
-	CHECK(strstr(np_rig_log, "NCCL_IB_QPS_PER_CONNECTION is \"0\""));
+	CHECK(side_log_has("NCCL_IB_TIMEOUT is \"40\"; kvrail takes 14..31"));
+	CHECK(side_log_has("NCCL_IB_TC is \"banana\""));
+	CHECK(side_log_has("NCCL_IB_QPS_PER_CONNECTION is \"0\""));
 }
 
 static void nccls_variables_reach_the_queue_pair(void **state)
@@ -120,38 +119,28 @@ static void by_init(void)
 	static const uint8_t tc[] = { 0, 0, 7, 96, 255, 0 }, sl[] = { 0, 0, 7, 0, 0, 0 };
 
 	for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++) {
-		struct np_loop l = np_rig_join(classes[i], 0);
+		struct side s = np_rig_join(classes[i], 0, 64);
 		struct ibv_qp_attr attr;
 
 		queue_pairs(&attr);
 		CHECK(attr.ah_attr.grh.traffic_class == tc[i] && attr.ah_attr.sl == sl[i]);
-		np_rig_part(&l);
+		np_rig_part(&s);
 	}
 }
 
-/* v10: two connects of one process with their own classes, and one without a word about it. */
+/* v10: two connects of one process with their own classes, and one that says nothing about it. */
 static void by_connect(void)
 {
-	static const int classes[] = { 96, -1, 32 };
+	static const ncclNetCommConfig_v10_t high = { 96 }, low = { 32 };
+	const ncclNetCommConfig_v10_t *const configs[] = { &high, NULL, &low };
 	const ncclNet_v10_t *old = &ncclNetPlugin_v10;
-	uint8_t handle[NCCL_HANDLE_MAX];
-	void *listen[3], *send[3] = { 0 }, *recv[3] = { 0 };
 	unsigned int seen = 0;
 	struct ibv_qp_attr attr;
+	struct loop loop[3];
 
-	CHECK(!old->init(np_rig_logger, NULL));
-	for (int i = 0; i < 3; i++) {
-		ncclNetCommConfig_v10_t config = { classes[i] };
-
-		CHECK(!old->listen(0, handle, &listen[i]));
-		while (!send[i] || !recv[i]) {
-			if (!send[i])
-				CHECK(!old->connect(0, i == 1 ? NULL : &config, handle, &send[i],
-						    NULL));
-			if (!recv[i])
-				CHECK(!old->accept(listen[i], &recv[i], NULL));
-		}
-	}
+	CHECK(!old->init(side_logger, NULL));
+	for (int i = 0; i < 3; i++)
+		np_rig_join_old(configs[i], false, &loop[i]);
 	for (int i = 0; fake_qp_attr(i, &attr); i++)
 		seen |= attr.ah_attr.grh.traffic_class == 96   ? 1
 			: attr.ah_attr.grh.traffic_class == 32 ? 2
@@ -159,8 +148,8 @@ static void by_connect(void)
 							       : 8;
 	CHECK(seen == 7);
 	for (int i = 0; i < 3; i++)
-		CHECK(!old->closeSend(send[i]) && !old->closeRecv(recv[i]) &&
-		      !old->closeListen(listen[i]));
+		CHECK(!old->closeSend(loop[i].send) && !old->closeRecv(loop[i].recv) &&
+		      !old->closeListen(loop[i].listen));
 	exit(0); /* the contexts end with the library, and the world after them */
 }
 
@@ -170,20 +159,13 @@ static void by_connect(void)
  */
 static void connect_first(void)
 {
+	static const ncclNetCommConfig_v10_t config = { 96 };
 	const ncclNet_v10_t *old = &ncclNetPlugin_v10;
-	ncclNetCommConfig_v10_t config = { 96 };
-	uint8_t handle[NCCL_HANDLE_MAX];
-	void *listen, *send = NULL, *recv = NULL;
-	int64_t end = kv_deadline_ns(20000);
+	struct loop l;
 
-	CHECK(!old->init(np_rig_logger, NULL));
-	CHECK(!old->listen(0, handle, &listen));
-	while (!send) {
-		CHECK(!old->connect(0, &config, handle, &send, NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	CHECK(!old->accept(listen, &recv, NULL) && recv);
-	CHECK(!old->closeSend(send) && !old->closeRecv(recv) && !old->closeListen(listen));
+	CHECK(!old->init(side_logger, NULL));
+	np_rig_join_old(&config, true, &l);
+	CHECK(!old->closeSend(l.send) && !old->closeRecv(l.recv) && !old->closeListen(l.listen));
 	exit(0);
 }
 

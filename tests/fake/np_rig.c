@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_rig.c -- the NCCL plugin over eight fake devices */
+/* np_rig.c -- the conformance rig over eight fake devices */
 #include "np_rig.h"
 
 #include <setjmp.h>
@@ -13,28 +13,16 @@
 
 #include "base/clock.h"
 
-static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
-
-char np_rig_log[NP_RIG_LOG];
-
-void np_rig_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
-		   const char *fmt, ...)
+void np_rig_await(pid_t pid)
 {
-	size_t at = strlen(np_rig_log);
-	va_list ap;
+	int status;
 
-	(void)level;
-	(void)flags;
-	(void)file;
-	(void)line;
-	va_start(ap, fmt);
-	vsnprintf(np_rig_log + at, sizeof(np_rig_log) - at, fmt, ap);
-	va_end(ap);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
 }
 
 void np_rig_process(const char *const *variables, void (*body)(void))
 {
-	int status;
 	pid_t pid;
 
 	fflush(NULL);
@@ -49,33 +37,49 @@ void np_rig_process(const char *const *variables, void (*body)(void))
 		body();
 		_exit(fake_end() ? 0 : 1);
 	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	np_rig_await(pid);
 }
 
-struct np_loop np_rig_join(int traffic_class, int dev)
+struct side np_rig_init(int traffic_class, int dev)
 {
-	struct np_loop l = { 0 };
-	uint8_t handle[NCCL_HANDLE_MAX];
-	int64_t end = kv_deadline_ns(20000);
+	struct side s = { .net = &ncclNetPlugin_v12, .dev = dev, .sock = -1 };
 
-	CHECK(!net->init(&l.ctx, 1, &(ncclNetCommConfig_v10_t){ traffic_class }, np_rig_logger,
-			 NULL));
-	CHECK(!net->listen(l.ctx, dev, handle, &l.listen));
-	while (!l.send || !l.recv) {
-		if (!l.send)
-			CHECK(!net->connect(l.ctx, dev, handle, &l.send, NULL));
-		if (!l.recv)
-			CHECK(!net->accept(l.listen, &l.recv, NULL));
+	CHECK(!s.net->init(&s.ctx, 1, &(ncclNetCommConfig_v10_t){ traffic_class }, side_logger,
+			   NULL));
+	return s;
+}
+
+struct side np_rig_join(int traffic_class, int dev, size_t bytes)
+{
+	struct side s = np_rig_init(traffic_class, dev);
+
+	PASSES(&s, side_loop(&s, &s.loop));
+	PASSES(&s, side_buffer(&s, s.loop.send, bytes, &s.from));
+	PASSES(&s, side_buffer(&s, s.loop.recv, bytes, &s.to));
+	return s;
+}
+
+void np_rig_part(struct side *s)
+{
+	PASSES(s, side_buffer_free(s, s->loop.send, &s->from));
+	PASSES(s, side_buffer_free(s, s->loop.recv, &s->to));
+	PASSES(s, side_loop_close(s, &s->loop));
+	PASSES(s, side_stop(s));
+}
+
+void np_rig_join_old(const ncclNetCommConfig_v10_t *config, bool connects_first, struct loop *l)
+{
+	int64_t end = kv_deadline_ns(SIDE_WAIT_MS);
+	uint8_t handle[NCCL_HANDLE_MAX];
+
+	*l = (struct loop){ 0 };
+	CHECK(!ncclNetPlugin_v10.listen(0, handle, &l->listen));
+	while (!l->send || !l->recv) {
+		if (!l->send)
+			CHECK(!ncclNetPlugin_v10.connect(0, (void *)config, handle, &l->send,
+							 NULL));
+		if (!l->recv && (l->send || !connects_first))
+			CHECK(!ncclNetPlugin_v10.accept(l->listen, &l->recv, NULL));
 		CHECK(kv_now_ns() < end);
 	}
-	return l;
-}
-
-void np_rig_part(struct np_loop *l)
-{
-	CHECK(!net->closeSend(l->send));
-	CHECK(!net->closeRecv(l->recv));
-	CHECK(!net->closeListen(l->listen));
-	CHECK(!net->finalize(l->ctx));
 }

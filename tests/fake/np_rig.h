@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_rig.h -- the NCCL plugin over eight fake devices, each setting in a process of its own: the
- * plugin finds its devices once in a process
+ * np_rig.h -- the conformance rig (net_side.h) over eight fake devices, each setting in a process
+ * of its own: the plugin finds its devices once in a process
  */
 #ifndef NP_RIG_H
 #define NP_RIG_H
@@ -12,30 +12,28 @@
 
 #include "check.h"
 #include "fake.h"
+#include "net_side.h"
 #include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 extern const ncclNet_v11_t ncclNetPlugin_v11;
 extern const ncclNet_v10_t ncclNetPlugin_v10;
 
-enum { NP_RIG_DEVICES = 8, NP_RIG_LOG = 65536 };
+enum { NP_RIG_DEVICES = 8 };
 
 /*
  * Runs `body` in a process with these variables ("NAME=value", NULL at the end); what it leaves on
  * a device is a failure.
  */
 void np_rig_process(const char *const *variables, void (*body)(void));
+/* Waits for a child process, which must have ended well. */
+void np_rig_await(pid_t pid);
 
-/* What the plugin has logged, and the logger that keeps it. */
-extern char np_rig_log[NP_RIG_LOG];
-void np_rig_logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
-		   const char *fmt, ...) __attribute__((format(printf, 5, 6)));
-
-/* A context and a connection of it with itself. */
-struct np_loop {
-	void *ctx, *listen, *send, *recv;
-};
-struct np_loop np_rig_join(int traffic_class, int dev);
-void np_rig_part(struct np_loop *l);
+/* A context of one end, and one that has a connection with itself and buffers of so many bytes. */
+struct side np_rig_init(int traffic_class, int dev);
+struct side np_rig_join(int traffic_class, int dev, size_t bytes);
+void np_rig_part(struct side *s);
+/* What NCCL of another version than the newest does until it has both ends. */
+void np_rig_join_old(const ncclNetCommConfig_v10_t *config, bool connects_first, struct loop *l);
 
 #endif

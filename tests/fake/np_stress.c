@@ -60,10 +60,8 @@ ssize_t process_vm_writev(pid_t pid, const struct iovec *local, unsigned long lo
 /* ---------------------------------------------------------------- a worker */
 
 struct worker {
-	int sock; /* to the worker at the other end */
-	bool sender;
+	struct side s; /* its socket leads to the worker at the other end */
 	uint64_t seed;
-	void *ctx;
 	uint8_t *buffer[KEPT];
 	uint8_t mark[KEPT]; /* 0: nothing is known of it */
 	unsigned int next;
@@ -104,35 +102,12 @@ static void given_back(struct worker *w, unsigned int i)
 	memset(w->buffer[i], w->mark[i], BYTES);
 }
 
-static void *link_up(struct worker *w)
-{
-	uint8_t handle[NCCL_HANDLE_MAX];
-	int64_t end = kv_deadline_ns(WAIT_MS);
-	void *listen, *comm = NULL;
-
-	if (w->sender)
-		CHECK(recv(w->sock, handle, sizeof(handle), MSG_WAITALL) == sizeof(handle));
-	else
-		CHECK(!net->listen(w->ctx, 0, handle, &listen));
-	if (!w->sender)
-		CHECK(send(w->sock, handle, sizeof(handle), 0) == sizeof(handle));
-	while (!comm) {
-		CHECK(w->sender ? !net->connect(w->ctx, 0, handle, &comm, NULL)
-				: !net->accept(listen, &comm, NULL));
-		CHECK(kv_now_ns() < end);
-		sched_yield();
-	}
-	if (!w->sender)
-		CHECK(!net->closeListen(listen));
-	return comm;
-}
-
 /* One row or a group; false: not now, or the other end has gone. */
 static bool post(struct worker *w, void *comm, void *mh, unsigned int slot, uint8_t *at,
 		 void **request)
 {
 	void *data[NP_GROUP], *mhs[NP_GROUP];
-	int tags[NP_GROUP], n = w->sender ? 1 : draw(w, 3) ? 1 : 1 + (int)draw(w, NP_GROUP);
+	int tags[NP_GROUP], n = w->s.sender ? 1 : draw(w, 3) ? 1 : 1 + (int)draw(w, NP_GROUP);
 	size_t sizes[NP_GROUP];
 
 	for (int i = 0; i < n; i++) {
@@ -144,13 +119,13 @@ static bool post(struct worker *w, void *comm, void *mh, unsigned int slot, uint
 	w->rows[slot] = n;
 	/* NCCL's mark: then by the ring, whatever the size is */
 	*request = draw(w, 2) ? NCCL_NET_OPTIONAL_RECV_COMPLETION : NULL;
-	if (w->sender)
+	if (w->s.sender)
 		return !net->isend(comm, data[0], sizes[0], 0, mh, NULL, request) && *request;
 	return !net->irecv(comm, n, data, sizes, tags, mhs, NULL, request) && *request;
 }
 
 /*
- * A sender's bytes are zeroes until it was told that nobody reads them, and so are those that were
+ * A sender's bytes are zeroes until it is known that nobody reads them, and so are those that were
  * received.
  */
 static void check_received(struct worker *w, unsigned int slot, const int *sizes)
@@ -158,7 +133,7 @@ static void check_received(struct worker *w, unsigned int slot, const int *sizes
 	const uint8_t *at = w->buffer[w->next] + slot * (size_t)(NP_GROUP * ROW);
 	long late = 0;
 
-	for (int i = 0; !w->sender && i < w->rows[slot]; i++)
+	for (int i = 0; !w->s.sender && i < w->rows[slot]; i++)
 		late += count_others(at + i * ROW, (size_t)sizes[i], 0);
 	if (late)
 		fprintf(stderr, "%ld bytes were read late\n", late);
@@ -177,7 +152,7 @@ static void end(struct worker *w, void *comm, void *mh, bool dereg)
 		}
 	if (dereg)
 		given_back(w, w->next); /* NCCL would free it here */
-	while (w->sender ? net->closeSend(comm) : net->closeRecv(comm)) {
+	while (w->s.sender ? net->closeSend(comm) : net->closeRecv(comm)) {
 		atomic_fetch_add(&totals->held, 1);
 		CHECK(kv_now_ns() < until);
 	}
@@ -188,10 +163,11 @@ static void end(struct worker *w, void *comm, void *mh, bool dereg)
 static void round_of(struct worker *w)
 {
 	unsigned int ops = draw(w, OPS), open = 0;
-	void *comm = link_up(w), *mh, *request[SLOTS] = { 0 };
+	void *comm, *mh, *request[SLOTS] = { 0 };
 	bool dead = false;
 	int64_t pause = kv_deadline_ns((int64_t)draw(w, 4));
 
+	PASSES(&w->s, side_link(&w->s, &comm));
 	w->next = (w->next + 1) % KEPT;
 	look(w, w->next);
 	w->mark[w->next] = 0;
@@ -227,23 +203,24 @@ static void *work(void *arg)
 	struct worker *w = arg;
 	char go;
 
-	CHECK(!net->init(&w->ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&w->s.ctx, 1, NULL, side_logger, NULL));
 	/* Receives without NCCL's mark may be filled by a copy of the sender's. */
-	CHECK(!net->setNetAttr(w->ctx, &(ncclNetAttr_v11_t){ 0 }));
+	CHECK(!net->setNetAttr(w->s.ctx, &(ncclNetAttr_v11_t){ 0 }));
 	for (int i = 0; i < KEPT; i++) {
 		w->buffer[i] = aligned_alloc(4096, BYTES);
 		CHECK(w->buffer[i]);
 	}
 	/* The sender decides, so both begin a round or neither does. */
-	while (w->sender ? atomic_load(&totals->operations) < wanted && send(w->sock, "", 1, 0) == 1
-			 : recv(w->sock, &go, 1, MSG_WAITALL) == 1)
+	while (w->s.sender
+		       ? atomic_load(&totals->operations) < wanted && send(w->s.sock, "", 1, 0) == 1
+		       : recv(w->s.sock, &go, 1, MSG_WAITALL) == 1)
 		round_of(w);
-	shutdown(w->sock, SHUT_RDWR);
+	shutdown(w->s.sock, SHUT_RDWR);
 	for (unsigned int i = 0; i < KEPT; i++) {
 		look(w, i);
 		free(w->buffer[i]);
 	}
-	CHECK(!net->finalize(w->ctx));
+	CHECK(!net->finalize(w->s.ctx));
 	return NULL;
 }
 
@@ -287,7 +264,7 @@ static void run_processes(void)
 	if (!pid)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (int i = 0; i < WORKERS; i++)
-		close(workers[pid ? 1 : 0][i].sock);
+		close(workers[pid ? 1 : 0][i].s.sock);
 	start(pid ? 0 : 1, threads);
 	join(threads);
 	if (!pid)
@@ -317,9 +294,10 @@ int main(int argc, char **argv)
 
 		CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
 		for (int rank = 0; rank < 2; rank++)
-			workers[rank][i] = (struct worker){ .sock = pair[rank],
-							    .sender = rank,
-							    .seed = (uint64_t)(2 * i + rank + 1) };
+			workers[rank][i] = (struct worker){
+				.s = { .net = net, .sock = pair[rank], .sender = rank },
+				.seed = (uint64_t)(2 * i + rank + 1)
+			};
 	}
 	if (ib)
 		run_threads();

@@ -56,64 +56,34 @@ static void check_writes(const uint8_t *to, size_t size, int ndevs)
 		CHECK(devices == all);
 }
 
-static void move(struct np_loop *l, uint8_t *from, uint8_t *to, size_t size, int ndevs)
-{
-	void *in = NULL, *out = NULL, *from_mh, *to_mh, *data = to;
-	size_t room = MAX;
-	int tag = 0;
-
-	for (size_t i = 0; i < MAX; i++)
-		from[i] = (uint8_t)(i * 7 + i / 251 + size);
-	memset(to, 0xa5, MAX);
-	CHECK(!net->regMr(l->send, from, MAX, NCCL_PTR_HOST, &from_mh));
-	CHECK(!net->regMr(l->recv, to, MAX, NCCL_PTR_HOST, &to_mh));
-	CHECK(!net->irecv(l->recv, 1, &data, &room, &tag, &to_mh, NULL, &in) && in);
-	fake_writes(NULL, 0);
-	CHECK(!net->isend(l->send, from, size, tag, from_mh, NULL, &out) && out);
-	for (int done[2] = { 0 }; !done[0] || !done[1];) {
-		if (!done[0])
-			CHECK(!net->test(out, &done[0], NULL));
-		if (!done[1])
-			CHECK(!net->test(in, &done[1], NULL));
-	}
-	CHECK(!memcmp(from, to, size));
-	for (size_t i = size; i < MAX; i++)
-		CHECK(to[i] == 0xa5);
-	check_writes(to, size, ndevs);
-	CHECK(!net->deregMr(l->send, from_mh));
-	CHECK(!net->deregMr(l->recv, to_mh));
-}
-
 static void deal(void)
 {
 	static const size_t sizes[] = { 0,     1,      127,  128,     129,   1000,	4096,
 					70001, 300000, STEP, 1 << 20, LARGE, LARGE + 77 };
-	uint8_t *from = aligned_alloc(4096, (MAX + 4095) & ~4095u);
-	uint8_t *to = aligned_alloc(4096, (MAX + 4095) & ~4095u);
 	int ndev, dev;
 	void *ctx;
 
-	CHECK(from && to);
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, side_logger, NULL));
 	CHECK(!net->devices(&ndev) && ndev == DEVICES);
 	for (int ndevs = 1; ndevs <= DEVICES; ndevs++) {
 		ncclNetVDeviceProps_v12_t parts = { .ndevs = ndevs };
 		ncclNetProperties_v12_t p;
-		struct np_loop l;
+		struct side s;
 
 		for (int i = 0; i < ndevs; i++)
 			parts.devs[i] = i;
 		CHECK(!net->makeVDevice(&dev, &parts) && dev == DEVICES - 1 + ndevs);
 		CHECK(!net->getProperties(dev, &p) && p.vProps.ndevs == ndevs);
 		CHECK(!memcmp(p.vProps.devs, parts.devs, sizeof(int) * (size_t)ndevs));
-		l = np_rig_join(-1, dev);
-		for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++)
-			move(&l, from, to, sizes[i], ndevs);
-		np_rig_part(&l);
+		s = np_rig_join(-1, dev, MAX);
+		for (size_t i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
+			fake_writes(NULL, 0);
+			PASSES(&s, side_exchange(&s, &s.loop, &s.from, &s.to, sizes[i], i));
+			check_writes(s.to.bytes, sizes[i], ndevs);
+		}
+		np_rig_part(&s);
 	}
 	CHECK(!net->finalize(ctx));
-	free(from);
-	free(to);
 }
 
 static void a_message_is_dealt_over_up_to_eight_devices_in_whole_lines(void **state)
@@ -131,7 +101,7 @@ static void refuse(void)
 	int ndev, dev = -7;
 	void *ctx;
 
-	CHECK(!net->init(&ctx, 1, NULL, np_rig_logger, NULL));
+	CHECK(!net->init(&ctx, 1, NULL, side_logger, NULL));
 	CHECK(net->makeVDevice(&dev, &nine) && net->makeVDevice(&dev, &none));
 	CHECK(net->makeVDevice(&dev, &twice) && net->makeVDevice(&dev, &unknown));
 	CHECK(net->makeVDevice(&dev, &negative) && net->makeVDevice(&dev, NULL));

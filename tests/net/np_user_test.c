@@ -19,14 +19,14 @@
 
 #include <cmocka.h>
 
-#include "base/clock.h"
 #include "check.h"
+#include "net_side.h"
 #include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
 
-enum { STRANGER = 54321, LEN = 3 << 20, MESSAGES = 5, WAIT_MS = 20000 };
+enum { STRANGER = 54321, LEN = 3 << 20, MESSAGES = 5 };
 
 struct scene {
 	const char *root_allows, *stranger_allows; /* KVCACHE_SHM_ALLOW_UIDS */
@@ -35,119 +35,42 @@ struct scene {
 	bool direct;	  /* which says that it may use process_vm too */
 };
 
-static void logger(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
-		   const char *fmt, ...)
+static void check_path(const struct scene *scene, const struct np_comm *comm)
 {
-	va_list ap;
+	const char *path = tr_conn_path(comm->conn);
+	bool direct = strstr(path, "process_vm for any order");
 
-	(void)flags;
-	if (level != NCCL_LOG_WARN)
-		return;
-	va_start(ap, fmt);
-	fprintf(stderr, "%s:%d: ", file, line);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
-	va_end(ap);
-}
-
-static uint8_t byte_of(int message, size_t i)
-{
-	return (uint8_t)(i * 7 + i / 251 + (size_t)message * 31);
-}
-
-static int wait_for(void *request)
-{
-	int64_t end = kv_deadline_ns(WAIT_MS);
-	int done = 0, size = -1;
-
-	while (!done) {
-		CHECK(!net->test(request, &done, &size));
-		CHECK(kv_now_ns() < end);
-	}
-	return size;
-}
-
-static void send_all(const struct scene *scene, void *ctx, int sock)
-{
-	int64_t end = kv_deadline_ns(WAIT_MS);
-	uint8_t handle[NCCL_HANDLE_MAX], *bytes = malloc(LEN);
-	void *comm = NULL, *mh;
-	const char *path;
-	bool direct;
-
-	CHECK(recv(sock, handle, sizeof(handle), MSG_WAITALL) == sizeof(handle));
-	while (!comm) {
-		CHECK(!net->connect(ctx, 0, handle, &comm, NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	CHECK(!net->regMr(comm, bytes, LEN, NCCL_PTR_HOST, &mh));
-	for (int m = 0; m < MESSAGES; m++) {
-		void *request = NULL;
-
-		for (size_t i = 0; i < LEN; i++)
-			bytes[i] = byte_of(m, i);
-		while (!request)
-			CHECK(!net->isend(comm, bytes, LEN, m, mh, NULL, &request));
-		CHECK(wait_for(request) == LEN);
-	}
-	path = tr_conn_path(((struct np_comm *)comm)->conn);
-	direct = strstr(path, "process_vm for any order");
 	if (!strstr(path, scene->path) || direct != scene->direct)
 		fprintf(stderr, "path: %s\n", path);
 	CHECK(strstr(path, scene->path));
 	CHECK(direct == scene->direct);
-	CHECK(!net->deregMr(comm, mh));
-	CHECK(send(sock, "", 1, 0) == 1 && recv(sock, handle, 1, MSG_WAITALL) == 1);
-	CHECK(!net->closeSend(comm));
-	free(bytes);
 }
 
-static void receive_all(void *ctx, int sock)
+static void move_all(const struct scene *scene, struct side *s)
 {
-	int64_t end = kv_deadline_ns(WAIT_MS);
-	uint8_t handle[NCCL_HANDLE_MAX], *bytes = malloc(LEN);
-	void *listen, *comm = NULL, *mh, *data = bytes;
-	size_t size = LEN;
-
-	CHECK(!net->listen(ctx, 0, handle, &listen));
-	CHECK(send(sock, handle, sizeof(handle), 0) == sizeof(handle));
-	while (!comm) {
-		CHECK(!net->accept(listen, &comm, NULL));
-		CHECK(kv_now_ns() < end);
-	}
-	CHECK(!net->regMr(comm, bytes, LEN, NCCL_PTR_HOST, &mh));
-	for (int m = 0; m < MESSAGES; m++) {
-		void *request = NULL;
-
-		memset(bytes, 0, LEN);
-		while (!request)
-			CHECK(!net->irecv(comm, 1, &data, &size, &m, &mh, NULL, &request));
-		CHECK(wait_for(request) == LEN);
-		for (size_t i = 0; i < LEN; i++)
-			CHECK(bytes[i] == byte_of(m, i));
-	}
-	CHECK(!net->deregMr(comm, mh));
-	CHECK(send(sock, "", 1, 0) == 1 && recv(sock, handle, 1, MSG_WAITALL) == 1);
-	CHECK(!net->closeRecv(comm));
-	CHECK(!net->closeListen(listen));
-	free(bytes);
+	PASSES(s, side_link(s, &s->comm));
+	PASSES(s, side_buffer(s, s->comm, LEN, &s->b));
+	for (uint64_t m = 0; m < MESSAGES; m++)
+		PASSES(s, side_message(s, s->comm, &s->b, LEN, m));
+	if (s->sender)
+		check_path(scene, s->comm);
+	PASSES(s, side_buffer_free(s, s->comm, &s->b));
+	PASSES(s, side_barrier(s));
+	PASSES(s, side_unlink(s, s->comm));
 }
 
-static int side(const struct scene *scene, bool root, int sock)
+static int one_side(const struct scene *scene, bool root, int sock)
 {
 	const char *allows = root ? scene->root_allows : scene->stranger_allows;
-	void *ctx;
+	struct side s = { .net = net, .sock = sock, .sender = root == scene->root_sends };
 
 	/* What changes its user is not dumpable; then not even its own user reaches it. */
 	CHECK(root || (!setgid(STRANGER) && !setuid(STRANGER) && !prctl(PR_SET_DUMPABLE, 1)));
 	CHECK(!setenv("KVCACHE_TRANSPORT", "shm", 1));
 	CHECK(!allows || !setenv("KVCACHE_SHM_ALLOW_UIDS", allows, 1));
-	CHECK(!net->init(&ctx, 1, &(ncclNetCommConfig_v10_t){ 0 }, logger, NULL));
-	if (root == scene->root_sends)
-		send_all(scene, ctx, sock);
-	else
-		receive_all(ctx, sock);
-	CHECK(!net->finalize(ctx));
+	CHECK(!net->init(&s.ctx, 1, &(ncclNetCommConfig_v10_t){ 0 }, side_logger, NULL));
+	move_all(scene, &s);
+	PASSES(&s, side_stop(&s));
 	return 0;
 }
 
@@ -163,7 +86,7 @@ static void run(const struct scene *scene)
 		assert_true(pid[i] >= 0);
 		if (!pid[i]) {
 			close(sock[!i]); /* so that the end of one is seen by the other */
-			_exit(side(scene, i, sock[i]));
+			_exit(one_side(scene, i, sock[i]));
 		}
 	}
 	close(sock[0]);
