@@ -35,7 +35,7 @@ struct fake_config {
 	uint64_t max_mr_size;  /* as ibv_device_attr says it; 0 = it does not */
 	bool no_cm;	       /* librdmacm is not installed */
 	bool dmabuf;	       /* the driver takes DMA-BUFs; a memfd stands in for one */
-	/* slow verbs in threads of their own (transport/ib/aside.c): no two runs are alike */
+	/* slow verbs in threads of their own (transport/ib/slow_verbs.c): no two runs are alike */
 	bool threads;
 };
 

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "ib/gid.h"
+#include "ib/ib.h"
 
 static struct ibv_gid_entry entry(uint32_t index, const char *address, uint32_t type)
 {

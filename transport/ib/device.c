@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * device.c -- the rails: which ports of which devices are used, how they are addressed, and what
- * happens to them
- */
+/* device.c -- a rail: opened, the choice of its GID, how it is addressed, and what happens to it */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,59 +13,130 @@
 #include "base/fault.h"
 #include "base/fds.h"
 #include "base/log.h"
-#include "gid.h"
 #include "ib.h"
 
-/* True if `nics` ("mlx5_0,mlx5_1:2", "" = all) names this port. */
-static bool named(const char *nics, const char *device, unsigned int port)
+/* ---------------------------------------------------------------- which GID; pure */
+
+static const char *const rank_text[] = {
+	[IB_GID_USELESS] = "empty",	 [IB_GID_LINK_LOCAL] = "link-local",
+	[IB_GID_ROCE_V1] = "RoCE v1",	 [IB_GID_IPV6] = "RoCE v2, routable IPv6",
+	[IB_GID_IPV4] = "RoCE v2, IPv4",
+};
+
+void ib_gid_text(const union ibv_gid *gid, char *buf, size_t cap)
 {
-	size_t len = strlen(device);
-
-	if (!*nics)
-		return true;
-	for (const char *p = nics; *p;) {
-		size_t item = strcspn(p, ",");
-
-		if (item >= len && !memcmp(p, device, len)) {
-			if (item == len)
-				return true;
-			if (p[len] == ':' && strtoul(p + len + 1, NULL, 10) == port)
-				return true;
-		}
-		p += item;
-		p += *p == ',';
-	}
-	return false;
+	if (!inet_ntop(AF_INET6, gid->raw, buf, (socklen_t)cap))
+		snprintf(buf, cap, "?");
 }
 
-/* Every item of `nics` must have become a rail: a misspelt name must not lead to another device. */
-static int check_names(const struct ib_ctx *ctx, const char *nics, struct kv_error *err)
+bool ib_gid_is_zero(const union ibv_gid *gid)
 {
-	for (const char *p = nics; *p;) {
-		size_t item = strcspn(p, ",");
-		size_t device = strcspn(p, ":,");
-		bool found = !item;
+	static const uint8_t zero[16];
 
-		for (int i = 0; i < ctx->rails; i++) {
-			const char *name = ctx->rail[i].name;
-			size_t len = device == item ? strcspn(name, ":") : strlen(name);
-
-			found |= len == item && !memcmp(name, p, item);
-		}
-		if (!found) {
-			kv_fail(err, KV_ERR_DEVICE, "open",
-				"KVCACHE_RDMA_NICS names \"%.*s\", which is not a device with an "
-				"active port",
-				(int)item, p);
-			kv_error_hint(err, "ibv_devinfo lists the devices and the state of their "
-					   "ports");
-			return KV_ERR_DEVICE;
-		}
-		p += item;
-		p += *p == ',';
-	}
-	return 0;
+	return !memcmp(gid->raw, zero, sizeof(zero));
 }
+
+bool ib_gid_is_ipv4(const union ibv_gid *gid)
+{
+	static const uint8_t prefix[12] = { [10] = 0xff, [11] = 0xff };
+
+	return !memcmp(gid->raw, prefix, sizeof(prefix));
+}
+
+bool ib_gid_is_link_local(const union ibv_gid *gid)
+{
+	return gid->raw[0] == 0xfe && (gid->raw[1] & 0xc0) == 0x80;
+}
+
+static enum ib_gid_rank rank_of(const struct ibv_gid_entry *entry)
+{
+	static const uint8_t zero[8];
+	const uint8_t *raw = entry->gid.raw;
+
+	/* A GID whose interface part is zero belongs to an interface without an address. */
+	if (ib_gid_is_zero(&entry->gid) || !memcmp(raw + 8, zero, 8))
+		return IB_GID_USELESS;
+	if (ib_gid_is_link_local(&entry->gid))
+		return IB_GID_LINK_LOCAL;
+	if (entry->gid_type != IBV_GID_TYPE_ROCE_V2)
+		return IB_GID_ROCE_V1;
+	return ib_gid_is_ipv4(&entry->gid) ? IB_GID_IPV4 : IB_GID_IPV6;
+}
+
+static void take_gid(struct ib_gid_choice *choice, const struct ibv_gid_entry *entries, int entry,
+		     bool asked, const char *why)
+{
+	char text[INET6_ADDRSTRLEN];
+
+	choice->entry = entry;
+	choice->rank = rank_of(&entries[entry]);
+	choice->asked = asked;
+	ib_gid_text(&entries[entry].gid, text, sizeof(text));
+	snprintf(choice->reason, sizeof(choice->reason), "gid index %u, %s (%s): %s",
+		 entries[entry].gid_index, text, rank_text[choice->rank], why);
+}
+
+/* How good an entry is, 0 = useless: the very address, then its family, then the kind. */
+static int score(const struct ibv_gid_entry *entry, const union ibv_gid *near)
+{
+	enum { FAMILY = 10, VERY = 20 };
+	enum ib_gid_rank rank = rank_of(entry);
+
+	if (!near || rank <= IB_GID_LINK_LOCAL)
+		return (int)rank;
+	if (!memcmp(near->raw, entry->gid.raw, sizeof(near->raw)))
+		return (int)rank + VERY;
+	return ib_gid_is_ipv4(near) == ib_gid_is_ipv4(&entry->gid) ? (int)rank + FAMILY : (int)rank;
+}
+
+void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
+		   const union ibv_gid *near, struct ib_gid_choice *choice)
+{
+	char why[64] = "the first of the best kind";
+	int best = 0, found = -1;
+
+	memset(choice, 0, sizeof(*choice));
+	choice->entry = -1;
+	for (size_t i = 0; i < n; i++) {
+		int points = score(&entries[i], near);
+
+		if (option >= 0 && entries[i].gid_index == (uint32_t)option && points) {
+			take_gid(choice, entries, (int)i, true,
+				 "KVCACHE_RDMA_GID_INDEX asks for it");
+			return;
+		}
+		if (points > best) {
+			best = points;
+			found = (int)i;
+		}
+	}
+	if (option >= 0)
+		snprintf(why, sizeof(why), "the index %d of KVCACHE_RDMA_GID_INDEX is empty",
+			 option);
+	if (found >= 0)
+		take_gid(choice, entries, found, false, why);
+	else
+		snprintf(choice->reason, sizeof(choice->reason), "no entry of %zu is usable", n);
+}
+
+void ib_gid_choose_infiniband(const struct ibv_gid_entry *entries, size_t n, int option,
+			      struct ib_gid_choice *choice)
+{
+	memset(choice, 0, sizeof(*choice));
+	choice->entry = -1;
+	for (size_t i = 0; i < n; i++) {
+		bool asked = option >= 0 && entries[i].gid_index == (uint32_t)option;
+
+		if (ib_gid_is_zero(&entries[i].gid) || (!asked && entries[i].gid_index))
+			continue;
+		choice->entry = (int)i;
+		choice->asked = asked;
+		if (asked)
+			return;
+	}
+}
+
+/* ---------------------------------------------------------------- how it is addressed */
 
 /* The port's valid rows of its device's GID table; the caller frees them. */
 static int read_gids(const struct ib_ctx *ctx, const struct ib_rail *rail,
@@ -194,6 +263,8 @@ bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid)
 	return found;
 }
 
+/* ---------------------------------------------------------------- open, close */
+
 /* Asynchronous events are read without waiting, by whichever connection looks first. */
 static int unblock_async(int fd)
 {
@@ -212,6 +283,14 @@ static void lend_device(const struct ibv_context *context, bool on)
 		(on ? kv_fd_lend : kv_fd_unlend)(context->cmd_fd);
 }
 
+void ib_rail_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place)
+{
+	char link[128];
+
+	snprintf(link, sizeof(link), "class/infiniband/%s/device", device);
+	pci_place_find(ctx->sysroot, link, place);
+}
+
 int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
 		 struct kv_error *err)
 {
@@ -221,7 +300,7 @@ int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *de
 	memset(rail, 0, sizeof(*rail));
 	rail->port = port;
 	snprintf(rail->name, sizeof(rail->name), "%s:%u", v->get_device_name(device), port);
-	ib_near_place(ctx, v->get_device_name(device), &rail->place);
+	ib_rail_place(ctx, v->get_device_name(device), &rail->place);
 	rail->context = v->open_device(device);
 	if (!rail->context)
 		return kv_fail_errno(err, KV_ERR_DEVICE, errno, "open", "cannot open the device %s",
@@ -286,122 +365,7 @@ void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail)
 	ctx->v->close_device(rail->context);
 }
 
-void ib_rails_close(struct ib_ctx *ctx)
-{
-	while (ctx->rails) {
-		ctx->rails--;
-		ib_rail_close(ctx, &ctx->rail[ctx->rails]);
-	}
-}
-
-/*
- * The devices at this distance from the GPU, or all (PCI_DISTANCES). One that cannot be used is
- * left out with a line in the log, and its cause kept in *why; asked for by name it is an error.
- * Being out of memory or descriptors is not a fault of a device.
- */
-static int scan(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
-		enum pci_distance distance, struct kv_log *log, struct kv_error *why)
-{
-	for (int i = 0; i < n; i++) {
-		const char *name = ctx->v->get_device_name(list[i]);
-		unsigned int ports = 2; /* until the device has been asked */
-
-		if (distance != PCI_DISTANCES && ib_near_distance(ctx, name) != distance)
-			continue;
-		for (unsigned int port = 1; port <= ports && ctx->rails < IB_PORTS_MAX; port++) {
-			struct ib_rail *rail = &ctx->rail[ctx->rails];
-			int ret;
-
-			if (!named(nics, name, port))
-				continue;
-			ret = ib_rail_open(ctx, rail, list[i], (uint8_t)port, why);
-			if (rail->attr.phys_port_cnt)
-				ports = rail->attr.phys_port_cnt;
-			if (!ret) {
-				ctx->rails++;
-			} else if (ret == KV_ERR_UNSUPPORTED || ret == KV_ERR_UNREACHABLE ||
-				   (ret == KV_ERR_DEVICE && !*nics)) {
-				kv_log_info(log, "ib: %s is not used: %s", rail->name,
-					    why->message);
-				ib_late_note(ctx, name, (uint8_t)port);
-			} else if (ret != KV_ERR_ARG) {
-				return ret;
-			}
-		}
-	}
-	return 0;
-}
-
-/*
- * All devices, or only the nearest of those that can be used: a farther one does not help where a
- * nearer one is its rail's equal.
- */
-static int scan_nearest(struct ib_ctx *ctx, struct ibv_device **list, int n, const char *nics,
-			struct kv_log *log, struct kv_error *why)
-{
-	int ret = 0;
-
-	if (*nics || !*ctx->gpu.address) {
-		ret = scan(ctx, list, n, nics, PCI_DISTANCES, log, why);
-	} else {
-		for (int d = PCI_PIX; d < PCI_DISTANCES && !ctx->rails && !ret; d++)
-			ret = scan(ctx, list, n, nics, (enum pci_distance)d, log, why);
-	}
-	if (!ret)
-		ib_speed_choose(ctx, *ctx->gpu.address && !*nics, *nics, log);
-	for (int i = 0; i < ctx->rails && !ret; i++) {
-		const struct ib_rail *rail = &ctx->rail[i];
-		enum pci_distance d = pci_between(&ctx->gpu, &rail->place);
-
-		kv_log_info(log, "ib: rail %d is %s%s%s%s%s: %s", i, rail->name,
-			    *ctx->gpu.address ? ", " : "",
-			    *ctx->gpu.address ? pci_distance_name(d) : "",
-			    *ctx->gpu.address ? " from GPU " : "", ctx->gpu.address,
-			    rail->address.reason);
-	}
-	return ret;
-}
-
-static int refuse_none(int n, const struct kv_error *why, struct kv_error *err)
-{
-	if (!n) {
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "this machine has no RDMA device");
-		kv_error_hint(err, "a software one: rdma link add rxe0 type rxe netdev eth0");
-	} else if (why->code == KV_ERR_DEVICE) {
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open",
-			"none of %d RDMA devices can be used; the last: %.160s", n, why->message);
-	} else {
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open",
-			"none of %d RDMA devices has an active port", n);
-		kv_error_hint(err, "bring the link up; ibv_devinfo shows the ports");
-	}
-	return KV_ERR_UNSUPPORTED;
-}
-
-int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err)
-{
-	struct ibv_device **list;
-	struct kv_error why = { 0 };
-	int n = 0, ret;
-
-	list = ctx->v->get_device_list(&n);
-	if (!list && errno != ENOSYS)
-		return kv_fail_errno(err, *nics ? KV_ERR_DEVICE : KV_ERR_UNSUPPORTED, errno, "open",
-				     "cannot list the RDMA devices");
-	ret = scan_nearest(ctx, list, n, nics, log, &why);
-	if (list)
-		ctx->v->free_device_list(list);
-	if (ret)
-		kv_error_copy(err, &why);
-	else
-		ret = check_names(ctx, nics, err);
-	if (!ret && !ctx->rails)
-		ret = refuse_none(n, &why, err);
-	if (ret)
-		ib_rails_close(ctx);
-	ctx->taking = ctx->rails;
-	return ret;
-}
+/* ---------------------------------------------------------------- what happens to it */
 
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap)
 {

@@ -14,7 +14,6 @@
 #include "base/log.h"
 #include "base/option.h"
 #include "base/unload.h"
-#include "gid.h"
 
 static void set_limits(struct ib_ctx *ctx)
 {
@@ -69,7 +68,7 @@ static int open_with(const char *nics, const char *gpu, int gid_index, struct kv
 	pthread_cond_init(&ctx->idle, NULL);
 	set_limits(ctx);
 	ctx->late_next_ns = kv_deadline_ns(IB_LATE_MS);
-	ret = ib_near_gpu(ctx, gpu, log, err);
+	ret = ib_rails_near(ctx, gpu, log, err);
 	if (!ret)
 		ret = ib_rails_open(ctx, nics, log, err);
 	if (ret) {
@@ -100,7 +99,7 @@ static void ib_close(void *arg)
 {
 	struct ib_ctx *ctx = arg;
 
-	if (!ib_aside_close(ctx)) {
+	if (!ib_slow_close(ctx)) {
 		kv_stay_loaded();
 		kv_log_warn(
 			ctx->tr->log,

@@ -2,20 +2,19 @@
 /*
  * ib.h -- the objects of the ib provider and which file does what with them
  *
- *   rail   one port of one device: its own verbs context and protection domain            device.c,
- *          gid.c, near.c
- *   path   a rail of ours joined with a rail of the peer                                  pair.c
- *          out of which port the route to the peer's address goes (librdmacm)             route.c
- *          how its packets are addressed                                                  path.c
- *          its numbers, sent to the peer                                                  setup.c
- *          its memory and completion queues                                               control.c
- *   lane   one RC queue pair of a path                                                    qp.c
- *   chain  prebuilt work requests; only addresses, lengths and keys change                post.c
- *          taken down without waiting for its device                                  aside.c
- *   slot   what a lane remembers of each work request that it has posted                  post.c,
- *          progress.c
+ *   rail   one port of one device: its own verbs context and protection domain    device.c
+ *          which ports become rails, at once and later                            rails.c, late.c
+ *   path   a rail of ours joined with a rail of the peer                          rail_match.c
+ *          out of which port the route to the peer's address goes (librdmacm)     route.c
+ *          how its packets are addressed                                          address.c
+ *          its numbers, sent to the peer                                          setup.c
+ *          its memory and completion queues                                       conn_mem.c
+ *   lane   one RC queue pair of a path                                            qp.c
+ *          taken down without waiting for its device                              slow_verbs.c
+ *   chain  prebuilt work requests; only addresses, lengths and keys change        post.c
+ *   slot   what a lane remembers of each work request that it has posted          post.c, poll.c
  *
- * The path of a byte: post.c (spans to work requests) -> progress.c (completions) -> notify.c (the
+ * The path of a byte: post.c (spans to work requests) -> poll.c (completions) -> notify.c (the
  * peer gets a notify).
  *
  * Everything of a connection is used under its caller's lock. Shared between connections are only
@@ -35,7 +34,7 @@
 #include "verbs_load.h"
 
 struct ib_conn;
-struct ib_pairing;
+struct ib_match;
 struct kv_option_set;
 
 enum ib_limits {
@@ -71,7 +70,7 @@ enum ib_limits {
 	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
 	/* a fenced one, before that, for its last messages, one of them sent again */
 	IB_LINGER_MS = 300,
-	IB_ASIDE_MS = 1,       /* a verb that may take long is waited for this long in the call */
+	IB_SLOW_MS = 1,       /* a verb that may take long is waited for this long in the call */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	/* slices of one region: their keys on all rails fit a description */
@@ -145,11 +144,6 @@ struct ib_ctx {
 	struct ib_absent absent[IB_PORTS_MAX];
 };
 
-/* near.c */
-int ib_near_gpu(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err);
-void ib_near_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place);
-enum pci_distance ib_near_distance(const struct ib_ctx *ctx, const char *device);
-
 /* speed.c */
 void ib_speed_find(const struct ib_ctx *ctx, struct ib_rail *rail);
 void ib_speed_choose(struct ib_ctx *ctx, bool by_name, bool named, struct kv_log *log);
@@ -161,8 +155,13 @@ void ib_late_note(struct ib_ctx *ctx, const char *device, uint8_t port);
 void ib_late_look(struct ib_ctx *ctx); /* for a new connection */
 bool ib_late_busy(struct ib_ctx *ctx);
 
-/* device.c */
+/* rails.c */
+int ib_rails_near(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err);
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
+void ib_rails_close(struct ib_ctx *ctx);
+
+/* device.c */
+void ib_rail_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place);
 /* ARG: there is no such port. UNSUPPORTED, UNREACHABLE: it is not active. */
 int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
 		 struct kv_error *err);
@@ -175,9 +174,47 @@ int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail,
 int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
 		  struct ib_address *address_p, struct kv_error *err);
 bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid);
-void ib_rails_close(struct ib_ctx *ctx);
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
 void ib_async_drain(struct ib_ctx *ctx);
+
+/* The choice of a GID: device.c, pure */
+
+enum ib_gid_rank {
+	IB_GID_USELESS = 0, /* zero */
+	IB_GID_LINK_LOCAL,  /* reaches one link only; never chosen where a better one exists */
+	IB_GID_ROCE_V1,	    /* is not routed, and many networks drop it */
+	IB_GID_IPV6,	    /* RoCE v2, routable IPv6 */
+	IB_GID_IPV4,	    /* RoCE v2, IPv4-mapped */
+};
+
+struct ib_gid_choice {
+	int entry; /* index into the array, -1 = none is usable */
+	enum ib_gid_rank rank;
+	bool asked; /* it is the one that the option asks for */
+	char reason[160];
+};
+
+bool ib_gid_is_ipv4(const union ibv_gid *gid); /* an IPv4 address as IPv6 maps it */
+bool ib_gid_is_zero(const union ibv_gid *gid);
+bool ib_gid_is_link_local(const union ibv_gid *gid); /* as an IPv6 address */
+
+/*
+ * The entry for a RoCE port from all its valid entries; `option` is KVCACHE_RDMA_GID_INDEX (-1 =
+ * automatic). `near` is an address or NULL: that very entry is best, then one of its family (IPv4,
+ * IPv6).
+ */
+void ib_gid_choose(const struct ibv_gid_entry *entries, size_t n, int option,
+		   const union ibv_gid *near, struct ib_gid_choice *choice);
+
+/*
+ * The entry for an InfiniBand port: the asked one, or 0, which is the port's own (IBTA volume 1,
+ * 14.2.5.5 GUIDInfo).
+ */
+void ib_gid_choose_infiniband(const struct ibv_gid_entry *entries, size_t n, int option,
+			      struct ib_gid_choice *choice);
+
+/* "::ffff:10.0.0.1" style text of a GID into a buffer of at least INET6_ADDRSTRLEN bytes. */
+void ib_gid_text(const union ibv_gid *gid, char *buf, size_t cap);
 
 /* ---------------------------------------------------------------- memory */
 
@@ -368,7 +405,7 @@ struct ib_conn {
 	uint32_t rails; /* of the paths: a bit for each */
 	struct ib_path path[IB_RAILS_MAX];
 	/* connecting side, until the paths are chosen */
-	struct ib_pairing *pairing;
+	struct ib_match *match;
 	/* accepting side: the rails that were offered, in the peer's numbers */
 	struct ib_offered {
 		uint8_t rail_index;
@@ -403,8 +440,8 @@ struct ib_conn {
 	atomic_bool cut; /* by another thread, which can do it no more once this is set */
 	bool reset; /* what did not flush in time */
 	int64_t linger_deadline_ns; /* 0: no fence yet */
-	atomic_int aside;	    /* of the job in its own thread: see aside.c */
-	pthread_t aside_thread;
+	atomic_int slow; 	    /* of the job in its own thread: see slow_verbs.c */
+	pthread_t slow_thread;
 	void (*job)(struct ib_conn *c);
 	struct tr_left *left; /* what its thread's queue pairs may reach */
 	struct ib_conn *next_left;
@@ -450,25 +487,25 @@ static inline uint32_t ib_lane_room(const struct ib_lane *lane, uint32_t keep)
 _Static_assert(IB_LANES_MAX <= 256, "a lane fits its byte of the wr_id");
 _Static_assert(TR_OPS_MAX <= 256, "an operation's slot fits its byte of the immediate");
 
-/* control.c: the control region, completion queues and lanes' memory of a connection */
+/* conn_mem.c: the control region, completion queues and lanes' memory of a connection */
 /* *bad_p: the path whose device has failed, -1 = none */
-int ib_control_make(struct ib_conn *c, int *bad_p, struct kv_error *err);
-bool ib_control_free(struct ib_conn *c);
-uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
-uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
-uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
-uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane);
+int ib_conn_mem_make(struct ib_conn *c, int *bad_p, struct kv_error *err);
+bool ib_conn_mem_free(struct ib_conn *c);
+uint8_t *ib_conn_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_conn_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_conn_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number);
+uint8_t *ib_conn_landing(struct ib_conn *c, const struct ib_lane *lane);
 uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number);
 
 /*
- * pair.c: connecting side: which rails are joined. step: 0 = c->path is filled, TR_AGAIN, or the
- * error
+ * rail_match.c: connecting side: which rails are joined. step: 0 = c->path is filled, TR_AGAIN, or
+ * the error
  */
-int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err);
-int ib_pairing_step(struct ib_conn *c, struct kv_error *err);
-void ib_pairing_end(struct ib_conn *c);
+int ib_match_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err);
+int ib_match_step(struct ib_conn *c, struct kv_error *err);
+void ib_match_end(struct ib_conn *c);
 
-/* path.c: how the packets of a path are addressed */
+/* address.c: how the packets of a path are addressed */
 int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
 		  const struct ib_address *own, const union ibv_gid *peer, struct kv_error *err);
 int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t pkey,
@@ -522,18 +559,18 @@ void ib_credits_return(struct ib_conn *c);
 /* False: the peer gives back more than was used. */
 bool ib_credits_take(struct ib_lane *lane, uint16_t credits);
 
-/* flush.c */
+/* the same file: TR_PROVEN */
 bool ib_proof_room(const struct ib_conn *c, uint64_t lanes);
 int ib_proof_post(struct ib_conn *c, struct tr_op *op, uint64_t lanes, struct kv_error *err);
 bool ib_ask(struct tr_conn *conn);
 
-/* progress.c */
+/* poll.c */
 int ib_poll(struct ib_conn *c);
 int ib_progress(struct tr_conn *conn);
 int ib_arm(struct tr_conn *conn);
 void ib_op_settle(struct ib_conn *c, uint16_t index); /* reports its end if it has come */
 
-/* cancel.c */
+/* stop.c */
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
 int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 void ib_break(struct ib_conn *c, const struct kv_error *cause);
@@ -542,17 +579,17 @@ void ib_stop_step(struct ib_conn *c);
 void ib_cut(struct tr_conn *conn);
 void ib_cut_step(struct ib_conn *c);
 
-/* aside.c */
+/* slow_verbs.c */
 /* From any thread; nothing where a job is under way or no thread can be had. */
-void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
-bool ib_aside_busy(struct ib_conn *c); /* a job is under way */
+void ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
+bool ib_slow_busy(struct ib_conn *c); /* a job is under way */
 /*
  * true: the job was done. false: it, or another one, is under way; the same job may be run again.
  */
-bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c));
-void ib_aside_leave(struct ib_conn *c); /* frees the connection, now or after its job */
+bool ib_slow_run(struct ib_conn *c, void (*job)(struct ib_conn *c));
+void ib_slow_leave(struct ib_conn *c); /* frees the connection, now or after its job */
 /* false: a device still holds its queue pairs; the context is never freed. */
-bool ib_aside_close(struct ib_ctx *ctx);
+bool ib_slow_close(struct ib_ctx *ctx);
 
 /* status.c */
 int ib_wc_code(enum ibv_wc_status status, bool port_down); /* pure */

@@ -46,7 +46,7 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
 		struct kv_error *err)
 {
 	struct ib_conn *c = lane->c;
-	uint8_t *source = ib_control_source(c, lane, lane->ctl_posted);
+	uint8_t *source = ib_conn_source(c, lane, lane->ctl_posted);
 	struct wire_writer w = wire_writer_of(source, IB_BUFFER);
 	struct ibv_sge sge = { .addr = (uint64_t)(uintptr_t)source,
 			       .length = IB_MSG_HEADER + (uint32_t)len,
@@ -132,7 +132,7 @@ void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buff
 {
 	struct ib_conn *c = lane->c;
 	size_t size = wc->byte_len < IB_BUFFER ? wc->byte_len : IB_BUFFER;
-	struct wire_reader r = wire_reader_of(ib_control_buffer(c, lane, buffer), size);
+	struct wire_reader r = wire_reader_of(ib_conn_buffer(c, lane, buffer), size);
 	uint32_t sequence = wire_get_u32(&r);
 	uint16_t credits = wire_get_u16(&r);
 	uint16_t len = wire_get_u16(&r);

@@ -145,7 +145,7 @@ int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *er
 {
 	struct ib_conn *c = lane->c;
 	struct ibv_sge sge = {
-		.addr = (uint64_t)(uintptr_t)ib_control_buffer(c, lane, number),
+		.addr = (uint64_t)(uintptr_t)ib_conn_buffer(c, lane, number),
 		.length = IB_BUFFER,
 		.lkey = lane->path->mr_private->lkey,
 	};

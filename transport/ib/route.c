@@ -21,7 +21,6 @@
 
 #include "base/error.h"
 #include "base/fault.h"
-#include "gid.h"
 
 struct asked {
 	struct rdma_cm_id *id; /* NULL: nothing is under way */

@@ -15,8 +15,8 @@
  *                          gid[16],
  *                          u64 cells, u32 key, u64 probe, u32 key
  *           for each lane: u32 queue pair, u32 packet sequence number
- * The connecting side chooses paths and lanes (pair.c); the accepting side's setup must repeat its
- * choice. On InfiniBand the connecting side's path record serves both directions.
+ * The connecting side chooses paths and lanes (rail_match.c); the accepting side's setup must
+ * repeat its choice. On InfiniBand the connecting side's path record serves both directions.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,6 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/option.h"
-#include "gid.h"
 #include "ib.h"
 
 enum { SETUP_VERSION = 3, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
@@ -151,7 +150,7 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 			c->rails |= UINT32_C(1) << c->path[p].rail_index;
 		set_lanes(c,
 			  per_path < IB_LANES_MAX / c->paths ? per_path : IB_LANES_MAX / c->paths);
-		ret = ib_control_make(c, &bad, err);
+		ret = ib_conn_mem_make(c, &bad, err);
 		for (int p = 0; p < c->paths && !ret; p++)
 			ib_rail_is_well(c->ctx, c->path[p].rail);
 		if (ret != KV_ERR_DEVICE || bad < 0)
@@ -160,7 +159,7 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 		ib_rail_is_ill(c->ctx, c->path[bad].rail, err);
 		if (c->accepting || c->paths == 1)
 			return ret;
-		ib_control_free(c);
+		ib_conn_mem_free(c);
 		c->paths--;
 		memmove(&c->path[bad], &c->path[bad + 1],
 			(size_t)(c->paths - bad) * sizeof(c->path[0]));
@@ -186,7 +185,7 @@ static int setup_begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn 
 	if (ret)
 		return ret;
 	(*c_p)->lanes_per_path = lanes < lanes_wanted(ctx) ? lanes : lanes_wanted(ctx);
-	ret = ib_pairing_begin(*c_p, r, err);
+	ret = ib_match_begin(*c_p, r, err);
 	if (ret)
 		ib_stop(conn, *c_p);
 	return ret;
@@ -203,10 +202,10 @@ int ib_start(void *arg, struct tr_conn *conn, void **priv_p, struct wire_reader 
 	if (ret)
 		return ret;
 	*priv_p = c;
-	ret = ib_pairing_step(c, err);
+	ret = ib_match_step(c, err);
 	if (ret == TR_AGAIN)
 		return ret;
-	ib_pairing_end(c);
+	ib_match_end(c);
 	if (!ret)
 		ret = make_paths(c, c->lanes_per_path, err);
 	if (ret)
@@ -468,6 +467,6 @@ void ib_stop(struct tr_conn *conn, void *priv)
 		if (path->watched_async)
 			tr_conn_unwatch(conn, path->rail->context->async_fd);
 	}
-	ib_pairing_end(c);
-	ib_aside_leave(c);
+	ib_match_end(c);
+	ib_slow_leave(c);
 }

@@ -95,7 +95,7 @@ struct ib_test_hook {
 	const struct ib_cm *cm; /* with `verbs` set: NULL = a machine without librdmacm */
 	uint64_t slice_bytes; /* a multiple of the page size */
 	uint32_t sq_depth;    /* a power of two >= 16 */
-	bool inline_jobs;     /* see aside.c: in the call, so that a run can be repeated */
+	bool inline_jobs;     /* see slow_verbs.c: in the call, so that a run can be repeated */
 	const char *sysroot;  /* where /sys and /proc are looked for */
 };
 extern struct ib_test_hook ib_test_hook;

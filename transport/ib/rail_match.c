@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * pair.c -- connecting side: which rail of ours is joined with which rail of the peer
+ * rail_match.c -- connecting side: which rail of ours is joined with which rail of the peer
  *
  * The peer's offer names its rails with their addresses. librdmacm is asked twice, each time about
  * all of them at once:
@@ -23,7 +23,6 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"
-#include "gid.h"
 #include "route.h"
 
 enum {
@@ -38,7 +37,7 @@ struct peer_rail {
 	union ibv_gid gid;
 };
 
-struct ib_pairing {
+struct ib_match {
 	struct ib_route *route; /* NULL: librdmacm is not asked */
 	bool second;		/* round */
 	uint16_t peer_pkey;	/* that the peer's options ask for, 0 = none */
@@ -48,7 +47,7 @@ struct ib_pairing {
 	struct kv_error why; /* librdmacm was not asked, or a rail reaches no other */
 };
 
-static int read_offer(const struct ib_conn *c, struct ib_pairing *p, struct wire_reader *r,
+static int read_offer(const struct ib_conn *c, struct ib_match *p, struct wire_reader *r,
 		      struct kv_error *err)
 {
 	p->peer_pkey = wire_get_u16(r);
@@ -68,10 +67,10 @@ static uint16_t wanted_pkey(const struct ib_conn *c)
 {
 	int64_t option = kv_option_int(c->ctx->tr->options, KV_OPT_IB_PKEY);
 
-	return option ? (uint16_t)option : c->pairing->peer_pkey;
+	return option ? (uint16_t)option : c->match->peer_pkey;
 }
 
-static void ask_route(struct ib_pairing *p, int slot, const union ibv_gid *from, int theirs,
+static void ask_route(struct ib_match *p, int slot, const union ibv_gid *from, int theirs,
 		      uint16_t pkey)
 {
 	ib_route_ask(p->route, slot,
@@ -87,16 +86,16 @@ static bool may_ask(const struct peer_rail *peer)
 	return !ib_gid_is_zero(&peer->gid) && !(peer->ethernet && ib_gid_is_link_local(&peer->gid));
 }
 
-int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
+int ib_match_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *err)
 {
-	struct ib_pairing *p = kv_fault(IB_PAIRING_ALLOC) ? NULL : calloc(1, sizeof(*p));
+	struct ib_match *p = kv_fault(IB_PAIRING_ALLOC) ? NULL : calloc(1, sizeof(*p));
 	int64_t left_ms = (tr_conn_deadline(c->conn) - kv_now_ns()) / KV_NS_PER_MS / ROUTE_WAITS;
 	int ret;
 
 	if (!p)
 		return kv_fail(err, KV_ERR_NOMEM, "connect",
 			       "cannot allocate the pairing of rails");
-	c->pairing = p;
+	c->match = p;
 	ret = read_offer(c, p, r, err);
 	if (ret)
 		return ret;
@@ -112,12 +111,12 @@ int ib_pairing_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 	return 0;
 }
 
-void ib_pairing_end(struct ib_conn *c)
+void ib_match_end(struct ib_conn *c)
 {
-	if (c->pairing && c->pairing->route)
-		ib_route_close(c, c->pairing->route);
-	free(c->pairing);
-	c->pairing = NULL;
+	if (c->match && c->match->route)
+		ib_route_close(c, c->match->route);
+	free(c->match);
+	c->match = NULL;
 }
 
 static bool is_free(const struct ib_conn *c, int own)
@@ -137,7 +136,7 @@ static bool is_free(const struct ib_conn *c, int own)
 static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
 		      const char *chosen, struct kv_error *err)
 {
-	struct peer_rail *peer = &c->pairing->peer[theirs];
+	struct peer_rail *peer = &c->match->peer[theirs];
 	struct ib_path *path = &c->path[c->paths];
 	int ret;
 
@@ -161,7 +160,7 @@ static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gi
 /* Answers of the first round. An error is one of this machine. */
 static int take_first(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_pairing *p = c->pairing;
+	struct ib_match *p = c->match;
 	int why, ret;
 
 	for (int j = 0; p->route && j < p->rails; j++) {
@@ -188,7 +187,7 @@ static int take_first(struct ib_conn *c, struct kv_error *err)
 /* The rails that are left, in their order. */
 static int join_rest(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_pairing *p = c->pairing;
+	struct ib_match *p = c->match;
 	int ret;
 
 	p->second = true;
@@ -212,7 +211,7 @@ static int join_rest(struct ib_conn *c, struct kv_error *err)
 /* Answers of the second round: paths that have none are left out unless none has one. */
 static void take_second(struct ib_conn *c)
 {
-	struct ib_pairing *p = c->pairing;
+	struct ib_match *p = c->match;
 	const struct ib_answer *answer[IB_RAILS_MAX] = { NULL };
 	int why[IB_RAILS_MAX] = { 0 }, answered = p->first_new, kept = p->first_new;
 
@@ -245,7 +244,7 @@ static void take_second(struct ib_conn *c)
 
 static int refuse_rails(const struct ib_conn *c, struct kv_error *err)
 {
-	const struct ib_pairing *p = c->pairing;
+	const struct ib_match *p = c->match;
 
 	if (p->why.code == KV_ERR_UNREACHABLE || p->why.code == KV_ERR_DEVICE)
 		return kv_error_copy(err, &p->why);
@@ -277,7 +276,7 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
  */
 static int finish_paths(struct ib_conn *c, struct kv_error *err)
 {
-	const struct ib_pairing *p = c->pairing;
+	const struct ib_match *p = c->match;
 	uint16_t pkey = wanted_pkey(c);
 	int ret = 0;
 
@@ -300,9 +299,9 @@ static int finish_paths(struct ib_conn *c, struct kv_error *err)
 	return ret;
 }
 
-int ib_pairing_step(struct ib_conn *c, struct kv_error *err)
+int ib_match_step(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_pairing *p = c->pairing;
+	struct ib_match *p = c->match;
 	int ret;
 
 	if (p->route && ib_route_step(p->route))

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * control.c -- the memory of a connection that is not the caller's: cells, probe, buffers, queues
+ * conn_mem.c -- the memory of a connection that is not the caller's: cells, probe, buffers, queues
  *
  * One mapping with three parts, each with no more rights than it needs:
  *   cells    the peer's devices write notify records here: IB_RECV_DATA cells of IB_CELL bytes for
  *            each lane. Read only after the receive completion of the write that filled the cell.
- *   probe    one page that the peer's devices read 8 bytes of, behind their writes (flush.c). Never
- *            written.
+ *   probe    one page that the peer's devices read 8 bytes of, behind their writes (notify.c).
+ *            Never written.
  *   private  source records and messages (IB_RECV_DATA for each lane), receive buffers (IB_RECVS
  *            for each lane), the 8 bytes of each lane where a probe lands. No remote rights.
  */
@@ -28,7 +28,7 @@ static size_t private_bytes(const struct ib_conn *c)
 	return (size_t)c->lanes * ((size_t)(IB_RECV_DATA + IB_RECVS) * IB_BUFFER + LANDING);
 }
 
-uint8_t *ib_control_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+uint8_t *ib_conn_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
 {
 	return c->region + ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
 }
@@ -40,20 +40,20 @@ uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number)
 	       ((uint64_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
 }
 
-uint8_t *ib_control_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+uint8_t *ib_conn_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
 {
 	return c->region + c->private_off +
 	       ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_BUFFER;
 }
 
-uint8_t *ib_control_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
+uint8_t *ib_conn_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
 {
 	return c->region + c->private_off +
 	       ((size_t)c->lanes * IB_RECV_DATA + (size_t)lane->index * IB_RECVS + number) *
 		       IB_BUFFER;
 }
 
-uint8_t *ib_control_landing(struct ib_conn *c, const struct ib_lane *lane)
+uint8_t *ib_conn_landing(struct ib_conn *c, const struct ib_lane *lane)
 {
 	return c->region + c->private_off +
 	       (size_t)c->lanes * (IB_RECV_DATA + IB_RECVS) * IB_BUFFER +
@@ -167,7 +167,7 @@ static int make_keys(struct ib_conn *c, struct ib_path *path, struct kv_error *e
 	return 0;
 }
 
-int ib_control_make(struct ib_conn *c, int *bad_p, struct kv_error *err)
+int ib_conn_mem_make(struct ib_conn *c, int *bad_p, struct kv_error *err)
 {
 	int ret = make_memory(c, err);
 
@@ -214,8 +214,8 @@ static void free_path(struct ib_conn *c, struct ib_path *path)
 	path->mr_private = path->mr_probe = path->mr_cells = NULL;
 }
 
-/* Undoes ib_control_make, however far it came. false: the device keeps a queue pair. */
-bool ib_control_free(struct ib_conn *c)
+/* Undoes ib_conn_mem_make, however far it came. false: the device keeps a queue pair. */
+bool ib_conn_mem_free(struct ib_conn *c)
 {
 	bool destroyed;
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * progress.c -- completions: every status is looked at, room and credits come back, operations end
+ * poll.c -- completions: every status is looked at, room and credits come back, operations end
  *
  * Queue pairs complete in order, so the completion of a signalled request says that all before it
  * on its lane succeeded too. The first error on a connection is its root cause; the flush errors
@@ -203,7 +203,7 @@ int ib_progress(struct tr_conn *conn)
 
 	if (c->state == IB_DOWN)
 		return 0;
-	if (c->state == IB_BREAKING && ib_aside_busy(c))
+	if (c->state == IB_BREAKING && ib_slow_busy(c))
 		return 1;
 	if (atomic_load_explicit(&c->cut, memory_order_relaxed))
 		ib_cut_step(c);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cancel.c -- stopping: one operation, or the whole connection
+ * stop.c -- stopping: one operation, or the whole connection
  *
  * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind
- * its last WRITE on each lane (flush.c) shows when its bytes have landed, not only when the peer's
+ * its last WRITE on each lane (notify.c) shows when its bytes have landed, not only when the peer's
  * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
  * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
  * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
@@ -11,9 +11,9 @@
  * one step further and destroys the queue pairs, so that nothing of the peer's can land either; in
  * a call of its own, so that the ends of the operations are reported before it: Soft-RoCE destroys
  * a queue pair only when its packets have left, up to 50 s on a wire that stands still. No call
- * waits for that: what the device may take long for is done aside (aside.c). To reset all queue
- * pairs would do and be quicker; but where that was done Soft-RoCE's kernel once complained of a
- * reference too few (Linux 6.1.192, between two guests, at the end of a connection in use).
+ * waits for that: verbs that may take long have a thread of their own (slow_verbs.c). To reset all
+ * queue pairs would do and be quicker; but where that was done Soft-RoCE's kernel once complained
+ * of a reference too few (Linux 6.1.192, between two guests, at the end of a connection in use).
  */
 #include <errno.h>
 
@@ -38,7 +38,7 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 	c->cause = *cause;
 	c->state = IB_BREAKING;
 	atomic_store(&c->cut, true);
-	ib_aside_run(c, to_error); /* where it is being cut the same is done already */
+	ib_slow_run(c, to_error); /* where it is being cut the same is done already */
 }
 
 /*
@@ -50,7 +50,7 @@ void ib_cut(struct tr_conn *conn)
 	struct ib_conn *c = ib_conn_of(conn);
 
 	if (!atomic_exchange(&c->cut, true))
-		ib_aside_start(c, to_error);
+		ib_slow_start(c, to_error);
 }
 
 /* Its owner, back from there. */
@@ -95,7 +95,7 @@ void ib_break_step(struct ib_conn *c)
 {
 	bool flushing = false, drained = true;
 
-	if (c->state != IB_BREAKING || ib_aside_busy(c))
+	if (c->state != IB_BREAKING || ib_slow_busy(c))
 		return;
 	if (!c->break_deadline_ns)
 		c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
@@ -106,7 +106,7 @@ void ib_break_step(struct ib_conn *c)
 	if (!drained && !c->reset) {
 		if (flushing && kv_now_ns() < c->break_deadline_ns)
 			return;
-		if (!ib_aside_run(c, reset))
+		if (!ib_slow_run(c, reset))
 			return;
 	}
 	c->state = IB_DOWN;
@@ -200,7 +200,7 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 		ib_progress(conn);
 		return TR_AGAIN;
 	}
-	if (ib_aside_busy(c) || (ib_has_lanes(c) && !ib_aside_run(c, ib_lanes_destroy)))
+	if (ib_slow_busy(c) || (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
 	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refused: try again */
 }

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * aside.c -- verbs that a device may take long for, in a thread of their own
+ * slow_verbs.c -- verbs that a device may take long for, in a thread of their own
  *
  * Changing the state of a queue pair or destroying it is a matter of microseconds, until its device
  * or its wire is in trouble: then it may take most of a minute, and that is when a connection is
  * torn down. So such a verb is a job in a thread that lives as long as the job. Its owner waits for
- * it IB_ASIDE_MS and then comes back to look (ib_aside_busy); while a job that may destroy queue
+ * it IB_SLOW_MS and then comes back to look (ib_slow_busy); while a job that may destroy queue
  * pairs is under way it touches none of them. A connection that is closed with a job under way is
- * left to the job's thread, and ib_aside_close waits for those before the device is closed. Until
+ * left to the job's thread, and ib_slow_close waits for those before the device is closed. Until
  * the thread has destroyed the queue pairs, regions that they may reach stay registered (c->left).
  */
 #include <errno.h>
@@ -23,7 +23,7 @@
 #include "base/log.h"
 #include "ib.h"
 
-enum { ASIDE_FREE = 0, ASIDE_BUSY, ASIDE_DONE, ASIDE_LEFT };
+enum { SLOW_FREE = 0, SLOW_BUSY, SLOW_DONE, SLOW_LEFT };
 
 /*
  * Called by the owner when it gives up the connection. Frees everything except *c, which the thread
@@ -33,77 +33,77 @@ static void free_left(struct ib_conn *c)
 {
 	struct tr_left *left = c->left;
 
-	if (ib_control_free(c)) /* or what it may reach stays registered */
+	if (ib_conn_mem_free(c)) /* or what it may reach stays registered */
 		tr_left_done(left);
-	atomic_store(&c->aside, ASIDE_DONE);
+	atomic_store(&c->slow, SLOW_DONE);
 }
 
-static void *aside_main(void *arg)
+static void *slow_main(void *arg)
 {
 	struct ib_conn *c = arg;
-	int busy = ASIDE_BUSY;
+	int busy = SLOW_BUSY;
 
-	c->aside_thread = pthread_self();
+	c->slow_thread = pthread_self();
 	if (c->job)
 		c->job(c);
-	if (!atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_DONE)) {
+	if (!atomic_compare_exchange_strong(&c->slow, &busy, SLOW_DONE)) {
 		free_left(c);
 		return NULL;
 	}
-	syscall(SYS_futex, &c->aside, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	syscall(SYS_futex, &c->slow, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 	return NULL;
 }
 
 /* 0, EBUSY, or why there is no thread. */
 static int start_job(struct ib_conn *c, void (*job)(struct ib_conn *c), int state)
 {
-	int was = ASIDE_FREE, ret = EAGAIN;
+	int was = SLOW_FREE, ret = EAGAIN;
 	sigset_t all, before;
 	pthread_t thread;
 
-	if (!atomic_compare_exchange_strong(&c->aside, &was, state))
+	if (!atomic_compare_exchange_strong(&c->slow, &was, state))
 		return EBUSY;
 	c->job = job;
 	/* No signal of the application is ever handled in it. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	if (!kv_fault(IB_ASIDE) && !c->ctx->inline_jobs)
-		ret = pthread_create(&thread, NULL, aside_main, c);
+		ret = pthread_create(&thread, NULL, slow_main, c);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (ret)
-		atomic_store(&c->aside, ASIDE_FREE);
+		atomic_store(&c->slow, SLOW_FREE);
 	return ret;
 }
 
-void ib_aside_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
+void ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
-	start_job(c, job, ASIDE_BUSY);
+	start_job(c, job, SLOW_BUSY);
 }
 
-bool ib_aside_busy(struct ib_conn *c)
+bool ib_slow_busy(struct ib_conn *c)
 {
-	if (atomic_load(&c->aside) == ASIDE_DONE) {
-		pthread_join(c->aside_thread, NULL);
-		atomic_store(&c->aside, ASIDE_FREE);
+	if (atomic_load(&c->slow) == SLOW_DONE) {
+		pthread_join(c->slow_thread, NULL);
+		atomic_store(&c->slow, SLOW_FREE);
 	}
-	return atomic_load(&c->aside) != ASIDE_FREE;
+	return atomic_load(&c->slow) != SLOW_FREE;
 }
 
-bool ib_aside_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
+bool ib_slow_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
-	int64_t until = kv_deadline_ns(IB_ASIDE_MS), left;
-	int ret = ib_aside_busy(c) ? EBUSY : start_job(c, job, ASIDE_BUSY);
+	int64_t until = kv_deadline_ns(IB_SLOW_MS), left;
+	int ret = ib_slow_busy(c) ? EBUSY : start_job(c, job, SLOW_BUSY);
 
 	if (ret == EBUSY)
 		return false;
 	if (ret)
 		job(c); /* there are no more threads: the call waits for the device */
-	while (atomic_load(&c->aside) == ASIDE_BUSY && (left = until - kv_now_ns()) > 0) {
+	while (atomic_load(&c->slow) == SLOW_BUSY && (left = until - kv_now_ns()) > 0) {
 		struct timespec ts = { .tv_nsec = left };
 
-		syscall(SYS_futex, &c->aside, FUTEX_WAIT_PRIVATE, ASIDE_BUSY, &ts, NULL, 0);
+		syscall(SYS_futex, &c->slow, FUTEX_WAIT_PRIVATE, SLOW_BUSY, &ts, NULL, 0);
 	}
-	return !ib_aside_busy(c);
+	return !ib_slow_busy(c);
 }
 
 /* ---------------------------------------------------------- connections that were left to a job */
@@ -116,9 +116,9 @@ static bool reap_conns(struct ib_ctx *ctx)
 	while (*at) {
 		struct ib_conn *c = *at;
 
-		if (atomic_load(&c->aside) == ASIDE_DONE) {
+		if (atomic_load(&c->slow) == SLOW_DONE) {
 			*at = c->next_left;
-			pthread_join(c->aside_thread, NULL);
+			pthread_join(c->slow_thread, NULL);
 			free(c);
 		} else {
 			at = &c->next_left;
@@ -134,16 +134,16 @@ static bool reap_conns(struct ib_ctx *ctx)
 static bool leave(struct ib_conn *c)
 {
 	struct ib_ctx *ctx = c->ctx;
-	int busy = ASIDE_BUSY;
+	int busy = SLOW_BUSY;
 	bool left;
 
 	if (!c->left)
 		c->left = tr_conn_leave(c->conn);
-	while (!c->left && ib_aside_busy(c))
+	while (!c->left && ib_slow_busy(c))
 		poll(NULL, 0, 1);
 	pthread_mutex_lock(&ctx->left_lock);
 	reap_conns(ctx);
-	left = c->left && atomic_compare_exchange_strong(&c->aside, &busy, ASIDE_LEFT);
+	left = c->left && atomic_compare_exchange_strong(&c->slow, &busy, SLOW_LEFT);
 	if (left) {
 		c->next_left = ctx->left;
 		ctx->left = c;
@@ -152,14 +152,14 @@ static bool leave(struct ib_conn *c)
 	return left;
 }
 
-void ib_aside_leave(struct ib_conn *c)
+void ib_slow_leave(struct ib_conn *c)
 {
-	if (ib_aside_busy(c) && leave(c))
+	if (ib_slow_busy(c) && leave(c))
 		return;
-	if (ib_has_lanes(c) && !ib_aside_run(c, ib_lanes_destroy) && leave(c))
+	if (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy) && leave(c))
 		return;
-	ib_aside_busy(c); /* joins a thread that has just ended */
-	if (!ib_control_free(c)) {
+	ib_slow_busy(c); /* joins a thread that has just ended */
+	if (!ib_conn_mem_free(c)) {
 		if (!c->left)
 			c->left = tr_conn_leave(c->conn);
 	} else if (c->left) {
@@ -168,7 +168,7 @@ void ib_aside_leave(struct ib_conn *c)
 	free(c);
 }
 
-bool ib_aside_close(struct ib_ctx *ctx)
+bool ib_slow_close(struct ib_ctx *ctx)
 {
 	int64_t deadline = kv_deadline_ns(IB_CLOSE_MS);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * path.c -- how the packets of a path are addressed
+ * address.c -- how the packets of a path are addressed
  *
  * RoCE: by GID, always with a GRH; the partition is the only one there is (index 0), the LID means
  * nothing. InfiniBand: by LID within a subnet; with a GRH besides where the port or the path record
@@ -12,7 +12,6 @@
 
 #include "base/error.h"
 #include "base/option.h"
-#include "gid.h"
 #include "ib.h"
 
 enum {
