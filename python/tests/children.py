@@ -97,6 +97,10 @@ def open_decode(world: Dict[str, Any], shapes: List[Any], *args: Any, **kwargs: 
     return int(world["comm"].port)
 
 
+def set_environment(world: Dict[str, Any], variables: Dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
 def arrays(world: Dict[str, Any]) -> List[Any]:
     return [a.copy() for a in world["arrays"]]
 

@@ -454,6 +454,25 @@ def test_equal_tensor_parallel_sizes_move_whole_blocks(
         expect(child, arrays[:1], [0], [1], [2])
 
 
+def test_a_port_of_the_environment_beats_both_sides_arguments(
+    child: Child, arrays: List[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held_port() as holder:
+        port = str(holder.getsockname()[1])
+        monkeypatch.setenv("SET_RDMA_DEST_PORT", port)
+        child.call(far.set_environment, {"SET_RDMA_DEST_PORT": port})
+        assert child.call(far.open_decode, SHAPES[:1], "1") == int(port)
+    with RDMACommunicator("prefill", 0, "0", pointers(arrays[0]), [], BLOCKS, BYTES) as comm:
+        assert comm.connect(HOST, "2"), comm.last_error()
+        assert comm.is_connected(HOST, 2) and not comm.is_connected(HOST, port)
+        assert comm.write_cache(HOST, "2", [1], [2], 0) == 0
+        expect(child, arrays[:1], [0], [1], [2])
+        child.kill()
+        assert not comm.connect(HOST, "3") and f"{HOST}:3 (at port {port}: SET_RDMA_DEST_PORT)" in comm.last_error()
+        monkeypatch.setenv("SET_RDMA_DEST_PORT", "http")
+        assert not comm.connect(HOST, "1") and "refused" in comm.last_error()
+
+
 # -- life and death
 
 

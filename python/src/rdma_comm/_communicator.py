@@ -115,13 +115,13 @@ def _options(args: Arguments) -> Dict[str, object]:
     return options
 
 
-def _listening_port(given: int) -> int:
-    """SET_RDMA_DEST_PORT, another name of the reference, beats the argument."""
+def _port(given: int) -> int:
+    """SET_RDMA_DEST_PORT, another name of the reference, beats what both sides were given: to listen at and to connect to."""
     text = os.environ.get("SET_RDMA_DEST_PORT", "")
     try:
         return port_of(text) if text else given
     except ValueError as exc:
-        logger.warning("SET_RDMA_DEST_PORT is ignored: %s", exc)
+        _log.ignored("SET_RDMA_DEST_PORT is ignored: %s", exc)
         return given
 
 
@@ -171,7 +171,7 @@ class RDMACommunicator:
             raise CallError("the communicator was made before a fork; each process makes its own")
 
     def _listen(self, view: _View) -> None:
-        port = view.engine.listen("0.0.0.0", _listening_port(self._args.port))
+        port = view.engine.listen("0.0.0.0", _port(self._args.port))
         self.port = port
         logger.warning("listening on port %d; peers are not asked for a key, so keep the port inside the cluster", port)
 
@@ -193,7 +193,7 @@ class RDMACommunicator:
             view = self._view(size, rank)
             view.cache()
             try:
-                return view, view.engine.connect(host, port, CONNECT_TIMEOUT_S)
+                return view, view.engine.connect(host, _port(port), CONNECT_TIMEOUT_S)
             except KvError as exc:
                 if exc.code != _core.ERR_GEOMETRY:
                     raise
@@ -224,7 +224,8 @@ class RDMACommunicator:
     def connect(self, dst_ip: str, dst_port: Any, dst_tp_size: int = 0) -> ConnectStatus:
         """Connect to a decode process. The result is equal to 0 and true on success; else last_error() says why not.
 
-        dst_tp_size: the tensor-parallel size of the receiver's group, 0 = the same as this one's.
+        dst_tp_size: the tensor-parallel size of the receiver's group, 0 = the same as this one's. SET_RDMA_DEST_PORT beats
+        dst_port, which is then only the name under which is_connected() and write_cache() find the peer.
         """
         host = _host(dst_ip)
         try:
@@ -298,6 +299,8 @@ class RDMACommunicator:
 
     def _failed(self, what: str, to: str, exc: Exception, of: str = "") -> None:
         """One line in the log; on stderr not one for every layer, but again once a peer has been connected since."""
+        instead = os.environ.get("SET_RDMA_DEST_PORT")
+        to += f" (at port {instead}: SET_RDMA_DEST_PORT)" if instead and what == "connect" else ""
         self._errors.text = text = f"{what}{of} to {to}: {exc}"
         kind = exc.name if isinstance(exc, (RequestError, PeerError)) else str(exc)
         logger.error("%s", text, extra={"once": (id(self), self._connects, what, to, kind)})

@@ -40,6 +40,11 @@ def outputs_of_the_environment() -> None:
             logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+def ignored(text: str, *args: object) -> None:
+    """A warning that also stderr shows, a single time: of what the user has set, and which does not count."""
+    _own.warning(text, *args, extra={"once": text % args})
+
+
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
     """Prints what the application's own handlers do not show; with KVCACHE_DEBUG_OUTPUT, what they do not show on stderr.
 
