@@ -105,11 +105,11 @@ def test_every_signature_ever_shipped(args: Any, kwargs: Any, tp: Any, scales: i
         (SEVEN + (KS, VS, 16, 1, 0, 7), {}, TypeError, "at most 12"),
         (SEVEN, {"role": "decode"}, TypeError, "two values for 'splitwise_role'"),
         (SEVEN, {"nic": 1}, TypeError, "no argument 'nic'"),
-        (("both",) + SEVEN[1:], {}, ValueError, "'prefill' or 'decode'"),
+        (("both",) + SEVEN[1:], {}, ValueError, "'prefill', 'decode' or 'mixed'"),
         (SEVEN[:1] + ("0",) + SEVEN[2:], {}, TypeError, "gpu_idx is a str"),
         (SEVEN[:1] + (-1,) + SEVEN[2:], {}, ValueError, "gpu_idx is -1"),
-        (SEVEN[:2] + ("http",) + SEVEN[3:], {}, ValueError, "not a number"),
-        (SEVEN[:2] + (70000,) + SEVEN[3:], {}, ValueError, "port is 70000"),
+        (("decode", 1, "http") + SEVEN[3:], {}, ValueError, "not a number"),
+        (("decode", 1, 70000) + SEVEN[3:], {}, ValueError, "port is 70000"),
         (SEVEN[:3] + ([],) + SEVEN[4:], {}, ValueError, "key_cache_ptrs is empty"),
         (SEVEN[:3] + (7,) + SEVEN[4:], {}, TypeError, "not a int"),
         (SEVEN[:3] + ([1.5],) + SEVEN[4:], {}, TypeError, r"key_cache_ptrs\[0\] is a float"),
@@ -385,7 +385,16 @@ def test_the_result_of_connect_is_a_number_with_its_equality_and_hash() -> None:
     assert good == 0 and good and bad != 0 and not bad
     assert hash(good) == hash(0) and hash(bad) == hash(2)
     assert {0: "yes"}[good] == "yes" and {good, bad} == {0, 2}
-    assert "connected" in repr(good) and "not" in repr(bad)
+    assert (f"{good}", f"{bad}", repr(ConnectStatus(1))) == ("0 (connected)", "2 (error)", "<ConnectStatus 1 (disconnected)>")
+
+
+def test_a_mixed_process_connects_and_writes_and_does_not_listen(child: Child, arrays: List[Any]) -> None:
+    port = child.call(far.open_decode, SHAPES[:1], "0")
+    with RDMACommunicator("mixed", 0, "http", pointers(arrays[0]), [], BLOCKS, BYTES) as comm:
+        assert not hasattr(comm, "port")
+        assert comm.connect(HOST, port, -1), comm.last_error()
+        assert comm.write_cache(HOST, port, [1], [2], 0) == 0
+        expect(child, arrays[:1], [0], [1], [2])
 
 
 def test_another_geometry_is_refused_with_both_values(child: Child, arrays: List[Any]) -> None:

@@ -129,3 +129,40 @@ def test_a_log_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         ran = readme(1, RIGHT, **{variable: path})
         assert len(errors(ran)) == len(ran.stderr.splitlines()) == 2, ran.stderr
         assert f"{variable} {path} cannot be opened: No such file" in ran.stderr and "refused" in ran.stderr
+
+
+WRONG = dict(
+    KVCACHE_RDMA_GID_INDEX="99999999999",
+    KVCACHE_IB_TIMEOUT="99",
+    KVCACHE_RELAX_ORDERING="2",
+    KVCACHE_DEBUG="maybe",
+    KVCACHE_DEBUG_OUTPUT="-",
+    KVCACHE_VERIFY_READ="2",
+    KVCACHE_GDRCOPY_FLUSH_ENABLE="2",
+    SET_RDMA_DEST_PORT="http",
+)
+
+
+def test_what_the_environment_says_wrongly_is_warned_of_once_and_defaults() -> None:
+    program = """
+        import numpy as np, rdma_comm
+        a = np.zeros(4096, np.uint8)
+        d = rdma_comm.RDMACommunicator("decode", 0, "0", [a.ctypes.data], [], 4, 1024)
+        p = rdma_comm.RDMACommunicator("prefill", 0, "0", [a.ctypes.data], [], 4, 1024)
+        assert p.connect("127.0.0.1", d.port)
+        options = {o[0]: o[5] for o in p._views[(1, 0)].engine.options()}
+        print(options["KVCACHE_IB_TIMEOUT"], options["KVCACHE_RDMA_GID_INDEX"], options["KVCACHE_RELAX_ORDERING"])
+    """
+    ran = run(program, **WRONG)
+    assert (ran.returncode, ran.stdout) == (0, "18 -1 0\n"), ran.stderr
+    said = ran.stderr.splitlines()
+    assert len(said) == len(WRONG) and all(" WARNING: " in line for line in said), ran.stderr
+    for name, value in WRONG.items():
+        assert sum(name in line and value in line for line in said) == 1, ran.stderr
+    ran = run(program, KVCACHE_OP_TIMEOUT_MS="never")  # not one of the reference's
+    assert ran.returncode == 1 and "KVCACHE_OP_TIMEOUT_MS is" in ran.stderr
+
+
+def test_the_references_other_name_for_debug_counts() -> None:
+    ran = readme(1, RIGHT, KV_IS_DEBUG_ENABLED="1")
+    assert " INFO: " in ran.stderr or " DEBUG: " in ran.stderr

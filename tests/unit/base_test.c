@@ -143,6 +143,10 @@ static void the_list_beats_the_environment(void **state)
 	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=18", &set, NULL), 0);
 	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 18);
 	kv_option_free(set);
+	setenv("KVCACHE_IB_TIMEOUT", "99", 1);
+	assert_int_equal(kv_option_read(NULL, &set, NULL), KV_ERR_ARG);
+	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=18", &set, NULL), 0);
+	kv_option_free(set);
 	unsetenv("KVCACHE_IB_TIMEOUT");
 }
 

@@ -210,7 +210,17 @@ static void note_unknown(struct kv_option_set *set, const char *name, size_t len
 	set->unknown[set->unknowns++].near = nearest(name, len);
 }
 
-static int read_environment(struct kv_option_set *set, struct kv_error *err)
+/* What the list sets counts, whatever the environment has there. */
+static bool is_listed(const char *const *list, const char *name, size_t len)
+{
+	for (; list && *list; list++)
+		if (!strncmp(*list, name, len) && (*list)[len] == '=')
+			return true;
+	return false;
+}
+
+static int read_environment(struct kv_option_set *set, const char *const *list,
+			    struct kv_error *err)
 {
 	for (char **e = environ; *e; e++) {
 		const char *eq = strchr(*e, '=');
@@ -225,6 +235,8 @@ static int read_environment(struct kv_option_set *set, struct kv_error *err)
 			continue;
 		}
 		if (!eq[1]) /* launchers set what they have no value for: it counts as unset */
+			continue;
+		if (is_listed(list, *e, len))
 			continue;
 		ret = assign(set, id, eq + 1, "environment", err);
 		if (ret)
@@ -271,7 +283,7 @@ int kv_option_read(const char *const *list, struct kv_option_set **set_p, struct
 				 (long long)rows[i].def);
 		snprintf(set->value[i].text, TEXT_MAX, "%s", set->value[i].def);
 	}
-	ret = read_environment(set, err);
+	ret = read_environment(set, list, err);
 	if (!ret)
 		ret = read_list(set, list, err);
 	if (ret) {

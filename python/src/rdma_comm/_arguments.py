@@ -10,6 +10,8 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from kvrail._check import integer, shown
 
+from ._log import ignored
+
 # The first seven never moved; these are their names in the README and in the module.
 _COMMON = (
     ("splitwise_role", "role"),
@@ -90,6 +92,15 @@ def port_of(value: Any) -> int:
     return integer(value, "port", 0, 65535)
 
 
+def _unused_port(value: Any) -> int:
+    """Only a decode process listens. What another one is given has no effect, as in the reference."""
+    try:
+        return port_of(value)
+    except ValueError as exc:
+        ignored("%s; only a decode process listens at it", exc)
+        return 0
+
+
 def _pointers(values: Any, what: str) -> List[int]:
     if values is None:
         return []
@@ -116,8 +127,8 @@ def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
     role = got["splitwise_role"]
     if not isinstance(role, str):
         raise TypeError(f"splitwise_role is a {type(role).__name__}, not a str")
-    if role not in ("prefill", "decode"):
-        raise ValueError(f"splitwise_role is '{shown(role)}'; it is 'prefill' or 'decode'")
+    if role not in ("prefill", "decode", "mixed"):
+        raise ValueError(f"splitwise_role is '{shown(role)}'; it is 'prefill', 'decode' or 'mixed'")
     lists = {
         what: _pointers(got[what], what)
         for what in ("key_cache_ptrs", "value_cache_ptrs", "key_scale_ptrs", "value_scale_ptrs")
@@ -128,7 +139,7 @@ def parse(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Arguments:
     return Arguments(
         role,
         integer(got["gpu_idx"], "gpu_idx", 0, 65535),
-        port_of(got["port"]),
+        port_of(got["port"]) if role == "decode" else _unused_port(got["port"]),
         lists["key_cache_ptrs"],
         lists["value_cache_ptrs"],
         integer(got["block_number"], "block_number", 1, 2**31 - 1),

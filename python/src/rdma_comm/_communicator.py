@@ -31,7 +31,18 @@ logger = logging.getLogger("rdma_comm")
 CONNECT_TIMEOUT_S = 10.0
 # The reference's codes for a connection.
 _CONNECTED, _DISCONNECTED, _ERROR, _TIMED_OUT, _BAD_PARAMETERS = range(5)
+_STATUS_WORDS = {0: "connected", 1: "disconnected", 2: "error", 3: "timed out", 4: "bad parameters"}
 _PORT_TYPES = (str, int)
+# What the reference reads from the environment, and what it takes where it cannot read it. (A GID index is chosen.)
+_REFERENCE_DEFAULTS: Dict[str, object] = {
+    "KVCACHE_RDMA_GID_INDEX": -1,
+    "KVCACHE_IB_TIMEOUT": 18,
+    "KVCACHE_RELAX_ORDERING": 0,
+    "KVCACHE_DEBUG": 0,
+    "KVCACHE_DEBUG_OUTPUT": 0,
+    "KVCACHE_VERIFY_READ": 0,
+    "KVCACHE_GDRCOPY_FLUSH_ENABLE": 0,
+}
 
 
 class ConnectStatus(int):
@@ -45,8 +56,12 @@ class ConnectStatus(int):
     def __bool__(self) -> bool:
         return int(self) == 0
 
+    def __str__(self) -> str:  # what FastDeploy's logs show
+        words = _STATUS_WORDS.get(int(self), "not connected")
+        return f"{int(self)} ({words})"
+
     def __repr__(self) -> str:
-        return f"ConnectStatus({int(self)}, {'connected' if self else 'not connected'})"
+        return f"<ConnectStatus {self}>"
 
 
 def _status_of(exc: Exception) -> ConnectStatus:
@@ -65,7 +80,7 @@ class _View:
     """
 
     def __init__(self, args: Arguments, size: int, rank: int) -> None:
-        self.engine = Engine(f"{args.role}-{args.gpu_idx}", options=_options(args), arrivals=False)
+        self.engine = _engine(f"{args.role}-{args.gpu_idx}", _options(args))
         self._args, self._size, self._rank = args, size, rank
         self._cache: Optional[Cache] = None
         self._lock = threading.RLock()
@@ -100,11 +115,26 @@ class _View:
             return self._cache
 
 
+def _engine(name: str, options: Dict[str, object]) -> Engine:
+    """Opened with the reference's defaults in place of what its variables hold and the library cannot read."""
+    while True:
+        try:
+            return Engine(name, options=options, arrivals=False)
+        except ArgumentError as exc:
+            wrong = [v for v in _REFERENCE_DEFAULTS if exc.cause.startswith(f"{v} is ") and v not in options]
+            if not wrong:
+                raise
+            options[wrong[0]] = _REFERENCE_DEFAULTS[wrong[0]]
+            _log.ignored("%s: its default, %s, is used", exc.cause, options[wrong[0]])
+
+
 def _options(args: Arguments) -> Dict[str, object]:
     """Where this module's defaults differ from the library's. The environment wins."""
     options: Dict[str, object] = {}
     if not os.environ.get("KVCACHE_IB_TIMEOUT"):
-        options["KVCACHE_IB_TIMEOUT"] = 18
+        options["KVCACHE_IB_TIMEOUT"] = _REFERENCE_DEFAULTS["KVCACHE_IB_TIMEOUT"]
+    if _log.is_on("KV_IS_DEBUG_ENABLED"):
+        options["KVCACHE_DEBUG"] = 1
     nics = [nic.strip() for nic in os.environ.get("KVCACHE_RDMA_NICS", "").split(",") if nic.strip()]
     if len(nics) > 1:
         options["KVCACHE_RDMA_NICS"] = nics[args.gpu_idx % len(nics)]
@@ -230,7 +260,7 @@ class RDMACommunicator:
         host = _host(dst_ip)
         try:
             self._check_alive()
-            self._connect(host, port_of(dst_port), integer(dst_tp_size, "dst_tp_size", 0, 65536))
+            self._connect(host, port_of(dst_port), _receivers_tp_size(dst_tp_size))
         except (KvError, ValueError) as exc:
             self._failed("connect", f"{shown(host)}:{shown(dst_port)}", exc)
             return _status_of(exc)
@@ -332,6 +362,14 @@ class RDMACommunicator:
     def __del__(self) -> None:
         if hasattr(self, "_views"):
             self.close()
+
+
+def _receivers_tp_size(value: Any) -> int:
+    """0: the same as this one's. The reference takes a negative number so, too."""
+    size = integer(value, "dst_tp_size", -(2**63), 65536)
+    if size < 0:
+        _log.ignored("dst_tp_size is %d: the size of this side is taken", size)
+    return max(size, 0)
 
 
 def _host(value: Any) -> str:

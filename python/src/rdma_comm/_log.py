@@ -27,7 +27,8 @@ def outputs_of_the_environment() -> None:
         if _done:
             return
         _done = True
-    debug, output = is_on("KVCACHE_DEBUG"), is_on("KVCACHE_DEBUG_OUTPUT")
+    debug = is_on("KVCACHE_DEBUG") or is_on("KV_IS_DEBUG_ENABLED")  # two names of one thing in the reference
+    output = is_on("KVCACHE_DEBUG_OUTPUT")
     form = logging.Formatter("%(asctime)s rdma_comm[%(process)d] %(levelname)s: %(message)s")
     in_file = _to_file("KVCACHE_DEBUG_FILE", logging.DEBUG, form)
     _to_file("KVCACHE_ERROR_FILE", logging.WARNING, form)
