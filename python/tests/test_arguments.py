@@ -145,6 +145,7 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
             registered,
             {
                 "tensors": {"k": memory},
+                "layers": None,
                 "blocks": None,
                 "cache_id": 3,
                 "tp_size": 1,

@@ -110,6 +110,71 @@ def test_no_memory_is_no_refusal() -> None:
         describe(Poor())
 
 
+# -- shapes
+
+
+def zeros(*shape: int) -> Any:
+    return np.zeros(shape, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "given, said, says",
+    [
+        (zeros(8, 64), {}, r"shape \(8, 64\); expected is \[layers, blocks, \.\.\.\].*layers=1.*block_bytes="),
+        (zeros(8, 64), {"blocks": 8}, r"shape \(8, 64\), blocks=8; expected"),
+        (zeros(8, 64), {"layers": 4}, r"shape \(8, 64\), layers=4; expected"),
+        (zeros(64), {}, r"shape \(64,\); expected"),
+        (zeros(64), {"layers": 1, "blocks": 64}, r"shape \(64,\), layers=1, blocks=64; expected"),
+        (np.array(7), {}, r"shape \(\); expected"),
+        (bytearray(64), {}, r"shape \(64,\); expected"),
+        ([zeros(64), zeros(64)], {}, r"a layer of tensor k has the shape \(64,\); expected is \[blocks, \.\.\.\]"),
+        (zeros(8, 16, 64), {"layers": 4}, r"shape \(8, 16, 64\), layers=4; expected"),
+        (zeros(8, 16, 64), {"blocks": 8}, r"shape \(8, 16, 64\), blocks=8; expected"),
+        (zeros(8, 16, 64), {"layers": 1, "blocks": 16}, r"layers=1, blocks=16; expected"),
+        ([zeros(8, 64), zeros(8, 64)], {"layers": 3}, "tensor k has 2 layers, and layers=3"),
+        ([zeros(8, 64), zeros(8, 64)], {"blocks": 9}, r"shape \(8, 64\), blocks=9; expected"),
+        (kvrail.Tensor([4096, 8192], 16), {"layers": 3, "blocks": 1}, "tensor k has 2 layers, and layers=3"),
+        (kvrail.Tensor(zeros(2, 64), 16), {"layers": 3}, "tensor k has 2 layers, and layers=3"),
+    ],
+)
+def test_a_shape_that_is_not_layers_and_blocks_is_a_type_error_that_says_which_is(given: Any, said: Any, says: str) -> None:
+    with kvrail.Engine() as engine, pytest.raises(TypeError, match=says):
+        engine.register({"k": given}, **said)
+
+
+@pytest.mark.parametrize(
+    "given, said, layers, blocks, size",
+    [
+        (zeros(8, 64), {"layers": 1}, 1, 8, 64),
+        (zeros(8, 64), {"layers": 1, "blocks": 8}, 1, 8, 64),
+        (zeros(8, 64), {"layers": 8, "blocks": 64}, 8, 64, 1),
+        (zeros(8, 16, 4), {"layers": 1}, 1, 8, 64),
+        (zeros(1, 16, 4), {"layers": 1}, 1, 16, 4),
+        (zeros(8, 16, 4), {"layers": 8, "blocks": 16}, 8, 16, 4),
+        ([zeros(64), zeros(64)], {"blocks": 64}, 2, 64, 1),
+        (kvrail.Tensor(zeros(2, 64), 16), {"blocks": 3}, 2, 3, 16),
+        (kvrail.Tensor(zeros(64), 16), {}, 1, 4, 16),
+    ],
+)
+def test_layers_and_blocks_say_what_is_meant(given: Any, said: Any, layers: int, blocks: int, size: int) -> None:
+    with kvrail.Engine() as engine:
+        cache = engine.register({"k": given}, **said)
+        assert (cache.layers, cache.blocks) == (layers, blocks)
+        peer = kvrail.Engine()
+        mine = peer.register({"k": np.ones((layers, blocks, size), np.uint8)})
+        peer.connect("127.0.0.1", engine.listen())  # which compares layers and bytes of a block
+        mine.engine.close()
+
+
+def test_tensors_of_different_numbers_of_blocks_are_refused() -> None:
+    with kvrail.Engine() as engine:
+        with pytest.raises(ValueError, match=r"different numbers of blocks \(k 8, v 9\)"):
+            engine.register({"k": zeros(2, 8, 64), "v": zeros(2, 9, 64)})
+        with pytest.raises(TypeError, match="tensor v has the shape"):
+            engine.register({"k": zeros(2, 8, 64), "v": zeros(2, 9, 64)}, blocks=8)
+        engine.register({"k": zeros(2, 8, 64), "v": zeros(2, 9, 64)[:, :8]}).close()
+
+
 # -- DLPack
 
 

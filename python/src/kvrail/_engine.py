@@ -14,7 +14,7 @@ from ._arrivals import Arrival, ArrivalKind, Arrivals
 from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, shown, text
 from ._errors import KvError
 from ._log import LogPipe
-from ._memory import MemoryLike, Tensor, slabs_of
+from ._memory import Meant, MemoryLike, Tensor, blocks_of_all, slabs_of
 from ._ops import Comm, Group, Lease, Op
 
 #: Block ids: a list, a numpy array (int64 in one piece: used without a copy), a tensor, any sequence of integers.
@@ -314,6 +314,7 @@ class Engine:
         self,
         tensors: Mapping[str, Union[Tensor, MemoryLike, Sequence[MemoryLike]]],
         *,
+        layers: Optional[int] = None,
         blocks: Optional[int] = None,
         cache_id: int = 0,
         tp_size: int = 1,
@@ -328,22 +329,21 @@ class Engine:
         """Make a cache known: register before listen() and connect().
 
         Each tensor is an array [layers, blocks, ...], a list of one array [blocks, ...] for each layer, or a Tensor (which
-        takes addresses too; then `blocks` is needed). open: peers may write without a lease. readable: they may read.
+        takes addresses too; then `blocks` is needed). layers, blocks: what the shapes must say; with layers=1 an array may be
+        [blocks, ...], and an array of two axes is taken only so or with both. open: peers may write without a lease. readable: they may read.
         order: how heads and tokens lie in each block, "HND" or "NHD"; needed where the peer's tp_size is another one, and with
         NHD block_tokens too. kv_heads: of the whole model; needed where it is less than a tp_size.
         """
         instance(tensors, Mapping, "tensors")
         given = {text(name, "a name in tensors"): t if isinstance(t, Tensor) else Tensor(t) for name, t in tensors.items()}
-        slabs = {name: slabs_of(name, tensor, None) for name, tensor in given.items()}
+        meant = Meant(
+            None if layers is None else integer(layers, "layers", 1, U32),
+            None if blocks is None else integer(blocks, "blocks", 0, U32),
+        )
+        slabs = {name: slabs_of(name, tensor, meant) for name, tensor in given.items()}
         if not slabs:
             raise ValueError("a cache has at least one tensor")
-        layers = len(next(iter(slabs.values())).bases)
-        known = [s.blocks for s in slabs.values() if s.blocks is not None]
-        count = integer(blocks, "blocks", 0, U32) if blocks is not None else min(known, default=None)
-        if count is None:
-            raise ValueError("blocks is needed for addresses")
-        if any(count > n for n in known):
-            raise ValueError(f"{shown(count)} blocks do not fit into memory for {min(known)}")
+        layers, count = len(next(iter(slabs.values())).bases), blocks_of_all(slabs, meant)
         listed = [
             (
                 name,

@@ -188,8 +188,6 @@ def _inner_bytes(region: Region, axes: int, name: str) -> int:
 def _blocks_of(region: Region, axis: int, tensor: Tensor, name: str) -> Tuple[int, int, int]:
     """(blocks, block_bytes, stride) of one layer whose axis `axis` counts blocks, or of a plain run of bytes."""
     if tensor.block_bytes is None:
-        if len(region.shape) <= axis:
-            raise ValueError(f"tensor {name}: block_bytes is needed for memory of {len(region.shape)} dimensions")
         size, stride = _inner_bytes(region, axis + 1, name), region.strides[axis]
         if region.shape[axis] > 1 and stride < size:
             raise ValueError(f"tensor {name}: blocks of {size} bytes with a stride of {stride} overlap")
@@ -200,11 +198,49 @@ def _blocks_of(region: Region, axis: int, tensor: Tensor, name: str) -> Tuple[in
     return blocks, tensor.block_bytes, stride
 
 
-def _one_array(region: Region, tensor: Tensor, name: str, layers: Optional[int]) -> Slabs:
-    if len(region.shape) < 2:
-        if layers not in (None, 1):
-            raise ValueError(f"tensor {name}: give a list with one buffer for each layer")
-        return _many([region], tensor, name)
+class Meant(NamedTuple):
+    """What register() was told of the shape: None where it was not."""
+
+    layers: Optional[int]
+    blocks: Optional[int]
+
+    def has_layer_axis(self, shape: Tuple[int, ...], name: str) -> bool:
+        """Whether an array is [layers, blocks, ...]; else it is the one layer's [blocks, ...]. TypeError if neither.
+
+        With two axes it could be either, with a last axis of bytes or of blocks of one item: it must be said.
+        """
+        fits = [want in (None, n) for want, n in zip(self, shape)]
+        if all(fits) and (len(shape) > 2 or (len(shape) == 2 and None not in self)):
+            return True
+        if self.layers == 1 and len(shape) >= 2 and self.blocks in (None, shape[0]):
+            return False
+        raise self._wrong(f"tensor {name} has the shape {shape}", "layers, blocks", "layers=1 for an array [blocks, ...]")
+
+    def check_layer(self, shape: Tuple[int, ...], name: str) -> None:
+        """Of one of a list with an array for each layer."""
+        if self.blocks not in (None, *shape[:1]) or len(shape) < 2 and (not shape or self.blocks is None):
+            raise self._wrong(f"a layer of tensor {name} has the shape {shape}", "blocks", "blocks= where each is one item")
+
+    def check_layers(self, layers: int, name: str) -> None:
+        if self.layers not in (None, layers):
+            raise TypeError(f"tensor {name} has {layers} layers, and layers={self.layers} was given")
+
+    def _wrong(self, what: str, axes: str, way_out: str) -> TypeError:
+        said = "".join(f", {key}={value}" for key, value in zip(("layers", "blocks"), self) if value is not None)
+        return TypeError(
+            f"{what}{said}; expected is [{axes}, ...], the rest being one block. "
+            f"Say {way_out}, or Tensor(..., block_bytes=...) for plain bytes"
+        )
+
+
+def _one_array(region: Region, tensor: Tensor, name: str, meant: Meant) -> Slabs:
+    if tensor.block_bytes is None:
+        one_layer = not meant.has_layer_axis(region.shape, name)
+    else:
+        one_layer = len(region.shape) < 2
+    if one_layer:
+        return _many([region], tensor, name, meant)
+    meant.check_layers(region.shape[0], name)
     if region.shape[0] > _LAYERS_MAX:
         raise ValueError(f"tensor {name} has {region.shape[0]} layers (axis 0); a cache has {_LAYERS_MAX} at most")
     blocks, block_bytes, stride = _blocks_of(region, 1, tensor, name)
@@ -212,7 +248,10 @@ def _one_array(region: Region, tensor: Tensor, name: str, layers: Optional[int])
     return Slabs(bases, blocks, block_bytes, stride, [region.keep], region.cuda)
 
 
-def _many(regions: Sequence[Region], tensor: Tensor, name: str) -> Slabs:
+def _many(regions: Sequence[Region], tensor: Tensor, name: str, meant: Meant) -> Slabs:
+    meant.check_layers(len(regions), name)
+    for region in regions if tensor.block_bytes is None else ():
+        meant.check_layer(region.shape, name)
     found = {_blocks_of(region, 0, tensor, name) for region in regions}
     if len(found) != 1:
         raise ValueError(f"tensor {name}: the layers differ in shape or strides")
@@ -222,15 +261,30 @@ def _many(regions: Sequence[Region], tensor: Tensor, name: str) -> Slabs:
     return Slabs([r.address for r in regions], blocks, block_bytes, stride, [r.keep for r in regions], regions[0].cuda)
 
 
+def blocks_of_all(slabs: Mapping[str, Slabs], meant: Meant) -> int:
+    """How many blocks every tensor has."""
+    known = {name: s.blocks for name, s in slabs.items() if s.blocks is not None}
+    if meant.blocks is not None:
+        few = [f"{name} for {n}" for name, n in known.items() if n < meant.blocks]
+        if few:
+            raise ValueError(f"blocks={meant.blocks} do not fit into the memory of tensor {', '.join(few)}")
+        return meant.blocks
+    if not known:
+        raise ValueError("blocks is needed for addresses")
+    if len(set(known.values())) != 1:
+        words = ", ".join(f"{name} {n}" for name, n in known.items())
+        raise ValueError(f"the tensors have different numbers of blocks ({words}); a block is a part of every tensor")
+    return next(iter(known.values()))
+
+
 def _addresses(addresses: Sequence[int], tensor: Tensor, name: str) -> Slabs:
     if tensor.block_bytes is None:
         raise ValueError(f"tensor {name}: block_bytes is needed for addresses")
     return Slabs(list(addresses), None, tensor.block_bytes, tensor.stride or tensor.block_bytes, [], tensor.cuda)
 
 
-def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], layers: Optional[int]) -> Slabs:
+def slabs_of(name: str, tensor: Tensor, meant: Meant) -> Slabs:
     """Whatever was given for a tensor, as one base for each layer."""
-    tensor = given if isinstance(given, Tensor) else Tensor(given)
     if tensor.block_bytes is not None:
         integer(tensor.block_bytes, f"block_bytes of tensor {name}", 1, 2**36 - 1)
     if tensor.stride is not None:
@@ -239,9 +293,10 @@ def slabs_of(name: str, given: Union[Tensor, MemoryLike, Sequence[MemoryLike]], 
     if isinstance(memory, int):
         memory = [memory]
     if not isinstance(memory, (list, tuple)):
-        return _one_array(describe(memory), tensor, name, layers)
+        return _one_array(describe(memory), tensor, name, meant)
     if not memory:
         raise ValueError(f"tensor {name} has no layers")
     if all(hasattr(item, "__index__") and not getattr(item, "shape", ()) for item in memory):
+        meant.check_layers(len(memory), name)
         return _addresses([integer(item, f"address {i} of tensor {name}", 1, U64) for i, item in enumerate(memory)], tensor, name)
-    return _many([describe(item) for item in memory], tensor, name)
+    return _many([describe(item) for item in memory], tensor, name, meant)
