@@ -346,7 +346,12 @@ def test_types_are_strict(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(user)]
     packages = ["-p", "kvrail", "-p", "rdma_comm"]
-    for what in (command, command[:-1] + packages):
+    programs = []
+    for page in "python.md", "fastdeploy.md":
+        for i, program in enumerate(python_blocks(page)):
+            programs.append(str(tmp_path / f"{page[:-3]}_{i}.py"))
+            Path(programs[-1]).write_text(program)
+    for what in (command, command[:-1] + packages, command[:-1] + programs):
         ran = subprocess.run(what, capture_output=True, text=True, cwd=tmp_path, timeout=20 * PATIENCE)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 

@@ -12,7 +12,7 @@ Every failure is a KvError whose class says what to do: CallError (fix the call)
 """
 
 from ._core import version as _version
-from ._engine import Cache, Device, Engine, Ids, Layers, Memory, Peer, PeerInfo
+from ._engine import Cache, Engine, Ids, Layers, Memory, Peer
 from ._errors import (
     ArgumentError,
     CallError,
@@ -24,10 +24,13 @@ from ._errors import (
     PeerError,
     PeerLostError,
     RequestError,
+    ResourceError,
     Scope,
+    UnreachableError,
     UnsupportedError,
 )
 from ._arrivals import Arrival, ArrivalKind
+from ._info import Device, Option, PeerInfo
 from ._memory import MemoryLike, Tensor
 from ._ops import ACKED, SENT, VISIBLE, Comm, Group, Lease, Op
 
@@ -57,13 +60,16 @@ __all__ = [
     "Memory",
     "MemoryLike",
     "Op",
+    "Option",
     "Peer",
     "PeerError",
     "PeerInfo",
     "PeerLostError",
     "RequestError",
+    "ResourceError",
     "Scope",
     "Tensor",
+    "UnreachableError",
     "UnsupportedError",
     "__version__",
 ]

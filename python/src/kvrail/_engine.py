@@ -7,12 +7,13 @@ import select
 import time
 import warnings
 from types import TracebackType
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Type, Union
 
 from . import _core
 from ._arrivals import Arrival, ArrivalKind, Arrivals
 from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, shown, text
-from ._errors import KvError
+from ._errors import KvError, python_words
+from ._info import Device, Option, PeerInfo
 from ._log import LogPipe
 from ._memory import Meant, MemoryLike, Tensor, blocks_of_all, slabs_of
 from ._ops import Comm, Group, Lease, Op
@@ -38,34 +39,8 @@ class Memory:
         """Give the pool back. Arrays made of it stay valid; peers reach it no longer."""
         _core.close(self._handle, 0)
 
-
-class PeerInfo(NamedTuple):
-    name: str
-    address: str
-    transport: str
-    path: str  #: how its bytes travel, and why
-    incarnation: bytes  #: another value = another process
-    connected: bool
-    incoming: bool
-
-
-class Device(NamedTuple):
-    """A transport or device that this build knows. From `link` on: of an RDMA port; "", 0 or -1 elsewhere."""
-
-    transport: str
-    name: str  #: "mlx5_0:1", "host memory"
-    usable: bool
-    detail: str  #: what it is, or why it cannot be used and what to do
-    link: str  #: "RoCE", "InfiniBand"
-    gid: str  #: the address that a connection made now would use: "::ffff:10.0.0.1"
-    gid_index: int  #: its row of the GID table; -1: InfiniBand, addressed by lid
-    lid: int
-    speed_mbps: int
-    mtu_bytes: int  #: of an RDMA packet's payload
-    pci: str  #: "0000:18:00.0"; "" for a software device
-    numa_node: int  #: -1 = not known
-    distance: str  #: to the GPU of KVCACHE_GPU: "PIX", "PXB", "PHB", "NODE", "SYS"
-    reason: str  #: why this address
+    def __repr__(self) -> str:
+        return f"<kvrail.Memory {self.nbytes} bytes>"
 
 
 class Cache:
@@ -82,6 +57,9 @@ class Cache:
     def close(self) -> None:
         _core.close(self._handle, 0)
         self.engine._caches.pop(self._ident, None)
+
+    def __repr__(self) -> str:
+        return f"<kvrail.Cache of {self.engine.name}: {self.layers} layers, {self.blocks} blocks>"
 
     def __enter__(self) -> "Cache":
         return self
@@ -290,6 +268,7 @@ class Engine:
             self._log.close()
             raise
         self._closed = False
+        self.name = name or "engine"
         self._peers: Dict[int, Peer] = {}
         self._caches: Dict[int, Cache] = {}
         self._pools: List[Memory] = []
@@ -496,9 +475,10 @@ class Engine:
         """The engine's state as text, to answer "why does it hang"."""
         return _core.dump(self._handle)
 
-    def options(self) -> List[_core._OptionRow]:
-        """(name, type, range, default, help, value, source) of every option."""
-        return _core.options(self._handle)
+    def options(self) -> List[Option]:
+        """Every option, with its value and where it comes from."""
+        rows = [Option(*row) for row in _core.options(self._handle)]
+        return [row._replace(help=python_words(row.help)) for row in rows]
 
     def devices(self) -> List[Device]:
         """Every device that this build knows, those that cannot be used with the reason."""
@@ -522,6 +502,10 @@ class Engine:
         self._peers.clear()
         self._caches.clear()
         self._pools.clear()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._caches)} caches, {len(self._peers)} peers"
+        return f"<kvrail.Engine {self.name}: {state}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("an engine cannot be copied or pickled; each process opens its own")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import enum
+import errno
+import re
 from typing import Dict, Tuple, Type
 
 from . import _core
@@ -75,8 +77,16 @@ class PeerLostError(PeerError, ConnectionError):
     """The peer or the connection to it is gone."""
 
 
+class UnreachableError(PeerLostError):
+    """No transport reaches the peer, or its name leads nowhere; the cause has the reason of each."""
+
+
 class DeviceError(KvError):
     """The local device or a memory limit is at fault: fix it, then open a new engine."""
+
+
+class ResourceError(DeviceError, OSError):
+    """The system refused: descriptors, memory, locked memory, a call. errno says why."""
 
 
 _BY_CODE: Dict[int, Type[KvError]] = {
@@ -89,7 +99,11 @@ _BY_CODE: Dict[int, Type[KvError]] = {
     _core.ERR_TIMEOUT: KvTimeoutError,
     _core.ERR_CANCELLED: CancelledError,
     _core.ERR_PEER_LOST: PeerLostError,
-    _core.ERR_UNREACHABLE: PeerLostError,
+    _core.ERR_UNREACHABLE: UnreachableError,
+    _core.ERR_MEMLOCK: ResourceError,
+    _core.ERR_NOMEM: ResourceError,
+    _core.ERR_NOFD: ResourceError,
+    _core.ERR_SYSTEM: ResourceError,
 }
 _BY_SCOPE: Dict[Scope, Type[KvError]] = {
     Scope.CALL: CallError,
@@ -97,6 +111,43 @@ _BY_SCOPE: Dict[Scope, Type[KvError]] = {
     Scope.PEER: PeerError,
     Scope.DEVICE: DeviceError,
 }
+
+
+#: What the library's sentences call by its name in C, as it is called here.
+_NAMES = {
+    "KV_CACHE_OPEN": "with open=True",
+    "KV_CACHE_READABLE": "readable=True",
+    "KV_COMM_ALL": "0",
+    "KV_MEM_CUDA": "a GPU's",
+    "KV_MEM_HOST": "the host's",
+    "KV_PROGRESS_CALLER": 'progress="caller"',
+    "base, layer_base, layer_stride or stride": "the memory of a tensor or a layer",
+    "kv_alloc": "Engine.alloc",
+    "kv_comm_init": "Engine.comm",
+    "kv_connect": "Engine.connect",
+    "kv_dump": "Engine.dump",
+    "kv_group_end": "Group.end",
+    "kv_listen": "Engine.listen",
+    "kv_peer_close": "Peer.close",
+    "kv_poll_arrivals": "Engine.poll",
+    "kv_progress": "Engine.progress",
+    "timeout_ms": "timeout",
+}
+_NAMED = re.compile("|".join(rf"\b{name}\b" for name in sorted(_NAMES, key=len, reverse=True)))
+
+
+def python_words(words: str) -> str:
+    return _NAMED.sub(lambda match: _NAMES[match[0]], words)
+
+
+def system_error(op: str, exc: OSError) -> KvError:
+    """Of a system call that the packages make themselves."""
+    words = f"{exc.strerror or exc} (errno {exc.errno})"
+    code, name = _core.ERR_SYSTEM, "SYSTEM"
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        code, name = _core.ERR_NOFD, "NOFD"
+    text, numbers = f"{op}: KV_ERR_{name}: {words}", (exc.errno or 0, 0, 0, 0, 0, -1, -1)
+    return _make(code, name, Scope.DEVICE, text, words, op, "", "", "", numbers)
 
 
 def _make(
@@ -112,11 +163,13 @@ def _make(
     numbers: Tuple[int, int, int, int, int, int, int],
 ) -> KvError:
     cls = _BY_CODE.get(code) or _BY_SCOPE.get(Scope(scope), KvError)
-    exc = cls(text)
-    exc.code, exc.name, exc.scope, exc.cause = code, name, Scope(scope), cause
-    exc.op, exc.peer, exc.device, exc.hint = op, peer, device, hint
+    exc = cls(python_words(text))
+    exc.code, exc.name, exc.scope, exc.cause = code, name, Scope(scope), python_words(cause)
+    exc.op, exc.peer, exc.device, exc.hint = op, peer, device, python_words(hint)
     exc.sys_errno, exc.wc_status, exc.vendor_err, exc.qp_num = numbers[:4]
     exc.in_doubt, exc.block_index, exc.block_id = bool(numbers[4]), numbers[5], numbers[6]
+    if isinstance(exc, OSError) and exc.sys_errno:
+        exc.errno = exc.sys_errno
     return exc
 
 

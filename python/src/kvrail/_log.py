@@ -8,9 +8,12 @@ The library logs from its own threads, which must never wait for the interpreter
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import threading
+
+from ._errors import system_error
 
 logger = logging.getLogger("kvrail")
 logger.addHandler(logging.NullHandler())
@@ -23,13 +26,21 @@ class LogPipe:
     """The two ends of the pipe and the thread between them."""
 
     def __init__(self) -> None:
-        read_end, self.fd = os.pipe2(os.O_CLOEXEC)
+        try:
+            read_end, self.fd = os.pipe2(os.O_CLOEXEC)
+        except OSError as exc:
+            raise system_error("open", exc) from None
         os.set_blocking(self.fd, False)
         self._marked = threading.Event()
         self._thread = threading.Thread(
             target=_hand_on, args=(read_end, self._marked), name="kvrail-log", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(read_end)
+            os.close(self.fd)
+            raise system_error("open", OSError(errno.EAGAIN, "cannot start a thread")) from None
         atexit.register(self.drain)
 
     def drain(self) -> None:

@@ -140,6 +140,9 @@ class Group:
         except KvError:
             pass
 
+    def __repr__(self) -> str:
+        return f"<kvrail.Group {len(self.ops)} operations>"
+
 
 class Comm:
     """The engines of several processes, connected with each other: what Engine.comm() returns.

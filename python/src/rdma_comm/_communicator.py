@@ -350,6 +350,10 @@ class RDMACommunicator:
         for view in views:
             view.engine.close()
 
+    def __repr__(self) -> str:
+        a = self._args
+        return f"<rdma_comm.RDMACommunicator {a.role} of GPU {a.gpu_idx}: {len(a.keys)} layers, {a.blocks} blocks>"
+
     def __reduce__(self) -> Any:
         raise TypeError("a communicator cannot be copied or pickled; each process makes its own")
 
