@@ -374,11 +374,11 @@ def test_pyright_agrees(tmp_path: Path) -> None:
 
 
 def python_blocks(page: str) -> List[str]:
-    text = (ROOT / "docs" / page).read_text()
+    text = (ROOT / page).read_text()
     return re.findall(r"```python\n(.*?)```", text, re.S)
 
 
-@pytest.mark.parametrize("page", ["python.md", "fastdeploy.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md", "docs/fastdeploy.md"])
 def test_the_programs_of_the_documents_run_as_printed(page: str, tmp_path: Path) -> None:
     programs = python_blocks(page)
     assert programs
@@ -387,6 +387,8 @@ def test_the_programs_of_the_documents_run_as_printed(page: str, tmp_path: Path)
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=4 * PATIENCE, cwd=tmp_path
         )
         assert ran.returncode == 0, program + ran.stdout + ran.stderr
+        for printed in re.findall(r"^ *print\(.*\)  # (.*)$", program, re.M):
+            assert printed in ran.stdout, program + ran.stdout
 
 
 def test_a_model_split_in_two_says_the_same_tokens() -> None:

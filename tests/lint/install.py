@@ -6,11 +6,13 @@ usage: install.py ROOT BUILD_DIRECTORY C_COMPILER [C++_COMPILER]
 """
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 
+import quickstart
 import source
 
 CONSUMER = """
@@ -65,6 +67,19 @@ def by_their_own_line(work, prefix, root):
         if len(lines) != 1:
             source.report([f"kvapi/examples/{name} does not say how it is compiled"])
         run("sh", "-c", lines[0], cwd=folder, env={**os.environ, "PKG_CONFIG_PATH": config})
+
+
+def by_the_readme(work, prefix, root):
+    """The README's program, with the environment and the command that the README gives."""
+    readme = source.read(root, "README.md")
+    folder = os.path.relpath(os.path.dirname(glob.glob(prefix + "/**/libkvrail.so", recursive=True)[0]), prefix)
+    export = re.search(r"^    (export .*PREFIX.*)$", readme, re.MULTILINE)[1].replace("PREFIX/lib", f"PREFIX/{folder}")
+    compile = re.search(r"\| pkg-config \| `(cc app\.c [^`]*)`", readme)[1]
+    with open(f"{work}/app.c", "w", encoding="utf-8") as file:
+        file.write(quickstart.program(readme))
+    said = run("sh", "-ec", "\n".join((export.replace("PREFIX", prefix), compile, "./app")), cwd=work)
+    if said.strip() != quickstart.promise(readme):
+        source.report([f"as the README installs it, its program prints {said!r}"])
 
 
 def by_cmake(work, name, how, *options):
@@ -152,6 +167,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
         if cxx_compiler:
             by_pkg_config(work, prefix, cxx_compiler, "c++")
         by_their_own_line(work, prefix, root)
+        by_the_readme(work, prefix, root)
         minor = version.rsplit(".", 1)[0]
         by_cmake(work, "package", f"find_package(kvrail {minor} REQUIRED)", f"-DCMAKE_PREFIX_PATH={prefix}")
         by_cmake(work, "subdirectory", f'add_subdirectory("{os.path.realpath(root)}" kvrail)')
