@@ -6,6 +6,7 @@
 #include "../tests/loop/tr_pair.h"
 
 enum { SIZES_MAX = 16, PAIRS_MAX = 99 };
+enum { POOL_KEY = 1 }; /* the bytes of the source pool: pattern.h */
 
 struct floor_config {
 	size_t pool;
@@ -59,13 +60,6 @@ static inline uint32_t plan_slot(const struct plan *p, uint32_t batch, uint32_t 
 	return (uint32_t)(at % p->blocks);
 }
 
-static inline uint64_t word_at(uint64_t offset)
-{
-	return (offset + 8) * UINT64_C(0x9e3779b97f4a7c15);
-}
-
-void fill_words(uint8_t *p, size_t len);
-const char *floor_nt_name(void); /* of the non-temporal stores */
 void floor_batch(struct bench *b, enum way way);
 
 /* floor_receiver.c: the other process, until CMD_QUIT */

@@ -3,16 +3,13 @@
 #include "floor.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <sys/uio.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "copy.h"
 
 enum { IOVECS = 256 };
 
-/* ---------------------------------------------------------------- plan and bytes */
+/* ---------------------------------------------------------------- plan */
 
 void plan_make(struct plan *p, size_t size)
 {
@@ -40,81 +37,21 @@ void plan_make(struct plan *p, size_t size)
 	}
 }
 
-void fill_words(uint8_t *p, size_t len)
-{
-	for (size_t at = 0; at < len; at += 8) {
-		uint64_t w = word_at(at);
-
-		memcpy(p + at, &w, 8);
-	}
-}
-
-/* ---------------------------------------------------------------- the floor's loops */
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static void nt512(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 64, dst += 64, src += 64)
-		_mm512_stream_si512((void *)dst, _mm512_loadu_si512((const void *)src));
-}
-
-__attribute__((target("avx2"))) static void nt256(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 32, dst += 32, src += 32)
-		_mm256_stream_si256((void *)dst, _mm256_loadu_si256((const void *)src));
-}
-
-static void nt128(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	for (; n; n -= 16, dst += 16, src += 16)
-		_mm_stream_si128((void *)dst, _mm_loadu_si128((const void *)src));
-}
-
-static void drain(void)
-{
-	_mm_sfence();
-}
-#else
-static void drain(void)
-{
-}
-#endif
-
-static void plain(uint8_t *dst, const uint8_t *src, size_t n)
-{
-	memcpy(dst, src, n);
-}
-
-typedef void copy_fn(uint8_t *dst, const uint8_t *src, size_t n);
-
-static copy_fn *nt_loop(const char **name_p)
-{
-#if defined(__x86_64__)
-	*name_p = "avx512";
-	if (__builtin_cpu_supports("avx512f"))
-		return nt512;
-	*name_p = "avx2";
-	if (__builtin_cpu_supports("avx2"))
-		return nt256;
-	*name_p = "sse2";
-	return nt128;
-#else
-	*name_p = "plain";
-	return plain;
-#endif
-}
+/* ---------------------------------------------------------------- the loops */
 
 static void floor_copy(struct bench *b, copy_fn *copy)
 {
 	const struct plan *p = &b->plan;
+	uint32_t k = plan_slot(p, b->next, 0), next;
 
-	for (uint32_t i = 0; i < cfg.batch; i++) {
-		uint32_t k = plan_slot(p, b->next, i);
-
+	for (uint32_t i = 0; i < cfg.batch; i++, k = next) {
+		next = plan_slot(p, b->next, i + 1);
 		copy(b->floor_dst + (size_t)p->to[k] * p->size,
-		     b->s->base + (size_t)p->from[k] * p->size, p->size);
+		     b->s->base + (size_t)p->from[k] * p->size, p->size,
+		     b->floor_dst + (size_t)p->to[next] * p->size,
+		     b->s->base + (size_t)p->from[next] * p->size);
 	}
-	drain();
+	copy_fence();
 }
 
 static void floor_cma(struct bench *b)
@@ -140,20 +77,13 @@ static void floor_cma(struct bench *b)
 	}
 }
 
-const char *floor_nt_name(void)
-{
-	const char *name;
-
-	nt_loop(&name);
-	return name;
-}
-
 void floor_batch(struct bench *b, enum way way)
 {
 	const char *name;
+	copy_fn *stream = copy_stream(b->plan.size, &name);
 
 	if (way == FLOOR_CMA)
 		floor_cma(b);
 	else
-		floor_copy(b, way == FLOOR_NT ? nt_loop(&name) : plain);
+		floor_copy(b, way == FLOOR_NT && stream ? stream : copy_plain);
 }

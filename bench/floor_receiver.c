@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "pattern.h"
+
 static void sum_block(const uint8_t *p, size_t n, uint64_t *sum)
 {
 	const uint64_t *w = (const uint64_t *)(const void *)p;
@@ -21,15 +23,10 @@ static uint64_t wrong_blocks(const struct bench *b, uint32_t batch)
 
 	for (uint32_t i = 0; i < cfg.batch; i++) {
 		uint32_t k = plan_slot(p, batch, i);
-		const uint8_t *at = b->s->base + (size_t)p->to[k] * p->size;
-		bool same = true;
 
-		for (size_t j = 0; j < p->size && same; j += 8) {
-			uint64_t w = word_at((uint64_t)p->from[k] * p->size + j);
-
-			same = !memcmp(at + j, &w, 8);
-		}
-		wrong += !same;
+		wrong += pattern_check(b->s->base + (size_t)p->to[k] * p->size, p->size,
+				       pattern_key_at(POOL_KEY, (size_t)p->from[k] * p->size),
+				       NULL) > 0;
 	}
 	return wrong;
 }

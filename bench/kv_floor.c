@@ -10,8 +10,8 @@
  * destination are cold. Floor and kvrail are measured in turns, first one then the other first, and
  * the ratio is the median of the pairs' ratios.
  *
- *   pool   floor: the loops of floor_loops.c into a memfd; kvrail: tr_op_add .. TR_WRITTEN into a
- *          memfd pool + read: until the receiver has read every byte of the batch once, each batch
+ *   pool   floor: the loops of copy.c into shared memory; kvrail: tr_op_add .. TR_WRITTEN into a
+ *          memfd pool; read: until the receiver has read every byte of the batch once, each batch
  *          on its own
  *   cma    floor: process_vm_writev of 256 spans a call into the peer; kvrail: the same path
  *
@@ -26,9 +26,10 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include <jansson.h>
-
+#include "copy.h"
 #include "floor.h"
+#include "pattern.h"
+#include "results.h"
 
 struct floor_config cfg = {
 	.pool = (size_t)1 << 30,
@@ -126,17 +127,22 @@ static int compare_doubles(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static double median(const double *v, uint32_t n)
+/* The value that per_cent of the n values do not exceed; 50 is the median. */
+static double percentile(const double *v, uint32_t n, uint32_t per_cent)
 {
 	double sorted[PAIRS_MAX];
+	uint32_t rank = (n * per_cent + 99) / 100;
 
 	memcpy(sorted, v, n * sizeof(*v));
 	qsort(sorted, n, sizeof(*sorted), compare_doubles);
-	return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+	if (per_cent == 50 && n % 2 == 0)
+		return (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+	return sorted[rank ? rank - 1 : 0];
 }
 
 struct row {
-	double gbs[WAYS], ratio[WAYS]; /* ratio: kvrail / that way */
+	double gbs[WAYS], ratio[WAYS]; /* medians; ratio: kvrail / that way */
+	double p1, p99;		       /* of kvrail */
 };
 
 /* All `ways` of this mask in turns. */
@@ -145,8 +151,6 @@ static struct row compare(struct bench *b, unsigned int ways, bool read)
 	double gbs[WAYS][PAIRS_MAX], ratio[PAIRS_MAX];
 	struct row row = { 0 };
 
-	if (read && cfg.cpu)
-		return row;
 	/* pair 0 warms up: page tables, caches, clocks */
 	for (uint32_t pair = 0; pair <= cfg.pairs; pair++)
 		for (unsigned int i = 0; i < WAYS; i++) {
@@ -161,26 +165,31 @@ static struct row compare(struct bench *b, unsigned int ways, bool read)
 	for (unsigned int way = 0; way < WAYS; way++) {
 		if (!(ways & 1u << way))
 			continue;
-		row.gbs[way] = median(gbs[way], cfg.pairs);
+		row.gbs[way] = percentile(gbs[way], cfg.pairs, 50);
 		for (uint32_t pair = 0; pair < cfg.pairs; pair++)
 			ratio[pair] = gbs[KVRAIL][pair] / gbs[way][pair];
-		row.ratio[way] = median(ratio, cfg.pairs);
+		row.ratio[way] = percentile(ratio, cfg.pairs, 50);
 	}
+	row.p1 = percentile(gbs[KVRAIL], cfg.pairs, 1);
+	row.p99 = percentile(gbs[KVRAIL], cfg.pairs, 99);
 	return row;
 }
 
 /* ---------------------------------------------------------------- writer, table, JSON */
 
-static json_t *rows_json;
+static struct results *results;
 
-static const char *size_text(size_t size, char buf[24])
-{
-	if (size % 1024)
-		snprintf(buf, 24, "%zu", size);
-	else
-		snprintf(buf, 24, "%zuK", size / 1024);
-	return buf;
-}
+static const struct results_column columns[] = {
+	{ "path", "", "path", -6, 0 },
+	{ "until", "", "until", -6, 0 },
+	{ "block", "(B)", "block_bytes", 8, 0 },
+	{ "floor", "(GB/s)", "floor_gb_per_s", 8, 2 },
+	{ "plain", "(GB/s)", "plain_gb_per_s", 8, 2 },
+	{ "kvrail", "(GB/s)", "gb_per_s", 8, 2 },
+	{ "ratio", "", "ratio", 6, 2 },
+	{ "p1", "(GB/s)", "p1_gb_per_s", 8, 2 },
+	{ "p99", "(GB/s)", "p99_gb_per_s", 8, 2 },
+};
 
 static void begin_size(struct bench *b, size_t size)
 {
@@ -222,22 +231,10 @@ static void start(struct bench *b, struct pair_side *s)
 {
 	*b = (struct bench){ .s = s, .floor_dst = shared_floor };
 	pair_up(s);
-	fill_words(s->base, s->config->region);
+	pattern_fill(s->base, s->config->region, POOL_KEY);
 	b->peer_base = pair_hear(s);
 	touch_all(s);
 	printf("# path: %s\n", tr_conn_path(s->conn));
-}
-
-static void add_row(const char *path, size_t size, const char *kind, const struct row *row,
-		    enum way floor)
-{
-	json_t *o = json_pack("{s:s, s:I, s:s, s:f, s:f, s:f}", "path", path, "block_bytes",
-			      (json_int_t)size, "kind", kind, "floor_gbs", row->gbs[floor],
-			      "kvrail_gbs", row->gbs[KVRAIL], "ratio", row->ratio[floor]);
-
-	if (row->gbs[FLOOR_PLAIN] > 0)
-		json_object_set_new(o, "floor_plain_gbs", json_real(row->gbs[FLOOR_PLAIN]));
-	json_array_append_new(rows_json, o);
 }
 
 static void finish(struct bench *b)
@@ -249,44 +246,35 @@ static void finish(struct bench *b)
 	fflush(stdout);
 }
 
-static void print_pool_head(const char *what)
+static void print_row(const char *path, bool read, size_t size, const struct row *row,
+		      enum way floor)
 {
-	printf("# %s: floor nt, floor plain, kvrail, kvrail / floor nt\n", what);
-}
-
-static void print_pool_row(const struct row *row)
-{
-	printf(" | %7.2f %7.2f %7.2f %6.2f", row->gbs[FLOOR_NT], row->gbs[FLOOR_PLAIN],
-	       row->gbs[KVRAIL], row->ratio[FLOOR_NT]);
+	results_cell_text(results, path);
+	results_cell_text(results, read ? "read" : "write");
+	results_cell(results, (double)size);
+	results_cell(results, row->gbs[floor]);
+	results_cell(results, floor == FLOOR_NT ? row->gbs[FLOOR_PLAIN] : NAN);
+	results_cell(results, row->gbs[KVRAIL]);
+	results_cell(results, row->ratio[floor]);
+	results_cell(results, row->p1);
+	results_cell(results, row->p99);
 }
 
 static void pool_writer(struct pair_side *s)
 {
 	const unsigned int ways = 1u << FLOOR_NT | 1u << FLOOR_PLAIN | 1u << KVRAIL;
 	struct bench b;
-	char text[24];
 
 	start(&b, s);
 	memset(shared_floor, 0, cfg.pool);
-	print_pool_head("first group, write only, GB/s");
-	if (!cfg.cpu)
-		print_pool_head("second group, until the receiver has read it once, GB/s");
 	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
-		struct row row;
-
 		begin_size(&b, cfg.sizes[i]);
-		printf("%7s", size_text(cfg.sizes[i], text));
-		row = compare(&b, ways, false);
-		print_pool_row(&row);
-		add_row("pool", cfg.sizes[i], "write", &row, FLOOR_NT);
-		if (!cfg.cpu) {
-			row = compare(&b, ways, true);
-			print_pool_row(&row);
-			add_row("pool", cfg.sizes[i], "write and first read", &row, FLOOR_NT);
+		for (int read = 0; read <= !cfg.cpu; read++) {
+			struct row row = compare(&b, ways, read);
+
+			print_row("pool", read, cfg.sizes[i], &row, FLOOR_NT);
 		}
 		check(&b);
-		printf("\n");
-		fflush(stdout);
 	}
 	finish(&b);
 }
@@ -294,20 +282,15 @@ static void pool_writer(struct pair_side *s)
 static void cma_writer(struct pair_side *s)
 {
 	struct bench b;
-	char text[24];
 
 	start(&b, s);
-	printf("%7s | %8s %8s %7s\n", "block", "bare", "kvrail", "/bare");
 	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
-		struct row w;
+		struct row row;
 
 		begin_size(&b, cfg.sizes[i]);
-		w = compare(&b, 1u << FLOOR_CMA | 1u << KVRAIL, false);
+		row = compare(&b, 1u << FLOOR_CMA | 1u << KVRAIL, false);
+		print_row("cma", false, cfg.sizes[i], &row, FLOOR_CMA);
 		check(&b);
-		printf("%7s | %8.2f %8.2f %7.2f\n", size_text(cfg.sizes[i], text), w.gbs[FLOOR_CMA],
-		       w.gbs[KVRAIL], w.ratio[FLOOR_CMA]);
-		fflush(stdout);
-		add_row("cma", cfg.sizes[i], "write", &w, FLOOR_CMA);
 	}
 	finish(&b);
 }
@@ -366,37 +349,52 @@ static int parse(int argc, char **argv)
 	return 0;
 }
 
+static struct results *begin_results(const char *command)
+{
+	const char *stores;
+	struct results *r =
+		results_new("kv_floor", command, "shm", NULL, "sleep, without spinning");
+
+	copy_stream(64, &stores);
+	results_open(r, "settings", '{');
+	results_text(r, "clock", cfg.cpu ? "processor time of the writer" : "time");
+	results_text(r, "stores", stores);
+	results_integer(r, "pool_bytes", cfg.pool);
+	results_integer(r, "batch_blocks", cfg.batch);
+	results_integer(r, "batches", cfg.batches);
+	results_integer(r, "pairs", cfg.pairs);
+	results_close(r);
+	printf("# pools of %zu MiB, batches of %u blocks, %u batches in turn, median of %u pairs, "
+	       "p1 and p99 of kvrail's; GB per second of %s\n"
+	       "# floor, pool: one thread that copies with non-temporal stores (%s) and prefetches; "
+	       "plain: with memcpy\n"
+	       "# floor, cma: process_vm_writev, 256 spans a call; until: written, or read by the "
+	       "receiver as well\n",
+	       cfg.pool >> 20, cfg.batch, cfg.batches, cfg.pairs,
+	       cfg.cpu ? "the writer's processor time" : "time", stores);
+	results_table(r, columns, sizeof(columns) / sizeof(*columns));
+	return r;
+}
+
 int main(int argc, char **argv)
 {
 	struct pair_config pool = { .parent_pool = true, .child_pool = true };
 	struct pair_config cma = { .parent_path = "cma", .child_path = "cma" };
-	const char *nt_name = floor_nt_name();
-	json_t *doc;
+	char *command = results_command(argc, argv);
 	int ret = parse(argc, argv);
 
-	if (ret)
-		return ret;
+	if (ret || results_can_write("kv_floor", cfg.json))
+		return 2;
 	pool.region = cma.region = cfg.pool;
-	rows_json = json_array();
 	shared_floor =
 		mmap(NULL, cfg.pool, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	PAIR_CHECK(rows_json && shared_floor != MAP_FAILED);
-	printf("# pools of %zu MiB, batches of %u blocks, %u batches in turn, median of %u pairs, "
-	       "floor stores: %s, GB per second of %s\n",
-	       cfg.pool >> 20, cfg.batch, cfg.batches, cfg.pairs, nt_name,
-	       cfg.cpu ? "the writer's CPU time" : "time");
+	PAIR_CHECK(shared_floor != MAP_FAILED);
+	results = begin_results(command);
 	if (!cfg.path || !strcmp(cfg.path, "pool"))
 		ret = pair_run(&pool, pool_writer, receiver);
 	munmap(shared_floor, cfg.pool);
 	if (!ret && (!cfg.path || !strcmp(cfg.path, "cma")))
 		ret = pair_run(&cma, cma_writer, receiver);
-	doc = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:b, s:o}", "program", "kv_floor",
-			"clock", cfg.cpu ? "writer's CPU" : "wall", "pool_bytes",
-			(json_int_t)cfg.pool, "batch_blocks", (json_int_t)cfg.batch, "batches",
-			(json_int_t)cfg.batches, "pairs", (json_int_t)cfg.pairs, "floor_stores",
-			nt_name, "quick", cfg.quick, "rows", rows_json);
-	if (cfg.json && json_dump_file(doc, cfg.json, JSON_INDENT(2)))
-		ret = 1;
-	json_decref(doc);
-	return ret ? 1 : 0;
+	free(command);
+	return results_end(results, cfg.json) || ret;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_pd_bench.c -- how fast do blocks of a fixed size get from prefill to decode ranks? */
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,28 +17,11 @@ static void show_progress(void *arg, uint64_t done, int last)
 		      last);
 }
 
-/* Starts plot.py, which lies beside this program. */
-static void plot(const char *json_path, const char *png_path)
+static int output_ready(const void *arg)
 {
-	char script[4096];
-	ssize_t len = readlink("/proc/self/exe", script, sizeof(script) - 64);
-	char *slash;
-	int status;
-	pid_t pid;
+	const struct bench_options *opt = arg;
 
-	if (len <= 0)
-		return;
-	script[len] = 0;
-	slash = strrchr(script, '/');
-	memcpy(slash + 1, "plot.py", sizeof("plot.py"));
-	pid = fork();
-	if (pid == 0) {
-		execlp("python3", "python3", script, json_path, png_path, (char *)NULL);
-		perror("python3");
-		_exit(1);
-	}
-	if (pid < 0 || waitpid(pid, &status, 0) < 0 || status != 0)
-		fprintf(stderr, "no plot was made; the numbers are in %s\n", json_path);
+	return job_output_ready(&opt->job);
 }
 
 static int report_fates(const struct rank_job *job, const struct bench_result *results,
@@ -61,17 +44,14 @@ static int report_fates(const struct rank_job *job, const struct bench_result *r
 int main(int argc, char **argv)
 {
 	struct bench_options opt;
-	struct rank_job job = { .work = bench_rank_run, .arg = &opt, .restart = -1 };
+	struct rank_job job = {
+		.work = bench_rank_run, .ready = output_ready, .arg = &opt, .restart = -1
+	};
 	struct bench_result *results;
 	struct rank_fate *fates;
-	char json_path[4096];
 	int lead = 0, rc = 3;
 
 	bench_options_parse(&opt, argc, argv);
-	if (opt.plot_path && !opt.job.json_path) {
-		snprintf(json_path, sizeof(json_path), "%s.json", opt.plot_path);
-		opt.job.json_path = json_path;
-	}
 	job.size = opt.job.prefills + opt.job.decodes;
 	job.local = opt.job.local;
 	job.stall_ms = (uint64_t)opt.job.timeout_ms * 4;
@@ -83,8 +63,9 @@ int main(int argc, char **argv)
 	if (rank_job_run(&job, results, fates, &lead) == 0)
 		rc = report_fates(&job, results, fates, lead);
 	rank_job_end(&job);
-	if (lead && opt.plot_path && rc != 3)
-		plot(opt.job.json_path, opt.plot_path);
+	if (lead && rc != 3)
+		job_output_plot(&opt.job);
+	job_options_free(&opt.job);
 	free(results);
 	free(fates);
 	return rc;

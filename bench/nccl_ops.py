@@ -7,14 +7,13 @@ Each case is a communicator of its own (nccl.py), made with its variables set. A
 so that what else the machine does meets all alike.
 """
 import argparse
-import json
 import os
 import statistics
 import time
 
+import results
 import torch
 import torch.distributed as dist
-
 from nccl import PEERS, Communicator, Nccl, take_gpu
 
 SLEEP_CYCLES = 40_000_000  # of the GPU: more than it takes to queue all rounds
@@ -98,6 +97,8 @@ def main():
     parser.add_argument("--json")
     args = parser.parse_args()
     rank = int(os.environ["RANK"])
+    if rank == 0:
+        results.can_write(args.json)
     take_gpu(rank)
     torch.zeros(1, device="cuda")
     store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), PEERS, rank == 0)
@@ -116,9 +117,9 @@ def main():
                     measure(case, what, x, y, size, store, rank, row)
             rows += group
     if rank == 0 and args.json:
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"nccl": nccl.version(), "device": torch.cuda.get_device_name(0), "cases": args.case,
-                       "rows": rows}, file)
+        results.write(args.json, results.head("nccl_ops", nccl=nccl.version(), device=torch.cuda.get_device_name(0), cases=args.case),
+                      [{key: [round(v, 2) for v in value] if isinstance(value, list) else value for key, value in row.items()}
+                       for row in rows])
     barrier(store, rank)
     for case in cases:
         case.destroy()

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """nccl_table.py -- what nccl_ops.py measured, as the tables of docs/nccl.md: each case beside NCCL's Socket, and the bar
 
-usage: nccl_table.py [--commit ID --json ALL.json] BENCH.json...    (--json: all in one file, with date and commit)
+usage: nccl_table.py [--commit ID --json ALL.json] OPS.json...
        nccl_table.py ALL.json
 """
 import argparse
 import json
 import statistics
-import time
+
+import results
 
 SMALL = 1 << 16
 
@@ -28,49 +29,47 @@ def cell(row, key):
     return f"{value:.1f} ({least:.1f})"
 
 
-def print_table(title, rows, cases, sizes, key):
+def table_of(title, rows, cases, sizes, key):
+    """Prints it, unless it is empty; how many ratios are below the bar."""
     found = {(row["case"], row["what"], row["bytes"]): row for row in rows}
-    if not sizes:
-        return 0
-    print(f"\n{title}\n\n| | bytes | " + " | ".join(cases) + " | Socket / kvrail |\n|---|---:|" + "---:|" * (len(cases) + 1))
-    below = 0
+    lines, below = [], 0
     for what in dict.fromkeys(row["what"] for row in rows):
         for size in sizes:
-            cells = [found.get((case, what, size)) for case in cases]
+            cells = [cell(found.get((case, what, size)), key) for case in cases]
             ours, socket = found.get(("kvrail", what, size)), found.get(("Socket", what, size))
             ratio = statistics.median(socket[key]) / statistics.median(ours[key]) if ours and socket else 0
             bar = 2 if size >= 16 << 20 else 1 if size == 8 else 0
             below += ratio < bar
-            print(f"| {what} | {size_text(size)} | " + " | ".join(cell(row, key) for row in cells)
-                  + f" | {ratio:.2f}" + (f" (below {bar})" if ratio < bar else "") + " |")
+            lines.append([what, size_text(size), *cells, f"{ratio:.2f}" + (f" (below {bar})" if ratio < bar else "")])
+    if lines:
+        print(f"\n{title}\n")
+        results.print_table(["", "bytes", *cases, "Socket / kvrail"], lines)
     return below
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="+")
-    parser.add_argument("--json")
-    parser.add_argument("--commit", default="")
+    parser.add_argument("--json", help="all in one file")
+    parser.add_argument("--commit", default="", help="of a tree without git")
     args = parser.parse_args()
+    results.can_write(args.json)
     rows, head = [], {}
     for name in args.files:
         with open(name, encoding="utf-8") as file:
-            data = json.load(file)
-        rows += data["rows"]
-        head = {key: head.get(key, data.get(key)) for key in ("date", "commit", "device", "nccl")}
+            told = json.load(file)
+        rows += told.pop("rows")
+        head = head or told
+    head["commit"] = args.commit or head["commit"]
     if args.json:
-        head.update(date=time.strftime("%Y-%m-%d"), commit=args.commit)
-        with open(args.json, "w", encoding="utf-8") as file:
-            file.write(json.dumps(head)[:-1] + ', "rows": [\n')
-            file.write(",\n".join(json.dumps({key: [round(v, 2) for v in value] if isinstance(value, list) else value
-                                              for key, value in row.items()}) for row in rows) + "\n]}\n")
+        results.write(args.json, head, rows)
     cases = list(dict.fromkeys(row["case"] for row in rows))
     small = sorted({row["bytes"] for row in rows if row["bytes"] <= SMALL})
     large = sorted({row["bytes"] for row in rows if row["bytes"] > SMALL})
-    print(f"Two x {head['device']}, NCCL {head['nccl']}, commit {head['commit']}, {head['date']}")
-    below = print_table("Microseconds of an operation of many that are queued: median (least)", rows, cases, small, "us")
-    print_table("Microseconds of one alone, from the call to the end: median (least)", rows, cases, small, "alone_us")
-    below += print_table("GB/s: median (best)", rows, cases, large, "us")
+    print(f"Two x {head['settings']['device']}, NCCL {head['settings']['nccl']}, commit {head['commit']}, {head['date'][:10]}")
+    below = table_of("Microseconds of an operation of many that are queued: median (least)", rows, cases, small, "us")
+    table_of("Microseconds of one alone, from the call to the end: median (least)", rows, cases, small, "alone_us")
+    below += table_of("GB/s: median (best)", rows, cases, large, "us")
     print(f"\nbelow the bar (8 B: no slower than Socket; from 16 MiB: twice as fast): {below}")
 
 

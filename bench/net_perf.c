@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "net_side.h"
+#include "results.h"
 
 enum { PLUGINS_MAX = 4, WINDOW = 8, ROW_MS = 150, ROUNDS_MAX = 1 << 17, LATENCY_MAX = 65536 };
 
@@ -248,64 +249,62 @@ static const char *name_of(const struct net_source *source)
 	return source->symbol ? source->symbol : slash ? slash + 1 : source->path;
 }
 
-static void print_row(FILE *json, bool *first, const struct net_source *source, size_t size,
-		      const struct row *r)
+static const struct results_column columns[] = {
+	{ "bytes", "(B)", "bytes", 12, 0 },
+	{ "plugin", "", "plugin", -26, 0 },
+	{ "latency", "(us)", "latency_us", 10, 2 },
+	{ "bandwidth", "(GB/s)", "gb_per_s", 10, 3 },
+	{ "messages", "(1/s)", "messages_per_s", 14, 0 },
+};
+
+static void print_row(struct results *r, const struct net_source *source, size_t size,
+		      const struct row *row)
 {
-	printf("%12zu  %-26.26s ", size, name_of(source));
-	if (r->verdict) {
-		printf("%s: %s\n", r->verdict == SKIP ? "skipped" : "FAILED", r->reason);
+	char why[sizeof(row->reason) + 16];
+
+	results_cell(r, (double)size);
+	results_cell_text(r, name_of(source));
+	if (row->verdict) {
+		snprintf(why, sizeof(why), "%s: %s", row->verdict == SKIP ? "skipped" : "FAILED",
+			 row->reason);
+		results_no_line(r, why);
 		return;
 	}
-	if (r->latency_us > 0)
-		printf("%10.2f", r->latency_us);
-	else
-		printf("%10s", "-");
-	printf(" %10.3f %14.0f\n", r->gb_per_s, r->messages_per_s);
-	fflush(stdout);
-	if (!json)
-		return;
-	fprintf(json,
-		"%s\n  {\"plugin\": \"%s\", \"bytes\": %zu, \"latency_us\": %.3f, \"gb_per_s\": %.4f, \"messages_per_s\": %.0f}",
-		*first ? "" : ",", name_of(source), size, r->latency_us, r->gb_per_s,
-		r->messages_per_s);
-	*first = false;
+	results_cell(r, row->latency_us > 0 ? row->latency_us : NAN);
+	results_cell(r, row->gb_per_s);
+	results_cell(r, row->messages_per_s);
 }
 
-static int run(const struct options *o)
+static int run(const struct options *o, const char *command)
 {
-	FILE *json = o->json ? fopen(o->json, "we") : NULL;
 	struct plugin p[PLUGINS_MAX];
-	bool first = true;
+	struct results *r;
 	int failed = 0;
 
-	if (o->json && !json) {
-		fprintf(stderr, "net_perf: %s: %s\n", o->json, strerror(errno));
+	if (results_can_write("net_perf", o->json))
 		return 2;
-	}
 	for (int i = 0; i < o->plugins; i++)
 		if (start(o, &o->plugin[i], &p[i])) {
 			fprintf(stderr, "net_perf: cannot start: %s\n", strerror(errno));
 			return 2;
 		}
-	printf("# two processes of this host, host memory, %d messages under way, polling\n"
-	       "%12s  %-26s %10s %10s %14s\n",
-	       WINDOW, "bytes", "plugin", "latency us", "GB/s", "messages/s");
-	if (json)
-		fputc('[', json);
+	printf("# two processes of this host, host memory, %d messages under way, polling\n",
+	       WINDOW);
+	r = results_new("net_perf", command, NULL, NULL, "polling");
+	results_open(r, "settings", '{');
+	results_integer(r, "messages_under_way", WINDOW);
+	results_close(r);
+	results_table(r, columns, sizeof(columns) / sizeof(*columns));
 	for (size_t size = o->min; size <= o->max; size *= 4)
 		for (int i = 0; i < o->plugins; i++) {
-			struct row r = run_row(&p[i], size);
+			struct row row = run_row(&p[i], size);
 
-			print_row(json, &first, &o->plugin[i], size, &r);
-			failed += r.verdict == FAIL;
+			print_row(r, &o->plugin[i], size, &row);
+			failed += row.verdict == FAIL;
 		}
 	for (int i = 0; i < o->plugins; i++)
 		stop(&p[i]);
-	if (json) {
-		fputs("\n]\n", json);
-		fclose(json);
-	}
-	return failed ? 1 : 0;
+	return results_end(r, o->json) || failed;
 }
 
 static void usage(FILE *to)
@@ -338,7 +337,8 @@ int main(int argc, char **argv)
 		{ "help", no_argument, NULL, 'h' },	 { 0 },
 	};
 	struct options o = { .min = 8, .max = 64 << 20 };
-	int opt;
+	char *command = results_command(argc, argv);
+	int opt, failed;
 
 	while ((opt = getopt_long(argc, argv, "b:e:J:h", longs, NULL)) != -1)
 		switch (opt) {
@@ -372,5 +372,7 @@ int main(int argc, char **argv)
 		usage(stderr);
 		return 2;
 	}
-	return run(&o);
+	failed = run(&o, command);
+	free(command);
+	return failed;
 }

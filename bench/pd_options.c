@@ -12,7 +12,6 @@ enum {
 	KEY_LAYERS,
 	KEY_TENSORS,
 	KEY_POOL,
-	KEY_PLOT,
 	KEY_CORRUPT,
 };
 
@@ -42,8 +41,6 @@ static const struct argp_option options[] = {
 	  "test of the check itself: flip a bit in the first decode rank before it checks. The run "
 	  "must fail",
 	  JOB_GROUP_HOW },
-	{ "plot", KEY_PLOT, "FILE.png", 0, "draw the table (needs python3 and matplotlib)",
-	  JOB_GROUP_OUTPUT },
 	{ 0 },
 };
 
@@ -90,9 +87,6 @@ static error_t parse_measure(int key, char *arg, struct bench_options *o, struct
 		break;
 	case KEY_CORRUPT:
 		o->corrupt = 1;
-		break;
-	case KEY_PLOT:
-		o->plot_path = arg;
 		break;
 	case ARGP_KEY_ARG:
 		argp_error(state, "'%s': no argument is expected", arg);
@@ -152,7 +146,7 @@ void bench_options_parse(struct bench_options *opt, int argc, char **argv)
 	static const struct argp argp = { options, parse, NULL, doc, job_argp, NULL, NULL };
 
 	*opt = (struct bench_options){
-		.job = job_defaults(),
+		.job = job_defaults("kv_pd_bench", argc, argv),
 		.first_bytes = 1 << 10,
 		.last_bytes = 256 << 10,
 		.factor = 2,

@@ -2,12 +2,15 @@
 /* job_options.c -- the options that both programs have */
 #include "job_options.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "rank.h"
+#include "results.h"
 #include "util.h"
 
-enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_SEED, KEY_TIMEOUT };
+enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_SEED, KEY_TIMEOUT, KEY_PLOT };
 
 static const struct argp_option options[] = {
 	{ NULL, 0, NULL, 0, "Ranks:", JOB_GROUP_RANKS },
@@ -21,7 +24,11 @@ static const struct argp_option options[] = {
 	  JOB_GROUP_HOW },
 	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", JOB_GROUP_HOW },
 	{ NULL, 0, NULL, 0, "Output:", JOB_GROUP_OUTPUT },
-	{ "json", 'J', "FILE", 0, "write the results to FILE as well", JOB_GROUP_OUTPUT },
+	{ "json", 'J', "FILE", 0, "write the results to FILE as well (bench/README.md)",
+	  JOB_GROUP_OUTPUT },
+	{ "plot", KEY_PLOT, "FILE.png", 0,
+	  "draw them (needs python3 and matplotlib); without -J the JSON is in FILE.png.json",
+	  JOB_GROUP_OUTPUT },
 	{ 0 },
 };
 
@@ -89,8 +96,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case 'J':
 		o->json_path = arg;
 		break;
+	case KEY_PLOT:
+		o->plot_path = arg;
+		break;
 	case ARGP_KEY_END:
 		check_ranks(o, state);
+		if (o->plot_path && !o->json_path &&
+		    asprintf(&o->plot_json, "%s.json", o->plot_path) > 0)
+			o->json_path = o->plot_json;
 		break;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -101,13 +114,21 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static const struct argp argp = { .options = options, .parser = parse };
 const struct argp_child job_argp[] = { { .argp = &argp }, { 0 } };
 
-struct job_options job_defaults(void)
+struct job_options job_defaults(const char *program, int argc, char **argv)
 {
 	return (struct job_options){
+		.program = program,
+		.command = results_command(argc, argv),
 		.prefills = 1,
 		.decodes = 1,
 		.local = !rank_launched(),
 		.seed = 1,
 		.timeout_ms = 30000,
 	};
+}
+
+void job_options_free(struct job_options *o)
+{
+	free(o->command);
+	free(o->plot_json);
 }

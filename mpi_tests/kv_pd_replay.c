@@ -16,11 +16,18 @@ static void show_progress(void *arg, uint64_t done, int last)
 	progress_show("requests", done, job->trace.requests, last);
 }
 
+static int output_ready(const void *arg)
+{
+	const struct replay_job *job = arg;
+
+	return job_output_ready(&job->opt.job);
+}
+
 int main(int argc, char **argv)
 {
 	static struct replay_job job;
 	struct replay_result *results;
-	struct rank_job ranks = { .work = replay_rank_run, .arg = &job };
+	struct rank_job ranks = { .work = replay_rank_run, .ready = output_ready, .arg = &job };
 	struct rank_fate *fates;
 	char why[512];
 	int lead = 0, rc = 3;
@@ -46,6 +53,9 @@ int main(int argc, char **argv)
 		fflush(stdout);
 	}
 	rank_job_end(&ranks);
+	if (lead && rc != 3)
+		job_output_plot(&job.opt.job);
+	job_options_free(&job.opt.job);
 	schedule_free(&job.schedule);
 	trace_free(&job.trace);
 	free(results);

@@ -23,6 +23,7 @@ struct rank_slot {
 	_Atomic uint64_t beat;	 /* grows whenever the rank moves; a rank that does not is killed */
 	_Atomic uint64_t resume; /* where a rank that replaces this one goes on */
 	_Atomic uint64_t killed_ns; /* when this rank killed itself */
+	_Atomic uint64_t begin_ns;  /* when the first process of this rank began to work */
 	uint32_t keep[RANK_MAX];    /* whatever the rank wants its replacement to know */
 };
 
@@ -75,6 +76,11 @@ struct rank_job {
 	size_t result_len;
 	int (*work)(struct rank *r, void *arg); /* the rank; its value is the exit status */
 	void (*tick)(void *arg, uint64_t done, int last); /* about every 200 ms; may be NULL */
+	/*
+	 * Asked by the first rank's parent before any rank begins: not 0 ends the job. The other
+	 * ranks may be on other hosts.
+	 */
+	int (*ready)(const void *arg);
 	void *arg;
 };
 

@@ -320,6 +320,18 @@ static void parent_close(struct parent *p)
 	free(p->child);
 }
 
+static int first_is_ready(struct parent *p)
+{
+	int mine[RANK_MAX] = { 0 }, all[RANK_MAX] = { 0 };
+	uint32_t i;
+
+	for (i = 0; i < p->count; i++)
+		p->child[i].beat_ns = now_ns();
+	if (p->first == 0 && p->job->ready)
+		mine[0] = p->job->ready(p->job->arg);
+	return exchange(p, mine, all, sizeof(mine[0])) == 0 && all[0] == 0;
+}
+
 static int parent_open(struct parent *p)
 {
 	uint32_t i, size = p->job->size;
@@ -349,6 +361,8 @@ static int parent_open(struct parent *p)
 				p->job->size, size);
 		goto close_children;
 	}
+	if (!first_is_ready(p))
+		goto close_children;
 	for (i = 0; i < p->count; i++)
 		child_hello(p, i);
 	return 0;

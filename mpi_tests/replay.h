@@ -14,6 +14,7 @@
 #include "pool.h"
 #include "rank.h"
 #include "replay_schedule.h"
+#include "timeline.h"
 #include "trace.h"
 
 enum {
@@ -63,6 +64,7 @@ struct replay_result {
 	uint32_t notes;
 	char note[REPLAY_NOTES][REPLAY_NOTE_MAX];
 	struct hist batch; /* one layer of one chunk, with its acknowledgement */
+	struct timeline timeline; /* the same, since the first process of this rank began */
 };
 
 /*

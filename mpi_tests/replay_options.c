@@ -183,7 +183,7 @@ void replay_options_parse(struct replay_options *opt, int argc, char **argv)
 	};
 
 	*opt = (struct replay_options){
-		.job = job_defaults(),
+		.job = job_defaults("kv_pd_replay", argc, argv),
 		.model = model_find("llama3-8b"),
 		.cut = { .scale = 1 },
 		.pool_bytes = UINT64_C(1) << 30,

@@ -118,7 +118,7 @@ static int send_layer(struct prefill *p, const struct queued *q, uint32_t layer)
 	struct kv_options options = KV_INIT(kv_options);
 	const struct kv_layers layers = { layer, 1 };
 	struct kv_error err;
-	uint64_t begin, took;
+	uint64_t begin, took, bytes = model_layer_bytes(rp->opt->model) * q->order.count;
 	int rc, dies = dies_here(rp, &q->order, layer);
 
 	options.timeout_ms = rp->opt->job.timeout_ms;
@@ -135,8 +135,10 @@ static int send_layer(struct prefill *p, const struct queued *q, uint32_t layer)
 		return rc;
 	}
 	hist_add(&rp->result->batch, took);
+	timeline_add(&rp->result->timeline, begin + took - atomic_load(&rp->rank->slot->begin_ns),
+		     bytes, took);
 	rp->result->transfer_ns += took;
-	rp->result->bytes += model_layer_bytes(rp->opt->model) * q->order.count;
+	rp->result->bytes += bytes;
 	return 0;
 }
 
@@ -192,6 +194,8 @@ int replay_prefill(struct replay *rp)
 	for (i = 0; i < rp->memory.blocks; i++)
 		p.ids[i] = i;
 	rp->result->begin_ns = now_ns();
+	if (rp->rank->life == 0)
+		atomic_store(&rp->rank->slot->begin_ns, rp->result->begin_ns);
 	if (rank_arrive(rp->rank))
 		n = -1;
 	while (n >= 0 && !p.all_arrived) {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* replay_report.c -- one table for the whole job, its JSON, and the verdict */
-#include <jansson.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
 #include "replay.h"
+#include "results.h"
 #include "util.h"
 
 enum { WHY_MAX = 256 };
@@ -61,6 +61,7 @@ static void add(struct total *t, const struct replay_result *r, int is_decode)
 	if (r->transfer_ns > t->busiest_ns)
 		t->busiest_ns = r->transfer_ns;
 	hist_merge(&s->batch, &r->batch);
+	timeline_merge(&s->timeline, &r->timeline);
 }
 
 /*
@@ -175,10 +176,11 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 		"streamed\n");
 }
 
-static void print_row(const char *who, const struct replay_result *r, uint64_t time_ns, FILE *out)
+static void print_row(const char *who, const struct replay_result *r, uint64_t requests,
+		      uint64_t time_ns, FILE *out)
 {
 	fprintf(out, "%-12s %9llu %10llu %15llu %9llu %10.3f %8.3f %9.1f %9.1f %9.1f\n", who,
-		(unsigned long long)r->requests, (unsigned long long)r->blocks,
+		(unsigned long long)requests, (unsigned long long)r->blocks,
 		(unsigned long long)r->bytes, (unsigned long long)r->batch.samples,
 		(double)time_ns / 1e9, gbps(r->bytes, time_ns),
 		(double)hist_percentile(&r->batch, 5000) / 1e3,
@@ -190,7 +192,6 @@ static void print_ranks(const struct replay_options *opt, const struct total *t,
 			const struct replay_result *results, const struct rank_fate *fates,
 			FILE *out)
 {
-	struct replay_result all = t->sum;
 	char who[32];
 	uint32_t i;
 
@@ -199,12 +200,12 @@ static void print_ranks(const struct replay_options *opt, const struct total *t,
 	for (i = 0; i < opt->job.prefills; i++) {
 		snprintf(who, sizeof(who), "prefill %u", i);
 		if (fates[i].present)
-			print_row(who, &results[i], results[i].transfer_ns, out);
+			print_row(who, &results[i], results[i].requests, results[i].transfer_ns,
+				  out);
 		else
 			fprintf(out, "%-12s died\n", who);
 	}
-	all.requests += all.requests_before;
-	print_row("all", &all, t->busiest_ns, out);
+	print_row("all", &t->sum, t->sum.requests + t->sum.requests_before, t->busiest_ns, out);
 }
 
 static void print_total(const struct replay_job *job, const struct total *t, FILE *out)
@@ -276,61 +277,120 @@ static void print_notes(const struct replay_options *opt, const struct replay_re
 	}
 }
 
-static json_t *result_json(const struct replay_result *r, uint64_t time_ns)
+/* What a rank, or all of them, did: members of the object that is open. */
+static void put_result(struct results *r, const struct replay_result *s, uint64_t time_ns)
 {
-	return json_pack(
-		"{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:I,s:f,s:f,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}",
-		"requests", (json_int_t)r->requests, "requests_failed",
-		(json_int_t)r->requests_failed, "resent", (json_int_t)r->resent, "prompt_blocks",
-		(json_int_t)r->prompt_blocks, "hit_blocks", (json_int_t)r->hit_blocks, "blocks",
-		(json_int_t)r->blocks, "bytes", (json_int_t)r->bytes, "transfer_s",
-		(double)time_ns / 1e9, "gb_per_s", gbps(r->bytes, time_ns), "operations",
-		(json_int_t)r->batch.samples, "p50_us",
-		(double)hist_percentile(&r->batch, 5000) / 1e3, "p99_us",
-		(double)hist_percentile(&r->batch, 9900) / 1e3, "p999_us",
-		(double)hist_percentile(&r->batch, 9990) / 1e3, "evictions",
-		(json_int_t)r->evictions, "streamed", (json_int_t)r->streamed, "checked_bytes",
-		(json_int_t)r->checked_bytes, "whole_checks", (json_int_t)r->whole_checks,
-		"wrong_bytes", (json_int_t)r->wrong_bytes, "errors", (json_int_t)r->errors,
-		"peer_lost_operations", (json_int_t)r->lost_ops, "false_success",
-		(json_int_t)r->false_success, "requests_before", (json_int_t)r->requests_before);
+	const struct {
+		const char *key;
+		uint64_t v;
+	} counts[] = {
+		{ "requests", s->requests },
+		{ "requests_failed", s->requests_failed },
+		{ "requests_before", s->requests_before },
+		{ "resent", s->resent },
+		{ "streamed", s->streamed },
+		{ "prompt_blocks", s->prompt_blocks },
+		{ "hit_blocks", s->hit_blocks },
+		{ "blocks", s->blocks },
+		{ "bytes", s->bytes },
+		{ "operations", s->batch.samples },
+		{ "evictions", s->evictions },
+		{ "checked_bytes", s->checked_bytes },
+		{ "whole_checks", s->whole_checks },
+		{ "wrong_bytes", s->wrong_bytes },
+		{ "errors", s->errors },
+		{ "peer_lost_operations", s->lost_ops },
+		{ "false_success", s->false_success },
+	};
+	uint32_t i;
+
+	for (i = 0; i < sizeof(counts) / sizeof(*counts); i++)
+		results_integer(r, counts[i].key, counts[i].v);
+	results_number(r, "transfer_s", (double)time_ns / 1e9);
+	results_number(r, "gb_per_s", gbps(s->bytes, time_ns));
+	results_number(r, "p50_us", (double)hist_percentile(&s->batch, 5000) / 1e3);
+	results_number(r, "p99_us", (double)hist_percentile(&s->batch, 9900) / 1e3);
+	results_number(r, "p999_us", (double)hist_percentile(&s->batch, 9990) / 1e3);
+}
+
+static void put_ranks(struct results *r, const struct replay_options *opt,
+		      const struct replay_result *results, const struct rank_fate *fates)
+{
+	uint32_t i;
+
+	results_open(r, "ranks", '[');
+	for (i = 0; i < ranks_of(opt); i++) {
+		results_open(r, NULL, '{');
+		results_integer(r, "rank", i);
+		results_text(r, "role", i < opt->job.prefills ? "prefill" : "decode");
+		results_integer(r, "deaths", fates[i].deaths);
+		if (fates[i].present)
+			put_result(r, &results[i], results[i].transfer_ns);
+		results_close(r);
+	}
+	results_close(r);
+}
+
+/* NAN where nothing was sent. */
+static double interval_us(const struct timeline_interval *at, uint32_t per_mille_10)
+{
+	return at->bytes ? (double)hist_percentile(&at->took, per_mille_10) / 1e3 : NAN;
+}
+
+/* The rows: what was sent in each interval of time. */
+static void put_timeline(struct results *r, const struct timeline *t)
+{
+	uint32_t i, n = 0;
+
+	for (i = 0; i < TIMELINE_INTERVALS; i++)
+		if (t->at[i].bytes)
+			n = i + 1;
+	results_open(r, "rows", '[');
+	for (i = 0; i < n; i++) {
+		const struct timeline_interval *at = &t->at[i];
+
+		results_open(r, NULL, '{');
+		results_number(r, "begin_s", (double)(i * t->width_ns) / 1e9);
+		results_number(r, "length_s", (double)t->width_ns / 1e9);
+		results_integer(r, "bytes", at->bytes);
+		results_integer(r, "operations", at->took.samples);
+		results_number(r, "p50_us", interval_us(at, 5000));
+		results_number(r, "p99_us", interval_us(at, 9900));
+		results_close(r);
+	}
+	results_close(r);
 }
 
 static int write_json(const struct replay_job *job, const struct total *t,
 		      const struct replay_result *results, const struct rank_fate *fates)
 {
 	const struct replay_options *opt = &job->opt;
-	json_t *ranks = json_array(), *root;
-	uint32_t i;
-	int rc;
+	const struct replay_result *seen = &results[opt->job.prefills];
+	struct results *r =
+		results_new(opt->job.program, opt->job.command, seen->transport, seen->path, NULL);
 
-	for (i = 0; i < ranks_of(opt); i++) {
-		json_t *r = fates[i].present ? result_json(&results[i], results[i].transfer_ns)
-					     : json_object();
-
-		json_object_set_new(r, "rank", json_integer(i));
-		json_object_set_new(r, "role",
-				    json_string(i < opt->job.prefills ? "prefill" : "decode"));
-		json_object_set_new(r, "deaths", json_integer(fates[i].deaths));
-		json_array_append_new(ranks, r);
-	}
-	root = json_pack(
-		"{s:s,s:s,s:s,s:i,s:i,s:s,s:i,s:i,s:I,s:I,s:i,s:i,s:s,s:s,s:f,s:f,s:i,s:s,s:o,s:o}",
-		"program", "kv_pd_replay", "version", kv_version(), "model", opt->model->name,
-		"prefill", (int)opt->job.prefills, "decode", (int)opt->job.decodes, "trace",
-		opt->trace_path, "layers", (int)opt->layers, "scale", (int)opt->cut.scale,
-		"pool_bytes", (json_int_t)opt->pool_bytes, "source_bytes",
-		(json_int_t)opt->source_bytes, "first", (int)opt->first, "trace_requests",
-		(int)job->trace.requests, "transport", results[opt->job.prefills].transport, "path",
-		results[opt->job.prefills].path, "wall_s",
-		(double)(t->sum.end_ns - t->sum.begin_ns) / 1e9, "peer_lost_noticed_ms",
-		(double)t->noticed_ns / 1e6, "exit_code", t->verdict, "why", t->why, "total",
-		result_json(&t->sum, t->busiest_ns), "ranks", ranks);
-	rc = root ? json_dump_file(root, opt->job.json_path, JSON_INDENT(2)) : -1;
-	json_decref(root);
-	if (rc)
-		fprintf(stderr, "%s could not be written\n", opt->job.json_path);
-	return rc;
+	results_open(r, "settings", '{');
+	results_text(r, "model", opt->model->name);
+	results_text(r, "trace", opt->trace_path);
+	results_integer(r, "first", opt->first);
+	results_integer(r, "trace_requests", job->trace.requests);
+	results_integer(r, "prefill", opt->job.prefills);
+	results_integer(r, "decode", opt->job.decodes);
+	results_integer(r, "layers", opt->layers);
+	results_integer(r, "scale", opt->cut.scale);
+	results_integer(r, "pool_bytes", opt->pool_bytes);
+	results_integer(r, "source_bytes", opt->source_bytes);
+	results_close(r);
+	results_integer(r, "exit_code", (uint64_t)t->verdict);
+	results_text(r, "why", t->why);
+	results_number(r, "wall_s", (double)(t->sum.end_ns - t->sum.begin_ns) / 1e9);
+	results_number(r, "peer_lost_noticed_ms", (double)t->noticed_ns / 1e6);
+	results_open(r, "total", '{');
+	put_result(r, &t->sum, t->busiest_ns);
+	results_close(r);
+	put_ranks(r, opt, results, fates);
+	put_timeline(r, &t->sum.timeline);
+	return results_end(r, opt->job.json_path);
 }
 
 int replay_report(const struct replay_job *job, const struct replay_result *results,

@@ -40,7 +40,7 @@ build_with_cc() {
 			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c transport/gpu/*.c net_plugin/*.c -lpthread -ldl &&
 		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/{cases_*,net_conformance,net_elf,net_load,net_side}.c \
 			-lpthread -ldl &&
-		cc "${flags[@]}" -o "$perf/net_perf" -Impi_tests/net bench/net_perf.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
+		cc "${flags[@]}" -o "$perf/net_perf" -Impi_tests/net bench/{net_perf,results}.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
 }
 
 if ! build_with_cmake >"$out/build.log" 2>&1 && ! build_with_cc >>"$out/build.log" 2>&1; then

@@ -26,7 +26,7 @@ LAYERS = [
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
-    ("mpi_tests/", {"include/kvrail/"}),
+    ("mpi_tests/", {"include/kvrail/", "bench/results.h"}),
     ("bench/", {"mpi_tests/", "mpi_tests/net/", "net_plugin/nccl_abi.h", "include/kvrail/", "tests/loop/tr_pair.h"}),
     ("python/", {"include/kvrail/"}),
     ("docs/", {"transport/base/"}),
