@@ -531,7 +531,7 @@ static void a_fence_says_goodbye_after_what_was_sent(void **state)
 	fake_begin(NULL);
 	fake_port(0, 0)->slow = 50; /* steps between two messages */
 	setting_connect(&s, NULL, 4096, 0);
-	ib_conn_of(s.rig.side[0].conn)->linger_deadline_ns =
+	ib_conn_of(s.rig.side[0].conn)->end.linger_deadline_ns =
 		INT64_MAX; /* its patience is another matter */
 	for (int i = 0; i < 8; i++)
 		assert_int_equal(tr_msg(s.rig.side[0].conn, "the last", 8, NULL), 0);

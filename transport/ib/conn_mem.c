@@ -21,43 +21,9 @@
 #include "base/fault.h"
 #include "ib.h"
 
-enum { LANDING = 8 };
-
 static size_t private_bytes(const struct ib_conn *c)
 {
-	return (size_t)c->lanes * ((size_t)(IB_RECV_DATA + IB_RECVS) * IB_BUFFER + LANDING);
-}
-
-uint8_t *ib_conn_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
-{
-	return c->region + ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
-}
-
-/* The same cell in the peer, whose lanes are numbered alike. */
-uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number)
-{
-	return lane->path->peer.cells +
-	       ((uint64_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
-}
-
-uint8_t *ib_conn_source(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
-{
-	return c->region + c->private_off +
-	       ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_BUFFER;
-}
-
-uint8_t *ib_conn_buffer(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
-{
-	return c->region + c->private_off +
-	       ((size_t)c->lanes * IB_RECV_DATA + (size_t)lane->index * IB_RECVS + number) *
-		       IB_BUFFER;
-}
-
-uint8_t *ib_conn_landing(struct ib_conn *c, const struct ib_lane *lane)
-{
-	return c->region + c->private_off +
-	       (size_t)c->lanes * (IB_RECV_DATA + IB_RECVS) * IB_BUFFER +
-	       (size_t)lane->index * LANDING;
+	return (size_t)c->lanes * ((size_t)(IB_RECV_DATA + IB_RECVS) * IB_BUFFER + IB_LANDING);
 }
 
 static size_t pages(size_t len)
@@ -65,6 +31,15 @@ static size_t pages(size_t len)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 
 	return (len + page - 1) / page * page;
+}
+
+static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
+{
+	for (int i = 0; i < IB_CHAIN; i++) {
+		chain->wr[i].opcode = opcode;
+		chain->wr[i].sg_list = chain->sge[i];
+		chain->wr[i].next = i + 1 < IB_CHAIN ? &chain->wr[i + 1] : NULL;
+	}
 }
 
 static int make_memory(struct ib_conn *c, struct kv_error *err)
@@ -100,8 +75,8 @@ static int make_memory(struct ib_conn *c, struct kv_error *err)
 	for (int i = 0; i < 2; i++) {
 		c->chain[i] = kv_fault(IB_CHAIN_ALLOC) ? NULL : calloc(1, sizeof(*c->chain[i]));
 		if (c->chain[i])
-			ib_chain_build(c->chain[i],
-				       i == TR_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ);
+			build_chain(c->chain[i],
+				    i == TR_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ);
 	}
 	if (!c->lane || !c->slots || !c->inbox || !c->msgs || !c->chain[0] || !c->chain[1])
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate %d lanes", c->lanes);

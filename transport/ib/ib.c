@@ -99,7 +99,7 @@ static void ib_close(void *arg)
 {
 	struct ib_ctx *ctx = arg;
 
-	if (!ib_slow_close(ctx)) {
+	if (!ib_left_close(ctx)) {
 		kv_stay_loaded();
 		kv_log_warn(
 			ctx->tr->log,

@@ -84,7 +84,7 @@ int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct 
 
 	(void)wake;
 	if (c->state != IB_LIVE)
-		return kv_error_copy(err, &c->cause);
+		return kv_error_copy(err, &c->end.cause);
 	if (!lane->credits || !ib_lane_room(lane, IB_SQ_CREDIT) ||
 	    lane->ctl_posted - lane->ctl_retired >= IB_RECV_DATA - IB_SQ_CREDIT)
 		return ib_again(c);

@@ -12,27 +12,6 @@
 #include "base/error.h"
 #include "ib.h"
 
-/*
- * What a failure or a broken connection leaves open is ended by tr_conn_lost, once the cause is
- * known.
- */
-void ib_op_settle(struct ib_conn *c, uint16_t index)
-{
-	struct ib_op *state = &c->op[index];
-	struct tr_op *op = tr_conn_op(c->conn, index);
-	int done = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
-
-	if (!state->busy || state->in_flight || state->proof_due || state->failed)
-		return;
-	if (!state->committed && !(state->stopping && c->state == IB_LIVE))
-		return;
-	state->busy = false;
-	if (state->stopping)
-		c->stopping--;
-	/* Cancelled too late: everything was posted already and has succeeded. */
-	tr_op_end(op, state->committed ? done : TR_CANCELLED);
-}
-
 static void retire_one(struct ib_lane *lane, bool failed)
 {
 	struct ib_conn *c = lane->c;
@@ -81,7 +60,7 @@ static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 	int async;
 
 	lane->failed = true;
-	if (c->state != IB_LIVE && (flushed || !c->cause_is_flush))
+	if (c->state != IB_LIVE && (flushed || !c->end.cause_is_flush))
 		return;
 	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
 	async = atomic_load(&lane->async);
@@ -92,8 +71,8 @@ static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 	if (c->state == IB_LIVE)
 		ib_break(c, &cause);
 	else
-		c->cause = cause;
-	c->cause_is_flush = flushed && !async;
+		c->end.cause = cause;
+	c->end.cause_is_flush = flushed && !async;
 }
 
 static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
@@ -205,7 +184,7 @@ int ib_progress(struct tr_conn *conn)
 		return 0;
 	if (c->state == IB_BREAKING && ib_slow_busy(c))
 		return 1;
-	if (atomic_load_explicit(&c->cut, memory_order_relaxed))
+	if (atomic_load_explicit(&c->end.cut, memory_order_relaxed))
 		ib_cut_step(c);
 	did = ib_poll(c);
 	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
@@ -215,7 +194,7 @@ int ib_progress(struct tr_conn *conn)
 	if (c->state == IB_LIVE) {
 		ib_credits_return(c);
 		if (c->stopping)
-			ib_stop_step(c);
+			ib_op_stop_step(c);
 	}
 	if (c->state != IB_LIVE) {
 		ib_break_step(c);

@@ -25,22 +25,6 @@
 #include "base/error.h"
 #include "ib.h"
 
-void ib_chain_build(struct ib_chain *chain, enum ibv_wr_opcode opcode)
-{
-	for (int i = 0; i < IB_CHAIN; i++) {
-		chain->wr[i].opcode = opcode;
-		chain->wr[i].sg_list = chain->sge[i];
-		chain->wr[i].next = i + 1 < IB_CHAIN ? &chain->wr[i + 1] : NULL;
-	}
-}
-
-void ib_op_begin(struct tr_op *op)
-{
-	struct ib_conn *c = ib_conn_of(op->conn);
-
-	c->op[op->index] = (struct ib_op){ .busy = true, .began_ns = kv_now_ns() };
-}
-
 static int post_failed(struct ib_lane *lane, int why, struct kv_error *err)
 {
 	struct kv_error cause;
@@ -122,7 +106,7 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 }
 
 /* The lanes by turns: each path's first, then each path's second. */
-static struct ib_lane *next_lane(struct ib_conn *c)
+struct ib_lane *ib_next_lane(struct ib_conn *c)
 {
 	uint32_t turn = c->turn, paths = (uint32_t)c->paths;
 
@@ -133,7 +117,7 @@ static struct ib_lane *next_lane(struct ib_conn *c)
 static struct ib_lane *lane_with_room(struct ib_conn *c, uint32_t *room_p)
 {
 	for (int i = 0; i < c->lanes; i++) {
-		struct ib_lane *lane = next_lane(c);
+		struct ib_lane *lane = ib_next_lane(c);
 
 		*room_p = ib_lane_room(lane, IB_SQ_NOTIFY);
 		if (*room_p)
@@ -371,11 +355,6 @@ static int chain_finish(struct ib_chain *chain, const struct tr_op *op, int ret,
 	return ret < 0 ? ret : rung;
 }
 
-static int conn_cause(const struct ib_conn *c, struct kv_error *err)
-{
-	return kv_error_copy(err, &c->cause);
-}
-
 /*
  * Bytes of a chain: IB_CHUNK, or less, so that all paths carry alike. Of few bytes fewer paths
  * carry IB_SHARE each or more: a path more is a notify more.
@@ -416,7 +395,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	int ret;
 
 	if (c->state != IB_LIVE)
-		return conn_cause(c, err);
+		return kv_error_copy(err, &c->end.cause);
 	if (c->rails & ~mr->have)
 		return ib_mem_lacks(c, mr, err);
 	ret = put_rest(c, chain, op, err);
@@ -441,39 +420,9 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	return ret < 0 ? ret : accepted;
 }
 
-/* The lanes of a notify: those that carried bytes, or one if there were none. */
-static uint64_t notify_lanes(struct ib_conn *c, uint16_t op)
+int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err)
 {
-	if (c->op[op].lanes)
-		return c->op[op].lanes;
-	return UINT64_C(1) << next_lane(c)->index;
-}
-
-int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
-{
-	struct ib_conn *c = ib_conn_of(op->conn);
-	struct ib_op *state = &c->op[op->index];
 	struct ib_chain *chain = c->chain[op->kind];
-	uint64_t lanes;
-	int ret;
 
-	if (c->state != IB_LIVE)
-		return conn_cause(c, err);
-	ret = chain_finish(chain, op, put_rest(c, chain, op, err), err);
-	if (ret || state->rest.len)
-		return ret ? ret : ib_again(c);
-	lanes = flags & TR_NOTIFY ? notify_lanes(c, op->index) : state->lanes;
-	if (flags & (TR_NOTIFY | TR_PROVEN)) {
-		if (!ib_notify_room(c, lanes))
-			return ib_again(c);
-		if (flags & TR_NOTIFY)
-			ret = ib_notify_post(c, op, lanes, value, err);
-		if (!ret && (flags & TR_PROVEN))
-			ret = ib_proof_post(c, op, lanes, err);
-		if (ret)
-			return ret;
-	}
-	state->committed = true;
-	ib_op_settle(c, op->index); /* nothing was posted, or all of it is done */
-	return 0;
+	return chain_finish(chain, op, put_rest(c, chain, op, err), err);
 }

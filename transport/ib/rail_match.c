@@ -67,7 +67,7 @@ static uint16_t wanted_pkey(const struct ib_conn *c)
 {
 	int64_t option = kv_option_int(c->ctx->tr->options, KV_OPT_IB_PKEY);
 
-	return option ? (uint16_t)option : c->match->peer_pkey;
+	return option ? (uint16_t)option : c->setup.match->peer_pkey;
 }
 
 static void ask_route(struct ib_match *p, int slot, const union ibv_gid *from, int theirs,
@@ -95,7 +95,7 @@ int ib_match_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *er
 	if (!p)
 		return kv_fail(err, KV_ERR_NOMEM, "connect",
 			       "cannot allocate the pairing of rails");
-	c->match = p;
+	c->setup.match = p;
 	ret = read_offer(c, p, r, err);
 	if (ret)
 		return ret;
@@ -113,10 +113,10 @@ int ib_match_begin(struct ib_conn *c, struct wire_reader *r, struct kv_error *er
 
 void ib_match_end(struct ib_conn *c)
 {
-	if (c->match && c->match->route)
-		ib_route_close(c, c->match->route);
-	free(c->match);
-	c->match = NULL;
+	if (c->setup.match && c->setup.match->route)
+		ib_route_close(c, c->setup.match->route);
+	free(c->setup.match);
+	c->setup.match = NULL;
 }
 
 static bool is_free(const struct ib_conn *c, int own)
@@ -136,7 +136,7 @@ static bool is_free(const struct ib_conn *c, int own)
 static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gid *near,
 		      const char *chosen, struct kv_error *err)
 {
-	struct peer_rail *peer = &c->match->peer[theirs];
+	struct peer_rail *peer = &c->setup.match->peer[theirs];
 	struct ib_path *path = &c->path[c->paths];
 	int ret;
 
@@ -160,7 +160,7 @@ static int join_rails(struct ib_conn *c, int own, int theirs, const union ibv_gi
 /* Answers of the first round. An error is one of this machine. */
 static int take_first(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_match *p = c->match;
+	struct ib_match *p = c->setup.match;
 	int why, ret;
 
 	for (int j = 0; p->route && j < p->rails; j++) {
@@ -187,7 +187,7 @@ static int take_first(struct ib_conn *c, struct kv_error *err)
 /* The rails that are left, in their order. */
 static int join_rest(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_match *p = c->match;
+	struct ib_match *p = c->setup.match;
 	int ret;
 
 	p->second = true;
@@ -211,7 +211,7 @@ static int join_rest(struct ib_conn *c, struct kv_error *err)
 /* Answers of the second round: paths that have none are left out unless none has one. */
 static void take_second(struct ib_conn *c)
 {
-	struct ib_match *p = c->match;
+	struct ib_match *p = c->setup.match;
 	const struct ib_answer *answer[IB_RAILS_MAX] = { NULL };
 	int why[IB_RAILS_MAX] = { 0 }, answered = p->first_new, kept = p->first_new;
 
@@ -244,7 +244,7 @@ static void take_second(struct ib_conn *c)
 
 static int refuse_rails(const struct ib_conn *c, struct kv_error *err)
 {
-	const struct ib_match *p = c->match;
+	const struct ib_match *p = c->setup.match;
 
 	if (p->why.code == KV_ERR_UNREACHABLE || p->why.code == KV_ERR_DEVICE)
 		return kv_error_copy(err, &p->why);
@@ -276,7 +276,7 @@ static void compare_timeout(const struct ib_conn *c, const struct ib_path *path)
  */
 static int finish_paths(struct ib_conn *c, struct kv_error *err)
 {
-	const struct ib_match *p = c->match;
+	const struct ib_match *p = c->setup.match;
 	uint16_t pkey = wanted_pkey(c);
 	int ret = 0;
 
@@ -301,7 +301,7 @@ static int finish_paths(struct ib_conn *c, struct kv_error *err)
 
 int ib_match_step(struct ib_conn *c, struct kv_error *err)
 {
-	struct ib_match *p = c->match;
+	struct ib_match *p = c->setup.match;
 	int ret;
 
 	if (p->route && ib_route_step(p->route))

@@ -30,8 +30,8 @@
 
 enum { SETUP_VERSION = 3, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
 
-static int conn_new(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
-		    struct kv_error *err)
+static int make_ib_conn(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
+			struct kv_error *err)
 {
 	struct ib_conn *c = kv_fault(IB_CONN_ALLOC) ? NULL : calloc(1, sizeof(*c));
 
@@ -72,7 +72,7 @@ static int choose_rails(struct ib_conn *c, struct kv_error *err)
 	bool known = tr_conn_local(c->conn, near.raw);
 
 	for (int i = 0; i < c->ctx->rails; i++) {
-		struct ib_offered *o = &c->offered[c->offers];
+		struct ib_offered *o = &c->setup.offered[c->setup.offers];
 		int ret = ib_rail_ready(c->ctx, &c->ctx->rail[i], known ? &near : NULL, &o->address,
 					&why);
 
@@ -81,9 +81,9 @@ static int choose_rails(struct ib_conn *c, struct kv_error *err)
 		if (ret)
 			continue;
 		o->rail_index = (uint8_t)i;
-		c->offers++;
+		c->setup.offers++;
 	}
-	if (c->offers)
+	if (c->setup.offers)
 		return 0;
 	return kv_fail(err, KV_ERR_UNSUPPORTED, "connect", "no RDMA device can be used now: %.200s",
 		       why.message);
@@ -94,11 +94,11 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 {
 	struct ib_ctx *ctx = arg;
 	struct ib_conn *c;
-	int ret = conn_new(ctx, conn, &c, err);
+	int ret = make_ib_conn(ctx, conn, &c, err);
 
 	if (ret)
 		return ret;
-	c->accepting = true;
+	c->setup.accepting = true;
 	ib_async_drain(ctx);
 	ib_late_look(ctx);
 	ret = choose_rails(c, err);
@@ -109,9 +109,9 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 	wire_put_u8(w, SETUP_VERSION);
 	wire_put_u8(w, (uint8_t)lanes_wanted(ctx));
 	wire_put_u16(w, pkey_wanted(ctx));
-	wire_put_u8(w, (uint8_t)c->offers);
-	for (int i = 0; i < c->offers; i++) {
-		const struct ib_offered *o = &c->offered[i];
+	wire_put_u8(w, (uint8_t)c->setup.offers);
+	for (int i = 0; i < c->setup.offers; i++) {
+		const struct ib_offered *o = &c->setup.offered[i];
 
 		wire_put_u8(w, ctx->rail[o->rail_index].ethernet);
 		wire_put_u16(w, (uint16_t)ctx->rail[o->rail_index].gigabits);
@@ -157,7 +157,7 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 			return ret;
 		atomic_store(&c->path[bad].rail->ill_until_ns, kv_deadline_ns(IB_ILL_MS));
 		ib_rail_is_ill(c->ctx, c->path[bad].rail, err);
-		if (c->accepting || c->paths == 1)
+		if (c->setup.accepting || c->paths == 1)
 			return ret;
 		ib_conn_mem_free(c);
 		c->paths--;
@@ -181,7 +181,7 @@ static int setup_begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn 
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib offer is malformed");
 	ib_async_drain(ctx);
 	ib_late_look(ctx);
-	ret = conn_new(ctx, conn, c_p, err);
+	ret = make_ib_conn(ctx, conn, c_p, err);
 	if (ret)
 		return ret;
 	(*c_p)->lanes_per_path = lanes < lanes_wanted(ctx) ? lanes : lanes_wanted(ctx);
@@ -297,14 +297,14 @@ static bool follow(struct ib_conn *c, int p, const struct path_numbers *numbers)
 	struct ib_path *path = &c->path[p];
 	const struct ib_rail *rail;
 
-	if (numbers->other >= c->offers || numbers->own >= IB_RAILS_MAX)
+	if (numbers->other >= c->setup.offers || numbers->own >= IB_RAILS_MAX)
 		return false;
 	for (int i = 0; i < p; i++)
 		if (c->path[i].sent_index == numbers->other || c->path[i].peer.rail == numbers->own)
 			return false;
 	path->sent_index = numbers->other;
-	path->rail_index = c->offered[numbers->other].rail_index;
-	path->address = c->offered[numbers->other].address;
+	path->rail_index = c->setup.offered[numbers->other].rail_index;
+	path->address = c->setup.offered[numbers->other].address;
 	rail = path->rail = &c->ctx->rail[path->rail_index];
 	path->chosen = "by the peer";
 	c->paths = p + 1;
@@ -319,8 +319,9 @@ static bool accept_path(struct ib_conn *c, int p, const struct path_numbers *num
 {
 	struct ib_path *path = &c->path[p];
 
-	if (c->accepting ? !follow(c, p, numbers)
-			 : numbers->other != path->sent_index || numbers->own != path->peer.rail)
+	if (c->setup.accepting
+		    ? !follow(c, p, numbers)
+		    : numbers->other != path->sent_index || numbers->own != path->peer.rail)
 		return false;
 	if (path->rail->ethernet
 		    ? ib_gid_is_zero(&numbers->end.gid)
@@ -341,7 +342,7 @@ static int check_paths(struct ib_conn *c, struct kv_error *err)
 		struct ib_path *path = &c->path[p];
 
 		ret = ib_path_check(c->ctx, path->rail, &path->address, &path->peer.gid, err);
-		if (!ret && c->accepting)
+		if (!ret && c->setup.accepting)
 			ret = ib_path_partition(c->ctx, path, option ? option : path->peer.pkey,
 						err);
 		if (!ret)
@@ -432,15 +433,15 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 
 	if (r->bad || version != SETUP_VERSION || !paths || paths > IB_RAILS_MAX || !per_path ||
 	    per_path > IB_LANES_MAX / paths ||
-	    (c->accepting ? per_path > lanes_wanted(c->ctx)
-			  : paths != c->paths || per_path != c->lanes_per_path))
+	    (c->setup.accepting ? per_path > lanes_wanted(c->ctx)
+				: paths != c->paths || per_path != c->lanes_per_path))
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib setup is malformed");
 	for (int p = 0; p < paths; p++)
 		if (!get_path(r, &numbers) || !accept_path(c, p, &numbers))
 			return kv_fail(err, KV_ERR_PROTOCOL, "connect",
 				       "path %d of the peer's ib setup is malformed", p);
 	ret = check_paths(c, err);
-	if (!ret && c->accepting)
+	if (!ret && c->setup.accepting)
 		ret = make_paths(c, per_path, err);
 	if (!ret)
 		ret = get_lanes(c, r, err);
@@ -468,5 +469,5 @@ void ib_stop(struct tr_conn *conn, void *priv)
 			tr_conn_unwatch(conn, path->rail->context->async_fd);
 	}
 	ib_match_end(c);
-	ib_slow_leave(c);
+	ib_conn_close(c);
 }

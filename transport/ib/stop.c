@@ -1,172 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * stop.c -- stopping: one operation, or the whole connection
+ * stop.c -- fence and close: after a fence nothing lands through the connection any more
  *
- * A posted work request cannot be called back. A cancelled operation posts no more; a READ behind
- * its last WRITE on each lane (notify.c) shows when its bytes have landed, not only when the peer's
- * device has them: so after TR_CANCELLED nothing of it lands any more. If they are not at its
- * deadline, or if anything fails, the connection is broken: every queue pair goes to the error
- * state, its requests are flushed and counted off, and only then, or after IB_BREAK_MS with the
- * queue pairs reset, do the operations end: from then on no device reads their memory. A fence goes
- * one step further and destroys the queue pairs, so that nothing of the peer's can land either; in
- * a call of its own, so that the ends of the operations are reported before it: Soft-RoCE destroys
- * a queue pair only when its packets have left, up to 50 s on a wire that stands still. No call
- * waits for that: verbs that may take long have a thread of their own (slow_verbs.c). To reset all
- * queue pairs would do and be quicker; but where that was done Soft-RoCE's kernel once complained
- * of a reference too few (Linux 6.1.192, between two guests, at the end of a connection in use).
+ * A fence goes one step further than break.c and destroys the queue pairs, so that nothing of the
+ * peer's can land either; in a call of its own, so that the ends of the operations are reported
+ * before it: Soft-RoCE destroys a queue pair only when its packets have left, up to 50 s on a wire
+ * that stands still. No call waits for that: verbs that may take long have a thread of their own
+ * (slow_verbs.c). To reset all queue pairs would do and be quicker; but where that was done
+ * Soft-RoCE's kernel once complained of a reference too few (Linux 6.1.192, between two guests, at
+ * the end of a connection in use).
+ *
+ * A connection that is closed with such a verb under way is left to that thread, and ib_left_close
+ * waits for those before the device is closed. Until the thread has destroyed the queue pairs,
+ * regions that they may reach stay registered (c->end.left).
  */
-#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "ib.h"
-
-static void to_error(struct ib_conn *c)
-{
-	for (int i = 0; i < c->lanes; i++) {
-		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
-		struct ib_lane *lane = &c->lane[i];
-
-		lane->refuses = lane->qp && c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE);
-	}
-}
-
-void ib_break(struct ib_conn *c, const struct kv_error *cause)
-{
-	if (c->state != IB_LIVE)
-		return;
-	c->cause = *cause;
-	c->state = IB_BREAKING;
-	atomic_store(&c->cut, true);
-	ib_slow_run(c, to_error); /* where it is being cut the same is done already */
-}
-
-/*
- * Not under the owner's lock: the thread that has it is in ibv_post_send, which returns when the
- * queue pair fails.
- */
-void ib_cut(struct tr_conn *conn)
-{
-	struct ib_conn *c = ib_conn_of(conn);
-
-	if (!atomic_exchange(&c->cut, true))
-		ib_slow_start(c, to_error);
-}
-
-/* Its owner, back from there. */
-void ib_cut_step(struct ib_conn *c)
-{
-	struct kv_error cause;
-
-	kv_fail(&cause, KV_ERR_TIMEOUT, "post",
-		"%s had not taken work requests long after their operation's deadline",
-		c->path[0].rail->name);
-	cause.scope = KV_SCOPE_PEER;
-	cause.in_doubt = 1;
-	ib_name_peer(c, c->path[0].rail, &cause);
-	ib_break(c, &cause);
-}
-
-/*
- * For queue pairs that do not flush their requests: reset, they have none any more. Destroying them
- * would do the same, but may take long.
- */
-static void reset(struct ib_conn *c)
-{
-	for (int i = 0; i < c->lanes; i++) {
-		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_RESET };
-		struct ib_lane *lane = &c->lane[i];
-
-		if (!ib_lane_drained(lane) && c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE))
-			ib_lane_destroy(lane);
-	}
-	c->reset = true;
-}
-
-/* Whether requests of the lane are under way that may yet be flushed. */
-static bool flushes(const struct ib_lane *lane)
-{
-	return !ib_lane_drained(lane) && !lane->refuses && !lane->path->deaf &&
-	       !atomic_load(&lane->path->rail->dead);
-}
-
-/* One step from IB_BREAKING to IB_DOWN. */
-void ib_break_step(struct ib_conn *c)
-{
-	bool flushing = false, drained = true;
-
-	if (c->state != IB_BREAKING || ib_slow_busy(c))
-		return;
-	if (!c->break_deadline_ns)
-		c->break_deadline_ns = kv_deadline_ns(IB_BREAK_MS);
-	for (int i = 0; i < c->lanes; i++) {
-		flushing |= flushes(&c->lane[i]);
-		drained &= ib_lane_drained(&c->lane[i]);
-	}
-	if (!drained && !c->reset) {
-		if (flushing && kv_now_ns() < c->break_deadline_ns)
-			return;
-		if (!ib_slow_run(c, reset))
-			return;
-	}
-	c->state = IB_DOWN;
-	tr_conn_lost(c->conn, &c->cause);
-}
-
-/* Posts the READs that TR_CANCELLED waits for, as soon as there is room for them. */
-static void prove(struct ib_conn *c, uint16_t index)
-{
-	struct ib_op *state = &c->op[index];
-
-	if (!state->proof_due || c->state != IB_LIVE || !ib_proof_room(c, state->lanes))
-		return;
-	if (ib_proof_post(c, tr_conn_op(c->conn, index), state->lanes, NULL))
-		return; /* broke the connection, which ends the operation */
-	state->proof_due = false;
-}
-
-void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
-{
-	struct ib_conn *c = ib_conn_of(op->conn);
-	struct ib_op *state = &c->op[op->index];
-
-	state->stopping = true;
-	state->deadline_ns = deadline_ns;
-	state->rest.len = 0;
-	/* What is committed is all posted: its end is what it would have been. */
-	state->proof_due = !state->committed && state->lanes && op->kind == TR_WRITE;
-	c->stopping++;
-	prove(c, op->index);
-	ib_op_settle(c, op->index);
-}
-
-/*
- * Goes on with cancelled operations; breaks the connection when one has not drained at its
- * deadline.
- */
-void ib_stop_step(struct ib_conn *c)
-{
-	int64_t now = kv_now_ns();
-	struct kv_error cause;
-
-	for (int i = 0; i < TR_OPS_MAX; i++) {
-		const struct ib_op *state = &c->op[i];
-
-		if (!state->busy || !state->stopping)
-			continue;
-		prove(c, (uint16_t)i);
-		if (now < state->deadline_ns)
-			continue;
-		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
-			"%u work requests of a cancelled operation were under way at its deadline",
-			state->in_flight);
-		cause.scope = KV_SCOPE_PEER;
-		cause.in_doubt = 1;
-		ib_name_peer(c, NULL, &cause);
-		ib_break(c, &cause);
-		return;
-	}
-}
 
 /*
  * What was sent last, acknowledgements and a goodbye, would be lost with the queue pair: true while
@@ -176,14 +29,14 @@ static bool lingers(struct ib_conn *c, int64_t until_ns)
 {
 	if (c->state != IB_LIVE)
 		return false;
-	if (!c->linger_deadline_ns)
-		c->linger_deadline_ns = kv_deadline_ns(IB_LINGER_MS);
-	if (until_ns < c->linger_deadline_ns)
-		c->linger_deadline_ns = until_ns;
+	if (!c->end.linger_deadline_ns)
+		c->end.linger_deadline_ns = kv_deadline_ns(IB_LINGER_MS);
+	if (until_ns < c->end.linger_deadline_ns)
+		c->end.linger_deadline_ns = until_ns;
 	ib_poll(c);
 	for (int i = 0; i < c->lanes && c->state == IB_LIVE; i++)
 		if (c->lane[i].ctl_posted != c->lane[i].ctl_retired)
-			return kv_now_ns() < c->linger_deadline_ns;
+			return kv_now_ns() < c->end.linger_deadline_ns;
 	return false;
 }
 
@@ -203,4 +56,85 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	if (ib_slow_busy(c) || (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
 	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refused: try again */
+}
+
+/* ---------------------------------------------------------------- close */
+
+/* In the thread that the connection was left to. Frees everything but *c, which it still uses. */
+static void free_left(struct ib_conn *c)
+{
+	struct tr_left *left = c->end.left;
+
+	if (ib_conn_mem_free(c)) /* or what it may reach stays registered */
+		tr_left_done(left);
+}
+
+/* Frees the records of those whose thread has ended. true: there are others. */
+static bool reap_conns(struct ib_ctx *ctx)
+{
+	struct ib_conn **at = &ctx->left;
+
+	while (*at) {
+		struct ib_conn *c = *at;
+
+		if (ib_slow_busy(c)) {
+			at = &c->end.next_left;
+		} else {
+			*at = c->end.next_left;
+			free(c);
+		}
+	}
+	return ctx->left;
+}
+
+/*
+ * Leaves the connection to the job that is under way: true. Where there is no memory to remember
+ * what its queue pairs may reach, this waits for the device instead.
+ */
+static bool leave(struct ib_conn *c)
+{
+	struct ib_ctx *ctx = c->ctx;
+	bool left;
+
+	if (!c->end.left)
+		c->end.left = tr_conn_leave(c->conn);
+	while (!c->end.left && ib_slow_busy(c))
+		poll(NULL, 0, 1);
+	pthread_mutex_lock(&ctx->left_lock);
+	reap_conns(ctx);
+	left = c->end.left && ib_slow_leave(c, free_left);
+	if (left) {
+		c->end.next_left = ctx->left;
+		ctx->left = c;
+	}
+	pthread_mutex_unlock(&ctx->left_lock);
+	return left;
+}
+
+void ib_conn_close(struct ib_conn *c)
+{
+	if (ib_slow_busy(c) && leave(c))
+		return;
+	if (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy) && leave(c))
+		return;
+	ib_slow_busy(c); /* joins a thread that has just ended */
+	if (!ib_conn_mem_free(c)) {
+		if (!c->end.left)
+			c->end.left = tr_conn_leave(c->conn);
+	} else if (c->end.left) {
+		tr_left_done(c->end.left);
+	}
+	free(c);
+}
+
+bool ib_left_close(struct ib_ctx *ctx)
+{
+	int64_t deadline = kv_deadline_ns(IB_CLOSE_MS);
+
+	while (reap_conns(ctx) || ib_late_busy(ctx)) {
+		if (kv_now_ns() >= deadline)
+			return false;
+		poll(NULL, 0, 1);
+	}
+	return true;
 }
