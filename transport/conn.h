@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * conn.h -- a connection as the core sees it (tr.c, handshake.c, control.c, op.c, event.c);
+ * conn.h -- a connection as the core sees it (handshake.c, control.c, op.c, event.c);
  * providers see provider.h only
  */
 #ifndef TR_CONN_H
@@ -100,8 +100,7 @@ struct tr_conn {
 /* control.c: the TCP socket */
 /* options of an established socket; watches it */
 int control_prepare(struct tr_conn *conn, struct kv_error *err);
-/* 0, TR_AGAIN or the error */
-int control_finish_connect(struct tr_conn *conn, struct kv_error *err);
+void control_set_options(const struct tr_conn *conn);
 /* sends hs->out: 0 or TR_AGAIN */
 int control_flush(struct tr_conn *conn, struct kv_error *err);
 /* until hs->got == want: 0 or TR_AGAIN */
@@ -121,7 +120,7 @@ void silence_end(const struct tr_conn *conn);	  /* the connection is not watched
 bool silence_is_due(const struct tr_conn *conn); /* to be looked at again */
 bool silence_is_loss(struct tr_conn *conn, struct kv_error *err);
 
-/* conn.c */
+/* connect.c */
 int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
 	     struct tr_conn **conn_p, struct kv_error *err);
 

@@ -18,7 +18,6 @@
 #include "base/fault.h"
 #include "base/option.h"
 #include "conn.h"
-#include "dial.h"
 #include "resolve.h"
 
 enum { GOODBYE = 4 };
@@ -78,7 +77,7 @@ bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends)
 	return end_of(conn, getsockname, ends->local) && end_of(conn, getpeername, ends->remote);
 }
 
-static void set_options(const struct tr_conn *conn)
+void control_set_options(const struct tr_conn *conn)
 {
 	int on = 1;
 
@@ -104,22 +103,10 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 	struct sockaddr_storage sa;
 	socklen_t len = sizeof(sa);
 
-	set_options(conn);
+	control_set_options(conn);
 	if (!getpeername(conn->sock, (struct sockaddr *)&sa, &len))
 		address_print((struct sockaddr *)&sa, len, conn->address);
 	return tr_conn_watch(conn, conn->sock, err);
-}
-
-int control_finish_connect(struct tr_conn *conn, struct kv_error *err)
-{
-	int ret = dial_step(conn->hs->dial, err);
-
-	if (ret)
-		return ret;
-	dial_free(conn->hs->dial);
-	conn->hs->dial = NULL;
-	set_options(conn);
-	return control_watch_out(conn, false, err);
 }
 
 /*

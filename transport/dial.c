@@ -186,7 +186,7 @@ static int dial_resolved(struct dial *dial, struct kv_error *err)
 	return ret;
 }
 
-int dial_step(struct dial *dial, struct kv_error *err)
+static int dial_step(struct dial *dial, struct kv_error *err)
 {
 	struct pollfd p[ADDRESSES_MAX];
 	int ret = dial->resolver ? dial_resolved(dial, err) : 0;
@@ -222,4 +222,16 @@ void dial_free(struct dial *dial)
 	for (unsigned int i = 0; i < dial->begun; i++)
 		close_one(dial, i);
 	free(dial);
+}
+
+int dial_finish(struct tr_conn *conn, struct kv_error *err)
+{
+	int ret = dial_step(conn->hs->dial, err);
+
+	if (ret)
+		return ret;
+	dial_free(conn->hs->dial);
+	conn->hs->dial = NULL;
+	control_set_options(conn);
+	return control_watch_out(conn, false, err);
 }

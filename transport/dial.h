@@ -18,8 +18,11 @@ struct dial;
 /* Begins. The sockets are watched by the connection's epoll. */
 int dial_start(struct tr_conn *conn, const char *host, uint32_t port, struct dial **dial_p,
 	       struct kv_error *err);
-/* 0: conn->sock stands, the others are closed. TR_AGAIN, or the error that names each address. */
-int dial_step(struct dial *dial, struct kv_error *err);
+/*
+ * 0: conn->sock stands, the others are closed, and the dial is freed. TR_AGAIN, or the error that
+ * names each address.
+ */
+int dial_finish(struct tr_conn *conn, struct kv_error *err);
 bool dial_resolves(const struct dial *dial); /* the name is still being asked for */
 void dial_free(struct dial *dial); /* closes what conn has not taken; NULL is none */
 

@@ -399,7 +399,7 @@ static int advance(struct tr_conn *conn, struct kv_error *err)
 	int ret;
 
 	if (conn->stage == CONN_CONNECTING) {
-		ret = control_finish_connect(conn, err);
+		ret = dial_finish(conn, err);
 		if (ret)
 			return ret;
 		conn->stage = CONN_WAIT_HELLO;

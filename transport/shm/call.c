@@ -17,6 +17,17 @@
 #include "base/error.h"
 #include "shm.h"
 
+int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
+{
+	const char *what = kind == TR_WRITE ? "process_vm_writev" : "process_vm_readv";
+	int code = error == ESRCH ? KV_ERR_PEER_LOST : KV_ERR_REMOTE_ACCESS;
+	struct kv_error cause;
+
+	kv_fail_errno(&cause, code, error, "shm", "%s with process %d", what, (int)sc->pid);
+	shm_lose(sc, &cause);
+	return kv_error_copy(err, &cause);
+}
+
 /* Rung by a call that was late. Without one the owner does not sleep (shm_arm). */
 static void hang_bell(struct shm_conn *sc)
 {
@@ -121,9 +132,7 @@ bool call_end_late(struct shm_conn *sc)
 	sc->op[op->index].late = false;
 	sc->cut = true; /* a call that was refused meanwhile is tried again */
 	if (ret < 0)
-		cma_failed(sc, op->kind, -ret, NULL);
-	else if (op->state == TR_OP_STOPPING)
-		shm_op_cancel(op, sc->late_deadline_ns);
+		call_failed(sc, op->kind, -ret, NULL);
 	return true;
 }
 
@@ -170,7 +179,7 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 	so->copying = false;
 	sc->copies--;
 	if (ret != -EFAULT || rm->path != SHM_RING)
-		return ret ? cma_failed(sc, TR_WRITE, -ret, err) : 0;
+		return ret ? call_failed(sc, TR_WRITE, -ret, err) : 0;
 	/* Memory of a device, which the kernel does not reach: its owner copies. */
 	rm->cma_any_order = false;
 	so->in_ring = true;
@@ -195,22 +204,4 @@ bool call_cancel_split(struct shm_conn *sc, struct tr_op *op)
 	so->copying = false;
 	sc->copies--;
 	return true;
-}
-
-/* ---------------------------------------------------------------- the end */
-
-void call_stop_all(struct shm_conn *sc)
-{
-	if (sc->late) {
-		copy_stop(&sc->call);
-		sc->op[sc->late->index].late = false;
-		sc->late = NULL;
-	}
-	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
-		if (!sc->op[i].copying)
-			continue;
-		copy_stop(&sc->op[i].job);
-		sc->op[i].copying = false;
-		sc->copies--;
-	}
 }

@@ -87,17 +87,6 @@ static size_t skip(struct iovec *local, struct iovec *remote, size_t n, size_t d
 	return i;
 }
 
-int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
-{
-	const char *what = kind == TR_WRITE ? "process_vm_writev" : "process_vm_readv";
-	int code = error == ESRCH ? KV_ERR_PEER_LOST : KV_ERR_REMOTE_ACCESS;
-	struct kv_error cause;
-
-	kv_fail_errno(&cause, code, error, "shm", "%s with process %d", what, (int)sc->pid);
-	shm_lose(sc, &cause);
-	return kv_error_copy(err, &cause);
-}
-
 int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n)
 {

@@ -169,7 +169,7 @@ static void *copy_main(void *arg)
 		job_run(job, &piece);
 		pthread_mutex_lock(&pool->lock);
 		if (!--sc->calls && sc->quitting)
-			stop_promise(sc);
+			segment_promise(&sc->seg, sc->side);
 	}
 	for (int i = 0; i < pool->started; i++)
 		if (pthread_equal(pool->thread[i], pthread_self()))
@@ -338,6 +338,18 @@ bool copy_is_quiet(struct shm_conn *sc)
 
 /* ------------------------------------------------------- connections that were left to a call */
 
+static void free_record(struct shm_conn *sc)
+{
+	if (sc->pidfd >= 0)
+		close(sc->pidfd);
+	if (sc->bell >= 0)
+		close(sc->bell);
+	if (sc->pagemap >= 0)
+		close(sc->pagemap);
+	segment_close(&sc->seg);
+	free(sc);
+}
+
 /* Frees those whose call has returned. Under the lock; true: there are others. */
 static bool reap_left(struct copy_pool *pool)
 {
@@ -351,18 +363,18 @@ static bool reap_left(struct copy_pool *pool)
 			continue;
 		}
 		*at = sc->next_left;
-		shm_free_left(sc);
+		free_record(sc);
 	}
 	return pool->left;
 }
 
-bool copy_leave(struct shm_conn *sc)
+void copy_leave(struct shm_conn *sc)
 {
 	struct copy_pool *pool = sc->ctx->copy;
 	bool left;
 
 	if (!pool)
-		return false;
+		return free_record(sc);
 	pthread_mutex_lock(&pool->lock);
 	reap_left(pool);
 	left = sc->calls;
@@ -371,7 +383,8 @@ bool copy_leave(struct shm_conn *sc)
 		pool->left = sc;
 	}
 	pthread_mutex_unlock(&pool->lock);
-	return left;
+	if (!left)
+		free_record(sc);
 }
 
 bool copy_close(struct copy_pool *pool)

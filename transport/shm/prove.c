@@ -68,23 +68,10 @@ static void close_door(struct shm_conn *sc)
 	pool_close_all(sc);
 }
 
-void shm_free_left(struct shm_conn *sc)
-{
-	if (sc->pidfd >= 0)
-		close(sc->pidfd);
-	if (sc->bell >= 0)
-		close(sc->bell);
-	if (sc->pagemap >= 0)
-		close(sc->pagemap);
-	segment_close(&sc->seg);
-	free(sc);
-}
-
 static void free_conn(struct shm_conn *sc)
 {
 	close_door(sc);
-	if (!copy_leave(sc))
-		shm_free_left(sc);
+	copy_leave(sc);
 }
 
 static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct shm_conn **sc_p,

@@ -142,3 +142,12 @@ void segment_rings(const struct segment *seg, int side, struct ring_out *out, st
 		.size = seg->ring_bytes,
 	};
 }
+
+void segment_promise(struct segment *seg, int side)
+{
+	/*
+	 * release: our last stores to the peer's memory come before the word that promises that
+	 * there will be no more.
+	 */
+	atomic_store_explicit(&seg->shared->side[side].stopped, 1, memory_order_release);
+}

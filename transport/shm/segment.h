@@ -55,6 +55,8 @@ int segment_create(struct segment *seg, uint64_t ring_bytes, const uint8_t nonce
  */
 int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error *err);
 void segment_close(struct segment *seg);
+/* This side will never again store to the peer's memory. */
+void segment_promise(struct segment *seg, int side);
 void segment_rings(const struct segment *seg, int side, struct ring_out *out, struct ring_in *in);
 
 #endif

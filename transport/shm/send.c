@@ -234,7 +234,7 @@ static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lme
 		rm->cma_any_order = false;
 		return false;
 	}
-	*done_p = done < 0 ? cma_failed(sc, op->kind, (int)-done, err) : done;
+	*done_p = done < 0 ? call_failed(sc, op->kind, (int)-done, err) : done;
 	return true;
 }
 
@@ -440,10 +440,14 @@ static bool break_late(struct shm_conn *sc)
 
 int send_progress(struct shm_conn *sc)
 {
+	struct tr_op *late = sc->late;
 	int done = 0;
 
-	if (sc->late && call_end_late(sc))
+	if (late && call_end_late(sc)) {
+		if (late->state == TR_OP_STOPPING)
+			shm_op_cancel(late, sc->late_deadline_ns);
 		return 1;
+	}
 	if (sc->rest.op) {
 		uint64_t left = sc->rest.left;
 

@@ -235,7 +235,6 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
 int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err);
 void shm_stop(struct tr_conn *conn, void *priv);
-void shm_free_left(struct shm_conn *sc);
 
 /* trust.c */
 int trust_read(struct shm_ctx *ctx, struct kv_error *err); /* KVCACHE_SHM_ALLOW_UIDS */
@@ -289,8 +288,6 @@ void cma_probe(struct shm_conn *sc);
  */
 int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, uint8_t *remote,
 	     const struct tr_span *spans, size_t n);
-/* The connection's failure for that errno. */
-int cma_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
 
 /* copy.c */
 /* `split`: threads that take a job in pieces, 0: each job is one thread's. */
@@ -309,10 +306,10 @@ int copy_wait(struct copy_job *job, int64_t deadline_ns);
 void copy_stop(struct copy_job *job); /* what no thread has begun is not begun any more */
 /* No thread is in a call for the connection. */
 bool copy_is_quiet(struct shm_conn *sc);
-/* The same, waiting a moment. false: the thread will call stop_promise. */
+/* The same, waiting a moment. false: the thread will call segment_promise. */
 bool copy_quit(struct shm_conn *sc);
-/* From `stop`: true if a thread is in a call; it calls shm_free_left later. */
-bool copy_leave(struct shm_conn *sc);
+/* From `stop`: frees the connection, now or when a thread returns from a call for it. */
+void copy_leave(struct shm_conn *sc);
 
 /* present.c */
 void present_open(struct shm_conn *sc);
@@ -320,6 +317,8 @@ void present_open(struct shm_conn *sc);
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n);
 
 /* call.c */
+/* The connection's failure for that errno. */
+int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
 /* Number of spans, 0: another such call is under way; or -errno. */
 long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8_t *remote,
 	       const struct tr_span *spans, size_t n);
@@ -332,7 +331,6 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op,
 		   struct kv_error *err); /* 0, TR_AGAIN or the connection's failure */
 /* false: a thread does not return, and the connection is lost. */
 bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
-void call_stop_all(struct shm_conn *sc);  /* no new one is begun */
 
 /* path.c */
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
@@ -367,6 +365,5 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 /* The connection fails for this reason: reports it to the peer, then to the core. */
 void shm_lose(struct shm_conn *sc, const struct kv_error *cause);
 void stop_leave(struct shm_conn *sc);
-void stop_promise(struct shm_conn *sc); /* this side will never again store to the peer's memory */
 
 #endif

@@ -7,13 +7,21 @@
 #include "base/error.h"
 #include "shm.h"
 
-void stop_promise(struct shm_conn *sc)
+/* No new one is begun. */
+static void stop_calls(struct shm_conn *sc)
 {
-	/*
-	 * release: our last stores to the peer's memory come before the word that promises that
-	 * there will be no more.
-	 */
-	atomic_store_explicit(&sc->seg.shared->side[sc->side].stopped, 1, memory_order_release);
+	if (sc->late) {
+		copy_stop(&sc->call);
+		sc->op[sc->late->index].late = false;
+		sc->late = NULL;
+	}
+	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
+		if (!sc->op[i].copying)
+			continue;
+		copy_stop(&sc->op[i].job);
+		sc->op[i].copying = false;
+		sc->copies--;
+	}
 }
 
 /*
@@ -22,10 +30,10 @@ void stop_promise(struct shm_conn *sc)
  */
 void stop_leave(struct shm_conn *sc)
 {
-	call_stop_all(sc);
+	stop_calls(sc);
 	store_drain();
 	if (copy_quit(sc))
-		stop_promise(sc);
+		segment_promise(&sc->seg, sc->side);
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
 
@@ -68,7 +76,7 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	/* What comes by the ring is copied by this side, which has just stopped. */
 	if (!sc->we_allow_direct)
 		return 0;
-	/* acquire: pairs with the release in the peer's stop_promise. */
+	/* acquire: pairs with the release in the peer's segment_promise. */
 	if (atomic_load_explicit(&sc->seg.shared->side[!sc->side].stopped, memory_order_acquire) ||
 	    link_peer_is_dead(sc))
 		return 0;
