@@ -12,6 +12,7 @@ static const struct subcommand {
 } subcommands[] = {
 	{ "info", info_main, "transports, devices and options of this machine" },
 	{ "doctor", doctor_main, "is this machine ready for RDMA, and what to do if not" },
+	{ "bench", bench_main, "how fast blocks reach another host, every byte checked" },
 };
 
 static const size_t subcommands_count = sizeof(subcommands) / sizeof(subcommands[0]);

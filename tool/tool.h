@@ -14,6 +14,7 @@ enum { EXIT_USAGE = 2 };
 
 int info_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
+int bench_main(int argc, char **argv);
 
 /* Prints rows of `columns` cells with a heading, each column as wide as its widest cell. */
 void table_print(const char *const *head, const char *const *cells, size_t columns, size_t rows);

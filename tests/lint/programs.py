@@ -37,7 +37,7 @@ BASE = {
     "perl-base": "perl",
     "sed": "sed",
     "tar": "tar",
-    "util-linux": "fallocate flock prlimit setpriv setsid taskset unshare",
+    "util-linux": "fallocate flock nsenter prlimit setpriv setsid taskset unshare",
 }
 
 # Called only where they are there, or found under another name; nobody needs to install them.

@@ -7,6 +7,7 @@
 #          nor kv_deadline_test, whose caches of gigabytes a guest's memory does not hold twice
 #   sweep  each point of the ib provider fails once; hundreds of connections, good and failed, leave nothing behind
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
+#   bench  kvrail bench between two processes
 #   mpi    a small replay and a small bench between ranks over ib, beside ibv_devinfo and ib_write_bw
 #   split  the example with a model split in two, rdma_comm between processes and its choice of devices, from the environment
 #          of python_packages
@@ -57,6 +58,17 @@ doctor() {
 	eval "$("$kvrail" doctor --export-env)"
 	echo "chosen: $KVCACHE_RDMA_NICS $NCCL_IB_HCA $UCX_NET_DEVICES, gid index $NCCL_IB_GID_INDEX"
 	[ $status = 0 ] && [ "$KVCACHE_RDMA_NICS $NCCL_IB_GID_INDEX" = "rxe0:1,rxe1:1 1" ]
+}
+
+bench() {
+	table=$(mktemp)
+	"$build/tool/kvrail" bench --listen 10.77.0.1 &
+	other=$!
+	"$(dirname "$0")/await_port.sh" 7472
+	"$build/tool/kvrail" bench 10.77.0.1 -b 4K -e 64K -f 4 -n 16 -i 8 -w 4 >"$table"
+	status=$?
+	cat "$table"
+	wait $other && [ $status = 0 ] && grep -q '^# transport ib,' "$table" && grep -q '^# wrong bytes: 0 OK' "$table"
 }
 
 mpi() {

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench_test.py -- kvrail bench in two processes: over shared memory, and between two network namespaces
+
+usage: bench_test.py PROGRAM
+"""
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+PROGRAM = sys.argv.pop(1)
+LIMIT_S = 100
+SMALL = "-b", "1000", "-e", "64K", "-f", "8", "-n", "16", "-i", "40", "-w", "8"
+LONG = "-b", "64K", "-e", "64K", "-i", "1G"
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHE_")}
+
+
+def start(*command, **keywords):
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords)
+
+
+class Pair(unittest.TestCase):
+    def run_out(self, process):
+        """What it printed and its status, once it has ended."""
+        out, err = process.communicate(timeout=LIMIT_S)
+        return process.returncode, out, err
+
+    def begin(self, *command, **keywords):
+        process = start(*command, **keywords)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        for stream in process.stdout, process.stderr:
+            self.addCleanup(stream.close)
+        return process
+
+    def listen(self, *arguments, address="127.0.0.1", inside=(), env=CLEAN, **keywords):
+        """The listening side, and the address that it says is to be connected to."""
+        side = self.begin(*inside, PROGRAM, "bench", "--listen", address + ":0", *arguments, env=env, **keywords)
+        line = side.stdout.readline()
+        self.assertIn("; there: kvrail bench " + address, line)
+        return side, line.split()[-1]
+
+    def connect(self, target, *arguments, env=CLEAN, inside=()):
+        return self.run_out(self.begin(*inside, PROGRAM, "bench", target, *arguments, env=env))
+
+
+class Loopback(Pair):
+    def test_every_byte_is_checked_and_the_table_says_so(self):
+        side, target = self.listen()
+        status, out, err = self.connect(target, *SMALL)
+        self.assertEqual((status, err), (0, ""))
+        self.assertRegex(out, r"# transport shm, path: \w.*\n# waiting: spin \d+ us")
+        rows = [line.split() for line in out.splitlines() if not line.startswith("#")]
+        self.assertEqual([row[0] for row in rows], ["1000", "8000", "64000"])
+        self.assertTrue(all(float(row[2]) > 0 and float(row[5]) > 0 and row[7] == "0" for row in rows), rows)
+        self.assertLessEqual(max(map(len, out.splitlines())), 100)
+        status, out, err = self.run_out(side)
+        self.assertEqual((status, err), (0, ""))
+        moved = 48 * 16 * (1000 + 8000 + 64000) / 2 ** 20
+        self.assertIn(f"{moved:.2f} MiB checked, 0 wrong bytes: OK", out)
+
+    def test_json_on_stdout_and_the_table_beside_it(self):
+        side, target = self.listen(env={**CLEAN, "KVCACHE_SHM_PATH": "ring"})
+        status, out, err = self.connect(target, *SMALL, "--json", "-")
+        document = json.loads(out)
+        self.assertEqual((status, self.run_out(side)), (0, (0, mock.ANY, "")), err)
+        self.assertIn("# wrong bytes: 0 OK", err)
+        self.assertEqual((document["ok"], document["transport"], len(document["rows"])), (True, "shm", 3))
+        self.assertIn("ring", document["path"])
+        for row in document["rows"]:
+            self.assertEqual((row["wrong"], row["batch"], row["bytes"]), (0, 16, 16 * row["blk_size"]))
+            self.assertTrue(0 < row["p50_us"] <= row["p99_us"] <= row["p999_us"] and row["memcpy_gb_per_s"] > 0, row)
+
+    def test_a_wrong_byte_fails_both_sides(self):
+        side, target = self.listen("--corrupt")
+        status, out, err = self.connect(target, *SMALL)
+        self.assertEqual(status, 1)
+        self.assertRegex(out, r"# block \d+ of 1000 bytes: 1 wrong bytes, the first at 0")
+        self.assertIn("# wrong bytes: 1 FAILED", out)
+        status, out, err = self.run_out(side)
+        self.assertEqual(status, 1)
+        self.assertIn("1 wrong bytes: FAILED", out)
+
+    def test_ctrl_c_ends_it_and_a_listener_that_keeps_on_serves_the_next(self):
+        side, target = self.listen("--keep")
+        first = self.begin(PROGRAM, "bench", target, *LONG, env=CLEAN)
+        while not side.stdout.readline().startswith("127.0.0.1:"):
+            pass
+        status, out, err = self.connect(target, *SMALL)
+        self.assertEqual(status, 1)
+        self.assertRegex(err, "PEER_LOST.*\nfix: it serves one run at a time")
+        first.send_signal(signal.SIGINT)
+        status, out, err = self.run_out(first)
+        self.assertEqual(status, 130)
+        self.assertIn("kvrail bench: interrupted", err)
+        self.assertIn("not finished", side.stdout.readline())
+        self.assertEqual(self.connect(target, *SMALL)[0], 0)
+        side.send_signal(signal.SIGTERM)
+        self.assertEqual(self.run_out(side)[0], 130)
+
+    def test_ctrl_c_ends_a_wait_for_a_side_that_is_stopped(self):
+        side, target = self.listen()
+        first = self.begin(PROGRAM, "bench", target, *LONG, env=CLEAN)
+        while not side.stdout.readline().startswith("127.0.0.1:"):
+            pass
+        side.send_signal(signal.SIGSTOP)
+        first.send_signal(signal.SIGINT)
+        self.assertEqual(self.run_out(first)[0], 130)
+        side.send_signal(signal.SIGCONT)
+        status, out, err = self.run_out(side)
+        self.assertEqual(status, 1)
+        self.assertIn("the connecting side ended while its next message was awaited", err)
+
+    def test_memory_that_the_listener_does_not_have_is_refused_with_the_cause(self):
+        limit = 64 << 20
+        side, target = self.listen(restore_signals=False, preexec_fn=lambda: resource.setrlimit(
+            resource.RLIMIT_FSIZE, (limit, limit)))
+        status, out, err = self.connect(target, "-b", "1M", "-e", "1M")
+        self.assertEqual(status, 1)
+        self.assertRegex(err, "the listening side refused: .*KV_ERR_")
+        self.assertEqual(self.run_out(side)[0], 1)
+
+    def test_nobody_listens(self):
+        side, target = self.listen()
+        side.kill()
+        side.wait()
+        status, out, err = self.connect(target)
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, "cannot connect: .*PEER_LOST.*\nfix: there: kvrail bench --listen")
+
+    def test_nobody_comes(self):
+        side, target = self.listen("--wait", "1")
+        status, out, err = self.run_out(side)
+        self.assertEqual(status, 1)
+        self.assertIn("nothing came while a connection was awaited", err)
+
+    def test_a_json_file_that_cannot_be_written_is_said_before_the_measurement(self):
+        with tempfile.TemporaryDirectory() as folder:
+            status, out, err = self.connect("127.0.0.1:1", "--json", folder + "/none/x.json")
+            self.assertEqual((status, out), (1, ""))
+            self.assertIn("none/x.json cannot be written: No such file or directory", err)
+            self.assertNotIn("connect", err)
+            status, out, err = self.connect("127.0.0.1:1", "--json", folder + "/x.json")
+            with open(folder + "/x.json", encoding="utf-8") as file:
+                document = json.load(file)
+            self.assertFalse(document["ok"])
+            self.assertIn("PEER_LOST", document["error"])
+
+    def test_wrong_usage(self):
+        for arguments in ([], ["a", "b"], ["--json", "x", "--listen"], ["--keep", "a"], ["a:0"], ["a:99999"], ["[::1"],
+                          ["a", "-n", "0"], ["a", "-b", "2K", "-e", "1K"], ["a", "-e", "1G", "-n", "100"], ["--what"]):
+            status, out, err = self.run_out(self.begin(PROGRAM, "bench", *arguments, env=CLEAN))
+            self.assertEqual((status, out), (2, ""), arguments)
+            self.assertIn("usage: kvrail bench", err)
+        status, out, err = self.run_out(self.begin(PROGRAM, "bench", "--help"))
+        self.assertEqual((status, err), (0, ""))
+
+
+class Namespaces(Pair):
+    """Two hosts for TCP: shared memory does not reach from one to the other."""
+
+    def skip(self, why):
+        print(f"skipped: {why}", flush=True)
+        self.skipTest(why)
+
+    def setUp(self):
+        # Each namespace lives as long as its holder; the cable goes with the namespaces.
+        self.holders = [self.begin("unshare", "--net", "sh", "-c", "echo there; exec cat", stdin=subprocess.PIPE)
+                        for _ in range(2)]
+        for holder in self.holders:
+            self.addCleanup(holder.stdin.close)
+            if not holder.stdout.readline():
+                self.skip("this container may make no network namespace (unshare --net)")
+        first, second = (str(holder.pid) for holder in self.holders)
+        cable = subprocess.run(["ip", "link", "add", "kv0", "netns", first, "type", "veth", "peer", "name", "kv0", "netns",
+                                second], capture_output=True, text=True)
+        if cable.returncode:
+            self.skip("this kernel makes no veth pair: " + cable.stderr.strip())
+        for number, holder in enumerate(self.holders, 1):
+            for command in (f"addr add 10.99.0.{number}/24 dev kv0", "link set kv0 up", "link set lo up"):
+                subprocess.run([*self.inside(holder), "ip", *command.split()], check=True)
+
+    @staticmethod
+    def inside(holder):
+        return "nsenter", "--net", "--target", str(holder.pid)
+
+    def test_each_transport_s_reason_is_named(self):
+        side, target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]))
+        status, out, err = self.connect(target, inside=self.inside(self.holders[1]))
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, "UNREACHABLE.*shm: .* in another network namespace")
+
+
+if __name__ == "__main__":
+    unittest.main()
