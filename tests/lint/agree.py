@@ -174,14 +174,14 @@ def check_pages(root):
     presets = set(re.findall(r'"name": "(\w+)",\s*"displayName"', source.read(root, "CMakePresets.json")))
     known = (
         (r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:c|h|def|py|md|map|sh))(?::[^`]*)?`", ends),
-        (r"\]\(((?!http)[\w./-]+)[)#]", ends),
         (r"\./dev ([a-z][\w-]*)", set(re.findall(r"^  ([a-z-]+) ", source.read(root, "dev"), re.MULTILINE))),
         (r"\./dev build (\w+)|--preset (\w+)|\bbuild-(\w+)/", presets),
         (r"\b(KVCACHE_\w+)", set(re.findall(r'"(KVCACHE_\w+)"', source.read(root, "transport/base/option.def")))),
         (r"^\| `lint_(\w+)` \|", lint_names(root)),
     )
     findings = []
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"):
+    design = [path for path in source.files(root) if path.startswith("docs/design/")]
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", *design):
         text = source.read(root, page)
         for pattern, names in known:
             named = {next(filter(None, match.groups())).removeprefix("./").rstrip("/")
@@ -189,6 +189,24 @@ def check_pages(root):
             findings += [f"{page}: there is no {name}" for name in sorted(named - names)]
     text = source.read(root, "CONTRIBUTING.md")
     return findings + [f"CONTRIBUTING.md: no row lint_{name}" for name in sorted(lint_names(root)) if f"| `lint_{name}` |" not in text]
+
+
+def check_links(root):
+    """Every link between the documents leads to a file, and to a heading of it."""
+    findings = []
+    for page in (path for path in source.files(root) if path.endswith(".md")):
+        for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)", source.read(root, page)):
+            path = os.path.normpath(os.path.join(os.path.dirname(page), target)) if target else page
+            if not os.path.exists(os.path.join(root, path)):
+                findings.append(f"{page}: there is no {path}")
+            elif heading and heading not in headings(source.read(root, path)):
+                findings.append(f"{page}: {path} has no heading {heading}")
+    return findings
+
+
+def headings(text):
+    """As a viewer makes anchors of them."""
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
 def lint_names(root):
@@ -216,7 +234,7 @@ def check_repeats(root):
 
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_doctor,
-              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_skips, check_repeats)
+              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_skips, check_repeats)
     return [finding for one in checks for finding in one(root)]
 
 

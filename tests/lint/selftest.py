@@ -370,12 +370,20 @@ class Agree(Tree):
         for page in ("README.md", "CHANGELOG.md", "docs/architecture.md", "CONTRIBUTING.md"):
             self.write(page, good)
         self.assertEqual(agree.check_pages(self.root), [])
-        for bad in ("`base/gone.def`", "`gone.c`", "`gone/`", "[a](gone.md)", "./dev gone", "build-base/x", "--preset gone", "KVCACHE_B",
+        for bad in ("`base/gone.def`", "`gone.c`", "`gone/`", "./dev gone", "build-base/x", "--preset gone", "KVCACHE_B",
                     "\n| `lint_gone` |"):
             self.write("CONTRIBUTING.md", good + bad)
             self.assert_finds("CONTRIBUTING.md: there is no ", agree.check_pages(self.root))
         self.write("CONTRIBUTING.md", good.replace("lint_words", "words"))
         self.assert_finds("no row lint_words", agree.check_pages(self.root))
+
+    def test_a_link_that_leads_nowhere_is_found(self):
+        self.write("docs/a.md", "# One thing, `x`\n[b](../b.md#two) [here](#one-thing-x) [web](https://x/y.md#z)\n")
+        self.write("b.md", "## Two\n[a](docs/a.md)\n")
+        self.assertEqual(agree.check_links(self.root), [])
+        for bad in "[a](docs/gone.md)", "[a](docs/a.md#two)", "[a](#gone)":
+            self.write("b.md", "## Two\n" + bad)
+            self.assert_finds("b.md: ", agree.check_links(self.root))
 
     def test_a_path_of_this_machine_is_found(self):
         self.write("a.txt", f"see {os.path.realpath(self.root)}/x\n")
