@@ -8,7 +8,6 @@ import glob
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 import plot  # noqa: E402
+import results  # noqa: E402
 
 BUILD = os.path.abspath(sys.argv[1])
 TREE = os.path.dirname(HERE)
@@ -57,16 +57,9 @@ def leave_out(case, why):
     case.skipTest(why)
 
 
-def documented():
-    """{section: the fields of its first table}"""
-    with open(HERE + "/README.md", encoding="utf-8") as file:
-        sections = re.split(r"^##+ (.*)\n", file.read(), flags=re.MULTILINE)
-    return {name: re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) for name, text in zip(sections[1::2], sections[2::2])}
-
-
 class Files(unittest.TestCase):
     def check(self, name, what):
-        fields = documented()
+        fields = results.documented()
         head = fields["The JSON files"]
         self.assertEqual([key for key in what if key in head], head, name)
         self.assertRegex(what["date"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$" if what["host"] else r"^\d{4}-\d\d-\d\d$")

@@ -29,13 +29,15 @@ from unittest import mock
 
 import call_engines
 import numpy as np
+import results
 from call_engines import BLOCK_BYTES, BLOCKS, IDS
 
 import kvrail
 from kvrail import _core
 from rdma_comm import RDMACommunicator
 
-BARS = {"list, ns per id": 15.0, "int64, ns per id": 2.0, "fixed, us": 5.0}
+BARS = {"list, ns per id": 15, "int64, ns per id": 2, "fixed, us": 5}
+Row = Dict[str, Any]
 
 
 def ns_of(call: Callable[[], object]) -> int:
@@ -60,8 +62,8 @@ def pair() -> Tuple[RDMACommunicator, RDMACommunicator]:
     return prefill, decode
 
 
-def differences(prefill: RDMACommunicator, port: int, n: int, rounds: int) -> Tuple[float, float, float]:
-    """Medians in ns: the C call, lists above it, arrays above it."""
+def above_c(prefill: RDMACommunicator, port: int, ids: int, rounds: int) -> List[Row]:
+    """The C call, and what lists and arrays take above it: medians within a round."""
     view, peer = prefill._peers[("127.0.0.1", port)]
     assert view._cache is not None
     handles = peer._handle, view._cache._handle
@@ -72,22 +74,42 @@ def differences(prefill: RDMACommunicator, port: int, n: int, rounds: int) -> Tu
     def write_cache(local: Any, remote: Any) -> int:
         return ns_of(lambda: prefill.write_cache("127.0.0.1", port, local, remote, 0))
 
-    rows: List[Dict[str, int]] = []
+    times: List[Dict[str, int]] = []
     for _ in range(rounds):
-        local, remote = random.sample(range(BLOCKS), n), random.sample(range(BLOCKS), n)
+        local, remote = random.sample(range(BLOCKS), ids), random.sample(range(BLOCKS), ids)
         arrays = np.array(local, np.int64), np.array(remote, np.int64)
         three = [("c", c_call, arrays), ("list", write_cache, (local, remote)), ("array", write_cache, arrays)]
         random.shuffle(three)  # the first finds colder caches than the last
         c_call(*arrays)
-        rows.append({name: call(*ids) for name, call, ids in three})
-    return (
-        statistics.median(row["c"] for row in rows),
-        statistics.median(row["list"] - row["c"] for row in rows),
-        statistics.median(row["array"] - row["c"] for row in rows),
-    )
+        times.append({name: call(*ids) for name, call, ids in three})
+
+    def row(engine: str, call: str, ns: List[int]) -> Row:
+        return {"engine": engine, "call": call, "ids": ids, "prepared_us": None, "posted_us": None,
+                "complete_us": statistics.median(ns) / 1000, "rounds": rounds}
+
+    return [
+        row("C", "kv_write_blocks", [one["c"] for one in times]),
+        row("rdma_comm, above C", "write_cache, lists", [one["list"] - one["c"] for one in times]),
+        row("rdma_comm, above C", "write_cache, int64", [one["array"] - one["c"] for one in times]),
+    ]
 
 
-def engine_rows(name: str, rounds: int) -> Dict[str, Any]:
+def print_above_c(rows: List[Row]) -> None:
+    us = {(row["call"], row["ids"]): row["complete_us"] for row in rows}
+
+    def per_id(call: str) -> float:
+        return (us[call, IDS] - us[call, 1]) * 1000 / (IDS - 1)
+
+    measured = {
+        "list, ns per id": per_id("write_cache, lists"),
+        "int64, ns per id": per_id("write_cache, int64"),
+        "fixed, us": max(us["write_cache, lists", 1], us["write_cache, int64", 1]),
+    }
+    results.print_table(["above the C call", "measured", "bar"], [[name, f"{v:.2f}", str(BARS[name])] for name, v in measured.items()])
+    print(f"\nthe C call itself: {us['kv_write_blocks', 1]:.2f} us for 1 id, {us['kv_write_blocks', IDS]:.2f} us for {IDS}")
+
+
+def of_engine(name: str, rounds: int) -> Dict[str, Any]:
     """What call_engines.py says of an engine; {"why": …} where it cannot be measured."""
     if not call_engines.module_of(name):
         return {"why": "not installed"}
@@ -106,17 +128,23 @@ def engine_rows(name: str, rounds: int) -> Dict[str, Any]:
     return answer
 
 
-def print_engine(name: str, told: Dict[str, Any]) -> None:
-    if "why" in told:
-        print(f"| {name} | {told['why']} |" + " |" * 7)
-    for row in told.get("rows", []):
-        one, many = row["one"], row["many"]
-        cells: List[str] = []
-        for mark in "prepared", "posted":
-            known = many[mark] is not None
-            cells += [f"{one[mark]:.1f}", f"{(many[mark] - one[mark]) * 1000 / (IDS - 1):.1f}"] if known else ["", ""]
-        cells += [f"{one['done']:.1f}", f"{many['done']:.0f}", str(many["rounds"])]
-        print(f"| {name} | {row['call']} | " + " | ".join(cells) + " |")
+def cells_of(one: Row, many: Row) -> List[str]:
+    cells = [one["engine"], one["call"]]
+    for mark in "prepared_us", "posted_us":
+        known = one[mark] is not None
+        cells += [f"{one[mark]:.1f}", f"{(many[mark] - one[mark]) * 1000 / (IDS - 1):.1f}"] if known else ["", ""]
+    return cells + [f"{one['complete_us']:.1f}", f"{many['complete_us']:.0f}", str(many["rounds"])]
+
+
+def print_engines(engines: Dict[str, Dict[str, Any]]) -> None:
+    print("\n# whole Python calls, from their beginning until prepared, posted, complete")
+    print("# " + ", ".join(dict.fromkeys(told["package"] for told in engines.values() if "package" in told)) + "\n")
+    columns = "engine|call|prepared: 1 id, us|ns per id|posted: 1 id, us|ns per id|complete: 1 id, us|1538 ids, us|rounds".split("|")
+    lines = []
+    for name, told in engines.items():
+        rows = told.get("rows", [])
+        lines += [cells_of(*pair) for pair in zip(rows[::2], rows[1::2])] or [[name, told["why"]] + [""] * (len(columns) - 2)]
+    results.print_table(columns, lines, texts=2)
 
 
 def main() -> None:
@@ -124,36 +152,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    results.can_write(args.json)
     random.seed(1)
     prefill, decode = pair()
-    one = differences(prefill, decode.port, 1, args.rounds)
-    many = differences(prefill, decode.port, IDS, args.rounds)
-    slope = [(m - o) / (IDS - 1) for m, o in zip(many, one)]
-    figures: Dict[str, float] = {
-        "C call, 1538 ids, us": many[0] / 1000,
-        "C call, 1 id, us": one[0] / 1000,
-        "list, ns per id": slope[1],
-        "int64, ns per id": slope[2],
-        "fixed, us": max(one[1], one[2]) / 1000,
-    }
-    print(f"# write_cache above kv_write_blocks; {kvrail.__version__}, Python {platform.python_version()}")
-    print(f"# {args.rounds} rounds, shm, blocks of {BLOCK_BYTES} bytes")
-    print(f"{'':24} {'measured':>9} {'bar':>6}")
-    for name, value in figures.items():
-        print(f"{name:24} {value:9.2f} {BARS.get(name, ''):>6}")
+    rows = above_c(prefill, decode.port, 1, args.rounds) + above_c(prefill, decode.port, IDS, args.rounds)
     prefill.close()
     decode.close()
-    engines = {name: engine_rows(name, args.rounds) for name in call_engines.ENGINES}
-    print("\n# whole Python calls, from their beginning until prepared, posted, complete")
-    print("# " + ", ".join(dict.fromkeys(told["package"] for told in engines.values() if "package" in told)))
-    columns = "prepared: 1 id, us | ns per id | posted: 1 id, us | ns per id | complete: 1 id, us | 1538 ids, us | rounds"
-    print(f"\n| engine | call | {columns} |\n| --- | --- |" + " ---: |" * 7)
-    for name, told in engines.items():
-        print_engine(name, told)
+    print(f"# write_cache above kv_write_blocks; {kvrail.__version__}, Python {platform.python_version()}")
+    print(f"# {args.rounds} rounds, shm, blocks of {BLOCK_BYTES} bytes\n")
+    print_above_c(rows)
+    engines = {name: of_engine(name, args.rounds) for name in call_engines.ENGINES}
+    print_engines(engines)
     if args.json:
-        with open(args.json, "w") as out:
-            told = {"figures": figures, "bars": BARS, "rounds": args.rounds, "version": kvrail.__version__, "engines": engines}
-            json.dump(told, out)
+        left_out = {name: told["why"] for name, told in engines.items() if "why" in told}
+        packages = sorted({told["package"] for told in engines.values() if "package" in told})
+        head = results.head("call", "shm", "pool", block_bytes=BLOCK_BYTES, packages=packages, left_out=left_out)
+        results.write(args.json, head, rows + [row for told in engines.values() for row in told.get("rows", [])])
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def medians(engine: Any, case: Case, n: int, rounds: int) -> Dict[str, Optional[
     want[remote] = engine.mine[local]
     if not np.array_equal(engine.theirs, want):
         raise RuntimeError(f"{case[0]}: wrong bytes")
-    columns = dict(zip(("prepared", "posted", "done"), zip(*marks)))
+    columns = dict(zip(("prepared_us", "posted_us", "complete_us"), zip(*marks)))
     us = {name: None if None in column else statistics.median(column) / 1000 for name, column in columns.items()}
-    return {**us, "rounds": len(marks)}
+    return {"ids": n, **us, "rounds": len(marks)}
 
 
 def main() -> None:
@@ -209,8 +209,7 @@ def main() -> None:
         engine = ENGINES[name](importlib.import_module(module))
         package = importlib.metadata.packages_distributions()[module.partition(".")[0]][0]
         rows = [
-            {"call": case[0], "one": medians(engine, case, 1, rounds), "many": medians(engine, case, IDS, rounds)}
-            for case in engine.cases()
+            {"engine": name, "call": case[0], **medians(engine, case, n, rounds)} for case in engine.cases() for n in (1, IDS)
         ]
         out.write(json.dumps({"package": f"{package} {importlib.metadata.version(package)}", "rows": rows}) + "\n")
     os._exit(0)  # two ends in one process: an engine may not survive its own end

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -57,10 +58,15 @@ def write(path, told, rows):
         file.write(text)
 
 
-def print_table(columns, rows):
-    """As Markdown; cells that are no text are to the right."""
-    marks = ["---" if all(isinstance(row[i], str) and not row[i][:1].isdigit() for row in rows if row[i] != "") else "---:"
-             for i in range(len(columns))]
-    for cells in (columns, marks, *rows):
-        print("| " + " | ".join(str(cell) for cell in cells) + " |")
+def documented():
+    """What README.md says: {program: the fields of its rows}; those of every file are in "The JSON files"."""
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        sections = re.split(r"^##+ (.*)\n", file.read(), flags=re.MULTILINE)
+    return {name: re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) for name, text in zip(sections[1::2], sections[2::2])}
+
+
+def print_table(columns, rows, texts=1):
+    """As Markdown; all but the first `texts` columns are numbers."""
+    for cells in (columns, ["---"] * texts + ["---:"] * (len(columns) - texts), *rows):
+        print("| " + " | ".join(cells) + " |")
     sys.stdout.flush()
