@@ -4,15 +4,12 @@
  * above
  */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "fake.h"
-#include "step.h"
+#include "lib/step.h"
+#include "lib/test.h"
 
 enum { SIZE = 1 << 16, DEPTH = 8 };
 

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* gpu.c -- memory as a GPU's is to the library */
 #include "gpu.h"
+#include "lib/test.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 void gpu_make(struct gpu *gpu, size_t len)
 {

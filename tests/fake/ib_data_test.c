@@ -3,15 +3,12 @@
  * ib_data_test.c -- the ib provider over the fake device: bytes, notifies, messages, credits,
  * merging, slices
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/option.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 1 << 20 };

@@ -3,17 +3,14 @@
  * ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one
  * end each, fences that hold
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "base/option.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 256 << 10, BLOCK = 4096 };

@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_gid_test.c -- the choice of a GID: pure */
 #include <arpa/inet.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "ib/ib.h"
+#include "lib/test.h"
 
 static struct ibv_gid_entry entry(uint32_t index, const char *address, uint32_t type)
 {

@@ -3,20 +3,17 @@
  * ib_gpu_test.c -- memory that no CPU may touch (gpu.h): moved by the NIC, or refused with the
  * reason
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include <kvrail/kv.h>
 
 #include "base/fault.h"
 #include "gpu.h"
+#include "lib/test.h"
 #include "provider.h"
 #include "setting.h"
 

@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_near_test.c -- the devices near the GPU of KVCACHE_GPU are used, in a made-up /sys */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include <kvrail/kv.h>
 
 #include "base/log.h"
 #include "base/option.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 static char root[] = "/tmp/kvrail-near-XXXXXX";

@@ -1,19 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_open_test.c -- which devices are used, and what is said when there is none or not enough */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
-#include <cmocka.h>
-
 #include <kvrail/kv.h>
 
 #include "base/fault.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 /* The soft limit on locked memory; returns what it was. */

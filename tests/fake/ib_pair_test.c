@@ -3,16 +3,13 @@
  * ib_pair_test.c -- which rails are joined: by librdmacm's routes, by their order, and which are
  * left out
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include <kvrail/kv.h>
 
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 64 << 10 };

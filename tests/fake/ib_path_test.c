@@ -3,14 +3,11 @@
  * ib_path_test.c -- how packets are addressed: what queue pairs are given, and that a wrong address
  * would not arrive
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 16 << 10 };

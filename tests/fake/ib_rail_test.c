@@ -5,8 +5,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +12,13 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-#include <cmocka.h>
-
 #include <kvrail/kv.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/option.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 1 << 20, MIB = 1 << 20, BACK_MS = 20000 };

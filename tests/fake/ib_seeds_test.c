@@ -15,15 +15,12 @@
  * usage: ib_seeds_test [first seed [number]]
  */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { CELLS = 12, CELL = 6000, SIZE = CELLS * CELL, SOURCE = CELL + 512, SPANS = 6, TURNS = 400 };

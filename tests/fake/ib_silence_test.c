@@ -6,17 +6,14 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "conn.h"
-#include "deaf.h"
-#include "loop/slow.h"
+#include "lib/deaf.h"
+#include "lib/slow.h"
+#include "lib/test.h"
 #include "setting.h"
 
 enum { SIZE = 65536, TURN_MS = 20 };

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_sweep_test.c -- each point of the ib provider fails once, over the fake device (sweep.h) */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/fault.h"
+#include "lib/test.h"
 #include "sweep.h"
 
 static bool infiniband; /* link layer of the next world: a P_Key is looked up */

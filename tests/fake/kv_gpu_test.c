@@ -6,7 +6,7 @@
  * libcuda is a stand-in (fake_cuda.h): a CPU that touches the memory by CUDA's address ends the
  * test.
  */
-#include "descriptors.h"
+#include "lib/process.h"
 #include "loop/kv_rig.h"
 
 #include <string.h>

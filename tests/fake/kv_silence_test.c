@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "deaf.h"
+#include "lib/deaf.h"
 #include "fake.h"
 #include "loop/kv_rig.h"
 

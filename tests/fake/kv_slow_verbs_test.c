@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "fake.h"
 #include "kv_rig.h"
+#include "lib/bar.h"
 
 enum {
 	N = 6,
@@ -61,21 +62,12 @@ static void three_close(struct three *t)
 	assert_true(fake_end());
 }
 
-static int64_t began_ns;
+static struct bar began;
 
-static void begin(void)
-{
-	began_ns = kv_now_ns();
-}
-
-/* Since begin(), no more than this has passed. */
+/* Since `began`. */
 static void within(int64_t ms, const char *what)
 {
-	int64_t took = (kv_now_ns() - began_ns) / KV_NS_PER_MS;
-
-	if (took > slow_ms(ms))
-		fail_msg("%s took %lld ms, not %lld", what, (long long)took,
-			 (long long)slow_ms(ms));
+	assert_true(bar_holds(began, ms, what));
 }
 
 /* Nothing that has to do with another peer waits for the one that is going. */
@@ -86,20 +78,20 @@ static void others_notice_nothing(struct three *t)
 	struct kv_peer *again;
 	struct kv_error err;
 
-	begin();
+	began = bar_begin();
 	ok(kv_write_blocks(t->to_c, t->a.cache, all_layers, from, to, N, NULL, &err), &err);
 	within(SOON_MS, "a write to another peer");
 	assert_true(memory_is(&t->c, all_layers, 1, from, to, N, 0));
-	begin();
+	began = bar_begin();
 	ok(kv_stats(t->a.engine, &stats, &err), &err);
 	within(SOON_MS, "kv_stats");
-	begin();
+	began = bar_begin();
 	assert_true(kv_dump(t->a.engine, text, sizeof(text)) > 0);
 	within(SOON_MS, "kv_dump");
-	begin();
+	began = bar_begin();
 	ok(kv_connect(t->a.engine, NULL, t->c.port, ALL_MS, &again, &err), &err);
 	within(SOON_MS, "kv_connect");
-	begin();
+	began = bar_begin();
 	node_connect(&t->c, t->a.port);
 	within(SOON_MS, "the listener");
 	ok(kv_write_blocks(t->c.peer, t->c.cache, all_layers, other, other, 1, NULL, &err), &err);
@@ -131,11 +123,11 @@ static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 	fake_kill_host(1);
 	fake_slow_teardown(0, TEARDOWN_MS);
 	op = begin_write(&t, 10000);
-	begin();
+	began = bar_begin();
 	ret = kv_wait(op, KV_ACKED, OP_MS, &err);
 	within(OP_MS + SOON_MS, "kv_wait");
 	assert_int_equal(ret, KV_ERR_TIMEOUT); /* the device still has it */
-	begin();
+	began = bar_begin();
 	assert_int_equal(kv_op_free(op, &err), KV_ERR_BUSY);
 	within(SOON_MS, "kv_op_free");
 	others_notice_nothing(&t);
@@ -143,10 +135,10 @@ static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 	ret = kv_wait(op, KV_ACKED, ALL_MS, &err);
 	assert_int_equal(ret, KV_ERR_PEER_LOST);
 	assert_true(err.in_doubt);
-	begin();
+	began = bar_begin();
 	ok(kv_op_free(op, &err), &err);
 	within(SOON_MS, "kv_op_free");
-	begin();
+	began = bar_begin();
 	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
 	within(OP_MS + SOON_MS, "kv_peer_close");
 	others_notice_nothing(&t);
@@ -169,7 +161,7 @@ static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **sta
 	fake_mute(0, true);
 	fake_slow_teardown(0, TEARDOWN_MS);
 	options.timeout_ms = OP_MS;
-	begin();
+	began = bar_begin();
 	assert_int_equal(
 		kv_write_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, &options, &err),
 		KV_ERR_TIMEOUT);
@@ -178,7 +170,7 @@ static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **sta
 	ok(kv_group_start(t.a.engine, &options.group, &err), &err);
 	ok(kv_write_blocks_async(t.to_c, t.a.cache, all_layers, from, to, N, &options, &op, &err),
 	   &err);
-	begin();
+	began = bar_begin();
 	assert_int_equal(kv_group_end(options.group, OP_MS, &failed, &err), KV_ERR_TIMEOUT);
 	within(OP_MS + 2 * STOP_MS + SOON_MS, "kv_group_end");
 	assert_int_equal(failed, 1);
@@ -205,10 +197,10 @@ static void blocks_of_a_silent_writer_come_back_at_once(void **state)
 	ok(kv_blocks_open(t.a.peer, t.a.cache, ids, 2, 7, ALL_MS, &lease, &err), &err);
 	ok(kv_blocks_open(t.to_c, t.a.cache, other, 1, 8, ALL_MS, &lease, &err), &err);
 	fake_mute(0, true);
-	begin();
+	began = bar_begin();
 	ok(kv_revoke(lease, 20, &err), &err);
 	within(20 + SOON_MS, "kv_revoke");
-	begin();
+	began = bar_begin();
 	ok(kv_peer_close(t.a.peer, CLOSE_MS / 2, &err), &err);
 	within(CLOSE_MS / 2 + SOON_MS, "kv_peer_close");
 	ok(kv_peer_close(t.to_c, CLOSE_MS / 2, &err), &err);
@@ -225,7 +217,7 @@ static void an_engine_closes_without_waiting_for_each_queue_pair(void **state)
 	for (int i = 0; i < PEERS; i++)
 		node_connect(&t.a, t.b.port);
 	fake_slow_teardown(0, CLOSE_MS);
-	begin();
+	began = bar_begin();
 	node_close(&t.a);
 	within(2 * STOP_MS + SOON_MS, "kv_engine_close"); /* one after the other takes 5 s */
 	fake_slow_teardown(0, 0);
@@ -238,7 +230,7 @@ struct caller {
 	struct three *t;
 	struct kv_error err;
 	int ret;
-	int64_t took_ms;
+	bool in_time;
 	pthread_t thread;
 };
 
@@ -246,12 +238,12 @@ static void *call(void *arg)
 {
 	struct caller *c = arg;
 	struct kv_options options = KV_INIT(kv_options);
-	int64_t since = kv_now_ns();
+	struct bar since = bar_begin();
 
 	options.timeout_ms = OP_MS;
 	c->ret = kv_write_blocks(c->t->a.peer, c->t->a.cache, all_layers, from, to, N, &options,
 				 &c->err);
-	c->took_ms = (kv_now_ns() - since) / KV_NS_PER_MS;
+	c->in_time = bar_holds(since, OP_MS + STOP_MS + SOON_MS, "kv_write_blocks");
 	return NULL;
 }
 
@@ -271,13 +263,13 @@ static void who_is_stuck_in_posting_is_pulled_out(void **state)
 	fake_stick(0, true);
 	assert_int_equal(pthread_create(&caller.thread, NULL, call, &caller), 0);
 	poll(NULL, 0, 50);
-	begin();
+	began = bar_begin();
 	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
 	within(OP_MS + SOON_MS, "kv_peer_close");
 	pthread_join(caller.thread, NULL);
 	fake_stick(0, false);
 	assert_int_equal(caller.ret, KV_ERR_TIMEOUT);
-	assert_true(caller.took_ms < slow_ms(OP_MS + STOP_MS + SOON_MS));
+	assert_true(caller.in_time);
 	others_notice_nothing(&t);
 	assert_int_equal(kv_write_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, NULL, &err),
 			 KV_ERR_PEER_LOST);
@@ -308,11 +300,11 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	node_connect(&a, b.port);
 	ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err), &err);
 	fake_stick(0, true);
-	begin();
+	began = bar_begin();
 	assert_int_equal(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, &options, &err),
 			 KV_ERR_TIMEOUT);
 	within(OP_MS + STOP_MS + SOON_MS, "kv_write_blocks");
-	begin();
+	began = bar_begin();
 	ok(kv_peer_info(a.peer, &info, &err), &err);
 	within(SOON_MS, "kv_peer_info");
 	ok(kv_peer_close(a.peer, ALL_MS, &err), &err);
@@ -320,10 +312,10 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	fake_stick(0, false);
 	node_connect(&a, b.port);
 	fake_stick(0, true);
-	begin();
+	began = bar_begin();
 	kv_peer_close(a.peer, OP_MS, &err);
 	within(OP_MS + STOP_MS + SOON_MS, "kv_peer_close");
-	begin();
+	began = bar_begin();
 	node_close(&a);
 	within(2 * STOP_MS + SOON_MS, "kv_engine_close");
 	fake_stick(0, false);

@@ -9,11 +9,7 @@
  */
 #include <poll.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -24,10 +20,9 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
-#include "loop/slow.h"
+#include "lib/bar.h"
+#include "lib/test.h"
 #include "np_rig.h"
 
 enum { LEN = 256 << 10, MANY = 64, WAIT_MS = 20000 };
@@ -199,10 +194,10 @@ static void nothing_lands(struct sender *s, const struct receiver *r)
 
 static bool call_within(ncclResult_t (*call)(void *), void *arg, int64_t ms)
 {
-	int64_t before = kv_now_ns();
+	struct bar before = bar_begin();
 	ncclResult_t result = call(arg);
 
-	CHECK(kv_now_ns() - before < slow_ms(ms) * KV_NS_PER_MS);
+	CHECK(bar_holds(before, ms, "the call"));
 	return !result;
 }
 
@@ -307,7 +302,8 @@ static void many(void)
 	struct side s = receiving(&from);
 	void *comm[MANY], *request;
 	struct buffer b[MANY];
-	int64_t before, end;
+	struct bar before;
+	int64_t end;
 	int said = 0;
 
 	for (int i = 0; i < MANY; i++) {
@@ -319,10 +315,10 @@ static void many(void)
 	CHECK(waitpid(from.pid, NULL, WUNTRACED) == from.pid);
 	for (int i = 0; i < MANY; i++)
 		PASSES(&s, side_irecv1(&s, comm[i], &b[i], LEN, 0, &request));
-	before = kv_now_ns();
+	before = bar_begin();
 	for (int i = 0; i < MANY; i++)
 		said += net->closeRecv(comm[i]) != 0;
-	CHECK(kv_now_ns() - before < slow_ms(3000) * KV_NS_PER_MS);
+	CHECK(bar_holds(before, 3000, "closing all of them"));
 	CHECK(said == MANY);
 	kill(from.pid, SIGCONT);
 	end = kv_deadline_ns(WAIT_MS);
@@ -428,7 +424,7 @@ static void slow_device(void)
 static void silent_peers(void)
 {
 	static struct side s[MANY];
-	int64_t before;
+	struct bar before;
 
 	for (int i = 0; i < MANY; i++)
 		s[i] = np_rig_join(-1, 0, LEN);
@@ -436,10 +432,10 @@ static void silent_peers(void)
 	fake_mute(0, true);
 	for (int i = 0; i < MANY; i++)
 		start_stuck(&s[i]);
-	before = kv_now_ns();
+	before = bar_begin();
 	for (int i = 0; i < MANY; i++)
 		CHECK(!net->closeSend(s[i].loop.send) && !net->closeRecv(s[i].loop.recv));
-	CHECK(kv_now_ns() - before < slow_ms(4000) * KV_NS_PER_MS);
+	CHECK(bar_holds(before, 4000, "closing all of them"));
 	fake_mute(0, false);
 	for (int i = 0; i < MANY; i++)
 		CHECK(!net->closeListen(s[i].loop.listen) && !net->finalize(s[i].ctx));

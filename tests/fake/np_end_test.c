@@ -3,19 +3,14 @@
  * np_end_test.c -- the NCCL plugin's end of a connection: its descriptors, its descriptions of
  * memory, and a fork beside it
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
-#include "descriptors.h"
+#include "lib/process.h"
+#include "lib/test.h"
 #include "np_rig.h"
 
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;

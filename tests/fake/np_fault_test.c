@@ -4,15 +4,10 @@
  * fails on request: one communicator ends with a typed error and a cause, the others go on, and
  * what is connected afterwards works
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "np_rig.h"
 
 enum { LEN = 70000 };

@@ -3,16 +3,11 @@
  * np_gpu_test.c -- GPU memory under the NCCL plugin, where the two ranks or two devices do not
  * offer the same
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "gpu.h"
+#include "lib/test.h"
 #include "np.h"
 #include "np_rig.h"
 

@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
+#include "lib/test.h"
 #include "np_rig.h"
 
 /* ---------------------------------------------------------------- variables */

@@ -2,16 +2,12 @@
 /* np_rig.c -- the conformance rig over eight fake devices */
 #include "np_rig.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
+#include "lib/test.h"
 
 void np_rig_await(pid_t pid)
 {

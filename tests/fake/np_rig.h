@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "check.h"
+#include "lib/check.h"
 #include "fake.h"
 #include "net_side.h"
 #include "np.h"

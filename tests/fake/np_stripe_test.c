@@ -1,15 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* np_stripe_test.c -- how the NCCL plugin deals a message over the devices of a virtual NIC */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "np_rig.h"
 
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;

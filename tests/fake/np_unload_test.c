@@ -5,14 +5,9 @@
  */
 #include <dlfcn.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "net_side.h"
 #include "np_stuck.h"
 

@@ -9,14 +9,11 @@
  *
  * usage: proof_kv_lease ib|shm
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
+#include "lib/test.h"
 #include "rig.h"
 
 enum { BLOCK = 4096, LEASE_BLOCKS = 24, LEASES = 8, BLOCKS = LEASES * LEASE_BLOCKS };

@@ -10,13 +10,10 @@
  *
  * usage: proof_nccl_grouped_recv ib|shm
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "rig.h"
 
 enum { ROWS = 8, OPEN = 32, ROOM = 12000, PITCH = 12288, GROUPS = 700, BUDGET = 400000 };

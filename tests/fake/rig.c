@@ -2,17 +2,14 @@
 /* rig.c -- two contexts and a connection between them in one thread */
 #include "rig.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/option.h"
+#include "lib/test.h"
 
 /* The packets of the loopback interface have a thread of their own on a busy machine. */
 enum { CONNECT_MS = 60000 };

@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* setting.c -- a world, a connection, and a registered buffer with guards on each side */
 #include "setting.h"
+#include "lib/test.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 enum { BLANK = 0xee };
 

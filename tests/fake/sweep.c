@@ -3,22 +3,19 @@
  * sweep.c -- the scene that uses everything of the ib provider, and the loops that fail each of its
  * points once
  */
-#include "descriptors.h"
+#include "lib/process.h"
 #include "sweep.h"
 
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "gpu.h"
+#include "lib/test.h"
 
 enum {
 	SIZE = 64 << 10,

@@ -5,10 +5,6 @@
  *
  * Loopback: the handshake has no state outside its two connections, so one process shows all of it.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <arpa/inet.h>
 #include <errno.h>
 #include <dlfcn.h>
@@ -21,15 +17,14 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/option.h"
-#include "descriptors.h"
+#include "lib/process.h"
 #include "frame.h"
-#include "reject.h"
-#include "slow.h"
+#include "lib/reject.h"
+#include "lib/slow.h"
+#include "lib/test.h"
 #include "tr.h"
 
 #define WAIT_MS slow_ms(20000) /* for what surely comes, on whatever machine */

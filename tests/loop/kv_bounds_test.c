@@ -17,8 +17,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "names.h"
-#include "stuck.h"
+#include "lib/names.h"
+#include "lib/stuck.h"
 
 enum { PEERS = 4 /* spare ones, and the one */, TIB_SHIFT = 40 };
 

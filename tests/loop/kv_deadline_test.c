@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "lib/bar.h"
 
 enum {
 	BIG = 64 << 10, /* bytes of a block, */
@@ -91,20 +92,12 @@ static void two_close(struct big *a, struct big *b)
 	big_close(b);
 }
 
-static int64_t began_ns;
+static struct bar began;
 
-static void begin(void)
-{
-	began_ns = kv_now_ns();
-}
-
+/* Since `began`. */
 static void within(int64_t ms, const char *what)
 {
-	int64_t took = (kv_now_ns() - began_ns) / KV_NS_PER_MS;
-
-	if (took > slow_ms(ms))
-		fail_msg("%s took %lld ms, not %lld", what, (long long)took,
-			 (long long)slow_ms(ms));
+	assert_true(bar_holds(began, ms, what));
 }
 
 static void a_write_of_gigabytes_ends_at_its_deadline(void **state)
@@ -117,12 +110,12 @@ static void a_write_of_gigabytes_ends_at_its_deadline(void **state)
 	(void)state;
 	two_open(&a, &b);
 	options.timeout_ms = SHORT_MS;
-	begin();
+	began = bar_begin();
 	assert_int_equal(
 		kv_write_blocks(a.peer, a.cache, all_layers, ids, ids, BIGS, &options, &err),
 		KV_ERR_TIMEOUT);
 	within(SHORT_MS + SLACK_MS, "a write");
-	begin();
+	began = bar_begin();
 	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, ids, ids, BIGS, &options, &op, &err),
 	   &err);
 	within(SHORT_MS + SLACK_MS, "an asynchronous write");
@@ -177,18 +170,18 @@ static void others_have_the_peer_between_two_pieces(void **state)
 	w = (struct writer){ .side = &a, .lease = kv_lease_id(lease) };
 	assert_int_equal(pthread_create(&w.thread, NULL, write_all, &w), 0);
 	await_bytes(&a);
-	begin();
+	began = bar_begin();
 	ok(kv_peer_info(a.peer, &info, &err), &err);
 	within(SLACK_MS, "kv_peer_info");
-	begin();
+	began = bar_begin();
 	ok(kv_blocks_open(a.peer, a.cache, ids, 1, 8, LONG_MS, &more, &err), &err);
 	within(SLACK_MS, "kv_blocks_open");
-	begin();
+	began = bar_begin();
 	ok(kv_revoke(lease, LONG_MS, &err), &err);
 	within(SLACK_MS, "kv_revoke");
 	pthread_join(w.thread, NULL);
 	assert_int_equal(w.ret, KV_ERR_REVOKED);
-	begin();
+	began = bar_begin();
 	ok(kv_revoke(more, LONG_MS, &err), &err);
 	within(SLACK_MS, "kv_revoke");
 	two_close(&a, &b);
@@ -255,14 +248,14 @@ static void others_go_on_beside(void *(*work)(void *arg))
 	r.engine = b.engine; /* which has to acknowledge, and to answer a handshake */
 	assert_int_equal(pthread_create(&r.thread, NULL, work, &r), 0);
 	do {
-		begin();
+		began = bar_begin();
 		ok(kv_write_blocks(a.peer, a.cache, all_layers, ids, ids, 1, NULL, &err), &err);
 		within(SLACK_MS, "a write");
-		begin();
+		began = bar_begin();
 		ok(kv_connect(b.engine, NULL, c.port, RIG_TIMEOUT_MS, &more, &err), &err);
 		ok(kv_peer_close(more, RIG_TIMEOUT_MS, &err), &err);
 		within(2 * SLACK_MS, "kv_connect");
-		begin();
+		began = bar_begin();
 		ok(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &more, &err), &err);
 		ok(kv_peer_close(more, RIG_TIMEOUT_MS, &err), &err);
 		within(2 * SLACK_MS, "kv_connect to it");

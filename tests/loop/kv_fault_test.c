@@ -3,7 +3,7 @@
  * kv_fault_test.c -- each fault point of the KV API fails once: an error with its cause, nothing
  * leaked, nothing hangs, and a second attempt works
  */
-#include "descriptors.h"
+#include "lib/process.h"
 #include "kv_rig.h"
 
 #include <pthread.h>

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "deaf.h"
+#include "lib/deaf.h"
 #include "frame.h"
 
 enum { N = 5 };

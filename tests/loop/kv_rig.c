@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "../stuck.h"
+#include "lib/stuck.h"
 
 const struct shape rig_shape = {
 	.layers = RIG_LAYERS,

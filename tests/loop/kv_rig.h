@@ -8,19 +8,13 @@
 #ifndef KV_RIG_H
 #define KV_RIG_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <stdbool.h>
 #include <sys/types.h>
 
 #include <kvrail/kv.h>
 
-#include "slow.h"
+#include "../lib/slow.h"
+#include "../lib/test.h"
 
 enum { RIG_LAYERS = 4, RIG_TENSORS = 2, RIG_BLOCKS = 96 };
 #define RIG_TIMEOUT_MS slow_ms(20000) /* for what surely comes, on whatever machine */

@@ -3,7 +3,7 @@
  * kv_trust_test.c -- what a peer learns and is given: of the caches that it named, and as another
  * user only through the receiver
  */
-#include "descriptors.h"
+#include "lib/process.h"
 #include "kv_rig.h"
 
 #include <arpa/inet.h>
@@ -197,16 +197,6 @@ static void open_flat(struct node *node, uint32_t blocks)
 	ok(kv_cache_register(node->engine, &layout, &node->cache, &err), &err);
 }
 
-static long resident_kib(void)
-{
-	long pages = 0, unused;
-	FILE *f = fopen("/proc/self/statm", "r");
-
-	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
-	fclose(f);
-	return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
 /* false: the peer is lost. */
 static bool send_raw(struct kv_peer *peer, const struct kv_msg *msg)
 {
@@ -263,7 +253,7 @@ static void leases_cost_the_writer_no_more_than_its_budget(void **state)
 		open_flat(&hostile, HUGE_BLOCKS);
 		node_listen(&writer);
 		node_connect(&hostile, writer.port);
-		before = resident_kib();
+		before = resident_kib(getpid());
 		for (i = 1; i < 200; i++)
 			if (!lend(hostile.peer, i,
 				  step > 1 ? i : (i - 1) * KV_LEASE_BLOCKS_MAX % HUGE_BLOCKS, step))
@@ -273,8 +263,8 @@ static void leases_cost_the_writer_no_more_than_its_budget(void **state)
 		assert_int_equal(arrival.peer->error.code, KV_ERR_PROTOCOL);
 		assert_non_null(strstr(arrival.peer->error.message, "its leases name more blocks"));
 		printf("step %u: sent up to lease %u, memory grew by %ld KiB\n", step, i,
-		       resident_kib() - before);
-		assert_true(resident_kib() - before < RSS_MAX_KIB);
+		       resident_kib(getpid()) - before);
+		assert_true(resident_kib(getpid()) - before < RSS_MAX_KIB);
 		kv_engine_close(hostile.engine);
 		kv_engine_close(writer.engine);
 	}
@@ -330,7 +320,7 @@ static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
 	open_flat(&writer, 8);
 	open_flat(&hostile, HUGE_BLOCKS);
 	node_listen(&writer);
-	before = resident_kib();
+	before = resident_kib(getpid());
 	do {
 		ok(kv_connect(hostile.engine, NULL, writer.port, RIG_TIMEOUT_MS, &peer, &err),
 		   &err);
@@ -341,8 +331,8 @@ static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
 	assert_int_equal(arrival.peer->error.code, KV_ERR_NOMEM);
 	assert_non_null(strstr(arrival.peer->error.message, "for all its peers"));
 	printf("%d peers within their budgets: memory grew by %ld KiB\n", peers,
-	       resident_kib() - before);
-	assert_true(resident_kib() - before < PEERS_RSS_MAX_KIB);
+	       resident_kib(getpid()) - before);
+	assert_true(resident_kib(getpid()) - before < PEERS_RSS_MAX_KIB);
 	kv_engine_close(hostile.engine);
 	kv_engine_close(writer.engine);
 }

@@ -7,47 +7,31 @@
 #include <dlfcn.h>
 #include <poll.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
 #include <kvrail/kv.h>
 
 #include "base/clock.h"
-#include "names.h"
-#include "slow.h"
-#include "stuck.h"
+#include "lib/names.h"
+#include "lib/process.h"
+#include "lib/slow.h"
+#include "lib/stuck.h"
+#include "lib/test.h"
 #include "unload.h"
 
 static const char *path;
-
-static int threads(void)
-{
-	DIR *dir = opendir("/proc/self/task");
-	int n = -2; /* . and .. */
-
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
 
 /* A thread without its code ends the process. */
 static void await_the_thread(void)
 {
 	int64_t end = kv_deadline_ns(slow_ms(20000));
 
-	while (threads() > 1) {
+	while (count_threads() > 1) {
 		assert_true(kv_now_ns() < end);
 		poll(NULL, 0, 1);
 	}
@@ -73,7 +57,7 @@ static void code_stays_while_a_call_into_another_process_is_stuck(void **state)
 	(void)state;
 	child = stuck_call();
 	assert_int_equal(dlclose(library), 0);
-	assert_true(threads() > 1);
+	assert_true(count_threads() > 1);
 	kill(child, SIGKILL);
 	assert_int_equal(waitpid(child, NULL, 0), child);
 	await_the_thread();
@@ -121,7 +105,7 @@ static void a_log_callback_does_not_return(int progress)
 	main_thread = pthread_self();
 	leave(progress, stay, is_in_log);
 	assert_int_equal(dlclose(library), 0);
-	assert_int_equal(threads(), 2); /* that one, and no other */
+	assert_int_equal(count_threads(), 2); /* that one, and no other */
 	atomic_store(&released, true);
 	await_the_thread();
 }

@@ -6,6 +6,7 @@
  * The engine under test is a process of its own, so that its memory and descriptors are its own.
  * The strangers are another. `listener_cost_test long` has the full loads, for 10 s each.
  */
+#include "lib/process.h"
 #include "listener_rig.h"
 
 #include <arpa/inet.h>
@@ -36,35 +37,6 @@ enum {
 static bool is_long; /* each load at full size, for 10 s */
 
 /* ---------------------------------------------------------------- what it costs */
-
-static long resident_kib(pid_t pid)
-{
-	long pages = 0, unused;
-	char path[64];
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
-	f = fopen(path, "r");
-	assert_non_null(f);
-	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
-	fclose(f);
-	return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
-static int descriptors_of(pid_t pid)
-{
-	char path[64];
-	DIR *dir;
-	int n = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
-	dir = opendir(path);
-	assert_non_null(dir);
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
-}
 
 /* ---------------------------------------------------------------- strangers */
 
@@ -226,7 +198,7 @@ static void beside_strangers(const struct load *load)
 	strangers.port = start_server(&engine, &config);
 	port = start_server(&other, &config);
 	before = resident_kib(engine.pid);
-	fds = descriptors_of(engine.pid);
+	fds = process_entries(engine.pid, "fd");
 	child_start(&crowd, noise, &strangers);
 	child_receive(crowd.fd, &ready, 1);
 	connects_are_quick(load, strangers.port);
@@ -236,7 +208,7 @@ static void beside_strangers(const struct load *load)
 	child_receive(engine.fd, &ret, sizeof(ret));
 	assert_int_equal(ret, 0);
 	grown = resident_kib(engine.pid) - before;
-	fds = descriptors_of(engine.pid) - fds;
+	fds = process_entries(engine.pid, "fd") - fds;
 	printf("%s: the engine's memory grew by %ld KiB, it has %d descriptors more\n", load->what,
 	       grown, fds);
 #ifndef __SANITIZE_ADDRESS__ /* which keeps what was freed */

@@ -3,10 +3,6 @@
  * listener_hostile_test.c -- strangers at the listener of an engine: they cost a counter and
  * nothing else, and an honest peer is served while they are there
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -18,14 +14,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include <kvrail/kv.h>
 
-#include "descriptors.h"
+#include "lib/bar.h"
+#include "lib/process.h"
 #include "frame.h"
-#include "reject.h"
-#include "slow.h"
+#include "lib/reject.h"
+#include "lib/slow.h"
+#include "lib/test.h"
 
 enum { BLOCKS = 8, BYTES = 4096, IDLE = 200, WAIT_MS = 10000 };
 
@@ -81,16 +77,6 @@ static void pause_ms(int ms)
 	nanosleep(&ts, NULL);
 }
 
-static long resident_kib(void)
-{
-	long pages = 0, unused;
-	FILE *f = fopen("/proc/self/statm", "r");
-
-	assert_int_equal(fscanf(f, "%ld %ld", &unused, &pages), 2);
-	fclose(f);
-	return pages * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
 /* From 127.0.0.`host`. */
 static int stranger_from(uint32_t host, uint32_t to)
 {
@@ -131,7 +117,7 @@ static void an_honest_write(uint8_t value)
 	struct kv_peer *peer;
 	struct kv_error err;
 	uint8_t *from;
-	int64_t begin = now_ms();
+	struct bar begun = bar_begin();
 
 	assert_int_equal(kv_engine_open(NULL, &prefill, NULL), 0);
 	source = make_cache(prefill, &from);
@@ -145,7 +131,7 @@ static void an_honest_write(uint8_t value)
 	for (int i = 0; i < BYTES; i++)
 		assert_int_equal(memory[4 * BYTES + i] | memory[6 * BYTES + i], 0);
 	/* Below one handshake's deadline: nobody waits behind a stranger, let alone behind 200. */
-	assert_true(now_ms() - begin < slow_ms(2500));
+	assert_true(bar_holds(begun, 2500, "an honest write"));
 	kv_engine_close(prefill);
 }
 
@@ -212,11 +198,11 @@ static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
 	struct kv_stats before = stats_now();
 
 	(void)state;
-	before_kib = resident_kib();
+	before_kib = resident_kib(getpid());
 	for (int i = 0; i < IDLE; i++)
 		fd[i] = stranger();
 	an_honest_write(0x22); /* while they all wait */
-	grown_kib = resident_kib() - before_kib;
+	grown_kib = resident_kib(getpid()) - before_kib;
 	/* 4 KiB each before a hello, and what the honest peer needs for a moment. */
 	assert_true(grown_kib < 16 * 1024);
 	for (int i = 0; i < IDLE; i++)

@@ -4,18 +4,14 @@
  * is the same over verbs, where there are devices (tests/rxe).
  */
 #include <poll.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
 #include "base/fault.h"
-#include "descriptors.h"
+#include "lib/process.h"
+#include "lib/test.h"
 #include "tr_pair.h"
 
 enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };

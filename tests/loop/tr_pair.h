@@ -16,7 +16,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/option.h"
-#include "slow.h"
+#include "../lib/slow.h"
 #include "tr.h"
 
 #define PAIR_CHECK(cond)                                                                   \

@@ -3,14 +3,10 @@
  * tr_paths.c -- every way that bytes are moved, between two processes: all bytes, their neighbours,
  * orders, limits. "tr_paths ib" is the same over verbs, where there are devices (tests/rxe).
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "tr_pair.h"
 
 enum { REGION = 1 << 20, SOURCE_SEED = 1, TARGET_SEED = 2 };

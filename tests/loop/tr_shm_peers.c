@@ -4,16 +4,12 @@
  * right path, the right reason, the right bytes
  */
 #include <sched.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "tr_pair.h"
 
 enum { REGION = 1 << 18, SOURCE_SEED = 1, TARGET_SEED = 2, CANNOT = 76, STRANGER = 54321 };

@@ -3,14 +3,9 @@
  * tr_shm_piece.c -- a span of any length is copied in pieces: no call keeps its caller for all of
  * it
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "shm/shm.h"
 #include "tr_pair.h"
 

@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tr_shm_store.c -- the copy loops and the ring by themselves, in one process */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "shm/ring.h"
 #include "shm/store.h"
-#include "step.h"
+#include "lib/step.h"
 
 enum { MAX = 300, GUARD = 128 };
 

@@ -6,19 +6,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
-#include "descriptors.h"
+#include "lib/bar.h"
+#include "lib/process.h"
+#include "lib/test.h"
 #include "shm/shm.h"
-#include "stuck.h"
+#include "lib/stuck.h"
 #include "tr_pair.h"
 
 enum { REGION = 1 << 18, SEED = 1 };
@@ -47,7 +44,8 @@ static void unanswering(struct pair_side *s)
 static void begin_stuck(struct pair_side *s, int kind)
 {
 	struct tr_span span = { .local = 0, .remote = 0, .len = REGION };
-	int64_t begun = kv_now_ns();
+	int64_t end = kv_deadline_ns(PAIR_WAIT_MS);
+	struct bar begun = bar_begin();
 	struct tr_op *op;
 
 	pair_up(s);
@@ -57,11 +55,11 @@ static void begin_stuck(struct pair_side *s, int kind)
 	op = pair_begin(s, kind, 7);
 	pair_add(s, op, &span, 1);
 	PAIR_CHECK(tr_op_commit(op, 0, 0, NULL) == TR_AGAIN);
-	PAIR_CHECK(kv_now_ns() - begun < slow_ms(3000) * KV_NS_PER_MS);
+	PAIR_CHECK(bar_holds(begun, 3000, "a commit into stuck memory"));
 	PAIR_CHECK(((struct shm_conn *)tr_conn_priv(s->conn))->late == op);
 	/* A call that no thread has taken yet is taken back by a close, and is not stuck. */
 	while (copy_is_quiet(tr_conn_priv(s->conn))) {
-		PAIR_CHECK(kv_now_ns() - begun < PAIR_WAIT_MS * KV_NS_PER_MS);
+		PAIR_CHECK(kv_now_ns() < end);
 		poll(NULL, 0, 1);
 	}
 }
@@ -69,7 +67,8 @@ static void begin_stuck(struct pair_side *s, int kind)
 static void given_up(struct pair_side *s)
 {
 	int kind = *(int *)s->config->arg;
-	int64_t begun = kv_now_ns();
+	struct bar bar = bar_begin();
+	int64_t begun;
 	struct kv_error err;
 	int ret;
 
@@ -77,7 +76,7 @@ static void given_up(struct pair_side *s)
 	tr_op_cancel(((struct shm_conn *)tr_conn_priv(s->conn))->late,
 		     kv_deadline_ns(slow_ms(1000)), &err);
 	while (!s->lost) {
-		PAIR_CHECK(kv_now_ns() - begun < slow_ms(8000) * KV_NS_PER_MS);
+		PAIR_CHECK(bar_holds(bar, 8000, "giving up"));
 		pair_poll(s, 20);
 	}
 	PAIR_CHECK(s->ended == 1 && s->last_end == TR_IN_DOUBT);
@@ -138,6 +137,7 @@ static void a_call_that_is_late_goes_on_when_it_returns(void **state)
 /* Closing waits for nobody; what the thread needs is freed when it is back. */
 static void closed_while_stuck(struct pair_side *s)
 {
+	struct bar bar;
 	int64_t begun;
 	struct kv_error err;
 	int before;
@@ -148,10 +148,10 @@ static void closed_while_stuck(struct pair_side *s)
 	kv_option_free(s->options);
 	munmap(s->base, REGION);
 	begin_stuck(s, TR_WRITE);
-	begun = kv_now_ns();
+	bar = bar_begin();
 	tr_conn_close(s->conn);
 	s->conn = NULL;
-	PAIR_CHECK(kv_now_ns() - begun < slow_ms(2000) * KV_NS_PER_MS);
+	PAIR_CHECK(bar_holds(bar, 2000, "tr_conn_close"));
 	PAIR_CHECK(tr_mem_dereg(s->mem, &err) == KV_ERR_BUSY);
 	pair_say(s, 2);
 	PAIR_CHECK(pair_hear(s) == 3);
@@ -180,13 +180,13 @@ static void a_connection_is_closed_while_its_call_is_stuck(void **state)
 /* A context that is closed leaves the thread alone. */
 static void context_closed(struct pair_side *s)
 {
-	int64_t begun;
+	struct bar begun;
 
 	begin_stuck(s, TR_WRITE);
-	begun = kv_now_ns();
+	begun = bar_begin();
 	tr_conn_close(s->conn);
 	tr_close(s->tr);
-	PAIR_CHECK(kv_now_ns() - begun < slow_ms(SHM_COPY_CLOSE_MS + 3000) * KV_NS_PER_MS);
+	PAIR_CHECK(bar_holds(begun, SHM_COPY_CLOSE_MS + 3000, "tr_close"));
 	pair_say(s, 2);
 	PAIR_CHECK(pair_hear(s) == 3);
 	pair_say(s, 4);

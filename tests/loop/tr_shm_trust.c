@@ -6,18 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
-#include <cmocka.h>
-
-#include "descriptors.h"
+#include "lib/process.h"
+#include "lib/test.h"
 #include "shm/shm.h"
 #include "tr_pair.h"
 

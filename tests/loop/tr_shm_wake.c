@@ -1,14 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tr_shm_wake.c -- a wake-up that the kernel has no memory for is rung again */
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 
 #include "base/fault.h"
+#include "lib/test.h"
 #include "tr_pair.h"
 
 #ifdef KVRAIL_FAULTS

@@ -6,9 +6,6 @@
  * Needs root, to become another user; else it exits with 77.
  */
 #include <linux/capability.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,9 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
-#include "check.h"
+#include "lib/check.h"
+#include "lib/test.h"
 #include "net_side.h"
 #include "np.h"
 

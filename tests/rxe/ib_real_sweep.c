@@ -6,18 +6,15 @@
  * A call that many passes reach is failed at a few of them, chosen by KVRAIL_SEED (1); with
  * KVRAIL_LONG=1 at many.
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/fault.h"
 #include "broken_verbs.h"
 #include "ib/ib.h"
+#include "lib/test.h"
 #include "sweep.h"
 
 static int plays;

@@ -3,19 +3,16 @@
  * ib_real_test.c -- the ib provider on real verbs: two ends in one process, rxe0 and rxe1 or both
  * devices on both ends
  */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/option.h"
+#include "lib/test.h"
 #include "rig.h"
 
 enum { GUARD = 4096, SIZE = 4 << 20, BUDGET = 4000000, BLANK = 0xee, COUNT_MS = 20000 };

@@ -4,7 +4,7 @@
  * each hundred the device's objects (`rdma resource show`) and this process's descriptors are those
  * of before
  */
-#include "descriptors.h"
+#include "lib/process.h"
 #include "kv_rig.h"
 
 #include <errno.h>

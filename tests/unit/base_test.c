@@ -1,20 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* base_test.c -- error codes, options, log lines */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/error.h"
 #include "base/log.h"
 #include "base/option.h"
+#include "lib/test.h"
 
 static void every_code_has_a_name_a_sentence_and_a_scope(void **state)
 {

@@ -1,14 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* frame_test.c -- the handshake's bytes: golden vectors, every truncation, random bytes */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
-
 #include "frame.h"
+#include "lib/test.h"
 
 static const uint8_t header_golden[FRAME_HEADER] = { 'K', 'V', 'R',  'L',  1, 0,
 						     2,	  0,   0x78, 0x56, 0, 0 };

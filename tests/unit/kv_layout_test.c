@@ -3,19 +3,13 @@
  * kv_layout_test.c -- layouts whose blocks share bytes are refused, and no others: a table, and
  * random small layouts against a map in which every byte of every block is marked
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "kv_layout.h"
 #include "kv_overlap.h"
+#include "lib/test.h"
 
 static uint64_t seed = 1;
 

@@ -3,18 +3,12 @@
  * kv_plan_test.c -- ids to spans against a naive oracle, the checks of ids, and the parts of
  * resharded blocks
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <stdio.h>
 #include <string.h>
 
 #include "kv_geometry.h"
 #include "kv_plan.h"
+#include "lib/test.h"
 
 static uint64_t seed = 1;
 

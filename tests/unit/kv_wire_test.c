@@ -3,16 +3,10 @@
  * kv_wire_test.c -- the bytes of the kv messages: golden vectors, and bytes that no peer of ours
  * sends
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include <string.h>
 
 #include "kv_wire.h"
+#include "lib/test.h"
 
 struct golden {
 	struct kv_msg msg;

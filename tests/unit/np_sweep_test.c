@@ -4,18 +4,14 @@
  * error of NCCL's or the right bytes, never both wrong, never a hang; afterwards everything works,
  * and no descriptor is left over
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
 #include "base/clock.h"
 #include "base/fault.h"
-#include "descriptors.h"
+#include "lib/process.h"
+#include "lib/test.h"
 #include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;

@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pci_test.c -- places and distances in a made-up /sys, and the GPUs of a made-up driver */
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "base/pci.h"
+#include "lib/test.h"
 
 static char root[] = "/tmp/kvrail-pci-XXXXXX";
 

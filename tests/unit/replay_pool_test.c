@@ -1,14 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* replay_pool_test.c -- the block allocator and the scheduler of kv_pd_replay */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "pool.h"
 #include "replay_admit.h"
 #include "replay_schedule.h"

@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* replay_trace_test.c -- the trace parser and the percentiles of kv_pd_replay */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "hist.h"
+#include "lib/test.h"
 #include "trace.h"
 #include "util.h"
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reject.h -- the code of the REJECT frame that a raw socket gets at its end; after cmocka.h */
+/* reject.h -- the code of the REJECT frame that a raw socket gets at its end */
 #ifndef REJECT_H
 #define REJECT_H
 
 #include <sys/socket.h>
 
 #include "frame.h"
+#include "test.h"
 
 static inline int code_of_reject(int fd)
 {

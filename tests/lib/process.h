@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* process.h -- what a process holds; for tests of what stays behind, and of what it costs */
+#ifndef PROCESS_H
+#define PROCESS_H
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Entries of a folder of /proc; 2 of them are dots. */
+static inline int process_entries(pid_t pid, const char *folder)
+{
+	char path[64];
+	DIR *dir;
+	int n = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", (int)pid, folder);
+	dir = opendir(path);
+	if (!dir)
+		abort();
+	while (readdir(dir))
+		n++;
+	closedir(dir);
+	return n;
+}
+
+/* And three more, always the same: two dots and the folder that is being read. */
+static inline int count_descriptors(void)
+{
+	return process_entries(getpid(), "fd");
+}
+
+static inline int count_threads(void)
+{
+	return process_entries(getpid(), "task") - 2;
+}
+
+static inline long resident_kib(pid_t pid)
+{
+	long pages = 0, unused;
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/statm", (int)pid);
+	f = fopen(path, "re");
+	if (!f || fscanf(f, "%ld %ld", &unused, &pages) != 2)
+		abort();
+	fclose(f);
+	return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+#endif
