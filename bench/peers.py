@@ -323,7 +323,7 @@ def main():
         for name in ENGINES:
             try:
                 row = quiet(name, log)
-                print(f"| {name} | {row['s'] / base['s']:.1f} | {row['packets']:.0f} | {row['requests'] or 'not told'} |", flush=True)
+                print(f"| {name} | {row['s'] / base['s']:.1f} | {row['packets']:.0f} | {row['requests'] or 'not reported'} |", flush=True)
             except RuntimeError as error:
                 print(f"| {name} | {error} | | |", flush=True)
         print("\n| engine | the target is killed | an address outside | the target withdraws its memory |\n| --- | --- | --- | --- |")

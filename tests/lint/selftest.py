@@ -190,6 +190,10 @@ class Words(Tree):
         self.write("tests/a.c", "/* for want of a nail */\n")
         self.assert_finds("kvapi/a.c:", words.check(self.root), 3)
 
+    def test_an_odd_word_is_found_in_a_document(self):
+        self.write("docs/a.md", "# A\n\nThe caller\nwas told.\n")
+        self.assert_finds("docs/a.md:3:", words.check(self.root))
+
 
 class Shape(Tree):
     def test_a_missing_licence_line_is_found(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""words.py -- comments and messages of the product use the plain word
+"""words.py -- comments and messages of the product, and the documents, use the plain word
 
 usage: words.py ROOT
 """
@@ -19,6 +19,16 @@ PLAIN = {
 }
 
 
+def documents(root):
+    """(path, line, paragraph) of the documents."""
+    for path in source.files(root):
+        if path.endswith(".md"):
+            line = 1
+            for paragraph in re.split(r"(?<=\n)\n", source.read(root, path)):
+                yield path, line, paragraph
+                line += paragraph.count("\n") + 1
+
+
 def texts(text):
     """(line, comment or string) of C text, a comment that runs over lines as one."""
     for match in re.finditer(r'/\*.*?\*/|"(?:\\.|[^"\\\n])*"', text, re.DOTALL):
@@ -26,14 +36,10 @@ def texts(text):
 
 
 def check(root):
-    findings = []
-    for path in source.c_files(root):
-        if path.startswith(FOLDERS):
-            for line, piece in texts(source.read(root, path)):
-                for pattern, plain in PLAIN.items():
-                    findings += [f"{path}:{line}: \"{match[0]}\": {plain}" for match in
-                                 re.finditer(pattern, piece, re.IGNORECASE)]
-    return findings
+    pieces = [(path, line, piece) for path in source.c_files(root) if path.startswith(FOLDERS)
+              for line, piece in texts(source.read(root, path))] + list(documents(root))
+    return [f"{path}:{line}: \"{match[0]}\": {plain}" for path, line, piece in pieces
+            for pattern, plain in PLAIN.items() for match in re.finditer(pattern, piece, re.IGNORECASE)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ PREFILL_LOG = "/tmp/prefill.log"
 ADDRESS = ["10.77.0.1", "7777"]
 
 OP_S = 5 + 1 + 2  # an operation's default deadline, its cancelling, and what an emulated machine may be late
-TOLD_S = 20  # a cut lasts until both sides have told it; this is the most
+TOLD_S = 20  # a cut lasts until both sides have reported it; this is the most
 FROZEN_S = 8  # longer than an operation's deadline
 GONE = {"PEER_LOST", "LINK", "TIMEOUT", "RNR", "UNREACHABLE", "CLOSED"}
 
@@ -135,7 +135,7 @@ class Fault:
                 re.findall(r"failed after (\d+) ms: .*?KV_ERR_(\w+)", text_of(PREFILL_LOG))]
 
     def until_told(self, prefill=True, decode=True):
-        """Waits until the sides that must notice the fault have told it."""
+        """Waits until the sides that must notice the fault have reported it."""
         began, sides = time.monotonic(), {}
         if prefill:
             sides["prefill_told_s"] = self.prefill_failures
@@ -393,14 +393,14 @@ FAULTS = {
     "clocks_jump": (clocks_jump, "prefill's clock set an hour ahead, decode's two days back, for 3 s"),
     "control_cut_2s": (control_cut_2s, "the TCP connection alone cut, for 2 s"),
     "control_cut_long": (control_cut_long, "the TCP connection alone cut, for 12 s"),
-    "data_cut_there": (data_cut_there, "RDMA alone cut from prefill to decode until told"),
-    "data_cut_back": (data_cut_back, "RDMA alone cut from decode to prefill until told"),
+    "data_cut_there": (data_cut_there, "RDMA alone cut from prefill to decode until it is reported"),
+    "data_cut_back": (data_cut_back, "RDMA alone cut from decode to prefill until it is reported"),
     "link_down_1s": (link_down_1s, "prefill's cable out for 1 s"),
     "interface_down_1s": (interface_down_1s, "ip link set down at prefill for 1 s"),
     "mtu_of_one_side": (mtu_of_one_side, "decode's MTU 1500, prefill's 4200, before connecting"),
-    "link_down_long": (link_down_long, "prefill's cable out until both sides have told it"),
-    "silence_there": (silence_there, "packets from prefill to decode are lost until told"),
-    "silence_back": (silence_back, "packets from decode to prefill are lost until told"),
+    "link_down_long": (link_down_long, "prefill's cable out until both sides have reported it"),
+    "silence_there": (silence_there, "packets from prefill to decode are lost until it is reported"),
+    "silence_back": (silence_back, "packets from decode to prefill are lost until it is reported"),
     "address_gone": (address_gone, "prefill's address away for 1 s"),
     "address_gone_10s": (address_gone_10s, "prefill's address away for 10 s"),
     "mtu_shrinks": (mtu_shrinks, "prefill's MTU from 4200 to 1500 under load"),
@@ -409,8 +409,8 @@ FAULTS = {
     "kill_decode": (kill_decode, "kill -9 of decode; started again"),
     "restart_decode": (restart_decode, "decode ends in good order; started again"),
     "freeze_prefill": (freeze_prefill, f"prefill stopped for {FROZEN_S} s"),
-    "freeze_decode": (freeze_decode, "decode stopped until prefill has told it"),
-    "freeze_guest": (freeze_guest, "decode's whole machine stopped until prefill has told it"),
+    "freeze_decode": (freeze_decode, "decode stopped until prefill has reported it"),
+    "freeze_guest": (freeze_guest, "decode's whole machine stopped until prefill has reported it"),
 }
 
 
