@@ -324,7 +324,7 @@ static void one_seed(void)
 	memset(lost, 0, sizeof(lost));
 	ends_due = 0;
 	fake_begin(&config);
-	ib_test_hook.slice_bytes = seed % 2 ? 4096 << seed % 4 : 0;
+	ib_test_hook.slice_bytes = seed % 2 ? UINT64_C(4096) << seed % 4 : 0;
 	ib_test_hook.sq_depth = seed % 4 == 1 ? 16 : 0;
 	setting_connect(&s, options, SIZE, 0);
 	for (int i = 0; i < 2; i++) {

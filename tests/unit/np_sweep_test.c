@@ -144,13 +144,13 @@ static void sweep(void)
 
 	assert_int_equal(once(), ncclSuccess);
 	before = count_descriptors();
-	for (int point = 0; point < KV_FAULT_POINTS; point++)
+	for (enum kv_fault_point point = 0; point < KV_FAULT_POINTS; point++)
 		for (uint32_t nth = 1; nth <= PASSES; nth++) {
 			unsigned int lines = logged;
 			ncclResult_t ret;
 
 			kv_fault_arm(point, nth);
-			armed = point;
+			armed = (int)point;
 			ret = once();
 			armed = -1;
 			if (kv_fault_fired(point)) {
