@@ -364,7 +364,7 @@ struct ibv_mr *fake_reg_mr(struct ibv_pd *pd, void *addr, size_t len, unsigned i
 	mr = fake_fails(fake_context_of(pd->context)->device, FAKE_reg_mr)
 		     ? NULL
 		     : new_mr(pd, addr, len, access);
-	if (mr && (uint8_t *)addr >= world.peermem.addr &&
+	if (mr && world.peermem.len && (uint8_t *)addr >= world.peermem.addr &&
 	    (uint8_t *)addr + len <= world.peermem.addr + world.peermem.len)
 		mr->bytes = world.peermem.bytes + ((uint8_t *)addr - world.peermem.addr);
 	fake_unlock();

@@ -127,7 +127,7 @@ static bool parse_number(const struct row *row, const char *text, int64_t *numbe
 	}
 	if (*end)
 		return false;
-	*number_p = (int64_t)v << shift;
+	*number_p = v * (1LL << shift);
 	return *number_p >= row->min && *number_p <= row->max;
 }
 
