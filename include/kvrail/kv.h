@@ -37,14 +37,14 @@
 #pragma GCC visibility push(default)
 #ifdef __cplusplus
 /* What KV_INIT is in C++, which has no initialisers by name before C++20. */
-template <class T> static inline T kv_init(void)
+template <class T> static inline T kvrail_init(void)
 {
 	T zeroed = T();
 
 	zeroed.size = sizeof(T);
 	return zeroed;
 }
-#define KV_INIT(type) kv_init<struct type>()
+#define KV_INIT(type) kvrail_init<struct type>()
 
 extern "C" {
 #endif
