@@ -253,7 +253,7 @@ def test_a_close_inside_a_call_of_the_same_thread_is_refused_instead_of_waiting_
         """
     )
     busy = "BUSY this thread is inside a call that uses it True\n"
-    said = 4 * busy + "False\nConnectStatus(2, not connected) True\nTrue\n128\nclosed\n"
+    said = 4 * busy + "False\n2 (error) True\nTrue\n128\nclosed\n"
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, said, "")
 
 
