@@ -155,12 +155,12 @@ void kv_engine_close(struct kv_engine *engine);
 /*
  * kv_engine_set_interrupt -- install a callback that can abort long waits
  *
- * `interrupted(arg)` is called about every 50 ms in the thread of a kv_connect, kv_comm_init or
- * kv_group_end that waits, with no lock held. Non-zero ends the call: a group's operations are
- * cancelled as by kv_cancel, the other two return CANCELLED and leave nothing behind. For languages
- * that handle signals between their own instructions. NULL removes it; there is none by default.
- * Not to be called while another call of the engine is under way. All other calls that wait can be
- * made in pieces.
+ * `interrupted(arg)` is called about every 50 ms in the thread of a kv_connect, kv_comm_init,
+ * kv_group_end or blocking write, read, send or receive that waits, with no lock held. Non-zero
+ * ends the call: operations are cancelled as by kv_cancel, a connect and a communicator return
+ * CANCELLED and leave nothing behind. For languages that handle signals between their own
+ * instructions. NULL removes it; there is none by default. Not to be called while another call of
+ * the engine is under way. All other calls that wait can be made in pieces.
  */
 void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg);
 
@@ -434,6 +434,7 @@ struct kv_options {
  *                return from a post, the connection is broken to get out of it. A device that does
  *                not give back what was posted is waited for until 2 s after the deadline; the
  *                local blocks may be in use after that, until kv_peer_close has returned 0
+ *   CANCELLED    kv_engine_set_interrupt's function said so
  *   PEER_LOST    the connection broke, or was broken already
  *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err,
  *                                                qp_num)

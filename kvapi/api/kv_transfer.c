@@ -104,6 +104,17 @@ static bool lacks_slot(const struct kv_op *op)
 	return op->stage == KV_STAGE_IDLE && !kv_op_slot_free(op->peer);
 }
 
+/* When the application is first asked whether it gives the call up; never if it set no function. */
+static int64_t ask_at(const struct kv_op *op)
+{
+	return op->engine->interrupted ? kv_deadline_ns(KV_ASK_MS) : KV_NO_DEADLINE;
+}
+
+static int64_t sooner(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
 /*
  * Waits for a slot, or the deadline. Claim held before, and after unless another call still holds
  * it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or the
@@ -112,6 +123,8 @@ static bool lacks_slot(const struct kv_op *op)
 static bool wait_for_slot(struct kv_op *op)
 {
 	struct kv_peer *peer = op->peer;
+	int64_t ask_ns = ask_at(op);
+	bool given_up = false;
 
 	kv_op_collect(op);
 	while (lacks_slot(op) && kv_now_ns() < op->deadline_ns) {
@@ -120,13 +133,17 @@ static bool wait_for_slot(struct kv_op *op)
 		kv_peer_progress(peer, true);
 		if (lacks_slot(op)) {
 			kv_peer_release(peer);
-			kv_service_sleep(op->engine, &peer->waiter, seq, op->deadline_ns);
+			kv_service_sleep(op->engine, &peer->waiter, seq,
+					 sooner(ask_ns, op->deadline_ns));
+			given_up = kv_engine_given_up(op->engine, &ask_ns);
 			op->unclaimed = !kv_claim_until(
 				&peer->claim, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS);
 		}
 		kv_waiter_leave(&peer->waiter);
 		if (op->unclaimed)
 			return false;
+		if (given_up && op->stage == KV_STAGE_IDLE)
+			kv_op_end(op, KV_ERR_CANCELLED, NULL);
 	}
 	kv_op_uncollect(op);
 	return true;
@@ -278,15 +295,30 @@ static int request_run(struct request *req, struct kv_op **op_p, struct kv_error
 }
 
 /* The operation may be freed by now; its peer is valid as long as the caller has the handle. */
-static int stuck(const struct request *req, struct kv_error *err)
+static int stuck(const struct request *req, int code, struct kv_error *err)
 {
-	kv_peer_fail(req->peer, err, KV_ERR_TIMEOUT, request_name(req),
-		     "a call on %s, or its device, does not return long after the deadline",
-		     req->peer->name);
+	kv_peer_fail(req->peer, err, code, request_name(req),
+		     "a call on %s, or its device, does not return long after the %s",
+		     req->peer->name, code == KV_ERR_TIMEOUT ? "deadline" : "call was given up");
 	kv_error_hint(err, "the local blocks may be in use until kv_peer_close has returned 0");
 	if (err)
 		err->in_doubt = 1;
-	return KV_ERR_TIMEOUT;
+	return code;
+}
+
+/* Until its end. 0, or why it is left: its device still holds what was posted. */
+static int await_end(struct kv_op *op)
+{
+	/* It ends at its own deadline, unless its device does not let go. */
+	int64_t until_ns = op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS, ask_ns = ask_at(op);
+
+	while (!kv_op_wait_for(op, KV_ACKED, sooner(ask_ns, until_ns))) {
+		if (kv_now_ns() >= until_ns)
+			return KV_ERR_TIMEOUT;
+		if (kv_engine_given_up(op->engine, &ask_ns) && kv_cancel(op, KV_STOP_MS, NULL))
+			return KV_ERR_CANCELLED;
+	}
+	return 0;
 }
 
 /* The same, and waits for its end. */
@@ -301,10 +333,9 @@ static int request_finish(struct request *req, struct kv_error *err)
 	ret = request_run(req, &op, err);
 	if (ret)
 		return ret;
-	/* It ends at its own deadline, unless its device still holds what was posted. */
-	if (!kv_op_wait_for(op, KV_ACKED, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS) &&
-	    kv_op_leave(op))
-		return stuck(req, err);
+	ret = await_end(op);
+	if (ret && kv_op_leave(op))
+		return stuck(req, ret, err);
 	ret = kv_op_result(op, err);
 	kv_op_give(op);
 	return ret;

@@ -337,6 +337,32 @@ static int give_up(void *arg)
 	return 1;
 }
 
+/* A send whose lease does not come, a receive that nobody answers, a write that gets no slot. */
+static void give_up_blocking_calls(struct node *n, int *asked)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_op *op[KV_OPS_MAX];
+	int before = *asked;
+
+	opts.timeout_ms = slow_ms(10000);
+	assert_int_equal(kv_send_blocks(n->peer, n->cache, all_layers, from, N, 8, &opts, &n->err),
+			 KV_ERR_CANCELLED);
+	assert_int_equal(kv_recv_blocks(n->peer, n->cache, all_layers, from, N, 8, &opts, &n->err),
+			 KV_ERR_CANCELLED);
+	for (int i = 0; i < KV_OPS_MAX; i++)
+		ok(kv_send_blocks_async(n->peer, n->cache, all_layers, from, N, 9, &opts, &op[i],
+					&n->err),
+		   &n->err);
+	assert_int_equal(
+		kv_write_blocks(n->peer, n->cache, all_layers, from, to, N, &opts, &n->err),
+		KV_ERR_CANCELLED);
+	for (int i = 0; i < KV_OPS_MAX; i++) {
+		ok(kv_cancel(op[i], slow_ms(1000), &n->err), &n->err);
+		ok(kv_op_free(op[i], &n->err), &n->err);
+	}
+	assert_true(*asked >= before + 3);
+}
+
 static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state)
 {
 	struct kv_options opts = KV_INIT(kv_options);
@@ -367,6 +393,7 @@ static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state
 	assert_int_equal(kv_test(op, NULL), KV_ERR_CANCELLED);
 	ok(kv_op_free(op, &p.a.err), &p.a.err);
 	assert_true(asked >= 2);
+	give_up_blocking_calls(&p.a, &asked);
 	assert_true(kv_now_ns() - start < slow_ms(8000) * KV_NS_PER_MS); /* not by a deadline */
 
 	/* The engine and the connection are as good as before. */
