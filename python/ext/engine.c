@@ -28,14 +28,14 @@ static void log_to_pipe(void *arg, int level, const char *line)
 }
 
 /*
- * Asked by calls that wait and that cannot be made in pieces. An exception of a signal handler
- * stays set.
+ * Asked by calls that wait. An exception of a signal handler stays set.
  */
 static int interrupted(void *arg)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
-	int stop = handle_closing(arg) || PyErr_CheckSignals();
+	int stop = handle_inside_closing() || PyErr_CheckSignals();
 
+	(void)arg;
 	PyGILState_Release(gil);
 	return stop;
 }
@@ -101,7 +101,7 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 		return raise_error(&err);
 	}
 	h->ptr = engine;
-	kv_engine_set_interrupt(engine, interrupted, h);
+	kv_engine_set_interrupt(engine, interrupted, NULL);
 	return (PyObject *)h;
 }
 

@@ -68,6 +68,8 @@ struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *paren
 struct handle *handle_enter(PyObject *obj, enum handle_kind kind);
 void handle_leave(struct handle *h);
 bool handle_closing(const struct handle *h);
+/* Whether one that this thread is inside of is being closed. */
+bool handle_inside_closing(void);
 struct handle *handle_engine(struct handle *h);
 void engine_reap(struct handle *engine);
 PyObject *core_close(PyObject *module, PyObject *args);

@@ -48,11 +48,16 @@ enum { INSIDE_MAX = 64 };
 static __thread struct handle *inside[INSIDE_MAX];
 static __thread int inside_n;
 
+static void count_users(struct handle *h, int more)
+{
+	for (; h; h = h->parent)
+		h->users += more;
+}
+
 static void enter(struct handle *h)
 {
 	inside[inside_n++] = h;
-	for (; h; h = h->parent)
-		h->users++;
+	count_users(h, 1);
 }
 
 static bool is_inside(const struct handle *h)
@@ -68,6 +73,14 @@ bool handle_closing(const struct handle *h)
 {
 	for (; h; h = h->parent)
 		if (h->closing || !h->ptr)
+			return true;
+	return false;
+}
+
+bool handle_inside_closing(void)
+{
+	for (int i = 0; i < inside_n; i++)
+		if (handle_closing(inside[i]))
 			return true;
 	return false;
 }
@@ -109,8 +122,7 @@ void handle_leave(struct handle *h)
 		;
 	for (inside_n--; i < inside_n; i++)
 		inside[i] = inside[i + 1];
-	for (; h; h = h->parent)
-		h->users--;
+	count_users(h, -1);
 }
 
 /* Frees the orphans that have ended. */
@@ -141,82 +153,80 @@ static void orphans_forget(struct handle *engine)
 	}
 }
 
-static void op_drop(struct handle *h)
+/* The library's end of a handle. */
+static int end(struct handle *h, int64_t timeout_ms, struct kv_error *err)
 {
-	struct handle *engine = h->parent;
-	struct orphan *o;
+	int rc = 0;
 
-	if (h->ptr && engine->ptr && kv_op_free(h->ptr, NULL) == KV_ERR_BUSY) {
-		o = malloc(sizeof(*o));
-		if (o) {
-			*o = (struct orphan){ h->ptr, h->own, engine->orphans };
-			engine->orphans = o;
-		}
-		/* Without memory for the note the operation stays the engine's until it closes. */
-		h->own = NULL;
-	}
-	free(h->own);
-}
-
-/* The end of a handle that nobody refers to: nobody can be inside it either. */
-static void handle_drop(struct handle *h)
-{
-	void *ptr = h->ptr;
-	bool alive = ptr && (!h->parent || !handle_closing(h->parent));
-
+	Py_BEGIN_ALLOW_THREADS;
 	switch (h->kind) {
 	case H_ENGINE:
-		if (ptr) {
-			Py_BEGIN_ALLOW_THREADS;
-			kv_engine_close(ptr);
-			Py_END_ALLOW_THREADS;
-		}
+		kv_engine_close(h->ptr);
+		break;
+	case H_MEMORY:
+		rc = kv_free(h->parent->ptr, h->ptr, err);
+		break;
+	case H_CACHE:
+		rc = kv_cache_unregister(h->ptr, err);
+		break;
+	case H_PEER:
+		rc = kv_peer_close(h->ptr, timeout_ms, err);
+		break;
+	case H_OP:
+		rc = kv_op_free(h->ptr, err);
+		break;
+	case H_LEASE:
+		rc = kv_revoke(h->ptr, timeout_ms, err);
+		break;
+	case H_GROUP:
+		rc = kv_group_end(h->ptr, timeout_ms, NULL, err);
+		break;
+	case H_COMM:
+		rc = kv_comm_free(h->ptr, timeout_ms, err);
+		break;
+	}
+	Py_END_ALLOW_THREADS;
+	return rc;
+}
+
+/* Without memory for the note the operation stays the engine's until it closes. */
+static void note_orphan(struct handle *h)
+{
+	struct handle *engine = h->parent;
+	struct orphan *o = malloc(sizeof(*o));
+
+	if (o) {
+		*o = (struct orphan){ h->ptr, h->own, engine->orphans };
+		engine->orphans = o;
+	}
+	h->own = NULL;
+}
+
+/*
+ * The end of a handle that nobody refers to: nobody can be inside it either. What cannot end now is
+ * left to the engine: a pool with a cache in it, an operation under way. A group posts nothing any
+ * more.
+ */
+static void handle_drop(struct handle *h)
+{
+	bool alive = h->ptr && !(h->parent && handle_closing(h->parent));
+	int rc = KV_ERR_BUSY;
+
+	if (alive && !h->borrowed) {
+		count_users(h->parent, 1);
+		rc = end(h, h->kind == H_GROUP ? 0 : DROP_MS, NULL);
+		count_users(h->parent, -1);
+	}
+	if (h->kind == H_OP && h->ptr && h->parent->ptr && rc == KV_ERR_BUSY)
+		note_orphan(h);
+	if (h->kind == H_MEMORY && h->own)
+		munmap(h->own, h->len);
+	else
+		free(h->own);
+	if (h->kind == H_ENGINE) {
 		h->ptr = NULL;
 		orphans_forget(h);
 		arrivals_drop(h);
-		break;
-	case H_MEMORY:
-		if (alive)
-			kv_free(h->parent->ptr, ptr,
-				NULL); /* BUSY: a cache lies in it; freed with the engine */
-		if (h->own)
-			munmap(h->own, h->len);
-		break;
-	case H_CACHE:
-		if (alive)
-			kv_cache_unregister(ptr, NULL);
-		break;
-	case H_PEER:
-		if (alive && !h->borrowed) {
-			Py_BEGIN_ALLOW_THREADS;
-			kv_peer_close(ptr, DROP_MS, NULL);
-			Py_END_ALLOW_THREADS;
-		}
-		break;
-	case H_OP:
-		op_drop(h);
-		break;
-	case H_LEASE:
-		if (alive) {
-			Py_BEGIN_ALLOW_THREADS;
-			kv_revoke(ptr, DROP_MS, NULL);
-			Py_END_ALLOW_THREADS;
-		}
-		break;
-	case H_GROUP:
-		if (alive) {
-			Py_BEGIN_ALLOW_THREADS;
-			kv_group_end(ptr, 0, NULL, NULL); /* posts nothing any more */
-			Py_END_ALLOW_THREADS;
-		}
-		break;
-	case H_COMM:
-		if (alive) {
-			Py_BEGIN_ALLOW_THREADS;
-			kv_comm_free(ptr, DROP_MS, NULL);
-			Py_END_ALLOW_THREADS;
-		}
-		break;
 	}
 }
 
@@ -252,41 +262,6 @@ static int handle_quiet(struct handle *h)
 	return 0;
 }
 
-static int close_now(struct handle *h, int64_t timeout_ms, struct kv_error *err)
-{
-	int rc = 0;
-
-	Py_BEGIN_ALLOW_THREADS;
-	switch (h->kind) {
-	case H_ENGINE:
-		kv_engine_close(h->ptr);
-		break;
-	case H_MEMORY:
-		rc = kv_free(h->parent->ptr, h->ptr, err);
-		break;
-	case H_CACHE:
-		rc = kv_cache_unregister(h->ptr, err);
-		break;
-	case H_PEER:
-		rc = kv_peer_close(h->ptr, timeout_ms, err);
-		break;
-	case H_OP:
-		rc = kv_op_free(h->ptr, err);
-		break;
-	case H_LEASE:
-		rc = kv_revoke(h->ptr, timeout_ms, err);
-		break;
-	case H_GROUP:
-		rc = kv_group_end(h->ptr, timeout_ms, NULL, err);
-		break;
-	case H_COMM:
-		rc = kv_comm_free(h->ptr, timeout_ms, err);
-		break;
-	}
-	Py_END_ALLOW_THREADS;
-	return rc;
-}
-
 /* close(handle, timeout_ms): a handle that is closed already, or whose engine is, is fine. */
 PyObject *core_close(PyObject *module, PyObject *args)
 {
@@ -320,7 +295,7 @@ PyObject *core_close(PyObject *module, PyObject *args)
 		Py_RETURN_NONE;
 	if (h->parent)
 		enter(h->parent);
-	rc = close_now(h, timeout_ms, &err);
+	rc = end(h, timeout_ms, &err);
 	handle_leave(h->parent);
 	/* A group is gone whatever its operations did. */
 	if (!rc || h->kind == H_GROUP)

@@ -2,11 +2,9 @@
 /* op.c -- transfers: started, waited for, cancelled; one by one or in groups */
 #include "ext.h"
 
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum transfer_kind { T_WRITE = 0, T_READ, T_SEND, T_RECV };
+enum transfer_kind { T_WRITE, T_READ, T_SEND, T_RECV };
 
 struct transfer {
 	enum transfer_kind kind;
@@ -17,26 +15,48 @@ struct transfer {
 	struct handle *group;
 };
 
-static int begin(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
+/* Of each kind the call that waits and the one that does not; write and read take both ids. */
+static const struct {
+	int (*run)(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+		   const struct kv_options *opts, struct kv_error *err);
+	int (*start)(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		     const int64_t *local_ids, const int64_t *remote_ids, size_t n,
+		     const struct kv_options *opts, struct kv_op **op_p, struct kv_error *err);
+} one_sided[] = { [T_WRITE] = { kv_write_blocks, kv_write_blocks_async },
+		  [T_READ] = { kv_read_blocks, kv_read_blocks_async } };
+static const struct {
+	int (*run)(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		   const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
+		   struct kv_error *err);
+	int (*start)(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
+		     const int64_t *ids, size_t n, uint64_t tag, const struct kv_options *opts,
+		     struct kv_op **op_p, struct kv_error *err);
+} two_sided[] = { [T_SEND] = { kv_send_blocks, kv_send_blocks_async },
+		  [T_RECV] = { kv_recv_blocks, kv_recv_blocks_async } };
+
+static bool wants_remote(const struct transfer *t)
+{
+	return t->kind == T_WRITE || t->kind == T_READ;
+}
+
+/* op_p NULL: waits until it has ended. */
+static int call(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
 {
 	struct kv_peer *peer = t->peer->ptr;
 	struct kv_cache *cache = t->cache->ptr;
 	const struct kv_options *o = &t->options;
+	const int64_t *local = t->local.id, *remote = t->remote.id;
+	size_t n = t->local.n;
 
-	switch (t->kind) {
-	case T_WRITE:
-		return kv_write_blocks_async(peer, cache, t->layers, t->local.id, t->remote.id,
-					     t->local.n, o, op_p, err);
-	case T_READ:
-		return kv_read_blocks_async(peer, cache, t->layers, t->local.id, t->remote.id,
-					    t->local.n, o, op_p, err);
-	case T_SEND:
-		return kv_send_blocks_async(peer, cache, t->layers, t->local.id, t->local.n, o->tag,
-					    o, op_p, err);
-	default:
-		return kv_recv_blocks_async(peer, cache, t->layers, t->local.id, t->local.n, o->tag,
-					    o, op_p, err);
-	}
+	if (wants_remote(t))
+		return op_p ? one_sided[t->kind].start(peer, cache, t->layers, local, remote, n, o,
+						       op_p, err)
+			    : one_sided[t->kind].run(peer, cache, t->layers, local, remote, n, o,
+						     err);
+	return op_p ? two_sided[t->kind].start(peer, cache, t->layers, local, n, o->tag, o, op_p,
+					       err)
+		    : two_sided[t->kind].run(peer, cache, t->layers, local, n, o->tag, o, err);
 }
 
 static void transfer_leave(struct transfer *t)
@@ -49,11 +69,6 @@ static void transfer_leave(struct transfer *t)
 		handle_leave(t->cache);
 	if (t->peer)
 		handle_leave(t->peer);
-}
-
-static bool wants_remote(const struct transfer *t)
-{
-	return t->kind == T_WRITE || t->kind == T_READ;
 }
 
 /* An integer of any kind (numpy's too) that must lie in 0..max. */
@@ -133,69 +148,27 @@ err_leave:
 	return -1;
 }
 
-/* Nothing of it may land later: cancels, and leaves what cannot be stopped now to the engine. */
-static void abandon(struct handle *peer, struct kv_op *op)
-{
-	struct handle *h;
-
-	Py_BEGIN_ALLOW_THREADS;
-	kv_cancel(op, DROP_MS, NULL);
-	Py_END_ALLOW_THREADS;
-	h = handle_new(H_OP, op, handle_engine(peer));
-	Py_XDECREF((PyObject *)h); /* frees it, or notes it as an orphan */
-}
-
 /*
- * Begins a blocking transfer, and waits for a slice. *op_p stays NULL while the peer has no room
- * for one more.
- */
-static int begin_or_wait(const struct transfer *t, struct kv_op **op_p, struct kv_error *err)
-{
-	const struct timespec nap = { .tv_nsec = 1000000 };
-	int rc = *op_p ? 0 : begin(t, op_p, err);
-
-	if (!rc)
-		return kv_wait(*op_p, KV_ACKED, SLICE_MS, err);
-	if (rc == KV_ERR_BUSY)
-		nanosleep(&nap, NULL);
-	return rc;
-}
-
-/*
- * transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking
+ * transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking.
+ * `interrupted` of engine.c sees signals, and that the peer or the cache is being closed.
  */
 static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-	bool again = true, stopped = false;
 	struct kv_error err;
-	struct kv_op *op = NULL;
 	struct transfer t;
-	int naps_left, rc;
+	int rc;
 
 	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
-	/* A nap lasts a millisecond at least. 0 is the default of KVCACHE_OP_TIMEOUT_MS. */
-	naps_left = t.kind == T_RECV ? 0 : t.options.timeout_ms ? (int)t.options.timeout_ms : 5000;
-	while (again && !stopped) {
-		Py_BEGIN_ALLOW_THREADS;
-		rc = begin_or_wait(&t, &op, &err);
-		Py_END_ALLOW_THREADS;
-		if (op)
-			again = rc == KV_ERR_TIMEOUT && !strcmp(err.op, "wait");
-		else
-			again = rc == KV_ERR_BUSY && naps_left-- > 0;
-		stopped = again && (PyErr_CheckSignals() || handle_closing(t.peer));
-	}
-	if (stopped && op)
-		abandon(t.peer, op);
-	else if (op)
-		kv_op_free(op, NULL);
+	Py_BEGIN_ALLOW_THREADS;
+	rc = call(&t, NULL, &err);
+	Py_END_ALLOW_THREADS;
 	transfer_leave(&t);
-	if (stopped && !PyErr_Occurred())
-		return raise_code(KV_ERR_CLOSED, "wait", "it was closed meanwhile");
-	if (stopped)
+	if (PyErr_Occurred()) /* a signal's handler raised it */
 		return NULL;
+	if (rc == KV_ERR_CANCELLED)
+		return raise_code(KV_ERR_CLOSED, "wait", "it was closed meanwhile");
 	if (rc)
 		return raise_error(&err);
 	Py_RETURN_NONE;
@@ -222,7 +195,7 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 		return NULL;
 	}
 	Py_BEGIN_ALLOW_THREADS;
-	rc = begin(&t, &op, &err);
+	rc = call(&t, &op, &err);
 	Py_END_ALLOW_THREADS;
 	h->ptr = op;
 	if (!rc) {
