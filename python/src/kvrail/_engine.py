@@ -6,8 +6,7 @@ from __future__ import annotations
 import select
 import time
 import warnings
-from types import TracebackType
-from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Type, Union
+from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import _core
 from ._arrivals import Arrival, ArrivalKind, Arrivals
@@ -16,12 +15,14 @@ from ._errors import KvError, python_words
 from ._info import Device, Option, PeerInfo
 from ._log import LogPipe
 from ._memory import Meant, MemoryLike, Tensor, blocks_of_all, slabs_of
-from ._ops import Comm, Group, Lease, Op
+from ._ops import Closing, Comm, Group, Lease, Op
 
 #: Block ids: a list, a numpy array (int64 in one piece: used without a copy), a tensor, any sequence of integers.
 Ids = Any
 #: Which layers: None = all, one number, a range, or (first, count).
 Layers = Union[None, int, range, "tuple[int, int]"]
+_Transfer = Tuple[_core.Handle, _core.Handle, int, int, Any, Any, int]
+_NAMES = {_core.WRITE: "write_blocks", _core.READ: "read_blocks", _core.SEND: "send_blocks", _core.RECV: "recv_blocks"}
 
 
 class Memory:
@@ -43,7 +44,7 @@ class Memory:
         return f"<kvrail.Memory {self.nbytes} bytes>"
 
 
-class Cache:
+class Cache(Closing):
     """Registered memory. Closing it is refused (CallError) while a connected peer knows it."""
 
     def __init__(self, engine: "Engine", handle: _core.Handle, layers: int, blocks: int, keep: List[object]) -> None:
@@ -61,16 +62,8 @@ class Cache:
     def __repr__(self) -> str:
         return f"<kvrail.Cache of {self.engine.name}: {self.layers} layers, {self.blocks} blocks>"
 
-    def __enter__(self) -> "Cache":
-        return self
 
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
-
-class Peer:
+class Peer(Closing):
     """A connection, good for both directions. Methods may be called from many threads."""
 
     def __init__(self, engine: "Engine", handle: _core.Handle) -> None:
@@ -94,34 +87,14 @@ class Peer:
         except KvError:
             return False
 
-    def _run(
-        self, kind: int, cache: Cache, local: Ids, remote: Ids, layers: Layers, timeout: Optional[float], tag: int, lease: int
-    ) -> None:
+    def _arguments(self, cache: Cache, local: Ids, remote: Ids, layers: Layers, timeout: Optional[float]) -> _Transfer:
         first, count = layers_of(layers)
         ms = 0 if timeout is None else max(1, milliseconds(timeout))
-        instance(cache, Cache, "cache")
-        _core.transfer(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, None)
+        return self._handle, instance(cache, Cache, "cache")._handle, first, count, local, remote, ms
 
-    def _start(
-        self,
-        name: str,
-        kind: int,
-        cache: Cache,
-        local: Ids,
-        remote: Ids,
-        layers: Layers,
-        timeout: Optional[float],
-        tag: int,
-        lease: int,
-        group: Optional[Group],
-    ) -> Op:
-        first, count = layers_of(layers)
-        ms = 0 if timeout is None else max(1, milliseconds(timeout))
-        instance(cache, Cache, "cache")
+    def _start(self, kind: int, arguments: _Transfer, tag: int, lease: int, group: Optional[Group]) -> Op:
         in_group = instance(group, Group, "group")._handle if group is not None else None
-        op = Op(
-            _core.start(kind, self._handle, cache._handle, first, count, local, remote, ms, tag, lease, in_group), name, self
-        )
+        op = Op(_core.start(kind, *arguments, tag, lease, in_group), _NAMES[kind], self)
         if group is not None:
             group.ops.append(op)
         return op
@@ -141,7 +114,7 @@ class Peer:
 
         timeout None is KVCACHE_OP_TIMEOUT_MS. On failure the destination blocks are undefined unless the error is a CallError.
         """
-        self._run(_core.WRITE, cache, local_ids, remote_ids, layers, timeout, tag, lease)
+        _core.transfer(_core.WRITE, *self._arguments(cache, local_ids, remote_ids, layers, timeout), tag, lease, None)
 
     def write_blocks_async(
         self,
@@ -156,15 +129,13 @@ class Peer:
         group: Optional[Group] = None,
     ) -> Op:
         """The same, as an operation. The source blocks must not change before it is SENT."""
-        return self._start(
-            "write_blocks", _core.WRITE, cache, local_ids, remote_ids, layers, timeout, tag, lease, group
-        )
+        return self._start(_core.WRITE, self._arguments(cache, local_ids, remote_ids, layers, timeout), tag, lease, group)
 
     def read_blocks(
         self, cache: Cache, local_ids: Ids, remote_ids: Ids, layers: Layers = None, *, timeout: Optional[float] = None
     ) -> None:
         """Copy the peer's block remote_ids[i] into local block local_ids[i]; its cache must be readable."""
-        self._run(_core.READ, cache, local_ids, remote_ids, layers, timeout, 0, 0)
+        _core.transfer(_core.READ, *self._arguments(cache, local_ids, remote_ids, layers, timeout), 0, 0, None)
 
     def read_blocks_async(
         self,
@@ -176,13 +147,13 @@ class Peer:
         timeout: Optional[float] = None,
         group: Optional[Group] = None,
     ) -> Op:
-        return self._start("read_blocks", _core.READ, cache, local_ids, remote_ids, layers, timeout, 0, 0, group)
+        return self._start(_core.READ, self._arguments(cache, local_ids, remote_ids, layers, timeout), 0, 0, group)
 
     def send_blocks(
         self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
     ) -> None:
         """Fill the blocks that the peer's recv_blocks has opened under `tag`: ids[i] goes to its i-th block."""
-        self._run(_core.SEND, cache, ids, None, layers, timeout, tag, 0)
+        _core.transfer(_core.SEND, *self._arguments(cache, ids, None, layers, timeout), tag, 0, None)
 
     def send_blocks_async(
         self,
@@ -194,13 +165,13 @@ class Peer:
         timeout: Optional[float] = None,
         group: Optional[Group] = None,
     ) -> Op:
-        return self._start("send_blocks", _core.SEND, cache, ids, None, layers, timeout, tag, 0, group)
+        return self._start(_core.SEND, self._arguments(cache, ids, None, layers, timeout), tag, 0, group)
 
     def recv_blocks(
         self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
     ) -> None:
         """Open blocks and wait until the peer's send_blocks has filled them in every named layer."""
-        self._run(_core.RECV, cache, ids, None, layers, timeout, tag, 0)
+        _core.transfer(_core.RECV, *self._arguments(cache, ids, None, layers, timeout), tag, 0, None)
 
     def recv_blocks_async(
         self,
@@ -212,7 +183,7 @@ class Peer:
         timeout: Optional[float] = None,
         group: Optional[Group] = None,
     ) -> Op:
-        return self._start("recv_blocks", _core.RECV, cache, ids, None, layers, timeout, tag, 0, group)
+        return self._start(_core.RECV, self._arguments(cache, ids, None, layers, timeout), tag, 0, group)
 
     def open_blocks(self, cache: Cache, ids: Ids, tag: int = 0, lifetime: float = 60.0) -> Lease:
         """Open blocks of a cache for this peer alone, for `lifetime` seconds."""
@@ -226,19 +197,11 @@ class Peer:
         _core.close(self._handle, milliseconds(timeout))
         self.engine._peers.pop(self._ident, None)
 
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<kvrail.Peer {self.name}>"
 
 
-class Engine:
+class Engine(Closing):
     """One process's endpoint. Everything made from it ends with it.
 
     progress "auto": a thread of the library accepts peers and acknowledges arrivals; "caller": only progress() does.
@@ -509,14 +472,6 @@ class Engine:
 
     def __reduce__(self) -> Any:
         raise TypeError("an engine cannot be copied or pickled; each process opens its own")
-
-    def __enter__(self) -> "Engine":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Generator, List, Optional, Type
+from typing import TYPE_CHECKING, Any, Dict, Generator, List, Optional, Type, TypeVar
 
 from . import _core
 from ._check import integer, milliseconds
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 SENT, VISIBLE, ACKED = _core.SENT, _core.VISIBLE, _core.ACKED
 
 _POLL_MAX_S = 0.001  # await looks this often in the end
+
+
+C = TypeVar("C", bound="Closing")
+
+
+class Closing:
+    """`with`, for what has a close()."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 class Op:
@@ -75,7 +91,7 @@ class Op:
         return f"<kvrail.Op {self.name} to {self.peer.name}>"
 
 
-class Lease:
+class Lease(Closing):
     """Blocks that one peer may write. close() (or leaving `with`) takes them back: then no byte can land any more."""
 
     def __init__(self, handle: _core.Handle, number: int, peer: "Peer") -> None:
@@ -87,15 +103,8 @@ class Lease:
         """BUSY (CallError): a writer on this host does not answer; the blocks stay closed to others. Call again."""
         _core.close(self._handle, milliseconds(timeout))
 
-    close = revoke
-
-    def __enter__(self) -> "Lease":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.revoke()
+    def close(self, timeout: float = 5.0) -> None:
+        self.revoke(timeout)
 
     def __repr__(self) -> str:
         return f"<kvrail.Lease {self.id} for {self.peer.name}>"
@@ -144,7 +153,7 @@ class Group:
         return f"<kvrail.Group {len(self.ops)} operations>"
 
 
-class Comm:
+class Comm(Closing):
     """The engines of several processes, connected with each other: what Engine.comm() returns.
 
     peers: the peer of each rank that this one is connected to. They are closed with the communicator, not by themselves.
@@ -160,14 +169,6 @@ class Comm:
         _core.close(self._handle, milliseconds(timeout))
         for peer in self.peers.values():
             self.engine._peers.pop(peer._ident, None)
-
-    def __enter__(self) -> "Comm":
-        return self
-
-    def __exit__(
-        self, kind: Optional[Type[BaseException]], exc: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<kvrail.Comm rank {self.rank}, peers {sorted(self.peers)}>"
