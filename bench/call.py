@@ -16,6 +16,7 @@ other (call_engines.py): the call that prepares and posts, and the transfer unti
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -23,7 +24,9 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 from unittest import mock
 
@@ -62,14 +65,33 @@ def pair() -> Tuple[RDMACommunicator, RDMACommunicator]:
     return prefill, decode
 
 
+def timer(peer: int, cache: int) -> Callable[[int, int, int], int]:
+    """call_time.c: nanoseconds of the bare C call, of the addresses of ids and their number."""
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        library = f"{folder}/call_time.so"
+        source = [f"-I{here.parent / 'include'}", str(here / "call_time.c"), "-o", library]
+        subprocess.run([os.environ.get("CC", "cc"), "-O2", "-fPIC", "-shared", *source], check=True)
+        function = ctypes.CDLL(library).call_time
+    function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_void_p] * 5 + [ctypes.c_size_t]
+
+    def time_call(local: int, remote: int, n: int) -> int:
+        ns: int = function(_core.WRITE_BLOCKS_ADDRESS, peer, cache, local, remote, n)
+        if ns < 0:
+            raise SystemExit(f"kv_write_blocks failed with {ns}")
+        return ns
+
+    return time_call
+
+
 def above_c(prefill: RDMACommunicator, port: int, ids: int, rounds: int) -> List[Row]:
     """The C call, and what lists and arrays take above it: medians within a round."""
     view, peer = prefill._peers[("127.0.0.1", port)]
     assert view._cache is not None
-    handles = peer._handle, view._cache._handle
+    time_call = timer(_core.ident(peer._handle), _core.ident(view._cache._handle))
 
     def c_call(local: Any, remote: Any) -> int:
-        return _core.time_write(*handles, 0, local, remote)
+        return time_call(local.ctypes.data, remote.ctypes.data, len(local))
 
     def write_cache(local: Any, remote: Any) -> int:
         return ns_of(lambda: prefill.write_cache("127.0.0.1", port, local, remote, 0))

@@ -99,8 +99,8 @@ void ids_drop(struct ids *ids);
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule);
 PyObject *core_ids(PyObject *module, PyObject *obj);
 
-/* engine.c, arrivals.c, memory.c, peer.c, comm.c, op.c, look.c, timing.c */
+/* engine.c, arrivals.c, memory.c, peer.c, comm.c, op.c, look.c */
 extern PyMethodDef engine_methods[], arrival_methods[], memory_methods[], peer_methods[],
-	comm_methods[], op_methods[], look_methods[], timing_methods[];
+	comm_methods[], op_methods[], look_methods[];
 
 #endif
