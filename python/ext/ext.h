@@ -97,7 +97,6 @@ int ids_take(struct ids *ids, PyObject *obj, const char *what);
 int ids_own(struct ids *local, struct ids *remote);
 void ids_drop(struct ids *ids);
 PyObject *core_dlpack_info(PyObject *module, PyObject *capsule);
-PyObject *core_ids(PyObject *module, PyObject *obj);
 
 /* engine.c, arrivals.c, memory.c, peer.c, comm.c, op.c, look.c */
 extern PyMethodDef engine_methods[], arrival_methods[], memory_methods[], peer_methods[],

@@ -23,7 +23,7 @@ struct array_struct {
 	void *data;
 	PyObject *descr;
 };
-enum { ARRAY_ALIGNED = 0x100, ARRAY_NATIVE = 0x200 };
+enum { ARRAY_NATIVE = 0x200 };
 
 /* DLPack, version 0: what __dlpack__() without arguments returns. */
 struct dl_tensor {
@@ -408,27 +408,6 @@ int ids_take(struct ids *ids, PyObject *obj, const char *what)
 		return 0;
 	ids_drop(ids);
 	return -1;
-}
-
-/* ids(obj) -> (list, whether they were used where they lie): for tests */
-PyObject *core_ids(PyObject *module, PyObject *obj)
-{
-	PyObject *list, *id;
-	struct ids ids;
-
-	(void)module;
-	if (ids_take(&ids, obj, "ids"))
-		return NULL;
-	list = PyList_New(0);
-	for (size_t i = 0; list && i < ids.n; i++) {
-		id = PyLong_FromLongLong(ids.id[i]);
-		if (!id || PyList_Append(list, id))
-			Py_CLEAR(list);
-		Py_XDECREF(id);
-	}
-	list = list ? Py_BuildValue("NO", list, ids.own ? Py_False : Py_True) : NULL;
-	ids_drop(&ids);
-	return list;
 }
 
 /*

@@ -169,6 +169,5 @@ PyMethodDef memory_methods[] = {
 	{ "memory_info", memory_info, METH_O, NULL },
 	{ "cache_register", cache_register, METH_VARARGS, NULL },
 	{ "dlpack_info", core_dlpack_info, METH_O, NULL },
-	{ "ids", core_ids, METH_O, NULL },
 	{ NULL, NULL, 0, NULL },
 };

@@ -10,7 +10,6 @@ import pytest
 
 import kvrail
 from conftest import Pair
-from kvrail import _core
 from kvrail._memory import describe
 
 UINT8 = np.zeros((2, 4, 16), np.uint8)
@@ -194,12 +193,12 @@ def versioned(held: Any) -> Versioned:
     return Versioned(held)
 
 
-def test_dlpack_of_version_1_is_read() -> None:
+def test_dlpack_of_version_1_is_read(pair: Pair) -> None:
     memory = np.zeros((2, 4, 16), np.uint8)
     region = describe(versioned(memory))
     assert (region.address, region.itemsize, region.shape) == (memory.ctypes.data, 1, (2, 4, 16))
-    ids = np.array([3, 1, 2], np.int64)
-    assert _core.ids(versioned(ids)) == ([3, 1, 2], True)
+    pair.peer.write_blocks(pair.source, versioned(np.array([3, 1, 2], np.int64)), [7, 8, 9])
+    assert np.array_equal(pair.to[:, 7:10], pair.from_[:, [3, 1, 2]])
     frozen = memory.copy()
     frozen.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
