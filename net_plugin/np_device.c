@@ -16,6 +16,7 @@
 
 #include <kvrail/kv.h>
 
+#include "base/text.h"
 #include "np.h"
 
 enum {
@@ -43,18 +44,6 @@ static struct {
 
 /* ---------------------------------------------------------------- sysfs */
 
-static bool read_line(const char *path, char *buf, size_t cap)
-{
-	FILE *f = fopen(path, "re");
-	bool ok = f && fgets(buf, (int)cap, f);
-
-	if (f)
-		fclose(f);
-	if (ok)
-		buf[strcspn(buf, "\n")] = 0;
-	return ok;
-}
-
 /* "9803:9b03:0012:3456" */
 static uint64_t parse_guid(const char *text)
 {
@@ -71,8 +60,7 @@ static void fill_from_sysfs(struct np_device *dev, const char *rdma, const char 
 {
 	char path[160], line[64], real[PATH_MAX];
 
-	snprintf(path, sizeof(path), "/sys/class/infiniband/%s/sys_image_guid", rdma);
-	if (read_line(path, line, sizeof(line)))
+	if (kv_file_line(line, sizeof(line), "/sys/class/infiniband/%s/sys_image_guid", rdma))
 		dev->guid = parse_guid(line);
 	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", pci);
 	if (*pci && realpath(path, real)) /* a software device has none */
@@ -122,7 +110,7 @@ static void add_host(void)
 	memset(dev, 0, sizeof(*dev));
 	snprintf(dev->name, sizeof(dev->name), "shm");
 	/* The same for all ranks that can reach each other, another one elsewhere. */
-	if (read_line("/proc/sys/kernel/random/boot_id", line, sizeof(line)))
+	if (kv_file_line(line, sizeof(line), "/proc/sys/kernel/random/boot_id"))
 		dev->guid = parse_guid(line);
 	dev->speed_mbps = HOST_MBPS;
 	dev->port = 1;
@@ -238,12 +226,11 @@ const struct np_device *np_device_get(int dev)
 
 void np_device_nics(const struct np_device *device, char *buf, size_t cap)
 {
-	size_t len = 0;
+	struct kv_text text = { buf, cap, 0 };
 
 	buf[0] = 0;
-	for (int i = 0; !device->is_host && i < device->ndevs && len < cap; i++)
-		len += (size_t)snprintf(buf + len, cap - len, "%s%s", i ? "," : "",
-					table.dev[device->devs[i]].name);
+	for (int i = 0; !device->is_host && i < device->ndevs; i++)
+		kv_text_add(&text, "%s%s", i ? "," : "", table.dev[device->devs[i]].name);
 }
 
 /* ---------------------------------------------------------------- what NCCL gets */
@@ -305,7 +292,7 @@ ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props)
 {
 	struct np_device *device;
 	char name[sizeof(device->name)];
-	size_t len = 0;
+	struct kv_text text = { name, sizeof(name), 0 };
 	ncclResult_t ret;
 
 	if (!dev || !props)
@@ -324,9 +311,7 @@ ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props)
 		device->devs[i] = props->devs[i];
 		device->speed_mbps += part->speed_mbps;
 		device->ptr_support &= part->ptr_support;
-		if (len < sizeof(name))
-			len += (size_t)snprintf(name + len, sizeof(name) - len, "%s%s",
-						i ? "+" : "", part->name);
+		kv_text_add(&text, "%s%s", i ? "+" : "", part->name);
 	}
 	memcpy(device->name, name, sizeof(name));
 	*dev = table.n++;

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/text.h"
+
 static void path_of(const struct doctor *d, char path[PATH_MAX], const char *fmt, va_list ap)
 {
 	int len = snprintf(path, PATH_MAX, "%s", d->root);
@@ -21,20 +23,11 @@ bool doctor_read(const struct doctor *d, char *buf, size_t cap, const char *fmt,
 {
 	char path[PATH_MAX];
 	va_list ap;
-	FILE *file;
-	bool ok;
 
 	va_start(ap, fmt);
 	path_of(d, path, fmt, ap);
 	va_end(ap);
-	*buf = '\0';
-	file = fopen(path, "re");
-	if (!file)
-		return false;
-	ok = fgets(buf, (int)cap, file);
-	fclose(file);
-	buf[strcspn(buf, "\n")] = '\0';
-	return ok;
+	return kv_file_line(buf, cap, "%s", path);
 }
 
 bool doctor_exists(const struct doctor *d, const char *fmt, ...)

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "conn.h"
 #include "dial.h"
 
@@ -235,7 +236,7 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 	struct conn_handshake *hs = conn->hs;
 	struct kv_error why = { 0 };
 	char reasons[200] = "";
-	size_t len = 0;
+	struct kv_text text = { reasons, sizeof(reasons), 0 };
 
 	for (; hs->next_offer < hs->peer.offers; hs->next_offer++) {
 		struct frame_bytes bytes = hs->peer.offer[hs->next_offer].bytes;
@@ -254,10 +255,8 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 			set_provider(conn, index, hs->offer_priv[index]);
 			return put_setup(conn, err);
 		}
-		if (len < sizeof(reasons))
-			len += (size_t)snprintf(reasons + len, sizeof(reasons) - len, "%s%s: %s",
-						len ? "; " : "", conn->tr->provider[index]->name,
-						why.message);
+		kv_text_add(&text, "%s%s: %s", text.len ? "; " : "",
+			    conn->tr->provider[index]->name, why.message);
 	}
 	kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s", conn->address,
 		reasons[0] ? reasons : "the two ends have none in common");

@@ -8,7 +8,6 @@
 #include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +18,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/thread.h"
 #include "base/unload.h"
 #include "tr.h"
 
@@ -105,20 +105,6 @@ static void *resolver_main(void *arg)
 	return NULL;
 }
 
-/* 0 or errno. */
-static int start_thread(struct resolver *r)
-{
-	sigset_t all, before;
-	int ret;
-
-	/* No signal of the application is ever handled in it. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	ret = kv_fault(TR_RESOLVER) ? EAGAIN : pthread_create(&r->thread, NULL, resolver_main, r);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	return ret;
-}
-
 static int resolver_begin(struct resolver *r, struct kv_error *err)
 {
 	int ret;
@@ -130,7 +116,8 @@ static int resolver_begin(struct resolver *r, struct kv_error *err)
 				   "again later");
 		ret = KV_ERR_BUSY;
 	} else {
-		ret = start_thread(r);
+		ret = kv_fault(TR_RESOLVER) ? EAGAIN
+					    : kv_thread_start(&r->thread, NULL, resolver_main, r);
 		if (!ret)
 			return 0;
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, ret, r->op,

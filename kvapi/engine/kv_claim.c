@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_claim.c -- the lock of a peer, taken with a deadline of CLOCK_MONOTONIC */
 #include <assert.h>
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
+#include "base/thread.h"
 #include "kv_engine.h"
 
 /*
@@ -31,15 +29,6 @@ bool kv_claim_try(struct kv_claim *claim)
 	return true;
 }
 
-static void sleep_on(struct kv_claim *claim, unsigned int word, int64_t deadline_ns)
-{
-	struct timespec ts = { .tv_sec = deadline_ns / INT64_C(1000000000),
-			       .tv_nsec = deadline_ns % INT64_C(1000000000) };
-
-	syscall(SYS_futex, &claim->word, FUTEX_WAIT_BITSET_PRIVATE, word, &ts, NULL,
-		FUTEX_BITSET_MATCH_ANY);
-}
-
 static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
 {
 	bool slept = false;
@@ -59,7 +48,7 @@ static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
 			word = WAITED;
 		if (word == OFFERED && now + OFFER_NS < until)
 			until = now + OFFER_NS;
-		sleep_on(claim, word, until);
+		kv_futex_wait(&claim->word, word, until);
 		slept = true;
 	}
 }
@@ -103,5 +92,5 @@ void kv_claim_release(struct kv_claim *claim)
 	 * After the store only the address is used: the next holder may free the peer.
 	 */
 	atomic_store(&claim->word, OFFERED);
-	syscall(SYS_futex, &claim->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	kv_futex_wake(&claim->word, 1);
 }

@@ -2,10 +2,10 @@
 /* kv_service.c -- the loop that serves peers: a thread of its own, or the callers of kv_progress */
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "base/thread.h"
 #include "kv_loop.h"
 
 enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
@@ -142,19 +142,13 @@ static void *service_main(void *arg)
 
 int kv_service_start(struct kv_engine *engine, struct kv_error *err)
 {
-	sigset_t all, before;
-	int ret;
+	int ret = kv_fault(KV_THREAD)
+			  ? EAGAIN
+			  : kv_thread_start(&engine->thread, "kvrail", service_main, engine);
 
-	/* The thread inherits the mask: no signal of the application is ever handled in it. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	ret = kv_fault(KV_THREAD) ? EAGAIN
-				  : pthread_create(&engine->thread, NULL, service_main, engine);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (ret)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, ret, "open",
 				     "the service thread could not be started");
-	pthread_setname_np(engine->thread, "kvrail");
 	engine->thread_on = true;
 	return 0;
 }

@@ -11,8 +11,8 @@
  * has lasted KV_STOP_MS and the holder's deadline has passed, it cuts the connection. It counts its
  * looks and not the time between them: the whole process may have been stopped meanwhile.
  */
-#include <signal.h>
 
+#include "base/thread.h"
 #include "kv_loop.h"
 
 enum { STOP_LOOKS = KV_STOP_MS / KV_TICK_MS };
@@ -66,16 +66,11 @@ static void *watch_main(void *arg)
 
 void kv_watch_start(struct kv_engine *engine)
 {
-	sigset_t all, before;
 	int ret = 0;
 
 	pthread_mutex_lock(&engine->lock);
 	if (!engine->watch_on) {
-		/* No signal of the application is ever handled in it. */
-		sigfillset(&all);
-		pthread_sigmask(SIG_SETMASK, &all, &before);
-		ret = pthread_create(&engine->watch, NULL, watch_main, engine);
-		pthread_sigmask(SIG_SETMASK, &before, NULL);
+		ret = kv_thread_start(&engine->watch, NULL, watch_main, engine);
 		engine->watch_on = !ret;
 	}
 	pthread_mutex_unlock(&engine->lock);

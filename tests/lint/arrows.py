@@ -18,7 +18,7 @@ LAYERS = [
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
-    ("tool/", {"include/kvrail/", "transport/base/pci.h", "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),
+    ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     *((f"kvapi/{folder}/", {"transport/tr.h", "transport/base/", "include/kvrail/"}
        | {f"kvapi/{lower}/" for lower in circles.ORDER["kvapi/"][:place]})

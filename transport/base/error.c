@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "text.h"
+
 struct code_row {
 	int code;
 	int scope;
@@ -141,44 +143,30 @@ int kv_error_copy(struct kv_error *dst, const struct kv_error *src)
 	return src->code;
 }
 
-/* Appends to buf[*len .. cap) as snprintf does; *len counts what the whole text needs. */
-static void __attribute__((format(printf, 4, 5)))
-text_append(char *buf, size_t cap, size_t *len, const char *fmt, ...)
-{
-	va_list ap;
-	int n;
-
-	va_start(ap, fmt);
-	n = vsnprintf(*len < cap ? buf + *len : NULL, *len < cap ? cap - *len : 0, fmt, ap);
-	va_end(ap);
-	if (n > 0)
-		*len += (size_t)n;
-}
-
 int kv_error_format(const struct kv_error *err, char *buf, size_t cap)
 {
-	size_t len = 0;
+	struct kv_text text = { buf, cap, 0 };
 
-	text_append(buf, cap, &len, "%s: KV_ERR_%s: %s", err->op[0] ? err->op : "kvrail",
+	kv_text_add(&text, "%s: KV_ERR_%s: %s", err->op[0] ? err->op : "kvrail",
 		    kv_error_name(err->code),
 		    err->message[0] ? err->message : kv_error_text(err->code));
 	if (err->peer[0])
-		text_append(buf, cap, &len, "; peer %s", err->peer);
+		kv_text_add(&text, "; peer %s", err->peer);
 	if (err->device[0])
-		text_append(buf, cap, &len, "; device %s", err->device);
+		kv_text_add(&text, "; device %s", err->device);
 	if (err->qp_num)
-		text_append(buf, cap, &len, "; qp 0x%x", err->qp_num);
+		kv_text_add(&text, "; qp 0x%x", err->qp_num);
 	if (err->wc_status)
-		text_append(buf, cap, &len, "; completion status %d vendor 0x%x", err->wc_status,
+		kv_text_add(&text, "; completion status %d vendor 0x%x", err->wc_status,
 			    err->vendor_err);
 	if (err->sys_errno)
-		text_append(buf, cap, &len, "; errno %d", err->sys_errno);
+		kv_text_add(&text, "; errno %d", err->sys_errno);
 	if (err->block_index >= 0)
-		text_append(buf, cap, &len, "; block %lld at index %lld", (long long)err->block_id,
+		kv_text_add(&text, "; block %lld at index %lld", (long long)err->block_id,
 			    (long long)err->block_index);
 	if (err->in_doubt)
-		text_append(buf, cap, &len, "; destination blocks are undefined");
+		kv_text_add(&text, "; destination blocks are undefined");
 	if (err->hint[0])
-		text_append(buf, cap, &len, " (%s)", err->hint);
-	return (int)len;
+		kv_text_add(&text, " (%s)", err->hint);
+	return (int)text.len;
 }

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text.h"
+
 static const char *const names[PCI_DISTANCES] = { "PIX", "PXB", "PHB", "NODE", "SYS" };
 
 const char *pci_distance_name(enum pci_distance distance)
@@ -25,19 +27,6 @@ bool pci_address_parse(const char *text, char *address, size_t cap)
 		return false;
 	snprintf(address, cap, "%04x:%02x:%02x.%x", domain, bus, device, function);
 	return true;
-}
-
-static int read_int(const char *path, int otherwise)
-{
-	FILE *file = fopen(path, "re");
-	int number = otherwise;
-
-	if (!file)
-		return otherwise;
-	if (fscanf(file, "%d", &number) != 1)
-		number = otherwise;
-	fclose(file);
-	return number;
 }
 
 /* "…/pci0000:15/0000:15:01.0/0000:16:00.0[/what stands on it]": the steps that are PCI's. */
@@ -75,8 +64,10 @@ bool pci_place_find(const char *root, const char *link, struct pci_place *place)
 		return false;
 	}
 	memcpy(place->address, place->step[place->depth - 1], sizeof(place->address));
-	snprintf(path, sizeof(path), "%s/sys/bus/pci/devices/%s/numa_node", root, place->address);
-	place->numa_node = read_int(path, -1);
+	if (!kv_file_line(path, sizeof(path), "%s/sys/bus/pci/devices/%s/numa_node", root,
+			  place->address) ||
+	    sscanf(path, "%d", &place->numa_node) != 1)
+		place->numa_node = -1;
 	return true;
 }
 

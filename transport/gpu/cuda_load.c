@@ -3,11 +3,11 @@
 #include "cuda_load.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/library.h"
 
 /* As cuda.h of CUDA 11.7 and later numbers them. */
 enum {
@@ -34,50 +34,29 @@ static struct cuda {
 			  unsigned long long flags); /* NULL before CUDA 11.7 */
 } cuda;
 
-static const struct {
-	const char *name;
-	void **to;
-} symbols[] = {
-	{ "cuPointerGetAttribute", (void **)&cuda.pointer_get },
-	{ "cuPointerSetAttribute", (void **)&cuda.pointer_set },
-	{ "cuDeviceGetAttribute", (void **)&cuda.device_get },
-	{ "cuCtxPushCurrent_v2", (void **)&cuda.push },
-	{ "cuCtxPopCurrent_v2", (void **)&cuda.pop },
-	{ "cuGetErrorName", (void **)&cuda.error_name },
-	{ "cuMemGetHandleForAddressRange", (void **)&cuda.get_handle },
+static const struct kv_symbol symbols[] = {
+	{ "cuPointerGetAttribute", (void **)&cuda.pointer_get, false },
+	{ "cuPointerSetAttribute", (void **)&cuda.pointer_set, false },
+	{ "cuDeviceGetAttribute", (void **)&cuda.device_get, false },
+	{ "cuCtxPushCurrent_v2", (void **)&cuda.push, false },
+	{ "cuCtxPopCurrent_v2", (void **)&cuda.pop, false },
+	{ "cuGetErrorName", (void **)&cuda.error_name, false },
+	{ "cuMemGetHandleForAddressRange", (void **)&cuda.get_handle, true },
+	{ NULL, NULL, false },
 };
-enum { SYMBOLS = sizeof(symbols) / sizeof(*symbols), OPTIONAL = SYMBOLS - 1 };
 
 static int cuda_load(struct kv_error *err)
 {
-	void *handle = kv_fault(GPU_DLOPEN) ? NULL : dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+	static struct kv_library library = { "libcuda.so.1", RTLD_NOW | RTLD_NOLOAD, symbols,
+					     false };
+	const char *lacks;
 
-	if (!handle)
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-			       "CUDA does not run in this process");
-	for (int i = 0; i < SYMBOLS; i++) {
-		*symbols[i].to = dlsym(handle, symbols[i].name);
-		if (*symbols[i].to || i == OPTIONAL)
-			continue;
-		dlclose(handle);
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "register", "libcuda.so.1 has no %s",
-			       symbols[i].name);
-	}
-	return 0;
-}
-
-static int cuda_load_once(struct kv_error *err)
-{
-	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-	static bool loaded;
-	int ret = 0;
-
-	pthread_mutex_lock(&lock);
-	if (!loaded)
-		ret = cuda_load(err);
-	loaded = !ret;
-	pthread_mutex_unlock(&lock);
-	return ret;
+	if (kv_library_load(&library, kv_fault(GPU_DLOPEN), &lacks))
+		return 0;
+	if (lacks)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register", "%s has no %s", library.file,
+			       lacks);
+	return kv_fail(err, KV_ERR_UNSUPPORTED, "register", "CUDA does not run in this process");
 }
 
 static const char *name_of(int error)
@@ -163,7 +142,7 @@ int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint64_t first = (uintptr_t)addr & ~(page - 1);
 	uint64_t end = ((uintptr_t)addr + len + page - 1) & ~(page - 1);
-	int rc, ret = cuda_load_once(err);
+	int rc, ret = cuda_load(err);
 
 	if (!ret)
 		ret = check_range(addr, len, err);

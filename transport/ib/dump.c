@@ -1,28 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dump.c -- a connection's lanes, credits and operations as text, to answer "why does it hang" */
-#include <stdarg.h>
-#include <stdio.h>
-
 #include "base/clock.h"
+#include "base/text.h"
 #include "ib.h"
 
-struct text {
-	char *buf;
-	size_t cap;
-	int len;
-};
-
-static void __attribute__((format(printf, 2, 3))) put(struct text *t, const char *fmt, ...)
-{
-	size_t used = (size_t)t->len < t->cap ? (size_t)t->len : t->cap;
-	va_list ap;
-
-	va_start(ap, fmt);
-	t->len += vsnprintf(t->buf ? t->buf + used : NULL, t->cap - used, fmt, ap);
-	va_end(ap);
-}
-
-static void put_ops(struct text *t, const struct ib_conn *c)
+static void put_ops(struct kv_text *t, const struct ib_conn *c)
 {
 	int64_t now = kv_now_ns(), oldest = now;
 	unsigned int busy = 0, committed = 0;
@@ -38,39 +20,44 @@ static void put_ops(struct text *t, const struct ib_conn *c)
 		requests += state->in_flight;
 		oldest = state->began_ns < oldest ? state->began_ns : oldest;
 	}
-	put(t, "  operations %u (%u committed, %u stopping), %llu work requests, oldest %lld ms\n",
-	    busy, committed, c->stopping, (unsigned long long)requests,
-	    (long long)((now - oldest) / KV_NS_PER_MS));
+	kv_text_add(
+		t,
+		"  operations %u (%u committed, %u stopping), %llu work requests, oldest %lld ms\n",
+		busy, committed, c->stopping, (unsigned long long)requests,
+		(long long)((now - oldest) / KV_NS_PER_MS));
 }
 
 int ib_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
 	static const char *const states[] = { "setup", "live", "breaking", "down" };
 	const struct ib_conn *c = ib_conn_of(conn);
-	struct text t = { buf, cap, 0 };
+	struct kv_text t = { buf, cap, 0 };
 
-	put(&t, "  ib %s, %d paths, next number out %u in %u, stale completions %llu\n",
-	    states[c->state], c->paths, c->seq_out, c->seq_in, (unsigned long long)c->stale);
+	kv_text_add(&t, "  ib %s, %d paths, next number out %u in %u, stale completions %llu\n",
+		    states[c->state], c->paths, c->seq_out, c->seq_in,
+		    (unsigned long long)c->stale);
 	for (int i = 0; i < c->paths; i++) {
 		const struct ib_path *path = &c->path[i];
 
-		put(&t, "  path %d %s with the peer's rail %u, %s; %s; mtu %u", i, path->rail->name,
-		    path->peer.rail, path->chosen, path->address.reason, 128u << ib_path_mtu(path));
+		kv_text_add(&t, "  path %d %s with the peer's rail %u, %s; %s; mtu %u", i,
+			    path->rail->name, path->peer.rail, path->chosen, path->address.reason,
+			    128u << ib_path_mtu(path));
 		if (!path->rail->ethernet)
-			put(&t, ", lid %u to %u, P_Key 0x%04x", ib_path_lid(path), path->peer.lid,
-			    path->pkey);
-		put(&t, "\n");
+			kv_text_add(&t, ", lid %u to %u, P_Key 0x%04x", ib_path_lid(path),
+				    path->peer.lid, path->pkey);
+		kv_text_add(&t, "\n");
 	}
 	put_ops(&t, c);
 	for (int i = 0; c->lane && i < c->lanes; i++) {
 		const struct ib_lane *lane = &c->lane[i];
 
-		put(&t,
-		    "  lane %d %s qp 0x%x -> 0x%x%s: %u of %u requests under way, credits %u, owed "
-		    "%u\n",
-		    i, lane->path->rail->name, lane->qpn, lane->peer_qpn,
-		    lane->failed ? " failed" : "", lane->posted - lane->retired, c->ctx->sq_depth,
-		    lane->credits, lane->owed);
+		kv_text_add(
+			&t,
+			"  lane %d %s qp 0x%x -> 0x%x%s: %u of %u requests under way, credits %u, owed "
+			"%u\n",
+			i, lane->path->rail->name, lane->qpn, lane->peer_qpn,
+			lane->failed ? " failed" : "", lane->posted - lane->retired,
+			c->ctx->sq_depth, lane->credits, lane->owed);
 	}
-	return t.len;
+	return (int)t.len;
 }

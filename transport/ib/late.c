@@ -9,12 +9,12 @@
  * older regions; when the rail has all of them it is published (ctx->rails), and connections made
  * from then on use it.
  */
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "ib.h"
 
 enum { LATE_FREE = 0, LATE_BUSY, LATE_DONE };
@@ -139,18 +139,6 @@ static void note_dead(struct ib_ctx *ctx)
 	}
 }
 
-static void start_late(struct ib_ctx *ctx)
-{
-	sigset_t all, before;
-
-	/* No signal of the application is ever handled in it. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	if (pthread_create(&ctx->late_thread, NULL, late_main, ctx))
-		atomic_store(&ctx->late, LATE_FREE); /* the next connection tries again */
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
 void ib_late_look(struct ib_ctx *ctx)
 {
 	int64_t now = kv_now_ns();
@@ -163,8 +151,8 @@ void ib_late_look(struct ib_ctx *ctx)
 		goto unlock;
 	ctx->late_next_ns = now + IB_LATE_MS * KV_NS_PER_MS;
 	atomic_store(&ctx->late, LATE_BUSY);
-	if (!ctx->inline_jobs)
-		start_late(ctx);
+	if (!ctx->inline_jobs && kv_thread_start(&ctx->late_thread, NULL, late_main, ctx))
+		atomic_store(&ctx->late, LATE_FREE); /* the next connection tries again */
 unlock:
 	pthread_mutex_unlock(&ctx->lock);
 	if (ctx->inline_jobs && atomic_load(&ctx->late) == LATE_BUSY) {

@@ -9,13 +9,10 @@
  * pairs is under way it touches none of them.
  */
 #include <errno.h>
-#include <linux/futex.h>
-#include <signal.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/thread.h"
 #include "ib.h"
 
 enum { SLOW_FREE = 0, SLOW_BUSY, SLOW_DONE, SLOW_LEFT };
@@ -32,7 +29,7 @@ static void *slow_main(void *arg)
 		atomic_store(&c->end.slow, SLOW_DONE);
 		return NULL;
 	}
-	syscall(SYS_futex, &c->end.slow, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+	kv_futex_wake(&c->end.slow, 1);
 	return NULL;
 }
 
@@ -40,18 +37,13 @@ static void *slow_main(void *arg)
 static int start_job(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
 	int was = SLOW_FREE, ret = EAGAIN;
-	sigset_t all, before;
 	pthread_t thread;
 
 	if (!atomic_compare_exchange_strong(&c->end.slow, &was, SLOW_BUSY))
 		return EBUSY;
 	c->end.job = job;
-	/* No signal of the application is ever handled in it. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
 	if (!kv_fault(IB_ASIDE) && !c->ctx->inline_jobs)
-		ret = pthread_create(&thread, NULL, slow_main, c);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
+		ret = kv_thread_start(&thread, NULL, slow_main, c);
 	if (ret)
 		atomic_store(&c->end.slow, SLOW_FREE);
 	return ret;
@@ -73,18 +65,15 @@ bool ib_slow_busy(struct ib_conn *c)
 
 bool ib_slow_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
-	int64_t until = kv_deadline_ns(IB_SLOW_MS), left;
+	int64_t until = kv_deadline_ns(IB_SLOW_MS);
 	int ret = ib_slow_busy(c) ? EBUSY : start_job(c, job);
 
 	if (ret == EBUSY)
 		return false;
 	if (ret)
 		job(c); /* there are no more threads: the call waits for the device */
-	while (atomic_load(&c->end.slow) == SLOW_BUSY && (left = until - kv_now_ns()) > 0) {
-		struct timespec ts = { .tv_nsec = left };
-
-		syscall(SYS_futex, &c->end.slow, FUTEX_WAIT_PRIVATE, SLOW_BUSY, &ts, NULL, 0);
-	}
+	while (atomic_load(&c->end.slow) == SLOW_BUSY && kv_now_ns() < until)
+		kv_futex_wait(&c->end.slow, SLOW_BUSY, until);
 	return !ib_slow_busy(c);
 }
 

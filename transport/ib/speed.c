@@ -6,11 +6,11 @@
  * so the rate in sysfs counts where it is higher. A port of unknown speed is never taken for a slow
  * one.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "base/text.h"
 #include "ib.h"
 
 enum { FAR_SLOWER = 4 }; /* times: it would not help, and its pages would be pinned as well */
@@ -34,18 +34,11 @@ static unsigned int tenths_by_verbs(const struct ibv_port_attr *attr)
 /* "800 Gb/sec (4X XDR)" */
 static unsigned int tenths_by_sysfs(const struct ib_ctx *ctx, const struct ib_rail *rail)
 {
-	char path[160], line[64] = "";
-	FILE *file;
+	char line[64];
 	double rate;
 
-	snprintf(path, sizeof(path), "%s/sys/class/infiniband/%.*s/ports/%u/rate", ctx->sysroot,
-		 (int)strcspn(rail->name, ":"), rail->name, rail->port);
-	file = fopen(path, "re");
-	if (!file)
-		return 0;
-	if (!fgets(line, sizeof(line), file))
-		line[0] = 0;
-	fclose(file);
+	kv_file_line(line, sizeof(line), "%s/sys/class/infiniband/%.*s/ports/%u/rate", ctx->sysroot,
+		     (int)strcspn(rail->name, ":"), rail->name, rail->port);
 	rate = strtod(line, NULL);
 	return strstr(line, "Gb/sec") && rate > 0 && rate < 100000 ? (unsigned int)(rate * 10) : 0;
 }

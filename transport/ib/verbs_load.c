@@ -6,15 +6,14 @@
 #include "verbs_load.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/library.h"
 
 #ifdef KVRAIL_FAULTS
 struct ib_test_hook ib_test_hook;
@@ -91,13 +90,7 @@ static struct ib_verbs table = {
 
 static struct ib_cm cm_table;
 
-struct symbol {
-	const char *name;
-	void **to;
-	bool optional;
-};
-
-static const struct symbol verbs_symbols[] = {
+static const struct kv_symbol verbs_symbols[] = {
 #define SYMBOL(member)                                        \
 	{                                                     \
 		"ibv_" #member, (void **)&table.member, false \
@@ -135,7 +128,7 @@ static const struct symbol verbs_symbols[] = {
 	{ NULL, NULL, false },
 };
 
-static const struct symbol cm_symbols[] = {
+static const struct kv_symbol cm_symbols[] = {
 #define SYMBOL(member)                                            \
 	{                                                         \
 		"rdma_" #member, (void **)&cm_table.member, false \
@@ -147,53 +140,27 @@ static const struct symbol cm_symbols[] = {
 	{ NULL, NULL, false },
 };
 
-struct library {
-	const char *name, *package;
-	const struct symbol *symbols;
-	bool loaded;
-};
-static struct library verbs_library = { "libibverbs", "libibverbs1", verbs_symbols, false };
-static struct library cm_library = { "librdmacm", "librdmacm1", cm_symbols, false };
+static struct kv_library verbs_library = { "libibverbs.so.1", RTLD_NOW, verbs_symbols, false };
+static struct kv_library cm_library = { "librdmacm.so.1", RTLD_NOW, cm_symbols, false };
 
-static int library_load(const struct library *library, bool fault, struct kv_error *err)
+static bool load_verbs(struct kv_library *library, bool fault, struct kv_error *err)
 {
-	char file[32];
-	void *handle;
-	const char *why;
+	int name = (int)strcspn(library->file, ".");
+	const char *lacks, *why;
 
-	snprintf(file, sizeof(file), "%s.so.1", library->name);
-	handle = fault ? NULL : dlopen(file, RTLD_NOW);
-	if (!handle) {
-		why = dlerror();
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "no %s on this machine (%s)",
-			library->name, why ? why : "it cannot be opened");
-		kv_error_hint(err, "install the package %s (rdma-core) to use RDMA",
-			      library->package);
-		return KV_ERR_UNSUPPORTED;
-	}
-	for (const struct symbol *symbol = library->symbols; symbol->name; symbol++) {
-		*symbol->to = dlsym(handle, symbol->name);
-		if (*symbol->to || symbol->optional)
-			continue;
-		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s has no %s", file, symbol->name);
+	if (kv_library_load(library, fault, &lacks))
+		return true;
+	if (lacks) {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "open", "%s has no %s", library->file, lacks);
 		kv_error_hint(err, "rdma-core 32 or newer is needed");
-		dlclose(handle);
-		return KV_ERR_UNSUPPORTED;
+		return false;
 	}
-	return 0;
-}
-
-static bool library_load_once(struct library *library, bool fault, struct kv_error *err)
-{
-	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-	bool loaded;
-
-	pthread_mutex_lock(&lock);
-	loaded = library->loaded && !fault;
-	if (!loaded)
-		loaded = library->loaded = !library_load(library, fault, err);
-	pthread_mutex_unlock(&lock);
-	return loaded;
+	why = dlerror();
+	kv_fail(err, KV_ERR_UNSUPPORTED, "open", "no %.*s on this machine (%s)", name,
+		library->file, why ? why : "it cannot be opened");
+	kv_error_hint(err, "install the package %.*s1 (rdma-core) to use RDMA", name,
+		      library->file);
+	return false;
 }
 
 const struct ib_verbs *ib_verbs_load(struct kv_error *err)
@@ -202,7 +169,7 @@ const struct ib_verbs *ib_verbs_load(struct kv_error *err)
 	if (ib_test_hook.verbs)
 		return ib_test_hook.verbs;
 #endif
-	return library_load_once(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
+	return load_verbs(&verbs_library, kv_fault(IB_DLOPEN), err) ? &table : NULL;
 }
 
 /*
@@ -231,5 +198,5 @@ const struct ib_cm *ib_cm_load(struct kv_error *err)
 		return ib_test_hook.cm;
 	fault |= ib_test_hook.verbs != NULL;
 #endif
-	return library_load_once(&cm_library, fault, err) ? &cm_table : NULL;
+	return load_verbs(&cm_library, fault, err) ? &cm_table : NULL;
 }

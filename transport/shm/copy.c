@@ -15,19 +15,17 @@
  */
 #include <errno.h>
 #include <limits.h>
-#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "shm.h"
 
 enum {
@@ -143,7 +141,7 @@ static void job_run(struct copy_job *job, const struct tr_span *piece)
 	/* After this the job may be another one; the connection stays while it counts a call. */
 	state = atomic_exchange(&job->state, COPY_DONE);
 	if (state == COPY_AWAITED)
-		syscall(SYS_futex, &job->state, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+		kv_futex_wake(&job->state, INT_MAX);
 	if (state == COPY_LATE && (bell = atomic_load(&sc->bell)) >= 0)
 		eventfd_write(bell, 1);
 }
@@ -181,15 +179,11 @@ static void *copy_main(void *arg)
 /* Under the lock; true if there is a thread at all. */
 static bool start_threads(struct copy_pool *pool, struct kv_log *log, int more)
 {
-	sigset_t all, before;
-
-	/* The threads inherit the mask: no signal of the application is ever handled in them. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
 	while (more-- > 0 && pool->started < pool->wanted) {
-		int ret = kv_fault(SHM_COPY_THREAD) ? EAGAIN
-						    : pthread_create(&pool->thread[pool->started],
-								     NULL, copy_main, pool);
+		int ret = kv_fault(SHM_COPY_THREAD)
+				  ? EAGAIN
+				  : kv_thread_start(&pool->thread[pool->started], "kvrail copy",
+						    copy_main, pool);
 
 		if (ret) {
 			kv_log_warn(log, "a copy thread could not be started, beside %d: %s",
@@ -197,9 +191,8 @@ static bool start_threads(struct copy_pool *pool, struct kv_log *log, int more)
 			pool->wanted = pool->started;
 			break;
 		}
-		pthread_setname_np(pool->thread[pool->started++], "kvrail copy");
+		pool->started++;
 	}
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	note_full(pool);
 	return pool->started > 0;
 }
@@ -259,7 +252,7 @@ int copy_end(struct copy_job *job)
 
 int copy_wait(struct copy_job *job, int64_t deadline_ns)
 {
-	int64_t spin_end = kv_now_ns() + job->sc->ctx->spin_ns, left;
+	int64_t spin_end = kv_now_ns() + job->sc->ctx->spin_ns;
 	uint32_t state = COPY_BEGUN;
 	int ret;
 
@@ -268,11 +261,8 @@ int copy_wait(struct copy_job *job, int64_t deadline_ns)
 	if (ret != TR_AGAIN)
 		return ret;
 	atomic_compare_exchange_strong(&job->state, &state, COPY_AWAITED);
-	while ((ret = copy_end(job)) == TR_AGAIN && (left = deadline_ns - kv_now_ns()) > 0) {
-		struct timespec ts = { .tv_nsec = left };
-
-		syscall(SYS_futex, &job->state, FUTEX_WAIT_PRIVATE, COPY_AWAITED, &ts, NULL, 0);
-	}
+	while ((ret = copy_end(job)) == TR_AGAIN && kv_now_ns() < deadline_ns)
+		kv_futex_wait(&job->state, COPY_AWAITED, deadline_ns);
 	state = COPY_AWAITED;
 	if (ret == TR_AGAIN && !atomic_compare_exchange_strong(&job->state, &state, COPY_LATE))
 		ret = copy_end(job);

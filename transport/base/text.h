@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* text.h -- a text that is put together piece by piece, and the first line of a small file */
+#ifndef BASE_TEXT_H
+#define BASE_TEXT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* What does not fit is left out, but counted in `len`, as snprintf does. */
+struct kv_text {
+	char *buf;
+	size_t cap, len;
+};
+
+void kv_text_add(struct kv_text *text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Of sysfs and procfs: without its newline. false, and "": there is none. */
+bool kv_file_line(char *line, size_t cap, const char *path_fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif
