@@ -11,6 +11,13 @@ if(NOT Python3_Interpreter_FOUND)
 	kvrail_missing("the program python3" python3 python3 KVRAIL_TESTS)
 endif()
 
+# A key file for tests of what runs with one. Not a secret.
+set(KVRAIL_TEST_KEY ${PROJECT_BINARY_DIR}/test-key)
+if(NOT EXISTS ${KVRAIL_TEST_KEY})
+	file(WRITE ${KVRAIL_TEST_KEY} "the key of the tests is no secret\n")
+endif()
+file(CHMOD ${KVRAIL_TEST_KEY} PERMISSIONS OWNER_READ OWNER_WRITE)
+
 # kvrail_add_test(name COMMAND … [LABELS …] [TIMEOUT seconds])
 function(kvrail_add_test name)
 	cmake_parse_arguments(T "" "TIMEOUT" "COMMAND;LABELS" ${ARGN})

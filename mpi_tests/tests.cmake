@@ -18,6 +18,9 @@ foreach(path pool cma ring)
 	endforeach()
 endforeach()
 
+kvrail_add_test(replay_with_a_key COMMAND ${CMAKE_COMMAND} -E env KVCACHE_PSK_FILE=${KVRAIL_TEST_KEY}
+	${expect} 0 -s UNREACHABLE "^wrong bytes +0$" "^verdict +OK" -- ${replay} --local 2+2 ${small} ${trace})
+
 # Each geometry; a pool that makes it evict and stream.
 foreach(model llama3-8b llama3-70b-tp8 qwen3-235b-tp4 deepseek-v3-mla)
 	kvrail_add_test(replay_${model} COMMAND ${expect} 0 "^wrong bytes +0$" "^verdict +OK" --

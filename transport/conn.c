@@ -51,6 +51,12 @@ int64_t tr_conn_deadline(const struct tr_conn *conn)
 	return conn->deadline_ns;
 }
 
+void tr_conn_prove(const struct tr_conn *conn, const char label[8], const uint8_t nonce[16],
+		   uint8_t proof[16])
+{
+	auth_prove(&conn->auth, label, nonce, proof);
+}
+
 const char *tr_conn_address(const struct tr_conn *conn)
 {
 	return conn->address;

@@ -6,11 +6,13 @@
 #ifndef TR_CONN_H
 #define TR_CONN_H
 
+#include "auth.h"
 #include "frame.h"
 #include "provider.h"
 
 enum conn_stage {
 	CONN_CONNECTING = 0, /* TCP connect under way */
+	CONN_WAIT_CHALLENGE, /* connecting side, with a key */
 	CONN_WAIT_HELLO,
 	CONN_STARTING,       /* connecting side: trying the offers */
 	CONN_WAIT_SETUP,
@@ -29,14 +31,17 @@ struct conn_handshake {
 	struct dial *dial;        /* connecting side, until the TCP connection stands */
 	uint8_t header[FRAME_HEADER];
 	size_t got;               /* bytes of header + payload received */
-	struct frame_header in;
-	uint8_t *payload;         /* in.len bytes once the header is complete */
+	struct frame_header in;   /* without the MAC, once that is found right */
+	uint8_t *frame;           /* header and in.len bytes once the header is complete */
+	uint8_t *payload;         /* in it */
 	uint8_t *out;             /* frame being sent, NULL if none */
 	size_t out_len, out_pos;
 	void *offer_priv[TR_PROVIDERS]; /* what each offer (connecting side: start) made */
 	bool offered[TR_PROVIDERS];     /* it is to be stopped if it is not chosen */
-	/* connecting side: the peer's hello payload while its offers are tried */
+	/* connecting side: the peer's hello frame while its offers are tried */
 	uint8_t *hello;
+	struct psk psk; /* connecting side, until it is challenged */
+	uint8_t knock[AUTH_KNOCK];
 	struct frame_hello peer;  /* points into hello */
 	unsigned int next_offer;
 };
@@ -86,6 +91,7 @@ struct tr_conn {
 	int64_t handshake_ms;
 	int64_t deadline_ns;
 	struct conn_handshake *hs;
+	struct auth auth;
 	struct conn_data *data;
 	struct tr_rmem *rmems;
 	struct tr_exposed *exposed; /* regions that were described to the peer */
@@ -110,8 +116,11 @@ int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
-/* Sends a REJECT frame, as far as the socket takes it at once; it is to be closed then. */
-void control_reject(int fd, int code, const char *message, const char *hint);
+/*
+ * Sends a REJECT frame, as far as the socket takes it at once; it is to be closed then. auth NULL:
+ * without a MAC.
+ */
+void control_reject(int fd, struct auth *auth, int code, const char *message, const char *hint);
 
 /* silence.c */
 void silence_prepare(const struct tr_conn *conn); /* options of a TCP socket, for the handshake */

@@ -20,7 +20,8 @@
 #include "conn.h"
 #include "resolve.h"
 
-enum { GOODBYE = 4 };
+/* One byte, and its MAC where there is a key. */
+enum { GOODBYE = 4, GOODBYE_MOST = 1 + MAC_BYTES };
 
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
 {
@@ -113,14 +114,17 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
  * What the other end sent meanwhile is read away, or closing would reset the connection under the
  * refusal.
  */
-void control_reject(int fd, int code, const char *message, const char *hint)
+void control_reject(int fd, struct auth *auth, int code, const char *message, const char *hint)
 {
-	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX], drain[4096];
+	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX + MAC_BYTES], drain[4096];
 	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_REJECT_MAX);
+	size_t mac = auth && auth->on ? MAC_BYTES : 0;
 
 	frame_put_reject(&w, code, message, hint);
-	frame_put_header(buf, FRAME_REJECT, (uint32_t)w.len);
-	send(fd, buf, FRAME_HEADER + w.len, MSG_NOSIGNAL | MSG_DONTWAIT);
+	frame_put_header(buf, FRAME_REJECT, (uint32_t)(w.len + mac));
+	if (mac)
+		auth_seal(auth, buf, FRAME_HEADER + w.len, buf + FRAME_HEADER + w.len);
+	send(fd, buf, FRAME_HEADER + w.len + mac, MSG_NOSIGNAL | MSG_DONTWAIT);
 	shutdown(fd, SHUT_WR);
 	for (int i = 0; i < 64 && recv(fd, drain, sizeof(drain), MSG_DONTWAIT) > 0; i++)
 		;
@@ -185,16 +189,34 @@ static bool is_silence(int error)
 	       error == ENETDOWN;
 }
 
+/* Whether the other end has said that it closes; what there is stays in the socket. */
+static bool says_goodbye(const struct tr_conn *conn, const uint8_t *bytes, ssize_t n)
+{
+	struct auth auth = conn->auth; /* looking changes nothing */
+
+	if (n < 1 || bytes[0] != GOODBYE)
+		return false;
+	return !auth.on || (n == GOODBYE_MOST && auth_opens(&auth, bytes, 1, bytes + 1));
+}
+
+static ssize_t peek(const struct tr_conn *conn, uint8_t bytes[GOODBYE_MOST])
+{
+	ssize_t n;
+
+	do
+		n = recv(conn->sock, bytes, GOODBYE_MOST, MSG_DONTWAIT | MSG_PEEK);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 {
-	uint8_t byte;
+	uint8_t bytes[GOODBYE_MOST];
 	ssize_t n;
 
 	if (conn->silence.deaf)
 		return false;
-	do
-		n = recv(conn->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
-	while (n < 0 && errno == EINTR);
+	n = peek(conn, bytes);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return false;
 	if (n < 0 && is_silence(errno)) {
@@ -202,7 +224,7 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 		tr_conn_unwatch(conn, conn->sock);
 		return false;
 	}
-	if (!n || (n > 0 && byte == GOODBYE))
+	if (!n || says_goodbye(conn, bytes, n))
 		kv_fail(err, KV_ERR_PEER_LOST, "poll", "%s closed the connection", conn->address);
 	else if (n > 0)
 		kv_fail(err, KV_ERR_PROTOCOL, "poll", "%s sent bytes after the handshake",
@@ -215,11 +237,14 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 
 void control_goodbye(struct tr_conn *conn)
 {
-	static const uint8_t byte = GOODBYE;
+	uint8_t bytes[GOODBYE_MOST] = { GOODBYE };
 
+	if (conn->hs || !conn->data)
+		return;
+	if (conn->auth.on)
+		auth_seal(&conn->auth, bytes, 1, bytes + 1);
 	/* If it cannot be sent the peer takes this end for one that died. */
-	if (!conn->hs && conn->data)
-		send(conn->sock, &byte, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+	send(conn->sock, bytes, conn->auth.on ? GOODBYE_MOST : 1, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 void tr_conn_goodbye(struct tr_conn *conn)
@@ -231,8 +256,7 @@ void tr_conn_goodbye(struct tr_conn *conn)
 
 bool tr_conn_peer_left(const struct tr_conn *conn)
 {
-	uint8_t byte;
+	uint8_t bytes[GOODBYE_MOST];
 
-	return !conn->hs && conn->data &&
-	       recv(conn->sock, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 1 && byte == GOODBYE;
+	return !conn->hs && conn->data && says_goodbye(conn, bytes, peek(conn, bytes));
 }

@@ -18,9 +18,24 @@ static uint32_t limit_of(uint16_t type)
 		return FRAME_SETUP_MAX;
 	case FRAME_REJECT:
 		return FRAME_REJECT_MAX;
+	case FRAME_KNOCK:
+		return AUTH_KNOCK;
+	case FRAME_CHALLENGE:
+		return AUTH_CHALLENGE;
 	default:
 		return 0;
 	}
+}
+
+bool frame_fits(const struct frame_header *header)
+{
+	return header->len <= limit_of(header->type);
+}
+
+bool frame_begins(const struct frame_header *header)
+{
+	return header->type == FRAME_KNOCK ||
+	       (header->type == FRAME_HELLO && header->len <= TR_HELLO_MAX + FRAME_HELLO_FIXED);
 }
 
 int frame_get_header(const uint8_t buf[FRAME_HEADER], struct frame_header *header)
@@ -36,9 +51,9 @@ int frame_get_header(const uint8_t buf[FRAME_HEADER], struct frame_header *heade
 	header->len = wire_get_u32(&r);
 	if (header->major != FRAME_MAJOR)
 		return KV_ERR_VERSION;
-	if (header->type < FRAME_HELLO || header->type > FRAME_REJECT)
+	if (header->type < FRAME_HELLO || header->type > FRAME_CHALLENGE)
 		return KV_ERR_PROTOCOL;
-	return header->len > limit_of(header->type) ? KV_ERR_PROTOCOL : 0;
+	return header->len > limit_of(header->type) + MAC_BYTES ? KV_ERR_PROTOCOL : 0;
 }
 
 void frame_put_header(uint8_t buf[FRAME_HEADER], enum frame_type type, uint32_t len)

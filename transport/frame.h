@@ -10,6 +10,7 @@
  *   SETUP   provider u16 | provider length u32 | bytes | upper length u32 | bytes
  *   READY   (empty)
  *   REJECT  code u32 (the positive value of KV_ERR_*) | message string | hint string
+ *   KNOCK, CHALLENGE   with a key: auth.h. After them each payload has a MAC of 32 bytes behind it.
  *
  * Integers are little endian, strings are u8 length + bytes. The first six bytes never change their
  * meaning, so that any two versions can see that they differ.
@@ -27,6 +28,7 @@
 #ifndef TR_FRAME_H
 #define TR_FRAME_H
 
+#include "auth.h"
 #include "base/wire.h"
 #include "tr.h"
 
@@ -44,7 +46,14 @@ enum {
 	FRAME_REJECT_MAX = 520,
 };
 
-enum frame_type { FRAME_HELLO = 1, FRAME_SETUP = 2, FRAME_READY = 3, FRAME_REJECT = 4 };
+enum frame_type {
+	FRAME_HELLO = 1,
+	FRAME_SETUP = 2,
+	FRAME_READY = 3,
+	FRAME_REJECT = 4,
+	FRAME_KNOCK = 5,
+	FRAME_CHALLENGE = 6,
+};
 
 struct frame_header {
 	uint8_t major, minor;
@@ -83,10 +92,14 @@ struct frame_reject {
 /*
  * The first `len` bytes that came: 0 if they may still become (or are) a header, PROTOCOL if they
  * are not a kvrail frame. A header is decoded only when len == FRAME_HEADER. VERSION if the major
- * differs, PROTOCOL if the length is above the type's limit.
+ * differs, PROTOCOL if the length is above the type's limit (and a MAC's).
  */
 int frame_check_prefix(const uint8_t *buf, size_t len);
 int frame_get_header(const uint8_t buf[FRAME_HEADER], struct frame_header *header);
+/* Its payload, without the MAC, is within the type's limit. */
+bool frame_fits(const struct frame_header *header);
+/* It is one that a connecting side may begin with. */
+bool frame_begins(const struct frame_header *header);
 void frame_put_header(uint8_t buf[FRAME_HEADER], enum frame_type type, uint32_t len);
 
 /*

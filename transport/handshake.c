@@ -22,17 +22,22 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 		      struct kv_error *err)
 {
 	struct conn_handshake *hs = conn->hs;
+	bool sealed = conn->auth.on && type != FRAME_CHALLENGE;
+	size_t mac = sealed ? MAC_BYTES : 0;
 	int ret;
 
 	free(hs->out);
-	hs->out = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + len);
+	hs->out = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + len + mac);
 	if (!hs->out)
 		return kv_fail(err, KV_ERR_NOMEM, "handshake",
 			       "cannot allocate a frame of %zu bytes", len);
-	frame_put_header(hs->out, type, (uint32_t)len);
+	frame_put_header(hs->out, type, (uint32_t)(len + mac));
 	if (len)
 		memcpy(hs->out + FRAME_HEADER, payload, len);
 	hs->out_len = FRAME_HEADER + len;
+	if (sealed)
+		auth_seal(&conn->auth, hs->out, hs->out_len, hs->out + hs->out_len);
+	hs->out_len += mac;
 	hs->out_pos = 0;
 	ret = control_flush(conn, err);
 	return ret == TR_AGAIN ? 0 : ret;
@@ -55,7 +60,7 @@ static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 	/* A shortage of this process is not the peer's fault: it may try again. */
 	if (code == KV_ERR_NOFD || code == KV_ERR_NOMEM)
 		code = KV_ERR_BUSY;
-	control_reject(conn->sock, code, cause->message, cause->hint);
+	control_reject(conn->sock, &conn->auth, code, cause->message, cause->hint);
 }
 
 static const struct kv_error *fail(struct tr_conn *conn, const struct kv_error *cause)
@@ -83,9 +88,10 @@ void handshake_free(struct tr_conn *conn)
 		return;
 	stop_offers(conn);
 	dial_free(conn->hs->dial);
-	free(conn->hs->payload);
+	free(conn->hs->frame);
 	free(conn->hs->out);
 	free(conn->hs->hello);
+	explicit_bzero(&conn->hs->psk, sizeof(conn->hs->psk));
 	free(conn->hs);
 	conn->hs = NULL;
 }
@@ -205,9 +211,9 @@ static int got_hello_connecting(struct tr_conn *conn, struct kv_error *err)
 	struct conn_handshake *hs = conn->hs;
 	int ret;
 
-	hs->hello = hs->payload; /* the offers point into it */
-	hs->payload = NULL;
-	if (frame_get_hello(hs->hello, hs->in.len, &hs->peer))
+	hs->hello = hs->frame; /* the offers point into it */
+	hs->frame = NULL;
+	if (frame_get_hello(hs->payload, hs->in.len, &hs->peer))
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "a hello of %u bytes is malformed", hs->in.len);
 	ret = check_hello(conn, &hs->peer, err);
@@ -318,12 +324,97 @@ static int got_reject(struct tr_conn *conn, struct kv_error *err)
 	return reject.code;
 }
 
+/* ---------------------------------------------------------------- the key */
+
+static int knock(struct tr_conn *conn, struct kv_error *err)
+{
+	int ret = auth_knock(conn->tr->psk, &conn->hs->psk, conn->hs->knock, err);
+
+	if (ret)
+		return ret;
+	conn->stage = CONN_WAIT_CHALLENGE;
+	return send_frame(conn, FRAME_KNOCK, conn->hs->knock, AUTH_KNOCK, err);
+}
+
+static int got_knock(struct tr_conn *conn, struct kv_error *err)
+{
+	uint8_t challenge[AUTH_CHALLENGE];
+	int ret;
+
+	if (!conn->tr->psk) {
+		kv_fail(err, KV_ERR_AUTH, "handshake",
+			"the connecting side wants a key to be proven, and this end has none");
+		kv_error_hint(err, "set KVCACHE_PSK_FILE on both ends, or on neither");
+		return KV_ERR_AUTH;
+	}
+	if (conn->hs->in.len != AUTH_KNOCK)
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
+			       "a knock of %u bytes is malformed", conn->hs->in.len);
+	ret = auth_challenge(&conn->auth, conn->tr->psk, conn->hs->payload, challenge, err);
+	return ret ? ret : send_frame(conn, FRAME_CHALLENGE, challenge, AUTH_CHALLENGE, err);
+}
+
+static int got_challenge(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+	int ret;
+
+	if (hs->in.type != FRAME_CHALLENGE || hs->in.len != AUTH_CHALLENGE) {
+		kv_fail(err, KV_ERR_AUTH, "handshake",
+			"%s answers a knock with frame type %u: it did not ask for the key",
+			conn->address, hs->in.type);
+		return KV_ERR_AUTH;
+	}
+	ret = auth_challenged(&conn->auth, &hs->psk, hs->knock, hs->payload, err);
+	explicit_bzero(&hs->psk, sizeof(hs->psk));
+	if (ret)
+		return ret;
+	conn->stage = CONN_WAIT_HELLO;
+	return put_hello(conn, err);
+}
+
+/* Takes the MAC off the frame; before both ends have the secrets there is none. */
+static int check_mac(struct tr_conn *conn, struct kv_error *err)
+{
+	struct conn_handshake *hs = conn->hs;
+
+	if (conn->auth.on &&
+	    (hs->in.len < MAC_BYTES ||
+	     !auth_opens(&conn->auth, hs->frame, FRAME_HEADER + hs->in.len - MAC_BYTES,
+			 hs->payload + hs->in.len - MAC_BYTES))) {
+		kv_fail(err, KV_ERR_AUTH, "handshake",
+			"a frame of type %u from %s was not made with the key", hs->in.type,
+			conn->address);
+		return KV_ERR_AUTH;
+	}
+	if (conn->auth.on)
+		hs->in.len -= MAC_BYTES;
+	else if (conn->tr->psk && conn->accepting && hs->in.type == FRAME_HELLO) {
+		kv_fail(err, KV_ERR_AUTH, "handshake", "%s has no key", conn->address);
+		kv_error_hint(err,
+			      "set KVCACHE_PSK_FILE there, to a file with a key of this end's");
+		return KV_ERR_AUTH;
+	}
+	return 0;
+}
+
 static int got_frame(struct tr_conn *conn, struct kv_error *err)
 {
 	uint16_t type = conn->hs->in.type;
+	bool knocked = conn->auth.on;
+	int ret = check_mac(conn, err);
 
+	if (ret)
+		return ret;
+	if (!frame_fits(&conn->hs->in))
+		return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "a frame of type %u has %u bytes",
+			       type, conn->hs->in.len);
 	if (type == FRAME_REJECT)
 		return got_reject(conn, err);
+	if (conn->stage == CONN_WAIT_CHALLENGE)
+		return got_challenge(conn, err);
+	if (type == FRAME_KNOCK && conn->stage == CONN_WAIT_HELLO && conn->accepting && !knocked)
+		return got_knock(conn, err);
 	if (type == FRAME_HELLO && conn->stage == CONN_WAIT_HELLO)
 		return conn->accepting ? got_hello_accepting(conn, err)
 				       : got_hello_connecting(conn, err);
@@ -374,20 +465,24 @@ static int take_frame(struct tr_conn *conn, struct kv_error *err)
 		 * allocated.
 		 */
 		if (conn->stage == CONN_WAIT_HELLO && conn->accepting &&
-		    (hs->in.type == FRAME_SETUP || hs->in.len > TR_HELLO_MAX + FRAME_HELLO_FIXED))
+		    (hs->in.type == FRAME_SETUP ||
+		     hs->in.len > TR_HELLO_MAX + FRAME_HELLO_FIXED + MAC_BYTES))
 			return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 				       "frame type %u does not belong here", hs->in.type);
-		hs->payload = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(hs->in.len + 1);
-		if (!hs->payload)
+		hs->frame =
+			kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + hs->in.len);
+		if (!hs->frame)
 			return kv_fail(err, KV_ERR_NOMEM, "handshake", "cannot allocate %u bytes",
 				       hs->in.len);
+		memcpy(hs->frame, hs->header, FRAME_HEADER);
+		hs->payload = hs->frame + FRAME_HEADER;
 	}
 	ret = control_fill(conn, FRAME_HEADER + hs->in.len, err);
 	if (ret)
 		return ret;
 	ret = got_frame(conn, err);
-	free(hs->payload);
-	hs->payload = NULL;
+	free(hs->frame);
+	hs->frame = NULL;
 	hs->got = 0;
 	return ret;
 }
@@ -402,7 +497,7 @@ static int advance(struct tr_conn *conn, struct kv_error *err)
 		if (ret)
 			return ret;
 		conn->stage = CONN_WAIT_HELLO;
-		return put_hello(conn, err);
+		return conn->tr->psk ? knock(conn, err) : put_hello(conn, err);
 	}
 	ret = control_flush(conn, err);
 	if (ret)

@@ -144,6 +144,34 @@ static int open_sockets(struct tr_listener *l, struct addresses *list, uint32_t 
 	return 0;
 }
 
+static bool is_loopback(const struct address *a)
+{
+	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)&a->sa;
+	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)&a->sa;
+
+	return a->sa.ss_family == AF_INET6 ? IN6_IS_ADDR_LOOPBACK(&ipv6->sin6_addr)
+					   : ntohl(ipv4->sin_addr.s_addr) >> 24 == 127;
+}
+
+/* Once for a context: NCCL listens for every communicator. */
+static void say_keyless(struct tr *tr, const struct addresses *list)
+{
+	enum { SAID = 1, WARNED } level = SAID;
+
+	for (unsigned int i = 0; i < list->n; i++)
+		if (!is_loopback(&list->at[i]))
+			level = WARNED;
+	if (tr->psk || atomic_load(&tr->keyless) >= level)
+		return;
+	atomic_store(&tr->keyless, (uint8_t)level);
+	if (level == WARNED)
+		kv_log_warn(tr->log, "no key is set: every process that reaches this port may "
+				     "connect (KVCACHE_PSK_FILE)");
+	else
+		kv_log_info(tr->log, "no key is set: every process of this host may connect "
+				     "(KVCACHE_PSK_FILE)");
+}
+
 int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
 	      struct kv_error *err)
 {
@@ -181,6 +209,7 @@ int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener
 		tr_listener_close(l);
 		return ret;
 	}
+	say_keyless(tr, &list);
 	*listener_p = l;
 	return 0;
 }

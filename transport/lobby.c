@@ -156,7 +156,7 @@ void lobby_refuse(struct lobby *lobby, int fd, const char *fmt, ...)
 	va_end(ap);
 	warn(lobby, why);
 	lobby->refused.limit++;
-	control_reject(fd, KV_ERR_BUSY, why, "connect again a little later");
+	control_reject(fd, NULL, KV_ERR_BUSY, why, "connect again a little later");
 	kv_fd_close(fd);
 }
 
@@ -208,7 +208,7 @@ static void time_out(struct lobby *lobby, int fd)
 	lobby->refused.timeout++;
 	snprintf(why, sizeof(why), "no complete hello within %lld ms", (long long)lobby->hello_ms);
 	if (!ioctl(fd, FIONREAD, &there) && there)
-		control_reject(fd, KV_ERR_TIMEOUT, why, "");
+		control_reject(fd, NULL, KV_ERR_TIMEOUT, why, "");
 	kv_fd_close(fd);
 }
 
@@ -256,8 +256,7 @@ static enum verdict look_at(int fd)
 		return GARBAGE;
 	if (n < FRAME_HEADER)
 		return WAIT;
-	if (frame_get_header(bytes, &header) || header.type != FRAME_HELLO ||
-	    header.len > FRAME_HELLO_FIXED + TR_HELLO_MAX)
+	if (frame_get_header(bytes, &header) || !frame_begins(&header))
 		return READY;
 	if (ioctl(fd, FIONREAD, &there))
 		return GARBAGE;

@@ -104,6 +104,8 @@ struct tr {
 	void *provider_ctx[TR_PROVIDERS];
 	int providers;
 	struct tr_memory *memory; /* mem.c */
+	struct psk_file *psk;	  /* NULL: none is asked for */
+	_Atomic uint8_t keyless; /* what was logged of that: listener.c */
 };
 
 struct tr_mem {
@@ -242,5 +244,12 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause);
  * Nothing unless tr_fence began it.
  */
 void tr_conn_goodbye(struct tr_conn *conn);
+/*
+ * 16 bytes for a second socket of the connection to begin with: what it makes of a nonce that one
+ * end has sent to the other in the handshake. With a key only the two ends can; without one they
+ * are the nonce. label: 8 bytes, another one for each direction.
+ */
+void tr_conn_prove(const struct tr_conn *conn, const char label[8], const uint8_t nonce[16],
+		   uint8_t proof[16]);
 
 #endif

@@ -70,9 +70,12 @@ int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *e
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "getrandom");
 		goto free_tr;
 	}
-	ret = tr_memory_open(tr, err);
+	ret = psk_open(kv_option_string(tr->options, KV_OPT_PSK_FILE), &tr->psk, err);
 	if (ret)
 		goto free_tr;
+	ret = tr_memory_open(tr, err);
+	if (ret)
+		goto close_psk;
 	ret = open_providers(tr, err);
 	if (!ret) {
 		*tr_p = tr;
@@ -81,6 +84,8 @@ int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *e
 	tr_memory_close(tr);
 	close_providers(tr);
 
+close_psk:
+	psk_close(tr->psk);
 free_tr:
 	free(tr);
 	return ret;
@@ -92,6 +97,7 @@ void tr_close(struct tr *tr)
 		return;
 	tr_memory_close(tr);
 	close_providers(tr);
+	psk_close(tr->psk);
 	free(tr);
 }
 

@@ -88,6 +88,16 @@ def check_costs(root):
     return findings + missing_tests(root, [(f"{page}: {who}, {what}", cell) for who, what, _, cell in rows])
 
 
+def check_key(root):
+    """Each way around the key that SECURITY.md lists names tests that exist."""
+    page = "SECURITY.md"
+    section = source.read(root, page).partition("## The key")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]*) \|([^|]*)\|$", section, re.MULTILINE)[2:]
+    return ([] if rows else [f"{page}: there is no table of ways around the key"]) + missing_tests(
+        root, [(f"{page}: {way}", cell) for way, cell in rows]
+    )
+
+
 def check_doctor(root):
     """Every line that the doctor can print is explained in the RDMA page, and no other."""
     page = "docs/rdma.md"
@@ -233,7 +243,7 @@ def check_repeats(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_doctor,
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_doctor,
               check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_skips, check_repeats)
     return [finding for one in checks for finding in one(root)]
 

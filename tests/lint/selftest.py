@@ -332,6 +332,16 @@ class Agree(Tree):
         self.write("SECURITY.md", "")
         self.assert_finds("SECURITY.md: there is no table", agree.check_costs(self.root), 1)
 
+    def test_a_way_around_the_key_without_a_test_is_found(self):
+        self.write("tests/a_test.c", "static void it_holds(void **state)\n")
+        head = "## The key\n\n| way | held by |\n| --- | --- |\n"
+        self.write("SECURITY.md", head + "| a | `a_test: it_holds` |\n")
+        self.assertEqual(agree.check_key(self.root), [])
+        self.write("SECURITY.md", head + "| a | `a_test: it_held` |\n")
+        self.assert_finds("SECURITY.md: a", agree.check_key(self.root), 1)
+        self.write("SECURITY.md", "")
+        self.assert_finds("SECURITY.md: there is no table", agree.check_key(self.root), 1)
+
     def test_a_doctor_line_without_a_row_is_found(self):
         self.write("tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")

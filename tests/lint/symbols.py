@@ -5,7 +5,7 @@ usage: symbols.py ROOT LIBKVRAIL [OTHER_LIBRARY...]
 
 The others are only looked at for what they need.
 
-libibverbs, librdmacm and libcuda are opened at run time, so that one binary runs where they are missing.
+libibverbs, librdmacm, libcuda and libcrypto are opened at run time, so that one binary runs where they are missing.
 """
 import os
 import re
@@ -14,7 +14,7 @@ import sys
 
 import source
 
-DEVICE_LIBRARY = re.compile(r"lib(ibverbs|rdmacm|mlx5|cuda|cudart|nccl|mpi|efa)\b")
+DEVICE_LIBRARY = re.compile(r"lib(ibverbs|rdmacm|mlx5|cuda|cudart|nccl|mpi|efa|crypto|ssl)\b")
 DEVICE_SYMBOL = re.compile(r"(ibv_|rdma_|mlx5dv_|cuda|cu[A-Z]|MPI_|nccl)")
 
 

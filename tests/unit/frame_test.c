@@ -59,7 +59,11 @@ static void a_length_above_its_type_s_limit_is_refused(void **state)
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		frame_put_header(buf, rows[i].type, rows[i].limit);
 		assert_int_equal(frame_get_header(buf, &h), 0);
+		assert_true(frame_fits(&h));
 		frame_put_header(buf, rows[i].type, rows[i].limit + 1);
+		assert_int_equal(frame_get_header(buf, &h), 0); /* it may be the MAC's */
+		assert_false(frame_fits(&h));
+		frame_put_header(buf, rows[i].type, rows[i].limit + MAC_BYTES + 1);
 		assert_int_equal(frame_get_header(buf, &h), KV_ERR_PROTOCOL);
 	}
 }

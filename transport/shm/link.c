@@ -120,6 +120,12 @@ static int handle(struct shm_conn *sc, const struct link_message *message, int f
 	if (message->kind == LINK_DOORBELL && fd < 0)
 		return 0;
 	if (message->kind == LINK_ENDS && fd < 0 && sc->side == SEGMENT_CONNECTING) {
+		uint8_t token[16];
+
+		tr_conn_prove(sc->conn, "ends....", sc->token, token);
+		if (memcmp(message->token, token, sizeof(token)))
+			return kv_fail(err, KV_ERR_AUTH, "shm",
+				       "the peer's local socket is not the peer's");
 		trust_compare_ends(sc, &message->ends);
 		return 0;
 	}

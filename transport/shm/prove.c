@@ -190,7 +190,8 @@ static int pass_segment(struct shm_conn *sc, const uint8_t token[16], uint64_t r
 	if (ret)
 		return ret;
 	tr_conn_ends(sc->conn, &message.ends);
-	memcpy(message.token, token, sizeof(message.token));
+	memcpy(sc->token, token, sizeof(sc->token));
+	tr_conn_prove(sc->conn, "segment.", token, message.token);
 	ret = link_send(sc, &message, fd, err);
 	close(fd);
 	if (ret == TR_AGAIN)
@@ -244,8 +245,10 @@ void shm_stop(struct tr_conn *conn, void *priv)
 static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 {
 	struct link_message message;
+	uint8_t token[16];
 	int fd, ret;
 
+	tr_conn_prove(sc->conn, "segment.", sc->token, token);
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
 		int sock = kv_fd_new(kv_fault(SHM_ACCEPT) ? (errno = EMFILE, -1)
 							  : accept4(sc->listen_fd, NULL, NULL,
@@ -260,7 +263,7 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 			break;
 		ret = link_receive(sc, sock, &message, &fd, err);
 		if (!ret && message.kind == LINK_SEGMENT && fd >= 0 &&
-		    !memcmp(message.token, sc->token, sizeof(sc->token))) {
+		    !memcmp(message.token, token, sizeof(token))) {
 			sc->sock = sock;
 			kv_fd_close(sc->listen_fd);
 			sc->listen_fd = -1;
@@ -308,6 +311,7 @@ static int tell_ends(struct shm_conn *sc, struct kv_error *err)
 	struct link_message message = { .kind = LINK_ENDS };
 	int ret;
 
+	tr_conn_prove(sc->conn, "ends....", sc->token, message.token);
 	tr_conn_ends(sc->conn, &message.ends);
 	ret = link_send(sc, &message, -1, err);
 	/* The peer takes no messages from its socket: it would not see a doorbell either. */

@@ -252,7 +252,7 @@ enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL, LINK_ENDS };
 struct link_message {
 	uint32_t kind;
 	uint32_t zero;
-	uint8_t token[16];	  /* SEGMENT */
+	uint8_t token[16];	  /* SEGMENT, ENDS: tr_conn_prove */
 	uint64_t id, len;	  /* POOL */
 	struct tr_conn_ends ends; /* SEGMENT, ENDS: of the sender's control connection */
 	uint32_t pad;
