@@ -19,20 +19,15 @@ import sys
 import time
 import traceback
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/rxe"))
+import perftest  # noqa: E402
+
 BLOCKS, BYTES, BATCHES = 64, 65536, 5
 LEN = BLOCKS * BYTES
 REPORT_S = 45  # a fault that was not reported by then hangs
 ENGINES = {"kvrail": "kvrail", "nixl": "nixl-cu12", "mooncake": "mooncake-transfer-engine-non-cuda"}  # and their packages
 ADDRESSES = {"target": "10.77.0.2", "initiator": "10.77.0.1"}
 DEVICES = {"target": "rxe1", "initiator": "rxe0"}
-
-
-def counter():
-    total = 0
-    for path in glob.glob("/sys/class/infiniband/rxe*/ports/1/hw_counters/sent_pkts"):
-        with open(path, encoding="ascii") as file:
-            total += int(file.read())
-    return total
 
 
 def order():
@@ -157,9 +152,9 @@ def holds(engine, epoch):
 
 
 def timed_write(engine):
-    before, begun = counter(), time.monotonic()
+    before, begun = perftest.packets(), time.monotonic()
     engine.write()
-    return {"begun": begun, "s": time.monotonic() - begun, "packets": counter() - before,
+    return {"begun": begun, "s": time.monotonic() - begun, "packets": perftest.packets() - before,
             "requests": getattr(engine, "requests", None)}
 
 
@@ -291,18 +286,6 @@ def withdrawn(name, log):
         return said + ("; the bytes landed" if landed else "; no whole batch landed")
 
 
-def perftest():
-    """Seconds and packets for as many blocks by ib_write_bw."""
-    command = ["ib_write_bw", "-x", "1", "-s", str(BYTES), "-n", str(BLOCKS * BATCHES), "-q", "2", "-F", "--report_gbits"]
-    before = counter()
-    with subprocess.Popen([*command, "-d", "rxe1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        time.sleep(1)
-        said = subprocess.run([*command, "-d", "rxe0", ADDRESSES["target"]], text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=120, check=True).stdout
-    row = re.search(rf"^ *{BYTES} +(\d+) +\S+ +(\S+)", said, re.MULTILINE)
-    return {"s": LEN * 8 / 1e9 / float(row[2]), "packets": (counter() - before) * BLOCKS / int(row[1]), "requests": BLOCKS}
-
-
 def let_nixl_find_rxe(site_packages):
     """The wheel's own libibverbs knows no rxe: the system's takes its place, in the guest's writable layer only."""
     system = glob.glob("/usr/lib/*/libibverbs.so.1")[0]
@@ -316,14 +299,15 @@ def main():
     let_nixl_find_rxe(sys.argv[1])
     with open("/tmp/peers.log", "w", encoding="utf-8") as log:
         print(", ".join(f"{package} {importlib.metadata.version(package)}" for package in ENGINES.values()) + ".", end=" ")
-        base = perftest()
+        rate, packets = perftest.ib_write_bw(BYTES, BLOCKS * BATCHES)
+        base_s = LEN / 1e6 / rate
         print(f"Soft-RoCE in an emulated machine: correctness, not speed. {BLOCKS} blocks of {BYTES} bytes, bytes checked, medians "
               f"of {BATCHES}.\n\n| engine | time, ib_write_bw = 1 | packets | work requests |\n| --- | ---: | ---: | ---: |", flush=True)
-        print(f"| ib_write_bw | 1.0 | {base['packets']:.0f} | {base['requests']} |", flush=True)
+        print(f"| ib_write_bw | 1.0 | {packets * BLOCKS:.0f} | {BLOCKS} |", flush=True)
         for name in ENGINES:
             try:
                 row = quiet(name, log)
-                print(f"| {name} | {row['s'] / base['s']:.1f} | {row['packets']:.0f} | {row['requests'] or 'not reported'} |", flush=True)
+                print(f"| {name} | {row['s'] / base_s:.1f} | {row['packets']:.0f} | {row['requests'] or 'not reported'} |", flush=True)
             except RuntimeError as error:
                 print(f"| {name} | {error} | | |", flush=True)
         print("\n| engine | the target is killed | an address outside | the target withdraws its memory |\n| --- | --- | --- | --- |")
