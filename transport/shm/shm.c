@@ -36,7 +36,7 @@ static uint64_t ring_bytes(uint64_t option)
 /*
  * auto: non-temporal from 256 bytes on. On cold pools they are faster than plain stores at every
  * block size from 1 KiB, and still not slower once the receiver's first read is counted
- * (docs/benchmarks-shm.md, made by kv_floor).
+ * (docs/benchmarks.md, made by kv_floor).
  */
 static uint64_t nt_from(const char *word)
 {

@@ -60,7 +60,7 @@ static inline size_t head_bytes(const uint8_t *dst, size_t n)
  * Shuffled blocks miss the TLB and defeat the hardware prefetcher at each block's start. So while
  * one block is copied the lines of a later one's source are fetched, and one line of its
  * destination: not for its data (the stores go around the caches) but for the translation. What
- * that gains: docs/benchmarks-shm.md.
+ * that gains: docs/benchmarks.md.
  */
 #define NT_COPY(name, isa, line)                                                           \
 	__attribute__((target(isa))) void name(uint8_t *dst, const uint8_t *src, size_t n, \
