@@ -74,7 +74,7 @@ def test_the_command_is_installed_and_python_m_is_the_same() -> None:
     script, module = str(Path(sysconfig.get_path("scripts"), "kvrail")), (sys.executable, "-m", "kvrail")
     if not Path(script).exists():
         pytest.skip("kvrail was not installed by pip")
-    for arguments in (["--help"], ["info"], ["no-such-thing"], []):
+    for arguments in (["--help"], ["info"], ["bench", "--help"], ["no-such-thing"], []):
         one, other = run(script, *arguments), run(*module, *arguments)
         assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
         assert "_command" not in one.stdout + one.stderr
