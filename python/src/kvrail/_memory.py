@@ -199,7 +199,7 @@ def _blocks_of(region: Region, axis: int, tensor: Tensor, name: str) -> Tuple[in
 
 
 class Meant(NamedTuple):
-    """What register() was told of the shape: None where it was not."""
+    """The layers and blocks that register() was given; None where it was not."""
 
     layers: Optional[int]
     blocks: Optional[int]

@@ -184,7 +184,7 @@ class RDMACommunicator:
                 self._listen(view)
         except KvError as exc:
             self.close()
-            logger.error("%s", exc, extra={"once": None})  # who made it has the exception
+            logger.error("%s", exc, extra={"once": None})  # the caller has the exception
             raise RuntimeError(f"rdma_comm cannot work here: {exc}") from exc
 
     def _view(self, size: int, rank: int) -> _View:
