@@ -21,7 +21,7 @@ char *results_command(int argc, char **argv);
 
 /*
  * Whether a file can be written: 0, or -1 after a sentence on stderr that begins with `program`. To
- * be asked before anything is measured; the file stays as it is. NULL is no file, and fine.
+ * be asked before anything is measured; the file stays as it is. NULL: 0.
  */
 int results_can_write(const char *program, const char *path);
 

@@ -219,7 +219,7 @@ static int exchange(struct parent *p, const void *mine, void *all, size_t len)
 	return 0;
 }
 
-/* The kind of the round: whoever still gathers goes first, results come last. */
+/* The kind of the round: a rank that still gathers goes first, results come last. */
 static uint32_t round_kind(const struct round_head *all, uint32_t n, uint32_t *len_p)
 {
 	static const uint32_t order[] = { RANK_GATHER, RANK_ARRIVE, RANK_RESULT };

@@ -78,7 +78,7 @@ static void describe_found(const struct replay_check *c, const struct pattern *w
 	snprintf(text, cap, "what it holds is neither a block of this request nor a stamp");
 }
 
-/* Checks `len` bytes of a block from `offset` on; counts, describes and mends what is wrong. */
+/* Checks `len` bytes of a block from `offset` on; counts, describes and corrects what is wrong. */
 static void check_part(struct replay_check *c, const struct pattern *want, uint64_t id,
 		       size_t offset, size_t len, const char *when)
 {

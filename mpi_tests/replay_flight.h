@@ -41,7 +41,7 @@ struct decode {
 	uint32_t *mine, mines, next; /* requests of this rank; the first `next` were admitted */
 	uint8_t *over;		     /* of `mine`: finished or given up */
 	uint8_t peer_lost[RANK_MAX];
-	const struct kv_peer *gone; /* the last one that an arrival told lost */
+	const struct kv_peer *gone; /* the last one that an arrival reported lost */
 	uint64_t waiting_since_ns; /* for a replacement; 0 = nobody waits */
 	uint32_t unchecked;	   /* requests since the last check of the whole pool */
 	int corrupted, dies;

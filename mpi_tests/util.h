@@ -41,7 +41,7 @@ static inline uint64_t random_below(uint64_t *state, uint64_t n)
 /* Zeroed memory; ends the program with a sentence where there is none. */
 void *need_calloc(size_t n, size_t size);
 
-/* "64", "4K", "1G" (powers of two); 0 or -1 when the text is no such number. */
+/* "64", "4K", "1G" (powers of two); 0 or -1 when the text is not such a number. */
 int size_parse(const char *text, uint64_t *value_p);
 
 /* "4 KiB", "1.50 GiB": into `buf`, which is returned. */

@@ -15,7 +15,7 @@ import numpy as np
 
 _context = multiprocessing.get_context("spawn")
 
-#: For what surely comes, on whatever machine (KVRAIL_TEST_SLOW: tests/loop/slow.h); AGES: for what must not be waited for.
+#: For what surely comes, on whatever machine (KVRAIL_TEST_SLOW: tests/lib/slow.h); AGES: for what must not be waited for.
 PATIENCE = 30.0 * int(os.environ.get("KVRAIL_TEST_SLOW", "1"))
 AGES = 10 * PATIENCE
 

@@ -85,8 +85,8 @@ void fake_host(int host);
 struct fake_port *fake_port(int host, int device);
 uint16_t fake_lid(int host, int device); /* InfiniBand: the port's first */
 /*
- * The subnet manager gives the port others, 2^lmc from this one on; queue pairs keep what they were
- * told.
+ * The subnet manager gives the port others, 2^lmc from this one on; queue pairs keep the
+ * addresses they have.
  */
 void fake_lid_moves(int host, int device, uint16_t lid, uint8_t lmc);
 struct fake_sa *fake_sa(void);
@@ -225,7 +225,7 @@ struct fake_stats {
 	uint64_t late;	 /* pieces placed after the requester's completion */
 	uint64_t ghosts; /* work requests of dead queue pairs that arrived */
 	uint64_t
-		refused; /* posts refused for want of room: a user that learns its room by ENOMEM */
+		refused; /* posts refused: a user that learns by ENOMEM how much room there is */
 	uint64_t overruns; /* of completion queues */
 	uint64_t rnr;	   /* arrivals without a receive request */
 };

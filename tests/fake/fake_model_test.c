@@ -272,7 +272,7 @@ static void without_a_receive_request_the_retries_run_out(void **state)
 	fake_stats(&stats);
 	assert_int_equal(stats.rnr, 4);
 	finish();
-	/* In time it is no error. */
+	/* In time it is not an error. */
 	begin(4);
 	post(IBV_WR_SEND, 1, 0, 0, 8, 0);
 	fake_step(3);

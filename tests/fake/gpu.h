@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 struct gpu {
-	uint8_t *addr;	/* what the library is told */
+	uint8_t *addr;	/* what the library is given */
 	uint8_t *bytes; /* what the test sees */
 	size_t len;
 	int fd;

@@ -168,7 +168,7 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
 	struct fake_config config = { .seed = 3 };
 	struct setting s;
-	uint32_t sent[2] = { 0 }, got[2] = { 0 }, notified[2] = { 0 }, told[2] = { 0 };
+	uint32_t sent[2] = { 0 }, got[2] = { 0 }, notified[2] = { 0 }, sent_notifies[2] = { 0 };
 	int again = 0;
 
 	(void)state;
@@ -184,8 +184,8 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 				sent[side]++;
 			again += sent[side] < 3000;
 			if (!tr_op_begin(conn, TR_WRITE, 0, &op, NULL)) {
-				if (!tr_op_commit(op, TR_NOTIFY, told[side], NULL))
-					told[side]++;
+				if (!tr_op_commit(op, TR_NOTIFY, sent_notifies[side], NULL))
+					sent_notifies[side]++;
 				else
 					tr_op_cancel(op, INT64_MAX, NULL);
 			}

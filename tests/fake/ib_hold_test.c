@@ -268,7 +268,7 @@ static void write_once(struct setting *s)
 }
 
 /*
- * Closed without a fence, and the queue pair stays in the device: who shares the region is told
+ * Closed without a fence, and the queue pair stays in the device: an owner of the same region gets
  * BUSY as long as the peer can write to it, and after 0 nothing lands.
  */
 static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **state)

@@ -56,7 +56,7 @@ static void assert_up(struct rig *rig)
 			fail_msg("side %d: %s", i, tr_conn_error(rig->side[i].conn)->message);
 }
 
-/* ms until the side was told. */
+/* ms until the side got TR_PEER_LOST. */
 static int64_t until_lost(struct rig *rig, int side)
 {
 	int64_t begun = kv_now_ns(), end = kv_deadline_ns(10 * limit_ms());

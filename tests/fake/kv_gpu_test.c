@@ -20,27 +20,27 @@ static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0
 enum { N = 6, K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
 
 /* Every tensor of every layer is an allocation of its own; they touch. */
-static uint8_t *in_pieces(size_t len, uint8_t **told_p)
+static uint8_t *in_pieces(size_t len, uint8_t **addr_p)
 {
-	uint8_t *seen = NULL, *first = NULL, *told;
+	uint8_t *seen = NULL, *first = NULL, *addr;
 
 	for (size_t done = 0; done < len; done += K + V) {
-		seen = fake_cuda_alloc(K, &told);
+		seen = fake_cuda_alloc(K, &addr);
 		if (!first) {
 			first = seen;
-			*told_p = told;
+			*addr_p = addr;
 		}
-		assert_non_null(fake_cuda_alloc(V, &told));
+		assert_non_null(fake_cuda_alloc(V, &addr));
 	}
 	return first;
 }
 
 /* In the middle of a page, as a tensor of a caching allocator is. */
-static uint8_t *in_one_piece(size_t len, uint8_t **told_p)
+static uint8_t *in_one_piece(size_t len, uint8_t **addr_p)
 {
-	uint8_t *seen = fake_cuda_alloc(len + 4096, told_p);
+	uint8_t *seen = fake_cuda_alloc(len + 4096, addr_p);
 
-	*told_p += 640;
+	*addr_p += 640;
 	return seen + 640;
 }
 

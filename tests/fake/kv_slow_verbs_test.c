@@ -308,7 +308,7 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	ok(kv_peer_info(a.peer, &info, &err), &err);
 	within(SOON_MS, "kv_peer_info");
 	ok(kv_peer_close(a.peer, ALL_MS, &err), &err);
-	/* A message of its own, the goodbye, is no operation and has the call's deadline. */
+	/* A message of its own, the goodbye, is not an operation and has the call's deadline. */
 	fake_stick(0, false);
 	node_connect(&a, b.port);
 	fake_stick(0, true);

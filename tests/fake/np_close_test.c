@@ -441,7 +441,7 @@ static void silent_peers(void)
 		CHECK(!net->closeListen(s[i].loop.listen) && !net->finalize(s[i].ctx));
 }
 
-static void a_device_that_does_not_come_to_an_end_is_told(void **state)
+static void a_device_that_does_not_come_to_an_end_is_reported(void **state)
 {
 	(void)state;
 	np_rig_process(NULL, slow_device);
@@ -461,7 +461,7 @@ int main(void)
 		cmocka_unit_test(closing_waits_for_a_sender_that_is_about_to_stop),
 		cmocka_unit_test(what_comes_by_the_ring_waits_for_nobody),
 		cmocka_unit_test(many_silent_senders_are_waited_for_together),
-		cmocka_unit_test(a_device_that_does_not_come_to_an_end_is_told),
+		cmocka_unit_test(a_device_that_does_not_come_to_an_end_is_reported),
 		cmocka_unit_test(many_silent_peers_of_a_device_cost_little),
 	};
 

@@ -56,7 +56,7 @@ static void given_up(void)
 	CHECK(count_descriptors() >= before + 100);
 	CHECK(!np_connecting_end(ctx, kv_now_ns())); /* as some time later */
 	CHECK(count_descriptors() == before);
-	/* Whoever comes back all the same begins anew. */
+	/* A caller that comes back all the same begins anew. */
 	CHECK(!net->connect(ctx, 0, copy, &send, NULL) && !send);
 	CHECK(count_descriptors() == before + 1);
 	CHECK(!net->closeListen(listen) && !net->finalize(ctx));

@@ -120,7 +120,7 @@ int rig_connect(struct rig *rig, struct kv_error *err)
 	}
 	if (!ret[0] && !ret[1])
 		return 0;
-	/* The side that decided, not the one that was told. */
+	/* The side that decided, not the one that was refused. */
 	for (int i = 0; i < 2; i++)
 		if (ret[i] < 0 && !strstr(why[i].message, "refused") &&
 		    !strstr(why[i].message, "closed the connection"))

@@ -33,7 +33,7 @@ struct scene {
 	struct tr_rmem *rmem;
 	struct gpu gpu;		/* of side 0, with the bytes of buf[0]; */
 	struct tr_mem *mem_gpu; /* NULL where the device takes no DMA-BUF */
-	bool told[2];		/* TR_PEER_LOST */
+	bool lost[2];		/* TR_PEER_LOST */
 };
 
 /* Of two causes the one that a device gave, not "the peer closed the connection". */
@@ -57,8 +57,8 @@ static int await(struct scene *s, int side, int kind, struct kv_error *err)
 		if (rig_find(&s->rig, side, kind))
 			return 0;
 		for (int i = 0; i < 2; i++)
-			s->told[i] |= rig_find(&s->rig, i, TR_PEER_LOST) != NULL;
-		if (s->told[0] && s->told[1])
+			s->lost[i] |= rig_find(&s->rig, i, TR_PEER_LOST) != NULL;
+		if (s->lost[0] && s->lost[1])
 			return lost(s, err);
 		rig_pump(&s->rig);
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* stuck.h -- memory whose page faults nobody answers, by userfaultfd; for tests of who waits */
+/* stuck.h -- memory whose page faults nobody answers, by userfaultfd; for tests of what waits */
 #ifndef STUCK_H
 #define STUCK_H
 
@@ -42,7 +42,7 @@ static inline int stuck_begin_inside(void *mem, size_t len)
 	return stuck_begin((void *)at, (len - (at - (uintptr_t)mem)) & ~(size_t)4095);
 }
 
-/* Zeroes for whoever waits and for whoever comes. */
+/* Zeroes for the accesses that wait and for those to come. */
 static inline void stuck_end(int fd, void *addr, size_t len)
 {
 	struct uffdio_range range = { (uintptr_t)addr, len };

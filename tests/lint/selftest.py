@@ -187,8 +187,10 @@ class Words(Tree):
     def test_an_odd_word_is_found_in_a_comment_and_a_message_and_not_in_code(self):
         self.write("kvapi/a.c", "/* there is no room, nobody is\n * told: it is no\n * wonder */\nbool told = f(\"mend it\");\n")
         self.assert_finds("kvapi/a.c:", words.check(self.root), 3)
-        self.write("tests/a.c", "/* for want of a nail */\n")
+        self.write("docs/a.c", "/* for want of a nail */\n")
         self.assert_finds("kvapi/a.c:", words.check(self.root), 3)
+        self.write("tests/a.c", "/* for want of a nail */\n")
+        self.assertEqual(len(words.check(self.root)), 4)
 
     def test_an_odd_word_is_found_in_a_document(self):
         self.write("docs/a.md", "# A\n\nThe caller\nwas told.\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""words.py -- comments and messages of the product, and the documents, use the plain word
+"""words.py -- comments and messages of the product and its tests, and the documents, use the plain word
 
 usage: words.py ROOT
 """
@@ -8,7 +8,7 @@ import sys
 
 import source
 
-FOLDERS = ("include/", "transport/", "kvapi/", "tool/", "net_plugin/", "python/ext/")
+FOLDERS = ("include/", "transport/", "kvapi/", "tool/", "net_plugin/", "python/ext/", "tests/", "mpi_tests/", "bench/")
 PLAIN = {
     r"\b(un)?told\b": "sent, reported, given or known",
     r"\bfor want of\b": "because there is no",

@@ -348,7 +348,7 @@ static void every_address_of_a_name_is_tried_and_listened_to(void **state)
 	tr_listener_close(name);
 }
 
-static void a_closed_port_is_told_at_once(void **state)
+static void a_closed_port_is_reported_at_once(void **state)
 {
 	struct side c = { .hello = "x" };
 	struct tr_conn_config config = { .ops = &upper, .arg = &c };
@@ -548,7 +548,7 @@ static void when_descriptors_run_out_the_caller_is_refused_and_the_next_one_serv
 	setrlimit(RLIMIT_NOFILE, &low);
 	assert_int_equal(await_refusal(0).limit, 1);
 	setrlimit(RLIMIT_NOFILE, &old);
-	assert_int_equal(code_of_reject(fd), KV_ERR_BUSY); /* told, not left to wait */
+	assert_int_equal(code_of_reject(fd), KV_ERR_BUSY); /* answered, not left to wait */
 	close(fd);
 	both_ends_learn_hello_and_setup(state);
 }
@@ -561,7 +561,7 @@ int main(void)
 		cmocka_unit_test(other_protocols_and_versions_are_named),
 		cmocka_unit_test(waiting_for_an_accept_has_no_deadline),
 		cmocka_unit_test(every_address_of_a_name_is_tried_and_listened_to),
-		cmocka_unit_test(a_closed_port_is_told_at_once),
+		cmocka_unit_test(a_closed_port_is_reported_at_once),
 		cmocka_unit_test(bad_addresses_are_argument_errors),
 		cmocka_unit_test(garbage_costs_nothing_and_gets_no_answer),
 		cmocka_unit_test(another_major_version_is_answered_with_ours),

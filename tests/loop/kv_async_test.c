@@ -115,7 +115,7 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	assert_string_equal(err.op, "write_blocks");
 	assert_non_null(strstr(err.hint, "kv_dump"));
 	/*
-	 * What was committed is told once, when the receiver looks. In a ring that nobody empties
+	 * What was committed arrives once, when the receiver looks. In a ring that nobody empties
 	 * it is stopped instead, with the connection: it never arrives.
 	 */
 	assert_int_equal(next_arrival(&p.b, &arrival, on_ring ? slow_ms(500) : RIG_TIMEOUT_MS),

@@ -30,7 +30,7 @@ struct rank {
 	struct kv_comm *comm;
 	uint32_t rank, nranks;
 	int64_t timeout_ms;
-	bool fails; /* its allgather does, after it has told the others */
+	bool fails; /* its allgather does, after it has sent to the others */
 	bool waits; /* in its allgather, until the table is not shut any more */
 	int ret;
 	int64_t took_ms;

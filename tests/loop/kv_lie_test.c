@@ -45,7 +45,7 @@ static void open_pair(const char *arrivals, int writes)
 	pair_open(&p, NULL, arrivals ? &config : NULL);
 	ok(kv_blocks_open(p.b.peer, p.b.cache, opened, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
 	   &p.b.err);
-	/* b has told a all of it, so that a may name it */
+	/* a knows all of it, so that it may name it */
 	opts.lease = kv_lease_id(lease);
 	for (int i = 0; i < writes; i++)
 		ok(kv_write_blocks(p.a.peer, p.a.cache, (struct kv_layers){ 0, 0 }, opened, opened,
@@ -338,7 +338,7 @@ static void no_ids_follow_a_revoke(void **state)
 	dropped();
 }
 
-static void a_lease_that_was_not_told_is_not_revoked(void **state)
+static void a_lease_that_was_not_sent_is_not_revoked(void **state)
 {
 	(void)state;
 	say_id(KV_MSG_REVOKE, LEASE_ID(8, 0));
@@ -396,7 +396,7 @@ int main(int argc, char **argv)
 		with_pair(a_lease_at_a_place_that_there_is_not),
 		with_pair(ids_come_once_and_within_the_cache),
 		with_pair(no_ids_follow_a_revoke),
-		with_pair(a_lease_that_was_not_told_is_not_revoked),
+		with_pair(a_lease_that_was_not_sent_is_not_revoked),
 		with_pair(a_lease_that_is_not_revoked_is_not_given_back),
 		with_pair(a_lease_is_not_given_back_while_an_operation_under_it_is_open),
 		with_pair(nothing_follows_a_goodbye),

@@ -25,7 +25,7 @@ static const int64_t from[N] = { 5, 6, 7, 0, 95, 40 }, to[N] = { 10, 11, 12, 95,
 
 /* ---------------------------------------------------------------- children */
 
-/* A receiver: tells its port, then serves until it is told to end or killed. */
+/* A receiver: sends its port, then serves until a byte ends it or it is killed. */
 static int receiver(int fd, const void *arg)
 {
 	const struct shape *shape = arg;
@@ -45,7 +45,7 @@ static int receiver(int fd, const void *arg)
 	return 0;
 }
 
-/* A writer: connects to the port it is told, tells when it writes, and writes without end. */
+/* A writer: connects to the port it gets, says when it writes, and writes without end. */
 static int writer(int fd, const void *arg)
 {
 	struct kv_error err;
@@ -58,15 +58,15 @@ static int writer(int fd, const void *arg)
 	node_open(&node, 1, NULL, NULL);
 	node_connect(&node, port);
 	child_receive(fd, &lease, sizeof(lease));
-	for (bool told = false;;) {
+	for (bool said = false;;) {
 		struct kv_options opts = KV_INIT(kv_options);
 
 		opts.lease = lease;
 		if (kv_write_blocks(node.peer, node.cache, all_layers, from, to, N, &opts, &err))
 			break;
-		if (!told)
+		if (!said)
 			child_send(fd, "", 1);
-		told = true;
+		said = true;
 	}
 	kv_engine_close(node.engine);
 	return 0;
@@ -156,7 +156,7 @@ static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
 		end_all(ops, n, &acked, &lost);
 		assert_true(kv_now_ns() - begun <
 			    RIG_TIMEOUT_MS / 2 * KV_NS_PER_MS); /* not by its deadline */
-		/* One that begins after the death fails too, and is told why. */
+		/* One that begins after the death fails too, with the cause. */
 		assert_int_equal(
 			kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err),
 			KV_ERR_PEER_LOST);
@@ -170,7 +170,7 @@ static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
 	assert_true(lost > 0);
 }
 
-static void a_killed_writer_is_told_and_its_blocks_come_back_after_the_fence(void **state)
+static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence(void **state)
 {
 	struct kv_arrival arrival;
 	struct kv_lease *lease, *again;
@@ -359,7 +359,7 @@ static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(voi
 	assert_int_equal(ret, KV_ERR_GEOMETRY);
 	assert_non_null(strstr(err.message, "layers"));
 	assert_non_null(strstr(err.message, "block_bytes"));
-	/* The other end may have been told before this one has counted. */
+	/* The other end may know it before this one has counted. */
 	await_stat(&b, rejected_geometry, 1);
 	await_stat(&b, peers_now, 0);
 	node_close(&a);
@@ -433,7 +433,8 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_killed_receiver_ends_every_operation_as_peer_lost),
-		cmocka_unit_test(a_killed_writer_is_told_and_its_blocks_come_back_after_the_fence),
+		cmocka_unit_test(
+			a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence),
 		cmocka_unit_test(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone),
 		cmocka_unit_test(a_revoke_of_a_stopped_writer_waits_until_it_is_killed),
 		cmocka_unit_test(a_restarted_receiver_is_a_new_peer),

@@ -156,12 +156,12 @@ static void register_cache(struct node *node)
 		{ .name = "k",
 		  .block_bytes = s->block_bytes[0],
 		  .stride = s->stride[0],
-		  .base = node->told,
+		  .base = node->addr,
 		  .layer_stride = layer_len(s) },
 		{ .name = "v",
 		  .block_bytes = s->block_bytes[1],
 		  .stride = s->stride[1],
-		  .base = node->told + tensor_len(s, 0),
+		  .base = node->addr + tensor_len(s, 0),
 		  .layer_stride = layer_len(s) },
 	};
 	struct kv_layout layout = KV_INIT(kv_layout);
@@ -188,14 +188,14 @@ void node_open(struct node *node, unsigned int side, const struct shape *shape,
 	node->len = layer_len(&node->shape) * node->shape.layers;
 	ok(kv_engine_open(config, &node->engine, &node->err), &node->err);
 	if (node->shape.cuda)
-		mem = node->shape.cuda(node->len, &node->told);
+		mem = node->shape.cuda(node->len, &node->addr);
 	else if (node->shape.malloced)
 		assert_int_equal(posix_memalign(&mem, 4096, node->len), 0);
 	else
 		ok(kv_alloc(node->engine, node->len, &mem, &node->err), &node->err);
 	node->mem = mem;
-	if (!node->told)
-		node->told = mem;
+	if (!node->addr)
+		node->addr = mem;
 	fill_side(node, side, 0);
 	register_cache(node);
 }

@@ -25,8 +25,8 @@ struct shape {
 	uint32_t tp_size, tp_rank;
 	uint32_t flags;
 	bool malloced; /* memory that did not come from kv_alloc */
-	/* Memory of a GPU: returns where this process sees it; *told_p is its address for CUDA. */
-	uint8_t *(*cuda)(size_t len, uint8_t **told_p);
+	/* Memory of a GPU: returns where this process sees it; *addr_p is its address for CUDA. */
+	uint8_t *(*cuda)(size_t len, uint8_t **addr_p);
 };
 extern const struct shape
 	rig_shape; /* K without gaps, V with gaps, KV_CACHE_OPEN | KV_CACHE_READABLE */
@@ -37,7 +37,7 @@ struct node {
 	struct kv_peer *peer;
 	struct shape shape;
 	uint8_t *mem;
-	uint8_t *told; /* what is registered: the same, or a GPU's address */
+	uint8_t *addr; /* what is registered: the same, or a GPU's address */
 	size_t len;
 	uint32_t port;
 	unsigned int side;

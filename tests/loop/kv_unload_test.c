@@ -79,7 +79,7 @@ static void code_stays_while_a_name_is_asked_for(void **state)
 static atomic_bool in_log, released;
 static pthread_t main_thread;
 
-/* The first that comes, but the test itself, stays until it is told. */
+/* The first that comes, but the test itself, stays until it is released. */
 static void stay(void *arg, int level, const char *line)
 {
 	(void)arg;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * listener_crowd_test.c -- honest peers that come all at once are connected, or told that the
+ * listener_crowd_test.c -- honest peers that come all at once are connected, or learn that the
  * engine is busy
  *
  * `listener_crowd_test long` has all 1,000.
@@ -53,7 +53,7 @@ struct outcome {
 	char message[256];
 };
 
-/* Opens its engines, waits for the word, connects them all at once, and stays until told. */
+/* Opens its engines, waits for the word, connects them all at once, and waits for a byte. */
 static int guests(int fd, const void *arg)
 {
 	const struct crowd_config *config = arg;
@@ -143,7 +143,7 @@ static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
 	assert_int_equal(child_join(&engine), 0);
 }
 
-static void without_descriptors_each_is_connected_or_told_that_it_is_busy(void **state)
+static void without_descriptors_each_is_connected_or_learns_that_it_is_busy(void **state)
 {
 	struct server_config config = { .descriptors = 256 };
 	struct child engine;
@@ -165,7 +165,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_thousand_honest_peers_at_once_are_all_connected),
-		cmocka_unit_test(without_descriptors_each_is_connected_or_told_that_it_is_busy),
+		cmocka_unit_test(without_descriptors_each_is_connected_or_learns_that_it_is_busy),
 	};
 
 	is_long = argc > 1 && !strcmp(argv[1], "long");

@@ -113,7 +113,7 @@ static void a_call_that_does_not_return_gives_the_connection_up(void **state)
 	}
 }
 
-/* The late call returns after all: its operation goes on, and whoever sleeps is woken. */
+/* The late call returns after all: its operation goes on, and a thread that sleeps is woken. */
 static void answered_late(struct pair_side *s)
 {
 	begin_stuck(s, TR_WRITE);

@@ -120,7 +120,7 @@ static void it_takes_both_to_agree(void **state)
 	run_apart(&arg, false);
 }
 
-/* Whoever sits between two processes of one user could name addresses of either. */
+/* A process between two processes of one user could name addresses of either. */
 static void behind_a_relay_the_ring_is_used(void **state)
 {
 	static const char relayed[] = "ring (the control connection is relayed";

@@ -37,7 +37,7 @@ static void waker(struct pair_side *s)
 	kv_fault_arm(KV_FAULT_SHM_SEND, 1);
 	pair_send(s, "wake", 4);
 	PAIR_CHECK(kv_fault_fired(KV_FAULT_SHM_SEND));
-	/* As whoever leaves a connection does: it does not rest before the bell was rung. */
+	/* As a thread that leaves a connection: it does not sleep before the bell was rung. */
 	PAIR_CHECK(tr_conn_arm(s->conn));
 	pair_poll(s, 1);
 	PAIR_CHECK(!tr_conn_arm(s->conn));

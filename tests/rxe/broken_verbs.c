@@ -158,7 +158,7 @@ static struct ibv_qp *create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr
 static int modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
 {
 	if (attr->qp_state == IBV_QPS_ERR)
-		wc_left = 0; /* what a queue pair that is stopped completes is no news to anybody */
+		wc_left = 0; /* what a stopped queue pair completes concerns nobody */
 	return fails(FAKE_modify_qp) ? errno : real->modify_qp(qp, attr, mask);
 }
 

@@ -176,7 +176,7 @@ struct decode {
 	struct kv_peer *peer;
 	uint64_t requests, wrong, lost;
 	uint64_t last; /* tag of the last request */
-	int told;
+	int printed;
 	bool ended;
 };
 
@@ -221,7 +221,7 @@ static void on_request(struct decode *d, const struct kv_arrival *arrival)
 	for (int i = 0; i < N; i++)
 		epoch[id_of(request, i)] = request;
 	wrong = wrong_words();
-	if (wrong && ++d->told <= TELLS) {
+	if (wrong && ++d->printed <= TELLS) {
 		printf("decode: request %" PRIu64 ": %" PRIu64 " wrong words\n", request, wrong);
 		fflush(stdout);
 	}

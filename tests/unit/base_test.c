@@ -47,7 +47,7 @@ static void the_cause_reaches_the_line_that_people_read(void **state)
 	assert_string_equal(small, "write_blocks: K");
 }
 
-static void running_out_of_descriptors_is_told_from_other_errors(void **state)
+static void running_out_of_descriptors_is_distinguished_from_other_errors(void **state)
 {
 	struct kv_error err;
 
@@ -169,7 +169,7 @@ static void an_empty_variable_counts_as_unset(void **state)
 	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=", &set, NULL), KV_ERR_ARG);
 }
 
-static void an_unknown_name_is_told_with_its_neighbour(void **state)
+static void an_unknown_name_is_reported_with_its_neighbour(void **state)
 {
 	struct kv_option_set *set;
 	const char *name, *near;
@@ -230,13 +230,13 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_code_has_a_name_a_sentence_and_a_scope),
 		cmocka_unit_test(the_cause_reaches_the_line_that_people_read),
-		cmocka_unit_test(running_out_of_descriptors_is_told_from_other_errors),
+		cmocka_unit_test(running_out_of_descriptors_is_distinguished_from_other_errors),
 		cmocka_unit_test(a_bad_value_names_the_option_and_its_range),
 		cmocka_unit_test(good_values_are_parsed),
 		cmocka_unit_test(a_number_is_decimal_or_hexadecimal_never_octal),
 		cmocka_unit_test(the_list_beats_the_environment),
 		cmocka_unit_test(an_empty_variable_counts_as_unset),
-		cmocka_unit_test(an_unknown_name_is_told_with_its_neighbour),
+		cmocka_unit_test(an_unknown_name_is_reported_with_its_neighbour),
 		cmocka_unit_test(log_files_receive_their_levels),
 	};
 

@@ -21,7 +21,7 @@ static void a_header_has_these_bytes(void **state)
 	assert_int_equal(h.len, 0x5678);
 }
 
-static void another_major_version_is_told_from_garbage(void **state)
+static void another_major_version_is_distinguished_from_garbage(void **state)
 {
 	uint8_t buf[FRAME_HEADER];
 	struct frame_header h;
@@ -110,7 +110,7 @@ static void a_hello_has_these_bytes(void **state)
 }
 
 /*
- * Each offer is begun once: what the first try of a transport has left is no beginning for a second
+ * Each offer is begun once: what the first try of a transport has left does not begin a second
  * one.
  */
 static void a_transport_is_offered_once(void **state)
@@ -215,7 +215,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_header_has_these_bytes),
-		cmocka_unit_test(another_major_version_is_told_from_garbage),
+		cmocka_unit_test(another_major_version_is_distinguished_from_garbage),
 		cmocka_unit_test(garbage_is_seen_at_its_first_wrong_byte),
 		cmocka_unit_test(a_length_above_its_type_s_limit_is_refused),
 		cmocka_unit_test(a_hello_has_these_bytes),

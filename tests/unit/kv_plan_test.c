@@ -417,7 +417,7 @@ static void heads_that_do_not_go_into_a_block_are_refused(void **state)
 	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
 }
 
-static void a_difference_is_told_with_both_values(void **state)
+static void a_difference_is_reported_with_both_values(void **state)
 {
 	struct kv_geometry a = shape_of(1, 0, 64), b = a;
 	struct kv_error err;
@@ -460,7 +460,7 @@ int main(void)
 		cmocka_unit_test(heads_that_would_be_scrambled_are_refused_by_name),
 		cmocka_unit_test(copies_of_heads_without_kv_heads_are_refused_with_both_sizes),
 		cmocka_unit_test(heads_that_do_not_go_into_a_block_are_refused),
-		cmocka_unit_test(a_difference_is_told_with_both_values),
+		cmocka_unit_test(a_difference_is_reported_with_both_values),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -175,13 +175,13 @@ static void sweep(void)
 	assert_true(own >= 8);
 }
 
-static void each_point_failed_once_is_told_and_leaves_nothing(void **state)
+static void each_point_failed_once_is_reported_and_leaves_nothing(void **state)
 {
 	(void)state;
 	sweep();
 }
 
-static void and_so_it_is_with_copy_threads(void **state)
+static void the_same_with_copy_threads(void **state)
 {
 	(void)state;
 	setenv("KVCACHE_NET_COPY_THREADS", "2", 1);
@@ -193,8 +193,8 @@ static void and_so_it_is_with_copy_threads(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(each_point_failed_once_is_told_and_leaves_nothing),
-		cmocka_unit_test(and_so_it_is_with_copy_threads),
+		cmocka_unit_test(each_point_failed_once_is_reported_and_leaves_nothing),
+		cmocka_unit_test(the_same_with_copy_threads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
