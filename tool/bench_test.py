@@ -193,7 +193,9 @@ class Namespaces(Pair):
         side, target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]))
         status, out, err = self.connect(target, inside=self.inside(self.holders[1]))
         self.assertEqual((status, out), (1, ""))
-        self.assertRegex(err, "UNREACHABLE.*shm: .* in another network namespace")
+        self.assertRegex(err, "UNREACHABLE.*shm: .* in another network namespace; ib: [^;]+; peer .*one network namespace")
+        err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm"})[2]
+        self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; peer", err)
 
 
 if __name__ == "__main__":

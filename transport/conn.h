@@ -44,6 +44,7 @@ struct conn_handshake {
 	uint8_t knock[AUTH_KNOCK];
 	struct frame_hello peer;  /* points into hello */
 	unsigned int next_offer;
+	char why[TR_PROVIDERS][TR_WHY]; /* by index in tr->provider: why its start failed */
 };
 
 struct conn_event {

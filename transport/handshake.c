@@ -236,13 +236,37 @@ static void set_provider(struct tr_conn *conn, int index, void *priv)
 	conn->priv = priv;
 }
 
+/* Each transport with its reason: not open here, not offered by the peer, or failed. */
+static int reached_by_none(const struct tr_conn *conn, const char *hint, struct kv_error *err)
+{
+	const struct tr *tr = conn->tr;
+	char reasons[TR_PROVIDERS * (TR_WHY + 8)] = "";
+	struct kv_text text = { reasons, sizeof(reasons), 0 };
+
+	for (int k = 0, index = 0; k < TR_PROVIDERS; k++) {
+		const char *why = tr->absent[k];
+
+		if (index < tr->providers && tr->provider[index] == tr_known[k]) {
+			why = conn->hs->why[index++];
+			if (!*why)
+				why = "the peer does not have it";
+		}
+		kv_text_add(&text, "%s%s: %s", text.len ? "; " : "", tr_known[k]->name, why);
+	}
+	kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s", conn->address,
+		reasons);
+	kv_error_hint(err, "%s",
+		      *hint ? hint
+			    : "between hosts both need an RDMA port (kvrail doctor); containers of "
+			      "one host need one network namespace");
+	return KV_ERR_UNREACHABLE;
+}
+
 /* Connecting side: tries the offers in the peer's order; 0 when one has started. */
 static int start_offer(struct tr_conn *conn, struct kv_error *err)
 {
 	struct conn_handshake *hs = conn->hs;
 	struct kv_error why = { 0 };
-	char reasons[200] = "";
-	struct kv_text text = { reasons, sizeof(reasons), 0 };
 
 	for (; hs->next_offer < hs->peer.offers; hs->next_offer++) {
 		struct frame_bytes bytes = hs->peer.offer[hs->next_offer].bytes;
@@ -261,13 +285,9 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 			set_provider(conn, index, hs->offer_priv[index]);
 			return put_setup(conn, err);
 		}
-		kv_text_add(&text, "%s%s: %s", text.len ? "; " : "",
-			    conn->tr->provider[index]->name, why.message);
+		snprintf(hs->why[index], TR_WHY, "%.*s", TR_WHY - 1, why.message);
 	}
-	kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s", conn->address,
-		reasons[0] ? reasons : "the two ends have none in common");
-	kv_error_hint(err, "%s", why.hint);
-	return KV_ERR_UNREACHABLE;
+	return reached_by_none(conn, why.hint, err);
 }
 
 /* Both sides: the provider first, because the upper layer's setup opens regions through it. */

@@ -90,8 +90,10 @@ struct tr_provider {
 };
 
 enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDERS = 2 };
+enum { TR_WHY = 140 }; /* bytes of the reason why a provider is not used, in an error */
 extern const struct tr_provider tr_shm_provider;
 extern const struct tr_provider tr_ib_provider;
+extern const struct tr_provider *const tr_known[TR_PROVIDERS]; /* in order of preference */
 
 /* ----------------------------------------------------- what providers see of the common objects */
 
@@ -103,6 +105,7 @@ struct tr {
 	const struct tr_provider *provider[TR_PROVIDERS];
 	void *provider_ctx[TR_PROVIDERS];
 	int providers;
+	char absent[TR_PROVIDERS][TR_WHY]; /* as tr_known: why it is not open here; "" = it is */
 	struct tr_memory *memory; /* mem.c */
 	struct psk_file *psk;	  /* NULL: none is asked for */
 	_Atomic uint8_t keyless; /* what was logged of that: listener.c */

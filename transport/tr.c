@@ -3,6 +3,7 @@
 #include "tr.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 
@@ -14,8 +15,7 @@
 #include "base/option.h"
 #include "conn.h"
 
-/* In order of preference. */
-static const struct tr_provider *const known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider };
+const struct tr_provider *const tr_known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider };
 
 static bool allowed(const struct tr *tr, const struct tr_provider *provider)
 {
@@ -30,19 +30,24 @@ static int open_providers(struct tr *tr, struct kv_error *err)
 		struct kv_error why;
 		int ret;
 
-		if (!allowed(tr, known[i]))
+		if (!allowed(tr, tr_known[i])) {
+			snprintf(tr->absent[i], TR_WHY, "KVCACHE_TRANSPORT is %s here",
+				 kv_option_string(tr->options, KV_OPT_TRANSPORT));
 			continue;
-		ret = known[i]->open(tr, &tr->provider_ctx[tr->providers], &why);
+		}
+		ret = tr_known[i]->open(tr, &tr->provider_ctx[tr->providers], &why);
 		if (!ret) {
-			tr->provider[tr->providers++] = known[i];
+			tr->provider[tr->providers++] = tr_known[i];
 			continue;
 		}
 		if (ret != KV_ERR_UNSUPPORTED)
 			return kv_error_copy(err, &why);
-		kv_log_info(tr->log, "transport %s is not used: %s", known[i]->name, why.message);
+		snprintf(tr->absent[i], TR_WHY, "%.*s", TR_WHY - 1, why.message);
+		kv_log_info(tr->log, "transport %s is not used: %s", tr_known[i]->name,
+			    why.message);
 		if (!kv_option_is(tr->options, KV_OPT_TRANSPORT, "auto")) {
 			kv_fail(err, KV_ERR_DEVICE, "open", "KVCACHE_TRANSPORT is %s: %s",
-				known[i]->name, why.message);
+				tr_known[i]->name, why.message);
 			kv_error_hint(err, "%s", why.hint);
 			return KV_ERR_DEVICE;
 		}
@@ -112,12 +117,12 @@ int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info)
 	for (int k = 0; k < TR_PROVIDERS; k++) {
 		void *ctx = NULL;
 
-		if (!known[k]->device_get)
+		if (!tr_known[k]->device_get)
 			continue;
 		for (int i = 0; i < tr->providers; i++)
-			if (tr->provider[i] == known[k])
+			if (tr->provider[i] == tr_known[k])
 				ctx = tr->provider_ctx[i];
-		for (size_t row = 0; !known[k]->device_get(ctx, row, info); row++)
+		for (size_t row = 0; !tr_known[k]->device_get(ctx, row, info); row++)
 			if (!index--)
 				return 0;
 	}

@@ -221,9 +221,14 @@ static void elsewhere_parent(struct pair_side *s)
 	pair_open(s);
 	ret = pair_connect(s, &err);
 	PAIR_CHECK(ret == KV_ERR_UNREACHABLE);
-	if (!strstr(err.message, "another network namespace"))
+	if (!strstr(err.message,
+		    "shm: the peer is on another host or in another network namespace") ||
+	    !strstr(err.message, "; ib: KVCACHE_TRANSPORT is shm here"))
 		fprintf(stderr, "%s\n", err.message);
-	PAIR_CHECK(strstr(err.message, "another network namespace"));
+	PAIR_CHECK(strstr(err.message,
+			  "shm: the peer is on another host or in another network namespace"));
+	PAIR_CHECK(strstr(err.message, "; ib: KVCACHE_TRANSPORT is shm here"));
+	PAIR_CHECK(strstr(err.hint, "one network namespace"));
 	pair_down(s);
 }
 

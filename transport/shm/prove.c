@@ -155,10 +155,9 @@ static int connect_to(struct shm_conn *sc, const uint8_t name[NAME_BYTES], struc
 	if (kv_fault(SHM_CONNECT) ? (errno = ECONNREFUSED, -1)
 				  : connect(sc->sock, (struct sockaddr *)&sa, len)) {
 		if (errno == ECONNREFUSED || errno == ENOENT)
-			return kv_fail_errno(
-				err, KV_ERR_UNREACHABLE, errno, "handshake",
-				"the peer is on another host or in another network namespace "
-				"(its local socket is not here)");
+			return kv_fail(err, KV_ERR_UNREACHABLE, "handshake",
+				       "the peer is on another host or in another network "
+				       "namespace");
 		return kv_fail_errno(err, KV_ERR_UNREACHABLE, errno, "handshake",
 				     "cannot connect to the peer's local socket");
 	}
