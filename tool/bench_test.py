@@ -197,6 +197,14 @@ class Namespaces(Pair):
         err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm"})[2]
         self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; peer", err)
 
+    def test_an_interface_that_does_not_lead_to_the_peer_is_named(self):
+        inside = self.inside(self.holders[1])
+        side, target = self.listen(inside=inside)
+        status, out, err = self.connect(target, "--timeout", "1", inside=inside,
+                                        env={**CLEAN, "KVCACHE_SOCKET_IFNAME": "kv0"})
+        self.assertEqual((status, out), (1, ""))
+        self.assertRegex(err, "connecting through kv0: 127.0.0.1:.*KVCACHE_SOCKET_IFNAME is kv0: ")
+
 
 if __name__ == "__main__":
     unittest.main()

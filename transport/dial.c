@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/fds.h"
+#include "base/option.h"
 #include "conn.h"
 
 enum { TURN_MS = 250 }; /* without an answer: the next address begins beside it */
@@ -94,14 +95,17 @@ static int begin_next(struct dial *dial, struct kv_error *err)
 
 static int nobody(const struct dial *dial, struct kv_error *err)
 {
+	const char *interface = kv_option_string(dial->conn->tr->options, KV_OPT_SOCKET_IFNAME);
+
 	kv_fail(err, KV_ERR_PEER_LOST, "connect", "cannot connect to %s", dial->why);
-	if (err) {
+	if (err)
 		err->sys_errno = dial->error;
-		if (dial->error == ECONNREFUSED)
-			kv_error_hint(
-				err,
-				"nothing listens there: is the peer up, and is the port right?");
-	}
+	if (dial->error == ECONNREFUSED)
+		kv_error_hint(err, "nothing listens there: is the peer up, and is the port right?");
+	else if (*interface)
+		kv_error_hint(err,
+			      "KVCACHE_SOCKET_IFNAME is %s: does the peer's address lie behind it?",
+			      interface);
 	return KV_ERR_PEER_LOST;
 }
 

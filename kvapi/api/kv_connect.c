@@ -3,6 +3,7 @@
 #include "kv_api.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/epoll.h>
 
 int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_t *port_p,
@@ -109,11 +110,21 @@ static void abandon(struct kv_peer *peer)
 static int out_of_time(const struct kv_peer *peer, bool claimed, const char *host, uint32_t port,
 		       struct kv_error *err)
 {
-	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect", "the deadline passed while %s: %s:%u",
-		     claimed ? tr_conn_stage(peer->conn) : "another thread was at the handshake",
-		     host ? host : "127.0.0.1", port);
-	kv_error_hint(err, "is that an engine of kvrail, and does it make progress? With "
-			   "KV_PROGRESS_CALLER it accepts inside kv_progress only");
+	const char *interface = kv_option_string(peer->engine->options, KV_OPT_SOCKET_IFNAME);
+	const char *stage =
+		claimed ? tr_conn_stage(peer->conn) : "another thread was at the handshake";
+	bool bound = *interface && !strcmp(stage, "connecting");
+
+	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",
+		     "the deadline passed while %s%s%s: %s:%u", stage, bound ? " through " : "",
+		     bound ? interface : "", host ? host : "127.0.0.1", port);
+	if (bound)
+		kv_error_hint(err,
+			      "KVCACHE_SOCKET_IFNAME is %s: does the peer's address lie behind it?",
+			      interface);
+	else
+		kv_error_hint(err, "is that an engine of kvrail, and does it make progress? With "
+				   "KV_PROGRESS_CALLER it accepts inside kv_progress only");
 	return KV_ERR_TIMEOUT;
 }
 
