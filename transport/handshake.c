@@ -65,7 +65,9 @@ static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 
 static const struct kv_error *fail(struct tr_conn *conn, const struct kv_error *cause)
 {
-	send_reject(conn, cause);
+	/* Else the upper layer has refused it in the peer's words. */
+	if (conn->stage != CONN_FAILED)
+		send_reject(conn, cause);
 	conn->error = *cause;
 	if (!conn->error.peer[0])
 		memcpy(conn->error.peer, conn->address, sizeof(conn->error.peer));

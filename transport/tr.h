@@ -247,7 +247,10 @@ int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_c
  */
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
 
-/* Ends a handshake that is under way; the peer gets the cause. Only tr_conn_close is left to do. */
+/*
+ * Ends a handshake that is under way; the peer gets the cause. Only tr_conn_close is left to do. In
+ * hello_get: the peer gets this instead of the error that hello_get then returns.
+ */
 void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why);
 
 /*

@@ -95,15 +95,16 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	return len ? (int)len : KV_ERR_INTERNAL;
 }
 
+/* *theirs: the same difference as the peer has to read it. */
 static int compare_caches(struct kv_cache *const *ours, const struct kv_hello *hello,
-			  struct kv_error *err)
+			  struct kv_error *err, struct kv_error *theirs)
 {
 	for (uint32_t i = 0; i < hello->caches; i++) {
 		const struct kv_cache *cache = ours[hello->cache[i].cache_id];
 		int ret = cache ? kv_geometry_compare(&cache->geometry, &hello->cache[i], err) : 0;
 
 		if (ret)
-			return ret;
+			return kv_geometry_compare(&hello->cache[i], &cache->geometry, theirs);
 	}
 	return 0;
 }
@@ -150,21 +151,23 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 {
 	struct kv_peer *peer = arg;
 	struct kv_engine *engine = peer->engine;
+	struct kv_error theirs;
 	struct kv_hello hello;
 	int ret;
 
-	(void)conn;
 	if (!kv_wire_get_hello(buf, len, &hello))
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the hello makes no sense");
 	if (peer->link) {
-		ret = compare_caches(peer->link->known, &hello, err);
+		ret = compare_caches(peer->link->known, &hello, err, &theirs);
 	} else {
 		pthread_mutex_lock(&engine->lock);
-		ret = compare_caches(engine->cache, &hello, err);
+		ret = compare_caches(engine->cache, &hello, err, &theirs);
 		pthread_mutex_unlock(&engine->lock);
-		if (!ret)
-			ret = make_link_checked(peer, err);
 	}
+	if (ret)
+		tr_conn_refuse(conn, &theirs);
+	else if (!peer->link)
+		ret = make_link_checked(peer, err);
 	if (ret)
 		return ret;
 	if (peer->incoming) {

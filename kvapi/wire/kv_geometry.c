@@ -100,7 +100,7 @@ static void __attribute__((format(printf, 2, 3))) differ(struct report *r, const
 		return;
 	}
 	r->len += (size_t)snprintf(r->text + r->len, sizeof(r->text) - r->len, "%s%s",
-				   r->len ? ", " : "", one);
+				   r->len ? "; " : "", one);
 }
 
 /* With fewer heads than ranks several ranks hold the same part of a block. */
@@ -144,10 +144,11 @@ static void compare_order(struct report *r, uint32_t i, const struct kv_geometry
 	bool known = a && b;
 
 	if (known ? a != b : parts)
-		differ(r, "tensor %u (%s) order %s / %s%s", i, l->tensor[i].name, order_names[a],
-		       order_names[b], known ? "" : " (needed, as tp_size differs)");
+		differ(r, "tensor %u (%s) order here %s, peer %s%s", i, l->tensor[i].name,
+		       order_names[a], order_names[b],
+		       known ? "" : " (needed, as tp_size differs)");
 	else if (parts && a == KV_ORDER_NHD && !(l->block_tokens && m->block_tokens))
-		differ(r, "block_tokens %u / %u (needed by tensor %u (%s), which is NHD)",
+		differ(r, "block_tokens here %u, peer %u (needed by tensor %u (%s), which is NHD)",
 		       l->block_tokens, m->block_tokens, i, l->tensor[i].name);
 }
 
@@ -162,9 +163,9 @@ static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometr
 	uint64_t whole_a, whole_b; /* bytes of the block of all ranks together */
 
 	if (strcmp(a->name, b->name))
-		differ(r, "tensor %u name %s / %s", i, a->name, b->name);
+		differ(r, "tensor %u name here %s, peer %s", i, a->name, b->name);
 	if (a->flags != b->flags) {
-		differ(r, "tensor %u flags 0x%x / 0x%x", i, a->flags, b->flags);
+		differ(r, "tensor %u flags here 0x%x, peer 0x%x", i, a->flags, b->flags);
 		return;
 	}
 	compare_order(r, i, l, m, parts_a != parts_b);
@@ -172,11 +173,12 @@ static void compare_tensor(struct report *r, uint32_t i, const struct kv_geometr
 	    !__builtin_mul_overflow(b->block_bytes, parts_b, &whole_b) && whole_a == whole_b)
 		return;
 	if (parts_a == parts_b)
-		differ(r, "tensor %u (%s) block_bytes %llu / %llu", i, a->name,
+		differ(r, "tensor %u (%s) block_bytes here %llu, peer %llu", i, a->name,
 		       (unsigned long long)a->block_bytes, (unsigned long long)b->block_bytes);
 	else
-		differ(r, "tensor %u (%s) block_bytes %llu at tp_size %u / %llu at tp_size %u", i,
-		       a->name, (unsigned long long)a->block_bytes, l->tp_size,
+		differ(r,
+		       "tensor %u (%s) block_bytes here %llu at tp_size %u, peer %llu at tp_size %u",
+		       i, a->name, (unsigned long long)a->block_bytes, l->tp_size,
 		       (unsigned long long)b->block_bytes, m->tp_size);
 }
 
@@ -186,12 +188,13 @@ static void compare_tp(struct report *r, const struct kv_geometry *l, const stru
 	uint32_t a = head_share(l, heads).parts, b = head_share(m, heads).parts;
 
 	if (l->kv_heads && m->kv_heads && l->kv_heads != m->kv_heads)
-		differ(r, "kv_heads %u / %u", l->kv_heads, m->kv_heads);
+		differ(r, "kv_heads here %u, peer %u", l->kv_heads, m->kv_heads);
 	else if (!heads_fit(heads, l->tp_size) || !heads_fit(heads, m->tp_size))
-		differ(r, "tp_size %u / %u with %u kv_heads (one must divide the other)",
+		differ(r, "tp_size here %u, peer %u with %u kv_heads (one must divide the other)",
 		       l->tp_size, m->tp_size, heads);
 	else if (splits(l) && a % b && b % a)
-		differ(r, "tp_size %u / %u (one must divide the other)", l->tp_size, m->tp_size);
+		differ(r, "tp_size here %u, peer %u (one must divide the other)", l->tp_size,
+		       m->tp_size);
 }
 
 int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometry *remote,
@@ -200,14 +203,15 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 	struct report r = { .len = 0 };
 
 	if (local->layers != remote->layers)
-		differ(&r, "layers %u / %u", local->layers, remote->layers);
+		differ(&r, "layers here %u, peer %u", local->layers, remote->layers);
 	if (local->tensors != remote->tensors)
-		differ(&r, "tensors %u / %u", local->tensors, remote->tensors);
+		differ(&r, "tensors here %u, peer %u", local->tensors, remote->tensors);
 	if (local->block_tokens && remote->block_tokens &&
 	    local->block_tokens != remote->block_tokens)
-		differ(&r, "block_tokens %u / %u", local->block_tokens, remote->block_tokens);
+		differ(&r, "block_tokens here %u, peer %u", local->block_tokens,
+		       remote->block_tokens);
 	if (local->dtype && remote->dtype && local->dtype != remote->dtype)
-		differ(&r, "dtype %u / %u", local->dtype, remote->dtype);
+		differ(&r, "dtype here %u, peer %u", local->dtype, remote->dtype);
 	compare_tp(&r, local, remote);
 	for (uint32_t i = 0; i < local->tensors && i < remote->tensors; i++)
 		compare_tensor(&r, i, local, remote);
@@ -215,8 +219,7 @@ int kv_geometry_compare(const struct kv_geometry *local, const struct kv_geometr
 		return 0;
 	if (r.unnamed)
 		snprintf(r.text + r.len, sizeof(r.text) - r.len, " and %u more", r.unnamed);
-	kv_fail(err, KV_ERR_GEOMETRY, "connect", "cache %u differs (here / there): %s",
-		local->cache_id, r.text);
+	kv_fail(err, KV_ERR_GEOMETRY, "connect", "cache %u differs: %s", local->cache_id, r.text);
 	if (local->tp_size == remote->tp_size)
 		kv_error_hint(err, "both engines must register cache %u with the same shape",
 			      local->cache_id);

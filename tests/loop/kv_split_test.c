@@ -66,8 +66,19 @@ static void each_byte(struct rank *r, bool check)
 	}
 }
 
+static char refused[512]; /* what the accepting side logs */
+
+static void keep_refusal(void *arg, int level, const char *line)
+{
+	(void)arg;
+	(void)level;
+	if (strstr(line, "refused "))
+		snprintf(refused, sizeof(refused), "%s", line);
+}
+
 static void open_rank(struct rank *r, const struct group *group, uint32_t rank)
 {
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_tensor tensor[TENSORS] = { { .name = "k" }, { .name = "v" } };
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct kv_error err;
@@ -75,7 +86,8 @@ static void open_rank(struct rank *r, const struct group *group, uint32_t rank)
 
 	*r = (struct rank){ .group = group, .rank = rank };
 	r->block_bytes = (size_t)heads_of_rank(group) * TOKENS * DIM;
-	ok(kv_engine_open(NULL, &r->engine, &err), &err);
+	config.log = keep_refusal;
+	ok(kv_engine_open(&config, &r->engine, &err), &err);
 	ok(kv_alloc(r->engine, r->block_bytes * LAYERS * TENSORS * BLOCKS, &mem, &err), &err);
 	r->mem = mem;
 	for (uint32_t t = 0; t < TENSORS; t++) {
@@ -195,12 +207,24 @@ static void orders_that_differ_are_refused_at_connect(void **state)
 {
 	static const struct {
 		struct group here, there;
-		const char *why; /* as the accepting side says it */
+		const char *why, *there_why; /* as each side has to read it */
 	} rows[] = {
-		{ { 1, 8, KV_ORDER_HND }, { 1, 8, KV_ORDER_NHD }, "order NHD / HND" },
-		{ { 2, 8, KV_ORDER_UNKNOWN }, { 1, 8, KV_ORDER_UNKNOWN }, "order not given" },
-		{ { 2, 8, KV_ORDER_NHD }, { 1, 8, KV_ORDER_UNKNOWN }, "order not given / NHD" },
-		{ { 1, 8, KV_ORDER_HND }, { 1, 4, KV_ORDER_HND }, "kv_heads 4 / 8" },
+		{ { 1, 8, KV_ORDER_HND },
+		  { 1, 8, KV_ORDER_NHD },
+		  "order here HND, peer NHD",
+		  "order here NHD, peer HND" },
+		{ { 2, 8, KV_ORDER_UNKNOWN },
+		  { 1, 8, KV_ORDER_UNKNOWN },
+		  "order here not given",
+		  "peer not given" },
+		{ { 2, 8, KV_ORDER_NHD },
+		  { 1, 8, KV_ORDER_UNKNOWN },
+		  "order here NHD, peer not given",
+		  "order here not given, peer NHD" },
+		{ { 1, 8, KV_ORDER_HND },
+		  { 1, 4, KV_ORDER_HND },
+		  "kv_heads here 8, peer 4",
+		  "kv_heads here 4, peer 8" },
 	};
 
 	(void)state;
@@ -218,6 +242,8 @@ static void orders_that_differ_are_refused_at_connect(void **state)
 			fail_msg("\"%s\" does not say \"%s\"", err.message, rows[i].why);
 		kv_engine_close(a.engine);
 		kv_engine_close(b.engine);
+		if (!strstr(refused, rows[i].there_why))
+			fail_msg("\"%s\" does not say \"%s\"", refused, rows[i].there_why);
 	}
 }
 

@@ -365,27 +365,28 @@ static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
 	(void)state;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	b.tensor[0].order = KV_ORDER_HND;
-	is_refused(&a, &b, "tensor 0 (k) order NHD / HND");
+	is_refused(&a, &b, "tensor 0 (k) order here NHD, peer HND");
 	b.tensor[0].order = KV_ORDER_UNKNOWN;
-	is_refused(&a, &b, "tensor 0 (k) order NHD / not given (needed, as tp_size differs)");
+	is_refused(&a, &b,
+		   "tensor 0 (k) order here NHD, peer not given (needed, as tp_size differs)");
 	a.tensor[0].order = KV_ORDER_UNKNOWN;
-	is_refused(&a, &b, "tensor 0 (k) order not given / not given");
+	is_refused(&a, &b, "tensor 0 (k) order here not given, peer not given");
 	a.tensor[0].order = b.tensor[0].order = KV_ORDER_NHD;
 	b.block_tokens = 0;
-	is_refused(&a, &b, "block_tokens 3 / 0 (needed by tensor 0 (k), which is NHD)");
+	is_refused(&a, &b, "block_tokens here 3, peer 0 (needed by tensor 0 (k), which is NHD)");
 	b.block_tokens = TOKENS;
 	b.kv_heads = 8;
-	is_refused(&a, &b, "kv_heads 4 / 8");
+	is_refused(&a, &b, "kv_heads here 4, peer 8");
 	b.kv_heads = 0; /* one side's word is enough */
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	b.tp_size = 3;
-	is_refused(&a, &b, "tp_size 2 / 3 with 4 kv_heads");
+	is_refused(&a, &b, "tp_size here 2, peer 3 with 4 kv_heads");
 	/* Equal sizes: an order that was not given goes with each, two that differ do not. */
 	a = b = cache_of(&two, 1);
 	a.tensor[0].order = KV_ORDER_UNKNOWN;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	a.tensor[0].order = KV_ORDER_HND;
-	is_refused(&a, &b, "tensor 0 (k) order HND / NHD");
+	is_refused(&a, &b, "tensor 0 (k) order here HND, peer NHD");
 }
 
 static void copies_of_heads_without_kv_heads_are_refused_with_both_sizes(void **state)
@@ -396,7 +397,7 @@ static void copies_of_heads_without_kv_heads_are_refused_with_both_sizes(void **
 	(void)state;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	a.kv_heads = b.kv_heads = 0;
-	is_refused(&a, &b, "tensor 0 (k) block_bytes 6 at tp_size 4 / 6 at tp_size 8");
+	is_refused(&a, &b, "tensor 0 (k) block_bytes here 6 at tp_size 4, peer 6 at tp_size 8");
 }
 
 static void heads_that_do_not_go_into_a_block_are_refused(void **state)
@@ -428,15 +429,15 @@ static void a_difference_is_reported_with_both_values(void **state)
 	b.tensor[0].block_bytes = 128;
 	put(b.tensor[1].name, "v");
 	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
-	assert_non_null(strstr(err.message, "layers 2 / 3"));
-	assert_non_null(strstr(err.message, "tensor 0 (k) block_bytes 64 / 128"));
-	assert_non_null(strstr(err.message, "tensor 1 name scale / v"));
+	assert_non_null(strstr(err.message, "layers here 2, peer 3"));
+	assert_non_null(strstr(err.message, "tensor 0 (k) block_bytes here 64, peer 128"));
+	assert_non_null(strstr(err.message, "tensor 1 name here scale, peer v"));
 	assert_null(strstr(err.message, "dtype"));
 	b = a;
 	b.tp_size = 3;
 	a.tp_size = 2;
 	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
-	assert_non_null(strstr(err.message, "tp_size 2 / 3"));
+	assert_non_null(strstr(err.message, "tp_size here 2, peer 3"));
 	/* Many differences: as many as fit, and the number of the others. */
 	a = b = shape_of(1, 0, 64);
 	a.tensors = b.tensors = KV_TENSORS_MAX;
