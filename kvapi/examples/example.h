@@ -146,7 +146,7 @@ static inline void expect_rest_untouched(const struct small_cache *cache, const 
 }
 
 /* Sleeps until the engine has an arrival, and takes it. */
-static inline struct kv_arrival next_arrival(struct kv_engine *engine)
+static inline struct kv_arrival next_arrival_within(struct kv_engine *engine, int ms)
 {
 	struct pollfd fd = { kv_arrivals_fd(engine), POLLIN, 0 };
 	struct kv_arrival arrival;
@@ -154,11 +154,16 @@ static inline struct kv_arrival next_arrival(struct kv_engine *engine)
 	int n;
 
 	do {
-		require(poll(&fd, 1, WAIT_MS) == 1, "an arrival in time");
+		require(poll(&fd, 1, ms) == 1, "an arrival in time");
 		n = kv_poll_arrivals(engine, &arrival, 1, &err);
 		check(n, &err);
 	} while (!n);
 	return arrival;
+}
+
+static inline struct kv_arrival next_arrival(struct kv_engine *engine)
+{
+	return next_arrival_within(engine, WAIT_MS);
 }
 
 static inline void send_bytes(int fd, const void *bytes, size_t len)

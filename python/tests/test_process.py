@@ -402,6 +402,14 @@ def test_a_model_split_in_two_says_the_same_tokens() -> None:
     assert "same tokens: yes" in ran.stdout and "time to first token" in ran.stdout
 
 
+def test_the_example_for_two_hosts_runs_in_two_processes() -> None:
+    runner, example = ROOT / "kvapi" / "examples" / "two_hosts_test.py", ROOT / "python" / "examples" / "two_hosts.py"
+    ran = subprocess.run(
+        [sys.executable, str(runner), sys.executable, str(example)], capture_output=True, text=True, timeout=4 * PATIENCE
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 def test_a_transformers_model_split_in_two_says_the_same_tokens() -> None:
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
