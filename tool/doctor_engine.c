@@ -60,7 +60,13 @@ void doctor_note_error(struct doctor *d, enum doctor_check check, const struct k
 {
 	doctor_note(d, check, DOCTOR_FAIL, err->device, "KV_ERR_%s: %s", kv_error_name(err->code),
 		    err->message);
-	doctor_fix(d, "%s", *err->hint ? err->hint : kv_error_text(err->code));
+	if (*err->hint)
+		doctor_fix(d, "%s", err->hint);
+	else if (err->code == KV_ERR_ARG)
+		doctor_fix(d, "correct that value, or unset it; kvrail info lists what each takes");
+	else
+		doctor_fix(d, "docs/troubleshooting.md says what KV_ERR_%s means",
+			   kv_error_name(err->code));
 }
 
 struct doctor_engine *doctor_engine_open(struct doctor *d)

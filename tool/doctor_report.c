@@ -9,6 +9,10 @@
 
 #include <jansson.h>
 
+#include "tool.h"
+
+enum { INDENT = 4 + 2 + 12 + 2 };
+
 static const char *const status_name[] = { "ok", "warn", "fail" };
 static const char *const check_name[CHECKS] = {
 #define CHECK(id, name) [CHECK_##id] = name,
@@ -56,16 +60,22 @@ size_t doctor_count(const struct doctor *d, enum doctor_status status)
 
 void doctor_print(const struct doctor *d)
 {
+	size_t warnings = doctor_count(d, DOCTOR_WARN), failures = doctor_count(d, DOCTOR_FAIL);
+
 	for (size_t i = 0; i < d->findings; i++) {
 		const struct finding *f = &d->finding[i];
+		char text[sizeof(f->device) + sizeof(f->text) + 4];
 
-		printf("%-4s  %-12s  %s%s%s\n", status_name[f->status], check_name[f->check],
-		       f->device, *f->device ? ": " : "", f->text);
-		if (*f->fix)
-			printf("      %-12s  fix: %s\n", "", f->fix);
+		printf("%-4s  %-12s  ", status_name[f->status], check_name[f->check]);
+		snprintf(text, sizeof(text), "%s%s%s", f->device, *f->device ? ": " : "", f->text);
+		text_print(INDENT, text);
+		if (*f->fix) {
+			printf("%*sfix: ", INDENT, "");
+			text_print(INDENT + 5, f->fix);
+		}
 	}
-	printf("\n%zu ok, %zu warnings, %zu failures\n", doctor_count(d, DOCTOR_OK),
-	       doctor_count(d, DOCTOR_WARN), doctor_count(d, DOCTOR_FAIL));
+	printf("\n%zu ok, %zu warning%s, %zu failure%s\n", doctor_count(d, DOCTOR_OK), warnings,
+	       warnings == 1 ? "" : "s", failures, failures == 1 ? "" : "s");
 }
 
 int doctor_print_json(const struct doctor *d)

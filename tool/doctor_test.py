@@ -58,7 +58,9 @@ class Large(Made):
             lines.append(f"{check['status']:4}  {check['what']:12}  {device}{check['text']}")
             if check["fix"]:
                 lines.append(f"{'':18}  fix: {check['fix']}")
-        counts = f"{document['ok']} ok, {document['warnings']} warnings, {document['failures']} failures"
+        plural = {n: "" if document[n] == 1 else "s" for n in ("warnings", "failures")}
+        counts = (f"{document['ok']} ok, {document['warnings']} warning{plural['warnings']}, "
+                  f"{document['failures']} failure{plural['failures']}")
         self.assertEqual(as_text.stdout, "\n".join(lines + ["", counts, ""]))
 
 

@@ -75,11 +75,15 @@ static void print_text(const struct report *report)
 		option_cells[i][4] = option->range;
 	}
 	printf("kvrail %s\n\n", kv_version());
+	for (size_t i = 0; i < report->warnings; i++) {
+		printf("warning: ");
+		text_print(9, report->warning[i]);
+	}
+	if (report->warnings)
+		printf("\n");
 	table_print(device_head, device_cells[0], 4, report->devices);
 	printf("\n");
 	table_print(option_head, option_cells[0], 5, report->options);
-	for (size_t i = 0; i < report->warnings; i++)
-		printf("%swarning: %s\n", i ? "" : "\n", report->warning[i]);
 }
 
 static int print_json(json_t *document)

@@ -16,6 +16,12 @@ int info_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 
+/*
+ * Ends the line with `text`, which begins at column `indent`. On a terminal that is too narrow it
+ * goes on in the next lines, at the same column.
+ */
+void text_print(size_t indent, const char *text);
+
 /* Prints rows of `columns` cells with a heading, each column as wide as its widest cell. */
 void table_print(const char *const *head, const char *const *cells, size_t columns, size_t rows);
 

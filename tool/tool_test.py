@@ -3,20 +3,26 @@
 
 usage: tool_test.py PROGRAM
 """
+import fcntl
 import json
 import os
+import pty
 import re
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import unittest
 
 PROGRAM = sys.argv.pop(1)
 
 
+CLEAN = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHE_")}
+
+
 def kvrail(*arguments, **environment):
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHE_")}
-    return subprocess.run([PROGRAM, *arguments], env={**clean, **environment}, capture_output=True, text=True)
+    return subprocess.run([PROGRAM, *arguments], env={**CLEAN, **environment}, capture_output=True, text=True)
 
 
 def held_port(test):
@@ -82,6 +88,26 @@ class Info(unittest.TestCase):
             self.assertEqual(run.returncode, 0)
             self.assertIn("KVCACHE_SPIN_MS", run.stdout)
             self.assertRegex(run.stdout, "KVCACHE_SPIN_MS.*KVCACHE_SPIN_US")
+        self.assertRegex(kvrail("info", KVCACHE_SPIN_MS="7").stdout, r"^kvrail .*\n\nwarning: KVCACHE_SPIN_MS")
+
+    def test_on_a_terminal_rows_are_wrapped_and_in_a_pipe_they_are_not(self):
+        for command in "info", "doctor":
+            ours, theirs = pty.openpty()
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+            with open(ours, "rb", buffering=0) as terminal:
+                run = subprocess.Popen([PROGRAM, command], stdout=theirs, env=CLEAN)
+                os.close(theirs)
+                text = b""
+                try:
+                    while part := terminal.read(4096):
+                        text += part
+                except OSError:
+                    pass  # the other end was closed
+                run.wait()
+            lines = text.decode().replace("\r", "").splitlines()
+            self.assertLessEqual(max(map(len, lines)), 90)
+            piped = kvrail(command).stdout
+            self.assertEqual(" ".join(" ".join(lines).split()), " ".join(piped.split()))
 
     def test_a_bad_value_fails_and_names_the_range(self):
         run = kvrail("info", KVCACHE_IB_TIMEOUT="99")
@@ -108,7 +134,7 @@ class Doctor(unittest.TestCase):
     def test_a_bad_option_is_a_failure_that_names_it(self):
         run = kvrail("doctor", KVCACHE_SPIN_US="many")
         self.assertEqual(run.returncode, 1)
-        self.assertRegex(run.stdout, r"(?m)^fail .*KVCACHE_SPIN_US")
+        self.assertRegex(run.stdout, r"(?m)^fail .*KVCACHE_SPIN_US.*\n +fix: correct that value, or unset it")
 
     def test_nothing_is_exported_where_no_device_is_usable(self):
         run = kvrail("doctor", "--export-env", KVCACHE_TRANSPORT="shm")
