@@ -101,7 +101,7 @@ def check_key(root):
 def check_doctor(root):
     """Every line that the doctor can print is explained in the RDMA page, and no other."""
     page = "docs/rdma.md"
-    checks = set(re.findall(r'^CHECK\(\w+, "(\w+)"\)', source.read(root, "tool/doctor.def"), re.MULTILINE))
+    checks = set(re.findall(r'^CHECK\(\w+, "(\w+)"\)', source.read(root, "tool/doctor/lines.def"), re.MULTILINE))
     section = source.read(root, page).partition("## 2. Every line")[2].partition("\n## ")[0]
     rows = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]*) \|", section, re.MULTILINE))))
     return [f"{page}: no row {name} of the doctor" for name in sorted(checks - rows)] + [

@@ -345,7 +345,7 @@ class Agree(Tree):
         self.assert_finds("SECURITY.md: there is no table", agree.check_key(self.root), 1)
 
     def test_a_doctor_line_without_a_row_is_found(self):
-        self.write("tool/doctor.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
+        self.write("tool/doctor/lines.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
         self.assertEqual(agree.check_doctor(self.root),
                          ["docs/rdma.md: no row b of the doctor", "docs/rdma.md: the doctor has no line c"])

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * doctor_pcie.c -- the cards' slots, relaxed ordering, and bridges that redirect what cards send to
- * each other
+ * pci.c -- cards and GPUs: slots, relaxed ordering, bridges that redirect, which NIC is near a GPU
  */
 #include "doctor.h"
 
@@ -9,6 +8,7 @@
 #include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -90,7 +90,7 @@ static size_t find_extended(const struct config *config, uint32_t id)
 
 /* ---------------------------------------------------------------- cards */
 
-static void check_slot(struct doctor *d, const struct doctor_port *port)
+void check_slot(struct doctor *d, const struct doctor_port *port)
 {
 	char speed[32], best[32], width[16], widest[16], node[16], base[128];
 	bool known;
@@ -123,18 +123,19 @@ static void check_slot(struct doctor *d, const struct doctor_port *port)
 		   port->address);
 }
 
-/* False: the configuration space is not for this user. */
-static bool check_ordering(struct doctor *d, const struct doctor_port *port)
+void check_ordering(struct doctor *d, const struct doctor_port *port)
 {
 	struct config config;
 	uint32_t control;
 	size_t at;
 
-	if (!config_read(d, port->address, &config))
-		return false;
+	if (!config_read(d, port->address, &config)) {
+		d->config_unseen |= *port->address != 0; /* it is not for this user */
+		return;
+	}
 	at = find_capability(&config, CAPABILITY_PCIE);
 	if (!at)
-		return true;
+		return;
 	control = config_get(&config, at + DEVICE_CONTROL, 2);
 	doctor_note(d, CHECK_ORDERING, control & RELAXED ? DOCTOR_OK : DOCTOR_WARN, port->device,
 		    "%s: relaxed ordering %s, reads of up to %u bytes", port->address,
@@ -143,15 +144,15 @@ static bool check_ordering(struct doctor *d, const struct doctor_port *port)
 					"effect",
 		    128u << (control >> 12 & 7));
 	doctor_fix(d, "setpci -s %s CAP_EXP+8.w=0010:0010 (for good: the BIOS)", port->address);
-	return true;
 }
 
-static bool is_first_port(const struct doctor *d, size_t i)
+void check_ordering_unseen(struct doctor *d)
 {
-	for (size_t j = 0; j < i; j++)
-		if (!strcmp(d->port[j].device, d->port[i].device))
-			return false;
-	return true;
+	if (!d->config_unseen)
+		return;
+	doctor_note(d, CHECK_ORDERING, DOCTOR_WARN, "",
+		    "cannot be seen without root: may the cards order writes freely?");
+	doctor_fix(d, "sudo kvrail doctor, or sudo lspci -vv | grep RlxdOrd: + is wanted");
 }
 
 /* ---------------------------------------------------------------- bridges */
@@ -183,7 +184,7 @@ static void look_at_bridge(struct doctor *d, const char *path, void *arg)
 			 address);
 }
 
-static void check_acs(struct doctor *d)
+void check_acs(struct doctor *d)
 {
 	struct bridges bridges = { 0 };
 	char first[16];
@@ -216,20 +217,110 @@ static void check_acs(struct doctor *d)
 	}
 }
 
-void doctor_pcie(struct doctor *d)
+/*
+ * CONFIG_NAME=y or =m of the running kernel; `known` false where its configuration is not on the
+ * disk.
+ */
+static bool kernel_has(const struct doctor *d, const char *release, const char *name, bool *known)
 {
-	bool unseen = false;
+	char path[160], key[64], value[8];
 
-	for (size_t i = 0; i < d->ports; i++)
-		if (is_first_port(d, i)) {
-			check_slot(d, &d->port[i]);
-			if (*d->port[i].address)
-				unseen |= !check_ordering(d, &d->port[i]);
-		}
-	if (unseen) {
-		doctor_note(d, CHECK_ORDERING, DOCTOR_WARN, "",
-			    "cannot be seen without root: may the cards order writes freely?");
-		doctor_fix(d, "sudo kvrail doctor, or sudo lspci -vv | grep RlxdOrd: + is wanted");
+	snprintf(path, sizeof(path), "/boot/config-%s", release);
+	snprintf(key, sizeof(key), "CONFIG_%s=", name);
+	*known = doctor_exists(d, "%s", path);
+	return doctor_field(d, path, key, value, sizeof(value)) && *value != 'n';
+}
+
+/* RDMA registers DMA-BUF memory since Linux 5.12; only NVIDIA's open modules export it. */
+static bool dmabuf_works(const struct doctor *d, bool open, const char **why)
+{
+	unsigned int major = 0, minor = 0;
+	char release[96];
+	bool known, has;
+
+	doctor_read(d, release, sizeof(release), "/proc/sys/kernel/osrelease");
+	sscanf(release, "%u.%u", &major, &minor);
+	has = kernel_has(d, release, "DMA_SHARED_BUFFER", &known);
+	*why = !open ? "the driver's modules are not the open ones"
+	       : major < 5 || (major == 5 && minor < 12) ? "the kernel is older than 5.12"
+	       : known && !has ? "the kernel has no CONFIG_DMA_SHARED_BUFFER"
+			       : "yes";
+	return !strcmp(*why, "yes");
+}
+
+void check_gpu(struct doctor *d)
+{
+	char line[160], release[32];
+	const char *why;
+	bool open, peermem, dmabuf;
+
+	if (!doctor_exists(d, "/sys/module/nvidia")) {
+		doctor_note(d, CHECK_GPU, DOCTOR_OK, "",
+			    "no NVIDIA driver is loaded: caches are in host memory");
+		return;
 	}
-	check_acs(d);
+	doctor_read(d, line, sizeof(line), "/proc/driver/nvidia/version");
+	doctor_read(d, release, sizeof(release), "/sys/module/nvidia/version");
+	open = strstr(line, "Open Kernel Module");
+	dmabuf = dmabuf_works(d, open, &why);
+	peermem = doctor_exists(d, "/sys/module/nvidia_peermem") ||
+		  doctor_exists(d, "/sys/module/nv_peer_mem");
+	doctor_note(d, CHECK_GPU, peermem || dmabuf || !d->ports ? DOCTOR_OK : DOCTOR_WARN, "",
+		    "NVIDIA %s (%s modules); DMA-BUF: %s; nvidia_peermem: %s",
+		    *release ? release : "driver", open ? "open" : "proprietary", why,
+		    peermem ? "loaded" : "not loaded");
+	doctor_fix(d, "modprobe nvidia_peermem, or the open kernel modules (apt-get install "
+		      "nvidia-open) for DMA-BUF");
+}
+
+/* Each class of distance has its ports: "PIX mlx5_0:1; SYS mlx5_1:1 mlx5_2:1". */
+static enum pci_distance describe(const struct doctor *d, const struct pci_place *gpu, char *buf,
+				  size_t cap)
+{
+	enum pci_distance nearest = PCI_DISTANCES;
+	size_t used = 0;
+
+	*buf = '\0';
+	for (int class = PCI_PIX; class < PCI_DISTANCES; class ++) {
+		bool named = false;
+
+		for (size_t i = 0; i < d->ports; i++) {
+			struct pci_place nic;
+			char link[64];
+
+			snprintf(link, sizeof(link), "class/infiniband/%s/device",
+				 d->port[i].device);
+			pci_place_find(d->root, link, &nic);
+			if ((int)pci_between(gpu, &nic) != class || used >= cap)
+				continue;
+			used += (size_t)snprintf(
+				buf + used, cap - used, "%s%s %s%s", named || !used ? "" : "; ",
+				named ? "" : pci_distance_name((enum pci_distance) class),
+				d->port[i].name, d->port[i].active ? "" : " (down)");
+			named = true;
+			if (nearest == PCI_DISTANCES && d->port[i].active)
+				nearest = (enum pci_distance) class;
+		}
+	}
+	return nearest;
+}
+
+void check_distance(struct doctor *d)
+{
+	char address[16], name[32], list[320];
+
+	for (size_t i = 0; pci_gpu_get(d->root, i, address, sizeof(address), NULL, 0); i++) {
+		enum pci_distance nearest;
+		struct pci_place gpu;
+
+		if (!pci_gpu_find(d->root, address, &gpu))
+			continue;
+		snprintf(name, sizeof(name), "GPU %zu %s", i, address);
+		nearest = describe(d, &gpu, list, sizeof(list));
+		doctor_note(d, CHECK_DISTANCE, nearest >= PCI_SYS ? DOCTOR_WARN : DOCTOR_OK, name,
+			    "%s", list);
+		doctor_fix(d,
+			   "no active port in this GPU's NUMA node: bring one up, or place the job "
+			   "on a GPU that has one");
+	}
 }

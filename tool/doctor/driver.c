@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * doctor_driver.c -- from the card to a program: kernel modules, device nodes, user-space libraries
+ * driver.c -- from the card to a program: kernel modules, device nodes, user-space libraries
  */
 #include "doctor.h"
 
@@ -50,7 +50,7 @@ static void add_device(struct doctor *d, const char *path, void *arg)
 	append(arg, text);
 }
 
-static void check_driver(struct doctor *d)
+void check_driver(struct doctor *d)
 {
 	char devices[LIST] = "", idle[LIST] = "";
 
@@ -114,7 +114,7 @@ static void look_at_node(struct doctor *d, const char *path, void *arg)
 	}
 }
 
-static void check_nodes(struct doctor *d)
+void check_nodes(struct doctor *d)
 {
 	struct nodes nodes = { 0 };
 	size_t n = doctor_each(d, "/sys/class/infiniband_verbs/uverbs*", look_at_node, &nodes);
@@ -147,7 +147,7 @@ static void check_nodes(struct doctor *d)
 	}
 }
 
-static void check_rdma_cm(struct doctor *d)
+void check_rdma_cm(struct doctor *d)
 {
 	static const char path[] = "/dev/infiniband/rdma_cm";
 	void *library = d->copy ? NULL : dlopen("librdmacm.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -213,7 +213,7 @@ static void look_for_provider(struct doctor *d, const char *path, void *arg)
 		append(arg, device);
 }
 
-static void check_library(struct doctor *d)
+void check_library(struct doctor *d)
 {
 	char lacking[LIST] = "";
 	void *verbs = d->copy ? NULL : dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -236,14 +236,4 @@ static void check_library(struct doctor *d)
 	doctor_fix(d, "apt-get install rdma-core ibverbs-providers, in the container too");
 	if (verbs)
 		dlclose(verbs);
-}
-
-void doctor_driver(struct doctor *d)
-{
-	check_driver(d);
-	if (!doctor_each(d, "/sys/class/infiniband/*", NULL, NULL))
-		return;
-	check_nodes(d);
-	check_rdma_cm(d);
-	check_library(d);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * doctor_device.c -- the ports of the RDMA devices as sysfs shows them: state, addresses, MTU,
- * error counters
+ * port.c -- the ports of the RDMA devices: state, addresses, MTU, error counters, flow control
  */
 #include "doctor.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,7 +67,7 @@ static enum doctor_status if_down(const struct doctor *d)
 	return DOCTOR_FAIL;
 }
 
-static void check_port(struct doctor *d, const struct doctor_port *port)
+void check_port(struct doctor *d, const struct doctor_port *port)
 {
 	char state[32], physical[32], link[32], rate[48];
 
@@ -92,7 +92,7 @@ static void check_port(struct doctor *d, const struct doctor_port *port)
 		doctor_fix(d, "the cable and the switch's port (ibstat %s)", port->device);
 }
 
-static void check_pkey(struct doctor *d, const struct doctor_port *port)
+void check_pkey(struct doctor *d, const struct doctor_port *port)
 {
 	char text[16], lid[16];
 	unsigned long key;
@@ -109,7 +109,7 @@ static void check_pkey(struct doctor *d, const struct doctor_port *port)
 	doctor_fix(d, "make the port a full member in the subnet manager's partitions.conf");
 }
 
-static void check_mtu(struct doctor *d, const struct doctor_port *port)
+void check_mtu(struct doctor *d, const struct doctor_port *port)
 {
 	char text[16];
 	long mtu;
@@ -188,7 +188,7 @@ static void describe_choice(const struct doctor *d, const struct doctor_port *po
 		}
 }
 
-static void check_gids(struct doctor *d, const struct doctor_port *port)
+void check_gids(struct doctor *d, const struct doctor_port *port)
 {
 	struct table table;
 	char choice[96];
@@ -222,7 +222,7 @@ static void check_gids(struct doctor *d, const struct doctor_port *port)
 /* ---------------------------------------------------------------- counters */
 
 /* They stay 0 on a fabric without losses. */
-static void check_counters(struct doctor *d, const struct doctor_port *port)
+void check_counters(struct doctor *d, const struct doctor_port *port)
 {
 	static const char *const names[] = {
 		"hw_counters/packet_seq_err",
@@ -256,15 +256,89 @@ static void check_counters(struct doctor *d, const struct doctor_port *port)
 		   port->path);
 }
 
-void doctor_devices(struct doctor *d)
+/* ---------------------------------------------------------------- flow control */
+
+/*
+ * The kernel reports priority flow control by DCB netlink, which needs no privilege; congestion
+ * notification only the vendor's OFED reports, in sysfs. What the switch does is seen nowhere here.
+ */
+enum { PRIORITIES = 8 };
+
+static void list_priorities(uint8_t mask, char *buf, size_t cap)
 {
-	for (size_t i = 0; i < d->ports; i++) {
-		check_port(d, &d->port[i]);
-		if (!d->port[i].active) /* the rest is not set up, or nobody's concern */
-			continue;
-		check_gids(d, &d->port[i]);
-		check_pkey(d, &d->port[i]);
-		check_mtu(d, &d->port[i]);
-		check_counters(d, &d->port[i]);
-	}
+	size_t used = 0;
+
+	for (int i = 0; i < PRIORITIES; i++)
+		if (mask >> i & 1 && used < cap)
+			used += (size_t)snprintf(buf + used, cap - used, "%s%d", used ? "," : "",
+						 i);
+}
+
+void check_pfc(struct doctor *d, const struct doctor_port *port)
+{
+	char list[32] = "";
+	uint8_t mask = 0;
+	int error = d->copy ? ENODATA : doctor_dcb_ask(port->netdev, &mask);
+
+	list_priorities(mask, list, sizeof(list));
+	if (!error && mask)
+		doctor_note(d, CHECK_PFC, DOCTOR_OK, port->name, "%s: on for priority %s",
+			    port->netdev, list);
+	else if (!error)
+		doctor_note(d, CHECK_PFC, DOCTOR_WARN, port->name, "%s: off for every priority",
+			    port->netdev);
+	else
+		doctor_note(d, CHECK_PFC, DOCTOR_WARN, port->name, "%s: cannot be seen here (%s)",
+			    port->netdev, d->copy ? "a copy" : strerror(error));
+	if (!error)
+		doctor_fix(
+			d,
+			"one priority, here and on the switch: dcb pfc set dev %s prio-pfc all:off "
+			"3:on, or mlnx_qos -i %s --pfc 0,0,0,1,0,0,0,0",
+			port->netdev, port->netdev);
+	else
+		doctor_fix(d, "there: dcb pfc show dev %s, or mlnx_qos -i %s", port->netdev,
+			   port->netdev);
+}
+
+static uint8_t ecn_mask(const struct doctor *d, const char *netdev, const char *role, bool *known)
+{
+	uint8_t mask = 0;
+	char text[8];
+
+	for (int i = 0; i < PRIORITIES; i++)
+		if (doctor_read(d, text, sizeof(text), "/sys/class/net/%s/ecn/%s/enable/%d", netdev,
+				role, i)) {
+			*known = true;
+			mask = (uint8_t)(mask | (*text == '1') << i);
+		}
+	return mask;
+}
+
+void check_ecn(struct doctor *d, const struct doctor_port *port)
+{
+	char list[32] = "";
+	bool known = false;
+	uint8_t both = ecn_mask(d, port->netdev, "roce_np", &known) &
+		       ecn_mask(d, port->netdev, "roce_rp", &known);
+
+	list_priorities(both, list, sizeof(list));
+	if (known && both)
+		doctor_note(d, CHECK_ECN, DOCTOR_OK, port->name, "%s: on for priority %s",
+			    port->netdev, list);
+	else if (known)
+		doctor_note(d, CHECK_ECN, DOCTOR_WARN, port->name,
+			    "%s: no priority both notices congestion and reacts to it",
+			    port->netdev);
+	else
+		doctor_note(d, CHECK_ECN, DOCTOR_WARN, port->name,
+			    "%s: cannot be seen here (only the vendor's OFED shows it)",
+			    port->netdev);
+	if (known)
+		doctor_fix(d,
+			   "for r in roce_np roce_rp; do echo 1 > "
+			   "/sys/class/net/%s/ecn/$r/enable/3; done",
+			   port->netdev);
+	else
+		doctor_fix(d, "mlxconfig -d %s query | grep ROCE_CC_PRIO_MASK", port->address);
 }

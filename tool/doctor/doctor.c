@@ -5,6 +5,7 @@
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "tool.h"
@@ -105,20 +106,88 @@ static int parse(int argc, char **argv, struct request *r)
 	return 0;
 }
 
+/* When a check runs. What is for each port runs port by port, with those of the same ten. */
+enum when {
+	ALWAYS,
+	IF_DEVICES,
+	IF_PORTS,
+	LIVE,
+	EACH_PORT = 10,
+	EACH_ACTIVE,
+	EACH_CARD = 20,
+	EACH_WIRE = 30
+};
+
+static const struct check {
+	enum when when;
+	void (*once)(struct doctor *d);
+	void (*port)(struct doctor *d, const struct doctor_port *port);
+} checks[] = {
+	{ ALWAYS, check_memlock, NULL },       { ALWAYS, check_ptrace, NULL },
+	{ ALWAYS, check_container, NULL },     { ALWAYS, check_seccomp, NULL },
+	{ ALWAYS, check_cgroup, NULL },	       { IF_PORTS, check_firewall, NULL },
+	{ ALWAYS, check_driver, NULL },	       { IF_DEVICES, check_nodes, NULL },
+	{ IF_DEVICES, check_rdma_cm, NULL },   { IF_DEVICES, check_library, NULL },
+	{ EACH_PORT, NULL, check_port },       { EACH_ACTIVE, NULL, check_gids },
+	{ EACH_ACTIVE, NULL, check_pkey },     { EACH_ACTIVE, NULL, check_mtu },
+	{ EACH_ACTIVE, NULL, check_counters }, { EACH_CARD, NULL, check_slot },
+	{ EACH_CARD, NULL, check_ordering },   { ALWAYS, check_ordering_unseen, NULL },
+	{ ALWAYS, check_acs, NULL },	       { EACH_WIRE, NULL, check_pfc },
+	{ EACH_WIRE, NULL, check_ecn },	       { ALWAYS, check_gpu, NULL },
+	{ IF_PORTS, check_distance, NULL },    { LIVE, check_engine, NULL },
+};
+
+static bool is_first_of_card(const struct doctor *d, const struct doctor_port *port)
+{
+	const struct doctor_port *other = d->port;
+
+	while (other < port && strcmp(other->device, port->device))
+		other++;
+	return other == port;
+}
+
+static bool applies(struct doctor *d, enum when when, const struct doctor_port *port)
+{
+	switch (when) {
+	case IF_DEVICES:
+		return doctor_each(d, "/sys/class/infiniband/*", NULL, NULL);
+	case IF_PORTS:
+		return d->ports;
+	case LIVE:
+		return !d->copy;
+	case EACH_ACTIVE: /* else it is not set up, or nobody's concern */
+		return port->active;
+	case EACH_CARD:
+		return is_first_of_card(d, port);
+	case EACH_WIRE: /* a software device sends through its interface's own queues */
+		return port->ethernet && port->active && *port->address;
+	default:
+		return true;
+	}
+}
+
 static void examine(struct doctor *d)
 {
-	struct doctor_engine *engine;
+	const struct check *check = checks, *end = checks + sizeof(checks) / sizeof(checks[0]),
+			   *next;
 
 	doctor_find_ports(d);
-	/* First, as the lines about a port say what was chosen for it. */
-	engine = d->copy ? NULL : doctor_engine_open(d);
-	doctor_host(d);
-	doctor_driver(d);
-	doctor_devices(d);
-	doctor_pcie(d);
-	doctor_lossless(d);
-	doctor_gpu(d);
-	doctor_engine_note(d, engine);
+	if (!d->copy)
+		doctor_engine_open(d);
+	for (; check < end; check = next) {
+		next = check + 1;
+		if (check->once) {
+			if (applies(d, check->when, NULL))
+				check->once(d);
+			continue;
+		}
+		while (next < end && next->when / 10 == check->when / 10)
+			next++;
+		for (size_t i = 0; i < d->ports; i++)
+			for (const struct check *c = check; c < next; c++)
+				if (applies(d, c->when, &d->port[i]))
+					c->port(d, &d->port[i]);
+	}
 }
 
 static int report(struct doctor *d, const struct request *r)

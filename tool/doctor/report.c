@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_report.c -- the findings as text, as JSON, and as environment for other libraries */
+/* report.c -- the findings as text, as JSON, and as environment for other libraries */
 #include "doctor.h"
 
 #include <stdarg.h>
@@ -16,7 +16,7 @@ enum { INDENT = 4 + 2 + 12 + 2 };
 static const char *const status_name[] = { "ok", "warn", "fail" };
 static const char *const check_name[CHECKS] = {
 #define CHECK(id, name) [CHECK_##id] = name,
-#include "doctor.def"
+#include "lines.def"
 #undef CHECK
 };
 

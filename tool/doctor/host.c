@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_host.c -- what belongs to no device: limits, permissions, containers, packet filters */
+/* host.c -- what belongs to no device: limits, permissions, containers, packet filters */
 #include "doctor.h"
 
 #include <errno.h>
@@ -33,7 +33,7 @@ static long long memlock(const struct doctor *d)
 	return strncmp(value, "unlimited", 9) ? strtoll(value, NULL, 10) / 1024 : -1;
 }
 
-static void check_memlock(struct doctor *d)
+void check_memlock(struct doctor *d)
 {
 	long long kb = memlock(d);
 	bool lock = doctor_capable(d, CAP_IPC_LOCK), inside = in_user_namespace(d);
@@ -55,7 +55,7 @@ static void check_memlock(struct doctor *d)
 		      "--ulimit memlock=-1 for a container)");
 }
 
-static void check_ptrace(struct doctor *d)
+void check_ptrace(struct doctor *d)
 {
 	static const char *const who[] = { "every process of this user", "its own children only",
 					   "processes with CAP_SYS_PTRACE only", "nobody" };
@@ -101,7 +101,7 @@ static const char *container_name(const struct doctor *d)
 		       : NULL;
 }
 
-static void check_container(struct doctor *d)
+void check_container(struct doctor *d)
 {
 	const char *name = container_name(d);
 	bool inside = in_user_namespace(d), limited = d->ports && memlock(d) >= 0;
@@ -117,7 +117,7 @@ static void check_container(struct doctor *d)
 }
 
 /* What a filter forbids is seen only by trying it. */
-static void check_seccomp(struct doctor *d)
+void check_seccomp(struct doctor *d)
 {
 	char mode[8], from = 1, to = 0;
 	struct iovec local = { &from, 1 }, remote = { &to, 1 };
@@ -191,7 +191,7 @@ static long long memory_limit(const struct doctor *d)
 	return least;
 }
 
-static void check_cgroup(struct doctor *d)
+void check_cgroup(struct doctor *d)
 {
 	char group[256], rdma[128] = "", memory[48] = "no limit on memory";
 	long long mb = memory_limit(d);
@@ -222,7 +222,7 @@ static void check_cgroup(struct doctor *d)
  * The rules themselves are for root, in a language of their own; a card's RDMA packets do not pass
  * them.
  */
-static void check_firewall(struct doctor *d)
+void check_firewall(struct doctor *d)
 {
 	static const char *const filters[] = { "nf_tables", "iptable_filter", "ip6table_filter" };
 	const char *found = NULL;
@@ -242,15 +242,4 @@ static void check_firewall(struct doctor *d)
 		found);
 	doctor_fix(d, "try it: kvrail doctor --peer HOST; see it: %s",
 		   strcmp(found, "nf_tables") ? "iptables -S INPUT" : "nft list ruleset");
-}
-
-void doctor_host(struct doctor *d)
-{
-	check_memlock(d);
-	check_ptrace(d);
-	check_container(d);
-	check_seccomp(d);
-	check_cgroup(d);
-	if (d->ports)
-		check_firewall(d);
 }

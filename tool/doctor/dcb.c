@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_dcb.c -- the answer of DCB netlink to "which priorities have flow control" */
-#include "doctor_dcb.h"
+/* dcb.c -- the answer of DCB netlink to "which priorities have flow control" */
+#include "doctor.h"
 
 #include <errno.h>
 #include <linux/dcbnl.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* doctor_read.c -- small files below the doctor's root */
+/* read.c -- small files below the doctor's root */
 #include "doctor.h"
 
 #include <glob.h>

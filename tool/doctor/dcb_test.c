@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * doctor_dcb_test.c -- answers of DCB netlink: the priorities, an error, and every cut of a good
+ * dcb_test.c -- answers of DCB netlink: the priorities, an error, and every cut of a good
  * answer
  */
 #include <errno.h>
@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-#include "doctor_dcb.h"
+#include "doctor.h"
 
 enum { CAP = 256 };
 

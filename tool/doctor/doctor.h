@@ -17,7 +17,7 @@ enum doctor_status { DOCTOR_OK = 0, DOCTOR_WARN, DOCTOR_FAIL };
 
 enum doctor_check {
 #define CHECK(id, name) CHECK_##id,
-#include "doctor.def"
+#include "lines.def"
 #undef CHECK
 	CHECKS
 };
@@ -51,9 +51,12 @@ struct doctor {
 	size_t ports;
 	struct kv_device_info rail[DEVICES_MAX]; /* the ports that kvrail would use */
 	size_t rails;
+	bool config_unseen; /* a card's configuration space is not for this user */
+	struct kv_engine *engine; /* NULL: engine_err */
+	struct kv_error engine_err;
 };
 
-/* doctor_report.c */
+/* report.c */
 void doctor_note(struct doctor *d, enum doctor_check check, enum doctor_status status,
 		 const char *device, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 /* Of the last note, and only if that is a warning or a failure. */
@@ -63,7 +66,7 @@ void doctor_print(const struct doctor *d);
 int doctor_print_json(const struct doctor *d);
 int doctor_print_env(const struct doctor *d);
 
-/* doctor_read.c: below the root. */
+/* read.c: below the root. */
 /* One line without its newline; false if it cannot be read (buf is then ""). */
 bool doctor_read(const struct doctor *d, char *buf, size_t cap, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
@@ -81,18 +84,42 @@ size_t doctor_each(struct doctor *d, const char *pattern,
 		   void (*fn)(struct doctor *d, const char *path, void *arg), void *arg);
 bool doctor_capable(const struct doctor *d, unsigned int capability);
 
-void doctor_find_ports(struct doctor *d);
-void doctor_host(struct doctor *d);	/* limits, permissions, the kernel's rules */
-void doctor_driver(struct doctor *d);	/* modules, device nodes, user space */
-void doctor_devices(struct doctor *d);	/* ports, addresses, counters */
-void doctor_pcie(struct doctor *d);	/* link, relaxed ordering, ACS */
-void doctor_lossless(struct doctor *d); /* PFC, ECN */
-void doctor_gpu(struct doctor *d);	/* GPU driver, distance to the NICs */
+/* The checks, in the order of the table in doctor.c. Each adds lines; lines.def has their names. */
+void check_memlock(struct doctor *d); /* host.c */
+void check_ptrace(struct doctor *d);
+void check_container(struct doctor *d);
+void check_seccomp(struct doctor *d);
+void check_cgroup(struct doctor *d);
+void check_firewall(struct doctor *d);
+void check_driver(struct doctor *d); /* driver.c */
+void check_nodes(struct doctor *d);
+void check_rdma_cm(struct doctor *d);
+void check_library(struct doctor *d);
+void check_port(struct doctor *d, const struct doctor_port *port); /* port.c */
+void check_gids(struct doctor *d, const struct doctor_port *port);
+void check_pkey(struct doctor *d, const struct doctor_port *port);
+void check_mtu(struct doctor *d, const struct doctor_port *port);
+void check_counters(struct doctor *d, const struct doctor_port *port);
+void check_pfc(struct doctor *d, const struct doctor_port *port);
+void check_ecn(struct doctor *d, const struct doctor_port *port);
+void check_slot(struct doctor *d, const struct doctor_port *port); /* pci.c */
+void check_ordering(struct doctor *d, const struct doctor_port *port);
+void check_ordering_unseen(struct doctor *d);
+void check_acs(struct doctor *d);
+void check_gpu(struct doctor *d);
+void check_distance(struct doctor *d);
+void check_engine(struct doctor *d); /* engine.c */
 
-/* What kvrail itself can use: opens an engine and registers memory; reports it later. */
-struct doctor_engine;
-struct doctor_engine *doctor_engine_open(struct doctor *d);
-void doctor_engine_note(struct doctor *d, struct doctor_engine *e);
+void doctor_find_ports(struct doctor *d);
+void doctor_engine_open(struct doctor *d);
+
+/*
+ * Which priorities of an interface have flow control, by DCB netlink: 0 and the mask, or an errno.
+ * doctor_dcb_parse is the pure half: the errno that the answer carries; EBADMSG: it is not such an
+ * answer; ENODATA: the device reports nothing.
+ */
+int doctor_dcb_ask(const char *netdev, uint8_t *mask);
+int doctor_dcb_parse(const uint8_t *reply, size_t len, uint8_t *mask);
 
 /* A connection to `kvrail doctor --listen` on another machine, a write, and the bytes read back. */
 void doctor_peer(struct doctor *d, const char *host, uint32_t port);
