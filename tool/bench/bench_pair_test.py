@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bench_test.py -- kvrail bench in two processes: over shared memory, and between two network namespaces
+"""bench_pair_test.py -- kvrail bench in two processes: over shared memory, and between two network namespaces
 
-usage: bench_test.py PROGRAM
+usage: bench_pair_test.py PROGRAM
 """
 import json
 import os
