@@ -30,7 +30,7 @@ enum {
 	BENCH_CONTROL_ID = KV_CACHES_MAX - 1,
 	BENCH_CONTROL_BYTES = 1024,
 	BENCH_ROUND_MAX = 64, /* batches of one round */
-	BENCH_CLOSE_MS = 2000,
+	BENCH_CLOSE_MS = 500,
 	BENCH_SLICE_MS = 100, /* so often a wait looks for Ctrl-C */
 };
 #define BENCH_POOL_BYTES (UINT64_C(256) << 20) /* a round's memory; one batch may be larger */

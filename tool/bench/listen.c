@@ -66,7 +66,7 @@ static void part(struct bench_side *s)
 /* Opens the block that the next message comes in. */
 static int open_inbox(struct bench_side *s)
 {
-	int ret = s->inbox ? kv_revoke(s->inbox, BENCH_CLOSE_MS, &s->err) : 0;
+	int ret = s->inbox ? kv_revoke(s->inbox, ANSWER_MS, &s->err) : 0;
 
 	s->inbox = NULL;
 	if (!ret)
