@@ -166,3 +166,18 @@ def test_what_the_environment_says_wrongly_is_warned_of_once_and_defaults() -> N
 def test_the_references_other_name_for_debug_counts() -> None:
     ran = readme(1, RIGHT, KV_IS_DEBUG_ENABLED="1")
     assert " INFO: " in ran.stderr or " DEBUG: " in ran.stderr
+
+
+def test_only_a_port_without_a_key_is_warned_of(tmp_path: Path) -> None:
+    key, log = tmp_path / "key", tmp_path / "log"
+    key.write_text("0123456789abcdef" * 4 + "\n")
+    key.chmod(0o600)
+    program = """
+        import numpy as np, rdma_comm
+        rdma_comm.RDMACommunicator("decode", 0, "0", [np.zeros(4096, np.uint8).ctypes.data], [], 1, 64)
+    """
+    for more, warned in (({}, True), ({"KVCACHE_PSK_FILE": str(key)}, False)):
+        log.unlink(missing_ok=True)
+        ran = run(program, KVCACHE_DEBUG_FILE=str(log), **more)
+        assert ran.returncode == 0, ran.stderr
+        assert ("not asked for a key" in log.read_text()) == warned

@@ -203,7 +203,9 @@ class RDMACommunicator:
     def _listen(self, view: _View) -> None:
         port = view.engine.listen("0.0.0.0", _port(self._args.port))
         self.port = port
-        logger.warning("listening on port %d; peers are not asked for a key, so keep the port inside the cluster", port)
+        logger.info("listening on port %d", port)
+        if not os.environ.get("KVCACHE_PSK_FILE"):
+            logger.warning("peers at port %d are not asked for a key (KVCACHE_PSK_FILE): keep it inside the cluster", port)
 
     # -- prefill
 
