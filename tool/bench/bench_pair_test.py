@@ -197,6 +197,12 @@ class Namespaces(Pair):
         err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm"})[2]
         self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; peer", err)
 
+    def test_the_doctor_s_line_about_it_has_the_reasons_and_a_fix(self):
+        side = self.begin(*self.inside(self.holders[0]), PROGRAM, "doctor", "--listen", "10.99.0.1", env=CLEAN)
+        self.assertIn("listening", side.stdout.readline())
+        out = self.run_out(self.begin(*self.inside(self.holders[1]), PROGRAM, "doctor", "--peer", "10.99.0.1", env=CLEAN))[1]
+        self.assertRegex(out, r"(?m)^fail +connect +.*shm: .*; ib: .*\n +fix: between hosts both need an RDMA port")
+
     def test_an_interface_that_does_not_lead_to_the_peer_is_named(self):
         inside = self.inside(self.holders[1])
         side, target = self.listen(inside=inside)
