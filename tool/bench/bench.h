@@ -101,11 +101,6 @@ void bench_side_close(struct bench_side *s);
 int bench_side_take(struct bench_side *s, const struct bench_plan *plan);
 void bench_side_drop(struct bench_side *s);
 
-/*
- * Waits for an operation and frees it; Ctrl-C cancels it. `code` is that of the call that made it.
- */
-int bench_wait(struct bench_side *s, int code, struct kv_op *op, int64_t timeout_ms);
-
 int bench_send(struct bench_side *s, const struct bench_message *m, int64_t timeout_ms);
 
 /* Says on stderr what went wrong (s->err); returns the exit status. */

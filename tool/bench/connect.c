@@ -22,12 +22,10 @@ static int receive(struct bench_side *s, struct bench_message *m, int64_t timeou
 	static const int64_t in = 1;
 	struct kv_options options = KV_INIT(kv_options);
 	const struct kv_layers all = { 0 };
-	struct kv_op *op = NULL;
 	int ret;
 
 	options.timeout_ms = timeout_ms;
-	ret = kv_recv_blocks_async(s->peer, s->control, all, &in, 1, 0, &options, &op, &s->err);
-	ret = bench_wait(s, ret, op, timeout_ms);
+	ret = kv_recv_blocks(s->peer, s->control, all, &in, 1, 0, &options, &s->err);
 	memcpy(m, s->messages + BENCH_CONTROL_BYTES, sizeof(*m));
 	m->text[sizeof(m->text) - 1] = 0;
 	return ret;
@@ -100,13 +98,11 @@ static int write_batch(struct bench_side *s, const struct bench_options *opt, ui
 	struct kv_options options = KV_INIT(kv_options);
 	const struct kv_layers all = { 0 };
 	uint64_t began = now_ns();
-	struct kv_op *op = NULL;
 	int ret;
 
 	options.timeout_ms = opt->plan.timeout_ms;
-	ret = kv_write_blocks_async(s->peer, s->cache[row], all, w->from + at, w->to + at,
-				    opt->plan.batch, &options, &op, &s->err);
-	ret = bench_wait(s, ret, op, opt->plan.timeout_ms);
+	ret = kv_write_blocks(s->peer, s->cache[row], all, w->from + at, w->to + at,
+			      opt->plan.batch, &options, &s->err);
 	if (!ret && w->done++ >= opt->warmup)
 		hist_add(&w->times, now_ns() - began);
 	return ret;

@@ -83,36 +83,15 @@ void bench_side_drop(struct bench_side *s)
 		s->pool = NULL;
 }
 
-int bench_wait(struct bench_side *s, int code, struct kv_op *op, int64_t timeout_ms)
-{
-	int64_t left = timeout_ms + 2000; /* the operation's own deadline comes first */
-
-	if (code)
-		return code;
-	do {
-		code = kv_wait(op, KV_ACKED, BENCH_SLICE_MS, &s->err);
-		left -= BENCH_SLICE_MS;
-	} while (code == KV_ERR_TIMEOUT && kv_test(op, NULL) >= 0 && left > 0 &&
-		 !bench_interrupted);
-	if (kv_op_free(op, NULL) == KV_ERR_BUSY) {
-		kv_cancel(op, BENCH_CLOSE_MS, NULL);
-		kv_op_free(op, NULL); /* else the engine's close does */
-	}
-	return code;
-}
-
 int bench_send(struct bench_side *s, const struct bench_message *m, int64_t timeout_ms)
 {
 	static const int64_t out = 0;
 	struct kv_options options = KV_INIT(kv_options);
 	const struct kv_layers all = { 0 };
-	struct kv_op *op = NULL;
-	int ret;
 
 	memcpy(s->messages, m, sizeof(*m));
 	options.timeout_ms = timeout_ms;
-	ret = kv_send_blocks_async(s->peer, s->control, all, &out, 1, 0, &options, &op, &s->err);
-	return bench_wait(s, ret, op, timeout_ms);
+	return kv_send_blocks(s->peer, s->control, all, &out, 1, 0, &options, &s->err);
 }
 
 int bench_complain(struct bench_side *s, const char *what)
