@@ -177,6 +177,7 @@ void fake_mute(int host, bool on);
  * Soft-RoCE's may.
  */
 void fake_stick(int host, bool on);
+int fake_sticking(void); /* threads that are in such a call */
 uint64_t fake_verb_calls(enum fake_verb verb);
 /*
  * The nth work request posted from now on is refused with ENOMEM; those before it in its list are

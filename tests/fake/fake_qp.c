@@ -320,8 +320,10 @@ int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr
 {
 	int ret = 0;
 
+	atomic_fetch_add(&world.sticking, 1);
 	while (is_stuck(qp_of(qp)))
 		poll(NULL, 0, 1);
+	atomic_fetch_sub(&world.sticking, 1);
 	fake_lock();
 	world.stats.doorbells++;
 	if (fake_fault(FAKE_post_send))

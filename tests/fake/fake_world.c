@@ -308,6 +308,11 @@ void fake_stick(int host, bool on)
 	atomic_store(&world.stuck[host], on);
 }
 
+int fake_sticking(void)
+{
+	return atomic_load(&world.sticking);
+}
+
 void fake_fail_wr(int nth)
 {
 	world.fail_wr = nth;

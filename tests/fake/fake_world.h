@@ -174,6 +174,7 @@ struct fake_world {
 	struct fake_fault fault[FAKE_VERB_COUNT];
 	atomic_int slow_teardown_ms[HOSTS_MAX];
 	atomic_bool stuck[HOSTS_MAX], mute[HOSTS_MAX];
+	atomic_int sticking;
 	atomic_int refuse_destroy[HOSTS_MAX];
 	int fork_inits;
 	atomic_bool hold_reg;

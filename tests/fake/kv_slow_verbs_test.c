@@ -262,7 +262,8 @@ static void who_is_stuck_in_posting_is_pulled_out(void **state)
 	caller = (struct caller){ .t = &t };
 	fake_stick(0, true);
 	assert_int_equal(pthread_create(&caller.thread, NULL, call, &caller), 0);
-	poll(NULL, 0, 50);
+	for (int64_t end = kv_deadline_ns(ALL_MS); !fake_sticking(); poll(NULL, 0, 1))
+		assert_true(kv_now_ns() < end);
 	began = bar_begin();
 	assert_int_equal(kv_peer_close(t.a.peer, OP_MS, &err), KV_ERR_BUSY);
 	within(OP_MS + SOON_MS, "kv_peer_close");
