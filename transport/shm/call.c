@@ -143,7 +143,10 @@ void call_cancel_late(struct shm_conn *sc, int64_t deadline_ns)
 	sc->late_deadline_ns = deadline_ns < grace_ns ? deadline_ns : grace_ns;
 }
 
-/* ------------------------------------------------ one large range, in pieces by several threads */
+/*
+ * One large range, in pieces by several threads, where an option asks for them: what it is worth
+ * stands in docs/nccl.md (threads2, threads4).
+ */
 
 bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n)
@@ -171,18 +174,15 @@ bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, stru
 int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 {
 	struct shm_op *so = &sc->op[op->index];
-	struct shm_rmem *rm = so->rmem->priv;
 	int ret = copy_end(&so->job);
 
 	if (ret == TR_AGAIN || (ret == -EFAULT && sc->rest.op))
 		return TR_AGAIN;
 	so->copying = false;
 	sc->copies--;
-	if (ret != -EFAULT || rm->path != SHM_RING)
+	if (!path_falls_back(so->rmem->priv, -ret))
 		return ret ? call_failed(sc, TR_WRITE, -ret, err) : 0;
-	/* Memory of a device, which the kernel does not reach: its owner copies. */
-	rm->cma_any_order = false;
-	so->in_ring = true;
+	so->in_ring = true; /* the region's owner copies */
 	sc->rest.op = op;
 	sc->rest.src = so->job.local;
 	sc->rest.offset = so->range.remote;

@@ -6,6 +6,7 @@
  * Pool and process_vm let a process store into another one's memory, and only its death stops it
  * for certain. So they are used only where the receiver said that it holds a pidfd of this process.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,6 +145,14 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 	tr_conn_set_path(sc->conn, "ring (%s)%s", cma_why,
 			 rm->cma_any_order ? ", process_vm for any order" : "");
 	return 0;
+}
+
+bool path_falls_back(struct shm_rmem *rm, int error)
+{
+	if (error != EFAULT || rm->path != SHM_RING)
+		return false;
+	rm->cma_any_order = false;
+	return true;
 }
 
 int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,

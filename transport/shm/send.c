@@ -218,10 +218,7 @@ static size_t bounded(const struct tr_span *spans, size_t n)
 	return n;
 }
 
-/*
- * By process_vm. false: not for this region, which the ring reaches: memory of a device may be
- * mapped and yet out of the kernel's reach.
- */
+/* false: not for this region, which the ring reaches. */
 static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem,
 		       struct tr_rmem *rmem, const struct tr_span *spans, size_t n, long *done_p,
 		       struct kv_error *err)
@@ -230,24 +227,22 @@ static bool add_by_cma(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lme
 	long done;
 
 	done = call_move(sc, op, lmem, rm->addr, spans, n);
-	if (done == -EFAULT && rm->path == SHM_RING) {
-		rm->cma_any_order = false;
+	if (path_falls_back(rm, (int)-done))
 		return false;
-	}
 	*done_p = done < 0 ? call_failed(sc, op->kind, (int)-done, err) : done;
 	return true;
 }
 
 static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
-		    const struct tr_span *spans, size_t n, bool by_cma, struct kv_error *err)
+		    const struct tr_span *spans, size_t n, enum shm_path path, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	long done;
 
-	if (by_cma && add_by_cma(sc, op, lmem, rmem, spans, n, &done, err))
+	if (path == SHM_CMA && add_by_cma(sc, op, lmem, rmem, spans, n, &done, err))
 		return done;
-	if (rm->path != SHM_RING)
+	if (path == SHM_POOL)
 		return (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, n);
 	ring_refresh(&sc->out); /* an impossible position: the next progress fails on it */
 	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, n)
@@ -260,7 +255,7 @@ static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 /* The next piece of a large span, which is accepted with its last one: the caller comes again. */
 static long add_part(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
-		     const struct tr_span *span, bool by_cma, struct kv_error *err)
+		     const struct tr_span *span, enum shm_path path, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	struct shm_op *so = &sc->op[op->index];
@@ -280,7 +275,7 @@ static long add_part(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 	piece.len -= so->part.done;
 	if (piece.len > SHM_ADD_BYTES)
 		piece.len = SHM_ADD_BYTES;
-	done = add_now(op, lmem, rmem, &piece, 1, by_cma, err);
+	done = add_now(op, lmem, rmem, &piece, 1, path, err);
 	if (done <= 0)
 		return done;
 	so->part.done += piece.len;
@@ -296,17 +291,16 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
-	bool past_ring = rm->cma_any_order && op->any_order && n && spans[0].len >= SHM_CMA_LEAST;
-	bool by_cma = past_ring || rm->path == SHM_CMA;
+	enum shm_path path = path_of(rm, op->any_order, n ? spans[0].len : 0);
 	size_t now = bounded(spans, n);
 	long done;
 
-	if (past_ring && call_split(sc, op, lmem, rmem, spans, n))
+	if (path != rm->path && call_split(sc, op, lmem, rmem, spans, n))
 		return (long)n;
-	if (n && spans[0].len > SHM_ADD_BYTES && (by_cma || rm->path != SHM_RING))
-		done = add_part(op, lmem, rmem, spans, by_cma, err);
+	if (n && spans[0].len > SHM_ADD_BYTES && path != SHM_RING)
+		done = add_part(op, lmem, rmem, spans, path, err);
 	else
-		done = add_now(op, lmem, rmem, spans, now, by_cma, err);
+		done = add_now(op, lmem, rmem, spans, now, path, err);
 	sc->cut |= done > 0 && (size_t)done < n && (rm->path != SHM_RING || (size_t)done == now);
 	return done;
 }

@@ -333,6 +333,16 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op,
 bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
 
 /* path.c */
+/* How the bytes of one call go: past the ring where that is allowed and worth a system call. */
+static inline enum shm_path path_of(const struct shm_rmem *rm, bool any_order, uint64_t len)
+{
+	return rm->cma_any_order && any_order && len >= SHM_CMA_LEAST ? SHM_CMA : rm->path;
+}
+/*
+ * After a process_vm call with that errno: true if the ring reaches the region, and takes all of it
+ * from now on. Memory of a device may be mapped and yet out of the kernel's reach.
+ */
+bool path_falls_back(struct shm_rmem *rm, int error);
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 		 struct kv_error *err);
 int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
