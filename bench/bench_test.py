@@ -101,6 +101,18 @@ class Paths(unittest.TestCase):
         self.refused(*REPLAY, "--plot", NOWHERE + ".png", TRACE)
         self.refused(*BENCH, "--local", "1+1", "-J", HERE, why="cannot be written: Is a directory")
 
+    def test_a_run_that_failed_draws_nothing(self):
+        if importlib.util.find_spec("matplotlib") is None:
+            leave_out(self, "matplotlib is not installed (package python3-matplotlib)")
+        with tempfile.TemporaryDirectory() as folder:
+            picture = folder + "/picture.png"
+            self.assertEqual(run(*BENCH, "--local", "1+1", "--plot", picture).returncode, 0)
+            self.assertTrue(os.path.getsize(picture))
+            os.unlink(picture)
+            done = run(*BENCH, "--local", "1+1", "--corrupt", "--plot", picture)  # the file of the run before is there
+            self.assertEqual(done.returncode, 1)
+            self.assertFalse(os.path.exists(picture))
+
     def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_measured(self):
         with tempfile.TemporaryDirectory() as folder:
             done = run(*BENCH, "--local", "1+1", "--plot", folder + "/picture.text")

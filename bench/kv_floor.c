@@ -30,6 +30,7 @@
 #include "floor.h"
 #include "pattern.h"
 #include "results.h"
+#include "util.h"
 
 struct floor_config cfg = {
 	.pool = (size_t)1 << 30,
@@ -295,21 +296,18 @@ static void cma_writer(struct pair_side *s)
 	finish(&b);
 }
 
-static bool parse_sizes(const char *text)
+static bool parse_sizes(char *text)
 {
-	cfg.n_sizes = 0;
-	while (*text && cfg.n_sizes < SIZES_MAX) {
-		char *end;
-		size_t v = strtoul(text, &end, 10);
+	char *rest = text, *word;
+	uint64_t v;
 
-		if (*end == 'K')
-			v <<= 10, end++;
-		if (v < 64 || v % 64 || v > 1 << 20 || (*end && *end != ','))
+	for (cfg.n_sizes = 0; (word = strsep(&rest, ",")); cfg.n_sizes++) {
+		if (cfg.n_sizes == SIZES_MAX || size_parse(word, &v) || v < 64 || v % 64 ||
+		    v > 1 << 20)
 			return false;
-		cfg.sizes[cfg.n_sizes++] = v;
-		text = *end ? end + 1 : end;
+		cfg.sizes[cfg.n_sizes] = v;
 	}
-	return cfg.n_sizes;
+	return true;
 }
 
 static int parse(int argc, char **argv)

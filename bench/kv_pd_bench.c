@@ -63,7 +63,7 @@ int main(int argc, char **argv)
 	if (rank_job_run(&job, results, fates, &lead) == 0)
 		rc = report_fates(&job, results, fates, lead);
 	rank_job_end(&job);
-	if (lead && rc != 3)
+	if (lead && rc == 0)
 		job_output_plot(&opt.job);
 	job_options_free(&opt.job);
 	free(results);

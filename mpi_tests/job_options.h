@@ -41,7 +41,7 @@ void job_pair(const char *text, char sep, uint32_t max, uint32_t *a, uint32_t *b
  * that says which file cannot be written, and why.
  */
 int job_output_ready(const struct job_options *o);
-/* Draws the JSON file that was written, if a plot was asked for. */
+/* After a run without a failure, whose JSON file is there: draws it, if a plot was asked for. */
 void job_output_plot(const struct job_options *o);
 
 #endif

@@ -53,7 +53,7 @@ int main(int argc, char **argv)
 		fflush(stdout);
 	}
 	rank_job_end(&ranks);
-	if (lead && rc != 3)
+	if (lead && rc == 0)
 		job_output_plot(&job.opt.job);
 	job_options_free(&job.opt.job);
 	schedule_free(&job.schedule);
