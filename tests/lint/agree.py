@@ -242,9 +242,17 @@ def check_repeats(root):
             for match in pattern.finditer(source.read(root, path))]
 
 
+def check_mutants(root):
+    """What ./dev mutants changes stands in the source once."""
+    sys.path.insert(0, os.path.join(root, "tests", "mutants"))
+    import mutants  # pylint: disable=import-outside-toplevel
+    return list(mutants.misfits(root))
+
+
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_doctor,
-              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_skips, check_repeats)
+              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_skips, check_repeats,
+              check_mutants)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -536,6 +536,37 @@ static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
 	close(fd);
 }
 
+/* After the hello, too: a peer that was accepted cannot stretch its deadline byte by byte. */
+static void single_bytes_of_a_later_frame_end_at_the_total_deadline(void **state)
+{
+	enum { GAPS = 5 }; /* bytes that fit into the deadline */
+	int64_t deadline_ms = slow_ms(250), end;
+	uint8_t buf[FRAME_HEADER + FRAME_HELLO_MAX];
+	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_HELLO_MAX);
+	struct frame_hello hello = { .upper_id = TR_UPPER_TEST, .upper_version = 1 };
+	struct side s = { .hello = "y" };
+	struct kv_error err;
+	struct tr_conn *b;
+	size_t sent = 0;
+	int ret, fd = raw_socket();
+
+	(void)state;
+	frame_put_hello(&w, &hello);
+	frame_put_header(buf, FRAME_HELLO, (uint32_t)w.len);
+	assert_int_equal(send(fd, buf, FRAME_HEADER + w.len, 0), FRAME_HEADER + w.len);
+	b = accept_within(&s, deadline_ms, &upper);
+	end = kv_deadline_ns(WAIT_MS);
+	frame_put_header(buf, FRAME_SETUP, 100);
+	while ((ret = tr_conn_step(b, &err)) == TR_AGAIN && sent < FRAME_HEADER - 1) {
+		assert_true(kv_now_ns() < end);
+		assert_int_equal(send(fd, &buf[sent++], 1, MSG_NOSIGNAL), 1);
+		poll(NULL, 0, (int)(deadline_ms / GAPS));
+	}
+	assert_int_equal(ret, KV_ERR_TIMEOUT);
+	tr_conn_close(b);
+	close(fd);
+}
+
 static void when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served(void **state)
 {
 	struct rlimit old, low;
@@ -567,6 +598,7 @@ int main(void)
 		cmocka_unit_test(another_major_version_is_answered_with_ours),
 		cmocka_unit_test(frames_out_of_order_and_oversized_are_refused),
 		cmocka_unit_test(silence_and_single_bytes_end_at_the_total_deadline),
+		cmocka_unit_test(single_bytes_of_a_later_frame_end_at_the_total_deadline),
 		cmocka_unit_test(
 			when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served),
 	};

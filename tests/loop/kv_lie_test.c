@@ -8,6 +8,7 @@
  */
 #include "kv_rig.h"
 
+#include <poll.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -278,6 +279,46 @@ static void an_acknowledgement_of_what_was_not_committed(void **state)
 	dropped();
 }
 
+static bool second_write_is_committed(void)
+{
+	const struct kv_op *op;
+	bool committed;
+
+	hold(&p.b);
+	op = p.b.peer->link->slot[0].op;
+	committed = op && op->id == OP(0, 2) && op->committed;
+	kv_peer_release(p.b.peer);
+	return committed;
+}
+
+/* The slot is the same, the operation another one: it has not been acknowledged. */
+static void an_acknowledgement_is_of_the_operation_that_has_the_slot_now(void **state)
+{
+	const struct kv_layers all_layers = { 0, 0 };
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_lease *for_b;
+	struct kv_op *op;
+
+	(void)state;
+	kv_peer_release(p.a.peer);
+	ok(kv_blocks_open(p.a.peer, p.a.cache, opened, N, 2, RIG_TIMEOUT_MS, &for_b, &p.a.err),
+	   &p.a.err);
+	opts.lease = kv_lease_id(for_b);
+	opts.timeout_ms = RIG_TIMEOUT_MS;
+	ok(kv_write_blocks(p.b.peer, p.b.cache, all_layers, opened, opened, N, &opts, &p.b.err),
+	   &p.b.err);
+	hold(&p.a);
+	ok(kv_write_blocks_async(p.b.peer, p.b.cache, all_layers, opened, opened, N, &opts, &op,
+				 &p.b.err),
+	   &p.b.err);
+	while (!second_write_is_committed())
+		poll(NULL, 0, 1);
+	say((struct kv_msg){ .type = KV_MSG_ACK, .ack = { 1, { { OP(0, 1), 0 } } } });
+	dropped();
+	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, NULL), KV_ERR_PEER_LOST);
+	ok(kv_op_free(op, &p.b.err), &p.b.err);
+}
+
 /* ---------------------------------------------------------------- LEASE, IDS, REVOKE, REVOKED */
 
 static void say_lease(uint64_t id, uint32_t blocks)
@@ -391,6 +432,7 @@ int main(int argc, char **argv)
 		with_pair(an_abort_has_a_cause),
 		with_pair(an_abort_names_the_lease_of_its_begin),
 		with_pair(an_acknowledgement_of_what_was_not_committed),
+		with_pair(an_acknowledgement_is_of_the_operation_that_has_the_slot_now),
 		with_pair(leases_come_in_the_order_of_their_numbers),
 		with_pair(a_lease_of_more_blocks_than_there_are),
 		with_pair(a_lease_at_a_place_that_there_is_not),

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""mutants.py -- bugs that peers had, or this project: each is put back, and a test must see it
+
+usage: mutants.py [--list] [--only NAME[,NAME...]] [--jobs N] [--json FILE]
+
+The tree is copied to build-mutants/tree and built there. Each mutant is one change of one place; the programs of its test are
+built again, the test runs, and the one of its cases that is named must fail. A test that does not fail without any mutant is
+looked at first. Exit status 1: a mutant lived, or does not apply any more (a lint looks for that, too)."""
+import argparse
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+
+# name, what it is; file, text and what stands there instead; ctest name, program, and the case that must fail
+Mutant = collections.namedtuple("Mutant", "name story file old new test program case")
+MUTANTS = [
+    Mutant("status-ignored", "a completion with an error counts as done (UCX and NIXL had it)",
+           "transport/ib/poll.c", "bool failed = wc->status != IBV_WC_SUCCESS;", "bool failed = false;",
+           "ib_fault_test", "ib_fault_test", "every_completion_status_becomes_a_typed_error"),
+    Mutant("zero-psn", "packet sequence numbers begin at 0: a packet of an earlier connection is taken",
+           "transport/ib/qp.c", "lane->psn = psn & 0xffffff;", "lane->psn = 0;",
+           "ib_path_test", "ib_path_test", ""),
+    Mutant("notify-before-the-bytes", "the rest of a span goes into the ring behind the notify",
+           "transport/shm/send.c", "if (sc->rest.op == op && !send_rest(sc))", "if (sc->rest.op == op && false)",
+           "loop_tr_paths", "loop_tr_paths", ""),
+    Mutant("success-without-proof", "a write ends when its own side is done, not when the receiver has said so",
+           "kvapi/op/kv_op.c", "else if (op->engine->ack_read && !op->grant)", "else if (op->engine)",
+           "kv_async_test", "kv_async_test", "no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once"),
+    Mutant("release-without-fence", "a lease is given back although its writer has not answered",
+           "kvapi/api/kv_blocks.c", "ret = fence(peer, lease, deadline_ns, &claimed, err);", "ret = 0, (void)fence;",
+           "kv_life_test", "kv_life_test", ""),
+    Mutant("lease-asked-at-admission-only", "A1: what waits for a slot posts although its lease was revoked meanwhile",
+           "kvapi/op/kv_op.c", "int ret = kv_op_admit(op, err);", "int ret = op->admitted ? 0 : kv_op_admit(op, err);",
+           "kv_fence_test", "kv_fence_test", "ids_are_asked_again_when_they_are_posted"),
+    Mutant("freed-while-grouped", "A2: an operation is freed while its group still has it",
+           "kvapi/api/kv_wait.c", "if (atomic_load(&op->grouped))", "if (atomic_load(&op->grouped) && false)",
+           "kv_hold_test", "kv_hold_test", "an_operation_is_not_freed_before_its_group_has_ended"),
+    Mutant("shared-after-deregistration", "A4: a region is shared after an owner was given 0 for deregistering it",
+           "transport/mem.c", "			if (mem->in_part)\n				range_remove(m, mem);\n", "			(void)mem->in_part;\n",
+           "ib_hold_test", "ib_hold_test", "a_region_is_not_shared_after_an_owner_gave_it_back"),
+    Mutant("close-while-bytes-land", "G1: closeRecv says success while the sender still copies",
+           "net_plugin/np_close.c", "if (tr_fence(comm->conn, comm->linger_ns, NULL) && waits_for_peer(comm))",
+           "if (tr_fence(comm->conn, comm->linger_ns, NULL) && waits_for_peer(comm) && false)",
+           "np_close_test", "np_close_test", ""),
+    Mutant("per-read-timeout", "each byte of a handshake begins its deadline anew",
+           "transport/handshake.c", "if (hs->got && conn->deadline_ns == INT64_MAX)", "if (hs->got)",
+           "handshake_test", "handshake_test", "single_bytes_of_a_later_frame_end_at_the_total_deadline"),
+    Mutant("duplicate-destination", "two blocks of one call may have one destination",
+           "kvapi/wire/kv_plan.c", "if (mark[to] == round)", "if (mark[to] == round && false)",
+           "kv_plan_test", "kv_plan_test", ""),
+    Mutant("generation-ignored", "an acknowledgement of an earlier operation of a slot counts for the next",
+           "kvapi/op/kv_op.c", "return slot && slot->generation == (uint32_t)(id >> ID_SLOT_BITS) ? slot : NULL;", "return slot;",
+           "kv_lie_test", "kv_lie_test", "an_acknowledgement_is_of_the_operation_that_has_the_slot_now"),
+    Mutant("deadline-forgotten", "an operation that its peer does not answer waits for ever",
+           "kvapi/loop/kv_progress.c", "kv_op_timeout(op);", "(void)kv_op_timeout;",
+           "kv_deadline_test", "kv_deadline_test", ""),
+    Mutant("tail-believed", "what the peer says of a ring is not checked",
+           "transport/shm/ring.c", "if (used > in->size || used % RING_ALIGN)", "if (false)",
+           "loop_tr_shm_hostile", "loop_tr_shm_hostile", ""),
+    Mutant("mac-ignored", "a frame is taken although its MAC is wrong",
+           "transport/auth.c", "if (!equal(mac, right, MAC_BYTES))", "if (!equal(mac, right, 0))",
+           "auth_test", "auth_test", "an_old_handshake_is_of_no_use"),
+    Mutant("key-optional", "a peer that proves no key is let in where one is set",
+           "transport/handshake.c", "else if (conn->tr->psk && conn->accepting && hs->in.type == FRAME_HELLO) {", "else if (false) {",
+           "auth_test", "auth_test", "an_end_without_the_key_learns_that_it_needs_one"),
+    Mutant("key-for-everybody", "a key file that others may read is used",
+           "transport/psk.c", "if (st->st_mode & (S_IRWXG | S_IRWXO))", "if (false)",
+           "auth_test", "auth_test", "a_key_file_that_is_not_right_is_refused_with_the_cause"),
+]
+
+
+def read(root, path):
+    with open(os.path.join(root, path), encoding="utf-8") as file:
+        return file.read()
+
+
+def write(root, path, text):
+    with open(os.path.join(root, path), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def misfits(root):
+    """Mutants whose text does not stand in their file exactly once."""
+    for mutant in MUTANTS:
+        n = read(root, mutant.file).count(mutant.old) if os.path.exists(os.path.join(root, mutant.file)) else 0
+        if n != 1:
+            yield f"tests/mutants/mutants.py: {mutant.name}: its text stands {n} times in {mutant.file}"
+
+
+def run(*command, cwd, timeout=900):
+    return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+                          timeout=timeout)
+
+
+class Copy:
+    """The tree, built once; a file that is changed is built again."""
+
+    def __init__(self, jobs):
+        self.root, self.jobs = os.path.join(ROOT, "build-mutants", "tree"), str(jobs)
+        self.build = os.path.join(ROOT, "build-mutants", "build")
+        os.makedirs(self.root, exist_ok=True)
+        files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE,
+                               check=True).stdout.decode().split("\0")
+        for path in filter(None, files):
+            source, to = os.path.join(ROOT, path), os.path.join(self.root, path)
+            if not os.path.isfile(source):
+                continue
+            with open(source, "rb") as file:
+                data = file.read()
+            if os.path.exists(to):
+                with open(to, "rb") as file:
+                    if file.read() == data:
+                        continue
+            os.makedirs(os.path.dirname(to), exist_ok=True)
+            with open(to, "wb") as file:
+                file.write(data)
+            os.chmod(to, os.stat(source).st_mode)
+        done = run("cmake", "--preset", "dev", "-B", self.build, "--log-level=WARNING", "-DKVRAIL_MPI=OFF", cwd=self.root)
+        if done.returncode:
+            sys.exit(f"mutants: the copy cannot be configured\n{done.stdout}")
+
+    def make(self, programs):
+        return run("cmake", "--build", self.build, "-j", self.jobs, "--target", *programs, cwd=self.root, timeout=3600)
+
+    def test(self, mutant):
+        """Names of the cases that failed; "" where the program ended without naming one; None: it passed."""
+        done = run("ctest", "--output-on-failure", "--timeout", "240", "-R", f"^{mutant.test}$", cwd=self.build)
+        if "No tests were found" in done.stdout:
+            sys.exit(f"mutants: there is no test {mutant.test}")
+        if not done.returncode:
+            return None
+        return sorted(set(re.findall(r"\[  FAILED  \] ([a-z]\w+)$", done.stdout, re.M))) or [""]
+
+
+def verdict(copy, mutant):
+    text = read(copy.root, mutant.file)
+    write(copy.root, mutant.file, text.replace(mutant.old, mutant.new))
+    try:
+        done = copy.make([mutant.program])
+        if done.returncode:
+            return "does not compile", re.findall(r"error: .*", done.stdout)[:1]
+        failed = copy.test(mutant)
+    finally:
+        write(copy.root, mutant.file, text)
+    if failed is None or (mutant.case and mutant.case not in failed):
+        return "LIVES", failed or []
+    return "caught", failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the mutants and end")
+    parser.add_argument("--only", metavar="NAMES", help="these, comma separated")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the build (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write the results there as well")
+    arguments = parser.parse_args()
+    bad = list(misfits(ROOT))
+    if bad:
+        sys.exit("\n".join(bad))
+    names = arguments.only.split(",") if arguments.only else [mutant.name for mutant in MUTANTS]
+    chosen = [mutant for mutant in MUTANTS if mutant.name in names]
+    if len(chosen) != len(names):
+        sys.exit("mutants: unknown: " + ", ".join(set(names) - {mutant.name for mutant in chosen}))
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.name:32} {mutant.test:22} {mutant.story}")
+        return 0
+    copy = Copy(arguments.jobs)
+    print("mutants: building the copy", file=sys.stderr)
+    done = copy.make(sorted({mutant.program for mutant in chosen}))
+    if done.returncode:
+        sys.exit(done.stdout[-4000:])
+    for mutant in {mutant.test: mutant for mutant in chosen}.values():
+        failed = copy.test(mutant)
+        if failed is not None:
+            sys.exit(f"mutants: {mutant.test} fails without any mutant: {' '.join(failed)}")
+    rows = []
+    for mutant in chosen:
+        since = time.monotonic()
+        result, failed = verdict(copy, mutant)
+        rows.append({"mutant": mutant.name, "result": result, "test": mutant.test, "cases": failed})
+        print(f"{mutant.name:32} {result:17} {time.monotonic() - since:5.0f} s  {mutant.test}: {' '.join(failed[:3])}", flush=True)
+    lived = [row for row in rows if row["result"] != "caught"]
+    print(f"{len(rows) - len(lived)} of {len(rows)} mutants were caught")
+    if arguments.json:
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump({"command": "./dev mutants", "commit": commit, "rows": rows}, file, indent=1)
+            file.write("\n")
+    return 1 if lived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
