@@ -203,9 +203,10 @@ class RDMACommunicator:
     def _listen(self, view: _View) -> None:
         port = view.engine.listen("0.0.0.0", _port(self._args.port))
         self.port = port
-        logger.info("listening on port %d", port)
-        if not os.environ.get("KVCACHE_PSK_FILE"):
-            logger.warning("peers at port %d are not asked for a key (KVCACHE_PSK_FILE): keep it inside the cluster", port)
+        if os.environ.get("KVCACHE_PSK_FILE"):
+            logger.info("listening on port %d", port)
+        else:
+            logger.warning("listening on port %d; peers are not asked for a key (KVCACHE_PSK_FILE): keep it inside the cluster", port)
 
     # -- prefill
 
