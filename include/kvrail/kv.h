@@ -68,8 +68,7 @@ enum {
 	KV_LEASE_BLOCKS_MAX = 1 << 16, /* of kv_blocks_open, kv_recv_blocks, kv_send_blocks */
 	KV_LEASES_MAX = 1024,         /* open at one time towards one peer */
 	KV_PEERS_MAX = 4096,
-	/* unfinished at one time towards one peer, in each direction */
-	KV_OPS_MAX = 128,
+	KV_OPS_MAX = 128,             /* unfinished towards one peer, in each direction */
 	KV_NAME_MAX = 64,
 };
 
@@ -130,6 +129,7 @@ struct kv_engine_config {
  *
  * ERRORS
  *   ARG      config->progress, or an option with a bad value (the message names it and its range)
+ *   AUTH     the file of KVCACHE_PSK_FILE cannot be used as a key
  *   NOFD     epoll, eventfd or socket: EMFILE or ENFILE
  *   SYSTEM   the service thread could not be started (sys_errno)
  *   DEVICE   KVCACHE_TRANSPORT or KVCACHE_RDMA_NICS names something that this machine does not have
@@ -337,7 +337,8 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
  *   ARG           the host does not resolve, port is 0 or > 65535, or the timeout is out of range
  *   TIMEOUT       the deadline passed; the message says at which stage
  *   PEER_LOST     connection refused or reset, at every address of the name
- *   VERSION       the other end speaks another major version; both are named
+ *   VERSION       the other end speaks another version; both are named
+ *   AUTH          the two ends have no key in common (KVCACHE_PSK_FILE)
  *   GEOMETRY      caches differ; the message lists every field with both values
  *   PROTOCOL      the other end is not kvrail
  *   UNREACHABLE   no transport that both ends have reaches the peer; the message says why for each.
