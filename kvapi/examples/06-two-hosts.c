@@ -69,7 +69,7 @@ static struct kv_peer *prefill(struct kv_engine *engine, struct small_cache *cac
 int main(int argc, char **argv)
 {
 	bool listens = argc > 2 && !strcmp(argv[1], "--listen");
-	uint32_t port = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : PORT;
+	uint32_t port = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : (uint32_t)PORT;
 	struct small_cache cache;
 	struct kv_engine *engine;
 	struct kv_peer *peer;
