@@ -108,7 +108,8 @@ void check_ordering_unseen(struct doctor *d);
 void check_acs(struct doctor *d);
 void check_gpu(struct doctor *d);
 void check_distance(struct doctor *d);
-void check_engine(struct doctor *d); /* engine.c */
+void check_engine(struct doctor *d);
+void check_key(struct doctor *d); /* engine.c */
 
 void doctor_find_ports(struct doctor *d);
 void doctor_engine_open(struct doctor *d);

@@ -25,9 +25,9 @@ PORT = f"{CARD}/ports/1"
 GPU = "sys/bus/pci/devices/0000:18:00.0"
 
 
-def run(*arguments, **more):
+def run(*arguments, settings=None, **more):
     clean = {k: v for k, v in os.environ.items() if not k.startswith("KVCACHE_")}
-    return subprocess.run([PROGRAM, "doctor", *arguments], env=clean, capture_output=True, text=True, **more)
+    return subprocess.run([PROGRAM, "doctor", *arguments], env={**clean, **(settings or {})}, capture_output=True, text=True, **more)
 
 
 def checks_of(root):
@@ -267,6 +267,21 @@ class Real(unittest.TestCase):
         status, text = self.line(run(preexec_fn=forbid), "seccomp")
         self.assertEqual(status, "warn")
         self.assertIn("refuses process_vm_writev", text)
+
+    def test_the_key_is_named_and_one_that_others_may_read_is_a_failure(self):
+        self.assertEqual(self.line(run(), "key"), ("ok", "none: every process that reaches a listening port may connect"))
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write("k" * 32 + "\n")
+            file.flush()
+            settings = {"KVCACHE_PSK_FILE": file.name}
+            self.assertEqual(self.line(run(settings=settings), "key"), ("ok", f"both ends of a connection need a key of {file.name}"))
+            os.chmod(file.name, 0o640)
+            result = run(settings=settings)
+            self.assertEqual(result.returncode, 1)
+            status, text = self.line(result, "engine")
+            self.assertEqual(status, "fail")
+            self.assertIn("may be read or written by other users", text)
+            self.assertIn("fix: chmod 600", result.stdout)
 
     def test_a_lowered_limit_and_a_dropped_capability_are_seen(self):
         if os.geteuid() or not shutil.which("setpriv"):

@@ -140,6 +140,20 @@ void check_engine(struct doctor *d)
 	note_register(d);
 }
 
+/* A key file that cannot be used is an engine that does not open: check_engine says why. */
+void check_key(struct doctor *d)
+{
+	const char *path = getenv("KVCACHE_PSK_FILE");
+	bool set = path && *path;
+
+	if (set && d->engine_err.code == KV_ERR_AUTH)
+		return;
+	doctor_note(d, CHECK_KEY, DOCTOR_OK, "", "%s%s",
+		    set ? "both ends of a connection need a key of "
+			: "none: every process that reaches a listening port may connect",
+		    set ? path : "");
+}
+
 /* ---------------------------------------------------------------- a peer */
 
 static double seconds(void)
