@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """summary.py -- one account of several ctest runs: what failed, what was skipped and why, and the counts
 
-usage: summary.py [--require "LABEL ..."] BUILD_DIRECTORY ...
+usage: summary.py [--require "LABEL ..."] [--skipped "WHAT: WHY"]... BUILD_DIRECTORY ...
 
 Reads results.xml (ctest --output-junit) and tests.json (ctest --show-only=json-v1) of each directory. Exit 0 only if
 each of them ran at least one test, nothing failed, and no label that --require names was skipped or is unknown.
@@ -72,8 +72,8 @@ def unmet(required, cases):
                 yield f"KVRAIL_REQUIRE names {label}, but {part} of {case.name} was skipped ({case.where})"
 
 
-def account(cases, complaints, out):
-    skips = [f"{c.name} ({c.where}): {reason_of(c.output)}" for c in cases if c.skipped]
+def account(cases, complaints, out, skipped=()):
+    skips = list(skipped) + [f"{c.name} ({c.where}): {reason_of(c.output)}" for c in cases if c.skipped]
     skips += [f"{part} of {c.name} ({c.where}): {why}" for c in cases for part, why in c.parts_skipped.items()]
     failed = [c for c in cases if c.failed]
     ran = sum(not c.skipped for c in cases)
@@ -91,7 +91,7 @@ def account(cases, complaints, out):
     return not failed and not complaints
 
 
-def summary(directories, required, out):
+def summary(directories, required, out, skipped=()):
     cases, complaints = [], []
     for directory in directories:
         found = read(directory)
@@ -99,12 +99,13 @@ def summary(directories, required, out):
             complaints.append(f"{directory}: no test ran")
         cases += found
     complaints += unmet(required, cases)
-    return account(cases, complaints, out)
+    return account(cases, complaints, out, skipped)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--require", default="")
+    parser.add_argument("--skipped", action="append", default=[], metavar="WHAT: WHY")
     parser.add_argument("directories", nargs="+")
     args = parser.parse_args()
-    sys.exit(0 if summary(args.directories, args.require.split(), sys.stdout) else 1)
+    sys.exit(0 if summary(args.directories, args.require.split(), sys.stdout, args.skipped) else 1)

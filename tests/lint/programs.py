@@ -43,7 +43,6 @@ BASE = {
 # Called only where they are there, or found under another name; nobody needs to install them.
 OPTIONAL = {
     "auditwheel": "./dev wheel: PyPI's, in an environment of its own",
-    "clang++": "a C++ compiler by another name",
     "clang-format": "clang-format-14 by another name",
     "nvcc": "net_plugin/gpu: on a machine with GPUs only",
     "nvidia-smi": "net_plugin/gpu: on a machine with GPUs only",
