@@ -270,7 +270,7 @@ static void pool_writer(struct pair_side *s)
 	memset(shared_floor, 0, cfg.pool);
 	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
 		begin_size(&b, cfg.sizes[i]);
-		for (int read = 0; read <= !cfg.cpu; read++) {
+		for (int read = 0; read < (cfg.cpu ? 1 : 2); read++) {
 			struct row row = compare(&b, ways, read);
 
 			print_row("pool", read, cfg.sizes[i], &row, FLOOR_NT);

@@ -15,6 +15,7 @@ import agree
 import arrows
 import calls
 import circles
+import cppcheck
 import format as formatting
 import headers
 import install
@@ -516,6 +517,19 @@ class Install(Tree):
         self.write("prefix/lib/bad.so", os.path.realpath(self.root) + "/source/transport/tr.c")
         prefix, tree = os.path.join(self.root, "prefix"), os.path.join(self.root, "source")
         self.assert_finds("lib/bad.so", install.check_paths(prefix, tree))
+
+
+class Cppcheck(Tree):
+    @unittest.skipUnless(shutil.which("cppcheck"), "no cppcheck here")
+    def test_a_fault_is_found_and_an_exception_needs_a_reason(self):
+        self.write("transport/bad.c", "int f(void);\nint f(void)\n{\n\tint a[2] = { 0 };\n\treturn a[2];\n}\n")
+        path = os.path.join(self.root, "transport/bad.c")
+        commands = [{"directory": self.root, "command": f"cc -c {path}", "file": path}]
+        self.assert_finds("bad.c:5: arrayIndexOutOfBounds", cppcheck.check(self.root, commands))
+        self.write("tests/lint/cppcheck.suppress", "arrayIndexOutOfBounds:*bad.c\n")
+        self.assert_finds("no reason above it", cppcheck.check(self.root, commands))
+        self.write("tests/lint/cppcheck.suppress", "# a sample\narrayIndexOutOfBounds:*bad.c\n")
+        self.assertEqual(cppcheck.check(self.root, commands), [])
 
 
 class Missing(Tree):
