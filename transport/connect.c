@@ -104,9 +104,16 @@ void tr_conn_close(struct tr_conn *conn)
 const char *tr_conn_stage(const struct tr_conn *conn)
 {
 	static const char *const stages[] = {
-		"connecting",	     "waiting for hello", "starting the transport",
-		"waiting for setup", "waiting for ready", "ready",
-		"refused",	     "breaking",	  "lost"
+		[CONN_CONNECTING] = "connecting",
+		[CONN_WAIT_CHALLENGE] = "waiting for challenge",
+		[CONN_WAIT_HELLO] = "waiting for hello",
+		[CONN_STARTING] = "starting the transport",
+		[CONN_WAIT_SETUP] = "waiting for setup",
+		[CONN_WAIT_READY] = "waiting for ready",
+		[CONN_READY] = "ready",
+		[CONN_FAILED] = "refused",
+		[CONN_BREAKING] = "breaking",
+		[CONN_LOST] = "lost",
 	};
 
 	if (conn->hs && conn->hs->dial && dial_resolves(conn->hs->dial))

@@ -549,12 +549,15 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 {
-	static const char *const stages[] = { "connecting",
-					      "waiting for the peer's hello",
-					      "starting the transport",
-					      "waiting for the peer's setup",
-					      "waiting for the peer's ready",
-					      "sending the last frame" };
+	static const char *const stages[] = {
+		[CONN_CONNECTING] = "connecting",
+		[CONN_WAIT_CHALLENGE] = "waiting for the peer's challenge",
+		[CONN_WAIT_HELLO] = "waiting for the peer's hello",
+		[CONN_STARTING] = "starting the transport",
+		[CONN_WAIT_SETUP] = "waiting for the peer's setup",
+		[CONN_WAIT_READY] = "waiting for the peer's ready",
+		[CONN_READY] = "sending the last frame",
+	};
 	struct kv_error cause;
 	int ret = 0;
 
