@@ -24,7 +24,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(HERE)
-LIBRARY = re.compile(r"/(transport|kvapi|net_plugin)/[^:]*\.[ch]$")
+LIBRARY = re.compile(r"(transport|kvapi|net_plugin)/[^:]*\.[ch]$")
 
 Row = collections.namedtuple("Row", "name program arguments counted things settings")
 SHM = {"KVCACHE_TRANSPORT": "shm"}
@@ -98,7 +98,7 @@ class Tree:
         out = self.folder + "/callgrind.out"
         run("valgrind", "--tool=callgrind", "--toggle-collect=measured", "--callgrind-out-file=" + out,
             *self.command(row, row.counted), env=self.environment(row), timeout=600)
-        ours, total = count(out)
+        ours, total = count(out, self.root)
         return ours / row.things, total / row.things
 
     def wall(self):
@@ -118,27 +118,32 @@ class Tree:
         return found
 
 
-def count(path):
+def is_library(name, root):
+    """A file of the library; callgrind has names as the compiler was given them, absolute or from the build folder."""
+    return bool(LIBRARY.match(os.path.relpath(name, root) if os.path.isabs(name) else name.removeprefix("../")))
+
+
+def count(path, root):
     """The instructions in a callgrind file that functions took themselves: in the library's files, in all."""
-    names, current, called, ours, total = {}, "", False, 0, 0
+    names, current, called, ours, total = {}, False, False, 0, 0
     with open(path, encoding="utf-8") as file:
         for line in file:
             match = re.match(r"(fl|fi|fe)=\((\d+)\)(?: (.*))?", line)
             if match:
                 if match[3]:
-                    names[match[2]] = match[3].strip()
+                    names[match[2]] = is_library(match[3].strip(), root)
                 current = names[match[2]]
             elif line.startswith("cfi=") or line.startswith("cfl="):
                 match = re.match(r"cf[il]=\((\d+)\)(?: (.*))?", line)
                 if match[2]:
-                    names[match[1]] = match[2].strip()
+                    names[match[1]] = is_library(match[2].strip(), root)
             elif line.startswith("calls="):
                 called = True  # the next line is what the callee took
             elif re.match(r"[+\-*\d]", line):
                 if not called:
                     cost = int(line.split()[1])
                     total += cost
-                    ours += cost * bool(LIBRARY.search(current))
+                    ours += cost * current
                 called = False
     return ours, total
 
