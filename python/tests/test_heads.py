@@ -73,7 +73,7 @@ def test_orders_are_named_when_they_do_not_fit() -> None:
         with pytest.raises(kvrail.KvError, match="kv_heads is 3 and tp_size 2"):
             a.register({"k": memory}, tp_size=2, kv_heads=3)
         a.register({"k": memory, "v": memory.copy()}, order="HND")
-        with pytest.raises(kvrail.KvError, match=r"tensor 1 \(v\) order NHD / HND"):
+        with pytest.raises(kvrail.KvError, match=r"tensor 1 \(v\) order here HND, peer NHD"):
             a.connect("127.0.0.1", b.listen())
 
 
