@@ -27,18 +27,18 @@ static bool equal(const uint8_t *a, const uint8_t *b, size_t len)
 	return !differ;
 }
 
-/* The MAC of CHALLENGE, and the session's secrets. */
-static void agree(const struct psk *psk, const uint8_t knock[AUTH_KNOCK],
-		  const uint8_t nonce[AUTH_NONCE], bool accepting, struct auth *auth,
-		  uint8_t mac[MAC_BYTES])
+/* The MAC of CHALLENGE, and the session's secrets: over all of both frames but that MAC. */
+static void agree(const struct psk *psk, const uint8_t *knock, const uint8_t *challenge,
+		  bool accepting, struct auth *auth, uint8_t mac[MAC_BYTES])
 {
-	uint8_t both[8 + AUTH_KNOCK + AUTH_NONCE], session[MAC_BYTES];
+	enum { LABEL = 8, FIRST = AUTH_HEADER + AUTH_KNOCK, SECOND = AUTH_HEADER + AUTH_NONCE };
+	uint8_t both[LABEL + FIRST + SECOND], session[MAC_BYTES];
 
-	memcpy(both, "accept..", 8);
-	memcpy(both + 8, knock, AUTH_KNOCK);
-	memcpy(both + 8 + AUTH_KNOCK, nonce, AUTH_NONCE);
+	memcpy(both, "accept..", LABEL);
+	memcpy(both + LABEL, knock, FIRST);
+	memcpy(both + LABEL + FIRST, challenge, SECOND);
 	crypto_mac(psk->secret, MAC_BYTES, both, sizeof(both), mac);
-	memcpy(both, "session.", 8);
+	memcpy(both, "session.", LABEL);
 	crypto_mac(psk->secret, MAC_BYTES, both, sizeof(both), session);
 	crypto_mac(session, MAC_BYTES, "from the connecting side", 24,
 		   accepting ? auth->in : auth->out);
@@ -48,41 +48,43 @@ static void agree(const struct psk *psk, const uint8_t knock[AUTH_KNOCK],
 	explicit_bzero(session, sizeof(session));
 }
 
-int auth_knock(struct psk_file *file, struct psk *psk, uint8_t knock[AUTH_KNOCK],
+int auth_knock(struct psk_file *file, struct psk *psk, uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
 	       struct kv_error *err)
 {
 	int ret = psk_get(file, NULL, psk, err);
 
 	if (ret)
 		return ret;
-	memcpy(knock, psk->id, PSK_ID);
-	return nonce_of(knock + PSK_ID, err);
+	memcpy(knock + AUTH_HEADER, psk->id, PSK_ID);
+	return nonce_of(knock + AUTH_HEADER + PSK_ID, err);
 }
 
-int auth_challenged(struct auth *auth, const struct psk *psk, const uint8_t knock[AUTH_KNOCK],
-		    const uint8_t challenge[AUTH_CHALLENGE], struct kv_error *err)
+int auth_challenged(struct auth *auth, const struct psk *psk,
+		    const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
+		    const uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err)
 {
 	uint8_t mac[MAC_BYTES];
 
 	agree(psk, knock, challenge, false, auth, mac);
-	if (!equal(mac, challenge + AUTH_NONCE, MAC_BYTES))
+	if (!equal(mac, challenge + AUTH_HEADER + AUTH_NONCE, MAC_BYTES))
 		return kv_fail(err, KV_ERR_AUTH, "handshake",
 			       "the answer of the peer was not made with the key");
 	auth->on = true;
 	return 0;
 }
 
-int auth_challenge(struct auth *auth, struct psk_file *file, const uint8_t knock[AUTH_KNOCK],
-		   uint8_t challenge[AUTH_CHALLENGE], struct kv_error *err)
+int auth_challenge(struct auth *auth, struct psk_file *file,
+		   const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
+		   uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err)
 {
 	struct psk psk;
-	int ret = psk_get(file, knock, &psk, err);
+	int ret = psk_get(file, knock + AUTH_HEADER, &psk, err);
 
 	if (!ret)
-		ret = nonce_of(challenge, err);
+		ret = nonce_of(challenge + AUTH_HEADER, err);
 	if (ret)
 		return ret;
-	agree(&psk, knock, challenge, true, auth, challenge + AUTH_NONCE);
+	agree(&psk, knock, challenge, true, auth, challenge + AUTH_HEADER + AUTH_NONCE);
 	explicit_bzero(&psk, sizeof(psk));
 	auth->on = true;
 	return 0;

@@ -5,7 +5,7 @@
  *
  *   connecting side                           accepting side
  *   KNOCK: which key, nonce c           ->    finds the key, or REJECT
- *                                       <-    CHALLENGE: nonce a, MAC over KNOCK and nonce a
+ *                                       <-    CHALLENGE: nonce a, MAC over both up to here
  *   HELLO, MAC                          ->    the MAC is the proof; only now is the hello read
  *                                       <-    HELLO, MAC ... as in frame.h, each with a MAC
  *
@@ -22,22 +22,34 @@
 
 #include "psk.h"
 
-enum { AUTH_NONCE = 32, AUTH_KNOCK = PSK_ID + AUTH_NONCE, AUTH_CHALLENGE = AUTH_NONCE + MAC_BYTES };
+enum {
+	AUTH_NONCE = 32,
+	AUTH_KNOCK = PSK_ID + AUTH_NONCE, /* payloads */
+	AUTH_CHALLENGE = AUTH_NONCE + MAC_BYTES,
+	AUTH_HEADER = 12, /* FRAME_HEADER: the two frames are proven with their headers */
+};
 
 struct auth {
 	bool on; /* the secrets are there: every frame has its MAC */
 	uint8_t out[MAC_BYTES], in[MAC_BYTES], link[MAC_BYTES];
 };
 
-/* Connecting side: what KNOCK holds; the key is kept for the answer. */
-int auth_knock(struct psk_file *file, struct psk *psk, uint8_t knock[AUTH_KNOCK],
+/*
+ * `knock` and `challenge` are whole frames, as they are sent or came in; what makes one finds its
+ * header there.
+ *
+ * Connecting side: the key is kept for the answer.
+ */
+int auth_knock(struct psk_file *file, struct psk *psk, uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
 	       struct kv_error *err);
 /* AUTH: the answer was not made with the key. */
-int auth_challenged(struct auth *auth, const struct psk *psk, const uint8_t knock[AUTH_KNOCK],
-		    const uint8_t challenge[AUTH_CHALLENGE], struct kv_error *err);
+int auth_challenged(struct auth *auth, const struct psk *psk,
+		    const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
+		    const uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err);
 /* Accepting side: the answer to a KNOCK. AUTH: the key is not known here. */
-int auth_challenge(struct auth *auth, struct psk_file *file, const uint8_t knock[AUTH_KNOCK],
-		   uint8_t challenge[AUTH_CHALLENGE], struct kv_error *err);
+int auth_challenge(struct auth *auth, struct psk_file *file,
+		   const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
+		   uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err);
 
 /* The MAC of the next frame (header and payload) that goes out, or came in. */
 void auth_seal(struct auth *auth, const void *frame, size_t len, uint8_t mac[MAC_BYTES]);

@@ -41,7 +41,7 @@ struct conn_handshake {
 	/* connecting side: the peer's hello frame while its offers are tried */
 	uint8_t *hello;
 	struct psk psk; /* connecting side, until it is challenged */
-	uint8_t knock[AUTH_KNOCK];
+	uint8_t knock[FRAME_HEADER + AUTH_KNOCK];
 	struct frame_hello peer;  /* points into hello */
 	unsigned int next_offer;
 	char why[TR_PROVIDERS][TR_WHY]; /* by index in tr->provider: why its start failed */

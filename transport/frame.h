@@ -46,6 +46,8 @@ enum {
 	FRAME_REJECT_MAX = 520,
 };
 
+_Static_assert((int)AUTH_HEADER == FRAME_HEADER, "auth.h has another length of a header");
+
 enum frame_type {
 	FRAME_HELLO = 1,
 	FRAME_SETUP = 2,

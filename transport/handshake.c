@@ -348,19 +348,22 @@ static int got_reject(struct tr_conn *conn, struct kv_error *err)
 
 /* ---------------------------------------------------------------- the key */
 
-static int knock(struct tr_conn *conn, struct kv_error *err)
+static int send_knock(struct tr_conn *conn, struct kv_error *err)
 {
-	int ret = auth_knock(conn->tr->psk, &conn->hs->psk, conn->hs->knock, err);
+	uint8_t *knock = conn->hs->knock;
+	int ret;
 
+	frame_put_header(knock, FRAME_KNOCK, AUTH_KNOCK);
+	ret = auth_knock(conn->tr->psk, &conn->hs->psk, knock, err);
 	if (ret)
 		return ret;
 	conn->stage = CONN_WAIT_CHALLENGE;
-	return send_frame(conn, FRAME_KNOCK, conn->hs->knock, AUTH_KNOCK, err);
+	return send_frame(conn, FRAME_KNOCK, knock + FRAME_HEADER, AUTH_KNOCK, err);
 }
 
 static int got_knock(struct tr_conn *conn, struct kv_error *err)
 {
-	uint8_t challenge[AUTH_CHALLENGE];
+	uint8_t challenge[FRAME_HEADER + AUTH_CHALLENGE];
 	int ret;
 
 	if (!conn->tr->psk) {
@@ -372,8 +375,11 @@ static int got_knock(struct tr_conn *conn, struct kv_error *err)
 	if (conn->hs->in.len != AUTH_KNOCK)
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "a knock of %u bytes is malformed", conn->hs->in.len);
-	ret = auth_challenge(&conn->auth, conn->tr->psk, conn->hs->payload, challenge, err);
-	return ret ? ret : send_frame(conn, FRAME_CHALLENGE, challenge, AUTH_CHALLENGE, err);
+	frame_put_header(challenge, FRAME_CHALLENGE, AUTH_CHALLENGE);
+	ret = auth_challenge(&conn->auth, conn->tr->psk, conn->hs->frame, challenge, err);
+	return ret ? ret
+		   : send_frame(conn, FRAME_CHALLENGE, challenge + FRAME_HEADER, AUTH_CHALLENGE,
+				err);
 }
 
 static int got_challenge(struct tr_conn *conn, struct kv_error *err)
@@ -387,7 +393,7 @@ static int got_challenge(struct tr_conn *conn, struct kv_error *err)
 			conn->address, hs->in.type);
 		return KV_ERR_AUTH;
 	}
-	ret = auth_challenged(&conn->auth, &hs->psk, hs->knock, hs->payload, err);
+	ret = auth_challenged(&conn->auth, &hs->psk, hs->knock, hs->frame, err);
 	explicit_bzero(&hs->psk, sizeof(hs->psk));
 	if (ret)
 		return ret;
@@ -519,7 +525,7 @@ static int advance(struct tr_conn *conn, struct kv_error *err)
 		if (ret)
 			return ret;
 		conn->stage = CONN_WAIT_HELLO;
-		return conn->tr->psk ? knock(conn, err) : put_hello(conn, err);
+		return conn->tr->psk ? send_knock(conn, err) : put_hello(conn, err);
 	}
 	ret = control_flush(conn, err);
 	if (ret)

@@ -234,7 +234,8 @@ static void another_key_is_not_the_key(void **state)
 static void an_id_is_not_a_key(void **state)
 {
 	struct auth a = { 0 }, b = { 0 };
-	uint8_t knock[AUTH_KNOCK], challenge[AUTH_CHALLENGE];
+	uint8_t knock[AUTH_HEADER + AUTH_KNOCK] = { 1 };
+	uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE] = { 2 };
 	struct psk psk;
 
 	(void)state;
@@ -472,7 +473,7 @@ static void an_old_handshake_is_of_no_use(void **state)
 /* Whichever byte is changed, in whichever direction: nobody goes on with it. */
 static void a_byte_that_is_changed_on_the_way_ends_the_handshake(void **state)
 {
-	size_t len[2], step = 3;
+	size_t len[2];
 
 	(void)state;
 	ends_open(KEY_A, KEY_A);
@@ -485,7 +486,7 @@ static void a_byte_that_is_changed_on_the_way_ends_the_handshake(void **state)
 	relay_close();
 	len[0] -= 1 + MAC_BYTES; /* the goodbye is not of the handshake */
 	for (int i = 0; i < 2; i++)
-		for (size_t at = 0; at < len[i]; at += step) {
+		for (size_t at = 0; at < len[i]; at++) {
 			/* The length in a header would have the other end wait for more. */
 			int receiver = i ? CONNECTING : ACCEPTING;
 
@@ -719,7 +720,10 @@ static void what_cannot_be_had_is_an_error(void **state)
 	assert_int_equal(psk_open(end[0].path, &file, &err), KV_ERR_AUTH);
 	assert_non_null(strstr(err.message, "cannot be read"));
 	kv_fault_arm(KV_FAULT_AUTH_RANDOM, 1);
-	they_meet(KV_ERR_SYSTEM, TR_AGAIN);
+	conns_begin(tr_listener_port(listener));
+	while (end[CONNECTING].ret == TR_AGAIN)
+		conns_step();
+	assert_int_equal(end[CONNECTING].ret, KV_ERR_SYSTEM);
 	ends_close();
 }
 
