@@ -57,7 +57,7 @@ def compiled(text, compiler, folder, name, include):
     source, target = os.path.join(folder, name + ".c"), os.path.join(folder, name + ".o")
     with open(source, "w", encoding="utf-8") as file:
         file.write(text)
-    subprocess.run([compiler, "-g", "-I" + include, "-c", source, "-o", target], check=True)
+    subprocess.run([compiler, "-g", "-fno-eliminate-unused-debug-types", "-I" + include, "-c", source, "-o", target], check=True)
     return target
 
 
