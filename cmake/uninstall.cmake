@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# uninstall.cmake -- removes what `cmake --install` wrote last from this build folder, and the folders that are empty then
+# uninstall.cmake -- removes what `cmake --install` wrote last from this build folder, and its folders named kvrail if they are empty then
 #
 # cmake -DMANIFEST=…/install_manifest.txt -P uninstall.cmake; DESTDIR as for the installation.
 if(NOT EXISTS ${MANIFEST})
