@@ -86,7 +86,6 @@ int auth_challenge(struct auth *auth, struct psk_file *file,
 		return ret;
 	agree(&psk, knock, challenge, true, auth, challenge + AUTH_HEADER + AUTH_NONCE);
 	explicit_bzero(&psk, sizeof(psk));
-	auth->on = true;
 	return 0;
 }
 

@@ -46,7 +46,10 @@ int auth_knock(struct psk_file *file, struct psk *psk, uint8_t knock[AUTH_HEADER
 int auth_challenged(struct auth *auth, const struct psk *psk,
 		    const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
 		    const uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err);
-/* Accepting side: the answer to a KNOCK. AUTH: the key is not known here. */
+/*
+ * Accepting side: the answer to a KNOCK. AUTH: the key is not known here. The answer itself has no
+ * frame's MAC: `on` is the caller's, once it is made.
+ */
 int auth_challenge(struct auth *auth, struct psk_file *file,
 		   const uint8_t knock[AUTH_HEADER + AUTH_KNOCK],
 		   uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE], struct kv_error *err);

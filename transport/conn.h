@@ -118,6 +118,11 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 /*
+ * Puts the header before a payload that stands at buf + FRAME_HEADER and, where both ends have the
+ * secrets, the MAC behind it, for which there is room. auth may be NULL. Returns the length of all.
+ */
+size_t control_finish_frame(uint8_t *buf, enum frame_type type, size_t len, struct auth *auth);
+/*
  * Sends a REJECT frame, as far as the socket takes it at once; it is to be closed then. auth NULL:
  * without a MAC.
  */

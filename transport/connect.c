@@ -14,8 +14,8 @@
 #include "dial.h"
 
 /* What a connection costs before its hello is accepted (invariant 6 of the design). */
-_Static_assert(sizeof(struct tr_conn) + sizeof(struct conn_handshake) + TR_HELLO_MAX +
-			       FRAME_HELLO_FIXED <=
+_Static_assert(sizeof(struct tr_conn) + sizeof(struct conn_handshake) + FRAME_HEADER +
+			       TR_HELLO_MAX + FRAME_HELLO_FIXED + MAC_BYTES <=
 		       4096,
 	       "a connection costs more than 4 KiB before its hello is accepted");
 

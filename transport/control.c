@@ -110,6 +110,16 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 	return tr_conn_watch(conn, conn->sock, err);
 }
 
+size_t control_finish_frame(uint8_t *buf, enum frame_type type, size_t len, struct auth *auth)
+{
+	size_t mac = auth && auth->on ? MAC_BYTES : 0;
+
+	frame_put_header(buf, type, (uint32_t)(len + mac));
+	if (mac)
+		auth_seal(auth, buf, FRAME_HEADER + len, buf + FRAME_HEADER + len);
+	return FRAME_HEADER + len + mac;
+}
+
 /*
  * What the other end sent meanwhile is read away, or closing would reset the connection under the
  * refusal.
@@ -118,13 +128,10 @@ void control_reject(int fd, struct auth *auth, int code, const char *message, co
 {
 	uint8_t buf[FRAME_HEADER + FRAME_REJECT_MAX + MAC_BYTES], drain[4096];
 	struct wire_writer w = wire_writer_of(buf + FRAME_HEADER, FRAME_REJECT_MAX);
-	size_t mac = auth && auth->on ? MAC_BYTES : 0;
 
 	frame_put_reject(&w, code, message, hint);
-	frame_put_header(buf, FRAME_REJECT, (uint32_t)(w.len + mac));
-	if (mac)
-		auth_seal(auth, buf, FRAME_HEADER + w.len, buf + FRAME_HEADER + w.len);
-	send(fd, buf, FRAME_HEADER + w.len + mac, MSG_NOSIGNAL | MSG_DONTWAIT);
+	send(fd, buf, control_finish_frame(buf, FRAME_REJECT, w.len, auth),
+	     MSG_NOSIGNAL | MSG_DONTWAIT);
 	shutdown(fd, SHUT_WR);
 	for (int i = 0; i < 64 && recv(fd, drain, sizeof(drain), MSG_DONTWAIT) > 0; i++)
 		;

@@ -22,22 +22,16 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 		      struct kv_error *err)
 {
 	struct conn_handshake *hs = conn->hs;
-	bool sealed = conn->auth.on && type != FRAME_CHALLENGE;
-	size_t mac = sealed ? MAC_BYTES : 0;
 	int ret;
 
 	free(hs->out);
-	hs->out = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + len + mac);
+	hs->out = kv_fault(TR_CONN_SETUP_ALLOC) ? NULL : malloc(FRAME_HEADER + len + MAC_BYTES);
 	if (!hs->out)
 		return kv_fail(err, KV_ERR_NOMEM, "handshake",
 			       "cannot allocate a frame of %zu bytes", len);
-	frame_put_header(hs->out, type, (uint32_t)(len + mac));
 	if (len)
 		memcpy(hs->out + FRAME_HEADER, payload, len);
-	hs->out_len = FRAME_HEADER + len;
-	if (sealed)
-		auth_seal(&conn->auth, hs->out, hs->out_len, hs->out + hs->out_len);
-	hs->out_len += mac;
+	hs->out_len = control_finish_frame(hs->out, type, len, &conn->auth);
 	hs->out_pos = 0;
 	ret = control_flush(conn, err);
 	return ret == TR_AGAIN ? 0 : ret;
@@ -377,9 +371,11 @@ static int got_knock(struct tr_conn *conn, struct kv_error *err)
 			       "a knock of %u bytes is malformed", conn->hs->in.len);
 	frame_put_header(challenge, FRAME_CHALLENGE, AUTH_CHALLENGE);
 	ret = auth_challenge(&conn->auth, conn->tr->psk, conn->hs->frame, challenge, err);
-	return ret ? ret
-		   : send_frame(conn, FRAME_CHALLENGE, challenge + FRAME_HEADER, AUTH_CHALLENGE,
-				err);
+	if (!ret)
+		ret = send_frame(conn, FRAME_CHALLENGE, challenge + FRAME_HEADER, AUTH_CHALLENGE,
+				 err);
+	conn->auth.on = !ret;
+	return ret;
 }
 
 static int got_challenge(struct tr_conn *conn, struct kv_error *err)
@@ -429,7 +425,6 @@ static int check_mac(struct tr_conn *conn, struct kv_error *err)
 static int got_frame(struct tr_conn *conn, struct kv_error *err)
 {
 	uint16_t type = conn->hs->in.type;
-	bool knocked = conn->auth.on;
 	int ret = check_mac(conn, err);
 
 	if (ret)
@@ -441,7 +436,8 @@ static int got_frame(struct tr_conn *conn, struct kv_error *err)
 		return got_reject(conn, err);
 	if (conn->stage == CONN_WAIT_CHALLENGE)
 		return got_challenge(conn, err);
-	if (type == FRAME_KNOCK && conn->stage == CONN_WAIT_HELLO && conn->accepting && !knocked)
+	if (type == FRAME_KNOCK && conn->stage == CONN_WAIT_HELLO && conn->accepting &&
+	    !conn->auth.on)
 		return got_knock(conn, err);
 	if (type == FRAME_HELLO && conn->stage == CONN_WAIT_HELLO)
 		return conn->accepting ? got_hello_accepting(conn, err)
