@@ -73,7 +73,7 @@ MUTANTS = [
            "auth_test", "auth_test", "an_end_without_the_key_learns_that_it_needs_one"),
     Mutant("key-for-everybody", "a key file that others may read is used",
            "transport/psk.c", "if (st->st_mode & (S_IRWXG | S_IRWXO))", "if (false)",
-           "auth_test", "auth_test", "a_key_file_that_is_not_right_is_refused_with_the_cause"),
+           "psk_test", "psk_test", "a_key_file_that_is_not_right_is_refused_with_the_cause"),
 ]
 
 
