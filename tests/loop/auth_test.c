@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * auth_test.c -- who is let in where a key is set, and every way around it that was thought of: no
- * key, another one, an old handshake once more, a byte changed on the way, an older version, a key
- * file that others may read, the local socket without the proof, a goodbye that is none
+ * key, another one, an old handshake once more, a byte changed on the way, an older version, the
+ * local socket without the proof, a goodbye that is none (key files: psk_test.c)
  *
  * Loopback, both ends stepped in one thread; between them may be a relay that sees every byte.
  */
