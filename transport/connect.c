@@ -118,6 +118,8 @@ const char *tr_conn_stage(const struct tr_conn *conn)
 
 	if (conn->hs && conn->hs->dial && dial_resolves(conn->hs->dial))
 		return "resolving the name";
+	if (conn->hs && conn->stage == CONN_READY)
+		return "sending the last frame";
 	return stages[conn->stage];
 }
 

@@ -551,15 +551,6 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 {
-	static const char *const stages[] = {
-		[CONN_CONNECTING] = "connecting",
-		[CONN_WAIT_CHALLENGE] = "waiting for the peer's challenge",
-		[CONN_WAIT_HELLO] = "waiting for the peer's hello",
-		[CONN_STARTING] = "starting the transport",
-		[CONN_WAIT_SETUP] = "waiting for the peer's setup",
-		[CONN_WAIT_READY] = "waiting for the peer's ready",
-		[CONN_READY] = "sending the last frame",
-	};
 	struct kv_error cause;
 	int ret = 0;
 
@@ -572,7 +563,7 @@ int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 	if (ret == TR_AGAIN && kv_now_ns() >= conn->deadline_ns) {
 		ret = kv_fail(&cause, KV_ERR_TIMEOUT, "handshake",
 			      "%s took longer than %lld ms: %s", conn->address,
-			      (long long)conn->handshake_ms, stages[conn->stage]);
+			      (long long)conn->handshake_ms, tr_conn_stage(conn));
 	}
 	if (ret >= 0)
 		return ret;
