@@ -127,6 +127,8 @@ size_t control_finish_frame(uint8_t *buf, enum frame_type type, size_t len, stru
  * without a MAC.
  */
 void control_reject(int fd, struct auth *auth, int code, const char *message, const char *hint);
+/* That connections are refused, and why: a line of the log in 10 s. */
+void control_warn(struct tr *tr, const char *why);
 
 /* silence.c */
 void silence_prepare(const struct tr_conn *conn); /* options of a TCP socket, for the handshake */

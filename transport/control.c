@@ -14,14 +14,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "base/option.h"
 #include "conn.h"
 #include "resolve.h"
 
 /* One byte, and its MAC where there is a key. */
 enum { GOODBYE = 4, GOODBYE_MOST = 1 + MAC_BYTES };
+
+enum { WARN_MS = 10000 };
 
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err)
 {
@@ -118,6 +122,15 @@ size_t control_finish_frame(uint8_t *buf, enum frame_type type, size_t len, stru
 	if (mac)
 		auth_seal(auth, buf, FRAME_HEADER + len, buf + FRAME_HEADER + len);
 	return FRAME_HEADER + len + mac;
+}
+
+void control_warn(struct tr *tr, const char *why)
+{
+	int64_t now = kv_now_ns(), last = atomic_load(&tr->warned_ns);
+
+	if ((!last || now - last >= WARN_MS * KV_NS_PER_MS) &&
+	    atomic_compare_exchange_strong(&tr->warned_ns, &last, now))
+		kv_log_warn(tr->log, "connections are refused: %s", why);
 }
 
 /*

@@ -38,6 +38,16 @@ static int send_frame(struct tr_conn *conn, enum frame_type type, const void *pa
 }
 
 /*
+ * What is for the log of this host alone, as long as the other end has not shown to belong here:
+ * the key file and whose it is, what a system call or an allocation has answered.
+ */
+static bool is_own_affair(const struct tr_conn *conn, const struct kv_error *cause)
+{
+	return conn->stage <= CONN_WAIT_HELLO &&
+	       (!strcmp(cause->op, "key") || kv_error_scope(cause->code) == KV_SCOPE_DEVICE);
+}
+
+/*
  * Tells the peer why, as far as the socket takes it at once: only a peer that has shown to be
  * kvrail, and not with half a frame of our own in the way.
  */
@@ -54,6 +64,11 @@ static void send_reject(struct tr_conn *conn, const struct kv_error *cause)
 	/* A shortage of this process is not the peer's fault: it may try again. */
 	if (code == KV_ERR_NOFD || code == KV_ERR_NOMEM)
 		code = KV_ERR_BUSY;
+	if (is_own_affair(conn, cause)) {
+		control_warn(conn->tr, cause->message);
+		control_reject(conn->sock, &conn->auth, code, "for a cause that its log names", "");
+		return;
+	}
 	control_reject(conn->sock, &conn->auth, code, cause->message, cause->hint);
 }
 
@@ -197,9 +212,8 @@ static int got_hello_accepting(struct tr_conn *conn, struct kv_error *err)
 	ret = check_hello(conn, &hello, err);
 	if (ret)
 		return ret;
-	ret = put_hello(conn, err);
 	conn->stage = CONN_WAIT_SETUP;
-	return ret;
+	return put_hello(conn, err);
 }
 
 static int got_hello_connecting(struct tr_conn *conn, struct kv_error *err)

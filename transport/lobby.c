@@ -20,7 +20,7 @@
 #include "base/option.h"
 #include "conn.h"
 
-enum { WARN_MS = 10000, ROWS_MIN = 8 };
+enum { ROWS_MIN = 8 };
 
 struct stranger {
 	struct stranger *next, **at; /* at: what points to it */
@@ -136,16 +136,6 @@ void lobby_close(struct lobby *lobby)
 
 /* ---------------------------------------------------------------- sending away */
 
-static void warn(struct lobby *lobby, const char *why)
-{
-	int64_t now = kv_now_ns();
-
-	if (lobby->warned_ns && now - lobby->warned_ns < WARN_MS * KV_NS_PER_MS)
-		return;
-	lobby->warned_ns = now;
-	kv_log_warn(lobby->tr->log, "the listener refuses connections: %s", why);
-}
-
 void lobby_refuse(struct lobby *lobby, int fd, const char *fmt, ...)
 {
 	char why[200];
@@ -154,9 +144,10 @@ void lobby_refuse(struct lobby *lobby, int fd, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(why, sizeof(why), fmt, ap);
 	va_end(ap);
-	warn(lobby, why);
+	control_warn(lobby->tr, why);
 	lobby->refused.limit++;
-	control_reject(fd, NULL, KV_ERR_BUSY, why, "connect again a little later");
+	control_reject(fd, NULL, KV_ERR_BUSY, "it has no room for a connection now",
+		       "connect again a little later");
 	kv_fd_close(fd);
 }
 

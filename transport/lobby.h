@@ -42,7 +42,6 @@ struct lobby {
 	uint32_t seed;
 	int64_t hello_ms;              /* that a stranger has */
 	int64_t retry_ns;              /* full, and none may be sent away before; 0: not full */
-	int64_t warned_ns;
 	struct tr_refused refused;
 };
 
@@ -64,7 +63,7 @@ void lobby_expire(struct lobby *lobby, int64_t now_ns);
 int lobby_leave(struct lobby *lobby);
 /* When lobby_expire or lobby_make_room has something to do; INT64_MAX: never. */
 int64_t lobby_deadline(const struct lobby *lobby);
-/* Tells a connection that it cannot be served now, and closes it. */
+/* Tells a connection that it cannot be served now, and the log why; closes it. */
 void lobby_refuse(struct lobby *lobby, int fd, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 

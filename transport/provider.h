@@ -109,6 +109,7 @@ struct tr {
 	struct tr_memory *memory; /* mem.c */
 	struct psk_file *psk;	  /* NULL: none is asked for */
 	_Atomic uint8_t keyless; /* what was logged of that: listener.c */
+	_Atomic int64_t warned_ns; /* when the log had a line of a refusal: control.c */
 };
 
 struct tr_mem {

@@ -70,8 +70,8 @@ static bool make_place(struct kv_engine *engine)
 		return false;
 	}
 	kv_fail(&why, KV_ERR_BUSY, "connect",
-		"%u handshakes are unfinished, and others wait; this one took more than %lld ms",
-		engine->pending_max, (long long)engine->handshake_ms / FAIR_PART);
+		"too many handshakes are unfinished; this one took more than %lld ms",
+		(long long)engine->handshake_ms / FAIR_PART);
 	kv_error_hint(&why, "connect again, or raise KVCACHE_MAX_PENDING of that engine");
 	tr_conn_refuse(peer->conn, &why);
 	kv_count_rejected(engine, KV_ERR_BUSY);

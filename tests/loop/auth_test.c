@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "base/option.h"
 #include "frame.h"
 #include "lib/key.h"
@@ -88,6 +89,7 @@ enum { CONNECTING = 0, ACCEPTING = 1 };
 struct end {
 	char path[64];
 	struct kv_option_set *options;
+	struct kv_log *log;
 	struct tr *tr;
 	struct tr_conn *conn;
 	int ret;
@@ -96,6 +98,14 @@ struct end {
 
 static struct end end[2];
 static struct tr_listener *listener;
+static char warned[1024]; /* the last warning in a log */
+
+static void keep_warning(void *arg, int level, const char *line)
+{
+	(void)arg;
+	if (level <= 2)
+		snprintf(warned, sizeof(warned), "%s", line);
+}
 
 /* text NULL: no key. */
 static void end_open(struct end *e, const char *text)
@@ -109,7 +119,10 @@ static void end_open(struct end *e, const char *text)
 	}
 	assert_int_equal(kv_option_read(NULL, &e->options, NULL), 0);
 	unsetenv("KVCACHE_PSK_FILE");
-	assert_int_equal(tr_open(&(struct tr_config){ .options = e->options }, &e->tr, &e->err), 0);
+	e->log = kv_log_open(e->options, keep_warning, NULL);
+	assert_int_equal(tr_open(&(struct tr_config){ .options = e->options, .log = e->log },
+				 &e->tr, &e->err),
+			 0);
 }
 
 static void ends_open(const char *connecting, const char *accepting)
@@ -133,6 +146,7 @@ static void ends_close(void)
 	tr_listener_close(listener);
 	for (int i = 0; i < 2; i++) {
 		tr_close(end[i].tr);
+		kv_log_close(end[i].log);
 		kv_option_free(end[i].options);
 		if (end[i].path[0])
 			unlink(end[i].path);
@@ -275,6 +289,38 @@ static void a_context_is_not_opened_without_the_key_that_it_was_given(void **sta
 			 KV_ERR_AUTH);
 	assert_non_null(strstr(err.message, "/nowhere/key"));
 	kv_option_free(options);
+}
+
+/* The log has the cause, with the path; who knocks at the port may be anybody. */
+static void what_is_wrong_here_is_not_told_to_strangers(void **state)
+{
+	static const struct {
+		mode_t mode;
+		bool fault;
+		int code;
+		const char *says;
+	} rows[] = {
+		{ 0644, false, KV_ERR_AUTH, "may be read or written by other users (mode 644)" },
+		{ 0600, true, KV_ERR_SYSTEM, "getrandom: Input/output error" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
+		const struct kv_error *told = &end[CONNECTING].err;
+
+		ends_open(KEY_A, KEY_A);
+		write_key(end[ACCEPTING].path, KEY_A "\n", rows[i].mode);
+		if (rows[i].fault) /* the first nonce is the connecting side's */
+			kv_fault_arm(KV_FAULT_AUTH_RANDOM, 2);
+		warned[0] = 0;
+		they_meet(rows[i].code, rows[i].code);
+		assert_non_null(strstr(told->message, "refused: for a cause that its log names"));
+		assert_string_equal(told->hint, "");
+		assert_non_null(strstr(warned, rows[i].says));
+		if (!rows[i].fault)
+			assert_non_null(strstr(warned, end[ACCEPTING].path));
+		ends_close();
+	}
 }
 
 /* ---------------------------------------------------------------- somebody between them */
@@ -732,6 +778,7 @@ int main(void)
 		cmocka_unit_test(another_key_is_not_the_key),
 		cmocka_unit_test(an_id_is_not_a_key),
 		cmocka_unit_test(a_key_is_exchanged_while_both_run),
+		cmocka_unit_test(what_is_wrong_here_is_not_told_to_strangers),
 		cmocka_unit_test(a_context_is_not_opened_without_the_key_that_it_was_given),
 		cmocka_unit_test(an_old_handshake_is_of_no_use),
 		cmocka_unit_test(a_byte_that_is_changed_on_the_way_ends_the_handshake),
