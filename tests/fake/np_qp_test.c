@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair */
+/* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair; rights of memory */
 #include <stdlib.h>
 #include <string.h>
 
@@ -177,12 +177,40 @@ static void the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair(void
 	np_rig_process(NULL, by_connect);
 }
 
+/* ---------------------------------------------------------------- rights */
+
+/* What is sent from is open to nobody, what is received into is written alone. */
+static void registered(void)
+{
+	struct side s = np_rig_join(-1, 0, 64);
+	int written = fake_regions(0, IBV_ACCESS_REMOTE_WRITE);
+	int read = fake_regions(0, IBV_ACCESS_REMOTE_READ);
+	static char from[4096], into[4096];
+	void *send, *recv;
+
+	CHECK(!ncclNetPlugin_v12.regMr(s.loop.send, from, sizeof(from), NCCL_PTR_HOST, &send));
+	CHECK(fake_regions(0, IBV_ACCESS_REMOTE_WRITE) == written);
+	CHECK(!ncclNetPlugin_v12.regMr(s.loop.recv, into, sizeof(into), NCCL_PTR_HOST, &recv));
+	CHECK(fake_regions(0, IBV_ACCESS_REMOTE_WRITE) == written + 1);
+	CHECK(fake_regions(0, IBV_ACCESS_REMOTE_READ) == read);
+	CHECK(!ncclNetPlugin_v12.deregMr(s.loop.send, send));
+	CHECK(!ncclNetPlugin_v12.deregMr(s.loop.recv, recv));
+	np_rig_part(&s);
+}
+
+static void memory_is_open_as_far_as_its_end_needs(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, registered);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
 		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
 		cmocka_unit_test(with_a_class_ranks_may_connect_before_they_accept),
+		cmocka_unit_test(memory_is_open_as_far_as_its_end_needs),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
