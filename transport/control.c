@@ -82,6 +82,16 @@ bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends)
 	return end_of(conn, getsockname, ends->local) && end_of(conn, getpeername, ends->remote);
 }
 
+uint64_t tr_conn_host(const struct tr_conn *conn)
+{
+	struct sockaddr_storage sa;
+	socklen_t len = sizeof(sa);
+	uint64_t seed;
+
+	memcpy(&seed, conn->tr->incarnation, sizeof(seed));
+	return getpeername(conn->sock, (struct sockaddr *)&sa, &len) ? 0 : address_key(&sa, seed);
+}
+
 void control_set_options(const struct tr_conn *conn)
 {
 	int on = 1;

@@ -3,7 +3,6 @@
 #include "lobby.h"
 
 #include <errno.h>
-#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -254,23 +253,6 @@ static enum verdict look_at(int fd)
 	return (uint32_t)there >= FRAME_HEADER + header.len ? READY : WAIT;
 }
 
-static uint16_t crowd_of(const struct lobby *lobby, const struct sockaddr_storage *sa)
-{
-	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)sa;
-	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)sa;
-	uint64_t key = lobby->seed;
-
-	/* A host of IPv6 has all of its /64. */
-	if (sa->ss_family == AF_INET6 && !IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr))
-		memcpy(&key, &ipv6->sin6_addr, sizeof(key));
-	else if (sa->ss_family == AF_INET6)
-		memcpy(&key, ipv6->sin6_addr.s6_addr + 12, 4);
-	else
-		key = ipv4->sin_addr.s_addr;
-	key = (key ^ lobby->seed) * UINT64_C(0x9e3779b97f4a7c15);
-	return (uint16_t)(key >> 32) % LOBBY_CROWDS;
-}
-
 static void turn_away(struct lobby *lobby, int fd)
 {
 	lobby->refused.garbage++;
@@ -298,7 +280,7 @@ void lobby_enter(struct lobby *lobby, int fd, const struct sockaddr_storage *sa)
 	lobby->n++;
 	s->fd = fd;
 	s->since_ns = kv_now_ns();
-	s->crowd = crowd_of(lobby, sa);
+	s->crowd = (uint16_t)((address_key(sa, lobby->seed) >> 32) % LOBBY_CROWDS);
 	if (verdict == READY) {
 		stranger_append(&lobby->ready, s);
 		return;

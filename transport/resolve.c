@@ -210,6 +210,21 @@ int address_resolve(const char *host, uint32_t port, const char *op, int64_t dea
 	return resolver_failed(EAI_AGAIN, 0, host, op, err);
 }
 
+uint64_t address_key(const struct sockaddr_storage *sa, uint64_t seed)
+{
+	const struct sockaddr_in *ipv4 = (const struct sockaddr_in *)sa;
+	const struct sockaddr_in6 *ipv6 = (const struct sockaddr_in6 *)sa;
+	uint64_t key = 0;
+
+	if (sa->ss_family == AF_INET6 && !IN6_IS_ADDR_V4MAPPED(&ipv6->sin6_addr))
+		memcpy(&key, &ipv6->sin6_addr, sizeof(key));
+	else if (sa->ss_family == AF_INET6)
+		memcpy(&key, ipv6->sin6_addr.s6_addr + 12, 4);
+	else
+		key = ipv4->sin_addr.s_addr;
+	return (key ^ seed) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
 void address_print(const struct sockaddr *sa, socklen_t len, char buf[ADDRESS_TEXT])
 {
 	char host[INET6_ADDRSTRLEN + IF_NAMESIZE + 1], port[8];

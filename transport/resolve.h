@@ -49,6 +49,11 @@ void resolver_leave(struct resolver *resolver); /* the answer is not wanted any 
 /* The three, waiting: UNREACHABLE at the deadline. */
 int address_resolve(const char *host, uint32_t port, const char *op, int64_t deadline_ns,
 		    struct addresses *out, struct kv_error *err);
+/*
+ * Equal for the addresses of one host and, with a seed, not known to others: of IPv6 the first 64
+ * bits count, which are one host's to choose from.
+ */
+uint64_t address_key(const struct sockaddr_storage *sa, uint64_t seed);
 void address_print(const struct sockaddr *sa, socklen_t len, char buf[ADDRESS_TEXT]);
 
 #endif

@@ -267,6 +267,7 @@ int64_t tr_conn_deadline(const struct tr_conn *conn);
 
 const char *tr_conn_stage(const struct tr_conn *conn); /* "waiting for hello", for people */
 const char *tr_conn_address(const struct tr_conn *conn);   /* "127.0.0.1:4711" of the other end */
+uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);

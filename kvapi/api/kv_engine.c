@@ -62,6 +62,9 @@ static void read_options(struct kv_engine *engine)
 	engine->op_timeout_ms = kv_option_int(set, KV_OPT_OP_TIMEOUT_MS);
 	engine->handshake_ms = kv_option_int(set, KV_OPT_HANDSHAKE_MS);
 	engine->peers_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PEERS);
+	engine->address_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PER_ADDRESS);
+	if (!engine->address_max)
+		engine->address_max = engine->peers_max - engine->peers_max / 4;
 	engine->pending_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PENDING);
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 }

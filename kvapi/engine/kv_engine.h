@@ -57,6 +57,7 @@ enum {
 	KV_IDS_KEEP_BYTES = 16 << 10,
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
+	KV_ADDRESSES = 256, /* peers are counted by a hash of their address */
 };
 
 #define KV_NO_DEADLINE INT64_MAX
@@ -141,7 +142,7 @@ struct kv_engine {
 	bool wiped; /* the kernel zeroes that page; otherwise compare pids */
 	bool caller_mode, arrivals_off, ack_read;
 	int64_t spin_ns, op_timeout_ms, handshake_ms;
-	uint32_t peers_max, pending_max;
+	uint32_t peers_max, pending_max, address_max;
 	char name[KV_NAME_MAX];
 	struct kv_option_set *options;
 	struct kv_log *log;
@@ -183,7 +184,8 @@ struct kv_engine {
 	 */
 	uint32_t peers_pending;
 	uint32_t peers_up;
-	_Atomic uint64_t charged; /* bytes: kv_budget.c */
+	_Atomic uint64_t charged; /* bytes: kv_budget.c; those of peers of each address: */
+	_Atomic uint64_t charged_of[KV_ADDRESSES];
 	bool listening; /* a listener is there, or is being made */
 	struct kv_cache *cache[KV_CACHES_MAX];
 	struct kv_cache *making[KV_CACHES_MAX]; /* ids of caches that are being registered */

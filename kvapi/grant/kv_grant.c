@@ -67,8 +67,10 @@ static int pay(struct kv_peer *peer, size_t bytes)
 	ret = kv_budget_take(peer, bytes);
 	if (ret)
 		kv_peer_break(peer, ret, "its leases name more blocks than %s",
-			      ret == KV_ERR_PROTOCOL ? "this engine keeps for one peer"
-						     : "this engine keeps for all its peers");
+			      ret == KV_ERR_PROTOCOL
+				      ? "this engine keeps for one peer"
+				      : "this engine keeps for all its peers, or those of "
+					"one address");
 	return ret;
 }
 

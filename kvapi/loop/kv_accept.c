@@ -30,18 +30,35 @@ static bool is_full(struct kv_engine *engine)
 	return full;
 }
 
-/* The handshake that has lasted longest; engine->peers_end: there is none. */
+static unsigned int peer_bucket(const struct kv_peer *peer)
+{
+	return (unsigned int)(peer->host >> 32) % KV_ADDRESSES;
+}
+
+static bool is_in_handshake(const struct kv_peer *peer)
+{
+	return peer && peer->incoming && peer->state == KV_PEER_HANDSHAKE;
+}
+
+/*
+ * Of the address with the most unfinished handshakes the one that has lasted longest;
+ * engine->peers_end: there is none.
+ */
 static uint32_t slowest(struct kv_engine *engine, int64_t *begun_p)
 {
-	uint32_t found = engine->peers_end;
+	uint32_t found = engine->peers_end, of_address[KV_ADDRESSES] = { 0 }, most = 0;
 
 	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < engine->peers_end; i++)
+		if (is_in_handshake(engine->peer[i]))
+			of_address[peer_bucket(engine->peer[i])]++;
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
 		const struct kv_peer *peer = engine->peer[i];
+		uint32_t n = is_in_handshake(peer) ? of_address[peer_bucket(peer)] : 0;
 
-		if (peer && peer->incoming && peer->state == KV_PEER_HANDSHAKE &&
-		    (found == engine->peers_end || peer->begun_ns < *begun_p)) {
+		if (n > most || (n && n == most && peer->begun_ns < *begun_p)) {
 			found = i;
+			most = n;
 			*begun_p = peer->begun_ns;
 		}
 	}
@@ -86,12 +103,36 @@ static int cannot_accept(struct kv_engine *engine, const struct kv_error *err)
 	return err->code;
 }
 
+static unsigned int peers_of(struct kv_engine *engine, uint64_t host)
+{
+	unsigned int n = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		const struct kv_peer *peer = engine->peer[i];
+
+		n += peer && peer->incoming && peer->host == host &&
+		     (peer->state == KV_PEER_HANDSHAKE || peer->state == KV_PEER_UP);
+	}
+	pthread_mutex_unlock(&engine->lock);
+	return n;
+}
+
+/* One address is not to take the places of all others. */
+static int too_many(struct kv_error *err)
+{
+	kv_fail(err, KV_ERR_BUSY, "connect", "its limit of peers from one address is reached");
+	kv_error_hint(err, "raise KVCACHE_MAX_PER_ADDRESS of that engine");
+	return KV_ERR_BUSY;
+}
+
 static int accept_one(struct kv_engine *engine)
 {
 	struct tr_conn_config config = { .ops = &kv_upper_ops };
 	struct kv_peer *peer;
 	struct kv_error err;
 	int done = 0, ret = kv_peer_new(engine, true, &peer, &err);
+	bool full;
 
 	if (ret)
 		return cannot_accept(engine, &err); /* it is refused at its deadline */
@@ -102,12 +143,13 @@ static int accept_one(struct kv_engine *engine)
 		return ret == TR_AGAIN ? ret : cannot_accept(engine, &err);
 	}
 	kv_peer_note(peer);
-	ret = kv_table_watch(peer, &err);
+	full = peers_of(engine, peer->host) > engine->address_max;
+	ret = full ? too_many(&err) : kv_table_watch(peer, &err);
 	if (ret) {
 		kv_count_rejected(engine, ret);
 		tr_conn_refuse(peer->conn, &err);
 		kv_peer_free(peer);
-		return cannot_accept(engine, &err);
+		return full ? 0 : cannot_accept(engine, &err);
 	}
 	if (kv_peer_service(peer, &done))
 		kv_claim_release(&peer->claim);

@@ -136,8 +136,12 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 
 void kv_peer_note(struct kv_peer *peer)
 {
+	uint64_t host = tr_conn_host(peer->conn);
+
 	snprintf(peer->address, sizeof(peer->address), "%s", tr_conn_address(peer->conn));
 	snprintf(peer->transport, sizeof(peer->transport), "%s", tr_conn_transport(peer->conn));
+	if (host) /* what it was charged stays with the address that it had */
+		peer->host = host;
 }
 
 void kv_peer_hold(struct kv_peer *peer)

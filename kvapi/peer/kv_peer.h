@@ -120,6 +120,7 @@ struct kv_peer {
 	uint64_t comm; /* kv_comm_init: in the hello; 0: none */
 	uint32_t comm_rank;
 	char name[KV_NAME_MAX];
+	_Atomic uint64_t host;   /* tr_conn_host */
 	char address[64], transport[16]; /* for errors, also without the claim or after the close */
 	/* for the end of a connect or of a revocation, a slot, a lease whose number came first */
 	struct kv_waiter waiter;
@@ -142,10 +143,11 @@ void kv_peer_note(struct kv_peer *peer); /* address and transport, as they are k
 /*
  * kv_budget.c: memory that a peer's messages cost (records of leases, their ids, owners of its
  * blocks). A peer may cost KV_CHARGE_PEER, and KV_CHARGE_BLOCK for each block of this engine's
- * caches; all peers together KV_CHARGE_PEERS times that. 0; PROTOCOL: this peer's limit is reached;
- * NOMEM: that of all peers is.
+ * caches; all peers together KV_CHARGE_PEERS times that, those of one address KV_CHARGE_ADDRESS
+ * times. 0; PROTOCOL: this peer's limit is reached; NOMEM: that of others, too, is.
  */
-enum { KV_CHARGE_PEER = 16 << 20, KV_CHARGE_BLOCK = 64, KV_CHARGE_PEERS = 4 };
+enum { KV_CHARGE_PEER = 16 << 20, KV_CHARGE_BLOCK = 64, KV_CHARGE_PEERS = 4,
+       KV_CHARGE_ADDRESS = 3 };
 int kv_budget_take(struct kv_peer *peer, size_t bytes);
 void kv_budget_give(struct kv_peer *peer, size_t bytes);
 

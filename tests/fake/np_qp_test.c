@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair; rights of memory */
+/* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair; rights */
 #include <stdlib.h>
 #include <string.h>
 

@@ -105,6 +105,38 @@ static void one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_optio
 	pair_close(&p);
 }
 
+/* ::1 is another address than 127.0.0.1; what this engine connects to itself is not counted. */
+static void one_address_does_not_take_all_places(void **state)
+{
+	static const char *const options[] = { "KVCACHE_MAX_PER_ADDRESS=1", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_peer *peer[2];
+	struct node a, b;
+	uint32_t port;
+
+	(void)state;
+	config.options = options;
+	node_open(&a, 1, &rig_shape, &config);
+	node_open(&b, 2, &rig_shape, &config);
+	node_listen(&a);
+	if (kv_listen(b.engine, "::", 0, &port, &b.err)) {
+		print_message("skipped: no IPv6 here: %s\n", b.err.message);
+		skip();
+	}
+	ok(kv_connect(b.engine, NULL, a.port, RIG_TIMEOUT_MS, &peer[0], &b.err), &b.err);
+	node_connect(&a, port);
+	assert_int_equal(kv_connect(a.engine, "127.0.0.1", port, RIG_TIMEOUT_MS, &peer[1], &a.err),
+			 KV_ERR_BUSY);
+	assert_non_null(strstr(a.err.message, "its limit of peers from one address is reached"));
+	assert_non_null(strstr(a.err.hint, "KVCACHE_MAX_PER_ADDRESS"));
+	ok(kv_connect(a.engine, "::1", port, RIG_TIMEOUT_MS, &peer[1], &a.err), &a.err);
+	ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &a.err), &a.err);
+	await_stat(&b, peers_now, 2);
+	node_connect(&a, port);
+	node_close(&a);
+	node_close(&b);
+}
+
 static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
 {
 	const size_t old = offsetof(struct kv_device_info, link);
@@ -139,6 +171,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
 		cmocka_unit_test(
 			one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option),
+		cmocka_unit_test(one_address_does_not_take_all_places),
 		cmocka_unit_test(a_device_row_fills_what_its_caller_knows_and_no_more),
 	};
 

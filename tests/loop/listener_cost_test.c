@@ -46,17 +46,26 @@ struct noise_config {
 	bool garbage;
 };
 
-static int knock(uint32_t port, const void *bytes, size_t len)
+/* From 127.0.0.`host`. */
+static int knock_from(uint32_t host, uint32_t port, const void *bytes, size_t len)
 {
+	struct sockaddr_in from = { .sin_family = AF_INET,
+				    .sin_addr.s_addr = htonl((127u << 24) + host) };
 	struct sockaddr_in sa = { .sin_family = AF_INET,
 				  .sin_port = htons((uint16_t)port),
 				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
+	bind(fd, (struct sockaddr *)&from, sizeof(from));
 	connect(fd, (struct sockaddr *)&sa, sizeof(sa));
 	if (len)
 		send(fd, bytes, len, MSG_NOSIGNAL);
 	return fd;
+}
+
+static int knock(uint32_t port, const void *bytes, size_t len)
+{
+	return knock_from(1, port, bytes, len);
 }
 
 static uint8_t hello[1024]; /* of an honest engine, as it went over the wire */
@@ -255,6 +264,38 @@ static void beside_1000_strangers_that_stop_after_their_hello(void **state)
 	beside_strangers(&load);
 }
 
+/* Those of one address do not push out another one's. */
+static void of_unfinished_handshakes_the_busiest_address_loses_its_oldest(void **state)
+{
+	enum { PLACES = 4 };
+	struct server_config config = { .options = { "KVCACHE_HANDSHAKE_MS=6000",
+						     "KVCACHE_MAX_PENDING=4" } };
+	int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS);
+	int alone, crowd[PLACES];
+	struct child engine;
+	uint32_t port;
+	char byte;
+
+	(void)state;
+	port = start_server(&engine, &config);
+	alone = knock_from(2, port, hello, hello_len);
+	do /* until it has a place: then it is the oldest */
+		assert_true(kv_now_ns() < end);
+	while (recv(alone, &byte, 1, MSG_PEEK) != 1);
+	for (int i = 0; i < PLACES; i++)
+		crowd[i] = knock(port, hello, hello_len);
+	while (!is_gone(crowd[0])) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+	assert_false(is_gone(alone));
+	for (int i = 0; i < PLACES; i++)
+		close(crowd[i]);
+	close(alone);
+	child_send(engine.fd, "q", 1);
+	assert_int_equal(child_join(&engine), 0);
+}
+
 /* Hellos, and then of the largest setup all but one byte, as often as it is let in. */
 static int setups(int fd, const void *arg)
 {
@@ -326,6 +367,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(beside_1000_idle_strangers_and_1000_garbage_connections_a_second),
 		cmocka_unit_test(beside_1000_strangers_that_stop_in_the_middle_of_their_hello),
 		cmocka_unit_test(beside_1000_strangers_that_stop_after_their_hello),
+		cmocka_unit_test(of_unfinished_handshakes_the_busiest_address_loses_its_oldest),
 		cmocka_unit_test(
 			strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each),
 	};
