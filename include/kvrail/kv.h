@@ -567,9 +567,9 @@ int kv_revoke(struct kv_lease *lease, int64_t timeout_ms, struct kv_error *err);
  *
  * Waits until they are filled in every named layer; as an operation it is KV_ACKED then. The lease
  * is closed by the completion; on failure and after kv_cancel the blocks are closed as by
- * kv_revoke, and stay closed (KV_ERR_LEASE for others) as long as the writer could still reach
- * them. No arrival is made: the operation's end says it. A receive whose time is up ends when the
- * sender has stopped, 1 s after its deadline at the latest.
+ * kv_revoke, and stay closed (KV_ERR_LEASE for others) as long as the writer could reach them; so
+ * long kv_cancel is BUSY, after the end, too. No arrival is made: the operation's end says it. A
+ * receive whose time is up ends when the sender has stopped, 1 s after its deadline at the latest.
  * ERRORS as kv_blocks_open, and
  *   TIMEOUT    the layers were not all there at the deadline
  *   REVOKED    the sender gave up

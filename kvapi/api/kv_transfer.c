@@ -173,6 +173,7 @@ int kv_recv_start(struct kv_op *op, struct kv_error *err)
 	if (ret)
 		return ret;
 	op->lease->op = op;
+	op->grant = op->lease->id;
 	kv_op_receives(op);
 	kv_peer_progress(op->peer, true);
 	return 0;

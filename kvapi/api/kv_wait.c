@@ -2,6 +2,8 @@
 /* kv_wait.c -- an operation by the thread that waits for it: its steps, a look, cancel, free */
 #include "kv_api.h"
 
+#include <poll.h>
+
 static bool reached(const struct kv_op *op, int grade)
 {
 	return atomic_load(&op->ended) || atomic_load(&op->grade) >= grade;
@@ -145,25 +147,49 @@ int kv_wait(struct kv_op *op, int grade, int64_t timeout_ms, struct kv_error *er
 	return atomic_load(&op->ended) ? kv_op_result(op, err) : 0;
 }
 
+/*
+ * A receive ends at its deadline, though a writer that does not answer may reach its blocks until
+ * that is fenced. Waits for it.
+ */
+static bool blocks_are_closed(struct kv_op *op, int64_t deadline_ns)
+{
+	struct kv_peer *peer = op->peer;
+
+	while (op->kind == KV_OP_RECV && kv_claim_until(&peer->claim, deadline_ns)) {
+		bool open = peer->state != KV_PEER_CLOSED && kv_recv_is_open(op);
+
+		if (open)
+			kv_peer_fence(peer);
+		kv_peer_release(peer);
+		if (!open)
+			return true;
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		poll(NULL, 0, 1);
+	}
+	return op->kind != KV_OP_RECV;
+}
+
 int kv_cancel(struct kv_op *op, int64_t timeout_ms, struct kv_error *err)
 {
-	int64_t deadline;
+	int64_t deadline, late;
 	int ret = use_op(op, "cancel", err);
 
 	if (!ret)
 		ret = kv_engine_deadline(timeout_ms, "cancel", &deadline, err);
 	if (ret)
 		return ret;
-	if (atomic_load(&op->ended))
-		return 0;
-	ret = kv_peer_claim_for(op->peer, deadline, KV_ERR_BUSY, "cancel", err);
-	if (ret)
-		return ret;
-	kv_stop(op, KV_ERR_CANCELLED, deadline, NULL);
-	kv_peer_release(op->peer);
 	/* The transport itself gives up at the deadline; what it then reports takes a moment. */
-	if (kv_op_wait_for(op, KV_ACKED, deadline + KV_TICK_MS * KV_NS_PER_MS) &&
-	    atomic_load(&op->ended))
+	late = deadline + KV_TICK_MS * KV_NS_PER_MS;
+	if (!atomic_load(&op->ended)) {
+		ret = kv_peer_claim_for(op->peer, deadline, KV_ERR_BUSY, "cancel", err);
+		if (ret)
+			return ret;
+		kv_stop(op, KV_ERR_CANCELLED, deadline, NULL);
+		kv_peer_release(op->peer);
+		kv_op_wait_for(op, KV_ACKED, late);
+	}
+	if (atomic_load(&op->ended) && blocks_are_closed(op, late))
 		return 0;
 	return kv_peer_fail(op->peer, err, KV_ERR_BUSY, "cancel",
 			    "%s has not stopped the transfer that its process performs",

@@ -55,6 +55,8 @@ void kv_lease_stopped(struct kv_lease *lease);
  * void. The record is freed when the writer's answer comes; no call waits for it.
  */
 void kv_lease_close_here(struct kv_lease *lease);
+/* A receive's blocks, its end or not: whether their writer may reach them. With the claim. */
+bool kv_recv_is_open(const struct kv_op *op);
 void kv_recv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);
 /* Ends an operation of any kind: kv_recv_stop or kv_op_stop. */
 void kv_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_error *cause);

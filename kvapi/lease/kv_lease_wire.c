@@ -14,6 +14,13 @@ static struct kv_lease *lease_find(struct kv_peer *peer, uint64_t id)
 	return lease && lease->id == id ? lease : NULL;
 }
 
+bool kv_recv_is_open(const struct kv_op *op)
+{
+	const struct kv_lease *lease = lease_find(op->peer, op->grant);
+
+	return lease && !lease->stopped;
+}
+
 /* ---------------------------------------------------------------- telling */
 
 static bool announce_lease(struct kv_lease *lease)

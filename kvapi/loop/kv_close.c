@@ -138,6 +138,15 @@ int kv_peer_close(struct kv_peer *peer, int64_t timeout_ms, struct kv_error *err
 
 /* ---------------------------------------------------------------- after a loss */
 
+void kv_peer_fence(struct kv_peer *peer)
+{
+	if (peer->state != KV_PEER_LOST || tr_fence(peer->conn, 0, NULL))
+		return;
+	peer->state = KV_PEER_FENCED;
+	if (peer->link)
+		kv_lease_fenced(peer);
+}
+
 /*
  * Handles a lost peer: fences it, delivers its last arrivals, queues PEER_LOST, frees it if the
  * application has no handle. false: freed.
@@ -153,11 +162,7 @@ bool kv_peer_finish_lost(struct kv_peer *peer)
 
 	if (peer->leaving)
 		return true; /* kv_peer_close does it */
-	if (peer->state == KV_PEER_LOST && !tr_fence(peer->conn, 0, NULL)) {
-		peer->state = KV_PEER_FENCED;
-		if (peer->link)
-			kv_lease_fenced(peer);
-	}
+	kv_peer_fence(peer);
 	if (peer->link) /* a connect that failed before its hello has none */
 		kv_incoming_retry(peer);
 	if (peer->owned && peer->announced != KV_LOST_QUEUED && kv_peer_tell_up(peer) &&

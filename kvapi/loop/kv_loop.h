@@ -55,6 +55,7 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p);
 bool kv_peer_discard(struct kv_peer *peer);
 /* A peer whose kv_connect returned before the handshake ended. false: freed. */
 bool kv_peer_discard_orphan(struct kv_peer *peer);
+void kv_peer_fence(struct kv_peer *peer); /* one that is lost, if its writer has stopped by now */
 /* After a loss: fences, delivers what is left, frees a peer that nobody owns. false: freed. */
 bool kv_peer_finish_lost(struct kv_peer *peer);
 

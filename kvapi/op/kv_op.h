@@ -39,7 +39,7 @@ struct kv_op {
 	struct kv_cache *cache;
 	struct kv_map *map;
 	struct tr_op *tr;
-	struct kv_lease *lease; /* receive */
+	struct kv_lease *lease; /* receive, until it has ended */
 	uint64_t id;		/* slot, generation: BEGIN, ACK, notify, transport event */
 	atomic_int grade;  /* progress so far, always < KV_ACKED */
 	atomic_bool ids_gone; /* its caller has returned, long after the deadline: no more posts */
@@ -51,7 +51,7 @@ struct kv_op {
 	_Atomic int64_t deadline_ns; /* changes under the claim, is read without it, too */
 	int64_t timeout_ms;
 	struct kv_layers layers;
-	uint64_t tag, grant; /* the receiver's lease id, 0 = none */
+	uint64_t tag, grant; /* the receiver's lease id, also of a receive; 0 = none */
 	uint64_t bytes;
 	const int64_t *local, *remote;
 	size_t n;

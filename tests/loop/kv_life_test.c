@@ -211,10 +211,15 @@ static const char *transport(void)
 	return name && strcmp(name, "auto") ? name : "shm";
 }
 
-static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(void **state)
+static bool has_direct_access(void)
 {
 	const char *path = getenv("KVCACHE_SHM_PATH");
-	bool direct = !strcmp(transport(), "shm") && (!path || strcmp(path, "ring"));
+
+	return !strcmp(transport(), "shm") && (!path || strcmp(path, "ring"));
+}
+
+static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(void **state)
+{
 	struct kv_lease *lease;
 	struct kv_error err;
 	struct child child;
@@ -231,7 +236,7 @@ static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(voi
 	begun = kv_now_ns();
 	ret = kv_revoke(lease, slow_ms(100), &err);
 	assert_true(kv_now_ns() - begun < RIG_TIMEOUT_MS / 2 * KV_NS_PER_MS);
-	if (direct) {
+	if (has_direct_access()) {
 		assert_int_equal(ret, KV_ERR_BUSY); /* it could store at any time */
 		assert_int_equal(kv_peer_close(b.peer, slow_ms(50), &err), KV_ERR_BUSY);
 		child_kill(&child, SIGKILL);
@@ -285,6 +290,38 @@ static void a_revoke_of_a_stopped_writer_waits_until_it_is_killed(void **state)
 	child_join(&child);
 	fill_side(&b, 2, 0);
 	assert_true(memory_is(&b, all_layers, 1, NULL, NULL, 0, 0));
+	node_close(&b);
+}
+
+static void a_receive_is_not_cancelled_while_its_stopped_sender_could_write(void **state)
+{
+	const int64_t blocks[] = { 70, 71 };
+	struct kv_error err;
+	struct child child;
+	struct kv_op *op;
+	struct node b;
+	int ret;
+
+	(void)state;
+	child_start(&child, writer, NULL); /* before this process has threads */
+	node_open(&b, 2, NULL, NULL);
+	node_listen(&b);
+	let_write(&b, &child, 60000);
+	ok(kv_recv_blocks_async(b.peer, b.cache, all_layers, blocks, 2, 9, NULL, &op, &err), &err);
+	child_kill(&child, SIGSTOP);
+	ret = kv_cancel(op, slow_ms(100), &err);
+	if (has_direct_access()) {
+		assert_int_equal(ret, KV_ERR_BUSY);
+		assert_int_equal(kv_test(op, NULL), KV_ERR_CANCELLED);
+		assert_int_equal(kv_cancel(op, 0, &err),
+				 KV_ERR_BUSY); /* nor now that it has ended */
+		child_kill(&child, SIGKILL);
+		ret = kv_cancel(op, RIG_TIMEOUT_MS, &err);
+	}
+	ok(ret, &err);
+	ok(kv_op_free(op, &err), &err);
+	child_kill(&child, SIGKILL);
+	child_join(&child);
 	node_close(&b);
 }
 
@@ -437,6 +474,7 @@ int main(int argc, char **argv)
 			a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence),
 		cmocka_unit_test(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone),
 		cmocka_unit_test(a_revoke_of_a_stopped_writer_waits_until_it_is_killed),
+		cmocka_unit_test(a_receive_is_not_cancelled_while_its_stopped_sender_could_write),
 		cmocka_unit_test(a_restarted_receiver_is_a_new_peer),
 		cmocka_unit_test(a_receiver_that_comes_back_with_another_shape_is_refused_by_name),
 		cmocka_unit_test(own_connects_that_wait_do_not_count_as_handshakes_of_strangers),
