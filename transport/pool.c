@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/memfd.h"
 #include "memory.h"
 
 static int make_pool(struct tr_pool *pool, struct kv_error *err)
@@ -17,7 +18,7 @@ static int make_pool(struct tr_pool *pool, struct kv_error *err)
 			   : memfd_create("kvrail-pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (pool->fd < 0)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "alloc", "memfd_create");
-	if (kv_fault(TR_POOL_SIZE) ? (errno = ENOSPC, -1) : ftruncate(pool->fd, (off_t)pool->len)) {
+	if (kv_fault(TR_POOL_SIZE) ? (errno = ENOSPC, -1) : kv_memfd_size(pool->fd, pool->len)) {
 		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot give a memfd %zu bytes",
 			      pool->len);
 		goto close_fd;

@@ -184,7 +184,7 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
  *
  * ERRORS
  *   ARG     len == 0, or (kv_free) ptr did not come from kv_alloc of this engine
- *   NOMEM   memfd, ftruncate or mmap: ENOMEM or ENOSPC
+ *   NOMEM   memfd, ftruncate or mmap: ENOMEM, ENOSPC or EFBIG
  *   BUSY    (kv_free) a registered cache lies in it
  */
 int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error *err);

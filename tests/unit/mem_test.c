@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -65,6 +66,24 @@ static void a_pool_is_zeroed_page_aligned_and_cannot_shrink(void **state)
 	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
 	assert_int_equal(tr_free(tr, p, NULL), 0);
 	assert_int_equal(tr_free(tr, p, NULL), KV_ERR_ARG);
+}
+
+static void a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal(void **state)
+{
+	struct rlimit before, low;
+	struct kv_error err;
+	void *p;
+	int ret;
+
+	(void)state;
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+	low = (struct rlimit){ 4096, before.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0);
+	ret = tr_alloc(tr, 8192, &p, &err);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+	assert_int_equal(ret, KV_ERR_NOMEM);
+	assert_int_equal(err.sys_errno, EFBIG);
+	assert_non_null(strstr(err.hint, "ulimit -f"));
 }
 
 static void a_pool_is_not_inherited_by_fork(void **state)
@@ -306,6 +325,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_pool_is_zeroed_page_aligned_and_cannot_shrink),
+		cmocka_unit_test(a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal),
 		cmocka_unit_test(a_pool_is_not_inherited_by_fork),
 		cmocka_unit_test(a_range_inside_a_region_shares_it),
 		cmocka_unit_test(more_access_or_a_longer_range_is_a_new_region),

@@ -117,6 +117,9 @@ int kv_fail_errno(struct kv_error *err, int code, int sys_errno, const char *op,
 			 kv_errno_text(sys_errno));
 		if (code == KV_ERR_NOFD)
 			hint_limit(err);
+		else if (sys_errno == EFBIG)
+			kv_error_hint(err, "raise the limit on the size of files (ulimit -f): it "
+					   "counts for shared memory, too");
 	}
 	errno = sys_errno;
 	return code;

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/memfd.h"
 
 #define SEGMENT_MAGIC UINT64_C(0x31676573726b766b)
 
@@ -57,7 +58,7 @@ int segment_create(struct segment *seg, uint64_t ring_bytes, const uint8_t nonce
 	if (fd < 0)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake", "memfd_create");
 	if (kv_fault(SHM_SEGMENT_SIZE) ? (errno = ENOMEM, -1)
-				       : ftruncate(fd, (off_t)total(ring_bytes))) {
+				       : kv_memfd_size(fd, total(ring_bytes))) {
 		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake",
 				    "cannot give a shared segment %zu bytes", total(ring_bytes));
 		goto close_fd;
