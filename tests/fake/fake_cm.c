@@ -137,7 +137,7 @@ static struct fake_device *owner(const union ibv_gid *gid)
 {
 	for (int h = 0; h < world.config.hosts; h++)
 		for (int d = 0; d < world.config.devices; d++)
-			for (int i = 0; i < GIDS; i++)
+			for (int i = 0; i < MODEL_GIDS; i++)
 				if (!memcmp(&world.device[h][d].gid[i].gid, gid, sizeof(*gid)))
 					return &world.device[h][d];
 	return NULL;
@@ -148,7 +148,7 @@ static union ibv_gid source(const struct fake_device *device, const union ibv_gi
 {
 	static const union ibv_gid none;
 
-	for (int i = 1; !world.config.infiniband && i < GIDS; i++)
+	for (int i = 1; !world.config.infiniband && i < MODEL_GIDS; i++)
 		if (device->gid[i].gid_type == IBV_GID_TYPE_ROCE_V2 &&
 		    device->gid[i].gid.global.interface_id &&
 		    (device->gid[i].gid.raw[10] == 0xff) == (to->raw[10] == 0xff))

@@ -13,10 +13,6 @@
 
 #include "fake_world.h"
 
-/*
- * RoCE: index 0 link-local, 1 empty, 2 RoCE v1, 3 RoCE v2 with an IPv4 address: a blind choice of 0
- * or 1 fails. InfiniBand: index 0 is the port's own, the others are empty.
- */
 void fake_device_init(struct fake_device *device, int host, int index)
 {
 	snprintf(device->device.name, sizeof(device->device.name), "fake%d", index);
@@ -31,28 +27,7 @@ void fake_device_init(struct fake_device *device, int host, int index)
 					   .pkey = { 0xffff } };
 	for (int h = 0; h < HOSTS_MAX; h++)
 		device->port.routed_from[h] = index + 1;
-	for (unsigned int i = 0; i < GIDS; i++) {
-		struct ibv_gid_entry *entry = &device->gid[i];
-
-		entry->gid_index = i;
-		entry->port_num = 1;
-		entry->gid_type = i == 2 ? IBV_GID_TYPE_ROCE_V1 : IBV_GID_TYPE_ROCE_V2;
-		if (world.config.infiniband)
-			entry->gid_type = IBV_GID_TYPE_IB;
-		if (world.config.infiniband && i)
-			continue;
-		if (i == 0) {
-			entry->gid.raw[0] = 0xfe;
-			entry->gid.raw[1] = 0x80;
-		} else if (i > 1) {
-			entry->gid.raw[10] = entry->gid.raw[11] = 0xff;
-			entry->gid.raw[12] = 10;
-		}
-		if (i != 1) {
-			entry->gid.raw[14] = (uint8_t)(host + 1);
-			entry->gid.raw[15] = (uint8_t)(index + 1);
-		}
-	}
+	model_gids(device->gid, world.config.infiniband, host, index);
 }
 
 static struct fake_device *device_of(struct ibv_device *device)
@@ -135,15 +110,9 @@ int fake_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 
 	fake_lock();
 	ret = fake_fails(fake_context_of(context)->device, FAKE_query_device) ? errno : 0;
-	memset(attr, 0, sizeof(*attr));
-	attr->phys_port_cnt = 1;
+	model_device(attr);
 	attr->vendor_id = world.config.soft ? 0xffffff : 0x2c9;
-	attr->max_qp_wr = 4096;
-	attr->max_sge = SGES_MAX;
 	attr->max_mr_size = world.config.max_mr_size;
-	attr->max_cqe = 1 << 16;
-	attr->max_qp_rd_atom = 16;
-	attr->max_qp_init_rd_atom = 16;
 	fake_unlock();
 	return ret;
 }
@@ -173,11 +142,6 @@ int fake_query_port(struct ibv_context *context, uint8_t port, struct ibv_port_a
 	return ret;
 }
 
-static bool zero(const union ibv_gid *gid)
-{
-	return !gid->global.subnet_prefix && !gid->global.interface_id;
-}
-
 ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *entries, size_t max)
 {
 	const struct fake_device *device = fake_context_of(context)->device;
@@ -186,8 +150,8 @@ ssize_t fake_query_gid_table(struct ibv_context *context, struct ibv_gid_entry *
 	fake_lock();
 	if (fake_fails(device, FAKE_query_gid_table))
 		n = -errno;
-	for (size_t i = 0; n >= 0 && i < GIDS && (size_t)n < max; i++)
-		if (!zero(&device->gid[i].gid))
+	for (size_t i = 0; n >= 0 && i < MODEL_GIDS && (size_t)n < max; i++)
+		if (!model_gid_is_zero(&device->gid[i].gid))
 			entries[n++] = device->gid[i];
 	fake_unlock();
 	return n;
@@ -222,7 +186,7 @@ bool fake_port_takes(const struct fake_device *device, const struct ibv_qp_attr 
 		return false;
 	if (!(mask & IBV_QP_AV))
 		return true;
-	if (ah->port_num != 1 || ah->sl > 15 || (ah->is_global && ah->grh.sgid_index >= GIDS))
+	if (ah->port_num != 1 || ah->sl > 15 || (ah->is_global && ah->grh.sgid_index >= MODEL_GIDS))
 		return false;
 	return world.config.infiniband ? ah->dlid && !(ah->src_path_bits >> port->lmc)
 				       : ah->is_global;
@@ -242,15 +206,15 @@ static bool routed(const struct ibv_gid_entry *from, const struct ibv_gid_entry 
 	bool local = from->gid.raw[0] == 0xfe || to->gid.raw[0] == 0xfe;
 
 	return from->gid_type == IBV_GID_TYPE_ROCE_V2 && to->gid_type == IBV_GID_TYPE_ROCE_V2 &&
-	       !zero(&from->gid) && !zero(&to->gid) && ipv4(&from->gid) == ipv4(&to->gid) &&
-	       (!local || one_host);
+	       !model_gid_is_zero(&from->gid) && !model_gid_is_zero(&to->gid) &&
+	       ipv4(&from->gid) == ipv4(&to->gid) && (!local || one_host);
 }
 
 /* Does a packet with this address vector come from one port to the other? */
 static bool arrives(const struct fake_device *from, const struct fake_device *to,
 		    const struct ibv_ah_attr *ah)
 {
-	const struct ibv_gid_entry *source = &from->gid[ah->grh.sgid_index % GIDS];
+	const struct ibv_gid_entry *source = &from->gid[ah->grh.sgid_index % MODEL_GIDS];
 
 	if (world.config.infiniband) {
 		if (ah->dlid < to->lid || ah->dlid >= to->lid + (1 << to->port.lmc) ||
@@ -259,10 +223,10 @@ static bool arrives(const struct fake_device *from, const struct fake_device *to
 			return false;
 		if (!ah->is_global)
 			return !from->port.grh_required && !to->port.grh_required;
-		return !zero(&source->gid) &&
+		return !model_gid_is_zero(&source->gid) &&
 		       !memcmp(&ah->grh.dgid, &to->gid[0].gid, sizeof(ah->grh.dgid));
 	}
-	for (int i = 0; i < GIDS; i++)
+	for (int i = 0; i < MODEL_GIDS; i++)
 		if (routed(source, &to->gid[i], from->host == to->host) &&
 		    !memcmp(&ah->grh.dgid, &to->gid[i].gid, sizeof(ah->grh.dgid)))
 			return true;
@@ -333,7 +297,7 @@ static struct fake_mr *new_mr(struct ibv_pd *pd, void *addr, size_t len, unsigne
 		errno = world.config.mr_errno ? world.config.mr_errno : ENOMEM;
 		return NULL;
 	}
-	if (!len || ((access & IBV_ACCESS_REMOTE_WRITE) && !(access & IBV_ACCESS_LOCAL_WRITE))) {
+	if (!model_may_register(len, access)) {
 		errno = EINVAL;
 		return NULL;
 	}

@@ -24,13 +24,10 @@ static struct fake_qp *new_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
 	uint32_t inline_max = world.config.max_inline < 0 ? 0
 			      : world.config.max_inline	  ? (uint32_t)world.config.max_inline
-							  : INLINE_MAX;
+							  : MODEL_INLINE;
 	struct fake_qp *qp;
 
-	if (attr->cap.max_inline_data > inline_max || attr->cap.max_send_sge > SGES_MAX ||
-	    attr->cap.max_recv_sge > SGES_MAX || attr->cap.max_send_wr > 4096 ||
-	    attr->cap.max_recv_wr > 4096 || attr->qp_type != IBV_QPT_RC || !attr->send_cq ||
-	    !attr->recv_cq) {
+	if (!model_takes(attr, inline_max)) {
 		errno = EINVAL;
 		return NULL;
 	}
@@ -84,20 +81,6 @@ static void reset(struct fake_qp *qp)
 
 static int transition(struct fake_qp *qp, const struct ibv_qp_attr *attr, int mask)
 {
-	static const struct {
-		enum ibv_qp_state from, to;
-		int need;
-	} legal[] = {
-		{ IBV_QPS_RESET, IBV_QPS_INIT,
-		  IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS },
-		{ IBV_QPS_INIT, IBV_QPS_RTR,
-		  IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-			  IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER },
-		{ IBV_QPS_RTR, IBV_QPS_RTS,
-		  IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-			  IBV_QP_MAX_QP_RD_ATOMIC },
-	};
-
 	if (!(mask & IBV_QP_STATE))
 		return EINVAL;
 	if (attr->qp_state == IBV_QPS_ERR) {
@@ -111,38 +94,9 @@ static int transition(struct fake_qp *qp, const struct ibv_qp_attr *attr, int ma
 		qp->qp.state = IBV_QPS_RESET;
 		return 0;
 	}
-	for (size_t i = 0; i < sizeof(legal) / sizeof(legal[0]); i++)
-		if (legal[i].from == qp->qp.state && legal[i].to == attr->qp_state)
-			return (mask & legal[i].need) == legal[i].need &&
-					       fake_port_takes(qp->device, attr, mask)
-				       ? -1
-				       : EINVAL;
-	return EINVAL;
-}
-
-static void take_attr(struct fake_qp *qp, const struct ibv_qp_attr *attr, int mask)
-{
-	qp->qp.state = attr->qp_state;
-	if (mask & IBV_QP_ACCESS_FLAGS)
-		qp->attr.qp_access_flags = attr->qp_access_flags;
-	if (mask & IBV_QP_PATH_MTU)
-		qp->attr.path_mtu = attr->path_mtu;
-	if (mask & IBV_QP_AV)
-		qp->attr.ah_attr = attr->ah_attr;
-	if (mask & IBV_QP_DEST_QPN)
-		qp->attr.dest_qp_num = attr->dest_qp_num;
-	if (mask & IBV_QP_RQ_PSN)
-		qp->attr.rq_psn = attr->rq_psn;
-	if (mask & IBV_QP_SQ_PSN)
-		qp->attr.sq_psn = attr->sq_psn;
-	if (mask & IBV_QP_PKEY_INDEX)
-		qp->attr.pkey_index = attr->pkey_index;
-	if (mask & IBV_QP_TIMEOUT)
-		qp->attr.timeout = attr->timeout;
-	if (mask & IBV_QP_RETRY_CNT)
-		qp->attr.retry_cnt = attr->retry_cnt;
-	if (mask & IBV_QP_RNR_RETRY)
-		qp->attr.rnr_retry = attr->rnr_retry;
+	return model_may_step(qp->qp.state, attr, mask) && fake_port_takes(qp->device, attr, mask)
+		       ? -1
+		       : EINVAL;
 }
 
 static void take_time(const struct fake_qp *qp)
@@ -166,7 +120,8 @@ int fake_modify_qp(struct ibv_qp *ibv_qp, struct ibv_qp_attr *attr, int mask)
 	} else {
 		ret = transition(qp, attr, mask);
 		if (ret < 0) {
-			take_attr(qp, attr, mask);
+			qp->qp.state = attr->qp_state;
+			model_take_attr(&qp->attr, attr, mask);
 			ret = 0;
 		}
 	}
@@ -247,10 +202,8 @@ static int check_send(const struct fake_qp *qp, const struct ibv_send_wr *wr, ui
 
 	if (qp->qp.state != IBV_QPS_RTS && qp->qp.state != IBV_QPS_ERR)
 		return EINVAL;
-	if (wr->num_sge > (int)qp->cap.max_send_sge || len > 8 << 20)
-		return EINVAL;
-	if (wr->opcode != IBV_WR_RDMA_WRITE && wr->opcode != IBV_WR_RDMA_WRITE_WITH_IMM &&
-	    wr->opcode != IBV_WR_SEND && wr->opcode != IBV_WR_SEND_WITH_IMM && !is_read)
+	if (wr->num_sge > (int)qp->cap.max_send_sge || len > MODEL_MESSAGE ||
+	    !model_knows(wr->opcode))
 		return EINVAL;
 	if ((wr->send_flags & IBV_SEND_INLINE) && (is_read || len > qp->cap.max_inline_data))
 		return EINVAL;

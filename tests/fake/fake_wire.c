@@ -35,7 +35,7 @@ static bool may(struct fake_qp *qp, const struct fake_mr *mr, unsigned int acces
 static void receive_done(struct fake_qp *qp, const struct fake_wr *wr, enum ibv_wc_status status)
 {
 	const struct fake_recv *recv = &qp->rq[qp->rq_head % qp->cap.max_recv_wr];
-	bool imm = wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM || wr->opcode == IBV_WR_SEND_WITH_IMM;
+	bool imm = model_has_imm((enum ibv_wr_opcode)wr->opcode);
 	struct fake_wc entry = { .recv = true, .position = qp->rq_head };
 
 	fake_place_all(qp); /* a receive completion orders what came before it */
@@ -116,12 +116,6 @@ static enum ibv_wc_status respond_read(struct fake_qp *to, struct fake_wr *wr)
 	return IBV_WC_SUCCESS;
 }
 
-static bool needs_receive(const struct fake_wr *wr)
-{
-	return wr->opcode == IBV_WR_SEND || wr->opcode == IBV_WR_SEND_WITH_IMM ||
-	       wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
-}
-
 /* ---------------------------------------------------------------- the requester */
 
 /* Where the bytes come from (or go to); false: the local keys do not allow it. */
@@ -199,7 +193,7 @@ static void execute(struct fake_qp *qp)
 			executed(qp, wr, IBV_WC_RETRY_EXC_ERR);
 		return;
 	}
-	if (needs_receive(wr) && to->rq_head == to->rq_tail) {
+	if (model_needs_receive((enum ibv_wr_opcode)wr->opcode) && to->rq_head == to->rq_tail) {
 		world.stats.rnr++;
 		if (qp->attr.rnr_retry == 7)
 			wr->rnr_tries = 0;
@@ -249,13 +243,6 @@ static void acknowledge(struct fake_qp *qp, uint32_t position)
 
 static void complete_send(struct fake_qp *qp)
 {
-	static const enum ibv_wc_opcode opcodes[] = {
-		[IBV_WR_RDMA_WRITE] = IBV_WC_RDMA_WRITE,
-		[IBV_WR_RDMA_WRITE_WITH_IMM] = IBV_WC_RDMA_WRITE,
-		[IBV_WR_SEND] = IBV_WC_SEND,
-		[IBV_WR_SEND_WITH_IMM] = IBV_WC_SEND,
-		[IBV_WR_RDMA_READ] = IBV_WC_RDMA_READ,
-	};
 	uint32_t position = qp->sq_done++;
 	struct fake_wr *wr = &qp->sq[position % qp->cap.max_send_wr];
 	struct fake_wc entry = { .position = position };
@@ -278,8 +265,8 @@ static void complete_send(struct fake_qp *qp)
 	entry.wc.status = wr->status;
 	entry.wc.vendor_err = wr->vendor_err;
 	/* On an error only wr_id, status, qp_num and vendor_err are valid. */
-	entry.wc.opcode =
-		wr->status == IBV_WC_SUCCESS ? opcodes[wr->opcode] : (enum ibv_wc_opcode)0x7f;
+	entry.wc.opcode = wr->status == IBV_WC_SUCCESS ? model_done((enum ibv_wr_opcode)wr->opcode)
+						       : (enum ibv_wc_opcode)0x7f;
 	entry.wc.qp_num = qp->qp.qp_num;
 	fake_push_wc(fake_cq_of(qp->qp.send_cq), &entry);
 }

@@ -15,46 +15,6 @@ struct fake_world world = { .lock = PTHREAD_MUTEX_INITIALIZER };
 static struct fake_ahead ahead;
 static _Thread_local int current_host;
 
-static const char *wc_status_str(enum ibv_wc_status status)
-{
-	static const char *const names[] = {
-		"success",
-		"local length error",
-		"local QP operation error",
-		"local EEC operation error",
-		"local protection error",
-		"Work Request Flushed Error",
-		"memory management operation error",
-		"bad response error",
-		"local access error",
-		"remote invalid request error",
-		"remote access error",
-		"remote operation error",
-		"transport retry counter exceeded",
-		"RNR retry counter exceeded",
-	};
-
-	return (size_t)status < sizeof(names) / sizeof(names[0]) ? names[status] : "another error";
-}
-
-static const char *event_type_str(enum ibv_event_type type)
-{
-	switch (type) {
-	case IBV_EVENT_CQ_ERR:
-		return "CQ error";
-	case IBV_EVENT_QP_ACCESS_ERR:
-		return "local access violation work queue error";
-	case IBV_EVENT_DEVICE_FATAL:
-		return "local catastrophic error";
-	case IBV_EVENT_PORT_ERR:
-		return "port error";
-	case IBV_EVENT_PORT_ACTIVE:
-		return "port active";
-	default:
-		return "another event";
-	}
-}
-
 static int fake_fork_init(void)
 {
 	if (world.counts.mrs)
@@ -99,8 +59,8 @@ const struct ib_verbs fake_table = {
 	.post_recv = fake_post_recv,
 	.get_async_event = fake_get_async_event,
 	.ack_async_event = fake_ack_async_event,
-	.wc_status_str = wc_status_str,
-	.event_type_str = event_type_str,
+	.wc_status_str = model_wc_status_str,
+	.event_type_str = model_event_type_str,
 };
 
 uint32_t fake_random(uint32_t below)

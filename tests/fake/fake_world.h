@@ -8,13 +8,11 @@
 #include <stddef.h>
 
 #include "fake.h"
+#include "model.h"
 
 enum {
 	HOSTS_MAX = 4,
 	DEVICES_MAX = 12,
-	GIDS = 4, /* of a device; one stays empty */
-	SGES_MAX = 4,
-	INLINE_MAX = 256,
 	MRS_MAX = 4096,
 	QPS_MAX = 1024,
 	WINDOW = 16,	   /* requests of a queue pair under way */
@@ -33,7 +31,7 @@ struct fake_device {
 	uint16_t lid;
 	struct fake_port port;
 	uint64_t carried, busy_until;
-	struct ibv_gid_entry gid[GIDS];
+	struct ibv_gid_entry gid[MODEL_GIDS];
 };
 
 struct fake_context {
@@ -85,9 +83,9 @@ struct fake_wr {
 	unsigned int flags;
 	uint32_t imm, rkey;
 	uint64_t raddr;
-	struct ibv_sge sge[SGES_MAX];
+	struct ibv_sge sge[MODEL_SGES];
 	int num_sge;
-	uint8_t inlined[INLINE_MAX];
+	uint8_t inlined[MODEL_INLINE];
 	uint32_t len;
 	/* while it is under way */
 	bool executed;
@@ -100,7 +98,7 @@ struct fake_wr {
 
 struct fake_recv {
 	uint64_t wr_id;
-	struct ibv_sge sge[SGES_MAX];
+	struct ibv_sge sge[MODEL_SGES];
 	int num_sge;
 };
 
