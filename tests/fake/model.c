@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* model.c -- what every RC device does alike: GID table, states of a queue pair, names of results */
+/* model.c -- what every RC device does alike: GID table, queue pair states, names of results */
 #include "model.h"
 
 #include <string.h>

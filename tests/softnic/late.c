@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * late.c -- time: the NIC that is modelled, and what comes later than the call that asked for it
+ *
+ * The one thread of softnic begins when somebody sleeps on a completion queue while something of it
+ * is not done: a completion that the modelled NIC has not made yet, a message whose receiver is not
+ * ready, a peer that does not answer. What is polled needs no thread.
+ */
+#include <time.h>
+
+#include "softnic.h"
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t more;
+	int pid; /* whose thread it is: a forked child begins its own */
+	bool asked;
+} late = { .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER };
+
+uint64_t sn_now(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+/*
+ * A message begins when its queue pair's turn has come and the port is free, and holds the port for
+ * its bytes, or for what a message costs at least.
+ */
+uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now)
+{
+	struct sn_clock *clock = &qp->device->clock;
+	uint64_t bytes = len * sn.byte_cost >> 10;
+	uint64_t begins = now << 10;
+
+	pthread_mutex_lock(&clock->lock);
+	begins = qp->clock > begins ? qp->clock : begins;
+	qp->clock = begins + sn.qp_cost;
+	begins = clock->free > begins ? clock->free : begins;
+	clock->free = begins + (bytes > sn.message_cost ? bytes : sn.message_cost);
+	begins = clock->free;
+	pthread_mutex_unlock(&clock->lock);
+	return begins >> 10;
+}
+
+/* When to look again; fires for what has become due meanwhile. */
+static uint64_t look(uint64_t now)
+{
+	uint64_t next = now + UINT64_C(1000000000);
+
+	pthread_mutex_lock(&sn.lock);
+	for (struct sn_cq *cq = sn.cqs; cq; cq = cq->next) {
+		uint64_t due;
+
+		if (!atomic_load(&cq->shared->armed))
+			continue;
+		if (atomic_load(&cq->pending))
+			sn_scan(cq);
+		if (atomic_load(&cq->pending) && now + SN_RETRY_NS < next)
+			next = now + SN_RETRY_NS;
+		due = sn_undue(cq, now);
+		if (due && due < next)
+			next = due;
+		else if (!due && cq->head != cq->tail)
+			sn_fire(cq->shared);
+	}
+	pthread_mutex_unlock(&sn.lock);
+	return next;
+}
+
+static void *watch(void *unused)
+{
+	(void)unused;
+	for (;;) {
+		uint64_t next = look(sn_now());
+		struct timespec until = { .tv_sec = (time_t)(next / 1000000000),
+					  .tv_nsec = (long)(next % 1000000000) };
+
+		pthread_mutex_lock(&late.lock);
+		if (!late.asked)
+			pthread_cond_clockwait(&late.more, &late.lock, CLOCK_MONOTONIC, &until);
+		late.asked = false;
+		pthread_mutex_unlock(&late.lock);
+	}
+	return NULL;
+}
+
+void sn_late(void)
+{
+	pthread_t thread;
+
+	pthread_mutex_lock(&late.lock);
+	if (late.pid != sn.pid && !pthread_create(&thread, NULL, watch, NULL)) {
+		pthread_detach(thread);
+		late.pid = sn.pid;
+	}
+	late.asked = true;
+	pthread_cond_signal(&late.more);
+	pthread_mutex_unlock(&late.lock);
+}

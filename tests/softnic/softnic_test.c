@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * softnic_test.c -- the rules of a device, between two processes: what arrives, what is refused,
+ * what is flushed. The child is the peer: it has a region and a queue pair, and does what the test
+ * asks it for.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <infiniband/verbs.h>
+
+#include "lib/test.h"
+
+enum { LEN = 1 << 16, DEPTH = 8, SLICE = 512 };
+
+struct end {
+	struct ibv_context *context;
+	struct ibv_pd *pd;
+	struct ibv_cq *cq;
+	struct ibv_comp_channel *channel;
+	struct ibv_qp *qp;
+	struct ibv_mr *mr;
+	uint8_t *bytes;
+	int peer; /* a socket */
+	pid_t child;
+};
+
+struct card {
+	uint32_t qpn, rkey;
+	uint64_t addr;
+	union ibv_gid gid;
+};
+
+static void open_end(struct end *e, int peer)
+{
+	struct ibv_device **list = ibv_get_device_list(NULL);
+	struct ibv_qp_init_attr init = {
+		.cap = { .max_send_wr = DEPTH,
+			 .max_recv_wr = DEPTH,
+			 .max_send_sge = 4,
+			 .max_recv_sge = 2 },
+		.qp_type = IBV_QPT_RC,
+	};
+
+	memset(e, 0, sizeof(*e));
+	e->peer = peer;
+	e->bytes = calloc(1, LEN);
+	e->context = ibv_open_device(list[0]);
+	ibv_free_device_list(list);
+	e->pd = ibv_alloc_pd(e->context);
+	e->channel = ibv_create_comp_channel(e->context);
+	e->cq = ibv_create_cq(e->context, 4 * DEPTH, e, e->channel, 0);
+	e->mr = ibv_reg_mr(e->pd, e->bytes, LEN,
+			   IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
+				   IBV_ACCESS_REMOTE_READ);
+	init.send_cq = init.recv_cq = e->cq;
+	e->qp = ibv_create_qp(e->pd, &init);
+	assert_non_null(e->qp);
+}
+
+static void close_end(struct end *e)
+{
+	assert_int_equal(ibv_destroy_qp(e->qp), 0);
+	assert_int_equal(ibv_dereg_mr(e->mr), 0);
+	assert_int_equal(ibv_destroy_cq(e->cq), 0);
+	ibv_destroy_comp_channel(e->channel);
+	ibv_dealloc_pd(e->pd);
+	ibv_close_device(e->context);
+	free(e->bytes);
+	close(e->peer);
+}
+
+static void connect_end(struct end *e, struct card *peer)
+{
+	struct card own = { e->qp->qp_num, e->mr->rkey, (uintptr_t)e->bytes, { { 0 } } };
+	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT,
+				    .port_num = 1,
+				    .qp_access_flags =
+					    IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ };
+
+	assert_int_equal(ibv_query_gid(e->context, 1, 3, &own.gid), 0);
+	assert_int_equal(
+		ibv_modify_qp(e->qp, &attr,
+			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS),
+		0);
+	assert_int_equal(write(e->peer, &own, sizeof(own)), sizeof(own));
+	assert_int_equal(recv(e->peer, peer, sizeof(*peer), MSG_WAITALL), sizeof(*peer));
+	attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR,
+				     .path_mtu = IBV_MTU_4096,
+				     .dest_qp_num = peer->qpn,
+				     .max_dest_rd_atomic = 1,
+				     .ah_attr = { .is_global = 1,
+						  .port_num = 1,
+						  .grh = { .dgid = peer->gid, .sgid_index = 3 } } };
+	assert_int_equal(ibv_modify_qp(e->qp, &attr,
+				       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU |
+					       IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
+					       IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER),
+			 0);
+	attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTS,
+				     .timeout = 8,
+				     .retry_cnt = 1,
+				     .rnr_retry = 7,
+				     .max_rd_atomic = 1 };
+	assert_int_equal(ibv_modify_qp(e->qp, &attr,
+				       IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
+					       IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
+					       IBV_QP_MAX_QP_RD_ATOMIC),
+			 0);
+	assert_int_equal(write(e->peer, "r", 1), 1); /* both are ready */
+	assert_int_equal(read(e->peer, &attr, 1), 1);
+}
+
+static void post_recv(struct end *e, uint64_t id, uint32_t at, uint32_t len)
+{
+	struct ibv_sge sge = { (uintptr_t)e->bytes + at, len, e->mr->lkey };
+	struct ibv_recv_wr wr = { .wr_id = id, .sg_list = &sge, .num_sge = 1 }, *bad;
+
+	assert_int_equal(ibv_post_recv(e->qp, &wr, &bad), 0);
+}
+
+/* Waits for word from the other side. */
+static void hear(struct end *e, char what)
+{
+	char got;
+
+	assert_int_equal(read(e->peer, &got, 1), 1);
+	assert_int_equal(got, what);
+}
+
+static void say(struct end *e, char what)
+{
+	assert_int_equal(write(e->peer, &what, 1), 1);
+}
+
+/* The peer: answers one-letter commands until the other side is gone. */
+static void be_peer(int fd)
+{
+	struct end e;
+	struct card card;
+	struct ibv_wc wc;
+	char command;
+
+	open_end(&e, fd);
+	for (int i = 0; i < LEN; i++)
+		e.bytes[i] = (uint8_t)(i * 7);
+	connect_end(&e, &card);
+	while (read(fd, &command, 1) == 1) {
+		if (command == 'b') /* its bytes */
+			assert_int_equal(write(fd, e.bytes, LEN), LEN);
+		else if (command == 'p')
+			post_recv(&e, 5, SLICE, SLICE);
+		else if (command == 'w') { /* the completion that came */
+			while (!ibv_poll_cq(e.cq, 1, &wc))
+				;
+			assert_int_equal(write(fd, &wc, sizeof(wc)), sizeof(wc));
+		} else if (command == 'e') {
+			assert_int_equal(
+				ibv_modify_qp(e.qp,
+					      &(struct ibv_qp_attr){ .qp_state = IBV_QPS_ERR },
+					      IBV_QP_STATE),
+				0);
+		}
+		say(&e, command);
+	}
+	close_end(&e);
+	exit(0);
+}
+
+static struct end end;
+static struct card peer;
+
+static int setup(void **state)
+{
+	int fd[2];
+
+	(void)state;
+	if (socketpair(AF_UNIX, SOCK_STREAM, 0, fd))
+		return -1;
+	fflush(stdout);
+	end.child = fork();
+	if (!end.child) {
+		close(fd[0]);
+		be_peer(fd[1]);
+	}
+	close(fd[1]);
+	pid_t child = end.child;
+	open_end(&end, fd[0]);
+	end.child = child;
+	connect_end(&end, &peer);
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	int status;
+
+	(void)state;
+	close_end(&end);
+	return waitpid(end.child, &status, 0) != end.child ||
+			       (WIFEXITED(status) && WEXITSTATUS(status))
+		       ? -1
+		       : 0;
+}
+
+static void ask(char command)
+{
+	say(&end, command);
+	hear(&end, command);
+}
+
+static struct ibv_send_wr a_write(struct ibv_sge *sge, uint64_t id, uint32_t to)
+{
+	*sge = (struct ibv_sge){ (uintptr_t)end.bytes, SLICE, end.mr->lkey };
+	return (struct ibv_send_wr){ .wr_id = id,
+				     .sg_list = sge,
+				     .num_sge = 1,
+				     .opcode = IBV_WR_RDMA_WRITE,
+				     .send_flags = IBV_SEND_SIGNALED,
+				     .wr.rdma = { peer.addr + to, peer.rkey } };
+}
+
+static int post(struct ibv_send_wr *wr)
+{
+	struct ibv_send_wr *bad = NULL;
+	int ret = ibv_post_send(end.qp, wr, &bad);
+
+	if (ret)
+		assert_non_null(bad);
+	return ret;
+}
+
+static struct ibv_wc completion(void)
+{
+	struct ibv_wc wc = { 0 };
+
+	while (!ibv_poll_cq(end.cq, 1, &wc))
+		;
+	return wc;
+}
+
+static enum ibv_wc_status end_of(struct ibv_send_wr *wr)
+{
+	struct ibv_wc wc;
+
+	assert_int_equal(post(wr), 0);
+	wc = completion();
+	assert_int_equal(wc.wr_id, wr->wr_id);
+	assert_int_equal(wc.qp_num, end.qp->qp_num);
+	return wc.status;
+}
+
+static void peer_bytes(uint8_t bytes[LEN])
+{
+	say(&end, 'b');
+	assert_int_equal(recv(end.peer, bytes, LEN, MSG_WAITALL), LEN);
+	hear(&end, 'b');
+}
+
+static struct ibv_wc peer_completion(void)
+{
+	struct ibv_wc wc;
+
+	say(&end, 'w');
+	assert_int_equal(recv(end.peer, &wc, sizeof(wc), MSG_WAITALL), sizeof(wc));
+	hear(&end, 'w');
+	return wc;
+}
+
+static void a_write_of_several_pointers_changes_its_bytes_and_no_other(void **state)
+{
+	struct ibv_sge sge[4];
+	struct ibv_send_wr wr = a_write(sge, 1, 1000);
+	static uint8_t bytes[LEN];
+
+	(void)state;
+	for (int i = 0; i < 4; i++)
+		sge[i] = (struct ibv_sge){ (uintptr_t)end.bytes + (unsigned int)i * 100, 50,
+					   end.mr->lkey };
+	for (int i = 0; i < LEN; i++)
+		end.bytes[i] = (uint8_t)(i * 5 + 1);
+	wr.num_sge = 4;
+	assert_int_equal(end_of(&wr), IBV_WC_SUCCESS);
+	peer_bytes(bytes);
+	for (int i = 0; i < LEN; i++)
+		if (i >= 1000 && i < 1200)
+			assert_int_equal(bytes[i],
+					 end.bytes[(i - 1000) / 50 * 100 + (i - 1000) % 50]);
+		else
+			assert_int_equal(bytes[i], (uint8_t)(i * 7));
+}
+
+static void a_read_brings_the_bytes(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 2, 300);
+
+	(void)state;
+	wr.opcode = IBV_WR_RDMA_READ;
+	assert_int_equal(end_of(&wr), IBV_WC_SUCCESS);
+	for (int i = 0; i < SLICE; i++)
+		assert_int_equal(end.bytes[i], (uint8_t)((300 + i) * 7));
+}
+
+static void a_send_waits_for_a_receive_request_and_wakes_a_sleeper(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 3, 0);
+	static uint8_t bytes[LEN];
+	struct ibv_cq *cq;
+	struct ibv_wc wc;
+	void *context;
+
+	(void)state;
+	wr.opcode = IBV_WR_SEND_WITH_IMM;
+	wr.imm_data = 0x1234;
+	memset(end.bytes, 0x33, SLICE);
+	assert_int_equal(ibv_req_notify_cq(end.cq, 0), 0);
+	assert_int_equal(post(&wr), 0);
+	assert_int_equal(ibv_poll_cq(end.cq, 1, &wc), 0);
+	ask('p');
+	assert_int_equal(ibv_get_cq_event(end.channel, &cq, &context), 0); /* nobody polls */
+	assert_ptr_equal(cq, end.cq);
+	assert_ptr_equal(context, &end);
+	ibv_ack_cq_events(cq, 1);
+	assert_int_equal(completion().status, IBV_WC_SUCCESS);
+	wc = peer_completion();
+	assert_int_equal(wc.wr_id, 5);
+	assert_int_equal(wc.byte_len, SLICE);
+	assert_int_equal(wc.imm_data, 0x1234);
+	assert_int_equal(wc.opcode, IBV_WC_RECV);
+	peer_bytes(bytes);
+	assert_memory_equal(bytes + SLICE, end.bytes, SLICE);
+}
+
+static void a_wrong_key_or_bound_breaks_both_ends(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 4, LEN - SLICE + 1);
+	static uint8_t bytes[LEN];
+
+	(void)state;
+	ask('p');
+	assert_int_equal(end_of(&wr), IBV_WC_REM_ACCESS_ERR);
+	assert_int_equal(peer_completion().status, IBV_WC_WR_FLUSH_ERR); /* its receive request */
+	assert_int_equal(end_of(&wr), IBV_WC_WR_FLUSH_ERR);
+	peer_bytes(bytes);
+	for (int i = 0; i < LEN; i++)
+		assert_int_equal(bytes[i], (uint8_t)(i * 7));
+}
+
+static void a_local_key_does_not_open_anything_remote(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 4, 0);
+
+	(void)state;
+	wr.wr.rdma.rkey ^= 0x80;
+	assert_int_equal(end_of(&wr), IBV_WC_REM_ACCESS_ERR);
+}
+
+static void a_foreign_local_key_is_a_protection_error(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 4, 0);
+
+	(void)state;
+	sge.lkey = peer.rkey;
+	assert_int_equal(end_of(&wr), IBV_WC_LOC_PROT_ERR);
+}
+
+static void a_peer_in_the_error_state_does_not_answer(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 6, 0);
+
+	(void)state;
+	ask('e');
+	assert_int_equal(end_of(&wr), IBV_WC_RETRY_EXC_ERR);
+}
+
+static void a_killed_peer_does_not_answer(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 6, 0);
+
+	(void)state;
+	kill(end.child, SIGKILL);
+	while (recv(end.peer, &wr.wr_id, 1, MSG_PEEK) > 0)
+		;
+	assert_int_not_equal(end_of(&wr), IBV_WC_SUCCESS);
+}
+
+static void room_comes_back_when_a_completion_is_taken(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr[DEPTH + 1], *bad;
+
+	(void)state;
+	for (int i = 0; i <= DEPTH; i++) {
+		wr[i] = a_write(&sge, (uint64_t)i, 0);
+		wr[i].next = i < DEPTH ? &wr[i + 1] : NULL;
+		wr[i].send_flags = i == DEPTH - 1 ? IBV_SEND_SIGNALED : 0;
+	}
+	assert_int_equal(ibv_post_send(end.qp, wr, &bad), ENOMEM);
+	assert_ptr_equal(bad, &wr[DEPTH]);
+	assert_int_equal(ibv_post_send(end.qp, &wr[DEPTH], &bad), ENOMEM);
+	assert_int_equal(completion().wr_id, DEPTH - 1);
+	assert_int_equal(ibv_post_send(end.qp, &wr[DEPTH], &bad), 0);
+}
+
+/* The modelled NIC: 1 us a message, so DEPTH of them take at least 8 us, however late one looks. */
+static void a_modelled_nic_is_never_too_fast(void **state)
+{
+	struct ibv_sge sge;
+	struct ibv_send_wr wr = a_write(&sge, 1, 0);
+	struct timespec from, to;
+
+	(void)state;
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	for (int i = 0; i < DEPTH; i++)
+		assert_int_equal(post(&wr), 0);
+	for (int i = 0; i < DEPTH; i++)
+		assert_int_equal(completion().status, IBV_WC_SUCCESS);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	assert_true((to.tv_sec - from.tv_sec) * 1000000000 + to.tv_nsec - from.tv_nsec >=
+		    (DEPTH - 1) * 1000 + 5000);
+}
+
+int main(void)
+{
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		T(a_write_of_several_pointers_changes_its_bytes_and_no_other),
+		T(a_read_brings_the_bytes),
+		T(a_send_waits_for_a_receive_request_and_wakes_a_sleeper),
+		T(a_wrong_key_or_bound_breaks_both_ends),
+		T(a_local_key_does_not_open_anything_remote),
+		T(a_foreign_local_key_is_a_protection_error),
+		T(a_peer_in_the_error_state_does_not_answer),
+		T(a_killed_peer_does_not_answer),
+		T(room_comes_back_when_a_completion_is_taken),
+	};
+	const struct CMUnitTest model[] = { T(a_modelled_nic_is_never_too_fast) };
+	char world[32];
+
+	snprintf(world, sizeof(world), "test%d", getpid());
+	setenv("SOFTNIC_WORLD", world, 1);
+	if (getenv("SOFTNIC_MODE") && !strcmp(getenv("SOFTNIC_MODE"), "model"))
+		return cmocka_run_group_tests(model, NULL, NULL);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
