@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "lib/process.h"
 #include "lib/test.h"
 #include "shm/shm.h"
 #include "tr_pair.h"
@@ -253,6 +254,28 @@ static void one_pool_too_many(struct pair_side *s, struct shm_conn *sc)
 	}
 }
 
+/* Padding after the control message has room for it. */
+static void two_descriptors_in_one_message(struct pair_side *s, struct shm_conn *sc)
+{
+	struct link_message message = { .kind = LINK_DOORBELL };
+	struct iovec iov = { &message, sizeof(message) };
+	int fd[2] = { sealed(0, F_SEAL_SHRINK), sealed(0, F_SEAL_SHRINK) };
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(sizeof(fd))];
+	} control = { .header = { CMSG_LEN(sizeof(fd)), SOL_SOCKET, SCM_RIGHTS } };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = control.bytes,
+			      .msg_controllen = sizeof(control.bytes) };
+
+	(void)s;
+	memcpy(CMSG_DATA(&control.header), fd, sizeof(fd));
+	PAIR_CHECK(sendmsg(sc->sock, &msg, MSG_NOSIGNAL) == sizeof(message));
+	close(fd[0]);
+	close(fd[1]);
+}
+
 static const struct attack attacks[] = {
 	{ tail_between_records, "corrupt", 0 },
 	{ tail_far_ahead, "corrupt", 0 },
@@ -279,6 +302,7 @@ static const struct attack attacks[] = {
 	{ pool_that_is_a_pipe, "no new sealed memfd", 0 },
 	{ pool_shorter_than_it_says, "no new sealed memfd", 0 },
 	{ one_pool_too_many, "one too many", 0 },
+	{ two_descriptors_in_one_message, "malformed", 0 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };
@@ -286,8 +310,10 @@ enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };
 static void victim(struct pair_side *s)
 {
 	const struct attack *attack = s->config->arg;
+	int before;
 
 	pair_up(s);
+	before = count_descriptors();
 	pair_fill(s->base, SOURCE_SEED, 0, REGION);
 	pair_meet(s);
 	pair_wait_lost(s, PAIR_SOON_MS); /* sleeps: the doorbell wakes it */
@@ -298,6 +324,7 @@ static void victim(struct pair_side *s)
 	PAIR_CHECK(strstr(s->cause.message, attack->text));
 	PAIR_CHECK(!s->notifies && !s->msgs);
 	PAIR_CHECK(pair_differs(s->base, SOURCE_SEED, 0, REGION) < 0);
+	PAIR_CHECK(count_descriptors() <= before);
 	pair_say(s, 1);
 	pair_down(s);
 }

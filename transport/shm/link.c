@@ -67,8 +67,7 @@ static int take_fd(struct msghdr *msg)
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
 		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
 		    c->cmsg_len >= CMSG_LEN(sizeof(int)))
-			memcpy(&fd, CMSG_DATA(c),
-			       sizeof(int)); /* room for one: the kernel drops the others */
+			memcpy(&fd, CMSG_DATA(c), sizeof(int));
 	return fd;
 }
 
@@ -77,10 +76,11 @@ int link_receive(struct shm_conn *sc, int sock, struct link_message *message, in
 {
 	union control control;
 	struct iovec iov = { message, sizeof(*message) };
+	/* Not CMSG_SPACE: its padding has room for a second one, which nobody would close. */
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = control.buf,
-			      .msg_controllen = sizeof(control.buf) };
+			      .msg_controllen = CMSG_LEN(sizeof(int)) };
 	ssize_t n;
 
 	*fd_p = -1;
