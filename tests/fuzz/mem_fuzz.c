@@ -9,21 +9,6 @@
 #include "fuzz.h"
 #include "shm/shm.h"
 
-size_t fuzz_seed(unsigned int which, uint8_t *buf, size_t cap)
-{
-	struct wire_writer w = wire_writer_of(buf, cap);
-
-	wire_put_u32(&w, which);
-	wire_put_u32(&w, which % 4);
-	wire_put_u64(&w, UINT64_C(1) << 20 << which % 20);
-	wire_put_u64(&w, UINT64_C(0x7f0000000000));
-	wire_put_u8(&w, which % 2);
-	wire_put_u64(&w, 1);
-	wire_put_u64(&w, UINT64_C(1) << 40);
-	wire_put_u64(&w, 4096);
-	return w.len;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct shm_ctx ctx = { .forced = SHM_RING };

@@ -10,32 +10,6 @@
 
 enum { HANDLE = 0, CTS, MEM, NAMES, KINDS };
 
-size_t fuzz_seed(unsigned int which, uint8_t *buf, size_t cap)
-{
-	struct np_cts cts = { .slot = 5, .n = (uint8_t)(1 + which % NP_GROUP), .seq = 9 };
-	struct np_handle handle = { .nonce = { 1, 2, 3 }, .port = 4711, .host = "fe80::1%eth0" };
-	static const uint8_t description[200] = { 7, 8, 9 };
-	static const char names[] = "mlx5_1\0^=mlx5_0:1,mlx5_1:2:3";
-
-	buf[0] = (uint8_t)(which % KINDS);
-	switch (buf[0]) {
-	case HANDLE:
-		memset(buf + 1, 0, NCCL_HANDLE_MAX);
-		np_handle_put(buf + 1, &handle);
-		return 1 + NCCL_HANDLE_MAX;
-	case CTS:
-		for (unsigned int i = 0; i < cts.n; i++)
-			cts.row[i] = (struct np_row){ i * 4096, 100, (int32_t)i, (uint16_t)i };
-		return 1 + np_cts_put(buf + 1, cap - 1, &cts);
-	case MEM:
-		return 1 + np_mem_piece_put(buf + 1, cap - 1,
-					    &(struct np_mem_piece){ 3, 300, 0, description, 200 });
-	default:
-		memcpy(buf + 1, names, sizeof(names));
-		return 1 + sizeof(names);
-	}
-}
-
 static void check_handle(const uint8_t *data, size_t size)
 {
 	uint8_t bytes[NCCL_HANDLE_MAX] = { 0 }, again[NCCL_HANDLE_MAX] = { 0 };

@@ -1,0 +1,535 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_fuzz.c -- an engine whose peer says whatever the input says: hello, setup, messages in any
+ * order, commits, bytes; while its application opens, writes, reads, receives, cancels, revokes
+ *
+ * Rules: no byte is placed outside a block that is open just then; what a write posts lies in
+ * blocks that the peer has opened; an operation ends once, and with 0 only if the peer has said so;
+ * a message costs little memory and few answers; everything can be closed, and nothing is left.
+ */
+#include <string.h>
+
+#include "kv_world.h"
+
+enum { NO_TIME = 0 };
+
+const uint64_t block_bytes[TENSORS] = { STRIDE, 48 };
+struct world w;
+uint8_t memory[MEMORY], shadow[MEMORY];
+
+/* ---------------------------------------------------------------- the handshake */
+
+static void connect_out(void)
+{
+	struct kv_error err;
+	int ret;
+
+	rig.idle = far_moves;
+	ret = kv_connect(w.engine, "far", 1, 1000, &w.peer, &err);
+	rig.idle = NULL;
+	FUZZ_CHECK(!ret || (err.code == ret && err.message[0]));
+	if (ret)
+		w.peer = NULL;
+}
+
+bool is_alive(void)
+{
+	return w.peer && w.engine->peer[0] == w.peer;
+}
+
+/* As kv_accept.c does it, without a listener. */
+static void connect_in(void)
+{
+	struct tr_conn_config config = { .ops = &kv_upper_ops };
+	struct kv_error err;
+	int done = 0;
+
+	FUZZ_CHECK(!kv_peer_new(w.engine, true, &w.peer, &err));
+	config.arg = w.peer;
+	FUZZ_CHECK(!rig_accepted(w.engine->tr, &config, far_open(true), &w.peer->conn, &err));
+	kv_peer_note(w.peer);
+	FUZZ_CHECK(!kv_table_watch(w.peer, &err));
+	if (kv_peer_service(w.peer, &done))
+		kv_claim_release(&w.peer->claim);
+	for (int i = 0; i < 4; i++) {
+		far_moves();
+		kv_progress(w.engine, NO_TIME, NULL);
+	}
+	/* Before it is up nobody has its handle. */
+	if (!is_alive() || w.peer->state != KV_PEER_UP)
+		w.peer = NULL;
+	w.comm = w.peer ? w.peer->comm : w.comm; /* a byte of the hello may have been changed */
+}
+
+/* ---------------------------------------------------------------- what the product's end does */
+
+static void heard(const void *buf, size_t len)
+{
+	uint8_t again[TR_MSG_MAX];
+	struct kv_msg msg;
+
+	FUZZ_CHECK(kv_wire_get(buf, len, &msg));
+	FUZZ_CHECK(kv_wire_put(&msg, again, sizeof(again)) == len && !memcmp(again, buf, len));
+	if (msg.type == KV_MSG_BEGIN)
+		w.begun[w.begins++ % OPS] = msg.begin.op;
+}
+
+void check_local(const uint8_t *at, uint64_t len)
+{
+	FUZZ_CHECK(at >= memory && len <= MEMORY && (size_t)(at - memory) <= MEMORY - len);
+	for (size_t i = (size_t)(at - memory); len; i++, len--)
+		FUZZ_CHECK(i % STRIDE < block_bytes[slab_of(i) % TENSORS]);
+}
+
+/* The blocks of the peer that [at, at + len) of its region lies in. */
+static uint32_t remote_blocks(uint64_t at, uint64_t len)
+{
+	uint32_t blocks = 0;
+
+	for (int i = 0; i < SLABS; i++) {
+		uint64_t bytes = w.far.tensor[i % TENSORS].block_bytes;
+		uint64_t slab = w.far.blocks * bytes;
+
+		if (at >= slab) {
+			at -= slab;
+			continue;
+		}
+		FUZZ_CHECK(at + len <= slab);
+		for (uint64_t b = at / bytes; b <= (at + len - 1) / bytes; b++)
+			blocks |= 1u << b;
+		break;
+	}
+	return blocks;
+}
+
+static void spans(const struct tr_op *op, const struct tr_mem *lmem, const struct tr_rmem *rmem,
+		  const struct tr_span *span)
+{
+	uint8_t *at = lmem->addr + span->local;
+	uint64_t grant = op->grant;
+	unsigned int i;
+
+	(void)rmem;
+	check_local(at, span->len);
+	if (op->kind == TR_READ_OP) {
+		memset(at, 0xee, span->len);
+		memset(shadow + (at - memory), 0xee, span->len);
+		return;
+	}
+	if (!grant) {
+		FUZZ_CHECK(w.far.flags & KV_CACHE_OPEN);
+		return;
+	}
+	for (i = 0; i < SLOTS && w.grant_id[i] != grant; i++)
+		;
+	FUZZ_CHECK(i < SLOTS);
+	FUZZ_CHECK(!(remote_blocks(span->remote, span->len) & ~w.grant_blocks[i]));
+}
+
+/* ---------------------------------------------------------------- the application */
+
+static void check_code(int ret, const struct kv_error *err)
+{
+	w.calls++;
+	FUZZ_CHECK(ret >= 0 || (err->code == ret && err->message[0] && ret != KV_ERR_INTERNAL));
+}
+
+static void look_at_op(struct own_op *own)
+{
+	struct kv_error err;
+	int ret = kv_test(own->op, &err);
+	bool over = atomic_load(&own->op->ended) == KV_OP_ENDED;
+
+	FUZZ_CHECK(!own->ended || ret == own->result);
+	if (own->ended || !over)
+		return;
+	own->ended = true;
+	own->result = ret;
+	if (own->lease >= 0)
+		w.lease[own->lease].open = false;
+	if (ret != KV_ACKED || !own->writes)
+		return;
+	for (int i = 0; i < OPS; i++)
+		if (w.acked[i] == own->op->id)
+			return;
+	FUZZ_CHECK(w.acks > OPS); /* or nobody has acknowledged it */
+}
+
+static void look_at_ops(void)
+{
+	for (int i = 0; i < OPS; i++)
+		if (w.op[i].op)
+			look_at_op(&w.op[i]);
+}
+
+static struct own_lease *free_lease(void)
+{
+	for (int i = 0; i < LEASES; i++)
+		if (!w.lease[i].lease && !w.lease[i].open)
+			return &w.lease[i];
+	return NULL;
+}
+
+static uint32_t blocks_of(const int64_t *ids, size_t n)
+{
+	uint32_t blocks = 0;
+
+	for (size_t i = 0; i < n; i++)
+		blocks |= 1u << ids[i];
+	return blocks;
+}
+
+static void fill_ids(int64_t ids[IDS], unsigned int first, unsigned int step)
+{
+	for (unsigned int i = 0; i < IDS; i++)
+		ids[i] = (first + i * step) % (BLOCKS + 1);
+}
+
+static void open_blocks(const struct step *s)
+{
+	struct own_lease *own = free_lease();
+	size_t n = 1 + s->b % IDS;
+	int64_t ids[IDS];
+	struct kv_error err;
+	int ret;
+
+	if (!own)
+		return;
+	fill_ids(ids, s->c, 1 + s->d % 3);
+	ret = kv_blocks_open(w.peer, w.cache, ids, n, s->a % 4, 1 + s->d % 50, &own->lease, &err);
+	check_code(ret, &err);
+	if (ret) {
+		own->lease = NULL;
+		return;
+	}
+	own->id = kv_lease_id(own->lease);
+	own->open = true;
+	own->blocks = blocks_of(ids, n);
+	own->layers = (struct kv_layers){ 0, LAYERS };
+}
+
+static void revoke_blocks(const struct step *s)
+{
+	struct own_lease *own = &w.lease[s->a % LEASES];
+	struct kv_error err;
+	int ret;
+
+	if (!own->lease)
+		return;
+	ret = kv_revoke(own->lease, s->b % 8, &err);
+	check_code(ret, &err);
+	if (ret)
+		return;
+	own->lease = NULL;
+	own->open = false;
+}
+
+static void begin_op(const struct step *s, enum kv_op_kind kind)
+{
+	struct own_op *own = &w.op[s->a % OPS];
+	struct kv_layers layers = { s->how & 1, s->how >> 1 & 3 };
+	struct kv_options opts = KV_INIT(kv_options);
+	struct own_lease *lease = kind == KV_OP_RECV ? free_lease() : NULL;
+	size_t n = 1 + s->b % IDS;
+	struct kv_error err;
+	int ret;
+
+	if (own->op || (kind == KV_OP_RECV && !lease))
+		return;
+	opts.timeout_ms = 1 + s->d % 100;
+	opts.tag = s->a >> 4 & 3;
+	opts.group = kind == KV_OP_RECV ? NULL : w.group;
+	opts.lease = s->how & 0x10 ? w.grant_id[s->how >> 5 & 3] : 0;
+	fill_ids(own->local, s->c, 1 + s->d % 2);
+	fill_ids(own->remote, s->e, 1 + s->f % 2);
+	own->writes = kind == KV_OP_WRITE || kind == KV_OP_SEND;
+	if (kind == KV_OP_WRITE)
+		ret = kv_write_blocks_async(w.peer, w.cache, layers, own->local, own->remote, n,
+					    &opts, &own->op, &err);
+	else if (kind == KV_OP_READ)
+		ret = kv_read_blocks_async(w.peer, w.cache, layers, own->local, own->remote, n,
+					   &opts, &own->op, &err);
+	else if (kind == KV_OP_SEND)
+		ret = kv_send_blocks_async(w.peer, w.cache, layers, own->local, n, opts.tag, &opts,
+					   &own->op, &err);
+	else
+		ret = kv_recv_blocks_async(w.peer, w.cache, layers, own->local, n, opts.tag, &opts,
+					   &own->op, &err);
+	check_code(ret, &err);
+	own->ended = false;
+	own->lease = -1;
+	if (ret) {
+		own->op = NULL;
+		return;
+	}
+	if (!lease || !own->op->lease)
+		return;
+	own->lease = (int)(lease - w.lease);
+	lease->id = own->op->lease->id;
+	lease->open = true;
+	lease->blocks = blocks_of(own->local, n);
+	lease->layers = own->op->layers;
+}
+
+static void end_op(const struct step *s)
+{
+	struct own_op *own = &w.op[s->a % OPS];
+	struct kv_error err;
+	int ret;
+
+	if (!own->op)
+		return;
+	if (s->how % 3 == 0) {
+		ret = kv_wait(own->op, KV_SENT + s->b % 3, s->c % 8, &err);
+	} else if (s->how % 3 == 1) {
+		ret = kv_cancel(own->op, s->c % 8, &err);
+	} else {
+		look_at_op(own);
+		ret = kv_op_free(own->op, &err);
+		if (!ret)
+			own->op = NULL;
+	}
+	check_code(ret, &err);
+}
+
+static void group(const struct step *s)
+{
+	struct kv_error err;
+	int ret;
+
+	if (!w.group) {
+		FUZZ_CHECK(!kv_group_start(w.engine, &w.group, &err));
+		return;
+	}
+	ret = kv_group_end(w.group, s->a % 8, NULL, &err);
+	w.group = NULL;
+	FUZZ_CHECK(ret <= 0);
+}
+
+static void take_arrivals(void)
+{
+	struct kv_arrival arrival[4];
+	struct kv_error err;
+	int n = kv_poll_arrivals(w.engine, arrival, 4, &err);
+
+	check_code(n, &err);
+	for (int i = 0; i < n; i++)
+		FUZZ_CHECK(arrival[i].kind != KV_ARRIVAL_BLOCKS ||
+			   (arrival[i].cache == w.cache && arrival[i].blocks <= BLOCKS &&
+			    arrival[i].layers.first + arrival[i].layers.count <= LAYERS));
+}
+
+static void look_around(void)
+{
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct kv_error err;
+	char text[4096];
+
+	FUZZ_CHECK(kv_dump(w.engine, text, sizeof(text)) > 0);
+	if (w.peer)
+		check_code(kv_peer_info(w.peer, &info, &err), &err);
+}
+
+static void adopt(void)
+{
+	FUZZ_CHECK(kv_claim_try(&w.peer->claim));
+	if (kv_peer_is_waif(w.peer))
+		kv_peer_adopt(w.peer);
+	kv_peer_release(w.peer);
+}
+
+/* ---------------------------------------------------------------- one step */
+
+static void world(const struct step *s)
+{
+	switch (s->how % 8) {
+	case 0:
+		time_passes(s->c % 3000);
+		break;
+	case 1:
+		rig.refuses = !rig.refuses;
+		break;
+	case 2:
+		rig.holds = !rig.holds;
+		break;
+	case 3:
+		rig.busy = !rig.busy;
+		break;
+	case 4:
+		rig.places = !rig.places;
+		break;
+	case 5:
+		far_close();
+		break;
+	case 6:
+		if (is_alive() && w.peer->state == KV_PEER_UP)
+			rig_lose(w.peer->conn);
+		break;
+	default:
+		look_around();
+	}
+}
+
+static void application(const struct step *s)
+{
+	switch (s->what % 12) {
+	case 0:
+		open_blocks(s);
+		break;
+	case 1:
+		revoke_blocks(s);
+		break;
+	case 2:
+	case 3:
+	case 4:
+	case 5:
+		begin_op(s, (enum kv_op_kind)(s->what % 12 - 2));
+		break;
+	case 6:
+		end_op(s);
+		break;
+	case 7:
+		group(s);
+		break;
+	case 8:
+		take_arrivals();
+		break;
+	default:
+		kv_progress(w.engine, s->a % 4, NULL);
+		look_at_ops();
+	}
+}
+
+/* `what`: below 128 the peer's, then the application's; the last few are the world's. */
+static void run_step(const struct step *s)
+{
+	if (s->what >= 240)
+		world(s);
+	else if (!w.peer)
+		return;
+	else if (s->what < 128)
+		far_says(s);
+	else if (!w.comm)
+		application(s);
+	else if (s->what & 1)
+		kv_progress(w.engine, NO_TIME, NULL);
+	else if (is_alive())
+		adopt();
+	if (w.comm && !is_alive())
+		w.peer = NULL;
+	FUZZ_CHECK(!memcmp(memory, shadow, MEMORY));
+}
+
+/* ---------------------------------------------------------------- an engine */
+
+static void no_log(void *arg, int level, const char *line)
+{
+	(void)arg;
+	(void)level;
+	FUZZ_CHECK(*line);
+}
+
+static void open_engine(const struct step *s)
+{
+	static const char *const options[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_ARRIVALS=64",
+					       "KVCACHE_SPIN_US=0", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_tensor tensor[TENSORS] = { { .name = "k" }, { .name = "v" } };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_error err;
+
+	config.progress = KV_PROGRESS_CALLER;
+	config.options = options;
+	config.log = no_log;
+	FUZZ_CHECK(!kv_engine_open(&config, &w.engine, &err));
+	rig_take(w.engine->tr);
+	for (int t = 0; t < TENSORS; t++) {
+		tensor[t].block_bytes = block_bytes[t];
+		tensor[t].stride = STRIDE;
+		tensor[t].base = memory + t * BLOCKS * STRIDE;
+		tensor[t].layer_stride = TENSORS * BLOCKS * STRIDE;
+		tensor[t].order = s->b & 0x10 ? KV_ORDER_HND : 0;
+	}
+	layout.layers = LAYERS;
+	layout.tensors = TENSORS;
+	layout.blocks = BLOCKS;
+	layout.tensor = tensor;
+	layout.flags = w.flags;
+	FUZZ_CHECK(!kv_cache_register(w.engine, &layout, &w.cache, &err));
+}
+
+static void close_all(void)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+	struct kv_error err;
+
+	rig.refuses = rig.holds = rig.busy = false;
+	if (w.group)
+		group(&(struct step){ 0 });
+	if (w.peer && !w.comm)
+		FUZZ_CHECK(!kv_peer_close(w.peer, 5000, &err));
+	for (int i = 0; i < OPS; i++) {
+		if (!w.op[i].op)
+			continue;
+		look_at_op(&w.op[i]);
+		FUZZ_CHECK(w.op[i].ended && !kv_op_free(w.op[i].op, &err));
+	}
+	FUZZ_CHECK(!kv_stats(w.engine, &stats, &err));
+	FUZZ_CHECK(!stats.in_flight && stats.writes + stats.reads + stats.sends + stats.recvs ==
+					       stats.ok + stats.failed + stats.cancelled);
+	FUZZ_CHECK(w.comm || !stats.leases_open);
+	FUZZ_CHECK(w.comm || !atomic_load(&w.engine->charged));
+	kv_engine_close(w.engine);
+	FUZZ_CHECK(!memcmp(memory, shadow, MEMORY));
+}
+
+/* ---------------------------------------------------------------- bytes without an engine */
+
+/* What is taken is the same bytes when it is written again. */
+static void check_bytes(const uint8_t *data, size_t size)
+{
+	static struct kv_hello hello;
+	uint8_t again[TR_HELLO_MAX];
+	struct kv_msg msg;
+
+	if (kv_wire_get(data, size, &msg))
+		FUZZ_CHECK(kv_wire_put(&msg, again, sizeof(again)) == size &&
+			   !memcmp(again, data, size));
+	if (size <= sizeof(again) && kv_wire_get_hello(data, size, &hello))
+		FUZZ_CHECK(kv_wire_put_hello(&hello, again, sizeof(again)) == size &&
+			   !memcmp(again, data, size));
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct step steps[STEPS_MAX];
+	size_t n = steps_of(data, size, steps);
+
+	if (!n)
+		return 0;
+	if (steps[0].what & 0x80) {
+		check_bytes(data + 1, size - 1);
+		return 0;
+	}
+	rig_begin();
+	memset(&w, 0, sizeof(w));
+	memset(memory, 0x11, MEMORY);
+	memset(shadow, 0x11, MEMORY);
+	w.flags = steps[0].a >> 2 & 3;
+	w.comm = steps[0].a >> 4 & 1 && steps[0].what & 1 ? 77 : 0;
+	open_engine(&steps[0]);
+	far_words(&steps[0]);
+	rig.message = heard;
+	rig.span = spans;
+	if (steps[0].what & 1)
+		connect_in();
+	else
+		connect_out();
+	for (size_t i = 1; i < n; i++)
+		run_step(&steps[i]);
+	FUZZ_CHECK(rig.said <= 4 * (w.calls + w.words) + 64);
+	FUZZ_CHECK(rig_heap() < (1 << 20));
+	close_all();
+	rig_end();
+	return 0;
+}
