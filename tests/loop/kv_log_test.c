@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_log_test.c -- a log callback that calls the library: each call is refused, none hangs */
+/* kv_log_test.c -- a log callback that calls the library, files and pipes that take no line */
 #include "kv_rig.h"
 
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,11 +103,74 @@ static void each_log_file_has_its_own_cause(void **state)
 	unlink(path);
 }
 
+/* ---------------------------------------------------------------- logs that take nothing */
+
+static int write_end(bool reader)
+{
+	int fd[2], flags;
+	char byte = 0;
+
+	assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
+	if (!reader) {
+		close(fd[0]);
+		return fd[1];
+	}
+	flags = fcntl(fd[1], F_GETFL);
+	assert_int_equal(fcntl(fd[1], F_SETFL, flags | O_NONBLOCK), 0);
+	while (write(fd[1], &byte, 1) == 1)
+		;
+	assert_int_equal(fcntl(fd[1], F_SETFL, flags), 0); /* the reader's end stays open */
+	return fd[1];
+}
+
+static void all_goes_on(const struct kv_engine_config *config)
+{
+	static const int64_t ids[] = { 1, 2 };
+	static const struct kv_layers all_layers = { 0, 0 };
+	struct kv_error err;
+	struct pair p;
+
+	pair_open(&p, NULL, config);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, ids, ids, 2, NULL, &err), &err);
+	assert_true(memory_is(&p.b, all_layers, 1, ids, ids, 2, 0));
+	pair_close(&p);
+}
+
+/* A full disk, a pipe that nobody reads any more or whose reader is gone, and no stderr at all. */
+static void a_log_that_takes_nothing_stops_nobody(void **state)
+{
+	static const char *const full[] = { "KVCACHE_DEBUG=1", "KVCACHE_DEBUG_FILE=/dev/full",
+					    NULL };
+	static const char *const to_stderr[] = { "KVCACHE_DEBUG=1", "KVCACHE_DEBUG_OUTPUT=1",
+						 NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	int kept = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
+
+	(void)state;
+	config.options = full;
+	all_goes_on(&config);
+	config.options = to_stderr;
+	for (int i = 0; i < 3; i++) {
+		int fd = i < 2 ? write_end(!i) : -1;
+
+		if (i < 2)
+			assert_int_equal(dup2(fd, STDERR_FILENO), STDERR_FILENO);
+		else
+			close(STDERR_FILENO); /* the next descriptor gets its number */
+		all_goes_on(&config);
+		assert_int_equal(dup2(kept, STDERR_FILENO), STDERR_FILENO);
+		if (i < 2)
+			close(fd);
+	}
+	close(kept);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(calls_inside_the_log_callback_are_refused),
 		cmocka_unit_test(each_log_file_has_its_own_cause),
+		cmocka_unit_test(a_log_that_takes_nothing_stops_nobody),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

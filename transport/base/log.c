@@ -3,7 +3,9 @@
 #include "log.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,8 +20,8 @@
 struct kv_log {
 	void (*sink)(void *arg, int level, const char *line);
 	void *arg;
-	FILE *debug_file; /* every level */
-	FILE *error_file; /* errors and warnings */
+	int debug_fd; /* every level; -1: none */
+	int error_fd; /* errors and warnings */
 	bool to_stderr;
 	int level;	      /* the highest that any output wants */
 	pthread_mutex_t lock; /* of the files: the callback's order is its own */
@@ -32,14 +34,19 @@ bool kv_log_inside(void)
 	return inside;
 }
 
+enum { LINE_MOST = 1024 };
+
+/* O_NONBLOCK: a FIFO that nobody reads cannot be opened, and one that is full takes no line. */
+enum { FILE_FLAGS = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
+
 static const char *const level_names[] = { "?", "error", "warn", "info", "debug" };
 
 /* %h is this host, %p this process, %% a percent sign; all else stays as it is. */
-static FILE *open_file(const char *pattern, int *error_p)
+static int open_file(const char *pattern, int *error_p)
 {
 	char path[4096], host[HOST_NAME_MAX + 1] = "";
 	size_t len = 0;
-	FILE *f;
+	int fd;
 
 	gethostname(host, sizeof(host) - 1);
 	for (const char *p = pattern; *p && len < sizeof(path) - 1; p++) {
@@ -57,11 +64,11 @@ static FILE *open_file(const char *pattern, int *error_p)
 		len += (size_t)n;
 	}
 	if (!pattern[0])
-		return NULL;
+		return -1;
 	errno = ENAMETOOLONG;
-	f = len < sizeof(path) ? fopen(path, "ae") : NULL;
-	*error_p = f ? 0 : errno;
-	return f;
+	fd = len < sizeof(path) ? open(path, FILE_FLAGS, 0666) : -1;
+	*error_p = fd < 0 ? errno : 0;
+	return fd;
 }
 
 struct kv_log *kv_log_open(const struct kv_option_set *options,
@@ -78,15 +85,17 @@ struct kv_log *kv_log_open(const struct kv_option_set *options,
 	pthread_mutex_init(&log->lock, NULL);
 	log->sink = sink;
 	log->arg = arg;
-	log->debug_file = open_file(debug_path, &debug_errno);
-	log->error_file = open_file(error_path, &error_errno);
-	log->to_stderr = !sink && (kv_option_bool(options, KV_OPT_DEBUG_OUTPUT) ||
-				   (debug && !log->debug_file));
+	log->debug_fd = open_file(debug_path, &debug_errno);
+	log->error_fd = open_file(error_path, &error_errno);
+	/* Where it is closed its number may be given to a socket. */
+	log->to_stderr =
+		!sink && fcntl(STDERR_FILENO, F_GETFD) >= 0 &&
+		(kv_option_bool(options, KV_OPT_DEBUG_OUTPUT) || (debug && log->debug_fd < 0));
 	if (debug)
 		log->level = 4;
-	else if (sink || log->debug_file || log->to_stderr)
+	else if (sink || log->debug_fd >= 0 || log->to_stderr)
 		log->level = 3;
-	else if (log->error_file)
+	else if (log->error_fd >= 0)
 		log->level = 2;
 	if (debug_errno)
 		kv_log_error(log, "KVCACHE_DEBUG_FILE %s cannot be opened: %s", debug_path,
@@ -101,32 +110,40 @@ void kv_log_close(struct kv_log *log)
 {
 	if (!log)
 		return;
-	if (log->debug_file)
-		fclose(log->debug_file);
-	if (log->error_file)
-		fclose(log->error_file);
+	if (log->debug_fd >= 0)
+		close(log->debug_fd);
+	if (log->error_fd >= 0)
+		close(log->error_fd);
 	pthread_mutex_destroy(&log->lock);
 	free(log);
 }
 
-static void to_file(FILE *f, int level, const char *line)
+/* Dropped where the file would have this thread wait, or would end the process (SIGPIPE). */
+static void to_file(int fd, int level, const char *line)
 {
+	struct pollfd room = { .fd = fd, .events = POLLOUT };
+	char when[32], text[LINE_MOST + 128];
 	struct timespec ts;
 	struct tm tm;
-	char when[32];
+	ssize_t written;
+	int len;
 
+	if (poll(&room, 1, 0) != 1 || room.revents != POLLOUT)
+		return;
 	clock_gettime(CLOCK_REALTIME, &ts);
 	localtime_r(&ts.tv_sec, &tm);
 	strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm);
-	fprintf(f, "%s.%06ld kvrail[%d] %s: %s\n", when, ts.tv_nsec / 1000, (int)getpid(),
-		level_names[level], line);
-	fflush(f);
+	len = snprintf(text, sizeof(text), "%s.%06ld kvrail[%d] %s: %s\n", when, ts.tv_nsec / 1000,
+		       (int)getpid(), level_names[level], line);
+	/* At once: lines of several processes may go to one file. */
+	written = write(fd, text, (size_t)len);
+	(void)written; /* a disk that is full takes none */
 }
 
 void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 {
 	int saved = errno;
-	char line[1024];
+	char line[LINE_MOST];
 	va_list ap;
 
 	if (!log || level > log->level)
@@ -140,12 +157,12 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 		inside--;
 	}
 	pthread_mutex_lock(&log->lock);
-	if (log->debug_file)
-		to_file(log->debug_file, level, line);
-	if (log->error_file && level <= 2)
-		to_file(log->error_file, level, line);
+	if (log->debug_fd >= 0)
+		to_file(log->debug_fd, level, line);
+	if (log->error_fd >= 0 && level <= 2)
+		to_file(log->error_fd, level, line);
 	if (log->to_stderr)
-		to_file(stderr, level, line);
+		to_file(STDERR_FILENO, level, line);
 	pthread_mutex_unlock(&log->lock);
 	errno = saved;
 }

@@ -4,7 +4,8 @@
  *
  * Nothing is printed unless asked for: a callback, KVCACHE_DEBUG=1 (stderr), KVCACHE_DEBUG_FILE,
  * KVCACHE_ERROR_FILE (errors and warnings). Not for the data path. Style: lower case, the exact
- * cause, once. errno is preserved.
+ * cause, once. errno is preserved. A line that a file or a pipe does not take at once is dropped:
+ * a full disk and a pipe that nobody reads stop nobody.
  */
 #ifndef BASE_LOG_H
 #define BASE_LOG_H
