@@ -166,7 +166,7 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
         "Engine.poll": Target(engine.poll, {"max": 4}),
         "Engine.next_arrival": Target(engine.next_arrival, {"timeout": 0.0}),
         "Engine.progress": Target(engine.progress, {"timeout": 0.0}),
-        "Peer.write_blocks": Target(peer.write_blocks, transfer),
+        "Peer.write_blocks": Target(peer.write_blocks, {**transfer, "timeout": 0.1}),  # a lease that is not there is waited for
         "Peer.write_blocks_async": Target(peer.write_blocks_async, {**transfer, "group": None}),
         "Peer.read_blocks": Target(peer.read_blocks, {"cache": cache, **ids}),
         "Peer.read_blocks_async": Target(peer.read_blocks_async, {"cache": cache, **ids, "group": None}),

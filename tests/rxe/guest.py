@@ -29,8 +29,9 @@ class Failed(Exception):
     """The rig failed; the command has no exit status."""
 
 
-def die_with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+def before_qemu():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with this process
+    os.nice(10)  # tests beside it have short deadlines; those of the guest are long
 
 
 def closed_folders(command):
@@ -116,7 +117,7 @@ class Guest:
             mac = "52:54:00:77:00:0" + ("1" if self.name == "a" else "2")
             words += ["-netdev", f"dgram,id=wire,local.type=fd,local.str={wire.fileno()}",
                       "-device", f"virtio-net-pci,netdev=wire,host_mtu=4200,mac={mac}"]
-        self.process = subprocess.Popen(words, pass_fds=fds, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL,
+        self.process = subprocess.Popen(words, pass_fds=fds, preexec_fn=before_qemu, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for end in theirs.values():
             end.close()
