@@ -183,6 +183,9 @@ static void op_set_error(struct kv_op *op, int code, const struct kv_error *caus
 			op->err.scope = kv_error_scope(code);
 		}
 		snprintf(op->err.op, sizeof(op->err.op), "%s", kv_op_name(op));
+		/* A failed system call does not know for which connection it was. */
+		if (!op->err.peer[0])
+			snprintf(op->err.peer, sizeof(op->err.peer), "%s", op->peer->address);
 	} else {
 		kv_peer_fail(op->peer, &op->err, code, kv_op_name(op), "%s", kv_error_text(code));
 	}

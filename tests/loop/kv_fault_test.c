@@ -212,9 +212,32 @@ static void every_point_fails_once_with_a_cause_and_the_next_attempt_works(void 
 	ok(scenario(&err), &err);
 }
 
+static void a_failed_copy_into_the_peer_names_the_peer(void **state)
+{
+	struct node a = { .engine = NULL }, b = { .engine = NULL };
+	struct kv_error err;
+
+	(void)state;
+	setenv("KVCACHE_SHM_PATH", "cma", 1);
+	ok(open_side(&b, 2, &err), &err);
+	ok(open_side(&a, 1, &err), &err);
+	unsetenv("KVCACHE_SHM_PATH");
+	ok(kv_listen(b.engine, NULL, 0, &b.port, &err), &err);
+	ok(kv_connect(a.engine, NULL, b.port, RIG_TIMEOUT_MS, &a.peer, &err), &err);
+	kv_fault_arm(KV_FAULT_SHM_PROCESS_VM, 1);
+	assert_int_equal(kv_write_blocks(a.peer, a.cache, all_layers, ids, ids, N, NULL, &err),
+			 KV_ERR_REMOTE_ACCESS);
+	assert_true(kv_fault_fired(KV_FAULT_SHM_PROCESS_VM));
+	assert_non_null(strstr(err.message, "process_vm_writev"));
+	assert_non_null(strstr(err.peer, "127.0.0.1:"));
+	kv_engine_close(a.engine);
+	kv_engine_close(b.engine);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_failed_copy_into_the_peer_names_the_peer),
 		cmocka_unit_test(every_point_fails_once_with_a_cause_and_the_next_attempt_works),
 	};
 
