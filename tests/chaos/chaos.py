@@ -1,0 +1,771 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""chaos.py -- faults made to processes that move blocks for ever; every byte, error and deadline is looked at
+
+Worlds of some receivers and senders (chaos_peer), over each way of one host, live through one fault after another. After each one
+every pair must move blocks again, nothing may be wrong, late, untyped or overdue, and what a process holds must be what it was."""
+import argparse
+import collections
+import ctypes
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.join(HERE, "..", "..")
+RESULTS = os.path.join(ROOT, "docs", "results")
+IDS, CODES = 8, 80
+FIELDS = ("ready connected good bytes taken_back failed quarantined checked wrong late untyped overdue codes").split()
+FAULTY = ("wrong", "late", "untyped", "overdue")
+SLOW = int(os.environ.get("KVRAIL_TEST_SLOW", "1"))
+AGAIN_S = 60 * SLOW  # until every pair moves blocks again: what hangs, not what is slow
+LONG_STOP_S = 2.6  # longer than every deadline and than KVCACHE_PEER_TIMEOUT_MS
+CAP_IPC_LOCK, PR_CAPBSET_DROP, CLONE_NEWUSER = 14, 24, 0x10000000
+OTHER_SHAPE = "3x40x8192"
+OPTIONS = {"KVCACHE_PEER_TIMEOUT_MS": "2000", "KVCACHE_HANDSHAKE_MS": "1500", "KVCACHE_OP_TIMEOUT_MS": "1000"}
+MIB = 1 << 20
+
+
+class Failed(Exception):
+    pass
+
+
+def until(done, limit_s):
+    """Seconds until done() was true, or None."""
+    began = time.monotonic()
+    while not done():
+        if time.monotonic() - began > limit_s:
+            return None
+        time.sleep(0.005)
+    return time.monotonic() - began
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+# ------------------------------------------------------------------------------------------------ one process
+
+
+class Process:
+    """A chaos_peer; started again after its end with what it is told by the fault."""
+
+    def __init__(self, world, number, sends):
+        self.world, self.number, self.sends = world, number, sends
+        self.port, self.dials = None, []
+        self.base = os.path.join(world.folder, f"{number}-{'sends' if sends else 'receives'}")
+        self.log, self.popen, self.starts, self.normal = self.base + ".log", None, 0, True
+        self.sums = collections.Counter()
+        self.held = None  # descriptors once all are connected
+
+    def status(self):
+        with open(self.base, "rb") as file:
+            words = struct.unpack(f"<{11 + IDS + CODES}Q", file.read(8 * (11 + IDS + CODES)).ljust(8 * (11 + IDS + CODES), b"\0"))
+        s = dict(zip(FIELDS[:2], words))
+        s["good"] = words[2:2 + IDS]
+        s.update(zip(FIELDS[3:-1], words[2 + IDS:]))
+        s["codes"] = words[-CODES:]
+        return s
+
+    def start(self, before=None, wrap=(), shape=None, normal=True):
+        self.starts, self.held, self.normal = self.starts + 1, None, normal
+        with open(self.base, "wb") as file:
+            file.write(b"\0" * 8 * (11 + IDS + CODES))
+        os.chmod(self.base, 0o666)
+        seed = self.world.seed * 1000003 + self.number * 1009 + self.starts
+        words = [*wrap, self.world.program, "-o", self.base, "-i", str(self.number), "-r", str(seed)]
+        words += ["-s"] if self.sends else []
+        words += ["-l", str(self.port)] if self.port else []
+        words += [word for port in self.dials for word in ("-d", str(port))]
+        words += ["-g", shape] if shape else self.world.words
+        with open(self.log, "ab") as log:
+            self.popen = subprocess.Popen(words, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=before,
+                                          env={**os.environ, **OPTIONS, "KVCACHE_SHM_PATH": self.world.path})
+
+    def account(self):
+        """What it has counted, before it starts again."""
+        status = self.status()
+        for field in FIELDS[3:-1]:
+            self.sums[field] += status[field]
+        self.sums["requests"] += sum(status["good"]) if not self.sends else 0
+        for code, n in enumerate(status["codes"]):
+            self.sums[f"code {code}"] += n
+        for field in FAULTY:
+            if status[field]:
+                raise Failed(f"{self}: {status[field]} {field}")
+
+    def kill(self):
+        self.popen.kill()
+        self.popen.wait()
+        self.account()
+
+    def end(self):
+        """In good order: it has given everything back."""
+        self.popen.terminate()
+        try:
+            code = self.popen.wait(AGAIN_S)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{self} does not end") from None
+        self.account()
+        if code:
+            raise Failed(f"{self} ended with {code}")
+
+    def send(self, number):
+        self.popen.send_signal(number)
+
+    def proc(self, *names):
+        return os.path.join("/proc", str(self.popen.pid), *names)
+
+    def descriptors(self):
+        return len(os.listdir(self.proc("fd")))
+
+    def line_of_status(self, name):
+        with open(self.proc("status"), encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(name + ":"))
+
+    def limit(self, what, soft):
+        resource.prlimit(self.popen.pid, what, (soft, resource.prlimit(self.popen.pid, what)[1]))
+
+    def unlimit(self, what):
+        hard = resource.prlimit(self.popen.pid, what)[1]
+        resource.prlimit(self.popen.pid, what, (hard, hard))
+
+    def counted(self, *codes):
+        status = self.status()
+        return sum(status["codes"][code] for code in codes)
+
+    def __str__(self):
+        return os.path.basename(self.base)
+
+
+# ------------------------------------------------------------------------------------------------ a world
+
+
+class World:
+    def __init__(self, program, path, receivers, senders, dial, seed, words=()):
+        self.program, self.path, self.seed, self.words = program, path, seed, list(words)
+        self.name = f"{senders} to {receivers} over {path}, {'senders' if dial else 'receivers'} connect"
+        self.folder = tempfile.mkdtemp(prefix="kvrail-chaos-")
+        os.chmod(self.folder, 0o777)
+        self.receivers = [Process(self, i, False) for i in range(receivers)]
+        self.senders = [Process(self, receivers + i, True) for i in range(senders)]
+        self.all = self.receivers + self.senders
+        dialling, listening = (self.senders, self.receivers) if dial else (self.receivers, self.senders)
+        for p in listening:
+            p.port = free_port()
+        for p in dialling:
+            p.dials = [l.port for l in listening]
+        self.rss = {}
+
+    def pairs(self, without=()):
+        return [(r, s) for r in self.receivers for s in self.senders if r not in without and s not in without]
+
+    def others(self, p):
+        return self.receivers if p.sends else self.senders
+
+    def goods(self, pairs):
+        status = {r: r.status() for r, _ in pairs}
+        return {(r, s): status[r]["good"][s.number] for r, s in pairs}
+
+    def look(self):
+        for p in self.all:
+            status = p.status()
+            for field in FAULTY:
+                if status[field]:
+                    raise Failed(f"{p}: {status[field]} {field}")
+            if p.popen.poll() is not None:
+                raise Failed(f"{p} ended with {p.popen.returncode}")
+
+    def moves(self, without=()):
+        """Whether every pair gets a block moved that was ordered from now on; seconds, or None."""
+        pairs = self.pairs(without)
+        before = self.goods(pairs)
+
+        def moved():
+            now = self.goods(pairs)
+            self.look_at(without)
+            return all(now[pair] > before[pair] for pair in pairs)
+        return until(moved, AGAIN_S)
+
+    def look_at(self, without):
+        for p in self.all:
+            if p not in without and p.popen.poll() is not None:
+                raise Failed(f"{p} ended with {p.popen.returncode}")
+
+    def settled(self):
+        """Every process has its peers and no other, nothing is quarantined, and descriptors are as before."""
+        for p in self.all:
+            status = p.status()
+            if status["connected"] != len(self.others(p)) or status["quarantined"]:
+                return False
+            # A connection by process_vm has two more than one by a pool that could be mapped.
+            if p.held is not None and p.descriptors() > p.held + 2 * len(self.others(p)):
+                return False
+        return True
+
+    def recover(self):
+        took = self.moves()
+        if took is None:
+            raise Failed(f"not every pair moves blocks again within {AGAIN_S} s: {self.state()}")
+        if until(self.settled, AGAIN_S) is None:
+            raise Failed(f"not everything was given back within {AGAIN_S} s: {self.state()}")
+        for p in self.all:
+            if p.held is None:
+                p.held, self.rss[p] = p.descriptors(), p.line_of_status("RssAnon")
+        self.look()
+        return took
+
+    def state(self):
+        lines = []
+        for p in self.all:
+            s = p.status()
+            held = p.descriptors() if p.popen.poll() is None else "no"
+            lines.append(f"{p}: connected {s['connected']}, quarantined {s['quarantined']}, good {s['good']}, "
+                         f"{held} descriptors, was {p.held}")
+        return "\n".join(lines)
+
+    def start(self):
+        for p in self.all:
+            p.start()
+        self.recover()
+
+    def end(self):
+        for p in self.all:
+            grown = p.line_of_status("RssAnon") - self.rss[p]
+            if grown > 32 * 1024:
+                raise Failed(f"{p} has grown by {grown} KiB")
+        for p in self.senders + self.receivers:
+            p.end()
+
+    def stop(self):
+        """Whatever state they are in; the logs are kept after a failure."""
+        for p in self.all:
+            if p.popen and p.popen.poll() is None:
+                p.popen.kill()
+                p.popen.wait()
+
+    def tails(self):
+        text = []
+        for p in self.all:
+            with open(p.log, "rb") as file:
+                lines = file.read().decode(errors="replace").splitlines()
+            text += [f"--- {p}", *[l for l in lines if "WRONG" in l][:10], *lines[-15:]]
+        return "\n".join(text)
+
+
+# ------------------------------------------------------------------------------------------------ faults
+# Each gets the world, its victim and numbers drawn by the seed, and returns when the cause is gone.
+
+
+def await_code(p, what, *codes):
+    """The limited process or one of its peers has said so, typed."""
+    if until(lambda: p.popen.poll() is not None or any(q.counted(*codes) for q in [p, *p.world.others(p)]), AGAIN_S) is None:
+        raise Failed(f"nobody has noticed {what}")
+
+
+def kill(w, p, n):
+    p.kill()
+    time.sleep(n["pause"])
+    p.start()
+
+
+def kill_young(w, p, n):
+    """Again and again while it starts, connects, or has just begun."""
+    for pause in n["pauses"]:
+        p.kill()
+        p.start()
+        time.sleep(pause)
+
+
+def kill_two(w, p, n):
+    q = n["other"](w, p)
+    p.kill()
+    time.sleep(n["pause"])
+    q.kill()
+    q.start()
+    p.start()
+
+
+def restart(w, p, n):
+    p.end()
+    p.start()
+
+
+def stop_short(w, p, n):
+    p.send(signal.SIGSTOP)
+    time.sleep(n["pause"])
+    p.send(signal.SIGCONT)
+
+
+def stop_long(w, p, n):
+    """Longer than the deadlines: the others go on meanwhile."""
+    p.send(signal.SIGSTOP)
+    ends = time.monotonic() + LONG_STOP_S + n["pause"]
+    if w.moves(without=[p]) is None:
+        raise Failed(f"the others do not go on while {p} is stopped: {w.state()}")
+    time.sleep(max(0, ends - time.monotonic()))
+    p.send(signal.SIGCONT)
+
+
+def stop_and_kill(w, p, n):
+    """A process dies while another one, its peer or not, is stopped."""
+    q = n["other"](w, p)
+    p.send(signal.SIGSTOP)
+    time.sleep(n["pause"])
+    q.kill()
+    q.start()
+    time.sleep(n["pause"])
+    p.send(signal.SIGCONT)
+
+
+def kill_stopped(w, p, n):
+    p.send(signal.SIGSTOP)
+    time.sleep(n["pause"])
+    kill(w, p, n)
+
+
+def other_geometry(w, p, n):
+    p.kill()
+    p.start(shape=OTHER_SHAPE, normal=False)
+    await_code(p, "the other geometry", 34)
+    if w.moves(without=[p]) is None:
+        raise Failed(f"the others do not go on beside another geometry: {w.state()}")
+    p.end()
+    p.start()
+
+
+def drop_ipc_lock():
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)
+
+
+def memlock(w, p, n):
+    p.kill()
+    p.start(before=drop_ipc_lock)
+
+
+def user_namespace(w, p, n):
+    """memlock of 64 KiB that no right lifts, another user of the kernel's."""
+    def before():
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+    p.kill()
+    p.start(before=before, wrap=["unshare", "--user", "--map-root-user"])
+
+
+def limited(what, soft):
+    def before():
+        resource.setrlimit(what, (soft, resource.getrlimit(what)[1]))
+    return before
+
+
+def few_descriptors(w, p, n):
+    """From the start: it cannot open its engine, or connect."""
+    p.kill()
+    p.start(before=limited(resource.RLIMIT_NOFILE, n["few"]))
+    await_code(p, "the lack of descriptors", 5, 67, 68)
+    time.sleep(n["pause"])
+    p.unlimit(resource.RLIMIT_NOFILE)
+
+
+def no_descriptor_left(w, p, n):
+    """Under load, while a peer comes back."""
+    q = n["peer"](w, p)
+    p.limit(resource.RLIMIT_NOFILE, p.descriptors() - n["less"])
+    q.kill()
+    q.start()
+    time.sleep(n["pause"])
+    p.unlimit(resource.RLIMIT_NOFILE)
+
+
+def address_space(w, p, n):
+    p.kill()
+    p.start(before=limited(resource.RLIMIT_AS, n["mib"] * MIB))
+    until(lambda: p.status()["ready"] or p.counted(66, 68), 2)
+    time.sleep(n["pause"])
+    p.unlimit(resource.RLIMIT_AS)
+
+
+def no_address_space_left(w, p, n):
+    q = n["peer"](w, p)
+    p.limit(resource.RLIMIT_AS, p.line_of_status("VmSize") * 1024)
+    q.kill()
+    q.start()
+    time.sleep(n["pause"])
+    p.unlimit(resource.RLIMIT_AS)
+
+
+def no_file_size(w, p, n):
+    """Files, memfds among them, of 64 KiB at most: less than a cache or a ring."""
+    p.kill()
+    p.start(before=limited(resource.RLIMIT_FSIZE, 65536))
+    await_code(p, "the limit of files", 66, 68)
+    time.sleep(n["pause"])
+    p.unlimit(resource.RLIMIT_FSIZE)
+
+
+def few_processes(w, p, n):
+    """As a user who may have two threads more than there are: the engine gets none until others end."""
+    user, others = 61000 + p.number, 8
+
+    def become():
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+
+    def before():
+        become()
+        resource.setrlimit(resource.RLIMIT_NPROC, (others + 2, others + 2))
+    p.kill()
+    crowd = [subprocess.Popen(["sleep", "60"], preexec_fn=become) for _ in range(others)]
+    try:
+        p.start(before=before)
+        await_code(p, "the lack of threads", 68)
+        time.sleep(n["pause"])
+    finally:
+        for one in crowd:
+            one.kill()
+            one.wait()
+
+
+def full_dev_shm(w, p, n):
+    """A /dev/shm of its own without a free byte."""
+    p.kill()
+    p.start(wrap=["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=64k chaos /dev/shm && "
+                  "{ ! cat /dev/zero >/dev/shm/full; } 2>/dev/null && exec \"$@\"", "sh"])
+
+
+def memory_cgroup(w, p, n):
+    """The kernel ends it for want of memory."""
+    group = Cgroup(n["kib"] * 1024)
+    p.kill()
+    p.start(before=group.enter, normal=False)
+    until(lambda: p.popen.poll() is not None or (p.status()["ready"] and p.status()["connected"]), 5)
+    if p.popen.poll() not in (None, -signal.SIGKILL):
+        raise Failed(f"{p} ended with {p.popen.returncode} for want of memory")
+    p.kill()
+    group.remove()
+    p.start()
+
+
+class Cgroup:
+    V1, V2 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup"
+
+    def __init__(self, limit):
+        v2 = os.path.exists(os.path.join(self.V2, "cgroup.controllers"))
+        self.path = os.path.join(self.V2 if v2 else self.V1, f"kvrail-chaos-{os.getpid()}")
+        os.makedirs(self.path, exist_ok=True)
+        self.write("memory.max" if v2 else "memory.limit_in_bytes", limit)
+
+    def write(self, name, value):
+        with open(os.path.join(self.path, name), "w", encoding="ascii") as file:
+            file.write(str(value))
+
+    def enter(self):
+        self.write("cgroup.procs", os.getpid())
+
+    def remove(self):
+        until(lambda: not os.path.exists(self.path) or self.removed(), 5)
+
+    def removed(self):
+        try:
+            os.rmdir(self.path)
+        except OSError:
+            return False
+        return True
+
+
+def try_cgroup():
+    Cgroup(64 * MIB).remove()
+
+
+def try_command(*words):
+    def attempt():
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return attempt
+
+
+def try_root():
+    if os.getuid():
+        raise OSError("needs root")
+
+
+SAME_USER = ("auto", "cma")  # where another user is given a ring, or nothing
+FAULTS = {
+    # name: (function, weight, does, what it needs, ways it is not for)
+    "kill": (kill, 10, "kill -9, started again on the same port", None, ()),
+    "kill_young": (kill_young, 5, "kill -9 two to four times while it starts and connects", None, ()),
+    "kill_two": (kill_two, 4, "kill -9 of two processes", None, ()),
+    "restart": (restart, 4, "ends in good order, started again on the same port", None, ()),
+    "stop_short": (stop_short, 10, "SIGSTOP for 2 to 300 ms", None, ()),
+    "stop_long": (stop_long, 4, "SIGSTOP longer than every deadline; the others go on", None, ()),
+    "stop_and_kill": (stop_and_kill, 5, "kill -9 of one while another one is stopped", None, ()),
+    "kill_stopped": (kill_stopped, 3, "kill -9 of a stopped process", None, ()),
+    "other_geometry": (other_geometry, 4, "started again with another geometry; the others go on", None, ()),
+    "memlock": (memlock, 3, "RLIMIT_MEMLOCK 64 KiB, without CAP_IPC_LOCK", None, ()),
+    "user_namespace": (user_namespace, 3, "the same in a user namespace of its own",
+                       try_command("unshare", "--user", "--map-root-user", "true"), ("cma",)),
+    "few_descriptors": (few_descriptors, 4, "RLIMIT_NOFILE of 6 to 11 from the start, then raised", None, ()),
+    "no_descriptor_left": (no_descriptor_left, 5, "no descriptor left while a peer comes back", None, ()),
+    "address_space": (address_space, 4, "RLIMIT_AS of 8 to 60 MiB from the start, then raised", None, ()),
+    "no_address_space_left": (no_address_space_left, 4, "no address space left while a peer comes back", None, ()),
+    "no_file_size": (no_file_size, 3, "RLIMIT_FSIZE of 64 KiB from the start, then raised", None, ()),
+    "few_processes": (few_processes, 3, "RLIMIT_NPROC of a user of its own, until its other processes end", try_root, ("cma",)),
+    "full_dev_shm": (full_dev_shm, 3, "a full /dev/shm, in a mount namespace",
+                     try_command("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/dev/shm"), ()),
+    "memory_cgroup": (memory_cgroup, 3, "a memory cgroup of 1 to 3 MiB: killed by the kernel", try_cgroup, ()),
+}
+
+
+def draw(r):
+    """The numbers of a fault."""
+    other, peer = r.random(), r.random()
+
+    def one_of(choices, at):
+        return choices[int(at * len(choices))]
+    return {"pause": r.uniform(0.002, 0.3), "pauses": [r.uniform(0, 0.08) for _ in range(r.randint(2, 4))],
+            "few": r.randint(6, 11), "less": r.randint(0, 2), "mib": r.randint(8, 60), "kib": r.randint(1000, 3000),
+            "other": lambda w, p: one_of([q for q in w.all if q is not p], other),
+            "peer": lambda w, p: one_of(w.others(p), peer)}
+
+
+def plan_of(seed, world, names, n):
+    """What happens to a world: (after seconds, fault, number of the process, numbers)."""
+    r = random.Random(f"{seed} {world.name}")
+    names = [name for name in names if world.path not in FAULTS[name][4]]
+    weights = [FAULTS[name][1] for name in names]
+    first = r.sample(names, len(names))  # each at least once, if there is time
+    plan = []
+    for i in range(n):
+        name = first[i] if i < len(first) else r.choices(names, weights)[0]
+        plan.append((r.uniform(0, 0.15), name, r.randrange(len(world.all)), draw(r)))
+    return plan
+
+
+def play(world, plan, verbose):
+    took = []
+    for i, (after, name, victim, numbers) in enumerate(plan):
+        time.sleep(after)
+        p = world.all[victim]
+        if verbose:
+            print(f"  {i:3} {name} {p}", flush=True)
+        try:
+            FAULTS[name][0](world, p, numbers)
+            took.append((name, world.recover()))
+        except Failed as why:
+            raise Failed(f"fault {i} of {world.name}, {name} of {p}: {why}") from None
+    return took
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def possible(names):
+    """Those that can be made here, and why the others cannot."""
+    can, skipped = [], {}
+    for name in names:
+        attempt = FAULTS[name][3]
+        try:
+            if attempt:
+                attempt()
+            can.append(name)
+        except (OSError, subprocess.CalledProcessError) as why:
+            skipped[name] = (getattr(why, "stderr", None) or str(why)).strip()
+    return can, skipped
+
+
+def worlds_of(args):
+    if not args.long:
+        return [("auto", 2, 1, True), ("cma", 1, 2, False), ("ring", 2, 1, True)]
+    return [(path, r, s, dial) for path in ("auto", "cma", "ring") for r, s, dial in ((3, 1, True), (1, 3, False))]
+
+
+def code_names():
+    with open(os.path.join(ROOT, "include", "kvrail", "kv_error.h"), encoding="utf-8") as file:
+        rows = [line.strip().removeprefix("X(").split(", ")[:2] for line in file if line.strip().startswith("X(")]
+    return {int(row[1]): row[0] for row in rows if len(row) == 2 and row[1].isdigit()}
+
+
+def commit():
+    return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"], text=True,
+                          stdout=subprocess.PIPE, check=True).stdout.strip()
+
+
+def run(args):
+    names, skipped = possible([name for name in args.fault or FAULTS if name not in args.skip])
+    for name, why in skipped.items():
+        print(f"not here: {name}: {why}")
+    shm = set(os.listdir("/dev/shm"))
+    sums, took, worlds = collections.Counter(), collections.defaultdict(list), []
+    specs = worlds_of(args)
+    for i, spec in enumerate(specs):
+        world = World(args.program, *spec, args.seed)
+        n = (args.faults * (i + 1)) // len(specs) - (args.faults * i) // len(specs)
+        plan = plan_of(args.seed, world, names, n)
+        if args.plan:
+            for after, name, victim, _ in plan:
+                print(f"{world.name}: after {after:.3f} s {name} of {world.all[victim]}")
+            continue
+        began = time.monotonic()
+        print(f"{world.name}: {len(plan)} faults", flush=True)
+        try:
+            world.start()
+            for name, seconds in play(world, plan, args.verbose):
+                took[name].append(seconds)
+            world.end()
+        except Failed as why:
+            print(f"{why}\n{world.tails()}\nFAILED; --seed {args.seed} makes the same faults; logs in {world.folder}")
+            return 1
+        finally:
+            world.stop()
+        for p in world.all:
+            sums.update(p.sums)
+        worlds.append({"world": world.name, "faults": len(plan), "seconds": round(time.monotonic() - began, 1)})
+        shutil.rmtree(world.folder)
+    if args.plan:
+        return 0
+    left = set(os.listdir("/dev/shm")) - shm
+    if [name for name in left if "kvrail" in name]:
+        print(f"left in /dev/shm: {left}")
+        return 1
+    report(args, sums, took, worlds, skipped)
+    return 0
+
+
+def soak(args):
+    """Nothing but blocks, a third of them by each way; each byte is compared with what was to come."""
+    ways, began = [], time.monotonic()
+    for path in ("auto", "cma", "ring"):
+        world = World(args.program, path, 1, 1, True, args.seed, ["-q", "-t", "60", "-f", "7", "-g", "4x128x65536"])
+        receiver, since = world.receivers[0], time.monotonic()
+        try:
+            world.start()
+            while receiver.status()["bytes"] < args.soak * 1e12 / 3:
+                time.sleep(1)
+                world.look()
+            world.end()
+        except Failed as why:
+            print(f"{why}\n{world.tails()}")
+            return 1
+        finally:
+            world.stop()
+        seconds = time.monotonic() - since
+        ways.append({"way": path, "requests_right": receiver.sums["requests"], "bytes_right": receiver.sums["bytes"],
+                     "seconds": round(seconds, 1), "gb_per_s_with_filling_and_comparing":
+                     round(receiver.sums["bytes"] / seconds / 1e9, 2), **{field: receiver.sums[field] for field in FAULTY}})
+        print(ways[-1], flush=True)
+        shutil.rmtree(world.folder)
+    write(args, {"command": f"nice -n {os.nice(0)} tests/chaos/chaos.py --soak {args.soak} --seed {args.seed} chaos_peer",
+                 "commit": args.commit, "load": round(os.getloadavg()[0], 1), "bytes_right": sum(way["bytes_right"] for way in ways),
+                 "wrong": sum(way["wrong"] + way["late"] for way in ways), "seconds": round(time.monotonic() - began), "ways": ways})
+    return 0
+
+
+def write(args, result):
+    if not args.results:
+        return
+    path = os.path.join(RESULTS, args.results + ".json")
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+    page()
+
+
+def page():
+    """The tables of docs/chaos.md, from what is stored."""
+    path = os.path.join(ROOT, "docs", "chaos.md")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    for name, table in (("chaos", table_of_faults), ("chaos-soak", table_of_soak)):
+        stored = os.path.join(RESULTS, name + ".json")
+        if os.path.exists(stored):
+            with open(stored, encoding="utf-8") as file:
+                rows = table(json.load(file))
+            begin, end = f"<!-- made of {name}.json -->\n", "<!-- end -->\n"
+            head, rest = text.split(begin)
+            text = head + begin + rows + end + rest.split(end, 1)[1]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def provenance(result):
+    return f"`{result['command']}`, commit {result['commit']}, load {result['load']} when it ended."
+
+
+def table_of_faults(result):
+    rows = ["| fault | times | all pairs move blocks again after (median) | (longest) |", "| --- | --- | --- | --- |"]
+    rows += [f"| {one['does']} | {one['times']} | {one['again_ms_median']} ms | {one['again_ms_max']} ms |"
+             for one in result["by_fault"].values()]
+    errors = ", ".join(f"{name} {n:,}" for name, n in sorted(result["errors"].items(), key=lambda item: -item[1]))
+    rows += ["", f"{result['faults']} faults in {sum(w['seconds'] for w in result['worlds']):.0f} s; "
+             f"{result['requests_right']:,} requests came whole, {result['taken_back']:,} were taken back early, "
+             f"{result['bytes_compared'] / 1e9:,.0f} GB were compared.",
+             f"Wrong bytes {result['wrong']}, late bytes {result['late']}, errors without their cause {result['untyped']}, "
+             f"calls beyond their deadline {result['overdue']}.",
+             f"Errors, all with cause and peer: {errors}.",
+             *(f"Not on that machine: {name}: {why}." for name, why in result["not_here"].items()), provenance(result)]
+    return "\n".join(rows) + "\n"
+
+
+def table_of_soak(result):
+    rows = ["| way | TB | wrong bytes | GB/s, with filling and comparing |", "| --- | --- | --- | --- |"]
+    rows += [f"| {way['way']} | {way['bytes_right'] / 1e12:.3f} | {way['wrong'] + way['late']} | "
+             f"{way['gb_per_s_with_filling_and_comparing']} |" for way in result["ways"]]
+    rows += ["", provenance(result)]
+    return "\n".join(rows) + "\n"
+
+
+def report(args, sums, took, worlds, skipped):
+    names = code_names()
+    result = {
+        "command": " ".join(["tests/chaos/chaos.py", *(["--long"] if args.long else []), "--seed", str(args.seed), "chaos_peer"]),
+        "commit": args.commit, "load": round(os.getloadavg()[0], 1), "worlds": worlds,
+        "faults": sum(len(seconds) for seconds in took.values()),
+        "by_fault": {name: {"does": FAULTS[name][2], "times": len(took[name]),
+                            "again_ms_median": round(1e3 * statistics.median(took[name])),
+                            "again_ms_max": round(1e3 * max(took[name]))} for name in FAULTS if took[name]},
+        "not_here": skipped,
+        "requests_right": sums["requests"], "bytes_right": sums["bytes"] , "bytes_compared": sums["checked"],
+        "taken_back": sums["taken_back"], "ended_with_an_error": sums["failed"],
+        **{field: sums[field] for field in FAULTY},
+        "errors": {names.get(int(key.split()[1]), key): n for key, n in sorted(sums.items()) if key.startswith("code ") and n},
+    }
+    print(f"{result['faults']} faults, {result['requests_right']} requests right, {result['bytes_compared'] / 1e9:.1f} GB compared, "
+          f"{result['taken_back']} taken back; wrong {sums['wrong']}, late {sums['late']}, untyped {sums['untyped']}, "
+          f"overdue {sums['overdue']}; errors {result['errors']}")
+    write(args, result)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="chaos.py", description=__doc__)
+    parser.add_argument("program", help="chaos_peer of the build")
+    parser.add_argument("--long", action="store_true", help="all worlds, 540 faults")
+    parser.add_argument("--faults", type=int, help="how many (12; 540 with --long)")
+    parser.add_argument("--fault", action="append", choices=FAULTS, metavar="NAME", help="only these: " + " ".join(FAULTS))
+    parser.add_argument("--seed", type=int, default=1, help="the same faults after the same pauses to the same processes (1)")
+    parser.add_argument("--plan", action="store_true", help="print what would be done")
+    parser.add_argument("--verbose", action="store_true", help="print each fault")
+    parser.add_argument("--results", metavar="NAME", help="write docs/results/NAME.json and the tables of docs/chaos.md")
+    parser.add_argument("--soak", type=float, metavar="TB", help="no faults: so many TB, every byte compared")
+    parser.add_argument("--skip", action="append", default=[], choices=FAULTS, metavar="NAME", help="not these faults")
+    args = parser.parse_args()
+    args.commit = commit()
+    if args.soak:
+        return soak(args)
+    args.faults = args.faults or (540 if args.long else 12)
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
