@@ -72,3 +72,15 @@ void copy_fence(void)
 {
 }
 #endif
+
+void copy_blocks(copy_fn *copy, uint8_t *to, const uint8_t *from, size_t len, const int64_t *to_ids,
+		 const int64_t *from_ids, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t next = i + 1 < n ? i + 1 : i;
+
+		copy(to + (size_t)to_ids[i] * len, from + (size_t)from_ids[i] * len, len,
+		     to + (size_t)to_ids[next] * len, from + (size_t)from_ids[next] * len);
+	}
+	copy_fence();
+}

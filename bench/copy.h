@@ -27,4 +27,8 @@ copy_fn *copy_stream(size_t len, const char **name_p);
 /* After the last block of a batch: until the stores have left the core. */
 void copy_fence(void);
 
+/* A batch of n blocks of `len` bytes, the fence included. */
+void copy_blocks(copy_fn *copy, uint8_t *to, const uint8_t *from, size_t len, const int64_t *to_ids,
+		 const int64_t *from_ids, uint32_t n);
+
 #endif

@@ -6,26 +6,6 @@
 #include "pd.h"
 #include "util.h"
 
-/* One layer of one tensor of one batch. */
-static void copy_batch(copy_fn *copy, const struct bench_pool *from, const struct bench_pool *to,
-		       const struct bench_ids *ids, size_t at, uint32_t layer, uint32_t tensor)
-{
-	const int64_t *source = ids->source + at, *dest = ids->dest + at;
-	const uint8_t *next_from = bench_block(from, layer, tensor, (uint64_t)source[0]);
-	uint8_t *next_to = bench_block(to, layer, tensor, (uint64_t)dest[0]);
-	uint32_t i, next;
-
-	for (i = 0; i < ids->batch; i++) {
-		const uint8_t *this_from = next_from;
-		uint8_t *this_to = next_to;
-
-		next = i + 1 < ids->batch ? i + 1 : i;
-		next_from = bench_block(from, layer, tensor, (uint64_t)source[next]);
-		next_to = bench_block(to, layer, tensor, (uint64_t)dest[next]);
-		copy(this_to, this_from, from->block_bytes, next_to, next_from);
-	}
-}
-
 static uint64_t time_floor(copy_fn *copy, const struct bench_pool *from,
 			   const struct bench_pool *to, const struct bench_ids *ids)
 {
@@ -40,8 +20,9 @@ static uint64_t time_floor(copy_fn *copy, const struct bench_pool *from,
 		at = (size_t)(it % ids->batches) * ids->batch;
 		for (layer = 0; layer < opt->layers; layer++)
 			for (t = 0; t < opt->tensors; t++)
-				copy_batch(copy, from, to, ids, at, layer, t);
-		copy_fence();
+				copy_blocks(copy, bench_block(to, layer, t, 0),
+					    bench_block(from, layer, t, 0), from->block_bytes,
+					    ids->dest + at, ids->source + at, ids->batch);
 		if (it >= opt->warmup)
 			hist_add(times, now_ns() - begin);
 	}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plot.py -- draw the JSON file of kv_pd_bench, kv_floor, net_perf or kv_pd_replay (bench/README.md)
+"""plot.py -- draw the JSON file of kv_pd_bench, kvrail bench, kv_floor, net_perf or kv_pd_replay (bench/README.md)
 
 usage: plot.py RESULTS.json PICTURE       picture: what matplotlib can write, by its ending (.png, .svg, .pdf)
        plot.py --check PICTURE            whether it could be drawn, before anything is measured
@@ -30,6 +30,11 @@ def curve(kind, name, rows, x, y, low=None, high=None):
 
 def panel(title, x_label, y_label, curves, x_scale="bytes"):
     return {"title": title, "x_label": x_label, "y_label": y_label, "x_scale": x_scale, "curves": [c for c in curves if c["x"]]}
+
+
+def pair(told):
+    settings = {"prefill": 1, "decode": 1, "pools": "cold", "calls": "one-sided"}
+    return bench({**told, "settings": settings})
 
 
 def bench(told):
@@ -76,7 +81,7 @@ def replay(told):
             panel("", "time (s)", "one layer of a request, acknowledged (us)", times, "time")]
 
 
-PROGRAMS = {"kv_pd_bench": bench, "kv_floor": floor, "net_perf": net, "kv_pd_replay": replay}
+PROGRAMS = {"kv_pd_bench": bench, "kvrail bench": pair, "kv_floor": floor, "net_perf": net, "kv_pd_replay": replay}
 
 
 def series(told):

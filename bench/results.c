@@ -20,7 +20,8 @@
 enum { DEPTH_MAX = 8 };
 
 struct results {
-	FILE *out; /* into `text` */
+	FILE *table; /* stderr: what results_end writes goes to stdout */
+	FILE *out;   /* into `text` */
 	char *text;
 	size_t len;
 	int depth, members[DEPTH_MAX];
@@ -205,6 +206,7 @@ struct results *results_new(const char *program, const char *command, const char
 		fprintf(stderr, "%s: out of memory\n", program);
 		exit(3);
 	}
+	r->table = stdout;
 	uname(&machine);
 	results_open(r, NULL, '{');
 	results_text(r, "program", program);
@@ -219,6 +221,11 @@ struct results *results_new(const char *program, const char *command, const char
 	return r;
 }
 
+void results_on_stdout(struct results *r)
+{
+	r->table = stderr;
+}
+
 int results_end(struct results *r, const char *file)
 {
 	FILE *to;
@@ -229,9 +236,9 @@ int results_end(struct results *r, const char *file)
 	fputc('\n', r->out);
 	rc = fclose(r->out) ? -1 : 0;
 	if (file && rc == 0) {
-		to = fopen(file, "we");
+		to = r->table == stderr ? stdout : fopen(file, "we");
 		rc = !to || fwrite(r->text, 1, r->len, to) != r->len ? -1 : 0;
-		if (to && fclose(to))
+		if (to && (to == stdout ? fflush(to) : fclose(to)))
 			rc = -1;
 		if (rc)
 			fprintf(stderr, "%s cannot be written: %s\n", file, strerror(errno));
@@ -243,26 +250,29 @@ int results_end(struct results *r, const char *file)
 
 /* ---------------------------------------------------------------- the table */
 
-static void print_titles(const struct results_column *c, uint32_t n, int units)
+static void print_titles(const struct results *r, int units)
 {
-	for (uint32_t i = 0; i < n; i++) {
+	const struct results_column *c = r->column;
+
+	for (uint32_t i = 0; i < r->columns; i++) {
 		const char *text = units ? c[i].unit : c[i].title;
 
 		if (i == 0)
-			printf("#%*s", c[i].width < 0 ? c[i].width + 1 : c[i].width - 1, text);
+			fprintf(r->table, "#%*s", c[i].width < 0 ? c[i].width + 1 : c[i].width - 1,
+				text);
 		else
-			printf(" %*s", c[i].width, text);
+			fprintf(r->table, " %*s", c[i].width, text);
 	}
-	putchar('\n');
+	fputc('\n', r->table);
 }
 
 void results_table(struct results *r, const struct results_column *columns, uint32_t n)
 {
 	r->column = columns;
 	r->columns = n;
-	print_titles(columns, n, 0);
-	print_titles(columns, n, 1);
-	fflush(stdout);
+	print_titles(r, 0);
+	print_titles(r, 1);
+	fflush(r->table);
 	results_open(r, "rows", '[');
 }
 
@@ -273,7 +283,7 @@ static const struct results_column *begin_cell(struct results *r)
 		r->line = ftell(r->out);
 		results_open(r, NULL, '{');
 	} else {
-		putchar(' ');
+		fputc(' ', r->table);
 	}
 	return &r->column[r->cells++];
 }
@@ -281,11 +291,11 @@ static const struct results_column *begin_cell(struct results *r)
 static void end_cell(struct results *r)
 {
 	if (r->cells == r->columns) {
-		putchar('\n');
+		fputc('\n', r->table);
 		results_close(r);
 		r->cells = 0;
 	}
-	fflush(stdout);
+	fflush(r->table);
 }
 
 void results_cell(struct results *r, double v)
@@ -293,9 +303,9 @@ void results_cell(struct results *r, double v)
 	const struct results_column *c = begin_cell(r);
 
 	if (isnan(v))
-		printf("%*s", c->width, "-");
+		fprintf(r->table, "%*s", c->width, "-");
 	else
-		printf("%*.*f", c->width, c->decimals, v);
+		fprintf(r->table, "%*.*f", c->width, c->decimals, v);
 	results_number(r, c->key, v);
 	end_cell(r);
 }
@@ -304,15 +314,15 @@ void results_cell_text(struct results *r, const char *text)
 {
 	const struct results_column *c = begin_cell(r);
 
-	printf("%*s", c->width, text);
+	fprintf(r->table, "%*s", c->width, text);
 	results_text(r, c->key, text);
 	end_cell(r);
 }
 
 void results_no_line(struct results *r, const char *why)
 {
-	printf("%s%s\n", r->cells ? " " : "", why);
-	fflush(stdout);
+	fprintf(r->table, "%s%s\n", r->cells ? " " : "", why);
+	fflush(r->table);
 	if (!r->cells)
 		return;
 	r->depth--;

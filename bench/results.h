@@ -28,6 +28,8 @@ int results_can_write(const char *program, const char *path);
 /* NULL for what the program cannot see. */
 struct results *results_new(const char *program, const char *command, const char *transport,
 			    const char *path, const char *wait);
+/* The table goes to stderr, and what results_end writes to stdout. */
+void results_on_stdout(struct results *r);
 /* Writes the file, unless file is NULL: 0, or -1 after a sentence on stderr. Frees r. */
 int results_end(struct results *r, const char *file);
 

@@ -18,7 +18,8 @@ LAYERS = [
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
-    ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),
+    ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "bench/copy.h", "bench/results.h",
+              "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     *((f"kvapi/{folder}/", {"transport/tr.h", "transport/base/", "include/kvrail/"}
        | {f"kvapi/{lower}/" for lower in circles.ORDER["kvapi/"][:place]})
@@ -49,7 +50,7 @@ def layer_of(path):
 
 def resolve(root, path, name):
     """The file of the tree that an include names, or None if it belongs to somebody else."""
-    folders = [os.path.dirname(path), "transport", "include", os.path.dirname(os.path.dirname(path)), "kvapi", "mpi_tests"]
+    folders = [os.path.dirname(path), "transport", "include", os.path.dirname(os.path.dirname(path)), "kvapi", "mpi_tests", "bench"]
     for folder in folders + ["kvapi/" + name for name in circles.ORDER["kvapi/"]]:
         candidate = os.path.normpath(os.path.join(folder, name))
         if os.path.isfile(os.path.join(root, candidate)):

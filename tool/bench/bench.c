@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "results.h"
 #include "tool.h"
 #include "util.h"
 
@@ -239,8 +240,11 @@ int bench_main(int argc, char **argv)
 			  .timeout_ms = TIMEOUT_S * 1000,
 			  .seed = 1 },
 	};
+	static char name[] = "kvrail bench", *command; /* until the process ends */
 	int flag;
 
+	argv[0] = name;
+	opt.command = command = results_command(argc, argv);
 	while ((flag = getopt_long(argc, argv, "b:e:f:n:i:w:h", flags, NULL)) != -1) {
 		if (flag == 'h') {
 			bench_usage(stdout);

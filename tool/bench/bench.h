@@ -24,6 +24,8 @@
 
 #include <kvrail/kv.h>
 
+#include "copy.h"
+
 enum {
 	BENCH_PORT = 7472,
 	BENCH_ROWS_MAX = KV_CACHES_MAX - 1, /* each block size is a cache of its own */
@@ -76,6 +78,7 @@ struct bench_options {
 	uint32_t factor;
 	struct bench_plan plan;
 	const char *json_path;
+	const char *command; /* as it was typed */
 };
 
 /* ---------------------------------------------------------------- side.c: what both sides need */
@@ -106,8 +109,6 @@ int bench_send(struct bench_side *s, const struct bench_message *m, int64_t time
 /* Says on stderr what went wrong (s->err); returns the exit status. */
 int bench_complain(struct bench_side *s, const char *what);
 
-/* Writes the JSON document, with `error` unless it is "", frees `r`; returns the exit status. */
-
 uint32_t bench_round_batches(const struct bench_plan *plan, uint32_t row);
 uint64_t bench_pool_bytes(const struct bench_plan *plan);
 
@@ -121,14 +122,17 @@ void bench_fill(const struct bench_plan *plan, unsigned char *pool, uint32_t row
 uint64_t bench_verify(const struct bench_plan *plan, const unsigned char *pool, uint32_t row,
 		      uint32_t round, uint32_t batches, const int64_t *ids, char *text, size_t cap);
 
-/* The median time of copying one batch by memcpy in this process, 0: out of memory. */
+/* How the floor copies blocks of this size; *name_p: the stores. */
+copy_fn *bench_copy(uint64_t bytes, const char **name_p);
+
+/* The median time of copying one batch in this process, 0: out of memory. */
 uint64_t bench_floor(const struct bench_plan *plan, const unsigned char *pool, uint32_t row,
 		     const int64_t *from, const int64_t *to);
 
 /* ---------------------------------------------------------------- report.c: the table and JSON */
 
 struct bench_row {
-	uint64_t samples, sum_ns, p50_ns, p99_ns, p999_ns, floor_ns, wrong;
+	uint64_t samples, sum_ns, p1_ns, p50_ns, p99_ns, p999_ns, floor_ns, wrong;
 };
 
 struct bench_report;
@@ -139,7 +143,7 @@ void bench_report_begin(struct bench_report *r, struct bench_side *s);
 void bench_report_progress(struct bench_report *r, uint32_t row, uint32_t done, uint32_t of);
 void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_row *line);
 void bench_report_note(struct bench_report *r, const char *text);
-/* Writes the JSON document, with `error` unless it is "", and frees `r`. The exit status. */
+/* Writes the JSON document with the exit status and `error`, frees `r`. The exit status. */
 int bench_report_end(struct bench_report *r, int status, const char *error);
 
 /* ---------------------------------------------------------------- the two sides; exit status */

@@ -13,6 +13,10 @@ import tempfile
 import unittest
 from unittest import mock
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../bench"))
+import plot  # noqa: E402
+import results  # noqa: E402
+
 PROGRAM = sys.argv.pop(1)
 LIMIT_S = 100
 SMALL = "-b", "1000", "-e", "64K", "-f", "8", "-n", "16", "-i", "40", "-w", "8"
@@ -57,7 +61,7 @@ class Loopback(Pair):
         self.assertRegex(out, r"# transport shm, path: \w.*\n# waiting: spin \d+ us")
         rows = [line.split() for line in out.splitlines() if not line.startswith("#")]
         self.assertEqual([row[0] for row in rows], ["1000", "8000", "64000"])
-        self.assertTrue(all(float(row[2]) > 0 and float(row[5]) > 0 and row[7] == "0" for row in rows), rows)
+        self.assertTrue(all(float(row[3]) > 0 and float(row[6]) > 0 and row[9] == "0" for row in rows), rows)
         self.assertLessEqual(max(map(len, out.splitlines())), 100)
         status, out, err = self.run_out(side)
         self.assertEqual((status, err), (0, ""))
@@ -70,11 +74,17 @@ class Loopback(Pair):
         document = json.loads(out)
         self.assertEqual((status, self.run_out(side)), (0, (0, mock.ANY, "")), err)
         self.assertIn("# wrong bytes: 0 OK", err)
-        self.assertEqual((document["ok"], document["transport"], len(document["rows"])), (True, "shm", 3))
+        self.assertEqual((document["exit_code"], document["transport"], len(document["rows"])), (0, "shm", 3))
+        fields = results.documented()
+        self.assertEqual([key for key in document if key in fields["The JSON files"]], fields["The JSON files"])
         self.assertIn("ring", document["path"])
         for row in document["rows"]:
-            self.assertEqual((row["wrong"], row["batch"], row["bytes"]), (0, 16, 16 * row["blk_size"]))
-            self.assertTrue(0 < row["p50_us"] <= row["p99_us"] <= row["p999_us"] and row["memcpy_gb_per_s"] > 0, row)
+            self.assertEqual(list(row), fields["kvrail bench"])
+            self.assertEqual((row["wrong"], row["bytes"]), (0, 16 * row["block_bytes"]))
+            self.assertTrue(0 < row["p1_us"] <= row["p50_us"] <= row["p99_us"] <= row["p999_us"], row)
+            self.assertAlmostEqual(row["ratio"], row["bytes"] / row["p50_us"] / row["floor_gb_per_s"] / 1e3, delta=1e-3 * row["ratio"])
+        (panel,) = plot.series(document)["panels"]
+        self.assertEqual([curve["kind"] for curve in panel["curves"]], ["line", "ceiling"])
 
     def test_a_wrong_byte_fails_both_sides(self):
         side, target = self.listen("--corrupt")
@@ -148,8 +158,8 @@ class Loopback(Pair):
             status, out, err = self.connect("127.0.0.1:1", "--json", folder + "/x.json")
             with open(folder + "/x.json", encoding="utf-8") as file:
                 document = json.load(file)
-            self.assertFalse(document["ok"])
-            self.assertIn("PEER_LOST", document["error"])
+            self.assertEqual((document["exit_code"], document["rows"]), (1, []))
+            self.assertIn("PEER_LOST", document["why"])
 
     def test_wrong_usage(self):
         for arguments in ([], ["a", "b"], ["--json", "x", "--listen"], ["--keep", "a"], ["a:0"], ["a:99999"], ["[::1"],

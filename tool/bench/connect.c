@@ -150,6 +150,7 @@ static int run_row(struct bench_side *s, const struct bench_options *opt, uint32
 	line.floor_ns = bench_floor(&opt->plan, s->pool, row, w->from, w->to);
 	line.samples = w->times.samples;
 	line.sum_ns = w->times.sum_ns;
+	line.p1_ns = hist_percentile(&w->times, 100);
 	line.p50_ns = hist_percentile(&w->times, 5000);
 	line.p99_ns = hist_percentile(&w->times, 9900);
 	line.p999_ns = hist_percentile(&w->times, 9990);

@@ -10,7 +10,7 @@
 #include "pattern.h"
 #include "util.h"
 
-enum { FLOOR_COPIES = 32 };
+enum { FLOOR_COPIES = 32, LINE_BYTES = 64 };
 
 uint32_t bench_round_batches(const struct bench_plan *plan, uint32_t row)
 {
@@ -93,31 +93,39 @@ uint64_t bench_verify(const struct bench_plan *plan, const unsigned char *pool, 
 	return wrong;
 }
 
+copy_fn *bench_copy(uint64_t bytes, const char **name_p)
+{
+	copy_fn *stream = copy_stream(bytes, name_p);
+
+	if (!stream)
+		*name_p = "memcpy";
+	return stream ? stream : copy_plain;
+}
+
 uint64_t bench_floor(const struct bench_plan *plan, const unsigned char *pool, uint32_t row,
 		     const int64_t *from, const int64_t *to)
 {
-	uint32_t batches = bench_round_batches(plan, row), at = 0;
+	uint32_t batches = bench_round_batches(plan, row);
 	uint64_t len = plan->row_bytes[row], bytes = (uint64_t)batches * plan->batch * len, median;
 	struct hist *times = calloc(1, sizeof(*times));
-	unsigned char *copy = malloc(bytes);
+	const char *name;
+	copy_fn *copy = bench_copy(len, &name);
+	void *memory;
 
-	if (!times || !copy) {
+	if (!times || posix_memalign(&memory, LINE_BYTES, bytes)) {
 		free(times);
-		free(copy);
 		return 0;
 	}
-	memset(copy, 1, bytes); /* so that its pages are there */
+	memset(memory, 1, bytes); /* so that its pages are there */
 	for (uint32_t n = 0; n < FLOOR_COPIES; n++) {
+		uint32_t at = n % batches * plan->batch;
 		uint64_t began = now_ns();
 
-		for (uint32_t i = 0; i < plan->batch; i++, at++)
-			memcpy(copy + (uint64_t)to[at] * len, pool + (uint64_t)from[at] * len, len);
+		copy_blocks(copy, memory, pool, len, to + at, from + at, plan->batch);
 		hist_add(times, now_ns() - began);
-		if (at == batches * plan->batch)
-			at = 0;
 	}
 	median = hist_percentile(times, 5000);
 	free(times);
-	free(copy);
+	free(memory);
 	return median;
 }

@@ -2,54 +2,72 @@
 /* report.c -- the table of kvrail bench, its progress and its JSON */
 #include "bench.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <jansson.h>
-
+#include "results.h"
 #include "util.h"
 
 enum { PROGRESS_TTY_MS = 200, PROGRESS_MS = 10000 };
 
+static const struct results_column columns[] = {
+	{ "block", "(B)", "block_bytes", 9, 0 }, { "operation", "(B)", "bytes", 11, 0 },
+	{ "p1", "(us)", "p1_us", 9, 1 },	 { "p50", "(us)", "p50_us", 9, 1 },
+	{ "p99", "(us)", "p99_us", 9, 1 },	 { "p99.9", "(us)", "p999_us", 9, 1 },
+	{ "speed", "(GB/s)", "gb_per_s", 8, 3 }, { "floor", "(GB/s)", "floor_gb_per_s", 8, 3 },
+	{ "ratio", "", "ratio", 6, 3 },		 { "wrong", "(B)", "wrong", 8, 0 },
+};
+
 struct bench_report {
 	const struct bench_options *opt;
 	FILE *table;
-	int json_fd; /* -1: none */
-	json_t *json, *rows;
+	struct results *results; /* NULL: nothing was measured */
 	uint64_t wrong, told_ns;
+	uint32_t rows;
 	bool tty, dirty; /* dirty: a progress line stands on the terminal */
 };
 
+static bool to_stdout(const struct bench_options *opt)
+{
+	return opt->json_path && !strcmp(opt->json_path, "-");
+}
+
 int bench_report_open(struct bench_report **r_p, const struct bench_options *opt)
 {
-	struct bench_report *r = calloc(1, sizeof(*r));
-	int fd = -1;
+	struct bench_report *r;
 
-	if (opt->json_path && !strcmp(opt->json_path, "-"))
-		fd = dup(STDOUT_FILENO);
-	else if (opt->json_path)
-		fd = open(opt->json_path, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-	if (!r || (opt->json_path && fd < 0)) {
-		fprintf(stderr, "kvrail bench: %s cannot be written: %s\n",
-			r ? opt->json_path : "a report", strerror(errno));
-		free(r);
+	if (!to_stdout(opt) && results_can_write("kvrail bench", opt->json_path))
+		return -1;
+	r = calloc(1, sizeof(*r));
+	if (!r) {
+		fprintf(stderr, "kvrail bench: out of memory\n");
 		return -1;
 	}
 	r->opt = opt;
-	r->json_fd = fd;
-	r->table = opt->json_path && !strcmp(opt->json_path, "-") ? stderr : stdout;
+	r->table = to_stdout(opt) ? stderr : stdout;
 	r->tty = isatty(STDERR_FILENO);
-	r->rows = json_array();
-	r->json = json_pack("{ss ss sI si si si ss sO}", "program", "kvrail bench", "version",
-			    kv_version(), "seed", (json_int_t)opt->plan.seed, "batch",
-			    (int)opt->plan.batch, "iterations", (int)opt->iters, "warmup",
-			    (int)opt->warmup, "check", "every byte", "rows", r->rows);
 	*r_p = r;
 	return 0;
+}
+
+static struct results *begin_results(const struct bench_options *opt, const char *transport,
+				     const char *path, const char *wait)
+{
+	struct results *r = results_new("kvrail bench", opt->command, transport, path, wait);
+
+	if (to_stdout(opt))
+		results_on_stdout(r);
+	results_open(r, "settings", '{');
+	results_text(r, "version", kv_version());
+	results_integer(r, "seed", opt->plan.seed);
+	results_integer(r, "batch_blocks", opt->plan.batch);
+	results_integer(r, "iterations", opt->iters);
+	results_integer(r, "warmup", opt->warmup);
+	results_close(r);
+	return r;
 }
 
 static void option_value(struct kv_engine *engine, const char *name, char *buf, size_t cap)
@@ -66,27 +84,25 @@ void bench_report_begin(struct bench_report *r, struct bench_side *s)
 {
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
 	const struct bench_options *opt = r->opt;
-	char spin[16];
+	char spin[16], wait[64];
+	const char *stores;
 
 	kv_peer_info(s->peer, &info, NULL);
 	option_value(s->engine, "KVCACHE_SPIN_US", spin, sizeof(spin));
+	snprintf(wait, sizeof(wait), "spin %s us, then sleep", spin);
+	bench_copy(opt->plan.row_bytes[0], &stores);
 	fprintf(r->table,
 		"# kvrail bench, kvrail %s, to %s\n"
 		"# transport %s, path: %s\n"
-		"# waiting: spin %s us, then sleep\n"
+		"# waiting: %s\n"
 		"# %u blocks an operation, ids shuffled on both sides; %u operations after %u\n"
 		"# every byte is checked at the receiver after each round; GB = 10^9 bytes\n"
-		"# memcpy: the same blocks copied inside this process by one thread\n#\n"
-		"#%9s %12s %10s %10s %10s %8s %8s %8s\n",
-		kv_version(), info.address, info.transport, info.path, spin, opt->plan.batch,
-		opt->iters, opt->warmup, "block", "operation", "p50", "p99", "p99.9", "speed",
-		"memcpy", "wrong");
-	fprintf(r->table, "#%9s %12s %10s %10s %10s %8s %8s %8s\n", "(B)", "(B)", "(us)", "(us)",
-		"(us)", "(GB/s)", "(GB/s)", "(B)");
-	fflush(r->table);
-	json_object_update_new(r->json,
-			       json_pack("{ss ss ss ss}", "peer", info.address, "transport",
-					 info.transport, "path", info.path, "spin_us", spin));
+		"# floor: one thread of this process copies the same blocks (%s);\n"
+		"# ratio: operation / p50 / floor\n#\n",
+		kv_version(), info.address, info.transport, info.path, wait, opt->plan.batch,
+		opt->iters, opt->warmup, stores);
+	r->results = begin_results(opt, info.transport, info.path, wait);
+	results_table(r->results, columns, sizeof(columns) / sizeof(*columns));
 }
 
 static void wipe(struct bench_report *r)
@@ -127,64 +143,47 @@ static double us(uint64_t ns)
 void bench_report_row(struct bench_report *r, uint32_t row, const struct bench_row *line)
 {
 	const struct bench_plan *plan = &r->opt->plan;
-	uint64_t bytes = plan->batch * plan->row_bytes[row];
-	double total = (double)bytes * (double)line->samples;
-	double speed = line->sum_ns ? total / (double)line->sum_ns : 0;
-	double floor = line->floor_ns ? (double)bytes / (double)line->floor_ns : 0;
+	double bytes = (double)plan->batch * (double)plan->row_bytes[row];
+	double floor = line->floor_ns ? bytes / (double)line->floor_ns : NAN;
 
 	wipe(r);
-	fprintf(r->table, "%10llu %12llu %10.1f %10.1f %10.1f %8.3f %8.3f %8llu\n",
-		(unsigned long long)plan->row_bytes[row], (unsigned long long)bytes,
-		us(line->p50_ns), us(line->p99_ns), us(line->p999_ns), speed, floor,
-		(unsigned long long)line->wrong);
-	fflush(r->table);
+	results_cell(r->results, (double)plan->row_bytes[row]);
+	results_cell(r->results, bytes);
+	results_cell(r->results, us(line->p1_ns));
+	results_cell(r->results, us(line->p50_ns));
+	results_cell(r->results, us(line->p99_ns));
+	results_cell(r->results, us(line->p999_ns));
+	results_cell(r->results, bytes * (double)line->samples / (double)line->sum_ns);
+	results_cell(r->results, floor);
+	results_cell(r->results, bytes / (double)line->p50_ns / floor);
+	results_cell(r->results, (double)line->wrong);
 	r->wrong += line->wrong;
-	json_array_append_new(
-		r->rows, json_pack("{sI si sI sf sf sf sf sf sf sI}", "blk_size",
-				   (json_int_t)plan->row_bytes[row], "batch", (int)plan->batch,
-				   "bytes", (json_int_t)bytes, "time_us",
-				   line->samples ? us(line->sum_ns) / (double)line->samples : 0,
-				   "gb_per_s", speed, "p50_us", us(line->p50_ns), "p99_us",
-				   us(line->p99_ns), "p999_us", us(line->p999_ns),
-				   "memcpy_gb_per_s", floor, "wrong", (json_int_t)line->wrong));
-}
-
-/* The file was opened before the measurement; what it held goes now. */
-static int write_json(struct bench_report *r)
-{
-	FILE *out;
-	int ret;
-
-	if (r->json_fd < 0)
-		return 0;
-	ret = ftruncate(r->json_fd, 0) && errno != EINVAL; /* EINVAL: a pipe or a terminal */
-	out = fdopen(r->json_fd, "w");
-	ret |= !out || json_dumpf(r->json, out, JSON_INDENT(2)) || fputc('\n', out) == EOF;
-	ret |= out && fclose(out);
-	if (ret)
-		fprintf(stderr, "kvrail bench: %s cannot be written: %s\n", r->opt->json_path,
-			strerror(errno));
-	return ret;
+	r->rows++;
 }
 
 int bench_report_end(struct bench_report *r, int status, const char *error)
 {
+	struct results *results = r->results;
+	const char *json = r->opt->json_path;
+
 	wipe(r);
 	if (r->wrong && !status)
 		status = 1;
-	if (json_array_size(r->rows))
+	if (r->rows)
 		fprintf(r->table, "# wrong bytes: %llu %s\n", (unsigned long long)r->wrong,
 			r->wrong ? "FAILED"
 			: status ? "so far"
 				 : "OK");
 	fflush(r->table);
-	json_object_set_new(r->json, "ok", json_boolean(!status));
-	if (*error)
-		json_object_set_new(r->json, "error", json_string(error));
-	if (write_json(r) && !status)
+	if (!results) {
+		results = begin_results(r->opt, NULL, NULL, NULL);
+		results_open(results, "rows", '[');
+	}
+	results_close(results);
+	results_integer(results, "exit_code", (uint64_t)status);
+	results_text(results, "why", error);
+	if (results_end(results, json) && !status)
 		status = 1;
-	json_decref(r->rows);
-	json_decref(r->json);
 	free(r);
 	return status;
 }
