@@ -402,6 +402,40 @@ static void a_port_is_used_once_it_works_although_it_did_not_at_open(void **stat
 		}
 }
 
+/* Its device opens, and is not well yet when the memory is registered with it. */
+static void a_port_that_does_not_take_the_memory_is_tried_again(void **state)
+{
+	struct fake_config config = { .devices = 2, .no_cm = true };
+	int64_t end = kv_deadline_ns(BACK_MS);
+	struct ib_ctx *ctx;
+	struct setting s;
+	struct kv_log *log;
+
+	(void)state;
+	fake_begin(&config);
+	fake_sicken(0, 0, FAKE_SICK);
+	setting_connect(&s, NULL, SIZE, 0);
+	ctx = s.rig.side[0].tr->provider_ctx[0];
+	warnings[0] = 0;
+	log = kv_log_open(s.rig.side[0].options, keep_log, NULL);
+	s.rig.side[0].tr->log = log;
+	fake_sicken(0, 0, FAKE_MAKES_NOTHING);
+	for (int i = 0; i < 3; i++) {
+		ctx->late_next_ns = 0; /* not to wait for it */
+		reconnect(&s);
+		assert_string_equal(rails_of(&s.rig, 0), "fake1");
+	}
+	assert_int_equal(count_of("fake0:1 works now, but not for all registered memory"), 1);
+	fake_sicken(0, 0, FAKE_WELL);
+	ctx->late_next_ns = 0;
+	reconnect(&s);
+	assert_string_equal(rails_of(&s.rig, 0), "fake1 fake0");
+	assert_true(kv_now_ns() < end);
+	s.rig.side[0].tr->log = NULL;
+	setting_end(&s);
+	kv_log_close(log);
+}
+
 /* It was registered while one device failed: the others carry it, that one when it is back. */
 static void a_region_goes_without_a_failing_device(void **state)
 {
@@ -587,6 +621,7 @@ int main(void)
 		cmocka_unit_test(a_port_that_is_down_is_not_offered_on_either_side),
 		cmocka_unit_test(one_failing_device_is_left_out_until_it_works_again),
 		cmocka_unit_test(a_port_is_used_once_it_works_although_it_did_not_at_open),
+		cmocka_unit_test(a_port_that_does_not_take_the_memory_is_tried_again),
 		cmocka_unit_test(a_region_goes_without_a_failing_device),
 		cmocka_unit_test(where_every_device_fails_the_peer_learns_the_cause),
 		cmocka_unit_test(a_failing_device_does_not_keep_shared_memory_away),

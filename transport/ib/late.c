@@ -71,11 +71,11 @@ static bool join_rail(struct ib_ctx *ctx, const struct ib_rail *fresh, struct kv
 }
 
 /* True: the port needs not be looked at again. */
-static bool try_port(struct ib_ctx *ctx, struct ibv_device *device, uint8_t port)
+static bool try_port(struct ib_ctx *ctx, struct ibv_device *device, struct ib_absent *absent)
 {
 	struct ib_rail fresh;
 	struct kv_error why;
-	int ret = ib_rail_open(ctx, &fresh, device, port, &why);
+	int ret = ib_rail_open(ctx, &fresh, device, absent->port, &why);
 
 	if (ret)
 		return ret == KV_ERR_ARG; /* there is no such port */
@@ -88,10 +88,12 @@ static bool try_port(struct ib_ctx *ctx, struct ibv_device *device, uint8_t port
 			    fresh.address.reason);
 		return true;
 	}
-	kv_log_warn(ctx->tr->log, "ib: %s works now, but not for all registered memory: %s",
-		    fresh.name, why.message);
+	if (!absent->told)
+		kv_log_warn(ctx->tr->log, "ib: %s works now, but not for all registered memory: %s",
+			    fresh.name, why.message);
+	absent->told = true;
 	ib_rail_close(ctx, &fresh);
-	return true;
+	return false; /* a device that is still in trouble, or a limit that may be raised */
 }
 
 static void look(struct ib_ctx *ctx)
@@ -106,7 +108,7 @@ static void look(struct ib_ctx *ctx)
 
 		for (int d = 0; list && d < n && ctx->rails < IB_RAILS_MAX; d++)
 			if (!strcmp(ctx->v->get_device_name(list[d]), absent.device))
-				done = try_port(ctx, list[d], absent.port);
+				done = try_port(ctx, list[d], &absent);
 		if (!done)
 			ctx->absent[kept++] = absent;
 	}

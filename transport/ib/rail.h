@@ -93,6 +93,7 @@ struct ib_rail {
 struct ib_absent {
 	char device[32];
 	uint8_t port;
+	bool told; /* that it works, but not for all registered memory */
 };
 
 struct ib_ctx {
