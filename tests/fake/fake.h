@@ -105,6 +105,14 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes);
 int fake_step(int n);
 /* Until nothing is left to do. */
 void fake_settle(void);
+/* Bytes that responders have accepted are in memory. */
+void fake_land(void);
+
+/*
+ * [addr, addr + len) is about to be unmapped: regions that lie there keep their pages, as pinned
+ * ones do. What is mapped at these addresses next is not what such a region reaches.
+ */
+void fake_unmaps(void *addr, size_t len);
 
 /* How the device writes to memory. */
 void fake_store(uint8_t *to, const uint8_t *data, size_t len);
@@ -201,6 +209,7 @@ void fake_hold_answers(bool hold);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
 void fake_device_fatal(int host, int device);
+void fake_device_back(int host, int device); /* it can be opened again */
 /*
  * The port's address was removed and added again: it has another row of the GID table now, the old
  * one is empty.

@@ -344,6 +344,25 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes)
 	fake_unlock();
 }
 
+void fake_unmaps(void *addr, size_t len)
+{
+	uint8_t *first = addr;
+
+	fake_lock();
+	for (int i = 0; i < MRS_MAX; i++) {
+		struct fake_mr *mr = world.mr[i];
+
+		if (!mr || mr->map || mr->bytes >= first + len ||
+		    mr->bytes + mr->mr.length <= first)
+			continue;
+		fake_place_mr(mr);
+		mr->pinned = malloc(mr->mr.length);
+		memcpy(mr->pinned, mr->bytes, mr->mr.length);
+		mr->bytes = mr->pinned;
+	}
+	fake_unlock();
+}
+
 /*
  * As the kernel does: EOPNOTSUPP before the descriptor is looked at, EBADF, EINVAL past the
  * buffer's end. The buffer begins where the descriptor is positioned.
@@ -404,6 +423,7 @@ int fake_dereg_mr(struct ibv_mr *ibv_mr)
 	world.counts.mrs--;
 	if (mr->map)
 		munmap(mr->map, mr->map_len);
+	free(mr->pinned);
 	free(mr);
 	fake_unlock();
 	return 0;

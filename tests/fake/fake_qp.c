@@ -20,6 +20,25 @@ struct fake_qp *fake_find_qp(uint32_t qp_num)
 	return qp && qp->qp.qp_num == qp_num ? qp : NULL;
 }
 
+static void take_slot(uint32_t slot, struct fake_qp *qp)
+{
+	world.qp[slot] = qp;
+	world.qp_used[slot / 64] ^= UINT64_C(1) << slot % 64;
+}
+
+struct fake_qp *fake_next_qp(uint32_t from)
+{
+	for (uint32_t i = from / 64; i < QPS_MAX / 64; i++) {
+		uint64_t word = world.qp_used[i];
+
+		if (i == from / 64)
+			word = word >> from % 64 << from % 64;
+		if (word)
+			return world.qp[i * 64 + (uint32_t)__builtin_ctzll(word)];
+	}
+	return NULL;
+}
+
 static struct fake_qp *new_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
 	uint32_t inline_max = world.config.max_inline < 0 ? 0
@@ -35,7 +54,7 @@ static struct fake_qp *new_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	do
 		qp->qp.qp_num = world.next_qp++ & 0xffffff;
 	while (qp->qp.qp_num < 2 || world.qp[qp->qp.qp_num % QPS_MAX]);
-	world.qp[qp->qp.qp_num % QPS_MAX] = qp;
+	take_slot(qp->qp.qp_num % QPS_MAX, qp);
 	qp->device = fake_context_of(pd->context)->device;
 	qp->qp.context = pd->context;
 	qp->qp.qp_context = attr->qp_context;
@@ -182,7 +201,7 @@ int fake_destroy_qp(struct ibv_qp *ibv_qp)
 	reset(qp);
 	forget_completions(fake_cq_of(ibv_qp->send_cq), ibv_qp->qp_num);
 	forget_completions(fake_cq_of(ibv_qp->recv_cq), ibv_qp->qp_num);
-	world.qp[ibv_qp->qp_num % QPS_MAX] = NULL;
+	take_slot(ibv_qp->qp_num % QPS_MAX, NULL);
 	((struct fake_pd *)ibv_qp->pd)->users--;
 	fake_cq_of(ibv_qp->send_cq)->users--;
 	fake_cq_of(ibv_qp->recv_cq)->users--;

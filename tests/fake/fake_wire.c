@@ -403,11 +403,11 @@ static bool skip_time(void)
 {
 	uint64_t next = UINT64_MAX;
 
-	for (int i = 0; i < QPS_MAX; i++) {
-		const struct fake_qp *qp = world.qp[i];
+	for (const struct fake_qp *qp = fake_next_qp(0); qp;
+	     qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1)) {
 		uint64_t until;
 
-		if (!qp || qp->device->dead || qp->device->fatal || !can_execute(qp))
+		if (qp->device->dead || qp->device->fatal || !can_execute(qp))
 			continue;
 		until = due(qp);
 		next = until < next ? until : next;
@@ -416,6 +416,19 @@ static bool skip_time(void)
 		return false;
 	world.clock = next > world.clock ? next : world.clock;
 	return true;
+}
+
+/* One of the queue pairs in these slots does something; false: none can. */
+static bool step_one(uint32_t first, uint32_t end)
+{
+	struct fake_qp *qp = fake_next_qp(first);
+
+	while (qp && qp->qp.qp_num % QPS_MAX < end) {
+		if (step_qp(qp))
+			return true;
+		qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1);
+	}
+	return false;
 }
 
 bool fake_wire_step(void)
@@ -428,12 +441,8 @@ bool fake_wire_step(void)
 		ghost_arrives();
 		return true;
 	}
-	for (uint32_t i = 0; i < QPS_MAX; i++) {
-		struct fake_qp *qp = world.qp[(start + i) % QPS_MAX];
-
-		if (qp && step_qp(qp))
-			return true;
-	}
+	if (step_one(start, QPS_MAX) || step_one(0, start))
+		return true;
 	if (world.ghosts) {
 		ghost_arrives();
 		return true;

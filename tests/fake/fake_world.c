@@ -158,6 +158,15 @@ void fake_settle(void)
 	fake_unlock();
 }
 
+void fake_land(void)
+{
+	fake_lock();
+	for (struct fake_qp *qp = fake_next_qp(0); qp;
+	     qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1))
+		fake_place_all(qp);
+	fake_unlock();
+}
+
 /* ---------------------------------------------------------------- faults */
 
 const char *fake_verb_name(enum fake_verb verb)
@@ -409,6 +418,13 @@ void fake_device_fatal(int host, int device)
 	fake_lock();
 	world.device[host][device].fatal = true;
 	tell(&world.device[host][device], IBV_EVENT_DEVICE_FATAL);
+	fake_unlock();
+}
+
+void fake_device_back(int host, int device)
+{
+	fake_lock();
+	world.device[host][device].fatal = false;
 	fake_unlock();
 }
 

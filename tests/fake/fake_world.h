@@ -54,6 +54,7 @@ struct fake_mr {
 	uint8_t *bytes; /* where mr.addr really is: the same, or elsewhere for memory of a GPU */
 	void *map;	/* of a DMA-BUF, */
 	size_t map_len;
+	void *pinned; /* pages that its user has unmapped */
 };
 
 struct fake_channel {
@@ -162,6 +163,7 @@ struct fake_world {
 		size_t len;
 	} peermem;
 	struct fake_qp *qp[QPS_MAX];
+	uint64_t qp_used[QPS_MAX / 64]; /* a bit for each of them */
 	uint32_t next_mr, next_qp;
 	struct fake_ghost *ghosts;
 	struct fake_counts counts;
@@ -259,6 +261,8 @@ int fake_destroy_qp(struct ibv_qp *qp);
 int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
 int fake_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 struct fake_qp *fake_find_qp(uint32_t qp_num);
+/* The first queue pair of slot `from` or behind it; NULL: there is none. */
+struct fake_qp *fake_next_qp(uint32_t from);
 void fake_qp_error(struct fake_qp *qp);
 
 /* fake_place.c */

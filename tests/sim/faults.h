@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* faults.h -- what goes wrong in a world of fake devices */
+#ifndef SIM_FAULTS_H
+#define SIM_FAULTS_H
+
+#include "sim.h"
+
+extern const struct sim_kind sim_faults[];
+void faults_begin(int hosts, int devices);
+/* A device of the host may still be at a queue pair that is to be destroyed. */
+bool faults_device_is_slow(int host);
+/* A queue pair may have been refused to a handshake that failed: it stays with its device. */
+bool faults_refused(void);
+/* Nothing is wrong any more. */
+void faults_heal(void);
+
+#endif
