@@ -185,15 +185,15 @@ def check_pages(root):
     known = (
         (r"`([\w.-]+/[\w./-]*|[\w-]+\.(?:c|h|def|py|md|map|sh))(?::[^`]*)?`", ends),
         (r"\./dev ([a-z][\w-]*)", set(re.findall(r"^  ([a-z-]+) ", source.read(root, "dev"), re.MULTILINE))),
-        (r"\./dev build (\w+)|--preset (\w+)|\bbuild-(\w+)/", presets),
+        (r"\./dev build (\w+)|--preset (\w+)|\bbuild-(\w+)[/ ]|\b(build/)\w", presets),
         (r"\b(KVCACHE_\w+)", set(re.findall(r'"(KVCACHE_\w+)"', source.read(root, "transport/base/option.def")))),
         (r"^\| `lint_(\w+)` \|", lint_names(root)),
     )
     findings = []
-    design = [path for path in source.files(root) if path.startswith("docs/design/")]
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", *design):
+    docs = [path for path in source.files(root) if path.startswith("docs/") and path.endswith(".md")]
+    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *docs):
         text = source.read(root, page)
-        for pattern, names in known:
+        for pattern, names in known[page in ("docs/fastdeploy.md", "docs/nccl.md"):]:  # these name files of other projects
             named = {next(filter(None, match.groups())).removeprefix("./").rstrip("/")
                      for match in re.finditer(pattern, text, re.MULTILINE)}
             findings += [f"{page}: there is no {name}" for name in sorted(named - names)]
