@@ -189,7 +189,7 @@ int info_main(int argc, char **argv)
 		json = 1;
 	}
 	if (optind < argc) {
-		fprintf(stderr, "kvrail info: \"%s\" is too much\n", argv[optind]);
+		fprintf(stderr, "kvrail info: it takes no argument \"%s\"\n", argv[optind]);
 		usage(stderr);
 		return EXIT_USAGE;
 	}

@@ -223,7 +223,7 @@ static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t 
 		if (kv_now_ns() >= deadline_ns)
 			return kv_fail(err, KV_ERR_TIMEOUT, "comm_init",
 				       missing < comm->rank ? "rank %u has not connected to rank %u"
-							    : "rank %u has not taken rank %u in",
+							    : "rank %u has not accepted rank %u",
 				       missing, comm->rank);
 		if (kv_engine_given_up(comm->engine, &ask_ns))
 			return kv_fail(err, KV_ERR_CANCELLED, "comm_init",

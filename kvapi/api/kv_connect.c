@@ -112,7 +112,7 @@ static int out_of_time(const struct kv_peer *peer, bool claimed, const char *hos
 {
 	const char *interface = kv_option_string(peer->engine->options, KV_OPT_SOCKET_IFNAME);
 	const char *stage =
-		claimed ? tr_conn_stage(peer->conn) : "another thread was at the handshake";
+		claimed ? tr_conn_stage(peer->conn) : "another thread was doing the handshake";
 	bool bound = *interface && !strcmp(stage, "connecting");
 
 	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",

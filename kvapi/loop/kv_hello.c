@@ -156,7 +156,7 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	int ret;
 
 	if (!kv_wire_get_hello(buf, len, &hello))
-		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the hello makes no sense");
+		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the hello is malformed");
 	if (peer->link) {
 		ret = compare_caches(peer->link->known, &hello, err, &theirs);
 	} else {

@@ -83,7 +83,7 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 	int ret = 0;
 
 	if (!kv_wire_get(event->msg, event->len, &msg)) {
-		kv_peer_break(peer, KV_ERR_PROTOCOL, "a message of %zu bytes makes no sense",
+		kv_peer_break(peer, KV_ERR_PROTOCOL, "a message of %zu bytes is malformed",
 			      event->len);
 		return;
 	}

@@ -50,7 +50,7 @@ static int allgather(void *arg, const void *mine, void *all, size_t len)
 	int rc = list ? gathered(list, g->ranks, all, (Py_ssize_t)len) : -1;
 
 	if (got && !sequence)
-		PyErr_Format(PyExc_TypeError, "allgather returned %R, no sequence", got);
+		PyErr_Format(PyExc_TypeError, "allgather returned %R, not a sequence", got);
 
 	Py_XDECREF(list);
 	Py_XDECREF(got);

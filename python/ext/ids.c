@@ -234,8 +234,7 @@ static int ids_from_array(struct ids *ids, PyObject *capsule, const char *what)
 		return -1;
 	if (a->two != 2 || (a->typekind != 'i' && a->typekind != 'u') ||
 	    !(a->flags & ARRAY_NATIVE)) {
-		PyErr_Format(PyExc_TypeError, "%s is an array of something else than integers",
-			     what);
+		PyErr_Format(PyExc_TypeError, "%s is an array whose items are not integers", what);
 		return -1;
 	}
 	if (a->nd != 1)
@@ -281,8 +280,7 @@ static int ids_from_dlpack(struct ids *ids, PyObject *capsule, const char *what)
 		return -1;
 	}
 	if ((t->dtype.code != DL_INT && t->dtype.code != DL_UINT) || t->dtype.lanes != 1) {
-		PyErr_Format(PyExc_TypeError, "%s is a tensor of something else than integers",
-			     what);
+		PyErr_Format(PyExc_TypeError, "%s is a tensor whose items are not integers", what);
 		return -1;
 	}
 	if (t->ndim != 1)
@@ -336,8 +334,8 @@ static int refused_export(const char *what)
 	if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError))
 		return -1;
 	PyErr_Fetch(&type, &value, &trace);
-	PyErr_Format(PyExc_TypeError, "%s is a tensor that does not give its memory away (%R)",
-		     what, value ? value : type);
+	PyErr_Format(PyExc_TypeError, "%s is a tensor whose memory cannot be reached (%R)", what,
+		     value ? value : type);
 	Py_XDECREF(type);
 	Py_XDECREF(value);
 	Py_XDECREF(trace);

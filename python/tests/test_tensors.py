@@ -223,7 +223,7 @@ def test_ids_in_a_tensor_that_does_not_export_itself_name_the_argument(pair: Pai
         def __dlpack__(self) -> Any:
             raise error
 
-    with pytest.raises(TypeError, match=f"local_ids is a tensor that does not give its memory away.*{type(error).__name__}"):
+    with pytest.raises(TypeError, match=f"local_ids is a tensor whose memory cannot be reached.*{type(error).__name__}"):
         pair.peer.write_blocks(pair.source, Ids(), [1])
 
 

@@ -162,7 +162,7 @@ static void a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind(v
 	init_all(rank, 2);
 	assert_int_equal(rank[1].ret, KV_ERR_SYSTEM);
 	assert_int_equal(rank[0].ret, KV_ERR_TIMEOUT);
-	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has not taken rank 0 in"));
+	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has not accepted rank 0"));
 	nothing_is_left(&rank[0]);
 	nothing_is_left(&rank[1]);
 	node_close(&rank[0].node);

@@ -139,7 +139,7 @@ static int take_plan(struct bench_side *s, struct bench_plan *plan)
 	}
 	/* It leaves as soon as it has the answer, maybe before this side knows that. */
 	if (bench_send(s, &m, ANSWER_MS) && s->err.code != KV_ERR_PEER_LOST)
-		ret = bench_complain(s, "the connecting side takes no answer");
+		ret = bench_complain(s, "the answer could not be sent");
 	part(s);
 	if (!ret && m.kind == BENCH_REFUSED) {
 		fprintf(stderr, "kvrail bench: a run was refused: %s\n", m.text);
@@ -174,7 +174,7 @@ static int check_round(struct bench_side *s, const struct bench_options *opt,
 	sum->wrong += verdict.wrong;
 	sum->bytes += (uint64_t)m->batches * plan->batch * plan->row_bytes[m->row];
 	if (bench_send(s, &verdict, ANSWER_MS))
-		return bench_complain(s, "the connecting side takes no answer");
+		return bench_complain(s, "the answer could not be sent");
 	return 0;
 }
 

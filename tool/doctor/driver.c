@@ -224,12 +224,13 @@ void check_library(struct doctor *d)
 		doctor_note(d, CHECK_LIBRARY, DOCTOR_FAIL, "", "libibverbs.so.1 is missing");
 	} else if (*lacking) {
 		doctor_note(d, CHECK_LIBRARY, DOCTOR_FAIL, "",
-			    "the user-space half of the driver is missing for %s", lacking);
+			    "the user-space driver is missing for %s", lacking);
 	} else if (d->copy) {
-		doctor_note(d, CHECK_LIBRARY, DOCTOR_OK, "", "a driver's half for every device");
+		doctor_note(d, CHECK_LIBRARY, DOCTOR_OK, "",
+			    "a user-space driver for every device");
 	} else {
 		doctor_note(d, CHECK_LIBRARY, DOCTOR_OK, "",
-			    "libibverbs.so.1 with a driver's half for every device; "
+			    "libibverbs.so.1 with a user-space driver for every device; "
 			    "ibv_reg_dmabuf_mr: %s",
 			    dmabuf ? "yes" : "no");
 	}

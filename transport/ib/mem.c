@@ -372,7 +372,7 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 	    (head.addr + rmem->len - head.first - 1) / head.slice_bytes + 1 != head.slices ||
 	    wire_left(r) < keys * 4)
 		return kv_fail(err, KV_ERR_PROTOCOL, "open_memory",
-			       "the peer's description of region %u makes no sense", rmem->id);
+			       "the peer's description of region %u is malformed", rmem->id);
 	rmr = kv_fault(IB_RMEM_ALLOC) ? NULL
 				      : calloc(1, sizeof(*rmr) + keys * sizeof(rmr->rkey[0]));
 	if (!rmr)

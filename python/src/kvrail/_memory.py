@@ -159,7 +159,7 @@ def describe(obj: Any) -> Region:
     if refusals:
         region = _from_pointer(obj, refusals)
         if region is None:
-            raise TypeError(f"the memory of a {type(obj).__name__} is not given away ({'; '.join(refusals)}); {_WAY_OUT}")
+            raise TypeError(f"the memory of a {type(obj).__name__} cannot be reached ({'; '.join(refusals)}); {_WAY_OUT}")
         return region
     try:
         view = memoryview(obj)
