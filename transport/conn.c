@@ -86,6 +86,11 @@ const uint8_t *tr_conn_incarnation(const struct tr_conn *conn)
 	return conn->incarnation;
 }
 
+uint64_t tr_conn_features(const struct tr_conn *conn)
+{
+	return conn->peer_features;
+}
+
 const struct kv_error *tr_conn_error(const struct tr_conn *conn)
 {
 	return &conn->error;

@@ -99,6 +99,7 @@ struct tr_conn {
 	struct tr_counters count;
 	struct silence silence;
 	uint8_t incarnation[16];
+	uint64_t features, peer_features; /* tr_conn_config.features of both ends */
 	char address[64];
 	char path[96];
 	struct kv_error error;

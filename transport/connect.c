@@ -34,6 +34,7 @@ int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
 	conn->upper = config->ops;
 	conn->upper_arg = config->arg;
 	conn->flags = config->flags;
+	conn->features = config->features;
 	conn->handshake_ms = config->handshake_ms ? config->handshake_ms
 						  : kv_option_int(tr->options, KV_OPT_HANDSHAKE_MS);
 	conn->deadline_ns = INT64_MAX;

@@ -88,7 +88,7 @@ static struct frame_bytes get_range(struct wire_reader *r, unsigned int width, s
 
 void frame_put_hello(struct wire_writer *w, const struct frame_hello *hello)
 {
-	wire_put_u64(w, 0);
+	wire_put_u64(w, hello->features);
 	wire_put_bytes(w, hello->incarnation, sizeof(hello->incarnation));
 	wire_put_u16(w, hello->upper_id);
 	wire_put_u16(w, hello->upper_version);
@@ -105,7 +105,7 @@ int frame_get_hello(const uint8_t *buf, size_t len, struct frame_hello *hello)
 	struct wire_reader r = wire_reader_of(buf, len);
 
 	memset(hello, 0, sizeof(*hello));
-	wire_get_u64(&r);
+	hello->features = wire_get_u64(&r);
 	wire_get_bytes(&r, hello->incarnation, sizeof(hello->incarnation));
 	hello->upper_id = wire_get_u16(&r);
 	hello->upper_version = wire_get_u16(&r);

@@ -4,8 +4,9 @@
  * allocation)
  *
  *   frame   magic "KVRL" | major u8 | minor u8 | type u16 | payload length u32 | payload
- *   HELLO   u64 0, not read | incarnation 16 B | upper id u16 | upper version u16 |
- *           upper length u16 | upper bytes | offers u8 |
+ *   HELLO   features u64 (of the upper layer; an older version sends 0 and reads none) |
+ *           incarnation 16 B | upper id u16 | upper version u16 | upper length u16 |
+ *           upper bytes | offers u8 |
  *           offers x { provider u16 | length u16 | bytes }
  *   SETUP   provider u16 | provider length u32 | bytes | upper length u32 | bytes
  *   READY   (empty)
@@ -69,6 +70,7 @@ struct frame_bytes {
 };
 
 struct frame_hello {
+	uint64_t features;
 	uint8_t incarnation[16];
 	uint16_t upper_id, upper_version;
 	struct frame_bytes upper;

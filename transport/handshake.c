@@ -113,7 +113,8 @@ static int put_hello(struct tr_conn *conn, struct kv_error *err)
 {
 	uint8_t upper[TR_HELLO_MAX], offers[FRAME_OFFERS_MAX][FRAME_OFFER_MAX],
 		buf[FRAME_HELLO_MAX];
-	struct frame_hello hello = { .upper_id = conn->upper->id,
+	struct frame_hello hello = { .features = conn->features,
+				     .upper_id = conn->upper->id,
 				     .upper_version = conn->upper->version };
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	int len = conn->upper->hello_put(conn->upper_arg, conn, upper, sizeof(upper));
@@ -197,6 +198,7 @@ static int check_hello(struct tr_conn *conn, const struct frame_hello *hello, st
 			       "the peer speaks version %u of protocol %u, this end %u",
 			       hello->upper_version, hello->upper_id, conn->upper->version);
 	memcpy(conn->incarnation, hello->incarnation, sizeof(conn->incarnation));
+	conn->peer_features = hello->features;
 	return conn->upper->hello_get(conn->upper_arg, conn, hello->upper.p, hello->upper.len, err);
 }
 

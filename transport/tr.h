@@ -199,6 +199,8 @@ struct tr_conn_config {
 	 * the connection for the hello, and anew with tr_accept for the rest)
 	 */
 	int64_t handshake_ms;
+	/* bits of the upper layer for its other end; one that is older sends none */
+	uint64_t features;
 };
 
 /*
@@ -272,6 +274,7 @@ const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" be
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);
 const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */
+uint64_t tr_conn_features(const struct tr_conn *conn); /* the peer's, from hello_get on */
 
 /*
  * Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died,
