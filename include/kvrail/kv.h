@@ -437,8 +437,8 @@ struct kv_options {
  *                local blocks may be in use after that, until kv_peer_close has returned 0
  *   CANCELLED    kv_engine_set_interrupt's function said so
  *   PEER_LOST    the connection broke, or was broken already
- *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   what the device reported (wc_status, vendor_err,
- *                                                qp_num)
+ *   CHECKSUM     KVCACHE_CHECKSUM, also of a read or receive: this block_id arrived wrong
+ *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   of the device (wc_status, vendor_err, qp_num)
  */
 int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		    const int64_t *local_ids, const int64_t *remote_ids, size_t n,

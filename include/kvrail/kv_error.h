@@ -46,6 +46,7 @@ enum kv_scope {
 	X(CANCELLED, 17, REQUEST, "the operation was cancelled")                                            \
 	X(IN_DOUBT, 18, REQUEST, "the operation may or may not have arrived")                               \
 	X(REVOKED, 19, REQUEST, "the receiver took the blocks back")                                        \
+	X(CHECKSUM, 20, REQUEST, "the bytes that arrived are not the bytes that were sent")                 \
 	X(PEER_LOST, 32, PEER, "the peer or the connection to it is gone")                                  \
 	X(STALE_PEER, 33, PEER, "the peer is another process than the one that was connected")              \
 	X(GEOMETRY, 34, PEER, "the two caches do not have the same shape")                                  \

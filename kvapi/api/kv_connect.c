@@ -50,7 +50,9 @@ int kv_listen(struct kv_engine *engine, const char *host, uint32_t port, uint32_
 static int start_connect(struct kv_engine *engine, const char *host, uint32_t port,
 			 struct kv_peer *peer, struct kv_error *err)
 {
-	struct tr_conn_config config = { .ops = &kv_upper_ops, .arg = peer };
+	struct tr_conn_config config = { .ops = &kv_upper_ops,
+					 .arg = peer,
+					 .features = kv_hello_features(engine) };
 	int done = 0;
 	int ret = tr_connect(engine->tr, host, port, &config, &peer->conn, err);
 

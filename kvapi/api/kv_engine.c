@@ -10,6 +10,7 @@
 
 #include "base/unload.h"
 #include "kv_api.h"
+#include "kv_digest.h"
 
 enum { LIFE_PAGE = 4096 };
 
@@ -67,6 +68,7 @@ static void read_options(struct kv_engine *engine)
 		engine->address_max = engine->peers_max - engine->peers_max / 4;
 	engine->pending_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PENDING);
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
+	engine->checks = kv_option_bool(set, KV_OPT_CHECKSUM);
 }
 
 void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg)
@@ -159,6 +161,10 @@ static int fill_engine(struct kv_engine *engine, const struct kv_engine_config *
 	if (ret)
 		return ret;
 	read_options(engine);
+	if (engine->checks && !kv_digest_works())
+		return kv_fail(
+			err, KV_ERR_UNSUPPORTED, "open",
+			"KVCACHE_CHECKSUM is on, and this processor has no instruction for CRC-32C");
 	engine->caller_mode = c->progress == KV_PROGRESS_CALLER;
 	engine->arrivals_off = c->arrivals_off != 0;
 	engine->log = kv_log_open(engine->options, c->log, c->log_arg);

@@ -179,6 +179,14 @@ int kv_recv_start(struct kv_op *op, struct kv_error *err)
 	return 0;
 }
 
+/* When its caller returns: the digests of a read come after its bytes. */
+static bool needs_ids(const struct kv_op *op)
+{
+	if (op->blocking || op->stage > KV_STAGE_FLIGHT)
+		return false;
+	return op->stage < KV_STAGE_FLIGHT || (op->kind == KV_OP_READ && op->peer->link->checks);
+}
+
 /* Takes a slot and posts what the transport takes now; a receive opens its blocks. */
 static int request_start(struct kv_op *op, bool wait, struct kv_error *err)
 {
@@ -195,7 +203,7 @@ static int request_start(struct kv_op *op, bool wait, struct kv_error *err)
 	if (ret)
 		return ret;
 	kv_op_post(op);
-	if (op->stage < KV_STAGE_COMMIT && !op->blocking) {
+	if (needs_ids(op)) {
 		struct kv_error cause;
 
 		ret = kv_op_keep_ids(op, &cause);

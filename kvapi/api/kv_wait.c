@@ -36,7 +36,7 @@ bool kv_op_post(struct kv_op *op)
 	do {
 		moved = kv_peer_progress(op->peer, true);
 		any |= moved;
-		posting = op->stage >= KV_STAGE_BEGIN && op->stage <= KV_STAGE_COMMIT;
+		posting = op->stage >= KV_STAGE_BEGIN && op->stage < KV_STAGE_FLIGHT;
 		op->passed = moved && posting && atomic_load(&op->peer->claim.wanting);
 	} while (moved && posting && !op->passed);
 	return any;

@@ -150,6 +150,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	struct kv_extent *extents;
 	int ret;
 
+	cache->device = layout->mem_kind == KV_MEM_CUDA;
 	if (kv_fault(KV_CACHE_SLABS))
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate %zu slabs", n);
 	cache->slab = calloc(n, sizeof(*cache->slab));
@@ -160,9 +161,8 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	else
 		ret = kv_layout_place(layout, &cache->geometry, cache->stride, extents, err);
 	if (!ret)
-		ret = register_extents(
-			cache, layout->mem_kind == KV_MEM_CUDA ? TR_MEM_DEVICE : TR_MEM_HOST,
-			extents, n, err);
+		ret = register_extents(cache, cache->device ? TR_MEM_DEVICE : TR_MEM_HOST, extents,
+				       n, err);
 	free(extents);
 	return ret;
 }

@@ -140,7 +140,7 @@ struct kv_engine {
 	uint32_t *life; /* a page that is zeroes in a forked child */
 	pid_t pid;
 	bool wiped; /* the kernel zeroes that page; otherwise compare pids */
-	bool caller_mode, arrivals_off, ack_read;
+	bool caller_mode, arrivals_off, ack_read, checks;
 	int64_t spin_ns, op_timeout_ms, handshake_ms;
 	uint32_t peers_max, pending_max, address_max;
 	char name[KV_NAME_MAX];
@@ -235,6 +235,7 @@ struct kv_cache {
 	struct kv_slab *slab;	/* [layer * tensors + tensor] */
 	struct tr_mem **region; /* what was registered for it */
 	size_t regions;
+	bool device; /* a GPU's memory */
 	unsigned int peers; /* that know it; under engine.lock */
 	atomic_uint users;  /* operations and leases */
 	pthread_mutex_t lock;

@@ -51,10 +51,12 @@ static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 	const struct kv_msg_begin *begin = &in->begin;
 	struct kv_layers layers = { begin->first, begin->count };
 	struct kv_lease *lease = NULL;
-	int status = kv_lease_commit(peer, begin, &lease);
+	int status = in->proves ? 0 : kv_lease_commit(peer, begin, &lease);
 
 	in->notified = false;
-	if (status) {
+	if (!status && peer->link->checks)
+		status = kv_verify_result(peer, in, lease);
+	if (status || in->proves) {
 		answer(peer, in, status);
 		return;
 	}
@@ -101,7 +103,10 @@ int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 		return KV_ERR_PROTOCOL;
 	in->begun = true;
 	in->begin = *begin;
-	if (in->notified && in->notified_op == begin->op)
+	in->proves = false;
+	if (peer->link->checks)
+		kv_verify_begin(peer, in);
+	else if (in->notified)
 		incoming_commit(peer, in);
 	return 0;
 }
@@ -125,7 +130,7 @@ int kv_incoming_notified(struct kv_peer *peer, uint64_t value)
 		return KV_ERR_PROTOCOL;
 	in->notified = true; /* it may overtake its BEGIN */
 	in->notified_op = value;
-	if (in->begun)
+	if (in->begun && !peer->link->checks)
 		incoming_commit(peer, in);
 	return 0;
 }
@@ -138,17 +143,45 @@ int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
 {
 	struct kv_incoming *in = incoming_at(peer, abort->op);
 
-	if (!in || in->notified || is_committed(peer, in) || abort->status >= 0)
+	if (!in || (in->notified && !(in->begun && peer->link->checks)) || is_committed(peer, in) ||
+	    abort->status >= 0)
 		return KV_ERR_PROTOCOL;
 	if (in->begun
 		    ? in->begin.op != abort->op || (abort->lease && abort->lease != in->begin.lease)
 		    : !abort->lease || !is_later(in, abort->op))
 		return KV_ERR_PROTOCOL;
-	in->begun = false;
+	in->begun = in->notified = false;
 	in->begin.op = abort->op;
 	if (!abort->lease)
 		return 0;
 	return kv_lease_aborted(peer, abort->lease, abort->status);
+}
+
+/* In the place of BEGIN and notify: what a peer has read has left long ago. */
+int kv_incoming_prove(struct kv_peer *peer, const struct kv_msg_begin *begin)
+{
+	struct kv_incoming *in = incoming_at(peer, begin->op);
+
+	if (!peer->link->checks || !in || in->notified || begin->lease ||
+	    kv_incoming_begin(peer, begin) ||
+	    !(peer->link->map[begin->cache].cache->geometry.flags & KV_CACHE_READABLE))
+		return KV_ERR_PROTOCOL;
+	in->proves = in->notified = true;
+	in->notified_op = begin->op;
+	return 0;
+}
+
+int kv_incoming_digests(struct kv_peer *peer, const struct kv_msg_digests *digests)
+{
+	struct kv_incoming *in = incoming_at(peer, digests->op);
+	bool last;
+
+	if (!peer->link->checks || !in || !in->begun || !in->notified ||
+	    in->begin.op != digests->op || !kv_verify_take(peer, in, digests, &last))
+		return KV_ERR_PROTOCOL;
+	if (last)
+		incoming_commit(peer, in);
+	return 0;
 }
 
 bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease)
@@ -189,6 +222,8 @@ bool kv_incoming_flush(struct kv_peer *peer)
 {
 	struct kv_link *link = peer->link;
 
+	if (link->checks && !kv_verify_flush(peer))
+		return false;
 	while (kv_bits_any(link->ack)) {
 		struct kv_msg msg = { .type = KV_MSG_ACK, .ack.count = 0 };
 

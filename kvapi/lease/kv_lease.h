@@ -78,16 +78,27 @@ void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers);
 int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status); /* 0 or PROTOCOL */
 void kv_lease_pool_free(struct kv_engine *engine);
 
-/* ------------------------------------------- operations of the peer: kv_incoming.c, kv_place.c */
+/* ----------------- operations of the peer: kv_incoming.c, kv_verify.c, kv_place.c */
 
-/* These three: 0, or PROTOCOL where it contradicts an earlier message. */
+/* These: 0, or PROTOCOL where it contradicts an earlier message. */
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin);
 int kv_incoming_notified(struct kv_peer *peer, uint64_t value);
+/* Where digests were agreed on; the last one commits. */
+int kv_incoming_prove(struct kv_peer *peer, const struct kv_msg_begin *begin);
+int kv_incoming_digests(struct kv_peer *peer, const struct kv_msg_digests *digests);
 int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
 /* An operation that was begun under the lease is neither committed nor aborted. */
 bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
 void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
 bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
+/* kv_verify.c: an operation whose digests will come */
+void kv_verify_begin(struct kv_peer *peer, const struct kv_incoming *in);
+bool kv_verify_take(struct kv_peer *peer, const struct kv_incoming *in,
+		    const struct kv_msg_digests *digests, bool *last_p); /* false: PROTOCOL */
+/* 0, or CHECKSUM: it has been said, and a receive into the lease (or NULL) is ended. */
+int kv_verify_result(struct kv_peer *peer, const struct kv_incoming *in,
+		     const struct kv_lease *lease);
+bool kv_verify_flush(struct kv_peer *peer); /* answers to those; false: out of credits */
 /* kv_place.c: tr_upper_ops.may */
 int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
 		 unsigned int access, uint64_t grant);

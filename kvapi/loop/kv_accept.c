@@ -128,7 +128,8 @@ static int too_many(struct kv_error *err)
 
 static int accept_one(struct kv_engine *engine)
 {
-	struct tr_conn_config config = { .ops = &kv_upper_ops };
+	struct tr_conn_config config = { .ops = &kv_upper_ops,
+					 .features = kv_hello_features(engine) };
 	struct kv_peer *peer;
 	struct kv_error err;
 	int done = 0, ret = kv_peer_new(engine, true, &peer, &err);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "base/wire.h"
+#include "kv_digest.h"
 
 /*
  * ---------------------------------------------------------------- the tables of an accepted peer
@@ -54,6 +55,7 @@ void kv_hello_free(struct kv_peer *peer)
 		kv_marks_free(&link->map[i].remote_marks);
 		kv_marks_free(&link->map[i].local_marks);
 	}
+	free(link->checks);
 	free(link);
 	peer->link = NULL;
 }
@@ -146,6 +148,37 @@ static void fill_maps(struct kv_peer *peer, const struct kv_hello *hello)
 	}
 }
 
+uint64_t kv_hello_features(const struct kv_engine *engine)
+{
+	return (kv_digest_works() ? KV_CAN_CHECK : 0) | (engine->checks ? KV_WANTS_CHECK : 0);
+}
+
+/* Digests are made if either end wants them; both must be able to. */
+static int agree_on_checks(struct kv_peer *peer, uint64_t theirs, struct kv_error *err)
+{
+	const struct kv_engine *engine = peer->engine;
+
+	if (!engine->checks && !(theirs & KV_WANTS_CHECK))
+		return 0;
+	if (!(theirs & kv_hello_features(engine) & KV_CAN_CHECK))
+		return kv_fail(err, KV_ERR_VERSION, "connect",
+			       "KVCACHE_CHECKSUM is on at %s, and %s cannot make digests: its "
+			       "version or its processor is older",
+			       engine->checks ? engine->name : peer->name,
+			       engine->checks ? peer->name : engine->name);
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		if (peer->link->known[i] && peer->link->known[i]->device)
+			return kv_fail(err, KV_ERR_UNSUPPORTED, "connect",
+				       "KVCACHE_CHECKSUM is on at %s, and cache %u of %s is a "
+				       "GPU's memory, of which no CPU makes a digest",
+				       engine->checks ? engine->name : peer->name, i, engine->name);
+	peer->link->checks = kv_fault(KV_LINK_ALLOC) ? NULL : calloc(1, sizeof(struct kv_checks));
+	if (!peer->link->checks)
+		return kv_fail(err, KV_ERR_NOMEM, "connect",
+			       "cannot allocate what compares a peer's blocks");
+	return 0;
+}
+
 static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
@@ -177,7 +210,7 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	snprintf(peer->name, sizeof(peer->name), "%s", hello.name);
 	forget_others(peer, &hello);
 	fill_maps(peer, &hello);
-	return 0;
+	return agree_on_checks(peer, tr_conn_features(conn), err);
 }
 
 /* ---------------------------------------------------------------- setup */

@@ -17,6 +17,7 @@ void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32
 void kv_watch_start(struct kv_engine *engine); /* once; nothing if it is there */
 void kv_watch_stop(struct kv_engine *engine);
 extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */
+uint64_t kv_hello_features(const struct kv_engine *engine);
 void kv_hello_free(struct kv_peer *peer);
 /*
  * Claim held, and released: ends its operations, takes it out of the table, frees everything but

@@ -77,7 +77,8 @@ void kv_peer_release(struct kv_peer *peer)
 static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
-		"BEGIN", "ACK", "ABORT", "LEASE", "IDS", "REVOKE", "REVOKED", "BYE", "ADOPTED",
+		"BEGIN",   "ACK", "ABORT",   "LEASE",	"IDS",	 "REVOKE",
+		"REVOKED", "BYE", "ADOPTED", "DIGESTS", "WRONG", "PROVE",
 	};
 	struct kv_msg msg;
 	int ret = 0;
@@ -119,6 +120,15 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 		if (peer->incoming || !peer->comm || atomic_exchange(&peer->adopted, true))
 			ret = KV_ERR_PROTOCOL;
 		kv_waiter_wake(&peer->engine->waiter);
+		break;
+	case KV_MSG_DIGESTS:
+		ret = kv_incoming_digests(peer, &msg.digests);
+		break;
+	case KV_MSG_WRONG:
+		ret = kv_op_wrong(peer, &msg.wrong);
+		break;
+	case KV_MSG_PROVE:
+		ret = kv_incoming_prove(peer, &msg.begin);
 		break;
 	default:
 		break;

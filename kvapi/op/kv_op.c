@@ -7,8 +7,10 @@
 
 enum { ID_SLOT_BITS = 16 };
 
-static const char *const stage_names[] = { "idle",   "waits for a lease", "begin", "post",
-					   "commit", "in flight",	  "stop",  "ended" };
+static const char *const stage_names[] = {
+	"idle",	 "waits for a lease", "begin",	   "post", "commit",
+	"prove", "digests",	      "in flight", "stop", "ended"
+};
 
 const char *kv_op_stage_name(const struct kv_op *op)
 {
@@ -125,7 +127,7 @@ static void leave_slot(struct kv_op *op, int code)
 	slot->layers = op->layers;
 	slot->status = code;
 	slot->send = op->kind == KV_OP_SEND;
-	if (peer->state != KV_PEER_UP || op->acked || op->kind == KV_OP_READ) {
+	if (peer->state != KV_PEER_UP || op->acked || (op->kind == KV_OP_READ && !op->begun)) {
 		free_slot(peer, slot);
 	} else if (op->committed) {
 		slot->state = KV_SLOT_UNACKED;
@@ -248,6 +250,10 @@ static void finish_acked(struct kv_op *op)
 	/* A status that this version does not know is not a success. */
 	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
 		status = KV_ERR_PROTOCOL;
+	if (op->wrong) {
+		kv_op_end(op, status, &op->err);
+		return;
+	}
 	kv_peer_fail(op->peer, &err, status, kv_op_name(op), "the receiver refused the commit: %s",
 		     kv_error_text(status));
 	kv_op_end(op, status, &err);
@@ -356,15 +362,32 @@ static void raise_grade(struct kv_op *op, int grade)
 	kv_waiter_wake(op->waiter);
 }
 
+void kv_op_sent(struct kv_op *op)
+{
+	raise_grade(op, op->visible ? KV_VISIBLE : KV_SENT);
+}
+
 static void written(struct kv_op *op)
 {
 	op->written = true;
 	if (op->acked)
 		finish_acked(op);
-	else if (op->engine->ack_read && !op->grant)
-		kv_op_end(op, 0, NULL); /* proven to be visible */
-	else
-		raise_grade(op, op->visible ? KV_VISIBLE : KV_SENT);
+	else if (kv_op_is_proven(op))
+		kv_op_end(op, 0, NULL); /* its bytes are visible */
+	else if (op->stage != KV_STAGE_DIGEST)
+		kv_op_sent(op);
+}
+
+/* The bytes are here: it ends, or its owner is asked whether they are the right ones. */
+static void op_read(struct kv_op *op)
+{
+	if (!op->peer->link->checks) {
+		kv_op_end(op, 0, NULL);
+		return;
+	}
+	op->committed = false;
+	op->stage = KV_STAGE_PROVE;
+	kv_bit_set(op->peer->link->posting, kv_op_slot(op));
 }
 
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
@@ -382,7 +405,7 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 	else if (event->kind == TR_WRITTEN)
 		written(op);
 	else if (event->kind == TR_READ)
-		kv_op_end(op, 0, NULL);
+		op_read(op);
 	else
 		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT, event->cause);
 }
@@ -424,6 +447,21 @@ int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack)
 		return KV_ERR_PROTOCOL;
 	}
 	return 0;
+}
+
+int kv_op_wrong(struct kv_peer *peer, const struct kv_msg_wrong *wrong)
+{
+	struct kv_slot *slot = slot_at(peer, wrong->op);
+	struct kv_op *op = slot ? slot->op : NULL;
+
+	if (op && op->committed && !op->acked) {
+		if (wrong->layer >= op->cache->geometry.layers ||
+		    wrong->tensor >= op->cache->geometry.tensors || wrong->index >= op->n)
+			return KV_ERR_PROTOCOL;
+		op->wrong = true;
+		kv_check_fail(peer, op->map, wrong, kv_op_name(op), &op->err);
+	}
+	return kv_op_acked(peer, &(struct kv_ack){ wrong->op, KV_ERR_CHECKSUM });
 }
 
 /* ---------------------------------------------------------------- answers to revokes */

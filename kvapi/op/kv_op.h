@@ -14,6 +14,8 @@ enum kv_op_stage {
 	KV_STAGE_BEGIN,
 	KV_STAGE_POST,
 	KV_STAGE_COMMIT,
+	KV_STAGE_PROVE,	 /* a read is here: PROVE; where there are digests, as */
+	KV_STAGE_DIGEST, /* DIGESTS */
 	KV_STAGE_FLIGHT, /* committed (receive: the lease is open) */
 	KV_STAGE_STOP,	 /* waits for what was posted, then ends with `end_code` */
 	KV_STAGE_ENDED,
@@ -24,8 +26,8 @@ enum kv_op_fate { KV_OP_GOING = 0, KV_OP_ENDED, KV_OP_LEFT };
 struct kv_op {
 	uint32_t magic;
 	uint8_t kind, stage;
-	bool begun;	/* BEGIN was sent */
-	bool committed; /* the notify was given to the transport */
+	bool begun;	/* BEGIN, or PROVE, was sent */
+	bool committed; /* the notify was given to the transport, and the digests */
 	bool written;	/* the transport is done with it */
 	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
@@ -33,6 +35,7 @@ struct kv_op {
 	bool unclaimed; /* its caller could not take the claim again */
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	bool admitted; /* kv_op_admit has accepted it before */
+	bool wrong;    /* the receiver has named a block that arrived wrong: it is in err */
 	bool early;    /* a write that was called before all of its lease had come */
 	struct kv_engine *engine;
 	struct kv_peer *peer; /* held until the operation is freed */
@@ -57,6 +60,7 @@ struct kv_op {
 	size_t n;
 	uint32_t layer, tensor; /* what is posted next */
 	struct kv_place place;
+	struct kv_walk walk; /* whose digest is sent next */
 	int64_t *ids; /* own copy; a short one is kept for the next use */
 	size_t ids_cap;
 	struct kv_waiter own_waiter, *waiter;
@@ -70,6 +74,12 @@ struct kv_op {
 const char *kv_op_kind_name(int kind);
 const char *kv_op_name(const struct kv_op *op);
 const char *kv_op_stage_name(const struct kv_op *op);
+
+/* It ends when the transport has proven that its bytes are visible: KVCACHE_ACK=read. */
+static inline bool kv_op_is_proven(const struct kv_op *op)
+{
+	return op->engine->ack_read && !op->grant && !op->peer->link->checks;
+}
 
 /* kv_op_pool.c */
 int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err);
@@ -106,6 +116,13 @@ enum kv_step {
 };
 bool kv_op_step(struct kv_op *op,
 		bool may_post); /* kv_post.c: one piece further; false: nothing could be done */
+/* kv_digests.c: after the commit. false: nothing could be sent. */
+void kv_digests_begin(struct kv_op *op);
+bool kv_digests_step(struct kv_op *op);
+bool kv_digests_prove(struct kv_op *op);
+void kv_op_committed(struct kv_op *op); /* all of it was given to the transport */
+void kv_op_sent(struct kv_op *op);	/* and its blocks may be used again */
+struct kv_msg_begin kv_op_begin_of(const struct kv_op *op);
 void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns,
 		const struct kv_error *cause); /* cause may be NULL */
 /* For kv_op_stop and kv_recv_stop: it ends with this code later. false: it ends already. */
@@ -114,6 +131,7 @@ void kv_op_receives(struct kv_op *op); /* a receive whose lease is open */
 void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause);
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event);
 int kv_op_acked(struct kv_peer *peer, const struct kv_ack *ack); /* 0 or PROTOCOL */
+int kv_op_wrong(struct kv_peer *peer, const struct kv_msg_wrong *wrong); /* the same */
 bool kv_op_flush(struct kv_peer *peer); /* ABORT messages; false: out of credits */
 void kv_op_timeout(struct kv_op *op);
 /* What a deadline that has passed is called, and why it has. */

@@ -48,7 +48,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->magic = KV_MAGIC_OP;
 	op->stage = KV_STAGE_IDLE;
 	op->begun = op->committed = op->written = op->acked = op->visible = op->blocking = false;
-	op->passed = op->unclaimed = op->admitted = op->early = false;
+	op->passed = op->unclaimed = op->admitted = op->early = op->wrong = false;
 	op->peer = NULL;
 	op->after = NULL;
 	op->at = NULL;

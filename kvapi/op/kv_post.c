@@ -10,6 +10,20 @@ static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 	return KV_STEP_OVER;
 }
 
+struct kv_msg_begin kv_op_begin_of(const struct kv_op *op)
+{
+	return (struct kv_msg_begin){
+		.op = op->id,
+		.cache = (uint8_t)op->cache->geometry.cache_id,
+		.first = (uint16_t)op->layers.first,
+		.count = (uint16_t)op->layers.count,
+		.blocks = (uint32_t)op->n,
+		.bytes = op->bytes,
+		.lease = op->grant,
+		.tag = op->tag,
+	};
+}
+
 /* The transport's operation and, unless it is a read, the BEGIN message. */
 static enum kv_step post_begin(struct kv_op *op)
 {
@@ -26,23 +40,13 @@ static enum kv_step post_begin(struct kv_op *op)
 		tr_op_grant(op->tr, op->grant);
 	}
 	if (op->kind != KV_OP_READ) {
-		struct kv_msg msg = { .type = KV_MSG_BEGIN,
-				      .begin = {
-					      .op = op->id,
-					      .cache = (uint8_t)op->cache->geometry.cache_id,
-					      .first = (uint16_t)op->layers.first,
-					      .count = (uint16_t)op->layers.count,
-					      .blocks = (uint32_t)op->n,
-					      .bytes = op->bytes,
-					      .lease = op->grant,
-					      .tag = op->tag,
-				      } };
+		struct kv_msg msg = { .type = KV_MSG_BEGIN, .begin = kv_op_begin_of(op) };
 
 		/* A failing connection ends the operation through its event. */
 		if (kv_peer_send(op->peer, &msg))
 			return KV_STEP_NONE;
+		op->begun = true;
 	}
-	op->begun = true;
 	op->stage = KV_STAGE_POST;
 	return KV_STEP_ON;
 }
@@ -100,6 +104,19 @@ static enum kv_step post_piece(struct kv_op *op)
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }
 
+void kv_op_committed(struct kv_op *op)
+{
+	op->committed = true;
+	op->stage = KV_STAGE_FLIGHT;
+	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
+	if (op->written)
+		kv_op_sent(op);
+	if (op->kind == KV_OP_READ)
+		return;
+	kv_count(op->engine, blocks_out, op->n);
+	kv_count(op->engine, bytes_out, op->bytes);
+}
+
 static enum kv_step post_commit(struct kv_op *op)
 {
 	bool read = op->kind == KV_OP_READ;
@@ -107,20 +124,18 @@ static enum kv_step post_commit(struct kv_op *op)
 	struct kv_error err;
 	int ret;
 
-	if (!read && op->engine->ack_read && !op->grant)
+	if (!read && kv_op_is_proven(op))
 		flags |= TR_PROVEN;
 	ret = tr_op_commit(op->tr, flags, op->id, &err);
 	if (ret == TR_AGAIN)
 		return KV_STEP_NONE;
 	if (ret)
 		return step_failed(op, &err);
-	op->committed = true;
-	op->stage = KV_STAGE_FLIGHT;
-	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
-	if (!read) {
-		kv_count(op->engine, blocks_out, op->n);
-		kv_count(op->engine, bytes_out, op->bytes);
+	if (op->peer->link->checks && !read) {
+		kv_digests_begin(op);
+		return KV_STEP_ON;
 	}
+	kv_op_committed(op);
 	return KV_STEP_ON;
 }
 
@@ -201,5 +216,9 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 		moved |= (step = may_post || is_left_alone(op) ? post_piece(op) : KV_STEP_NONE);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
 		moved |= (step = post_commit(op));
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_PROVE)
+		moved |= (step = kv_digests_prove(op) ? KV_STEP_ON : KV_STEP_NONE);
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_DIGEST && (may_post || is_left_alone(op)))
+		moved |= kv_digests_step(op);
 	return moved;
 }

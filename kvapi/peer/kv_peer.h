@@ -5,9 +5,17 @@
 
 #include "kv_engine.h"
 
+/* A block of an operation: kv_check.c walks over all of them in this order, the ids fastest. */
+struct kv_walk {
+	uint32_t layer; /* of the operation's */
+	uint32_t tensor;
+	uint32_t index; /* of its ids */
+};
+
 /* An operation of the peer: kv_incoming.c. */
 struct kv_incoming {
 	bool begun, notified;
+	bool proves; /* PROVE, not BEGIN */
 	uint64_t notified_op;
 	struct kv_msg_begin begin;
 	int32_t status;
@@ -49,6 +57,21 @@ struct kv_slot {
 	bool send; /* kv_send_blocks */
 };
 
+/* What there is more where digests were agreed on. */
+struct kv_checks {
+	struct kv_verify { /* of an operation of the peer: kv_verify.c */
+		bool is_wrong;
+		struct kv_walk next;	   /* whose digest comes next */
+		struct kv_msg_wrong wrong; /* the first whose digest was another */
+	} in[KV_OPS_MAX];
+	/* A message of kv_digests.c that has not found a credit yet; op 0: there is none. */
+	struct kv_unsent {
+		struct kv_msg msg;
+		struct kv_walk next; /* behind its blocks, if there are more */
+		bool more;
+	} unsent;
+};
+
 /* What exists from the accepted hello on. */
 struct kv_link {
 	struct kv_cache
@@ -72,6 +95,7 @@ struct kv_link {
 	unsigned int placed_slab; /* kv_place.c: where the last byte went */
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
 	struct tr_span span[TR_SPANS_GOOD];
+	struct kv_checks *checks; /* NULL: no block is digested */
 };
 
 /* How far kv_peer_close has come. */
@@ -162,6 +186,16 @@ void kv_peer_break(struct kv_peer *peer, int code, const char *fmt, ...)
 void kv_peer_due(struct kv_peer *peer, int64_t deadline_ns); /* next_deadline_ns = min */
 /* Sends a message: 0, TR_AGAIN or negative. */
 int kv_peer_send(struct kv_peer *peer, const struct kv_msg *msg);
+
+/*
+ * kv_check.c: blocks whose digests both ends compare. The digest of the part of a block of ours
+ * that the two ranks share; whether there is a block behind this one, which `walk` is then; and
+ * the failure that names a block: of `by`, an operation's name.
+ */
+uint32_t kv_check_block(const struct kv_map *map, uint32_t layer, uint32_t tensor, uint32_t id);
+bool kv_check_next(const struct kv_map *map, uint32_t layers, uint32_t ids, struct kv_walk *walk);
+int kv_check_fail(const struct kv_peer *peer, const struct kv_map *map,
+		  const struct kv_msg_wrong *wrong, const char *by, struct kv_error *err);
 
 /* The counters of a connection that is about to close. Claim and engine.lock held. */
 void kv_stats_keep(struct kv_peer *peer);

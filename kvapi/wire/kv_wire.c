@@ -8,6 +8,7 @@
 
 _Static_assert(2 + KV_ACKS_MAX * 12 <= TR_MSG_MAX, "an ACK message must fit");
 _Static_assert(14 + KV_RUNS_MAX * 6 <= TR_MSG_MAX, "an IDS message must fit");
+_Static_assert(10 + KV_DIGESTS_MAX * 8 <= TR_MSG_MAX, "a DIGESTS message must fit");
 _Static_assert(KV_LAYERS_MAX <= UINT16_MAX && KV_CACHES_MAX <= UINT8_MAX, "field widths");
 
 static void put_ack(struct wire_writer *w, const struct kv_msg_ack *m)
@@ -127,6 +128,48 @@ static void get_abort(struct wire_reader *r, struct kv_msg_abort *m)
 	m->status = (int32_t)wire_get_u32(r);
 }
 
+static void put_digests(struct wire_writer *w, const struct kv_msg_digests *m)
+{
+	wire_put_u64(w, m->op);
+	wire_put_u8(w, m->count);
+	for (int i = 0; i < m->count; i++) {
+		wire_put_u32(w, m->block[i].block);
+		wire_put_u32(w, m->block[i].digest);
+	}
+}
+
+static void get_digests(struct wire_reader *r, struct kv_msg_digests *m)
+{
+	m->op = wire_get_u64(r);
+	m->count = wire_get_u8(r);
+	if (!m->count || m->count > KV_DIGESTS_MAX)
+		r->bad = true;
+	for (int i = 0; i < m->count && !r->bad; i++) {
+		m->block[i].block = wire_get_u32(r);
+		m->block[i].digest = wire_get_u32(r);
+	}
+}
+
+static void put_wrong(struct wire_writer *w, const struct kv_msg_wrong *m)
+{
+	wire_put_u64(w, m->op);
+	wire_put_u16(w, m->layer);
+	wire_put_u8(w, m->tensor);
+	wire_put_u32(w, m->block);
+	wire_put_u32(w, m->index);
+}
+
+static void get_wrong(struct wire_reader *r, struct kv_msg_wrong *m)
+{
+	m->op = wire_get_u64(r);
+	m->layer = wire_get_u16(r);
+	m->tensor = wire_get_u8(r);
+	m->block = wire_get_u32(r);
+	m->index = wire_get_u32(r);
+	if (m->layer >= KV_LAYERS_MAX || m->tensor >= KV_TENSORS_MAX)
+		r->bad = true;
+}
+
 size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 {
 	struct wire_writer w = wire_writer_of(buf, cap);
@@ -134,6 +177,7 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 	wire_put_u8(&w, msg->type);
 	switch (msg->type) {
 	case KV_MSG_BEGIN:
+	case KV_MSG_PROVE:
 		put_begin(&w, &msg->begin);
 		break;
 	case KV_MSG_ACK:
@@ -152,6 +196,12 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 	case KV_MSG_REVOKED:
 		wire_put_u64(&w, msg->id.lease);
 		break;
+	case KV_MSG_DIGESTS:
+		put_digests(&w, &msg->digests);
+		break;
+	case KV_MSG_WRONG:
+		put_wrong(&w, &msg->wrong);
+		break;
 	default: /* BYE, ADOPTED have no fields */
 		break;
 	}
@@ -165,6 +215,7 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 	msg->type = wire_get_u8(&r);
 	switch (msg->type) {
 	case KV_MSG_BEGIN:
+	case KV_MSG_PROVE:
 		get_begin(&r, &msg->begin);
 		break;
 	case KV_MSG_ACK:
@@ -182,6 +233,12 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 	case KV_MSG_REVOKE:
 	case KV_MSG_REVOKED:
 		msg->id.lease = wire_get_u64(&r);
+		break;
+	case KV_MSG_DIGESTS:
+		get_digests(&r, &msg->digests);
+		break;
+	case KV_MSG_WRONG:
+		get_wrong(&r, &msg->wrong);
 		break;
 	case KV_MSG_BYE:
 	case KV_MSG_ADOPTED:

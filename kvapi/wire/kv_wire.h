@@ -18,6 +18,10 @@
  *   REVOKED  writer -> receiver  nothing of the lease is under way any more, it is forgotten
  *   ADOPTED  accepting ->        kv_comm_init has made the peer part of its communicator
  *            connecting
+ *   DIGESTS  writer -> receiver  after the commit, where digests were agreed on: of the next
+ *            blocks in the order layer, tensor, id; the last one makes the receiver answer
+ *   WRONG    receiver -> writer  in the place of an ACK: the first block whose digest is another
+ *   PROVE    reader -> owner     blocks were read; DIGESTS of what arrived follow, as of a write
  *   BYE      both                the sender is about to close the connection; nothing follows
  *
  * A message whose fields cannot be, or that contradicts an earlier one (a BEGIN in a slot whose
@@ -44,12 +48,20 @@ enum kv_msg_type {
 	KV_MSG_REVOKED,
 	KV_MSG_BYE,
 	KV_MSG_ADOPTED,
+	KV_MSG_DIGESTS,
+	KV_MSG_WRONG,
+	KV_MSG_PROVE,
 };
 
 enum {
 	KV_ACKS_MAX = 20, /* of one message */
 	KV_RUNS_MAX = 40,
+	KV_DIGESTS_MAX = 30,
+	KV_DIGESTS_BYTES = 256 << 10, /* of blocks in one message, unless it is one block */
 };
+
+/* Bits of the hello's features. */
+enum { KV_CAN_CHECK = 1 << 0, KV_WANTS_CHECK = 1 << 1 };
 
 /* Taken, but the queue of arrivals is full: 0 follows when there is room. */
 enum { KV_ACK_VISIBLE = 1 };
@@ -101,6 +113,22 @@ struct kv_msg_ids {
 	} run[KV_RUNS_MAX];
 };
 
+struct kv_msg_digests {
+	uint64_t op;
+	uint8_t count;
+	struct kv_block_digest {
+		uint32_t block; /* the receiver's id */
+		uint32_t digest; /* kv_digest.h */
+	} block[KV_DIGESTS_MAX];
+};
+
+struct kv_msg_wrong {
+	uint64_t op;
+	uint16_t layer;
+	uint8_t tensor;
+	uint32_t block, index; /* the receiver's id, and which one of the operation's */
+};
+
 struct kv_msg_id {
 	uint64_t lease;
 };
@@ -108,11 +136,13 @@ struct kv_msg_id {
 struct kv_msg {
 	uint8_t type;
 	union {
-		struct kv_msg_begin begin;
+		struct kv_msg_begin begin; /* BEGIN, PROVE */
 		struct kv_msg_ack ack;
 		struct kv_msg_abort abort;
 		struct kv_msg_lease lease;
 		struct kv_msg_ids ids;
+		struct kv_msg_digests digests;
+		struct kv_msg_wrong wrong;
 		struct kv_msg_id id; /* REVOKE, REVOKED */
 	};
 };

@@ -114,6 +114,9 @@ void fake_land(void);
  */
 void fake_unmaps(void *addr, size_t len);
 
+/* The byte that is written to this address next arrives with another value; NULL: none. */
+void fake_corrupt(uint8_t *at);
+
 /* How the device writes to memory. */
 void fake_store(uint8_t *to, const uint8_t *data, size_t len);
 

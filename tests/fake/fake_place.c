@@ -28,6 +28,10 @@ static void place_one(struct fake_qp *qp, struct fake_place **at)
 {
 	struct fake_place *p = *at;
 
+	if (world.corrupt >= p->to && world.corrupt < p->to + p->len) {
+		p->data[world.corrupt - p->to] ^= 1;
+		world.corrupt = NULL;
+	}
 	fake_store(p->to, p->data, p->len);
 	world.stats.bytes += p->len;
 	world.stats.late += p->acked;
@@ -35,6 +39,13 @@ static void place_one(struct fake_qp *qp, struct fake_place **at)
 	if (!*at)
 		qp->place_last = at;
 	free(p);
+}
+
+void fake_corrupt(uint8_t *at)
+{
+	pthread_mutex_lock(&world.lock);
+	world.corrupt = at;
+	pthread_mutex_unlock(&world.lock);
 }
 
 void fake_place_all(struct fake_qp *qp)

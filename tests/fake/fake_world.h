@@ -165,6 +165,7 @@ struct fake_world {
 	struct fake_qp *qp[QPS_MAX];
 	uint64_t qp_used[QPS_MAX / 64]; /* a bit for each of them */
 	uint32_t next_mr, next_qp;
+	uint8_t *corrupt; /* fake_corrupt */
 	struct fake_ghost *ghosts;
 	struct fake_counts counts;
 	struct fake_stats stats;

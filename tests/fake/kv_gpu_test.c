@@ -136,6 +136,27 @@ static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
 }
 
 /* Peers of one host: with shared memory there, it is what both would take. */
+/* No CPU reads it, so none makes a digest. */
+static void digests_of_it_are_refused_with_the_cause(void **state)
+{
+	static const char *const checked[] = { "KVCACHE_CHECKSUM=1", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = cuda_shape(in_one_piece);
+	struct pair p = { 0 };
+	struct kv_error err;
+
+	(void)state;
+	node_open(&p.a, 1, &shape, NULL);
+	config.options = checked;
+	node_open(&p.b, 2, NULL, &config);
+	node_listen(&p.b);
+	assert_int_equal(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &p.a.peer, &err),
+			 KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "GPU's memory, of which no CPU makes a digest"));
+	pair_close(&p);
+	fake_cuda_reset();
+}
+
 static void over_shared_memory_it_is_refused_with_the_cause(void **state)
 {
 	static const char *const any[] = { "KVCACHE_TRANSPORT=auto", NULL };
@@ -192,6 +213,7 @@ int main(void)
 		cmocka_unit_test(without_cuda_in_the_process_it_says_so),
 		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
 		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
+		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
 		cmocka_unit_test(over_shared_memory_it_is_refused_with_the_cause),
 	};
 

@@ -405,6 +405,73 @@ static void a_lease_is_not_given_back_while_an_operation_under_it_is_open(void *
 	dropped();
 }
 
+/* ---------------------------------------------------------------- digests */
+
+static void say_digests(uint64_t op, uint8_t count, uint32_t block)
+{
+	struct kv_msg msg = { .type = KV_MSG_DIGESTS, .digests = { .op = op, .count = count } };
+
+	for (int i = 0; i < count; i++)
+		msg.digests.block[i].block = block;
+	say(msg);
+}
+
+static void digests_that_nobody_asked_for(void **state)
+{
+	(void)state;
+	say_begin(OP(3, 1), 0);
+	say_digests(OP(3, 1), 1, 0);
+	dropped();
+}
+
+static void digests_of_no_commit(void **state)
+{
+	(void)state;
+	open_pair("KVCACHE_CHECKSUM=1", 0);
+	say_begin(OP(3, 1), 0);
+	say_digests(OP(3, 1), 1, 0); /* before the notify: the bytes may not be there */
+	dropped();
+}
+
+static void a_digest_of_no_block(void **state)
+{
+	(void)state;
+	open_pair("KVCACHE_CHECKSUM=1", 0);
+	say_begin(OP(3, 1), 0);
+	notify(OP(3, 1));
+	say_digests(OP(3, 1), 1, RIG_BLOCKS);
+	dropped();
+}
+
+static void more_digests_than_blocks(void **state)
+{
+	(void)state;
+	open_pair("KVCACHE_CHECKSUM=1", 0);
+	say_begin(OP(3, 1), 0);
+	notify(OP(3, 1));
+	say_digests(OP(3, 1), RIG_LAYERS * RIG_TENSORS * N + 1, 0);
+	dropped();
+}
+
+static void a_proof_under_a_lease(void **state)
+{
+	struct kv_msg msg = begin_ok;
+
+	(void)state;
+	open_pair("KVCACHE_CHECKSUM=1", 0);
+	msg.type = KV_MSG_PROVE;
+	msg.begin.lease = kv_lease_id(lease);
+	say(msg);
+	dropped();
+}
+
+static void a_wrong_block_of_what_was_not_written(void **state)
+{
+	(void)state;
+	say((struct kv_msg){ .type = KV_MSG_WRONG, .wrong = { .op = OP(3, 1) } });
+	dropped();
+}
+
 static void nothing_follows_a_goodbye(void **state)
 {
 	(void)state;
@@ -441,6 +508,12 @@ int main(int argc, char **argv)
 		with_pair(a_lease_that_was_not_sent_is_not_revoked),
 		with_pair(a_lease_that_is_not_revoked_is_not_given_back),
 		with_pair(a_lease_is_not_given_back_while_an_operation_under_it_is_open),
+		with_pair(digests_that_nobody_asked_for),
+		cmocka_unit_test_teardown(digests_of_no_commit, teardown),
+		cmocka_unit_test_teardown(a_digest_of_no_block, teardown),
+		cmocka_unit_test_teardown(more_digests_than_blocks, teardown),
+		cmocka_unit_test_teardown(a_proof_under_a_lease, teardown),
+		with_pair(a_wrong_block_of_what_was_not_written),
 		with_pair(nothing_follows_a_goodbye),
 	};
 

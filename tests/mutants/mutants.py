@@ -32,7 +32,7 @@ MUTANTS = [
            "transport/shm/send.c", "if (sc->rest.op == op && !send_rest(sc))", "if (sc->rest.op == op && false)",
            "loop_tr_paths", "loop_tr_paths", ""),
     Mutant("success-without-proof", "a write ends when its own side is done, not when the receiver has said so",
-           "kvapi/op/kv_op.c", "else if (op->engine->ack_read && !op->grant)", "else if (op->engine)",
+           "kvapi/op/kv_op.c", "else if (kv_op_is_proven(op))", "else if (op->engine)",
            "kv_async_test", "kv_async_test", "no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once"),
     Mutant("release-without-fence", "a lease is given back although its writer has not answered",
            "kvapi/api/kv_blocks.c", "ret = fence(peer, lease, deadline_ns, &claimed, err);", "ret = 0, (void)fence;",

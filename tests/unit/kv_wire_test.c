@@ -46,6 +46,14 @@ static const struct golden
 		{ { .type = KV_MSG_REVOKED, .id = { 0x30001 } }, 9, { 7, 1, 0, 3, 0, 0, 0, 0, 0 } },
 		{ { .type = KV_MSG_BYE }, 1, { 8 } },
 		{ { .type = KV_MSG_ADOPTED }, 1, { 9 } },
+		{ { .type = KV_MSG_DIGESTS,
+		    .digests = { 0x10005, 2, { { 7, 0x11223344 }, { 0x55667788, 9 } } } },
+		  26,
+		  { 10, 5,    0,    1,	  0,	0,    0,    0,	  0,	2, 7, 0, 0,
+		    0,	0x44, 0x33, 0x22, 0x11, 0x88, 0x77, 0x66, 0x55, 9, 0, 0, 0 } },
+		{ { .type = KV_MSG_WRONG, .wrong = { 0x10005, 0x0102, 3, 0x11223344, 0x55 } },
+		  20,
+		  { 11, 5, 0, 1, 0, 0, 0, 0, 0, 2, 1, 3, 0x44, 0x33, 0x22, 0x11, 0x55, 0, 0, 0 } },
 	};
 enum { GOLDEN = sizeof(golden) / sizeof(golden[0]) };
 
@@ -97,7 +105,7 @@ static void counts_and_ranges_are_checked(void **state)
 
 	(void)state;
 	for (unsigned int type = 0; type < 256; type++)
-		if (!type || type > KV_MSG_ADOPTED)
+		if (!type || type > KV_MSG_PROVE)
 			assert_false(kv_wire_get(&(uint8_t){ (uint8_t)type }, 1, &msg));
 	assert_false(kv_wire_get(none, 2, &msg));
 	assert_false(accepts(0, 9, KV_CACHES_MAX)); /* cache */
@@ -109,6 +117,9 @@ static void counts_and_ranges_are_checked(void **state)
 	assert_false(accepts(3, 25, 0x02)); /* blocks of a lease */
 	assert_false(accepts(4, 13, KV_RUNS_MAX + 1));
 	assert_false(accepts(4, 18, 0)); /* a run of no blocks */
+	assert_false(accepts(9, 9, KV_DIGESTS_MAX + 1));
+	assert_false(accepts(10, 10, 0xff)); /* layer */
+	assert_false(accepts(10, 11, KV_TENSORS_MAX));
 }
 
 static void the_largest_messages_fit(void **state)
