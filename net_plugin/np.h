@@ -215,7 +215,7 @@ struct np_comm {
 	struct np_mr *mrs;
 	uint64_t serials;
 	uint64_t describing; /* the region whose description was sent last; progress thread only */
-	struct np_mr *gone; /* deregistered, but a request that has not been tested names it */
+	struct np_mr *gone;  /* deregistered, but a request that has not been tested names it */
 	bool is_shm;	     /* the transport */
 	/* np_close.c */
 	bool closed; /* NCCL has closed it, and got an error because it has not ended */
@@ -226,7 +226,7 @@ struct np_comm {
 	uint64_t cookie;
 	uint8_t nonce[NP_NONCE];
 	int64_t patience_ns;
-	int64_t asked_ns; /* the last call of connect */
+	int64_t asked_ns;     /* the last call of connect */
 	struct np_comm *next; /* while connecting, and while ending */
 };
 
@@ -241,12 +241,12 @@ struct np_request {
 	uint16_t index;
 	size_t size[NP_GROUP];
 	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
-	bool any_order; /* no line is read before the notify */
+	bool any_order;		    /* no line is read before the notify */
 	/* NP_SEND */
 	bool ahead; /* its bytes are at the receiver already */
 	int tag;
 	struct tr_op *op;
-	struct tr_rmem *rmem;
+	struct tr_rmem *rmem; /* held */
 	struct tr_span span;
 	uint64_t value;
 	struct np_request *next;
@@ -329,8 +329,8 @@ ncclResult_t np_close_recv(void *comm);
  * they have not yet.
  */
 ncclResult_t np_end_use(struct np_comm *comm, const struct np_mr *mr, const char *what);
-void np_end_step(void);			  /* moves those that NCCL has closed already */
-void np_end_all(struct np_context *ctx);  /* those of a context, at its end */
+void np_end_step(void);			 /* moves those that NCCL has closed already */
+void np_end_all(struct np_context *ctx); /* those of a context, at its end */
 
 /* np_reg.c */
 ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandle);

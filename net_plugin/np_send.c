@@ -30,6 +30,7 @@ static struct np_request *take_request(struct np_send *s)
 	request->n = 1;
 	request->left = 1;
 	request->op = NULL;
+	request->rmem = NULL;
 	request->ahead = false;
 	return request;
 }
@@ -53,6 +54,7 @@ void np_send_release(struct np_request *request)
 	struct np_send *s = np_send_of(request->comm);
 
 	np_mr_hold(request->mr[0], -1);
+	tr_mem_close(request->rmem);
 	request->kind = NP_FREE;
 	s->free[s->frees++] = request->index;
 }
@@ -90,6 +92,7 @@ static int bind_row(struct np_send *s, unsigned int row_index, struct np_request
 		if (!request->rmem)
 			return kv_fail(err, KV_ERR_PROTOCOL, "send",
 				       "a clear-to-send names a region that was not described");
+		tr_rmem_hold(request->rmem); /* its slot may be described anew meanwhile */
 		request->span.remote = row->offset;
 	}
 	request->size[0] = (size_t)request->span.len;

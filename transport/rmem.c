@@ -92,6 +92,11 @@ int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rme
 	return 0;
 }
 
+void tr_rmem_hold(struct tr_rmem *rmem)
+{
+	rmem->refs++;
+}
+
 void tr_mem_close(struct tr_rmem *rmem)
 {
 	struct tr_rmem **at;

@@ -36,28 +36,28 @@ struct kv_log;
 struct tr;
 struct tr_listener;
 struct tr_conn;
-struct tr_mem;  /* registered local memory */
+struct tr_mem;	/* registered local memory */
 struct tr_rmem; /* a region of the peer, as this connection sees it */
 struct tr_op;
 
 #define TR_AGAIN 1
 
 enum tr_limits {
-	TR_OPS_MAX = 256,        /* operations of one connection that have not reported their end */
-	TR_MSG_MAX = 256,        /* bytes of a message */
-	TR_HELLO_MAX = 2048,     /* bytes of the upper layer's hello */
+	TR_OPS_MAX = 256,    /* operations of one connection that have not reported their end */
+	TR_MSG_MAX = 256,    /* bytes of a message */
+	TR_HELLO_MAX = 2048, /* bytes of the upper layer's hello */
 	/* bytes of the upper layer's setup, sent after both hellos were accepted */
 	TR_SETUP_MAX = 1 << 20,
-	TR_MEM_PACK_MAX = 4096,  /* bytes of a packed memory description */
-	TR_MEMS_MAX = 65536,     /* registered regions of one context */
-	TR_SPANS_GOOD = 256,     /* spans a tr_op_add likes: a doorbell, a process_vm_writev */
+	TR_MEM_PACK_MAX = 4096, /* bytes of a packed memory description */
+	TR_MEMS_MAX = 65536,	/* registered regions of one context */
+	TR_SPANS_GOOD = 256,	/* spans a tr_op_add likes: a doorbell, a process_vm_writev */
 };
 
 /* ---------------------------------------------------------------- context */
 
 struct tr_config {
 	const struct kv_option_set *options; /* must outlive the context */
-	struct kv_log *log;                  /* must outlive the context; may be NULL */
+	struct kv_log *log;		     /* must outlive the context; may be NULL */
 };
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err);
@@ -146,6 +146,8 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 int tr_mem_open(struct tr_conn *conn, const void *buf, size_t len, struct tr_rmem **rmem_p,
 		struct kv_error *err);
 void tr_mem_close(struct tr_rmem *rmem); /* counted; the connection's close frees what is left */
+/* As long as an operation's calls name it: one tr_mem_close more. */
+void tr_rmem_hold(struct tr_rmem *rmem);
 size_t tr_rmem_len(const struct tr_rmem *rmem);
 
 /* ---------------------------------------------------------------- connections */
@@ -158,7 +160,7 @@ size_t tr_rmem_len(const struct tr_rmem *rmem);
  * peer.
  */
 struct tr_upper_ops {
-	uint16_t id;      /* TR_UPPER_*: both ends must have the same */
+	uint16_t id;	  /* TR_UPPER_*: both ends must have the same */
 	uint16_t version; /* compared for equality; VERSION names both */
 	int (*hello_put)(void *arg, struct tr_conn *conn, void *buf, size_t cap);
 	int (*hello_get)(void *arg, struct tr_conn *conn, const void *buf, size_t len,
@@ -224,7 +226,7 @@ void tr_listener_close(struct tr_listener *listener);
 struct tr_refused {
 	uint64_t garbage; /* not kvrail, or closed before its hello was complete */
 	uint64_t timeout; /* no complete hello in time */
-	uint64_t limit;   /* made room for another, or there was no descriptor: refused with BUSY */
+	uint64_t limit;	  /* made room for another, or there was no descriptor: refused with BUSY */
 };
 /* Since the last call. */
 void tr_listener_refused(struct tr_listener *listener, struct tr_refused *refused);
@@ -267,8 +269,8 @@ int tr_conn_fd(const struct tr_conn *conn);
  */
 int64_t tr_conn_deadline(const struct tr_conn *conn);
 
-const char *tr_conn_stage(const struct tr_conn *conn); /* "waiting for hello", for people */
-const char *tr_conn_address(const struct tr_conn *conn);   /* "127.0.0.1:4711" of the other end */
+const char *tr_conn_stage(const struct tr_conn *conn);	 /* "waiting for hello", for people */
+const char *tr_conn_address(const struct tr_conn *conn); /* "127.0.0.1:4711" of the other end */
 uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
 /* how bytes travel and why, for people */
@@ -409,9 +411,9 @@ enum tr_event_kind {
 	 * visible)
 	 */
 	TR_WRITTEN = 1,
-	TR_READ,        /* the operation `user` is done: its bytes are here */
-	TR_NOTIFIED,    /* `value` from the peer; the bytes of its operation are visible here */
-	TR_MSG,         /* `msg`, `len` bytes, valid until the next tr_poll */
+	TR_READ,     /* the operation `user` is done: its bytes are here */
+	TR_NOTIFIED, /* `value` from the peer; the bytes of its operation are visible here */
+	TR_MSG,	     /* `msg`, `len` bytes, valid until the next tr_poll */
 	/* the operation `user` was cancelled; nothing of it is under way any more */
 	TR_CANCELLED,
 	/*
@@ -419,17 +421,17 @@ enum tr_event_kind {
 	 * arrived
 	 */
 	TR_IN_DOUBT,
-	TR_PEER_LOST,   /* once, last */
+	TR_PEER_LOST, /* once, last */
 };
 
 struct tr_event {
 	int32_t kind;
-	int32_t status;                /* KV_ERR_* of TR_IN_DOUBT and TR_PEER_LOST */
+	int32_t status; /* KV_ERR_* of TR_IN_DOUBT and TR_PEER_LOST */
 	uint64_t user;
 	uint64_t value;
 	const void *msg;
 	size_t len;
-	const struct kv_error *cause;  /* of a failure; valid until the next tr_poll */
+	const struct kv_error *cause; /* of a failure; valid until the next tr_poll */
 };
 
 /* Makes progress and takes up to n events. Returns how many. */

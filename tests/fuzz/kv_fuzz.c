@@ -37,24 +37,18 @@ bool is_alive(void)
 	return w.peer && w.engine->peer[0] == w.peer;
 }
 
-/* As kv_accept.c does it, without a listener. */
 static void connect_in(void)
 {
-	struct tr_conn_config config = { .ops = &kv_upper_ops };
 	struct kv_error err;
-	int done = 0;
 
-	FUZZ_CHECK(!kv_peer_new(w.engine, true, &w.peer, &err));
-	config.arg = w.peer;
-	FUZZ_CHECK(!rig_accepted(w.engine->tr, &config, far_open(true), &w.peer->conn, &err));
-	kv_peer_note(w.peer);
-	FUZZ_CHECK(!kv_table_watch(w.peer, &err));
-	if (kv_peer_service(w.peer, &done))
-		kv_claim_release(&w.peer->claim);
-	for (int i = 0; i < 4; i++) {
-		far_moves();
+	FUZZ_CHECK(!kv_listen(w.engine, NULL, 0, NULL, &err));
+	far_connect();
+	for (int i = 0; i < 5; i++) {
 		kv_progress(w.engine, NO_TIME, NULL);
+		far_moves();
 	}
+	kv_progress(w.engine, NO_TIME, NULL);
+	w.peer = w.engine->peer[0];
 	/* Before it is up nobody has its handle. */
 	if (!is_alive() || w.peer->state != KV_PEER_UP)
 		w.peer = NULL;

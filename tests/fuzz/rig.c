@@ -2,10 +2,12 @@
 /* rig.c -- time, the transport and the peer's control socket of rig.h */
 #include "rig.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -69,6 +71,12 @@ int poll(struct pollfd *fds, nfds_t n, int timeout)
 	return ret;
 }
 
+int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
+{
+	(void)mask;
+	return poll(fds, n, timeout ? (int)(timeout->tv_sec * 1000 + 1) : -1);
+}
+
 /* ---------------------------------------------------------------- what is left behind */
 
 size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
@@ -106,7 +114,7 @@ void rig_begin(void)
 	memset(&rig, 0, sizeof(rig));
 	memset(&far, 0, sizeof(far));
 	far.fd = -1;
-	now_ns = 0;
+	time_passes(3600 * 1000); /* what was measured before is forgotten */
 	fd_before = next_fd();
 	rig_heap_from_here();
 }
@@ -231,6 +239,9 @@ static long rig_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 {
 	(void)err;
 	for (size_t i = 0; i < n; i++) {
+		if (rig.refuses)
+			return (long)i;
+		FUZZ_CHECK(rmem->conn == op->conn);
 		FUZZ_CHECK(spans[i].len && spans[i].local <= lmem->len &&
 			   spans[i].len <= lmem->len - spans[i].local);
 		FUZZ_CHECK(spans[i].remote <= rmem->len &&
@@ -507,6 +518,101 @@ int rig_accepted(struct tr *tr, const struct tr_conn_config *config, int fd,
 	(*conn_p)->stage = CONN_WAIT_HELLO;
 	(*conn_p)->deadline_ns = kv_deadline_ns((*conn_p)->handshake_ms);
 	return control_prepare(*conn_p, err);
+}
+
+/* ---------------------------------------------------------------- listener.c, of the peer */
+
+struct tr_listener {
+	struct tr *tr;
+	int bell;
+};
+
+static int waiting = -1; /* the product's end of a connection that was not accepted */
+
+static void ring_bell(const struct tr_listener *l, bool up)
+{
+	uint64_t n = 1;
+
+	FUZZ_CHECK((up ? write(l->bell, &n, sizeof(n)) : read(l->bell, &n, sizeof(n))) ||
+		   errno == EAGAIN);
+}
+
+int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener **listener_p,
+	      struct kv_error *err)
+{
+	struct tr_listener *l = malloc(sizeof(*l));
+
+	(void)host;
+	(void)port;
+	(void)err;
+	FUZZ_CHECK(l);
+	l->tr = tr;
+	l->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	ring_bell(l, true);
+	*listener_p = l;
+	return 0;
+}
+
+uint32_t tr_listener_port(const struct tr_listener *l)
+{
+	(void)l;
+	return 4711;
+}
+
+int tr_listener_fd(const struct tr_listener *l)
+{
+	return l->bell;
+}
+
+int64_t tr_listener_deadline(const struct tr_listener *l)
+{
+	(void)l;
+	return INT64_MAX;
+}
+
+bool tr_listener_waiting(const struct tr_listener *l)
+{
+	(void)l;
+	return waiting >= 0;
+}
+
+void tr_listener_refused(struct tr_listener *l, struct tr_refused *refused)
+{
+	(void)l;
+	*refused = (struct tr_refused){ 0 };
+}
+
+void tr_listener_close(struct tr_listener *l)
+{
+	if (!l)
+		return;
+	close(l->bell);
+	if (waiting >= 0)
+		close(waiting);
+	waiting = -1;
+	free(l);
+}
+
+int tr_listener_tend(struct tr_listener *l, struct kv_error *err)
+{
+	(void)err;
+	ring_bell(l, false);
+	return 0;
+}
+
+int tr_accept(struct tr_listener *l, const struct tr_conn_config *config, struct tr_conn **conn_p,
+	      struct kv_error *err)
+{
+	int fd = waiting;
+
+	ring_bell(l, false);
+	waiting = -1;
+	return fd < 0 ? TR_AGAIN : rig_accepted(l->tr, config, fd, conn_p, err);
+}
+
+void far_connect(void)
+{
+	waiting = far_open(true);
 }
 
 /* ---------------------------------------------------------------- dial.h, to the peer */

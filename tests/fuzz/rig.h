@@ -86,8 +86,12 @@ struct far {
 };
 extern struct far far;
 
-/* The product's end of a socket pair of which the peer has the other; connecting: the peer is. */
-int far_open(bool connecting);
+/*
+ * The peer connects: the product's listener (tr_listen is the rig's) has a connection from it. How
+ * the product connects to the peer is the rig's, too (dial.h).
+ */
+void far_connect(void);
+int far_open(bool connecting); /* the product's end of the socket pair */
 void far_close(void);
 /* A frame as the protocol has it: with its MAC, if the peer has proven the key. */
 void far_send(enum frame_type type, const void *payload, size_t len);
@@ -99,7 +103,7 @@ void far_setup(const void *upper, size_t len);
 /* The description of a region: what tr_mem_pack makes of one here. */
 size_t far_region(void *buf, uint32_t id, unsigned int access, uint64_t len);
 
-/* The product's end, accepting: over the socket pair of far_open(true). */
+/* The product's end, accepting, of a connection: what tr_accept makes of the descriptor. */
 int rig_accepted(struct tr *tr, const struct tr_conn_config *config, int fd,
 		 struct tr_conn **conn_p, struct kv_error *err);
 
