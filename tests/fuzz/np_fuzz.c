@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * np_fuzz.c -- a communicator of the NCCL plugin whose other end says whatever the input says: the
- * handshake, descriptions of memory, clear-to-sends, messages ahead, notifies; while NCCL registers,
- * sends, receives, tests and deregisters
+ * handshake, descriptions of memory, clear-to-sends, messages ahead, notifies; while NCCL
+ * registers, sends, receives, tests and deregisters
  *
  * Rules: bytes land in rows of receives only; a send is of bytes that were given, to a region that
  * is described just then; a request is done once, and only where the other end has said so; what is

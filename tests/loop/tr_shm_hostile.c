@@ -254,26 +254,39 @@ static void one_pool_too_many(struct pair_side *s, struct shm_conn *sc)
 	}
 }
 
-/* Padding after the control message has room for it. */
-static void two_descriptors_in_one_message(struct pair_side *s, struct shm_conn *sc)
+/* The first `len` bytes of a doorbell, and descriptors. */
+static void ring_with(struct shm_conn *sc, size_t len, size_t n)
 {
 	struct link_message message = { .kind = LINK_DOORBELL };
-	struct iovec iov = { &message, sizeof(message) };
+	struct iovec iov = { &message, len };
 	int fd[2] = { sealed(0, F_SEAL_SHRINK), sealed(0, F_SEAL_SHRINK) };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(sizeof(fd))];
-	} control = { .header = { CMSG_LEN(sizeof(fd)), SOL_SOCKET, SCM_RIGHTS } };
+	} control = { .header = { CMSG_LEN(n * sizeof(int)), SOL_SOCKET, SCM_RIGHTS } };
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = control.bytes,
-			      .msg_controllen = sizeof(control.bytes) };
+			      .msg_controllen = CMSG_SPACE(n * sizeof(int)) };
 
-	(void)s;
-	memcpy(CMSG_DATA(&control.header), fd, sizeof(fd));
-	PAIR_CHECK(sendmsg(sc->sock, &msg, MSG_NOSIGNAL) == sizeof(message));
+	memcpy(CMSG_DATA(&control.header), fd, n * sizeof(int));
+	PAIR_CHECK(sendmsg(sc->sock, &msg, MSG_NOSIGNAL) == (ssize_t)len);
 	close(fd[0]);
 	close(fd[1]);
+}
+
+/* Padding after the control message has room for the second. */
+static void two_descriptors_in_one_message(struct pair_side *s, struct shm_conn *sc)
+{
+	(void)s;
+	ring_with(sc, sizeof(struct link_message), 2);
+}
+
+/* It looks like the end of the socket. */
+static void a_descriptor_without_a_message(struct pair_side *s, struct shm_conn *sc)
+{
+	(void)s;
+	ring_with(sc, 0, 1);
 }
 
 static const struct attack attacks[] = {
@@ -303,6 +316,7 @@ static const struct attack attacks[] = {
 	{ pool_shorter_than_it_says, "no new sealed memfd", 0 },
 	{ one_pool_too_many, "one too many", 0 },
 	{ two_descriptors_in_one_message, "malformed", 0 },
+	{ a_descriptor_without_a_message, "malformed", 0 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };

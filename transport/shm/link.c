@@ -94,9 +94,9 @@ int link_receive(struct shm_conn *sc, int sock, struct link_message *message, in
 	if (n < 0)
 		return kv_fail_errno(err, errno == ECONNRESET ? KV_ERR_PEER_LOST : KV_ERR_SYSTEM,
 				     errno, "shm", "receiving from the peer's local socket");
-	if (!n)
-		return kv_fail(err, KV_ERR_PEER_LOST, "shm", "the peer closed its local socket");
 	*fd_p = take_fd(&msg);
+	if (!n && *fd_p < 0) /* else it is a message without a byte */
+		return kv_fail(err, KV_ERR_PEER_LOST, "shm", "the peer closed its local socket");
 	if (n == sizeof(*message) && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
 		return 0;
 	if (*fd_p >= 0)
