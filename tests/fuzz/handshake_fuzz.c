@@ -129,7 +129,7 @@ static void leave_lobby(void)
 	fd = lobby_leave(&h.lobby);
 	h.in_lobby = h.lobby.n;
 	if (fd >= 0)
-		FUZZ_CHECK(!rig_accepted(h.lobby.tr, &config, fd, &h.conn, &err));
+		rig_accepted(h.lobby.tr, &config, fd, &h.conn, &err);
 }
 
 static void step(void)
@@ -183,7 +183,8 @@ static void knock(void)
 	struct psk psk;
 
 	frame_put_header(far.knock, FRAME_KNOCK, AUTH_KNOCK);
-	FUZZ_CHECK(!auth_knock(world.key[!h.right_key], &psk, far.knock, &err));
+	if (auth_knock(world.key[!h.right_key], &psk, far.knock, &err))
+		return;
 	far_send(FRAME_KNOCK, far.knock + FRAME_HEADER, AUTH_KNOCK);
 }
 
@@ -422,7 +423,10 @@ static void enter(struct tr *tr, const struct step *s)
 	FUZZ_CHECK(!fcntl(fd, F_SETFL, O_NONBLOCK));
 	memset((uint8_t *)&sa + 8, s->b, 16);
 	h.epfd = epoll_create1(EPOLL_CLOEXEC);
-	FUZZ_CHECK(!lobby_open(&h.lobby, tr, h.epfd, &err));
+	if (lobby_open(&h.lobby, tr, h.epfd, &err)) {
+		close(fd);
+		return;
+	}
 	FUZZ_CHECK(lobby_make_room(&h.lobby));
 	lobby_enter(&h.lobby, fd, &sa);
 	h.in_lobby = h.lobby.n;
@@ -451,10 +455,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	h.right_key = !(steps[0].what & 4);
 	h.refuses = steps[0].what & 8;
 	tr = world.tr[h.keyed];
+	rig_fault(steps[0].f);
 	if (steps[0].what & 1)
 		enter(tr, &steps[0]);
-	else
-		FUZZ_CHECK(!tr_connect(tr, "far", 1, &config, &h.conn, &err));
+	else if (tr_connect(tr, "far", 1, &config, &h.conn, &err))
+		h.conn = NULL;
 	rig_heap_from_here();
 	for (size_t i = 1; i < n; i++)
 		run_step(&steps[i]);

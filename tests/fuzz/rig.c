@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fault.h"
 #include "dial.h"
 
 size_t steps_of(const uint8_t *data, size_t size, struct step steps[STEPS_MAX])
@@ -110,6 +111,21 @@ void rig_heap_from_here(void)
 	heap_before = rig_heap();
 }
 
+static unsigned int armed; /* point + 1 */
+
+void rig_fault(uint32_t which)
+{
+#ifdef KVRAIL_FAULTS
+	if (armed)
+		kv_fault_arm((enum kv_fault_point)(armed - 1), 0);
+	armed = which ? which % KV_FAULT_POINTS + 1 : 0;
+	if (armed)
+		kv_fault_arm((enum kv_fault_point)(armed - 1), 1 + (which >> 16) % 4);
+#else
+	(void)which;
+#endif
+}
+
 void rig_begin(void)
 {
 	memset(&rig, 0, sizeof(rig));
@@ -122,6 +138,7 @@ void rig_begin(void)
 
 void rig_end(void)
 {
+	rig_fault(0);
 	far_close();
 	FUZZ_CHECK(count_fds() == fds_before);
 }
@@ -509,16 +526,22 @@ size_t far_region(void *buf, uint32_t id, unsigned int access, uint64_t len)
 int rig_accepted(struct tr *tr, const struct tr_conn_config *config, int fd,
 		 struct tr_conn **conn_p, struct kv_error *err)
 {
-	int ret = conn_new(tr, config, true, conn_p, err);
+	struct tr_conn *conn;
+	int ret = conn_new(tr, config, true, &conn, err);
 
 	if (ret) {
 		close(fd);
 		return ret;
 	}
-	(*conn_p)->sock = fd;
-	(*conn_p)->stage = CONN_WAIT_HELLO;
-	(*conn_p)->deadline_ns = kv_deadline_ns((*conn_p)->handshake_ms);
-	return control_prepare(*conn_p, err);
+	conn->sock = fd;
+	conn->stage = CONN_WAIT_HELLO;
+	conn->deadline_ns = kv_deadline_ns(conn->handshake_ms);
+	ret = control_prepare(conn, err);
+	if (ret)
+		tr_conn_close(conn);
+	else
+		*conn_p = conn;
+	return ret;
 }
 
 /* ---------------------------------------------------------------- listener.c, of the peer */

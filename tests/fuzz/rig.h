@@ -36,6 +36,8 @@ void rig_begin(void);
 void rig_end(void);
 size_t rig_heap(void); /* bytes that are allocated since then; 0 where that is not known */
 void rig_heap_from_here(void);
+/* One of the fault points (base/fault.def) fails once in this input; 0: none. */
+void rig_fault(uint32_t which);
 
 /* ---------------------------------------------------------------- the transport */
 

@@ -180,7 +180,8 @@ static void link_connect(const struct frame_hello *hello)
 	len = name_of(&sa, name);
 	m.link = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	FUZZ_CHECK(!connect(m.link, (struct sockaddr *)&sa, len));
-	FUZZ_CHECK(!segment_create(&m.seg, RING, m.nonce, &fd, &err));
+	if (segment_create(&m.seg, RING, m.nonce, &fd, &err))
+		return;
 	if (m.first->how & 1) /* a header that is wrong */
 		((uint8_t *)m.seg.shared)[m.first->c % 64] ^= word;
 	message = link_word(LINK_SEGMENT);
@@ -222,7 +223,11 @@ static void link_accept(void)
 	m.link = accept4(m.door, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	if (m.link < 0 || link_receive(&sc, m.link, &message, &fd, &err))
 		return;
-	FUZZ_CHECK(fd >= 0 && !segment_open(&m.seg, fd, RING_BYTES_MAX, &err));
+	FUZZ_CHECK(fd >= 0);
+	if (segment_open(&m.seg, fd, RING_BYTES_MAX, &err)) {
+		close(fd);
+		return;
+	}
 	memcpy(m.nonce, m.seg.shared->nonce, sizeof(m.nonce));
 	close(fd);
 	message = link_word(LINK_ENDS);
@@ -589,9 +594,9 @@ static void handshake(bool connecting)
 	if (connecting) {
 		FUZZ_CHECK(!tr_listen(m.tr, NULL, 0, &m.listener, &err));
 		far_connect();
-		FUZZ_CHECK(!tr_accept(m.listener, &config, &m.conn, &err));
+		m.over = tr_accept(m.listener, &config, &m.conn, &err);
 	} else {
-		FUZZ_CHECK(!tr_connect(m.tr, "far", 1, &config, &m.conn, &err));
+		m.over = tr_connect(m.tr, "far", 1, &config, &m.conn, &err);
 	}
 	for (int i = 0; i < 4 && !m.over; i++) {
 		int ret = tr_conn_step(m.conn, &err);
@@ -609,6 +614,7 @@ static void close_all(void)
 {
 	struct kv_error err;
 
+	rig_fault(0);
 	tr_conn_close(m.conn);
 	tr_listener_close(m.listener);
 	FUZZ_CHECK(!tr_mem_dereg(m.mem, &err));
@@ -644,6 +650,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	m.access = steps[0].what >> 2 & 3;
 	m.flags = steps[0].what >> 4 & (TR_LINE_ORDER | TR_POLLED);
 	FUZZ_CHECK(!tr_mem_reg(m.tr, memory + GUARD, REGION, TR_MEM_HOST, m.access, &m.mem, &err));
+	rig_fault(steps[0].f);
 	handshake(steps[0].what & 1);
 	for (size_t i = 1; i < n && !m.over && m.conn->stage >= CONN_READY; i++)
 		run_step(&steps[i]);
