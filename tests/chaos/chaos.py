@@ -90,7 +90,8 @@ class Process:
         words += ["-l", str(self.port)] if self.port else []
         words += [word for port in self.dials for word in ("-d", str(port))]
         words += ["-g", shape] if shape else self.world.words
-        with open(self.log, "ab") as log:
+        big = os.path.exists(self.log) and os.path.getsize(self.log) > MIB // 4
+        with open(self.log, "wb" if big else "ab") as log:
             self.popen = subprocess.Popen(words, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=before,
                                           env={**os.environ, **OPTIONS, "KVCACHE_SHM_PATH": self.world.path})
 
@@ -407,9 +408,9 @@ def no_address_space_left(w, p, n):
 
 
 def no_file_size(w, p, n):
-    """Files, memfds among them, of 64 KiB at most: less than a cache or a ring."""
+    """Files, memfds among them, of 1 MiB at most: less than a cache or two rings."""
     p.kill()
-    p.start(before=limited(resource.RLIMIT_FSIZE, 65536))
+    p.start(before=limited(resource.RLIMIT_FSIZE, MIB))
     await_code(p, "the limit of files", 66, 68)
     time.sleep(n["pause"])
     p.unlimit(resource.RLIMIT_FSIZE)
@@ -520,7 +521,7 @@ FAULTS = {
     "no_descriptor_left": (no_descriptor_left, 5, "no descriptor left while a peer comes back", None, ()),
     "address_space": (address_space, 4, "RLIMIT_AS of 8 to 60 MiB from the start, then raised", None, ()),
     "no_address_space_left": (no_address_space_left, 4, "no address space left while a peer comes back", None, ()),
-    "no_file_size": (no_file_size, 3, "RLIMIT_FSIZE of 64 KiB from the start, then raised", None, ()),
+    "no_file_size": (no_file_size, 3, "RLIMIT_FSIZE of 1 MiB from the start, then raised", None, ()),
     "few_processes": (few_processes, 3, "RLIMIT_NPROC of a user of its own, until its other processes end", try_root, ("cma",)),
     "full_dev_shm": (full_dev_shm, 3, "a full /dev/shm, in a mount namespace",
                      try_command("unshare", "--mount", "mount", "-t", "tmpfs", "none", "/dev/shm"), ()),
