@@ -139,6 +139,13 @@ class Process:
     def limit(self, what, soft):
         resource.prlimit(self.popen.pid, what, (soft, resource.prlimit(self.popen.pid, what)[1]))
 
+    def ours(self):
+        """As a process of this user: an earlier fault may have left it as another one, who is not limited from here."""
+        if os.stat(self.proc()).st_uid != os.getuid() or os.readlink(self.proc("ns/user")) != os.readlink("/proc/self/ns/user"):
+            self.kill()
+            self.start()
+            self.world.recover()
+
     def unlimit(self, what):
         hard = resource.prlimit(self.popen.pid, what)[1]
         resource.prlimit(self.popen.pid, what, (hard, hard))
@@ -383,6 +390,7 @@ def few_descriptors(w, p, n):
 def no_descriptor_left(w, p, n):
     """Under load, while a peer comes back."""
     q = n["peer"](w, p)
+    p.ours()
     p.limit(resource.RLIMIT_NOFILE, p.descriptors() - n["less"])
     q.kill()
     q.start()
@@ -400,6 +408,7 @@ def address_space(w, p, n):
 
 def no_address_space_left(w, p, n):
     q = n["peer"](w, p)
+    p.ours()
     p.limit(resource.RLIMIT_AS, p.line_of_status("VmSize") * 1024)
     q.kill()
     q.start()
