@@ -3,6 +3,13 @@
 set(net_env NCCL_SOCKET_IFNAME=lo)
 set(expect ${PROJECT_SOURCE_DIR}/mpi_tests/expect.sh)
 
+# A stand-in for libcuda: two processes, all ways. On a GPU: tests/gpu/run.sh.
+foreach(way gpu-gpu gpu-host host-gpu)
+	kvrail_add_test(bench_gpu_${way} COMMAND ${expect} 0 "^${way} +256 .* 0$" --
+		$<TARGET_FILE:gpu_pd> --way ${way} --prefill 3 --decode 3 --pool 8 --batch 200 --rounds 3)
+	set_property(TEST bench_gpu_${way} APPEND PROPERTY ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
+endforeach()
+
 if(TARGET kv_pd_bench)
 	set(bench $<TARGET_FILE:kv_pd_bench>)
 	set(tiny -b 1K -e 16K -f 4 -n 200 --pool 16M -i 6 -w 2)

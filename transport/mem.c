@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
-#include "gpu/cuda_load.h"
+#include "gpu/gpu.h"
 #include "memory.h"
 
 int tr_memory_open(struct tr *tr, struct kv_error *err)

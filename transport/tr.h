@@ -74,7 +74,7 @@ const uint8_t *tr_incarnation(const struct tr *tr);
 
 enum tr_mem_kind {
 	TR_MEM_HOST = 0,
-	TR_MEM_DEVICE, /* a GPU's: no CPU touches it, only a NIC that reaches it */
+	TR_MEM_DEVICE, /* a GPU's: no CPU touches it, but its kernels and NICs do */
 };
 
 enum tr_access {

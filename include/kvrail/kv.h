@@ -192,7 +192,7 @@ int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err);
 
 enum kv_mem_kind {
 	KV_MEM_HOST = 0,
-	KV_MEM_CUDA = 1, /* a GPU's: moved by a NIC that reaches it, never by a CPU */
+	KV_MEM_CUDA = 1, /* a GPU's: moved by its kernels on one host, else by a NIC */
 };
 
 enum {
@@ -283,9 +283,9 @@ struct kv_layout {
  *              or not in one allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
- *   UNSUPPORTED  (KV_MEM_CUDA) no device of this machine reaches the GPU's memory; the message says
- *              what is missing, the hint how to get it. A peer of the same host is refused with it
- *              when it connects, unless KVCACHE_TRANSPORT=ib has both take the NIC
+ *   UNSUPPORTED  (KV_MEM_CUDA) neither another process nor a NIC of this host reaches the GPU's
+ *              memory; the message says what is missing, the hint how to get it. If only one of the
+ *              two does, a peer that needs the other is refused with it when it connects
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
  *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does
  *              not see a NIC's writes in their order (compute capability before 9.0)

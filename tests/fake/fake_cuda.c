@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,7 +12,8 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { ARENA = 64 << 20, ALLOCATIONS = 256, PAGE = 4096 };
-enum { SUCCESS = 0, INVALID_VALUE = 1, NOT_SUPPORTED = 801 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_READY = 600, NOT_SUPPORTED = 801 };
+enum { THE_GPU = 3, GPUS = 4 }; /* its number, of so many */
 
 EXPORT struct fake_cuda fake_cuda = { .ordering = 200 };
 
@@ -89,7 +91,7 @@ EXPORT int cuPointerGetAttribute(void *value, int attribute, unsigned long long 
 		*(unsigned int *)value = fake_cuda.managed ? 1 : 2;
 		return SUCCESS;
 	case 9: /* device ordinal */
-		*(int *)value = 3;
+		*(int *)value = THE_GPU;
 		return SUCCESS;
 	case 11: /* range start */
 		*(unsigned long long *)value = (uintptr_t)arena.addr + arena.allocation[i].at;
@@ -114,7 +116,7 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device);
 EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
 	*value = fake_cuda.ordering;
-	return attribute == 118 && device == 3 ? SUCCESS : INVALID_VALUE;
+	return attribute == 118 && device == THE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuCtxPushCurrent_v2(void *context);
@@ -137,6 +139,8 @@ EXPORT int cuGetErrorName(int error, const char **name_p)
 {
 	*name_p = error == INVALID_VALUE   ? "CUDA_ERROR_INVALID_VALUE"
 		  : error == NOT_SUPPORTED ? "CUDA_ERROR_NOT_SUPPORTED"
+		  : error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY"
+		  : error == NOT_READY	   ? "CUDA_ERROR_NOT_READY"
 					   : NULL;
 	return *name_p ? SUCCESS : INVALID_VALUE;
 }
@@ -161,5 +165,357 @@ EXPORT int cuMemGetHandleForAddressRange(void *handle, unsigned long long ptr, s
 		return NOT_SUPPORTED;
 	fake_cuda.exported++;
 	*(int *)handle = fd;
+	return SUCCESS;
+}
+
+/* ---------------------------------------------------------------- IPC */
+
+struct ipc_handle {
+	uint64_t pid, fd, at, len;
+	char rest[32];
+};
+
+EXPORT int cuIpcGetMemHandle(struct ipc_handle *handle, unsigned long long ptr);
+EXPORT int cuIpcGetMemHandle(struct ipc_handle *handle, unsigned long long ptr)
+{
+	int i = find(ptr);
+
+	if (fake_cuda.ipc_says)
+		return fake_cuda.ipc_says;
+	if (i < 0 || !fake_cuda.contexts || ptr != (uintptr_t)arena.addr + arena.allocation[i].at)
+		return INVALID_VALUE;
+	*handle = (struct ipc_handle){ .pid = (uint64_t)getpid(),
+				       .fd = (uint64_t)arena.fd,
+				       .at = arena.allocation[i].at,
+				       .len = arena.allocation[i].len };
+	return SUCCESS;
+}
+
+enum { MAPPINGS = 64 };
+static struct {
+	uint8_t *at;
+	size_t len;
+} mapping[MAPPINGS];
+
+EXPORT int cuIpcOpenMemHandle_v2(unsigned long long *ptr_p, struct ipc_handle handle,
+				 unsigned int flags);
+EXPORT int cuIpcOpenMemHandle_v2(unsigned long long *ptr_p, struct ipc_handle handle,
+				 unsigned int flags)
+{
+	char path[64];
+	void *at;
+	int fd, i = 0;
+
+	if (handle.pid == (uint64_t)getpid() || !fake_cuda.contexts || flags != 1)
+		return INVALID_VALUE;
+	while (i < MAPPINGS && mapping[i].at)
+		i++;
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)handle.pid, (int)handle.fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || i == MAPPINGS)
+		return INVALID_VALUE;
+	at = mmap(NULL, handle.len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)handle.at);
+	close(fd);
+	if (at == MAP_FAILED)
+		return OUT_OF_MEMORY;
+	mapping[i].at = at;
+	mapping[i].len = handle.len;
+	fake_cuda.open++;
+	*ptr_p = (uintptr_t)at;
+	return SUCCESS;
+}
+
+EXPORT int cuIpcCloseMemHandle(unsigned long long ptr);
+EXPORT int cuIpcCloseMemHandle(unsigned long long ptr)
+{
+	for (int i = 0; i < MAPPINGS; i++)
+		if (mapping[i].at == (uint8_t *)(uintptr_t)ptr) {
+			munmap(mapping[i].at, mapping[i].len);
+			mapping[i].at = NULL;
+			fake_cuda.open--;
+			return SUCCESS;
+		}
+	return INVALID_VALUE;
+}
+
+/* ---------------------------------------------------------------- GPUs, contexts, host memory */
+
+EXPORT int cuInit(unsigned int flags);
+EXPORT int cuInit(unsigned int flags)
+{
+	return flags ? INVALID_VALUE : SUCCESS;
+}
+
+EXPORT int cuDeviceGetCount(int *count_p);
+EXPORT int cuDeviceGetCount(int *count_p)
+{
+	*count_p = GPUS;
+	return SUCCESS;
+}
+
+EXPORT int cuDeviceGet(int *device_p, int ordinal);
+EXPORT int cuDeviceGet(int *device_p, int ordinal)
+{
+	*device_p = ordinal;
+	return ordinal < GPUS ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuDeviceGetUuid_v2(char uuid[16], int device);
+EXPORT int cuDeviceGetUuid_v2(char uuid[16], int device)
+{
+	memset(uuid, 'a' + device, 16);
+	return SUCCESS;
+}
+
+EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device);
+EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)
+{
+	fake_cuda.open++;
+	*context_p = &arena;
+	return device == THE_GPU ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device);
+EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
+{
+	fake_cuda.open--;
+	return device == THE_GPU ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags);
+EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags)
+{
+	if (!fake_cuda.contexts || flags != 3)
+		return INVALID_VALUE;
+	*ptr_p = malloc(len);
+	fake_cuda.open += *ptr_p != NULL;
+	return *ptr_p ? SUCCESS : OUT_OF_MEMORY;
+}
+
+EXPORT int cuMemFreeHost(void *ptr);
+EXPORT int cuMemFreeHost(void *ptr)
+{
+	free(ptr);
+	fake_cuda.open--;
+	return SUCCESS;
+}
+
+EXPORT int cuMemHostRegister_v2(void *ptr, size_t len, unsigned int flags);
+EXPORT int cuMemHostRegister_v2(void *ptr, size_t len, unsigned int flags)
+{
+	if (!ptr || !len || !fake_cuda.contexts || flags != 3)
+		return INVALID_VALUE;
+	fake_cuda.open++;
+	return SUCCESS;
+}
+
+EXPORT int cuMemHostUnregister(void *ptr);
+EXPORT int cuMemHostUnregister(void *ptr)
+{
+	fake_cuda.open--;
+	return ptr ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuMemHostGetDevicePointer_v2(unsigned long long *ptr_p, void *host, unsigned int flags);
+EXPORT int cuMemHostGetDevicePointer_v2(unsigned long long *ptr_p, void *host, unsigned int flags)
+{
+	*ptr_p = (uintptr_t)host;
+	return flags ? INVALID_VALUE : SUCCESS;
+}
+
+/* ---------------------------------------------------------------- the kernel */
+
+static char module, kernel;
+
+EXPORT int cuModuleLoadData(void **module_p, const void *image);
+EXPORT int cuModuleLoadData(void **module_p, const void *image)
+{
+	if (!strstr(image, ".visible .entry kvrail_copy(") || !fake_cuda.contexts)
+		return INVALID_VALUE;
+	fake_cuda.open++;
+	*module_p = &module;
+	return SUCCESS;
+}
+
+EXPORT int cuModuleUnload(void *unloaded);
+EXPORT int cuModuleUnload(void *unloaded)
+{
+	fake_cuda.open--;
+	return unloaded == &module ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuModuleGetFunction(void **function_p, void *of, const char *name);
+EXPORT int cuModuleGetFunction(void **function_p, void *of, const char *name)
+{
+	*function_p = &kernel;
+	return of == &module && !strcmp(name, "kvrail_copy") ? SUCCESS : INVALID_VALUE;
+}
+
+enum { CHUNK = 512, JOBS = 16 };
+struct piece {
+	uint64_t to, from, len;
+};
+struct start {
+	uint32_t piece, chunk;
+};
+struct stream {
+	struct job {
+		const struct piece *piece;
+		const struct start *start;
+		unsigned int warps;
+	} job[JOBS];
+	int launched, done;
+};
+struct event {
+	struct stream *stream;
+	int until, looks;
+};
+
+EXPORT int cuStreamCreate(void **stream_p, unsigned int flags);
+EXPORT int cuStreamCreate(void **stream_p, unsigned int flags)
+{
+	*stream_p = calloc(1, sizeof(struct stream));
+	fake_cuda.open++;
+	return flags == 1 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuStreamDestroy_v2(void *stream);
+EXPORT int cuStreamDestroy_v2(void *stream)
+{
+	free(stream);
+	fake_cuda.open--;
+	return SUCCESS;
+}
+
+EXPORT int cuEventCreate(void **event_p, unsigned int flags);
+EXPORT int cuEventCreate(void **event_p, unsigned int flags)
+{
+	*event_p = calloc(1, sizeof(struct event));
+	fake_cuda.open++;
+	return flags == 2 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuEventDestroy_v2(void *event);
+EXPORT int cuEventDestroy_v2(void *event)
+{
+	free(event);
+	fake_cuda.open--;
+	return SUCCESS;
+}
+
+EXPORT int cuLaunchKernel(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
+			  unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
+			  struct stream *stream, void **params, void **extra);
+EXPORT int cuLaunchKernel(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
+			  unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
+			  struct stream *stream, void **params, void **extra)
+{
+	struct job *job = &stream->job[stream->launched % JOBS];
+
+	if (fake_cuda.launch_says)
+		return fake_cuda.launch_says;
+	if (function != &kernel || gy * gz * by * bz != 1 || bx != 1024 || shared || extra ||
+	    !fake_cuda.contexts || stream->launched - stream->done == JOBS)
+		return INVALID_VALUE;
+	memcpy(&job->piece, params[0], sizeof(job->piece));
+	memcpy(&job->start, params[1], sizeof(job->start));
+	memcpy(&job->warps, params[2], sizeof(job->warps));
+	if (job->warps > gx * bx / 32)
+		return INVALID_VALUE;
+	stream->launched++;
+	fake_cuda.launched++;
+	return SUCCESS;
+}
+
+EXPORT int cuEventRecord(struct event *event, struct stream *stream);
+EXPORT int cuEventRecord(struct event *event, struct stream *stream)
+{
+	*event = (struct event){ .stream = stream, .until = stream->launched };
+	return SUCCESS;
+}
+
+/* Where the CPU finds what the GPU calls so. */
+static uint8_t *seen(uint64_t at)
+{
+	return find(at) >= 0 ? arena.bytes + (at - (uintptr_t)arena.addr)
+			     : (uint8_t *)(uintptr_t)at;
+}
+
+static void run(const struct job *job)
+{
+	for (unsigned int w = 0; w < job->warps; w++) {
+		struct start begin = job->start[w], end = job->start[w + 1];
+
+		for (uint32_t i = begin.piece; i <= end.piece; i++) {
+			const struct piece *p = &job->piece[i];
+			uint64_t from = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
+			uint64_t to = i == end.piece ? (uint64_t)end.chunk * CHUNK : p->len;
+
+			to = to < p->len ? to : p->len;
+			if (from < to)
+				memcpy(seen(p->to) + from, seen(p->from) + from, to - from);
+		}
+	}
+}
+
+EXPORT int cuEventQuery(struct event *event);
+EXPORT int cuEventQuery(struct event *event)
+{
+	struct stream *stream = event->stream;
+
+	if (fake_cuda.hold || event->looks++ < fake_cuda.slow)
+		return NOT_READY;
+	if (fake_cuda.kernel_says)
+		return fake_cuda.kernel_says;
+	while (stream->done < event->until)
+		run(&stream->job[stream->done++ % JOBS]);
+	return SUCCESS;
+}
+
+/* ---------------------------------------------------------------- what an application calls */
+
+EXPORT int cuCtxSetCurrent(void *context);
+EXPORT int cuCtxSetCurrent(void *context)
+{
+	fake_cuda.contexts += context == &arena; /* it stays */
+	return context == &arena ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuMemAlloc_v2(unsigned long long *ptr_p, size_t len);
+EXPORT int cuMemAlloc_v2(unsigned long long *ptr_p, size_t len)
+{
+	uint8_t *addr;
+
+	if (!fake_cuda_alloc(len, &addr))
+		return OUT_OF_MEMORY;
+	*ptr_p = (uintptr_t)addr;
+	return SUCCESS;
+}
+
+EXPORT int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t len);
+EXPORT int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t len)
+{
+	memcpy(to, seen(from), len);
+	return SUCCESS;
+}
+
+EXPORT int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t len);
+EXPORT int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t len)
+{
+	memcpy(seen(to), from, len);
+	return SUCCESS;
+}
+
+EXPORT int cuCtxSynchronize(void);
+EXPORT int cuCtxSynchronize(void)
+{
+	return SUCCESS;
+}
+
+EXPORT int cuStreamQuery(struct stream *stream);
+EXPORT int cuStreamQuery(struct stream *stream)
+{
+	while (stream->done < stream->launched)
+		run(&stream->job[stream->done++ % JOBS]);
 	return SUCCESS;
 }

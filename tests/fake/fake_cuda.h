@@ -4,7 +4,9 @@
  * pages of it
  *
  * Allocations follow each other without a gap, as CUDA's may. A "DMA-BUF" is a descriptor of the
- * memfd behind them, positioned where the pages begin (fake_device.c).
+ * memfd behind them, positioned where the pages begin (fake_device.c). An IPC handle leads another
+ * process of this user to the same memfd. The copy kernel is done here by the CPU when its event is
+ * asked for, warp after warp.
  */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
@@ -19,6 +21,13 @@ struct fake_cuda {
 	bool managed;	 /* the driver calls the memory the host's */
 	int contexts;	 /* pushed and not popped */
 	int exported;	 /* descriptors given out */
+	int slow;	 /* questions that each event answers with NOT_READY */
+	bool hold;	 /* no kernel ends */
+	int launch_says; /* what cuLaunchKernel returns; 0 = it works */
+	int kernel_says; /* the same of an event */
+	int ipc_says;	 /* the same of cuIpcGetMemHandle */
+	int launched;	 /* kernels */
+	int open;	 /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };
 extern struct fake_cuda fake_cuda;
 

@@ -53,6 +53,29 @@ static struct shape cuda_shape(uint8_t *(*cuda)(size_t, uint8_t **))
 }
 
 /* From GPU to GPU, host to GPU, GPU to host; written, then read back. */
+static void blocks_go(const struct shape *shapes, size_t ends,
+		      const struct kv_engine_config *config)
+{
+	struct kv_arrival arrival;
+	struct pair p = { 0 };
+
+	node_open(&p.a, 1, &shapes[ends % 3], config);
+	node_open(&p.b, 2, &shapes[ends / 3], config);
+	node_listen(&p.b);
+	node_connect(&p.a, p.b.port);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
+	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(arrival.blocks, N);
+	fill_side(&p.b, 2, 0);
+	ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
+	assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
+	pair_close(&p);
+	assert_int_equal(fake_cuda.contexts, 0);
+}
+
 static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
 {
 	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
@@ -60,29 +83,94 @@ static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
 
 	(void)state;
 	for (size_t ends = 0; ends < 8; ends++) {
-		struct kv_arrival arrival;
-		struct pair p = { 0 };
-
-		node_open(&p.a, 1, &shapes[ends % 3], NULL);
-		node_open(&p.b, 2, &shapes[ends / 3], NULL);
-		node_listen(&p.b);
-		node_connect(&p.a, p.b.port);
-		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
-		   &p.a.err);
-		assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
-		assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
-		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
-		assert_int_equal(arrival.blocks, N);
-		fill_side(&p.b, 2, 0);
-		ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err),
-		   &p.a.err);
-		assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
-		assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
-		pair_close(&p);
-		assert_int_equal(fake_cuda.contexts, 0);
+		blocks_go(shapes, ends, NULL);
 		assert_true(fake_cuda.exported >= (ends == 7 ? 1 : 2 * RIG_LAYERS));
 		fake_cuda_reset();
 		assert_int_equal(count_descriptors(), fds); /* every DMA-BUF was closed */
+	}
+}
+
+static struct kv_engine_config over_shm(void)
+{
+	static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.options = shm;
+	return config;
+}
+
+static void on_one_host_kernels_copy_them(void **state)
+{
+	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
+	struct kv_engine_config config = over_shm();
+	int fds = count_descriptors();
+
+	(void)state;
+	for (size_t ends = 0; ends < 16; ends++) {
+		fake_cuda.slow = ends < 8 ? 0 : 3; /* looks that a kernel takes */
+		blocks_go(shapes, ends % 8, &config);
+		assert_true(fake_cuda.launched >= 2);
+		assert_int_equal(fake_cuda.open, 0); /* streams, pinned memory, contexts */
+		fake_cuda_reset();
+		assert_int_equal(count_descriptors(), fds);
+	}
+}
+
+/* One batch for all tensors of all layers, not one for each call of the transport. */
+static void one_kernel_copies_all_layers(void **state)
+{
+	struct shape shape = cuda_shape(in_pieces);
+	struct kv_engine_config config = over_shm();
+	struct pair p = { 0 };
+
+	(void)state;
+	node_open(&p.a, 1, &shape, &config);
+	node_open(&p.b, 2, &shape, &config);
+	node_listen(&p.b);
+	node_connect(&p.a, p.b.port);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_int_equal(fake_cuda.launched, 1);
+	pair_close(&p);
+	fake_cuda_reset();
+}
+
+/* Of the peer's memory nothing is promised then, and no operation ends as if it had gone well. */
+static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
+{
+	static const struct {
+		int launch, kernel, code;
+		bool hold;
+		const char *message;
+	} cases[] = {
+		{ .launch = 2, .code = KV_ERR_DEVICE, .message = "CUDA_ERROR_OUT_OF_MEMORY" },
+		{ .kernel = 1, .code = KV_ERR_DEVICE, .message = "a copy failed on GPU 3" },
+		{ .hold = true, .code = KV_ERR_TIMEOUT, .message = "" },
+	};
+	struct shape shape = cuda_shape(in_one_piece);
+	struct kv_engine_config config = over_shm();
+	struct kv_options options = KV_INIT(kv_options);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct pair p = { 0 };
+
+		node_open(&p.a, 1, &shape, &config);
+		node_open(&p.b, 2, &shape, &config);
+		node_listen(&p.b);
+		node_connect(&p.a, p.b.port);
+		fake_cuda.launch_says = cases[i].launch;
+		fake_cuda.kernel_says = cases[i].kernel;
+		fake_cuda.hold = cases[i].hold;
+		options.timeout_ms = 200;
+		assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N,
+						 &options, &p.a.err),
+				 cases[i].code);
+		assert_non_null(strstr(p.a.err.message, cases[i].message));
+		fake_cuda.launch_says = fake_cuda.kernel_says = 0;
+		fake_cuda.hold = false;
+		pair_close(&p);
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
 	}
 }
 
@@ -135,7 +223,6 @@ static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
 	fake_cuda_reset();
 }
 
-/* Peers of one host: with shared memory there, it is what both would take. */
 /* No CPU reads it, so none makes a digest. */
 static void digests_of_it_are_refused_with_the_cause(void **state)
 {
@@ -157,34 +244,83 @@ static void digests_of_it_are_refused_with_the_cause(void **state)
 	fake_cuda_reset();
 }
 
-static void over_shared_memory_it_is_refused_with_the_cause(void **state)
+/* Each of its fault points: an error with its cause, nothing left, and the next write goes. */
+static void each_fault_is_an_error_and_leaves_nothing(void **state)
 {
-	static const char *const any[] = { "KVCACHE_TRANSPORT=auto", NULL };
-	static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
-	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	static const struct {
+		enum kv_fault_point point;
+		int code;
+		bool host; /* at the other end */
+	} cases[] = {
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, true },
+	};
 	struct shape shape = cuda_shape(in_one_piece);
+	struct kv_engine_config config = over_shm();
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		bool lost = cases[i].point == KV_FAULT_GPU_LAUNCH;
+		struct pair p = { 0 };
+
+		node_open(&p.a, 1, &shape, &config);
+		node_open(&p.b, 2, cases[i].host ? &rig_shape : &shape, &config);
+		node_listen(&p.b);
+		node_connect(&p.a, p.b.port);
+		kv_fault_arm(cases[i].point, 1);
+		assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
+						 &p.a.err),
+				 cases[i].code);
+		assert_true(kv_fault_fired(cases[i].point));
+		if (!lost)
+			ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
+					   &p.a.err),
+			   &p.a.err);
+		pair_close(&p);
+		assert_int_equal(fake_cuda.open, 0);
+		assert_int_equal(fake_cuda.contexts, 0);
+		fake_cuda_reset();
+	}
+}
+
+static void a_region_or_table_that_cannot_be_allocated_is_an_error(void **state)
+{
+	struct kv_engine_config config = over_shm();
 	struct kv_engine *engine;
 	struct kv_error err;
-	struct pair p = { 0 };
 	uint8_t *addr;
 
 	(void)state;
-	config.options = any;
-	node_open(&p.a, 1, &shape, &config);
-	node_open(&p.b, 2, NULL, &config);
-	node_listen(&p.b);
-	assert_int_equal(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &p.a.peer, &err),
-			 KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "moved over a NIC only, for now"));
-	assert_non_null(strstr(err.hint, "KVCACHE_TRANSPORT=ib"));
-	pair_close(&p);
-
-	config.options = shm;
+	kv_fault_arm(KV_FAULT_GPU_ALLOC, 1);
+	assert_int_equal(kv_engine_open(&config, &engine, &err), KV_ERR_NOMEM);
 	ok(kv_engine_open(&config, &engine, &err), &err);
 	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
-	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "moved over a NIC only, for now"));
+	kv_fault_arm(KV_FAULT_SHM_REGION, 1);
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_NOMEM);
+	ok(register_one(engine, addr, 1, &err), &err);
 	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
+static void memory_without_an_ipc_handle_is_refused_with_the_cause(void **state)
+{
+	struct kv_engine_config config = over_shm();
+	struct kv_engine *engine;
+	struct kv_error err;
+	uint8_t *addr;
+
+	(void)state;
+	ok(kv_engine_open(&config, &engine, &err), &err);
+	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
+	fake_cuda.ipc_says = 1;
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "cannot be mapped by another process: CUDA_ERROR_INV"));
+	assert_non_null(strstr(err.hint, "cudaMalloc"));
+	fake_cuda.ipc_says = 0;
+	ok(register_one(engine, addr, 1, &err), &err);
+	kv_engine_close(engine);
+	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }
 
@@ -214,7 +350,12 @@ int main(void)
 		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
 		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
 		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
-		cmocka_unit_test(over_shared_memory_it_is_refused_with_the_cause),
+		cmocka_unit_test(on_one_host_kernels_copy_them),
+		cmocka_unit_test(one_kernel_copies_all_layers),
+		cmocka_unit_test(a_kernel_that_fails_or_does_not_end_is_an_error),
+		cmocka_unit_test(each_fault_is_an_error_and_leaves_nothing),
+		cmocka_unit_test(a_region_or_table_that_cannot_be_allocated_is_an_error),
+		cmocka_unit_test(memory_without_an_ipc_handle_is_refused_with_the_cause),
 	};
 
 	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */

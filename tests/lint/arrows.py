@@ -16,7 +16,7 @@ LAYERS = [
     ("transport/base/", {"include/kvrail/kv_error.h"}),
     ("transport/gpu/", {"transport/base/", "include/kvrail/"}),
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
-    ("transport/shm/", {"transport/", "transport/base/", "include/kvrail/"}),
+    ("transport/shm/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
     ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "bench/copy.h", "bench/results.h",
               "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),

@@ -1,26 +1,88 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda_load.h -- what the CUDA driver says of an address
+ * cuda_load.h -- the functions of the CUDA driver that are used, as cuda.h of CUDA 11.7 and later
+ * declares them
  *
- * cuda_load.c is the only file that names libcuda's symbols. The library is never loaded here: a
- * process that has memory of a GPU has loaded it.
+ * cuda_load.c is the only file that names libcuda's symbols.
  */
 #ifndef GPU_CUDA_LOAD_H
 #define GPU_CUDA_LOAD_H
 
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
 #include <kvrail/kv_error.h>
 
+/* As cuda.h numbers them. */
+enum {
+	CUDA_OUT_OF_MEMORY = 2,
+	CUDA_NOT_READY = 600,
+	CUDA_ALREADY_REGISTERED = 712,
+	POINTER_CONTEXT = 1,
+	POINTER_MEMORY_TYPE = 2,
+	POINTER_SYNC_MEMOPS = 6,
+	POINTER_DEVICE_ORDINAL = 9,
+	POINTER_RANGE_START = 11,
+	POINTER_RANGE_SIZE = 12,
+	MEMORY_TYPE_DEVICE = 2,
+	DEVICE_RDMA_WRITES_ORDERING = 118,
+	ORDERED_FOR_OWNER = 100,
+	RANGE_HANDLE_DMA_BUF = 1,
+	IPC_LAZY_ENABLE_PEER_ACCESS = 1,
+	HOST_PORTABLE_MAPPED = 1 | 2,
+	STREAM_NON_BLOCKING = 1,
+	EVENT_DISABLE_TIMING = 2,
+};
+
+typedef unsigned long long cuda_ptr;
+struct cuda_ipc_handle {
+	char bytes[64];
+};
+
+struct cuda_driver {
+	int (*init)(unsigned int flags);
+	int (*error_name)(int error, const char **name_p);
+	int (*device_get)(int *device_p, int ordinal);
+	int (*device_count)(int *count_p);
+	int (*device_uuid)(char uuid[16], int device);
+	int (*device_attribute)(int *value, int attribute, int device);
+	int (*pointer_get)(void *value, int attribute, cuda_ptr ptr);
+	int (*pointer_set)(const void *value, int attribute, cuda_ptr ptr);
+	int (*primary_retain)(void **context_p, int device);
+	int (*primary_release)(int device);
+	int (*push)(void *context);
+	int (*pop)(void **context_p);
+	int (*get_handle)(void *handle, cuda_ptr ptr, size_t len, int type,
+			  unsigned long long flags); /* NULL before CUDA 11.7 */
+	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);
+	int (*ipc_open)(cuda_ptr *ptr_p, struct cuda_ipc_handle handle, unsigned int flags);
+	int (*ipc_close)(cuda_ptr ptr);
+	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
+	int (*host_free)(void *ptr);
+	int (*host_register)(void *ptr, size_t len, unsigned int flags);
+	int (*host_unregister)(void *ptr);
+	int (*host_pointer)(cuda_ptr *ptr_p, void *host, unsigned int flags);
+	int (*module_load)(void **module_p, const void *image);
+	int (*module_unload)(void *module);
+	int (*module_function)(void **function_p, void *module, const char *name);
+	int (*stream_create)(void **stream_p, unsigned int flags);
+	int (*stream_destroy)(void *stream);
+	int (*event_create)(void **event_p, unsigned int flags);
+	int (*event_destroy)(void *event);
+	int (*event_record)(void *event, void *stream);
+	int (*event_query)(void *event);
+	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
+		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
+		      void *stream, void **params, void **extra);
+};
+
 /*
- * A DMA-BUF that holds [addr, addr + len), from *offset_p of it on; the caller closes it.
- * `written`: by NICs, for kernels that start after a notify. UNSUPPORTED: CUDA does not run in this
- * process, or its driver exports none. ARG: not memory of a GPU, or more than one allocation.
- * DEVICE: its GPU sees a NIC's writes only after a flush, which nothing here does.
+ * The table, or NULL and UNSUPPORTED: CUDA does not run in this process, or it lacks a symbol. It
+ * is not loaded here: a process that has memory of a GPU has loaded it. op: of the error.
  */
-int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *offset_p,
-	       struct kv_error *err);
+const struct cuda_driver *cuda_driver(const char *op, struct kv_error *err);
+/* The same for memory of a peer: loads and starts CUDA. */
+const struct cuda_driver *cuda_driver_start(struct kv_error *err);
+/* CUDA_ERROR_... of a number. */
+const char *cuda_error(int error);
 
 #endif

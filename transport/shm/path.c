@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * path.c -- how the bytes of a region reach it: pool, process_vm, ring; chosen once per region,
- * with the reason
+ * path.c -- how the bytes of a region reach it: pool, process_vm, ring, CUDA kernels; chosen once
+ * per region, with the reason
  *
  * Pool and process_vm let a process store into another one's memory, and only its death stops it
  * for certain. So they are used only where the receiver said that it holds a pidfd of this process.
@@ -22,7 +22,30 @@ struct description {
 	uint64_t addr; /* the region's, in its process */
 	uint8_t in_pool;
 	uint64_t pool_id, pool_len, pool_off;
+	struct gpu_share share; /* of a GPU's region, where it allows it */
+	bool shared;
 };
+
+static void put_share(const struct shm_conn *sc, const struct gpu_share *share,
+		      struct wire_writer *w)
+{
+	wire_put_u8(w, sc->we_allow_direct);
+	if (!sc->we_allow_direct)
+		return;
+	wire_put_bytes(w, share->uuid, sizeof(share->uuid));
+	wire_put_bytes(w, share->handle.bytes, sizeof(share->handle.bytes));
+	wire_put_u64(w, share->offset);
+}
+
+static void get_share(struct wire_reader *r, struct description *d)
+{
+	d->shared = wire_get_u8(r);
+	if (!d->shared)
+		return;
+	wire_get_bytes(r, d->share.uuid, sizeof(d->share.uuid));
+	wire_get_bytes(r, d->share.handle.bytes, sizeof(d->share.handle.bytes));
+	d->share.offset = wire_get_u64(r);
+}
 
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 		 struct kv_error *err)
@@ -38,16 +61,21 @@ int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w
 	wire_put_u64(w, mem->pool_id);
 	wire_put_u64(w, mem->pool_len);
 	wire_put_u64(w, mem->pool_off);
+	if (mem->kind == TR_MEM_DEVICE)
+		put_share(sc, cuda_share(mem), w);
 	return ret;
 }
 
-static void get_description(struct wire_reader *r, struct description *d)
+static void get_description(struct wire_reader *r, bool device, struct description *d)
 {
+	*d = (struct description){ 0 };
 	d->addr = wire_get_u64(r);
 	d->in_pool = wire_get_u8(r);
 	d->pool_id = wire_get_u64(r);
 	d->pool_len = wire_get_u64(r);
 	d->pool_off = wire_get_u64(r);
+	if (device)
+		get_share(r, d);
 }
 
 /* What to write of a store: also the text of the path. */
@@ -104,6 +132,22 @@ static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64
 	if (!ret && *addr_p)
 		*addr_p += d->pool_off;
 	return ret;
+}
+
+static int choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
+		       struct kv_error *err)
+{
+	const char *why = trust_refuses(sc);
+
+	if (why || !d->shared)
+		return kv_fail(err, KV_ERR_UNREACHABLE, "mem_open",
+			       "a GPU's memory is copied directly, and %s",
+			       why ? why : "the peer allows no direct writes");
+	rm->path = SHM_CUDA;
+	rm->addr = (uint8_t *)(uintptr_t)d->addr;
+	rm->share = d->share;
+	tr_conn_set_path(sc->conn, "CUDA kernels, %d multiprocessors", sc->ctx->sms);
+	return 0;
 }
 
 static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
@@ -163,7 +207,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	struct shm_rmem *rm;
 	int ret;
 
-	get_description(r, &d);
+	get_description(r, rmem->device, &d);
 	if (r->bad || d.in_pool > 1 || d.addr + rmem->len < d.addr)
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a memory description is malformed");
@@ -171,7 +215,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	if (!rm)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
 			       "cannot allocate a remote region's path");
-	ret = choose_path(sc, rm, &d, rmem->len, err);
+	ret = rmem->device ? choose_cuda(sc, rm, &d, err) : choose_path(sc, rm, &d, rmem->len, err);
 	if (ret) {
 		free(rm);
 		return ret;
@@ -186,7 +230,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 
 void shm_mem_close(struct tr_conn *conn, struct tr_rmem *rmem)
 {
-	(void)conn;
+	cuda_forget(tr_conn_priv(conn), rmem->priv);
 	free(rmem->priv);
 	rmem->priv = NULL;
 }

@@ -65,7 +65,8 @@ static void close_door(struct shm_conn *sc)
 		tr_conn_unwatch(sc->conn, sc->pidfd);
 	if (sc->bell >= 0)
 		tr_conn_unwatch(sc->conn, sc->bell);
-	pool_close_all(sc);
+	if (cuda_close(sc))
+		pool_close_all(sc);
 }
 
 static void free_conn(struct shm_conn *sc)

@@ -285,7 +285,8 @@ int shm_arm(struct tr_conn *conn)
 		sc->cut = sc->blocked = false;
 		return 1;
 	}
-	if (sc->hung_up || sc->copies || (sc->late && sc->bell < 0)) /* nothing rings a bell */
+	if (sc->hung_up || sc->copies || sc->stopping ||
+	    (sc->late && sc->bell < 0)) /* nothing rings a bell */
 		return 1;
 	if (sc->unrung)
 		return 1;

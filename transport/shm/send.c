@@ -295,6 +295,8 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	size_t now = bounded(spans, n);
 	long done;
 
+	if (rm->path == SHM_CUDA || lmem->kind == TR_MEM_DEVICE)
+		return cuda_add(op, lmem, rmem, spans, n, err);
 	if (path != rm->path && call_split(sc, op, lmem, rmem, spans, n))
 		return (long)n;
 	if (n && spans[0].len > SHM_ADD_BYTES && path != SHM_RING)
@@ -322,8 +324,8 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct shm_op *so = &sc->op[op->index];
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
-	if (so->copying) {
-		int ret = call_end_split(sc, op, err);
+	if (so->copying || so->queue) {
+		int ret = so->queue ? cuda_end(sc, op, err) : call_end_split(sc, op, err);
 
 		if (ret)
 			return ret;
@@ -391,6 +393,8 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	}
 	if (so->copying && !call_cancel_split(sc, op))
 		return;
+	if (so->queue && cuda_cancel(sc, op, deadline_ns))
+		return;
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
 		if (sc->read[i % SHM_READS_MAX].op == op->index)
 			sc->read[i % SHM_READS_MAX].dst = NULL;
@@ -434,13 +438,17 @@ static bool break_late(struct shm_conn *sc)
 
 int send_progress(struct shm_conn *sc)
 {
-	struct tr_op *late = sc->late;
+	struct tr_op *late = sc->late, *op;
 	int done = 0;
 
 	if (late && call_end_late(sc)) {
 		if (late->state == TR_OP_STOPPING)
 			shm_op_cancel(late, sc->late_deadline_ns);
 		return 1;
+	}
+	while (sc->stopping && (op = cuda_ended(sc))) {
+		shm_op_cancel(op, sc->op[op->index].stop_ns);
+		done++;
 	}
 	if (sc->rest.op) {
 		uint64_t left = sc->rest.left;

@@ -60,12 +60,22 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->nt = store_nt(&ctx->nt_name);
 	ret = trust_read(ctx, err);
 	ctx->split = threads > 0;
+	ctx->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 	if (!ret)
-		ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);
+		ret = gpu_open(&ctx->gpu, err);
 	if (ret)
-		free(ctx);
-	else
-		*ctx_p = ctx;
+		goto free_ctx;
+	ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);
+	if (ret)
+		goto close_gpu;
+	pthread_mutex_init(&ctx->pin_lock, NULL);
+	*ctx_p = ctx;
+	return 0;
+
+close_gpu:
+	gpu_close(ctx->gpu);
+free_ctx:
+	free(ctx);
 	return ret;
 }
 
@@ -73,6 +83,8 @@ static void shm_close_provider(void *priv)
 {
 	struct shm_ctx *ctx = priv;
 
+	gpu_close(ctx->gpu);
+	pthread_mutex_destroy(&ctx->pin_lock);
 	if (copy_close(ctx->copy)) {
 		free(ctx);
 		return;
@@ -100,24 +112,6 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 	else
 		snprintf(info->detail, sizeof(info->detail), "not allowed by KVCACHE_TRANSPORT");
 	return 0;
-}
-
-static int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err)
-{
-	(void)ctx;
-	*handle_p = NULL; /* nothing is needed of host memory */
-	if (mem->kind == TR_MEM_HOST)
-		return 0;
-	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-		"a GPU's memory is moved over a NIC only, for now, and not by shared memory");
-	kv_error_hint(err, "KVCACHE_TRANSPORT=ib takes the NIC between processes of one host, too");
-	return KV_ERR_UNSUPPORTED;
-}
-
-static void shm_mem_dereg(void *ctx, void *handle)
-{
-	(void)ctx;
-	(void)handle;
 }
 
 static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)

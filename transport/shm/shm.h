@@ -14,6 +14,8 @@
  *   call.c     operations whose bytes they move
  *   present.c  whether such a call finds its pages at once, and so needs no thread
  *   store.c    copy loops of the pool path
+ *   cuda_map.c the GPUs that copy for a connection, and what they see
+ *   cuda.c     operations with a GPU's memory at either end
  *   send.c     op_begin .. op_cancel, messages
  *   receive.c  progress: records of the peer; going to sleep
  *   stop.c     the end: loss, fence
@@ -21,8 +23,10 @@
 #ifndef SHM_H
 #define SHM_H
 
+#include <pthread.h>
 #include <sys/types.h>
 
+#include "gpu/gpu.h"
 #include "provider.h"
 #include "segment.h"
 #include "store.h"
@@ -48,6 +52,7 @@ enum shm_limits {
 	SHM_LOOK_NS = 50 * 1000,    /* as long as a call for 1 MiB takes */
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
 	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
+	SHM_GPUS = 4, /* of one process, whose kernels copy for one connection */
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
 
@@ -59,7 +64,7 @@ enum shm_limits {
 #define SHM_MAP_PEER_BYTES (UINT64_C(4) << 40) /* of one connection */
 #define SHM_MAP_ALL_BYTES (UINT64_C(32) << 40) /* of one context */
 
-enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING };
+enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING, SHM_CUDA };
 
 struct shm_ctx {
 	struct tr *tr;
@@ -74,12 +79,18 @@ struct shm_ctx {
 	_Atomic uint64_t mapped; /* bytes of peers' pools */
 	int64_t spin_ns;	 /* KVCACHE_SPIN_US */
 	struct copy_pool *copy;
+	struct gpu *gpu;
+	int sms; /* KVCACHE_GPU_SMS */
+	pthread_mutex_t pin_lock; /* of what cuda.c pins of local regions */
 };
 
 /* A pool of the peer, passed over the socket. */
 struct shm_pool {
 	uint64_t id, len;
 	uint8_t *addr; /* NULL: not mapped, for lack of address space */
+	uint64_t gpu_at; /* where kernels find it, 0: not pinned for a GPU */
+	int pinned_for;
+	bool pinned; /* by this side */
 };
 
 /* rmem->priv */
@@ -87,7 +98,10 @@ struct shm_rmem {
 	enum shm_path path;
 	/* path is ring for the sake of lines only: TR_ANY_ORDER may use process_vm */
 	bool cma_any_order;
-	uint8_t *addr; /* pool: here. cma, ring: the peer's address */
+	uint8_t *addr; /* pool: here. cma, ring, cuda: the peer's address */
+	struct gpu_share share; /* cuda: the peer's */
+	uint64_t gpu_at[SHM_GPUS]; /* where kernels of sc->queue find it, 0: not mapped */
+	bool gpu_mapped[SHM_GPUS];
 };
 
 /* Spans that a thread moves by process_vm_*, or one range that several do in pieces. */
@@ -122,6 +136,11 @@ struct shm_op {
 	bool waiting; /* it stands in shm_conn.wait */
 	bool copying; /* job is under way or was not looked at since */
 	bool late;    /* shm_conn.call is its, and did not return in time */
+	/* cuda.c: some of its spans are in `batch` of that queue, or in one before it. */
+	struct gpu_queue *queue; /* NULL: in none */
+	uint64_t batch;
+	bool stopping; /* cancelled; it ends when the kernel has, or the connection does at */
+	int64_t stop_ns;
 	/* A span that is larger than SHM_ADD_BYTES, of which `done` bytes are copied. */
 	struct {
 		const uint8_t *local, *remote;
@@ -219,6 +238,10 @@ struct shm_conn {
 	bool hung_up; /* the socket's EOF or the pidfd was seen */
 
 	int64_t fence_deadline_ns; /* 0: not begun */
+
+	struct gpu_queue *queue[SHM_GPUS]; /* in the order of first use; NULL past the last */
+	unsigned int stopping; /* operations that cuda.c has to end */
+	bool kernels_run; /* after the end: this side has not promised that it has stopped */
 
 	struct shm_pool pool[SHM_POOLS_MAX];
 	unsigned int pools;
@@ -331,6 +354,29 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op,
 		   struct kv_error *err); /* 0, TR_AGAIN or the connection's failure */
 /* false: a thread does not return, and the connection is lost. */
 bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
+
+/* cuda_map.c */
+int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
+void shm_mem_dereg(void *ctx, void *handle);
+const struct gpu_share *cuda_share(const struct tr_mem *mem); /* of a region of a GPU */
+/* Which of sc->queue copies between two regions, and where its kernels find them; or negative. */
+int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem,
+		   uint64_t *local_p, uint64_t *remote_p, struct kv_error *err);
+/* Nothing is started any more; waits a moment for what runs. false: something still does. */
+bool cuda_quit(struct shm_conn *sc);
+void cuda_forget(struct shm_conn *sc, struct shm_rmem *rm); /* unmaps a region of the peer */
+/* false: kernels run; the pools must stay mapped. */
+bool cuda_close(struct shm_conn *sc);
+
+/* cuda.c */
+/* Number of spans that were taken, or negative. */
+long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	      const struct tr_span *spans, size_t n, struct kv_error *err);
+/* Every kernel of the operation has ended: 0; TR_AGAIN; or the connection's failure. */
+int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err);
+/* false: nothing of it runs. true: cuda_ended will return it, or the connection ends it. */
+bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
+struct tr_op *cuda_ended(struct shm_conn *sc); /* a cancelled one of which nothing runs now */
 
 /* path.c */
 /* How the bytes of one call go: past the ring where that is allowed and worth a system call. */

@@ -26,13 +26,15 @@ static void stop_calls(struct shm_conn *sc)
 
 /*
  * This side stores nothing any more. What it wrote into the ring before stays and is taken. A call
- * that does not return (copy.c) may still store: then its thread promises, if it ever comes back.
+ * that does not return (copy.c) may still store: then its thread promises, if it ever comes back. A
+ * kernel that has not ended: shm_fence does, once it has.
  */
 void stop_leave(struct shm_conn *sc)
 {
 	stop_calls(sc);
 	store_drain();
-	if (copy_quit(sc))
+	sc->kernels_run = !cuda_quit(sc);
+	if (copy_quit(sc) && !sc->kernels_run)
 		segment_promise(&sc->seg, sc->side);
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
@@ -66,12 +68,17 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 		sc->fence_deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
 		stop_announce(sc);
 	}
-	if (!copy_is_quiet(sc)) {
+	if (sc->kernels_run && copy_is_quiet(sc) && cuda_quit(sc)) {
+		sc->kernels_run = false;
+		segment_promise(&sc->seg, sc->side);
+	}
+	if (!copy_is_quiet(sc) || sc->kernels_run) {
 		if (kv_now_ns() < sc->fence_deadline_ns)
 			return TR_AGAIN;
 		return kv_fail(err, KV_ERR_BUSY, "fence",
-			       "a call into the memory of process %d of %s does not return",
-			       (int)sc->pid, tr_conn_address(conn));
+			       "a %s the memory of process %d of %s does not %s",
+			       sc->kernels_run ? "copy by a GPU with" : "call into", (int)sc->pid,
+			       tr_conn_address(conn), sc->kernels_run ? "end" : "return");
 	}
 	/* What comes by the ring is copied by this side, which has just stopped. */
 	if (!sc->we_allow_direct)

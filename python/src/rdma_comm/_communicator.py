@@ -140,8 +140,6 @@ def _options(args: Arguments) -> Dict[str, object]:
         options["KVCACHE_RDMA_NICS"] = nics[args.gpu_idx % len(nics)]
     if not nics and not os.environ.get("KVCACHE_GPU"):
         options["KVCACHE_GPU"] = _gpu.of_cache(args.keys[0], args.gpu_idx)  # the devices near it are used
-    if _gpu.holds(args.keys[0]) and not os.environ.get("KVCACHE_TRANSPORT"):
-        options["KVCACHE_TRANSPORT"] = "ib"  # also between processes of one host: shared memory would have to copy
     return options
 
 

@@ -1,0 +1,657 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * gpu_pd.c -- blocks of a KV cache between two processes of one host, of which one or both have
+ * their cache on a GPU; beside one bare kernel that copies the same pieces
+ *
+ * The floor is the library's own kernel with lists that were made before, launched and waited for
+ * by the caller. Every byte of the first round of each size is compared.
+ */
+#include <dlfcn.h>
+#include <errno.h>
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <kvrail/kv.h>
+
+#include "results.h"
+
+enum { SIZES = 5, ROUNDS_MAX = 1000, FLIGHT_MAX = 16, SMS_MAX = 256 };
+static const uint64_t sizes[SIZES] = { 1024, 4096, 16384, 65536, 262144 };
+
+static struct {
+	uint64_t pool;
+	uint32_t batch, rounds, flight, sms;
+	int prefill, decode; /* ordinals of this process's GPU and of the other's */
+	const char *json;
+} cfg = { .pool = UINT64_C(1) << 30, .batch = 1538, .rounds = 40, .flight = 4, .sms = 8 };
+
+/* ---------------------------------------------------------------- CUDA, by its own table */
+
+typedef unsigned long long cuda_ptr;
+struct cuda_ipc_handle {
+	char bytes[64];
+};
+
+static struct {
+	int (*init)(unsigned int flags);
+	int (*device_get)(int *device_p, int ordinal);
+	int (*primary_retain)(void **context_p, int device);
+	int (*set_current)(void *context);
+	int (*mem_alloc)(cuda_ptr *ptr_p, size_t len);
+	int (*to_host)(void *to, cuda_ptr from, size_t len);
+	int (*to_device)(cuda_ptr to, const void *from, size_t len);
+	int (*synchronize)(void);
+	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
+	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);
+	int (*ipc_open)(cuda_ptr *ptr_p, struct cuda_ipc_handle handle, unsigned int flags);
+	int (*module_load)(void **module_p, const void *image);
+	int (*module_function)(void **function_p, void *module, const char *name);
+	int (*stream_create)(void **stream_p, unsigned int flags);
+	int (*stream_query)(void *stream);
+	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
+		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
+		      void *stream, void **params, void **extra);
+} cuda;
+
+static const struct {
+	const char *name;
+	void **to;
+} symbols[] = {
+	{ "cuInit", (void **)&cuda.init },
+	{ "cuDeviceGet", (void **)&cuda.device_get },
+	{ "cuDevicePrimaryCtxRetain", (void **)&cuda.primary_retain },
+	{ "cuCtxSetCurrent", (void **)&cuda.set_current },
+	{ "cuMemAlloc_v2", (void **)&cuda.mem_alloc },
+	{ "cuMemcpyDtoH_v2", (void **)&cuda.to_host },
+	{ "cuMemcpyHtoD_v2", (void **)&cuda.to_device },
+	{ "cuCtxSynchronize", (void **)&cuda.synchronize },
+	{ "cuMemHostAlloc", (void **)&cuda.host_alloc },
+	{ "cuIpcGetMemHandle", (void **)&cuda.ipc_get },
+	{ "cuIpcOpenMemHandle_v2", (void **)&cuda.ipc_open },
+	{ "cuModuleLoadData", (void **)&cuda.module_load },
+	{ "cuModuleGetFunction", (void **)&cuda.module_function },
+	{ "cuStreamCreate", (void **)&cuda.stream_create },
+	{ "cuStreamQuery", (void **)&cuda.stream_query },
+	{ "cuLaunchKernel", (void **)&cuda.launch },
+};
+
+extern const char gpu_copy_ptx[];
+
+static _Noreturn void fail(const char *what, const char *why)
+{
+	fprintf(stderr, "gpu_pd: %s: %s\n", what, why);
+	exit(1);
+}
+
+static void must(int rc, const char *what)
+{
+	char number[32];
+
+	snprintf(number, sizeof(number), "CUDA error %d", rc);
+	if (rc)
+		fail(what, number);
+}
+
+static void check(int ret, const struct kv_error *err)
+{
+	if (ret)
+		fail(err->op, err->message);
+}
+
+/* false: there is no CUDA here. */
+static bool start_cuda(int ordinal)
+{
+	void *library = dlopen("libcuda.so.1", RTLD_NOW), *context;
+	int device;
+
+	if (!library)
+		return false;
+	for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
+		*symbols[i].to = dlsym(library, symbols[i].name);
+		if (!*symbols[i].to)
+			fail(symbols[i].name, "libcuda does not have it");
+	}
+	if (cuda.init(0) || cuda.device_get(&device, ordinal))
+		return false;
+	must(cuda.primary_retain(&context, device), "cuDevicePrimaryCtxRetain");
+	must(cuda.set_current(context), "cuCtxSetCurrent");
+	return true;
+}
+
+/* ---------------------------------------------------------------- caches and bytes */
+
+enum place { GPU, HOST };
+
+struct side {
+	struct kv_engine *engine;
+	struct kv_cache *cache[SIZES];
+	void *pool;
+	enum place place;
+};
+
+static uint64_t word_of(uint64_t key, uint64_t index)
+{
+	uint64_t x = (index + 1) * UINT64_C(0x9e3779b97f4a7c15) ^ key << 56;
+
+	x ^= x >> 29;
+	x *= UINT64_C(0xbf58476d1ce4e5b9);
+	return x ^ x >> 32;
+}
+
+static void side_fill(struct side *side, uint64_t key)
+{
+	uint64_t n = cfg.pool / 8, *words = side->place == HOST ? side->pool : malloc(cfg.pool);
+
+	if (!words)
+		fail("malloc", strerror(errno));
+	for (uint64_t i = 0; i < n; i++)
+		words[i] = word_of(key, i);
+	if (side->place == HOST)
+		return;
+	must(cuda.to_device((cuda_ptr)(uintptr_t)side->pool, words, cfg.pool), "cuMemcpyHtoD");
+	must(cuda.synchronize(), "cuCtxSynchronize");
+	free(words);
+}
+
+static void side_open(struct side *side, enum place place, uint64_t key)
+{
+	struct kv_error err;
+	cuda_ptr at;
+
+	side->place = place;
+	check(kv_engine_open(NULL, &side->engine, &err), &err);
+	if (place == HOST) {
+		check(kv_alloc(side->engine, cfg.pool, &side->pool, &err), &err);
+	} else {
+		must(cuda.mem_alloc(&at, cfg.pool), "cuMemAlloc");
+		side->pool = (void *)(uintptr_t)at;
+	}
+	side_fill(side, key);
+	for (uint32_t i = 0; i < SIZES; i++) {
+		struct kv_tensor tensor = { .name = "k",
+					    .block_bytes = sizes[i],
+					    .base = side->pool };
+		struct kv_layout layout = KV_INIT(kv_layout);
+
+		layout.cache_id = i;
+		layout.layers = layout.tensors = 1;
+		layout.blocks = (uint32_t)(cfg.pool / sizes[i]);
+		layout.tensor = &tensor;
+		layout.mem_kind = place == GPU ? KV_MEM_CUDA : KV_MEM_HOST;
+		layout.flags = KV_CACHE_OPEN | KV_CACHE_READABLE;
+		check(kv_cache_register(side->engine, &layout, &side->cache[i], &err), &err);
+	}
+}
+
+/* The first `batch` of a shuffle of the block ids: the same for all that ask with this seed. */
+static uint32_t shuffle(uint64_t block, uint64_t seed, int64_t *ids)
+{
+	uint32_t blocks = (uint32_t)(cfg.pool / block), n = blocks < cfg.batch ? blocks : cfg.batch;
+	int64_t *all = malloc(blocks * sizeof(*all));
+
+	if (!all)
+		fail("malloc", strerror(errno));
+	for (uint32_t i = 0; i < blocks; i++)
+		all[i] = i;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t k = i + (uint32_t)(word_of(seed, i) % (blocks - i));
+		int64_t id = all[k];
+
+		all[k] = all[i];
+		all[i] = ids[i] = id;
+	}
+	free(all);
+	return n;
+}
+
+/* Bytes of `side` that are not as they must be after from -> to with the writer's key. */
+static uint64_t count_wrong(const struct side *side, uint64_t block, uint64_t own, uint64_t other,
+			    const int64_t *from, const int64_t *to, uint32_t n)
+{
+	uint64_t blocks = cfg.pool / block, words = block / 8, wrong = 0;
+	int64_t *source = malloc(blocks * sizeof(*source));
+	uint64_t *bytes = side->place == HOST ? side->pool : malloc(cfg.pool);
+
+	if (!bytes || !source)
+		fail("malloc", strerror(errno));
+	if (side->place == GPU)
+		must(cuda.to_host(bytes, (cuda_ptr)(uintptr_t)side->pool, cfg.pool),
+		     "cuMemcpyDtoH");
+	for (uint64_t i = 0; i < blocks; i++)
+		source[i] = -1;
+	for (uint32_t i = 0; i < n; i++)
+		source[to[i]] = from[i];
+	for (uint64_t i = 0; i < blocks; i++)
+		for (uint64_t w = 0; w < words; w++) {
+			uint64_t want = source[i] < 0
+						? word_of(own, i * words + w)
+						: word_of(other, (uint64_t)source[i] * words + w);
+
+			wrong += (bytes[i * words + w] != want) * 8;
+		}
+	if (side->place == GPU)
+		free(bytes);
+	free(source);
+	return wrong;
+}
+
+/* ---------------------------------------------------------------- the peer's process */
+
+enum { WRITER = 1, READER = 2 }; /* keys of what their pools hold at first */
+
+/* What the peer is asked: compare its pool after a write of that size, and restore it. */
+struct question {
+	uint32_t size;
+};
+struct hello {
+	uint32_t port;
+	struct cuda_ipc_handle handle;
+};
+
+static void get(int fd, void *buf, size_t len)
+{
+	if (read(fd, buf, len) != (ssize_t)len)
+		_exit(0); /* the other end has gone */
+}
+
+static void put(int fd, const void *buf, size_t len)
+{
+	if (write(fd, buf, len) != (ssize_t)len)
+		fail("the other process", "it has gone");
+}
+
+static void serve(int in, int out, enum place place)
+{
+	struct hello hello = { 0 };
+	struct question question;
+	struct side side;
+	struct kv_error err;
+	int64_t *from = malloc(cfg.batch * sizeof(*from)), *to = malloc(cfg.batch * sizeof(*to));
+
+	if (!start_cuda(cfg.decode) || !from || !to)
+		_exit(1); /* the other process says it */
+	side_open(&side, place, READER);
+	if (place == GPU)
+		must(cuda.ipc_get(&hello.handle, (cuda_ptr)(uintptr_t)side.pool),
+		     "cuIpcGetMemHandle");
+	check(kv_listen(side.engine, NULL, 0, &hello.port, &err), &err);
+	put(out, &hello, sizeof(hello));
+	for (;;) {
+		uint64_t block, wrong;
+		uint32_t n;
+
+		get(in, &question, sizeof(question));
+		block = sizes[question.size];
+		n = shuffle(block, 3, from);
+		shuffle(block, 4, to);
+		wrong = count_wrong(&side, block, READER, WRITER, from, to, n);
+		side_fill(&side, READER);
+		put(out, &wrong, sizeof(wrong));
+	}
+}
+
+/* ---------------------------------------------------------------- measuring */
+
+static double now_us(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
+}
+
+static int compare(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static double median(double *v, uint32_t n)
+{
+	qsort(v, n, sizeof(*v), compare);
+	return v[n / 2];
+}
+
+struct run {
+	struct side *side;
+	struct kv_peer *peer;
+	uint32_t size, n;
+	int64_t *from, *to;
+	bool read;
+};
+
+static void go_once(const struct run *r)
+{
+	struct kv_layers layers = { 0, 0 };
+	struct kv_error err;
+
+	if (r->read)
+		check(kv_read_blocks(r->peer, r->side->cache[r->size], layers, r->to, r->from, r->n,
+				     NULL, &err),
+		      &err);
+	else
+		check(kv_write_blocks(r->peer, r->side->cache[r->size], layers, r->from, r->to,
+				      r->n, NULL, &err),
+		      &err);
+}
+
+static double time_one(const struct run *r)
+{
+	double us[ROUNDS_MAX];
+
+	for (uint32_t i = 0; i < cfg.rounds; i++) {
+		double begin = now_us();
+
+		go_once(r);
+		us[i] = now_us() - begin;
+	}
+	return median(us, cfg.rounds);
+}
+
+/* Time of one of several that are in flight. */
+static double time_many(const struct run *r)
+{
+	struct kv_layers layers = { 0, 0 };
+	struct kv_op *op[FLIGHT_MAX] = { 0 };
+	struct kv_error err;
+	double begin = now_us();
+	uint32_t rounds = cfg.rounds < cfg.flight ? cfg.flight : cfg.rounds;
+
+	for (uint32_t i = 0; i < rounds + cfg.flight; i++) {
+		struct kv_op **at = &op[i % cfg.flight];
+
+		if (*at) {
+			check(kv_wait(*at, KV_ACKED, 5000, &err), &err);
+			check(kv_op_free(*at, &err), &err);
+			*at = NULL;
+		}
+		if (i >= rounds)
+			continue;
+		check(r->read ? kv_read_blocks_async(r->peer, r->side->cache[r->size], layers,
+						     r->to, r->from, r->n, NULL, at, &err)
+			      : kv_write_blocks_async(r->peer, r->side->cache[r->size], layers,
+						      r->from, r->to, r->n, NULL, at, &err),
+		      &err);
+	}
+	return (now_us() - begin) / rounds;
+}
+
+/* ---------------------------------------------------------------- the floor */
+
+/* As copy.cu has them. */
+struct piece {
+	uint64_t to, from, len;
+};
+struct start {
+	uint32_t piece, chunk;
+};
+
+static double time_floor(const struct run *r, cuda_ptr far)
+{
+	static void *stream, *module, *kernel;
+	static struct piece *piece;
+	static struct start *start;
+	uint64_t block = sizes[r->size], chunks = block / 512, all = chunks * r->n;
+	cuda_ptr near = (cuda_ptr)(uintptr_t)r->side->pool;
+	uint32_t warps = cfg.sms * 32;
+	void *memory;
+	void *params[] = { &piece, &start, &warps };
+	double us[ROUNDS_MAX];
+
+	if (!stream) {
+		must(cuda.stream_create(&stream, 1), "cuStreamCreate");
+		must(cuda.module_load(&module, gpu_copy_ptx), "cuModuleLoadData");
+		must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
+		must(cuda.host_alloc(&memory, cfg.batch * sizeof(*piece), 3), "cuMemHostAlloc");
+		piece = memory;
+		must(cuda.host_alloc(&memory, (SMS_MAX * 32 + 1) * sizeof(*start), 3),
+		     "cuMemHostAlloc");
+		start = memory;
+	}
+	for (uint32_t i = 0; i < r->n; i++) {
+		uint64_t a = near + (uint64_t)r->from[i] * block,
+			 b = far + (uint64_t)r->to[i] * block;
+
+		if (r->read) /* what was written comes back */
+			piece[i] = (struct piece){ .to = a, .from = b, .len = block };
+		else
+			piece[i] = (struct piece){ .to = b, .from = a, .len = block };
+	}
+	if (warps > all)
+		warps = (uint32_t)all;
+	for (uint32_t w = 0; w <= warps; w++) {
+		uint64_t first = w * all / warps;
+
+		start[w] = (struct start){ (uint32_t)(first / chunks), (uint32_t)(first % chunks) };
+	}
+	start[warps] = (struct start){ r->n - 1, (uint32_t)chunks };
+	for (uint32_t i = 0; i < cfg.rounds + 3; i++) {
+		double begin = now_us();
+
+		must(cuda.launch(kernel, (warps + 31) / 32, 1, 1, 1024, 1, 1, 0, stream, params,
+				 NULL),
+		     "cuLaunchKernel");
+		while (cuda.stream_query(stream))
+			;
+		us[i < 3 ? 0 : i - 3] = now_us() - begin;
+	}
+	return median(us, cfg.rounds);
+}
+
+/* ---------------------------------------------------------------- rows */
+
+static const struct results_column columns[] = {
+	{ "way", "", "way", -14, 0 },
+	{ "block", "KiB", "block_kib", 6, 0 },
+	{ "one", "GB/s", "one_gbs", 8, 1 },
+	{ "several", "GB/s", "several_gbs", 8, 1 },
+	{ "floor", "GB/s", "floor_gbs", 8, 1 },
+	{ "one/floor", "", "one_ratio", 9, 2 },
+	{ "sev/floor", "", "several_ratio", 9, 2 },
+	{ "wrong", "bytes", "wrong_bytes", 7, 0 },
+};
+
+static uint64_t measure_way(struct results *results, const char *way, enum place place, bool read)
+{
+	int there[2], back[2];
+	struct side side = { 0 };
+	struct hello hello;
+	struct run r = { .side = &side, .read = read };
+	uint64_t bad = 0;
+	cuda_ptr far = 0;
+	struct kv_error err;
+	void *pinned;
+	pid_t child;
+
+	if (pipe(there) || pipe(back))
+		fail("pipe", strerror(errno));
+	child = fork(); /* before CUDA starts in this process */
+	if (child < 0)
+		fail("fork", strerror(errno));
+	if (!child) {
+		close(there[1]);
+		close(back[0]);
+		serve(there[0], back[1], place);
+	}
+	close(there[0]);
+	close(back[1]);
+	if (!start_cuda(cfg.prefill)) {
+		fprintf(stderr, "gpu_pd: there is no GPU here, or its driver does not start\n");
+		exit(77);
+	}
+	side_open(&side, GPU, WRITER);
+	get(back[0], &hello, sizeof(hello));
+	check(kv_connect(side.engine, NULL, hello.port, 10000, &r.peer, &err), &err);
+	if (place == GPU) {
+		must(cuda.ipc_open(&far, hello.handle, 1), "cuIpcOpenMemHandle");
+	} else {
+		must(cuda.host_alloc(&pinned, cfg.pool, 3), "cuMemHostAlloc");
+		memset(pinned, 0, cfg.pool);
+		far = (cuda_ptr)(uintptr_t)pinned;
+	}
+	r.from = malloc(cfg.batch * sizeof(*r.from));
+	r.to = malloc(cfg.batch * sizeof(*r.to));
+	for (r.size = 0; r.size < SIZES; r.size++) {
+		uint64_t wrong;
+		double bytes, one, many, floor;
+		struct question question = { .size = r.size };
+
+		r.n = shuffle(sizes[r.size], 3, r.from);
+		shuffle(sizes[r.size], 4, r.to);
+		go_once(&r);
+		if (read) {
+			/* Local block to[i] came from from[i] of the peer; the rest is its own. */
+			wrong = count_wrong(&side, sizes[r.size], WRITER, READER, r.from, r.to,
+					    r.n);
+		} else {
+			put(there[1], &question, sizeof(question));
+			get(back[0], &wrong, sizeof(wrong));
+		}
+		bad += wrong;
+		bytes = (double)r.n * (double)sizes[r.size];
+		time_one(&r);
+		one = time_one(&r);
+		many = time_many(&r);
+		floor = time_floor(&r, far);
+		if (read)
+			side_fill(&side, WRITER);
+		else {
+			put(there[1], &question, sizeof(question)); /* restores the pool */
+			get(back[0], &wrong, sizeof(wrong));
+		}
+		results_cell_text(results, way);
+		results_cell(results, (double)sizes[r.size] / 1024);
+		results_cell(results, bytes / one / 1e3);
+		results_cell(results, bytes / many / 1e3);
+		results_cell(results, bytes / floor / 1e3);
+		results_cell(results, floor / one);
+		results_cell(results, floor / many);
+		results_cell(results, (double)wrong);
+		fflush(stdout);
+	}
+	kv_peer_close(r.peer, 1000, &err);
+	close(there[1]);
+	waitpid(child, NULL, 0);
+	return bad;
+}
+
+static const char usage[] =
+	"usage: gpu_pd [OPTION...]\n"
+	"\n"
+	"Blocks between the caches of two processes of one host, one or both on a GPU; all bytes\n"
+	"are compared once. The floor is one bare kernel over the same pieces.\n"
+	"\n"
+	"  -w, --way NAME    gpu-gpu, gpu-host (written into a memfd pool) or host-gpu (read from it)\n"
+	"  -b, --batch N     blocks of a batch (1538)\n"
+	"  -r, --rounds N    batches of a median (40)\n"
+	"  -f, --flight N    operations in flight, in the column `several` (4)\n"
+	"  -s, --sms N       multiprocessors of the copies and of the floor (8)\n"
+	"  -g, --prefill N   this process's GPU, as CUDA numbers them (0)\n"
+	"  -d, --decode N    the other process's GPU (0)\n"
+	"  -p, --pool MIB    bytes of each cache (1024)\n"
+	"  -j, --json FILE   the same numbers\n"
+	"\n"
+	"Exit status: 0 all bytes were right, 1 an error or a wrong byte, 77 there is no GPU here.\n";
+
+static void read_options(int argc, char **argv, const char **way_p)
+{
+	static const struct option options[] = {
+		{ "way", required_argument, NULL, 'w' },
+		{ "batch", required_argument, NULL, 'b' },
+		{ "rounds", required_argument, NULL, 'r' },
+		{ "flight", required_argument, NULL, 'f' },
+		{ "sms", required_argument, NULL, 's' },
+		{ "pool", required_argument, NULL, 'p' },
+		{ "prefill", required_argument, NULL, 'g' },
+		{ "decode", required_argument, NULL, 'd' },
+		{ "json", required_argument, NULL, 'j' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	while ((c = getopt_long(argc, argv, "w:b:r:f:s:g:d:p:j:h", options, NULL)) != -1) {
+		unsigned long v = optarg ? strtoul(optarg, NULL, 10) : 0;
+
+		switch (c) {
+		case 'w':
+			*way_p = optarg;
+			break;
+		case 'b':
+			cfg.batch = (uint32_t)v;
+			break;
+		case 'r':
+			cfg.rounds = (uint32_t)v;
+			break;
+		case 'f':
+			cfg.flight = (uint32_t)v;
+			break;
+		case 's':
+			cfg.sms = (uint32_t)v;
+			break;
+		case 'g':
+			cfg.prefill = (int)v;
+			break;
+		case 'd':
+			cfg.decode = (int)v;
+			break;
+		case 'p':
+			cfg.pool = (uint64_t)v << 20;
+			break;
+		case 'j':
+			cfg.json = optarg;
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			exit(0);
+		default:
+			fputs(usage, stderr);
+			exit(2);
+		}
+	}
+	if (!cfg.batch || !cfg.rounds || cfg.rounds > ROUNDS_MAX || !cfg.flight ||
+	    cfg.flight > FLIGHT_MAX || !cfg.sms || cfg.sms > SMS_MAX || !cfg.pool)
+		fail("options", "0, or more than there can be (--help)");
+}
+
+int main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		enum place place;
+		bool read;
+	} ways[] = { { "gpu-gpu", GPU, false },
+		     { "gpu-host", HOST, false },
+		     { "host-gpu", HOST, true } };
+	char *command = results_command(argc, argv), sms[16];
+	const char *wanted = "gpu-gpu";
+	struct results *results;
+	size_t i = 0;
+	uint64_t bad;
+
+	read_options(argc, argv, &wanted);
+	while (i < sizeof(ways) / sizeof(ways[0]) && strcmp(ways[i].name, wanted))
+		i++;
+	if (i == sizeof(ways) / sizeof(ways[0]))
+		fail(wanted, "no such way (--help)");
+	if (results_can_write("gpu_pd", cfg.json))
+		return 1;
+	snprintf(sms, sizeof(sms), "%u", cfg.sms);
+	setenv("KVCACHE_GPU_SMS", sms, 1);
+	setenv("KVCACHE_TRANSPORT", "shm", 1);
+	results = results_new("gpu_pd", command, "shm", "CUDA kernels", "auto");
+	results_integer(results, "batch", cfg.batch);
+	results_integer(results, "multiprocessors", cfg.sms);
+	results_integer(results, "in_flight", cfg.flight);
+	results_table(results, columns, sizeof(columns) / sizeof(columns[0]));
+	bad = measure_way(results, wanted, ways[i].place, ways[i].read);
+	free(command);
+	return results_end(results, cfg.json) || bad;
+}

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, its end seen by an
+ * event
+ *
+ * Batches are numbered from 1 and end in their order. Batch n uses slot n % BATCHES, whose memory
+ * is written again only after its kernel has ended.
+ */
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "gpu.h"
+
+/* As copy.cu has them. */
+struct piece {
+	uint64_t to, from, len;
+};
+struct start {
+	uint32_t piece, chunk;
+};
+enum { CHUNK = 512, LANES = 32, THREADS = 1024 };
+
+enum {
+	BATCHES = 4,
+	PIECES = 2048, /* of a batch: at 1 KiB its kernel takes ten times what launching it does */
+	SMS_MAX = 256,
+	STARTS = SMS_MAX * (THREADS / LANES) + 1,
+};
+
+/* Pinned, and read by the kernel. */
+struct batch {
+	struct piece piece[PIECES];
+	struct start start[STARTS];
+};
+
+struct gpu_queue {
+	const struct gpu_device *gpu;
+	int sms;
+	void *stream;
+	struct batch *batch; /* BATCHES of them */
+	cuda_ptr batch_at;   /* the same as the GPU sees it */
+	void *event[BATCHES];
+	uint64_t launched, done; /* batches */
+	unsigned int pieces;	 /* in the one that is open: launched + 1 */
+	uint64_t chunks;
+	struct kv_error failed;
+};
+
+static int queue_failed(struct gpu_queue *queue, const char *what, int rc, struct kv_error *err)
+{
+	if (!queue->failed.code) {
+		kv_fail(&queue->failed, KV_ERR_DEVICE, "gpu", "%s on GPU %d: %s", what,
+			queue->gpu->device, cuda_error(rc));
+		kv_error_hint(&queue->failed,
+			      "an error of any kernel in this process ends its context: "
+			      "compute-sanitizer names the first");
+	}
+	return kv_error_copy(err, &queue->failed);
+}
+
+/* The slot and the stream of a queue. In its context. */
+static int make_queue(struct gpu_queue *queue)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+	void *memory = NULL;
+	int rc = cuda->stream_create(&queue->stream, STREAM_NON_BLOCKING);
+
+	if (!rc)
+		rc = cuda->host_alloc(&memory, BATCHES * sizeof(struct batch),
+				      HOST_PORTABLE_MAPPED);
+	queue->batch = memory;
+	if (!rc)
+		rc = cuda->host_pointer(&queue->batch_at, memory, 0);
+	for (int i = 0; i < BATCHES && !rc; i++)
+		rc = cuda->event_create(&queue->event[i], EVENT_DISABLE_TIMING);
+	return rc;
+}
+
+/* In its context. */
+static void unmake_queue(struct gpu_queue *queue)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+
+	for (int i = 0; i < BATCHES; i++)
+		if (queue->event[i])
+			cuda->event_destroy(queue->event[i]);
+	if (queue->batch)
+		cuda->host_free(queue->batch);
+	if (queue->stream)
+		cuda->stream_destroy(queue->stream);
+}
+
+int gpu_queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queue_p,
+		   struct kv_error *err)
+{
+	struct gpu_queue *queue = kv_fault(GPU_ALLOC) ? NULL : calloc(1, sizeof(*queue));
+	void *context;
+	int ret, rc;
+
+	if (!queue)
+		return kv_fail(err, KV_ERR_NOMEM, "gpu", "cannot allocate a queue");
+	ret = gpu_device(gpu, device, &queue->gpu, err);
+	if (ret) {
+		free(queue);
+		return ret;
+	}
+	queue->sms = sms < SMS_MAX ? sms : SMS_MAX;
+	context = queue->gpu->context;
+	rc = queue->gpu->cuda->push(context);
+	if (!rc) {
+		rc = make_queue(queue);
+		if (rc)
+			unmake_queue(queue);
+		queue->gpu->cuda->pop(&context);
+	}
+	if (rc) {
+		ret = queue_failed(queue, "cannot make a queue", rc, err);
+		free(queue);
+		return ret;
+	}
+	*queue_p = queue;
+	return 0;
+}
+
+bool gpu_queue_close(struct gpu_queue *queue)
+{
+	void *context = queue->gpu->context;
+
+	if (!gpu_queue_quiet(queue))
+		return false;
+	if (!queue->gpu->cuda->push(context)) {
+		unmake_queue(queue);
+		queue->gpu->cuda->pop(&context);
+	}
+	free(queue);
+	return true;
+}
+
+int gpu_queue_device(const struct gpu_queue *queue)
+{
+	return queue->gpu->device;
+}
+
+/* ---------------------------------------------------------------- the peer's memory */
+
+int gpu_map(struct gpu_queue *queue, const struct cuda_ipc_handle *handle, uint64_t *at_p,
+	    struct kv_error *err)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+	void *context = queue->gpu->context;
+	cuda_ptr at = 0;
+	int rc = cuda->push(context);
+
+	if (!rc) {
+		rc = cuda->ipc_open(&at, *handle, IPC_LAZY_ENABLE_PEER_ACCESS);
+		cuda->pop(&context);
+	}
+	if (rc)
+		return kv_fail(err, KV_ERR_UNREACHABLE, "gpu",
+			       "the peer's GPU memory cannot be mapped on GPU %d: %s",
+			       queue->gpu->device, cuda_error(rc));
+	*at_p = at;
+	return 0;
+}
+
+void gpu_unmap(struct gpu_queue *queue, uint64_t at)
+{
+	void *context = queue->gpu->context;
+
+	if (queue->gpu->cuda->push(context))
+		return;
+	queue->gpu->cuda->ipc_close(at);
+	queue->gpu->cuda->pop(&context);
+}
+
+/* ---------------------------------------------------------------- batches */
+
+static struct batch *open_batch(const struct gpu_queue *queue)
+{
+	return &queue->batch[(queue->launched + 1) % BATCHES];
+}
+
+static uint64_t chunks_of(const struct piece *piece)
+{
+	return (piece->len + CHUNK - 1) / CHUNK;
+}
+
+/* Equal shares of chunks, each from one chunk of one piece to another. */
+static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks, unsigned int warps)
+{
+	uint64_t before = 0; /* chunks of the pieces before i */
+	uint32_t i = 0;
+
+	for (unsigned int w = 0; w < warps; w++) {
+		uint64_t first = w * chunks / warps;
+
+		while (before + chunks_of(&batch->piece[i]) <= first)
+			before += chunks_of(&batch->piece[i++]);
+		batch->start[w] = (struct start){ i, (uint32_t)(first - before) };
+	}
+	i = pieces - 1;
+	batch->start[warps] = (struct start){ i, (uint32_t)chunks_of(&batch->piece[i]) };
+}
+
+static int launch(struct gpu_queue *queue, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+	void *context = queue->gpu->context;
+	uint64_t slot = (queue->launched + 1) % BATCHES;
+	unsigned int warps = (unsigned int)queue->sms * (THREADS / LANES);
+	cuda_ptr pieces = queue->batch_at + slot * sizeof(struct batch);
+	cuda_ptr starts = pieces + offsetof(struct batch, start);
+	void *params[] = { &pieces, &starts, &warps };
+	int rc;
+
+	if (warps > queue->chunks)
+		warps = (unsigned int)queue->chunks;
+	share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
+	rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : cuda->push(context);
+	if (!rc) {
+		rc = cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS, 1, 1,
+				  THREADS, 1, 1, 0, queue->stream, params, NULL);
+		if (!rc)
+			rc = cuda->event_record(queue->event[slot], queue->stream);
+		cuda->pop(&context);
+	}
+	if (rc)
+		return queue_failed(queue, "cannot launch a copy", rc, err);
+	queue->launched++;
+	gpu_queue_drop(queue);
+	return 0;
+}
+
+/* Looks at the events. */
+static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+	void *context = queue->gpu->context;
+	int rc;
+
+	if (queue->done == queue->launched)
+		return 0;
+	rc = cuda->push(context);
+	if (rc)
+		return queue_failed(queue, "cannot enter the context", rc, err);
+	while (queue->done != queue->launched && !rc) {
+		rc = cuda->event_query(queue->event[(queue->done + 1) % BATCHES]);
+		queue->done += !rc;
+	}
+	cuda->pop(&context);
+	return !rc || rc == CUDA_NOT_READY ? 0 : queue_failed(queue, "a copy failed", rc, err);
+}
+
+int gpu_queue_add(struct gpu_queue *queue, uint64_t to, uint64_t from, uint64_t len,
+		  struct kv_error *err)
+{
+	int ret = queue->failed.code ? kv_error_copy(err, &queue->failed) : 0;
+
+	if (!ret && queue->pieces == PIECES)
+		ret = launch(queue, err);
+	if (!ret && queue->launched - queue->done == BATCHES)
+		ret = look_at_events(queue, err);
+	if (ret || queue->launched - queue->done == BATCHES)
+		return ret;
+	open_batch(queue)->piece[queue->pieces++] =
+		(struct piece){ .to = to, .from = from, .len = len };
+	queue->chunks += (len + CHUNK - 1) / CHUNK;
+	return 1;
+}
+
+uint64_t gpu_queue_last(const struct gpu_queue *queue)
+{
+	return queue->launched + (queue->pieces > 0);
+}
+
+int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
+{
+	int ret = queue->failed.code ? kv_error_copy(err, &queue->failed) : 0;
+
+	if (!ret && batch > queue->launched && queue->pieces)
+		ret = launch(queue, err);
+	if (!ret)
+		ret = look_at_events(queue, err);
+	return ret ? ret : queue->done < batch;
+}
+
+void gpu_queue_drop(struct gpu_queue *queue)
+{
+	queue->pieces = 0;
+	queue->chunks = 0;
+}
+
+/* After a failure of the context no kernel of it runs any more. */
+bool gpu_queue_quiet(struct gpu_queue *queue)
+{
+	struct kv_error err;
+
+	return look_at_events(queue, &err) || queue->done == queue->launched;
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * copy.cu -- one kernel a batch: pieces of memory, each from one address to another, shared out to
+ * the warps by bytes
+ *
+ * copy.ptx is made of it (transport/gpu/make_ptx.sh) and is what the library carries.
+ */
+#include <stdint.h>
+
+/* As copy.c lays them out in pinned memory of the host. */
+struct piece {
+	uint64_t to, from, len;
+};
+/* Where a warp begins, and where the one before it ends: a chunk of a piece. */
+struct start {
+	uint32_t piece, chunk;
+};
+
+enum { CHUNK = 512, LANES = 32, DEPTH = 4 };
+
+/* [first, end) of a piece, by all lanes. T divides both addresses, `first` and `end`. */
+template <typename T>
+static __device__ void move(uint64_t to, uint64_t from, uint64_t first, uint64_t end, uint32_t lane)
+{
+	T *dst = (T *)(to + first);
+	const T *src = (const T *)(from + first);
+	uint64_t n = (end - first) / sizeof(T), i = lane;
+
+	for (; i + (DEPTH - 1) * LANES < n; i += DEPTH * LANES) {
+		T v[DEPTH];
+
+#pragma unroll
+		for (int k = 0; k < DEPTH; k++)
+			v[k] = __ldcs(src + i + k * LANES);
+#pragma unroll
+		for (int k = 0; k < DEPTH; k++)
+			__stcs(dst + i + k * LANES, v[k]);
+	}
+	for (; i < n; i += LANES)
+		__stcs(dst + i, __ldcs(src + i));
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps)
+{
+	uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
+	struct start begin, end;
+	uint64_t to = 0, from = 0, len = 0;
+
+	if (warp >= warps)
+		return;
+	begin = starts[warp];
+	end = starts[warp + 1];
+	for (uint32_t i = begin.piece; i <= end.piece; i++) {
+		uint32_t k = (i - begin.piece) % LANES;
+		uint64_t t, f, n, a, b;
+
+		if (!k) { /* 32 pieces by one read over the bus */
+			uint32_t mine = i + lane;
+
+			to = from = len = 0;
+			if (mine <= end.piece) {
+				to = pieces[mine].to;
+				from = pieces[mine].from;
+				len = pieces[mine].len;
+			}
+		}
+		t = __shfl_sync(0xffffffff, to, k);
+		f = __shfl_sync(0xffffffff, from, k);
+		n = __shfl_sync(0xffffffff, len, k);
+		a = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
+		b = i == end.piece ? (uint64_t)end.chunk * CHUNK : n;
+		if (b > n)
+			b = n;
+		if (a >= b)
+			continue;
+		if (!((t | f | n) & 15))
+			move<uint4>(t, f, a, b, lane);
+		else if (!((t | f | n) & 3))
+			move<uint32_t>(t, f, a, b, lane);
+		else
+			move<uint8_t>(t, f, a, b, lane);
+	}
+}

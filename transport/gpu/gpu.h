@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * gpu.h -- memory of a GPU: as peers of this host map it, as NICs reach it, and the kernels that
+ * copy it
+ *
+ *   cuda_load.c  the driver's functions
+ *   dmabuf.c     a DMA-BUF for NICs
+ *   share.c      the IPC handle of a region; a peer's region, and host memory, mapped for a GPU
+ *   device.c     a GPU of this process: its primary context, the kernel
+ *   copy.c       queues of pieces that a kernel copies
+ *   copy.cu      that kernel; copy.ptx is made of it, kernel.c holds it
+ *
+ * Nothing here keeps a context current: each function pushes the one that it needs and pops it. A
+ * queue is its owner's: one thread at a time. Everything else may be called by any thread.
+ */
+#ifndef GPU_H
+#define GPU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cuda_load.h"
+
+/* ---------------------------------------------------------------- regions */
+
+/* 0 if [addr, addr + len) is one GPU's, and all of it in one allocation; else ARG. */
+int gpu_check_range(const struct cuda_driver *cuda, const void *addr, size_t len,
+		    struct kv_error *err);
+
+/*
+ * A DMA-BUF that holds [addr, addr + len), from *offset_p of it on; the caller closes it.
+ * `written`: by NICs, for kernels that start after a notify. UNSUPPORTED: CUDA does not run in this
+ * process, or its driver exports none. ARG: not memory of a GPU, or more than one allocation.
+ * DEVICE: its GPU sees a NIC's writes only after a flush, which nothing here does.
+ */
+int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *offset_p,
+	       struct kv_error *err);
+
+/* A region as another process of this host may map it. */
+struct gpu_share {
+	int device; /* ordinal in this process */
+	char uuid[16];
+	struct cuda_ipc_handle handle;
+	uint64_t offset; /* of the region in the allocation that the handle stands for */
+};
+
+/*
+ * UNSUPPORTED, with the reason: CUDA does not run here; the allocation has no IPC handle (virtual
+ * memory management, a memory pool); it belongs to a context that is not the GPU's primary one.
+ * ARG: as gpu_check_range.
+ */
+int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err);
+
+/*
+ * The ordinal in this process of a peer's GPU. UNSUPPORTED: there is no CUDA here, or the GPU is
+ * not visible to this process.
+ */
+int gpu_find(const char uuid[16], int *device_p, struct kv_error *err);
+
+/* ---------------------------------------------------------------- GPUs of this process */
+
+struct gpu; /* those that a context of the transport has used */
+int gpu_open(struct gpu **gpu_p, struct kv_error *err);
+void gpu_close(struct gpu *gpu); /* every queue is closed */
+
+/* ---------------------------------------------------------------- queues */
+
+struct gpu_queue;
+/*
+ * A queue whose kernels run on that GPU, on at most `sms` multiprocessors. UNSUPPORTED or DEVICE
+ * (the driver's error) otherwise.
+ */
+int gpu_queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queue_p,
+		   struct kv_error *err);
+/* false: a kernel still runs; nothing was freed, and nothing of it may be. */
+bool gpu_queue_close(struct gpu_queue *queue);
+int gpu_queue_device(const struct gpu_queue *queue);
+
+/* A peer's allocation where kernels of this queue see it. Mapped again: counted by the driver. */
+int gpu_map(struct gpu_queue *queue, const struct cuda_ipc_handle *handle, uint64_t *at_p,
+	    struct kv_error *err);
+void gpu_unmap(struct gpu_queue *queue, uint64_t at);
+/*
+ * The same for host memory, which is pinned until gpu_unpin; memory that CUDA has pinned already is
+ * used as it is (*pinned_p false). One for all GPUs of the process.
+ */
+int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p, uint64_t *at_p,
+	    struct kv_error *err);
+void gpu_unpin(struct gpu *gpu, int device, void *addr);
+
+/*
+ * Takes a piece: 1; 0 if kernels that have not ended use all batches; or the queue's failure. It is
+ * copied at some time between this call and the end of gpu_queue_end for gpu_queue_last.
+ */
+int gpu_queue_add(struct gpu_queue *queue, uint64_t to, uint64_t from, uint64_t len,
+		  struct kv_error *err);
+/* The batch of the piece that was added last. */
+uint64_t gpu_queue_last(const struct gpu_queue *queue);
+/*
+ * Starts what is not started up to that batch. 0: its kernel has ended, and its bytes are visible
+ * to every reader that begins after this; 1: not yet; or the queue's failure (DEVICE).
+ */
+int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err);
+/* What is not started never will be. */
+void gpu_queue_drop(struct gpu_queue *queue);
+/* No kernel of it runs. */
+bool gpu_queue_quiet(struct gpu_queue *queue);
+
+/* device.c, for copy.c */
+struct gpu_device {
+	const struct cuda_driver *cuda;
+	int device;
+	void *context, *module, *kernel;
+};
+int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
+	       struct kv_error *err);
+/* kernel.c: the text of copy.ptx */
+extern const char gpu_copy_ptx[];
+
+#endif

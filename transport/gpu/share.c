@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* share.c -- a region of a GPU as other processes map it; host memory as GPUs see it */
+#include <string.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "gpu.h"
+
+static int no_share(struct kv_error *err, const void *addr, const char *why)
+{
+	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+		"the GPU memory at %p cannot be mapped by another process: %s", addr, why);
+	kv_error_hint(err,
+		      "allocate it with cudaMalloc (PyTorch: without expandable_segments and "
+		      "cudaMallocAsync), or KVCACHE_TRANSPORT=ib takes a NIC on one host, too");
+	return KV_ERR_UNSUPPORTED;
+}
+
+/* Kernels run in the primary context, which does not see the memory of others. */
+static bool is_of_primary(const struct cuda_driver *cuda, void *context, int device)
+{
+	void *primary = NULL;
+	bool same;
+
+	if (cuda->primary_retain(&primary, device))
+		return false;
+	same = primary == context;
+	cuda->primary_release(device);
+	return same;
+}
+
+int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = cuda_driver("register", err);
+	cuda_ptr at = (cuda_ptr)(uintptr_t)addr, first = 0;
+	void *context = NULL;
+	int device, ret, rc;
+
+	if (!cuda)
+		return KV_ERR_UNSUPPORTED;
+	ret = gpu_check_range(cuda, addr, len, err);
+	if (ret)
+		return ret;
+	rc = cuda->pointer_get(&share->device, POINTER_DEVICE_ORDINAL, at);
+	if (!rc)
+		rc = cuda->pointer_get(&first, POINTER_RANGE_START, at);
+	if (!rc)
+		rc = cuda->pointer_get(&context, POINTER_CONTEXT, at);
+	if (!rc)
+		rc = cuda->device_get(&device, share->device);
+	if (!rc)
+		rc = cuda->device_uuid(share->uuid, device);
+	if (rc || !context)
+		return no_share(err, addr, rc ? cuda_error(rc) : "it belongs to no context");
+	if (!is_of_primary(cuda, context, device))
+		return no_share(err, addr, "it belongs to a context that is not the primary one");
+	rc = cuda->push(context);
+	if (rc)
+		return no_share(err, addr, cuda_error(rc));
+	rc = cuda->ipc_get(&share->handle, first);
+	cuda->pop(&context);
+	if (rc)
+		return no_share(err, addr, cuda_error(rc));
+	share->offset = at - first;
+	return 0;
+}
+
+int gpu_find(const char uuid[16], int *device_p, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = cuda_driver_start(err);
+	int count = 0, device;
+	char other[16];
+
+	if (!cuda)
+		return KV_ERR_UNSUPPORTED;
+	cuda->device_count(&count);
+	for (int i = 0; i < count; i++)
+		if (!cuda->device_get(&device, i) && !cuda->device_uuid(other, device) &&
+		    !memcmp(other, uuid, sizeof(other))) {
+			*device_p = i;
+			return 0;
+		}
+	kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+		"the peer's GPU is not one of the %d that this process sees", count);
+	kv_error_hint(err, "CUDA_VISIBLE_DEVICES hides it, or the container has no access to it");
+	return KV_ERR_UNSUPPORTED;
+}
+
+int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p, uint64_t *at_p,
+	    struct kv_error *err)
+{
+	const struct gpu_device *d;
+	void *context;
+	cuda_ptr at = 0;
+	int rc, ret = gpu_device(gpu, device, &d, err);
+
+	if (ret)
+		return ret;
+	*pinned_p = false;
+	context = d->context;
+	rc = kv_fault(GPU_PIN) ? CUDA_OUT_OF_MEMORY : d->cuda->push(context);
+	if (!rc) {
+		rc = d->cuda->host_register(addr, len, HOST_PORTABLE_MAPPED);
+		*pinned_p = !rc;
+		if (!rc || rc == CUDA_ALREADY_REGISTERED)
+			rc = d->cuda->host_pointer(&at, addr, 0);
+		if (rc && *pinned_p)
+			d->cuda->host_unregister(addr);
+		d->cuda->pop(&context);
+	}
+	if (rc)
+		return kv_fail(err, KV_ERR_DEVICE, "gpu",
+			       "%zu bytes of host memory cannot be pinned for GPU %d: %s", len,
+			       device, cuda_error(rc));
+	*at_p = at;
+	return 0;
+}
+
+void gpu_unpin(struct gpu *gpu, int device, void *addr)
+{
+	const struct gpu_device *d;
+	void *context;
+
+	if (gpu_device(gpu, device, &d, NULL))
+		return;
+	context = d->context;
+	if (d->cuda->push(context))
+		return;
+	d->cuda->host_unregister(addr);
+	d->cuda->pop(&context);
+}

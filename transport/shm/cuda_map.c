@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * cuda_map.c -- the GPUs that copy for a connection: their queues, and the memory that these see
+ *
+ * A region of a GPU is described to peers by its IPC handle. Host memory at the other end is pinned
+ * for the GPU at its first use: the peer's pool for the connection, a local region until it is
+ * deregistered.
+ */
+#include <sched.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "shm.h"
+
+/* What the provider keeps of a local region. */
+struct shm_region {
+	struct shm_ctx *ctx;
+	uint8_t *addr;
+	size_t len;
+	bool device;
+	struct gpu_share share; /* device */
+	/* Host, under ctx->pin_lock: pinned for a GPU; */
+	bool pinned, known; /* by us; `at` is valid */
+	int pinned_for;
+	uint64_t at;
+};
+
+/* ---------------------------------------------------------------- local regions */
+
+int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+{
+	struct shm_region *region = kv_fault(SHM_REGION) ? NULL : calloc(1, sizeof(*region));
+	int ret = 0;
+
+	if (!region)
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
+	region->ctx = priv;
+	region->addr = mem->addr;
+	region->len = mem->len;
+	region->device = mem->kind == TR_MEM_DEVICE;
+	if (region->device)
+		ret = gpu_share(mem->addr, mem->len, &region->share, err);
+	if (ret)
+		free(region);
+	else
+		*handle_p = region;
+	return ret;
+}
+
+void shm_mem_dereg(void *priv, void *handle)
+{
+	struct shm_region *region = handle;
+	struct shm_ctx *ctx = priv;
+
+	if (region->pinned)
+		gpu_unpin(ctx->gpu, region->pinned_for, region->addr);
+	free(region);
+}
+
+static struct shm_region *region_of(const struct tr_mem *mem)
+{
+	return tr_mem_handle(mem, &tr_shm_provider);
+}
+
+const struct gpu_share *cuda_share(const struct tr_mem *mem)
+{
+	return &region_of(mem)->share;
+}
+
+/* Where kernels of that GPU find a host region. */
+static int pin_region(struct shm_ctx *ctx, struct shm_region *region, int device, uint64_t *at_p,
+		      struct kv_error *err)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&ctx->pin_lock);
+	if (!region->known)
+		ret = gpu_pin(ctx->gpu, device, region->addr, region->len, &region->pinned,
+			      &region->at, err);
+	if (!ret && !region->known) {
+		region->known = true;
+		region->pinned_for = device;
+	}
+	*at_p = region->at;
+	pthread_mutex_unlock(&ctx->pin_lock);
+	return ret;
+}
+
+/* ---------------------------------------------------------------- the peer's */
+
+/* Its place in sc->queue. */
+static int queue_for(struct shm_conn *sc, int device, struct kv_error *err)
+{
+	int ret, i;
+
+	for (i = 0; i < SHM_GPUS && sc->queue[i]; i++)
+		if (gpu_queue_device(sc->queue[i]) == device)
+			return i;
+	if (i == SHM_GPUS)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+			       "a connection uses at most %d GPUs of one process", SHM_GPUS);
+	ret = gpu_queue_open(sc->ctx->gpu, device, sc->ctx->sms, &sc->queue[i], err);
+	if (!ret)
+		kv_log_info(tr_conn_tr(sc->conn)->log,
+			    "GPU %d copies for %s, with at most %d multiprocessors", device,
+			    tr_conn_address(sc->conn), sc->ctx->sms);
+	return ret ? ret : i;
+}
+
+static int map_remote(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct kv_error *err)
+{
+	uint64_t at;
+	int ret;
+
+	if (rm->gpu_at[queue])
+		return 0;
+	if (sc->pid == getpid()) { /* a process cannot open its own handle */
+		rm->gpu_at[queue] = (uintptr_t)rm->addr;
+		return 0;
+	}
+	ret = gpu_map(sc->queue[queue], &rm->share.handle, &at, err);
+	if (ret)
+		return ret;
+	rm->gpu_at[queue] = at + rm->share.offset;
+	rm->gpu_mapped[queue] = true;
+	return 0;
+}
+
+static bool in_pool(const struct shm_pool *pool, const uint8_t *addr)
+{
+	return pool->addr && addr >= pool->addr && addr < pool->addr + pool->len;
+}
+
+static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct kv_error *err)
+{
+	int device = gpu_queue_device(sc->queue[queue]), ret;
+	struct shm_pool *pool = sc->pool;
+
+	if (rm->gpu_at[queue])
+		return 0;
+	if (rm->path != SHM_POOL) {
+		kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+			"a GPU reaches host memory of another process in a memfd pool only");
+		kv_error_hint(err, "allocate that cache with kv_alloc");
+		return KV_ERR_UNSUPPORTED;
+	}
+	while (!in_pool(pool, rm->addr))
+		pool++;
+	if (!pool->gpu_at) {
+		ret = gpu_pin(sc->ctx->gpu, device, pool->addr, pool->len, &pool->pinned,
+			      &pool->gpu_at, err);
+		if (ret)
+			return ret;
+		pool->pinned_for = device;
+	}
+	rm->gpu_at[queue] = pool->gpu_at + (uint64_t)(rm->addr - pool->addr);
+	return 0;
+}
+
+/* The queue for a pair of regions, and where its kernels find both; or negative. */
+int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem,
+		   uint64_t *local_p, uint64_t *remote_p, struct kv_error *err)
+{
+	struct shm_region *region = region_of(lmem);
+	struct shm_rmem *rm = rmem->priv;
+	int device = region->share.device, queue, ret = 0;
+
+	if (!region->device)
+		ret = gpu_find(rm->share.uuid, &device, err);
+	queue = ret ? ret : queue_for(sc, device, err);
+	if (queue < 0)
+		return queue;
+	ret = rmem->device ? map_remote(sc, rm, queue, err) : pin_pool(sc, rm, queue, err);
+	if (ret)
+		return ret;
+	*remote_p = rm->gpu_at[queue];
+	*local_p = (uintptr_t)lmem->addr;
+	if (!region->device)
+		ret = pin_region(sc->ctx, region, device, local_p, err);
+	return ret ? ret : queue;
+}
+
+/* ---------------------------------------------------------------- the end */
+
+static bool kernels_have_ended(const struct shm_conn *sc)
+{
+	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
+		if (!gpu_queue_quiet(sc->queue[i]))
+			return false;
+	return true;
+}
+
+bool cuda_quit(struct shm_conn *sc)
+{
+	int64_t deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
+
+	for (unsigned int i = 0; sc->queue[0] && i < TR_OPS_MAX; i++) {
+		sc->op[i].queue = NULL;
+		sc->op[i].stopping = false;
+	}
+	sc->stopping = 0;
+	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
+		gpu_queue_drop(sc->queue[i]);
+	while (!kernels_have_ended(sc)) {
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		sched_yield();
+	}
+	return true;
+}
+
+/* What an operation still has to copy there is copied first. */
+static bool ends_soon(struct gpu_queue *queue)
+{
+	int64_t deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
+	int ret;
+
+	while ((ret = gpu_queue_end(queue, gpu_queue_last(queue), NULL)) > 0 &&
+	       kv_now_ns() < deadline_ns)
+		sched_yield();
+	return ret <= 0;
+}
+
+void cuda_forget(struct shm_conn *sc, struct shm_rmem *rm)
+{
+	for (int i = 0; i < SHM_GPUS; i++)
+		if (rm->gpu_mapped[i] && ends_soon(sc->queue[i])) /* else it stays mapped */
+			gpu_unmap(sc->queue[i], rm->gpu_at[i] - rm->share.offset);
+}
+
+bool cuda_close(struct shm_conn *sc)
+{
+	bool closed = true;
+
+	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
+		closed &= gpu_queue_close(sc->queue[i]);
+	for (unsigned int i = 0; closed && i < sc->pools; i++)
+		if (sc->pool[i].pinned)
+			gpu_unpin(sc->ctx->gpu, sc->pool[i].pinned_for, sc->pool[i].addr);
+	if (!closed)
+		kv_log_warn(tr_conn_tr(sc->conn)->log,
+			    "a copy for %s has not ended: what it uses stays mapped",
+			    tr_conn_address(sc->conn));
+	return closed;
+}
