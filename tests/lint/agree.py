@@ -3,8 +3,10 @@
 
 usage: agree.py ROOT
 """
+import json
 import os
 import re
+import subprocess
 import sys
 
 import source
@@ -223,6 +225,37 @@ def lint_names(root):
     return set(re.findall(r"^\s*kvrail_(?:lint\(|add_test\(lint_)([a-z]+)[\s)]", source.read(root, "tests/lint/CMakeLists.txt"), re.MULTILINE))
 
 
+def shows(token, value):
+    """Whether a cell of a table is this value of a JSON file, with as many decimals as the cell has."""
+    if value is None or isinstance(value, str):
+        return token == (value or "-")
+    return re.fullmatch(r"-?[\d.]+", token) is not None and token == f"{value:.{len(token.partition('.')[2])}f}"
+
+
+def check_figures(root):
+    """The figures of README and docs are those of the stored JSON file, or of the table, that they come from."""
+    findings, page, tables = [], "docs/benchmarks.md", "docs/nccl.md"
+    text, readme = source.read(root, page), source.read(root, "README.md")
+    lines = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    for path in sorted(set(re.findall(r"\]\(\.\./(bench/stored/\w+\.json)\)", text))):
+        for number, row in enumerate(json.loads(source.read(root, path))["rows"], 1):
+            if not any(len(line) == len(row) and all(map(shows, line, row.values())) for line in lines):
+                findings.append(f"{page}: no line has the figures of row {number} of {path}")
+    for path in sorted(set(re.findall(r"nccl_table\.py (bench/stored/\w+\.json)", source.read(root, tables)))):
+        printed = subprocess.run([sys.executable, "-B", os.path.join(root, "bench/nccl_table.py"), os.path.join(root, path)],
+                                 stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+        findings += [f"{tables}: {path} has the line {line}" for line in printed if line.startswith("|") and line not in source.read(root, tables)]
+    ratios = re.findall(r"^ +1?\d+ +1538 .* ([\d.]+) +0$", text, re.MULTILINE)
+    killed = re.findall(r"^\| (?:kvrail|nixl|mooncake) \| \w+: .*?\(([\d.]+) s\)", text, re.MULTILINE)
+    said = re.search(r"ends the write after ([\d.]+) s .* NIXL took ([\d.]+) s, Mooncake ([\d.]+) s", readme)
+    cost = re.search(r"cost little: ([\d.]+) to ([\d.]+) times the rate", readme)
+    ends = [f"{end(map(float, ratios)):.2f}" for end in (min, max)] if ratios else []
+    for what, found, wanted in (("seconds until a killed receiver is reported", said, killed), ("the ratios to the floor", cost, ends)):
+        if not found or list(found.groups()) != wanted:
+            findings.append(f"README.md: {what} are {wanted} in {page}")
+    return findings
+
+
 def check_skips(root):
     """A part of a test that is skipped says why, for the account at the end of ./dev test."""
     findings = []
@@ -251,7 +284,7 @@ def check_mutants(root):
 
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_doctor,
-              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_skips, check_repeats,
+              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures, check_skips, check_repeats,
               check_mutants)
     return [finding for one in checks for finding in one(root)]
 

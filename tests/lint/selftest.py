@@ -335,6 +335,21 @@ class Agree(Tree):
         self.write("SECURITY.md", "")
         self.assert_finds("SECURITY.md: there is no table", agree.check_costs(self.root), 1)
 
+    def test_a_figure_that_is_not_the_measured_one_is_found(self):
+        self.write("bench/stored/a.json", '{"rows": [{"path": "pool", "block_bytes": 1024, "ratio": 0.927, "plain": null}]}')
+        self.write("docs/nccl.md", "")
+        killed = "".join(f"| {name} | E: x ({s} s) | | |\n" for name, s in (("kvrail", 0.6), ("nixl", 8.0), ("mooncake", 30.8)))
+        bench = "[a](../bench/stored/a.json)\n\n    pool 1024 0.93 -\n" + killed
+        bench += "      1024  1538 7.5  0.927  0\n     16384  1538 7.5  1.038  0\n"
+        said = "ends the write after 0.6 s now; NIXL took 8.0 s, Mooncake 30.8 s\ncost little: 0.93 to 1.04 times the rate"
+        self.write("docs/benchmarks.md", bench)
+        self.write("README.md", said)
+        self.assertEqual(agree.check_figures(self.root), [])
+        self.write("docs/benchmarks.md", bench.replace("0.93 -", "0.94 -"))
+        self.assert_finds("no line has the figures of row 1", agree.check_figures(self.root), 1)
+        self.write("docs/benchmarks.md", bench.replace("(8.0 s)", "(7.0 s)").replace("1.038", "1.050"))
+        self.assert_finds("README.md: ", agree.check_figures(self.root), 2)
+
     def test_a_way_around_the_key_without_a_test_is_found(self):
         self.write("tests/a_test.c", "static void it_holds(void **state)\n")
         head = "## The key\n\n| way | held by |\n| --- | --- |\n"
