@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 
+import results
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 TREE = os.path.dirname(HERE)
 LIBRARY = re.compile(r"(transport|kvapi|net_plugin)/[^:]*\.[ch]$")
@@ -156,7 +158,10 @@ def main():
     parser.add_argument("--limit", type=float, default=2, metavar="PERCENT", help="more instructions are a failure (2)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the builds")
     parser.add_argument("--wall", action="store_true", help="also kv_pd_bench and net_perf")
+    parser.add_argument("--json", metavar="FILE", help="the same as JSON (bench/README.md)")
     args = parser.parse_args()
+    results.can_write(args.json)
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         trees = [Tree(root, f"{folder}/{name}", args.jobs, args.wall) for root, name in ((args.base, "a"), (args.tree, "b"))]
         commits = [run("git", "-C", tree.root, "describe", "--always", "--dirty").strip() for tree in trees]
@@ -168,17 +173,25 @@ def main():
             counted = [tree.instructions(row) for tree in trees]
             rounds = [[tree.ns(row) for tree in trees] for _ in range(args.rounds)]
             a, b = (statistics.median(column) for column in zip(*rounds))
+            ns_ratio = statistics.median(two / one for one, two in rounds)
             ratio = counted[1][0] / counted[0][0]
             worst = max(worst, ratio)
             print(f"{row.name:28} {counted[0][0]:9.1f} {counted[1][0]:9.1f} {ratio:8.3f}   {counted[1][1] / counted[0][1]:7.3f}   "
-                  f"{a:9.1f} {b:9.1f} {statistics.median(two / one for one, two in rounds):6.3f}", flush=True)
+                  f"{a:9.1f} {b:9.1f} {ns_ratio:6.3f}", flush=True)
+            rows.append({"what": row.name, "a_instructions": counted[0][0], "b_instructions": counted[1][0], "ratio": ratio,
+                         "all_ratio": counted[1][1] / counted[0][1], "a_ns": a, "b_ns": b, "ns_ratio": ns_ratio})
         if args.wall:
             rounds = [[tree.wall() for tree in trees] for _ in range(args.rounds)]
             print()
             for name in rounds[0][0]:
                 pairs = [(one[name], two[name]) for one, two in rounds]
                 a, b = (statistics.median(column) for column in zip(*pairs))
-                print(f"{name:36} {a:9.2f} {b:9.2f} {statistics.median(two / one for one, two in pairs):6.3f}")
+                ns_ratio = statistics.median(two / one for one, two in pairs)
+                print(f"{name:36} {a:9.2f} {b:9.2f} {ns_ratio:6.3f}")
+                rows.append({"what": name, "a_instructions": None, "b_instructions": None, "ratio": None, "all_ratio": None,
+                             "a_ns": a * 1000, "b_ns": b * 1000, "ns_ratio": ns_ratio})
+    if args.json:
+        results.write(args.json, results.head("compare", a_commit=commits[0], b_commit=commits[1], rounds=args.rounds), rows)
     return worst > 1 + args.limit / 100
 
 

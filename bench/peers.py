@@ -4,7 +4,7 @@
 
 64 blocks of 64 KiB go from a process on rxe0 to one on rxe1. Each engine is driven through its Python API as its users do.
 Soft-RoCE in an emulated machine: no time here is a network's, but ratios of one run, packets and what a fault is
-reported as are fair. Run by peers.sh.
+reported as are fair. Run by peers.sh; the results as JSON go to the file that PEERS_JSON names.
 """
 import glob
 import importlib.metadata
@@ -21,12 +21,14 @@ import traceback
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/rxe"))
 import perftest  # noqa: E402
+import results  # noqa: E402
 
 BLOCKS, BYTES, BATCHES = 64, 65536, 5
 LEN = BLOCKS * BYTES
 REPORT_S = 45  # a fault that was not reported by then hangs
 ENGINES = {"kvrail": "kvrail", "nixl": "nixl-cu12", "mooncake": "mooncake-transfer-engine-non-cuda"}  # and their packages
 ADDRESSES = {"target": "10.77.0.2", "initiator": "10.77.0.1"}
+FIELDS = "time_ratio", "packets", "work_requests", "killed", "outside", "withdrawn"
 DEVICES = {"target": "rxe1", "initiator": "rxe0"}
 
 
@@ -297,16 +299,20 @@ def main():
     if len(sys.argv) == 3:
         return serve(*sys.argv[1:])
     let_nixl_find_rxe(sys.argv[1])
+    versions = {package: importlib.metadata.version(package) for package in ENGINES.values()}
+    rows = {name: dict.fromkeys(FIELDS) for name in ("ib_write_bw", *ENGINES)}
     with open("/tmp/peers.log", "w", encoding="utf-8") as log:
-        print(", ".join(f"{package} {importlib.metadata.version(package)}" for package in ENGINES.values()) + ".", end=" ")
+        print(", ".join(f"{package} {version}" for package, version in versions.items()) + ".", end=" ")
         rate, packets = perftest.ib_write_bw(BYTES, BLOCKS * BATCHES)
         base_s = LEN / 1e6 / rate
         print(f"Soft-RoCE in an emulated machine: correctness, not speed. {BLOCKS} blocks of {BYTES} bytes, bytes checked, medians "
               f"of {BATCHES}.\n\n| engine | time, ib_write_bw = 1 | packets | work requests |\n| --- | ---: | ---: | ---: |", flush=True)
         print(f"| ib_write_bw | 1.0 | {packets * BLOCKS:.0f} | {BLOCKS} |", flush=True)
+        rows["ib_write_bw"].update(time_ratio=1, packets=packets * BLOCKS, work_requests=BLOCKS)
         for name in ENGINES:
             try:
                 row = quiet(name, log)
+                rows[name].update(time_ratio=row["s"] / base_s, packets=row["packets"], work_requests=row["requests"])
                 print(f"| {name} | {row['s'] / base_s:.1f} | {row['packets']:.0f} | {row['requests'] or 'not reported'} |", flush=True)
             except RuntimeError as error:
                 print(f"| {name} | {error} | | |", flush=True)
@@ -318,7 +324,11 @@ def main():
                     cells.append(scenario(name, log))
                 except (RuntimeError, BrokenPipeError) as error:
                     cells.append(f"could not be tried: {error}")
+                rows[name][scenario.__name__] = cells[-1]
             print(f"| {name} | {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
+    if "PEERS_JSON" in os.environ:
+        head = results.head("peers", "ib", wait=None, blocks=BLOCKS, block_bytes=BYTES, batches=BATCHES, versions=versions)
+        results.write(os.environ["PEERS_JSON"], head, [{"engine": name, **row} for name, row in rows.items()])
     return 0
 
 

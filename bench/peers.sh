@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # peers.sh -- other engines' programs beside ours over Soft-RoCE: makes a virtual environment with NIXL and Mooncake in the
 # user's cache once, and with this tree's kvrail (or the wheel KVRAIL_WHEEL), then runs peers.py in a guest.
+#
+# usage: bench/peers.sh [FILE.json]
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/kvrail-peers
 
@@ -16,4 +18,11 @@ skip() {
 	skip "pip cannot install NIXL and Mooncake; the lines above say why"
 "$venv/bin/pip" install -q --force-reinstall --no-deps "${KVRAIL_WHEEL:-$here/..}" || exit 1
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
-exec "$here/../tests/rxe/rxe" --memory 4096 --timeout "${1:-1500}" --verbose "$venv/bin/python" -B "$here/peers.py" "$site"
+folder=
+if [ -n "${1:-}" ]; then # the guest writes into this folder alone
+	folder=$(cd "$(dirname "$1")" && pwd) || exit 1
+	PEERS_JSON=$folder/$(basename "$1")
+	export PEERS_JSON
+fi
+exec "$here/../tests/rxe/rxe" --memory 4096 --timeout 1500 --verbose ${1:+--writable "$folder"} \
+	"$venv/bin/python" -B "$here/peers.py" "$site"
