@@ -31,7 +31,7 @@ class Failed(Exception):
 
 def before_qemu():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: it ends with this process
-    os.nice(10)  # tests beside it have short deadlines; those of the guest are long
+    os.nice(5)  # tests beside it have short deadlines; those of the guest are long
 
 
 def closed_folders(command):
