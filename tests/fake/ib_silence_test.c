@@ -177,6 +177,22 @@ static void silence_on_both_is_the_end(void **state)
 	setting_end(&s);
 }
 
+/* Its packets get lost and this end's arrive: both ends learn of it. */
+static void silence_of_one_is_the_end_for_both(void **state)
+{
+	struct setting s;
+
+	(void)state;
+	setting_make(&s, NULL, options(), SIZE);
+	write_one(&s, 1);
+	lose_tcp(&s.rig, true);
+	fake_mute(1, true);
+	assert_true(until_lost(&s.rig, 1) <= limit_ms() * 2);
+	assert_true(until_lost(&s.rig, 0) <= limit_ms() * 2);
+	fake_mute(1, false);
+	setting_end(&s);
+}
+
 static struct rig local;
 
 static void make_local(unsigned int flags)
@@ -231,6 +247,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(an_idle_peer_is_asked_over_rdma),
 		cmocka_unit_test(a_control_socket_that_timed_out_is_silence),
 		cmocka_unit_test(silence_on_both_is_the_end),
+		cmocka_unit_test(silence_of_one_is_the_end_for_both),
 		cmocka_unit_test(memory_needs_no_tcp),
 		cmocka_unit_test(memory_needs_no_tcp_where_nobody_sleeps),
 	};
