@@ -241,6 +241,25 @@ static void a_dead_device_is_a_device_error(void **state)
 	setting_end(&s);
 }
 
+/* Which cannot be (setting_end): here completions come that nobody asked for. */
+static void a_queue_that_overran_is_a_device_error(void **state)
+{
+	struct ibv_wc wc = { .wr_id = UINT64_MAX };
+	struct fake_stats stats;
+	struct setting s;
+
+	(void)state;
+	setting_make(&s, NULL, four_lanes, SIZE);
+	write_all(&s, 1, TR_NOTIFY);
+	do {
+		assert_true(fake_spurious(0, false, &wc));
+		fake_stats(&stats);
+	} while (!stats.overruns);
+	s.overruns = stats.overruns;
+	expect_failure(&s, 1, KV_ERR_DEVICE);
+	setting_end(&s);
+}
+
 static void memory_that_the_peer_took_back_is_a_remote_access_error(void **state)
 {
 	struct setting s;
@@ -505,6 +524,7 @@ int main(void)
 		cmocka_unit_test(a_new_connection_uses_the_mtu_that_the_port_has_now),
 		cmocka_unit_test(soft_roce_without_a_way_out_is_a_link_error),
 		cmocka_unit_test(a_dead_device_is_a_device_error),
+		cmocka_unit_test(a_queue_that_overran_is_a_device_error),
 		cmocka_unit_test(memory_that_the_peer_took_back_is_a_remote_access_error),
 		cmocka_unit_test(a_region_in_use_is_not_deregistered),
 		cmocka_unit_test(a_cancelled_operation_ends_once_and_the_connection_lives),

@@ -13,6 +13,7 @@ struct setting {
 	struct tr_mem *mem[2];
 	struct tr_rmem *rmem[2]; /* what side i sees of the other */
 	size_t size;
+	uint64_t overruns; /* that setting_end expects: none */
 };
 
 void setting_make(struct setting *s, const struct fake_config *config, const char *const *options,

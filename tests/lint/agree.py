@@ -35,7 +35,6 @@ def check_codes(root):
 def check_raised(root):
     """Every error code that is documented is returned by some line of a library."""
     codes = re.findall(r"^\s*X\((\w+),", source.read(root, "include/kvrail/kv_error.h"), re.MULTILINE)
-    codes = [code for code in codes if code != "AUTH"]  # of the handshake with a key, which comes next
     paths = [path for path in source.c_files(root) if source.is_library(path) and path.endswith(".c")]
     used = set(re.findall(r"\bKV_ERR_(\w+)", "".join(source.code(source.read(root, path)) for path in paths)))
     return [f"include/kvrail/kv_error.h: no library returns KV_ERR_{code}" for code in codes if code not in used]
@@ -53,7 +52,7 @@ def missing_tests(root, cells):
     """What is wrong with [(what, text that names tests)]: a test is a file under a folder of tests, or a name of ctest."""
     findings, texts = [], {}
     for path in source.files(root):
-        if re.match(r"(tests|mpi_tests|bench|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", "CMakeLists.txt")):
+        if re.match(r"(tests|mpi_tests|bench|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", ".sh", "CMakeLists.txt")):
             stem = os.path.splitext(os.path.basename(path))[0]
             texts[stem] = texts.get(stem, "") + source.read(root, path)
     ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", texts.get("CMakeLists", "")))
@@ -97,6 +96,23 @@ def check_key(root):
     rows = re.findall(r"^\| ([^|]*) \|([^|]*)\|$", section, re.MULTILINE)[2:]
     return ([] if rows else [f"{page}: there is no table of ways around the key"]) + missing_tests(
         root, [(f"{page}: {way}", cell) for way, cell in rows]
+    )
+
+
+FAULT_ROWS = 47
+
+
+def check_reliability(root):
+    """Each fault of the reliability page names tests that exist, or says why it cannot be played; no row is left out."""
+    page = "docs/reliability.md"
+    section = source.read(root, page).partition("## The faults")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \|[^|]*\|[^|]*\|([^|]*)\|$", section, re.MULTILINE)
+    findings = [f"{page}: fault {n} is missing" for n in range(1, FAULT_ROWS + 1) if str(n) not in {number for number, _ in rows}]
+    findings += [f"{page}: fault {number} has no test, and no reason why" for number, cell in rows
+                 if "no test" in cell and not re.search(r"no test[^:`]*: \w.{19}", cell)]
+    promised = source.read(root, page).partition("## What is promised")[2].partition("\n## ")[0]
+    return findings + missing_tests(root, [(f"{page}: fault {number}", cell) for number, cell in rows]) + missing_tests(
+        root, [(f"{page}: {promise}", cell) for promise, cell in re.findall(r"^\| (A[^|]*) \|([^|]*)\|$", promised, re.MULTILINE)]
     )
 
 
@@ -283,9 +299,9 @@ def check_mutants(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_doctor,
-              check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures, check_skips, check_repeats,
-              check_mutants)
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability,
+              check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures,
+              check_skips, check_repeats, check_mutants)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -360,6 +360,18 @@ class Agree(Tree):
         self.write("SECURITY.md", "")
         self.assert_finds("SECURITY.md: there is no table", agree.check_key(self.root), 1)
 
+    def test_a_fault_without_a_test_or_a_reason_is_found(self):
+        self.write("tests/a_test.c", "static void it_holds(void **state)\n")
+        head = "## The faults\n\n| # | fault | what | played by |\n| --- | --- | --- | --- |\n"
+        good = "| {} | a | b | `a_test: it_holds` |\n"
+        rows = [good.format(n) for n in range(1, agree.FAULT_ROWS + 1)]
+        rows[1] = "| 2 | a | b | no test: it takes a device that nobody has |\n"
+        self.write("docs/reliability.md", head + "".join(rows))
+        self.assertEqual(agree.check_reliability(self.root), [])
+        rows[1:5] = ["| 2 | a | b | no test |\n", "| 3 | a | b | `a_test: it_held` |\n", "| 4 | a | b | |\n"]
+        self.write("docs/reliability.md", head + "".join(rows))
+        self.assert_finds("docs/reliability.md: fault ", agree.check_reliability(self.root), 4)
+
     def test_a_doctor_line_without_a_row_is_found(self):
         self.write("tool/doctor/lines.def", 'CHECK(A, "a")\nCHECK(B, "b")\n')
         self.write("docs/rdma.md", "| `b` | elsewhere | |\n## 2. Every line\n| `a`, `c` | see `d` | |\n\n## 3\n| `b` | |\n")
@@ -399,7 +411,7 @@ class Agree(Tree):
         self.write("tests/lint/CMakeLists.txt", "kvrail_lint(words)\n")
         good = ("`base/option.def` `tests/lint/` `option.def` [dev](dev) `./dev lint` build-dev/x --preset dev KVCACHE_A KVCACHE_*\n"
                 "| `lint_words` | x |\n")
-        for page in ("README.md", "CHANGELOG.md", "docs/architecture.md", "CONTRIBUTING.md"):
+        for page in ("README.md", "CHANGELOG.md", "docs/architecture.md", "docs/reliability.md", "CONTRIBUTING.md"):
             self.write(page, good)
         self.assertEqual(agree.check_pages(self.root), [])
         for bad in ("`base/gone.def`", "`gone.c`", "`gone/`", "./dev gone", "build-base/x", "--preset gone", "KVCACHE_B",

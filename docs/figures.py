@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""figures.py -- the table of figures in docs/reliability.md, from docs/results/*.json
+
+usage: figures.py [--check] [--measure BUILD]
+
+A file of results has "command", "commit" and "figures" ({what: value}). --measure runs the programs of MEASURED in the build
+folder and writes theirs; other files are written by what made them (./dev mutants --json, for one). --check only says whether
+the page has the table that belongs to the files."""
+import argparse
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PAGE = os.path.join(ROOT, "docs", "reliability.md")
+BEGIN, END = "<!-- made by docs/figures.py -->\n", "<!-- end -->\n"
+
+
+def sum_of_runs(match):
+    runs = re.findall(r": (\d+) runs with a failure", match[1])
+    return f"{sum(map(int, runs))} runs, none crashed or left anything behind"
+
+
+# file: command (in the build folder), and what its output says: {figure: (pattern, value)}
+MEASURED = {
+    "handshake": ("tests/loop/auth_test", {
+        "processor time of a handshake, both ends together, median of 101": (
+            r"without a key (\d+) us, with one (\d+) us", "{} us without a key, {} us with one"),
+    }),
+    "listener": ("tests/loop/listener_cost_test long", {
+        "an honest connect beside 1,000 idle strangers and 1,000 garbage connections a second": (
+            r"garbage/s: (\d+) connects, median ([\d.]+) ms, p99 ([\d.]+) ms", "{} connects, median {} ms, p99 {} ms"),
+        "what the engine's memory grew by meanwhile": (r"garbage/s: the engine's memory grew by (\d+) KiB", "{} KiB"),
+    }),
+    "sweep": ("tests/fake/ib_sweep_test", {
+        "verbs and fault points of the ib provider, each failed once in every place": (
+            r"(?s)^(.*)$", sum_of_runs),
+    }),
+}
+
+
+def commit():
+    """Of all that is not a document: these figures are one themselves."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    same = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"], cwd=ROOT, check=False).returncode == 0
+    return head if same else head + "-dirty"
+
+
+def measure(build):
+    for name, (command, wanted) in MEASURED.items():
+        done = subprocess.run(command.split(), cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+                              timeout=600)
+        if done.returncode:
+            sys.exit(f"figures: {command} failed:\n{done.stdout[-2000:]}")
+        figures = {}
+        for what, (pattern, value) in wanted.items():
+            match = re.search(pattern, done.stdout)
+            if not match:
+                sys.exit(f"figures: {command} does not say \"{what}\":\n{done.stdout[-2000:]}")
+            figures[what] = value(match) if callable(value) else value.format(*match.groups())
+        with open(os.path.join(ROOT, "docs", "results", name + ".json"), "w", encoding="utf-8") as file:
+            json.dump({"command": f"{os.path.basename(os.path.abspath(build))}/{command}", "commit": commit(),
+                       "load": round(os.getloadavg()[0], 1), "figures": figures}, file, indent=1)
+            file.write("\n")
+
+
+def table():
+    rows = ["| what | figure | command | at |", "| --- | --- | --- | --- |"]
+    for path in sorted(glob.glob(os.path.join(ROOT, "docs", "results", "*.json"))):
+        with open(path, encoding="utf-8") as file:
+            result = json.load(file)
+        if isinstance(result, dict):
+            rows += [f"| {what} | {value} | `{result['command']}` | {result['commit']} |"
+                     for what, value in result.get("figures", {}).items()]
+    return "\n".join(rows) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--measure", metavar="BUILD", help="a build folder whose programs are run first")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure)
+    with open(PAGE, encoding="utf-8") as file:
+        text = file.read()
+    head, rest = text.split(BEGIN)
+    new = head + BEGIN + table() + END + rest.split(END)[1]
+    if arguments.check:
+        return f"{PAGE} is not what docs/figures.py makes: ./dev docs" if new != text else 0
+    with open(PAGE, "w", encoding="utf-8") as file:
+        file.write(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
