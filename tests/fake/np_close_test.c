@@ -242,6 +242,45 @@ static void deregistering(void)
 	end_receiver(&r);
 }
 
+/*
+ * G5 of the faults: the memory of a send that waits for its receive is given back, and another
+ * communicator registers what is there now.
+ */
+static void deregistering_a_send(void)
+{
+	struct side a = np_rig_join(-1, 0, LEN), other = np_rig_join(-1, 0, LEN);
+	int64_t end = kv_deadline_ns(WAIT_MS);
+	void *send, *receive = NULL, *again;
+	ncclResult_t result;
+	int done = 0;
+
+	PASSES(&a, side_isend(&a, a.loop.send, a.from.bytes, LEN, 0, a.from.mhandle, &send));
+	CHECK(!net->deregMr(a.loop.send, a.from.mhandle));
+	side_fill(a.from.bytes, LEN, 1);
+	CHECK(!net->regMr(other.loop.send, a.from.bytes, LEN, NCCL_PTR_HOST, &again));
+	side_poison(&a.to);
+	do {
+		result = receive ? net->test(receive, &done, NULL)
+				 : net->irecv(a.loop.recv, 1, (void *[]){ a.to.bytes },
+					      (size_t[]){ LEN }, (int[]){ 0 }, &a.to.mhandle, NULL,
+					      &receive);
+		CHECK(kv_now_ns() < end);
+	} while (!result && !done);
+	CHECK(result && !done);
+	PASSES(&a, side_check(&a, &a.to, 0, 1)); /* all poison */
+	CHECK(!net->deregMr(other.loop.send, again));
+	CHECK(!net->closeSend(a.loop.send) && !net->deregMr(a.loop.recv, a.to.mhandle));
+	CHECK(!net->closeRecv(a.loop.recv) && !net->closeListen(a.loop.listen));
+	CHECK(!net->finalize(a.ctx));
+	np_rig_part(&other);
+}
+
+static void deregistering_under_a_send_ends_it(void **state)
+{
+	(void)state;
+	np_rig_process(NULL, deregistering_a_send);
+}
+
 static void *open_gate(void *arg)
 {
 	(void)arg;
@@ -458,6 +497,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(closing_says_that_a_sender_still_writes_and_holds_the_memory),
 		cmocka_unit_test(deregistering_under_a_receive_says_the_same),
+		cmocka_unit_test(deregistering_under_a_send_ends_it),
 		cmocka_unit_test(closing_waits_for_a_sender_that_is_about_to_stop),
 		cmocka_unit_test(what_comes_by_the_ring_waits_for_nobody),
 		cmocka_unit_test(many_silent_senders_are_waited_for_together),

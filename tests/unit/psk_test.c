@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* psk_test.c -- key files: which are taken, and what is said of one that is not right */
+/* psk_test.c -- key files: which are taken, and what is said of one that is not right; MACs */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "auth.h"
 #include "base/fault.h"
 #include "lib/key.h"
 #include "psk.h"
@@ -75,11 +76,55 @@ static void a_file_is_read_whole_or_not_at_all(void **state)
 	unlink(path);
 }
 
+/* The text behind the id is what is proven: a peer that knows the id alone has nothing. */
+static void an_id_is_not_a_key(void **state)
+{
+	struct auth a = { 0 }, b = { 0 };
+	uint8_t knock[AUTH_HEADER + AUTH_KNOCK] = { 1 };
+	uint8_t challenge[AUTH_HEADER + AUTH_CHALLENGE] = { 2 };
+	char path[] = "/tmp/kvrail-key-XXXXXX";
+	struct psk_file *file;
+	struct psk psk;
+
+	(void)state;
+	close(mkstemp(path));
+	write_key(path, KEY_A, 0600);
+	assert_int_equal(psk_open(path, &file, NULL), 0);
+	assert_int_equal(auth_knock(file, &psk, knock, NULL), 0);
+	assert_int_equal(auth_challenge(&b, file, knock, challenge, NULL), 0);
+	assert_int_equal(auth_challenged(&a, &psk, knock, challenge, NULL), 0);
+	assert_memory_equal(a.out, b.in, MAC_BYTES);
+	psk.secret[0] ^= 1;
+	a.on = false;
+	assert_int_equal(auth_challenged(&a, &psk, knock, challenge, NULL), KV_ERR_AUTH);
+	assert_false(a.on);
+	psk_close(file);
+	unlink(path);
+}
+
+/* Whatever frame it is: not once more, and not in another's place. */
+static void a_frame_counts_once_and_in_its_place(void **state)
+{
+	struct auth sends = { .on = true }, takes = { .on = true };
+	uint8_t mac[2][MAC_BYTES];
+
+	(void)state;
+	assert_int_equal(crypto_load(NULL), 0);
+	for (int i = 0; i < 2; i++)
+		auth_seal(&sends, "frame", 5, mac[i]);
+	assert_false(auth_opens(&takes, "frame", 5, mac[1]));
+	assert_true(auth_opens(&takes, "frame", 5, mac[0]));
+	assert_false(auth_opens(&takes, "frame", 5, mac[0]));
+	assert_true(auth_opens(&takes, "frame", 5, mac[1]));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_key_file_that_is_not_right_is_refused_with_the_cause),
 		cmocka_unit_test(a_file_is_read_whole_or_not_at_all),
+		cmocka_unit_test(an_id_is_not_a_key),
+		cmocka_unit_test(a_frame_counts_once_and_in_its_place),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
