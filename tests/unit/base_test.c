@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -188,6 +190,35 @@ static void an_unknown_name_is_reported_with_its_neighbour(void **state)
 	assert_non_null(strstr(err.message, "KVCACHE_SPIN_US"));
 }
 
+/* SIGXFSZ would end the process. */
+static void a_log_file_that_may_not_grow_gets_no_line(void **state)
+{
+	char path[] = "/tmp/kvrail-log-XXXXXX", option[64];
+	const char *list[] = { option, NULL };
+	struct kv_option_set *set;
+	struct rlimit old, small;
+	struct kv_log *log;
+	struct stat st;
+
+	(void)state;
+	close(mkstemp(path));
+	snprintf(option, sizeof(option), "KVCACHE_DEBUG_FILE=%s", path);
+	assert_int_equal(kv_option_read(list, &set, NULL), 0);
+	log = kv_log_open(set, NULL, NULL);
+	getrlimit(RLIMIT_FSIZE, &old);
+	small = old;
+	small.rlim_cur = 1500;
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	for (int i = 0; i < 100; i++)
+		kv_log_info(log, "line %d", i);
+	setrlimit(RLIMIT_FSIZE, &old);
+	assert_int_equal(stat(path, &st), 0);
+	assert_in_range(st.st_size, 10, 1500);
+	kv_log_close(log);
+	kv_option_free(set);
+	unlink(path);
+}
+
 static void log_files_receive_their_levels(void **state)
 {
 	char debug[] = "/tmp/kvrail-debug-XXXXXX", error[] = "/tmp/kvrail-error-XXXXXX";
@@ -238,6 +269,7 @@ int main(void)
 		cmocka_unit_test(an_empty_variable_counts_as_unset),
 		cmocka_unit_test(an_unknown_name_is_reported_with_its_neighbour),
 		cmocka_unit_test(log_files_receive_their_levels),
+		cmocka_unit_test(a_log_file_that_may_not_grow_gets_no_line),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -34,7 +36,7 @@ bool kv_log_inside(void)
 	return inside;
 }
 
-enum { LINE_MOST = 1024 };
+enum { LINE_MOST = 1024, STAMP_MOST = 128 };
 
 /* O_NONBLOCK: a FIFO that nobody reads cannot be opened, and one that is full takes no line. */
 enum { FILE_FLAGS = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
@@ -118,17 +120,27 @@ void kv_log_close(struct kv_log *log)
 	free(log);
 }
 
+/* A file that is as long as the process may write (ulimit -f) would end it with SIGXFSZ. */
+static bool may_not_grow(int fd)
+{
+	struct rlimit limit;
+	struct stat st;
+
+	return !getrlimit(RLIMIT_FSIZE, &limit) && !fstat(fd, &st) && S_ISREG(st.st_mode) &&
+	       (rlim_t)st.st_size + LINE_MOST + STAMP_MOST > limit.rlim_cur;
+}
+
 /* Dropped where the file would have this thread wait, or would end the process (SIGPIPE). */
 static void to_file(int fd, int level, const char *line)
 {
 	struct pollfd room = { .fd = fd, .events = POLLOUT };
-	char when[32], text[LINE_MOST + 128];
+	char when[32], text[LINE_MOST + STAMP_MOST];
 	struct timespec ts;
 	struct tm tm;
 	ssize_t written;
 	int len;
 
-	if (poll(&room, 1, 0) != 1 || room.revents != POLLOUT)
+	if (poll(&room, 1, 0) != 1 || room.revents != POLLOUT || may_not_grow(fd))
 		return;
 	clock_gettime(CLOCK_REALTIME, &ts);
 	localtime_r(&ts.tv_sec, &tm);
