@@ -12,7 +12,7 @@
  *   lane   one RC queue pair of a path                                            qp.c
  *          taken down without waiting for its device                              slow_verbs.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change        post.c
- *   slot   what a lane remembers of each work request that it has posted          post.c, poll.c
+ *   slot   what a lane remembers of each post until all of it is finished         post.c, poll.c
  *
  * An operation is begun, committed, cancelled and ended by op.c. A connection that fails goes
  * through break.c, its fence and its end are stop.c.
@@ -50,8 +50,10 @@ struct ib_rmr {
 	uint32_t rkey[]; /* [path * slices + slice] */
 };
 
+/* The work requests of one doorbell: all of one kind, and of one operation. */
 struct ib_slot {
-	uint16_t op; /* of the kinds WRITE, READ, NOTIFY and PROOF */
+	uint32_t end; /* the number of the request behind its last one */
+	uint16_t op;  /* of the kinds WRITE, READ, NOTIFY and PROOF */
 	uint8_t kind;
 };
 
@@ -76,7 +78,8 @@ struct ib_lane {
 	uint32_t cells_in;  /* and received: the number of the peer's and of our next cell */
 	uint32_t psn;
 	uint32_t peer_qpn, peer_psn;
-	struct ib_slot *slot; /* ctx->sq_depth of them */
+	uint32_t slots_in, slots_out; /* free-running, as `posted` and `retired` */
+	struct ib_slot *slot;	      /* ctx->sq_depth of them: each has a request at least */
 };
 
 /*

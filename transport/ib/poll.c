@@ -12,20 +12,43 @@
 #include "base/error.h"
 #include "ib.h"
 
-static void retire_one(struct ib_lane *lane, bool failed)
+/* The requests before number `end` are finished: post by post, not one by one. */
+static void retire(struct ib_lane *lane, uint32_t end, bool failed)
 {
 	struct ib_conn *c = lane->c;
-	struct ib_slot slot = lane->slot[lane->retired++ & (c->ctx->sq_depth - 1)];
 
-	if (slot.kind == IB_KIND_NOTIFY || slot.kind > IB_KIND_ASK)
-		lane->ctl_retired++;
-	if (slot.kind == IB_KIND_ASK)
-		c->asking = false;
-	if (slot.kind > IB_KIND_PROOF)
-		return;
-	c->op[slot.op].failed |= failed;
-	c->op[slot.op].in_flight--;
-	ib_op_settle(c, slot.op);
+	while (lane->retired != end) {
+		struct ib_slot slot = lane->slot[lane->slots_out & (c->ctx->sq_depth - 1)];
+		uint32_t n = slot.end - lane->retired;
+
+		if (n > end - lane->retired)
+			n = end - lane->retired;
+		else
+			lane->slots_out++;
+		lane->retired += n;
+		if (slot.kind == IB_KIND_NOTIFY || slot.kind > IB_KIND_ASK)
+			lane->ctl_retired += n;
+		if (slot.kind == IB_KIND_ASK)
+			c->asking = false;
+		if (slot.kind > IB_KIND_PROOF)
+			continue;
+		c->op[slot.op].failed |= failed;
+		c->op[slot.op].in_flight -= n;
+		ib_op_settle(c, slot.op);
+	}
+}
+
+/* The kind of a request that is under way, 0 if none has this number. */
+static uint8_t kind_at(const struct ib_lane *lane, uint32_t number)
+{
+	uint32_t ahead = number - lane->retired, mask = lane->c->ctx->sq_depth - 1;
+	uint32_t i = lane->slots_out;
+
+	if (ahead >= lane->posted - lane->retired)
+		return 0;
+	while (ahead >= lane->slot[i & mask].end - lane->retired)
+		i++;
+	return lane->slot[i & mask].kind;
 }
 
 /* The lane whose request the completion ends, or NULL if it is none of this connection's life. */
@@ -42,10 +65,7 @@ static struct ib_lane *lane_of(struct ib_conn *c, const struct ibv_wc *wc)
 		return NULL;
 	if (kind == IB_KIND_RECV)
 		return number < IB_RECVS ? lane : NULL;
-	if (number - lane->retired >= lane->posted - lane->retired ||
-	    lane->slot[number & (c->ctx->sq_depth - 1)].kind != kind)
-		return NULL;
-	return lane;
+	return kind && kind_at(lane, number) == kind ? lane : NULL;
 }
 
 /*
@@ -80,11 +100,11 @@ static void sent(struct ib_lane *lane, const struct ibv_wc *wc)
 	uint32_t number = IB_WR_NUMBER(wc->wr_id);
 	bool failed = wc->status != IBV_WC_SUCCESS;
 
-	while (lane->retired != number)
-		retire_one(lane, false);
-	if (failed)
-		lane_failed(lane, wc);
-	retire_one(lane, failed);
+	retire(lane, failed ? number : number + 1, false);
+	if (!failed)
+		return;
+	lane_failed(lane, wc);
+	retire(lane, number + 1, true);
 }
 
 static void received(struct ib_lane *lane, const struct ibv_wc *wc)

@@ -48,9 +48,11 @@ static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t o
 {
 	struct ib_conn *c = lane->c;
 
-	for (uint32_t i = 0; i < n; i++)
-		lane->slot[lane->posted++ & (c->ctx->sq_depth - 1)] =
-			(struct ib_slot){ .op = op, .kind = (uint8_t)kind };
+	if (!n)
+		return;
+	lane->posted += n;
+	lane->slot[lane->slots_in++ & (c->ctx->sq_depth - 1)] =
+		(struct ib_slot){ .end = lane->posted, .op = op, .kind = (uint8_t)kind };
 	if (kind <= IB_KIND_PROOF) {
 		c->op[op].in_flight += n;
 		c->op[op].lanes |= UINT64_C(1) << lane->index;
