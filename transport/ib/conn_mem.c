@@ -39,6 +39,7 @@ static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
 		chain->wr[i].opcode = opcode;
 		chain->wr[i].sg_list = chain->sge[i];
 		chain->wr[i].next = i + 1 < IB_CHAIN ? &chain->wr[i + 1] : NULL;
+		chain->wr[i].send_flags = (i + 1) % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	}
 }
 

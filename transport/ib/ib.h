@@ -47,6 +47,7 @@ struct ib_rmr {
 	uint64_t first;
 	uint64_t slice_bytes;
 	uint32_t slices;
+	unsigned int shift;
 	uint32_t rkey[]; /* [path * slices + slice] */
 };
 
@@ -69,7 +70,6 @@ struct ib_lane {
 	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
 	uint32_t posted;  /* work requests posted, */
 	uint32_t retired; /* and known to be finished; free-running */
-	uint32_t unsignalled; /* since the last signalled one */
 	uint32_t ctl_posted;  /* notifies, messages and credits: users of the source buffers */
 	uint32_t ctl_retired;
 	uint16_t credits;   /* the peer's receive requests that this side may use */
@@ -165,8 +165,10 @@ struct ib_chain {
 	struct ibv_sge sge[IB_CHAIN][IB_SGES];
 	struct ib_lane *lane; /* NULL: no chain is begun */
 	uint32_t n, room;     /* work requests in it, and how many the lane takes */
+	uint32_t path;	      /* of the lane */
+	uint64_t id;	      /* of its requests, without their number */
 	uint64_t bytes;
-	uint64_t len, limit; /* of the last one: its bytes, and how many it may have */
+	uint64_t end; /* of the last one, in the peer */
 };
 
 enum ib_state {

@@ -146,13 +146,15 @@ static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_
 static int cut(const struct ib_ctx *ctx, const struct tr_mem *mem, struct ib_mr *mr,
 	       struct kv_error *err)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span, slices;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span;
 
 	mr->first = (uint64_t)(uintptr_t)mem->addr & ~(page - 1);
 	span = (uint64_t)(uintptr_t)mem->addr + mem->len - mr->first;
-	slices = (span - 1) / ctx->slice_bytes + 1;
-	mr->slice_bytes = ((slices - 1) / IB_SLICES_MAX + 1) * ctx->slice_bytes;
+	mr->slice_bytes = ctx->slice_bytes;
+	while ((span - 1) / mr->slice_bytes >= IB_SLICES_MAX)
+		mr->slice_bytes *= 2;
 	mr->slices = (uint32_t)((span - 1) / mr->slice_bytes + 1);
+	mr->shift = ib_slice_shift(mr->slice_bytes, mr->slices);
 	for (int r = 0; r < ctx->rails; r++) {
 		const struct ib_rail *rail = &ctx->rail[r];
 		uint64_t most = rail->attr.max_mr_size, need = span;
@@ -379,6 +381,7 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 		return kv_fail(err, KV_ERR_NOMEM, "open_memory",
 			       "cannot allocate the keys of a remote region");
 	*rmr = head;
+	rmr->shift = ib_slice_shift(head.slice_bytes, head.slices);
 	for (uint64_t i = 0; i < keys; i++)
 		rmr->rkey[i] = wire_get_u32(r);
 	rmem->priv = rmr;

@@ -38,11 +38,6 @@ static int post_failed(struct ib_lane *lane, int why, struct kv_error *err)
 	return kv_error_copy(err, &cause);
 }
 
-static uint64_t next_id(struct ib_lane *lane, enum ib_kind kind, uint32_t ahead)
-{
-	return IB_WR_ID(kind, lane->index, lane->c->generation, lane->posted + ahead);
-}
-
 /* The device has taken n requests of the lane. */
 static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t op)
 {
@@ -66,13 +61,12 @@ int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind,
 	struct ibv_send_wr *bad;
 	int ret;
 
-	wr->wr_id = next_id(lane, kind, 0);
+	wr->wr_id = IB_WR_ID(kind, lane->index, lane->c->generation, lane->posted);
 	wr->send_flags |= IBV_SEND_SIGNALED;
 	tr_conn_count(lane->c->conn)->doorbells++;
 	ret = lane->c->v->post_send(lane->qp, wr, &bad);
 	if (ret)
 		return post_failed(lane, ret, err);
-	lane->unsignalled = 0;
 	took(lane, 1, kind, op);
 	return 0;
 }
@@ -97,10 +91,10 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 	last = &chain->wr[n - 1];
 	last->next = NULL;
 	last->send_flags = IBV_SEND_SIGNALED;
-	lane->unsignalled = 0;
 	tr_conn_count(lane->c->conn)->doorbells++;
 	ret = lane->c->v->post_send(lane->qp, chain->wr, &bad);
 	last->next = n < IB_CHAIN ? &chain->wr[n] : NULL;
+	last->send_flags = n % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	if (ret)
 		n = bad ? (uint32_t)(bad - chain->wr) : 0; /* those before it were taken */
 	took(lane, n, kind_of(op), op->index);
@@ -167,7 +161,7 @@ static struct ib_lane *lane_by_weight(struct ib_conn *c, uint32_t *room_p)
 }
 
 /* Begins a chain on the next lane that has room. */
-static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
+static bool begin_chain(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op)
 {
 	struct ib_lane *lane =
 		c->uneven ? lane_by_weight(c, &chain->room) : lane_with_room(c, &chain->room);
@@ -177,45 +171,90 @@ static bool begin_chain(struct ib_conn *c, struct ib_chain *chain)
 	if (chain->room > IB_CHAIN)
 		chain->room = IB_CHAIN;
 	chain->lane = lane;
+	chain->path = (uint32_t)(lane->path - c->path);
+	chain->id = IB_WR_ID(kind_of(op), lane->index, c->generation, 0);
 	chain->n = 0;
-	chain->bytes = chain->len = chain->limit = 0;
+	chain->bytes = chain->end = 0;
 	return true;
 }
 
 enum { FINE = 32 }; /* chains of one call's bytes, where paths are not equally fast */
 
-struct piece {
+/* What the spans of one call have in common. */
+struct pair {
 	const struct ib_mr *mr;
 	const struct ib_rmr *rmr;
+	uint64_t laddr, raddr; /* where the regions begin */
+	uint64_t most;	       /* bytes of a request, before its end is moved to a line, */
+	uint64_t whole;	       /* and of a span that surely fits one */
+	uint64_t full;	       /* a chain with so many bytes is posted */
+};
+
+static struct pair pair_of(const struct ib_conn *c, const struct tr_op *op,
+			   const struct tr_mem *lmem, const struct tr_rmem *rmem)
+{
+	uint32_t share = c->op[op->index].share;
+	struct pair pair = {
+		.mr = tr_mem_handle(lmem, &tr_ib_provider),
+		.rmr = rmem->priv,
+		.laddr = (uint64_t)(uintptr_t)lmem->addr,
+		.most = c->message < share ? c->message : share,
+		/* the first request of a chain may be shorter by a part of a line */
+		.full = share - (c->paths > 1 ? IB_LINE - 1 : 0),
+	};
+
+	pair.raddr = pair.rmr->addr;
+	pair.whole = pair.mr->shift && pair.rmr->shift ? pair.most - IB_LINE : 0;
+	return pair;
+}
+
+struct piece {
 	uint64_t laddr, raddr;
 	uint64_t len;
 };
 
-/* Bytes from `addr` to the end of its slice. */
-static uint64_t to_slice_end(uint64_t addr, uint64_t first, uint64_t slice_bytes)
+static struct piece piece_of(const struct pair *pair, const struct tr_span *span)
 {
-	return slice_bytes - (addr - first) % slice_bytes;
+	return (struct piece){ pair->laddr + span->local, pair->raddr + span->remote, span->len };
 }
 
-static uint32_t slice_of(uint64_t addr, uint64_t first, uint64_t slice_bytes)
+static uint32_t slice_of(uint64_t at, uint64_t slice_bytes, unsigned int shift)
 {
-	return (uint32_t)((addr - first) / slice_bytes);
+	return (uint32_t)(shift ? at >> shift : at / slice_bytes);
+}
+
+static uint32_t lkey_of(const struct ib_chain *chain, const struct ib_mr *mr, uint64_t slice)
+{
+	return mr->mr[chain->lane->path->rail_index * mr->slices + slice]->lkey;
+}
+
+static uint32_t rkey_of(const struct ib_chain *chain, const struct ib_rmr *rmr, uint64_t slice)
+{
+	return rmr->rkey[chain->path * rmr->slices + slice];
+}
+
+/* Bytes that a request which begins there may have: it ends at a line. */
+static uint64_t request_limit(const struct pair *pair, uint64_t raddr)
+{
+	return pair->most - (raddr + pair->most) % IB_LINE;
 }
 
 /*
  * Appends the piece's beginning to the chain's last request if it continues it in the peer; returns
  * the bytes that fitted.
  */
-static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32_t lkey,
-		       uint32_t rkey, uint64_t len)
+static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const struct piece *piece,
+		       uint32_t lkey, uint32_t rkey, uint64_t len)
 {
 	struct ibv_send_wr *wr;
 	struct ibv_sge *sge;
+	uint64_t limit;
 
-	if (!chain->n || chain->len >= chain->limit)
+	if (!chain->n || chain->end != piece->raddr)
 		return 0;
 	wr = &chain->wr[chain->n - 1];
-	if (wr->wr.rdma.rkey != rkey || wr->wr.rdma.remote_addr + chain->len != piece->raddr)
+	limit = request_limit(pair, wr->wr.rdma.remote_addr) + wr->wr.rdma.remote_addr - chain->end;
+	if (wr->wr.rdma.rkey != rkey || (int64_t)limit <= 0)
 		return 0;
 	sge = &wr->sg_list[wr->num_sge - 1];
 	if (sge->addr + sge->length != piece->laddr || sge->lkey != lkey) {
@@ -226,39 +265,47 @@ static uint64_t extend(struct ib_chain *chain, const struct piece *piece, uint32
 		sge->lkey = lkey;
 		sge->length = 0;
 	}
-	if (len > chain->limit - chain->len)
-		len = chain->limit - chain->len;
+	if (len > limit)
+		len = limit;
 	sge->length += (uint32_t)len;
-	chain->len += len;
 	return len;
 }
 
-/* Begins a new request with the piece's beginning; returns the bytes that fitted. */
-static uint64_t chain_append(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
-			     const struct piece *piece, uint32_t lkey, uint32_t rkey, uint64_t len)
+/* Begins a new request with these bytes, which fit it. */
+static void append(struct ib_chain *chain, uint64_t laddr, uint64_t raddr, uint32_t lkey,
+		   uint32_t rkey, uint64_t len)
 {
-	struct ib_lane *lane = chain->lane;
 	struct ibv_send_wr *wr = &chain->wr[chain->n];
-	uint32_t share = c->op[op->index].share;
-	uint32_t most = c->message < share ? c->message : share;
 
-	chain->limit = most - (piece->raddr + most) % IB_LINE;
-	if (len > chain->limit)
-		len = chain->limit;
-	wr->wr_id = next_id(lane, kind_of(op), chain->n);
-	wr->wr.rdma.remote_addr = piece->raddr;
+	wr->wr_id = chain->id | (chain->lane->posted + chain->n);
+	wr->wr.rdma.remote_addr = raddr;
 	wr->wr.rdma.rkey = rkey;
-	wr->sg_list[0] =
-		(struct ibv_sge){ .addr = piece->laddr, .length = (uint32_t)len, .lkey = lkey };
 	wr->num_sge = 1;
-	wr->send_flags = 0;
-	if (++lane->unsignalled >= IB_SIGNAL_EVERY) {
-		wr->send_flags = IBV_SEND_SIGNALED;
-		lane->unsignalled = 0;
-	}
+	chain->sge[chain->n][0] =
+		(struct ibv_sge){ .addr = laddr, .length = (uint32_t)len, .lkey = lkey };
 	chain->n++;
-	chain->len = len;
-	return len;
+	chain->bytes += len;
+	chain->end = raddr + len;
+}
+
+/*
+ * The usual span: it begins a request of the chain that is there, and all of it fits. False:
+ * nothing was done; it may continue the one before it, or be cut.
+ */
+static bool put_whole(struct ib_chain *chain, const struct pair *pair, const struct tr_span *span)
+{
+	uint64_t laddr = pair->laddr + span->local, raddr = pair->raddr + span->remote;
+	uint64_t lat = laddr - pair->mr->first, rat = raddr - pair->rmr->first;
+	uint64_t lslice = lat >> pair->mr->shift, rslice = rat >> pair->rmr->shift;
+
+	if (!chain->lane || chain->n == chain->room || chain->bytes >= pair->full ||
+	    raddr == chain->end || span->len > pair->whole ||
+	    (lat + span->len - 1) >> pair->mr->shift != lslice ||
+	    (rat + span->len - 1) >> pair->rmr->shift != rslice)
+		return false;
+	append(chain, laddr, raddr, lkey_of(chain, pair->mr, lslice),
+	       rkey_of(chain, pair->rmr, rslice), span->len);
+	return true;
 }
 
 /*
@@ -266,60 +313,49 @@ static uint64_t chain_append(struct ib_conn *c, struct ib_chain *chain, const st
  * may continue the request before it. 0: all of it. TR_AGAIN: no lane has room.
  */
 static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
-		     struct piece *piece, bool joins, struct kv_error *err)
+		     const struct pair *pair, struct piece *piece, bool joins, struct kv_error *err)
 {
-	const struct ib_mr *mr = piece->mr;
-	const struct ib_rmr *rmr = piece->rmr;
-	/* the first request of a chain may be shorter by a part of a line */
-	uint64_t full = c->op[op->index].share - (c->paths > 1 ? IB_LINE - 1 : 0);
+	const struct ib_mr *mr = pair->mr;
+	const struct ib_rmr *rmr = pair->rmr;
 
 	while (piece->len) {
-		uint64_t lrun = to_slice_end(piece->laddr, mr->first, mr->slice_bytes);
-		uint64_t rrun = to_slice_end(piece->raddr, rmr->first, rmr->slice_bytes);
+		uint64_t lat = piece->laddr - mr->first, rat = piece->raddr - rmr->first;
+		uint32_t lslice = slice_of(lat, mr->slice_bytes, mr->shift);
+		uint32_t rslice = slice_of(rat, rmr->slice_bytes, rmr->shift);
+		uint64_t lrun = (lslice + UINT64_C(1)) * mr->slice_bytes - lat;
+		uint64_t rrun = (rslice + UINT64_C(1)) * rmr->slice_bytes - rat;
 		uint64_t len = piece->len, done = 0;
-		uint32_t lslice = slice_of(piece->laddr, mr->first, mr->slice_bytes);
-		uint32_t rslice = slice_of(piece->raddr, rmr->first, rmr->slice_bytes);
-		uint32_t path, lkey, rkey;
+		uint32_t lkey, rkey;
 		int ret;
 
-		if (!chain->lane && !begin_chain(c, chain))
+		if (!chain->lane && !begin_chain(c, chain, op))
 			return TR_AGAIN;
-		path = (uint32_t)(chain->lane->path - c->path);
-		lkey = mr->mr[chain->lane->path->rail_index * mr->slices + lslice]->lkey;
-		rkey = rmr->rkey[path * rmr->slices + rslice];
+		lkey = lkey_of(chain, mr, lslice);
+		rkey = rkey_of(chain, rmr, rslice);
 		len = len < lrun ? len : lrun;
 		len = len < rrun ? len : rrun;
 		if (joins)
-			done = extend(chain, piece, lkey, rkey, len);
-		if (!done && (chain->n == chain->room || chain->bytes >= full)) {
+			done = extend(chain, pair, piece, lkey, rkey, len);
+		if (!done && (chain->n == chain->room || chain->bytes >= pair->full)) {
 			ret = ring(chain, op, err);
 			if (ret)
 				return ret;
 			continue;
 		}
-		if (!done)
-			done = chain_append(c, chain, op, piece, lkey, rkey, len);
+		if (done) {
+			chain->bytes += done;
+			chain->end += done;
+		} else {
+			done = request_limit(pair, piece->raddr);
+			done = len < done ? len : done;
+			append(chain, piece->laddr, piece->raddr, lkey, rkey, done);
+		}
 		joins = true;
-		chain->bytes += done;
 		piece->laddr += done;
 		piece->raddr += done;
 		piece->len -= done;
 	}
 	return 0;
-}
-
-static struct piece piece_of(const struct tr_mem *lmem, const struct tr_rmem *rmem,
-			     const struct tr_span *span)
-{
-	const struct ib_rmr *rmr = rmem->priv;
-
-	return (struct piece){
-		.mr = tr_mem_handle(lmem, &tr_ib_provider),
-		.rmr = rmr,
-		.laddr = (uint64_t)(uintptr_t)lmem->addr + span->local,
-		.raddr = rmr->addr + span->remote,
-		.len = span->len,
-	};
 }
 
 static struct tr_span rest_of(const struct tr_span *span, const struct piece *piece)
@@ -334,13 +370,15 @@ static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 		    struct kv_error *err)
 {
 	struct ib_op *state = &c->op[op->index];
+	struct pair pair;
 	struct piece piece;
 	int ret;
 
 	if (!state->rest.len)
 		return 0;
-	piece = piece_of(state->lmem, state->rmem, &state->rest);
-	ret = put_piece(c, chain, op, &piece, false, err);
+	pair = pair_of(c, op, state->lmem, state->rmem);
+	piece = piece_of(&pair, &state->rest);
+	ret = put_piece(c, chain, op, &pair, &piece, false, err);
 	state->rest = rest_of(&state->rest, &piece);
 	return ret;
 }
@@ -393,6 +431,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct ib_op *state = &c->op[op->index];
 	struct ib_chain *chain = c->chain[op->kind];
 	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
+	struct pair pair;
 	long accepted = 0;
 	int ret;
 
@@ -403,10 +442,16 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	ret = put_rest(c, chain, op, err);
 	if (!ret)
 		state->share = share_of(c, rmem, spans, n);
+	pair = pair_of(c, op, lmem, rmem);
 	for (size_t i = 0; i < n && !ret; i++) {
-		struct piece piece = piece_of(lmem, rmem, &spans[i]);
+		struct piece piece;
 
-		ret = put_piece(c, chain, op, &piece, !c->line_order, err);
+		if (put_whole(chain, &pair, &spans[i])) {
+			accepted++;
+			continue;
+		}
+		piece = piece_of(&pair, &spans[i]);
+		ret = put_piece(c, chain, op, &pair, &piece, !c->line_order, err);
 		if (ret < 0 || piece.len == spans[i].len)
 			break;
 		accepted++;

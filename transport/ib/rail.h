@@ -201,6 +201,7 @@ struct ib_mr {
 	uint64_t first; /* of slice 0's range: the address rounded down to a page */
 	uint64_t slice_bytes;
 	uint32_t slices;
+	unsigned int shift; /* see ib_slice_shift */
 	int rails;     /* that were asked, */
 	uint32_t have; /* and those of them that have it: a bit for each */
 	bool busy; /* the job of late.c is registering it */
@@ -208,6 +209,17 @@ struct ib_mr {
 	struct ib_mr *next, **prev;
 	struct ibv_mr *mr[]; /* [rail * slices + slice], for IB_RAILS_MAX rails */
 };
+
+/*
+ * An offset shifted right by this is its slice; so for a block nothing is divided. 0: slices whose
+ * size is no power of two, which only an earlier version makes, and of more than 100 GiB.
+ */
+static inline unsigned int ib_slice_shift(uint64_t slice_bytes, uint32_t slices)
+{
+	if (slices == 1)
+		return 63;
+	return slice_bytes & (slice_bytes - 1) ? 0 : (unsigned int)__builtin_ctzll(slice_bytes);
+}
 
 int ib_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 void ib_mem_dereg(void *ctx, void *handle);
