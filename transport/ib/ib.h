@@ -70,7 +70,7 @@ struct ib_lane {
 	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
 	uint32_t posted;  /* work requests posted, */
 	uint32_t retired; /* and known to be finished; free-running */
-	uint32_t ctl_posted;  /* notifies, messages and credits: users of the source buffers */
+	uint32_t ctl_posted; /* notifies, messages and credits: users of the source buffers */
 	uint32_t ctl_retired;
 	uint16_t credits;   /* the peer's receive requests that this side may use */
 	uint16_t owed;	    /* ours that were used and not yet given back */
@@ -98,7 +98,7 @@ struct ib_record {
 
 struct ib_end { /* what the other end of a path has sent */
 	union ibv_gid gid;
-	uint16_t lid;	/* that packets to it carry */
+	uint16_t lid;	 /* that packets to it carry */
 	uint16_t to_lid; /* that its packets to this side carry; 0 = the port's own */
 	uint16_t pkey;
 	uint8_t sl, rate;
@@ -113,11 +113,11 @@ struct ib_end { /* what the other end of a path has sent */
 
 struct ib_path {
 	struct ib_rail *rail;
-	uint8_t rail_index; /* here, */
-	uint8_t sent_index; /* and as sent to the peer */
-	uint32_t weight;    /* share of the bytes, as IB_WEIGHT is the fastest path's; */
-	uint16_t turn;	    /* of its lanes, */
-	uint64_t load;	    /* and what it has carried, by its weight */
+	uint8_t rail_index;	   /* here, */
+	uint8_t sent_index;	   /* and as sent to the peer */
+	uint32_t weight;	   /* share of the bytes, as IB_WEIGHT is the fastest path's; */
+	uint16_t turn;		   /* of its lanes, */
+	uint64_t load;		   /* and what it has carried, by its weight */
 	struct ib_address address; /* the rail's, when this connection was made */
 	struct ib_record record;
 	uint16_t pkey, pkey_index;
@@ -139,7 +139,7 @@ struct ib_op {
 	bool failed;	/* one of its work requests ended with an error: never TR_WRITTEN */
 	int64_t began_ns;
 	int64_t deadline_ns; /* of stopping */
-	uint32_t share; /* bytes of a chain of its last spans */
+	uint32_t share;	     /* bytes of a chain of its last spans */
 	/* The rest of the one span that was accepted while only a part of it found room. */
 	struct tr_mem *lmem;
 	struct tr_rmem *rmem;
@@ -166,7 +166,8 @@ struct ib_chain {
 	struct ib_lane *lane; /* NULL: no chain is begun */
 	uint32_t n, room;     /* work requests in it, and how many the lane takes */
 	uint32_t path;	      /* of the lane */
-	uint64_t id;	      /* of its requests, without their number */
+	uint64_t id;	      /* of its requests, without their number, */
+	uint32_t number;      /* which is this for the first */
 	uint64_t bytes;
 	uint64_t end; /* of the last one, in the peer */
 };
@@ -193,9 +194,9 @@ struct ib_conn {
 	bool line_order;
 	bool uneven; /* the paths are not equally fast */
 	struct ib_slot *slots;
-	uint32_t chunk;	  /* bytes of a chain, */
-	uint32_t message; /* and of one work request */
-	uint32_t turn; /* of the lanes: post.c */
+	uint32_t chunk;		   /* bytes of a chain, */
+	uint32_t message;	   /* and of one work request */
+	uint32_t turn;		   /* of the lanes: post.c */
 	struct ib_chain *chain[2]; /* by enum tr_op_kind */
 	/* Control region: cells (the peer writes), probe (the peer reads), private. */
 	uint8_t *region;
@@ -211,8 +212,8 @@ struct ib_conn {
 	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
 	bool room; /* space appeared since; no event may follow, so poll again before sleeping */
 	uint32_t idle;
-	atomic_bool cq_error;  /* a device has reported one for a queue of this connection */
-	uint64_t stale;	       /* completions of another life, counted and ignored */
+	atomic_bool cq_error; /* a device has reported one for a queue of this connection */
+	uint64_t stale;	      /* completions of another life, counted and ignored */
 
 	struct { /* IB_SETUP: setup.c, rail_match.c */
 		bool accepting;
@@ -228,12 +229,12 @@ struct ib_conn {
 
 	struct { /* IB_BREAKING, IB_DOWN: break.c, stop.c, slow_verbs.c */
 		struct kv_error cause;
-		bool cause_is_flush; /* a consequence; the cause may still be found */
+		bool cause_is_flush;	   /* a consequence; the cause may still be found */
 		int64_t break_deadline_ns; /* 0: not in the error state yet */
 		atomic_bool cut; /* by another thread; it can do that no more after this */
-		bool reset; /* what did not flush in time */
+		bool reset;	 /* what did not flush in time */
 		int64_t linger_deadline_ns; /* 0: no fence yet */
-		atomic_int slow; /* of the job in its own thread: see slow_verbs.c */
+		atomic_int slow;	    /* of the job in its own thread: see slow_verbs.c */
 		pthread_t slow_thread;
 		void (*job)(struct ib_conn *c);
 		void (*left_job)(struct ib_conn *c);
@@ -284,8 +285,7 @@ _Static_assert(TR_OPS_MAX <= 256, "an operation's slot fits its byte of the imme
 
 /* Where things of a connection lie in its memory: see conn_mem.c. */
 
-static inline uint8_t *ib_conn_cell(struct ib_conn *c, const struct ib_lane *lane,
-				     uint32_t number)
+static inline uint8_t *ib_conn_cell(struct ib_conn *c, const struct ib_lane *lane, uint32_t number)
 {
 	return c->region + ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
 }
@@ -298,14 +298,14 @@ static inline uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number)
 }
 
 static inline uint8_t *ib_conn_source(struct ib_conn *c, const struct ib_lane *lane,
-				     uint32_t number)
+				      uint32_t number)
 {
 	return c->region + c->private_off +
 	       ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_BUFFER;
 }
 
 static inline uint8_t *ib_conn_buffer(struct ib_conn *c, const struct ib_lane *lane,
-				     uint32_t number)
+				      uint32_t number)
 {
 	return c->region + c->private_off +
 	       ((size_t)c->lanes * IB_RECV_DATA + (size_t)lane->index * IB_RECVS + number) *

@@ -173,6 +173,7 @@ static bool begin_chain(struct ib_conn *c, struct ib_chain *chain, const struct 
 	chain->lane = lane;
 	chain->path = (uint32_t)(lane->path - c->path);
 	chain->id = IB_WR_ID(kind_of(op), lane->index, c->generation, 0);
+	chain->number = lane->posted;
 	chain->n = 0;
 	chain->bytes = chain->end = 0;
 	return true;
@@ -204,7 +205,7 @@ static struct pair pair_of(const struct ib_conn *c, const struct tr_op *op,
 	};
 
 	pair.raddr = pair.rmr->addr;
-	pair.whole = pair.mr->shift && pair.rmr->shift ? pair.most - IB_LINE : 0;
+	pair.whole = pair.most - IB_LINE;
 	return pair;
 }
 
@@ -218,19 +219,40 @@ static struct piece piece_of(const struct pair *pair, const struct tr_span *span
 	return (struct piece){ pair->laddr + span->local, pair->raddr + span->remote, span->len };
 }
 
-static uint32_t slice_of(uint64_t at, uint64_t slice_bytes, unsigned int shift)
+/* Where a key is good; all of a region that is one slice. */
+struct slice {
+	uint64_t from, len;
+	uint32_t key;
+};
+
+struct slices {
+	struct slice local, remote;
+};
+
+static bool holds(const struct slice *s, uint64_t addr, uint64_t len)
 {
-	return (uint32_t)(shift ? at >> shift : at / slice_bytes);
+	return addr - s->from < s->len && addr + len - 1 - s->from < s->len;
 }
 
-static uint32_t lkey_of(const struct ib_chain *chain, const struct ib_mr *mr, uint64_t slice)
+static uint64_t slice_of(uint64_t at, uint64_t slice_bytes, unsigned int shift)
 {
-	return mr->mr[chain->lane->path->rail_index * mr->slices + slice]->lkey;
+	return shift ? at >> shift : at / slice_bytes;
 }
 
-static uint32_t rkey_of(const struct ib_chain *chain, const struct ib_rmr *rmr, uint64_t slice)
+static struct slices slices_of(const struct ib_chain *chain, const struct pair *pair,
+			       const struct piece *piece)
 {
-	return rmr->rkey[chain->path * rmr->slices + slice];
+	const struct ib_mr *mr = pair->mr;
+	const struct ib_rmr *rmr = pair->rmr;
+	uint64_t l = slice_of(piece->laddr - mr->first, mr->slice_bytes, mr->shift);
+	uint64_t r = slice_of(piece->raddr - rmr->first, rmr->slice_bytes, rmr->shift);
+
+	return (struct slices){
+		.local = { mr->first + l * mr->slice_bytes, mr->slice_bytes,
+			   mr->mr[chain->lane->path->rail_index * mr->slices + l]->lkey },
+		.remote = { rmr->first + r * rmr->slice_bytes, rmr->slice_bytes,
+			    rmr->rkey[chain->path * rmr->slices + r] },
+	};
 }
 
 /* Bytes that a request which begins there may have: it ends at a line. */
@@ -244,7 +266,7 @@ static uint64_t request_limit(const struct pair *pair, uint64_t raddr)
  * the bytes that fitted.
  */
 static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const struct piece *piece,
-		       uint32_t lkey, uint32_t rkey, uint64_t len)
+		       const struct slices *slices, uint64_t len)
 {
 	struct ibv_send_wr *wr;
 	struct ibv_sge *sge;
@@ -254,15 +276,15 @@ static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const st
 		return 0;
 	wr = &chain->wr[chain->n - 1];
 	limit = request_limit(pair, wr->wr.rdma.remote_addr) + wr->wr.rdma.remote_addr - chain->end;
-	if (wr->wr.rdma.rkey != rkey || (int64_t)limit <= 0)
+	if (wr->wr.rdma.rkey != slices->remote.key || (int64_t)limit <= 0)
 		return 0;
 	sge = &wr->sg_list[wr->num_sge - 1];
-	if (sge->addr + sge->length != piece->laddr || sge->lkey != lkey) {
+	if (sge->addr + sge->length != piece->laddr || sge->lkey != slices->local.key) {
 		if (wr->num_sge == IB_SGES)
 			return 0;
 		sge = &wr->sg_list[wr->num_sge++];
 		sge->addr = piece->laddr;
-		sge->lkey = lkey;
+		sge->lkey = slices->local.key;
 		sge->length = 0;
 	}
 	if (len > limit)
@@ -271,85 +293,94 @@ static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const st
 	return len;
 }
 
-/* Begins a new request with these bytes, which fit it. */
-static void append(struct ib_chain *chain, uint64_t laddr, uint64_t raddr, uint32_t lkey,
-		   uint32_t rkey, uint64_t len)
+/* Request n of the chain. */
+static void fill(struct ib_chain *chain, uint32_t n, const struct piece *piece, uint32_t lkey,
+		 uint32_t rkey)
 {
-	struct ibv_send_wr *wr = &chain->wr[chain->n];
+	struct ibv_send_wr *wr = &chain->wr[n];
+	struct ibv_sge *sge = chain->sge[n];
 
-	wr->wr_id = chain->id | (chain->lane->posted + chain->n);
-	wr->wr.rdma.remote_addr = raddr;
-	wr->wr.rdma.rkey = rkey;
+	wr->wr_id = chain->id | (chain->number + n);
 	wr->num_sge = 1;
-	chain->sge[chain->n][0] =
-		(struct ibv_sge){ .addr = laddr, .length = (uint32_t)len, .lkey = lkey };
-	chain->n++;
-	chain->bytes += len;
-	chain->end = raddr + len;
+	wr->wr.rdma.remote_addr = piece->raddr;
+	wr->wr.rdma.rkey = rkey;
+	sge->addr = piece->laddr;
+	sge->length = (uint32_t)piece->len;
+	sge->lkey = lkey;
 }
 
 /*
- * The usual span: it begins a request of the chain that is there, and all of it fits. False:
- * nothing was done; it may continue the one before it, or be cut.
+ * The usual spans, all in the two slices of the chain's last request: each begins a request, and
+ * all of it fits. Returns how many were put; the next one has no room, may continue the one before
+ * it, or must be cut. What the chain counts is in variables of its own, because the compiler must
+ * take each store into the chain for one that changes them.
  */
-static bool put_whole(struct ib_chain *chain, const struct pair *pair, const struct tr_span *span)
+static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
+			const struct slices *slices, const struct tr_span *spans, size_t max)
 {
-	uint64_t laddr = pair->laddr + span->local, raddr = pair->raddr + span->remote;
-	uint64_t lat = laddr - pair->mr->first, rat = raddr - pair->rmr->first;
-	uint64_t lslice = lat >> pair->mr->shift, rslice = rat >> pair->rmr->shift;
+	const struct pair p = *pair;
+	const struct slices s = *slices;
+	uint64_t end = chain->end, bytes = chain->bytes;
+	uint32_t n = chain->n;
+	size_t i;
 
-	if (!chain->lane || chain->n == chain->room || chain->bytes >= pair->full ||
-	    raddr == chain->end || span->len > pair->whole ||
-	    (lat + span->len - 1) >> pair->mr->shift != lslice ||
-	    (rat + span->len - 1) >> pair->rmr->shift != rslice)
-		return false;
-	append(chain, laddr, raddr, lkey_of(chain, pair->mr, lslice),
-	       rkey_of(chain, pair->rmr, rslice), span->len);
-	return true;
+	if (max > chain->room - n)
+		max = chain->room - n;
+	for (i = 0; i < max && bytes < p.full; i++) {
+		struct piece piece = piece_of(&p, &spans[i]);
+
+		if (piece.raddr == end || piece.len > p.whole ||
+		    !holds(&s.local, piece.laddr, piece.len) ||
+		    !holds(&s.remote, piece.raddr, piece.len))
+			break;
+		fill(chain, n++, &piece, s.local.key, s.remote.key);
+		bytes += piece.len;
+		end = piece.raddr + piece.len;
+	}
+	chain->n = n;
+	chain->bytes = bytes;
+	chain->end = end;
+	return i;
 }
 
 /*
  * Puts as much of the piece as there is room for into chains; advances it. `joins`: its beginning
- * may continue the request before it. 0: all of it. TR_AGAIN: no lane has room.
+ * may continue the request before it. 0: all of it, *slices_p is where its end is. TR_AGAIN: no lane
+ * has room.
  */
 static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
-		     const struct pair *pair, struct piece *piece, bool joins, struct kv_error *err)
+		     const struct pair *pair, struct piece *piece, bool joins,
+		     struct slices *slices_p, struct kv_error *err)
 {
-	const struct ib_mr *mr = pair->mr;
-	const struct ib_rmr *rmr = pair->rmr;
-
 	while (piece->len) {
-		uint64_t lat = piece->laddr - mr->first, rat = piece->raddr - rmr->first;
-		uint32_t lslice = slice_of(lat, mr->slice_bytes, mr->shift);
-		uint32_t rslice = slice_of(rat, rmr->slice_bytes, rmr->shift);
-		uint64_t lrun = (lslice + UINT64_C(1)) * mr->slice_bytes - lat;
-		uint64_t rrun = (rslice + UINT64_C(1)) * rmr->slice_bytes - rat;
-		uint64_t len = piece->len, done = 0;
-		uint32_t lkey, rkey;
+		uint64_t len = piece->len, done = 0, lrun, rrun;
 		int ret;
 
 		if (!chain->lane && !begin_chain(c, chain, op))
 			return TR_AGAIN;
-		lkey = lkey_of(chain, mr, lslice);
-		rkey = rkey_of(chain, rmr, rslice);
+		*slices_p = slices_of(chain, pair, piece);
+		lrun = slices_p->local.from + slices_p->local.len - piece->laddr;
+		rrun = slices_p->remote.from + slices_p->remote.len - piece->raddr;
 		len = len < lrun ? len : lrun;
 		len = len < rrun ? len : rrun;
 		if (joins)
-			done = extend(chain, pair, piece, lkey, rkey, len);
+			done = extend(chain, pair, piece, slices_p, len);
 		if (!done && (chain->n == chain->room || chain->bytes >= pair->full)) {
 			ret = ring(chain, op, err);
 			if (ret)
 				return ret;
 			continue;
 		}
-		if (done) {
-			chain->bytes += done;
-			chain->end += done;
-		} else {
+		if (!done) {
+			struct piece all = *piece;
+
 			done = request_limit(pair, piece->raddr);
-			done = len < done ? len : done;
-			append(chain, piece->laddr, piece->raddr, lkey, rkey, done);
+			all.len = done = len < done ? len : done;
+			fill(chain, chain->n++, &all, slices_p->local.key, slices_p->remote.key);
+			chain->end = piece->raddr;
 		}
+		chain->bytes += done;
+		chain->end += done;
 		joins = true;
 		piece->laddr += done;
 		piece->raddr += done;
@@ -370,15 +401,16 @@ static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 		    struct kv_error *err)
 {
 	struct ib_op *state = &c->op[op->index];
-	struct pair pair;
+	struct slices slices;
 	struct piece piece;
+	struct pair pair;
 	int ret;
 
 	if (!state->rest.len)
 		return 0;
 	pair = pair_of(c, op, state->lmem, state->rmem);
 	piece = piece_of(&pair, &state->rest);
-	ret = put_piece(c, chain, op, &pair, &piece, false, err);
+	ret = put_piece(c, chain, op, &pair, &piece, false, &slices, err);
 	state->rest = rest_of(&state->rest, &piece);
 	return ret;
 }
@@ -431,6 +463,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct ib_op *state = &c->op[op->index];
 	struct ib_chain *chain = c->chain[op->kind];
 	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
+	struct slices slices;
 	struct pair pair;
 	long accepted = 0;
 	int ret;
@@ -443,22 +476,21 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	if (!ret)
 		state->share = share_of(c, rmem, spans, n);
 	pair = pair_of(c, op, lmem, rmem);
-	for (size_t i = 0; i < n && !ret; i++) {
-		struct piece piece;
+	while ((size_t)accepted < n && !ret) {
+		const struct tr_span *span = &spans[accepted];
+		struct piece piece = piece_of(&pair, span);
 
-		if (put_whole(chain, &pair, &spans[i])) {
-			accepted++;
-			continue;
-		}
-		piece = piece_of(&pair, &spans[i]);
-		ret = put_piece(c, chain, op, &pair, &piece, !c->line_order, err);
-		if (ret < 0 || piece.len == spans[i].len)
+		ret = put_piece(c, chain, op, &pair, &piece, !c->line_order, &slices, err);
+		if (ret < 0 || piece.len == span->len)
 			break;
 		accepted++;
 		if (piece.len) {
 			state->lmem = lmem;
 			state->rmem = rmem;
-			state->rest = rest_of(&spans[i], &piece);
+			state->rest = rest_of(span, &piece);
+		} else {
+			accepted += (long)put_whole(chain, &pair, &slices, &spans[accepted],
+						    n - (size_t)accepted);
 		}
 	}
 	ret = chain_finish(chain, op, ret, err);

@@ -18,17 +18,17 @@ struct kv_option_set;
 
 enum ib_limits {
 	IB_RAILS_MAX = 8,
-	IB_PORTS_MAX = 64,  /* looked at; the best IB_RAILS_MAX of them are used */
-	IB_WEIGHT = 256,    /* of the fastest path; others have less */
-	IB_ILL_MS = 5000,   /* a device that could not make a connection's objects is left alone */
-	IB_LATE_MS = 1000,  /* between two looks at ports that could not be used */
+	IB_PORTS_MAX = 64,   /* looked at; the best IB_RAILS_MAX of them are used */
+	IB_WEIGHT = 256,     /* of the fastest path; others have less */
+	IB_ILL_MS = 5000,    /* a device that could not make a connection's objects is left alone */
+	IB_LATE_MS = 1000,   /* between two looks at ports that could not be used */
 	IB_MSG_LEAST = 4096, /* bytes of a message that a port must take */
-	IB_LANES_MAX = 64,  /* of a connection: the width of a lane mask */
-	IB_SQ_DEPTH = 512,  /* work requests of a lane; a power of two */
-	IB_SQ_NOTIFY = 8,   /* of them kept free of data: for notifies, messages and credits, */
-	IB_SQ_MSG = 4,	    /* for messages and credits, */
-	IB_SQ_CREDIT = 2,   /* for credits */
-	IB_RECV_DATA = 64,  /* receive requests of a lane that notifies and messages may use */
+	IB_LANES_MAX = 64,   /* of a connection: the width of a lane mask */
+	IB_SQ_DEPTH = 512,   /* work requests of a lane; a power of two */
+	IB_SQ_NOTIFY = 8,    /* of them kept free of data: for notifies, messages and credits, */
+	IB_SQ_MSG = 4,	     /* for messages and credits, */
+	IB_SQ_CREDIT = 2,    /* for credits */
+	IB_RECV_DATA = 64,   /* receive requests of a lane that notifies and messages may use */
 	IB_RECV_CREDIT = 2, /* and those that credit messages use; msg.c proves that 2 are enough */
 	IB_RECV_MSG = 8,    /* of the first lane's IB_RECV_DATA, those that only messages may use */
 	IB_RECVS = IB_RECV_DATA + IB_RECV_CREDIT,
@@ -37,19 +37,19 @@ enum ib_limits {
 	/* bytes of one work request, and of one chain before the next lane's turn */
 	IB_CHUNK = 256 << 10,
 	IB_SHARE = 64 << 10, /* the least that is worth another path */
-	IB_LINE = 128, /* pieces are cut at remote addresses that are multiples of it */
-	IB_SGES = 2,   /* of a work request: two fit the smallest work queue element */
-	IB_INLINE = 32, /* a notify record */
+	IB_LINE = 128,	     /* pieces are cut at remote addresses that are multiples of it */
+	IB_SGES = 2,	     /* of a work request: two fit the smallest work queue element */
+	IB_INLINE = 32,	     /* a notify record */
 	IB_MSG_HEADER = 16,
 	IB_BUFFER = IB_MSG_HEADER + TR_MSG_MAX,
-	IB_CELL = 32,	       /* bytes of a notify record */
-	IB_LANDING = 8,        /* bytes of a READ of the probe */
-	IB_RD_ATOMIC = 16,     /* reads under way on a lane */
-	IB_POLL = 32,	       /* completions taken at once */
-	IB_BREAK_MS = 500,     /* how long a broken connection waits for its flushed work */
+	IB_CELL = 32,	   /* bytes of a notify record */
+	IB_LANDING = 8,	   /* bytes of a READ of the probe */
+	IB_RD_ATOMIC = 16, /* reads under way on a lane */
+	IB_POLL = 32,	   /* completions taken at once */
+	IB_BREAK_MS = 500, /* how long a broken connection waits for its flushed work */
 	/* a fenced one, before that, for its last messages, one of them sent again */
 	IB_LINGER_MS = 300,
-	IB_SLOW_MS = 1,       /* a verb that may take long is waited for this long in the call */
+	IB_SLOW_MS = 1,	       /* a verb that may take long is waited for this long in the call */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	/* slices of one region: their keys on all rails fit a description */
@@ -64,8 +64,8 @@ enum ib_limits {
 struct ib_address {
 	union ibv_gid gid; /* zero: there is none */
 	uint8_t gid_index;
-	uint8_t mtu;	  /* enum ibv_mtu */
-	uint16_t lid;	  /* InfiniBand: the first of 2^lmc */
+	uint8_t mtu;  /* enum ibv_mtu */
+	uint16_t lid; /* InfiniBand: the first of 2^lmc */
 	uint8_t lmc;
 	char reason[160]; /* why this entry of the GID table */
 };
@@ -78,7 +78,7 @@ struct ib_rail {
 	char name[32]; /* "mlx5_0:1" */
 	struct ibv_device_attr attr;
 	struct ibv_port_attr port_attr;
-	unsigned int gigabits; /* a second; 0 = not known */
+	unsigned int gigabits;	   /* a second; 0 = not known */
 	struct ib_address address; /* when it was opened */
 	struct pci_place place;
 	atomic_bool dead; /* the device has failed: nothing but destroying works */
@@ -105,7 +105,7 @@ struct ib_ctx {
 	bool inline_jobs; /* tests: no threads, so that a run can be repeated */
 	pthread_mutex_t left_lock;
 	struct ib_conn *left; /* closed, with a job under way */
-	int gid_option; /* KVCACHE_RDMA_GID_INDEX */
+	int gid_option;	      /* KVCACHE_RDMA_GID_INDEX */
 	const char *sysroot;
 	struct pci_place gpu; /* of KVCACHE_GPU; its address is "" where none is known */
 	/* Grows under `lock`; what is below it does not change but for its atomic parts. */
@@ -148,8 +148,8 @@ void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail);
 /* Its verbs fail, and a warning says so once; they work (again). */
 void ib_rail_is_ill(struct ib_ctx *ctx, struct ib_rail *rail, const struct kv_error *why);
 void ib_rail_is_well(struct ib_ctx *ctx, struct ib_rail *rail);
-int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail,
-		    const union ibv_gid *near, struct ib_address *address_p, struct kv_error *err);
+int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
+		    struct ib_address *address_p, struct kv_error *err);
 int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
 		  struct ib_address *address_p, struct kv_error *err);
 bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid);
@@ -202,17 +202,17 @@ struct ib_mr {
 	uint64_t slice_bytes;
 	uint32_t slices;
 	unsigned int shift; /* see ib_slice_shift */
-	int rails;     /* that were asked, */
-	uint32_t have; /* and those of them that have it: a bit for each */
-	bool busy; /* the job of late.c is registering it */
+	int rails;	    /* that were asked, */
+	uint32_t have;	    /* and those of them that have it: a bit for each */
+	bool busy;	    /* the job of late.c is registering it */
 	const struct tr_mem *mem;
 	struct ib_mr *next, **prev;
 	struct ibv_mr *mr[]; /* [rail * slices + slice], for IB_RAILS_MAX rails */
 };
 
 /*
- * An offset shifted right by this is its slice; so for a block nothing is divided. 0: slices whose
- * size is no power of two, which only an earlier version makes, and of more than 100 GiB.
+ * An offset shifted right by this is its slice; so for a block nothing is divided. 0: the size of the
+ * slices is not a power of two, as an earlier version has it for more than 100 GiB.
  */
 static inline unsigned int ib_slice_shift(uint64_t slice_bytes, uint32_t slices)
 {
