@@ -84,19 +84,23 @@ void tr_op_grant(struct tr_op *op, uint64_t grant)
 	op->grant = grant;
 }
 
-/* The first span that leaves a region; n if none does. */
+/* The first span that leaves a region; n if none does. *bytes_p: of those before it. */
 static size_t find_bad(const struct tr_mem *lmem, const struct tr_rmem *rmem,
-		       const struct tr_span *spans, size_t n)
+		       const struct tr_span *spans, size_t n, uint64_t *bytes_p)
 {
+	uint64_t local = lmem->len, remote = rmem->len, most = local < remote ? local : remote;
+	uint64_t bytes = 0;
 	size_t i;
 
 	for (i = 0; i < n; i++) {
 		uint64_t len = spans[i].len;
 
-		if (!len || len > lmem->len || spans[i].local > lmem->len - len ||
-		    len > rmem->len || spans[i].remote > rmem->len - len)
+		if (len - 1 >= most || spans[i].local > local - len ||
+		    spans[i].remote > remote - len)
 			break;
+		bytes += len;
 	}
+	*bytes_p = bytes;
 	return i;
 }
 
@@ -117,6 +121,7 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 {
 	struct tr_conn *conn = op->conn;
 	unsigned int need = op->kind == TR_WRITE ? TR_REMOTE_WRITE : TR_REMOTE_READ;
+	uint64_t bytes;
 	size_t bad;
 	long done;
 
@@ -131,7 +136,7 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		return kv_fail(err, KV_ERR_REMOTE_ACCESS, "add",
 			       "the peer did not register the region for remote %s",
 			       op->kind == TR_WRITE ? "writes" : "reads");
-	bad = find_bad(lmem, rmem, spans, n);
+	bad = find_bad(lmem, rmem, spans, n, &bytes);
 	if (bad < n)
 		return refuse_span(lmem, rmem, &spans[bad], bad, err);
 	done = op_hold(op, lmem, err);
@@ -139,10 +144,12 @@ long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		return done;
 	op->to_device |= rmem->device;
 	done = conn->provider->op_add(op, lmem, rmem, spans, n, err);
-	for (long i = 0; i < done; i++)
-		op->bytes += spans[i].len;
-	if (done > 0)
-		conn->count.spans += (uint64_t)done;
+	if (done < 0)
+		return done;
+	for (size_t i = (size_t)done; i < n; i++)
+		bytes -= spans[i].len;
+	op->bytes += bytes;
+	conn->count.spans += (uint64_t)done;
 	return done;
 }
 
