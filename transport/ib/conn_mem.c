@@ -36,10 +36,12 @@ static size_t pages(size_t len)
 static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
 {
 	for (int i = 0; i < IB_CHAIN; i++) {
-		chain->wr[i].opcode = opcode;
-		chain->wr[i].sg_list = chain->sge[i];
-		chain->wr[i].next = i + 1 < IB_CHAIN ? &chain->wr[i + 1] : NULL;
-		chain->wr[i].send_flags = (i + 1) % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
+		struct ib_request *r = &chain->request[i];
+
+		r->wr.opcode = opcode;
+		r->wr.sg_list = r->sge;
+		r->wr.next = i + 1 < IB_CHAIN ? &r[1].wr : NULL;
+		r->wr.send_flags = (i + 1) % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	}
 }
 

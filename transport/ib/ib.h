@@ -161,8 +161,10 @@ struct ib_inbox {
 };
 
 struct ib_chain {
-	struct ibv_send_wr wr[IB_CHAIN];
-	struct ibv_sge sge[IB_CHAIN][IB_SGES];
+	struct ib_request {
+		struct ibv_send_wr wr;
+		struct ibv_sge sge[IB_SGES];
+	} request[IB_CHAIN];
 	struct ib_lane *lane; /* NULL: no chain is begun */
 	uint32_t n, room;     /* work requests in it, and how many the lane takes */
 	uint32_t path;	      /* of the lane */

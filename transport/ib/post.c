@@ -88,15 +88,16 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 	if (!n)
 		return 0;
 	lane->path->load += chain->bytes * IB_WEIGHT / lane->path->weight;
-	last = &chain->wr[n - 1];
+	last = &chain->request[n - 1].wr;
 	last->next = NULL;
 	last->send_flags = IBV_SEND_SIGNALED;
 	tr_conn_count(lane->c->conn)->doorbells++;
-	ret = lane->c->v->post_send(lane->qp, chain->wr, &bad);
-	last->next = n < IB_CHAIN ? &chain->wr[n] : NULL;
+	ret = lane->c->v->post_send(lane->qp, &chain->request[0].wr, &bad);
+	last->next = n < IB_CHAIN ? &chain->request[n].wr : NULL;
 	last->send_flags = n % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	if (ret)
-		n = bad ? (uint32_t)(bad - chain->wr) : 0; /* those before it were taken */
+		n = bad ? (uint32_t)((struct ib_request *)bad - chain->request)
+			: 0; /* those before it were taken */
 	took(lane, n, kind_of(op), op->index);
 	return ret ? post_failed(lane, ret, err) : 0;
 }
@@ -229,11 +230,6 @@ struct slices {
 	struct slice local, remote;
 };
 
-static bool holds(const struct slice *s, uint64_t addr, uint64_t len)
-{
-	return addr - s->from < s->len && addr + len - 1 - s->from < s->len;
-}
-
 static uint64_t slice_of(uint64_t at, uint64_t slice_bytes, unsigned int shift)
 {
 	return shift ? at >> shift : at / slice_bytes;
@@ -274,7 +270,7 @@ static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const st
 
 	if (!chain->n || chain->end != piece->raddr)
 		return 0;
-	wr = &chain->wr[chain->n - 1];
+	wr = &chain->request[chain->n - 1].wr;
 	limit = request_limit(pair, wr->wr.rdma.remote_addr) + wr->wr.rdma.remote_addr - chain->end;
 	if (wr->wr.rdma.rkey != slices->remote.key || (int64_t)limit <= 0)
 		return 0;
@@ -293,20 +289,17 @@ static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const st
 	return len;
 }
 
-/* Request n of the chain. */
-static void fill(struct ib_chain *chain, uint32_t n, const struct piece *piece, uint32_t lkey,
+/* A request with all of the piece. */
+static void fill(struct ib_request *r, uint64_t id, const struct piece *piece, uint32_t lkey,
 		 uint32_t rkey)
 {
-	struct ibv_send_wr *wr = &chain->wr[n];
-	struct ibv_sge *sge = chain->sge[n];
-
-	wr->wr_id = chain->id | (chain->number + n);
-	wr->num_sge = 1;
-	wr->wr.rdma.remote_addr = piece->raddr;
-	wr->wr.rdma.rkey = rkey;
-	sge->addr = piece->laddr;
-	sge->length = (uint32_t)piece->len;
-	sge->lkey = lkey;
+	r->wr.wr_id = id;
+	r->wr.num_sge = 1;
+	r->wr.wr.rdma.remote_addr = piece->raddr;
+	r->wr.wr.rdma.rkey = rkey;
+	r->sge[0].addr = piece->laddr;
+	r->sge[0].length = (uint32_t)piece->len;
+	r->sge[0].lkey = lkey;
 }
 
 /*
@@ -320,24 +313,28 @@ static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
 {
 	const struct pair p = *pair;
 	const struct slices s = *slices;
-	uint64_t end = chain->end, bytes = chain->bytes;
-	uint32_t n = chain->n;
+	/* how far into its slice such a span may begin */
+	uint64_t lroom = s.local.len - p.whole, rroom = s.remote.len - p.whole;
+	uint64_t end = chain->end, bytes = chain->bytes, id = chain->id;
+	uint32_t number = chain->number + chain->n;
+	struct ib_request *r = &chain->request[chain->n];
 	size_t i;
 
-	if (max > chain->room - n)
-		max = chain->room - n;
+	if (s.local.len < p.whole || s.remote.len < p.whole)
+		return 0;
+	if (max > chain->room - chain->n)
+		max = chain->room - chain->n;
 	for (i = 0; i < max && bytes < p.full; i++) {
 		struct piece piece = piece_of(&p, &spans[i]);
 
 		if (piece.raddr == end || piece.len > p.whole ||
-		    !holds(&s.local, piece.laddr, piece.len) ||
-		    !holds(&s.remote, piece.raddr, piece.len))
+		    piece.laddr - s.local.from > lroom || piece.raddr - s.remote.from > rroom)
 			break;
-		fill(chain, n++, &piece, s.local.key, s.remote.key);
+		fill(r++, id | number++, &piece, s.local.key, s.remote.key);
 		bytes += piece.len;
 		end = piece.raddr + piece.len;
 	}
-	chain->n = n;
+	chain->n += (uint32_t)i;
 	chain->bytes = bytes;
 	chain->end = end;
 	return i;
@@ -376,7 +373,9 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 
 			done = request_limit(pair, piece->raddr);
 			all.len = done = len < done ? len : done;
-			fill(chain, chain->n++, &all, slices_p->local.key, slices_p->remote.key);
+			fill(&chain->request[chain->n], chain->id | (chain->number + chain->n),
+			     &all, slices_p->local.key, slices_p->remote.key);
+			chain->n++;
 			chain->end = piece->raddr;
 		}
 		chain->bytes += done;
