@@ -2,7 +2,9 @@
 /*
  * kv_cost.c -- nanoseconds of processor time that a block costs: kv_write_blocks_async to KV_ACKED
  *
- * usage: kv_cost [BYTES [BLOCKS [ROUNDS [RUNS]]]]     a block's bytes, blocks of a write, writes
+ * usage: kv_cost [BYTES [BLOCKS [ROUNDS [RUNS [LAYERS]]]]]
+ *
+ * The bytes of a block, blocks and layers of a write, writes.
  *
  * Both engines are in this process. KVCACHE_SHM_PATH chooses the path of shm; linked with the fake
  * device (tests/fake/kv_world.c) it is the one of ib.
@@ -28,18 +30,19 @@ struct cost {
 static struct kv_error err;
 
 /* Twice as many blocks as a write has, so that ids are shuffled among strangers. */
-static struct kv_cache *make_cache(struct kv_engine *engine, size_t blocks, size_t bytes)
+static struct kv_cache *make_cache(struct kv_engine *engine, size_t blocks, size_t bytes,
+				   size_t layers)
 {
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct kv_tensor tensor = { .name = "k", .block_bytes = bytes };
 	struct kv_cache *cache;
 	void *memory;
 
-	COST_TRY(kv_alloc(engine, blocks * bytes, &memory, &err));
-	memset(memory, 1, blocks * bytes);
+	COST_TRY(kv_alloc(engine, layers * blocks * bytes, &memory, &err));
+	memset(memory, 1, layers * blocks * bytes);
 	tensor.base = memory;
 	tensor.layer_stride = blocks * bytes;
-	layout.layers = 1;
+	layout.layers = (uint32_t)layers;
 	layout.tensors = 1;
 	layout.tensor = &tensor;
 	layout.blocks = (uint32_t)blocks;
@@ -114,17 +117,18 @@ int main(int argc, char **argv)
 	size_t blocks = argc > 2 ? strtoul(argv[2], NULL, 10) : 1024;
 	int rounds = argc > 3 ? (int)strtol(argv[3], NULL, 10) : 20;
 	int runs = argc > 4 ? (int)strtol(argv[4], NULL, 10) : 10;
+	size_t layers = argc > 5 ? strtoul(argv[5], NULL, 10) : 1;
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct cost c = { .blocks = blocks };
 
 	config.progress = KV_PROGRESS_CALLER;
 	COST_TRY(kv_engine_open(&config, &c.from, &err));
 	COST_TRY(kv_engine_open(&config, &c.to, &err));
-	c.source = make_cache(c.from, 2 * blocks, bytes);
-	c.target = make_cache(c.to, 2 * blocks, bytes);
+	c.source = make_cache(c.from, 2 * blocks, bytes, layers);
+	c.target = make_cache(c.to, 2 * blocks, bytes, layers);
 	c.local = shuffled(blocks, 1);
 	c.remote = shuffled(blocks, 2);
 	connect_both(&c);
-	cost_report(&c, rounds, runs, (double)blocks * rounds);
+	cost_report(&c, rounds, runs, (double)(blocks * layers) * rounds);
 	return 0; /* the process's end is quicker than a good-bye to oneself */
 }

@@ -26,23 +26,23 @@ uint64_t sn_now(void)
 }
 
 /*
- * A message begins when its queue pair's turn has come and the port is free, and holds the port for
- * its bytes, or for what a message costs at least.
+ * Two servers, each with its own queue: the port, which is busy for the bytes of a message or for
+ * what a message costs at least, and the queue pair. It is sent when both are done with it. So
+ * other queue pairs fill the port while one is held up by its own rate.
  */
 uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now)
 {
 	struct sn_clock *clock = &qp->device->clock;
-	uint64_t bytes = len * sn.byte_cost >> 10;
-	uint64_t begins = now << 10;
+	uint64_t bytes = len * sn.byte_cost >> 10, sent;
 
+	now <<= 10;
+	qp->clock = (qp->clock > now ? qp->clock : now) + sn.qp_cost;
 	pthread_mutex_lock(&clock->lock);
-	begins = qp->clock > begins ? qp->clock : begins;
-	qp->clock = begins + sn.qp_cost;
-	begins = clock->free > begins ? clock->free : begins;
-	clock->free = begins + (bytes > sn.message_cost ? bytes : sn.message_cost);
-	begins = clock->free;
+	clock->free = (clock->free > now ? clock->free : now) +
+		      (bytes > sn.message_cost ? bytes : sn.message_cost);
+	sent = clock->free;
 	pthread_mutex_unlock(&clock->lock);
-	return begins >> 10;
+	return (sent > qp->clock ? sent : qp->clock) >> 10;
 }
 
 /* When to look again; fires for what has become due meanwhile. */

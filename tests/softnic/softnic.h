@@ -214,7 +214,7 @@ struct sn_qp {
 	_Atomic uint32_t sq_polled;	    /* its completion was taken */
 	bool pending, reached;
 	uint64_t retry_until; /* 0 = nothing is tried again */
-	uint64_t clock;	      /* when its next message may begin */
+	uint64_t clock;	      /* when it is done with what it was given */
 	volatile uint32_t doorbell_record;
 	struct sn_counts counts;
 	struct { /* between ibv_wr_start and ibv_wr_complete */

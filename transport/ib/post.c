@@ -342,8 +342,8 @@ static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
 
 /*
  * Puts as much of the piece as there is room for into chains; advances it. `joins`: its beginning
- * may continue the request before it. 0: all of it, *slices_p is where its end is. TR_AGAIN: no lane
- * has room.
+ * may continue the request before it. 0: all of it, *slices_p is where its end is. TR_AGAIN: no
+ * lane has room.
  */
 static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
 		     const struct pair *pair, struct piece *piece, bool joins,

@@ -211,8 +211,8 @@ struct ib_mr {
 };
 
 /*
- * An offset shifted right by this is its slice; so for a block nothing is divided. 0: the size of the
- * slices is not a power of two, as an earlier version has it for more than 100 GiB.
+ * An offset shifted right by this is its slice; so for a block nothing is divided. 0: the size of
+ * the slices is not a power of two, as an earlier version has it for more than 100 GiB.
  */
 static inline unsigned int ib_slice_shift(uint64_t slice_bytes, uint32_t slices)
 {

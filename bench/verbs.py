@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""verbs.py -- what a block costs over verbs, beside the barest user of libibverbs; over tests/softnic
+
+usage: verbs.py BUILD [--modes null,model] [--sizes 1K,4K,...] [--rounds N] [--json FILE]
+
+For each mode of softnic and each block size, in turn in every round:
+
+  floor     verbs_floor: lists of work requests that were built before, posted as they are
+  cost      kv_cost: both ends of kvrail in one thread, its processor time, which other load hardly spoils
+  1+1       kv_pd_bench: two processes, the time until the receiver has acknowledged; needs a core for each end
+
+each with one slab of 1538 blocks an operation, and with 64 slabs where they fit 1 GiB. Figures are nanoseconds of a block,
+the quickest of all iterations: what else the machine does only adds. `inside` is the part of 1+1 that is inside softnic, a
+mean by softnic's clock, so a busy machine spoils it.
+softnic is software and no network: these are costs of a CPU, and in `model` what is left of the NIC whose numbers were set.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import results
+
+BATCH, SLABS, MOST = 1538, 64, 1 << 30
+SIZES = "1K,4K,16K,64K,256K"
+FIGURES = ["floor_ns", "cost_1_ns", "cost_64_ns", "pair_1_ns", "pair_64_ns", "inside_ns", "requests_per_block", "posts_per_block"]
+COLUMNS = ["mode", "block", "floor", "cost, 1 slab", "ratio", "cost, 64", "ratio", "1+1, 1 slab", "1+1, 64", "inside", "requests",
+           "posts"]
+
+
+def size_of(text):
+    return int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]] if text[-1] in "KMG" else int(text)
+
+
+class Bench:
+    def __init__(self, build, folder):
+        self.build, self.folder = build, folder
+        self.env = dict(os.environ, LD_LIBRARY_PATH=f"{build}/tests/softnic/lib", KVCACHE_TRANSPORT="ib",
+                        SOFTNIC_WORLD=f"bench{os.getpid()}")
+
+    def run(self, mode, program, *arguments):
+        """Its row, and what the first process to post has counted."""
+        out = os.path.join(self.folder, "out.json")
+        counts = os.path.join(self.folder, "counts")
+        done = subprocess.run([f"{self.build}/bench/{program}", *arguments, "-J", out], text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, check=False,
+                              env=dict(self.env, SOFTNIC_MODE=mode, SOFTNIC_STATS=counts + "%p"))
+        if done.returncode:
+            sys.exit(f"{program} {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}")
+        most = {}
+        for name in os.listdir(self.folder):
+            if name.startswith("counts"):
+                path = os.path.join(self.folder, name)
+                with open(path, encoding="ascii") as file:
+                    most = max(most, json.load(file)["softnic"], key=lambda c: c.get("work_requests", -1))
+                os.unlink(path)
+        with open(out, encoding="utf-8") as file:
+            return json.load(file)["rows"][0], most
+
+    def floor(self, mode, size):
+        # a queue pair of a real NIC makes 15 million messages a second: 4 of them fill the port of the model
+        return self.run(mode, "verbs_floor", "-b", str(size), "-e", str(size), "-q", "4" if mode == "model" else "1")[0]["p1_ns"]
+
+    def cost(self, mode, size, slabs):
+        words = [f"{self.build}/bench/kv_cost", str(size), str(BATCH), "1" if slabs > 1 else "16", "16", str(slabs)]
+        done = subprocess.run(words, text=True, stdout=subprocess.PIPE, check=True, env=dict(self.env, SOFTNIC_MODE=mode))
+        return float(done.stdout)
+
+    def pair(self, mode, size, slabs):
+        shape = ["--layers", "32", "--tensors", "2"] if slabs > 1 else []
+        iters = 64 if slabs == 1 else 8
+        row, counts = self.run(mode, "kv_pd_bench", "--local", "1+1", "-b", str(size), "-e", str(size), "-c", "0", "-w", str(iters),
+                               "-i", str(iters), "--pool", str(2 * BATCH * size * slabs), *shape)
+        blocks = 2 * iters * BATCH * slabs
+        return (row["p1_us"] * 1000 / (BATCH * slabs), counts["ns"] / blocks, counts["work_requests"] / blocks,
+                counts["posts"] / blocks)
+
+
+def measure(bench, mode, size, rounds):
+    seen = {name: [] for name in FIGURES}
+
+    def note(*pairs):
+        for name, value in pairs:
+            seen[name].append(value)
+
+    for _ in range(rounds):
+        note(("floor_ns", bench.floor(mode, size)))
+        for slabs in (1, SLABS):
+            if 4 * slabs * BATCH * size <= MOST or slabs == 1:
+                pair = bench.pair(mode, size, slabs)
+                note((f"pair_{slabs}_ns", pair[0]), *zip(FIGURES[5:], pair[1:]))
+                if mode != "model":  # there it would be the time of waiting
+                    note((f"cost_{slabs}_ns", bench.cost(mode, size, slabs)))
+    return {"mode": mode, "block_bytes": size, **{name: min(values, default=None) for name, values in seen.items()}}
+
+
+def text_of(value, digits):
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build")
+    parser.add_argument("--modes", default="null,model")
+    parser.add_argument("--sizes", default=SIZES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    results.can_write(options.json)
+    rows = []
+    print(f"# {results.cpu()}, load average {os.getloadavg()[0]:.2f}; software instrument, not a network")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(os.path.realpath(options.build), folder)
+        for mode in options.modes.split(","):
+            rows += [measure(bench, mode, size_of(size), options.rounds) for size in options.sizes.split(",")]
+    cells = []
+    for r in rows:
+        ratios = [r[name] and r[name] / r["floor_ns"] for name in ("cost_1_ns", "cost_64_ns")]
+        cells.append([r["mode"], str(r["block_bytes"])] + [text_of(value, digits) for value, digits in (
+            (r["floor_ns"], 1), (r["cost_1_ns"], 1), (ratios[0], 2), (r["cost_64_ns"], 1), (ratios[1], 2), (r["pair_1_ns"], 1),
+            (r["pair_64_ns"], 1), (r["inside_ns"], 1), (r["requests_per_block"], 3), (r["posts_per_block"], 3))])
+    results.print_table(COLUMNS, cells)
+    if options.json:
+        results.write(options.json, results.head("verbs.py", "ib", "softnic", batch=BATCH, rounds=options.rounds), rows)
+
+
+if __name__ == "__main__":
+    main()
