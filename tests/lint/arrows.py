@@ -34,7 +34,7 @@ LAYERS = [
 ]
 # Headers of other projects, and the only folders that may see them.
 FOREIGN = {
-    r"infiniband/|rdma/": ("transport/ib/", "tests/"),
+    r"infiniband/|rdma/": ("transport/ib/", "tests/", "bench/verbs_floor.c"),
     r"mpi\.h": ("mpi_tests/",),
     r"nccl.*\.h": (),
     r"Python\.h": ("python/ext/",),

@@ -290,8 +290,8 @@ static uint64_t extend(struct ib_chain *chain, const struct pair *pair, const st
 }
 
 /* A request with all of the piece. */
-static void fill(struct ib_request *r, uint64_t id, const struct piece *piece, uint32_t lkey,
-		 uint32_t rkey)
+static void fill_request(struct ib_request *r, uint64_t id, const struct piece *piece,
+			 uint32_t lkey, uint32_t rkey)
 {
 	r->wr.wr_id = id;
 	r->wr.num_sge = 1;
@@ -330,7 +330,7 @@ static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
 		if (piece.raddr == end || piece.len > p.whole ||
 		    piece.laddr - s.local.from > lroom || piece.raddr - s.remote.from > rroom)
 			break;
-		fill(r++, id | number++, &piece, s.local.key, s.remote.key);
+		fill_request(r++, id | number++, &piece, s.local.key, s.remote.key);
 		bytes += piece.len;
 		end = piece.raddr + piece.len;
 	}
@@ -373,8 +373,9 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 
 			done = request_limit(pair, piece->raddr);
 			all.len = done = len < done ? len : done;
-			fill(&chain->request[chain->n], chain->id | (chain->number + chain->n),
-			     &all, slices_p->local.key, slices_p->remote.key);
+			fill_request(&chain->request[chain->n],
+				     chain->id | (chain->number + chain->n), &all,
+				     slices_p->local.key, slices_p->remote.key);
 			chain->n++;
 			chain->end = piece->raddr;
 		}
