@@ -1,17 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fuzz.py -- runs a fuzz target that libFuzzer is in
+"""fuzz.py -- runs a fuzz target that libFuzzer is in; says what the corpora reach
 
-usage: fuzz.py run PROGRAM CORPUS          as the preset fuzz's test: what is found stays in the build folder
-       fuzz.py grow BUILD CORPUS [TARGET]  the same, and the corpus becomes the smallest that reaches as much
+usage: fuzz.py run PROGRAM CORPUS            as the preset fuzz's test: what is found stays in the build folder
+       fuzz.py grow BUILD CORPORA [TARGET…]  the same, and each corpus becomes the smallest that reaches as much
+       fuzz.py coverage BUILD CORPORA PAGE   BUILD: of the preset coverage. Writes the table into PAGE
 
 KVRAIL_FUZZ_SECONDS=N   how long, each (60); KVRAIL_LONG=1 multiplies it by 20
 """
 import glob
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BEGIN, END = "<!-- made by ./dev fuzz --coverage -->\n", "<!-- end -->\n"
+
+# What each target is aimed at: parsers, of which every line is to be reached, and what stands behind them.
+AIMS = {
+    "handshake_fuzz": ["transport/frame.c", "transport/handshake.c", "transport/auth.c", "transport/lobby.c", "transport/control.c"],
+    "kv_fuzz": ["kvapi/wire/kv_wire.c", "kvapi/loop/kv_hello.c", "kvapi/loop/kv_progress.c", "kvapi/lease/kv_incoming.c",
+                "kvapi/lease/kv_lease.c", "kvapi/lease/kv_lease_wire.c", "kvapi/lease/kv_place.c", "kvapi/grant/kv_grant.c",
+                "kvapi/op/kv_op.c", "kvapi/op/kv_post.c", "kvapi/wire/kv_plan.c", "transport/rmem.c"],
+    "np_fuzz": ["net_plugin/np_wire.c", "net_plugin/np_mem.c", "net_plugin/np_send.c", "net_plugin/np_recv.c", "net_plugin/np_ahead.c",
+                "net_plugin/np_test.c"],
+    "shm_fuzz": ["transport/shm/ring.c", "transport/shm/receive.c", "transport/shm/link.c", "transport/shm/prove.c",
+                 "transport/shm/segment.c", "transport/shm/path.c", "transport/shm/pool.c"],
+    "text_fuzz": ["transport/base/option.c", "transport/psk.c", "mpi_tests/trace.c", "net_plugin/np_name.c", "net_plugin/np_env.c",
+                  "transport/shm/trust.c", "tool/doctor/dcb.c"],
+}
 
 OPTIONS = ["-timeout=25", "-rss_limit_mb=2048", "-max_len=1024", "-print_final_stats=1", "-verbosity=1", "-reload=0"]
 
@@ -27,6 +47,10 @@ def run(program, corpus):
     done = subprocess.run([program, *OPTIONS, f"-max_total_time={seconds()}", f"-artifact_prefix={program}.", found, corpus],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
     lines = done.stdout.splitlines()
+    tried = re.search(r"number_of_executed_units: (\d+)", done.stdout)
+    if tried:
+        with open(program + ".tried", "w", encoding="utf-8") as file:
+            file.write(tried[1])
     print("\n".join(lines[-80:] if done.returncode else [line for line in lines if line.startswith(("stat::", "Done"))]))
     if done.returncode:
         print(f"{os.path.basename(program)}: an input breaks a rule. Once it is fixed the input (Test unit written to, above) is a")
@@ -63,5 +87,51 @@ def grow(build, corpora, *targets):
     return failed
 
 
+def reached(build, program, corpus, files):
+    """{file: [lines, reached, branches, reached, lines that were not]} of one target over its corpus."""
+    for path in glob.glob(os.path.join(build, "**", "*.gcda"), recursive=True):
+        os.remove(path)
+    subprocess.run([program, corpus], check=True, stdout=subprocess.DEVNULL)
+    filters = [part for file in files for part in ("--filter", file + "$")]
+    done = subprocess.run(["gcovr", "--root", ROOT, *filters, "--gcov-ignore-parse-errors", "--json", "-", build], cwd=ROOT, check=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    found = {}
+    for file in json.loads(done.stdout)["files"]:
+        lines = [line for line in file["lines"] if not line.get("gcovr/noncode")]
+        branches = [branch for line in lines for branch in line["branches"] if not branch.get("throw")]
+        missed = [line["line_number"] for line in lines if not line["count"]]
+        found[file["file"]] = [len(lines), len(lines) - len(missed), len(branches), sum(b["count"] > 0 for b in branches), missed]
+    return found
+
+
+def share(part, whole):
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def rows_of(build, corpora, name):
+    program, corpus = os.path.join(build, "tests", "fuzz", name), os.path.join(corpora, name)
+    sizes = [os.path.getsize(os.path.join(corpus, file)) for file in os.listdir(corpus)]
+    tried = os.path.join(os.path.dirname(build.rstrip("/")), "build-fuzz", "tests", "fuzz", name + ".tried")
+    runs = f"{int(open(tried, encoding='utf-8').read()):,}" if os.path.exists(tried) else "not run here"
+    yield f"| **{name}** | {len(sizes)} inputs, {sum(sizes):,} bytes; {runs} tried | | | |"
+    found = reached(build, program, corpus, AIMS[name])
+    for file in AIMS[name]:
+        lines, hit, branches, taken, missed = found[file]
+        text = ", ".join(str(n) for n in missed[:12]) + (" …" if len(missed) > 12 else "")
+        yield f"| | `{file}` | {share(hit, lines)} of {lines} | {share(taken, branches)} of {branches} | {text} |"
+
+
+def coverage(build, corpora, page):
+    with open(page, encoding="utf-8") as file:
+        text = file.read()
+    rows = ["| target | file | lines | branches | lines not reached |", "| --- | --- | ---: | ---: | --- |"]
+    rows += [row for name in AIMS for row in rows_of(build, corpora, name)]
+    print("\n".join(rows))
+    head, _, rest = text.partition(BEGIN)
+    with open(page, "w", encoding="utf-8") as file:
+        file.write(head + BEGIN + "\n".join(rows) + "\n" + END + rest.partition(END)[2])
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit({"run": run, "grow": grow}[sys.argv[1]](*sys.argv[2:]))
+    sys.exit({"run": run, "grow": grow, "coverage": coverage}[sys.argv[1]](*sys.argv[2:]))

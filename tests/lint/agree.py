@@ -298,10 +298,23 @@ def check_mutants(root):
     return list(mutants.misfits(root))
 
 
+def check_parsers(root):
+    """The list of what parses: files, targets and tests exist, and each file that reads bytes of others stands in it."""
+    page = "docs/fuzz.md"
+    section = source.read(root, page).partition("## What parses")[2].partition("\n**Falls short")[0]
+    rows = re.findall(r"^\| ([^|]*) \|[^|]*\|([^|]*)\|([^|]*)\|$", section, re.MULTILINE)[2:]
+    files = set(re.findall(r"`([^`]+)`", " ".join(row[1] for row in rows)))
+    findings = [f"{page}: there is no {path}" for path in sorted(files) if not os.path.exists(os.path.join(root, path))]
+    reads = re.compile(r"\b(wire_reader_of|recvmsg|recv|pread)\(")
+    findings += [f"{page}: {path} reads bytes of others and is not listed" for path in source.c_files(root)
+                 if source.is_library(path) and path.endswith(".c") and path not in files and reads.search(source.code(source.read(root, path)))]
+    return findings + missing_tests(root, [(f"{page}: {what}", cell) for what, _, cell in rows])
+
+
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability,
               check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures,
-              check_skips, check_repeats, check_mutants)
+              check_skips, check_repeats, check_mutants, check_parsers)
     return [finding for one in checks for finding in one(root)]
 
 

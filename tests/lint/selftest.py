@@ -335,6 +335,15 @@ class Agree(Tree):
         self.write("SECURITY.md", "")
         self.assert_finds("SECURITY.md: there is no table", agree.check_costs(self.root), 1)
 
+    def test_a_parser_without_a_target_is_found(self):
+        self.write("tests/a_fuzz.c", "")
+        self.write("transport/a.c", "void f(void)\n{\n\trecv(1, b, 2, 0);\n}\n")
+        head = "## What parses\n\n| what comes | from | file | target, or test |\n| --- | --- | --- | --- |\n"
+        self.write("docs/fuzz.md", head + "| a | b | `transport/a.c` | `a_fuzz` |\n\n**Falls short.**\n")
+        self.assertEqual(agree.check_parsers(self.root), [])
+        self.write("docs/fuzz.md", head + "| a | b | `transport/b.c` | `b_fuzz` |\n\n**Falls short.**\n")
+        self.assert_finds("docs/fuzz.md: ", agree.check_parsers(self.root), 3)
+
     def test_a_figure_that_is_not_the_measured_one_is_found(self):
         self.write("bench/stored/a.json", '{"rows": [{"path": "pool", "block_bytes": 1024, "ratio": 0.927, "plain": null}]}')
         self.write("docs/nccl.md", "")
