@@ -608,6 +608,7 @@ enum kv_arrival_kind {
 	/* `peer` is gone: `status` KV_ERR_CLOSED if it said goodbye, else KV_ERR_PEER_LOST */
 	KV_ARRIVAL_PEER_LOST,
 	KV_ARRIVAL_EXPIRED,    /* the lease `lease` has passed its lifetime */
+	KV_ARRIVAL_UNFINISHED, /* before PEER_LOST, of each open lease or begun write without one */
 };
 
 struct kv_arrival {
@@ -718,8 +719,7 @@ struct kv_stats {
 	uint64_t rejected_limit;
 	/* about what this end has forgotten; what contradicts itself costs the connection */
 	uint64_t unknown_messages;
-	/* of the transports, as far as they count them */
-	uint64_t work_requests, doorbells, completions, syscalls;
+	uint64_t work_requests, doorbells, completions, syscalls; /* where they are counted */
 };
 /* kv_stats -- read the engine's counters */
 int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err);

@@ -207,6 +207,50 @@ void kv_incoming_retry(struct kv_peer *peer)
 	}
 }
 
+static bool push_unfinished(struct kv_peer *peer, int status, struct kv_arrival arrival)
+{
+	arrival.kind = KV_ARRIVAL_UNFINISHED;
+	arrival.status = status;
+	arrival.peer = peer;
+	arrival.user = atomic_load(&peer->user);
+	return kv_arrivals_push(peer->engine, &arrival);
+}
+
+bool kv_incoming_tell_unfinished(struct kv_peer *peer, int status)
+{
+	struct kv_link *link = peer->link;
+
+	for (unsigned int i = 0; i < link->leases_end; i++) {
+		struct kv_lease *l = link->lease[i];
+
+		if (l && l->unfinished &&
+		    !push_unfinished(peer, status,
+				     (struct kv_arrival){ .cache = l->cache,
+							  .layers = l->layers,
+							  .tag = l->tag,
+							  .lease = l->id,
+							  .blocks = l->n }))
+			return false;
+		if (l)
+			l->unfinished = false;
+	}
+	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+		const struct kv_msg_begin *b = &link->in[i].begin;
+
+		if (link->in[i].begun && !link->in[i].proves && !b->lease &&
+		    !is_committed(peer, &link->in[i]) &&
+		    !push_unfinished(peer, status,
+				     (struct kv_arrival){ .cache = link->map[b->cache].cache,
+							  .layers = { b->first, b->count },
+							  .tag = b->tag,
+							  .blocks = b->blocks,
+							  .bytes = b->bytes }))
+			return false;
+		link->in[i].begun = false;
+	}
+	return true;
+}
+
 /* As many acknowledgements as fit into one message. */
 static void collect_acks(const struct kv_link *link, struct kv_msg_ack *ack)
 {

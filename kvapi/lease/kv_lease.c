@@ -350,6 +350,7 @@ void kv_lease_lost(struct kv_peer *peer)
 
 		if (!lease)
 			continue;
+		lease->unfinished = lease->open && !op;
 		lease->open = false;
 		kv_waiter_wake(&lease->peer->waiter);
 		if (!op)

@@ -21,6 +21,7 @@ struct kv_lease {
 	bool once; /* KV_LEASE_ONCE */
 	bool open; /* commits are taken */
 	bool expired, expired_queued;
+	bool unfinished; /* it was open when its writer was lost, and that is not said yet */
 	bool announced; /* LEASE was sent */
 	bool revoke, revoke_sent;
 	/* no byte can land any more: REVOKED came, or the connection is fenced */
@@ -90,6 +91,8 @@ int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
 /* An operation that was begun under the lease is neither committed nor aborted. */
 bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
 void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
+/* What a lost writer leaves undone is said: UNFINISHED. false: the queue is full. */
+bool kv_incoming_tell_unfinished(struct kv_peer *peer, int status);
 bool kv_incoming_flush(struct kv_peer *peer); /* acknowledgements */
 /* kv_verify.c: an operation whose digests will come */
 void kv_verify_begin(struct kv_peer *peer, const struct kv_incoming *in);

@@ -166,6 +166,7 @@ bool kv_peer_finish_lost(struct kv_peer *peer)
 	if (peer->link) /* a connect that failed before its hello has none */
 		kv_incoming_retry(peer);
 	if (peer->owned && peer->announced != KV_LOST_QUEUED && kv_peer_tell_up(peer) &&
+	    (!peer->link || kv_incoming_tell_unfinished(peer, lost.status)) &&
 	    kv_arrivals_push(peer->engine, &lost))
 		peer->announced = KV_LOST_QUEUED;
 	if (peer->owned || peer->state != KV_PEER_FENCED)

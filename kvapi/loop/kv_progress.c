@@ -164,6 +164,8 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 	memset(peer->link->ack, 0, sizeof(peer->link->ack));
 	peer->link->slots_used = 0;
 	while (peer->link->collected)
+	KV_EACH_BIT (peer->link->ack, i)
+		peer->link->in[i].begun = false; /* it is committed, or refused */
 		kv_op_lost(peer->link->collected);
 	kv_waiter_wake(&peer->waiter);
 	kv_lease_lost(peer);

@@ -472,6 +472,27 @@ static void a_wrong_block_of_what_was_not_written(void **state)
 	dropped();
 }
 
+/* What a lost writer leaves undone is named before the loss is. */
+static void a_begun_write_and_an_open_lease_are_named_at_the_loss(void **state)
+{
+	struct kv_arrival arrival;
+
+	(void)state;
+	say_begin(OP(3, 1), 0);
+	tr_fence(p.a.peer->conn, KV_NO_DEADLINE, NULL);
+	assert_true(await_kind(&p.b, KV_ARRIVAL_UNFINISHED, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(arrival.lease, kv_lease_id(lease));
+	assert_int_equal(arrival.tag, 1);
+	assert_int_equal(kv_poll_arrivals(p.b.engine, &arrival, 1, NULL), 1);
+	assert_int_equal(arrival.kind, KV_ARRIVAL_UNFINISHED);
+	assert_int_equal(arrival.lease, 0);
+	assert_int_equal(arrival.tag, 5);
+	assert_int_equal(arrival.blocks, N);
+	assert_int_equal(arrival.layers.count, RIG_LAYERS);
+	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	no_arrival(&p.b);
+}
+
 static void nothing_follows_a_goodbye(void **state)
 {
 	(void)state;
@@ -514,6 +535,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test_teardown(more_digests_than_blocks, teardown),
 		cmocka_unit_test_teardown(a_proof_under_a_lease, teardown),
 		with_pair(a_wrong_block_of_what_was_not_written),
+		with_pair(a_begun_write_and_an_open_lease_are_named_at_the_loss),
 		with_pair(nothing_follows_a_goodbye),
 	};
 

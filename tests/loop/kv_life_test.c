@@ -190,6 +190,12 @@ static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence
 		usleep((unsigned int)round * 700);
 		child_kill(&child[round], SIGKILL);
 		assert_true(await_kind(&b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+		assert_true(await_kind(&b, KV_ARRIVAL_UNFINISHED, &arrival, RIG_TIMEOUT_MS));
+		assert_ptr_equal(arrival.peer, b.peer);
+		assert_ptr_equal(arrival.cache, b.cache);
+		assert_int_equal(arrival.lease, kv_lease_id(lease));
+		assert_int_equal(arrival.blocks, N);
+		assert_int_equal(arrival.status, KV_ERR_PEER_LOST);
 		assert_ptr_equal(arrival.peer, b.peer);
 		ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 		fill_side(&b, 2, 0);

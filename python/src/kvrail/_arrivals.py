@@ -19,6 +19,7 @@ class ArrivalKind(enum.IntEnum):
     PEER_UP = _core.ARRIVAL_PEER_UP  #: a peer has connected to us
     PEER_LOST = _core.ARRIVAL_PEER_LOST  #: `peer` is gone; close it
     EXPIRED = _core.ARRIVAL_EXPIRED  #: a lease has passed its lifetime
+    UNFINISHED = _core.ARRIVAL_UNFINISHED  #: before PEER_LOST: an open lease, or an operation without one, may be written in part
 
     @classmethod
     def _missing_(cls, value: object) -> Optional["ArrivalKind"]:
