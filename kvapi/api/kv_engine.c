@@ -67,6 +67,7 @@ static void read_options(struct kv_engine *engine)
 	if (!engine->address_max)
 		engine->address_max = engine->peers_max - engine->peers_max / 4;
 	engine->pending_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PENDING);
+	engine->heartbeat_ns = kv_option_int(set, KV_OPT_HEARTBEAT_MS) * KV_NS_PER_MS;
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 	engine->checks = kv_option_bool(set, KV_OPT_CHECKSUM);
 }

@@ -141,7 +141,7 @@ struct kv_engine {
 	pid_t pid;
 	bool wiped; /* the kernel zeroes that page; otherwise compare pids */
 	bool caller_mode, arrivals_off, ack_read, checks;
-	int64_t spin_ns, op_timeout_ms, handshake_ms;
+	int64_t spin_ns, op_timeout_ms, handshake_ms, heartbeat_ns;
 	uint32_t peers_max, pending_max, address_max;
 	char name[KV_NAME_MAX];
 	struct kv_option_set *options;

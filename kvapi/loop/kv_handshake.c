@@ -47,6 +47,7 @@ static void rise(struct kv_peer *peer)
 	kv_peer_note(peer);
 	peer->owned = !peer->incoming || (!peer->comm && !engine->arrivals_off);
 	peer->adopt_by_ns = kv_deadline_ns(KV_COMM_MS);
+	kv_heartbeat_begin(peer);
 	kv_count(engine, peers_now, 1);
 	if (peer->incoming)
 		kv_count(engine, peers_accepted, 1);

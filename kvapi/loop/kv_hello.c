@@ -150,7 +150,9 @@ static void fill_maps(struct kv_peer *peer, const struct kv_hello *hello)
 
 uint64_t kv_hello_features(const struct kv_engine *engine)
 {
-	return (kv_digest_works() ? KV_CAN_CHECK : 0) | (engine->checks ? KV_WANTS_CHECK : 0);
+	/* With KV_PROGRESS_CALLER nothing answers while the application does something else. */
+	return (kv_digest_works() ? KV_CAN_CHECK : 0) | (engine->checks ? KV_WANTS_CHECK : 0) |
+	       (engine->caller_mode ? 0 : KV_SENDS_PONG);
 }
 
 /* Digests are made if either end wants them; both must be able to. */

@@ -77,8 +77,8 @@ void kv_peer_release(struct kv_peer *peer)
 static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
-		"BEGIN",   "ACK", "ABORT",   "LEASE",	"IDS",	 "REVOKE",
-		"REVOKED", "BYE", "ADOPTED", "DIGESTS", "WRONG", "PROVE",
+		"BEGIN", "ACK",	    "ABORT",   "LEASE", "IDS",	 "REVOKE", "REVOKED",
+		"BYE",	 "ADOPTED", "DIGESTS", "WRONG", "PROVE", "PING",   "PONG",
 	};
 	struct kv_msg msg;
 	int ret = 0;
@@ -127,6 +127,9 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 	case KV_MSG_WRONG:
 		ret = kv_op_wrong(peer, &msg.wrong);
 		break;
+	case KV_MSG_PING:
+		peer->pong = true;
+		break;
 	case KV_MSG_PROVE:
 		ret = kv_incoming_prove(peer, &msg.begin);
 		break;
@@ -161,11 +164,11 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 		slot->state = KV_SLOT_FREE;
 	}
 	memset(peer->link->aborts, 0, sizeof(peer->link->aborts));
+	KV_EACH_BIT (peer->link->ack, i)
+		peer->link->in[i].begun = false; /* it is committed, or refused */
 	memset(peer->link->ack, 0, sizeof(peer->link->ack));
 	peer->link->slots_used = 0;
 	while (peer->link->collected)
-	KV_EACH_BIT (peer->link->ack, i)
-		peer->link->in[i].begun = false; /* it is committed, or refused */
 		kv_op_lost(peer->link->collected);
 	kv_waiter_wake(&peer->waiter);
 	kv_lease_lost(peer);
@@ -176,6 +179,8 @@ static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 {
 	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
 
+	if (says && peer->engine->heartbeat_ns)
+		kv_heartbeat_heard(peer);
 	/* A peer that is being dropped: its messages are ignored. After a BYE none may come. */
 	if (says && peer->error.code)
 		return;
@@ -204,9 +209,12 @@ static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 static void flush_messages(struct kv_peer *peer)
 {
 	static const struct kv_msg adopted = { .type = KV_MSG_ADOPTED };
+	static const struct kv_msg pong = { .type = KV_MSG_PONG };
 
 	if (peer->incoming && peer->comm && peer->owned && !peer->adopted_sent)
 		peer->adopted_sent = !kv_peer_send(peer, &adopted);
+	if (peer->pong && !peer->leaving) /* nothing follows a BYE */
+		peer->pong = kv_peer_send(peer, &pong);
 	/*
 	 * In this order: an acknowledgement frees what the others may wait for. Each stops at the
 	 * first message without credit.
@@ -277,6 +285,8 @@ static void check_deadlines(struct kv_peer *peer)
 			kv_op_timeout(op);
 	}
 	kv_lease_expire(peer, now);
+	if (peer->heartbeat)
+		kv_heartbeat(peer, now);
 }
 
 int kv_peer_take_events(struct kv_peer *peer)

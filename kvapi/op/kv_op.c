@@ -406,8 +406,9 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 		written(op);
 	else if (event->kind == TR_READ)
 		op_read(op);
-	else
-		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT, event->cause);
+	else /* why this end gave the peer up says more than that it did */
+		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT,
+			  peer->error.code ? &peer->error : event->cause);
 }
 
 static void take_ack(struct kv_op *op, int status)

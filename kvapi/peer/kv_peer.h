@@ -118,6 +118,8 @@ struct kv_peer {
 	bool incoming;
 	bool owned;   /* the application has the handle, or will have it from PEER_UP */
 	bool bye;      /* the other end has said that it closes */
+	bool pong;	/* a PING came */
+	bool heartbeat; /* it sends PONG: kv_heartbeat.c */
 	bool restless; /* it had more than one turn holds: it comes again without an event */
 	uint8_t leaving, announced;
 	/* kv_comm_init: both ends have made it part of their communicator */
@@ -133,6 +135,8 @@ struct kv_peer {
 	uint32_t index; /* in engine.peer */
 	int64_t begun_ns;
 	int64_t next_deadline_ns;
+	int64_t heard_ns;	    /* kv_heartbeat.c: when a message came last, and */
+	unsigned int pings;	    /* how many went out since */
 	int64_t round_ns;	    /* when the last round ended */
 	uint64_t turn_bytes;	    /* posted in this round */
 	_Atomic int64_t rounds;	    /* of progress, and */

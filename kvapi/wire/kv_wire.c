@@ -202,7 +202,7 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 	case KV_MSG_WRONG:
 		put_wrong(&w, &msg->wrong);
 		break;
-	default: /* BYE, ADOPTED have no fields */
+	default: /* BYE, ADOPTED, PING, PONG have no fields */
 		break;
 	}
 	return w.bad ? 0 : w.len;
@@ -242,6 +242,8 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 		break;
 	case KV_MSG_BYE:
 	case KV_MSG_ADOPTED:
+	case KV_MSG_PING:
+	case KV_MSG_PONG:
 		break;
 	default:
 		return false;

@@ -22,6 +22,7 @@
  *            blocks in the order layer, tensor, id; the last one makes the receiver answer
  *   WRONG    receiver -> writer  in the place of an ACK: the first block whose digest is another
  *   PROVE    reader -> owner     blocks were read; DIGESTS of what arrived follow, as of a write
+ *   PING     both                a sign of life is wanted; PONG is one, and so is any other message
  *   BYE      both                the sender is about to close the connection; nothing follows
  *
  * A message whose fields cannot be, or that contradicts an earlier one (a BEGIN in a slot whose
@@ -51,6 +52,8 @@ enum kv_msg_type {
 	KV_MSG_DIGESTS,
 	KV_MSG_WRONG,
 	KV_MSG_PROVE,
+	KV_MSG_PING,
+	KV_MSG_PONG,
 };
 
 enum {
@@ -61,7 +64,7 @@ enum {
 };
 
 /* Bits of the hello's features. */
-enum { KV_CAN_CHECK = 1 << 0, KV_WANTS_CHECK = 1 << 1 };
+enum { KV_CAN_CHECK = 1 << 0, KV_WANTS_CHECK = 1 << 1, KV_SENDS_PONG = 1 << 2 };
 
 /* Taken, but the queue of arrivals is full: 0 follows when there is room. */
 enum { KV_ACK_VISIBLE = 1 };

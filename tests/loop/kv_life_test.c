@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "lib/bar.h"
 
 enum { N = 6, OPS = 16 };
 
@@ -189,13 +190,13 @@ static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence
 		lease = let_write(&b, &child[round], 60000);
 		usleep((unsigned int)round * 700);
 		child_kill(&child[round], SIGKILL);
-		assert_true(await_kind(&b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
 		assert_true(await_kind(&b, KV_ARRIVAL_UNFINISHED, &arrival, RIG_TIMEOUT_MS));
 		assert_ptr_equal(arrival.peer, b.peer);
 		assert_ptr_equal(arrival.cache, b.cache);
 		assert_int_equal(arrival.lease, kv_lease_id(lease));
 		assert_int_equal(arrival.blocks, N);
 		assert_int_equal(arrival.status, KV_ERR_PEER_LOST);
+		assert_true(await_kind(&b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
 		assert_ptr_equal(arrival.peer, b.peer);
 		ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 		fill_side(&b, 2, 0);
@@ -207,6 +208,38 @@ static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence
 		assert_int_equal(child_join(&child[round]), 128 + SIGKILL);
 	}
 	node_close(&b);
+}
+
+/* The process is there, and its sockets: nothing but the heartbeat tells. */
+static void a_stopped_peer_is_lost_after_five_heartbeats(void **state)
+{
+	static const char *const options[] = { "KVCACHE_HEARTBEAT_MS=200", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_arrival arrival;
+	struct kv_error err;
+	struct child child;
+	struct kv_op *op;
+	struct bar bar;
+	struct node a;
+	uint32_t port;
+
+	(void)state;
+	config.options = options;
+	port = start_receiver(&child, NULL);
+	node_open(&a, 1, NULL, &config);
+	node_connect(&a, port);
+	ok(kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err), &err);
+	child_kill(&child, SIGSTOP);
+	bar = bar_begin();
+	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, N, NULL, &op, &err), &err);
+	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_PEER_LOST);
+	assert_true(await_kind(&a, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	assert_true(bar_holds(bar, 1200, "the loss of a stopped peer"));
+	assert_non_null(strstr(err.message, "though its process is there"));
+	ok(kv_op_free(op, &err), &err);
+	child_kill(&child, SIGKILL);
+	child_join(&child);
+	node_close(&a);
 }
 
 /* The one that the engines of this run use. */
@@ -478,6 +511,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_killed_receiver_ends_every_operation_as_peer_lost),
 		cmocka_unit_test(
 			a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence),
+		cmocka_unit_test(a_stopped_peer_is_lost_after_five_heartbeats),
 		cmocka_unit_test(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone),
 		cmocka_unit_test(a_revoke_of_a_stopped_writer_waits_until_it_is_killed),
 		cmocka_unit_test(a_receive_is_not_cancelled_while_its_stopped_sender_could_write),

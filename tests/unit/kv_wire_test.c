@@ -46,6 +46,8 @@ static const struct golden
 		{ { .type = KV_MSG_REVOKED, .id = { 0x30001 } }, 9, { 7, 1, 0, 3, 0, 0, 0, 0, 0 } },
 		{ { .type = KV_MSG_BYE }, 1, { 8 } },
 		{ { .type = KV_MSG_ADOPTED }, 1, { 9 } },
+		{ { .type = KV_MSG_PING }, 1, { 13 } },
+		{ { .type = KV_MSG_PONG }, 1, { 14 } },
 		{ { .type = KV_MSG_DIGESTS,
 		    .digests = { 0x10005, 2, { { 7, 0x11223344 }, { 0x55667788, 9 } } } },
 		  26,
@@ -105,7 +107,7 @@ static void counts_and_ranges_are_checked(void **state)
 
 	(void)state;
 	for (unsigned int type = 0; type < 256; type++)
-		if (!type || type > KV_MSG_PROVE)
+		if (!type || type > KV_MSG_PONG)
 			assert_false(kv_wire_get(&(uint8_t){ (uint8_t)type }, 1, &msg));
 	assert_false(kv_wire_get(none, 2, &msg));
 	assert_false(accepts(0, 9, KV_CACHES_MAX)); /* cache */
@@ -117,9 +119,9 @@ static void counts_and_ranges_are_checked(void **state)
 	assert_false(accepts(3, 25, 0x02)); /* blocks of a lease */
 	assert_false(accepts(4, 13, KV_RUNS_MAX + 1));
 	assert_false(accepts(4, 18, 0)); /* a run of no blocks */
-	assert_false(accepts(9, 9, KV_DIGESTS_MAX + 1));
-	assert_false(accepts(10, 10, 0xff)); /* layer */
-	assert_false(accepts(10, 11, KV_TENSORS_MAX));
+	assert_false(accepts(11, 9, KV_DIGESTS_MAX + 1));
+	assert_false(accepts(12, 10, 0xff)); /* layer */
+	assert_false(accepts(12, 11, KV_TENSORS_MAX));
 }
 
 static void the_largest_messages_fit(void **state)
