@@ -30,6 +30,7 @@ measure floor kv_floor
 measure pd_1x1 kv_pd_bench --local 1+1
 measure pd_2x2 kv_pd_bench --local 2+2
 measure net net_perf "$build/net_plugin/libnccl-net-kvrail.so"
+measure detect kv_detect
 json=--json
 if "$PYTHON" -c 'import kvrail, numpy' 2>/dev/null; then
 	measure call "$PYTHON" bench/call.py

@@ -10,6 +10,10 @@ foreach(way gpu-gpu gpu-host host-gpu)
 	set_property(TEST bench_gpu_${way} APPEND PROPERTY ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
 endforeach()
 
+# Each loss is noticed, and names what it leaves undone; how soon is for an idle machine.
+kvrail_add_test(bench_detect COMMAND kv_detect --kills 20 --restarts 5 --stops 1)
+kvrail_add_test(bench_detect_long COMMAND kv_detect --bars LABELS long TIMEOUT 600)
+
 if(TARGET kv_pd_bench)
 	set(bench $<TARGET_FILE:kv_pd_bench>)
 	set(tiny -b 1K -e 16K -f 4 -n 200 --pool 16M -i 6 -w 2)
