@@ -134,6 +134,24 @@ EXPORT int cuCtxPopCurrent_v2(void **context_p)
 	return SUCCESS;
 }
 
+static _Thread_local int capture_mode; /* 2: relaxed */
+
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode);
+EXPORT int cuThreadExchangeStreamCaptureMode(int *mode)
+{
+	int was = capture_mode;
+
+	capture_mode = *mode;
+	*mode = was;
+	return SUCCESS;
+}
+
+/* A call that would end the capture of a graph by another thread. */
+static bool ends_capture(void)
+{
+	return fake_cuda.capturing && capture_mode != 2;
+}
+
 EXPORT int cuGetErrorName(int error, const char **name_p);
 EXPORT int cuGetErrorName(int error, const char **name_p)
 {
@@ -285,7 +303,7 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags);
 EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags)
 {
-	if (!fake_cuda.contexts || flags != 3)
+	if (!fake_cuda.contexts || flags != 3 || ends_capture())
 		return INVALID_VALUE;
 	*ptr_p = malloc(len);
 	fake_cuda.open += *ptr_p != NULL;
@@ -303,7 +321,7 @@ EXPORT int cuMemFreeHost(void *ptr)
 EXPORT int cuMemHostRegister_v2(void *ptr, size_t len, unsigned int flags);
 EXPORT int cuMemHostRegister_v2(void *ptr, size_t len, unsigned int flags)
 {
-	if (!ptr || !len || !fake_cuda.contexts || flags != 3)
+	if (!ptr || !len || !fake_cuda.contexts || flags != 3 || ends_capture())
 		return INVALID_VALUE;
 	fake_cuda.open++;
 	return SUCCESS;
@@ -465,6 +483,8 @@ EXPORT int cuEventQuery(struct event *event)
 
 	if (fake_cuda.hold || event->looks++ < fake_cuda.slow)
 		return NOT_READY;
+	if (ends_capture())
+		return INVALID_VALUE;
 	if (fake_cuda.kernel_says)
 		return fake_cuda.kernel_says;
 	while (stream->done < event->until)

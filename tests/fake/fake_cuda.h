@@ -26,6 +26,7 @@ struct fake_cuda {
 	int launch_says; /* what cuLaunchKernel returns; 0 = it works */
 	int kernel_says; /* the same of an event */
 	int ipc_says;	 /* the same of cuIpcGetMemHandle */
+	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	int launched;	 /* kernels */
 	int open;	 /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };

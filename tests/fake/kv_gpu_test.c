@@ -108,6 +108,7 @@ static void on_one_host_kernels_copy_them(void **state)
 	(void)state;
 	for (size_t ends = 0; ends < 16; ends++) {
 		fake_cuda.slow = ends < 8 ? 0 : 3; /* looks that a kernel takes */
+		fake_cuda.capturing = ends % 2;
 		blocks_go(shapes, ends % 8, &config);
 		assert_true(fake_cuda.launched >= 2);
 		assert_int_equal(fake_cuda.open, 0); /* streams, pinned memory, contexts */

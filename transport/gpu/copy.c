@@ -95,8 +95,7 @@ int gpu_queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queu
 		   struct kv_error *err)
 {
 	struct gpu_queue *queue = kv_fault(GPU_ALLOC) ? NULL : calloc(1, sizeof(*queue));
-	void *context;
-	int ret, rc;
+	int ret, rc, mode;
 
 	if (!queue)
 		return kv_fail(err, KV_ERR_NOMEM, "gpu", "cannot allocate a queue");
@@ -106,13 +105,12 @@ int gpu_queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queu
 		return ret;
 	}
 	queue->sms = sms < SMS_MAX ? sms : SMS_MAX;
-	context = queue->gpu->context;
-	rc = queue->gpu->cuda->push(context);
+	rc = gpu_enter(queue->gpu, &mode);
 	if (!rc) {
 		rc = make_queue(queue);
 		if (rc)
 			unmake_queue(queue);
-		queue->gpu->cuda->pop(&context);
+		gpu_leave(queue->gpu, &mode);
 	}
 	if (rc) {
 		ret = queue_failed(queue, "cannot make a queue", rc, err);
@@ -125,13 +123,13 @@ int gpu_queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queu
 
 bool gpu_queue_close(struct gpu_queue *queue)
 {
-	void *context = queue->gpu->context;
+	int mode;
 
 	if (!gpu_queue_quiet(queue))
 		return false;
-	if (!queue->gpu->cuda->push(context)) {
+	if (!gpu_enter(queue->gpu, &mode)) {
 		unmake_queue(queue);
-		queue->gpu->cuda->pop(&context);
+		gpu_leave(queue->gpu, &mode);
 	}
 	free(queue);
 	return true;
@@ -148,13 +146,12 @@ int gpu_map(struct gpu_queue *queue, const struct cuda_ipc_handle *handle, uint6
 	    struct kv_error *err)
 {
 	const struct cuda_driver *cuda = queue->gpu->cuda;
-	void *context = queue->gpu->context;
 	cuda_ptr at = 0;
-	int rc = cuda->push(context);
+	int mode, rc = gpu_enter(queue->gpu, &mode);
 
 	if (!rc) {
 		rc = cuda->ipc_open(&at, *handle, IPC_LAZY_ENABLE_PEER_ACCESS);
-		cuda->pop(&context);
+		gpu_leave(queue->gpu, &mode);
 	}
 	if (rc)
 		return kv_fail(err, KV_ERR_UNREACHABLE, "gpu",
@@ -166,12 +163,12 @@ int gpu_map(struct gpu_queue *queue, const struct cuda_ipc_handle *handle, uint6
 
 void gpu_unmap(struct gpu_queue *queue, uint64_t at)
 {
-	void *context = queue->gpu->context;
+	int mode;
 
-	if (queue->gpu->cuda->push(context))
+	if (gpu_enter(queue->gpu, &mode))
 		return;
 	queue->gpu->cuda->ipc_close(at);
-	queue->gpu->cuda->pop(&context);
+	gpu_leave(queue->gpu, &mode);
 }
 
 /* ---------------------------------------------------------------- batches */
@@ -206,24 +203,23 @@ static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks,
 static int launch(struct gpu_queue *queue, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = queue->gpu->cuda;
-	void *context = queue->gpu->context;
 	uint64_t slot = (queue->launched + 1) % BATCHES;
 	unsigned int warps = (unsigned int)queue->sms * (THREADS / LANES);
 	cuda_ptr pieces = queue->batch_at + slot * sizeof(struct batch);
 	cuda_ptr starts = pieces + offsetof(struct batch, start);
 	void *params[] = { &pieces, &starts, &warps };
-	int rc;
+	int rc, mode;
 
 	if (warps > queue->chunks)
 		warps = (unsigned int)queue->chunks;
 	share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
-	rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : cuda->push(context);
+	rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : gpu_enter(queue->gpu, &mode);
 	if (!rc) {
 		rc = cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS, 1, 1,
 				  THREADS, 1, 1, 0, queue->stream, params, NULL);
 		if (!rc)
 			rc = cuda->event_record(queue->event[slot], queue->stream);
-		cuda->pop(&context);
+		gpu_leave(queue->gpu, &mode);
 	}
 	if (rc)
 		return queue_failed(queue, "cannot launch a copy", rc, err);
@@ -236,19 +232,18 @@ static int launch(struct gpu_queue *queue, struct kv_error *err)
 static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = queue->gpu->cuda;
-	void *context = queue->gpu->context;
-	int rc;
+	int rc, mode;
 
 	if (queue->done == queue->launched)
 		return 0;
-	rc = cuda->push(context);
+	rc = gpu_enter(queue->gpu, &mode);
 	if (rc)
 		return queue_failed(queue, "cannot enter the context", rc, err);
 	while (queue->done != queue->launched && !rc) {
 		rc = cuda->event_query(queue->event[(queue->done + 1) % BATCHES]);
 		queue->done += !rc;
 	}
-	cuda->pop(&context);
+	gpu_leave(queue->gpu, &mode);
 	return !rc || rc == CUDA_NOT_READY ? 0 : queue_failed(queue, "a copy failed", rc, err);
 }
 

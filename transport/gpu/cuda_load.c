@@ -24,6 +24,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuDevicePrimaryCtxRelease_v2", (void **)&cuda.primary_release, false },
 	{ "cuCtxPushCurrent_v2", (void **)&cuda.push, false },
 	{ "cuCtxPopCurrent_v2", (void **)&cuda.pop, false },
+	{ "cuThreadExchangeStreamCaptureMode", (void **)&cuda.exchange_capture_mode, false },
 	{ "cuMemGetHandleForAddressRange", (void **)&cuda.get_handle, true },
 	{ "cuIpcGetMemHandle", (void **)&cuda.ipc_get, false },
 	{ "cuIpcOpenMemHandle_v2", (void **)&cuda.ipc_open, false },

@@ -30,6 +30,7 @@ enum {
 	IPC_LAZY_ENABLE_PEER_ACCESS = 1,
 	HOST_PORTABLE_MAPPED = 1 | 2,
 	STREAM_NON_BLOCKING = 1,
+	CAPTURE_RELAXED = 2,
 	EVENT_DISABLE_TIMING = 2,
 };
 
@@ -51,6 +52,7 @@ struct cuda_driver {
 	int (*primary_release)(int device);
 	int (*push)(void *context);
 	int (*pop)(void **context_p);
+	int (*exchange_capture_mode)(int *mode);
 	int (*get_handle)(void *handle, cuda_ptr ptr, size_t len, int type,
 			  unsigned long long flags); /* NULL before CUDA 11.7 */
 	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);

@@ -25,17 +25,36 @@ int gpu_open(struct gpu **gpu_p, struct kv_error *err)
 	return 0;
 }
 
+int gpu_enter(const struct gpu_device *d, int *capture_mode)
+{
+	int rc = d->cuda->push(d->context);
+
+	*capture_mode = CAPTURE_RELAXED;
+	if (!rc)
+		d->cuda->exchange_capture_mode(capture_mode);
+	return rc;
+}
+
+void gpu_leave(const struct gpu_device *d, int *capture_mode)
+{
+	void *context;
+
+	d->cuda->exchange_capture_mode(capture_mode);
+	d->cuda->pop(&context);
+}
+
 /* A context that the application has destroyed took its module with it: errors mean nothing. */
 void gpu_close(struct gpu *gpu)
 {
 	for (int i = 0; i < DEVICES; i++) {
 		struct gpu_device *d = &gpu->device[i];
+		int mode;
 
 		if (!d->context)
 			continue;
-		if (!d->cuda->push(d->context)) {
+		if (!gpu_enter(d, &mode)) {
 			d->cuda->module_unload(d->module);
-			d->cuda->pop(&d->context);
+			gpu_leave(d, &mode);
 		}
 		d->cuda->primary_release(i);
 	}
@@ -45,15 +64,14 @@ void gpu_close(struct gpu *gpu)
 
 static int load_kernel(struct gpu_device *d)
 {
-	void *context = d->context;
-	int rc = d->cuda->push(context);
+	int mode, rc = gpu_enter(d, &mode);
 
 	if (rc)
 		return rc;
 	rc = d->cuda->module_load(&d->module, gpu_copy_ptx);
 	if (!rc)
 		rc = d->cuda->module_function(&d->kernel, d->module, "kvrail_copy");
-	d->cuda->pop(&context);
+	gpu_leave(d, &mode);
 	return rc;
 }
 

@@ -10,7 +10,7 @@
  *   copy.c       queues of pieces that a kernel copies
  *   copy.cu      that kernel; copy.ptx is made of it, kernel.c holds it
  *
- * Nothing here keeps a context current: each function pushes the one that it needs and pops it. A
+ * Nothing here keeps a context current: each function enters the one that it needs and leaves it. A
  * queue is its owner's: one thread at a time. Everything else may be called by any thread.
  */
 #ifndef GPU_H
@@ -112,6 +112,13 @@ struct gpu_device {
 	int device;
 	void *context, *module, *kernel;
 };
+/*
+ * In the GPU's context until gpu_leave; 0, or the driver's error and nothing to leave. Meanwhile
+ * the thread may call what a CUDA graph that another thread captures would forbid it: the calls
+ * have nothing to do with that graph.
+ */
+int gpu_enter(const struct gpu_device *device, int *capture_mode);
+void gpu_leave(const struct gpu_device *device, int *capture_mode);
 int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 	       struct kv_error *err);
 /* kernel.c: the text of copy.ptx */

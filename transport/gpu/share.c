@@ -90,15 +90,13 @@ int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
 	    struct kv_error *err)
 {
 	const struct gpu_device *d;
-	void *context;
 	cuda_ptr at = 0;
-	int rc, ret = gpu_device(gpu, device, &d, err);
+	int mode, rc, ret = gpu_device(gpu, device, &d, err);
 
 	if (ret)
 		return ret;
 	*pinned_p = false;
-	context = d->context;
-	rc = kv_fault(GPU_PIN) ? CUDA_OUT_OF_MEMORY : d->cuda->push(context);
+	rc = kv_fault(GPU_PIN) ? CUDA_OUT_OF_MEMORY : gpu_enter(d, &mode);
 	if (!rc) {
 		rc = d->cuda->host_register(addr, len, HOST_PORTABLE_MAPPED);
 		*pinned_p = !rc;
@@ -106,7 +104,7 @@ int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
 			rc = d->cuda->host_pointer(&at, addr, 0);
 		if (rc && *pinned_p)
 			d->cuda->host_unregister(addr);
-		d->cuda->pop(&context);
+		gpu_leave(d, &mode);
 	}
 	if (rc)
 		return kv_fail(err, KV_ERR_DEVICE, "gpu",
@@ -119,13 +117,12 @@ int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
 void gpu_unpin(struct gpu *gpu, int device, void *addr)
 {
 	const struct gpu_device *d;
-	void *context;
+	int mode;
 
 	if (gpu_device(gpu, device, &d, NULL))
 		return;
-	context = d->context;
-	if (d->cuda->push(context))
+	if (gpu_enter(d, &mode))
 		return;
 	d->cuda->host_unregister(addr);
-	d->cuda->pop(&context);
+	gpu_leave(d, &mode);
 }
