@@ -12,10 +12,7 @@
 #include "base/fault.h"
 #include "gpu.h"
 
-/* As copy.cu has them. */
-struct piece {
-	uint64_t to, from, len;
-};
+/* As copy.cu has it. */
 struct start {
 	uint32_t piece, chunk;
 };
@@ -24,13 +21,15 @@ enum { CHUNK = 512, LANES = 32, THREADS = 1024 };
 enum {
 	BATCHES = 4,
 	PIECES = 2048, /* of a batch: at 1 KiB its kernel takes ten times what launching it does */
+	/* Pieces for which a kernel is begun while the next ones are gathered, if none runs. */
+	WORTH = 256,
 	SMS_MAX = 256,
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
 };
 
 /* Pinned, and read by the kernel. */
 struct batch {
-	struct piece piece[PIECES];
+	struct gpu_piece piece[PIECES];
 	struct start start[STARTS];
 };
 
@@ -178,23 +177,33 @@ static struct batch *open_batch(const struct gpu_queue *queue)
 	return &queue->batch[(queue->launched + 1) % BATCHES];
 }
 
-static uint64_t chunks_of(const struct piece *piece)
+static uint64_t chunks_of(const struct gpu_piece *piece)
 {
 	return (piece->len + CHUNK - 1) / CHUNK;
 }
 
-/* Equal shares of chunks, each from one chunk of one piece to another. */
+/*
+ * Equal shares of chunks, each from one chunk of one piece to another: that of warp w begins at
+ * w * chunks / warps.
+ */
 static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks, unsigned int warps)
 {
-	uint64_t before = 0; /* chunks of the pieces before i */
+	uint64_t each = chunks / warps, more = chunks % warps, rest = 0;
+	uint64_t here = 0, end = chunks_of(&batch->piece[0]); /* chunk `here` of piece i */
 	uint32_t i = 0;
 
 	for (unsigned int w = 0; w < warps; w++) {
-		uint64_t first = w * chunks / warps;
-
-		while (before + chunks_of(&batch->piece[i]) <= first)
-			before += chunks_of(&batch->piece[i++]);
-		batch->start[w] = (struct start){ i, (uint32_t)(first - before) };
+		while (here >= end) {
+			here -= end;
+			end = chunks_of(&batch->piece[++i]);
+		}
+		batch->start[w] = (struct start){ i, (uint32_t)here };
+		here += each;
+		rest += more;
+		if (rest >= warps) {
+			rest -= warps;
+			here++;
+		}
 	}
 	i = pieces - 1;
 	batch->start[warps] = (struct start){ i, (uint32_t)chunks_of(&batch->piece[i]) };
@@ -247,8 +256,7 @@ static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
 	return !rc || rc == CUDA_NOT_READY ? 0 : queue_failed(queue, "a copy failed", rc, err);
 }
 
-int gpu_queue_add(struct gpu_queue *queue, uint64_t to, uint64_t from, uint64_t len,
-		  struct kv_error *err)
+int gpu_queue_room(struct gpu_queue *queue, struct gpu_piece **piece_p, struct kv_error *err)
 {
 	int ret = queue->failed.code ? kv_error_copy(err, &queue->failed) : 0;
 
@@ -258,10 +266,23 @@ int gpu_queue_add(struct gpu_queue *queue, uint64_t to, uint64_t from, uint64_t 
 		ret = look_at_events(queue, err);
 	if (ret || queue->launched - queue->done == BATCHES)
 		return ret;
-	open_batch(queue)->piece[queue->pieces++] =
-		(struct piece){ .to = to, .from = from, .len = len };
-	queue->chunks += (len + CHUNK - 1) / CHUNK;
-	return 1;
+	*piece_p = &open_batch(queue)->piece[queue->pieces];
+	return (int)(PIECES - queue->pieces);
+}
+
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, struct kv_error *err)
+{
+	const struct gpu_piece *piece = &open_batch(queue)->piece[queue->pieces];
+	int ret = 0;
+
+	for (unsigned int i = 0; i < n; i++)
+		queue->chunks += chunks_of(&piece[i]);
+	queue->pieces += n;
+	if (queue->pieces < WORTH)
+		return 0;
+	if (queue->done != queue->launched)
+		ret = look_at_events(queue, err);
+	return ret || queue->done != queue->launched ? ret : launch(queue, err);
 }
 
 uint64_t gpu_queue_last(const struct gpu_queue *queue)

@@ -88,12 +88,17 @@ int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
 	    struct kv_error *err);
 void gpu_unpin(struct gpu *gpu, int device, void *addr);
 
+/* As copy.cu has it. */
+struct gpu_piece {
+	uint64_t to, from, len;
+};
 /*
- * Takes a piece: 1; 0 if kernels that have not ended use all batches; or the queue's failure. It is
- * copied at some time between this call and the end of gpu_queue_end for gpu_queue_last.
+ * Where to write pieces, and how many; 0 if kernels that have not ended use all batches; or the
+ * queue's failure. Those that gpu_queue_put takes are copied at some time between that and the end
+ * of gpu_queue_end for gpu_queue_last.
  */
-int gpu_queue_add(struct gpu_queue *queue, uint64_t to, uint64_t from, uint64_t len,
-		  struct kv_error *err);
+int gpu_queue_room(struct gpu_queue *queue, struct gpu_piece **piece_p, struct kv_error *err);
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, struct kv_error *err);
 /* The batch of the piece that was added last. */
 uint64_t gpu_queue_last(const struct gpu_queue *queue);
 /*

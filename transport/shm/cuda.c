@@ -17,43 +17,67 @@ static int gpu_failed(struct shm_conn *sc, const struct kv_error *cause, struct 
 	return kv_error_copy(err, cause);
 }
 
+/* Returns how many of the spans the queue took, or its failure. */
+static long put_spans(struct gpu_queue *queue, uint64_t to, uint64_t from, bool write,
+		      const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct gpu_piece *piece;
+	size_t done = 0;
+
+	while (done < n) {
+		int ret, room = gpu_queue_room(queue, &piece, err);
+		unsigned int some;
+
+		if (room <= 0)
+			return room ? room : (long)done;
+		some = n - done < (size_t)room ? (unsigned int)(n - done) : (unsigned int)room;
+		for (unsigned int i = 0; i < some; i++) {
+			const struct tr_span *s = &spans[done + i];
+
+			piece[i].to = to + (write ? s->remote : s->local);
+			piece[i].from = from + (write ? s->local : s->remote);
+			piece[i].len = s->len;
+		}
+		ret = gpu_queue_put(queue, some, err);
+		if (ret)
+			return ret;
+		done += some;
+	}
+	return (long)done;
+}
+
 long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	      const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	struct shm_op *so = &sc->op[op->index];
+	bool write = op->kind == TR_WRITE;
+	struct gpu_queue *queue;
 	uint64_t local, remote;
 	struct kv_error cause;
-	int place = cuda_find_ends(sc, lmem, rmem, &local, &remote, err), took = 1;
-	size_t i;
+	int place = cuda_find_ends(sc, lmem, rmem, &local, &remote, err);
+	long took;
 
 	if (place < 0)
 		return place;
+	queue = sc->queue[place];
 	/* Of two queues the first has to end before the second begins. */
-	if (so->queue && so->queue != sc->queue[place]) {
+	if (so->queue && so->queue != queue) {
 		int ret = cuda_end(sc, op, err);
 
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}
-	for (i = 0; i < n && took > 0; i++) {
-		uint64_t here = local + spans[i].local, there = remote + spans[i].remote;
-		bool write = op->kind == TR_WRITE;
-
-		took = gpu_queue_add(sc->queue[place], write ? there : here, write ? here : there,
-				     spans[i].len, &cause);
-	}
+	took = put_spans(queue, write ? remote : local, write ? local : remote, write, spans, n,
+			 &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);
-	if (!took) {
-		i--;
-		sc->cut = true;
+	sc->cut |= (size_t)took < n;
+	if (took) {
+		so->queue = queue;
+		so->batch = gpu_queue_last(queue);
 	}
-	if (i) {
-		so->queue = sc->queue[place];
-		so->batch = gpu_queue_last(so->queue);
-	}
-	return (long)i;
+	return took;
 }
 
 int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
