@@ -224,6 +224,14 @@ bool faults_device_is_slow(int host)
 	return sched_now_ns() < slow_until_ns[host] || atomic_load(&world.refuse_destroy[host]) > 0;
 }
 
+bool faults_were_slow(void)
+{
+	for (int h = 0; h < hosts; h++)
+		if (slow_until_ns[h])
+			return true;
+	return false;
+}
+
 bool faults_refused(void)
 {
 	return refused;

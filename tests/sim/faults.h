@@ -11,6 +11,7 @@ void faults_begin(int hosts, int devices);
 bool faults_device_is_slow(int host);
 /* A queue pair may have been refused to a handshake that failed: it stays with its device. */
 bool faults_refused(void);
+bool faults_were_slow(void); /* some device was, at some time */
 /* Nothing is wrong any more. */
 void faults_heal(void);
 

@@ -171,8 +171,9 @@ struct flight *flight_write(struct step *s, struct link *link, size_t n)
 	struct flight *f;
 	struct slot *slot = NULL;
 	int here = s->engine->number;
+	bool leased = step_draw(s, 4);
 
-	for (int i = 0, at = (int)step_draw(s, SLOTS); i < SLOTS && !slot && step_draw(s, 8); i++) {
+	for (int i = 0, at = (int)step_draw(s, SLOTS); i < SLOTS && leased && !slot; i++) {
 		struct slot *can = &w.slot[(at + i) % SLOTS];
 
 		if (can->link && can->id && can->from == here && can->to == link->remote)

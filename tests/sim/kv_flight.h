@@ -44,7 +44,7 @@ struct link *step_link(struct step *s);
 struct kv_layers step_layers(struct step *s);
 bool step_sources(struct step *s, int cache, size_t n, int64_t *src);
 size_t step_blocks(struct step *s, int engine, int cache, int first, int end, size_t n,
-			  int64_t *blocks);
+		   int64_t *blocks);
 struct flight *flight_new(struct step *s, struct link *link, int cache);
 void flight_drop(struct step *s);
 void flight_begin(struct step *s, struct flight *f);

@@ -50,8 +50,8 @@ void model_map(int engine, int cache, uint8_t *const mem[LAYERS][TENSORS]);
 void model_unmap(int engine, int cache);
 
 /* An operation begins: its source gets its words (unless it reads), its destination is held. */
-struct model_op *model_op(int from, int to, int cache, struct kv_layers layers,
-			  const int64_t *src, const int64_t *dst, size_t n, bool reads);
+struct model_op *model_op(int from, int to, int cache, struct kv_layers layers, const int64_t *src,
+			  const int64_t *dst, size_t n, bool reads);
 struct model_op *model_find(uint32_t stamp);
 /* Every byte of an engine against its shadow; what landed rightly becomes the shadow. */
 void model_check(int engine);

@@ -34,7 +34,7 @@ void sched_begin(const struct sched_config *config); /* the caller is its first 
 void sched_end(void); /* fails the run if another thread has not ended */
 void sched_counts(struct sched_counts *counts);
 int64_t sched_now_ns(void);
-bool sched_is_on(void); /* of this thread */
+bool sched_is_on(void);	       /* of this thread */
 const char *sched_state(void); /* every thread and what it waits for, as text */
 
 /* A number from the schedule's chance. */

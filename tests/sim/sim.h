@@ -64,7 +64,7 @@ struct sim {
 struct sim_result {
 	uint64_t operations, blocks, faults, steps, checks;
 	uint64_t switches, points, virtual_ns, hash;
-	uint64_t kind;	 /* of the failure, 0 = none */
+	uint64_t kind; /* of the failure, 0 = none */
 	int64_t failed_ns;
 	char why[2048];
 };

@@ -16,8 +16,7 @@
 #include <time.h>
 
 #define SIM_WRAPS(X)                                                                             \
-	X(int, pthread_create,                                                                   \
-	  (pthread_t *, const pthread_attr_t *, void *(*)(void *), void *))                      \
+	X(int, pthread_create, (pthread_t *, const pthread_attr_t *, void *(*)(void *), void *)) \
 	X(int, pthread_join, (pthread_t, void **))                                               \
 	X(int, pthread_detach, (pthread_t))                                                      \
 	X(int, pthread_setname_np, (pthread_t, const char *))                                    \
