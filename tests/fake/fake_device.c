@@ -346,19 +346,21 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes)
 
 void fake_unmaps(void *addr, size_t len)
 {
-	uint8_t *first = addr;
+	uint8_t *first = addr, *end = first + len;
 
 	fake_lock();
 	for (int i = 0; i < MRS_MAX; i++) {
 		struct fake_mr *mr = world.mr[i];
 
-		if (!mr || mr->map || mr->bytes >= first + len ||
+		if (!mr || mr->map || mr->pinned || mr->bytes >= end ||
 		    mr->bytes + mr->mr.length <= first)
 			continue;
 		fake_place_mr(mr);
 		mr->pinned = malloc(mr->mr.length);
 		memcpy(mr->pinned, mr->bytes, mr->mr.length);
-		mr->bytes = mr->pinned;
+		mr->gone_at = mr->bytes < first ? (uint64_t)(first - mr->bytes) : 0;
+		mr->gone_end = end < mr->bytes + mr->mr.length ? (uint64_t)(end - mr->bytes)
+							       : mr->mr.length;
 	}
 	fake_unlock();
 }

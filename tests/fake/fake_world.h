@@ -54,7 +54,9 @@ struct fake_mr {
 	uint8_t *bytes; /* where mr.addr really is: the same, or elsewhere for memory of a GPU */
 	void *map;	/* of a DMA-BUF, */
 	size_t map_len;
-	void *pinned; /* pages that its user has unmapped */
+	/* Pages that its user has unmapped: a copy of all, for this part of it. */
+	uint8_t *pinned;
+	uint64_t gone_at, gone_end;
 };
 
 struct fake_channel {
@@ -233,7 +235,9 @@ struct fake_context *fake_context_of(struct ibv_context *context);
 struct fake_mr *fake_find_mr(uint32_t key, uint64_t addr, uint64_t len, const struct ibv_pd *pd);
 static inline uint8_t *fake_at(const struct fake_mr *mr, uint64_t addr)
 {
-	return mr->bytes + (addr - (uint64_t)(uintptr_t)mr->mr.addr);
+	uint64_t at = addr - (uint64_t)(uintptr_t)mr->mr.addr;
+
+	return (at >= mr->gone_at && at < mr->gone_end ? mr->pinned : mr->bytes) + at;
 }
 struct fake_device *fake_find_peer(const struct fake_qp *qp);
 bool fake_port_takes(const struct fake_device *device, const struct ibv_qp_attr *attr, int mask);

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """mutants.py -- bugs that peers had, or this project: each is put back, and a test must see it
 
-usage: mutants.py [--list] [--only NAME[,NAME...]] [--jobs N] [--json FILE]
+usage: mutants.py [--list] [--only NAME[,NAME...]] [--jobs N] [--json FILE] [--table FILE]
 
-The tree is copied to build-mutants/tree and built there. Each mutant is one change of one place; the programs of its test are
-built again, the test runs, and the one of its cases that is named must fail. A test that does not fail without any mutant is
+The tree is copied to build-mutants/tree and built there. Each mutant is one change of one place, or one fix that stands in several;
+the programs of its test are built again, the test runs, and the one of its cases that is named must fail. A test that does not fail without any mutant is
 looked at first. Exit status 1: a mutant lived, or does not apply any more (a lint looks for that, too)."""
 import argparse
 import collections
@@ -19,7 +19,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 
-# name, what it is; file, text and what stands there instead; ctest name, program, and the case that must fail
+# name, what it is; file, text and what stands there instead (or a list of such); ctest name, program, and the case that must fail.
+# A simulation gets a minute, and its seed is what is named.
 Mutant = collections.namedtuple("Mutant", "name story file old new test program case")
 MUTANTS = [
     Mutant("status-ignored", "a completion with an error counts as done (UCX and NIXL had it)",
@@ -134,7 +135,27 @@ MUTANTS = [
     Mutant("child-keeps-the-port", "D7: a forked child keeps the sockets of its parent",
            "transport/base/fds.c", "			close(i * 64 + __builtin_ctzll(noted[i]));\n", "			(void)i;\n",
            "kv_fork_test", "kv_fork_test", "a_child_that_stays_keeps_neither_port_nor_connection"),
+    Mutant("simulation-A1", "a revoke misses what has no slot yet, which is not asked again when it gets one", "", [
+        ("kvapi/op/kv_op.c", "int ret = kv_op_admit(op, err);", "int ret = op->admitted ? 0 : kv_op_admit(op, err);"),
+        ("kvapi/op/kv_op.c", "for (struct kv_op *op = peer->link->collected, *after; op; op = after) {",
+         "for (struct kv_op *op = NULL, *after; op; op = after) {")], "", "kv_sim", "kv_sim", ""),
+    Mutant("simulation-A2", "operations do not hold their peer", "", [
+        ("kvapi/api/kv_transfer.c", "	kv_peer_hold(op->peer);\n", ""),
+        ("kvapi/op/kv_op_pool.c", "	if (op->peer)\n		kv_peer_drop(op->peer);\n", ""),
+        ("kvapi/op/kv_op_pool.c", "			if (chunk->op[i].peer) /* the application did not free it */\n"
+         "				kv_peer_drop(chunk->op[i].peer);\n", "")], "", "kv_sim", "kv_sim", ""),
+    Mutant("simulation-A4", "a region is shared after an owner was given 0 for deregistering it", "", [
+        ("transport/mem.c", "			if (mem->in_part)\n				range_remove(m, mem);\n", "			(void)mem->in_part;\n")],
+           "", "kv_sim", "kv_sim", ""),
+    Mutant("simulation-G1", "closeRecv says success while the peer can still write", "", [
+        ("net_plugin/np_close.c", "if (tr_fence(comm->conn, comm->linger_ns, NULL) && waits_for_peer(comm))",
+         "if (tr_fence(comm->conn, comm->linger_ns, NULL) && waits_for_peer(comm) && false)")], "", "np_sim", "np_sim", ""),
+    Mutant("simulation-G5", "deregMr says success while a send of the region waits, which then goes with what is mapped there by then", "", [
+        ("net_plugin/np_reg.c", 'result = held ? np_end_use(comm, mr, "deregMr") : ncclSuccess;', "result = ncclSuccess, (void)held;")],
+           "", "np_sim", "np_sim", ""),
 ]
+SIMULATIONS = ("kv_sim", "np_sim")
+SECONDS = 60
 
 
 def read(root, path):
@@ -147,12 +168,17 @@ def write(root, path, text):
         file.write(text)
 
 
+def edits(mutant):
+    return mutant.old if isinstance(mutant.old, list) else [(mutant.file, mutant.old, mutant.new)]
+
+
 def misfits(root):
     """Mutants whose text does not stand in their file exactly once."""
     for mutant in MUTANTS:
-        n = read(root, mutant.file).count(mutant.old) if os.path.exists(os.path.join(root, mutant.file)) else 0
-        if n != 1:
-            yield f"tests/mutants/mutants.py: {mutant.name}: its text stands {n} times in {mutant.file}"
+        for path, old, _ in edits(mutant):
+            n = read(root, path).count(old) if os.path.exists(os.path.join(root, path)) else 0
+            if n != 1:
+                yield f"tests/mutants/mutants.py: {mutant.name}: its text stands {n} times in {path}"
 
 
 def run(*command, cwd, timeout=900):
@@ -192,6 +218,8 @@ class Copy:
 
     def test(self, mutant):
         """Names of the cases that failed; "" where the program ended without naming one; None: it passed."""
+        if mutant.program in SIMULATIONS:
+            return self.simulate(mutant.program)
         done = run("ctest", "--output-on-failure", "--timeout", "240", "-R", f"^{mutant.test}$", cwd=self.build)
         if "No tests were found" in done.stdout:
             sys.exit(f"mutants: there is no test {mutant.test}")
@@ -200,19 +228,47 @@ class Copy:
         return sorted(set(re.findall(r"\[  FAILED  \] ([a-z]\w+)$", done.stdout, re.M))) or [""]
 
 
+    def simulate(self, program):
+        """The seed that failed, after how many seconds, and how; None: none did."""
+        done = run(os.path.join(self.build, "tests", "sim", program), "--seconds", str(SECONDS), cwd=self.root, timeout=1200)
+        failed = re.search(r"seed (\d+) FAILED at [\d.]+ s of its time: (.*)", done.stdout)
+        took = re.search(r'"seconds": ([\d.]+)', done.stdout)
+        return [failed[1], took[1], failed[2]] if failed else None
+
+
 def verdict(copy, mutant):
-    text = read(copy.root, mutant.file)
-    write(copy.root, mutant.file, text.replace(mutant.old, mutant.new))
+    before = {path: read(copy.root, path) for path, _, _ in edits(mutant)}
+    for path, old, new in edits(mutant):
+        write(copy.root, path, read(copy.root, path).replace(old, new))
     try:
         done = copy.make([mutant.program])
         if done.returncode:
             return "does not compile", re.findall(r"error: .*", done.stdout)[:1]
         failed = copy.test(mutant)
     finally:
-        write(copy.root, mutant.file, text)
+        for path, text in before.items():
+            write(copy.root, path, text)
     if failed is None or (mutant.case and mutant.case not in failed):
         return "LIVES", failed or []
     return "caught", failed
+
+
+def describe():
+    return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
+def write_table(path, rows):
+    """What the simulations found, between the two marks of a document."""
+    table = ["| fix that is taken out | found by | seed | seconds | what it says |", "| --- | --- | --- | --- | --- |"]
+    stories = {mutant.name: mutant.story for mutant in MUTANTS}
+    for row in rows:
+        if row["test"] in SIMULATIONS and row["result"] == "caught":
+            seed, seconds, what = row["cases"]
+            table.append(f"| {row['mutant'].split('-')[1]}: {stories[row['mutant']]} | `{row['test']}` | {seed} | {seconds} | {what.split(';')[0][:110]} |")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(re.sub(r"(?s)(<!-- mutants -->\n).*(<!-- end -->)", lambda m: m[1] + "\n".join(table) + "\n" + m[2], text))
 
 
 def main():
@@ -221,6 +277,7 @@ def main():
     parser.add_argument("--only", metavar="NAMES", help="these, comma separated")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of the build (%(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the results there as well")
+    parser.add_argument("--table", metavar="FILE", help="write what the simulations found into this document")
     arguments = parser.parse_args()
     bad = list(misfits(ROOT))
     if bad:
@@ -251,12 +308,14 @@ def main():
     lived = [row for row in rows if row["result"] != "caught"]
     print(f"{len(rows) - len(lived)} of {len(rows)} mutants were caught")
     if arguments.json:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
         with open(arguments.json, "w", encoding="utf-8") as file:
             json.dump({"command": "./dev mutants", "commit": commit, "rows": rows,
                        "figures": {"bugs put back one at a time, and found by the case that is named":
                                    f"{len(rows) - len(lived)} of {len(rows)}"}}, file, indent=1)
+            json.dump({"command": "./dev mutants", "commit": describe(), "rows": rows}, file, indent=1)
             file.write("\n")
+    if arguments.table:
+        write_table(arguments.table, rows)
     return 1 if lived else 0
 
 

@@ -271,3 +271,9 @@ const struct sim_kind sim_faults[] = {
 	{ "fail_point", 3, fail_point },
 	{ 0 },
 };
+
+const struct sim_kind sim_host_faults[] = {
+	{ "cut_tcp", 1, cut_tcp },
+	{ "fail_point", 3, fail_point },
+	{ 0 },
+};

@@ -61,7 +61,9 @@ static void run(const struct sim_plan *plan)
 	config.steps_per_poll = 1 + (int)sim_below(&random, 12);
 	config.prompt = !sim_below(&random, 4);
 	config.no_cm = sim_below(&random, 2);
-	setenv("KVCACHE_TRANSPORT", "ib", 1);
+	setenv("KVCACHE_TRANSPORT", plan->way ? "shm" : "ib", 1);
+	if (plan->way)
+		setenv("KVCACHE_SHM_PATH", plan->way, 1);
 	setenv("KVCACHE_IB_LANES", sim_below(&random, 2) ? "1" : "3", 1);
 	schedule.seed = sim_random(&random) + plan->schedule * UINT64_C(0x5851f42d4c957f2d);
 	sim_sockets_begin();
@@ -87,6 +89,7 @@ static const struct sim kv_sim = {
 		"seed gives, faults of verbs and of the network, and a shadow of all their memory.",
 	.work = kv_steps,
 	.faults = sim_faults,
+	.host_faults = sim_host_faults,
 	.steps = 120,
 	.fault_steps = 40,
 	.actors = actors,

@@ -377,7 +377,7 @@ static void play_close(struct sim_actor *actor)
 
 static void play_recycle(struct sim_actor *actor)
 {
-	world_recycle(actor->number / ACTORS_EACH);
+	world_recycle(actor->number / ACTORS_EACH, sim_below(&actor->random, 2));
 }
 
 static void play_reopen(struct sim_actor *actor)
@@ -433,6 +433,6 @@ const struct sim_kind kv_steps[] = {
 	{ "group", 12, play_group },	{ "lease", 16, play_lease },
 	{ "revoke", 12, play_revoke },	{ "recv", 8, play_recv },
 	{ "send", 10, play_send },	{ "close", 3, play_close },
-	{ "recycle", 1, play_recycle }, { "reopen", 1, play_reopen },
+	{ "recycle", 6, play_recycle }, { "reopen", 1, play_reopen },
 	{ "look", 1, play_look },	{ 0 },
 };

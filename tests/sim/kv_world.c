@@ -14,7 +14,8 @@
 
 enum {
 	AREA = BLOCKS * STRIDE,
-	GAP = 4096, /* between layers: each tensor of each is a region of its own */
+	PAGE = 4096,
+	GAP = PAGE, /* between layers: each tensor of each is a region of its own */
 	JOIN_MS = 2000,
 	CLOSE_TRIES = 400,
 	PUMP_MS = 50,
@@ -44,11 +45,31 @@ static void map_memory(struct engine *e, int cache)
 	uint8_t *at = place_of(e->number, cache);
 
 	for (int l = 0; l < LAYERS; l++)
-		for (int t = 0; t < TENSORS; t++, at += AREA + GAP)
-			e->mem[cache][l][t] =
-				mmap(at, AREA, PROT_READ | PROT_WRITE,
-				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		for (int t = 0; t < TENSORS; t++, at += AREA + GAP) {
+			/* A page that another cache has is still there. */
+			int stays = e->part && !cache && !l && !t ? PAGE : 0;
+
+			mmap(at + stays, (size_t)(AREA - stays), PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+			e->mem[cache][l][t] = at;
+		}
 	model_map(e->number, cache, e->mem[cache]);
+}
+
+/*
+ * Another cache over the first page: it shares the region, and then it is an owner of a part of it.
+ */
+static void register_part(struct engine *e)
+{
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_tensor tensor = { .name = "k", .block_bytes = STRIDE, .base = e->mem[0][0][0] };
+
+	layout.cache_id = CACHES;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = PAGE / STRIDE;
+	layout.tensor = &tensor;
+	if (TIMED(kv_cache_register, 0, e->kv, &layout, &e->part, NULL))
+		e->part = NULL;
 }
 
 static int register_cache(struct engine *e, int cache, struct kv_error *err)
@@ -369,6 +390,7 @@ static void close_engine(struct engine *e)
 	w.left_open |= faults_device_is_slow(e->number);
 	bound = bound_begin();
 	kv_engine_close(e->kv);
+	e->part = NULL;
 	bound_end(&bound, "kv_engine_close", 0);
 	while (e->links) {
 		close_memory(e->links);
@@ -416,8 +438,11 @@ static void unmap_memory(struct engine *e, int c)
 	model_check(e->number);
 	model_unmap(e->number, c);
 	for (int l = 0; l < LAYERS; l++)
-		for (int t = 0; t < TENSORS; t++)
-			munmap(e->mem[c][l][t], AREA);
+		for (int t = 0; t < TENSORS; t++) {
+			int stays = e->part && !c && !l && !t ? PAGE : 0;
+
+			munmap(e->mem[c][l][t] + stays, (size_t)(AREA - stays));
+		}
 }
 
 static void reopen_engine(struct engine *e)
@@ -428,13 +453,12 @@ static void reopen_engine(struct engine *e)
 	open_engine(e);
 }
 
-static void unmap_cache(struct engine *e, int c)
+static void unregister(struct engine *e, struct kv_cache **cache)
 {
 	struct kv_error err;
 	int ret;
 
-	for (int i = 0; (ret = TIMED(kv_cache_unregister, 0, e->cache[c], &err)) == KV_ERR_BUSY;
-	     i++) {
+	for (int i = 0; (ret = TIMED(kv_cache_unregister, 0, *cache, &err)) == KV_ERR_BUSY; i++) {
 		if (i == CLOSE_TRIES)
 			sim_fail("a cache cannot be unregistered: %s", err.message);
 		for (int r = 0; r < w.engines; r++)
@@ -442,7 +466,7 @@ static void unmap_cache(struct engine *e, int c)
 		sched_sleep(50000000);
 	}
 	must(ret, &err, "kv_cache_unregister");
-	unmap_memory(e, c);
+	*cache = NULL;
 }
 
 /* No step uses the engine until it thaws; none of its operations is under way. */
@@ -459,7 +483,7 @@ static bool freeze(struct engine *e)
 	return true;
 }
 
-void world_recycle(int engine)
+void world_recycle(int engine, bool keep_part)
 {
 	struct engine *e = &w.engine[engine];
 	struct kv_error err;
@@ -469,8 +493,12 @@ void world_recycle(int engine)
 		return;
 	for (int r = 0; r < w.engines; r++)
 		close_all_to(engine, r);
-	for (int c = 0; c < CACHES; c++)
-		unmap_cache(e, c);
+	if (e->part && !keep_part)
+		unregister(e, &e->part);
+	for (int c = 0; c < CACHES; c++) {
+		unregister(e, &e->cache[c]);
+		unmap_memory(e, c);
+	}
 	for (int c = 0; c < CACHES; c++) {
 		map_memory(e, c);
 		for (int i = 0; !ret && i < REGISTER_TRIES; i++) {
@@ -485,6 +513,8 @@ void world_recycle(int engine)
 		reopen_engine(e);
 	else
 		must(ret, &err, "kv_cache_register");
+	if (!e->part)
+		register_part(e);
 	e->frozen = false;
 }
 

@@ -39,6 +39,7 @@ struct engine {
 	bool caller; /* KV_PROGRESS_CALLER */
 	uint32_t port;
 	struct kv_cache *cache[CACHES];
+	struct kv_cache *part; /* of a page of cache 0: it stays when that goes; NULL: none */
 	uint8_t *mem[CACHES][LAYERS][TENSORS];
 	struct link *links;
 	int users;   /* steps that use its memory */
@@ -72,7 +73,7 @@ bool link_is_up(struct link *link); /* by what the engine says; the link is in u
 bool world_join(int engine, int remote);
 void link_close(struct link *link);
 /* Gives the memory of an engine back and takes it anew, at the same place. */
-void world_recycle(int engine);
+void world_recycle(int engine, bool keep_part);
 /* Closes the engine, with its connections as they are; opens it again, its memory as above. */
 void world_reopen(int engine);
 

@@ -13,7 +13,7 @@ struct options {
 	uint64_t from, seeds, schedule, blocks, faults;
 	double seconds;
 	bool one, twice, shrink, longer;
-	const char *keep, *json;
+	const char *keep, *json, *way;
 };
 
 struct total {
@@ -41,6 +41,7 @@ static void usage(const struct sim *sim, FILE *to)
 		"  --schedule N    of that seed: another order of its threads\n"
 		"  --keep LIST     of that seed: only these steps (3,5-9); none leaves no step\n"
 		"  --shrink        leave steps out of a seed that fails as long as it fails\n"
+		"  --way WAY       not over the fake device: auto or ring, over shared memory\n"
 		"  --replay        run each seed twice: both must do the same\n"
 		"  --long          until 10^8 blocks were moved and 10^6 faults made\n"
 		"  --json FILE     write the counts there as well\n"
@@ -84,6 +85,8 @@ static void print_replay(const struct sim *sim, const struct sim_plan *plan)
 	bool all = true, first = true;
 
 	printf("replay: %s --seed %llu", sim->name, (unsigned long long)plan->seed);
+	if (plan->way)
+		printf(" --way %s", plan->way);
 	if (plan->schedule)
 		printf(" --schedule %llu", (unsigned long long)plan->schedule);
 	for (int i = 0; i < plan->steps; i++)
@@ -133,7 +136,7 @@ static bool run_seed(const struct sim *sim, uint64_t seed, const struct options 
 	uint64_t hash;
 	bool good;
 
-	plan_make(sim, seed, o->schedule, &plan);
+	plan_make(sim, seed, o->schedule, o->way, &plan);
 	keep_only(&plan, o->keep);
 	good = run_plan(sim, &plan);
 	add(&total->sum);
@@ -185,6 +188,7 @@ static int read_options(const struct sim *sim, int argc, char **argv, struct opt
 		{ "seed", required_argument, NULL, 's' },
 		{ "schedule", required_argument, NULL, 'c' },
 		{ "keep", required_argument, NULL, 'k' },
+		{ "way", required_argument, NULL, 'w' },
 		{ "shrink", no_argument, NULL, 'r' },
 		{ "replay", no_argument, NULL, 'p' },
 		{ "long", no_argument, NULL, 'l' },
@@ -214,6 +218,13 @@ static int read_options(const struct sim *sim, int argc, char **argv, struct opt
 			break;
 		case 'k':
 			o->keep = optarg;
+			break;
+		case 'w':
+			if (!sim->host_faults) {
+				fprintf(stderr, "%s: it has no --way\n", sim->name);
+				return 2;
+			}
+			o->way = optarg;
 			break;
 		case 'r':
 			o->shrink = true;

@@ -21,7 +21,8 @@ static const struct sim_kind *choose(const struct sim_kind *kinds, uint64_t *ran
 	return kinds;
 }
 
-void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, struct sim_plan *plan)
+void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, const char *way,
+	       struct sim_plan *plan)
 {
 	static const uint32_t rates[] = { 2, 4, 8, 16, 48 }, stalls[] = { 0, 0, 400, 2000, 10000 };
 	uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
@@ -29,6 +30,7 @@ void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, struct s
 	memset(plan, 0, sizeof(*plan));
 	plan->seed = seed;
 	plan->schedule = schedule;
+	plan->way = way;
 	plan->rate = rates[sim_below(&random, 5)];
 	plan->stall = stalls[sim_below(&random, 5)];
 	plan->workers = sim->actors(&random);
@@ -41,7 +43,8 @@ void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, struct s
 		step->actor =
 			(uint8_t)(fault ? (uint32_t)plan->workers + sim_below(&random, FAULT_ACTORS)
 					: sim_below(&random, (uint32_t)plan->workers));
-		step->kind = choose(fault ? sim->faults : sim->work, &random);
+		step->kind =
+			choose(fault ? way ? sim->host_faults : sim->faults : sim->work, &random);
 		step->random = sim_random(&random);
 	}
 }

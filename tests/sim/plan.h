@@ -5,7 +5,11 @@
 
 #include "sim.h"
 
-/* `schedule` 0: the seed's own; others interleave the same steps differently. */
-void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, struct sim_plan *plan);
+/*
+ * `schedule` 0: the seed's own; others interleave the same steps differently. `way`: as in
+ * sim_plan.
+ */
+void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, const char *way,
+	       struct sim_plan *plan);
 
 #endif

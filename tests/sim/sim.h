@@ -44,6 +44,7 @@ struct sim_step {
 };
 struct sim_plan {
 	uint64_t seed, schedule;
+	const char *way; /* that bytes go: NULL = over the fake device, else KVCACHE_SHM_PATH */
 	uint32_t rate, stall; /* of the schedule */
 	int workers, actors;  /* those behind the workers make faults */
 	int steps;
@@ -53,7 +54,8 @@ struct sim_plan {
 struct sim {
 	const char *name, *about;
 	const struct sim_kind *work, *faults;
-	int steps; /* of a plan, without its faults */
+	const struct sim_kind *host_faults; /* where there is no device; NULL: there always is */
+	int steps;			    /* of a plan, without its faults */
 	int fault_steps;
 	int (*actors)(uint64_t *random); /* that work */
 	void (*run)(const struct sim_plan *plan);
