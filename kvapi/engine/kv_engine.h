@@ -152,6 +152,7 @@ struct kv_engine {
 	pthread_t thread;
 	bool thread_on;
 	atomic_bool stopping, stopped; /* asked to end; has ended */
+	atomic_bool idle; /* it serves nobody: it is in no call that could hold it up */
 	pthread_t watch;
 	bool watch_on;
 	atomic_bool watch_ends;

@@ -90,8 +90,10 @@ static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 		kv_peer_accept(engine);
 		done++;
 	}
+	atomic_store(&engine->idle, true);
 	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
 		       done ? 0 : turn_timeout_ms(engine, deadline_ns, restless));
+	atomic_store(&engine->idle, false);
 	for (int i = 0; i < n; i++)
 		if (events[i].data.u64 == KV_TOKEN_WAKE)
 			woken = true;
@@ -109,6 +111,7 @@ static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 	}
 	engine->restless = restless;
 	engine->moved = done;
+	atomic_store(&engine->idle, true);
 	pthread_mutex_unlock(&engine->turn);
 	return done;
 }
@@ -142,9 +145,12 @@ static void *service_main(void *arg)
 
 int kv_service_start(struct kv_engine *engine, struct kv_error *err)
 {
-	int ret = kv_fault(KV_THREAD)
-			  ? EAGAIN
-			  : kv_thread_start(&engine->thread, "kvrail", service_main, engine);
+	int ret;
+
+	engine->idle = true;
+	ret = kv_fault(KV_THREAD)
+		      ? EAGAIN
+		      : kv_thread_start(&engine->thread, "kvrail", service_main, engine);
 
 	if (ret)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, ret, "open",
@@ -177,27 +183,45 @@ static bool end_turns(struct kv_engine *engine, int64_t deadline_ns)
 	return true;
 }
 
-bool kv_service_stop(struct kv_engine *engine)
+/*
+ * A thread that has nothing to do comes as soon as it is given a processor, which may take seconds
+ * where many want one; one that serves a peer may be in a call that does not return. Looks are
+ * counted, too, not time alone: this thread may get no processor, either.
+ */
+static bool await_stop(struct kv_engine *engine)
 {
 	int64_t deadline = kv_deadline_ns(KV_STOP_MS + KV_CLOSE_MS);
+	int looks = 0;
 
-	if (!engine->thread_on)
-		return end_turns(engine, deadline);
-	atomic_store(&engine->stopping, true);
-	kv_engine_wake(engine);
-	hurry(engine);
-	while (!atomic_load(&engine->stopped) && kv_now_ns() < deadline) {
+	while (!atomic_load(&engine->stopped)) {
 		uint32_t seq = kv_waiter_enter(&engine->waiter);
 
 		if (!atomic_load(&engine->stopped))
-			kv_waiter_sleep(&engine->waiter, seq, deadline);
+			kv_waiter_sleep(&engine->waiter, seq, kv_deadline_ns(KV_TICK_MS));
 		kv_waiter_leave(&engine->waiter);
+		looks++;
+		if (atomic_load(&engine->idle)) {
+			deadline = kv_deadline_ns(KV_STOP_MS + KV_CLOSE_MS);
+			looks = 0;
+		}
+		if (looks > (KV_STOP_MS + KV_CLOSE_MS) / KV_TICK_MS && kv_now_ns() >= deadline)
+			return atomic_load(&engine->stopped);
 	}
-	if (!atomic_load(&engine->stopped))
+	return true;
+}
+
+bool kv_service_stop(struct kv_engine *engine)
+{
+	if (!engine->thread_on)
+		return end_turns(engine, kv_deadline_ns(KV_STOP_MS + KV_CLOSE_MS));
+	atomic_store(&engine->stopping, true);
+	kv_engine_wake(engine);
+	hurry(engine);
+	if (!await_stop(engine))
 		return false;
 	pthread_join(engine->thread, NULL);
 	engine->thread_on = false;
-	return end_turns(engine, deadline);
+	return end_turns(engine, kv_deadline_ns(KV_STOP_MS));
 }
 
 /* Posts what asynchronous operations have left, at every peer. */
