@@ -239,7 +239,17 @@ static int take_waiting(struct np_listener *l, struct kv_error *err)
 	return 0;
 }
 
-/* A failed one is the stranger's problem. */
+/* The stranger's problem, unless it is this process that has run short of something. */
+static void refused(const struct tr_conn *conn, int code, const struct kv_error *err)
+{
+	if (kv_error_scope(code) == KV_SCOPE_DEVICE)
+		np_warn("a connection from %s cannot be accepted: KV_ERR_%s: %s",
+			tr_conn_address(conn), kv_error_name(code), err->message);
+	else
+		np_info("a connection from %s was refused: KV_ERR_%s: %s", tr_conn_address(conn),
+			kv_error_name(code), err->message);
+}
+
 static void step_all(struct np_listener *l)
 {
 	struct pending **at = &l->pending;
@@ -254,8 +264,7 @@ static void step_all(struct np_listener *l)
 			at = &p->next;
 			continue;
 		}
-		np_info("a connection from %s was refused: KV_ERR_%s: %s", tr_conn_address(p->conn),
-			kv_error_name(ret), err.message);
+		refused(p->conn, ret, &err);
 		*at = p->next;
 		l->pendings--;
 		tr_conn_close(p->conn);

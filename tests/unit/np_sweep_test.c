@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * np_sweep_test.c -- every fault point of the NCCL plugin and of what it calls, failed once: an
- * error of NCCL's or the right bytes, never both wrong, never a hang; afterwards everything works,
- * and no descriptor is left over
+ * np_sweep_test.c -- every fault point of the NCCL plugin and of what it calls, and every call of
+ * the C library, failed once: an error of NCCL's or the right bytes, never both wrong, never a
+ * hang; afterwards everything works, and no descriptor is left over
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "lib/libc.h"
 #include "lib/process.h"
 #include "lib/test.h"
 #include "np.h"
@@ -17,7 +18,9 @@
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
 
-enum { LEN = 70000, REGIONS = 70, PASSES = 3, SOON_MS = 5000, WAIT_MS = 20000 };
+enum { LEN = 70000, REGIONS = 70, PASSES = 3, WAIT_MS = 20000 };
+
+static int64_t soon_ms = 5000; /* after a failure: longer than a handshake may take */
 
 static unsigned int logged;
 
@@ -48,7 +51,7 @@ static int armed = -1; /* the fault point */
 
 static bool has_fired(void)
 {
-	return armed >= 0 && kv_fault_fired((enum kv_fault_point)armed);
+	return libc_fired() || (armed >= 0 && kv_fault_fired((enum kv_fault_point)armed));
 }
 
 static ncclResult_t join(struct run *r)
@@ -63,7 +66,7 @@ static ncclResult_t join(struct run *r)
 		if (!r->recv)
 			TRY(net->accept(r->listen, &r->recv, NULL));
 		/* After a fault one end may have given up, and the other waits for it. */
-		if (kv_now_ns() - begun > (has_fired() ? SOON_MS : WAIT_MS) * KV_NS_PER_MS)
+		if (kv_now_ns() - begun > (has_fired() ? soon_ms : WAIT_MS) * KV_NS_PER_MS)
 			return ncclInternalError;
 	}
 	return ncclSuccess;
@@ -121,17 +124,14 @@ static void end(struct run *r)
 		assert_int_equal(net->closeListen(r->listen), ncclSuccess);
 	if (r->ctx)
 		assert_int_equal(net->finalize(r->ctx), ncclSuccess);
-	free(r->from);
-	free(r->to);
 }
 
 static ncclResult_t once(void)
 {
-	struct run r = { .from = malloc(LEN), .to = malloc(LEN) };
+	static uint8_t from[LEN], to[LEN];
+	struct run r = { .from = from, .to = to };
 	ncclResult_t ret;
 
-	assert_non_null(r.from);
-	assert_non_null(r.to);
 	ret = use(&r);
 	end(&r);
 	return ret;
@@ -190,11 +190,52 @@ static void the_same_with_copy_threads(void **state)
 	unsetenv("KVCACHE_NET_COPY_THREADS");
 }
 
+/* Whether the call was made so often. */
+static bool call_fails_once(enum libc_call call, uint32_t nth)
+{
+	int before = count_descriptors();
+	unsigned int lines = logged;
+	ncclResult_t ret;
+
+	/* A handshake that a failed call has cut off is not waited for for long, */
+	setenv("KVCACHE_HANDSHAKE_MS", "300", 1);
+	soon_ms = 1000;
+	libc_arm(call, nth);
+	ret = once();
+	setenv("KVCACHE_HANDSHAKE_MS", "20000", 1);
+	if (ret && !libc_fired()) { /* but a busy machine may need it. */
+		libc_arm(call, nth);
+		ret = once();
+	}
+	libc_arm(call, 0);
+	if (ret && (!libc_fired() || logged == lines))
+		fail_msg("%s, call %u: %d, an error without a word", libc_name(call), nth,
+			 (int)ret);
+	if (count_descriptors() != before)
+		fail_msg("%s, call %u: %d descriptors, %d before", libc_name(call), nth,
+			 count_descriptors(), before);
+	return libc_fired();
+}
+
+static void each_call_of_the_c_library_failed_once_is_reported(void **state)
+{
+	unsigned int failed = 0;
+
+	(void)state;
+	for (enum libc_call call = 0; call < LIBC_COUNT; call++)
+		for (uint32_t nth = 1; call_fails_once(call, nth); nth = libc_next(nth))
+			failed++;
+	assert_int_equal(once(), ncclSuccess);
+	print_message("%u calls failed\n", failed);
+	assert_true(failed > 2 * LIBC_COUNT);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_point_failed_once_is_reported_and_leaves_nothing),
 		cmocka_unit_test(the_same_with_copy_threads),
+		cmocka_unit_test(each_call_of_the_c_library_failed_once_is_reported),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
