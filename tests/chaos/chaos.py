@@ -7,7 +7,6 @@ every pair must move blocks again, nothing may be wrong, late, untyped or overdu
 import argparse
 import collections
 import ctypes
-import json
 import os
 import random
 import resource
@@ -21,12 +20,12 @@ import sys
 import tempfile
 import time
 
+import report
+from report import FAULTY
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.join(HERE, "..", "..")
-RESULTS = os.path.join(ROOT, "docs", "results")
 IDS, CODES = 8, 80
 FIELDS = ("ready connected good bytes taken_back failed quarantined checked wrong late untyped overdue codes").split()
-FAULTY = ("wrong", "late", "untyped", "overdue")
 SLOW = int(os.environ.get("KVRAIL_TEST_SLOW", "1"))
 AGAIN_S = 60 * SLOW  # until every pair moves blocks again: what hangs, not what is slow
 LONG_STOP_S = 2.6  # longer than every deadline and than KVCACHE_PEER_TIMEOUT_MS
@@ -601,17 +600,6 @@ def worlds_of(args):
     return [(path, r, s, dial) for path in ("auto", "cma", "ring") for r, s, dial in ((3, 1, True), (1, 3, False))]
 
 
-def code_names():
-    with open(os.path.join(ROOT, "include", "kvrail", "kv_error.h"), encoding="utf-8") as file:
-        rows = [line.strip().removeprefix("X(").split(", ")[:2] for line in file if line.strip().startswith("X(")]
-    return {int(row[1]): row[0] for row in rows if len(row) == 2 and row[1].isdigit()}
-
-
-def commit():
-    return subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"], text=True,
-                          stdout=subprocess.PIPE, check=True).stdout.strip()
-
-
 def run(args):
     names, skipped = possible([name for name in args.fault or FAULTS if name not in args.skip])
     for name, why in skipped.items():
@@ -649,7 +637,7 @@ def run(args):
     if [name for name in left if "kvrail" in name]:
         print(f"left in /dev/shm: {left}")
         return 1
-    report(args, sums, took, worlds, skipped)
+    tell(args, sums, took, worlds, skipped)
     return 0
 
 
@@ -676,68 +664,14 @@ def soak(args):
                      round(receiver.sums["bytes"] / seconds / 1e9, 2), **{field: receiver.sums[field] for field in FAULTY}})
         print(ways[-1], flush=True)
         shutil.rmtree(world.folder)
-    write(args, {"command": f"nice -n {os.nice(0)} tests/chaos/chaos.py --soak {args.soak} --seed {args.seed} chaos_peer",
-                 "commit": args.commit, "load": round(os.getloadavg()[0], 1), "bytes_right": sum(way["bytes_right"] for way in ways),
-                 "wrong": sum(way["wrong"] + way["late"] for way in ways), "seconds": round(time.monotonic() - began), "ways": ways})
+    report.write(args, report.added(args, {
+        "command": f"nice -n {os.nice(0)} tests/chaos/chaos.py --soak {args.soak} --seed {args.seed} chaos_peer",
+        "commit": args.commit, "load": round(os.getloadavg()[0], 1), "ways": ways}))
     return 0
 
 
-def write(args, result):
-    if not args.results:
-        return
-    path = os.path.join(RESULTS, args.results + ".json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(result, file, indent=1)
-        file.write("\n")
-    page()
-
-
-def page():
-    """The tables of docs/chaos.md, from what is stored."""
-    path = os.path.join(ROOT, "docs", "chaos.md")
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    for name, table in (("chaos", table_of_faults), ("chaos-soak", table_of_soak)):
-        stored = os.path.join(RESULTS, name + ".json")
-        if os.path.exists(stored):
-            with open(stored, encoding="utf-8") as file:
-                rows = table(json.load(file))
-            begin, end = f"<!-- made of {name}.json -->\n", "<!-- end -->\n"
-            head, rest = text.split(begin)
-            text = head + begin + rows + end + rest.split(end, 1)[1]
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def provenance(result):
-    return f"`{result['command']}`, commit {result['commit']}, load {result['load']} when it ended."
-
-
-def table_of_faults(result):
-    rows = ["| fault | times | all pairs move blocks again after (median) | (longest) |", "| --- | --- | --- | --- |"]
-    rows += [f"| {one['does']} | {one['times']} | {one['again_ms_median']} ms | {one['again_ms_max']} ms |"
-             for one in result["by_fault"].values()]
-    errors = ", ".join(f"{name} {n:,}" for name, n in sorted(result["errors"].items(), key=lambda item: -item[1]))
-    rows += ["", f"{result['faults']} faults in {sum(w['seconds'] for w in result['worlds']):.0f} s; "
-             f"{result['requests_right']:,} requests came whole, {result['taken_back']:,} were taken back early, "
-             f"{result['bytes_compared'] / 1e9:,.0f} GB were compared.",
-             f"Wrong bytes {result['wrong']}, late bytes {result['late']}, errors without their cause {result['untyped']}, "
-             f"calls beyond their deadline {result['overdue']}.",
-             f"Errors, all with cause and peer: {errors}.",
-             *(f"Not on that machine: {name}: {why}." for name, why in result["not_here"].items()), provenance(result)]
-    return "\n".join(rows) + "\n"
-
-
-def table_of_soak(result):
-    rows = ["| way | TB | wrong bytes | GB/s, with filling and comparing |", "| --- | --- | --- | --- |"]
-    rows += [f"| {way['way']} | {way['bytes_right'] / 1e12:.3f} | {way['wrong'] + way['late']} | "
-             f"{way['gb_per_s_with_filling_and_comparing']} |" for way in result["ways"]]
-    rows += ["", provenance(result)]
-    return "\n".join(rows) + "\n"
-
-
-def report(args, sums, took, worlds, skipped):
-    names = code_names()
+def tell(args, sums, took, worlds, skipped):
+    names = report.code_names()
     result = {
         "command": " ".join(["tests/chaos/chaos.py", *(["--long"] if args.long else []), "--seed", str(args.seed), "chaos_peer"]),
         "commit": args.commit, "load": round(os.getloadavg()[0], 1), "worlds": worlds,
@@ -754,7 +688,7 @@ def report(args, sums, took, worlds, skipped):
     print(f"{result['faults']} faults, {result['requests_right']} requests right, {result['bytes_compared'] / 1e9:.1f} GB compared, "
           f"{result['taken_back']} taken back; wrong {sums['wrong']}, late {sums['late']}, untyped {sums['untyped']}, "
           f"overdue {sums['overdue']}; errors {result['errors']}")
-    write(args, result)
+    report.write(args, result)
 
 
 def main():
@@ -770,7 +704,7 @@ def main():
     parser.add_argument("--soak", type=float, metavar="TB", help="no faults: so many TB, every byte compared")
     parser.add_argument("--skip", action="append", default=[], choices=FAULTS, metavar="NAME", help="not these faults")
     args = parser.parse_args()
-    args.commit = commit()
+    args.commit = report.commit()
     if args.soak:
         return soak(args)
     args.faults = args.faults or (540 if args.long else 12)
