@@ -70,12 +70,12 @@ def measure(build):
 
 
 def table():
-    rows = ["| what | figure | command | at |", "| --- | --- | --- | --- |"]
+    rows = ["| what | figure | command | at | load |", "| --- | --- | --- | --- | --- |"]
     for path in sorted(glob.glob(os.path.join(ROOT, "docs", "results", "*.json"))):
         with open(path, encoding="utf-8") as file:
             result = json.load(file)
         if isinstance(result, dict):
-            rows += [f"| {what} | {value} | `{result['command']}` | {result['commit']} |"
+            rows += [f"| {what} | {value} | `{re.sub(r'^build-.*/', '', result['command'])}` | {result['commit']} | {result.get('load', '')} |"
                      for what, value in result.get("figures", {}).items()]
     return "\n".join(rows) + "\n"
 
