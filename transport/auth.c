@@ -17,8 +17,7 @@ static int nonce_of(uint8_t nonce[AUTH_NONCE], struct kv_error *err)
 	return 0;
 }
 
-/* How many bytes are equal is not to be learnt from the time that it takes. */
-static bool equal(const uint8_t *a, const uint8_t *b, size_t len)
+bool auth_equal(const uint8_t *a, const uint8_t *b, size_t len)
 {
 	volatile uint8_t differ = 0;
 
@@ -66,7 +65,7 @@ int auth_challenged(struct auth *auth, const struct psk *psk,
 	uint8_t mac[MAC_BYTES];
 
 	agree(psk, knock, challenge, false, auth, mac);
-	if (!equal(mac, challenge + AUTH_HEADER + AUTH_NONCE, MAC_BYTES))
+	if (!auth_equal(mac, challenge + AUTH_HEADER + AUTH_NONCE, MAC_BYTES))
 		return kv_fail(err, KV_ERR_AUTH, "handshake",
 			       "the answer of the peer was not made with the key");
 	auth->on = true;
@@ -110,7 +109,7 @@ bool auth_opens(struct auth *auth, const void *frame, size_t len, const uint8_t 
 	uint8_t right[MAC_BYTES];
 
 	crypto_mac(auth->in, MAC_BYTES, frame, len, right);
-	if (!equal(mac, right, MAC_BYTES))
+	if (!auth_equal(mac, right, MAC_BYTES))
 		return false;
 	ratchet(auth->in, right);
 	return true;

@@ -57,6 +57,8 @@ int auth_challenge(struct auth *auth, struct psk_file *file,
 /* The MAC of the next frame (header and payload) that goes out, or came in. */
 void auth_seal(struct auth *auth, const void *frame, size_t len, uint8_t mac[MAC_BYTES]);
 bool auth_opens(struct auth *auth, const void *frame, size_t len, const uint8_t mac[MAC_BYTES]);
+/* How many bytes are equal is not to be learnt from the time that it takes. */
+bool auth_equal(const uint8_t *a, const uint8_t *b, size_t len);
 /*
  * 16 bytes that only the two ends know, for a nonce that only one of them has chosen. Not `on`: the
  * nonce itself. label: what they are for, 8 bytes.

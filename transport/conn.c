@@ -22,6 +22,17 @@ int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err)
 	return 0;
 }
 
+int tr_conn_watch_for(struct tr_conn *conn, int fd, unsigned int what, struct kv_error *err)
+{
+	struct epoll_event ev = { .events = (what & TR_WATCH_IN ? (uint32_t)EPOLLIN : 0) |
+					    (what & TR_WATCH_OUT ? (uint32_t)EPOLLOUT : 0),
+				  .data.fd = fd };
+
+	if (!tr_conn_polled(conn) && epoll_ctl(conn->epfd, EPOLL_CTL_MOD, fd, &ev))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl of a socket");
+	return 0;
+}
+
 void tr_conn_unwatch(struct tr_conn *conn, int fd)
 {
 	if (!tr_conn_polled(conn))
@@ -55,6 +66,15 @@ void tr_conn_prove(const struct tr_conn *conn, const char label[8], const uint8_
 		   uint8_t proof[16])
 {
 	auth_prove(&conn->auth, label, nonce, proof);
+}
+
+bool tr_conn_is_proof(const struct tr_conn *conn, const char label[8], const uint8_t nonce[16],
+		      const uint8_t proof[16])
+{
+	uint8_t right[16];
+
+	auth_prove(&conn->auth, label, nonce, right);
+	return auth_equal(right, proof, sizeof(right));
 }
 
 const char *tr_conn_address(const struct tr_conn *conn)

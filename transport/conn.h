@@ -113,7 +113,6 @@ void control_set_options(const struct tr_conn *conn);
 int control_flush(struct tr_conn *conn, struct kv_error *err);
 /* until hs->got == want: 0 or TR_AGAIN */
 int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err);
-int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err);
 /* EOF, reset or bytes after READY */
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);

@@ -17,6 +17,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/fds.h"
 #include "base/log.h"
 #include "base/option.h"
 #include "conn.h"
@@ -92,25 +93,46 @@ uint64_t tr_conn_host(const struct tr_conn *conn)
 	return getpeername(conn->sock, (struct sockaddr *)&sa, &len) ? 0 : address_key(&sa, seed);
 }
 
+static void set_port_of(struct sockaddr_storage *sa, uint16_t port)
+{
+	if (sa->ss_family == AF_INET6)
+		((struct sockaddr_in6 *)sa)->sin6_port = htons(port);
+	else
+		((struct sockaddr_in *)sa)->sin_port = htons(port);
+}
+
+int tr_conn_socket(struct tr_conn *conn, bool peer, uint16_t port, struct sockaddr_storage *sa,
+		   socklen_t *len_p, int *fd_p, struct kv_error *err)
+{
+	int ret;
+
+	*fd_p = -1;
+	*len_p = sizeof(*sa);
+	if (peer ? getpeername(conn->sock, (struct sockaddr *)sa, len_p)
+		 : getsockname(conn->sock, (struct sockaddr *)sa, len_p))
+		return kv_fail_errno(err, KV_ERR_PEER_LOST, errno, "handshake",
+				     "the address of the control connection");
+	set_port_of(sa, port);
+	*fd_p = kv_fd_new(
+		kv_fault(TR_CONN_SOCKET)
+			? (errno = EMFILE, -1)
+			: socket(sa->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+	if (*fd_p < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "handshake", "socket");
+	ret = control_bind_interface(conn->tr, *fd_p, err);
+	if (ret) {
+		kv_fd_close(*fd_p);
+		*fd_p = -1;
+	}
+	return ret;
+}
+
 void control_set_options(const struct tr_conn *conn)
 {
 	int on = 1;
 
 	setsockopt(conn->sock, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	silence_prepare(conn);
-}
-
-int control_watch_out(struct tr_conn *conn, bool out, struct kv_error *err)
-{
-	struct epoll_event ev = { .events = EPOLLIN | (out ? (uint32_t)EPOLLOUT : 0),
-				  .data.fd = conn->sock };
-
-	if (tr_conn_polled(conn))
-		return 0;
-	if (epoll_ctl(conn->epfd, EPOLL_CTL_MOD, conn->sock, &ev))
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
-				     "epoll_ctl of the control socket");
-	return 0;
 }
 
 int control_prepare(struct tr_conn *conn, struct kv_error *err)
@@ -173,7 +195,8 @@ int control_flush(struct tr_conn *conn, struct kv_error *err)
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-			int ret = control_watch_out(conn, true, err);
+			int ret = tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN | TR_WATCH_OUT,
+						    err);
 
 			return ret ? ret : TR_AGAIN;
 		}

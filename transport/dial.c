@@ -237,5 +237,5 @@ int dial_finish(struct tr_conn *conn, struct kv_error *err)
 	dial_free(conn->hs->dial);
 	conn->hs->dial = NULL;
 	control_set_options(conn);
-	return control_watch_out(conn, false, err);
+	return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
 }

@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/option.h"
 #include "base/text.h"
 #include "conn.h"
 #include "dial.h"
@@ -108,6 +109,14 @@ void handshake_free(struct tr_conn *conn)
 }
 
 /* ---------------------------------------------------------------- frames going out */
+
+/* Accepting side: what was offered may have something to take from the peer. */
+static void tend_offers(struct tr_conn *conn)
+{
+	for (int i = 0; i < conn->tr->providers; i++)
+		if (conn->hs->offered[i] && conn->tr->provider[i]->offered)
+			conn->tr->provider[i]->offered(conn, conn->hs->offer_priv[i]);
+}
 
 static int put_hello(struct tr_conn *conn, struct kv_error *err)
 {
@@ -248,30 +257,65 @@ static void set_provider(struct tr_conn *conn, int index, void *priv)
 	conn->priv = priv;
 }
 
-/* Each transport with its reason: not open here, not offered by the peer, or failed. */
-static int reached_by_none(const struct tr_conn *conn, const char *hint, struct kv_error *err)
+/* Of a known transport; "" if it is open here and the peer has taken another. */
+static const char *why_not(const struct tr_conn *conn, int known)
 {
 	const struct tr *tr = conn->tr;
-	char reasons[TR_PROVIDERS * (TR_WHY + 8)] = "";
+
+	for (int i = 0; conn->hs && i < tr->providers; i++)
+		if (tr->provider[i] == tr_known[known])
+			return conn->accepting || *conn->hs->why[i] ? conn->hs->why[i]
+								    : "the peer does not have it";
+	return tr->absent[known];
+}
+
+const char *tr_conn_why_not(const struct tr_conn *conn, const char *name)
+{
+	for (int k = 0; k < TR_PROVIDERS; k++)
+		if (!strcmp(tr_known[k]->name, name))
+			return why_not(conn, k);
+	return "";
+}
+
+/* Each transport that is preferred to `end` (NULL: every one) with its reason. */
+static void print_reasons(const struct tr_conn *conn, const struct tr_provider *end,
+			  struct kv_text *text)
+{
+	for (int k = 0; k < TR_PROVIDERS && tr_known[k] != end; k++)
+		kv_text_add(text, "%s%s: %s", text->len ? "; " : "", tr_known[k]->name,
+			    why_not(conn, k));
+}
+
+enum { REASONS = TR_PROVIDERS * (TR_WHY + 8) };
+
+static int reached_by_none(const struct tr_conn *conn, const char *hint, struct kv_error *err)
+{
+	char reasons[REASONS] = "";
 	struct kv_text text = { reasons, sizeof(reasons), 0 };
 
-	for (int k = 0, index = 0; k < TR_PROVIDERS; k++) {
-		const char *why = tr->absent[k];
-
-		if (index < tr->providers && tr->provider[index] == tr_known[k]) {
-			why = conn->hs->why[index++];
-			if (!*why)
-				why = "the peer does not have it";
-		}
-		kv_text_add(&text, "%s%s: %s", text.len ? "; " : "", tr_known[k]->name, why);
-	}
+	print_reasons(conn, NULL, &text);
 	kv_fail(err, KV_ERR_UNREACHABLE, "handshake", "no transport reaches %s: %s", conn->address,
 		reasons);
-	kv_error_hint(err, "%s",
-		      *hint ? hint
-			    : "between hosts both need an RDMA port (kvrail doctor); containers of "
-			      "one host need one network namespace");
+	kv_error_hint(
+		err, "%s",
+		*hint ? hint
+		      : "KVCACHE_TRANSPORT at both ends must allow one that reaches (tcp does "
+			"between hosts); containers of one host need one network namespace for shm");
 	return KV_ERR_UNREACHABLE;
+}
+
+/* Connecting side, once: RDMA was wanted, and the connection is slower than it could be. */
+static void warn_of_tcp(const struct tr_conn *conn)
+{
+	char reasons[REASONS] = "";
+	struct kv_text text = { reasons, sizeof(reasons), 0 };
+
+	if (conn->accepting || conn->provider != &tr_tcp_provider ||
+	    kv_option_is(conn->tr->options, KV_OPT_TRANSPORT, "tcp"))
+		return;
+	print_reasons(conn, conn->provider, &text);
+	kv_log_warn(conn->tr->log, "the connection to %s fell back to TCP: %s", conn->address,
+		    reasons);
 }
 
 /* Connecting side: tries the offers in the peer's order; 0 when one has started. */
@@ -542,6 +586,8 @@ static int advance(struct tr_conn *conn, struct kv_error *err)
 	ret = control_flush(conn, err);
 	if (ret)
 		return ret;
+	if (conn->stage == CONN_WAIT_SETUP && conn->accepting)
+		tend_offers(conn);
 	if (conn->stage != CONN_STARTING)
 		return take_frame(conn, err);
 	ret = start_offer(conn, err);
@@ -556,13 +602,14 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 
 	if (ret)
 		return ret;
+	warn_of_tcp(conn);
 	handshake_free(conn);
 	conn->deadline_ns = INT64_MAX;
 	silence_begin(conn);
 	kv_log_info(conn->tr->log, "%s %s over %s: %s",
 		    conn->accepting ? "accepted" : "connected to", conn->address,
 		    conn->provider->name, conn->path);
-	return control_watch_out(conn, false, err);
+	return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
 }
 
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err)

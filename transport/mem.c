@@ -32,11 +32,12 @@ int tr_memory_open(struct tr *tr, struct kv_error *err)
 static void dereg_from(const struct tr *tr, struct tr_mem *mem, int n)
 {
 	while (n--)
-		if (tr->provider[n] != mem->left_out)
+		if (!mem->why[n])
 			tr->provider[n]->mem_dereg(tr->provider_ctx[n], mem->handle[n]);
-	free(mem->why);
-	mem->why = NULL;
-	mem->left_out = NULL;
+	for (int i = 0; i < TR_PROVIDERS; i++) {
+		free(mem->why[i]);
+		mem->why[i] = NULL;
+	}
 }
 
 /*
@@ -149,18 +150,21 @@ static void give_id(struct tr_memory *m, struct tr_mem *mem)
  * Goes on without this provider if that is its device's trouble, or it copies what no CPU may
  * touch, and another one is there.
  */
-static int leave_out_provider(struct tr_mem *mem, const struct tr_provider *provider,
-			      const struct kv_error *why, struct kv_error *err)
+static int leave_out_provider(struct tr_mem *mem, int i, const struct kv_error *why,
+			      struct kv_error *err)
 {
 	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE ||
 		      (why->code == KV_ERR_UNSUPPORTED && mem->kind == TR_MEM_DEVICE);
+	int others = 0;
 
-	if (device && mem->tr->providers > 1 && !mem->left_out)
-		mem->why = kv_fault(TR_MEM_WHY) ? NULL : malloc(sizeof(*why));
-	if (!mem->why || mem->left_out)
+	for (int k = 0; k < mem->tr->providers; k++)
+		others += k != i && !mem->why[k] &&
+			  !(mem->kind == TR_MEM_DEVICE && mem->tr->provider[k]->copies);
+	if (device && others)
+		mem->why[i] = kv_fault(TR_MEM_WHY) ? NULL : malloc(sizeof(*why));
+	if (!mem->why[i])
 		return kv_error_copy(err, why);
-	*mem->why = *why;
-	mem->left_out = provider;
+	*mem->why[i] = *why;
 	return 0;
 }
 
@@ -260,7 +264,7 @@ static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_me
 		return ret;
 	for (i = 0; i < tr->providers && !ret; i++)
 		if (tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], &why))
-			ret = leave_out_provider(mem, tr->provider[i], &why, err);
+			ret = leave_out_provider(mem, i, &why, err);
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
 	pthread_mutex_lock(&m->lock);
@@ -302,9 +306,11 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 		ret = register_new(tr, wanted, &mem, err);
 	if (ret)
 		return ret;
-	if (mem->left_out && mem->kind == TR_MEM_HOST)
-		kv_log_warn(tr->log, "%s does not get %zu bytes at %p: %s; %s", mem->left_out->name,
-			    mem->len, (void *)mem->addr, mem->why->message, mem->why->hint);
+	for (int i = 0; mem->kind == TR_MEM_HOST && i < tr->providers; i++)
+		if (mem->why[i])
+			kv_log_warn(tr->log, "%s does not get %zu bytes at %p: %s; %s",
+				    tr->provider[i]->name, mem->len, (void *)mem->addr,
+				    mem->why[i]->message, mem->why[i]->hint);
 	*mem_p = mem;
 	return 0;
 }
@@ -487,7 +493,9 @@ size_t tr_mem_len(const struct tr_mem *mem)
 
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err)
 {
-	return mem->left_out && mem->left_out == conn->provider ? kv_error_copy(err, mem->why) : 0;
+	const struct kv_error *why = conn->provider ? mem->why[conn->provider_index] : NULL;
+
+	return why ? kv_error_copy(err, why) : 0;
 }
 
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)

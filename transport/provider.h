@@ -11,6 +11,7 @@
 #define TR_PROVIDER_H
 
 #include <stdatomic.h>
+#include <sys/socket.h>
 
 #include "base/wire.h"
 #include "tr.h"
@@ -29,8 +30,10 @@ struct tr_provider {
 	 */
 	int (*open)(struct tr *tr, void **ctx_p, struct kv_error *err);
 	void (*close)(void *ctx);
+	/* NULL: it needs no device */
 	int (*device_get)(void *ctx, size_t index, struct kv_device_info *info);
 
+	bool copies; /* by a CPU: mem_reg refuses TR_MEM_DEVICE */
 	int (*mem_reg)(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 	void (*mem_dereg)(void *ctx, void *handle);
 
@@ -41,10 +44,12 @@ struct tr_provider {
 	 * tried, err says why), then setup_put, setup_get. conn->priv is the provider's. `stop`
 	 * undoes whatever of these was done, in any state, and is called exactly once for each
 	 * offer or start that succeeded. After the last of them succeeded on a side, that side may
-	 * receive; it sends after the peer's READY.
+	 * receive; it sends after the peer's READY. offered: while an offer may still be taken, in
+	 * each tr_conn_step (NULL: nothing to do); what comes by a descriptor is to be watched.
 	 */
 	int (*offer)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
 		     struct kv_error *err);
+	void (*offered)(struct tr_conn *conn, void *priv);
 	int (*start)(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
 		     struct kv_error *err);
 	int (*setup_put)(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err);
@@ -89,10 +94,11 @@ struct tr_provider {
 	bool (*places)(const struct tr_conn *conn); /* tr_conn_places; NULL: no */
 };
 
-enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDERS = 2 };
+enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDER_TCP = 3, TR_PROVIDERS = 3 };
 enum { TR_WHY = 140 }; /* bytes of the reason why a provider is not used, in an error */
 extern const struct tr_provider tr_shm_provider;
 extern const struct tr_provider tr_ib_provider;
+extern const struct tr_provider tr_tcp_provider;
 extern const struct tr_provider *const tr_known[TR_PROVIDERS]; /* in order of preference */
 
 /* ----------------------------------------------------- what providers see of the common objects */
@@ -135,8 +141,7 @@ struct tr_mem {
 	atomic_uint in_flight;    /* operations that use it */
 	atomic_uint readers;      /* tr_mem_get; survives the record's next use */
 	void *handle[TR_PROVIDERS];  /* by index in tr->provider */
-	const struct tr_provider *left_out; /* whose device could not register it, or NULL; */
-	struct kv_error *why;     /* its cause */
+	struct kv_error *why[TR_PROVIDERS]; /* the same: why it was left out; NULL: it has it */
 	struct tr_mem *next, **prev;
 	struct tr_mem *range_next, **range_prev; /* range.c; NULL: no registration shares it */
 	struct tr_mem *gone;      /* the next that is being deregistered */
@@ -200,6 +205,9 @@ void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)
 
 /* Adds a descriptor to / removes it from the connection's epoll instance (readable). */
 int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err);
+/* The same, of one that is there already: what makes it known besides its end. */
+enum tr_watch { TR_WATCH_IN = 1 << 0, TR_WATCH_OUT = 1 << 1 };
+int tr_conn_watch_for(struct tr_conn *conn, int fd, unsigned int what, struct kv_error *err);
 void tr_conn_unwatch(struct tr_conn *conn, int fd);
 
 /*
@@ -255,5 +263,16 @@ void tr_conn_goodbye(struct tr_conn *conn);
  */
 void tr_conn_prove(const struct tr_conn *conn, const char label[8], const uint8_t nonce[16],
 		   uint8_t proof[16]);
+/* The same is made of it here; how much of it is right is not to be learnt from the time. */
+bool tr_conn_is_proof(const struct tr_conn *conn, const char label[8], const uint8_t nonce[16],
+		      const uint8_t proof[16]);
+/*
+ * Another TCP socket of the family and the interface of the control connection, and the address of
+ * one of its ends, with this port.
+ */
+int tr_conn_socket(struct tr_conn *conn, bool peer, uint16_t port, struct sockaddr_storage *sa,
+		   socklen_t *len_p, int *fd_p, struct kv_error *err);
+/* Why a transport that is preferred to the connection's was not taken, as far as this end knows. */
+const char *tr_conn_why_not(const struct tr_conn *conn, const char *name);
 
 #endif

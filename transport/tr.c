@@ -15,24 +15,25 @@
 #include "base/option.h"
 #include "conn.h"
 
-const struct tr_provider *const tr_known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider };
+const struct tr_provider *const tr_known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider,
+							   &tr_tcp_provider };
 
 static bool allowed(const struct tr *tr, const struct tr_provider *provider)
 {
-	const char *word = kv_option_string(tr->options, KV_OPT_TRANSPORT);
-
-	return !strcmp(word, "auto") || !strcmp(word, provider->name);
+	return kv_option_has(tr->options, KV_OPT_TRANSPORT, "auto") ||
+	       kv_option_has(tr->options, KV_OPT_TRANSPORT, provider->name);
 }
 
 static int open_providers(struct tr *tr, struct kv_error *err)
 {
+	const char *words = kv_option_string(tr->options, KV_OPT_TRANSPORT);
+	struct kv_error why = { 0 };
+
 	for (int i = 0; i < TR_PROVIDERS; i++) {
-		struct kv_error why;
 		int ret;
 
 		if (!allowed(tr, tr_known[i])) {
-			snprintf(tr->absent[i], TR_WHY, "KVCACHE_TRANSPORT is %s here",
-				 kv_option_string(tr->options, KV_OPT_TRANSPORT));
+			snprintf(tr->absent[i], TR_WHY, "KVCACHE_TRANSPORT is %s here", words);
 			continue;
 		}
 		ret = tr_known[i]->open(tr, &tr->provider_ctx[tr->providers], &why);
@@ -45,14 +46,12 @@ static int open_providers(struct tr *tr, struct kv_error *err)
 		snprintf(tr->absent[i], TR_WHY, "%.*s", TR_WHY - 1, why.message);
 		kv_log_info(tr->log, "transport %s is not used: %s", tr_known[i]->name,
 			    why.message);
-		if (!kv_option_is(tr->options, KV_OPT_TRANSPORT, "auto")) {
-			kv_fail(err, KV_ERR_DEVICE, "open", "KVCACHE_TRANSPORT is %s: %s",
-				tr_known[i]->name, why.message);
-			kv_error_hint(err, "%s", why.hint);
-			return KV_ERR_DEVICE;
-		}
 	}
-	return 0;
+	if (tr->providers)
+		return 0;
+	kv_fail(err, KV_ERR_DEVICE, "open", "KVCACHE_TRANSPORT is %s: %s", words, why.message);
+	kv_error_hint(err, "%s", why.hint);
+	return KV_ERR_DEVICE;
 }
 
 static void close_providers(struct tr *tr)

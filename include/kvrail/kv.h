@@ -373,7 +373,7 @@ struct kv_peer_info {
 	size_t size;
 	char name[KV_NAME_MAX];     /* the peer's engine name */
 	char address[64];           /* "127.0.0.1:41000" */
-	char transport[16];         /* "shm", "ib" */
+	char transport[16];         /* "shm", "ib", "tcp" */
 	/* how its bytes travel and why: "memfd pool, non-temporal stores" */
 	char path[96];
 	uint8_t incarnation[16];    /* another value = another process */

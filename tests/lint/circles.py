@@ -19,10 +19,10 @@ IN_CIRCLES = {"kvapi/": 0, "net_plugin/": 0, "transport/": 0}
 SMALL = 2
 # Folders of a library, lowest first: an arrow never goes to a higher one.
 ORDER = {"kvapi/": ["wire", "engine", "peer", "grant", "op", "lease", "loop", "api"],
-         "transport/": ["base", "gpu", ".", "shm", "ib"]}
+         "transport/": ["base", "gpu", ".", "shm", "ib", "tcp"]}
 # Headers of all files of a folder, besides kv_FOLDER.h.
-SHARED = {"transport/tr.h", "transport/provider.h", "transport/conn.h", "transport/shm/shm.h", "transport/ib/ib.h"}
-TABLES = {"tr_shm_provider", "tr_ib_provider"}
+SHARED = {"transport/tr.h", "transport/provider.h", "transport/conn.h", "transport/shm/shm.h", "transport/ib/ib.h", "transport/tcp/tcp.h"}
+TABLES = {"tr_shm_provider", "tr_ib_provider", "tr_tcp_provider"}
 
 
 def defined(text):

@@ -494,7 +494,7 @@ int main(int argc, char **argv)
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
 	if (argc > 1)
-		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+		rig_path(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL) +
 	       (strcmp(path, "pool") ? cmocka_run_group_tests(handshakes, NULL, NULL) : 0);
 }

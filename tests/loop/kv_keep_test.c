@@ -162,7 +162,7 @@ int main(int argc, char **argv)
 	};
 
 	if (argc > 1)
-		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+		rig_path(argv[1]);
 	ids = malloc(MANY * sizeof(*ids));
 	assert_non_null(ids);
 	for (int64_t i = 0; i < MANY; i++)

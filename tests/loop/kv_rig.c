@@ -149,6 +149,14 @@ bool memory_is(const struct node *node, struct kv_layers layers, unsigned int si
 
 /* ---------------------------------------------------------------- engines */
 
+void rig_path(const char *path)
+{
+	if (strcmp(path, "tcp"))
+		setenv("KVCACHE_SHM_PATH", path, 1);
+	else
+		setenv("KVCACHE_TRANSPORT", "tcp", 1);
+}
+
 static void register_cache(struct node *node)
 {
 	const struct shape *s = &node->shape;

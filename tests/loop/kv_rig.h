@@ -93,6 +93,9 @@ int port_hold(uint32_t *port_p);
 void check_ok(int ret, const struct kv_error *err, const char *what);
 #define ok(call, err) check_ok((call), (err), #call)
 
+/* How bytes go, from now on: a word of KVCACHE_SHM_PATH, or "tcp". */
+void rig_path(const char *path);
+
 /*
  * A child process that runs `run` with one end of a socket pair; the other end is the parent's.
  * Start it while this process has no engine: a sanitizer's allocator does not survive a fork beside

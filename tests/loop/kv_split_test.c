@@ -282,7 +282,7 @@ int main(int argc, char **argv)
 	};
 
 	if (argc > 1)
-		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+		rig_path(argv[1]);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -3,7 +3,7 @@
  * kv_stress.c -- groups, bursts, sends and cancels against revokes, cancelled receives and closes
  * under load; after a call that gives blocks back has returned 0 not one byte of them changes
  *
- * usage: kv_stress OPERATIONS [pool|cma|ring]
+ * usage: kv_stress OPERATIONS [pool|cma|ring|tcp]
  *
  * Each lane is a writer and a receiver with a connection of their own; all lanes work at once, the
  * last one with KV_PROGRESS_CALLER. A round: the receiver opens blocks and two threads of the
@@ -457,6 +457,6 @@ int main(int argc, char **argv)
 
 	wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 10000;
 	if (argc > 2)
-		setenv("KVCACHE_SHM_PATH", argv[2], 1);
+		rig_path(argv[2]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

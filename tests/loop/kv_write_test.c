@@ -199,6 +199,6 @@ int main(int argc, char **argv)
 	};
 
 	if (argc > 1)
-		setenv("KVCACHE_SHM_PATH", argv[1], 1);
+		rig_path(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -223,8 +223,8 @@ static void beside_strangers(const struct load *load)
 #ifndef __SANITIZE_ADDRESS__ /* which keeps what was freed */
 	assert_true(grown < RSS_MAX_KIB);
 #endif
-	/* One for each that waits, and three for each whose handshake has begun. */
-	assert_in_range(fds, 1, load->bytes == hello_len ? 4 * PENDING + 8 : PENDING + 8);
+	/* One for each that waits, and four for each whose handshake has begun. */
+	assert_in_range(fds, 1, load->bytes == hello_len ? 5 * PENDING + 8 : PENDING + 8);
 	stats = stats_of(&engine);
 	assert_true(stats.rejected_limit); /* they were there */
 	assert_true(!load->garbage || stats.rejected_garbage >= GARBAGE_PER_S / 2);

@@ -20,10 +20,11 @@ static const struct pair_config by_path[] = {
 	{ .parent_pool = true, .child_pool = true, .region = REGION },
 	{ .region = REGION },
 	{ .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
+	{ .parent_path = "tcp", .child_path = "tcp", .region = REGION },
 	{ .parent_path = "ib", .child_path = "ib", .region = REGION },
 };
 
-enum { BY_POOL, BY_CMA, BY_RING, BY_IB };
+enum { BY_POOL, BY_CMA, BY_RING, BY_TCP, BY_IB };
 
 struct test {
 	const struct pair_config *config;
@@ -392,8 +393,6 @@ static void cycles(struct pair_side *s)
 
 #ifdef KVRAIL_FAULTS
 
-enum { FIRST_POINT = KV_FAULT_SHM_CONN, LAST_POINT = KV_FAULT_SHM_RMEM };
-
 /*
  * Both sides do the same: with `point` armed on one of them a connection is made and used; whatever
  * happened, the next one works. Returns whether the point was passed here.
@@ -439,7 +438,9 @@ static void sweep(struct pair_side *s)
 {
 	struct holding before;
 	unsigned int bad = 0;
-	bool cma = !s->config->parent_pool;
+	bool tcp = s->config == &by_path[BY_TCP], cma = !s->config->parent_pool;
+	int first = tcp ? KV_FAULT_TCP_CONN : KV_FAULT_SHM_CONN;
+	int last = tcp ? KV_FAULT_TCP_RECEIVE : KV_FAULT_SHM_RMEM;
 	struct kv_error err;
 
 	pair_open(s);
@@ -448,7 +449,7 @@ static void sweep(struct pair_side *s)
 	pair_meet(s);
 	forget(s);
 	before = settled();
-	for (int p = FIRST_POINT; p <= LAST_POINT; p++) {
+	for (int p = first; p <= last; p++) {
 		bool here = fault_once(s, (enum kv_fault_point)p, !s->child);
 		bool there = fault_once(s, (enum kv_fault_point)p, s->child);
 		bool by_pool = p == KV_FAULT_SHM_POOL_MMAP, by_cma = p == KV_FAULT_SHM_PROCESS_VM;
@@ -467,16 +468,19 @@ static void sweep(struct pair_side *s)
 
 static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 {
+	static const enum kv_fault_point points[] = { KV_FAULT_SHM_CTX, KV_FAULT_TCP_CTX };
 	struct kv_option_set *options;
 	struct kv_error err;
 	struct tr *tr;
 
 	(void)state;
 	assert_int_equal(kv_option_read(NULL, &options, &err), 0);
-	kv_fault_arm(KV_FAULT_SHM_CTX, 1);
-	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err),
-			 KV_ERR_NOMEM);
-	assert_int_equal(err.code, KV_ERR_NOMEM);
+	for (int i = 0; i < 2; i++) {
+		kv_fault_arm(points[i], 1);
+		assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err),
+				 KV_ERR_NOMEM);
+		assert_int_equal(err.code, KV_ERR_NOMEM);
+	}
 	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err), 0);
 	tr_close(tr);
 	kv_option_free(options);
@@ -508,13 +512,11 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		ON(BY_POOL),
-		ON(BY_CMA),
-		ON(BY_RING),
+		ON(BY_POOL),	ON(BY_CMA),
+		ON(BY_RING),	ON(BY_TCP),
 #ifdef KVRAIL_FAULTS
-		SWEEP(BY_POOL),
-		SWEEP(BY_CMA),
-		cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
+		SWEEP(BY_POOL), SWEEP(BY_CMA),
+		SWEEP(BY_TCP),	cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
 #endif
 	};
 	const struct CMUnitTest over_ib[] = { ON(BY_IB) };

@@ -99,15 +99,16 @@ int pair_run(const struct pair_config *config, pair_fn *parent, pair_fn *child)
 void pair_open(struct pair_side *s)
 {
 	const char *path = s->child ? s->config->child_path : s->config->parent_path;
-	bool ib = path && !strcmp(path, "ib");
-	char path_text[64], ring_text[64];
-	const char *list[] = { ib ? "KVCACHE_TRANSPORT=ib" : "KVCACHE_TRANSPORT=shm", path_text,
-			       ring_text, NULL };
+	bool other = path && (!strcmp(path, "ib") || !strcmp(path, "tcp"));
+	char transport[64], path_text[64], ring_text[64];
+	const char *list[] = { transport, path_text, ring_text, s->config->option, NULL };
 	unsigned int access = s->config->access ? s->config->access
 						: (unsigned int)(TR_REMOTE_READ | TR_REMOTE_WRITE);
 	struct kv_error err;
 
-	snprintf(path_text, sizeof(path_text), "KVCACHE_SHM_PATH=%s", path && !ib ? path : "auto");
+	snprintf(transport, sizeof(transport), "KVCACHE_TRANSPORT=%s", other ? path : "shm");
+	snprintf(path_text, sizeof(path_text), "KVCACHE_SHM_PATH=%s",
+		 path && !other ? path : "auto");
 	snprintf(ring_text, sizeof(ring_text), "KVCACHE_SHM_RING=%zu",
 		 s->config->ring ? s->config->ring : (size_t)1 << 20);
 	PAIR_CHECK(!kv_option_read(list, &s->options, &err));
@@ -182,6 +183,18 @@ uint32_t pair_relay(uint32_t port)
 	return ntohs(sa.sin_port);
 }
 
+/* The peer does not accept before the word: nothing comes of the hello until then. */
+static void greet_and_stop(struct pair_side *s)
+{
+	struct kv_error err;
+
+	do
+		PAIR_CHECK(tr_conn_step(s->conn, &err) == TR_AGAIN);
+	while (strcmp(tr_conn_stage(s->conn), "waiting for hello"));
+	pair_say(s, 0);
+	s->config->greeted(s);
+}
+
 int pair_connect(struct pair_side *s, struct kv_error *err)
 {
 	struct tr_conn_config config = { .ops = &pair_ops, .arg = s, .flags = s->config->flags };
@@ -193,6 +206,8 @@ int pair_connect(struct pair_side *s, struct kv_error *err)
 		if (s->config->relayed)
 			port = pair_relay(port);
 		ret = tr_connect(s->tr, NULL, port, &config, &s->conn, err);
+		if (!ret && s->config->greeted)
+			greet_and_stop(s);
 		return ret ? ret : step(s, err);
 	}
 	if (!s->listener) {
@@ -201,6 +216,8 @@ int pair_connect(struct pair_side *s, struct kv_error *err)
 			return ret;
 	}
 	pair_say(s, tr_listener_port(s->listener));
+	if (s->config->greeted)
+		pair_hear(s);
 	do {
 		struct pollfd p = { .fd = tr_listener_fd(s->listener), .events = POLLIN };
 

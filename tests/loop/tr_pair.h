@@ -33,14 +33,19 @@ enum { PAIR_EVENTS_MAX = 4096, PAIR_SKIP = 77 };
 /* for what must not wait for TCP to find out that a host is gone */
 #define PAIR_SOON_MS slow_ms(4000)
 
+struct pair_side;
+
 struct pair_config {
-	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto; or "ib" */
+	const char *parent_path, *child_path; /* KVCACHE_SHM_PATH, NULL = auto; "ib", "tcp" */
 	bool parent_pool, child_pool;	      /* the region comes from tr_alloc */
 	size_t region;			      /* bytes; 0: none */
 	size_t ring;			      /* 0: default */
 	bool relayed; /* the control connection goes through a process in between */
 	unsigned int flags;		      /* enum tr_conn_flags */
 	unsigned int access;		      /* 0: remote read and write */
+	const char *option;		      /* one more, of both sides */
+	/* The connecting side has sent its hello, and has not looked for the answer. */
+	void (*greeted)(struct pair_side *s);
 	void *arg;
 };
 

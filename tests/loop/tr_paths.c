@@ -16,7 +16,7 @@ struct path_row {
 	const char *text; /* what tr_conn_path must say */
 };
 
-enum { POOL, CMA, RING, LINES_POOL, LINES_RING, IB, LINES_IB };
+enum { POOL, CMA, RING, LINES_POOL, LINES_RING, TCP, IB, LINES_IB };
 static const struct path_row rows[] = {
 	[POOL] = { { .child_pool = true, .parent_pool = true }, "memfd pool" },
 	[CMA] = { { .flags = 0 }, "process_vm_writev" },
@@ -25,6 +25,7 @@ static const struct path_row rows[] = {
 			 "ordered stores" },
 	[LINES_RING] = { { .flags = TR_LINE_ORDER },
 			 "ring (process_vm_writev does not keep the order within lines)" },
+	[TCP] = { { .parent_path = "tcp", .child_path = "tcp" }, "TCP, one stream" },
 	[IB] = { { .parent_path = "ib", .child_path = "ib" }, "RoCE v2" },
 	[LINES_IB] = { { .parent_path = "ib", .child_path = "ib", .flags = TR_LINE_ORDER },
 		       "RoCE v2" },
@@ -454,7 +455,8 @@ static void large_child(struct pair_side *s)
 	}
 #define TESTS(sentence, what)                                                              \
 	TEST(sentence, what, POOL), TEST(sentence, what, CMA), TEST(sentence, what, RING), \
-		TEST(sentence, what, LINES_POOL), TEST(sentence, what, LINES_RING)
+		TEST(sentence, what, LINES_POOL), TEST(sentence, what, LINES_RING),        \
+		TEST(sentence, what, TCP)
 #define IB_TESTS(sentence, what) TEST(sentence, what, IB), TEST(sentence, what, LINES_IB)
 #define EVERYWHERE(TESTS)                                                                      \
 	TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay, sizes),                \
@@ -473,6 +475,7 @@ int main(int argc, char **argv)
 		TEST(a_call_copies_at_most_4_mib_and_arm_says_go_on, large, POOL),
 		TEST(a_call_copies_at_most_4_mib_and_arm_says_go_on, large, CMA),
 		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, POOL),
+		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, TCP),
 	};
 	const struct CMUnitTest over_ib[] = {
 		EVERYWHERE(IB_TESTS),

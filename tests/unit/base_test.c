@@ -110,6 +110,29 @@ static void good_values_are_parsed(void **state)
 	kv_option_free(set);
 }
 
+static void a_list_of_words_is_parsed_and_asked(void **state)
+{
+	static const char *const bad[] = {
+		"KVCACHE_TRANSPORT=ib,",    "KVCACHE_TRANSPORT=,ib",	 "KVCACHE_TRANSPORT=ib,tc",
+		"KVCACHE_TRANSPORT=ib|tcp", "KVCACHE_TRANSPORT=ib, tcp", "KVCACHE_SHM_PATH=pool,cma"
+	};
+	struct kv_option_set *set;
+	struct kv_error err;
+
+	(void)state;
+	assert_int_equal(read_one("KVCACHE_TRANSPORT=tcp,ib", &set, NULL), 0);
+	assert_true(kv_option_has(set, KV_OPT_TRANSPORT, "ib"));
+	assert_true(kv_option_has(set, KV_OPT_TRANSPORT, "tcp"));
+	assert_false(kv_option_has(set, KV_OPT_TRANSPORT, "tc"));
+	assert_false(kv_option_has(set, KV_OPT_TRANSPORT, "shm"));
+	assert_false(kv_option_is(set, KV_OPT_TRANSPORT, "tcp"));
+	kv_option_free(set);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		assert_int_equal(read_one(bad[i], &set, &err), KV_ERR_ARG);
+		assert_non_null(strstr(err.message, "it takes word"));
+	}
+}
+
 static void a_number_is_decimal_or_hexadecimal_never_octal(void **state)
 {
 	static const char *const twenty[] = { "KVCACHE_IB_TIMEOUT=20", "KVCACHE_IB_TIMEOUT=020",
@@ -264,6 +287,7 @@ int main(void)
 		cmocka_unit_test(running_out_of_descriptors_is_distinguished_from_other_errors),
 		cmocka_unit_test(a_bad_value_names_the_option_and_its_range),
 		cmocka_unit_test(good_values_are_parsed),
+		cmocka_unit_test(a_list_of_words_is_parsed_and_asked),
 		cmocka_unit_test(a_number_is_decimal_or_hexadecimal_never_octal),
 		cmocka_unit_test(the_list_beats_the_environment),
 		cmocka_unit_test(an_empty_variable_counts_as_unset),

@@ -5,6 +5,7 @@ usage: bench_pair_test.py PROGRAM
 """
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -201,17 +202,32 @@ class Namespaces(Pair):
 
     def test_each_transport_s_reason_is_named(self):
         side, target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]))
-        status, out, err = self.connect(target, inside=self.inside(self.holders[1]))
+        status, out, err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm,ib"})
         self.assertEqual((status, out), (1, ""))
-        self.assertRegex(err, "UNREACHABLE.*shm: .* in another network namespace; ib: [^;]+; peer .*one network namespace")
+        self.assertRegex(err, "UNREACHABLE.*shm: .* in another network namespace; ib: [^;]+; tcp: KVCACHE_TRANSPORT is shm,ib here; "
+                              "peer .*one network namespace")
         err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm"})[2]
-        self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; peer", err)
+        self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; tcp: ", err)
 
-    def test_the_doctor_s_line_about_it_has_the_reasons_and_a_fix(self):
-        side = self.begin(*self.inside(self.holders[0]), PROGRAM, "doctor", "--listen", "10.99.0.1", env=CLEAN)
-        self.assertIn("listening", side.stdout.readline())
-        out = self.run_out(self.begin(*self.inside(self.holders[1]), PROGRAM, "doctor", "--peer", "10.99.0.1", env=CLEAN))[1]
-        self.assertRegex(out, r"(?m)^fail +connect +.*shm: .*; ib: .*\n +fix: between hosts both need an RDMA port")
+    def test_without_rdma_it_goes_over_tcp_and_says_once_what_was_missing(self):
+        side, target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]))
+        status, out, err = self.connect(target, "-b", "4K", "-e", "64K", inside=self.inside(self.holders[1]),
+                                        env={**CLEAN, "KVCACHE_DEBUG": "1"})
+        self.assertEqual(status, 0, err)
+        self.assertIn("TCP, one stream", out)
+        connections = len(re.findall("info: connected to 10.99.0.1", err))
+        self.assertEqual(len(re.findall("fell back to TCP: shm: .* in another network namespace; ib: .", err)), connections, err)
+
+    def test_the_doctor_connects_over_tcp_or_has_the_reasons_and_a_fix(self):
+        for transports, expected in (("auto", r"(?m)^ok +connect +tcp: .*one stream"),
+                                     ("shm,ib", r"(?m)^fail +connect +.*shm: .*; ib: .*\n +fix: KVCACHE_TRANSPORT")):
+            side = self.begin(*self.inside(self.holders[0]), PROGRAM, "doctor", "--listen", "10.99.0.1", env=CLEAN)
+            self.assertIn("listening", side.stdout.readline())
+            out = self.run_out(self.begin(*self.inside(self.holders[1]), PROGRAM, "doctor", "--peer", "10.99.0.1",
+                                          env={**CLEAN, "KVCACHE_TRANSPORT": transports}))[1]
+            self.assertRegex(out, expected)
+            side.kill()
+            self.run_out(side)
 
     def test_an_interface_that_does_not_lead_to_the_peer_is_named(self):
         inside = self.inside(self.holders[1])

@@ -13,8 +13,8 @@
 
 extern char **environ;
 
-enum type { TYPE_INT, TYPE_SIZE, TYPE_BOOL, TYPE_WORD, TYPE_TEXT };
-static const char *const type_names[] = { "integer", "bytes", "boolean", "word", "text" };
+enum type { TYPE_INT, TYPE_SIZE, TYPE_BOOL, TYPE_WORD, TYPE_WORDS, TYPE_TEXT };
+static const char *const type_names[] = { "integer", "bytes", "boolean", "word", "words", "text" };
 
 struct row {
 	const char *name;
@@ -30,12 +30,14 @@ static const struct row rows[KV_OPTIONS] = {
 #define SIZE(id, name, d, lo, hi, help) { name, TYPE_SIZE, d, lo, hi, "", "", help },
 #define BOOL(id, name, d, help) { name, TYPE_BOOL, d, 0, 1, "", "", help },
 #define WORD(id, name, d, words, help) { name, TYPE_WORD, 0, 0, 0, d, words, help },
+#define WORDS(id, name, d, words, help) { name, TYPE_WORDS, 0, 0, 0, d, words, help },
 #define TEXT(id, name, d, help) { name, TYPE_TEXT, 0, 0, 0, d, "", help },
 #include "option.def"
 #undef INT
 #undef SIZE
 #undef BOOL
 #undef WORD
+#undef WORDS
 #undef TEXT
 };
 
@@ -145,10 +147,10 @@ static bool parse_bool(const char *text, int64_t *number_p)
 	return false;
 }
 
-static bool is_word(const char *words, const char *text)
+static bool is_word(const char *words, const char *text, size_t n)
 {
-	size_t n = strlen(text);
-
+	if (memchr(text, '|', n))
+		return false;
 	for (const char *w = words; n && w; w = strchr(w, '|')) {
 		if (*w == '|')
 			w++;
@@ -158,9 +160,16 @@ static bool is_word(const char *words, const char *text)
 	return false;
 }
 
+static bool are_words(const char *words, const char *text)
+{
+	size_t n = strcspn(text, ",");
+
+	return is_word(words, text, n) && (!text[n] || are_words(words, text + n + 1));
+}
+
 static void describe_range(const struct row *row, char *buf, size_t cap)
 {
-	if (row->type == TYPE_WORD)
+	if (row->type == TYPE_WORD || row->type == TYPE_WORDS)
 		snprintf(buf, cap, "%s", row->words);
 	else if (row->type == TYPE_BOOL)
 		snprintf(buf, cap, "0|1");
@@ -182,7 +191,10 @@ static int assign(struct kv_option_set *set, int id, const char *text, const cha
 		ok = parse_bool(text, &number);
 		break;
 	case TYPE_WORD:
-		ok = is_word(row->words, text);
+		ok = is_word(row->words, text, strlen(text));
+		break;
+	case TYPE_WORDS:
+		ok = are_words(row->words, text);
 		break;
 	case TYPE_TEXT:
 		ok = true;
@@ -276,7 +288,7 @@ int kv_option_read(const char *const *list, struct kv_option_set **set_p, struct
 		set->value[i].number = rows[i].def;
 		set->value[i].source = "default";
 		describe_range(&rows[i], set->value[i].range, sizeof(set->value[i].range));
-		if (rows[i].type == TYPE_WORD || rows[i].type == TYPE_TEXT)
+		if (*rows[i].text || rows[i].type == TYPE_TEXT)
 			snprintf(set->value[i].def, sizeof(set->value[i].def), "%s", rows[i].text);
 		else
 			snprintf(set->value[i].def, sizeof(set->value[i].def), "%lld",
@@ -317,6 +329,19 @@ const char *kv_option_string(const struct kv_option_set *set, enum kv_option_id 
 bool kv_option_is(const struct kv_option_set *set, enum kv_option_id id, const char *word)
 {
 	return !strcmp(set->value[id].text, word);
+}
+
+bool kv_option_has(const struct kv_option_set *set, enum kv_option_id id, const char *word)
+{
+	const char *text = set->value[id].text;
+	size_t n = strlen(word);
+
+	while (strncmp(text, word, n) || (text[n] && text[n] != ',')) {
+		text += strcspn(text, ",");
+		if (!*text++)
+			return false;
+	}
+	return true;
 }
 
 bool kv_option_is_set(const struct kv_option_set *set, enum kv_option_id id)

@@ -20,12 +20,14 @@ enum kv_option_id {
 #define SIZE(id, ...) KV_OPT_##id,
 #define BOOL(id, ...) KV_OPT_##id,
 #define WORD(id, ...) KV_OPT_##id,
+#define WORDS(id, ...) KV_OPT_##id,
 #define TEXT(id, ...) KV_OPT_##id,
 #include "option.def"
 #undef INT
 #undef SIZE
 #undef BOOL
 #undef WORD
+#undef WORDS
 #undef TEXT
 	KV_OPTIONS
 };
@@ -41,6 +43,8 @@ bool kv_option_bool(const struct kv_option_set *set, enum kv_option_id id);
 const char *kv_option_string(const struct kv_option_set *set,
 			     enum kv_option_id id); /* WORD, TEXT; never NULL */
 bool kv_option_is(const struct kv_option_set *set, enum kv_option_id id, const char *word);
+bool kv_option_has(const struct kv_option_set *set, enum kv_option_id id,
+		   const char *word); /* WORDS: it is one of them */
 bool kv_option_is_set(const struct kv_option_set *set,
 		      enum kv_option_id id); /* set, not left at the default */
 

@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * place.c -- where the payload of a frame goes: blocks of this side, or nowhere
+ *
+ * A frame is checked as a whole before a byte of it is placed. A payload may take several turns to
+ * come, and what was open may be closed meanwhile: so whether bytes may be placed is asked again in
+ * each turn, and those of a grant that was revoked are received into nothing. A revoke does not
+ * wait for the writer.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "tcp.h"
+
+struct tr_mem *place_reach(struct tcp_conn *tc, uint32_t id, uint64_t offset, uint64_t len,
+			   unsigned int access)
+{
+	struct tr_mem *mem = tr_mem_get(tr_conn_tr(tc->conn), id);
+
+	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
+/* 0, or the peer breaks the rules. */
+static int ask_for_span(struct tcp_conn *tc, const struct tr_mem *mem, unsigned int i)
+{
+	struct tcp_in *in = &tc->data->in;
+	int may = tr_conn_may(tc->conn, mem, in->span[i].offset, in->span[i].len, TR_REMOTE_WRITE,
+			      in->frame.value);
+
+	in->verdict[i] = may == TR_PLACE ? TR_PLACE : TR_DROP;
+	return may < 0 ? may : 0;
+}
+
+static int refuse_write(const struct tcp_in *in, unsigned int i, struct kv_error *err)
+{
+	return kv_fail(err, KV_ERR_PROTOCOL, "tcp",
+		       "the peer writes %u bytes into region %u at %llu, outside the memory that "
+		       "was opened to it",
+		       in->span[i].len, in->frame.number, (unsigned long long)in->span[i].offset);
+}
+
+int place_check(struct tcp_conn *tc, struct kv_error *err)
+{
+	struct tcp_in *in = &tc->data->in;
+	struct tr_mem *mem = tr_mem_get(tr_conn_tr(tc->conn), in->frame.number);
+	unsigned int i;
+
+	for (i = 0; mem && mem->access & TR_REMOTE_WRITE && i < in->frame.spans; i++)
+		if (in->span[i].offset > mem->len ||
+		    in->span[i].len > mem->len - in->span[i].offset || ask_for_span(tc, mem, i))
+			break;
+	if (mem)
+		tr_mem_put(mem);
+	if (i < in->frame.spans)
+		return refuse_write(in, i, err);
+	in->asked = i;
+	in->next = 0;
+	in->done = 0;
+	in->left = in->frame.payload;
+	return 0;
+}
+
+int place_check_answer(struct tcp_conn *tc, struct kv_error *err)
+{
+	struct tcp_in *in = &tc->data->in;
+
+	if (in->frame.payload > tc->data->read_left)
+		return kv_fail(err, KV_ERR_PROTOCOL, "tcp",
+			       "the peer answers with %u bytes, of which %llu were asked for",
+			       in->frame.payload, (unsigned long long)tc->data->read_left);
+	in->left = in->frame.payload;
+	return 0;
+}
+
+/* ---------------------------------------------------------------- the next places */
+
+/* The next places of a payload, alike: all are memory, or all are nowhere. */
+struct places {
+	struct iovec iov[STREAM_SPANS_MAX + 1]; /* and what follows the payload */
+	unsigned int n;
+	size_t bytes;
+	bool nowhere;
+	struct tr_mem *mem; /* held */
+};
+
+static void add_place(struct places *p, uint8_t *at, size_t len)
+{
+	p->iov[p->n++] = (struct iovec){ at, len };
+	p->bytes += len;
+}
+
+static int data_places(struct tcp_conn *tc, struct places *p, struct kv_error *err)
+{
+	struct tcp_in *in = &tc->data->in;
+	uint32_t done = in->done;
+
+	/* It may have gone since the header was checked. */
+	p->mem = tr_mem_get(tr_conn_tr(tc->conn), in->frame.number);
+	for (unsigned int i = in->next; i < in->frame.spans; i++, done = 0) {
+		bool nowhere;
+
+		if (p->mem && i >= in->asked) {
+			if (ask_for_span(tc, p->mem, i))
+				return refuse_write(in, i, err);
+			in->asked = i + 1;
+		}
+		nowhere = !p->mem || in->verdict[i] == TR_DROP;
+		if (p->n && nowhere != p->nowhere)
+			break;
+		p->nowhere = nowhere;
+		add_place(p, nowhere ? NULL : p->mem->addr + in->span[i].offset + done,
+			  in->span[i].len - done);
+	}
+	return 0;
+}
+
+static void answer_places(const struct tcp_data *d, struct places *p)
+{
+	for (unsigned int i = d->read_head; p->n < STREAM_SPANS_MAX && p->bytes < d->in.left; i++) {
+		const struct tcp_read *read = &d->read[i % TCP_READS_MAX];
+		size_t left = d->in.left - p->bytes;
+
+		if (p->n && !read->dst != p->nowhere)
+			break;
+		p->nowhere = !read->dst;
+		add_place(p, read->dst, read->left < left ? read->left : left);
+	}
+}
+
+/* The peer has broken the connection on purpose, or died: nothing of it is placed any more. */
+static bool has_broken(struct tcp_conn *tc)
+{
+	struct tcp_in *in = &tc->data->in;
+	struct pollfd p = { .fd = tc->sock };
+
+	if (!in->looked && poll(&p, 1, 0) == 1)
+		tc->hung_up = true;
+	in->looked = true;
+	return tc->hung_up;
+}
+
+/* 0, TR_AGAIN: no more is placed, or the connection's failure. */
+static int find_places(struct tcp_conn *tc, struct places *p, struct kv_error *err)
+{
+	const struct tcp_in *in = &tc->data->in;
+
+	p->n = 0;
+	p->bytes = 0;
+	p->mem = NULL;
+	if (has_broken(tc))
+		return TR_AGAIN;
+	if (in->frame.type == STREAM_DATA)
+		return data_places(tc, p, err);
+	answer_places(tc->data, p);
+	return 0;
+}
+
+/* ---------------------------------------------------------------- bytes that have come */
+
+static void advance_data(struct tcp_in *in, size_t n)
+{
+	while (n) {
+		uint32_t left = in->span[in->next].len - in->done;
+
+		if (n < left) {
+			in->done += (uint32_t)n;
+			return;
+		}
+		n -= left;
+		in->next++;
+		in->done = 0;
+	}
+}
+
+static void advance_answer(struct tcp_conn *tc, size_t n)
+{
+	struct tcp_data *d = tc->data;
+
+	d->read_left -= n;
+	while (n) {
+		struct tcp_read *read = &d->read[d->read_head % TCP_READS_MAX];
+		struct tcp_op *to = &d->op[read->op];
+		uint32_t part = n < read->left ? (uint32_t)n : read->left;
+
+		read->left -= part;
+		n -= part;
+		if (read->dst)
+			read->dst += part;
+		if (read->left)
+			return;
+		d->read_head++;
+		/* A cancelled operation has ended, and its slot may serve another one. */
+		if (read->dst && !--to->reads && to->committed)
+			tr_op_end(tr_conn_op(tc->conn, read->op), TR_READ);
+	}
+}
+
+static void placed(struct tcp_conn *tc, size_t n)
+{
+	struct tcp_in *in = &tc->data->in;
+
+	in->left -= (uint32_t)n;
+	in->taken += n;
+	if (in->frame.type == STREAM_DATA)
+		advance_data(in, n);
+	else
+		advance_answer(tc, n);
+}
+
+int place_buffered(struct tcp_conn *tc, struct kv_error *err)
+{
+	struct tcp_in *in = &tc->data->in;
+	struct places p;
+
+	while (in->left && in->from != in->to) {
+		size_t n, have = in->to - in->from;
+		int ret = find_places(tc, &p, err);
+
+		for (unsigned int i = 0; !ret && i < p.n && have; i++, have -= n) {
+			n = p.iov[i].iov_len < have ? p.iov[i].iov_len : have;
+			if (!p.nowhere)
+				memcpy(p.iov[i].iov_base, in->bytes + in->from, n);
+			in->from += n;
+			placed(tc, n);
+		}
+		if (p.mem)
+			tr_mem_put(p.mem);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+static ssize_t receive_places(struct tcp_conn *tc, struct places *p)
+{
+	struct msghdr msg = { .msg_iov = p->iov, .msg_iovlen = p->n };
+	ssize_t n;
+
+	tr_conn_count(tc->conn)->syscalls++;
+	do
+		n = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
+		    : p->nowhere	  ? recv(tc->sock, NULL, p->bytes, MSG_TRUNC | MSG_DONTWAIT)
+					  : recvmsg(tc->sock, &msg, MSG_DONTWAIT);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
+ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err)
+{
+	struct tcp_in *in = &tc->data->in;
+	struct places p = { .n = 0 };
+	size_t payload, want;
+	ssize_t n;
+	int ret = in->left ? find_places(tc, &p, err) : 0;
+
+	if (ret) {
+		if (p.mem)
+			tr_mem_put(p.mem);
+		errno = EAGAIN;
+		return ret < 0 ? -2 : -1;
+	}
+	payload = p.bytes;
+	if (payload == in->left && !(payload && p.nowhere)) {
+		p.nowhere = false;
+		add_place(&p, in->bytes + in->to, sizeof(in->bytes) - in->to);
+	}
+	want = p.bytes;
+	n = receive_places(tc, &p);
+	if (p.mem)
+		tr_mem_put(p.mem);
+	*more_p = n == (ssize_t)want;
+	if (n <= 0)
+		return n;
+	if (payload > (size_t)n)
+		payload = (size_t)n;
+	in->to += (size_t)n - payload;
+	placed(tc, payload);
+	return n;
+}

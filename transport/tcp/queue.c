@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * queue.c -- frames going out, in one order: a buffer for headers and small frames, pointers to
+ * block data
+ *
+ * Block data is not copied: its pieces are handed to sendmsg beside the headers. Its operation
+ * holds the region until it has ended, and no operation ends before its pieces are with the kernel.
+ */
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "base/error.h"
+#include "base/fault.h"
+#include "tcp.h"
+
+static bool has_room(const struct tcp_queue *q, size_t bytes, unsigned int pieces, size_t keep)
+{
+	return bytes + keep <= TCP_QUEUE_BYTES - q->used && pieces <= TCP_QUEUE_PIECES - q->tail;
+}
+
+/* What stands behind q->used becomes the queue's. */
+static void append_bytes(struct tcp_queue *q, size_t n)
+{
+	uint8_t *at = q->bytes + q->used;
+	struct iovec *last = q->tail > q->head ? &q->piece[q->tail - 1] : NULL;
+
+	if (last && last->iov_base && (uint8_t *)last->iov_base + last->iov_len == at)
+		last->iov_len += n;
+	else
+		q->piece[q->tail++] = (struct iovec){ at, n };
+	q->used += n;
+	q->queued += n;
+}
+
+static void append_frame(struct tcp_queue *q, const struct stream_frame *frame,
+			 const struct stream_span *spans, const void *payload)
+{
+	struct wire_writer w = wire_writer_of(q->bytes + q->used, TCP_QUEUE_BYTES - q->used);
+
+	stream_put(&w, frame, spans);
+	if (payload)
+		wire_put_bytes(&w, payload, frame->payload);
+	append_bytes(q, w.len);
+}
+
+unsigned int queue_batch_room(const struct tcp_conn *tc, unsigned int want)
+{
+	const struct tcp_queue *q = &tc->data->queue;
+	unsigned int pieces = TCP_QUEUE_PIECES - q->tail;
+
+	if (queue_pending(q) >= TCP_PENDING || pieces < TCP_KEEP_PIECES + TCP_BATCH_LEAST ||
+	    !has_room(q, STREAM_HEADER_MAX, 0, TCP_KEEP_BYTES + TCP_KEEP_LAST))
+		return 0;
+	pieces -= TCP_KEEP_PIECES;
+	if (want > STREAM_SPANS_MAX)
+		want = STREAM_SPANS_MAX;
+	return want < pieces ? want : pieces;
+}
+
+void queue_batch(struct tcp_conn *tc, const struct stream_frame *frame,
+		 const struct stream_span *spans, const struct iovec *payload)
+{
+	struct tcp_queue *q = &tc->data->queue;
+
+	append_frame(q, frame, spans, NULL);
+	for (unsigned int i = 0; payload && i < frame->spans; i++)
+		q->piece[q->tail++] = payload[i];
+	if (frame->type == STREAM_ANSWER) {
+		q->piece[q->tail++] = (struct iovec){ NULL, frame->payload };
+		q->answering = true;
+	}
+	q->queued += frame->payload;
+}
+
+bool queue_small(struct tcp_conn *tc, const struct stream_frame *frame, const void *payload)
+{
+	struct tcp_queue *q = &tc->data->queue;
+
+	if (!has_room(q, STREAM_FIXED + frame->payload, 1 + 2, TCP_KEEP_LAST))
+		return false;
+	append_frame(q, frame, NULL, payload);
+	return true;
+}
+
+bool queue_reports(const struct tcp_data *d)
+{
+	return d->in.told || d->in.small - d->in.small_told >= TCP_SMALL_TOLD;
+}
+
+/* What the receiver and the sender have to say to each other, as far as there is room. */
+static void append_due(struct tcp_conn *tc)
+{
+	struct tcp_data *d = tc->data;
+	struct tcp_in *in = &d->in;
+
+	if (d->queue.closed)
+		return;
+	if (d->tell && has_room(&d->queue, STREAM_FIXED, 1, STREAM_FIXED)) {
+		append_frame(&d->queue, &(struct stream_frame){ .type = STREAM_TELL }, NULL, NULL);
+		d->tell = false;
+	}
+	if (queue_reports(d) && has_room(&d->queue, STREAM_FIXED, 1, 0)) {
+		append_frame(&d->queue,
+			     &(struct stream_frame){ .type = STREAM_REPORT,
+						     .number = in->small,
+						     .value = in->taken },
+			     NULL, NULL);
+		in->told = false;
+		in->small_told = in->small;
+	}
+}
+
+/* ---------------------------------------------------------------- to the socket */
+
+ssize_t queue_send(struct tcp_conn *tc, const struct iovec *piece, unsigned int n, bool more)
+{
+	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)piece, .msg_iovlen = n };
+	ssize_t sent;
+
+	tr_conn_count(tc->conn)->syscalls++;
+	do
+		sent = kv_fault(TCP_SEND)
+			       ? (errno = ECONNRESET, -1)
+			       : sendmsg(tc->sock, &msg,
+					 MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
+	while (sent < 0 && errno == EINTR);
+	return sent;
+}
+
+static ssize_t send_front(struct tcp_conn *tc)
+{
+	struct tcp_queue *q = &tc->data->queue;
+	unsigned int end = q->head;
+
+	if (!q->piece[q->head].iov_base)
+		return answer_send(tc, q->piece[q->head].iov_len);
+	while (end != q->tail && q->piece[end].iov_base)
+		end++;
+	return queue_send(tc, &q->piece[q->head], end - q->head, end != q->tail);
+}
+
+static void drop_front(struct tcp_queue *q, size_t n)
+{
+	q->sent += n;
+	while (n) {
+		struct iovec *p = &q->piece[q->head];
+
+		if (n < p->iov_len) {
+			p->iov_len -= n;
+			if (p->iov_base)
+				p->iov_base = (uint8_t *)p->iov_base + n;
+			return;
+		}
+		n -= p->iov_len;
+		if (!p->iov_base)
+			q->answering = false;
+		q->head++;
+	}
+}
+
+void queue_flush(struct tcp_conn *tc)
+{
+	append_due(tc);
+	queue_push(tc);
+}
+
+void queue_push(struct tcp_conn *tc)
+{
+	struct tcp_queue *q = &tc->data->queue;
+
+	while (q->head != q->tail && !q->full && !tc->data->failure.code) {
+		ssize_t n = send_front(tc);
+
+		if (n >= 0) {
+			drop_front(q, (size_t)n);
+			continue;
+		}
+		q->full = n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
+		if (n == -1 && !q->full)
+			kv_fail_errno(&tc->data->failure, KV_ERR_PEER_LOST, errno, "tcp",
+				      "sending to %s", tr_conn_address(tc->conn));
+		return;
+	}
+	if (q->head != q->tail)
+		return;
+	q->head = q->tail = 0;
+	q->used = 0;
+}
