@@ -15,14 +15,14 @@ struct floor_config {
 	size_t sizes[SIZES_MAX];
 	unsigned int n_sizes;
 	const char *json;
-	const char *path; /* NULL: both */
+	const char *path; /* NULL: all */
 	bool cpu;
 	bool quick;
 };
 extern struct floor_config cfg;
 extern uint8_t *shared_floor; /* the floor's destination, mapped before the fork */
 
-enum way { FLOOR_NT, FLOOR_PLAIN, FLOOR_CMA, KVRAIL, WAYS };
+enum way { FLOOR_NT, FLOOR_PLAIN, FLOOR_CMA, FLOOR_TCP, KVRAIL, WAYS };
 
 /*
  * One block size: where each of `batch` x `batches` blocks comes from and goes to. Equal on both
@@ -61,6 +61,12 @@ static inline uint32_t plan_slot(const struct plan *p, uint32_t batch, uint32_t 
 }
 
 void floor_batch(struct bench *b, enum way way);
+
+/* floor_tcp.c: the sockets are made before the fork; the receiving process serves them */
+void floor_tcp_open(void);
+void floor_tcp_serve(struct pair_side *s);
+void floor_tcp_batch(struct bench *b);
+void floor_tcp_end(void); /* of the writer: ends the other's thread */
 
 /* floor_receiver.c: the other process, until CMD_QUIT */
 void receiver(struct pair_side *s);

@@ -82,7 +82,9 @@ void floor_batch(struct bench *b, enum way way)
 	const char *name;
 	copy_fn *stream = copy_stream(b->plan.size, &name);
 
-	if (way == FLOOR_CMA)
+	if (way == FLOOR_TCP)
+		floor_tcp_batch(b);
+	else if (way == FLOOR_CMA)
 		floor_cma(b);
 	else
 		floor_copy(b, way == FLOOR_NT && stream ? stream : copy_plain);

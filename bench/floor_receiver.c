@@ -51,6 +51,7 @@ void receiver(struct pair_side *s)
 	pair_up(s);
 	memset(s->base, 0, s->config->region);
 	pair_say(s, (uintptr_t)s->base);
+	floor_tcp_serve(s);
 	for (unsigned int n = 1; c.kind != CMD_QUIT; n++) {
 		while (s->msgs < n && !s->lost) /* a measurement may take long */
 			pair_poll(s, 1000);

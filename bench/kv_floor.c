@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * kv_floor.c -- what a block write over shared memory costs, against the barest loop that does the
- * same
+ * kv_floor.c -- what a block write over shared memory or TCP costs, against the barest loop that
+ * does the same
  *
- *   kv_floor [--quick] [--cpu] [--path pool|cma] [--sizes 1K,4K,...] [--pairs N] [-J FILE]
+ *   kv_floor [--quick] [--cpu] [--path pool|cma|tcp] [--sizes 1K,4K,...] [--pairs N] [-J FILE]
  *
  * Two processes, one submitting thread, one batch in flight. A batch is 1538 blocks with shuffled
  * ids on both sides; 64 different batches take turns in pools of 1 GiB a side, so source and
@@ -14,6 +14,7 @@
  *          memfd pool; read: until the receiver has read every byte of the batch once, each batch
  *          on its own
  *   cma    floor: process_vm_writev of 256 spans a call into the peer; kvrail: the same path
+ *   tcp    floor: one socket over loopback, one header a batch, a byte back; kvrail: one stream
  *
  * --cpu divides by the writer's CPU time instead of the time that passed, for a machine that others
  * keep busy; what two processes do together cannot be measured so, and is left out.
@@ -296,6 +297,23 @@ static void cma_writer(struct pair_side *s)
 	finish(&b);
 }
 
+static void tcp_writer(struct pair_side *s)
+{
+	struct bench b;
+
+	start(&b, s);
+	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
+		struct row row;
+
+		begin_size(&b, cfg.sizes[i]);
+		row = compare(&b, 1u << FLOOR_TCP | 1u << KVRAIL, false);
+		print_row("tcp", false, cfg.sizes[i], &row, FLOOR_TCP);
+		check(&b);
+	}
+	floor_tcp_end();
+	finish(&b);
+}
+
 static bool parse_sizes(char *text)
 {
 	char *rest = text, *word;
@@ -334,13 +352,14 @@ static int parse(int argc, char **argv)
 			cfg.pairs = (uint32_t)strtoul(optarg, NULL, 10);
 		} else if (c == 'c') {
 			cfg.cpu = true;
-		} else if (c == 'P' && (!strcmp(optarg, "pool") || !strcmp(optarg, "cma"))) {
+		} else if (c == 'P' && (!strcmp(optarg, "pool") || !strcmp(optarg, "cma") ||
+					!strcmp(optarg, "tcp"))) {
 			cfg.path = optarg;
 		} else if (c == 'J') {
 			cfg.json = optarg;
 		} else {
 			fprintf(stderr,
-				"usage: kv_floor [--quick] [--cpu] [--path pool|cma] [--sizes 1K,4K] [--pairs N] [-J FILE]\n");
+				"usage: kv_floor [--quick] [--cpu] [--path pool|cma|tcp] [--sizes 1K,4K] [--pairs N] [-J FILE]\n");
 			return 2;
 		}
 	}
@@ -367,7 +386,8 @@ static struct results *begin_results(const char *command)
 	       "# floor, pool: one thread that copies with non-temporal stores (%s) and prefetches; "
 	       "plain: with memcpy\n"
 	       "# floor, cma: process_vm_writev, 256 spans a call; until: written, or read by the "
-	       "receiver as well\n",
+	       "receiver as well\n"
+	       "# floor, tcp: one loopback socket, one header a batch, a byte back\n",
 	       cfg.pool >> 20, cfg.batch, cfg.batches, cfg.pairs,
 	       cfg.cpu ? "the writer's processor time" : "time", stores);
 	results_table(r, columns, sizeof(columns) / sizeof(*columns));
@@ -378,12 +398,13 @@ int main(int argc, char **argv)
 {
 	struct pair_config pool = { .parent_pool = true, .child_pool = true };
 	struct pair_config cma = { .parent_path = "cma", .child_path = "cma" };
+	struct pair_config tcp = { .parent_path = "tcp", .child_path = "tcp" };
 	char *command = results_command(argc, argv);
 	int ret = parse(argc, argv);
 
 	if (ret || results_can_write("kv_floor", cfg.json))
 		return 2;
-	pool.region = cma.region = cfg.pool;
+	pool.region = cma.region = tcp.region = cfg.pool;
 	shared_floor =
 		mmap(NULL, cfg.pool, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	PAIR_CHECK(shared_floor != MAP_FAILED);
@@ -393,6 +414,10 @@ int main(int argc, char **argv)
 	munmap(shared_floor, cfg.pool);
 	if (!ret && (!cfg.path || !strcmp(cfg.path, "cma")))
 		ret = pair_run(&cma, cma_writer, receiver);
+	if (!ret && (!cfg.path || !strcmp(cfg.path, "tcp"))) {
+		floor_tcp_open();
+		ret = pair_run(&tcp, tcp_writer, receiver);
+	}
 	free(command);
 	return results_end(results, cfg.json) || ret;
 }

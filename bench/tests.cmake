@@ -60,6 +60,8 @@ endif()
 kvrail_add_test(net_perf_runs COMMAND net_perf -b 2048 -e 65536 $<TARGET_FILE:kvrail_net>)
 set_tests_properties(net_perf_runs PROPERTIES ENVIRONMENT "${net_env}")
 
+kvrail_add_test(tcp_call_runs COMMAND tcp_call -n 50 -r 1)
+
 # They leave the cleaning up to their process's end.
 kvrail_add_test(kv_cost_runs COMMAND kv_cost 1024 16 2 1)
 kvrail_add_test(net_cost_runs COMMAND net_cost $<TARGET_FILE:kvrail_net> 4096 4 1)
