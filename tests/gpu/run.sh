@@ -3,9 +3,10 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [check|table|all]
+# usage: tests/gpu/run.sh [check|table|all|two]
 #
-# check compares every byte, small; table prints GB/s beside one bare kernel of the same run and leaves JSON in $OUT.
+# check compares every byte, small; table prints GB/s beside one bare kernel of the same run and leaves JSON in $OUT; all is
+# both. two: the table between GPU 0 and GPU 1. COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
@@ -17,30 +18,36 @@ mkdir -p "$out"
 
 # By hand: what cmake asks for besides is not needed here.
 mkdir -p "$build"
+echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
 if ! cc -O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
-	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -o "$build/gpu_pd" \
+	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -I"$build" -o "$build/gpu_pd" \
 	bench/{gpu_pd,results}.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c -lpthread -ldl -lm >"$out/build.log" 2>&1; then
 	tail -n 30 "$out/build.log"
 	echo "FAILED build"
 	exit 1
 fi
+build=$(realpath "$build")
 failures=0
 
 run() {
 	echo "== $*"
-	timeout 120 "$@" || { echo "FAILED ($?): $*"; failures=$((failures + 1)); }
+	(cd "$out" && timeout 120 "$@") || { echo "FAILED ($?): $*"; failures=$((failures + 1)); }
 }
 
-if [ "$what" != table ]; then
+if [ "$what" = check ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
 		run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
 	done
 fi
-if [ "$what" != check ]; then
+if [ "$what" = two ]; then
+	run "$build/gpu_pd" --decode 1 --json "h200x2_gpu.json"
+	run "$build/gpu_pd" --decode 1 --sms 132 --json "h200x2_gpu_132.json"
+fi
+if [ "$what" = table ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
-		run "$build/gpu_pd" --way "$way" --json "$out/$way.json"
+		run "$build/gpu_pd" --way "$way" --json "h200_${way/-/_}.json"
 	done
-	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "$out/gpu-gpu-132.json"
+	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "h200_gpu_gpu_132.json"
 fi
 echo "$failures failures"
 exit $((failures > 0))
