@@ -25,11 +25,11 @@
 #include "frame.h"
 
 enum {
-	IDLE = 1000,		/* strangers that stay */
-	GARBAGE_PER_S = 1000,	/* connections that send what is not kvrail */
-	RSS_MAX_KIB = 36 << 10, /* the tables of KVCACHE_MAX_PENDING handshakes */
-	CONNECT_MAX_MS = 1000,	/* p99 beside the strangers */
-	PENDING = 256,		/* KVCACHE_MAX_PENDING, as it is */
+	IDLE = 1000,	      /* strangers that stay */
+	GARBAGE_PER_S = 1000, /* connections that send what is not kvrail */
+	RSS_MAX_KIB = 32 << 10,
+	CONNECT_MAX_MS = 1000, /* p99 beside the strangers */
+	PENDING = 256,	       /* KVCACHE_MAX_PENDING, as it is */
 	SETUPS = 64, /* strangers that send all of a setup but its last byte, where there are */
 	SETUPS_PENDING = 16, /* places */
 };

@@ -50,7 +50,6 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	      const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	struct shm_op *so = &sc->op[op->index];
 	bool write = op->kind == TR_WRITE;
 	struct gpu_queue *queue;
 	uint64_t local, remote;
@@ -60,9 +59,9 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 	if (place < 0)
 		return place;
-	queue = sc->queue[place];
+	queue = sc->cuda->queue[place];
 	/* Of two queues the first has to end before the second begins. */
-	if (so->queue && so->queue != queue) {
+	if (cuda_has(sc, op) && sc->cuda->op[op->index].queue != queue) {
 		int ret = cuda_end(sc, op, err);
 
 		if (ret)
@@ -74,22 +73,22 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		return gpu_failed(sc, &cause, err);
 	sc->cut |= (size_t)took < n;
 	if (took) {
-		so->queue = queue;
-		so->batch = gpu_queue_last(queue);
+		sc->cuda->op[op->index].queue = queue;
+		sc->cuda->op[op->index].batch = gpu_queue_last(queue);
 	}
 	return took;
 }
 
 int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 {
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_cuda *cuda = sc->cuda;
 	struct kv_error cause;
-	int ret = gpu_queue_end(so->queue, so->batch, &cause);
+	int ret = gpu_queue_end(cuda->op[op->index].queue, cuda->op[op->index].batch, &cause);
 
 	if (ret < 0)
 		return gpu_failed(sc, &cause, err);
 	if (!ret) {
-		so->queue = NULL;
+		cuda->op[op->index].queue = NULL;
 		return 0;
 	}
 	sc->cut = true; /* nothing but a look shows that it has ended: the caller comes again */
@@ -98,13 +97,12 @@ int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 
 bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns)
 {
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_cuda *cuda = sc->cuda;
 	int ret = cuda_end(sc, op, NULL);
 
-	if (ret == TR_AGAIN && !so->stopping) {
-		so->stopping = true;
-		so->stop_ns = deadline_ns;
-		sc->stopping++;
+	if (ret == TR_AGAIN && !cuda->op[op->index].stop_ns) {
+		cuda->op[op->index].stop_ns = deadline_ns > 0 ? deadline_ns : 1;
+		cuda->stopping++;
 	}
 	return ret;
 }
@@ -115,7 +113,7 @@ static void give_up_kernel(struct shm_conn *sc, struct tr_op *op)
 
 	kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
 		"a copy on GPU %d for %s has not ended before a cancelled operation's deadline",
-		gpu_queue_device(sc->op[op->index].queue), tr_conn_address(sc->conn));
+		gpu_queue_device(sc->cuda->op[op->index].queue), tr_conn_address(sc->conn));
 	kv_error_hint(&cause, "other kernels hold the GPU, or it hangs (nvidia-smi)");
 	op->state = TR_OP_COMMITTED; /* it ends in doubt */
 	shm_lose(sc, &cause);
@@ -123,17 +121,19 @@ static void give_up_kernel(struct shm_conn *sc, struct tr_op *op)
 
 struct tr_op *cuda_ended(struct shm_conn *sc)
 {
-	for (unsigned int i = 0; sc->stopping && i < TR_OPS_MAX; i++) {
+	struct shm_cuda *cuda = sc->cuda;
+
+	for (unsigned int i = 0; cuda->stopping && i < TR_OPS_MAX; i++) {
 		struct tr_op *op = tr_conn_op(sc->conn, i);
-		struct shm_op *so = &sc->op[i];
-		int ret = so->stopping ? cuda_end(sc, op, NULL) : TR_AGAIN;
+		int64_t stop_ns = cuda->op[i].stop_ns;
+		int ret = stop_ns ? cuda_end(sc, op, NULL) : TR_AGAIN;
 
 		if (!ret) {
-			so->stopping = false;
-			sc->stopping--;
+			cuda->op[i].stop_ns = 0;
+			cuda->stopping--;
 			return op;
 		}
-		if (so->stopping && ret == TR_AGAIN && kv_now_ns() >= so->stop_ns)
+		if (stop_ns && ret == TR_AGAIN && kv_now_ns() >= stop_ns)
 			give_up_kernel(sc, op);
 	}
 	return NULL;

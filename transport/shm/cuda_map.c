@@ -8,6 +8,7 @@
  */
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -92,18 +93,22 @@ static int pin_region(struct shm_ctx *ctx, struct shm_region *region, int device
 
 /* ---------------------------------------------------------------- the peer's */
 
-/* Its place in sc->queue. */
+/* Its place in shm_cuda.queue. */
 static int queue_for(struct shm_conn *sc, int device, struct kv_error *err)
 {
 	int ret, i;
 
-	for (i = 0; i < SHM_GPUS && sc->queue[i]; i++)
-		if (gpu_queue_device(sc->queue[i]) == device)
+	if (!sc->cuda)
+		sc->cuda = kv_fault(GPU_ALLOC) ? NULL : calloc(1, sizeof(*sc->cuda));
+	if (!sc->cuda)
+		return kv_fail(err, KV_ERR_NOMEM, "gpu", "cannot allocate the table of queues");
+	for (i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
+		if (gpu_queue_device(sc->cuda->queue[i]) == device)
 			return i;
 	if (i == SHM_GPUS)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
 			       "a connection uses at most %d GPUs of one process", SHM_GPUS);
-	ret = gpu_queue_open(sc->ctx->gpu, device, sc->ctx->sms, &sc->queue[i], err);
+	ret = gpu_queue_open(sc->ctx->gpu, device, sc->ctx->sms, &sc->cuda->queue[i], err);
 	if (!ret)
 		kv_log_info(tr_conn_tr(sc->conn)->log,
 			    "GPU %d copies for %s, with at most %d multiprocessors", device,
@@ -122,7 +127,7 @@ static int map_remote(struct shm_conn *sc, struct shm_rmem *rm, int queue, struc
 		rm->gpu_at[queue] = (uintptr_t)rm->addr;
 		return 0;
 	}
-	ret = gpu_map(sc->queue[queue], &rm->share.handle, &at, err);
+	ret = gpu_map(sc->cuda->queue[queue], &rm->share.handle, &at, err);
 	if (ret)
 		return ret;
 	rm->gpu_at[queue] = at + rm->share.offset;
@@ -130,15 +135,21 @@ static int map_remote(struct shm_conn *sc, struct shm_rmem *rm, int queue, struc
 	return 0;
 }
 
-static bool in_pool(const struct shm_pool *pool, const uint8_t *addr)
+/* Its place in shm_conn.pool. */
+static unsigned int pool_of(const struct shm_conn *sc, const uint8_t *addr)
 {
-	return pool->addr && addr >= pool->addr && addr < pool->addr + pool->len;
+	unsigned int i = 0;
+
+	while (!sc->pool[i].addr || addr < sc->pool[i].addr ||
+	       addr >= sc->pool[i].addr + sc->pool[i].len)
+		i++;
+	return i;
 }
 
 static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct kv_error *err)
 {
-	int device = gpu_queue_device(sc->queue[queue]), ret;
-	struct shm_pool *pool = sc->pool;
+	int device = gpu_queue_device(sc->cuda->queue[queue]), ret;
+	unsigned int i;
 
 	if (rm->gpu_at[queue])
 		return 0;
@@ -148,16 +159,15 @@ static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct 
 		kv_error_hint(err, "allocate that cache with kv_alloc");
 		return KV_ERR_UNSUPPORTED;
 	}
-	while (!in_pool(pool, rm->addr))
-		pool++;
-	if (!pool->gpu_at) {
-		ret = gpu_pin(sc->ctx->gpu, device, pool->addr, pool->len, &pool->pinned,
-			      &pool->gpu_at, err);
+	i = pool_of(sc, rm->addr);
+	if (!sc->cuda->pool[i].at) {
+		ret = gpu_pin(sc->ctx->gpu, device, sc->pool[i].addr, sc->pool[i].len,
+			      &sc->cuda->pool[i].pinned, &sc->cuda->pool[i].at, err);
 		if (ret)
 			return ret;
-		pool->pinned_for = device;
+		sc->cuda->pool[i].device = device;
 	}
-	rm->gpu_at[queue] = pool->gpu_at + (uint64_t)(rm->addr - pool->addr);
+	rm->gpu_at[queue] = sc->cuda->pool[i].at + (uint64_t)(rm->addr - sc->pool[i].addr);
 	return 0;
 }
 
@@ -188,8 +198,8 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 
 static bool kernels_have_ended(const struct shm_conn *sc)
 {
-	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
-		if (!gpu_queue_quiet(sc->queue[i]))
+	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
+		if (!gpu_queue_quiet(sc->cuda->queue[i]))
 			return false;
 	return true;
 }
@@ -198,13 +208,12 @@ bool cuda_quit(struct shm_conn *sc)
 {
 	int64_t deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
 
-	for (unsigned int i = 0; sc->queue[0] && i < TR_OPS_MAX; i++) {
-		sc->op[i].queue = NULL;
-		sc->op[i].stopping = false;
-	}
-	sc->stopping = 0;
-	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
-		gpu_queue_drop(sc->queue[i]);
+	if (!sc->cuda)
+		return true;
+	memset(sc->cuda->op, 0, sizeof(sc->cuda->op));
+	sc->cuda->stopping = 0;
+	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
+		gpu_queue_drop(sc->cuda->queue[i]);
 	while (!kernels_have_ended(sc)) {
 		if (kv_now_ns() >= deadline_ns)
 			return false;
@@ -228,19 +237,22 @@ static bool ends_soon(struct gpu_queue *queue)
 void cuda_forget(struct shm_conn *sc, struct shm_rmem *rm)
 {
 	for (int i = 0; i < SHM_GPUS; i++)
-		if (rm->gpu_mapped[i] && ends_soon(sc->queue[i])) /* else it stays mapped */
-			gpu_unmap(sc->queue[i], rm->gpu_at[i] - rm->share.offset);
+		if (rm->gpu_mapped[i] && ends_soon(sc->cuda->queue[i])) /* else it stays mapped */
+			gpu_unmap(sc->cuda->queue[i], rm->gpu_at[i] - rm->share.offset);
 }
 
 bool cuda_close(struct shm_conn *sc)
 {
 	bool closed = true;
 
-	for (int i = 0; i < SHM_GPUS && sc->queue[i]; i++)
-		closed &= gpu_queue_close(sc->queue[i]);
-	for (unsigned int i = 0; closed && i < sc->pools; i++)
-		if (sc->pool[i].pinned)
-			gpu_unpin(sc->ctx->gpu, sc->pool[i].pinned_for, sc->pool[i].addr);
+	for (int i = 0; sc->cuda && i < SHM_GPUS && sc->cuda->queue[i]; i++)
+		closed &= gpu_queue_close(sc->cuda->queue[i]);
+
+	for (unsigned int i = 0; sc->cuda && closed && i < sc->pools; i++)
+		if (sc->cuda->pool[i].pinned)
+			gpu_unpin(sc->ctx->gpu, sc->cuda->pool[i].device, sc->pool[i].addr);
+	free(sc->cuda);
+	sc->cuda = NULL;
 	if (!closed)
 		kv_log_warn(tr_conn_tr(sc->conn)->log,
 			    "a copy for %s has not ended: what it uses stays mapped",

@@ -285,7 +285,7 @@ int shm_arm(struct tr_conn *conn)
 		sc->cut = sc->blocked = false;
 		return 1;
 	}
-	if (sc->hung_up || sc->copies || sc->stopping ||
+	if (sc->hung_up || sc->copies || (sc->cuda && sc->cuda->stopping) ||
 	    (sc->late && sc->bell < 0)) /* nothing rings a bell */
 		return 1;
 	if (sc->unrung)

@@ -324,8 +324,8 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct shm_op *so = &sc->op[op->index];
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
-	if (so->copying || so->queue) {
-		int ret = so->queue ? cuda_end(sc, op, err) : call_end_split(sc, op, err);
+	if (so->copying || cuda_has(sc, op)) {
+		int ret = so->copying ? call_end_split(sc, op, err) : cuda_end(sc, op, err);
 
 		if (ret)
 			return ret;
@@ -393,7 +393,7 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	}
 	if (so->copying && !call_cancel_split(sc, op))
 		return;
-	if (so->queue && cuda_cancel(sc, op, deadline_ns))
+	if (cuda_has(sc, op) && cuda_cancel(sc, op, deadline_ns))
 		return;
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
 		if (sc->read[i % SHM_READS_MAX].op == op->index)
@@ -446,8 +446,8 @@ int send_progress(struct shm_conn *sc)
 			shm_op_cancel(late, sc->late_deadline_ns);
 		return 1;
 	}
-	while (sc->stopping && (op = cuda_ended(sc))) {
-		shm_op_cancel(op, sc->op[op->index].stop_ns);
+	while (sc->cuda && sc->cuda->stopping && (op = cuda_ended(sc))) {
+		shm_op_cancel(op, kv_now_ns()); /* it ends now: nothing of it runs */
 		done++;
 	}
 	if (sc->rest.op) {

@@ -88,9 +88,6 @@ struct shm_ctx {
 struct shm_pool {
 	uint64_t id, len;
 	uint8_t *addr; /* NULL: not mapped, for lack of address space */
-	uint64_t gpu_at; /* where kernels find it, 0: not pinned for a GPU */
-	int pinned_for;
-	bool pinned; /* by this side */
 };
 
 /* rmem->priv */
@@ -100,7 +97,7 @@ struct shm_rmem {
 	bool cma_any_order;
 	uint8_t *addr; /* pool: here. cma, ring, cuda: the peer's address */
 	struct gpu_share share; /* cuda: the peer's */
-	uint64_t gpu_at[SHM_GPUS]; /* where kernels of sc->queue find it, 0: not mapped */
+	uint64_t gpu_at[SHM_GPUS]; /* where kernels of shm_cuda.queue find it, 0: not mapped */
 	bool gpu_mapped[SHM_GPUS];
 };
 
@@ -136,11 +133,6 @@ struct shm_op {
 	bool waiting; /* it stands in shm_conn.wait */
 	bool copying; /* job is under way or was not looked at since */
 	bool late;    /* shm_conn.call is its, and did not return in time */
-	/* cuda.c: some of its spans are in `batch` of that queue, or in one before it. */
-	struct gpu_queue *queue; /* NULL: in none */
-	uint64_t batch;
-	bool stopping; /* cancelled; it ends when the kernel has, or the connection does at */
-	int64_t stop_ns;
 	/* A span that is larger than SHM_ADD_BYTES, of which `done` bytes are copied. */
 	struct {
 		const uint8_t *local, *remote;
@@ -149,6 +141,23 @@ struct shm_op {
 	struct copy_job job;
 	struct tr_span range;	/* of job, */
 	struct tr_rmem *rmem;	/* and where it goes */
+};
+
+/* A connection for which GPUs copy. */
+struct shm_cuda {
+	struct gpu_queue *queue[SHM_GPUS]; /* in the order of first use; NULL past the last */
+	unsigned int stopping;		   /* operations that cuda.c has to end */
+	struct {
+		/* Some of its spans are in `batch` of that queue, or in one before it. */
+		struct gpu_queue *queue; /* NULL: in none */
+		uint64_t batch;
+		int64_t stop_ns; /* cancelled; the connection ends it then. 0: it is not */
+	} op[TR_OPS_MAX];
+	struct {
+		uint64_t at; /* where kernels find it, 0: not pinned for a GPU */
+		int device;  /* for which it was pinned */
+		bool pinned; /* by this side */
+	} pool[SHM_POOLS_MAX];
 };
 
 /* An operation that ends when the peer has consumed our ring up to `at`. */
@@ -239,8 +248,7 @@ struct shm_conn {
 
 	int64_t fence_deadline_ns; /* 0: not begun */
 
-	struct gpu_queue *queue[SHM_GPUS]; /* in the order of first use; NULL past the last */
-	unsigned int stopping; /* operations that cuda.c has to end */
+	struct shm_cuda *cuda; /* NULL: no GPU has copied for it */
 	bool kernels_run; /* after the end: this side has not promised that it has stopped */
 
 	struct shm_pool pool[SHM_POOLS_MAX];
@@ -359,7 +367,7 @@ bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
 int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 void shm_mem_dereg(void *ctx, void *handle);
 const struct gpu_share *cuda_share(const struct tr_mem *mem); /* of a region of a GPU */
-/* Which of sc->queue copies between two regions, and where its kernels find them; or negative. */
+/* Which of cuda->queue copies between two regions, and where its kernels find them; or negative. */
 int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem,
 		   uint64_t *local_p, uint64_t *remote_p, struct kv_error *err);
 /* Nothing is started any more; waits a moment for what runs. false: something still does. */
@@ -374,6 +382,11 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	      const struct tr_span *spans, size_t n, struct kv_error *err);
 /* Every kernel of the operation has ended: 0; TR_AGAIN; or the connection's failure. */
 int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err);
+/* Some of its spans may still be copied. */
+static inline bool cuda_has(const struct shm_conn *sc, const struct tr_op *op)
+{
+	return sc->cuda && sc->cuda->op[op->index].queue;
+}
 /* false: nothing of it runs. true: cuda_ended will return it, or the connection ends it. */
 bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
 struct tr_op *cuda_ended(struct shm_conn *sc); /* a cancelled one of which nothing runs now */
