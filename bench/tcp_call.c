@@ -163,7 +163,7 @@ static double block(struct side *s, struct kv_peer *peer, double *us)
 static void measure(int fd, struct side *s, struct kv_peer *peer)
 {
 	static double us[CALLS_MAX];
-	double echoes[ROUNDS_MAX], blocks[ROUNDS_MAX], ratio[ROUNDS_MAX];
+	double echoes[ROUNDS_MAX] = { 0 }, blocks[ROUNDS_MAX] = { 0 }, ratio[ROUNDS_MAX] = { 0 };
 	uint8_t *buf = calloc(1, bytes);
 
 	sure(buf != NULL, "calloc");

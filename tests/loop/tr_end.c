@@ -309,14 +309,20 @@ static int try_exchange(struct pair_side *s, struct kv_error *err)
 	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
 	struct tr_op *op;
 	long done;
+	int ret;
 
 	if (tr_op_begin(s->conn, TR_WRITE, 1, &op, err))
 		return err->code;
 	done = tr_op_add(op, s->mem, s->rmem, &span, 1, err);
 	if (done < 0)
 		return (int)done;
-	if (tr_op_commit(op, TR_NOTIFY, 1, err))
-		return err->code;
+	/* A copy by process_vm that another thread makes may take longer on a busy machine. */
+	while ((ret = tr_op_commit(op, TR_NOTIFY, 1, err)) == TR_AGAIN) {
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
+		pair_poll(s, 20);
+	}
+	if (ret)
+		return ret;
 	while (!s->lost && (s->notifies < 1 || s->ended < 1)) {
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
 		pair_poll(s, 20);
