@@ -106,6 +106,7 @@ int fake_destroy_cq(struct ibv_cq *ibv_cq)
 		ret = fake_misuse("destroy_cq with events that were not acknowledged");
 	} else {
 		/* Events that nobody has read go with the queue. */
+		fake_forget_events(ibv_cq->context, ibv_cq);
 		for (unsigned int i = channel ? channel->event_head : 0;
 		     channel && i != channel->event_tail; i++)
 			if (channel->event[i % ASYNC_MAX] == cq)
@@ -262,7 +263,7 @@ int fake_get_async_event(struct ibv_context *context, struct ibv_async_event *ev
 			return -1;
 		fake_lock();
 		*event = c->event[c->event_head++ % ASYNC_MAX];
-		found = event->element.qp != NULL; /* not that of a queue pair that was destroyed */
+		found = event->element.qp != NULL; /* not of what was destroyed */
 		c->unacked += found;
 		fake_unlock();
 	}

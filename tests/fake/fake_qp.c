@@ -160,12 +160,12 @@ void fake_qp_error(struct fake_qp *qp)
 	qp->qp.state = IBV_QPS_ERR;
 }
 
-static void forget_events(struct fake_qp *qp)
+void fake_forget_events(struct ibv_context *context, const void *element)
 {
-	struct fake_context *c = fake_context_of(qp->qp.context);
+	struct fake_context *c = fake_context_of(context);
 
 	for (unsigned int i = c->event_head; i != c->event_tail; i++)
-		if (c->event[i % ASYNC_MAX].element.qp == &qp->qp)
+		if (c->event[i % ASYNC_MAX].element.qp == element)
 			c->event[i % ASYNC_MAX].element.qp = NULL;
 	while (c->unacked) { /* as the real one: an event of it may be in somebody's hands */
 		fake_unlock();
@@ -195,7 +195,7 @@ int fake_destroy_qp(struct ibv_qp *ibv_qp)
 		return EBUSY;
 	}
 	fake_lock();
-	forget_events(qp);
+	fake_forget_events(ibv_qp->context, ibv_qp);
 	fake_qp_error(qp);
 	fake_place_all(qp);
 	reset(qp);

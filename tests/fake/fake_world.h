@@ -269,6 +269,8 @@ struct fake_qp *fake_find_qp(uint32_t qp_num);
 /* The first queue pair of slot `from` or behind it; NULL: there is none. */
 struct fake_qp *fake_next_qp(uint32_t from);
 void fake_qp_error(struct fake_qp *qp);
+/* Asynchronous events of a queue pair or completion queue that is about to go. Under the lock. */
+void fake_forget_events(struct ibv_context *context, const void *element);
 
 /* fake_place.c */
 void fake_accept(struct fake_qp *responder, uint8_t *to, const uint8_t *data, uint32_t len,
