@@ -344,7 +344,7 @@ static void go_once(const struct run *r)
 
 static double time_one(const struct run *r)
 {
-	double us[ROUNDS_MAX];
+	double us[ROUNDS_MAX] = { 0 };
 
 	for (uint32_t i = 0; i < cfg.rounds; i++) {
 		double begin = now_us();
@@ -403,7 +403,7 @@ static double time_floor(const struct run *r, cuda_ptr far)
 	uint32_t warps = cfg.sms * 32;
 	void *memory;
 	void *params[] = { &piece, &start, &warps };
-	double us[ROUNDS_MAX];
+	double us[ROUNDS_MAX] = { 0 };
 
 	if (!stream) {
 		must(cuda.stream_create(&stream, 1), "cuStreamCreate");
