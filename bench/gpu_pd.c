@@ -450,9 +450,9 @@ static double time_floor(const struct run *r, cuda_ptr far)
 static const struct results_column columns[] = {
 	{ "way", "", "way", -14, 0 },
 	{ "block", "KiB", "block_kib", 6, 0 },
-	{ "one", "GB/s", "one_gbs", 8, 1 },
-	{ "several", "GB/s", "several_gbs", 8, 1 },
-	{ "floor", "GB/s", "floor_gbs", 8, 1 },
+	{ "one", "GB/s", "one_gb_per_s", 8, 1 },
+	{ "several", "GB/s", "several_gb_per_s", 8, 1 },
+	{ "floor", "GB/s", "floor_gb_per_s", 8, 1 },
 	{ "one/floor", "", "one_ratio", 9, 2 },
 	{ "sev/floor", "", "several_ratio", 9, 2 },
 	{ "wrong", "bytes", "wrong_bytes", 7, 0 },
@@ -647,9 +647,13 @@ int main(int argc, char **argv)
 	setenv("KVCACHE_GPU_SMS", sms, 1);
 	setenv("KVCACHE_TRANSPORT", "shm", 1);
 	results = results_new("gpu_pd", command, "shm", "CUDA kernels", "auto");
+	results_open(results, "settings", '{');
 	results_integer(results, "batch", cfg.batch);
+	results_integer(results, "pool_bytes", cfg.pool);
+	results_integer(results, "rounds", cfg.rounds);
 	results_integer(results, "multiprocessors", cfg.sms);
 	results_integer(results, "in_flight", cfg.flight);
+	results_close(results);
 	results_table(results, columns, sizeof(columns) / sizeof(columns[0]));
 	bad = measure_way(results, wanted, ways[i].place, ways[i].read);
 	free(command);

@@ -416,6 +416,11 @@ int main(int argc, char **argv)
 		return 2;
 	signal(SIGPIPE, SIG_IGN);
 	r = results_new("kv_detect", command, "shm", NULL, "sleep");
+	results_open(r, "settings", '{');
+	results_integer(r, "kills", (uint64_t)kills);
+	results_integer(r, "restarts", (uint64_t)restarts);
+	results_integer(r, "stops", (uint64_t)stops);
+	results_close(r);
 	results_table(r, columns, sizeof(columns) / sizeof(*columns));
 	for (size_t i = 0; i < sizeof(scenes) / sizeof(*scenes); i++) {
 		int times = scenes[i].kind == 'k'   ? kills
