@@ -6,6 +6,7 @@
 #          what is about shm itself: tr_shm_* (who may use which path, see limits; its ring, its stores) and kv_trust_test;
 #          kv_deadline_test, whose caches of gigabytes a guest's memory does not hold twice;
 #          what ends before a provider is chosen: handshake_test, listener_hostile_test, most of kv_split_test;
+#          kv_libc_test, whose calls are those of the paths of one host;
 #          kv_keep_test, which counts the ids that an engine keeps: over ib it runs on the fake device
 #   sweep  each point of the ib provider fails once; hundreds of connections, good and failed, leave nothing behind
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
@@ -43,7 +44,7 @@ loop() {
 		"$build/tests/loop/loop_tr_paths" ib && "$build/tests/loop/loop_tr_end" ib &&
 		"$build/tests/loop/kv_split_test" pool 'one_*' &&
 		ctest --test-dir "$build" -L 'examples|loop' -R '^(example_|kv_[a-z]*_test$)' \
-			-E '^kv_(trust|deadline|stuck|place|unload|split|keep)_test$' --no-tests=error --output-on-failure --timeout 300
+			-E '^kv_(trust|deadline|stuck|place|unload|split|keep|libc)_test$' --no-tests=error --output-on-failure --timeout 300
 }
 
 sweep() {
