@@ -94,7 +94,12 @@ static void play_group(struct sim_actor *actor)
 
 	if (!step_begin(s, actor))
 		return;
-	if (TIMED(kv_group_start, 0, s->engine->kv, &group, &err))
+	ret = TIMED(kv_group_start, 0, s->engine->kv, &group, &err);
+	if (ret == KV_ERR_NOMEM) { /* its fault point */
+		step_end(s);
+		return;
+	}
+	if (ret)
 		sim_fail("kv_group_start: %s", err.message);
 	for (int i = 1 + (int)step_draw(s, 20); i; i--) {
 		struct link *link = step_link(s);
