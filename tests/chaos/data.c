@@ -156,6 +156,7 @@ bool block_check_layer(struct cache *c, int64_t id, uint32_t l)
 {
 	const struct shape *s = &c->shape;
 	uint64_t comes = c->incoming[id], words = 0, gap = 0;
+	bool whole;
 
 	for (uint32_t t = 0; t < TENSORS; t++) {
 		const uint64_t *at = words_at(c, l, t, id);
@@ -171,8 +172,8 @@ bool block_check_layer(struct cache *c, int64_t id, uint32_t l)
 			      canary_of(l, t, id));
 		status->checked += s->stride[t];
 	}
-	return count_wrong(c, words, comes ? "a block being written" : "a closed block", l, id) &
-	       count_wrong(c, gap, "a gap", l, id);
+	whole = count_wrong(c, words, comes ? "a block being written" : "a closed block", l, id);
+	return count_wrong(c, gap, "a gap", l, id) && whole;
 }
 
 bool block_check(struct cache *c, int64_t id)

@@ -134,7 +134,9 @@ struct ibv_qp *sn_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_a
 static void reset(struct sn_qp *qp)
 {
 	pthread_mutex_lock(&qp->lock);
-	qp->sq_tail = qp->sq_done = qp->sq_polled = 0;
+	qp->sq_tail = 0;
+	qp->sq_done = 0;
+	qp->sq_polled = 0;
 	qp->retry_until = 0;
 	qp->reached = false;
 	if (qp->pending)
@@ -142,7 +144,10 @@ static void reset(struct sn_qp *qp)
 	qp->pending = false;
 	pthread_mutex_unlock(&qp->lock);
 	pthread_mutex_lock(&qp->recv_lock);
-	qp->shared->rq_tail = qp->shared->rq_head = qp->rq_seen = qp->rq_polled = 0;
+	qp->shared->rq_tail = 0;
+	qp->shared->rq_head = 0;
+	qp->rq_seen = 0;
+	qp->rq_polled = 0;
 	pthread_mutex_unlock(&qp->recv_lock);
 	memset(&qp->attr, 0, sizeof(qp->attr));
 }
