@@ -156,6 +156,17 @@ struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id)
 	return NULL;
 }
 
+struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_t len,
+			    unsigned int access)
+{
+	struct tr_mem *mem = tr_mem_get(tr, id);
+
+	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
 void tr_mem_put(struct tr_mem *mem)
 {
 	atomic_fetch_sub_explicit(&mem->readers, 1, memory_order_release);

@@ -216,6 +216,12 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
  * the thread that deregisters it waits for that.
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
+/*
+ * The same, if the peer may reach [offset, offset + len) of it in this way. Every use asks again:
+ * the region may have been deregistered meanwhile.
+ */
+struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_t len,
+			    unsigned int access);
 void tr_mem_put(struct tr_mem *mem);
 /* tr_upper_ops.may, or what stands for it; asked before bytes of the peer are placed here. */
 int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset, uint64_t len,

@@ -5,21 +5,6 @@
 #include "base/error.h"
 #include "shm.h"
 
-/*
- * The region of [offset, offset + len), if the peer may touch that in this way, or NULL; for
- * tr_mem_put. Every use asks again: the region may have been deregistered meanwhile.
- */
-static struct tr_mem *reach(struct shm_conn *sc, uint32_t id, uint64_t offset, uint64_t len,
-			    unsigned int access)
-{
-	struct tr_mem *mem = tr_mem_get(tr_conn_tr(sc->conn), id);
-
-	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
 static int refuse_record(struct kv_error *err, const struct ring_record *r, const char *what)
 {
 	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
@@ -30,7 +15,8 @@ static int refuse_record(struct kv_error *err, const struct ring_record *r, cons
 static int take_data(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
 		     struct kv_error *err)
 {
-	struct tr_mem *mem = reach(sc, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	struct tr_mem *mem =
+		tr_mem_reach(tr_conn_tr(sc->conn), r->mem, r->a, r->len, TR_REMOTE_WRITE);
 	int may = mem ? tr_conn_may(sc->conn, mem, r->a, r->len, TR_REMOTE_WRITE, r->b)
 		      : KV_ERR_PROTOCOL;
 	uint8_t *dst;
@@ -52,7 +38,9 @@ static int take_data(struct shm_conn *sc, const struct ring_record *r, const uin
 
 static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv_error *err)
 {
-	struct tr_mem *mem = r->b ? reach(sc, r->mem, r->a, r->b, TR_REMOTE_READ) : NULL;
+	struct tr_mem *mem =
+		r->b ? tr_mem_reach(tr_conn_tr(sc->conn), r->mem, r->a, r->b, TR_REMOTE_READ)
+		     : NULL;
 
 	bool may = mem && tr_conn_may(sc->conn, mem, r->a, r->b, TR_REMOTE_READ, 0) == TR_PLACE;
 
@@ -186,7 +174,8 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 		struct ring_record record = { .type = RING_READ_DATA,
 					      .mem = a->mem,
 					      .a = a->offset };
-		struct tr_mem *mem = reach(sc, a->mem, a->offset, a->left, TR_REMOTE_READ);
+		struct tr_mem *mem = tr_mem_reach(tr_conn_tr(sc->conn), a->mem, a->offset, a->left,
+						  TR_REMOTE_READ);
 		uint64_t n;
 
 		if (!mem)

@@ -18,7 +18,8 @@ int answer_asked(struct tcp_conn *tc, struct kv_error *err)
 
 	for (unsigned int i = 0; i < f->spans; i++) {
 		const struct stream_span *s = &d->in.span[i];
-		struct tr_mem *mem = place_reach(tc, f->number, s->offset, s->len, TR_REMOTE_READ);
+		struct tr_mem *mem = tr_mem_reach(tr_conn_tr(tc->conn), f->number, s->offset,
+						  s->len, TR_REMOTE_READ);
 		bool may = mem && tr_conn_may(tc->conn, mem, s->offset, s->len, TR_REMOTE_READ,
 					      0) == TR_PLACE;
 
@@ -83,7 +84,8 @@ ssize_t answer_send(struct tcp_conn *tc, size_t len)
 	while (n < STREAM_SPANS_MAX && sum < len) {
 		const struct tcp_answer *a = &d->answer[(d->answer_head + n) % TCP_READS_MAX];
 
-		held[n] = place_reach(tc, a->mem, a->offset, a->left, TR_REMOTE_READ);
+		held[n] = tr_mem_reach(tr_conn_tr(tc->conn), a->mem, a->offset, a->left,
+				       TR_REMOTE_READ);
 		if (!held[n])
 			break;
 		iov[n] = (struct iovec){ held[n]->addr + a->offset, a->left };

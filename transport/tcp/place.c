@@ -16,17 +16,6 @@
 #include "base/fault.h"
 #include "tcp.h"
 
-struct tr_mem *place_reach(struct tcp_conn *tc, uint32_t id, uint64_t offset, uint64_t len,
-			   unsigned int access)
-{
-	struct tr_mem *mem = tr_mem_get(tr_conn_tr(tc->conn), id);
-
-	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
 /* 0, or the peer breaks the rules. */
 static int ask_for_span(struct tcp_conn *tc, const struct tr_mem *mem, unsigned int i)
 {

@@ -232,8 +232,6 @@ int place_buffered(struct tcp_conn *tc, struct kv_error *err);
  * -1 and errno, or -2: the connection's failure. *more_p: the socket may have more.
  */
 ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err);
-struct tr_mem *place_reach(struct tcp_conn *tc, uint32_t id, uint64_t offset, uint64_t len,
-			   unsigned int access);
 
 /* stop.c */
 int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
