@@ -343,7 +343,10 @@ EXPORT int cuMemHostGetDevicePointer_v2(unsigned long long *ptr_p, void *host, u
 
 /* ---------------------------------------------------------------- the kernel */
 
-static char module, kernel;
+/* One for each that loads the kernel; the function is the module's. */
+struct module {
+	int running; /* kernels that have not ended */
+};
 
 EXPORT int cuModuleLoadData(void **module_p, const void *image);
 EXPORT int cuModuleLoadData(void **module_p, const void *image)
@@ -351,25 +354,28 @@ EXPORT int cuModuleLoadData(void **module_p, const void *image)
 	if (!strstr(image, ".visible .entry kvrail_copy(") || !fake_cuda.contexts)
 		return INVALID_VALUE;
 	fake_cuda.open++;
-	*module_p = &module;
+	*module_p = calloc(1, sizeof(struct module));
 	return SUCCESS;
-}
-
-EXPORT int cuModuleUnload(void *unloaded);
-EXPORT int cuModuleUnload(void *unloaded)
-{
-	fake_cuda.open--;
-	return unloaded == &module ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuModuleGetFunction(void **function_p, void *of, const char *name);
 EXPORT int cuModuleGetFunction(void **function_p, void *of, const char *name)
 {
-	*function_p = &kernel;
-	return of == &module && !strcmp(name, "kvrail_copy") ? SUCCESS : INVALID_VALUE;
+	*function_p = of;
+	return !strcmp(name, "kvrail_copy") ? SUCCESS : INVALID_VALUE;
 }
 
 enum { CHUNK = 512, JOBS = 16 };
+
+EXPORT int cuModuleUnload(struct module *module);
+EXPORT int cuModuleUnload(struct module *module)
+{
+	fake_cuda.waited += module->running > 0; /* CUDA would wait for them */
+	fake_cuda.open--;
+	free(module);
+	return SUCCESS;
+}
+
 struct piece {
 	uint64_t to, from, len;
 };
@@ -378,6 +384,7 @@ struct start {
 };
 struct stream {
 	struct job {
+		struct module *module;
 		const struct piece *piece;
 		const struct start *start;
 		unsigned int warps;
@@ -421,19 +428,19 @@ EXPORT int cuEventDestroy_v2(void *event)
 	return SUCCESS;
 }
 
-EXPORT int cuLaunchKernel(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
-			  unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
-			  struct stream *stream, void **params, void **extra);
-EXPORT int cuLaunchKernel(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
-			  unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
-			  struct stream *stream, void **params, void **extra)
+EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int gy,
+			  unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+			  unsigned int shared, struct stream *stream, void **params, void **extra);
+EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int gy,
+			  unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
+			  unsigned int shared, struct stream *stream, void **params, void **extra)
 {
 	struct job *job = &stream->job[stream->launched % JOBS];
 
 	if (fake_cuda.launch_says)
 		return fake_cuda.launch_says;
-	if (function != &kernel || gy * gz * by * bz != 1 || bx != 1024 || shared || extra ||
-	    !fake_cuda.contexts || stream->launched - stream->done == JOBS)
+	if (gy * gz * by * bz != 1 || bx != 1024 || shared || extra || !fake_cuda.contexts ||
+	    stream->launched - stream->done == JOBS)
 		return INVALID_VALUE;
 	memcpy(&job->piece, params[0], sizeof(job->piece));
 	memcpy(&job->start, params[1], sizeof(job->start));
@@ -441,6 +448,8 @@ EXPORT int cuLaunchKernel(void *function, unsigned int gx, unsigned int gy, unsi
 	if (job->warps > gx * bx / 32)
 		return INVALID_VALUE;
 	stream->launched++;
+	job->module = function;
+	function->running++;
 	fake_cuda.launched++;
 	return SUCCESS;
 }
@@ -461,6 +470,7 @@ static uint8_t *seen(uint64_t at)
 
 static void run(const struct job *job)
 {
+	job->module->running--;
 	for (unsigned int w = 0; w < job->warps; w++) {
 		struct start begin = job->start[w], end = job->start[w + 1];
 
@@ -485,8 +495,12 @@ EXPORT int cuEventQuery(struct event *event)
 		return NOT_READY;
 	if (ends_capture())
 		return INVALID_VALUE;
-	if (fake_cuda.kernel_says)
+	if (fake_cuda.kernel_says) {
+		/* Its context is of no use any more, and nothing runs in it. */
+		while (stream->done < stream->launched)
+			stream->job[stream->done++ % JOBS].module->running--;
 		return fake_cuda.kernel_says;
+	}
 	while (stream->done < event->until)
 		run(&stream->job[stream->done++ % JOBS]);
 	return SUCCESS;

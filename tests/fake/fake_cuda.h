@@ -27,6 +27,7 @@ struct fake_cuda {
 	int kernel_says; /* the same of an event */
 	int ipc_says;	 /* the same of cuIpcGetMemHandle */
 	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
+	int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	int launched;	 /* kernels */
 	int open;	 /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };

@@ -44,6 +44,7 @@ struct gpu_queue {
 	unsigned int pieces;	 /* in the one that is open: launched + 1 */
 	uint64_t chunks;
 	struct kv_error failed;
+	struct gpu_queue *next_kept;
 };
 
 static int queue_failed(struct gpu_queue *queue, const char *what, int rc, struct kv_error *err)
@@ -124,8 +125,10 @@ bool gpu_queue_close(struct gpu_queue *queue)
 {
 	int mode;
 
-	if (!gpu_queue_quiet(queue))
+	if (!gpu_queue_quiet(queue)) {
+		gpu_keep(queue->gpu->gpu, queue, &queue->next_kept);
 		return false;
+	}
 	if (!gpu_enter(queue->gpu, &mode)) {
 		unmake_queue(queue);
 		gpu_leave(queue->gpu, &mode);

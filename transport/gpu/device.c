@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* device.c -- GPUs that this process uses: the primary context, retained, and the kernel in it */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -12,6 +13,8 @@ enum { DEVICES = 64 };
 struct gpu {
 	pthread_mutex_t lock;
 	struct gpu_device device[DEVICES]; /* by ordinal; context NULL: not used yet */
+	_Atomic(struct gpu_queue *) kept;  /* whose kernel still ran when it was to be closed */
+	struct gpu *next_kept;
 };
 
 int gpu_open(struct gpu **gpu_p, struct kv_error *err)
@@ -43,9 +46,25 @@ void gpu_leave(const struct gpu_device *d, int *capture_mode)
 	d->cuda->pop(&context);
 }
 
+/* Nothing else leads to them any more. */
+static _Atomic(struct gpu *) kept;
+
+void gpu_keep(struct gpu *gpu, struct gpu_queue *queue, struct gpu_queue **next_p)
+{
+	*next_p = atomic_load(&gpu->kept);
+	while (!atomic_compare_exchange_weak(&gpu->kept, next_p, queue))
+		;
+}
+
 /* A context that the application has destroyed took its module with it: errors mean nothing. */
 void gpu_close(struct gpu *gpu)
 {
+	if (atomic_load(&gpu->kept)) {
+		gpu->next_kept = atomic_load(&kept);
+		while (!atomic_compare_exchange_weak(&kept, &gpu->next_kept, gpu))
+			;
+		return;
+	}
 	for (int i = 0; i < DEVICES; i++) {
 		struct gpu_device *d = &gpu->device[i];
 		int mode;
@@ -113,7 +132,15 @@ int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 	pthread_mutex_lock(&gpu->lock);
 	if (!gpu->device[device].context)
 		ret = first_use(&gpu->device[device], device, err);
+	gpu->device[device].gpu = gpu;
 	pthread_mutex_unlock(&gpu->lock);
 	*device_p = &gpu->device[device];
 	return ret;
+}
+
+int gpu_prepare(struct gpu *gpu, int device, struct kv_error *err)
+{
+	const struct gpu_device *d;
+
+	return gpu_device(gpu, device, &d, err);
 }

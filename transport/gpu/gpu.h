@@ -61,7 +61,16 @@ int gpu_find(const char uuid[16], int *device_p, struct kv_error *err);
 
 struct gpu; /* those that a context of the transport has used */
 int gpu_open(struct gpu **gpu_p, struct kv_error *err);
-void gpu_close(struct gpu *gpu); /* every queue is closed */
+/*
+ * The GPU takes the kernel now, and not at the first copy: compiling it, and a context that nobody
+ * has yet, may take long. DEVICE if it does not take it.
+ */
+int gpu_prepare(struct gpu *gpu, int device, struct kv_error *err);
+/*
+ * Every queue is closed. Where a kernel still ran then, the GPUs stay as they are: taking the
+ * module away would wait for it.
+ */
+void gpu_close(struct gpu *gpu);
 
 /* ---------------------------------------------------------------- queues */
 
@@ -111,8 +120,9 @@ void gpu_queue_drop(struct gpu_queue *queue);
 /* No kernel of it runs. */
 bool gpu_queue_quiet(struct gpu_queue *queue);
 
-/* device.c, for copy.c */
+/* device.c, for copy.c and share.c */
 struct gpu_device {
+	struct gpu *gpu;
 	const struct cuda_driver *cuda;
 	int device;
 	void *context, *module, *kernel;
@@ -126,6 +136,8 @@ int gpu_enter(const struct gpu_device *device, int *capture_mode);
 void gpu_leave(const struct gpu_device *device, int *capture_mode);
 int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 	       struct kv_error *err);
+/* A queue could not be closed: what its kernel uses is kept for the life of the process. */
+void gpu_keep(struct gpu *gpu, struct gpu_queue *queue, struct gpu_queue **next_p);
 /* kernel.c: the text of copy.ptx */
 extern const char gpu_copy_ptx[];
 
