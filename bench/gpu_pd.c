@@ -14,12 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <kvrail/kv.h>
 
 #include "results.h"
+#include "util.h"
 
 enum { SIZES = 5, ROUNDS_MAX = 1000, FLIGHT_MAX = 16, SMS_MAX = 256 };
 static const uint64_t sizes[SIZES] = { 1024, 4096, 16384, 65536, 262144 };
@@ -137,11 +137,7 @@ struct side {
 
 static uint64_t word_of(uint64_t key, uint64_t index)
 {
-	uint64_t x = (index + 1) * UINT64_C(0x9e3779b97f4a7c15) ^ key << 56;
-
-	x ^= x >> 29;
-	x *= UINT64_C(0xbf58476d1ce4e5b9);
-	return x ^ x >> 32;
+	return mix64(index ^ key << 56);
 }
 
 static void side_fill(struct side *side, uint64_t key)
@@ -200,7 +196,7 @@ static uint32_t shuffle(uint64_t block, uint64_t seed, int64_t *ids)
 	for (uint32_t i = 0; i < blocks; i++)
 		all[i] = i;
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t k = i + (uint32_t)(word_of(seed, i) % (blocks - i));
+		uint32_t k = i + (uint32_t)random_below(&seed, blocks - i);
 		int64_t id = all[k];
 
 		all[k] = all[i];
@@ -300,23 +296,7 @@ static void serve(int in, int out, enum place place)
 
 static double now_us(void)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
-}
-
-static int compare(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-static double median(double *v, uint32_t n)
-{
-	qsort(v, n, sizeof(*v), compare);
-	return v[n / 2];
+	return (double)now_ns() / 1e3;
 }
 
 struct run {
@@ -352,7 +332,7 @@ static double time_one(const struct run *r)
 		go_once(r);
 		us[i] = now_us() - begin;
 	}
-	return median(us, cfg.rounds);
+	return results_median(us, cfg.rounds);
 }
 
 /* Time of one of several that are in flight. */
@@ -442,7 +422,7 @@ static double time_floor(const struct run *r, cuda_ptr far)
 			;
 		us[i < 3 ? 0 : i - 3] = now_us() - begin;
 	}
-	return median(us, cfg.rounds);
+	return results_median(us, cfg.rounds);
 }
 
 /* ---------------------------------------------------------------- rows */

@@ -330,3 +330,16 @@ void results_no_line(struct results *r, const char *why)
 	r->cells = 0;
 	fseek(r->out, r->line, SEEK_SET);
 }
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+double results_median(double *v, uint32_t n)
+{
+	qsort(v, n, sizeof(*v), by_value);
+	return v[n / 2];
+}

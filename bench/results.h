@@ -42,6 +42,9 @@ void results_close(struct results *r);
 
 /* ---------------------------------------------------------------- the table, which is the rows */
 
+/* Of n > 0 values, which it sorts. */
+double results_median(double *v, uint32_t n);
+
 struct results_column {
 	const char *title, *unit;
 	const char *key; /* in the file */

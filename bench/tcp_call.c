@@ -20,10 +20,12 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <kvrail/kv.h>
+
+#include "results.h"
+#include "util.h"
 
 enum { BLOCKS = 64, ROUNDS_MAX = 99, CALLS_MAX = 10000 };
 
@@ -116,23 +118,7 @@ static void serve(int listener, int to)
 
 static double now_us(void)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double median(double *v, int n)
-{
-	qsort(v, (size_t)n, sizeof(*v), by_value);
-	return v[n / 2];
+	return (double)now_ns() / 1e3;
 }
 
 static double echo(int fd, uint8_t *buf, double *us)
@@ -143,7 +129,7 @@ static double echo(int fd, uint8_t *buf, double *us)
 		sure(!move_exactly(fd, buf, 1) && !move_exactly(fd, buf, 0), "echo");
 		us[i] = now_us() - t;
 	}
-	return median(us, calls);
+	return results_median(us, (uint32_t)calls);
 }
 
 static double block(struct side *s, struct kv_peer *peer, double *us)
@@ -157,7 +143,7 @@ static double block(struct side *s, struct kv_peer *peer, double *us)
 		need(kv_write_blocks(peer, s->cache, first, &id, &id, 1, NULL, &s->err), &s->err);
 		us[i] = now_us() - t;
 	}
-	return median(us, calls);
+	return results_median(us, (uint32_t)calls);
 }
 
 static void measure(int fd, struct side *s, struct kv_peer *peer)
@@ -179,8 +165,8 @@ static void measure(int fd, struct side *s, struct kv_peer *peer)
 	}
 	printf("# %d rounds of %d calls; medians, microseconds\n"
 	       "#  bytes     echo    acked  ratio\n%8zu %8.2f %8.2f %6.2f\n",
-	       rounds, calls, bytes, median(echoes, rounds), median(blocks, rounds),
-	       median(ratio, rounds));
+	       rounds, calls, bytes, results_median(echoes, (uint32_t)rounds),
+	       results_median(blocks, (uint32_t)rounds), results_median(ratio, (uint32_t)rounds));
 	free(buf);
 }
 

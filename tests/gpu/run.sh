@@ -20,7 +20,7 @@ mkdir -p "$out"
 mkdir -p "$build"
 echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
 if ! cc -O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
-	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -I"$build" -o "$build/gpu_pd" \
+	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/gpu_pd" \
 	bench/{gpu_pd,results}.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c -lpthread -ldl -lm >"$out/build.log" 2>&1; then
 	tail -n 30 "$out/build.log"
 	echo "FAILED build"
