@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_sim.c -- two or three engines of the block API over fake devices, or over shared memory */
-#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,22 +7,12 @@
 #include "faults.h"
 #include "kv_steps.h"
 #include "kv_world.h"
+#include "lib/process.h"
 #include "schedule.h"
 
 static int actors(uint64_t *random)
 {
 	return 2 * (sim_below(random, 4) ? 2 : 3);
-}
-
-static int count_fds(void)
-{
-	DIR *dir = opendir("/proc/self/fd");
-	int n = 0;
-
-	while (readdir(dir))
-		n++;
-	closedir(dir);
-	return n;
 }
 
 /* When nothing is wrong any more everything works again. */
@@ -53,7 +42,7 @@ static void run(const struct sim_plan *plan)
 	uint64_t random = plan->seed;
 	struct fake_config config = { .hosts = ENGINES, .threads = true };
 	struct sched_config schedule = { .rate = plan->rate, .stall = plan->stall };
-	int fds = count_fds();
+	int fds = count_descriptors();
 	bool left;
 
 	config.seed = sim_random(&random);
@@ -78,8 +67,8 @@ static void run(const struct sim_plan *plan)
 	left = w.left_open || faults_refused();
 	if (!fake_end() && !left)
 		sim_fail("something was left on a device, or a device was misused");
-	if (count_fds() != fds && !left)
-		sim_fail("%d descriptors were open before, %d are now", fds, count_fds());
+	if (count_descriptors() != fds && !left)
+		sim_fail("%d descriptors were open before, %d are now", fds, count_descriptors());
 }
 
 static const struct sim kv_sim = {

@@ -176,6 +176,17 @@ static void open_lease(struct step *s, struct link *link, struct slot *slot)
 	}
 }
 
+/* A new one with up to so many of this engine's blocks, or with none; NULL: all are in use. */
+static struct slot *slot_draw(struct step *s, unsigned int most)
+{
+	struct slot *slot = slot_new();
+
+	if (slot)
+		slot->n = step_blocks(s, s->engine->number, 0, TARGET_FIRST, CONST_FIRST,
+				      1 + step_draw(s, most), slot->block);
+	return slot;
+}
+
 static void play_lease(struct sim_actor *actor)
 {
 	struct step *s = &step;
@@ -185,10 +196,7 @@ static void play_lease(struct sim_actor *actor)
 	if (!step_begin(s, actor))
 		return;
 	link = step_link(s);
-	slot = link ? slot_new() : NULL;
-	if (slot)
-		slot->n = step_blocks(s, s->engine->number, 0, TARGET_FIRST, CONST_FIRST,
-				      1 + step_draw(s, 80), slot->block);
+	slot = link ? slot_draw(s, 80) : NULL;
 	if (slot && slot->n)
 		open_lease(s, link, slot);
 	if (link)
@@ -270,10 +278,7 @@ static void play_recv(struct sim_actor *actor)
 	if (!step_begin(s, actor))
 		return;
 	link = step_link(s);
-	slot = link ? slot_new() : NULL;
-	if (slot)
-		slot->n = step_blocks(s, s->engine->number, 0, TARGET_FIRST, CONST_FIRST,
-				      1 + step_draw(s, 60), slot->block);
+	slot = link ? slot_draw(s, 60) : NULL;
 	if (!slot || !slot->n) {
 		if (link)
 			link_put(link);
