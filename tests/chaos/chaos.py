@@ -377,51 +377,45 @@ def limited(what, soft):
     return before
 
 
-def few_descriptors(w, p, n):
-    """From the start: it cannot open its engine, or connect."""
+def starts_with(p, n, what, soft, await_that):
+    """A limit from the start: it cannot open its engine, or connect."""
     p.kill()
-    p.start(before=limited(resource.RLIMIT_NOFILE, n["few"]))
-    await_code(p, "the lack of descriptors", 5, 67, 68)
+    p.start(before=limited(what, soft))
+    await_that()
     time.sleep(n["pause"])
-    p.unlimit(resource.RLIMIT_NOFILE)
+    p.unlimit(what)
+
+
+def runs_into(w, p, n, what, soft):
+    """A limit under load, while a peer comes back."""
+    q = n["peer"](w, p)
+    p.ours()
+    p.limit(what, soft())
+    q.kill()
+    q.start()
+    time.sleep(n["pause"])
+    p.unlimit(what)
+
+
+def few_descriptors(w, p, n):
+    starts_with(p, n, resource.RLIMIT_NOFILE, n["few"], lambda: await_code(p, "the lack of descriptors", 5, 67, 68))
 
 
 def no_descriptor_left(w, p, n):
-    """Under load, while a peer comes back."""
-    q = n["peer"](w, p)
-    p.ours()
-    p.limit(resource.RLIMIT_NOFILE, p.descriptors() - n["less"])
-    q.kill()
-    q.start()
-    time.sleep(n["pause"])
-    p.unlimit(resource.RLIMIT_NOFILE)
+    runs_into(w, p, n, resource.RLIMIT_NOFILE, lambda: p.descriptors() - n["less"])
 
 
 def address_space(w, p, n):
-    p.kill()
-    p.start(before=limited(resource.RLIMIT_AS, n["mib"] * MIB))
-    until(lambda: p.status()["ready"] or p.counted(66, 68), 2)
-    time.sleep(n["pause"])
-    p.unlimit(resource.RLIMIT_AS)
+    starts_with(p, n, resource.RLIMIT_AS, n["mib"] * MIB, lambda: until(lambda: p.status()["ready"] or p.counted(66, 68), 2))
 
 
 def no_address_space_left(w, p, n):
-    q = n["peer"](w, p)
-    p.ours()
-    p.limit(resource.RLIMIT_AS, p.line_of_status("VmSize") * 1024)
-    q.kill()
-    q.start()
-    time.sleep(n["pause"])
-    p.unlimit(resource.RLIMIT_AS)
+    runs_into(w, p, n, resource.RLIMIT_AS, lambda: p.line_of_status("VmSize") * 1024)
 
 
 def no_file_size(w, p, n):
     """Files, memfds among them, of 1 MiB at most: less than a cache or two rings."""
-    p.kill()
-    p.start(before=limited(resource.RLIMIT_FSIZE, MIB))
-    await_code(p, "the limit of files", 66, 68)
-    time.sleep(n["pause"])
-    p.unlimit(resource.RLIMIT_FSIZE)
+    starts_with(p, n, resource.RLIMIT_FSIZE, MIB, lambda: await_code(p, "the limit of files", 66, 68))
 
 
 def few_processes(w, p, n):
