@@ -453,3 +453,18 @@ int64_t pair_differs(const uint8_t *p, uint64_t seed, uint64_t offset, size_t le
 			return (int64_t)i;
 	return -1;
 }
+
+void pair_suffer(struct pair_side *s, uint64_t seed, const char *text)
+{
+	size_t region = s->config->region;
+
+	pair_fill(s->base, seed, 0, region);
+	pair_meet(s);
+	pair_wait_lost(s, PAIR_SOON_MS);
+	if (s->cause.code != KV_ERR_PROTOCOL || !strstr(s->cause.message, text))
+		fprintf(stderr, "not \"%s\": %d %s\n", text, s->cause.code, s->cause.message);
+	PAIR_CHECK(s->cause.code == KV_ERR_PROTOCOL);
+	PAIR_CHECK(strstr(s->cause.message, text));
+	PAIR_CHECK(!s->notifies && !s->msgs);
+	PAIR_CHECK(pair_differs(s->base, seed, 0, region) < 0);
+}

@@ -99,6 +99,11 @@ int pair_poll(struct pair_side *s, int sleep_ms);
 void pair_wait_notifies(struct pair_side *s, unsigned int n);
 void pair_wait_msgs(struct pair_side *s, unsigned int n);
 void pair_wait_lost(struct pair_side *s, int64_t within_ms);
+/*
+ * Fills the region, meets the other side, and sleeps until its lie has ended the connection: with
+ * PROTOCOL, this text in the message, no event, and no byte of the region changed.
+ */
+void pair_suffer(struct pair_side *s, uint64_t seed, const char *text);
 
 /* One operation from begin to commit, with all the waiting; not to its end. */
 struct tr_op *pair_begin(struct pair_side *s, int kind, uint64_t user);
