@@ -4,9 +4,9 @@
  * handshake, descriptions of memory, clear-to-sends, messages ahead, notifies; while NCCL
  * registers, sends, receives, tests and deregisters
  *
- * Rules: bytes land in rows of receives only; a send is of bytes that were given, to a region that
- * is described just then; a request is done once, and only where the other end has said so; what is
- * open can be closed, and nothing is left.
+ * Rules: bytes land in regions of receives only; a send is of bytes that were given, to a region
+ * that is described just then; a request is done once, and only where the other end has said so;
+ * what is open can be closed, and nothing is left.
  */
 #include <string.h>
 
@@ -28,6 +28,7 @@ static struct {
 	void *comm; /* NULL: none */
 	bool sends;
 	struct np_mr *region[REGIONS]; /* of a quarter of the memory each */
+	bool named[REGIONS];	       /* by a receive, which has it described */
 	struct request request[REQUESTS];
 	unsigned int seq;     /* of the peer's next clear-to-send */
 	unsigned int answers; /* rows that the peer can have filled, or sends that it allowed */
@@ -225,10 +226,9 @@ static void place(const struct step *s)
 		return;
 	offset = s->c % tr_mem_len(mr->mem);
 	len = s->d % (tr_mem_len(mr->mem) - offset);
-	if (!mr->described)
+	if (!n.named[s->a % REGIONS])
 		FUZZ_CHECK(tr_conn_may(comm->conn, mr->mem, offset, len, TR_REMOTE_WRITE, 0) !=
-				   TR_PLACE ||
-			   mr->described_len);
+			   TR_PLACE);
 }
 
 /* ---------------------------------------------------------------- NCCL */
@@ -241,8 +241,10 @@ static void register_region(const struct step *s)
 	n.calls++;
 	if (!n.region[i])
 		np_reg(n.comm, memory + i * part, part, NCCL_PTR_HOST, (void **)&n.region[i]);
-	else if (!np_dereg(n.comm, n.region[i]))
+	else if (!np_dereg(n.comm, n.region[i])) {
 		n.region[i] = NULL;
+		n.named[i] = false;
+	}
 }
 
 static struct request *free_request(void)
@@ -288,6 +290,7 @@ static void receive_some(const struct step *s)
 	}
 	if (s->how & 1)
 		request = NCCL_NET_OPTIONAL_RECV_COMPLETION;
+	n.named[region] = true;
 	np_irecv(n.comm, (int)r->n, data, sizes, tags, mhandles, NULL, &request);
 	r->handle = request;
 	for (unsigned int i = 0; r->handle && i < r->n; i++)
