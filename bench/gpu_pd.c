@@ -28,6 +28,7 @@ static struct {
 	uint64_t pool;
 	uint32_t batch, rounds, flight, sms;
 	int prefill, decode; /* ordinals of this process's GPU and of the other's */
+	bool pieces;	     /* memory that is mapped piece by piece */
 	const char *json;
 } cfg = { .pool = UINT64_C(1) << 30, .batch = 1538, .rounds = 40, .flight = 4, .sms = 8 };
 
@@ -44,6 +45,14 @@ static struct {
 	int (*primary_retain)(void **context_p, int device);
 	int (*set_current)(void *context);
 	int (*mem_alloc)(cuda_ptr *ptr_p, size_t len);
+	int (*piece_create)(unsigned long long *piece_p, size_t len, const void *properties,
+			    unsigned long long flags);
+	int (*piece_release)(unsigned long long piece);
+	int (*reserve)(cuda_ptr *ptr_p, size_t len, size_t alignment, cuda_ptr at,
+		       unsigned long long flags);
+	int (*map)(cuda_ptr ptr, size_t len, size_t offset, unsigned long long piece,
+		   unsigned long long flags);
+	int (*set_access)(cuda_ptr ptr, size_t len, const void *access, size_t n);
 	int (*to_host)(void *to, cuda_ptr from, size_t len);
 	int (*to_device)(cuda_ptr to, const void *from, size_t len);
 	int (*synchronize)(void);
@@ -68,6 +77,11 @@ static const struct {
 	{ "cuDevicePrimaryCtxRetain", (void **)&cuda.primary_retain },
 	{ "cuCtxSetCurrent", (void **)&cuda.set_current },
 	{ "cuMemAlloc_v2", (void **)&cuda.mem_alloc },
+	{ "cuMemCreate", (void **)&cuda.piece_create },
+	{ "cuMemRelease", (void **)&cuda.piece_release },
+	{ "cuMemAddressReserve", (void **)&cuda.reserve },
+	{ "cuMemMap", (void **)&cuda.map },
+	{ "cuMemSetAccess", (void **)&cuda.set_access },
 	{ "cuMemcpyDtoH_v2", (void **)&cuda.to_host },
 	{ "cuMemcpyHtoD_v2", (void **)&cuda.to_device },
 	{ "cuCtxSynchronize", (void **)&cuda.synchronize },
@@ -155,7 +169,32 @@ static void side_fill(struct side *side, uint64_t key)
 	free(words);
 }
 
-static void side_open(struct side *side, enum place place, uint64_t key)
+/* As PyTorch's expandable segments are: pieces of 20 MiB, and a shorter one at the end. */
+static cuda_ptr alloc_pieces(int ordinal)
+{
+	const struct {
+		int type, handle_types, location, device;
+		char rest[16];
+	} properties = { 1, 1, 1, ordinal, { 0 } };
+	const struct {
+		int location, device, rights;
+	} access = { 1, ordinal, 3 };
+	const uint64_t most = UINT64_C(20) << 20;
+	unsigned long long piece;
+	cuda_ptr at;
+
+	must(cuda.reserve(&at, cfg.pool, 0, 0, 0), "cuMemAddressReserve");
+	for (uint64_t done = 0, len; done < cfg.pool; done += len) {
+		len = cfg.pool - done < most ? cfg.pool - done : most;
+		must(cuda.piece_create(&piece, len, &properties, 0), "cuMemCreate");
+		must(cuda.map(at + done, len, 0, piece, 0), "cuMemMap");
+		must(cuda.piece_release(piece), "cuMemRelease");
+	}
+	must(cuda.set_access(at, cfg.pool, &access, 1), "cuMemSetAccess");
+	return at;
+}
+
+static void side_open(struct side *side, enum place place, int ordinal, uint64_t key)
 {
 	struct kv_error err;
 	cuda_ptr at;
@@ -165,7 +204,10 @@ static void side_open(struct side *side, enum place place, uint64_t key)
 	if (place == HOST) {
 		check(kv_alloc(side->engine, cfg.pool, &side->pool, &err), &err);
 	} else {
-		must(cuda.mem_alloc(&at, cfg.pool), "cuMemAlloc");
+		if (cfg.pieces)
+			at = alloc_pieces(ordinal);
+		else
+			must(cuda.mem_alloc(&at, cfg.pool), "cuMemAlloc");
 		side->pool = (void *)(uintptr_t)at;
 	}
 	side_fill(side, key);
@@ -272,8 +314,8 @@ static void serve(int in, int out, enum place place)
 
 	if (!start_cuda(cfg.decode) || !from || !to)
 		_exit(1); /* the other process says it */
-	side_open(&side, place, READER);
-	if (place == GPU)
+	side_open(&side, place, cfg.decode, READER);
+	if (place == GPU && !cfg.pieces)
 		must(cuda.ipc_get(&hello.handle, (cuda_ptr)(uintptr_t)side.pool),
 		     "cuIpcGetMemHandle");
 	check(kv_listen(side.engine, NULL, 0, &hello.port, &err), &err);
@@ -466,10 +508,12 @@ static uint64_t measure_way(struct results *results, const char *way, enum place
 		fprintf(stderr, "gpu_pd: there is no GPU here, or its driver does not start\n");
 		exit(77);
 	}
-	side_open(&side, GPU, WRITER);
+	side_open(&side, GPU, cfg.prefill, WRITER);
 	get(back[0], &hello, sizeof(hello));
 	check(kv_connect(side.engine, NULL, hello.port, 10000, &r.peer, &err), &err);
-	if (place == GPU) {
+	if (place == GPU && cfg.pieces) {
+		must(cuda.mem_alloc(&far, cfg.pool), "cuMemAlloc"); /* no IPC handle */
+	} else if (place == GPU) {
 		must(cuda.ipc_open(&far, hello.handle, 1), "cuIpcOpenMemHandle");
 	} else {
 		must(cuda.host_alloc(&pinned, cfg.pool, 3), "cuMemHostAlloc");
@@ -536,6 +580,8 @@ static const char usage[] =
 	"  -g, --prefill N   this process's GPU, as CUDA numbers them (0)\n"
 	"  -d, --decode N    the other process's GPU (0)\n"
 	"  -p, --pool MIB    bytes of each cache (1024)\n"
+	"  -m, --pieces      memory of the GPU as expandable segments make it (cuMemMap); the floor of\n"
+	"                    gpu-gpu is then within this process\n"
 	"  -j, --json FILE   the same numbers\n"
 	"\n"
 	"Exit status: 0 all bytes were right, 1 an error or a wrong byte, 77 there is no GPU here.\n";
@@ -551,13 +597,14 @@ static void read_options(int argc, char **argv, const char **way_p)
 		{ "pool", required_argument, NULL, 'p' },
 		{ "prefill", required_argument, NULL, 'g' },
 		{ "decode", required_argument, NULL, 'd' },
+		{ "pieces", no_argument, NULL, 'm' },
 		{ "json", required_argument, NULL, 'j' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
 
-	while ((c = getopt_long(argc, argv, "w:b:r:f:s:g:d:p:j:h", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "w:b:r:f:s:g:d:p:mj:h", options, NULL)) != -1) {
 		unsigned long v = optarg ? strtoul(optarg, NULL, 10) : 0;
 
 		switch (c) {
@@ -584,6 +631,9 @@ static void read_options(int argc, char **argv, const char **way_p)
 			break;
 		case 'p':
 			cfg.pool = (uint64_t)v << 20;
+			break;
+		case 'm':
+			cfg.pieces = true;
 			break;
 		case 'j':
 			cfg.json = optarg;

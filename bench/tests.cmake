@@ -5,9 +5,11 @@ set(expect ${PROJECT_SOURCE_DIR}/mpi_tests/expect.sh)
 
 # A stand-in for libcuda: two processes, all ways. On a GPU: tests/gpu/run.sh.
 foreach(way gpu-gpu gpu-host host-gpu)
-	kvrail_add_test(bench_gpu_${way} COMMAND ${expect} 0 "^${way} +256 .* 0$" --
-		$<TARGET_FILE:gpu_pd> --way ${way} --prefill 3 --decode 3 --pool 8 --batch 200 --rounds 3)
-	set_property(TEST bench_gpu_${way} APPEND PROPERTY ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
+	set(run $<TARGET_FILE:gpu_pd> --way ${way} --prefill 3 --decode 3 --batch 200 --rounds 3)
+	kvrail_add_test(bench_gpu_${way} COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 8)
+	kvrail_add_test(bench_gpu_${way}_pieces COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 24 --pieces)
+	set_property(TEST bench_gpu_${way} bench_gpu_${way}_pieces APPEND PROPERTY
+		ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
 endforeach()
 
 # Each loss is noticed, and names what it leaves undone; how soon is for an idle machine.

@@ -223,6 +223,8 @@ struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
 struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_t len,
 			    unsigned int access);
 void tr_mem_put(struct tr_mem *mem);
+/* The same of a region of a device that was described to the peer. */
+struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id);
 /* tr_upper_ops.may, or what stands for it; asked before bytes of the peer are placed here. */
 int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset, uint64_t len,
 		unsigned int access, uint64_t grant);

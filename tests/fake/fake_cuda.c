@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_cuda.c -- a stand-in for libcuda.so.1 */
 #include "fake_cuda.h"
+#include "fake_vmm.h"
 
 #include <fcntl.h>
 #include <stdio.h>
@@ -13,7 +14,7 @@
 
 enum { ARENA = 64 << 20, ALLOCATIONS = 256, PAGE = 4096 };
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_READY = 600, NOT_SUPPORTED = 801 };
-enum { THE_GPU = 3, GPUS = 4 }; /* its number, of so many */
+enum { GPUS = 4 };
 
 EXPORT struct fake_cuda fake_cuda = { .ordering = 200 };
 
@@ -82,7 +83,7 @@ EXPORT int cuPointerGetAttribute(void *value, int attribute, unsigned long long 
 	int i = find(ptr);
 
 	if (i < 0)
-		return INVALID_VALUE;
+		return fake_vmm_attribute(value, attribute, ptr);
 	switch (attribute) {
 	case 1: /* context */
 		*(void **)value = &arena;
@@ -91,7 +92,13 @@ EXPORT int cuPointerGetAttribute(void *value, int attribute, unsigned long long 
 		*(unsigned int *)value = fake_cuda.managed ? 1 : 2;
 		return SUCCESS;
 	case 9: /* device ordinal */
-		*(int *)value = THE_GPU;
+		*(int *)value = FAKE_GPU;
+		return SUCCESS;
+	case 10: /* capable of legacy IPC */
+		*(bool *)value = !fake_cuda.pool;
+		return SUCCESS;
+	case 17: /* memory pool */
+		*(void **)value = fake_cuda.pool ? &arena : NULL;
 		return SUCCESS;
 	case 11: /* range start */
 		*(unsigned long long *)value = (uintptr_t)arena.addr + arena.allocation[i].at;
@@ -116,7 +123,7 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device);
 EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
 	*value = fake_cuda.ordering;
-	return attribute == 118 && device == THE_GPU ? SUCCESS : INVALID_VALUE;
+	return attribute == 118 && device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuCtxPushCurrent_v2(void *context);
@@ -198,6 +205,8 @@ EXPORT int cuIpcGetMemHandle(struct ipc_handle *handle, unsigned long long ptr)
 {
 	int i = find(ptr);
 
+	if (fake_cuda.pool)
+		return INVALID_VALUE;
 	if (fake_cuda.ipc_says)
 		return fake_cuda.ipc_says;
 	if (i < 0 || !fake_cuda.contexts || ptr != (uintptr_t)arena.addr + arena.allocation[i].at)
@@ -290,14 +299,14 @@ EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)
 {
 	fake_cuda.open++;
 	*context_p = &arena;
-	return device == THE_GPU ? SUCCESS : INVALID_VALUE;
+	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device);
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 {
 	fake_cuda.open--;
-	return device == THE_GPU ? SUCCESS : INVALID_VALUE;
+	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags);
@@ -464,6 +473,10 @@ EXPORT int cuEventRecord(struct event *event, struct stream *stream)
 /* Where the CPU finds what the GPU calls so. */
 static uint8_t *seen(uint64_t at)
 {
+	uint8_t *piece = fake_vmm_seen(at);
+
+	if (piece)
+		return piece;
 	return find(at) >= 0 ? arena.bytes + (at - (uintptr_t)arena.addr)
 			     : (uint8_t *)(uintptr_t)at;
 }

@@ -25,7 +25,11 @@ struct fake_cuda {
 	bool hold;	 /* no kernel ends */
 	int launch_says; /* what cuLaunchKernel returns; 0 = it works */
 	int kernel_says; /* the same of an event */
-	int ipc_says;	 /* the same of cuIpcGetMemHandle */
+	int ipc_says;	 /* the same of cuIpcGetMemHandle, */
+	int export_piece_says, import_says; /* cuMemExport..., cuMemImportShareableHandle */
+	bool pool;	 /* all memory is a pool's, as cudaMallocAsync's is */
+	int exported_pieces;
+	bool no_types;	 /* no piece may be exported */
 	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	int launched;	 /* kernels */
@@ -38,6 +42,9 @@ extern struct fake_cuda fake_cuda;
  * there is no more.
  */
 uint8_t *fake_cuda_alloc(size_t len, uint8_t **addr_p);
+/* The same in n mappings of 2 MiB, in address space that has room for more (fake_vmm.c). */
+uint8_t *fake_cuda_map(int n, uint8_t **addr_p);
+void fake_cuda_unmap(uint8_t *addr);
 /* All of them. */
 void fake_cuda_reset(void);
 

@@ -117,6 +117,147 @@ static void on_one_host_kernels_copy_them(void **state)
 	}
 }
 
+/* Expandable segments: the cache lies in two pieces of memory, in the middle of both. */
+static uint8_t *segment[2];
+static uint8_t *in_segment(size_t len, uint8_t **addr_p)
+{
+	size_t at = (2 << 20) - 65536 + 640;
+	uint8_t *seen = fake_cuda_map(3, addr_p);
+
+	assert_true(len > 65536 && len < 4 << 20);
+	segment[segment[0] != NULL] = *addr_p;
+	*addr_p += at;
+	return seen + at;
+}
+
+static void free_segments(void)
+{
+	for (size_t i = 0; i < 2; i++)
+		if (segment[i])
+			fake_cuda_unmap(segment[i]);
+	segment[0] = segment[1] = NULL;
+}
+
+static void memory_in_pieces_is_mapped_by_the_peer(void **state)
+{
+	struct shape shapes[] = { cuda_shape(in_segment), cuda_shape(in_one_piece), rig_shape };
+	struct kv_engine_config config = over_shm();
+	int fds = count_descriptors();
+
+	(void)state;
+	for (size_t ends = 0; ends < 8; ends++) {
+		blocks_go(shapes, ends, &config);
+		/* Once a region, for the side that copies; one region lies in two of them. */
+		assert_int_equal(fake_cuda.exported_pieces,
+				 ends / 3 == 0 ? RIG_LAYERS * RIG_TENSORS + 1 : 0);
+		free_segments();
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
+		assert_int_equal(count_descriptors(), fds);
+	}
+}
+
+/* More pieces than one message passes. */
+static void a_cache_of_many_pieces_is_mapped_in_turns(void **state)
+{
+	enum { BLOCKS = 80, APART = 2 << 20, BYTES = 4096 };
+	static const int64_t mine[] = { 3, 79 }, theirs[] = { 79, 0 };
+	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES, .stride = APART };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_engine_config config = over_shm();
+	uint8_t *seen[2], *addr[2];
+	struct kv_engine *engine[2];
+	struct kv_cache *cache[2];
+	struct kv_peer *peer;
+	struct kv_error err;
+	uint32_t port;
+
+	(void)state;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = BLOCKS;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	layout.flags = KV_CACHE_OPEN;
+	for (size_t i = 0; i < 2; i++) {
+		seen[i] = fake_cuda_map(BLOCKS, &addr[i]);
+		assert_non_null(seen[i]);
+		tensor.base = addr[i];
+		ok(kv_engine_open(&config, &engine[i], &err), &err);
+		ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
+	}
+	memset(seen[0] + 3 * APART, 'x', BYTES);
+	memset(seen[0] + 79 * APART, 'y', BYTES);
+	ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
+	ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
+	ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2, NULL, &err), &err);
+	assert_memory_equal(seen[1] + 79 * APART, seen[0] + 3 * APART, BYTES);
+	assert_memory_equal(seen[1], seen[0] + 79 * APART, BYTES);
+	assert_int_equal(fake_cuda.exported_pieces, BLOCKS);
+	ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+	for (size_t i = 0; i < 2; i++) {
+		kv_engine_close(engine[i]);
+		fake_cuda_unmap(addr[i]);
+	}
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+/* A typed error, and the next attempt works. */
+static void a_piece_that_is_refused_is_an_error(void **state)
+{
+	static const struct {
+		int pass, take;
+		const char *message;
+	} cases[] = {
+		{ 2, 0, "the peer cannot pass its GPU memory: CUDA_ERROR_OUT_OF_MEMORY" },
+		{ 0, 1, "cannot be mapped on GPU 3: CUDA_ERROR_INVALID_VALUE" },
+	};
+	struct shape shape = cuda_shape(in_segment);
+	struct kv_engine_config config = over_shm();
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct pair p = { 0 };
+
+		pair_open(&p, &shape, &config);
+		fake_cuda.export_piece_says = cases[i].pass;
+		fake_cuda.import_says = cases[i].take;
+		assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
+						 &p.a.err),
+				 KV_ERR_UNREACHABLE);
+		assert_non_null(strstr(p.a.err.message, cases[i].message));
+		fake_cuda.export_piece_says = fake_cuda.import_says = 0;
+		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
+		   &p.a.err);
+		assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+		pair_close(&p);
+		free_segments();
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
+	}
+}
+
+/* As an application may do by mistake. */
+static void memory_that_was_unmapped_while_registered_is_an_error(void **state)
+{
+	struct shape shape = cuda_shape(in_segment);
+	struct kv_engine_config config = over_shm();
+	struct pair p = { 0 };
+
+	(void)state;
+	pair_open(&p, &shape, &config);
+	fake_cuda_unmap(segment[0]); /* that of b */
+	segment[0] = NULL;
+	assert_int_equal(
+		kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
+		KV_ERR_UNREACHABLE);
+	assert_non_null(strstr(p.a.err.message, "the peer cannot pass its GPU memory"));
+	pair_close(&p);
+	free_segments();
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
 /* One batch for all tensors of all layers, not one for each call of the transport. */
 static void one_kernel_copies_all_layers(void **state)
 {
@@ -305,12 +446,12 @@ static void a_region_or_table_that_cannot_be_allocated_is_an_error(void **state)
 	fake_cuda_reset();
 }
 
-static void memory_without_an_ipc_handle_is_refused_with_the_cause(void **state)
+static void memory_that_cannot_be_shared_is_refused_with_the_cause(void **state)
 {
 	struct kv_engine_config config = over_shm();
 	struct kv_engine *engine;
 	struct kv_error err;
-	uint8_t *addr;
+	uint8_t *addr, *pieces;
 
 	(void)state;
 	ok(kv_engine_open(&config, &engine, &err), &err);
@@ -320,8 +461,21 @@ static void memory_without_an_ipc_handle_is_refused_with_the_cause(void **state)
 	assert_non_null(strstr(err.message, "cannot be mapped by another process: CUDA_ERROR_INV"));
 	assert_non_null(strstr(err.hint, "cudaMalloc"));
 	fake_cuda.ipc_says = 0;
-	ok(register_one(engine, addr, 1, &err), &err);
+	fake_cuda.pool = true;
+	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "it is of a memory pool (cudaMallocAsync)"));
+	fake_cuda.pool = false;
+
+	assert_non_null(fake_cuda_map(3, &pieces));
+	assert_int_equal(register_one(engine, pieces + 4096, 3 * 512, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "no memory is mapped from"));
+	fake_cuda.no_types = true;
+	assert_int_equal(register_one(engine, pieces, 1, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR"));
+	fake_cuda.no_types = false;
+	ok(register_one(engine, pieces, 3 * 512, &err), &err);
 	kv_engine_close(engine);
+	fake_cuda_unmap(pieces);
 	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }
@@ -357,7 +511,11 @@ int main(void)
 		cmocka_unit_test(a_kernel_that_fails_or_does_not_end_is_an_error),
 		cmocka_unit_test(each_fault_is_an_error_and_leaves_nothing),
 		cmocka_unit_test(a_region_or_table_that_cannot_be_allocated_is_an_error),
-		cmocka_unit_test(memory_without_an_ipc_handle_is_refused_with_the_cause),
+		cmocka_unit_test(memory_that_cannot_be_shared_is_refused_with_the_cause),
+		cmocka_unit_test(memory_in_pieces_is_mapped_by_the_peer),
+		cmocka_unit_test(a_cache_of_many_pieces_is_mapped_in_turns),
+		cmocka_unit_test(a_piece_that_is_refused_is_an_error),
+		cmocka_unit_test(memory_that_was_unmapped_while_registered_is_an_error),
 	};
 
 	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */

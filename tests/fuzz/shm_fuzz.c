@@ -217,19 +217,19 @@ static void link_accept(void)
 	struct link_message message;
 	struct tr_conn conn = { 0 };
 	struct shm_conn sc = { .conn = &conn };
+	struct link_fds fds;
 	struct kv_error err;
-	int fd;
+	int ret;
 
 	m.link = accept4(m.door, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	if (m.link < 0 || link_receive(&sc, m.link, &message, &fd, &err))
+	if (m.link < 0 || link_receive(&sc, m.link, &message, 1, &fds, &err))
 		return;
-	FUZZ_CHECK(fd >= 0);
-	if (segment_open(&m.seg, fd, RING_BYTES_MAX, &err)) {
-		close(fd);
+	FUZZ_CHECK(fds.n == 1);
+	ret = segment_open(&m.seg, fds.fd[0], RING_BYTES_MAX, &err);
+	link_close_fds(&fds);
+	if (ret)
 		return;
-	}
 	memcpy(m.nonce, m.seg.shared->nonce, sizeof(m.nonce));
-	close(fd);
 	message = link_word(LINK_ENDS);
 	if (m.first->how & 2)
 		((uint8_t *)&message)[m.first->c % sizeof(message)] ^= (uint8_t)m.first->d;

@@ -37,6 +37,7 @@ run() {
 if [ "$what" = check ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
 		run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
+		run "$build/gpu_pd" --way "$way" --pool 66 --batch 100 --rounds 5 --pieces
 	done
 fi
 if [ "$what" = two ]; then
@@ -47,6 +48,7 @@ if [ "$what" = table ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
 		run "$build/gpu_pd" --way "$way" --json "h200_${way/-/_}.json"
 	done
+	run "$build/gpu_pd" --way gpu-gpu --pieces
 	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "h200_gpu_gpu_132.json"
 fi
 echo "$failures failures"

@@ -146,6 +146,15 @@ static void answer_without_a_read(struct pair_side *s, struct shm_conn *sc)
 	put_and_publish(sc, (struct ring_record){ .type = RING_READ_DATA, .len = 8 });
 }
 
+static void pieces_asked_for_twice(struct pair_side *s, struct shm_conn *sc)
+{
+	for (int i = 0; i < 2; i++) {
+		put(sc, (struct ring_record){ .type = RING_PIECES, .mem = s->rmem->id });
+		sc->out.tail += RING_ALIGN;
+	}
+	publish(sc, sc->out.tail);
+}
+
 static void message_too_long(struct pair_side *s, struct shm_conn *sc)
 {
 	(void)s;
@@ -179,7 +188,7 @@ static void pool_without_seals(struct pair_side *s, struct shm_conn *sc)
 	struct kv_error err;
 
 	(void)s;
-	PAIR_CHECK(f && !link_send(sc, &message, fileno(f), &err));
+	PAIR_CHECK(f && !link_send(sc, &message, &(struct link_fds){ 1, { fileno(f) } }, &err));
 }
 
 static void pass(struct shm_conn *sc, int fd)
@@ -187,7 +196,7 @@ static void pass(struct shm_conn *sc, int fd)
 	struct link_message message = { .kind = LINK_POOL, .id = 1234, .len = 2 << 20 };
 	struct kv_error err;
 
-	PAIR_CHECK(fd >= 0 && !link_send(sc, &message, fd, &err));
+	PAIR_CHECK(fd >= 0 && !link_send(sc, &message, &(struct link_fds){ 1, { fd } }, &err));
 	close(fd);
 }
 
@@ -247,7 +256,8 @@ static void one_pool_too_many(struct pair_side *s, struct shm_conn *sc)
 
 		PAIR_CHECK(!ftruncate(fd, 4096) &&
 			   !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-		while ((ret = link_send(sc, &message, fd, NULL)) == TR_AGAIN)
+		while ((ret = link_send(sc, &message, &(struct link_fds){ 1, { fd } }, NULL)) ==
+		       TR_AGAIN)
 			PAIR_CHECK(kv_now_ns() < deadline_ns);
 		PAIR_CHECK(!ret);
 		close(fd);
@@ -289,6 +299,16 @@ static void a_descriptor_without_a_message(struct pair_side *s, struct shm_conn 
 	ring_with(sc, 0, 1);
 }
 
+static void pieces_that_were_not_asked_for(struct pair_side *s, struct shm_conn *sc)
+{
+	struct link_message message = { .kind = LINK_PIECES, .id = 0, .len = 1 << 21 };
+	int fd = sealed(0, F_SEAL_SHRINK);
+
+	(void)s;
+	PAIR_CHECK(!link_send(sc, &message, &(struct link_fds){ 1, { fd } }, NULL));
+	close(fd);
+}
+
 static const struct attack attacks[] = {
 	{ tail_between_records, "corrupt", 0 },
 	{ tail_far_ahead, "corrupt", 0 },
@@ -317,6 +337,8 @@ static const struct attack attacks[] = {
 	{ one_pool_too_many, "one too many", 0 },
 	{ two_descriptors_in_one_message, "malformed", 0 },
 	{ a_descriptor_without_a_message, "malformed", 0 },
+	{ pieces_that_were_not_asked_for, "does not belong", 0 },
+	{ pieces_asked_for_twice, "not lent", 0 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };

@@ -221,7 +221,7 @@ static void mapping_attacker(struct pair_side *s)
 						.len = UINT64_C(1) << (i % 2 ? 47 : 41) };
 		int fd = sparse_memfd(message.len);
 
-		PAIR_CHECK(!link_send(sc, &message, fd, &err));
+		PAIR_CHECK(!link_send(sc, &message, &(struct link_fds){ 1, { fd } }, &err));
 		close(fd);
 	}
 	pair_send(s, "done", 4);
@@ -288,7 +288,8 @@ static void crowding_attacker(struct pair_side *s)
 							.len = SHM_MAP_PEER_BYTES / 2 };
 			int fd = sparse_memfd(message.len);
 
-			PAIR_CHECK(!link_send(tr_conn_priv(s->conn), &message, fd, &err));
+			PAIR_CHECK(!link_send(tr_conn_priv(s->conn), &message,
+					      &(struct link_fds){ 1, { fd } }, &err));
 			close(fd);
 		}
 		pair_send(s, "done", 4);

@@ -14,6 +14,7 @@
 
 /* As cuda.h numbers them. */
 enum {
+	CUDA_INVALID_VALUE = 1,
 	CUDA_OUT_OF_MEMORY = 2,
 	CUDA_NOT_READY = 600,
 	CUDA_ALREADY_REGISTERED = 712,
@@ -21,12 +22,20 @@ enum {
 	POINTER_MEMORY_TYPE = 2,
 	POINTER_SYNC_MEMOPS = 6,
 	POINTER_DEVICE_ORDINAL = 9,
+	POINTER_IPC_CAPABLE = 10,
 	POINTER_RANGE_START = 11,
 	POINTER_RANGE_SIZE = 12,
+	POINTER_HANDLE_TYPES = 14,
+	POINTER_MEMORY_POOL = 17,
+	POINTER_MAPPING_SIZE = 18,
+	POINTER_MAPPING_BASE = 19,
 	MEMORY_TYPE_DEVICE = 2,
 	DEVICE_RDMA_WRITES_ORDERING = 118,
 	ORDERED_FOR_OWNER = 100,
 	RANGE_HANDLE_DMA_BUF = 1,
+	HANDLE_POSIX_FD = 1,
+	LOCATION_DEVICE = 1,
+	ACCESS_READ_WRITE = 3,
 	IPC_LAZY_ENABLE_PEER_ACCESS = 1,
 	HOST_PORTABLE_MAPPED = 1 | 2,
 	STREAM_NON_BLOCKING = 1,
@@ -37,6 +46,10 @@ enum {
 typedef unsigned long long cuda_ptr;
 struct cuda_ipc_handle {
 	char bytes[64];
+};
+
+struct cuda_access { /* CUmemAccessDesc */
+	int location, device, rights;
 };
 
 struct cuda_driver {
@@ -58,6 +71,18 @@ struct cuda_driver {
 	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);
 	int (*ipc_open)(cuda_ptr *ptr_p, struct cuda_ipc_handle handle, unsigned int flags);
 	int (*ipc_close)(cuda_ptr ptr);
+	int (*piece_retain)(unsigned long long *piece_p, void *ptr);
+	int (*piece_release)(unsigned long long piece);
+	int (*piece_export)(void *fd_p, unsigned long long piece, int type,
+			    unsigned long long flags);
+	int (*piece_import)(unsigned long long *piece_p, void *fd, int type);
+	int (*reserve)(cuda_ptr *ptr_p, size_t len, size_t alignment, cuda_ptr at,
+		       unsigned long long flags);
+	int (*unreserve)(cuda_ptr ptr, size_t len);
+	int (*map)(cuda_ptr ptr, size_t len, size_t offset, unsigned long long piece,
+		   unsigned long long flags);
+	int (*unmap)(cuda_ptr ptr, size_t len);
+	int (*set_access)(cuda_ptr ptr, size_t len, const struct cuda_access *access, size_t n);
 	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
 	int (*host_free)(void *ptr);
 	int (*host_register)(void *ptr, size_t len, unsigned int flags);

@@ -5,6 +5,7 @@
  *
  *   cuda_load.c  the driver's functions
  *   dmabuf.c     a DMA-BUF for NICs
+ *   vmm.c        regions of memory that is mapped piece by piece
  *   share.c      the IPC handle of a region; a peer's region, and host memory, mapped for a GPU
  *   device.c     a GPU of this process: its primary context, the kernel
  *   copy.c       queues of pieces that a kernel copies
@@ -42,12 +43,13 @@ struct gpu_share {
 	char uuid[16];
 	struct cuda_ipc_handle handle;
 	uint64_t offset; /* of the region in the allocation that the handle stands for */
+	uint64_t span;	 /* 0; else there is no handle, but so many bytes of pieces (vmm.c) */
 };
 
 /*
- * UNSUPPORTED, with the reason: CUDA does not run here; the allocation has no IPC handle (virtual
- * memory management, a memory pool); it belongs to a context that is not the GPU's primary one.
- * ARG: as gpu_check_range.
+ * UNSUPPORTED, with the reason: CUDA does not run here; the allocation can be shared in neither way
+ * (a memory pool); it belongs to a context that is not the GPU's primary one. ARG: as
+ * gpu_check_range, or a part of it is not mapped.
  */
 int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err);
 
@@ -56,6 +58,15 @@ int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_e
  * not visible to this process.
  */
 int gpu_find(const char uuid[16], int *device_p, struct kv_error *err);
+
+/*
+ * Pieces that begin with the one that holds addr and end with that of addr + len: how far addr is
+ * in, and all their bytes. ARG: a hole. UNSUPPORTED: one that cannot be exported.
+ */
+int gpu_measure(const struct cuda_driver *cuda, const void *addr, size_t len, uint64_t *offset_p,
+		uint64_t *span_p, struct kv_error *err);
+/* The piece that begins there; the caller closes the descriptor. Returns the driver's number. */
+int gpu_export(const void *addr, int *fd_p, uint64_t *len_p);
 
 /* ---------------------------------------------------------------- GPUs of this process */
 
@@ -96,6 +107,18 @@ void gpu_unmap(struct gpu_queue *queue, uint64_t at);
 int gpu_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p, uint64_t *at_p,
 	    struct kv_error *err);
 void gpu_unpin(struct gpu *gpu, int device, void *addr);
+
+/* A peer's pieces side by side, in the order in which they are added; len: of all of them. */
+struct gpu_range {
+	uint64_t at, len, filled;
+};
+/* The descriptor stays the caller's. UNREACHABLE: the driver refuses it. */
+int gpu_range_add(struct gpu *gpu, int device, struct gpu_range *range, int fd, uint64_t len,
+		  struct kv_error *err);
+/* Kernels of that GPU may use it. */
+int gpu_range_allow(struct gpu *gpu, int device, const struct gpu_range *range,
+		    struct kv_error *err);
+void gpu_range_free(struct gpu *gpu, int device, struct gpu_range *range);
 
 /* As copy.cu has it. */
 struct gpu_piece {

@@ -11,7 +11,7 @@ static int no_share(struct kv_error *err, const void *addr, const char *why)
 	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
 		"the GPU memory at %p cannot be mapped by another process: %s", addr, why);
 	kv_error_hint(err,
-		      "allocate it with cudaMalloc (PyTorch: without expandable_segments and "
+		      "allocate it with cudaMalloc or by expandable segments (PyTorch: without "
 		      "cudaMallocAsync), or KVCACHE_TRANSPORT=ib takes a NIC on one host, too");
 	return KV_ERR_UNSUPPORTED;
 }
@@ -29,27 +29,16 @@ static bool is_of_primary(const struct cuda_driver *cuda, void *context, int dev
 	return same;
 }
 
-int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err)
+/* cudaMalloc's. */
+static int share_allocation(const struct cuda_driver *cuda, const void *addr, int device,
+			    struct gpu_share *share, struct kv_error *err)
 {
-	const struct cuda_driver *cuda = cuda_driver("register", err);
 	cuda_ptr at = (cuda_ptr)(uintptr_t)addr, first = 0;
 	void *context = NULL;
-	int device, ret, rc;
+	int rc = cuda->pointer_get(&first, POINTER_RANGE_START, at);
 
-	if (!cuda)
-		return KV_ERR_UNSUPPORTED;
-	ret = gpu_check_range(cuda, addr, len, err);
-	if (ret)
-		return ret;
-	rc = cuda->pointer_get(&share->device, POINTER_DEVICE_ORDINAL, at);
-	if (!rc)
-		rc = cuda->pointer_get(&first, POINTER_RANGE_START, at);
 	if (!rc)
 		rc = cuda->pointer_get(&context, POINTER_CONTEXT, at);
-	if (!rc)
-		rc = cuda->device_get(&device, share->device);
-	if (!rc)
-		rc = cuda->device_uuid(share->uuid, device);
 	if (rc || !context)
 		return no_share(err, addr, rc ? cuda_error(rc) : "it belongs to no context");
 	if (!is_of_primary(cuda, context, device))
@@ -63,6 +52,49 @@ int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_e
 		return no_share(err, addr, cuda_error(rc));
 	share->offset = at - first;
 	return 0;
+}
+
+/* It says what of it may be exported, and 0 is an answer: a memory pool's is asked for no more. */
+static bool is_mapped_in_pieces(const struct cuda_driver *cuda, cuda_ptr at, void **pool_p)
+{
+	unsigned int legacy = 1;
+
+	*pool_p = NULL;
+	if (cuda->pointer_get(&legacy, POINTER_IPC_CAPABLE, at) || legacy)
+		return false;
+	return cuda->pointer_get(pool_p, POINTER_MEMORY_POOL, at) || !*pool_p;
+}
+
+int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = cuda_driver("register", err);
+	cuda_ptr at = (cuda_ptr)(uintptr_t)addr;
+	struct kv_error why;
+	int device, ret, rc;
+	void *pool;
+
+	if (!cuda)
+		return KV_ERR_UNSUPPORTED;
+	ret = gpu_check_range(cuda, addr, len, err);
+	if (ret)
+		return ret;
+	rc = cuda->pointer_get(&share->device, POINTER_DEVICE_ORDINAL, at);
+	if (!rc)
+		rc = cuda->device_get(&device, share->device);
+	if (!rc)
+		rc = cuda->device_uuid(share->uuid, device);
+	if (rc)
+		return no_share(err, addr, cuda_error(rc));
+	share->span = 0;
+	if (is_mapped_in_pieces(cuda, at, &pool)) {
+		ret = gpu_measure(cuda, addr, len, &share->offset, &share->span, &why);
+		if (ret == KV_ERR_UNSUPPORTED)
+			return no_share(err, addr, why.message);
+		return ret ? kv_error_copy(err, &why) : 0;
+	}
+	if (pool)
+		return no_share(err, addr, "it is of a memory pool (cudaMallocAsync)");
+	return share_allocation(cuda, addr, device, share, err);
 }
 
 int gpu_find(const char uuid[16], int *device_p, struct kv_error *err)

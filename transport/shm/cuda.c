@@ -54,16 +54,16 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct gpu_queue *queue;
 	uint64_t local, remote;
 	struct kv_error cause;
-	int place = cuda_find_ends(sc, lmem, rmem, &local, &remote, err);
+	int place, ret = cuda_find_ends(sc, lmem, rmem, &place, &local, &remote, err);
 	long took;
 
-	if (place < 0)
-		return place;
+	sc->cut |= ret == TR_AGAIN;
+	if (ret)
+		return ret == TR_AGAIN ? 0 : ret;
 	queue = sc->cuda->queue[place];
 	/* Of two queues the first has to end before the second begins. */
 	if (cuda_has(sc, op) && sc->cuda->op[op->index].queue != queue) {
-		int ret = cuda_end(sc, op, err);
-
+		ret = cuda_end(sc, op, err);
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}

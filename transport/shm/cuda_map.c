@@ -118,13 +118,19 @@ static int queue_for(struct shm_conn *sc, int device, struct kv_error *err)
 	return ret ? ret : i;
 }
 
-static int map_remote(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct kv_error *err)
+static int map_remote(struct shm_conn *sc, struct tr_rmem *rmem, int queue, struct kv_error *err)
 {
+	struct shm_rmem *rm = rmem->priv;
 	uint64_t at;
 	int ret;
 
 	if (rm->gpu_at[queue])
 		return 0;
+	if (rm->share.span) {
+		ret = range_map(sc, rmem, gpu_queue_device(sc->cuda->queue[queue]), err);
+		rm->gpu_at[queue] = ret ? 0 : rm->range.at + rm->share.offset;
+		return ret;
+	}
 	if (sc->pid == getpid()) { /* a process cannot open its own handle */
 		rm->gpu_at[queue] = (uintptr_t)rm->addr;
 		return 0;
@@ -173,8 +179,7 @@ static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct 
 	return 0;
 }
 
-/* The queue for a pair of regions, and where its kernels find both; or negative. */
-int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem,
+int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem, int *queue_p,
 		   uint64_t *local_p, uint64_t *remote_p, struct kv_error *err)
 {
 	struct shm_region *region = region_of(lmem);
@@ -186,14 +191,15 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 	queue = ret ? ret : queue_for(sc, device, err);
 	if (queue < 0)
 		return queue;
-	ret = rmem->device ? map_remote(sc, rm, queue, err) : pin_pool(sc, rm, queue, err);
+	ret = rmem->device ? map_remote(sc, rmem, queue, err) : pin_pool(sc, rm, queue, err);
 	if (ret)
 		return ret;
 	*remote_p = rm->gpu_at[queue];
 	*local_p = (uintptr_t)lmem->addr;
 	if (!region->device)
 		ret = pin_region(sc->ctx, region, device, local_p, err);
-	return ret ? ret : queue;
+	*queue_p = queue;
+	return ret;
 }
 
 /* ---------------------------------------------------------------- the end */
@@ -238,9 +244,21 @@ static bool ends_soon(struct gpu_queue *queue)
 
 void cuda_forget(struct shm_conn *sc, struct shm_rmem *rm)
 {
-	for (int i = 0; i < SHM_GPUS; i++)
-		if (rm->gpu_mapped[i] && ends_soon(sc->cuda->queue[i])) /* else it stays mapped */
+	bool quiet = true;
+
+	range_forget(sc, rm);
+	if (!sc->cuda || !sc->cuda->queue[0])
+		return;
+	for (int i = 0; i < SHM_GPUS; i++) {
+		bool used = rm->gpu_mapped[i] || (rm->range.len && rm->gpu_at[i]);
+		bool ended = !used || ends_soon(sc->cuda->queue[i]);
+
+		quiet &= ended; /* else it stays mapped */
+		if (rm->gpu_mapped[i] && ended)
 			gpu_unmap(sc->cuda->queue[i], rm->gpu_at[i] - rm->share.offset);
+	}
+	if (quiet)
+		range_unmap(sc, rm, gpu_queue_device(sc->cuda->queue[0]));
 }
 
 bool cuda_close(struct shm_conn *sc)

@@ -24,33 +24,35 @@
 
 union control {
 	struct cmsghdr align;
-	char buf[CMSG_SPACE(sizeof(int))];
+	char buf[CMSG_SPACE(SHM_PIECES * sizeof(int))];
 };
 
-int link_send(struct shm_conn *sc, const struct link_message *message, int fd, struct kv_error *err)
+int link_send(struct shm_conn *sc, const struct link_message *message, const struct link_fds *fds,
+	      struct kv_error *err)
 {
 	union control control = { 0 };
 	struct iovec iov = { (void *)(uintptr_t)message, sizeof(*message) };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
 	ssize_t n;
 
-	if (fd >= 0) {
+	if (fds && fds->n) {
 		struct cmsghdr *c;
 
 		msg.msg_control = control.buf;
-		msg.msg_controllen = sizeof(control.buf);
+		msg.msg_controllen = CMSG_SPACE(fds->n * sizeof(int));
 		c = CMSG_FIRSTHDR(&msg);
 		c->cmsg_level = SOL_SOCKET;
 		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(c), &fd, sizeof(int));
+		c->cmsg_len = CMSG_LEN(fds->n * sizeof(int));
+		memcpy(CMSG_DATA(c), fds->fd, fds->n * sizeof(int));
 	}
 	tr_conn_count(sc->conn)->syscalls++;
 	do
 		n = kv_fault(SHM_SEND) ? (errno = ENOBUFS, -1)
 				       : sendmsg(sc->sock, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
-	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+	/* ETOOMANYREFS: of this user so many descriptors are on their way as a process may have. */
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == ETOOMANYREFS))
 		return TR_AGAIN;
 	if (n < 0)
 		return kv_fail_errno(err,
@@ -60,30 +62,35 @@ int link_send(struct shm_conn *sc, const struct link_message *message, int fd, s
 	return 0;
 }
 
-static int take_fd(struct msghdr *msg)
+void link_close_fds(struct link_fds *fds)
 {
-	int fd = -1;
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
-		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
-		    c->cmsg_len >= CMSG_LEN(sizeof(int)))
-			memcpy(&fd, CMSG_DATA(c), sizeof(int));
-	return fd;
+	while (fds->n)
+		close(fds->fd[--fds->n]);
 }
 
-int link_receive(struct shm_conn *sc, int sock, struct link_message *message, int *fd_p,
-		 struct kv_error *err)
+static void take_fds(struct msghdr *msg, struct link_fds *fds)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS &&
+		    c->cmsg_len >= CMSG_LEN(sizeof(int))) {
+			fds->n = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+			memcpy(fds->fd, CMSG_DATA(c), fds->n * sizeof(int));
+		}
+}
+
+int link_receive(struct shm_conn *sc, int sock, struct link_message *message, unsigned int most,
+		 struct link_fds *fds, struct kv_error *err)
 {
 	union control control;
 	struct iovec iov = { message, sizeof(*message) };
-	/* Not CMSG_SPACE: its padding has room for a second one, which nobody would close. */
+	/* Not CMSG_SPACE: its padding has room for one more, which nobody would close. */
 	struct msghdr msg = { .msg_iov = &iov,
 			      .msg_iovlen = 1,
 			      .msg_control = control.buf,
-			      .msg_controllen = CMSG_LEN(sizeof(int)) };
+			      .msg_controllen = CMSG_LEN(most * sizeof(int)) };
 	ssize_t n;
 
-	*fd_p = -1;
+	fds->n = 0;
 	tr_conn_count(sc->conn)->syscalls++;
 	do
 		n = kv_fault(SHM_RECEIVE) ? (errno = ENOMEM, -1)
@@ -94,32 +101,48 @@ int link_receive(struct shm_conn *sc, int sock, struct link_message *message, in
 	if (n < 0)
 		return kv_fail_errno(err, errno == ECONNRESET ? KV_ERR_PEER_LOST : KV_ERR_SYSTEM,
 				     errno, "shm", "receiving from the peer's local socket");
-	*fd_p = take_fd(&msg);
-	if (!n && *fd_p < 0) /* else it is a message without a byte */
+	take_fds(&msg, fds);
+	if (!n && !fds->n) /* else it is a message without a byte */
 		return kv_fail(err, KV_ERR_PEER_LOST, "shm", "the peer closed its local socket");
 	if (n == sizeof(*message) && !(msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
 		return 0;
-	if (*fd_p >= 0)
-		close(*fd_p);
-	else if (msg.msg_flags & MSG_CTRUNC)
+	if (fds->n < most && (msg.msg_flags & MSG_CTRUNC)) {
+		link_close_fds(fds);
 		return kv_fail_errno(err, KV_ERR_NOFD, EMFILE, "shm",
 				     "cannot take a descriptor from the peer");
-	*fd_p = -1;
+	}
+	link_close_fds(fds);
 	return kv_fail(err, KV_ERR_PROTOCOL, "shm",
 		       "a message of %zd bytes on the peer's local socket is malformed", n);
 }
 
+/* For cuda_range.c, which has asked for them. */
+static void keep_pieces(struct shm_conn *sc, const struct link_message *message,
+			struct link_fds *fds)
+{
+	sc->pieces.came = true;
+	sc->pieces.fds = *fds;
+	sc->pieces.len = fds->n ? message->len : 0;
+	sc->pieces.error = fds->n ? 0 : message->len;
+}
+
 /* One message after the handshake; takes over the descriptor. */
-static int handle(struct shm_conn *sc, const struct link_message *message, int fd,
+static int handle(struct shm_conn *sc, const struct link_message *message, struct link_fds *fds,
 		  struct kv_error *err)
 {
-	if (message->kind == LINK_POOL && fd >= 0)
-		return pool_received(sc, message->id, message->len, fd, err);
-	if (fd >= 0)
-		close(fd);
-	if (message->kind == LINK_DOORBELL && fd < 0)
+	unsigned int n = fds->n;
+
+	if (message->kind == LINK_POOL && n == 1)
+		return pool_received(sc, message->id, message->len, fds->fd[0], err);
+	if (message->kind == LINK_PIECES && sc->pieces.asked && !sc->pieces.came &&
+	    message->id == sc->pieces.mem) {
+		keep_pieces(sc, message, fds);
 		return 0;
-	if (message->kind == LINK_ENDS && fd < 0 && sc->side == SEGMENT_CONNECTING) {
+	}
+	link_close_fds(fds);
+	if (message->kind == LINK_DOORBELL && !n)
+		return 0;
+	if (message->kind == LINK_ENDS && !n && sc->side == SEGMENT_CONNECTING) {
 		uint8_t token[16];
 
 		tr_conn_prove(sc->conn, "ends....", sc->token, token);
@@ -138,15 +161,18 @@ int link_drain(struct shm_conn *sc, struct kv_error *err)
 {
 	struct link_message message;
 	struct kv_error cause;
-	int fd, ret = 0;
+	struct link_fds fds;
+	int ret = 0;
 
 	if (sc->sock < 0)
 		return 0;
 	/* Bounded: a peer that rings without end must not keep the thread that serves others. */
 	for (int i = 0; i < SHM_LINK_MESSAGES && !ret && !sc->hung_up; i++) {
-		ret = link_receive(sc, sc->sock, &message, &fd, &cause);
+		/* As many as were asked for: an honest peer sends them with no other message. */
+		ret = link_receive(sc, sc->sock, &message, sc->pieces.asked ? SHM_PIECES : 1, &fds,
+				   &cause);
 		if (!ret)
-			ret = handle(sc, &message, fd, &cause);
+			ret = handle(sc, &message, &fds, &cause);
 		else if (ret == KV_ERR_PEER_LOST) {
 			/* What the ring still holds is taken first; receive.c reports the loss. */
 			sc->hung_up = true;
@@ -176,7 +202,7 @@ void link_wake(struct shm_conn *sc, uint32_t why)
 		return;
 	tr_conn_count(sc->conn)->doorbells++;
 	/* A dead peer is noticed elsewhere, and with a full queue a wake-up waits already. */
-	if (link_send(sc, &doorbell, -1, NULL) != KV_ERR_SYSTEM)
+	if (link_send(sc, &doorbell, NULL, NULL) != KV_ERR_SYSTEM)
 		return;
 	/* No memory for it: the peer still sleeps, and only this side knows that it must not. */
 	atomic_fetch_or_explicit(asleep, reasons, memory_order_relaxed);

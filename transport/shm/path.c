@@ -35,6 +35,7 @@ static void put_share(const struct shm_conn *sc, const struct gpu_share *share,
 	wire_put_bytes(w, share->uuid, sizeof(share->uuid));
 	wire_put_bytes(w, share->handle.bytes, sizeof(share->handle.bytes));
 	wire_put_u64(w, share->offset);
+	wire_put_u64(w, share->span);
 }
 
 static void get_share(struct wire_reader *r, struct description *d)
@@ -45,6 +46,7 @@ static void get_share(struct wire_reader *r, struct description *d)
 	wire_get_bytes(r, d->share.uuid, sizeof(d->share.uuid));
 	wire_get_bytes(r, d->share.handle.bytes, sizeof(d->share.handle.bytes));
 	d->share.offset = wire_get_u64(r);
+	d->share.span = wire_get_u64(r);
 }
 
 int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
@@ -208,7 +210,9 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	int ret;
 
 	get_description(r, rmem->device, &d);
-	if (r->bad || d.in_pool > 1 || d.addr + rmem->len < d.addr)
+	if (r->bad || d.in_pool > 1 || d.addr + rmem->len < d.addr ||
+	    (d.share.span &&
+	     (d.share.offset > d.share.span || rmem->len > d.share.span - d.share.offset)))
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a memory description is malformed");
 	rm = kv_fault(SHM_RMEM) ? NULL : calloc(1, sizeof(*rm));

@@ -19,6 +19,7 @@ int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struc
 	struct link_message message = { .kind = LINK_POOL,
 					.id = mem->pool_id,
 					.len = mem->pool_len };
+	struct link_fds fds = { .n = 1, .fd = { mem->pool_fd } };
 	int ret;
 
 	*sent_p = true;
@@ -28,7 +29,7 @@ int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struc
 	*sent_p = false;
 	if (sc->sent_pools == SHM_POOLS_MAX || sc->sock < 0)
 		return 0;
-	ret = link_send(sc, &message, mem->pool_fd, err);
+	ret = link_send(sc, &message, &fds, err);
 	if (ret)
 		return ret == TR_AGAIN ? 0 : ret;
 	sc->sent_pool[sc->sent_pools++] = mem->pool_id;
@@ -45,7 +46,7 @@ static struct shm_pool *find_pool(struct shm_conn *sc, uint64_t id)
 }
 
 /* Counts the bytes against both budgets, or returns false. */
-static bool take_budget(struct shm_conn *sc, uint64_t len)
+bool pool_take_budget(struct shm_conn *sc, uint64_t len)
 {
 	uint64_t all;
 
@@ -60,7 +61,7 @@ static bool take_budget(struct shm_conn *sc, uint64_t len)
 	return true;
 }
 
-static void give_budget(struct shm_conn *sc, uint64_t len)
+void pool_give_budget(struct shm_conn *sc, uint64_t len)
 {
 	atomic_fetch_sub(&sc->ctx->mapped, len);
 	sc->mapped -= len;
@@ -71,7 +72,7 @@ static int map_peer_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, str
 {
 	void *at;
 
-	if (!take_budget(sc, pool->len)) {
+	if (!pool_take_budget(sc, pool->len)) {
 		kv_log_warn(tr_conn_tr(sc->conn)->log,
 			    "a pool of %llu bytes of %s is not mapped: one peer's may have %llu "
 			    "bytes, those of all peers %llu",
@@ -86,7 +87,7 @@ static int map_peer_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, str
 	if (at == MAP_FAILED) {
 		int error = errno;
 
-		give_budget(sc, pool->len);
+		pool_give_budget(sc, pool->len);
 		/* Not opened for writing, or sealed against it. */
 		if (error == EACCES || error == EPERM)
 			return kv_fail_errno(err, KV_ERR_PROTOCOL, error, "shm",
@@ -151,7 +152,7 @@ void pool_close_all(struct shm_conn *sc)
 	for (unsigned int i = 0; i < sc->pools; i++)
 		if (sc->pool[i].addr) {
 			munmap(sc->pool[i].addr, sc->pool[i].len);
-			give_budget(sc, sc->pool[i].len);
+			pool_give_budget(sc, sc->pool[i].len);
 		}
 	sc->pools = 0;
 }

@@ -65,6 +65,7 @@ static void close_door(struct shm_conn *sc)
 		tr_conn_unwatch(sc->conn, sc->pidfd);
 	if (sc->bell >= 0)
 		tr_conn_unwatch(sc->conn, sc->bell);
+	link_close_fds(&sc->pieces.fds);
 	if (cuda_close(sc))
 		pool_close_all(sc);
 }
@@ -182,18 +183,19 @@ static int pass_segment(struct shm_conn *sc, const uint8_t token[16], uint64_t r
 			struct kv_error *err)
 {
 	struct link_message message = { .kind = LINK_SEGMENT };
-	int fd, ret;
+	struct link_fds fds = { .n = 1 };
+	int ret;
 
 	if (ring_bytes > sc->ctx->ring_bytes)
 		ring_bytes = sc->ctx->ring_bytes;
-	ret = segment_create(&sc->seg, ring_bytes, sc->nonce, &fd, err);
+	ret = segment_create(&sc->seg, ring_bytes, sc->nonce, &fds.fd[0], err);
 	if (ret)
 		return ret;
 	tr_conn_ends(sc->conn, &message.ends);
 	memcpy(sc->token, token, sizeof(sc->token));
 	tr_conn_prove(sc->conn, "segment.", token, message.token);
-	ret = link_send(sc, &message, fd, err);
-	close(fd);
+	ret = link_send(sc, &message, &fds, err);
+	link_close_fds(&fds);
 	if (ret == TR_AGAIN)
 		return kv_fail(err, KV_ERR_UNREACHABLE, "handshake",
 			       "the peer's local socket takes no message");
@@ -245,8 +247,9 @@ void shm_stop(struct tr_conn *conn, void *priv)
 static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 {
 	struct link_message message;
+	struct link_fds fds;
 	uint8_t token[16];
-	int fd, ret;
+	int ret;
 
 	tr_conn_prove(sc->conn, "segment.", sc->token, token);
 	for (int i = 0; i < ACCEPTS_MAX; i++) {
@@ -261,19 +264,18 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 					     "accepting on the local socket");
 		if (sock < 0)
 			break;
-		ret = link_receive(sc, sock, &message, &fd, err);
-		if (!ret && message.kind == LINK_SEGMENT && fd >= 0 &&
+		ret = link_receive(sc, sock, &message, 1, &fds, err);
+		if (!ret && message.kind == LINK_SEGMENT && fds.n &&
 		    !memcmp(message.token, token, sizeof(token))) {
 			sc->sock = sock;
 			kv_fd_close(sc->listen_fd);
 			sc->listen_fd = -1;
-			ret = segment_open(&sc->seg, fd, sc->ctx->ring_bytes, err);
-			close(fd);
+			ret = segment_open(&sc->seg, fds.fd[0], sc->ctx->ring_bytes, err);
+			link_close_fds(&fds);
 			trust_compare_ends(sc, &message.ends);
 			return ret;
 		}
-		if (fd >= 0)
-			close(fd);
+		link_close_fds(&fds);
 		kv_fd_close(sock);
 		if (ret < 0 && kv_error_scope(ret) == KV_SCOPE_DEVICE)
 			return ret; /* ours, not the stranger's */
@@ -313,7 +315,7 @@ static int tell_ends(struct shm_conn *sc, struct kv_error *err)
 
 	tr_conn_prove(sc->conn, "ends....", sc->token, message.token);
 	tr_conn_ends(sc->conn, &message.ends);
-	ret = link_send(sc, &message, -1, err);
+	ret = link_send(sc, &message, NULL, err);
 	/* The peer takes no messages from its socket: it would not see a doorbell either. */
 	return ret == TR_AGAIN ? kv_fail(err, KV_ERR_PEER_LOST, "handshake",
 					 "the peer's local socket takes no message")

@@ -107,6 +107,10 @@ static int take_one_record(struct shm_conn *sc, const struct ring_record *r, con
 		return take_read(sc, r, err);
 	case RING_READ_DATA:
 		return take_answer(sc, r, payload, err);
+	case RING_PIECES:
+		return range_asked(sc, r->mem, r->a)
+			       ? 0
+			       : refuse_record(err, r, "asks for memory that is not lent");
 	default:
 		return refuse_record(err, r, "is of an unknown type");
 	}
@@ -205,7 +209,7 @@ static int look_at_link(struct shm_conn *sc, struct kv_error *err)
 
 static int move_rings(struct shm_conn *sc, struct kv_error *err)
 {
-	int taken, answered;
+	int taken, answered, passed;
 
 	if (!ring_refresh(&sc->out))
 		return kv_fail(err, KV_ERR_PROTOCOL, "shm",
@@ -216,7 +220,10 @@ static int move_rings(struct shm_conn *sc, struct kv_error *err)
 	answered = answer_reads(sc, err);
 	if (answered < 0)
 		return answered;
-	return taken + answered + send_progress(sc);
+	passed = range_answer(sc, err);
+	if (passed < 0)
+		return passed;
+	return taken + answered + passed + send_progress(sc);
 }
 
 int shm_progress(struct tr_conn *conn)

@@ -38,6 +38,7 @@ enum ring_type {
 	RING_MSG,	/* the payload is the message */
 	RING_READ,	/* mem, a = offset, b = length: answer with these bytes */
 	RING_READ_DATA, /* the next bytes of the oldest READ that is not answered yet */
+	RING_PIECES,	/* mem, a = offset: pass those from there on (cuda_range.c) */
 };
 
 struct ring_record {

@@ -14,6 +14,7 @@
  *   call.c     operations whose bytes they move
  *   present.c  whether such a call finds its pages at once, and so needs no thread
  *   store.c    copy loops of the pool path
+ *   cuda_range.c memory of the peer's GPU that it has mapped piece by piece
  *   cuda_map.c the GPUs that copy for a connection, and what they see
  *   cuda.c     operations with a GPU's memory at either end
  *   send.c     op_begin .. op_cancel, messages
@@ -52,6 +53,7 @@ enum shm_limits {
 	SHM_LOOK_NS = 50 * 1000,    /* as long as a call for 1 MiB takes */
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
 	SHM_COPY_CLOSE_MS = 1000,  /* that closing a context waits for such calls */
+	SHM_PIECES = 32, /* descriptors that one message passes; fewer than the kernel's 253 */
 	SHM_GPUS = 4, /* of one process, whose kernels copy for one connection */
 	SHM_FENCE_GRACE_MS = 100, /* until a peer that does not answer a stop is called BUSY */
 };
@@ -99,6 +101,7 @@ struct shm_rmem {
 	struct gpu_share share; /* cuda: the peer's */
 	uint64_t gpu_at[SHM_GPUS]; /* where kernels of shm_cuda.queue find it, 0: not mapped */
 	bool gpu_mapped[SHM_GPUS];
+	struct gpu_range range; /* share.span: filled as cuda_range.c gets the pieces */
 };
 
 /* Spans that a thread moves by process_vm_*, or one range that several do in pieces. */
@@ -123,6 +126,26 @@ enum copy_state {
 	COPY_AWAITED, /* a thread sleeps until it is done */
 	COPY_LATE,    /* no thread sleeps for it any more: ring the bell */
 	COPY_DONE,
+};
+
+/* A message of the local socket brings them. */
+struct link_fds {
+	unsigned int n;
+	int fd[SHM_PIECES];
+};
+
+/* Pieces of a GPU's memory, which are passed as they are asked for. */
+struct shm_pieces {
+	/* Asked for by this side: the next ones of this region of the peer. */
+	struct shm_rmem *rm; /* NULL: it was closed meanwhile */
+	uint32_t mem;
+	bool asked, came;
+	struct link_fds fds; /* came: to be mapped; */
+	uint64_t len, error; /* of each; why there is none, as the driver numbers it */
+	/* Asked for by the peer, and not passed yet. */
+	bool due;
+	uint32_t due_mem;
+	uint64_t due_from;
 };
 
 /* State of an operation's slot. */
@@ -249,6 +272,7 @@ struct shm_conn {
 	int64_t fence_deadline_ns; /* 0: not begun */
 
 	struct shm_cuda *cuda; /* NULL: no GPU has copied for it */
+	struct shm_pieces pieces;
 	bool kernels_run; /* after the end: this side has not promised that it has stopped */
 
 	struct shm_pool pool[SHM_POOLS_MAX];
@@ -279,20 +303,22 @@ const char *trust_refuses(const struct shm_conn *sc);	   /* why we do not use it
 void trust_compare_ends(struct shm_conn *sc, const struct tr_conn_ends *theirs);
 
 /* link.c */
-enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL, LINK_ENDS };
+enum link_kind { LINK_SEGMENT = 1, LINK_POOL, LINK_DOORBELL, LINK_ENDS, LINK_PIECES };
 struct link_message {
 	uint32_t kind;
 	uint32_t zero;
 	uint8_t token[16];	  /* SEGMENT, ENDS: tr_conn_prove */
-	uint64_t id, len;	  /* POOL */
+	/* POOL; PIECES: region and bytes of each, or none and the driver's number */
+	uint64_t id, len;
 	struct tr_conn_ends ends; /* SEGMENT, ENDS: of the sender's control connection */
 	uint32_t pad;
 };
-int link_send(struct shm_conn *sc, const struct link_message *message, int fd,
-	      struct kv_error *err);
-/* 0, TR_AGAIN (nothing there), or negative; *fd_p is -1 or the caller's. */
-int link_receive(struct shm_conn *sc, int sock, struct link_message *message, int *fd_p,
-		 struct kv_error *err);
+int link_send(struct shm_conn *sc, const struct link_message *message, const struct link_fds *fds,
+	      struct kv_error *err); /* fds: NULL, or what goes with it */
+/* 0 (the descriptors, at most `most`, are the caller's), TR_AGAIN (nothing there), or negative. */
+int link_receive(struct shm_conn *sc, int sock, struct link_message *message, unsigned int most,
+		 struct link_fds *fds, struct kv_error *err);
+void link_close_fds(struct link_fds *fds);
 /* Takes what waits on the socket, up to SHM_LINK_MESSAGES. Sets hung_up at its end. */
 int link_drain(struct shm_conn *sc, struct kv_error *err);
 void link_wake(struct shm_conn *sc,
@@ -310,6 +336,9 @@ int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct
 int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 	      struct kv_error *err);
 void pool_close_all(struct shm_conn *sc);
+/* Address space for memory of the peer: false if it has had its share. */
+bool pool_take_budget(struct shm_conn *sc, uint64_t len);
+void pool_give_budget(struct shm_conn *sc, uint64_t len);
 
 /* cma.c */
 void cma_probe(struct shm_conn *sc);
@@ -363,12 +392,21 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op,
 /* false: a thread does not return, and the connection is lost. */
 bool call_cancel_split(struct shm_conn *sc, struct tr_op *op);
 
+/* cuda_range.c */
+/* For kernels of that GPU: 0, TR_AGAIN (pieces are awaited), or negative. */
+int range_map(struct shm_conn *sc, struct tr_rmem *rmem, int device, struct kv_error *err);
+void range_unmap(struct shm_conn *sc, struct shm_rmem *rm, int device);
+void range_forget(struct shm_conn *sc, const struct shm_rmem *rm); /* its pieces are not wanted */
+/* The peer asks: false if it may not. */
+bool range_asked(struct shm_conn *sc, uint32_t mem, uint64_t from);
+int range_answer(struct shm_conn *sc, struct kv_error *err); /* things done, or negative */
+
 /* cuda_map.c */
 int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 void shm_mem_dereg(void *ctx, void *handle);
 const struct gpu_share *cuda_share(const struct tr_mem *mem); /* of a region of a GPU */
-/* Which of cuda->queue copies between two regions, and where its kernels find them; or negative. */
-int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem,
+/* Which of cuda->queue copies between two regions, and where its kernels find them; or TR_AGAIN. */
+int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rmem, int *queue_p,
 		   uint64_t *local_p, uint64_t *remote_p, struct kv_error *err);
 /* Nothing is started any more; waits a moment for what runs. false: something still does. */
 bool cuda_quit(struct shm_conn *sc);
