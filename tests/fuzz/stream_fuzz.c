@@ -50,7 +50,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size && stream_is_greeting(data, size) && size >= STREAM_GREETING) {
 		uint8_t greeting[STREAM_GREETING];
 
-		stream_put_greeting(greeting, data + STREAM_GREETING - STREAM_PROOF);
+		stream_put_greeting(greeting, stream_of_greeting(data),
+				    stream_proof_of_greeting(data));
 		FUZZ_CHECK(!memcmp(greeting, data, sizeof(greeting)));
 		at = STREAM_GREETING;
 	}

@@ -75,7 +75,7 @@ static void send_header(struct tcp_conn *tc, const struct stream_frame *frame,
 	struct wire_writer w = wire_writer_of(header, sizeof(header));
 
 	stream_put(&w, frame, span);
-	send_all(tc->sock, header, w.len);
+	send_all(tc->data->stream[0].sock, header, w.len);
 }
 
 static void lie_on_tcp(struct tcp_conn *tc, const struct lie *lie, const struct aim *aim)
@@ -89,7 +89,7 @@ static void lie_on_tcp(struct tcp_conn *tc, const struct lie *lie, const struct 
 
 	send_header(tc, &frame, &span);
 	if (!lie->read) /* the header may have ended the connection */
-		send(tc->sock, aim->payload, lie->len, MSG_NOSIGNAL);
+		send(tc->data->stream[0].sock, aim->payload, lie->len, MSG_NOSIGNAL);
 }
 
 static struct aim aim_at(struct node *a, const struct lie *lie, const uint8_t *payload)
@@ -344,10 +344,10 @@ static int half_writer(int fd, const void *arg)
 					    .number = aim.mem,
 					    .value = lease },
 		    &(struct stream_span){ aim.offset, (uint32_t)half.len });
-	send_all(tc->sock, payload, half.len / 2);
+	send_all(tc->data->stream[0].sock, payload, half.len / 2);
 	child_send(fd, "", 1);
 	child_receive(fd, &port, 1);
-	send_all(tc->sock, payload, half.len / 2);
+	send_all(tc->data->stream[0].sock, payload, half.len / 2);
 	kv_claim_release(&a.peer->claim);
 	ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &a.err), &a.err);
 	node_close(&a);

@@ -21,10 +21,14 @@ static const struct pair_config by_path[] = {
 	{ .region = REGION },
 	{ .parent_path = "ring", .child_path = "ring", .region = REGION, .ring = 65536 },
 	{ .parent_path = "tcp", .child_path = "tcp", .region = REGION },
+	{ .parent_path = "tcp",
+	  .child_path = "tcp",
+	  .region = REGION,
+	  .option = "KVCACHE_TCP_STREAMS=3" },
 	{ .parent_path = "ib", .child_path = "ib", .region = REGION },
 };
 
-enum { BY_POOL, BY_CMA, BY_RING, BY_TCP, BY_IB };
+enum { BY_POOL, BY_CMA, BY_RING, BY_TCP, BY_STREAMS, BY_IB };
 
 struct test {
 	const struct pair_config *config;
@@ -444,7 +448,7 @@ static void sweep(struct pair_side *s)
 {
 	struct holding before;
 	unsigned int bad = 0;
-	bool tcp = s->config == &by_path[BY_TCP], cma = !s->config->parent_pool;
+	bool tcp = s->config == &by_path[BY_STREAMS], cma = !s->config->parent_pool;
 	int first = tcp ? KV_FAULT_TCP_CONN : KV_FAULT_SHM_CONN;
 	int last = tcp ? KV_FAULT_TCP_RECEIVE : KV_FAULT_SHM_RMEM;
 	struct kv_error err;
@@ -518,11 +522,12 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		ON(BY_POOL),	ON(BY_CMA),
-		ON(BY_RING),	ON(BY_TCP),
+		ON(BY_POOL),	   ON(BY_CMA),
+		ON(BY_RING),	   ON(BY_TCP),
+		ON(BY_STREAMS),
 #ifdef KVRAIL_FAULTS
-		SWEEP(BY_POOL), SWEEP(BY_CMA),
-		SWEEP(BY_TCP),	cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
+		SWEEP(BY_POOL),	   SWEEP(BY_CMA),
+		SWEEP(BY_STREAMS), cmocka_unit_test(a_context_that_cannot_be_allocated_is_an_error),
 #endif
 	};
 	const struct CMUnitTest over_ib[] = { ON(BY_IB) };

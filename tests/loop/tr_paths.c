@@ -16,7 +16,7 @@ struct path_row {
 	const char *text; /* what tr_conn_path must say */
 };
 
-enum { POOL, CMA, RING, LINES_POOL, LINES_RING, TCP, IB, LINES_IB };
+enum { POOL, CMA, RING, LINES_POOL, LINES_RING, TCP, STREAMS, IB, LINES_IB };
 static const struct path_row rows[] = {
 	[POOL] = { { .child_pool = true, .parent_pool = true }, "memfd pool" },
 	[CMA] = { { .flags = 0 }, "process_vm_writev" },
@@ -25,7 +25,11 @@ static const struct path_row rows[] = {
 			 "ordered stores" },
 	[LINES_RING] = { { .flags = TR_LINE_ORDER },
 			 "ring (process_vm_writev does not keep the order within lines)" },
-	[TCP] = { { .parent_path = "tcp", .child_path = "tcp" }, "TCP, one stream" },
+	[TCP] = { { .parent_path = "tcp", .child_path = "tcp" }, "TCP, 1 stream" },
+	[STREAMS] = { { .parent_path = "tcp",
+			.child_path = "tcp",
+			.option = "KVCACHE_TCP_STREAMS=3" },
+		      "TCP, 3 streams" },
 	[IB] = { { .parent_path = "ib", .child_path = "ib" }, "RoCE v2" },
 	[LINES_IB] = { { .parent_path = "ib", .child_path = "ib", .flags = TR_LINE_ORDER },
 		       "RoCE v2" },
@@ -109,15 +113,29 @@ static void sizes_child(struct pair_side *s)
 enum { MANY_SPANS = 3 };
 static unsigned int many = 20000;
 
-/* The same on both sides: spans of operation i. */
-static void many_spans(uint64_t *random, struct tr_span spans[MANY_SPANS])
+/*
+ * The bytes of two operations are not ordered between streams: so many in a row go to places of
+ * their own, then all of them have to be there.
+ */
+enum { MANY_APART = 64 };
+
+static bool many_are_apart(void)
 {
+	return test->row == &rows[STREAMS];
+}
+
+/* The same on both sides: spans of operation i. */
+static void many_spans(unsigned int op, uint64_t *random, struct tr_span spans[MANY_SPANS])
+{
+	uint64_t room = many_are_apart() ? REGION / MANY_APART : REGION;
+	uint64_t from = many_are_apart() ? op % MANY_APART * room : 0;
+
 	for (int i = 0; i < MANY_SPANS; i++) {
 		uint64_t x = pair_random(random);
 
 		spans[i].len = 1 + (x >> 40) % (x & 1 ? 40 : 1500);
 		spans[i].local = (x >> 1) % (REGION - spans[i].len);
-		spans[i].remote = pair_random(random) % (REGION - spans[i].len);
+		spans[i].remote = from + pair_random(random) % (room - spans[i].len);
 	}
 }
 
@@ -149,9 +167,11 @@ static void many_parent(struct pair_side *s)
 	for (unsigned int i = 0; i < many; i++) {
 		struct tr_op *op = pair_begin(s, TR_WRITE, i);
 
-		many_spans(&random, spans);
+		many_spans(i, &random, spans);
 		pair_add(s, op, spans, (size_t)distinct(spans));
-		pair_commit(s, op, TR_NOTIFY | (i % 3 ? 0 : TR_PROVEN), i);
+		pair_commit(s, op, TR_NOTIFY | (i % 3 && !many_are_apart() ? 0 : TR_PROVEN), i);
+		if (many_are_apart() && i % MANY_APART == MANY_APART - 1)
+			pair_wait_ended(s, i + 1);
 	}
 	pair_wait_ended(s, many);
 }
@@ -167,7 +187,7 @@ static void many_child(struct pair_side *s)
 	for (unsigned int i = 0; i < many; i++) {
 		pair_wait_notifies(s, i + 1);
 		PAIR_CHECK(s->notified[i % PAIR_EVENTS_MAX] == i);
-		many_spans(&random, spans);
+		many_spans(i, &random, spans);
 		for (int k = 0, n = distinct(spans); k < n; k++)
 			pair_fill(model + spans[k].remote, SOURCE_SEED, spans[k].local,
 				  spans[k].len);
@@ -456,7 +476,7 @@ static void large_child(struct pair_side *s)
 #define TESTS(sentence, what)                                                              \
 	TEST(sentence, what, POOL), TEST(sentence, what, CMA), TEST(sentence, what, RING), \
 		TEST(sentence, what, LINES_POOL), TEST(sentence, what, LINES_RING),        \
-		TEST(sentence, what, TCP)
+		TEST(sentence, what, TCP), TEST(sentence, what, STREAMS)
 #define IB_TESTS(sentence, what) TEST(sentence, what, IB), TEST(sentence, what, LINES_IB)
 #define EVERYWHERE(TESTS)                                                                      \
 	TESTS(every_size_and_alignment_arrives_and_the_neighbours_stay, sizes),                \
@@ -476,6 +496,8 @@ int main(int argc, char **argv)
 		TEST(a_call_copies_at_most_4_mib_and_arm_says_go_on, large, CMA),
 		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, POOL),
 		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet, TCP),
+		TEST(a_peer_that_does_not_poll_makes_again_and_room_wakes_the_sender, quiet,
+		     STREAMS),
 	};
 	const struct CMUnitTest over_ib[] = {
 		EVERYWHERE(IB_TESTS),

@@ -7,10 +7,14 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
+#include "conn.h"
 #include "lib/process.h"
 #include "lib/test.h"
 #include "tcp/tcp.h"
@@ -24,12 +28,15 @@ struct attack {
 	void (*act)(struct pair_side *s, struct tcp_conn *tc);
 	const char *text;    /* in the victim's cause */
 	unsigned int access; /* of the victim's region */
+	unsigned int stream; /* that it comes by, of two */
 };
+
+static unsigned int lie_on; /* the stream */
 
 /* The victim may have ended the connection before the last of several frames. */
 static void say_bytes(struct tcp_conn *tc, const void *p, size_t n)
 {
-	ssize_t sent = send(tc->sock, p, n, MSG_NOSIGNAL);
+	ssize_t sent = send(tc->data->stream[lie_on].sock, p, n, MSG_NOSIGNAL);
 
 	PAIR_CHECK(sent == (ssize_t)n || (sent < 0 && (errno == EPIPE || errno == ECONNRESET)));
 }
@@ -61,6 +68,12 @@ SAY(answer_without_a_read, .type = STREAM_ANSWER, .payload = 8)
 SAY(report_of_what_was_not_sent, .type = STREAM_REPORT, .value = 1 << 20)
 SAY(report_of_messages_that_were_not_sent, .type = STREAM_REPORT, .number = 5)
 SAY(tell_with_a_value, .type = STREAM_TELL, .value = 1)
+SAY(after_itself, .type = STREAM_AFTER, .value = 1)
+SAY(after_a_stream_that_is_not, .type = STREAM_AFTER, .number = 2, .value = 1)
+SAY(notify_on_the_second, .type = STREAM_NOTIFY, .value = 1)
+SAY(message_on_the_second, .type = STREAM_MSG)
+SAY(after_on_the_second, .type = STREAM_AFTER, .number = 1, .value = 1)
+SAY(report_on_the_second, .type = STREAM_REPORT, .number = 1)
 
 static void random_words(struct pair_side *s, struct tcp_conn *tc)
 {
@@ -147,27 +160,35 @@ static void too_many_reads(struct pair_side *s, struct tcp_conn *tc)
 }
 
 static const struct attack attacks[] = {
-	{ unknown_type, "malformed", 0 },
-	{ no_type, "malformed", 0 },
-	{ random_words, "malformed", 0 },
-	{ payload_too_long, "malformed", 0 },
-	{ message_too_long, "malformed", 0 },
-	{ notify_with_bytes, "malformed", 0 },
-	{ data_without_spans, "malformed", 0 },
-	{ tell_with_a_value, "malformed", 0 },
-	{ too_many_spans, "malformed", 0 },
-	{ spans_that_are_not_the_payload, "malformed", 0 },
-	{ an_empty_span, "malformed", 0 },
-	{ unknown_region, "outside the memory", 0 },
-	{ the_second_span_is_outside, "outside the memory", 0 },
-	{ offset_that_overflows, "outside the memory", 0 },
-	{ write_without_access, "outside the memory", TR_REMOTE_READ },
-	{ read_without_access, "were not opened", TR_REMOTE_WRITE },
-	{ read_beyond, "were not opened", 0 },
-	{ too_many_reads, "one read too many", 0 },
-	{ answer_without_a_read, "were asked for", 0 },
-	{ report_of_what_was_not_sent, "was not sent", 0 },
-	{ report_of_messages_that_were_not_sent, "was not sent", 0 },
+	{ unknown_type, "malformed", 0, 0 },
+	{ no_type, "malformed", 0, 0 },
+	{ random_words, "malformed", 0, 0 },
+	{ payload_too_long, "malformed", 0, 0 },
+	{ message_too_long, "malformed", 0, 0 },
+	{ notify_with_bytes, "malformed", 0, 0 },
+	{ data_without_spans, "malformed", 0, 0 },
+	{ tell_with_a_value, "malformed", 0, 0 },
+	{ too_many_spans, "malformed", 0, 0 },
+	{ spans_that_are_not_the_payload, "malformed", 0, 0 },
+	{ an_empty_span, "malformed", 0, 0 },
+	{ unknown_region, "outside the memory", 0, 0 },
+	{ the_second_span_is_outside, "outside the memory", 0, 0 },
+	{ offset_that_overflows, "outside the memory", 0, 0 },
+	{ write_without_access, "outside the memory", TR_REMOTE_READ, 0 },
+	{ read_without_access, "were not opened", TR_REMOTE_WRITE, 0 },
+	{ read_beyond, "were not opened", 0, 0 },
+	{ too_many_reads, "one read too many", 0, 0 },
+	{ answer_without_a_read, "were asked for", 0, 0 },
+	{ report_of_what_was_not_sent, "was not sent", 0, 0 },
+	{ report_of_messages_that_were_not_sent, "was not sent", 0, 0 },
+	{ after_itself, "waits for a stream", 0, 0 },
+	{ after_a_stream_that_is_not, "waits for a stream", 0, 0 },
+	{ after_on_the_second, "waits for a stream", 0, 1 },
+	{ notify_on_the_second, "does not belong", 0, 1 },
+	{ message_on_the_second, "does not belong", 0, 1 },
+	{ report_on_the_second, "was not sent", 0, 1 },
+	{ the_second_span_is_outside, "outside the memory", 0, 1 },
+	{ too_many_reads, "one read too many", 0, 1 },
 };
 
 enum { ATTACKS = sizeof(attacks) / sizeof(attacks[0]) };
@@ -188,6 +209,7 @@ static void attacker(struct pair_side *s)
 
 	pair_up(s);
 	pair_meet(s);
+	lie_on = attack->stream;
 	attack->act(s, tr_conn_priv(s->conn));
 	PAIR_CHECK(pair_hear(s) == 1);
 	pair_down(s);
@@ -201,6 +223,7 @@ static void each_lie_on_the_socket_ends_the_connection_and_nothing_else(void **s
 					      .child_path = "tcp",
 					      .region = REGION,
 					      .access = attacks[i].access,
+					      .option = "KVCACHE_TCP_STREAMS=2",
 					      .arg = (void *)(uintptr_t)&attacks[i] };
 
 		assert_int_equal(pair_run(&config, victim, attacker), 0);
@@ -211,23 +234,33 @@ static void each_lie_on_the_socket_ends_the_connection_and_nothing_else(void **s
 
 static uint32_t door_port; /* the only one of KVCACHE_TCP_PORTS */
 
-/* The door opens a moment after the hello was sent. */
-static int knock_at_door(void)
+/* -1: it is not open. */
+static int connect_to_door(void)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET,
 				  .sin_port = htons((uint16_t)door_port),
 				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
-	for (;;) {
-		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
-		PAIR_CHECK(fd >= 0 && kv_now_ns() < deadline_ns);
-		if (!connect(fd, (struct sockaddr *)&sa, sizeof(sa)))
-			return fd;
-		PAIR_CHECK(errno == ECONNREFUSED);
-		close(fd);
+	PAIR_CHECK(fd >= 0);
+	if (!connect(fd, (struct sockaddr *)&sa, sizeof(sa)))
+		return fd;
+	PAIR_CHECK(errno == ECONNREFUSED);
+	close(fd);
+	return -1;
+}
+
+/* The door opens a moment after the hello was sent. */
+static int knock_at_door(void)
+{
+	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
+	int fd;
+
+	while ((fd = connect_to_door()) < 0) {
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
 		poll(NULL, 0, 1);
 	}
+	return fd;
 }
 
 /* It is sent away, without a word. */
@@ -243,11 +276,11 @@ static void await_end(int fd)
 
 static uint8_t last_token[STREAM_PROOF]; /* of the handshake before */
 
-static void say_greeting(int fd, const uint8_t proof[STREAM_PROOF])
+static void say_greeting(int fd, uint8_t stream, const uint8_t proof[STREAM_PROOF])
 {
 	uint8_t greeting[STREAM_GREETING];
 
-	stream_put_greeting(greeting, proof);
+	stream_put_greeting(greeting, stream, proof);
 	PAIR_CHECK(send(fd, greeting, sizeof(greeting), MSG_NOSIGNAL) == sizeof(greeting));
 }
 
@@ -277,7 +310,7 @@ static void wrong_proof(struct pair_side *s)
 
 	(void)s;
 	stream_put(&w, &frame, &(struct stream_span){ 0, 8 });
-	say_greeting(fd, proof);
+	say_greeting(fd, 0, proof);
 	send(fd, buf, w.len + 8, MSG_NOSIGNAL);
 	await_end(fd);
 }
@@ -296,7 +329,7 @@ static void what_was_right_before(struct pair_side *s)
 	int fd = knock_at_door();
 
 	(void)s;
-	say_greeting(fd, last_token);
+	say_greeting(fd, 0, last_token);
 	await_end(fd);
 }
 
@@ -345,7 +378,7 @@ static void besieged(struct pair_side *s)
 	pair_up(s);
 	exchange(s);
 	tc = tr_conn_priv(s->conn);
-	tr_conn_prove(s->conn, TCP_KNOCKS, tc->token, last_token);
+	door_prove(tc, TCP_KNOCKS, 0, last_token);
 	fds = count_descriptors();
 	tr_conn_close(s->conn);
 	s->conn = NULL;
@@ -356,6 +389,52 @@ static void besieged(struct pair_side *s)
 		for (int i = LORISES - TCP_STRANGERS; i < LORISES; i++)
 			await_end(loris[i]); /* the door is closed */
 	PAIR_CHECK(count_descriptors() <= fds);
+	PAIR_CHECK(s->child || connect_to_door() < 0); /* nobody comes late */
+	exchange(s);
+	pair_down(s);
+}
+
+/*
+ * Without a key a reader of the handshake can make a greeting. The other end stands still while
+ * these stand before the peer's own sockets at its door.
+ */
+static void twice_and_one_too_many(struct pair_side *s)
+{
+	static const uint8_t index[] = { 0, 0, 2, 255 };
+	uint8_t proof[STREAM_PROOF], answer[STREAM_GREETING];
+	struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
+	int fd[4], status;
+	struct kv_error err;
+
+	for (int i = 0; i < 4; i++)
+		fd[i] = knock_at_door();
+	PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1); /* the offer */
+	PAIR_CHECK(!kill(s->other, SIGSTOP) && waitpid(s->other, &status, WUNTRACED) == s->other);
+	while (!s->conn->hs->offer_priv[0])
+		PAIR_CHECK(tr_conn_step(s->conn, &err) == TR_AGAIN);
+	for (int i = 0; i < 4; i++) {
+		door_prove(s->conn->hs->offer_priv[0], TCP_KNOCKS, index[i], proof);
+		say_greeting(fd[i], index[i], proof);
+	}
+	PAIR_CHECK(!kill(s->other, SIGCONT));
+	PAIR_CHECK(recv(fd[0], answer, sizeof(answer), MSG_WAITALL) == sizeof(answer));
+	for (int i = 1; i < 4; i++)
+		await_end(fd[i]);
+}
+
+/* The peer finds that its place is taken; its next connection is as the first. */
+static void crowded(struct pair_side *s)
+{
+	struct pair_config quiet = *s->config;
+	struct kv_error err;
+
+	pair_open(s);
+	PAIR_CHECK(pair_connect(s, &err));
+	PAIR_CHECK(s->child || strstr(err.message, "closed the data socket"));
+	tr_conn_close(s->conn);
+	quiet.greeted = NULL;
+	s->config = &quiet;
+	PAIR_CHECK(!pair_connect(s, &err));
 	exchange(s);
 	pair_down(s);
 }
@@ -373,7 +452,7 @@ static uint32_t free_port(void)
 	return ntohs(sa.sin_port);
 }
 
-static void besiege(void (*strangers)(struct pair_side *s))
+static void besiege_by(void (*strangers)(struct pair_side *s), pair_fn *both)
 {
 	char ports[64];
 	struct pair_config config = { .parent_path = "tcp",
@@ -385,7 +464,19 @@ static void besiege(void (*strangers)(struct pair_side *s))
 
 	door_port = free_port();
 	snprintf(ports, sizeof(ports), "KVCACHE_TCP_PORTS=%u", door_port);
-	assert_int_equal(pair_run(&config, besieged, besieged), 0);
+	setenv("KVCACHE_TCP_STREAMS", "2", 1);
+	assert_int_equal(pair_run(&config, both, both), 0);
+}
+
+static void besiege(void (*strangers)(struct pair_side *s))
+{
+	besiege_by(strangers, besieged);
+}
+
+static void a_stream_is_opened_once_and_none_is_opened_that_was_not_offered(void **state)
+{
+	(void)state;
+	besiege_by(twice_and_one_too_many, crowded);
 }
 
 static void a_stranger_at_the_door_is_sent_away_and_the_peer_comes_in(void **state)
@@ -412,14 +503,15 @@ static void keyed(struct pair_side *s)
 
 	pair_up(s);
 	tc = tr_conn_priv(s->conn);
-	tr_conn_prove(s->conn, TCP_KNOCKS, tc->token, knocks);
-	tr_conn_prove(s->conn, TCP_OPENS, tc->token, opens);
+	door_prove(tc, TCP_KNOCKS, 0, knocks);
+	door_prove(tc, TCP_OPENS, 0, opens);
 	/* The token travels in the handshake; it is not enough, and neither is the other proof. */
 	PAIR_CHECK(memcmp(knocks, tc->token, sizeof(knocks)) &&
 		   memcmp(knocks, opens, sizeof(opens)));
-	PAIR_CHECK(!tr_conn_is_proof(s->conn, TCP_KNOCKS, tc->token, tc->token));
-	PAIR_CHECK(!tr_conn_is_proof(s->conn, TCP_KNOCKS, tc->token, opens));
-	PAIR_CHECK(tr_conn_is_proof(s->conn, TCP_KNOCKS, tc->token, knocks));
+	PAIR_CHECK(!door_is_proof(tc, TCP_KNOCKS, 0, tc->token));
+	PAIR_CHECK(!door_is_proof(tc, TCP_KNOCKS, 0, opens));
+	PAIR_CHECK(!door_is_proof(tc, TCP_KNOCKS, 1, knocks));
+	PAIR_CHECK(door_is_proof(tc, TCP_KNOCKS, 0, knocks));
 	exchange(s);
 	pair_down(s);
 }
@@ -447,6 +539,7 @@ int main(void)
 		cmocka_unit_test(each_lie_on_the_socket_ends_the_connection_and_nothing_else),
 		cmocka_unit_test(a_stranger_at_the_door_is_sent_away_and_the_peer_comes_in),
 		cmocka_unit_test(slow_strangers_are_bounded_in_number_and_end_with_the_handshake),
+		cmocka_unit_test(a_stream_is_opened_once_and_none_is_opened_that_was_not_offered),
 		cmocka_unit_test(with_a_key_the_token_does_not_open_the_door),
 	};
 

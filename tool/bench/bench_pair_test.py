@@ -214,12 +214,12 @@ class Namespaces(Pair):
         status, out, err = self.connect(target, "-b", "4K", "-e", "64K", inside=self.inside(self.holders[1]),
                                         env={**CLEAN, "KVCACHE_DEBUG": "1"})
         self.assertEqual(status, 0, err)
-        self.assertIn("TCP, one stream", out)
+        self.assertIn("TCP, 1 stream", out)
         connections = len(re.findall("info: connected to 10.99.0.1", err))
         self.assertEqual(len(re.findall("fell back to TCP: shm: .* in another network namespace; ib: .", err)), connections, err)
 
     def test_the_doctor_connects_over_tcp_or_has_the_reasons_and_a_fix(self):
-        for transports, expected in (("auto", r"(?m)^ok +connect +tcp: .*one stream"),
+        for transports, expected in (("auto", r"(?m)^ok +connect +tcp: .*1 stream"),
                                      ("shm,ib", r"(?m)^fail +connect +.*shm: .*; ib: .*\n +fix: KVCACHE_TRANSPORT")):
             side = self.begin(*self.inside(self.holders[0]), PROGRAM, "doctor", "--listen", "10.99.0.1", env=CLEAN)
             self.assertIn("listening", side.stdout.readline())

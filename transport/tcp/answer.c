@@ -11,13 +11,13 @@
 #include "base/error.h"
 #include "tcp.h"
 
-int answer_asked(struct tcp_conn *tc, struct kv_error *err)
+int answer_asked(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_data *d = tc->data;
-	const struct stream_frame *f = &d->in.frame;
+	const struct stream_frame *f = &st->in.frame;
+	struct tcp_conn *tc = st->tc;
 
 	for (unsigned int i = 0; i < f->spans; i++) {
-		const struct stream_span *s = &d->in.span[i];
+		const struct stream_span *s = &st->in.span[i];
 		struct tr_mem *mem = tr_mem_reach(tr_conn_tr(tc->conn), f->number, s->offset,
 						  s->len, TR_REMOTE_READ);
 		bool may = mem && tr_conn_may(tc->conn, mem, s->offset, s->len, TR_REMOTE_READ,
@@ -25,55 +25,54 @@ int answer_asked(struct tcp_conn *tc, struct kv_error *err)
 
 		if (mem)
 			tr_mem_put(mem);
-		if (!may || d->answer_tail - d->answer_head == TCP_READS_MAX)
+		if (!may || st->answer_tail - st->answer_head == TCP_READS_MAX)
 			return kv_fail(err, KV_ERR_PROTOCOL, "tcp",
 				       "the peer reads %u bytes of region %u at %llu, which %s",
 				       s->len, f->number, (unsigned long long)s->offset,
 				       may ? "is one read too many" : "were not opened to it");
-		d->answer[d->answer_tail++ % TCP_READS_MAX] = (struct tcp_answer){
+		st->answer[st->answer_tail++ % TCP_READS_MAX] = (struct tcp_answer){
 			.mem = f->number, .left = s->len, .offset = s->offset
 		};
 	}
 	return 0;
 }
 
-int answer_queue(struct tcp_conn *tc)
+int answer_queue(struct tcp_stream *st)
 {
-	struct tcp_data *d = tc->data;
 	struct stream_frame frame = { .type = STREAM_ANSWER };
 
-	if (d->answer_head == d->answer_tail || d->queue.answering ||
-	    !queue_batch_room(tc, STREAM_SPANS_MAX))
+	if (st->answer_head == st->answer_tail || st->queue.answering ||
+	    !queue_batch_room(st, STREAM_SPANS_MAX))
 		return 0;
-	for (unsigned int i = d->answer_head; i != d->answer_tail; i++) {
-		uint32_t len = d->answer[i % TCP_READS_MAX].left;
+	for (unsigned int i = st->answer_head; i != st->answer_tail; i++) {
+		uint32_t len = st->answer[i % TCP_READS_MAX].left;
 
 		if (frame.payload + len > STREAM_PAYLOAD_MAX)
 			break;
 		frame.payload += len;
 	}
-	queue_batch(tc, &frame, NULL, NULL);
+	queue_batch(st, &frame, NULL, NULL);
 	return 1;
 }
 
 /* Takes bytes that were sent off the oldest spans. */
-static void answer_advance(struct tcp_data *d, size_t n)
+static void answer_advance(struct tcp_stream *st, size_t n)
 {
 	while (n) {
-		struct tcp_answer *a = &d->answer[d->answer_head % TCP_READS_MAX];
+		struct tcp_answer *a = &st->answer[st->answer_head % TCP_READS_MAX];
 		uint32_t part = n < a->left ? (uint32_t)n : a->left;
 
 		a->offset += part;
 		a->left -= part;
 		n -= part;
 		if (!a->left)
-			d->answer_head++;
+			st->answer_head++;
 	}
 }
 
-ssize_t answer_send(struct tcp_conn *tc, size_t len)
+ssize_t answer_send(struct tcp_stream *st, size_t len)
 {
-	struct tcp_data *d = tc->data;
+	struct tcp_conn *tc = st->tc;
 	struct iovec iov[STREAM_SPANS_MAX];
 	struct tr_mem *held[STREAM_SPANS_MAX];
 	unsigned int n = 0;
@@ -82,7 +81,7 @@ ssize_t answer_send(struct tcp_conn *tc, size_t len)
 	int error;
 
 	while (n < STREAM_SPANS_MAX && sum < len) {
-		const struct tcp_answer *a = &d->answer[(d->answer_head + n) % TCP_READS_MAX];
+		const struct tcp_answer *a = &st->answer[(st->answer_head + n) % TCP_READS_MAX];
 
 		held[n] = tr_mem_reach(tr_conn_tr(tc->conn), a->mem, a->offset, a->left,
 				       TR_REMOTE_READ);
@@ -92,7 +91,7 @@ ssize_t answer_send(struct tcp_conn *tc, size_t len)
 		sum += a->left;
 		n++;
 	}
-	sent = n ? queue_send(tc, iov, n, sum < len) : -2;
+	sent = n ? queue_send(st, iov, n, sum < len) : -2;
 	error = errno;
 	for (unsigned int i = 0; i < n; i++)
 		tr_mem_put(held[i]);
@@ -100,8 +99,8 @@ ssize_t answer_send(struct tcp_conn *tc, size_t len)
 	if (sent == -2) /* its bytes were announced */
 		kv_fail(&tc->data->failure, KV_ERR_PROTOCOL, "tcp",
 			"%s reads region %u, which was deregistered", tr_conn_address(tc->conn),
-			d->answer[d->answer_head % TCP_READS_MAX].mem);
+			st->answer[st->answer_head % TCP_READS_MAX].mem);
 	if (sent > 0)
-		answer_advance(d, (size_t)sent);
+		answer_advance(st, (size_t)sent);
 	return sent;
 }

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * door.c -- the accepting side's end of a data socket: a door that is open during one handshake
+ * door.c -- the accepting side's end of the data sockets: a door that is open during one handshake
  *
  * It listens at the address that the peer has used, at a port of its own. A connection has to begin
- * with the greeting that only the peer can make (tr_conn_prove): until then it costs a descriptor
- * and a greeting's bytes, and can name nothing. A few may wait; one more closes
- * the oldest of them. The first that proves itself closes the door.
+ * with the greeting that only the peer can make (tr_conn_prove), for a stream that is not there
+ * yet: until then it costs a descriptor and a greeting's bytes, and can name nothing. A few may
+ * wait; one more closes the oldest of them. When all streams are there the door is closed.
  */
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "base/error.h"
@@ -17,7 +18,32 @@
 #include "base/fds.h"
 #include "tcp.h"
 
-static void send_away(struct tcp_conn *tc, struct tcp_stranger *s)
+/* The text that is proven ends with the number of the stream. */
+static void label_of(const char whose[7], unsigned int index, char label[8])
+{
+	memcpy(label, whose, 7);
+	label[7] = (char)('0' + index);
+}
+
+void door_prove(const struct tcp_conn *tc, const char whose[7], unsigned int index,
+		uint8_t proof[STREAM_PROOF])
+{
+	char label[8];
+
+	label_of(whose, index, label);
+	tr_conn_prove(tc->conn, label, tc->token, proof);
+}
+
+bool door_is_proof(const struct tcp_conn *tc, const char whose[7], unsigned int index,
+		   const uint8_t proof[STREAM_PROOF])
+{
+	char label[8];
+
+	label_of(whose, index, label);
+	return tr_conn_is_proof(tc->conn, label, tc->token, proof);
+}
+
+static void send_away(struct tcp_conn *tc, struct tcp_knock *s)
 {
 	if (s->fd < 0)
 		return;
@@ -92,27 +118,44 @@ int door_open(struct tcp_conn *tc, uint16_t *port_p, struct kv_error *err)
 	return tr_conn_watch(tc->conn, tc->door, err);
 }
 
-/* Its greeting is there and right: the peer. It gets the answer, and the others are sent away. */
-static void let_in(struct tcp_conn *tc, struct tcp_stranger *s)
+static bool all_are_in(const struct tcp_conn *tc)
+{
+	for (unsigned int i = 0; i < tc->streams; i++)
+		if (tc->proven[i] < 0)
+			return false;
+	return true;
+}
+
+/* Its greeting is there and right: the peer. It gets the answer. */
+static void let_in(struct tcp_conn *tc, struct tcp_knock *s, uint8_t index)
 {
 	uint8_t answer[STREAM_GREETING], proof[STREAM_PROOF];
 	int on = 1;
 
-	tr_conn_prove(tc->conn, TCP_OPENS, tc->token, proof);
-	stream_put_greeting(answer, proof);
+	door_prove(tc, TCP_OPENS, index, proof);
+	stream_put_greeting(answer, index, proof);
 	/* The first bytes of a socket are taken at once, unless it is gone. */
 	if (send(s->fd, answer, sizeof(answer), MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof(answer)) {
 		send_away(tc, s);
 		return;
 	}
 	setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-	tc->sock = s->fd;
+	tc->proven[index] = s->fd;
 	s->fd = -1;
-	door_close(tc);
+	if (all_are_in(tc))
+		door_close(tc);
+}
+
+static bool is_wanted(const struct tcp_conn *tc, const uint8_t *greeting)
+{
+	uint8_t index = stream_of_greeting(greeting);
+
+	return index < tc->streams && tc->proven[index] < 0 &&
+	       door_is_proof(tc, TCP_KNOCKS, index, stream_proof_of_greeting(greeting));
 }
 
 /* What it has sent. */
-static void hear(struct tcp_conn *tc, struct tcp_stranger *s)
+static void hear(struct tcp_conn *tc, struct tcp_knock *s)
 {
 	ssize_t n;
 
@@ -129,16 +172,15 @@ static void hear(struct tcp_conn *tc, struct tcp_stranger *s)
 		send_away(tc, s);
 	else if (s->got < sizeof(s->greeting))
 		return;
-	else if (tr_conn_is_proof(tc->conn, TCP_KNOCKS, tc->token,
-				  s->greeting + sizeof(s->greeting) - STREAM_PROOF))
-		let_in(tc, s);
+	else if (is_wanted(tc, s->greeting))
+		let_in(tc, s, stream_of_greeting(s->greeting));
 	else
 		send_away(tc, s);
 }
 
 static void take_stranger(struct tcp_conn *tc, int fd)
 {
-	struct tcp_stranger *s = &tc->stranger[tc->next_stranger++ % TCP_STRANGERS];
+	struct tcp_knock *s = &tc->stranger[tc->next_stranger++ % TCP_STRANGERS];
 
 	send_away(tc, s); /* the oldest: the peer sends its greeting at once */
 	s->fd = fd;

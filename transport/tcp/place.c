@@ -17,11 +17,11 @@
 #include "tcp.h"
 
 /* 0, or the peer breaks the rules. */
-static int ask_for_span(struct tcp_conn *tc, const struct tr_mem *mem, unsigned int i)
+static int ask_for_span(struct tcp_stream *st, const struct tr_mem *mem, unsigned int i)
 {
-	struct tcp_in *in = &tc->data->in;
-	int may = tr_conn_may(tc->conn, mem, in->span[i].offset, in->span[i].len, TR_REMOTE_WRITE,
-			      in->frame.value);
+	struct tcp_in *in = &st->in;
+	int may = tr_conn_may(st->tc->conn, mem, in->span[i].offset, in->span[i].len,
+			      TR_REMOTE_WRITE, in->frame.value);
 
 	in->verdict[i] = may == TR_PLACE ? TR_PLACE : TR_DROP;
 	return may < 0 ? may : 0;
@@ -35,15 +35,15 @@ static int refuse_write(const struct tcp_in *in, unsigned int i, struct kv_error
 		       in->span[i].len, in->frame.number, (unsigned long long)in->span[i].offset);
 }
 
-int place_check(struct tcp_conn *tc, struct kv_error *err)
+int place_check(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
-	struct tr_mem *mem = tr_mem_get(tr_conn_tr(tc->conn), in->frame.number);
+	struct tcp_in *in = &st->in;
+	struct tr_mem *mem = tr_mem_get(tr_conn_tr(st->tc->conn), in->frame.number);
 	unsigned int i;
 
 	for (i = 0; mem && mem->access & TR_REMOTE_WRITE && i < in->frame.spans; i++)
 		if (in->span[i].offset > mem->len ||
-		    in->span[i].len > mem->len - in->span[i].offset || ask_for_span(tc, mem, i))
+		    in->span[i].len > mem->len - in->span[i].offset || ask_for_span(st, mem, i))
 			break;
 	if (mem)
 		tr_mem_put(mem);
@@ -56,14 +56,14 @@ int place_check(struct tcp_conn *tc, struct kv_error *err)
 	return 0;
 }
 
-int place_check_answer(struct tcp_conn *tc, struct kv_error *err)
+int place_check_answer(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 
-	if (in->frame.payload > tc->data->read_left)
+	if (in->frame.payload > st->read_left)
 		return kv_fail(err, KV_ERR_PROTOCOL, "tcp",
 			       "the peer answers with %u bytes, of which %llu were asked for",
-			       in->frame.payload, (unsigned long long)tc->data->read_left);
+			       in->frame.payload, (unsigned long long)st->read_left);
 	in->left = in->frame.payload;
 	return 0;
 }
@@ -85,18 +85,18 @@ static void add_place(struct places *p, uint8_t *at, size_t len)
 	p->bytes += len;
 }
 
-static int data_places(struct tcp_conn *tc, struct places *p, struct kv_error *err)
+static int data_places(struct tcp_stream *st, struct places *p, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 	uint32_t done = in->done;
 
 	/* It may have gone since the header was checked. */
-	p->mem = tr_mem_get(tr_conn_tr(tc->conn), in->frame.number);
+	p->mem = tr_mem_get(tr_conn_tr(st->tc->conn), in->frame.number);
 	for (unsigned int i = in->next; i < in->frame.spans; i++, done = 0) {
 		bool nowhere;
 
 		if (p->mem && i >= in->asked) {
-			if (ask_for_span(tc, p->mem, i))
+			if (ask_for_span(st, p->mem, i))
 				return refuse_write(in, i, err);
 			in->asked = i + 1;
 		}
@@ -110,11 +110,12 @@ static int data_places(struct tcp_conn *tc, struct places *p, struct kv_error *e
 	return 0;
 }
 
-static void answer_places(const struct tcp_data *d, struct places *p)
+static void answer_places(const struct tcp_stream *st, struct places *p)
 {
-	for (unsigned int i = d->read_head; p->n < STREAM_SPANS_MAX && p->bytes < d->in.left; i++) {
-		const struct tcp_read *read = &d->read[i % TCP_READS_MAX];
-		size_t left = d->in.left - p->bytes;
+	for (unsigned int i = st->read_head; p->n < STREAM_SPANS_MAX && p->bytes < st->in.left;
+	     i++) {
+		const struct tcp_read *read = &st->read[i % TCP_READS_MAX];
+		size_t left = st->in.left - p->bytes;
 
 		if (p->n && !read->dst != p->nowhere)
 			break;
@@ -124,30 +125,30 @@ static void answer_places(const struct tcp_data *d, struct places *p)
 }
 
 /* The peer has broken the connection on purpose, or died: nothing of it is placed any more. */
-static bool has_broken(struct tcp_conn *tc)
+static bool has_broken(struct tcp_stream *st)
 {
-	struct tcp_in *in = &tc->data->in;
-	struct pollfd p = { .fd = tc->sock };
+	struct tcp_in *in = &st->in;
+	struct pollfd p = { .fd = st->sock };
 
 	if (!in->looked && poll(&p, 1, 0) == 1)
-		tc->hung_up = true;
+		st->hung_up = true;
 	in->looked = true;
-	return tc->hung_up;
+	return st->hung_up;
 }
 
 /* 0, TR_AGAIN: no more is placed, or the connection's failure. */
-static int find_places(struct tcp_conn *tc, struct places *p, struct kv_error *err)
+static int find_places(struct tcp_stream *st, struct places *p, struct kv_error *err)
 {
-	const struct tcp_in *in = &tc->data->in;
+	const struct tcp_in *in = &st->in;
 
 	p->n = 0;
 	p->bytes = 0;
 	p->mem = NULL;
-	if (has_broken(tc))
+	if (has_broken(st))
 		return TR_AGAIN;
 	if (in->frame.type == STREAM_DATA)
-		return data_places(tc, p, err);
-	answer_places(tc->data, p);
+		return data_places(st, p, err);
+	answer_places(st, p);
 	return 0;
 }
 
@@ -168,14 +169,14 @@ static void advance_data(struct tcp_in *in, size_t n)
 	}
 }
 
-static void advance_answer(struct tcp_conn *tc, size_t n)
+static void advance_answer(struct tcp_stream *st, size_t n)
 {
-	struct tcp_data *d = tc->data;
+	struct tcp_conn *tc = st->tc;
 
-	d->read_left -= n;
+	st->read_left -= n;
 	while (n) {
-		struct tcp_read *read = &d->read[d->read_head % TCP_READS_MAX];
-		struct tcp_op *to = &d->op[read->op];
+		struct tcp_read *read = &st->read[st->read_head % TCP_READS_MAX];
+		struct tcp_op *to = &tc->data->op[read->op];
 		uint32_t part = n < read->left ? (uint32_t)n : read->left;
 
 		read->left -= part;
@@ -184,40 +185,40 @@ static void advance_answer(struct tcp_conn *tc, size_t n)
 			read->dst += part;
 		if (read->left)
 			return;
-		d->read_head++;
+		st->read_head++;
 		/* A cancelled operation has ended, and its slot may serve another one. */
 		if (read->dst && !--to->reads && to->committed)
 			tr_op_end(tr_conn_op(tc->conn, read->op), TR_READ);
 	}
 }
 
-static void placed(struct tcp_conn *tc, size_t n)
+static void placed(struct tcp_stream *st, size_t n)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 
 	in->left -= (uint32_t)n;
 	in->taken += n;
 	if (in->frame.type == STREAM_DATA)
 		advance_data(in, n);
 	else
-		advance_answer(tc, n);
+		advance_answer(st, n);
 }
 
-int place_buffered(struct tcp_conn *tc, struct kv_error *err)
+int place_buffered(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 	struct places p;
 
 	while (in->left && in->from != in->to) {
 		size_t n, have = in->to - in->from;
-		int ret = find_places(tc, &p, err);
+		int ret = find_places(st, &p, err);
 
 		for (unsigned int i = 0; !ret && i < p.n && have; i++, have -= n) {
 			n = p.iov[i].iov_len < have ? p.iov[i].iov_len : have;
 			if (!p.nowhere)
 				memcpy(p.iov[i].iov_base, in->bytes + in->from, n);
 			in->from += n;
-			placed(tc, n);
+			placed(st, n);
 		}
 		if (p.mem)
 			tr_mem_put(p.mem);
@@ -227,27 +228,27 @@ int place_buffered(struct tcp_conn *tc, struct kv_error *err)
 	return 0;
 }
 
-static ssize_t receive_places(struct tcp_conn *tc, struct places *p)
+static ssize_t receive_places(struct tcp_stream *st, struct places *p)
 {
 	struct msghdr msg = { .msg_iov = p->iov, .msg_iovlen = p->n };
 	ssize_t n;
 
-	tr_conn_count(tc->conn)->syscalls++;
+	tr_conn_count(st->tc->conn)->syscalls++;
 	do
 		n = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
-		    : p->nowhere	  ? recv(tc->sock, NULL, p->bytes, MSG_TRUNC | MSG_DONTWAIT)
-					  : recvmsg(tc->sock, &msg, MSG_DONTWAIT);
+		    : p->nowhere	  ? recv(st->sock, NULL, p->bytes, MSG_TRUNC | MSG_DONTWAIT)
+					  : recvmsg(st->sock, &msg, MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
 	return n;
 }
 
-ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err)
+ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 	struct places p = { .n = 0 };
 	size_t payload, want;
 	ssize_t n;
-	int ret = in->left ? find_places(tc, &p, err) : 0;
+	int ret = in->left ? find_places(st, &p, err) : 0;
 
 	if (ret) {
 		if (p.mem)
@@ -261,7 +262,7 @@ ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err)
 		add_place(&p, in->bytes + in->to, sizeof(in->bytes) - in->to);
 	}
 	want = p.bytes;
-	n = receive_places(tc, &p);
+	n = receive_places(st, &p);
 	if (p.mem)
 		tr_mem_put(p.mem);
 	*more_p = n == (ssize_t)want;
@@ -270,6 +271,6 @@ ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err)
 	if (payload > (size_t)n)
 		payload = (size_t)n;
 	in->to += (size_t)n - payload;
-	placed(tc, payload);
+	placed(st, payload);
 	return n;
 }

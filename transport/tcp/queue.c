@@ -43,9 +43,9 @@ static void append_frame(struct tcp_queue *q, const struct stream_frame *frame,
 	append_bytes(q, w.len);
 }
 
-unsigned int queue_batch_room(const struct tcp_conn *tc, unsigned int want)
+unsigned int queue_batch_room(const struct tcp_stream *st, unsigned int want)
 {
-	const struct tcp_queue *q = &tc->data->queue;
+	const struct tcp_queue *q = &st->queue;
 	unsigned int pieces = TCP_QUEUE_PIECES - q->tail;
 
 	if (queue_pending(q) >= TCP_PENDING || pieces < TCP_KEEP_PIECES + TCP_BATCH_LEAST ||
@@ -57,10 +57,10 @@ unsigned int queue_batch_room(const struct tcp_conn *tc, unsigned int want)
 	return want < pieces ? want : pieces;
 }
 
-void queue_batch(struct tcp_conn *tc, const struct stream_frame *frame,
+void queue_batch(struct tcp_stream *st, const struct stream_frame *frame,
 		 const struct stream_span *spans, const struct iovec *payload)
 {
-	struct tcp_queue *q = &tc->data->queue;
+	struct tcp_queue *q = &st->queue;
 
 	append_frame(q, frame, spans, NULL);
 	for (unsigned int i = 0; payload && i < frame->spans; i++)
@@ -72,9 +72,9 @@ void queue_batch(struct tcp_conn *tc, const struct stream_frame *frame,
 	q->queued += frame->payload;
 }
 
-bool queue_small(struct tcp_conn *tc, const struct stream_frame *frame, const void *payload)
+bool queue_small(struct tcp_stream *st, const struct stream_frame *frame, const void *payload)
 {
-	struct tcp_queue *q = &tc->data->queue;
+	struct tcp_queue *q = &st->queue;
 
 	if (!has_room(q, STREAM_FIXED + frame->payload, 1 + 2, TCP_KEEP_LAST))
 		return false;
@@ -82,25 +82,25 @@ bool queue_small(struct tcp_conn *tc, const struct stream_frame *frame, const vo
 	return true;
 }
 
-bool queue_reports(const struct tcp_data *d)
+bool queue_reports(const struct tcp_stream *st)
 {
-	return d->in.told || d->in.small - d->in.small_told >= TCP_SMALL_TOLD;
+	return st->in.told || st->in.small - st->in.small_told >= TCP_SMALL_TOLD;
 }
 
 /* What the receiver and the sender have to say to each other, as far as there is room. */
-static void append_due(struct tcp_conn *tc)
+static void append_due(struct tcp_stream *st)
 {
-	struct tcp_data *d = tc->data;
-	struct tcp_in *in = &d->in;
+	struct tcp_queue *q = &st->queue;
+	struct tcp_in *in = &st->in;
 
-	if (d->queue.closed)
+	if (q->closed)
 		return;
-	if (d->tell && has_room(&d->queue, STREAM_FIXED, 1, STREAM_FIXED)) {
-		append_frame(&d->queue, &(struct stream_frame){ .type = STREAM_TELL }, NULL, NULL);
-		d->tell = false;
+	if (st->tell && has_room(q, STREAM_FIXED, 1, STREAM_FIXED)) {
+		append_frame(q, &(struct stream_frame){ .type = STREAM_TELL }, NULL, NULL);
+		st->tell = false;
 	}
-	if (queue_reports(d) && has_room(&d->queue, STREAM_FIXED, 1, 0)) {
-		append_frame(&d->queue,
+	if (queue_reports(st) && has_room(q, STREAM_FIXED, 1, 0)) {
+		append_frame(q,
 			     &(struct stream_frame){ .type = STREAM_REPORT,
 						     .number = in->small,
 						     .value = in->taken },
@@ -112,31 +112,31 @@ static void append_due(struct tcp_conn *tc)
 
 /* ---------------------------------------------------------------- to the socket */
 
-ssize_t queue_send(struct tcp_conn *tc, const struct iovec *piece, unsigned int n, bool more)
+ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned int n, bool more)
 {
 	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)piece, .msg_iovlen = n };
 	ssize_t sent;
 
-	tr_conn_count(tc->conn)->syscalls++;
+	tr_conn_count(st->tc->conn)->syscalls++;
 	do
 		sent = kv_fault(TCP_SEND)
 			       ? (errno = ECONNRESET, -1)
-			       : sendmsg(tc->sock, &msg,
+			       : sendmsg(st->sock, &msg,
 					 MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
 	while (sent < 0 && errno == EINTR);
 	return sent;
 }
 
-static ssize_t send_front(struct tcp_conn *tc)
+static ssize_t send_front(struct tcp_stream *st)
 {
-	struct tcp_queue *q = &tc->data->queue;
+	struct tcp_queue *q = &st->queue;
 	unsigned int end = q->head;
 
 	if (!q->piece[q->head].iov_base)
-		return answer_send(tc, q->piece[q->head].iov_len);
+		return answer_send(st, q->piece[q->head].iov_len);
 	while (end != q->tail && q->piece[end].iov_base)
 		end++;
-	return queue_send(tc, &q->piece[q->head], end - q->head, end != q->tail);
+	return queue_send(st, &q->piece[q->head], end - q->head, end != q->tail);
 }
 
 static void drop_front(struct tcp_queue *q, size_t n)
@@ -158,18 +158,19 @@ static void drop_front(struct tcp_queue *q, size_t n)
 	}
 }
 
-void queue_flush(struct tcp_conn *tc)
+void queue_flush(struct tcp_stream *st)
 {
-	append_due(tc);
-	queue_push(tc);
+	append_due(st);
+	queue_push(st);
 }
 
-void queue_push(struct tcp_conn *tc)
+void queue_push(struct tcp_stream *st)
 {
-	struct tcp_queue *q = &tc->data->queue;
+	struct kv_error *failure = &st->tc->data->failure;
+	struct tcp_queue *q = &st->queue;
 
-	while (q->head != q->tail && !q->full && !tc->data->failure.code) {
-		ssize_t n = send_front(tc);
+	while (q->head != q->tail && !q->full && !failure->code) {
+		ssize_t n = send_front(st);
 
 		if (n >= 0) {
 			drop_front(q, (size_t)n);
@@ -177,8 +178,8 @@ void queue_push(struct tcp_conn *tc)
 		}
 		q->full = n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
 		if (n == -1 && !q->full)
-			kv_fail_errno(&tc->data->failure, KV_ERR_PEER_LOST, errno, "tcp",
-				      "sending to %s", tr_conn_address(tc->conn));
+			kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "tcp", "sending to %s",
+				      tr_conn_address(st->tc->conn));
 		return;
 	}
 	if (q->head != q->tail)

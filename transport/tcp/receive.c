@@ -14,56 +14,71 @@ static int refuse_frame(const struct stream_frame *f, const char *what, struct k
 		       what);
 }
 
-static int take_report(struct tcp_data *d, const struct stream_frame *f, struct kv_error *err)
+static int take_report(struct tcp_stream *st, struct kv_error *err)
 {
-	if (f->value < d->landed || f->value > d->queue.sent ||
-	    f->number - d->small_landed > d->small - d->small_landed)
+	const struct stream_frame *f = &st->in.frame;
+
+	if (f->value < st->landed || f->value > st->queue.sent ||
+	    f->number - st->small_landed > st->small - st->small_landed)
 		return refuse_frame(f, "reports what was not sent", err);
-	d->landed = f->value;
-	d->small_landed = f->number;
+	st->landed = f->value;
+	st->small_landed = f->number;
 	return 0;
+}
+
+/* What follows waits for another stream: 0: that is as far already. */
+static int wait_for_stream(struct tcp_stream *st, struct kv_error *err)
+{
+	const struct stream_frame *f = &st->in.frame;
+
+	if (st->index || !f->number || f->number >= st->tc->streams)
+		return refuse_frame(f, "waits for a stream that it may not", err);
+	st->in.behind = st->tc->data->stream[f->number].in.taken < f->value;
+	return st->in.behind ? TR_AGAIN : 0;
 }
 
 /*
  * One frame whose header is there, and the payload if it is a message: 0, TR_AGAIN if the event it
- * makes has no room, or the connection's failure.
+ * makes has no room or it waits for another stream, or the connection's failure.
  */
-static int take_one_frame(struct tcp_conn *tc, const uint8_t *payload, struct kv_error *err)
+static int take_one_frame(struct tcp_stream *st, const uint8_t *payload, struct kv_error *err)
 {
-	struct tcp_data *d = tc->data;
-	const struct stream_frame *f = &d->in.frame;
+	const struct stream_frame *f = &st->in.frame;
 
 	switch (f->type) {
 	case STREAM_DATA:
-		return place_check(tc, err);
+		return place_check(st, err);
 	case STREAM_ANSWER:
-		return place_check_answer(tc, err);
+		return place_check_answer(st, err);
 	case STREAM_READ:
-		return answer_asked(tc, err);
+		return answer_asked(st, err);
 	case STREAM_REPORT:
-		return take_report(d, f, err);
+		return take_report(st, err);
+	case STREAM_AFTER:
+		return wait_for_stream(st, err);
 	case STREAM_TELL:
-		d->in.told = true;
+		st->in.told = true;
 		return 0;
 	default:
 		break;
 	}
-	if (!tr_conn_room(tc->conn))
+	if (st->index)
+		return refuse_frame(f, "does not belong on this stream", err);
+	st->in.stalled = !tr_conn_room(st->tc->conn);
+	if (st->in.stalled)
 		return TR_AGAIN;
-	d->in.small++;
+	st->in.small++;
 	if (f->type == STREAM_MSG)
-		tr_conn_message(tc->conn, payload, f->payload);
+		tr_conn_message(st->tc->conn, payload, f->payload);
 	else
-		tr_conn_notified(tc->conn, f->value);
+		tr_conn_notified(st->tc->conn, f->value);
 	return 0;
 }
 
-enum { STALLED = TR_AGAIN + 1 };
-
-/* The next frame in the buffer: 1, 0: more bytes are needed, STALLED, or the failure. */
-static int next_frame(struct tcp_conn *tc, struct kv_error *err)
+/* The next frame in the buffer: 1, 0: it has to wait, or the failure. */
+static int next_frame(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 	const uint8_t *at = in->bytes + in->from;
 	size_t have = in->to - in->from;
 	int len = stream_get(at, have, &in->frame, in->span), ret;
@@ -75,32 +90,32 @@ static int next_frame(struct tcp_conn *tc, struct kv_error *err)
 		whole += in->frame.payload;
 	if (!len || have < whole)
 		return 0;
-	ret = take_one_frame(tc, at + len, err);
+	ret = take_one_frame(st, at + len, err);
 	if (ret)
-		return ret == TR_AGAIN ? STALLED : ret;
+		return ret == TR_AGAIN ? 0 : ret;
 	in->from += whole;
 	in->taken += whole;
 	return 1;
 }
 
 /* What is in the buffer: the number of frames, or the failure. */
-static int take_buffered(struct tcp_conn *tc, struct kv_error *err)
+static int take_buffered(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct tcp_in *in = &st->in;
 	int done = 0, ret = 1;
 
+	in->stalled = in->behind = false;
 	while (ret == 1) {
 		if (in->left && in->from != in->to)
-			ret = place_buffered(tc, err);
+			ret = place_buffered(st, err);
 		/* Bytes that are not placed are not followed by a notify. */
 		if (ret < 0 || in->left || in->from == in->to)
 			break;
-		ret = next_frame(tc, err);
+		ret = next_frame(st, err);
 		done += ret == 1;
 	}
 	if (ret < 0)
 		return ret;
-	in->stalled = ret == STALLED;
 	memmove(in->bytes, in->bytes + in->from, in->to - in->from);
 	in->to -= in->from;
 	in->from = 0;
@@ -108,9 +123,10 @@ static int take_buffered(struct tcp_conn *tc, struct kv_error *err)
 }
 
 /* Number of things done, or the connection's failure. */
-static int take_stream(struct tcp_conn *tc, struct kv_error *err)
+static int take_stream(struct tcp_stream *st, struct kv_error *err)
 {
-	struct tcp_in *in = &tc->data->in;
+	struct kv_error *failure = &st->tc->data->failure;
+	struct tcp_in *in = &st->in;
 	uint64_t end = in->taken + TCP_TAKE_BYTES;
 	int done = 0, taken;
 	bool more = true;
@@ -119,70 +135,104 @@ static int take_stream(struct tcp_conn *tc, struct kv_error *err)
 	in->asked = in->next; /* another turn: what is open may have changed */
 	in->looked = false;
 	for (;;) {
-		taken = take_buffered(tc, err);
+		taken = take_buffered(st, err);
 		if (taken < 0)
 			return taken;
 		done += taken;
-		if (n <= 0 || !more || in->stalled || tc->hung_up || in->taken >= end)
+		if (n <= 0 || !more || in->stalled || in->behind || st->hung_up || in->taken >= end)
 			return done;
-		n = place_receive(tc, &more, err);
+		n = place_receive(st, &more, err);
 		if (n == -2)
 			return err->code;
 		if (n > 0) {
-			tr_conn_count(tc->conn)->completions++; /* a sign of life: silence.c */
+			tr_conn_count(st->tc->conn)->completions++; /* a sign of life: silence.c */
 			done++;
 		} else if (!n) {
-			tc->hung_up = true;
+			st->hung_up = true;
 		} else if (errno != EAGAIN && errno != EWOULDBLOCK) {
-			tc->hung_up = true;
-			if (!tc->data->failure.code)
-				kv_fail_errno(&tc->data->failure, KV_ERR_PEER_LOST, errno, "poll",
-					      "receiving from %s", tr_conn_address(tc->conn));
+			st->hung_up = true;
+			if (!failure->code)
+				kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "poll",
+					      "receiving from %s", tr_conn_address(st->tc->conn));
 		}
 	}
 }
 
 /* 0, or the system refuses: then the owner does not sleep. */
-static int watch(struct tcp_conn *tc, unsigned int what)
+static int watch(struct tcp_stream *st, unsigned int what)
 {
-	if (what != tc->watched && tr_conn_watch_for(tc->conn, tc->sock, what, NULL))
+	if (what != st->watched && tr_conn_watch_for(st->tc->conn, st->sock, what, NULL))
 		return 1;
-	tc->watched = what;
+	st->watched = what;
 	return 0;
+}
+
+/* What has come, then what is to go: the number of things done, or the connection's failure. */
+static int move_stream(struct tcp_stream *st, struct kv_error *err)
+{
+	bool reports = queue_reports(st);
+	int done = take_stream(st, err);
+
+	if (done < 0)
+		return done;
+	done += answer_queue(st);
+	st->queue.full = false;
+	/*
+	 * A report that has just become due waits for what the owner makes of the same frames, an
+	 * acknowledgement: one packet for both.
+	 */
+	if (reports || !done)
+		queue_flush(st);
+	else
+		queue_push(st);
+	return done;
+}
+
+/* The first one last: its notifies wait for what the others bring. */
+static int move_streams(struct tcp_conn *tc, struct kv_error *err)
+{
+	int done = 0, moved = 0;
+
+	for (unsigned int i = tc->streams; moved >= 0 && i-- > 0; done += moved)
+		moved = move_stream(&tc->data->stream[i], err);
+	return moved < 0 ? moved : done;
+}
+
+/* The peer's end, or a failure to send: once nothing more comes. */
+static int find_end(struct tcp_conn *tc, struct kv_error *err)
+{
+	const struct kv_error *failure = &tc->data->failure;
+	bool hung_up = false;
+
+	tcp_for_each(st, tc)
+	{
+		if (st->in.stalled)
+			return 0;
+		hung_up |= st->hung_up;
+	}
+	if (failure->code)
+		return kv_error_copy(err, failure);
+	return !hung_up ? 0
+			: kv_fail(err, KV_ERR_PEER_LOST, "poll", "%s closed the connection",
+				  tr_conn_address(tc->conn));
 }
 
 int tcp_progress(struct tr_conn *conn)
 {
 	struct tcp_conn *tc = tr_conn_priv(conn);
-	bool reports = queue_reports(tc->data);
 	struct kv_error cause;
 	int done, ended;
 
 	if (++tc->polls == TCP_BUSY_POLLS)
-		watch(tc, 0);
-	done = take_stream(tc, &cause);
-
+		tcp_for_each(st, tc) watch(st, 0);
+	done = move_streams(tc, &cause);
 	if (done >= 0) {
-		done += answer_queue(tc);
-		tc->data->queue.full = false;
-		/*
-		 * A report that has just become due waits for what the owner makes of the same
-		 * frames, an acknowledgement: one packet for both.
-		 */
-		if (reports || !done)
-			queue_flush(tc);
-		else
-			queue_push(tc);
 		ended = send_settle(tc, &cause);
 		done = ended < 0 ? ended : done + ended;
 	}
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
-	if (done >= 0 && !tc->data->in.stalled &&
-	    (tc->hung_up || (tc->data->failure.code && !done)))
-		done = tc->data->failure.code
-			       ? kv_error_copy(&cause, &tc->data->failure)
-			       : kv_fail(&cause, KV_ERR_PEER_LOST, "poll",
-					 "%s closed the connection", tr_conn_address(conn));
+	if (!done)
+		done = find_end(tc, &cause);
 	if (done < 0) {
 		tcp_lose(tc, &cause);
 		return 1;
@@ -190,16 +240,23 @@ int tcp_progress(struct tr_conn *conn)
 	return done;
 }
 
+/* 0: it may sleep until the socket wakes it. */
+static int arm_stream(struct tcp_stream *st)
+{
+	queue_flush(st);
+	if (st->hung_up || st->in.stalled || answer_queue(st))
+		return 1;
+	return watch(st, (st->in.behind ? 0 : (unsigned int)TR_WATCH_IN) |
+				 (queue_pending(&st->queue) ? (unsigned int)TR_WATCH_OUT : 0));
+}
+
 int tcp_arm(struct tr_conn *conn)
 {
 	struct tcp_conn *tc = tr_conn_priv(conn);
 	struct kv_error cause;
+	int awake = 0;
 
 	tc->polls = 0;
-	queue_flush(tc);
-	if (tc->data->failure.code || tc->hung_up || tc->data->in.stalled || answer_queue(tc) ||
-	    send_settle(tc, &cause) || send_goes_on(tc))
-		return 1;
-	return watch(tc, TR_WATCH_IN | (queue_pending(&tc->data->queue) ? (unsigned int)TR_WATCH_OUT
-									: 0));
+	tcp_for_each(st, tc) awake |= arm_stream(st);
+	return awake || tc->data->failure.code || send_settle(tc, &cause) || send_goes_on(tc);
 }

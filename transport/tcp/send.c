@@ -2,8 +2,8 @@
 /*
  * send.c -- operations and messages going out, and when an operation is done
  *
- * A span is accepted when it is in the queue (queue.c); its source may be reused when the kernel
- * has it. It has landed when the peer reports a position behind it.
+ * A span is accepted when it is in a stream's queue (queue.c); its source may be reused when the
+ * kernel has it. It has landed when the peer reports positions behind it.
  */
 #include "base/clock.h"
 #include "base/error.h"
@@ -55,12 +55,7 @@ static void fill_batch(struct batch *b, unsigned int room, uint64_t part, uint8_
 	b->part = part;
 }
 
-static unsigned int reads_room(const struct tcp_data *d)
-{
-	return TCP_READS_MAX - (d->read_tail - d->read_head);
-}
-
-static void queue_write(struct tcp_conn *tc, struct tr_op *op, uint32_t region,
+static void queue_write(struct tcp_stream *st, struct tr_op *op, uint32_t region,
 			const struct batch *b)
 {
 	struct stream_frame frame = { .type = STREAM_DATA,
@@ -69,26 +64,52 @@ static void queue_write(struct tcp_conn *tc, struct tr_op *op, uint32_t region,
 				      .number = region,
 				      .value = op->grant };
 
-	queue_batch(tc, &frame, b->span, b->local);
-	tc->data->op[op->index].at = tc->data->queue.queued;
-	tr_conn_count(tc->conn)->work_requests++;
+	queue_batch(st, &frame, b->span, b->local);
+	st->tc->data->op[op->index].wrote = true;
+	tr_conn_count(st->tc->conn)->work_requests++;
 }
 
-static void queue_read(struct tcp_conn *tc, struct tr_op *op, uint32_t region,
+static void queue_read(struct tcp_stream *st, struct tr_op *op, uint32_t region,
 		       const struct batch *b)
 {
 	struct stream_frame frame = { .type = STREAM_READ,
 				      .spans = (uint16_t)b->n,
 				      .number = region };
-	struct tcp_data *d = tc->data;
 
-	queue_batch(tc, &frame, b->span, NULL);
+	queue_batch(st, &frame, b->span, NULL);
 	for (unsigned int i = 0; i < b->n; i++)
-		d->read[d->read_tail++ % TCP_READS_MAX] = (struct tcp_read){
+		st->read[st->read_tail++ % TCP_READS_MAX] = (struct tcp_read){
 			.dst = b->local[i].iov_base, .left = b->span[i].len, .op = op->index
 		};
-	d->op[op->index].reads += b->n;
-	d->read_left += b->bytes;
+	st->tc->data->op[op->index].reads += b->n;
+	st->read_left += b->bytes;
+}
+
+/* How many spans of that kind of operation it takes now. */
+static unsigned int stream_room(const struct tcp_stream *st, int kind)
+{
+	unsigned int room = queue_batch_room(st, STREAM_SPANS_MAX);
+	unsigned int reads = TCP_READS_MAX - (st->read_tail - st->read_head);
+
+	return kind == TR_READ_OP && reads < room ? reads : room;
+}
+
+/* The stream that gets the next batch: that whose turn it is, the next one with room, or NULL. */
+static struct tcp_stream *deal(struct tcp_conn *tc, int kind)
+{
+	struct tcp_data *d = tc->data;
+
+	if (d->dealt >= TCP_STRIPE) {
+		d->dealt = 0;
+		d->turn = (d->turn + 1) % tc->streams;
+	}
+	for (unsigned int i = 0; i < tc->streams; i++) {
+		struct tcp_stream *st = &d->stream[(d->turn + i) % tc->streams];
+
+		if (stream_room(st, kind))
+			return st;
+	}
+	return NULL;
 }
 
 long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
@@ -103,25 +124,24 @@ long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 	(void)err; /* a failure is reported by progress */
 	while (done < n && bytes < TCP_ADD_BYTES) {
-		unsigned int room = queue_batch_room(tc, STREAM_SPANS_MAX);
+		struct tcp_stream *st = deal(tc, op->kind);
 
-		d->blocked |= !room;
-		if (room && op->kind == TR_READ_OP && room > reads_room(d)) {
-			room = reads_room(d);
-			d->short_of_reads |= !room;
-		}
-		if (!room)
+		if (!st) {
+			*(op->kind == TR_WRITE ? &d->blocked : &d->short_of_reads) = true;
 			break;
-		fill_batch(&b, room, to->part, lmem->addr, spans + done, n - done);
+		}
+		fill_batch(&b, stream_room(st, op->kind), to->part, lmem->addr, spans + done,
+			   n - done);
 		if (op->kind == TR_WRITE)
-			queue_write(tc, op, rmem->id, &b);
+			queue_write(st, op, rmem->id, &b);
 		else
-			queue_read(tc, op, rmem->id, &b);
+			queue_read(st, op, rmem->id, &b);
 		done += b.whole;
 		to->part = b.part;
 		bytes += b.bytes;
-		if (queue_pending(&d->queue) >= TCP_FLUSH)
-			queue_flush(tc);
+		d->dealt += b.bytes;
+		if (queue_pending(&st->queue) >= TCP_FLUSH)
+			queue_flush(st);
 	}
 	d->cut |= done < n && bytes >= TCP_ADD_BYTES;
 	return (long)done;
@@ -129,17 +149,33 @@ long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 /* ---------------------------------------------------------------- ends */
 
-static void stand_in(struct tcp_line *line, struct tcp_data *d, const struct tr_op *op,
+/* Behind all that is queued now, so that a line is in the order of its positions. */
+static void stand_in(struct tcp_line *line, struct tcp_conn *tc, const struct tr_op *op,
 		     int end_kind)
 {
-	struct tcp_op *to = &d->op[op->index];
+	struct tcp_op *to = &tc->data->op[op->index];
 
+	tcp_for_each(st, tc)
+	{
+		to->at[st->index] = st->queue.queued;
+		st->tell |= line == &tc->data->to_land && st->landed < st->queue.queued;
+	}
 	to->waiting = true;
 	to->end_kind = end_kind;
 	line->op[line->tail++ % TR_OPS_MAX] = op->index;
 }
 
-static int settle_line(struct tcp_conn *tc, struct tcp_line *line, uint64_t position)
+/* The first of a line is passed: what is sent, or has landed. */
+static bool is_passed(struct tcp_conn *tc, const struct tcp_line *line, const struct tcp_op *op)
+{
+	bool land = line == &tc->data->to_land;
+
+	tcp_for_each(st,
+		     tc) if (op->at[st->index] > (land ? st->landed : st->queue.sent)) return false;
+	return true;
+}
+
+static int settle_line(struct tcp_conn *tc, struct tcp_line *line)
 {
 	struct tcp_data *d = tc->data;
 	int done = 0;
@@ -148,7 +184,7 @@ static int settle_line(struct tcp_conn *tc, struct tcp_line *line, uint64_t posi
 		uint16_t index = line->op[line->head % TR_OPS_MAX];
 		struct tcp_op *to = &d->op[index];
 
-		if (to->at > position)
+		if (!is_passed(tc, line, to))
 			break;
 		line->head++;
 		to->waiting = false;
@@ -179,8 +215,7 @@ static int break_stopping(struct tcp_conn *tc, struct kv_error *err)
 int send_settle(struct tcp_conn *tc, struct kv_error *err)
 {
 	struct tcp_data *d = tc->data;
-	int done = settle_line(tc, &d->to_send, d->queue.sent) +
-		   settle_line(tc, &d->to_land, d->landed);
+	int done = settle_line(tc, &d->to_send) + settle_line(tc, &d->to_land);
 	int ret = d->stopping ? break_stopping(tc, err) : 0;
 
 	return ret ? ret : done;
@@ -188,19 +223,49 @@ int send_settle(struct tcp_conn *tc, struct kv_error *err)
 
 /* ---------------------------------------------------------------- the provider's other calls */
 
+static void flush_streams(struct tcp_conn *tc)
+{
+	tcp_for_each(st, tc) queue_flush(st);
+}
+
+static bool has_small_credit(const struct tcp_stream *first)
+{
+	return first->small - first->small_landed < TCP_SMALL_MAX;
+}
+
 /* A notify or a message, if the peer has taken enough of those before. */
 static bool put_small_frame(struct tcp_conn *tc, const struct stream_frame *frame,
 			    const void *payload)
 {
-	struct tcp_data *d = tc->data;
+	struct tcp_stream *first = tc->data->stream;
 
-	if (d->small - d->small_landed < TCP_SMALL_MAX && queue_small(tc, frame, payload)) {
-		d->small++;
+	if (has_small_credit(first) && queue_small(first, frame, payload)) {
+		first->small++;
 		return true;
 	}
-	queue_flush(tc); /* the caller waits for room */
-	d->blocked = true;
+	flush_streams(tc); /* the caller waits for room */
+	tc->data->blocked = true;
 	return false;
+}
+
+/* What follows on the first stream waits for the bytes that the others carry. */
+static bool put_after_the_others(struct tcp_conn *tc)
+{
+	tcp_for_each(st, tc)
+	{
+		struct stream_frame after = { .type = STREAM_AFTER,
+					      .number = st->index,
+					      .value = st->queue.queued };
+
+		if (!st->index || st->after == st->queue.queued)
+			continue;
+		if (!queue_small(tc->data->stream, &after, NULL)) {
+			tc->data->blocked = true;
+			return false;
+		}
+		st->after = st->queue.queued;
+	}
+	return true;
 }
 
 int tcp_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
@@ -211,24 +276,21 @@ int tcp_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct stream_frame notify = { .type = STREAM_NOTIFY, .value = value };
 
 	(void)err;
-	if ((flags & TR_NOTIFY) && !put_small_frame(tc, &notify, NULL))
+	if ((flags & TR_NOTIFY) &&
+	    (!put_after_the_others(tc) || !put_small_frame(tc, &notify, NULL)))
 		return TR_AGAIN;
 	to->committed = true;
 	if (op->kind == TR_READ_OP) {
 		if (!to->reads)
 			tr_op_end(op, TR_READ);
-	} else if (!to->at) {
+	} else if (!to->wrote) {
 		tr_op_end(op, TR_WRITTEN);
-	} else if (flags & (TR_PROVEN | TR_LANDED)) {
-		stand_in(&d->to_land, d, op, TR_WRITTEN);
-		to->at = d->queue.queued; /* in the order of the line */
-		d->tell = true;
 	} else {
-		stand_in(&d->to_send, d, op, TR_WRITTEN);
-		to->at = d->queue.queued;
+		stand_in(flags & (TR_PROVEN | TR_LANDED) ? &d->to_land : &d->to_send, tc, op,
+			 TR_WRITTEN);
 	}
-	queue_flush(tc);
-	settle_line(tc, &d->to_send, d->queue.sent);
+	flush_streams(tc);
+	settle_line(tc, &d->to_send);
 	return 0;
 }
 
@@ -241,12 +303,25 @@ int tcp_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 	if (!put_small_frame(tc, &frame, buf))
 		return TR_AGAIN;
 	if (wake) /* else it leaves with what is sent next, or when the owner goes to sleep */
-		queue_flush(tc);
+		queue_flush(tc->data->stream);
 	return 0;
 }
 
+/* The answers to what the operation has asked for are thrown away. */
+static void forget_reads(struct tcp_stream *st, uint16_t index, struct tcp_op *to)
+{
+	for (unsigned int i = st->read_head; to->reads && i != st->read_tail; i++) {
+		struct tcp_read *read = &st->read[i % TCP_READS_MAX];
+
+		if (read->op == index && read->dst) {
+			read->dst = NULL;
+			to->reads--;
+		}
+	}
+}
+
 /*
- * What is in the queue is sent: its headers have been, or are in the way of others. The operation
+ * What is in a queue is sent: its headers have been, or are in the way of others. The operation
  * ends when the peer has taken it. Answers to reads are thrown away from now on.
  */
 void tcp_op_cancel(struct tr_op *op, int64_t deadline_ns)
@@ -255,23 +330,13 @@ void tcp_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	struct tcp_data *d = tc->data;
 	struct tcp_op *to = &d->op[op->index];
 
-	for (unsigned int i = d->read_head; to->reads && i != d->read_tail; i++) {
-		struct tcp_read *read = &d->read[i % TCP_READS_MAX];
-
-		if (read->op == op->index && read->dst) {
-			read->dst = NULL;
-			to->reads--;
-		}
-	}
-	if (!to->at) {
+	tcp_for_each(st, tc) forget_reads(st, op->index, to);
+	if (!to->wrote) {
 		tr_op_end(op, TR_CANCELLED);
 		return;
 	}
-	if (!to->waiting) {
-		stand_in(&d->to_land, d, op, TR_CANCELLED);
-		to->at = d->queue.queued;
-		d->tell = true;
-	}
+	if (!to->waiting)
+		stand_in(&d->to_land, tc, op, TR_CANCELLED);
 	d->stopping += to->deadline_ns == INT64_MAX && deadline_ns != INT64_MAX;
 	to->deadline_ns = deadline_ns;
 }
@@ -279,13 +344,17 @@ void tcp_op_cancel(struct tr_op *op, int64_t deadline_ns)
 bool send_goes_on(struct tcp_conn *tc)
 {
 	struct tcp_data *d = tc->data;
-	bool queue =
-		d->blocked && queue_batch_room(tc, 1) && d->small - d->small_landed < TCP_SMALL_MAX;
-	bool reads = d->short_of_reads && reads_room(d);
-	bool on = d->cut || queue || reads;
+	bool writes = false, reads = false, on;
 
+	tcp_for_each(st, tc)
+	{
+		writes |= d->blocked && stream_room(st, TR_WRITE);
+		reads |= d->short_of_reads && stream_room(st, TR_READ_OP);
+	}
+	writes &= has_small_credit(d->stream);
+	on = d->cut || writes || reads;
 	d->cut = false;
-	if (queue)
+	if (writes)
 		d->blocked = false;
 	if (reads)
 		d->short_of_reads = false;

@@ -14,11 +14,11 @@
 #include "base/fds.h"
 #include "tcp.h"
 
-static void close_data(struct tcp_conn *tc)
+static void close_stream(struct tcp_stream *st)
 {
-	tr_conn_unwatch(tc->conn, tc->sock);
-	kv_fd_close(tc->sock);
-	tc->sock = -1;
+	tr_conn_unwatch(st->tc->conn, st->sock);
+	kv_fd_close(st->sock);
+	st->sock = -1;
 }
 
 void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause)
@@ -26,23 +26,30 @@ void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause)
 	struct linger at_once = { .l_onoff = 1 };
 
 	/* What has not left does not leave, and the peer places nothing of what it has. */
-	setsockopt(tc->sock, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-	close_data(tc);
+	tcp_for_each(st, tc) setsockopt(st->sock, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	tcp_for_each(st, tc) close_stream(st);
 	tr_conn_lost(tc->conn, cause);
 }
 
 /* Bytes that came and were not read would make the kernel take back what was sent last. */
-void stop_close(struct tcp_conn *tc)
+static void close_in_order(struct tcp_stream *st)
 {
 	ssize_t n;
 
-	if (tc->sock < 0)
+	if (st->sock < 0)
 		return;
-	shutdown(tc->sock, SHUT_WR);
+	shutdown(st->sock, SHUT_WR);
 	do
-		n = recv(tc->sock, NULL, TCP_TAKE_BYTES, MSG_TRUNC | MSG_DONTWAIT);
+		n = recv(st->sock, NULL, TCP_TAKE_BYTES, MSG_TRUNC | MSG_DONTWAIT);
 	while (n == TCP_TAKE_BYTES);
-	close_data(tc);
+	close_stream(st);
+}
+
+void stop_close(struct tcp_conn *tc)
+{
+	if (!tc->data)
+		return;
+	tcp_for_each(st, tc) close_in_order(st);
 }
 
 /* Block data of operations does not leave any more, and nothing can follow a part of a frame. */
@@ -58,22 +65,29 @@ static void cut_queue(struct tcp_queue *q)
 	q->closed = true;
 }
 
+static bool has_unsent(struct tcp_stream *st)
+{
+	int unsent = 0;
+
+	st->queue.full = false;
+	queue_flush(st);
+	return queue_pending(&st->queue) || (!ioctl(st->sock, SIOCOUTQNSD, &unsent) && unsent);
+}
+
 int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct tcp_conn *tc = tr_conn_priv(conn);
+	bool is_up = tc->data && tc->data->stream[0].sock >= 0, unsent = false;
 	int64_t now = kv_now_ns();
-	int unsent = 0;
 
 	(void)err;
-	if (tc->sock >= 0 && !tc->fence_ns) {
+	if (is_up && !tc->fence_ns) {
 		tc->fence_ns = now + TCP_FENCE_MS * KV_NS_PER_MS;
-		cut_queue(&tc->data->queue);
+		tcp_for_each(st, tc) cut_queue(&st->queue);
 	}
-	if (tc->sock >= 0 && now < linger_ns && now < tc->fence_ns) {
-		tc->data->queue.full = false;
-		queue_flush(tc);
-		if (!tc->data->failure.code && (queue_pending(&tc->data->queue) ||
-						(!ioctl(tc->sock, SIOCOUTQNSD, &unsent) && unsent)))
+	if (is_up && now < linger_ns && now < tc->fence_ns) {
+		tcp_for_each(st, tc) unsent |= has_unsent(st);
+		if (!tc->data->failure.code && unsent)
 			return TR_AGAIN;
 	}
 	tr_conn_goodbye(conn);

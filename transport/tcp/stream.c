@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* stream.c -- codec of the data socket */
+/* stream.c -- codec of a data socket */
 #include "stream.h"
 
 #include <endian.h>
 
-static const uint8_t greeting[8] = { 'K', 'V', 'R', 'D', STREAM_VERSION };
-
-void stream_put_greeting(uint8_t buf[STREAM_GREETING], const uint8_t proof[STREAM_PROOF])
+void stream_put_greeting(uint8_t buf[STREAM_GREETING], uint8_t stream,
+			 const uint8_t proof[STREAM_PROOF])
 {
-	memcpy(buf, greeting, sizeof(greeting));
-	memcpy(buf + sizeof(greeting), proof, STREAM_PROOF);
+	memcpy(buf, (uint8_t[8]){ 'K', 'V', 'R', 'D', STREAM_VERSION, stream }, 8);
+	memcpy(buf + 8, proof, STREAM_PROOF);
 }
 
 bool stream_is_greeting(const uint8_t *buf, size_t len)
 {
-	return !memcmp(buf, greeting, len < sizeof(greeting) ? len : sizeof(greeting));
+	static const uint8_t begin[] = { 'K', 'V', 'R', 'D', STREAM_VERSION };
+
+	return !memcmp(buf, begin, len < sizeof(begin) ? len : sizeof(begin)) &&
+	       (len <= 6 || !buf[6]) && (len <= 7 || !buf[7]);
 }
 
 void stream_put(struct wire_writer *w, const struct stream_frame *frame,
@@ -52,6 +54,7 @@ static bool frame_is_sane(const struct stream_frame *f)
 	case STREAM_TELL:
 		return !f->spans && !f->payload && !f->number && !f->value;
 	case STREAM_REPORT:
+	case STREAM_AFTER:
 		return !f->spans && !f->payload;
 	default:
 		return false;

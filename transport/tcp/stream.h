@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * stream.h -- what travels on the data socket of a connection: layout, limits, codec (pure: no I/O,
+ * stream.h -- what travels on a data socket of a connection: layout, limits, codec (pure: no I/O,
  * no allocation)
  *
- *   greeting  magic "KVRD" | version u8 | zero u8[3] | proof 16 B       once, from each end
+ *   greeting  magic "KVRD" | version u8 | stream u8 | zero u8[2] | proof 16 B   once, from each end
  *   frame     type u8 | zero u8 | spans u16 | payload u32 | number u32 | value u64 |
  *             spans x { offset u64 | length u32 } | payload
  *
@@ -14,6 +14,7 @@
  *   ANSWER    the payload is the next bytes of the oldest spans that the receiver asked for
  *   TELL      a REPORT is wanted once everything before this was taken
  *   REPORT    value = bytes of the stream that its sender has taken, number = NOTIFYs and MSGs
+ *   AFTER     what follows waits until the receiver has taken `value` bytes of stream `number`
  *
  * Integers are little endian. A header names every byte that follows it, so a frame that was begun
  * is finished or the connection ends. Positions count bytes behind the greeting, headers included.
@@ -25,7 +26,7 @@
 #include "tr.h"
 
 enum {
-	STREAM_VERSION = 1,
+	STREAM_VERSION = 2,
 	STREAM_PROOF = 16,
 	STREAM_GREETING = 8 + STREAM_PROOF,
 	STREAM_FIXED = 20, /* a header without spans */
@@ -44,6 +45,7 @@ enum stream_type {
 	STREAM_ANSWER,
 	STREAM_TELL,
 	STREAM_REPORT,
+	STREAM_AFTER,
 };
 
 struct stream_frame {
@@ -59,12 +61,21 @@ struct stream_span {
 	uint32_t len;
 };
 
-void stream_put_greeting(uint8_t buf[STREAM_GREETING], const uint8_t proof[STREAM_PROOF]);
+void stream_put_greeting(uint8_t buf[STREAM_GREETING], uint8_t stream,
+			 const uint8_t proof[STREAM_PROOF]);
 /*
- * The first `len` bytes that came: false if they are not, and cannot become, a greeting. Its proof
- * is the last STREAM_PROOF bytes.
+ * The first `len` bytes that came: false if they are not, and cannot become, a greeting. Of a whole
+ * one: the number of its stream, and its proof.
  */
 bool stream_is_greeting(const uint8_t *buf, size_t len);
+static inline uint8_t stream_of_greeting(const uint8_t *buf)
+{
+	return buf[5];
+}
+static inline const uint8_t *stream_proof_of_greeting(const uint8_t *buf)
+{
+	return buf + STREAM_GREETING - STREAM_PROOF;
+}
 
 void stream_put(struct wire_writer *w, const struct stream_frame *frame,
 		const struct stream_span *spans);

@@ -109,24 +109,34 @@ static bool tcp_ask(struct tr_conn *conn)
 	return false;
 }
 
+static int dump_stream(const struct tcp_stream *st, char *buf, size_t cap)
+{
+	return snprintf(
+		buf, cap,
+		"  stream %u: out %llu, of which %llu are queued and %llu not taken by the peer, in "
+		"%llu, %u of a payload to come, notifies and messages not taken %u, reads %u, "
+		"answers %u%s%s%s\n",
+		st->index, (unsigned long long)st->queue.queued,
+		(unsigned long long)queue_pending(&st->queue),
+		(unsigned long long)(st->queue.queued - st->landed),
+		(unsigned long long)st->in.taken, st->in.left, st->small - st->small_landed,
+		st->read_tail - st->read_head, st->answer_tail - st->answer_head,
+		st->in.stalled ? ", no room for events" : "",
+		st->in.behind ? ", waits for another stream" : "",
+		st->hung_up ? ", the peer hung up" : "");
+}
+
 static int tcp_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
 	const struct tcp_conn *tc = tr_conn_priv(conn);
 	const struct tcp_data *d = tc->data;
+	int n = snprintf(buf, cap, "  waiting to leave %u, to land %u, %s\n",
+			 d->to_send.tail - d->to_send.head, d->to_land.tail - d->to_land.head,
+			 d->blocked ? "out of room" : "flowing");
 
-	return snprintf(
-		buf, cap,
-		"  out %llu, of which %llu are queued and %llu not taken by the peer, in %llu, %u of "
-		"a payload to come\n"
-		"  waiting to leave %u, to land %u, notifies and messages not taken %u, reads %u, "
-		"answers %u, %s%s%s\n",
-		(unsigned long long)d->queue.queued, (unsigned long long)queue_pending(&d->queue),
-		(unsigned long long)(d->queue.queued - d->landed), (unsigned long long)d->in.taken,
-		d->in.left, d->to_send.tail - d->to_send.head, d->to_land.tail - d->to_land.head,
-		d->small - d->small_landed, d->read_tail - d->read_head,
-		d->answer_tail - d->answer_head, d->blocked ? "out of room" : "flowing",
-		d->in.stalled ? ", no room for events" : "",
-		tc->hung_up ? ", the peer hung up" : "");
+	tcp_for_each(st, tc) n += dump_stream(st, (size_t)n < cap ? buf + n : NULL,
+					      (size_t)n < cap ? cap - (size_t)n : 0);
+	return n;
 }
 
 static bool tcp_places(const struct tr_conn *conn)

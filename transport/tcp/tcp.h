@@ -2,15 +2,20 @@
 /*
  * tcp.h -- what the files of the tcp provider know of each other
  *
- *   setup.c    the handshake: the connecting side opens a data socket to the accepting side's door
+ *   setup.c    the handshake: the connecting side opens data sockets to the accepting side's door
  *   door.c     the door: a connection there has to prove that it is the peer's
- *   stream.c   frames on the data socket (pure)
+ *   stream.c   frames on a data socket (pure)
  *   queue.c    frames going out: headers and small frames in a buffer, block data from where it is
  *   send.c     op_begin .. op_cancel, messages, when an operation is done
  *   answer.c   the peer's reads
  *   receive.c  progress: frames of the peer; going to sleep
  *   place.c    where the bytes of a frame go
  *   stop.c     the end: loss, fence
+ *
+ * A stream is one data socket with what goes out and comes in by it. All of them carry blocks,
+ * dealt in turns, and reads with their answers; notifies and messages go by the first. Before a
+ * notify stands an AFTER for each other stream that has carried blocks since the last one: the
+ * receiver takes nothing behind it before those have come.
  */
 #ifndef TCP_H
 #define TCP_H
@@ -21,8 +26,11 @@
 #include "stream.h"
 
 enum tcp_limits {
-	TCP_STRANGERS = 4, /* connections at a door that have not proven themselves */
-	TCP_ACCEPTS = 16,  /* that one look at a door takes */
+	TCP_STREAMS_MAX = 8,
+	/* Connections at a door that have not proven themselves: the peer's, a few of others. */
+	TCP_STRANGERS = TCP_STREAMS_MAX + 4,
+	TCP_ACCEPTS = 16, /* that one look at a door takes */
+	TCP_STRIPE = 64 << 10, /* bytes that are dealt to a stream before the next one's turn */
 	TCP_QUEUE_BYTES = 64 << 10, /* headers and small frames that wait to be sent */
 	TCP_QUEUE_PIECES = 1024,    /* of the queue: what one sendmsg takes */
 	TCP_BATCH_LEAST = 64, /* free pieces for which a batch is worth its header */
@@ -48,9 +56,10 @@ struct tcp_ctx {
 	uint16_t first_port, last_port; /* of doors: KVCACHE_TCP_PORTS; 0: any */
 };
 
-/* A connection at the door, until it has sent its greeting. */
-struct tcp_stranger {
-	int fd; /* -1: no one */
+/* A connection at a door, ours or the peer's, until the other end's greeting has come. */
+struct tcp_knock {
+	int fd; /* -1: none */
+	bool greeted; /* connecting side: its own is sent */
 	uint8_t got;
 	uint8_t greeting[STREAM_GREETING];
 };
@@ -70,16 +79,17 @@ struct tcp_queue {
 
 /* State of an operation's slot. */
 struct tcp_op {
-	uint64_t at;	/* position behind its last byte; 0: none was queued */
+	uint64_t at[TCP_STREAMS_MAX]; /* once it is committed: the streams' positions behind it */
 	uint64_t part;	/* bytes of the span that comes next which are queued already */
 	uint32_t reads; /* spans that were asked for and have not come */
+	bool wrote;	/* some of its bytes are queued */
 	bool committed;
 	bool waiting; /* it stands in one of the two lines */
 	int32_t end_kind;
 	int64_t deadline_ns; /* of a cancelled one; INT64_MAX */
 };
 
-/* Operations that end when a position is passed, in the order of those. */
+/* Operations that end when their positions are passed, in the order of those. */
 struct tcp_line {
 	uint16_t op[TR_OPS_MAX];
 	unsigned int head, tail;
@@ -112,52 +122,68 @@ struct tcp_in {
 	uint64_t taken;			  /* position in the stream */
 	uint32_t small, small_told;	  /* notifies and messages */
 	bool told;			  /* the peer wants to know */
-	bool stalled;			  /* a frame waits for room for its event */
+	bool stalled;			  /* a frame waits for room for its event, */
+	bool behind;			  /* or for another stream (AFTER) */
 	bool looked;			  /* in this turn: the peer has not broken the connection */
 };
 
-struct tcp_data {
-	struct kv_error failure; /* code 0: none; reported once what had come before was taken */
+struct tcp_stream {
+	struct tcp_conn *tc;
+	unsigned int index; /* 0: the first, which carries notifies and messages */
+	int sock;
+	unsigned int watched; /* enum tr_watch: what wakes the owner */
+	bool hung_up;	      /* the peer's end of it was seen */
 	struct tcp_queue queue;
 	struct tcp_in in;
-	struct tcp_op op[TR_OPS_MAX];
-	struct tcp_line to_send, to_land;
-	unsigned int stopping; /* operations with a deadline */
-	uint64_t landed;       /* the peer has taken our stream up to here */
+	uint64_t landed; /* the peer has taken it up to here */
 	uint32_t small, small_landed;
-	bool tell; /* ask how far it is */
+	bool tell;	/* ask how far it is */
+	uint64_t after; /* position that the last AFTER about it named */
 	struct tcp_read read[TCP_READS_MAX];
 	unsigned int read_head, read_tail;
 	uint64_t read_left; /* bytes of them */
 	struct tcp_answer answer[TCP_READS_MAX];
 	unsigned int answer_head, answer_tail;
-	bool blocked; /* a call found the queue full; room was not reported since */
+};
+
+struct tcp_data {
+	struct kv_error failure; /* code 0: none; reported once what had come before was taken */
+	struct tcp_op op[TR_OPS_MAX];
+	struct tcp_line to_send, to_land;
+	unsigned int stopping; /* operations with a deadline */
+	bool blocked; /* a call found no room in a queue; room was not reported since */
 	bool short_of_reads; /* the same: too many spans are asked for */
 	bool cut;	     /* a call stopped at TCP_ADD_BYTES; that was not reported yet */
+	unsigned int turn;   /* the stream that gets the next batch, */
+	uint64_t dealt;	     /* and the bytes that it had in this turn */
+	struct tcp_stream stream[]; /* tcp_conn.streams */
 };
 
 struct tcp_conn {
 	struct tcp_ctx *ctx;
 	struct tr_conn *conn;
-	int sock; /* of the data; connecting side: until it is proven, the peer's door */
-	uint8_t token[16];
-	unsigned int watched; /* enum tr_watch: what wakes the owner */
+	unsigned int streams; /* that are offered; then, that there are */
+	int64_t fence_ns;     /* 0: not begun */
 	unsigned int polls;   /* since it was about to sleep */
-	bool hung_up; /* the peer's end of the stream was seen */
-	int64_t fence_ns; /* 0: not begun */
 
-	/* Handshake: the accepting side's door, */
+	/* Handshake: */
+	uint8_t token[16];
+	int proven[TCP_STREAMS_MAX]; /* sockets, by the number of their stream; -1: not yet */
+	/* the accepting side's door, */
 	int door;
-	struct tcp_stranger stranger[TCP_STRANGERS];
+	struct tcp_knock stranger[TCP_STRANGERS];
 	unsigned int next_stranger;
-	/* the connecting side's knock. */
-	bool greeted;
-	uint8_t got;
-	uint8_t greeting[STREAM_GREETING];
+	/* the connecting side's knocks. */
+	struct tcp_knock knock[TCP_STREAMS_MAX];
 	char address[64];
 
 	struct tcp_data *data; /* from the setup on */
 };
+
+/* Each stream of a connection that is set up. */
+#define tcp_for_each(st, tc)                                                    \
+	for (struct tcp_stream *st = (tc)->data->stream;                        \
+	     st < (tc)->data->stream + (tc)->streams; st++)
 
 /* setup.c */
 int tcp_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
@@ -170,29 +196,35 @@ int tcp_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 void tcp_stop(struct tr_conn *conn, void *priv);
 
 /* door.c */
-#define TCP_KNOCKS "tcp door" /* labels of tr_conn_prove: the connecting side's greeting, */
-#define TCP_OPENS "tcp open"  /* and the answer to it */
+/* Whose greeting on a data socket: the first word of what it proves. */
+#define TCP_KNOCKS "tcp in " /* the connecting side's, */
+#define TCP_OPENS "tcp out"  /* and the answer to it */
+/* 16 bytes that only the two ends of this handshake can make of its token, for that stream. */
+void door_prove(const struct tcp_conn *tc, const char whose[7], unsigned int index,
+		uint8_t proof[STREAM_PROOF]);
+bool door_is_proof(const struct tcp_conn *tc, const char whose[7], unsigned int index,
+		   const uint8_t proof[STREAM_PROOF]);
 int door_open(struct tcp_conn *tc, uint16_t *port_p, struct kv_error *err);
-/* Takes what waits there; tc->sock is the peer's as soon as it has proven itself. */
+/* Takes what waits there: tc->proven has the peer's sockets that have proven themselves. */
 void door_look(struct tcp_conn *tc);
 void door_close(struct tcp_conn *tc);
 
 /* queue.c */
 /* Room for a batch: how many spans of at most `want`; 0: none. */
-unsigned int queue_batch_room(const struct tcp_conn *tc, unsigned int want);
-void queue_batch(struct tcp_conn *tc, const struct stream_frame *frame,
+unsigned int queue_batch_room(const struct tcp_stream *st, unsigned int want);
+void queue_batch(struct tcp_stream *st, const struct stream_frame *frame,
 		 const struct stream_span *spans, const struct iovec *payload);
 /* A frame without block data: may use what is kept for it. */
-bool queue_small(struct tcp_conn *tc, const struct stream_frame *frame, const void *payload);
+bool queue_small(struct tcp_stream *st, const struct stream_frame *frame, const void *payload);
 /*
  * Sends what the socket takes. A failure is kept in data->failure: progress reports it when what
  * the peer had sent before is taken.
  */
-void queue_flush(struct tcp_conn *tc);
-void queue_push(struct tcp_conn *tc); /* the same, without a REPORT that is due */
-bool queue_reports(const struct tcp_data *d); /* a REPORT is due */
+void queue_flush(struct tcp_stream *st);
+void queue_push(struct tcp_stream *st); /* the same, without a REPORT that is due */
+bool queue_reports(const struct tcp_stream *st); /* a REPORT is due */
 /* Sends up to 1024 pieces: bytes, or -1 and errno. */
-ssize_t queue_send(struct tcp_conn *tc, const struct iovec *piece, unsigned int n, bool more);
+ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned int n, bool more);
 static inline uint64_t queue_pending(const struct tcp_queue *q)
 {
 	return q->queued - q->sent;
@@ -211,10 +243,10 @@ int send_settle(struct tcp_conn *tc, struct kv_error *err);
 bool send_goes_on(struct tcp_conn *tc);
 
 /* answer.c */
-int answer_asked(struct tcp_conn *tc, struct kv_error *err); /* in.frame is a READ */
-int answer_queue(struct tcp_conn *tc); /* the next frame of answers: 1 if there is one */
+int answer_asked(struct tcp_stream *st, struct kv_error *err); /* in.frame is a READ */
+int answer_queue(struct tcp_stream *st); /* the next frame of answers: 1 if there is one */
 /* Sends the next `len` bytes: their number, -1 and errno, or -2: data->failure is set. */
-ssize_t answer_send(struct tcp_conn *tc, size_t len);
+ssize_t answer_send(struct tcp_stream *st, size_t len);
 
 /* receive.c */
 int tcp_progress(struct tr_conn *conn);
@@ -222,21 +254,21 @@ int tcp_arm(struct tr_conn *conn);
 
 /* place.c */
 /* in.frame is DATA: its region, bounds and grant are right, or the peer breaks the rules. */
-int place_check(struct tcp_conn *tc, struct kv_error *err);
+int place_check(struct tcp_stream *st, struct kv_error *err);
 /* in.frame is an ANSWER. */
-int place_check_answer(struct tcp_conn *tc, struct kv_error *err);
+int place_check_answer(struct tcp_stream *st, struct kv_error *err);
 /* Bytes of the payload that came with a header. 0, or the connection's failure. */
-int place_buffered(struct tcp_conn *tc, struct kv_error *err);
+int place_buffered(struct tcp_stream *st, struct kv_error *err);
 /*
  * Receives into the places, and what follows the payload into in.bytes. Bytes, 0: the peer's end,
  * -1 and errno, or -2: the connection's failure. *more_p: the socket may have more.
  */
-ssize_t place_receive(struct tcp_conn *tc, bool *more_p, struct kv_error *err);
+ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err);
 
 /* stop.c */
 int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 /* The connection fails for this reason. */
 void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause);
-void stop_close(struct tcp_conn *tc); /* the data socket, in good order */
+void stop_close(struct tcp_conn *tc); /* the data sockets, in good order */
 
 #endif
