@@ -122,6 +122,21 @@ int fake_vmm_attribute(void *value, int attribute, unsigned long long ptr)
 	}
 }
 
+/* Of the mapping. */
+EXPORT int cuMemGetAddressRange_v2(unsigned long long *first_p, size_t *len_p,
+				   unsigned long long ptr);
+EXPORT int cuMemGetAddressRange_v2(unsigned long long *first_p, size_t *len_p,
+				   unsigned long long ptr)
+{
+	const struct mapping *m = mapping_of(ptr);
+
+	if (!m || !fake_cuda.contexts)
+		return INVALID_VALUE;
+	*first_p = (uintptr_t)m->in->at + m->off;
+	*len_p = m->len;
+	return SUCCESS;
+}
+
 struct properties { /* CUmemAllocationProp */
 	int type, types, location, device;
 	char rest[16];

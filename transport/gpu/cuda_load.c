@@ -29,6 +29,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuIpcGetMemHandle", (void **)&cuda.ipc_get, false },
 	{ "cuIpcOpenMemHandle_v2", (void **)&cuda.ipc_open, false },
 	{ "cuIpcCloseMemHandle", (void **)&cuda.ipc_close, false },
+	{ "cuMemGetAddressRange_v2", (void **)&cuda.address_range, false },
 	{ "cuMemRetainAllocationHandle", (void **)&cuda.piece_retain, false },
 	{ "cuMemRelease", (void **)&cuda.piece_release, false },
 	{ "cuMemExportToShareableHandle", (void **)&cuda.piece_export, false },

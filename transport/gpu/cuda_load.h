@@ -71,6 +71,7 @@ struct cuda_driver {
 	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);
 	int (*ipc_open)(cuda_ptr *ptr_p, struct cuda_ipc_handle handle, unsigned int flags);
 	int (*ipc_close)(cuda_ptr ptr);
+	int (*address_range)(cuda_ptr *first_p, size_t *len_p, cuda_ptr ptr);
 	int (*piece_retain)(unsigned long long *piece_p, void *ptr);
 	int (*piece_release)(unsigned long long piece);
 	int (*piece_export)(void *fd_p, unsigned long long piece, int type,

@@ -37,6 +37,8 @@ int gpu_check_range(const struct cuda_driver *cuda, const void *addr, size_t len
 int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *offset_p,
 	       struct kv_error *err);
 
+struct gpu; /* GPUs that a context of the transport has used */
+
 /* A region as another process of this host may map it. */
 struct gpu_share {
 	int device; /* ordinal in this process */
@@ -51,7 +53,8 @@ struct gpu_share {
  * (a memory pool); it belongs to a context that is not the GPU's primary one. ARG: as
  * gpu_check_range, or a part of it is not mapped.
  */
-int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err);
+int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *share,
+	      struct kv_error *err);
 
 /*
  * The ordinal in this process of a peer's GPU. UNSUPPORTED: there is no CUDA here, or the GPU is
@@ -63,14 +66,13 @@ int gpu_find(const char uuid[16], int *device_p, struct kv_error *err);
  * Pieces that begin with the one that holds addr and end with that of addr + len: how far addr is
  * in, and all their bytes. ARG: a hole. UNSUPPORTED: one that cannot be exported.
  */
-int gpu_measure(const struct cuda_driver *cuda, const void *addr, size_t len, uint64_t *offset_p,
+int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len, uint64_t *offset_p,
 		uint64_t *span_p, struct kv_error *err);
 /* The piece that begins there; the caller closes the descriptor. Returns the driver's number. */
-int gpu_export(const void *addr, int *fd_p, uint64_t *len_p);
+int gpu_export(struct gpu *gpu, int device, const void *addr, int *fd_p, uint64_t *len_p);
 
 /* ---------------------------------------------------------------- GPUs of this process */
 
-struct gpu; /* those that a context of the transport has used */
 int gpu_open(struct gpu **gpu_p, struct kv_error *err);
 /*
  * The GPU takes the kernel now, and not at the first copy: compiling it, and a context that nobody

@@ -65,7 +65,8 @@ static bool is_mapped_in_pieces(const struct cuda_driver *cuda, cuda_ptr at, voi
 	return cuda->pointer_get(pool_p, POINTER_MEMORY_POOL, at) || !*pool_p;
 }
 
-int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_error *err)
+int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *share,
+	      struct kv_error *err)
 {
 	const struct cuda_driver *cuda = cuda_driver("register", err);
 	cuda_ptr at = (cuda_ptr)(uintptr_t)addr;
@@ -87,7 +88,8 @@ int gpu_share(const void *addr, size_t len, struct gpu_share *share, struct kv_e
 		return no_share(err, addr, cuda_error(rc));
 	share->span = 0;
 	if (is_mapped_in_pieces(cuda, at, &pool)) {
-		ret = gpu_measure(cuda, addr, len, &share->offset, &share->span, &why);
+		ret = gpu_measure(gpu, share->device, addr, len, &share->offset, &share->span,
+				  &why);
 		if (ret == KV_ERR_UNSUPPORTED)
 			return no_share(err, addr, why.message);
 		return ret ? kv_error_copy(err, &why) : 0;

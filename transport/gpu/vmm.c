@@ -9,29 +9,46 @@
 #include "base/error.h"
 #include "gpu.h"
 
+/*
+ * The piece that holds an address, in a context. POINTER_RANGE_START and POINTER_RANGE_SIZE are of
+ * the whole reserved address space.
+ */
 static int piece_at(const struct cuda_driver *cuda, cuda_ptr at, cuda_ptr *first_p, size_t *len_p)
 {
-	int rc = cuda->pointer_get(first_p, POINTER_MAPPING_BASE, at);
-
-	return rc ? rc : cuda->pointer_get(len_p, POINTER_MAPPING_SIZE, at);
+	return cuda->address_range(first_p, len_p, at);
 }
 
-int gpu_measure(const struct cuda_driver *cuda, const void *addr, size_t len, uint64_t *offset_p,
-		uint64_t *span_p, struct kv_error *err)
+static int no_piece(const struct cuda_driver *cuda, const void *addr, size_t len, cuda_ptr at,
+		    int rc, struct kv_error *err)
+{
+	cuda_ptr first = 0, base = 0;
+	size_t bytes = 0, size = 0;
+
+	piece_at(cuda, at, &first, &bytes);
+	cuda->pointer_get(&base, POINTER_MAPPING_BASE, at);
+	cuda->pointer_get(&size, POINTER_MAPPING_SIZE, at);
+	return kv_fail(err, KV_ERR_ARG, "register",
+		       "of %zu bytes at %p no memory is mapped from 0x%llx on: %s (%zu bytes at "
+		       "0x%llx; a mapping of %zu at 0x%llx)",
+		       len, addr, at, cuda_error(rc), bytes, first, size, base);
+}
+
+static int measure(const struct cuda_driver *cuda, const void *addr, size_t len, uint64_t *offset_p,
+		   uint64_t *span_p, struct kv_error *err)
 {
 	cuda_ptr begin = (cuda_ptr)(uintptr_t)addr, at = begin, first = 0, start = 0;
-	size_t bytes = 0;
 
 	while (at - begin < len) {
 		unsigned int types = 0;
+		size_t bytes = 0, size = 0;
 		int rc = piece_at(cuda, at, &first, &bytes);
 
 		if (!rc)
 			rc = cuda->pointer_get(&types, POINTER_HANDLE_TYPES, at);
-		if (rc || first > at || bytes <= at - first)
-			return kv_fail(err, KV_ERR_ARG, "register",
-				       "of %zu bytes at %p no memory is mapped from 0x%llx on: %s",
-				       len, addr, at, cuda_error(rc));
+		if (!rc)
+			rc = cuda->pointer_get(&size, POINTER_MAPPING_SIZE, at);
+		if (rc || first > at || bytes <= at - first || bytes != size)
+			return no_piece(cuda, addr, len, at, rc, err);
 		if (!(types & HANDLE_POSIX_FD))
 			return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
 				       "the mapping at 0x%llx was made without "
@@ -45,14 +62,29 @@ int gpu_measure(const struct cuda_driver *cuda, const void *addr, size_t len, ui
 	return 0;
 }
 
-int gpu_export(const void *addr, int *fd_p, uint64_t *len_p)
+int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len, uint64_t *offset_p,
+		uint64_t *span_p, struct kv_error *err)
 {
-	struct kv_error none;
-	const struct cuda_driver *cuda = cuda_driver("export", &none);
+	const struct gpu_device *d;
+	int mode, rc, ret = gpu_device(gpu, device, &d, err);
+
+	if (ret)
+		return ret;
+	rc = gpu_enter(d, &mode);
+	if (rc)
+		return no_piece(d->cuda, addr, len, (cuda_ptr)(uintptr_t)addr, rc, err);
+	ret = measure(d->cuda, addr, len, offset_p, span_p, err);
+	gpu_leave(d, &mode);
+	return ret;
+}
+
+static int export_piece(const struct cuda_driver *cuda, const void *addr, int *fd_p,
+			uint64_t *len_p)
+{
 	cuda_ptr at = (cuda_ptr)(uintptr_t)addr, first = 0;
 	unsigned long long piece = 0;
 	size_t len = 0;
-	int rc = cuda ? piece_at(cuda, at, &first, &len) : CUDA_INVALID_VALUE;
+	int rc = piece_at(cuda, at, &first, &len);
 
 	if (!rc && first != at)
 		rc = CUDA_INVALID_VALUE; /* it was mapped anew */
@@ -63,6 +95,21 @@ int gpu_export(const void *addr, int *fd_p, uint64_t *len_p)
 	rc = cuda->piece_export(fd_p, piece, HANDLE_POSIX_FD, 0);
 	cuda->piece_release(piece);
 	*len_p = len;
+	return rc;
+}
+
+int gpu_export(struct gpu *gpu, int device, const void *addr, int *fd_p, uint64_t *len_p)
+{
+	const struct gpu_device *d;
+	int mode, rc;
+
+	if (gpu_device(gpu, device, &d, NULL))
+		return CUDA_INVALID_VALUE;
+	rc = gpu_enter(d, &mode);
+	if (rc)
+		return rc;
+	rc = export_piece(d->cuda, addr, fd_p, len_p);
+	gpu_leave(d, &mode);
 	return rc;
 }
 

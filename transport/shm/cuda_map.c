@@ -44,7 +44,7 @@ int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error
 	region->len = mem->len;
 	region->device = mem->kind == TR_MEM_DEVICE;
 	if (region->device)
-		ret = gpu_share(mem->addr, mem->len, &region->share, err);
+		ret = gpu_share(region->ctx->gpu, mem->addr, mem->len, &region->share, err);
 	if (!ret && region->device)
 		ret = gpu_prepare(region->ctx->gpu, region->share.device, err);
 	if (ret)

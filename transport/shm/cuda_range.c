@@ -113,12 +113,12 @@ bool range_asked(struct shm_conn *sc, uint32_t mem, uint64_t from)
 }
 
 /* Pieces of one size; none: message->len is the driver's reason. */
-static void export_pieces(const uint8_t *at, uint64_t left, struct link_message *message,
-			  struct link_fds *fds)
+static void export_pieces(struct shm_conn *sc, int device, const uint8_t *at, uint64_t left,
+			  struct link_message *message, struct link_fds *fds)
 {
 	while (left && fds->n < SHM_PIECES) {
 		uint64_t len;
-		int fd, rc = gpu_export(at, &fd, &len);
+		int fd, rc = gpu_export(sc->ctx->gpu, device, at, &fd, &len);
 
 		if (rc) {
 			message->len = fds->n ? message->len : (uint64_t)rc;
@@ -136,13 +136,14 @@ static void export_pieces(const uint8_t *at, uint64_t left, struct link_message 
 }
 
 /* Since it was described to the peer its memory may have been mapped anew. */
-static void answer_with(struct tr_mem *mem, uint64_t from, struct link_message *message,
-			struct link_fds *fds)
+static void answer_with(struct shm_conn *sc, struct tr_mem *mem, uint64_t from,
+			struct link_message *message, struct link_fds *fds)
 {
 	const struct gpu_share *share = cuda_share(mem);
 
 	if (from < share->span)
-		export_pieces(mem->addr - share->offset + from, share->span - from, message, fds);
+		export_pieces(sc, share->device, mem->addr - share->offset + from,
+			      share->span - from, message, fds);
 }
 
 int range_answer(struct shm_conn *sc, struct kv_error *err)
@@ -159,7 +160,7 @@ int range_answer(struct shm_conn *sc, struct kv_error *err)
 		return 0;
 	mem = tr_mem_lent(sc->conn, p->due_mem);
 	if (mem) {
-		answer_with(mem, p->due_from, &message, &fds);
+		answer_with(sc, mem, p->due_from, &message, &fds);
 		tr_mem_put(mem);
 	}
 	ret = link_send(sc, &message, &fds, err);
