@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/fault.h"
 #include "fake.h"
 #include "kv_rig.h"
 #include "lib/bar.h"
@@ -279,6 +280,62 @@ static void who_is_stuck_in_posting_is_pulled_out(void **state)
 	three_close(&t);
 }
 
+/*
+ * The device neither returns from posting nor breaks a queue pair quickly. It has four of them, and
+ * each read goes to the next one; the one that the call is in is the first to be broken.
+ */
+static void who_is_stuck_waits_for_one_queue_pair_at_most(void **state)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_error err;
+	struct three t;
+	uint64_t changed;
+
+	(void)state;
+	setenv("KVCACHE_IB_LANES", "4", 1);
+	three_open(&t);
+	setenv("KVCACHE_IB_LANES", "1", 1);
+	for (int i = 0; i < 3; i++)
+		ok(kv_read_blocks(t.a.peer, t.a.cache, (struct kv_layers){ 0, 1 }, other, other, 1,
+				  NULL, &err),
+		   &err);
+	options.timeout_ms = OP_MS;
+	fake_slow_teardown(0, TEARDOWN_MS);
+	fake_stick(0, true);
+	changed = fake_verb_calls(FAKE_modify_qp);
+	assert_int_equal(
+		kv_read_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, &options, &err),
+		KV_ERR_TIMEOUT);
+	assert_true(fake_verb_calls(FAKE_modify_qp) - changed <= 1);
+	fake_slow_teardown(0, 0);
+	fake_stick(0, false);
+	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
+	three_close(&t);
+}
+
+/* The thread that is to pull it out cannot be had at first. */
+static void who_is_stuck_is_pulled_out_when_there_are_threads_again(void **state)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_error err;
+	struct three t;
+
+	(void)state;
+	three_open(&t);
+	options.timeout_ms = OP_MS;
+	kv_fault_arm(KV_FAULT_IB_ASIDE, 1);
+	fake_stick(0, true);
+	began = bar_begin();
+	assert_int_equal(
+		kv_write_blocks(t.a.peer, t.a.cache, all_layers, from, to, N, &options, &err),
+		KV_ERR_TIMEOUT);
+	within(OP_MS + STOP_MS + SOON_MS, "kv_write_blocks");
+	assert_true(kv_fault_fired(KV_FAULT_IB_ASIDE));
+	fake_stick(0, false);
+	ok(kv_peer_close(t.a.peer, ALL_MS, &err), &err);
+	three_close(&t);
+}
+
 /* Nobody else is there to notice: no service thread, no other call. */
 static void a_caller_alone_is_pulled_out_too(void **state)
 {
@@ -324,7 +381,7 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	assert_true(fake_end());
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(no_call_waits_for_a_queue_pair_that_goes_slowly),
@@ -332,10 +389,14 @@ int main(void)
 		cmocka_unit_test(blocks_of_a_silent_writer_come_back_at_once),
 		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
 		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
+		cmocka_unit_test(who_is_stuck_waits_for_one_queue_pair_at_most),
+		cmocka_unit_test(who_is_stuck_is_pulled_out_when_there_are_threads_again),
 		cmocka_unit_test(a_caller_alone_is_pulled_out_too),
 	};
 
 	setenv("KVCACHE_TRANSPORT", "ib", 1);
 	setenv("KVCACHE_IB_LANES", "1", 1);
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,11 +10,14 @@
 #include "base/error.h"
 #include "ib.h"
 
+/* First the lane that its owner may be in a post of: each of them may take a device long. */
 static void to_error(struct ib_conn *c)
 {
+	int first = atomic_load(&c->posting);
+
 	for (int i = 0; i < c->lanes; i++) {
 		struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
-		struct ib_lane *lane = &c->lane[i];
+		struct ib_lane *lane = &c->lane[(first + i) % c->lanes];
 
 		lane->refuses = lane->qp && c->v->modify_qp(lane->qp, &attr, IBV_QP_STATE);
 	}
@@ -38,8 +41,8 @@ void ib_cut(struct tr_conn *conn)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 
-	if (!atomic_exchange(&c->end.cut, true))
-		ib_slow_start(c, to_error);
+	if (!atomic_exchange(&c->end.cut, true) && !ib_slow_start(c, to_error))
+		atomic_store(&c->end.cut, false); /* who asked for it will ask again */
 }
 
 /* Its owner, back from there. */

@@ -199,6 +199,7 @@ struct ib_conn {
 	uint32_t chunk;		   /* bytes of a chain, */
 	uint32_t message;	   /* and of one work request */
 	uint32_t turn;		   /* of the lanes: post.c */
+	atomic_int posting;	   /* the lane that requests were posted on last */
 	struct ib_chain *chain[2]; /* by enum tr_op_kind */
 	/* Control region: cells (the peer writes), probe (the peer reads), private. */
 	uint8_t *region;
@@ -428,8 +429,8 @@ void ib_cut(struct tr_conn *conn);
 void ib_cut_step(struct ib_conn *c);
 
 /* slow_verbs.c */
-/* From any thread; nothing where a job is under way or no thread can be had. */
-void ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
+/* From any thread; false, and nothing, where a job is under way or no thread can be had. */
+bool ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
 bool ib_slow_busy(struct ib_conn *c); /* a job is under way */
 /*
  * true: the job was done. false: it, or another one, is under way; the same job may be run again.

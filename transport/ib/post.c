@@ -55,6 +55,32 @@ static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t o
 	tr_conn_count(c->conn)->work_requests += n;
 }
 
+/*
+ * A device may not return from it; then another thread breaks the connection, beginning with this
+ * lane (break.c).
+ */
+static int post_list(struct ib_lane *lane, struct ibv_send_wr *wr, struct ibv_send_wr **bad_p)
+{
+	struct ib_conn *c = lane->c;
+
+	tr_conn_count(c->conn)->doorbells++;
+	atomic_store_explicit(&c->posting, lane->index, memory_order_relaxed);
+	return c->v->post_send(lane->qp, wr, bad_p);
+}
+
+/* What the device has said; where it was got out of the call the next lane would hold it again. */
+static int posted(struct ib_lane *lane, int ret, struct kv_error *err)
+{
+	struct ib_conn *c = lane->c;
+
+	if (ret)
+		return post_failed(lane, ret, err);
+	if (!atomic_load_explicit(&c->end.cut, memory_order_relaxed))
+		return 0;
+	ib_cut_step(c);
+	return kv_error_copy(err, &c->end.cause);
+}
+
 int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
 		struct kv_error *err)
 {
@@ -63,12 +89,9 @@ int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind,
 
 	wr->wr_id = IB_WR_ID(kind, lane->index, lane->c->generation, lane->posted);
 	wr->send_flags |= IBV_SEND_SIGNALED;
-	tr_conn_count(lane->c->conn)->doorbells++;
-	ret = lane->c->v->post_send(lane->qp, wr, &bad);
-	if (ret)
-		return post_failed(lane, ret, err);
-	took(lane, 1, kind, op);
-	return 0;
+	ret = post_list(lane, wr, &bad);
+	took(lane, !ret, kind, op);
+	return posted(lane, ret, err);
 }
 
 static enum ib_kind kind_of(const struct tr_op *op)
@@ -91,15 +114,14 @@ static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error 
 	last = &chain->request[n - 1].wr;
 	last->next = NULL;
 	last->send_flags = IBV_SEND_SIGNALED;
-	tr_conn_count(lane->c->conn)->doorbells++;
-	ret = lane->c->v->post_send(lane->qp, &chain->request[0].wr, &bad);
+	ret = post_list(lane, &chain->request[0].wr, &bad);
 	last->next = n < IB_CHAIN ? &chain->request[n].wr : NULL;
 	last->send_flags = n % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	if (ret)
 		n = bad ? (uint32_t)((struct ib_request *)bad - chain->request)
 			: 0; /* those before it were taken */
 	took(lane, n, kind_of(op), op->index);
-	return ret ? post_failed(lane, ret, err) : 0;
+	return posted(lane, ret, err);
 }
 
 /* The lanes by turns: each path's first, then each path's second. */

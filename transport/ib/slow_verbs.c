@@ -49,9 +49,9 @@ static int start_job(struct ib_conn *c, void (*job)(struct ib_conn *c))
 	return ret;
 }
 
-void ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
+bool ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
-	start_job(c, job);
+	return !start_job(c, job);
 }
 
 bool ib_slow_busy(struct ib_conn *c)
