@@ -88,7 +88,8 @@ static bool wait_for_writer(struct kv_peer *peer, struct kv_lease *lease, int64_
 		kv_peer_progress(peer, true);
 		if (!lease->stopped && peer->state == KV_PEER_UP) {
 			kv_peer_release(peer);
-			kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns);
+			kv_service_sleep(peer->engine, &peer->waiter, seq, deadline_ns,
+					 deadline_ns);
 			claimed = reclaim(peer, deadline_ns);
 		}
 		kv_waiter_leave(&peer->waiter);

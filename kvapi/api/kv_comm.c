@@ -216,7 +216,7 @@ static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t 
 		take_in(comm, all);
 		ret = check_members(comm, all, &missing, err);
 		if (ret == TR_AGAIN && kv_now_ns() < deadline_ns)
-			kv_service_sleep(comm->engine, waiter, seq, soon);
+			kv_service_sleep(comm->engine, waiter, seq, soon, deadline_ns);
 		kv_waiter_leave(waiter);
 		if (ret != TR_AGAIN)
 			return ret;

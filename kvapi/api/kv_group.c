@@ -74,16 +74,24 @@ static bool group_begin_op(struct kv_op *op, int64_t deadline_ns)
 	return true;
 }
 
-/* One piece of every operation that is not done. Returns the number of operations that are not. */
+/*
+ * One piece of every operation that is not done, until one was stuck in a device. Returns the
+ * number of operations that are not done.
+ */
 static size_t round_of(struct kv_group *group, int64_t deadline_ns, int *moved_p,
 		       int64_t *wake_ns_p)
 {
 	const struct kv_peer *busy = NULL;
+	int64_t enough_ns = kv_deadline_ns(KV_STOP_MS);
 	size_t unfinished = 0;
 
 	for (struct kv_op *op = group->first; op; op = op->next) {
 		if (atomic_load(&op->ended))
 			continue;
+		if (kv_now_ns() >= enough_ns) {
+			unfinished++;
+			continue;
+		}
 		if (op->peer == busy ||
 		    !kv_claim_until(&op->peer->claim, kv_now_ns() + PATIENCE_NS)) {
 			if (kv_now_ns() >= deadline_ns)
@@ -130,7 +138,7 @@ static void group_run(struct kv_group *group, int64_t deadline_ns)
 			spin_until = now + group->engine->spin_ns;
 		if (unfinished && !moved && now >= spin_until)
 			kv_service_sleep(group->engine, &group->waiter, seq,
-					 ask_ns < wake_ns ? ask_ns : wake_ns);
+					 ask_ns < wake_ns ? ask_ns : wake_ns, deadline_ns);
 		kv_waiter_leave(&group->waiter);
 		if (!unfinished || kv_now_ns() >= deadline_ns + KV_SLACK_MS * KV_NS_PER_MS)
 			return;

@@ -134,7 +134,7 @@ static bool wait_for_slot(struct kv_op *op)
 		if (lacks_slot(op)) {
 			kv_peer_release(peer);
 			kv_service_sleep(op->engine, &peer->waiter, seq,
-					 sooner(ask_ns, op->deadline_ns));
+					 sooner(ask_ns, op->deadline_ns), op->deadline_ns);
 			given_up = kv_engine_given_up(op->engine, &ask_ns);
 			op->unclaimed = !kv_claim_until(
 				&peer->claim, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS);

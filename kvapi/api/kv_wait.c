@@ -87,7 +87,8 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		if (!passed && !reached(op, grade) && kv_now_ns() < deadline_ns)
 			kv_service_sleep(
 				op->engine, op->waiter, seq,
-				earlier(earlier(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)));
+				earlier(earlier(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)),
+				op->blocking ? op->deadline_ns : deadline_ns);
 		kv_waiter_leave(op->waiter);
 		if (kv_now_ns() >= deadline_ns)
 			return reached(op, grade);

@@ -159,6 +159,8 @@ struct kv_engine {
 	struct kv_waiter watch_stop;
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
+	/* under turn: the deadline of the call that runs it; when it serves no further peer */
+	int64_t turn_ns, enough_ns;
 	/* under turn: a peer wants to be looked at again soon, at once if the last turn moved */
 	bool restless, moved;
 	/*

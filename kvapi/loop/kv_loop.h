@@ -9,11 +9,11 @@ int kv_service_start(struct kv_engine *engine, struct kv_error *err);
 /* For good: engine.turn stays taken. false: a thread does not return from a call. */
 bool kv_service_stop(struct kv_engine *engine);
 /*
- * Sleeps until the waiter is woken or something was done (caller mode); the caller then checks its
- * condition again.
+ * Sleeps until the waiter is woken, `wake_ns`, or something was done (caller mode); the caller then
+ * checks its condition again. `deadline_ns`: the call's; in caller mode it serves other peers.
  */
 void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
-		      int64_t deadline_ns);
+		      int64_t wake_ns, int64_t deadline_ns);
 void kv_watch_start(struct kv_engine *engine); /* once; nothing if it is there */
 void kv_watch_stop(struct kv_engine *engine);
 extern const struct tr_upper_ops kv_upper_ops; /* kv_hello.c */

@@ -10,15 +10,28 @@
 
 enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
 
+/* One peer, in whose device the thread may be stuck: kv_watch.c. False: it was freed. */
+static bool serve_peer(struct kv_peer *peer, int *done_p)
+{
+	kv_claim_hurry(&peer->claim, peer->engine->turn_ns);
+	return kv_peer_service(peer, done_p);
+}
+
+/* A caller that was stuck in a peer's device does not go on to others, where it may be again. */
+static bool has_enough(const struct kv_engine *engine)
+{
+	return engine->enough_ns != KV_NO_DEADLINE && kv_now_ns() >= engine->enough_ns;
+}
+
 /* Looks at every peer: deadlines, and in caller mode everything. */
 static int sweep(struct kv_engine *engine, bool *restless_p)
 {
 	int done = 0;
 
-	for (uint32_t i = 0; i < engine->peers_end; i++) {
+	for (uint32_t i = 0; i < engine->peers_end && !has_enough(engine); i++) {
 		struct kv_peer *peer = kv_table_try(engine, i, NULL);
 
-		if (!peer || !kv_peer_service(peer, &done))
+		if (!peer || !serve_peer(peer, &done))
 			continue;
 		*restless_p |= peer->restless;
 		if (peer->state < KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
@@ -39,8 +52,12 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 		kv_peer_accept(engine);
 		return 1;
 	}
+	if (has_enough(engine)) { /* a later sweep gives its descriptor back to epoll */
+		atomic_store(&engine->wants[token - KV_TOKEN_PEERS], true);
+		return 1;
+	}
 	peer = kv_table_try(engine, token - KV_TOKEN_PEERS, &generation);
-	if (!peer || !kv_peer_service(peer, &done))
+	if (!peer || !serve_peer(peer, &done))
 		return done;
 	*restless_p |= peer->restless;
 	if (peer->state < KV_PEER_LOST)
@@ -50,9 +67,9 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 }
 
 /* A peer that is restless is not armed: no event will come for what it has left to do. */
-static int turn_timeout_ms(const struct kv_engine *engine, int64_t deadline_ns, bool restless)
+static int turn_timeout_ms(const struct kv_engine *engine, int64_t wake_ns, bool restless)
 {
-	int64_t until = deadline_ns;
+	int64_t until = wake_ns;
 
 	if (engine->restless && engine->moved)
 		return 0;
@@ -75,8 +92,11 @@ static void drain_wake(struct kv_engine *engine)
 		;
 }
 
-/* One round of epoll; returns the number of things done, or -1 if another thread runs it. */
-static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
+/*
+ * One round of epoll, until `wake_ns` at the latest, for a call with that deadline; returns the
+ * number of things done, or -1 if another thread runs it.
+ */
+static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadline_ns)
 {
 	struct epoll_event events[TURN_EVENTS];
 	bool restless = false, woken = false;
@@ -84,6 +104,8 @@ static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 
 	if (pthread_mutex_trylock(&engine->turn))
 		return -1;
+	engine->turn_ns = deadline_ns;
+	engine->enough_ns = engine->caller_mode ? kv_deadline_ns(KV_STOP_MS) : KV_NO_DEADLINE;
 	if (engine->caller_mode)
 		done = sweep(engine, &restless);
 	if (kv_peer_accept_due(engine)) {
@@ -92,7 +114,7 @@ static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 	}
 	atomic_store(&engine->idle, true);
 	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
-		       done ? 0 : turn_timeout_ms(engine, deadline_ns, restless));
+		       done ? 0 : turn_timeout_ms(engine, wake_ns, restless));
 	atomic_store(&engine->idle, false);
 	for (int i = 0; i < n; i++)
 		if (events[i].data.u64 == KV_TOKEN_WAKE)
@@ -117,19 +139,21 @@ static int service_turn(struct kv_engine *engine, int64_t deadline_ns)
 }
 
 void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32_t seq,
-		      int64_t deadline_ns)
+		      int64_t wake_ns, int64_t deadline_ns)
 {
 	int64_t soon;
 
 	if (!engine->caller_mode) {
-		kv_waiter_sleep(waiter, seq, deadline_ns);
+		kv_waiter_sleep(waiter, seq, wake_ns);
 		return;
 	}
-	if (service_turn(engine, deadline_ns) >= 0)
+	/* Past its deadline a call drains its own work, and risks no other peer's device. */
+	if (kv_now_ns() < deadline_ns + KV_STOP_MS * KV_NS_PER_MS &&
+	    service_turn(engine, wake_ns, deadline_ns) >= 0)
 		return;
 	/* Another thread runs the loop and may return at any time: look again soon. */
 	soon = kv_deadline_ns(1);
-	kv_waiter_sleep(waiter, seq, soon < deadline_ns ? soon : deadline_ns);
+	kv_waiter_sleep(waiter, seq, soon < wake_ns ? soon : wake_ns);
 }
 
 static void *service_main(void *arg)
@@ -137,7 +161,7 @@ static void *service_main(void *arg)
 	struct kv_engine *engine = arg;
 
 	while (!atomic_load(&engine->stopping))
-		service_turn(engine, KV_NO_DEADLINE);
+		service_turn(engine, KV_NO_DEADLINE, KV_NO_DEADLINE);
 	atomic_store(&engine->stopped, true);
 	kv_waiter_wake(&engine->waiter);
 	return NULL;
@@ -227,9 +251,10 @@ bool kv_service_stop(struct kv_engine *engine)
 /* Posts what asynchronous operations have left, at every peer. */
 static int post_all(struct kv_engine *engine)
 {
+	int64_t enough_ns = kv_deadline_ns(KV_STOP_MS);
 	int done = 0;
 
-	for (uint32_t i = 0; i < engine->peers_end; i++) {
+	for (uint32_t i = 0; i < engine->peers_end && kv_now_ns() < enough_ns; i++) {
 		struct kv_peer *peer = kv_table_try(engine, i, NULL);
 
 		if (!peer)
@@ -253,7 +278,8 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 	for (;;) {
 		uint32_t seq = kv_waiter_enter(&engine->waiter);
 
-		done = engine->caller_mode ? service_turn(engine, deadline) : post_all(engine);
+		done = engine->caller_mode ? service_turn(engine, deadline, KV_NO_DEADLINE)
+					   : post_all(engine);
 		if (done <= 0 && kv_now_ns() < deadline) {
 			int64_t soon = kv_deadline_ns(1);
 

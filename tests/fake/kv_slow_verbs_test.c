@@ -381,6 +381,68 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	assert_true(fake_end());
 }
 
+static int is_connected(struct kv_peer *peer)
+{
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct kv_error err;
+
+	ok(kv_peer_info(peer, &info, &err), &err);
+	return info.connected;
+}
+
+/*
+ * With nobody else to serve them a caller serves all peers while it waits for one, and is stuck
+ * with the acknowledgements of others. Its deadline counts there, not the engine's for calls that
+ * have none, which is far away here; and it counts once, not for each of them.
+ */
+static void a_caller_that_serves_others_is_pulled_out_at_its_own_deadline(void **state)
+{
+	enum { OTHERS = 2, ALL };
+	static const struct fake_config config = { .hosts = ALL + 1, .threads = true };
+	static const char *const list[] = { "KVCACHE_OP_TIMEOUT_MS=3600000", NULL };
+	struct kv_engine_config caller_mode = KV_INIT(kv_engine_config);
+	struct kv_options options = KV_INIT(kv_options);
+	struct kv_op *op, *in;
+	struct node a, b[ALL];
+	struct kv_peer *peer[ALL];
+	struct kv_error err;
+
+	(void)state;
+	caller_mode.progress = KV_PROGRESS_CALLER;
+	caller_mode.options = list;
+	options.timeout_ms = ALL_MS;
+	fake_begin(&config);
+	node_open(&a, 1, NULL, &caller_mode);
+	for (int i = 0; i < ALL; i++) {
+		fake_host(i + 1);
+		node_open(&b[i], (unsigned int)i + 2, NULL, NULL);
+		node_listen(&b[i]);
+		fake_host(0);
+		node_connect(&a, b[i].port);
+		peer[i] = a.peer;
+		node_await_peer(&b[i]);
+	}
+	fake_mute(ALL, true); /* it does not acknowledge; the others wait for this end to do so */
+	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, N, &options, &op, &err),
+	   &err);
+	for (int i = 0; i < OTHERS; i++) {
+		ok(kv_write_blocks_async(b[i].peer, b[i].cache, all_layers, from, to, N, &options,
+					 &in, &err),
+		   &err);
+		ok(kv_wait(in, KV_SENT, ALL_MS, &err), &err);
+	}
+	fake_settle();
+	fake_stick(0, true);
+	assert_int_equal(kv_wait(op, KV_ACKED, OP_MS, &err), KV_ERR_TIMEOUT);
+	assert_int_equal(is_connected(peer[0]) + is_connected(peer[1]), 1);
+	fake_stick(0, false);
+	fake_mute(ALL, false);
+	node_close(&a);
+	for (int i = 0; i < ALL; i++)
+		node_close(&b[i]);
+	assert_true(fake_end());
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -392,6 +454,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(who_is_stuck_waits_for_one_queue_pair_at_most),
 		cmocka_unit_test(who_is_stuck_is_pulled_out_when_there_are_threads_again),
 		cmocka_unit_test(a_caller_alone_is_pulled_out_too),
+		cmocka_unit_test(a_caller_that_serves_others_is_pulled_out_at_its_own_deadline),
 	};
 
 	setenv("KVCACHE_TRANSPORT", "ib", 1);

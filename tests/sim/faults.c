@@ -11,6 +11,10 @@
 
 static int hosts, devices;
 static int64_t slow_until_ns[HOSTS_MAX];
+/* By a device that does not return from posts, and is slow to break a queue pair. */
+static struct {
+	int64_t ms, until_ns;
+} held[HOSTS_MAX];
 static bool refused;
 
 void faults_begin(int n_hosts, int n_devices)
@@ -18,6 +22,7 @@ void faults_begin(int n_hosts, int n_devices)
 	hosts = n_hosts;
 	devices = n_devices;
 	memset(slow_until_ns, 0, sizeof(slow_until_ns));
+	memset(held, 0, sizeof(held));
 	refused = false;
 }
 
@@ -124,15 +129,29 @@ static void hold_answers(struct sim_actor *actor)
 	fake_hold_answers(false);
 }
 
+static void note_held(int host)
+{
+	int ms = atomic_load(&world.slow_teardown_ms[host]);
+
+	if (ms && atomic_load(&world.stuck[host])) {
+		held[host].ms = ms > held[host].ms ? ms : held[host].ms;
+		held[host].until_ns = SCHED_NEVER;
+	} else if (held[host].until_ns == SCHED_NEVER) {
+		held[host].until_ns = sched_now_ns();
+	}
+}
+
 static void stick(struct sim_actor *actor)
 {
 	int host = some_host(actor);
 
 	await_moment(actor);
 	fake_stick(host, true);
+	note_held(host);
 	count(true);
 	last(actor);
 	fake_stick(host, false);
+	note_held(host);
 }
 
 static void slow_teardown(struct sim_actor *actor)
@@ -143,9 +162,11 @@ static void slow_teardown(struct sim_actor *actor)
 	await_moment(actor);
 	slow_until_ns[host] = SCHED_NEVER;
 	fake_slow_teardown(host, ms);
+	note_held(host);
 	count(true);
 	last(actor);
 	fake_slow_teardown(host, 0);
+	note_held(host);
 	/* The error state and the end of each queue pair, one after the other. */
 	slow_until_ns[host] = sched_now_ns() + 20 * ms * INT64_C(1000000);
 }
@@ -232,6 +253,16 @@ bool faults_were_slow(void)
 	return false;
 }
 
+int64_t faults_held_ms(int64_t since_ns)
+{
+	int64_t ms = 0;
+
+	for (int h = 0; h < hosts; h++)
+		if (held[h].until_ns >= since_ns && held[h].ms > ms)
+			ms = held[h].ms;
+	return ms;
+}
+
 bool faults_refused(void)
 {
 	return refused;
@@ -249,6 +280,7 @@ void faults_heal(void)
 		fake_mute(h, false);
 		fake_stick(h, false);
 		fake_slow_teardown(h, 0);
+		note_held(h);
 		fake_refuse_destroy(h, 0);
 	}
 }

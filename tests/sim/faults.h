@@ -10,6 +10,11 @@ extern const struct sim_kind sim_host_faults[]; /* without a device */
 void faults_begin(int hosts, int devices);
 /* A device of the host may still be at a queue pair that is to be destroyed. */
 bool faults_device_is_slow(int host);
+/*
+ * A device has not returned from posts since then, and was slow to break queue pairs: how long one
+ * of them took, at most. 0: no device did both.
+ */
+int64_t faults_held_ms(int64_t since_ns);
 /* A queue pair may have been refused to a handshake that failed: it stays with its device. */
 bool faults_refused(void);
 bool faults_were_slow(void); /* some device was, at some time */
