@@ -180,7 +180,7 @@ struct tr_upper_ops {
 		   unsigned int access, uint64_t grant);
 };
 enum { TR_DROP = 0, TR_PLACE = 1 };
-enum { TR_UPPER_KV = 1, TR_UPPER_NCCL = 2, TR_UPPER_TEST = 99 };
+enum { TR_UPPER_KV = 1, TR_UPPER_NCCL = 2, TR_UPPER_AGENT = 3, TR_UPPER_TEST = 99 };
 
 enum tr_conn_flags {
 	/* each 128-byte line arrives whole and its last bytes last (NCCL LL, LL128) */

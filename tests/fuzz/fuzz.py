@@ -21,6 +21,7 @@ BEGIN, END = "<!-- made by ./dev fuzz --coverage -->\n", "<!-- end -->\n"
 
 # What each target is aimed at: parsers, of which every line is to be reached, and what stands behind them.
 AIMS = {
+    "agent_fuzz": ["agent/ag_info.c", "agent/ag_record.c"],
     "handshake_fuzz": ["transport/frame.c", "transport/handshake.c", "transport/auth.c", "transport/lobby.c", "transport/control.c"],
     "kv_fuzz": ["kvapi/wire/kv_wire.c", "kvapi/loop/kv_hello.c", "kvapi/loop/kv_progress.c", "kvapi/lease/kv_incoming.c",
                 "kvapi/lease/kv_lease.c", "kvapi/lease/kv_lease_wire.c", "kvapi/lease/kv_place.c", "kvapi/grant/kv_grant.c",

@@ -26,6 +26,7 @@ LAYERS = [
        | {f"kvapi/{lower}/" for lower in circles.ORDER["kvapi/"][:place]})
       for place, folder in enumerate(circles.ORDER["kvapi/"])),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
+    ("agent/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
     ("mpi_tests/", {"include/kvrail/", "bench/results.h"}),

@@ -15,7 +15,7 @@ import sys
 import source
 
 # The rule is: no circle of more than two files. This is how many files stand in larger ones; the number may only fall.
-IN_CIRCLES = {"kvapi/": 0, "net_plugin/": 0, "transport/": 0}
+IN_CIRCLES = {"agent/": 0, "kvapi/": 0, "net_plugin/": 0, "transport/": 0}
 SMALL = 2
 # Folders of a library, lowest first: an arrow never goes to a higher one.
 ORDER = {"kvapi/": ["wire", "engine", "peer", "grant", "op", "lease", "loop", "api"],

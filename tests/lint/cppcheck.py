@@ -12,7 +12,7 @@ import tempfile
 
 import source
 
-PRODUCT = ("transport/", "kvapi/", "net_plugin/", "tool/", "bench/", "mpi_tests/")
+PRODUCT = ("transport/", "kvapi/", "net_plugin/", "agent/", "tool/", "bench/", "mpi_tests/")
 FLAGS = ["--enable=warning,performance,portability", "--quiet", "--error-exitcode=2", "--template={file}:{line}: {id}: {message}"]
 
 

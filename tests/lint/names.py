@@ -11,7 +11,7 @@ import sys
 
 import source
 
-LIBRARY = ("kvapi/", "transport/")  # one shared object
+LIBRARY = ("kvapi/", "transport/", "agent/")  # in one shared object
 BARE = "begin commit end find flush move release run start stop take".split()
 
 

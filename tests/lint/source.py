@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-LIBRARY = ("transport/", "kvapi/", "net_plugin/")
+LIBRARY = ("transport/", "kvapi/", "net_plugin/", "agent/")
 NOT_LIBRARY = ("kvapi/examples/",)
 
 

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* ag_drive.c -- one turn of a peer: its handshake, its events and what waits, its end */
+#include <stdlib.h>
+
+#include "ag.h"
+
+enum { EVENTS = 32, ROUNDS = 64, SOON_MS = 100 };
+
+/* ---------------------------------------------------------------- loss */
+
+static void lose(struct ag_peer *peer, const struct kv_error *cause)
+{
+	bool connecting = atomic_load(&peer->state) == AG_CONNECTING;
+	struct ag_rmem *loaded;
+
+	peer->error = *cause;
+	if (kv_error_scope(cause->code) != KV_SCOPE_PEER) {
+		/* What failed is named; for the caller the peer is lost, whatever it was. */
+		kv_fail(&peer->error, connecting ? KV_ERR_UNREACHABLE : KV_ERR_PEER_LOST, cause->op,
+			"%s", cause->message);
+		kv_error_hint(&peer->error, "%s", cause->hint);
+	}
+	pthread_mutex_lock(&peer->inbox);
+	atomic_store(&peer->state, AG_LOST); /* from now on nobody leaves anything there */
+	while (peer->posted.first) {
+		struct ag_xfer *xfer = peer->posted.first;
+
+		ag_xfers_remove(&peer->posted, xfer);
+		ag_xfers_add(&peer->queue, xfer);
+	}
+	ag_records_free(&peer->said);
+	loaded = peer->loaded;
+	peer->loaded = NULL;
+	pthread_mutex_unlock(&peer->inbox);
+	ag_rmem_take(peer, loaded);
+	if (!peer->linger_ns)
+		peer->linger_ns = kv_now_ns();
+	ag_move_lost(peer);
+	if (!atomic_load(&peer->dropped) && peer->name)
+		kv_log_info(peer->agent->log, "agent %s is lost: %s", peer->name,
+			    peer->error.message);
+}
+
+static enum ag_turn fail_turn(struct ag_peer *peer, const struct kv_error *cause)
+{
+	lose(peer, cause);
+	return AG_TURN_SOON;
+}
+
+static enum ag_turn drop_turn(struct ag_peer *peer)
+{
+	struct kv_error cause;
+
+	kv_fail(&cause, KV_ERR_PEER_LOST, "drop", "the peer was dropped");
+	return fail_turn(peer, &cause);
+}
+
+/* Ends of operations are all that still comes. */
+static void drain_events(struct ag_peer *peer)
+{
+	struct tr_event event[EVENTS];
+	int n;
+
+	while ((n = tr_poll(peer->conn, event, EVENTS)))
+		for (int i = 0; i < n; i++)
+			if (event[i].kind != TR_PEER_LOST && event[i].kind != TR_NOTIFIED &&
+			    event[i].kind != TR_MSG)
+				ag_move_event(peer, &event[i]);
+}
+
+static enum ag_turn drive_lost(struct ag_peer *peer)
+{
+	if (peer->conn) {
+		drain_events(peer);
+		if (tr_fence(peer->conn, peer->linger_ns, NULL))
+			return kv_now_ns() < peer->linger_ns + SOON_MS * KV_NS_PER_MS
+				       ? AG_TURN_SOON
+				       : AG_TURN_FULL; /* at the next tick */
+		drain_events(peer);
+		tr_conn_close(peer->conn);
+		peer->conn = NULL;
+	}
+	ag_mem_left_all(peer);
+	ag_rmem_drop_all(peer);
+	return peer->incoming || atomic_load(&peer->dropped) ? AG_TURN_GONE : AG_TURN_OVER;
+}
+
+/* ---------------------------------------------------------------- a peer that is up */
+
+static void take_inbox(struct ag_peer *peer)
+{
+	struct ag_rmem *loaded;
+
+	pthread_mutex_lock(&peer->inbox);
+	while (peer->posted.first) {
+		struct ag_xfer *xfer = peer->posted.first;
+
+		ag_xfers_remove(&peer->posted, xfer);
+		ag_xfers_add(&peer->queue, xfer);
+	}
+	ag_records_move(&peer->out, &peer->said);
+	loaded = peer->loaded;
+	peer->loaded = NULL;
+	pthread_mutex_unlock(&peer->inbox);
+	ag_rmem_take(peer, loaded);
+}
+
+/* Returns how many, or why the peer is lost. */
+static int hear_events(struct ag_peer *peer, struct kv_error *err)
+{
+	struct tr_event event[EVENTS];
+	int n = tr_poll(peer->conn, event, EVENTS), ret = 0;
+
+	for (int i = 0; i < n; i++)
+		switch (event[i].kind) {
+		case TR_MSG:
+			if (!ret)
+				ret = ag_talk(peer, event[i].msg, event[i].len, err);
+			break;
+		case TR_NOTIFIED: /* no agent sends one */
+			ret = kv_fail(err, KV_ERR_PROTOCOL, "hear", "a notify that means nothing");
+			break;
+		case TR_PEER_LOST:
+			ret = kv_error_copy(err, event[i].cause);
+			break;
+		default:
+			ag_move_event(peer, &event[i]);
+		}
+	return ret ? ret : n;
+}
+
+/* Sends what waits. Returns how many messages. */
+static int say_records(struct ag_peer *peer)
+{
+	uint8_t msg[TR_MSG_MAX];
+	int n = 0;
+
+	while (peer->out.first) {
+		size_t len = ag_records_say(&peer->out, msg, sizeof(msg));
+		struct ag_record *said;
+
+		if (tr_msg(peer->conn, msg, len, NULL))
+			break; /* no room, or the connection fails, which is an event */
+		n++;
+		said = ag_records_said(&peer->out, len);
+		if (said && said->xfer)
+			ag_move_sent(peer, said->xfer);
+		free(said);
+	}
+	return n;
+}
+
+/* One dropped stays as long as what was said to it is not sent. */
+static bool still_says(struct ag_peer *peer)
+{
+	if (!peer->linger_ns)
+		peer->linger_ns = kv_deadline_ns(AG_LINGER_MS);
+	return peer->out.first && kv_now_ns() < peer->linger_ns;
+}
+
+static enum ag_turn drive_up(struct ag_peer *peer, uint64_t budget)
+{
+	bool starved = false;
+	struct kv_error why;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		bool full = peer->incoming && ag_note_full(peer->agent);
+		int done, n;
+
+		take_inbox(peer);
+		done = full ? 0 : hear_events(peer, &why);
+		if (done < 0)
+			return fail_turn(peer, &why);
+		n = peer->told ? ag_mem_withdraw(peer, &why) : 0;
+		if (n < 0)
+			return fail_turn(peer, &why);
+		done += n + ag_rmem_want(peer);
+		done += ag_move(peer, &budget, &starved);
+		done += ag_rmem_leave(peer) + say_records(peer);
+		if (atomic_load(&peer->dropped) && !still_says(peer))
+			return drop_turn(peer);
+		if (starved)
+			return AG_TURN_MORE;
+		if (full)
+			return AG_TURN_FULL;
+		if (!done && !tr_conn_arm(peer->conn))
+			return AG_TURN_OVER;
+	}
+	return AG_TURN_MORE;
+}
+
+/* ---------------------------------------------------------------- a peer in its handshake */
+
+static enum ag_turn dial_next(struct ag_peer *peer, const struct kv_error *why)
+{
+	struct kv_error err;
+	bool first = !peer->next_host;
+
+	if (!ag_dial(peer, &err))
+		return AG_TURN_MORE;
+	/* What the last one said tells more than that there is no other. */
+	return fail_turn(peer, first ? &err : why);
+}
+
+static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
+{
+	struct kv_error err;
+	int ret;
+
+	if (atomic_load(&peer->dropped))
+		return drop_turn(peer);
+	if (!peer->conn)
+		return dial_next(peer, NULL);
+	ret = tr_conn_step(peer->conn, &err);
+	if (!ret) {
+		atomic_store(&peer->state, AG_UP);
+		kv_log_info(peer->agent->log, "agent %s %s by %s (%s)", peer->name,
+			    peer->incoming ? "came" : "is connected", tr_conn_transport(peer->conn),
+			    tr_conn_path(peer->conn));
+		return drive_up(peer, budget);
+	}
+	if (ret == TR_AGAIN && (peer->incoming || kv_now_ns() < peer->dial_ns))
+		return AG_TURN_OVER;
+	if (ret == TR_AGAIN) {
+		kv_fail(&err, KV_ERR_UNREACHABLE, "connect", "%s: the deadline passed while %s",
+			tr_conn_address(peer->conn), tr_conn_stage(peer->conn));
+		tr_conn_refuse(peer->conn, &err);
+	}
+	/* Nothing of this agent was described to the other end yet. */
+	tr_conn_close(peer->conn);
+	peer->conn = NULL;
+	if (!peer->incoming)
+		return dial_next(peer, &err);
+	kv_log_info(peer->agent->log, "a connection was refused: %s", err.message);
+	return fail_turn(peer, &err);
+}
+
+enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget)
+{
+	switch (atomic_load(&peer->state)) {
+	case AG_CONNECTING:
+		return drive_handshake(peer, budget);
+	case AG_UP:
+		return drive_up(peer, budget);
+	default:
+		return drive_lost(peer);
+	}
+}
+
+void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
+{
+	enum ag_turn turn = AG_TURN_OVER;
+
+	if (atomic_load(&peer->state) != AG_UP || pthread_mutex_trylock(&peer->drive)) {
+		if (must)
+			ag_kick(peer);
+		return;
+	}
+	if (atomic_load(&peer->state) == AG_UP)
+		turn = ag_drive(peer, budget);
+	pthread_mutex_unlock(&peer->drive);
+	if (turn != AG_TURN_OVER)
+		ag_kick(peer);
+}

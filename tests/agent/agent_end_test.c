@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * agent_end_test.c -- regions that are withdrawn, transfers that are released, peers that die,
+ * names that come back
+ */
+#include "agent_rig.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../lib/bar.h"
+#include "../lib/check.h"
+#include "../lib/process.h"
+
+enum { LEN = 1 << 20 };
+
+static const char *path;
+static size_t big; /* takes a while to move: a device in software is slow */
+
+struct two {
+	struct rig_end a, b; /* a loads b; b loads nobody */
+	struct ag_rmem *rmem;
+};
+
+static void up(struct two *t, size_t len)
+{
+	rig_open(&t->a, "a", len);
+	rig_open(&t->b, "b", len);
+	rig_load(&t->a, &t->b);
+	t->rmem = rig_see(&t->a, &t->b, t->b.mem);
+}
+
+static void down(struct two *t)
+{
+	ag_rmem_unload(t->rmem);
+	rig_close(&t->a);
+	rig_close(&t->b);
+}
+
+static struct ag_pair whole(const struct two *t)
+{
+	return (struct ag_pair){ t->a.mem, t->rmem, (uintptr_t)t->a.buf, (uintptr_t)t->b.buf,
+				 t->a.len };
+}
+
+static struct ag_xfer *prepare(struct rig_end *from, const char *to, int kind,
+			       const struct ag_pair *pair, size_t n)
+{
+	struct ag_xfer *xfer;
+	struct kv_error err;
+
+	assert_int_equal(ag_xfer_prepare(from->agent, to, kind, pair, n, &xfer, &err), 0);
+	return xfer;
+}
+
+static int post_to_end(struct ag_xfer *xfer)
+{
+	struct kv_error err;
+	int ret = ag_xfer_post(xfer, NULL, 0, &err);
+
+	return ret == AG_AGAIN ? rig_end_of(xfer, &err) : ret;
+}
+
+static bool is_all(const uint8_t *p, uint8_t byte, size_t n)
+{
+	return *p == byte && !memcmp(p, p + 1, n - 1);
+}
+
+/* ---------------------------------------------------------------- regions */
+
+static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
+{
+	uint8_t *late = mmap(NULL, LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct ag_pair p, old;
+	struct ag_xfer *xfer, *unposted;
+	struct ag_rmem *rmem;
+	struct ag_mem *mem;
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t, LEN);
+	old = whole(&t);
+	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
+	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, &mem, &err), 0);
+	rmem = rig_see(&t.a, &t.b, mem);
+	p = (struct ag_pair){ t.a.mem, rmem, (uintptr_t)t.a.buf, (uintptr_t)late, LEN };
+	rig_fill(t.a.buf, 5, LEN);
+	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
+	unposted = prepare(&t.a, "b", AG_READ, &p, 1);
+	assert_int_equal(post_to_end(xfer), 0);
+	assert_true(rig_is(late, 5, LEN));
+	assert_int_equal(ag_mem_dereg(mem, &err), 0);
+	rig_fill(late, 6, LEN);
+	assert_int_equal(post_to_end(xfer), KV_ERR_REVOKED);
+	assert_int_equal(post_to_end(unposted), KV_ERR_REVOKED);
+	assert_true(rig_is(late, 6, LEN));
+	rig_release(xfer);
+	rig_release(unposted);
+	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0); /* the connection is well */
+	/* One that is loaded when it is gone already. */
+	ag_rmem_unload(rmem);
+	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, &mem, &err), 0);
+	rmem = rig_see(&t.a, &t.b, mem);
+	ag_rmem_unload(rmem);
+	rmem = rig_see(&t.a, &t.b, mem);
+	assert_int_equal(ag_mem_dereg(mem, &err), 0);
+	p.rmem = rmem;
+	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
+	assert_int_equal(post_to_end(xfer), KV_ERR_REVOKED);
+	rig_release(xfer);
+	ag_rmem_unload(rmem);
+	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
+	down(&t);
+	munmap(late, LEN);
+}
+
+static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
+{
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	for (int round = 0; round < 4; round++) {
+		struct ag_xfer *xfer;
+		struct ag_pair p;
+		int ret;
+
+		up(&t, big);
+		p = whole(&t);
+		memset(t.a.buf, 0x11, big);
+		xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
+		p.len = 1;
+		rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0); /* the region is known there */
+		assert_true(ag_xfer_post(xfer, "late", 4, &err) >= 0);
+		poll(NULL, 0, round); /* somewhere in the middle */
+		assert_int_equal(ag_mem_dereg(t.b.mem, &err), 0);
+		memset(t.b.buf, 0x22, big);
+		ret = rig_end_of(xfer, &err);
+		assert_true(ret == 0 || ret == KV_ERR_REVOKED);
+		rig_release(xfer);
+		assert_true(is_all(t.b.buf, 0x22, big));
+		assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
+		down(&t);
+	}
+}
+
+static void a_local_region_is_not_given_back_under_a_transfer(void **state)
+{
+	struct ag_xfer *xfer;
+	struct kv_error err;
+	struct ag_pair p;
+	struct two t;
+	int ret;
+
+	(void)state;
+	up(&t, big);
+	p = whole(&t);
+	rig_fill(t.b.buf, 1, big);
+	xfer = prepare(&t.a, "b", AG_READ, &p, 1);
+	assert_true(ag_xfer_post(xfer, NULL, 0, &err) >= 0);
+	ret = ag_mem_dereg(t.a.mem, &err);
+	assert_true(ret == 0 || ret == KV_ERR_BUSY);
+	if (!ret) { /* then it is over, or will not begin */
+		memset(t.a.buf, 0, big);
+		ret = rig_end_of(xfer, &err);
+		assert_true(ret == 0 || ret == KV_ERR_CLOSED);
+		assert_true(is_all(t.a.buf, 0, big));
+	}
+	rig_end_of(xfer, &err);
+	assert_int_equal(post_to_end(xfer), KV_ERR_CLOSED);
+	rig_release(xfer);
+	down(&t);
+}
+
+/* ---------------------------------------------------------------- release */
+
+static void after_a_release_nothing_lands(void **state)
+{
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t, big);
+	for (int round = 0; round < 8; round++) {
+		int kind = round & 1 ? AG_READ : AG_WRITE;
+		uint8_t *to = kind == AG_WRITE ? t.b.buf : t.a.buf;
+		struct ag_pair p = whole(&t);
+		struct ag_xfer *xfer = prepare(&t.a, "b", kind, &p, 1);
+
+		memset(kind == AG_WRITE ? t.a.buf : t.b.buf, 0x33, big);
+		assert_true(ag_xfer_post(xfer, "never", 5, &err) >= 0);
+		poll(NULL, 0, round / 2);
+		rig_release(xfer);
+		memset(to, 0x44, big);
+		/* What comes behind it is there, and nothing of the first. */
+		p.len = 1;
+		p.local += big - 1;
+		p.remote += big - 1;
+		rig_move(&t.a, "b", kind, &p, 1, NULL, 0);
+		assert_true(is_all(to, 0x44, big - 1));
+		assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
+	}
+	down(&t);
+}
+
+static void those_that_wait_are_released_at_once(void **state)
+{
+	enum { N = 500 };
+	struct ag_xfer *xfer[N];
+	struct kv_error err;
+	struct ag_pair p;
+	struct two t;
+
+	(void)state;
+	up(&t, LEN);
+	p = whole(&t);
+	for (int i = 0; i < N; i++) { /* before the two are connected */
+		xfer[i] = prepare(&t.a, "b", AG_WRITE, &p, 1);
+		assert_true(ag_xfer_post(xfer[i], "n", 1, &err) >= 0);
+		assert_int_equal(ag_xfer_post(xfer[i], "n", 1, &err) == KV_ERR_BUSY ||
+					 !ag_xfer_check(xfer[i], &err),
+				 1);
+	}
+	for (int i = N - 1; i >= 0; i--)
+		rig_release(xfer[i]);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
+	down(&t);
+}
+
+/* ---------------------------------------------------------------- names */
+
+static void a_name_comes_back_with_another_agent(void **state)
+{
+	struct ag_pair p;
+	struct ag_xfer *xfer;
+	struct ag_rmem *old;
+	struct two t;
+	int ret;
+
+	(void)state;
+	up(&t, LEN);
+	p = whole(&t);
+	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
+	assert_int_equal(post_to_end(xfer), 0);
+	rig_close(&t.b);
+	while (!(ret = post_to_end(xfer)))
+		;
+	assert_int_equal(kv_error_scope(ret), KV_SCOPE_PEER);
+	old = t.rmem;
+	rig_open(&t.b, "b", LEN);
+	rig_load(&t.a, &t.b);
+	t.rmem = rig_see(&t.a, &t.b, t.b.mem);
+	assert_int_equal(kv_error_scope(post_to_end(xfer)), KV_SCOPE_PEER); /* of the old one */
+	rig_release(xfer);
+	ag_rmem_unload(old);
+	p = whole(&t);
+	rig_fill(t.a.buf, 9, LEN);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, "again", 5);
+	assert_true(rig_is(t.b.buf, 9, LEN));
+	down(&t);
+}
+
+static void a_dropped_peer_gets_what_was_said_before(void **state)
+{
+	struct kv_error err;
+	struct ag_pair p;
+	struct two t;
+
+	(void)state;
+	up(&t, LEN);
+	for (int i = 0; i < 100; i++)
+		assert_int_equal(ag_notify(t.a.agent, "b", "last", 4, &err), 0);
+	while (ag_peer_check(t.a.agent, "b", &err) == AG_AGAIN)
+		poll(NULL, 0, 1);
+	ag_peer_drop(t.a.agent, "b");
+	assert_int_equal(ag_notify(t.a.agent, "b", "never", 5, &err), KV_ERR_ARG);
+	for (int i = 0; i < 100; i++)
+		assert_int_equal(rig_note(&t.b, NULL, NULL, 0), 4);
+	ag_rmem_unload(t.rmem);
+	rig_load(&t.a, &t.b);
+	t.rmem = rig_see(&t.a, &t.b, t.b.mem);
+	p = whole(&t);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
+	down(&t);
+}
+
+static int await_loss(struct rig_end *end, const char *name, struct kv_error *err)
+{
+	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
+	int ret;
+
+	while ((ret = ag_peer_check(end->agent, name, err)) == AG_AGAIN) {
+		assert_true(kv_now_ns() < deadline);
+		poll(NULL, 0, 1);
+	}
+	return ret;
+}
+
+static void other_secrets_and_other_lives_are_refused(void **state)
+{
+	uint8_t info[AG_INFO_MAX];
+	struct kv_error err;
+	struct two t;
+	size_t len;
+
+	(void)state;
+	up(&t, LEN);
+	memcpy(info, ag_info(t.b.agent, &len), AG_INFO_MAX);
+	info[8 + 16] ^= 1; /* of the secret */
+	assert_int_equal(ag_peer_load(t.a.agent, "b", info, len, &err), KV_ERR_BUSY);
+	assert_int_equal(ag_peer_load(t.a.agent, "thief", info, len, &err), 0);
+	assert_int_equal(await_loss(&t.a, "thief", &err), KV_ERR_AUTH);
+	info[8 + 16] ^= 1;
+	info[8] ^= 1; /* of the incarnation */
+	assert_int_equal(ag_peer_load(t.a.agent, "late", info, len, &err), 0);
+	assert_int_equal(await_loss(&t.a, "late", &err), KV_ERR_STALE_PEER);
+	assert_int_equal(await_loss(&t.a, "b", &err), 0);
+	down(&t);
+}
+
+/* ---------------------------------------------------------------- death */
+
+/* The process of the agent "b": its info, and its region's, go by a pipe. */
+static void run_b(int out)
+{
+	uint8_t mem[AG_MEM_INFO_MAX];
+	size_t mem_len, len;
+	struct rig_end b;
+	const void *info;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	rig_open(&b, "b", big);
+	info = ag_info(b.agent, &len);
+	mem_len = ag_mem_info(b.mem, mem);
+	CHECK(write(out, &b.buf, sizeof(b.buf)) == sizeof(b.buf));
+	CHECK(write(out, &mem_len, sizeof(mem_len)) == sizeof(mem_len));
+	CHECK(write(out, mem, mem_len) == (ssize_t)mem_len);
+	CHECK(write(out, &len, sizeof(len)) == sizeof(len));
+	CHECK(write(out, info, len) == (ssize_t)len);
+	for (;;)
+		pause();
+}
+
+struct dead {
+	struct rig_end a;
+	struct ag_rmem *rmem;
+	struct ag_pair pair;
+	pid_t pid;
+};
+
+static void load_b(struct dead *d, int in)
+{
+	uint8_t mem[AG_MEM_INFO_MAX], info[AG_INFO_MAX];
+	size_t mem_len, len;
+	struct kv_error err;
+	uint8_t *buf;
+
+	assert_true(read(in, &buf, sizeof(buf)) == sizeof(buf));
+	assert_true(read(in, &mem_len, sizeof(mem_len)) == sizeof(mem_len));
+	assert_true(read(in, mem, mem_len) == (ssize_t)mem_len);
+	assert_true(read(in, &len, sizeof(len)) == sizeof(len));
+	assert_true(read(in, info, len) == (ssize_t)len);
+	assert_int_equal(ag_peer_load(d->a.agent, "b", info, len, &err), 0);
+	assert_int_equal(ag_rmem_load(d->a.agent, "b", mem, mem_len, &d->rmem, &err), 0);
+	d->pair = (struct ag_pair){ d->a.mem, d->rmem, (uintptr_t)d->a.buf, (uintptr_t)buf, big };
+}
+
+static void start_dead(struct dead *d)
+{
+	int fd[2];
+
+	assert_int_equal(pipe(fd), 0);
+	d->pid = fork();
+	assert_true(d->pid >= 0);
+	if (!d->pid)
+		run_b(fd[1]);
+	rig_open(&d->a, "a", big);
+	load_b(d, fd[0]);
+	close(fd[0]);
+	close(fd[1]);
+}
+
+static void kill_b(struct dead *d)
+{
+	kill(d->pid, SIGKILL);
+	assert_int_equal(waitpid(d->pid, NULL, 0), d->pid);
+}
+
+static void a_killed_peer_ends_what_is_under_way(void **state)
+{
+	(void)state;
+	for (int stage = 0; stage < 4; stage++) { /* connecting, connected, in the middle, done */
+		struct ag_xfer *xfer;
+		struct kv_error err;
+		struct dead d;
+		struct bar since;
+		int ret;
+
+		start_dead(&d);
+		xfer = prepare(&d.a, "b", stage & 1 ? AG_READ : AG_WRITE, &d.pair, 1);
+		if (stage >= 1)
+			while (ag_peer_check(d.a.agent, "b", &err) == AG_AGAIN)
+				poll(NULL, 0, 1);
+		if (stage == 3)
+			assert_int_equal(post_to_end(xfer), 0);
+		ret = ag_xfer_post(xfer, "n", 1, &err);
+		assert_true(ret >= 0);
+		kill_b(&d);
+		since = bar_begin();
+		do
+			ret = post_to_end(xfer);
+		while (!ret || ret == KV_ERR_BUSY); /* it may have been done before */
+		assert_int_equal(kv_error_scope(ret), KV_SCOPE_PEER);
+		assert_true(bar_holds(since, 1000, "the news of a death"));
+		assert_int_equal(kv_error_scope(ag_notify(d.a.agent, "b", "x", 1, &err)),
+				 KV_SCOPE_PEER);
+		rig_release(xfer);
+		ag_rmem_unload(d.rmem);
+		assert_int_equal(ag_mem_dereg(d.a.mem, &err), 0);
+		rig_close(&d.a);
+	}
+}
+
+/* A peer that stands still is given up: its direct access to this process is what BUSY says. */
+static void a_stopped_peer_does_not_hold_a_region_for_ever(void **state)
+{
+	struct kv_error err;
+	struct bar since;
+	struct dead d;
+	int ret;
+
+	(void)state;
+	start_dead(&d);
+	d.pair.len = 1;
+	rig_move(&d.a, "b", AG_WRITE, &d.pair, 1, NULL, 0);
+	kill(d.pid, SIGSTOP);
+	since = bar_begin();
+	/* The peer has no description of a region here: nothing keeps this one. */
+	ret = ag_mem_dereg(d.a.mem, &err);
+	assert_int_equal(ret, 0);
+	assert_true(bar_holds(since, 1000, "deregistering beside a stopped peer"));
+	kill_b(&d);
+	ag_rmem_unload(d.rmem);
+	rig_close(&d.a);
+}
+
+static void what_an_agent_took_is_given_back(void **state)
+{
+	int fds = 0, threads = 0;
+
+	(void)state;
+	for (int round = 0; round < 3; round++) {
+		struct two t;
+		struct ag_pair p;
+
+		up(&t, LEN);
+		p = whole(&t);
+		rig_move(&t.a, "b", AG_WRITE, &p, 1, "n", 1);
+		down(&t);
+		if (round == 1) {
+			fds = count_descriptors();
+			threads = count_threads();
+		}
+	}
+	assert_int_equal(count_descriptors(), fds);
+	assert_int_equal(count_threads(), threads);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_late_region_is_found_and_a_withdrawn_one_refuses),
+		cmocka_unit_test(nothing_lands_in_a_region_after_it_was_deregistered),
+		cmocka_unit_test(a_local_region_is_not_given_back_under_a_transfer),
+		cmocka_unit_test(after_a_release_nothing_lands),
+		cmocka_unit_test(those_that_wait_are_released_at_once),
+		cmocka_unit_test(a_name_comes_back_with_another_agent),
+		cmocka_unit_test(a_dropped_peer_gets_what_was_said_before),
+		cmocka_unit_test(other_secrets_and_other_lives_are_refused),
+		cmocka_unit_test(what_an_agent_took_is_given_back),
+	};
+	/* The fake device reaches no other process. */
+	const struct CMUnitTest processes[] = {
+		cmocka_unit_test(a_killed_peer_ends_what_is_under_way),
+		cmocka_unit_test(a_stopped_peer_does_not_hold_a_region_for_ever),
+	};
+	int failed;
+
+	path = argc > 1 ? argv[1] : NULL;
+	big = path ? 48 << 20 : 2 << 20;
+	rig_path(path);
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
+	failed = path ? cmocka_run_group_tests(processes, NULL, NULL) : 0;
+	return failed + cmocka_run_group_tests(tests, NULL, NULL);
+}

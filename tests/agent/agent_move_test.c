@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* agent_move_test.c -- bytes and notifications between agents that are well */
+#include "agent_rig.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { LEN = 1 << 20 };
+
+struct two {
+	struct rig_end a, b; /* a loads b; b loads nobody */
+	struct ag_rmem *rmem;
+};
+
+static void up(struct two *t)
+{
+	rig_open(&t->a, "a", LEN);
+	rig_open(&t->b, "b", LEN);
+	rig_load(&t->a, &t->b);
+	t->rmem = rig_see(&t->a, &t->b, t->b.mem);
+}
+
+static void down(struct two *t)
+{
+	ag_rmem_unload(t->rmem);
+	rig_close(&t->a);
+	rig_close(&t->b);
+}
+
+static struct ag_pair pair_at(const struct two *t, size_t local, size_t remote, size_t len)
+{
+	return (struct ag_pair){ t->a.mem, t->rmem, (uintptr_t)t->a.buf + local,
+				 (uintptr_t)t->b.buf + remote, len };
+}
+
+static void a_write_lands_and_its_notification_comes_after(void **state)
+{
+	static const size_t lengths[] = { 0, 5, 250, 251, 252, 300, 70000, 1 << 20 };
+	char name[64], *note = malloc(1 << 20), *came = malloc(1 << 20);
+	struct two t;
+
+	(void)state;
+	up(&t);
+	for (unsigned int i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+		struct ag_pair p = pair_at(&t, 100, 3000, 50000);
+
+		rig_fill(t.a.buf, i, LEN);
+		memset(t.b.buf, 0, LEN);
+		rig_fill(note, 100 + i, lengths[i]);
+		rig_move(&t.a, "b", AG_WRITE, &p, 1, note, lengths[i]);
+		assert_memory_equal(t.b.buf + 3000, t.a.buf + 100, 50000);
+		assert_int_equal(t.b.buf[2999], 0);
+		assert_int_equal(t.b.buf[53000], 0);
+		assert_int_equal(rig_note(&t.b, name, came, 1 << 20), lengths[i]);
+		assert_string_equal(name, "a");
+		assert_true(rig_is(came, 100 + i, lengths[i]));
+	}
+	assert_int_equal(rig_notes_now(&t.b), 0);
+	down(&t);
+	free(note);
+	free(came);
+}
+
+static void a_read_from_a_peer_that_knows_nobody(void **state)
+{
+	char name[64], came[16];
+	struct two t;
+	struct ag_pair p;
+
+	(void)state;
+	up(&t);
+	rig_fill(t.b.buf, 7, LEN);
+	p = pair_at(&t, 0, 0, LEN);
+	rig_move(&t.a, "b", AG_READ, &p, 1, "read", 4);
+	assert_true(rig_is(t.a.buf, 7, LEN));
+	assert_int_equal(rig_note(&t.b, name, came, sizeof(came)), 4);
+	assert_memory_equal(came, "read", 4);
+	down(&t);
+}
+
+static void notifications_alone_keep_their_order(void **state)
+{
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t);
+	for (uint32_t i = 0; i < 2000; i++) /* the first ones before the two are connected */
+		assert_int_equal(ag_notify(t.a.agent, "b", &i, sizeof(i), &err), 0);
+	for (uint32_t i = 0; i < 2000; i++) {
+		uint32_t came;
+
+		assert_int_equal(rig_note(&t.b, NULL, &came, sizeof(came)), sizeof(came));
+		assert_int_equal(came, i);
+	}
+	down(&t);
+}
+
+/* More than wait at the receiver: the sender is slowed, nothing is lost. */
+static void notifications_that_nobody_takes_wait(void **state)
+{
+	enum { BIG = 8 << 20, N = 12 };
+	char *note = malloc(BIG), *came = malloc(BIG);
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t);
+	for (unsigned int i = 0; i < N; i++) {
+		int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
+		int ret;
+
+		rig_fill(note, i, BIG);
+		while ((ret = ag_notify(t.a.agent, "b", note, BIG, &err)) == KV_ERR_BUSY)
+			assert_true(kv_now_ns() < deadline);
+		assert_int_equal(ret, 0);
+	}
+	for (unsigned int i = 0; i < N; i++) {
+		assert_int_equal(rig_note(&t.b, NULL, came, BIG), BIG);
+		assert_true(rig_is(came, i, BIG));
+	}
+	assert_int_equal(ag_notify(t.a.agent, "b", note, AG_NOTIFY_MAX + 1, &err), KV_ERR_ARG);
+	down(&t);
+	free(note);
+	free(came);
+}
+
+/* Blocks of many regions, in an order that changes the region with every pair. */
+static void lists_between_many_regions(void **state)
+{
+	enum { REGIONS = 32, PAIRS = 20000, BLOCK = 512, PART = (PAIRS / REGIONS + 1) * BLOCK };
+	struct ag_pair *pair = calloc(PAIRS, sizeof(*pair));
+	struct ag_mem *mem[2][REGIONS];
+	struct ag_rmem *rmem[REGIONS];
+	uint8_t *buf[2][REGIONS];
+	struct ag_xfer *xfer;
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t);
+	for (unsigned int r = 0; r < REGIONS; r++) {
+		for (int k = 0; k < 2; k++) {
+			buf[k][r] = mmap(NULL, PART, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			assert_int_equal(ag_mem_reg(k ? t.b.agent : t.a.agent, buf[k][r], PART,
+						    &mem[k][r], &err),
+					 0);
+		}
+		rmem[r] = rig_see(&t.a, &t.b, mem[1][r]);
+	}
+	for (unsigned int i = 0; i < PAIRS; i++) {
+		unsigned int r = i % REGIONS, at = i / REGIONS;
+		/* every second one is swapped with its neighbour: nothing merges there */
+		unsigned int to = at ^ 1u;
+
+		pair[i] = (struct ag_pair){ mem[0][r], rmem[r], (uintptr_t)buf[0][r] + at * BLOCK,
+					    (uintptr_t)buf[1][r] + to % (PART / BLOCK) * BLOCK,
+					    BLOCK };
+	}
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, pair, PAIRS, &xfer, &err), 0);
+	for (unsigned int round = 0; round < 3; round++) { /* planned once */
+		for (unsigned int r = 0; r < REGIONS; r++) {
+			rig_fill(buf[0][r], round * REGIONS + r, PART);
+			memset(buf[1][r], 0xee, PART);
+		}
+		assert_true(ag_xfer_post(xfer, NULL, 0, &err) >= 0);
+		assert_int_equal(rig_end_of(xfer, &err), 0);
+		for (unsigned int i = 0; i < PAIRS; i++)
+			assert_memory_equal((void *)pair[i].remote, (void *)pair[i].local, BLOCK);
+	}
+	rig_release(xfer);
+	for (unsigned int r = 0; r < REGIONS; r++)
+		ag_rmem_unload(rmem[r]);
+	down(&t);
+	for (unsigned int r = 0; r < 2 * REGIONS; r++)
+		munmap(buf[r / REGIONS][r % REGIONS], PART);
+	free(pair);
+}
+
+static void more_transfers_than_the_transport_takes(void **state)
+{
+	enum { N = 1000, BYTES = LEN / N };
+	struct ag_xfer *xfer[N];
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t);
+	rig_fill(t.a.buf, 3, LEN);
+	for (size_t i = 0; i < N; i++) {
+		struct ag_pair p = pair_at(&t, i * BYTES, i * BYTES, BYTES);
+
+		assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, &p, 1, &xfer[i], &err),
+				 0);
+		assert_true(ag_xfer_post(xfer[i], &i, sizeof(i), &err) >= 0);
+	}
+	for (size_t i = 0; i < N; i++) {
+		size_t came;
+
+		assert_int_equal(rig_end_of(xfer[i], &err), 0);
+		rig_release(xfer[i]);
+		rig_note(&t.b, NULL, &came, sizeof(came));
+	}
+	assert_true(rig_is(t.b.buf, 3, N * BYTES));
+	down(&t);
+}
+
+static void an_agent_reaches_itself(void **state)
+{
+	struct rig_end a;
+	struct ag_rmem *rmem;
+	struct ag_pair p;
+	char name[64];
+
+	(void)state;
+	rig_open(&a, "self", LEN);
+	rig_load(&a, &a);
+	rmem = rig_see(&a, &a, a.mem);
+	rig_fill(a.buf, 1, LEN / 2);
+	p = (struct ag_pair){ a.mem, rmem, (uintptr_t)a.buf, (uintptr_t)a.buf + LEN / 2, LEN / 2 };
+	rig_move(&a, "self", AG_WRITE, &p, 1, "", 0);
+	assert_true(rig_is(a.buf + LEN / 2, 1, LEN / 2));
+	assert_int_equal(rig_note(&a, name, NULL, 0), 0);
+	assert_string_equal(name, "self");
+	ag_rmem_unload(rmem);
+	rig_close(&a);
+}
+
+static void both_ways_at_once(void **state)
+{
+	struct ag_pair there, back;
+	struct ag_xfer *x, *y;
+	struct ag_rmem *rmem;
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	up(&t);
+	rig_load(&t.b, &t.a);
+	rmem = rig_see(&t.b, &t.a, t.a.mem);
+	rig_fill(t.a.buf, 1, LEN / 2);
+	rig_fill(t.b.buf + LEN / 2, 2, LEN / 2);
+	there = pair_at(&t, 0, 0, LEN / 2);
+	back = (struct ag_pair){ t.b.mem, rmem, (uintptr_t)t.b.buf + LEN / 2,
+				 (uintptr_t)t.a.buf + LEN / 2, LEN / 2 };
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, &there, 1, &x, &err), 0);
+	assert_int_equal(ag_xfer_prepare(t.b.agent, "a", AG_WRITE, &back, 1, &y, &err), 0);
+	assert_true(ag_xfer_post(x, "x", 1, &err) >= 0 && ag_xfer_post(y, "y", 1, &err) >= 0);
+	assert_int_equal(rig_end_of(x, &err), 0);
+	assert_int_equal(rig_end_of(y, &err), 0);
+	assert_true(rig_is(t.b.buf, 1, LEN / 2) && rig_is(t.a.buf + LEN / 2, 2, LEN / 2));
+	rig_note(&t.a, NULL, NULL, 0);
+	rig_note(&t.b, NULL, NULL, 0);
+	rig_release(x);
+	rig_release(y);
+	ag_rmem_unload(rmem);
+	down(&t);
+}
+
+static void what_is_wrong_is_refused_where_it_stands(void **state)
+{
+	struct ag_config nameless = { .name = "" };
+	struct ag_agent *agent;
+	struct ag_xfer *xfer;
+	struct ag_pair p[2];
+	struct kv_error err;
+	struct two t;
+
+	(void)state;
+	assert_int_equal(ag_open(&nameless, &agent, &err), KV_ERR_ARG);
+	up(&t);
+	p[0] = pair_at(&t, 0, 0, 10);
+	p[1] = pair_at(&t, LEN - 5, 0, 10);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 2, &xfer, &err), KV_ERR_ARG);
+	assert_int_equal(err.block_index, 1);
+	p[1] = pair_at(&t, 0, LEN - 5, 10);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 2, &xfer, &err), KV_ERR_ARG);
+	p[1] = pair_at(&t, 0, 0, SIZE_MAX);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 2, &xfer, &err), KV_ERR_ARG);
+	p[1] = pair_at(&t, 0, 0, 10);
+	p[1].mem = t.b.mem;
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 2, &xfer, &err), KV_ERR_ARG);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "c", AG_WRITE, p, 1, &xfer, &err), KV_ERR_ARG);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", 5, p, 1, &xfer, &err), KV_ERR_ARG);
+	assert_int_equal(ag_notify(t.a.agent, "c", "", 0, &err), KV_ERR_ARG);
+	assert_int_equal(ag_peer_load(t.a.agent, "c", "kvrail", 6, &err), KV_ERR_ARG);
+	assert_int_equal(ag_peer_check(t.a.agent, "c", &err), KV_ERR_ARG);
+	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 1, &xfer, &err), 0);
+	assert_int_equal(ag_xfer_check(xfer, &err), KV_ERR_ARG);
+	rig_release(xfer);
+	p[0].len = 0; /* nothing to move is allowed */
+	rig_move(&t.a, "b", AG_WRITE, p, 1, "none", 4);
+	assert_int_equal(rig_note(&t.b, NULL, NULL, 0), 4);
+	down(&t);
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_write_lands_and_its_notification_comes_after),
+		cmocka_unit_test(a_read_from_a_peer_that_knows_nobody),
+		cmocka_unit_test(notifications_alone_keep_their_order),
+		cmocka_unit_test(notifications_that_nobody_takes_wait),
+		cmocka_unit_test(lists_between_many_regions),
+		cmocka_unit_test(more_transfers_than_the_transport_takes),
+		cmocka_unit_test(an_agent_reaches_itself),
+		cmocka_unit_test(both_ways_at_once),
+		cmocka_unit_test(what_is_wrong_is_refused_where_it_stands),
+	};
+
+	rig_path(argc > 1 ? argv[1] : NULL);
+	if (argc > 2)
+		cmocka_set_test_filter(argv[2]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
