@@ -59,6 +59,10 @@ endif()
 if(TARGET kv_floor)
 	kvrail_add_test(floor_smoke COMMAND kv_floor --quick)
 endif()
+foreach(pages auto huge populate lazy)
+	kvrail_add_test(pool_pass_${pages} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_POOL_PAGES=${pages}
+		${expect} 0 -s UNSUPPORTED "memfd pool" -- $<TARGET_FILE:pool_pass> 32 4096)
+endforeach()
 kvrail_add_test(net_perf_runs COMMAND net_perf -b 2048 -e 65536 $<TARGET_FILE:kvrail_net>)
 set_tests_properties(net_perf_runs PROPERTIES ENVIRONMENT "${net_env}")
 

@@ -262,9 +262,12 @@ static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_me
 
 	if (ret)
 		return ret;
-	for (i = 0; i < tr->providers && !ret; i++)
+	for (i = 0; i < tr->providers && !ret; i++) {
+		if (tr->provider[i]->pins)
+			pages_await(m, mem);
 		if (tr->provider[i]->mem_reg(tr->provider_ctx[i], mem, &mem->handle[i], &why))
 			ret = leave_out_provider(mem, i, &why, err);
+	}
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
 	pthread_mutex_lock(&m->lock);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * memory.h -- the local memory of a context, as pool.c, mem.c, range.c and hold.c share it
+ * memory.h -- the local memory of a context, as pool.c, pages.c, mem.c, range.c and hold.c share it
  *
  * The lock covers the lists and is never held over a provider's call, mmap or munmap: pinning
  * 64 GiB takes a second, and other peers' calls need the lock meanwhile. Whatever takes long is
@@ -26,6 +26,10 @@ struct tr_pool {
 	size_t len;
 	int fd;
 	uint64_t id;
+	_Atomic uint32_t work; /* pages.c: enum pages_work */
+	atomic_bool stop;      /* no more pages */
+	bool huge;	       /* pages are tried so; its maker's until `work` says DONE */
+	_Atomic size_t huge_bytes, small_bytes;
 	struct tr_pool *next;
 };
 
@@ -37,6 +41,8 @@ struct tr_memory {
 	unsigned int orphans; /* regions of `mems` without an owner that are still used */
 	struct tr_left *left; /* connections that were closed while their device still held them */
 	uint64_t next_pool_id;
+	pthread_t pages_thread;
+	bool pages_on, pages_started; /* it works; it was started and not joined */
 	uint32_t next_id; /* low 16 bits: slot; high 16 bits: generation */
 	struct tr_mem *range[MEM_BUCKETS];
 	unsigned int class_used[MEM_CLASSES];
@@ -47,6 +53,19 @@ struct tr_memory {
 /* pool.c, under the lock */
 void memory_find_pool(const struct tr_memory *m, struct tr_mem *mem);
 void memory_free_pools(struct tr_memory *m);
+
+/* pages.c, not under the lock but for pages_begin */
+enum pages_work { PAGES_NONE = 0, PAGES_WAITING, PAGES_BUSY, PAGES_DONE };
+/* Whether there is memory for them: NOMEM, or they are left to the first writer. */
+int pages_admit(struct tr *tr, struct tr_pool *pool, struct kv_error *err);
+/* The first of them, by the caller. UNSUPPORTED: the kernel makes no huge ones. */
+int pages_try(struct tr *tr, struct tr_pool *pool, struct kv_error *err);
+void pages_begin(struct tr *tr, struct tr_pool *pool); /* the others, in a thread */
+void pages_end(struct tr_memory *m, struct tr_pool *pool); /* returns within one of them */
+/* Until those of the pool in which the region lies are made. */
+void pages_await(struct tr_memory *m, const struct tr_mem *mem);
+void pages_close(struct tr_memory *m); /* every pool has ended */
+enum tr_pages pages_of(const struct tr_pool *pool);
 
 /* range.c, under the lock */
 void range_add(struct tr_memory *m, struct tr_mem *mem);

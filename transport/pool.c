@@ -29,8 +29,7 @@ static int make_pool(struct tr_pool *pool, struct kv_error *err)
 		goto close_fd;
 	}
 	pool->addr = kv_fault(TR_POOL_MMAP) ? (errno = ENOMEM, MAP_FAILED)
-					    : mmap(NULL, pool->len, PROT_READ | PROT_WRITE,
-						   MAP_SHARED, pool->fd, 0);
+					    : kv_memfd_map(pool->fd, pool->len);
 	if (pool->addr == MAP_FAILED) {
 		kv_fail_errno(err, KV_ERR_NOMEM, errno, "alloc", "cannot map %zu bytes", pool->len);
 		goto close_fd;
@@ -41,6 +40,13 @@ static int make_pool(struct tr_pool *pool, struct kv_error *err)
 close_fd:
 	close(pool->fd);
 	return err ? err->code : KV_ERR_NOMEM;
+}
+
+static void unmap(struct tr_pool *pool)
+{
+	munmap(pool->addr, pool->len);
+	close(pool->fd);
+	free(pool);
 }
 
 int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err)
@@ -56,25 +62,26 @@ int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err)
 	if (!pool)
 		return kv_fail(err, KV_ERR_NOMEM, "alloc", "cannot allocate a pool's record");
 	pool->len = (len + page - 1) & ~(page - 1);
-	ret = make_pool(pool, &cause);
+	ret = pages_admit(tr, pool, &cause);
+	if (!ret)
+		ret = make_pool(pool, &cause);
 	if (ret) {
 		free(pool);
+		return kv_error_copy(err, &cause);
+	}
+	ret = pages_try(tr, pool, &cause);
+	if (ret) {
+		unmap(pool);
 		return kv_error_copy(err, &cause);
 	}
 	pthread_mutex_lock(&tr->memory->lock);
 	pool->id = ++tr->memory->next_pool_id;
 	pool->next = tr->memory->pools;
 	tr->memory->pools = pool;
+	pages_begin(tr, pool);
 	pthread_mutex_unlock(&tr->memory->lock);
 	*ptr_p = pool->addr;
 	return 0;
-}
-
-static void unmap(struct tr_pool *pool)
-{
-	munmap(pool->addr, pool->len);
-	close(pool->fd);
-	free(pool);
 }
 
 int tr_free(struct tr *tr, void *ptr, struct kv_error *err)
@@ -100,8 +107,26 @@ int tr_free(struct tr *tr, void *ptr, struct kv_error *err)
 	pthread_mutex_unlock(&m->lock);
 	if (ret)
 		return ret;
+	pages_end(m, pool);
 	unmap(pool);
 	return 0;
+}
+
+enum tr_pages tr_pages_here(struct tr *tr)
+{
+	struct tr_memory *m = tr->memory;
+	enum tr_pages pages = TR_PAGES_UNKNOWN;
+	void *sample;
+
+	if (tr_alloc(tr, KV_HUGE_PAGE, &sample, NULL))
+		return pages;
+	pthread_mutex_lock(&m->lock);
+	for (const struct tr_pool *pool = m->pools; pool; pool = pool->next)
+		if (pool->addr == sample)
+			pages = pages_of(pool);
+	pthread_mutex_unlock(&m->lock);
+	tr_free(tr, sample, NULL);
+	return pages;
 }
 
 void memory_find_pool(const struct tr_memory *m, struct tr_mem *mem)
@@ -131,10 +156,12 @@ void memory_free_pools(struct tr_memory *m)
 	while (m->pools) {
 		struct tr_pool *pool = m->pools;
 
+		pages_end(m, pool);
 		m->pools = pool->next;
 		if (in_use(m, pool))
 			free(pool);
 		else
 			unmap(pool);
 	}
+	pages_close(m);
 }

@@ -34,6 +34,7 @@ struct tr_provider {
 	int (*device_get)(void *ctx, size_t index, struct kv_device_info *info);
 
 	bool copies; /* by a CPU: mem_reg refuses TR_MEM_DEVICE */
+	bool pins; /* mem_reg holds pages where they are, so those of a pool are made before */
 	int (*mem_reg)(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 	void (*mem_dereg)(void *ctx, void *handle);
 
@@ -186,6 +187,13 @@ struct tr_op {
 void *tr_conn_priv(const struct tr_conn *conn);
 struct tr *tr_conn_tr(const struct tr_conn *conn);
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider);
+/* Most pages of the pool in which a region lies; it travels to peers of the host. */
+enum tr_pages {
+	TR_PAGES_UNKNOWN = 0, TR_PAGES_LAZY, TR_PAGES_COMING, TR_PAGES_SMALL, TR_PAGES_HUGE
+};
+enum tr_pages tr_mem_pages(const struct tr_mem *mem);
+enum tr_pages tr_pages_here(struct tr *tr); /* what a pool gets that is made now; takes one */
+const char *tr_pages_text(enum tr_pages pages); /* ", huge pages"; "": not known */
 bool tr_conn_line_order(const struct tr_conn *conn);
 bool tr_conn_polled(const struct tr_conn *conn); /* TR_POLLED */
 /* This end's IP address of the control connection, IPv4 as IPv6 maps it; false: not known. */

@@ -88,6 +88,8 @@ enum tr_access {
 int tr_alloc(struct tr *tr, size_t len, void **ptr_p, struct kv_error *err);
 /* ARG: not from tr_alloc. BUSY: a registered region lies in it. */
 int tr_free(struct tr *tr, void *ptr, struct kv_error *err);
+/* A line of what pages the pools have, "" without pools; its length, as snprintf. */
+size_t tr_pools_dump(struct tr *tr, char *buf, size_t cap);
 
 /*
  * Registers [addr, addr + len) with every provider. A range inside a region that is registered with

@@ -177,14 +177,14 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 /*
  * kv_alloc, kv_free -- memory that peers of the same host can write directly
  *
- * Page-aligned, zeroed, backed by a memfd, not inherited by fork. Memory from elsewhere can be
- * registered as well; peers of the same host then reach it by process_vm_writev or through a ring,
- * at a lower speed. A peer of the same host that has this cache can touch all of the allocation
- * in which it lies: a cache with an allocation of its own has an exact boundary.
+ * Page-aligned, zeroed, backed by a memfd (its pages: KVCACHE_POOL_PAGES), not inherited by fork.
+ * Peers of the same host reach registered memory from elsewhere more slowly (process_vm_writev, a
+ * ring). A peer that has a cache can touch the whole allocation in which it lies.
  *
  * ERRORS
  *   ARG     len == 0, or (kv_free) ptr did not come from kv_alloc of this engine
- *   NOMEM   memfd, ftruncate or mmap: ENOMEM, ENOSPC or EFBIG
+ *   NOMEM   memfd, ftruncate or mmap: ENOMEM, ENOSPC or EFBIG; less is left than the pages take
+ *   UNSUPPORTED  KVCACHE_POOL_PAGES asks for huge pages, which this kernel does not make
  *   BUSY    (kv_free) a registered cache lies in it
  */
 int kv_alloc(struct kv_engine *engine, size_t len, void **ptr_p, struct kv_error *err);

@@ -112,6 +112,8 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 	kv_text_add(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count,
 		    engine->arrivals.cap);
 	pthread_mutex_unlock(&engine->arrivals.lock);
+	t.len += tr_pools_dump(engine->tr, t.len < cap ? buf + t.len : NULL,
+			       t.len < cap ? cap - t.len : 0);
 	for (uint32_t i = 0; i < engine->peers_end; i++) {
 		struct kv_peer *peer = kv_table_claim(engine, i, deadline);
 

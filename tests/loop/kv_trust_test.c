@@ -182,13 +182,16 @@ enum { HUGE_BLOCKS = 4 << 20, HUGE_BLOCK = 64, RSS_MAX_KIB = 48 << 10 };
 
 static void open_flat(struct node *node, uint32_t blocks)
 {
+	static const char *const lazy[] = { "KVCACHE_POOL_PAGES=lazy", NULL }; /* not counted */
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct kv_tensor tensor = { .name = "k", .block_bytes = HUGE_BLOCK };
 	struct kv_error err;
 	void *memory;
 
 	memset(node, 0, sizeof(*node));
-	ok(kv_engine_open(NULL, &node->engine, &err), &err);
+	config.options = lazy;
+	ok(kv_engine_open(&config, &node->engine, &err), &err);
 	ok(kv_alloc(node->engine, (size_t)blocks * HUGE_BLOCK, &memory, &err), &err);
 	tensor.base = memory;
 	layout.layers = layout.tensors = 1;

@@ -178,6 +178,7 @@ const struct tr_provider tr_ib_provider = {
 	.open = ib_open,
 	.close = ib_close,
 	.device_get = ib_device_get,
+	.pins = true,
 	.mem_reg = ib_mem_reg,
 	.mem_dereg = ib_mem_dereg,
 	.offer = ib_offer,

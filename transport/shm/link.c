@@ -133,7 +133,7 @@ static int handle(struct shm_conn *sc, const struct link_message *message, struc
 	unsigned int n = fds->n;
 
 	if (message->kind == LINK_POOL && n == 1)
-		return pool_received(sc, message->id, message->len, fds->fd[0], err);
+		return pool_received(sc, message, fds->fd[0], err);
 	if (message->kind == LINK_PIECES && sc->pieces.asked && !sc->pieces.came &&
 	    message->id == sc->pieces.mem) {
 		keep_pieces(sc, message, fds);

@@ -119,21 +119,15 @@ static const char *no_cma(const struct shm_conn *sc)
 	return sc->cma_works ? NULL : sc->no_cma;
 }
 
-/* Where a region lies in its mapped pool; *addr_p NULL: the pool is not mapped. */
+/* The pool in which a region lies; its addr NULL: it is not mapped. */
 static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64_t len,
-			uint8_t **addr_p, struct kv_error *err)
+			const struct shm_pool **pool_p, struct kv_error *err)
 {
-	int ret;
-
-	*addr_p = NULL;
 	if (d->pool_off > d->pool_len || len > d->pool_len - d->pool_off)
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a region of %llu bytes does not lie in its pool",
 			       (unsigned long long)len);
-	ret = pool_find(sc, d->pool_id, d->pool_len, addr_p, err);
-	if (!ret && *addr_p)
-		*addr_p += d->pool_off;
-	return ret;
+	return pool_find(sc, d->pool_id, d->pool_len, pool_p, err);
 }
 
 static int choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
@@ -157,19 +151,22 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 {
 	enum shm_path forced = sc->ctx->forced;
 	const char *pool_why = no_pool(sc, d), *cma_why = no_cma(sc);
+	const struct shm_pool *pool = NULL;
 	char text[48];
 
 	if (!pool_why) {
-		int ret = open_in_pool(sc, d, len, &rm->addr, err);
+		int ret = open_in_pool(sc, d, len, &pool, err);
 
 		if (ret)
 			return ret;
-		if (!rm->addr)
+		if (!pool->addr)
 			pool_why = "the peer's pools are too large to map";
 	}
 	if (!pool_why) {
 		rm->path = SHM_POOL;
-		tr_conn_set_path(sc->conn, "memfd pool, %s", stores_text(sc, text, sizeof(text)));
+		rm->addr = pool->addr + d->pool_off;
+		tr_conn_set_path(sc->conn, "memfd pool, %s%s", stores_text(sc, text, sizeof(text)),
+				 tr_pages_text(pool->pages));
 		return 0;
 	}
 	if (forced == SHM_POOL)

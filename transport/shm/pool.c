@@ -12,13 +12,15 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/memfd.h"
 #include "shm.h"
 
 int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struct kv_error *err)
 {
 	struct link_message message = { .kind = LINK_POOL,
 					.id = mem->pool_id,
-					.len = mem->pool_len };
+					.len = mem->pool_len,
+					.pages = tr_mem_pages(mem) };
 	struct link_fds fds = { .n = 1, .fd = { mem->pool_fd } };
 	int ret;
 
@@ -81,9 +83,7 @@ static int map_peer_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, str
 			    (unsigned long long)SHM_MAP_ALL_BYTES);
 		return 0;
 	}
-	at = kv_fault(SHM_POOL_MMAP)
-		     ? (errno = ENOMEM, MAP_FAILED)
-		     : mmap(NULL, pool->len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	at = kv_fault(SHM_POOL_MMAP) ? (errno = ENOMEM, MAP_FAILED) : kv_memfd_map(fd, pool->len);
 	if (at == MAP_FAILED) {
 		int error = errno;
 
@@ -103,8 +103,10 @@ static int map_peer_pool(struct shm_conn *sc, struct shm_pool *pool, int fd, str
 	return 0;
 }
 
-int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct kv_error *err)
+int pool_received(struct shm_conn *sc, const struct link_message *message, int fd,
+		  struct kv_error *err)
 {
+	uint64_t id = message->id, len = message->len;
 	struct shm_pool *pool = &sc->pool[sc->pools];
 	int ret;
 
@@ -119,7 +121,7 @@ int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct
 			       (unsigned long long)len,
 			       sc->pools == SHM_POOLS_MAX ? "one too many" : "no new sealed memfd");
 	}
-	*pool = (struct shm_pool){ .id = id, .len = len };
+	*pool = (struct shm_pool){ .id = id, .len = len, .pages = message->pages };
 	ret = map_peer_pool(sc, pool, fd, err);
 	close(fd);
 	if (!ret)
@@ -127,7 +129,7 @@ int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct
 	return ret;
 }
 
-int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
+int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, const struct shm_pool **pool_p,
 	      struct kv_error *err)
 {
 	const struct shm_pool *pool;
@@ -143,7 +145,7 @@ int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
 		return kv_fail(err, KV_ERR_PROTOCOL, "mem_open",
 			       "a region's pool has %llu bytes, but %llu were passed",
 			       (unsigned long long)len, (unsigned long long)pool->len);
-	*addr_p = pool->addr;
+	*pool_p = pool;
 	return 0;
 }
 

@@ -107,8 +107,8 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 	snprintf(info->name, sizeof(info->name), "host memory");
 	if (ctx)
 		snprintf(info->detail, sizeof(info->detail),
-			 "peers of this host by memfd pool (%s), process_vm_writev or ring",
-			 nt_name);
+			 "peers of this host by memfd pool (%s%s), process_vm_writev or ring",
+			 nt_name, tr_pages_text(tr_pages_here(((const struct shm_ctx *)ctx)->tr)));
 	else
 		snprintf(info->detail, sizeof(info->detail), "not allowed by KVCACHE_TRANSPORT");
 	return 0;

@@ -89,6 +89,7 @@ struct shm_ctx {
 /* A pool of the peer, passed over the socket. */
 struct shm_pool {
 	uint64_t id, len;
+	uint32_t pages; /* enum tr_pages when it was passed, as the peer says */
 	uint8_t *addr; /* NULL: not mapped, for lack of address space */
 };
 
@@ -311,7 +312,7 @@ struct link_message {
 	/* POOL; PIECES: region and bytes of each, or none and the driver's number */
 	uint64_t id, len;
 	struct tr_conn_ends ends; /* SEGMENT, ENDS: of the sender's control connection */
-	uint32_t pad;
+	uint32_t pages;		  /* POOL: enum tr_pages; 0 from an older end */
 };
 int link_send(struct shm_conn *sc, const struct link_message *message, const struct link_fds *fds,
 	      struct kv_error *err); /* fds: NULL, or what goes with it */
@@ -331,9 +332,9 @@ bool link_peer_is_dead(const struct shm_conn *sc);
 
 /* pool.c */
 int pool_send(struct shm_conn *sc, const struct tr_mem *mem, bool *sent_p, struct kv_error *err);
-int pool_received(struct shm_conn *sc, uint64_t id, uint64_t len, int fd, struct kv_error *err);
-/* Where it is mapped; *addr_p NULL: it does not fit into the address space that peers get. */
-int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, uint8_t **addr_p,
+int pool_received(struct shm_conn *sc, const struct link_message *message, int fd,
+		  struct kv_error *err);
+int pool_find(struct shm_conn *sc, uint64_t id, uint64_t len, const struct shm_pool **pool_p,
 	      struct kv_error *err);
 void pool_close_all(struct shm_conn *sc);
 /* Address space for memory of the peer: false if it has had its share. */
