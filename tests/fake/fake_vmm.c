@@ -22,7 +22,7 @@ enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2 };
 struct piece {
 	int fd, refs; /* handles and mappings */
 	size_t len;
-	int types;
+	unsigned int types;
 };
 static struct space {
 	uint8_t *at, *seen;
@@ -61,7 +61,7 @@ static void piece_put(struct piece *piece)
 	fake_cuda.open--;
 }
 
-static int piece_new(int fd, size_t len, int types, unsigned long long *piece_p)
+static int piece_new(int fd, size_t len, unsigned int types, unsigned long long *piece_p)
 {
 	struct piece *piece = fd < 0 ? NULL : malloc(sizeof(*piece));
 
@@ -106,7 +106,7 @@ int fake_vmm_attribute(void *value, int attribute, unsigned long long ptr)
 		*(size_t *)value = m->in->len;
 		return SUCCESS;
 	case 14: /* allowed handle types */
-		*(unsigned int *)value = fake_cuda.no_types ? 0 : (unsigned int)m->piece->types;
+		*(unsigned long long *)value = fake_cuda.no_types ? 0 : m->piece->types;
 		return SUCCESS;
 	case 17: /* memory pool */
 		*(void **)value = NULL;
@@ -138,7 +138,9 @@ EXPORT int cuMemGetAddressRange_v2(unsigned long long *first_p, size_t *len_p,
 }
 
 struct properties { /* CUmemAllocationProp */
-	int type, types, location, device;
+	int type;
+	unsigned int types;
+	int location, device;
 	char rest[16];
 };
 

@@ -19,7 +19,7 @@ mkdir -p "$out"
 # By hand: what cmake asks for besides is not needed here.
 mkdir -p "$build"
 echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
-if ! cc -O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
+if ! cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
 	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/gpu_pd" \
 	bench/{gpu_pd,results}.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c -lpthread -ldl -lm >"$out/build.log" 2>&1; then
 	tail -n 30 "$out/build.log"
@@ -31,7 +31,12 @@ failures=0
 
 run() {
 	echo "== $*"
-	(cd "$out" && timeout 120 "$@") || { echo "FAILED ($?): $*"; failures=$((failures + 1)); }
+	local rc=0
+	(cd "$out" && timeout 120 "$@") || rc=$?
+	[ $rc -eq 0 ] && return
+	echo "FAILED ($rc): $*"
+	failures=$((failures + 1))
+	[ $rc -ge 128 ] && [ -n "$(command -v gdb)" ] && (cd "$out" && timeout 60 gdb -batch -ex run -ex bt --args "$@" 2>&1 | tail -n 30)
 }
 
 if [ "$what" = check ] || [ "$what" = all ]; then

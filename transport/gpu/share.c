@@ -57,10 +57,10 @@ static int share_allocation(const struct cuda_driver *cuda, const void *addr, in
 /* It says what of it may be exported, and 0 is an answer: a memory pool's is asked for no more. */
 static bool is_mapped_in_pieces(const struct cuda_driver *cuda, cuda_ptr at, void **pool_p)
 {
-	unsigned int legacy = 1;
+	unsigned long long legacy = 0; /* room for whatever width; it writes 1 byte or more */
 
 	*pool_p = NULL;
-	if (cuda->pointer_get(&legacy, POINTER_IPC_CAPABLE, at) || legacy)
+	if (cuda->pointer_get(&legacy, POINTER_IPC_CAPABLE, at) || legacy & 0xff)
 		return false;
 	return cuda->pointer_get(pool_p, POINTER_MEMORY_POOL, at) || !*pool_p;
 }

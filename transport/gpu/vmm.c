@@ -39,7 +39,7 @@ static int measure(const struct cuda_driver *cuda, const void *addr, size_t len,
 	cuda_ptr begin = (cuda_ptr)(uintptr_t)addr, at = begin, first = 0, start = 0;
 
 	while (at - begin < len) {
-		unsigned int types = 0;
+		unsigned long long types = 0; /* the driver writes all of it */
 		size_t bytes = 0, size = 0;
 		int rc = piece_at(cuda, at, &first, &bytes);
 
