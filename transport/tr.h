@@ -319,6 +319,19 @@ void tr_op_grant(struct tr_op *op, uint64_t grant);
  */
 bool tr_conn_places(const struct tr_conn *conn);
 
+/*
+ * Something of CUDA that an operation waits for before its bytes are added: what is on a stream
+ * when the gate is opened, or events that the caller names. The calling thread has the context of
+ * those. UNSUPPORTED: there is no CUDA in the process.
+ */
+struct tr_gate {
+	void *context, *event; /* event: our own, of the stream */
+};
+int tr_gate_open(struct tr_gate *gate, void *stream, struct kv_error *err); /* NULL: of events */
+/* 0: it has been reached; TR_AGAIN; DEVICE: it never will be. */
+int tr_gate_ask(const struct tr_gate *gate, void *event, struct kv_error *err);
+void tr_gate_close(struct tr_gate *gate);
+
 /* Offsets count from the beginning of the local and the remote region. */
 struct tr_span {
 	uint64_t local;

@@ -199,9 +199,6 @@ enum {
 	/* peers may write any block without a lease; only a peer-level fence protects it */
 	KV_CACHE_OPEN = 1 << 0,
 	KV_CACHE_READABLE = 1 << 1, /* peers may kv_read_blocks from it */
-};
-
-enum {
 	/* every tensor-parallel rank holds the same bytes (MLA): never split by rank */
 	KV_TENSOR_REPLICATED = 1 << 0,
 };
@@ -217,8 +214,7 @@ enum kv_order {
 struct kv_tensor {
 	const char *name;     /* "k", "v", "k_scale": compared with the peer's; at most 15 bytes */
 	uint64_t block_bytes; /* bytes of one block that are moved */
-	/* bytes from one block to the next, >= block_bytes; 0 = block_bytes */
-	uint64_t stride;
+	uint64_t stride;      /* bytes to the next block, >= block_bytes; 0 = block_bytes */
 	uint32_t flags;       /* KV_TENSOR_* */
 	uint32_t order;       /* enum kv_order, compared */
 	/* Where the layers are: either one address per layer ... */
@@ -230,8 +226,7 @@ struct kv_tensor {
 
 struct kv_layout {
 	size_t size;
-	/* caches with the same id on both sides belong together; < KV_CACHES_MAX */
-	uint32_t cache_id;
+	uint32_t cache_id;       /* equal ids of both sides belong together; < KV_CACHES_MAX */
 	uint32_t layers;         /* 1 .. KV_LAYERS_MAX */
 	uint32_t tensors;        /* 1 .. KV_TENSORS_MAX */
 	uint32_t blocks;         /* ids 0 .. blocks - 1 */
@@ -374,8 +369,7 @@ struct kv_peer_info {
 	char name[KV_NAME_MAX];     /* the peer's engine name */
 	char address[64];           /* "127.0.0.1:41000" */
 	char transport[16];         /* "shm", "ib", "tcp" */
-	/* how its bytes travel and why: "memfd pool, non-temporal stores" */
-	char path[96];
+	char path[96]; /* how its bytes travel and why: "memfd pool, non-temporal stores" */
 	uint8_t incarnation[16];    /* another value = another process */
 	int32_t connected;          /* 1 until the peer is lost or closed */
 	int32_t incoming;           /* 1: it connected to us */
@@ -402,9 +396,15 @@ struct kv_options {
 	size_t size;
 	int64_t timeout_ms;      /* the operation's deadline; 0 = KVCACHE_OP_TIMEOUT_MS (5000) */
 	uint64_t tag;            /* given to the receiver with the arrival */
-	/* kv_lease_id of a lease the receiver opened for this engine; 0 = none */
-	uint64_t lease;
+	uint64_t lease;          /* kv_lease_id of one that the receiver opened for us; 0 = none */
 	struct kv_group *group;  /* collect instead of posting; only for the *_async calls */
+	/*
+	 * For blocks that a GPU still works on: no byte of layer i of the call moves before the
+	 * event events[i] (CUevent, cudaEvent_t; NULL: at once), or before all that is on `stream`
+	 * now. Events and array must stay until KV_SENT. Not for a receive.
+	 */
+	void *const *events;
+	void *stream;            /* CUstream, cudaStream_t; cudaStreamLegacy for the default one */
 };
 
 /*
@@ -438,7 +438,8 @@ struct kv_options {
  *   CANCELLED    kv_engine_set_interrupt's function said so
  *   PEER_LOST    the connection broke, or was broken already
  *   CHECKSUM     KVCACHE_CHECKSUM, also of a read or receive: this block_id arrived wrong
- *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   of the device (wc_status, vendor_err, qp_num)
+ *   LINK, RNR, REMOTE_ACCESS, LOCAL_MR, DEVICE   of the device (wc_status, vendor_err, qp_num);
+ *                DEVICE also of opts->events and opts->stream, UNSUPPORTED if CUDA is not there
  */
 int kv_write_blocks(struct kv_peer *peer, struct kv_cache *cache, struct kv_layers layers,
 		    const int64_t *local_ids, const int64_t *remote_ids, size_t n,
@@ -714,9 +715,8 @@ struct kv_stats {
 	uint64_t spans_out;                        /* pieces given to the transport after merging */
 	uint64_t arrivals, arrivals_waiting;
 	uint64_t leases_opened, leases_open, leases_revoked, leases_expired, leases_fenced;
-	uint64_t peers_accepted, peers_connected, peers_now, peers_lost;
-	uint64_t rejected_garbage, rejected_version, rejected_geometry, rejected_timeout;
-	uint64_t rejected_limit;
+	uint64_t peers_accepted, peers_connected, peers_now, peers_lost, rejected_garbage;
+	uint64_t rejected_version, rejected_geometry, rejected_timeout, rejected_limit;
 	/* about what this end has forgotten; what contradicts itself costs the connection */
 	uint64_t unknown_messages;
 	uint64_t work_requests, doorbells, completions, syscalls; /* where they are counted */

@@ -29,16 +29,31 @@ static bool two_sided(int kind)
 	return kind == KV_OP_SEND || kind == KV_OP_RECV;
 }
 
-static int check_options(const struct kv_options *opts, const char *name, struct kv_error *err)
+/* Programs of 0.1.0 have no more of it than that. */
+enum { OPTIONS_FIRST = offsetof(struct kv_options, events) };
+
+static bool has_start(const struct request *req)
 {
+	const struct kv_options *opts = req->opts;
+
+	return opts && opts->size > OPTIONS_FIRST && (opts->events || opts->stream);
+}
+
+static int check_options(const struct request *req, const char *name, struct kv_error *err)
+{
+	const struct kv_options *opts = req->opts;
 	int64_t deadline;
 
 	if (!opts)
 		return 0;
-	if (opts->size != sizeof(*opts))
+	if (opts->size != sizeof(*opts) && opts->size != OPTIONS_FIRST)
 		return kv_fail(err, KV_ERR_ARG, name,
 			       "kv_options.size is %zu; this version knows %zu", opts->size,
 			       sizeof(*opts));
+	if (has_start(req) && (req->kind == KV_OP_RECV || (opts->events && opts->stream)))
+		return kv_fail(err, KV_ERR_ARG, name, "%s",
+			       req->kind == KV_OP_RECV ? "a receive has neither events nor a stream"
+						       : "kv_options has events and a stream");
 	return kv_engine_deadline(opts->timeout_ms, name, &deadline, err);
 }
 
@@ -87,7 +102,7 @@ static int check_call(struct request *req, struct kv_error *err)
 	if (!ret)
 		ret = kv_cache_use(req->cache, req->peer->engine, request_name(req), err);
 	if (!ret)
-		ret = check_options(req->opts, request_name(req), err);
+		ret = check_options(req, request_name(req), err);
 	if (!ret)
 		ret = kv_cache_layers(req->cache, &req->layers, request_name(req), err);
 	if (!ret)
@@ -291,7 +306,12 @@ static int request_run(struct request *req, struct kv_op **op_p, struct kv_error
 	ret = kv_op_take(req->peer->engine, &op, err);
 	if (ret)
 		return ret;
-	ret = request_begin(req, op, err);
+	if (has_start(req)) {
+		op->events = req->opts->events;
+		ret = tr_gate_open(&op->gate, req->opts->stream, err);
+	}
+	if (!ret)
+		ret = request_begin(req, op, err);
 	if (ret) {
 		if (!op->unclaimed || !kv_op_leave(op))
 			kv_op_give(op);
@@ -336,7 +356,7 @@ static int request_finish(struct request *req, struct kv_error *err)
 	struct kv_op *op;
 	int ret;
 
-	if (req->opts && req->opts->size == sizeof(*req->opts) && req->opts->group)
+	if (req->opts && req->opts->size >= OPTIONS_FIRST && req->opts->group)
 		return kv_fail(err, KV_ERR_ARG, request_name(req),
 			       "a group takes only the *_async calls");
 	ret = request_run(req, &op, err);

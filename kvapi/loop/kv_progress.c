@@ -29,7 +29,7 @@ void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 		}
 		*done_p += kv_peer_round(peer, may_post);
 	}
-	peer->restless = false;
+	peer->restless = peer->awaits; /* no event of epoll says that a GPU is done */
 }
 
 /* Gives the descriptor back to epoll if the service thread has met a held claim: kv_table_try. */
@@ -252,6 +252,7 @@ static int post_round(struct kv_peer *peer, bool may_post)
 	unsigned int first = peer->link->turn, i;
 	int done = 0;
 
+	peer->awaits = false;
 	if (!kv_bits_any(peer->link->posting))
 		return 0;
 	peer->turn_bytes = 0;

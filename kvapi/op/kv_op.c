@@ -298,6 +298,8 @@ int kv_op_late(const struct kv_op *op, struct kv_error *err)
 {
 	const char *missing =
 		op->stage == KV_STAGE_WAIT_GRANT ? "no lease with this tag was opened"
+		: op->stage == KV_STAGE_POST && op->peer->awaits && op->gate.context
+			? "the GPU was not done with the blocks"
 		: op->stage == KV_STAGE_FLIGHT && op->kind == KV_OP_RECV ? "not every layer arrived"
 		: op->stage == KV_STAGE_FLIGHT && op->written ? "the peer did not acknowledge"
 		: op->stage == KV_STAGE_FLIGHT		      ? "the blocks were not delivered"

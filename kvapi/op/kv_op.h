@@ -59,6 +59,9 @@ struct kv_op {
 	const int64_t *local, *remote;
 	size_t n;
 	uint32_t layer, tensor; /* what is posted next */
+	void *const *events; /* of each layer, or NULL */
+	struct tr_gate gate; /* context NULL: there is nothing to wait for */
+	uint32_t gated; /* layers below it may move */
 	struct kv_place place;
 	struct kv_walk walk; /* whose digest is sent next */
 	int64_t *ids; /* own copy; a short one is kept for the next use */

@@ -58,7 +58,8 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->id = 0;
 	op->grant = 0;
 	op->end_code = op->ack_status = op->result = 0;
-	op->layer = op->tensor = 0;
+	op->layer = op->tensor = op->gated = 0;
+	op->events = NULL;
 	op->place = (struct kv_place){ 0 };
 	op->waiter = &op->own_waiter;
 	atomic_store(&op->grouped, false);
@@ -74,6 +75,7 @@ void kv_op_give(struct kv_op *op)
 	struct kv_engine *engine = op->engine;
 
 	op->magic = KV_MAGIC_DEAD;
+	tr_gate_close(&op->gate);
 	if (op->peer)
 		kv_peer_drop(op->peer);
 	op->peer = NULL;
@@ -90,6 +92,7 @@ void kv_op_pool_free(struct kv_engine *engine)
 
 		engine->op_chunks = chunk->next;
 		for (int i = 0; i < CHUNK_OPS; i++) {
+			tr_gate_close(&chunk->op[i].gate);
 			if (chunk->op[i].peer) /* the application did not free it */
 				kv_peer_drop(chunk->op[i].peer);
 			free(chunk->op[i].ids);

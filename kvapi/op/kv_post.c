@@ -104,6 +104,27 @@ static enum kv_step post_piece(struct kv_op *op)
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
 }
 
+/* Whether the layer that is next may move. The service thread asks, too: it wakes who posts. */
+static enum kv_step pass_gate(struct kv_op *op)
+{
+	struct kv_error err;
+	int ret;
+
+	if (!op->gate.context || op->layer < op->gated)
+		return KV_STEP_ON;
+	ret = op->events && !op->events[op->layer]
+		      ? 0
+		      : tr_gate_ask(&op->gate, op->events ? op->events[op->layer] : NULL, &err);
+	if (ret == TR_AGAIN) {
+		op->peer->awaits = true;
+		return KV_STEP_NONE;
+	}
+	if (ret)
+		return step_failed(op, &err);
+	op->gated = op->events ? op->layer + 1 : op->layers.count;
+	return KV_STEP_ON;
+}
+
 void kv_op_committed(struct kv_op *op)
 {
 	op->committed = true;
@@ -212,6 +233,8 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 		moved |= (step = op->kind == KV_OP_SEND ? send_match(op) : await_lease(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_BEGIN)
 		moved |= (step = post_begin(op));
+	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
+		step = pass_gate(op);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
 		moved |= (step = may_post || is_left_alone(op) ? post_piece(op) : KV_STEP_NONE);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)

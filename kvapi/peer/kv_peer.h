@@ -120,6 +120,7 @@ struct kv_peer {
 	bool bye;      /* the other end has said that it closes */
 	bool pong;	/* a PING came */
 	bool heartbeat; /* it sends PONG: kv_heartbeat.c */
+	bool awaits; /* a GPU: in its last round an operation met an event that is to come */
 	bool restless; /* it had more than one turn holds: it comes again without an event */
 	uint8_t leaving, announced;
 	/* kv_comm_init: both ends have made it part of their communicator */

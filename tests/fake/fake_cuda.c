@@ -126,17 +126,19 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 	return attribute == 118 && device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
+static _Thread_local void *current; /* that an application has set */
+
 EXPORT int cuCtxPushCurrent_v2(void *context);
 EXPORT int cuCtxPushCurrent_v2(void *context)
 {
-	fake_cuda.contexts++;
+	__atomic_fetch_add(&fake_cuda.contexts, 1, __ATOMIC_RELAXED);
 	return context == &arena ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuCtxPopCurrent_v2(void **context_p);
 EXPORT int cuCtxPopCurrent_v2(void **context_p)
 {
-	fake_cuda.contexts--;
+	__atomic_fetch_sub(&fake_cuda.contexts, 1, __ATOMIC_RELAXED);
 	*context_p = &arena;
 	return SUCCESS;
 }
@@ -294,7 +296,6 @@ EXPORT int cuDeviceGetUuid_v2(char uuid[16], int device)
 	return SUCCESS;
 }
 
-EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device);
 EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)
 {
 	fake_cuda.open++;
@@ -302,7 +303,6 @@ EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)
 	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
-EXPORT int cuDevicePrimaryCtxRelease_v2(int device);
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 {
 	fake_cuda.open--;
@@ -399,6 +399,8 @@ struct stream {
 		unsigned int warps;
 	} job[JOBS];
 	int launched, done;
+	bool blocked; /* the application's: what is on it does not end, or */
+	int fails;    /* ends so */
 };
 struct event {
 	struct stream *stream;
@@ -421,7 +423,6 @@ EXPORT int cuStreamDestroy_v2(void *stream)
 	return SUCCESS;
 }
 
-EXPORT int cuEventCreate(void **event_p, unsigned int flags);
 EXPORT int cuEventCreate(void **event_p, unsigned int flags)
 {
 	*event_p = calloc(1, sizeof(struct event));
@@ -429,7 +430,6 @@ EXPORT int cuEventCreate(void **event_p, unsigned int flags)
 	return flags == 2 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
 }
 
-EXPORT int cuEventDestroy_v2(void *event);
 EXPORT int cuEventDestroy_v2(void *event)
 {
 	free(event);
@@ -463,10 +463,34 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	return SUCCESS;
 }
 
-EXPORT int cuEventRecord(struct event *event, struct stream *stream);
-EXPORT int cuEventRecord(struct event *event, struct stream *stream)
+EXPORT int cuStreamGetCtx(const struct stream *stream, void **context_p);
+EXPORT int cuStreamGetCtx(const struct stream *stream, void **context_p)
 {
-	*event = (struct event){ .stream = stream, .until = stream->launched };
+	*context_p = &arena;
+	return stream ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT void *fake_cuda_stream(void)
+{
+	struct stream *stream = calloc(1, sizeof(*stream));
+
+	stream->blocked = true;
+	return stream;
+}
+
+EXPORT void fake_cuda_stream_ends(void *stream, int error)
+{
+	((struct stream *)stream)->fails = error;
+	__atomic_store_n(&((struct stream *)stream)->blocked, false, __ATOMIC_RELEASE);
+}
+
+EXPORT int cuEventRecord(void *event, void *stream)
+{
+	const struct stream *on = stream;
+
+	if (!fake_cuda.contexts)
+		return INVALID_VALUE;
+	*(struct event *)event = (struct event){ .stream = stream, .until = on->launched };
 	return SUCCESS;
 }
 
@@ -504,8 +528,11 @@ EXPORT int cuEventQuery(struct event *event)
 {
 	struct stream *stream = event->stream;
 
-	if (fake_cuda.hold || event->looks++ < fake_cuda.slow)
+	if (fake_cuda.hold || __atomic_load_n(&stream->blocked, __ATOMIC_ACQUIRE) ||
+	    event->looks++ < fake_cuda.slow)
 		return NOT_READY;
+	if (stream->fails || !fake_cuda.contexts)
+		return stream->fails ? stream->fails : INVALID_VALUE;
 	if (ends_capture())
 		return INVALID_VALUE;
 	if (fake_cuda.kernel_says) {
@@ -521,11 +548,18 @@ EXPORT int cuEventQuery(struct event *event)
 
 /* ---------------------------------------------------------------- what an application calls */
 
-EXPORT int cuCtxSetCurrent(void *context);
 EXPORT int cuCtxSetCurrent(void *context)
 {
-	fake_cuda.contexts += context == &arena; /* it stays */
-	return context == &arena ? SUCCESS : INVALID_VALUE;
+	current = context;
+	__atomic_fetch_add(&fake_cuda.contexts, context ? 1 : -1, __ATOMIC_RELAXED);
+	return !context || context == &arena ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuCtxGetCurrent(void **context_p);
+EXPORT int cuCtxGetCurrent(void **context_p)
+{
+	*context_p = current;
+	return SUCCESS;
 }
 
 EXPORT int cuMemAlloc_v2(unsigned long long *ptr_p, size_t len);

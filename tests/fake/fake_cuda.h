@@ -48,4 +48,15 @@ void fake_cuda_unmap(uint8_t *addr);
 /* All of them. */
 void fake_cuda_reset(void);
 
+/* A stream with work on it that does not end before fake_cuda_stream_ends; free() frees it. */
+void *fake_cuda_stream(void);
+void fake_cuda_stream_ends(void *stream, int error); /* 0: well */
+/* As an application calls it. */
+int cuDevicePrimaryCtxRetain(void **context_p, int device);
+int cuDevicePrimaryCtxRelease_v2(int device);
+int cuCtxSetCurrent(void *context); /* NULL: none, where there was one */
+int cuEventCreate(void **event_p, unsigned int flags);
+int cuEventDestroy_v2(void *event);
+int cuEventRecord(void *event, void *stream);
+
 #endif

@@ -49,6 +49,8 @@ static const struct kv_symbol symbols[] = {
 	{ "cuModuleGetFunction", (void **)&cuda.module_function, false },
 	{ "cuStreamCreate", (void **)&cuda.stream_create, false },
 	{ "cuStreamDestroy_v2", (void **)&cuda.stream_destroy, false },
+	{ "cuStreamGetCtx", (void **)&cuda.stream_context, false },
+	{ "cuCtxGetCurrent", (void **)&cuda.current, false },
 	{ "cuEventCreate", (void **)&cuda.event_create, false },
 	{ "cuEventDestroy_v2", (void **)&cuda.event_destroy, false },
 	{ "cuEventRecord", (void **)&cuda.event_record, false },

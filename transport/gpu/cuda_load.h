@@ -94,6 +94,8 @@ struct cuda_driver {
 	int (*module_function)(void **function_p, void *module, const char *name);
 	int (*stream_create)(void **stream_p, unsigned int flags);
 	int (*stream_destroy)(void *stream);
+	int (*stream_context)(void *stream, void **context_p);
+	int (*current)(void **context_p);
 	int (*event_create)(void **event_p, unsigned int flags);
 	int (*event_destroy)(void *event);
 	int (*event_record)(void *event, void *stream);
