@@ -202,6 +202,7 @@ static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **m
 	mem->dmabuf_fd = wanted->dmabuf_fd;
 	mem->dmabuf_off = wanted->dmabuf_off;
 	mem->no_dmabuf = wanted->no_dmabuf;
+	mem->no_nic = wanted->no_nic;
 	mem->refs = 1;
 	mem->in_part = false;
 	memory_find_pool(m, mem);
@@ -270,6 +271,7 @@ static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_me
 	}
 	mem->dmabuf_fd = -1; /* the caller may close it now */
 	mem->no_dmabuf = NULL;
+	mem->no_nic = NULL;
 	pthread_mutex_lock(&m->lock);
 	if (ret) {
 		hide(m, mem);
@@ -329,8 +331,10 @@ static int reg_device(struct tr *tr, void *addr, size_t len, unsigned int access
 	int ret = gpu_dmabuf(addr, len, access & TR_REMOTE_WRITE, &wanted.dmabuf_fd,
 			     &wanted.dmabuf_off, &why);
 
-	if (ret && ret != KV_ERR_UNSUPPORTED)
+	if (ret && ret != KV_ERR_UNSUPPORTED && ret != KV_ERR_DEVICE)
 		return kv_error_copy(err, &why);
+	if (ret == KV_ERR_DEVICE)
+		wanted.no_nic = &why;
 	if (ret)
 		wanted.no_dmabuf = why.message;
 	ret = reg(tr, &wanted, mem_p, err);

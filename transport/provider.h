@@ -128,6 +128,7 @@ struct tr_mem {
 	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */
 	const char *no_dmabuf;    /* why there is none */
+	const struct kv_error *no_nic; /* why none may write into it; NULL: they may */
 	unsigned int access;
 	uint32_t id;              /* unique in the context's life */
 	int pool_fd;              /* memfd that backs it (tr_alloc), or -1 */

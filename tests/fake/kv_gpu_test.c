@@ -366,6 +366,25 @@ static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
 	fake_cuda_reset();
 }
 
+/* Only a NIC's writes need the flush. */
+static void an_older_gpu_is_reached_on_one_host(void **state)
+{
+	static const char *const both[] = { "KVCACHE_TRANSPORT=auto", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct shape shape = cuda_shape(in_one_piece);
+	struct pair p = { 0 };
+
+	(void)state;
+	fake_cuda.ordering = 0;
+	config.options = both;
+	pair_open(&p, &shape, &config);
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
+	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
+	assert_int_equal(fake_cuda.launched, 1);
+	pair_close(&p);
+	fake_cuda_reset();
+}
+
 /* No CPU reads it, so none makes a digest. */
 static void digests_of_it_are_refused_with_the_cause(void **state)
 {
@@ -505,6 +524,7 @@ int main(void)
 		cmocka_unit_test(without_cuda_in_the_process_it_says_so),
 		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
 		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
+		cmocka_unit_test(an_older_gpu_is_reached_on_one_host),
 		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
 		cmocka_unit_test(on_one_host_kernels_copy_them),
 		cmocka_unit_test(one_kernel_copies_all_layers),

@@ -262,7 +262,7 @@ int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *
 {
 	struct ib_ctx *ctx = arg;
 	struct ib_mr head = { .mem = mem }, *mr;
-	int ret = cut(ctx, mem, &head, err);
+	int ret = mem->no_nic ? kv_error_copy(err, mem->no_nic) : cut(ctx, mem, &head, err);
 
 	if (ret)
 		return ret;
