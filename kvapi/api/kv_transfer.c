@@ -53,7 +53,7 @@ static int check_options(const struct request *req, const char *name, struct kv_
 	if (has_start(req) && (req->kind == KV_OP_RECV || (opts->events && opts->stream)))
 		return kv_fail(err, KV_ERR_ARG, name, "%s",
 			       req->kind == KV_OP_RECV ? "a receive has neither events nor a stream"
-						       : "kv_options has events and a stream");
+						       : "events and a stream exclude each other");
 	return kv_engine_deadline(opts->timeout_ms, name, &deadline, err);
 }
 

@@ -103,12 +103,12 @@ static int number_of(PyObject *obj, uint64_t max, const char *what, uint64_t *n)
 /* Everything that may run foreign code (ids) comes first. On failure all is given back. */
 static int transfer_enter(struct transfer *t, PyObject *const *a, Py_ssize_t n)
 {
-	uint64_t kind, first, count, timeout_ms;
+	uint64_t kind, first, count, timeout_ms, stream = 0;
 
 	memset(t, 0, sizeof(*t));
 	t->options.size = sizeof(t->options);
-	if (n != 11) {
-		PyErr_Format(PyExc_TypeError, "11 arguments are needed, not %zd", n);
+	if (n != 11 && n != 12) {
+		PyErr_Format(PyExc_TypeError, "11 or 12 arguments are needed, not %zd", n);
 		return -1;
 	}
 	if (number_of(a[0], T_RECV, "kind", &kind) ||
@@ -116,10 +116,12 @@ static int transfer_enter(struct transfer *t, PyObject *const *a, Py_ssize_t n)
 	    number_of(a[4], UINT32_MAX, "layers", &count) ||
 	    number_of(a[7], KV_TIMEOUT_MAX_MS, "timeout_ms", &timeout_ms) ||
 	    number_of(a[8], UINT64_MAX, "tag", &t->options.tag) ||
-	    number_of(a[9], UINT64_MAX, "lease", &t->options.lease))
+	    number_of(a[9], UINT64_MAX, "lease", &t->options.lease) ||
+	    (n == 12 && number_of(a[11], UINTPTR_MAX, "stream", &stream)))
 		return -1;
 	t->layers = (struct kv_layers){ (uint32_t)first, (uint32_t)count };
 	t->options.timeout_ms = (int64_t)timeout_ms;
+	t->options.stream = (void *)(uintptr_t)stream;
 	t->kind = (enum transfer_kind)kind;
 	if (ids_take(&t->local, a[5], wants_remote(t) ? "local_ids" : "ids"))
 		return -1;
@@ -149,7 +151,8 @@ err_leave:
 }
 
 /*
- * transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None): blocking.
+ * transfer(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, None[, stream]):
+ * blocking.
  * `interrupted` of engine.c sees signals, and that the peer or the cache is being closed.
  */
 static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -175,7 +178,8 @@ static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t na
 }
 
 /*
- * start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group) -> operation
+ * start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group[, stream])
+ * -> operation
  */
 static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {

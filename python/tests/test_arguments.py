@@ -99,6 +99,7 @@ ALIASES = {
     "block_tokens": {"tokens"},
     "options": {"option"},
     "group": {"group", "rank"},
+    "stream": {"stream", "CUDA"},
     "allgather": {"allgather", "<lambda>"},
 }
 
@@ -114,7 +115,8 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
     memory = np.zeros((2, 4, 64), np.uint8)
     peer, cache, ids = p.peer, p.source, {"local_ids": [1], "remote_ids": [2], "layers": 0, "timeout": PATIENCE}
     two = {"ids": [1], "tag": 7, "layers": 0, "timeout": 0.01}
-    transfer: Dict[str, Any] = {"cache": cache, **ids, "tag": 1, "lease": 0}
+    transfer: Dict[str, Any] = {"cache": cache, **ids, "tag": 1, "lease": 0, "stream": None}
+    read, send = {"cache": cache, **ids, "stream": None}, {"cache": cache, **two, "stream": None}
     ends: Dict[str, Any] = {"rank": 0, "ranks": 1, "allgather": lambda mine: [mine], "group": None, "host": None, "timeout": PATIENCE}
     engine = p.writer
 
@@ -168,10 +170,10 @@ def targets(p: Pair, comm: rdma_comm.RDMACommunicator, port: int) -> Dict[str, T
         "Engine.progress": Target(engine.progress, {"timeout": 0.0}),
         "Peer.write_blocks": Target(peer.write_blocks, {**transfer, "timeout": 0.1}),  # a lease that is not there is waited for
         "Peer.write_blocks_async": Target(peer.write_blocks_async, {**transfer, "group": None}),
-        "Peer.read_blocks": Target(peer.read_blocks, {"cache": cache, **ids}),
-        "Peer.read_blocks_async": Target(peer.read_blocks_async, {"cache": cache, **ids, "group": None}),
-        "Peer.send_blocks": Target(peer.send_blocks, {"cache": cache, **two}),
-        "Peer.send_blocks_async": Target(peer.send_blocks_async, {"cache": cache, **two, "group": None}),
+        "Peer.read_blocks": Target(peer.read_blocks, read),
+        "Peer.read_blocks_async": Target(peer.read_blocks_async, {**read, "group": None}),
+        "Peer.send_blocks": Target(peer.send_blocks, send),
+        "Peer.send_blocks_async": Target(peer.send_blocks_async, {**send, "group": None}),
         "Peer.recv_blocks": Target(peer.recv_blocks, {"cache": cache, **two}),
         "Peer.recv_blocks_async": Target(peer.recv_blocks_async, {"cache": cache, **two, "group": None}),
         "Peer.open_blocks": Target(

@@ -387,6 +387,9 @@ def test_an_error_carries_what_is_known(pair: Pair) -> None:
         (lambda p: p.peer.write_blocks(p.source, [1], [2], "0"), TypeError),
         (lambda p: p.peer.write_blocks(p.source, [1], [2], tag=-1), OverflowError),
         (lambda p: p.peer.write_blocks(p.source, [1], [2], timeout=1e9), ValueError),
+        (lambda p: p.peer.write_blocks(p.source, [1], [2], stream="0"), TypeError),
+        (lambda p: p.peer.send_blocks(p.source, [1], 3, stream=0), kvrail.UnsupportedError),  # there is no CUDA
+        (lambda p: p.peer.read_blocks_async(p.source, [1], [2], stream=7), kvrail.UnsupportedError),
         (lambda p: p.peer.write_blocks(p.target, [1], [2]), kvrail.ArgumentError),
         (lambda p: p.peer.write_blocks(p.source, [1], "ab"), TypeError),
         (lambda p: p.peer.write_blocks(p.source, np.zeros((2, 2), int), [1]), TypeError),

@@ -10,6 +10,7 @@ import pytest
 
 import kvrail
 from conftest import Pair
+from kvrail._check import stream
 from kvrail._memory import describe
 
 UINT8 = np.zeros((2, 4, 16), np.uint8)
@@ -264,3 +265,12 @@ def test_types_without_a_name_in_numpy_are_bytes() -> None:
     """bfloat16, as ml_dtypes and torch say it."""
     cuda = type("Bf16", (), {"__cuda_array_interface__": {**describable(), "typestr": "<V2"}})()
     assert describe(cuda).itemsize == 2
+
+
+def test_a_stream_is_torchs_cupys_or_a_number() -> None:
+    torch_like = type("Stream", (), {"cuda_stream": 7, "ptr": 9})()
+    cupy_like = type("Stream", (), {"ptr": 9})()
+    default = type("Stream", (), {"cuda_stream": 0})()
+    assert [stream(s) for s in (None, torch_like, cupy_like, 5, default, 0)] == [0, 7, 9, 5, 1, 1]
+    with pytest.raises(TypeError, match="stream is a str"):
+        stream("7")

@@ -70,6 +70,15 @@ def instance(value: T, kind: type, what: str) -> T:
     return value
 
 
+def stream(value: Any) -> int:
+    """A CUDA stream of torch, CuPy or a number: 0, the default stream, is cudaStreamLegacy to the library, whose 0 is none."""
+    if value is None:
+        return 0
+    for name in "cuda_stream", "ptr":
+        value = getattr(value, name, value)
+    return integer(value, "stream", 0, U64) or 1
+
+
 def layers(value: Any) -> Tuple[int, int]:
     """None = all, a number, a range, or (first, count), as first and count; a count of 0 is all."""
     if value is None:

@@ -119,6 +119,7 @@ def transfer(
     tag: int,
     lease: int,
     group: None,
+    stream: int = 0,
     /,
 ) -> None: ...
 def start(
@@ -133,6 +134,7 @@ def start(
     tag: int,
     lease: int,
     group: Optional[Handle],
+    stream: int = 0,
     /,
 ) -> Handle: ...
 def op_test(op: Handle, /) -> int: ...

@@ -11,6 +11,7 @@ from typing import Any, AsyncIterator, Callable, Dict, Iterable, List, Mapping, 
 from . import _core
 from ._arrivals import Arrival, ArrivalKind, Arrivals
 from ._check import I63, U32, U64, flag, instance, integer, layers as layers_of, milliseconds, optional_text, shown, text
+from ._check import stream as stream_of
 from ._errors import KvError, python_words
 from ._info import Device, Option, PeerInfo
 from ._log import LogPipe
@@ -92,9 +93,11 @@ class Peer(Closing):
         ms = 0 if timeout is None else max(1, milliseconds(timeout))
         return self._handle, instance(cache, Cache, "cache")._handle, first, count, local, remote, ms
 
-    def _start(self, kind: int, arguments: _Transfer, tag: int, lease: int, group: Optional[Group]) -> Op:
+    def _start(
+        self, kind: int, arguments: _Transfer, tag: int, lease: int, group: Optional[Group], stream: Any = None
+    ) -> Op:
         in_group = instance(group, Group, "group")._handle if group is not None else None
-        op = Op(_core.start(kind, *arguments, tag, lease, in_group), _NAMES[kind], self)
+        op = Op(_core.start(kind, *arguments, tag, lease, in_group, stream_of(stream)), _NAMES[kind], self)
         if group is not None:
             group.ops.append(op)
         return op
@@ -109,12 +112,15 @@ class Peer(Closing):
         timeout: Optional[float] = None,
         tag: int = 0,
         lease: int = 0,
+        stream: Any = None,
     ) -> None:
         """Write local block local_ids[i] to the peer's block remote_ids[i]; return when the peer's engine has them all.
 
         timeout None is KVCACHE_OP_TIMEOUT_MS. On failure the destination blocks are undefined unless the error is a CallError.
+        stream, of all transfers: a CUDA stream (torch, CuPy, a number); no byte moves before what is on it now has ended.
         """
-        _core.transfer(_core.WRITE, *self._arguments(cache, local_ids, remote_ids, layers, timeout), tag, lease, None)
+        arguments = self._arguments(cache, local_ids, remote_ids, layers, timeout)
+        _core.transfer(_core.WRITE, *arguments, tag, lease, None, stream_of(stream))
 
     def write_blocks_async(
         self,
@@ -127,15 +133,25 @@ class Peer(Closing):
         tag: int = 0,
         lease: int = 0,
         group: Optional[Group] = None,
+        stream: Any = None,
     ) -> Op:
         """The same, as an operation. The source blocks must not change before it is SENT."""
-        return self._start(_core.WRITE, self._arguments(cache, local_ids, remote_ids, layers, timeout), tag, lease, group)
+        arguments = self._arguments(cache, local_ids, remote_ids, layers, timeout)
+        return self._start(_core.WRITE, arguments, tag, lease, group, stream)
 
     def read_blocks(
-        self, cache: Cache, local_ids: Ids, remote_ids: Ids, layers: Layers = None, *, timeout: Optional[float] = None
+        self,
+        cache: Cache,
+        local_ids: Ids,
+        remote_ids: Ids,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        stream: Any = None,
     ) -> None:
         """Copy the peer's block remote_ids[i] into local block local_ids[i]; its cache must be readable."""
-        _core.transfer(_core.READ, *self._arguments(cache, local_ids, remote_ids, layers, timeout), 0, 0, None)
+        arguments = self._arguments(cache, local_ids, remote_ids, layers, timeout)
+        _core.transfer(_core.READ, *arguments, 0, 0, None, stream_of(stream))
 
     def read_blocks_async(
         self,
@@ -146,14 +162,24 @@ class Peer(Closing):
         *,
         timeout: Optional[float] = None,
         group: Optional[Group] = None,
+        stream: Any = None,
     ) -> Op:
-        return self._start(_core.READ, self._arguments(cache, local_ids, remote_ids, layers, timeout), 0, 0, group)
+        arguments = self._arguments(cache, local_ids, remote_ids, layers, timeout)
+        return self._start(_core.READ, arguments, 0, 0, group, stream)
 
     def send_blocks(
-        self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
+        self,
+        cache: Cache,
+        ids: Ids,
+        tag: int,
+        layers: Layers = None,
+        *,
+        timeout: Optional[float] = None,
+        stream: Any = None,
     ) -> None:
         """Fill the blocks that the peer's recv_blocks has opened under `tag`: ids[i] goes to its i-th block."""
-        _core.transfer(_core.SEND, *self._arguments(cache, ids, None, layers, timeout), tag, 0, None)
+        arguments = self._arguments(cache, ids, None, layers, timeout)
+        _core.transfer(_core.SEND, *arguments, tag, 0, None, stream_of(stream))
 
     def send_blocks_async(
         self,
@@ -164,8 +190,9 @@ class Peer(Closing):
         *,
         timeout: Optional[float] = None,
         group: Optional[Group] = None,
+        stream: Any = None,
     ) -> Op:
-        return self._start(_core.SEND, self._arguments(cache, ids, None, layers, timeout), tag, 0, group)
+        return self._start(_core.SEND, self._arguments(cache, ids, None, layers, timeout), tag, 0, group, stream)
 
     def recv_blocks(
         self, cache: Cache, ids: Ids, tag: int, layers: Layers = None, *, timeout: Optional[float] = None
