@@ -18,6 +18,11 @@
 const struct tr_provider *const tr_known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider,
 							   &tr_tcp_provider };
 
+const char *tr_transport_name(unsigned int i)
+{
+	return i < TR_PROVIDERS ? tr_known[i]->name : NULL;
+}
+
 static bool allowed(const struct tr *tr, const struct tr_provider *provider)
 {
 	return kv_option_has(tr->options, KV_OPT_TRANSPORT, "auto") ||

@@ -275,6 +275,7 @@ const char *tr_conn_stage(const struct tr_conn *conn);	 /* "waiting for hello", 
 const char *tr_conn_address(const struct tr_conn *conn); /* "127.0.0.1:4711" of the other end */
 uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
+const char *tr_transport_name(unsigned int i); /* those that there are, from 0 on; NULL: no more */
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);
 const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */

@@ -70,6 +70,8 @@ static void read_options(struct kv_engine *engine)
 	engine->heartbeat_ns = kv_option_int(set, KV_OPT_HEARTBEAT_MS) * KV_NS_PER_MS;
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 	engine->checks = kv_option_bool(set, KV_OPT_CHECKSUM);
+	engine->timed = *kv_option_string(set, KV_OPT_METRICS_DIR) ||
+			kv_option_int(set, KV_OPT_METRICS_PORT);
 }
 
 void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg)
@@ -212,6 +214,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 		return ret;
 	}
 	engine->magic = KV_MAGIC_ENGINE;
+	kv_metrics_start(engine);
 	*engine_p = engine;
 	return 0;
 }
@@ -247,6 +250,7 @@ void kv_engine_close(struct kv_engine *engine)
 
 	if (kv_engine_use(engine, "close", NULL))
 		return; /* a forked child shares descriptors with its parent: it touches none */
+	kv_metrics_stop(engine);
 	engine->magic = KV_MAGIC_DEAD;
 	stopped = kv_service_stop(engine);
 	if (stopped && engine->listener)

@@ -98,10 +98,8 @@ void kv_claim_release(struct kv_claim *claim);
 /* ---------------------------------------------------------------- counters: kv_stats.c */
 
 #define KV_COUNTERS(X)                                                        \
-	X(writes) X(reads) X(sends) X(recvs)                                      \
-	X(ok) X(failed) X(cancelled) X(in_flight)                                 \
-	X(blocks_out) X(bytes_out) X(blocks_in) X(bytes_in) X(spans_out)          \
-	X(arrivals)                                                               \
+	X(writes) X(reads) X(sends) X(recvs) X(in_flight)                         \
+	X(spans_out) X(arrivals)                                                               \
 	X(leases_opened) X(leases_open) X(leases_revoked) X(leases_expired)       \
 	X(leases_fenced)                                                          \
 	X(peers_accepted) X(peers_connected) X(peers_now) X(peers_lost)           \
@@ -114,8 +112,36 @@ struct kv_counters {
 	KV_COUNTERS(KV_COUNTER_FIELD)
 #undef KV_COUNTER_FIELD
 };
-#define kv_count(engine, name, n) \
-	atomic_fetch_add_explicit(&(engine)->count.name, (uint64_t)(n), memory_order_relaxed)
+#define kv_count_at(counter, n) \
+	atomic_fetch_add_explicit((counter), (uint64_t)(n), memory_order_relaxed)
+#define kv_count(engine, name, n) kv_count_at(&(engine)->count.name, n)
+
+enum {
+	KV_KINDS = 4,	     /* enum kv_op_kind */
+	KV_CODES = 96,	     /* -KV_ERR_*; 0: success */
+	KV_TRANSPORTS = 4,   /* tr_transport_name */
+	KV_TIME_BUCKETS = 26 /* up to 1 us, 2 us, 4 us, ... 16.8 s, and more */
+};
+
+/* What went over one transport, and came. */
+struct kv_traffic {
+	_Atomic uint64_t blocks_out, bytes_out, blocks_in, bytes_in;
+};
+
+/* Parts of an operation's time, measured where metrics are asked for. */
+enum kv_time { KV_TIME_FIRST, KV_TIME_ACK, KV_TIME_ALL, KV_TIMES };
+struct kv_times {
+	_Atomic uint64_t bucket[KV_TIME_BUCKETS];
+	_Atomic uint64_t sum_ns;
+};
+static inline void kv_time_count(struct kv_times *times, int64_t ns)
+{
+	uint64_t us = ns > 0 ? ((uint64_t)ns + 999) / 1000 : 0;
+	int i = us > 1 ? 64 - __builtin_clzll(us - 1) : 0;
+
+	kv_count_at(&times->bucket[i < KV_TIME_BUCKETS ? i : KV_TIME_BUCKETS - 1], 1);
+	kv_count_at(&times->sum_ns, ns > 0 ? ns : 0);
+}
 
 /* ---------------------------------------------------------------- arrivals: kv_arrival.c */
 
@@ -208,6 +234,12 @@ struct kv_engine {
 
 	struct kv_arrivals arrivals;
 	struct kv_counters count;
+	_Atomic uint64_t ended[KV_KINDS][KV_CODES]; /* operations, by how they ended */
+	_Atomic uint64_t lost[KV_CODES];	    /* peers, by the cause */
+	struct kv_traffic traffic[KV_TRANSPORTS];
+	bool timed; /* `times` are measured */
+	struct kv_times times[KV_KINDS][KV_TIMES];
+	struct kv_metrics *metrics; /* NULL: not asked for */
 };
 /* kv_call.c. BUSY in the log callback, which runs inside another call. */
 int kv_not_in_callback(const char *op, struct kv_error *err);
@@ -254,6 +286,7 @@ void kv_cache_free(struct kv_cache *cache);
 /* A hello with the shapes of these caches, KV_CACHES_MAX of them; NULL: none at this id. */
 void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches);
 void kv_ranges_free(struct kv_engine *engine); /* what kv_alloc gave out */
+uint64_t kv_ranges_bytes(struct kv_engine *engine);
 
 /* ---------------------------------------------------------------- sets of bits, magic numbers */
 

@@ -60,8 +60,8 @@ static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 		answer(peer, in, status);
 		return;
 	}
-	kv_count(peer->engine, blocks_in, begin->blocks);
-	kv_count(peer->engine, bytes_in, begin->bytes);
+	kv_count_at(&peer->traffic->blocks_in, begin->blocks);
+	kv_count_at(&peer->traffic->bytes_in, begin->bytes);
 	if (lease && lease->once) {
 		kv_lease_committed(lease, layers); /* ends kv_recv_blocks; no arrival is queued */
 		answer(peer, in, 0);

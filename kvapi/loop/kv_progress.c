@@ -153,8 +153,10 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 		peer->error = *cause;
 	peer->state = KV_PEER_LOST;
 	kv_table_unwatch(peer);
-	if (!peer->leaving)
+	if (!peer->leaving) {
 		kv_count(engine, peers_lost, 1);
+		kv_count_at(&engine->lost[-(peer->bye ? KV_ERR_CLOSED : peer->error.code)], 1);
+	}
 	kv_count(engine, peers_now, -1);
 	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
 		struct kv_slot *slot = &peer->link->slot[i];

@@ -160,18 +160,27 @@ bool kv_op_flush(struct kv_peer *peer)
 
 /* ---------------------------------------------------------------- the end */
 
+static void count_times(const struct kv_op *op)
+{
+	struct kv_times *times = op->engine->times[op->kind];
+	int64_t now = kv_now_ns();
+
+	if (op->first_ns)
+		kv_time_count(&times[KV_TIME_FIRST], op->first_ns - op->begun_ns);
+	if (op->written_ns)
+		kv_time_count(&times[KV_TIME_ACK], now - op->written_ns);
+	kv_time_count(&times[KV_TIME_ALL], now - op->begun_ns);
+}
+
 static void count_end(struct kv_op *op, int code)
 {
 	struct kv_engine *engine = op->engine;
 
 	atomic_fetch_sub(&op->cache->users, 1);
 	kv_count(engine, in_flight, -1);
-	if (!code)
-		kv_count(engine, ok, 1);
-	else if (code == KV_ERR_CANCELLED)
-		kv_count(engine, cancelled, 1);
-	else
-		kv_count(engine, failed, 1);
+	kv_count_at(&engine->ended[op->kind][-code], 1);
+	if (engine->timed && !code)
+		count_times(op);
 }
 
 /* Fills op->err from a cause, or from the code alone. */
@@ -372,6 +381,8 @@ void kv_op_sent(struct kv_op *op)
 static void written(struct kv_op *op)
 {
 	op->written = true;
+	if (op->engine->timed)
+		op->written_ns = kv_now_ns();
 	if (op->acked)
 		finish_acked(op);
 	else if (kv_op_is_proven(op))

@@ -51,6 +51,7 @@ struct kv_op {
 	int end_code;
 	int ack_status;
 	int64_t begun_ns;
+	int64_t first_ns, written_ns; /* engine.timed: first bytes posted, last bytes away */
 	_Atomic int64_t deadline_ns; /* changes under the claim, is read without it, too */
 	int64_t timeout_ms;
 	struct kv_layers layers;

@@ -56,6 +56,7 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 	op->lease = NULL;
 	op->next = NULL;
 	op->id = 0;
+	op->first_ns = op->written_ns = 0;
 	op->grant = 0;
 	op->end_code = op->ack_status = op->result = 0;
 	op->layer = op->tensor = op->gated = 0;

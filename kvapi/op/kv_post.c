@@ -99,6 +99,8 @@ static enum kv_step post_piece(struct kv_op *op)
 		return step_failed(op, &err);
 	op->peer->turn_bytes += kv_plan_take(&pitch, spans, (size_t)taken, &op->place);
 	kv_count(op->engine, spans_out, taken);
+	if (op->engine->timed && !op->first_ns && taken)
+		op->first_ns = kv_now_ns();
 	if (op->place.index == op->n * pitch.rows)
 		next_tensor(op);
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
@@ -134,8 +136,8 @@ void kv_op_committed(struct kv_op *op)
 		kv_op_sent(op);
 	if (op->kind == KV_OP_READ)
 		return;
-	kv_count(op->engine, blocks_out, op->n);
-	kv_count(op->engine, bytes_out, op->bytes);
+	kv_count_at(&op->peer->traffic->blocks_out, op->n);
+	kv_count_at(&op->peer->traffic->bytes_out, op->bytes);
 }
 
 static enum kv_step post_commit(struct kv_op *op)

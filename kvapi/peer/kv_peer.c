@@ -107,6 +107,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->engine = engine;
 	peer->incoming = incoming;
 	peer->owned = !incoming;
+	peer->traffic = &engine->traffic[0];
 	peer->begun_ns = kv_now_ns();
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
@@ -137,7 +138,11 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 void kv_peer_note(struct kv_peer *peer)
 {
 	uint64_t host = tr_conn_host(peer->conn);
+	unsigned int i = 0;
 
+	while (tr_transport_name(i) && strcmp(tr_transport_name(i), tr_conn_transport(peer->conn)))
+		i++;
+	peer->traffic = &peer->engine->traffic[i % KV_TRANSPORTS];
 	snprintf(peer->address, sizeof(peer->address), "%s", tr_conn_address(peer->conn));
 	snprintf(peer->transport, sizeof(peer->transport), "%s", tr_conn_transport(peer->conn));
 	if (host) /* what it was charged stays with the address that it had */

@@ -155,6 +155,7 @@ struct kv_peer {
 	struct kv_waiter waiter;
 	struct kv_error error;	 /* why it failed or was lost */
 	struct tr_counters count; /* as kv_stats saw them last; under engine.lock */
+	struct kv_traffic *traffic;	  /* the engine's, of its transport */
 	struct kv_link *link;
 };
 

@@ -25,6 +25,30 @@ void kv_stats_keep(struct kv_peer *peer)
 	kv_count(peer->engine, syscalls, c.syscalls);
 }
 
+static void add_ended(struct kv_stats *stats, struct kv_engine *engine)
+{
+	for (int kind = 0; kind < KV_KINDS; kind++)
+		for (int code = 0; code < KV_CODES; code++) {
+			uint64_t n = atomic_load_explicit(&engine->ended[kind][code],
+							  memory_order_relaxed);
+
+			if (!code)
+				stats->ok += n;
+			else if (code == -KV_ERR_CANCELLED)
+				stats->cancelled += n;
+			else
+				stats->failed += n;
+		}
+}
+
+static void add_traffic(struct kv_stats *stats, const struct kv_traffic *traffic)
+{
+	stats->blocks_out += atomic_load_explicit(&traffic->blocks_out, memory_order_relaxed);
+	stats->bytes_out += atomic_load_explicit(&traffic->bytes_out, memory_order_relaxed);
+	stats->blocks_in += atomic_load_explicit(&traffic->blocks_in, memory_order_relaxed);
+	stats->bytes_in += atomic_load_explicit(&traffic->bytes_in, memory_order_relaxed);
+}
+
 static void look_at_peers(struct kv_engine *engine)
 {
 	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
@@ -51,12 +75,16 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
 	if (!stats || stats->size != sizeof(*stats))
 		return kv_fail(err, KV_ERR_ARG, "stats", "kv_stats is NULL or its size is not %zu",
 			       sizeof(*stats));
+	*stats = (struct kv_stats){ .size = sizeof(*stats) };
 	look_at_peers(engine);
 	/* A peer that is closed meanwhile is counted once: kv_stats_keep has the lock, too. */
 	pthread_mutex_lock(&engine->lock);
 #define COPY(name) stats->name = atomic_load_explicit(&engine->count.name, memory_order_relaxed);
 	KV_COUNTERS(COPY)
 #undef COPY
+	add_ended(stats, engine);
+	for (int i = 0; i < KV_TRANSPORTS; i++)
+		add_traffic(stats, &engine->traffic[i]);
 	for (uint32_t i = 0; i < engine->peers_end; i++)
 		if (engine->peer[i])
 			add_transport(stats, &engine->peer[i]->count);

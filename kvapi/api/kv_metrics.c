@@ -1,0 +1,298 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_metrics.c -- an engine's counters as metrics for Prometheus, which base/expose.c gives out */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/expose.h"
+#include "kv_api.h"
+
+enum family {
+	BUILD,
+	OPERATIONS,
+	IN_FLIGHT,
+	FIRST_SECONDS,
+	ACK_SECONDS,
+	ALL_SECONDS,
+	BLOCKS,
+	BYTES,
+	SPANS,
+	ARRIVALS,
+	ARRIVALS_WAITING,
+	LEASES,
+	LEASES_OPEN,
+	PEERS,
+	PEERS_NOW,
+	PEERS_LOST,
+	REJECTED,
+	UNKNOWN,
+	WORK_REQUESTS,
+	DOORBELLS,
+	COMPLETIONS,
+	SYSCALLS,
+	POOL,
+	FAMILIES
+};
+
+#define COUNTER(id, name, help) [id] = { "kvrail_" name "_total", "counter", help }
+#define GAUGE(id, name, help) [id] = { "kvrail_" name, "gauge", help }
+#define TIME(id, name, help) [id] = { "kvrail_" name "_seconds", "histogram", help }
+static const struct kv_family families[FAMILIES] = {
+	GAUGE(BUILD, "build_info", "1; the version is a label"),
+	COUNTER(OPERATIONS, "operations", "Operations that have ended, by their result."),
+	GAUGE(IN_FLIGHT, "operations_in_flight", "Operations that have begun and not ended."),
+	TIME(FIRST_SECONDS, "operation_first_byte",
+	     "From the call until its first bytes were posted, of operations that succeeded."),
+	TIME(ACK_SECONDS, "operation_ack",
+	     "From the last byte away to the acknowledgement, of operations that succeeded."),
+	TIME(ALL_SECONDS, "operation", "From the call to the end, of operations that succeeded."),
+	COUNTER(BLOCKS, "blocks", "Blocks of writes and sends, by direction and transport."),
+	COUNTER(BYTES, "bytes", "Bytes of writes and sends, by direction and transport."),
+	COUNTER(SPANS, "spans", "Pieces given to the transport after neighbours were merged."),
+	COUNTER(ARRIVALS, "arrivals", "Arrivals queued for the application."),
+	GAUGE(ARRIVALS_WAITING, "arrivals_waiting", "Arrivals that the application has not taken."),
+	COUNTER(LEASES, "leases", "Leases, by what happened to them."),
+	GAUGE(LEASES_OPEN, "leases_open", "Leases that writers may use now."),
+	COUNTER(PEERS, "peers_up", "Peers that came up, by who connected."),
+	GAUGE(PEERS_NOW, "peers", "Peers that are up."),
+	COUNTER(PEERS_LOST, "peers_lost",
+		"Peers that were lost without a goodbye of ours, by cause."),
+	COUNTER(REJECTED, "rejected", "Connections that were turned away, by reason."),
+	COUNTER(UNKNOWN, "unknown_messages", "Messages about what this end has forgotten."),
+	COUNTER(WORK_REQUESTS, "work_requests", "Work requests posted to RDMA devices."),
+	COUNTER(DOORBELLS, "doorbells", "Posts to RDMA devices."),
+	COUNTER(COMPLETIONS, "completions", "Completions taken from RDMA devices."),
+	COUNTER(SYSCALLS, "syscalls", "System calls that moved data."),
+	GAUGE(POOL, "pool_bytes", "Bytes that kv_alloc has given out."),
+};
+
+#define FITS(name, value, scope, text) \
+	_Static_assert((value) < KV_CODES, "a count for KV_ERR_" #name);
+KV_ERROR_LIST(FITS)
+#undef FITS
+
+static const char *const kinds[KV_KINDS] = { "write", "read", "send", "recv" };
+
+struct kv_metrics {
+	struct kv_source source;
+	struct kv_engine *engine;
+	struct kv_stats stats;
+	uint64_t pool_bytes;
+	char labels[2 * KV_NAME_MAX + 32]; /* of every sample: the engine's name and number */
+};
+
+static uint64_t value_of(_Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* ---------------------------------------------------------------- samples */
+
+static void add(struct kv_text *t, const struct kv_metrics *m, enum family family,
+		const char *label, const char *value, uint64_t n)
+{
+	kv_text_add(t, *label ? "%s{%s,%s=\"%s\"} %" PRIu64 "\n" : "%s{%s%s%s} %" PRIu64 "\n",
+		    families[family].name, m->labels, label, value, n);
+}
+
+static void add_operations(struct kv_text *t, const struct kv_metrics *m)
+{
+	for (int kind = 0; kind < KV_KINDS; kind++)
+		for (int code = 0; code < KV_CODES; code++) {
+			uint64_t n = value_of(&m->engine->ended[kind][code]);
+
+			if (n || !code)
+				kv_text_add(t, "%s{%s,kind=\"%s\",result=\"%s\"} %" PRIu64 "\n",
+					    families[OPERATIONS].name, m->labels, kinds[kind],
+					    kv_error_name(-code), n);
+		}
+}
+
+static void add_lost(struct kv_text *t, const struct kv_metrics *m)
+{
+	for (int code = 0; code < KV_CODES; code++) {
+		uint64_t n = value_of(&m->engine->lost[code]);
+
+		if (n || code == -KV_ERR_PEER_LOST)
+			add(t, m, PEERS_LOST, "cause", kv_error_name(-code), n);
+	}
+}
+
+static void add_time(struct kv_text *t, const struct kv_metrics *m, enum family family,
+		     const char *kind, struct kv_times *times)
+{
+	const char *name = families[family].name;
+	uint64_t n = 0;
+
+	for (int i = 0; i < KV_TIME_BUCKETS - 1; i++) {
+		n += value_of(&times->bucket[i]);
+		kv_text_add(t, "%s_bucket{%s,kind=\"%s\",le=\"%.9g\"} %" PRIu64 "\n", name,
+			    m->labels, kind, (double)(1u << i) / 1e6, n);
+	}
+	n += value_of(&times->bucket[KV_TIME_BUCKETS - 1]);
+	kv_text_add(t,
+		    "%s_bucket{%s,kind=\"%s\",le=\"+Inf\"} %" PRIu64 "\n"
+		    "%s_sum{%s,kind=\"%s\"} %.9g\n"
+		    "%s_count{%s,kind=\"%s\"} %" PRIu64 "\n",
+		    name, m->labels, kind, n, name, m->labels, kind,
+		    (double)value_of(&times->sum_ns) / 1e9, name, m->labels, kind, n);
+}
+
+static void add_times(struct kv_text *t, const struct kv_metrics *m, enum family family)
+{
+	enum kv_time time = (enum kv_time)(family - FIRST_SECONDS);
+
+	for (int kind = 0; kind < KV_KINDS; kind++)
+		if (kind != KV_OP_RECV || time == KV_TIME_ALL)
+			add_time(t, m, family, kinds[kind], &m->engine->times[kind][time]);
+}
+
+static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum family family)
+{
+	for (unsigned int i = 0; tr_transport_name(i); i++) {
+		struct kv_traffic *traffic = &m->engine->traffic[i];
+		bool bytes = family == BYTES;
+		uint64_t out = value_of(bytes ? &traffic->bytes_out : &traffic->blocks_out);
+		uint64_t in = value_of(bytes ? &traffic->bytes_in : &traffic->blocks_in);
+
+		kv_text_add(t,
+			    "%s{%s,direction=\"out\",transport=\"%s\"} %" PRIu64 "\n"
+			    "%s{%s,direction=\"in\",transport=\"%s\"} %" PRIu64 "\n",
+			    families[family].name, m->labels, tr_transport_name(i), out,
+			    families[family].name, m->labels, tr_transport_name(i), in);
+	}
+}
+
+static void add_leases(struct kv_text *t, const struct kv_metrics *m)
+{
+	add(t, m, LEASES, "event", "opened", m->stats.leases_opened);
+	add(t, m, LEASES, "event", "revoked", m->stats.leases_revoked);
+	add(t, m, LEASES, "event", "expired", m->stats.leases_expired);
+	add(t, m, LEASES, "event", "fenced", m->stats.leases_fenced);
+}
+
+static void add_rejected(struct kv_text *t, const struct kv_metrics *m)
+{
+	add(t, m, REJECTED, "reason", "garbage", m->stats.rejected_garbage);
+	add(t, m, REJECTED, "reason", "version", m->stats.rejected_version);
+	add(t, m, REJECTED, "reason", "geometry", m->stats.rejected_geometry);
+	add(t, m, REJECTED, "reason", "timeout", m->stats.rejected_timeout);
+	add(t, m, REJECTED, "reason", "limit", m->stats.rejected_limit);
+}
+
+static uint64_t plain_value(const struct kv_metrics *m, enum family family)
+{
+	const struct kv_stats *s = &m->stats;
+
+	switch (family) {
+	case IN_FLIGHT:
+		return s->in_flight;
+	case SPANS:
+		return s->spans_out;
+	case ARRIVALS:
+		return s->arrivals;
+	case ARRIVALS_WAITING:
+		return s->arrivals_waiting;
+	case LEASES_OPEN:
+		return s->leases_open;
+	case PEERS_NOW:
+		return s->peers_now;
+	case UNKNOWN:
+		return s->unknown_messages;
+	case WORK_REQUESTS:
+		return s->work_requests;
+	case DOORBELLS:
+		return s->doorbells;
+	case COMPLETIONS:
+		return s->completions;
+	case SYSCALLS:
+		return s->syscalls;
+	default:
+		return m->pool_bytes;
+	}
+}
+
+static void metrics_sample(void *arg, size_t family, struct kv_text *t)
+{
+	const struct kv_metrics *m = arg;
+
+	switch (family) {
+	case BUILD:
+		add(t, m, BUILD, "version", kv_version(), 1);
+		break;
+	case OPERATIONS:
+		add_operations(t, m);
+		break;
+	case FIRST_SECONDS:
+	case ACK_SECONDS:
+	case ALL_SECONDS:
+		add_times(t, m, (enum family)family);
+		break;
+	case BLOCKS:
+	case BYTES:
+		add_traffic_of(t, m, (enum family)family);
+		break;
+	case LEASES:
+		add_leases(t, m);
+		break;
+	case PEERS:
+		add(t, m, PEERS, "by", "peer", m->stats.peers_accepted);
+		add(t, m, PEERS, "by", "engine", m->stats.peers_connected);
+		break;
+	case PEERS_LOST:
+		add_lost(t, m);
+		break;
+	case REJECTED:
+		add_rejected(t, m);
+		break;
+	default:
+		add(t, m, (enum family)family, "", "", plain_value(m, (enum family)family));
+		break;
+	}
+}
+
+static void metrics_look(void *arg)
+{
+	struct kv_metrics *m = arg;
+
+	m->stats.size = sizeof(m->stats);
+	kv_stats(m->engine, &m->stats, NULL);
+	m->pool_bytes = kv_ranges_bytes(m->engine);
+}
+
+/* ---------------------------------------------------------------- with the engine */
+
+void kv_metrics_start(struct kv_engine *engine)
+{
+	static atomic_uint engines;
+	char name[2 * KV_NAME_MAX];
+	struct kv_metrics *m;
+
+	if (!engine->timed)
+		return;
+	m = calloc(1, sizeof(*m));
+	if (!m) {
+		kv_log_warn(engine->log, "metrics: there is no memory for them");
+		return;
+	}
+	m->engine = engine;
+	m->source = (struct kv_source){ .families = families,
+					.n = FAMILIES,
+					.look = metrics_look,
+					.sample = metrics_sample,
+					.arg = m,
+					.log = engine->log };
+	snprintf(m->labels, sizeof(m->labels), "engine=\"%s\",id=\"%u\"",
+		 kv_label(name, sizeof(name), engine->name), atomic_fetch_add(&engines, 1));
+	engine->metrics = m;
+	kv_expose_add(engine->options, &m->source);
+}
+
+void kv_metrics_stop(struct kv_engine *engine)
+{
+	if (!engine->metrics)
+		return;
+	kv_expose_remove(&engine->metrics->source);
+	free(engine->metrics);
+	engine->metrics = NULL;
+}

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_metrics_test.c -- the metrics say what kv_stats says, in the file and at the port; both end
+ * with the last engine, and nothing that goes wrong with them touches an engine
+ */
+#include "kv_rig.h"
+
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+enum { N = 3, WRITES = 20, TEXT_MAX = 1 << 20 };
+
+static const struct kv_layers all_layers = { 0, 0 };
+static const int64_t from[N] = { 5, 6, 9 }, to[N] = { 10, 12, 3 };
+
+static char folder[] = "/tmp/kv_metrics_test.XXXXXX", port_text[8];
+static uint32_t port;
+static char text[TEXT_MAX];
+static struct pair p;
+
+/* ---------------------------------------------------------------- the folder, the port */
+
+static void path_of(char *path, size_t cap, pid_t pid)
+{
+	char host[64] = "";
+
+	gethostname(host, sizeof(host) - 1);
+	snprintf(path, cap, "%s/kvrail.%s.%d.prom", folder, host, (int)pid);
+}
+
+static unsigned int files(void)
+{
+	DIR *dir = opendir(folder);
+	struct dirent *e;
+	unsigned int n = 0;
+
+	assert_non_null(dir);
+	while ((e = readdir(dir)))
+		n += e->d_name[0] != '.';
+	closedir(dir);
+	return n;
+}
+
+static void read_file(pid_t pid)
+{
+	char path[256];
+	FILE *file;
+
+	path_of(path, sizeof(path), pid);
+	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); access(path, R_OK);) {
+		assert_true(kv_now_ns() < end);
+		usleep(1000);
+	}
+	file = fopen(path, "r");
+	assert_non_null(file);
+	text[fread(text, 1, TEXT_MAX - 1, file)] = 0;
+	fclose(file);
+}
+
+static int dial(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET,
+				  .sin_port = htons((uint16_t)port),
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+	return fd;
+}
+
+/* All that comes until the other end closes. */
+static void ask(const char *question)
+{
+	int fd = dial();
+	size_t len = 0;
+	ssize_t n;
+
+	assert_int_equal(send(fd, question, strlen(question), MSG_NOSIGNAL), strlen(question));
+	while ((n = recv(fd, text + len, TEXT_MAX - 1 - len, 0)) > 0)
+		len += (size_t)n;
+	text[len] = 0;
+	close(fd);
+}
+
+static void ask_metrics(void)
+{
+	ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+	assert_int_equal(strncmp(text, "HTTP/1.0 200 OK\r\n", 17), 0);
+}
+
+/*
+ * The sum of a family's samples whose line has both words; fails if there is none. `only`: the line
+ * begins with the whole name.
+ */
+static double sum_of(const char *name, const char *word, const char *other)
+{
+	double sum = 0;
+	int lines = 0;
+
+	for (const char *at = text; (at = strstr(at, name)); at++) {
+		const char *end = strchr(at, '\n'), *value;
+		char line[512];
+
+		if ((at != text && at[-1] != '\n') || at[strlen(name)] != '{' ||
+		    end - at >= (ptrdiff_t)sizeof(line))
+			continue;
+		snprintf(line, sizeof(line), "%.*s", (int)(end - at), at);
+		value = strrchr(line, ' ');
+		if (!strstr(line, word) || !strstr(line, other) || !value)
+			continue;
+		sum += strtod(value, NULL);
+		lines++;
+	}
+	if (!lines)
+		fail_msg("no sample of %s with %s and %s", name, word, other);
+	return sum;
+}
+
+static unsigned int times(const char *word)
+{
+	unsigned int n = 0;
+
+	for (const char *at = text; (at = strstr(at, word)); at++)
+		n++;
+	return n;
+}
+
+static int with_metrics(void **state)
+{
+	(void)state;
+	setenv("KVCACHE_METRICS_DIR", folder, 1);
+	setenv("KVCACHE_METRICS_PORT", port_text, 1);
+	return 0;
+}
+
+static int without(void **state)
+{
+	(void)state;
+	unsetenv("KVCACHE_METRICS_DIR");
+	unsetenv("KVCACHE_METRICS_PORT");
+	return 0;
+}
+
+static void write_blocks(void)
+{
+	struct kv_error err;
+
+	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+}
+
+/* ---------------------------------------------------------------- the tests */
+
+static void the_metrics_say_what_kv_stats_says(void **state)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_stats a = KV_INIT(kv_stats), b = KV_INIT(kv_stats);
+	struct kv_error err;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	for (int i = 0; i < WRITES; i++)
+		write_blocks();
+	opts.timeout_ms = 1;
+	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, from, N, 7, &opts, &err),
+			 KV_ERR_TIMEOUT); /* nobody opens blocks under this tag */
+	await_stat(&p.a, in_flight, 0);
+	ok(kv_stats(p.a.engine, &a, &err), &err);
+	ok(kv_stats(p.b.engine, &b, &err), &err);
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_operations_total", "kind=\"write\"", "result=\"OK\""),
+			 a.ok);
+	assert_int_equal(sum_of("kvrail_operations_total", "kind=\"send\"", "result=\"TIMEOUT\""),
+			 a.failed);
+	assert_int_equal(sum_of("kvrail_bytes_total", "direction=\"out\"", "transport=\"shm\""),
+			 a.bytes_out);
+	assert_int_equal(sum_of("kvrail_bytes_total", "direction=\"in\"", "transport=\"shm\""),
+			 b.bytes_in);
+	assert_int_equal(sum_of("kvrail_blocks_total", "direction=\"in\"", ""), b.blocks_in);
+	assert_int_equal(sum_of("kvrail_blocks_total", "transport=\"tcp\"", ""), 0);
+	assert_int_equal(sum_of("kvrail_arrivals_waiting", "", ""), b.arrivals_waiting);
+	assert_int_equal(sum_of("kvrail_peers", "", ""), 2);
+	assert_int_equal(sum_of("kvrail_pool_bytes", "", ""), p.a.len + p.b.len);
+	/* One operation, one sample; what lasted takes time. */
+	assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""), a.ok);
+	assert_int_equal(sum_of("kvrail_operation_ack_seconds_count", "kind=\"write\"", ""), a.ok);
+	assert_int_equal(sum_of("kvrail_operation_seconds_bucket", "kind=\"write\"", "+Inf"), a.ok);
+	assert_true(sum_of("kvrail_operation_seconds_sum", "kind=\"write\"", "") >=
+		    sum_of("kvrail_operation_first_byte_seconds_sum", "kind=\"write\"", ""));
+	/* Two engines, one set of families. */
+	assert_int_equal(times("# TYPE kvrail_bytes_total counter\n"), 1);
+	assert_int_equal(times("kvrail_build_info{"), 2);
+	pair_close(&p);
+}
+
+static void a_lost_peer_is_counted_by_its_cause(void **state)
+{
+	struct kv_arrival arrival;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	node_close(&p.b);
+	assert_true(await_kind(&p.a, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_peers_lost_total", "cause=\"CLOSED\"", ""), 1);
+	assert_int_equal(sum_of("kvrail_peers_lost_total", "cause=\"PEER_LOST\"", ""), 0);
+	assert_int_equal(sum_of("kvrail_peers", "", ""), 0);
+	node_close(&p.a);
+}
+
+static void the_file_is_there_as_long_as_an_engine(void **state)
+{
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	read_file(getpid());
+	assert_int_equal(times("# TYPE kvrail_operations_total counter\n"), 1);
+	assert_int_equal(text[strlen(text) - 1], '\n');
+	node_close(&p.b);
+	read_file(getpid());
+	node_close(&p.a);
+	assert_int_equal(files(), 0);
+}
+
+static void nonsense_at_the_port_costs_nobody_anything(void **state)
+{
+	char question[8192];
+	int slow, gone;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	ask("GET /secret HTTP/1.1\r\n\r\n");
+	assert_int_equal(strncmp(text, "HTTP/1.0 404 ", 13), 0);
+	ask("\r\n\r\n");
+	assert_int_equal(strncmp(text, "HTTP/1.0 404 ", 13), 0);
+	memset(question, 'x', sizeof(question));
+	gone = dial();
+	assert_true(send(gone, question, sizeof(question), MSG_NOSIGNAL) > 0);
+	close(gone);
+	slow = dial(); /* and says nothing: the next one waits for a second */
+	ask_metrics();
+	write_blocks();
+	close(slow);
+	pair_close(&p);
+}
+
+static void a_forked_child_has_metrics_of_its_own(void **state)
+{
+	struct node parent, child;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	node_open(&parent, 1, NULL, NULL);
+	ask_metrics();
+	pid = fork();
+	if (!pid) {
+		unsetenv("KVCACHE_METRICS_PORT"); /* it is the parent's */
+		node_open(&child, 2, NULL, NULL);
+		read_file(getpid());
+		if (times("kvrail_build_info{") != 1)
+			_exit(1);
+		node_close(&child);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	ask_metrics();
+	assert_int_equal(files(), 1);
+	node_close(&parent);
+}
+
+static void what_cannot_be_had_is_a_warning(void **state)
+{
+	int holder;
+
+	(void)state;
+	setenv("KVCACHE_METRICS_DIR", "/nowhere/at/all", 1);
+	unsetenv("KVCACHE_METRICS_PORT");
+	pair_open(&p, NULL, NULL);
+	write_blocks();
+	pair_close(&p);
+	unsetenv("KVCACHE_METRICS_DIR");
+	holder = port_hold(&port);
+	assert_int_equal(listen(holder, 1), 0);
+	snprintf(port_text, sizeof(port_text), "%u", port);
+	setenv("KVCACHE_METRICS_PORT", port_text, 1);
+	pair_open(&p, NULL, NULL);
+	write_blocks();
+	pair_close(&p);
+	close(holder);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(the_metrics_say_what_kv_stats_says, with_metrics,
+						without),
+		cmocka_unit_test_setup_teardown(a_lost_peer_is_counted_by_its_cause, with_metrics,
+						without),
+		cmocka_unit_test_setup_teardown(the_file_is_there_as_long_as_an_engine,
+						with_metrics, without),
+		cmocka_unit_test_setup_teardown(nonsense_at_the_port_costs_nobody_anything,
+						with_metrics, without),
+		cmocka_unit_test_setup_teardown(a_forked_child_has_metrics_of_its_own, with_metrics,
+						without),
+		cmocka_unit_test_setup_teardown(what_cannot_be_had_is_a_warning, with_metrics,
+						without),
+	};
+	int holder = port_hold(&port), failed;
+
+	if (!mkdtemp(folder))
+		return 1;
+	close(holder);
+	snprintf(port_text, sizeof(port_text), "%u", port);
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	rmdir(folder);
+	return failed;
+}
