@@ -6,7 +6,6 @@
  * The floor is the library's own kernel with lists that were made before, launched and waited for
  * by the caller. Every byte of the first round of each size is compared.
  */
-#include <dlfcn.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdbool.h>
@@ -18,6 +17,7 @@
 
 #include <kvrail/kv.h>
 
+#include "cuda.h"
 #include "results.h"
 #include "util.h"
 
@@ -32,110 +32,12 @@ static struct {
 	const char *json;
 } cfg = { .pool = UINT64_C(1) << 30, .batch = 1538, .rounds = 40, .flight = 4, .sms = 8 };
 
-/* ---------------------------------------------------------------- CUDA, by its own table */
-
-typedef unsigned long long cuda_ptr;
-struct cuda_ipc_handle {
-	char bytes[64];
-};
-
-static struct {
-	int (*init)(unsigned int flags);
-	int (*device_get)(int *device_p, int ordinal);
-	int (*primary_retain)(void **context_p, int device);
-	int (*set_current)(void *context);
-	int (*mem_alloc)(cuda_ptr *ptr_p, size_t len);
-	int (*piece_create)(unsigned long long *piece_p, size_t len, const void *properties,
-			    unsigned long long flags);
-	int (*piece_release)(unsigned long long piece);
-	int (*reserve)(cuda_ptr *ptr_p, size_t len, size_t alignment, cuda_ptr at,
-		       unsigned long long flags);
-	int (*map)(cuda_ptr ptr, size_t len, size_t offset, unsigned long long piece,
-		   unsigned long long flags);
-	int (*set_access)(cuda_ptr ptr, size_t len, const void *access, size_t n);
-	int (*to_host)(void *to, cuda_ptr from, size_t len);
-	int (*to_device)(cuda_ptr to, const void *from, size_t len);
-	int (*synchronize)(void);
-	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
-	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);
-	int (*ipc_open)(cuda_ptr *ptr_p, struct cuda_ipc_handle handle, unsigned int flags);
-	int (*module_load)(void **module_p, const void *image);
-	int (*module_function)(void **function_p, void *module, const char *name);
-	int (*stream_create)(void **stream_p, unsigned int flags);
-	int (*stream_query)(void *stream);
-	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
-		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
-		      void *stream, void **params, void **extra);
-} cuda;
-
-static const struct {
-	const char *name;
-	void **to;
-} symbols[] = {
-	{ "cuInit", (void **)&cuda.init },
-	{ "cuDeviceGet", (void **)&cuda.device_get },
-	{ "cuDevicePrimaryCtxRetain", (void **)&cuda.primary_retain },
-	{ "cuCtxSetCurrent", (void **)&cuda.set_current },
-	{ "cuMemAlloc_v2", (void **)&cuda.mem_alloc },
-	{ "cuMemCreate", (void **)&cuda.piece_create },
-	{ "cuMemRelease", (void **)&cuda.piece_release },
-	{ "cuMemAddressReserve", (void **)&cuda.reserve },
-	{ "cuMemMap", (void **)&cuda.map },
-	{ "cuMemSetAccess", (void **)&cuda.set_access },
-	{ "cuMemcpyDtoH_v2", (void **)&cuda.to_host },
-	{ "cuMemcpyHtoD_v2", (void **)&cuda.to_device },
-	{ "cuCtxSynchronize", (void **)&cuda.synchronize },
-	{ "cuMemHostAlloc", (void **)&cuda.host_alloc },
-	{ "cuIpcGetMemHandle", (void **)&cuda.ipc_get },
-	{ "cuIpcOpenMemHandle_v2", (void **)&cuda.ipc_open },
-	{ "cuModuleLoadData", (void **)&cuda.module_load },
-	{ "cuModuleGetFunction", (void **)&cuda.module_function },
-	{ "cuStreamCreate", (void **)&cuda.stream_create },
-	{ "cuStreamQuery", (void **)&cuda.stream_query },
-	{ "cuLaunchKernel", (void **)&cuda.launch },
-};
-
 extern const char gpu_copy_ptx[];
-
-static _Noreturn void fail(const char *what, const char *why)
-{
-	fprintf(stderr, "gpu_pd: %s: %s\n", what, why);
-	exit(1);
-}
-
-static void must(int rc, const char *what)
-{
-	char number[32];
-
-	snprintf(number, sizeof(number), "CUDA error %d", rc);
-	if (rc)
-		fail(what, number);
-}
 
 static void check(int ret, const struct kv_error *err)
 {
 	if (ret)
 		fail(err->op, err->message);
-}
-
-/* false: there is no CUDA here. */
-static bool start_cuda(int ordinal)
-{
-	void *library = dlopen("libcuda.so.1", RTLD_NOW), *context;
-	int device;
-
-	if (!library)
-		return false;
-	for (size_t i = 0; i < sizeof(symbols) / sizeof(symbols[0]); i++) {
-		*symbols[i].to = dlsym(library, symbols[i].name);
-		if (!*symbols[i].to)
-			fail(symbols[i].name, "libcuda does not have it");
-	}
-	if (cuda.init(0) || cuda.device_get(&device, ordinal))
-		return false;
-	must(cuda.primary_retain(&context, device), "cuDevicePrimaryCtxRetain");
-	must(cuda.set_current(context), "cuCtxSetCurrent");
-	return true;
 }
 
 /* ---------------------------------------------------------------- caches and bytes */
@@ -169,31 +71,6 @@ static void side_fill(struct side *side, uint64_t key)
 	free(words);
 }
 
-/* As PyTorch's expandable segments are: pieces of 20 MiB, and a shorter one at the end. */
-static cuda_ptr alloc_pieces(int ordinal)
-{
-	const struct {
-		int type, handle_types, location, device;
-		char rest[16];
-	} properties = { 1, 1, 1, ordinal, { 0 } };
-	const struct {
-		int location, device, rights;
-	} access = { 1, ordinal, 3 };
-	const uint64_t most = UINT64_C(20) << 20;
-	unsigned long long piece;
-	cuda_ptr at;
-
-	must(cuda.reserve(&at, cfg.pool, 0, 0, 0), "cuMemAddressReserve");
-	for (uint64_t done = 0, len; done < cfg.pool; done += len) {
-		len = cfg.pool - done < most ? cfg.pool - done : most;
-		must(cuda.piece_create(&piece, len, &properties, 0), "cuMemCreate");
-		must(cuda.map(at + done, len, 0, piece, 0), "cuMemMap");
-		must(cuda.piece_release(piece), "cuMemRelease");
-	}
-	must(cuda.set_access(at, cfg.pool, &access, 1), "cuMemSetAccess");
-	return at;
-}
-
 static void side_open(struct side *side, enum place place, int ordinal, uint64_t key)
 {
 	struct kv_error err;
@@ -205,7 +82,7 @@ static void side_open(struct side *side, enum place place, int ordinal, uint64_t
 		check(kv_alloc(side->engine, cfg.pool, &side->pool, &err), &err);
 	} else {
 		if (cfg.pieces)
-			at = alloc_pieces(ordinal);
+			at = cuda_alloc_pieces(ordinal, cfg.pool);
 		else
 			must(cuda.mem_alloc(&at, cfg.pool), "cuMemAlloc");
 		side->pool = (void *)(uintptr_t)at;
@@ -312,7 +189,7 @@ static void serve(int in, int out, enum place place)
 	struct kv_error err;
 	int64_t *from = malloc(cfg.batch * sizeof(*from)), *to = malloc(cfg.batch * sizeof(*to));
 
-	if (!start_cuda(cfg.decode) || !from || !to)
+	if (!cuda_start(cfg.decode) || !from || !to)
 		_exit(1); /* the other process says it */
 	side_open(&side, place, cfg.decode, READER);
 	if (place == GPU && !cfg.pieces)
@@ -504,7 +381,7 @@ static uint64_t measure_way(struct results *results, const char *way, enum place
 	}
 	close(there[0]);
 	close(back[1]);
-	if (!start_cuda(cfg.prefill)) {
+	if (!cuda_start(cfg.prefill)) {
 		fprintf(stderr, "gpu_pd: there is no GPU here, or its driver does not start\n");
 		exit(77);
 	}

@@ -562,6 +562,14 @@ EXPORT int cuCtxGetCurrent(void **context_p)
 	return SUCCESS;
 }
 
+EXPORT int cuMemGetInfo_v2(size_t *free_p, size_t *total_p);
+EXPORT int cuMemGetInfo_v2(size_t *free_p, size_t *total_p)
+{
+	*total_p = ARENA;
+	*free_p = ARENA - arena.used;
+	return fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
+}
+
 EXPORT int cuMemAlloc_v2(unsigned long long *ptr_p, size_t len);
 EXPORT int cuMemAlloc_v2(unsigned long long *ptr_p, size_t len)
 {

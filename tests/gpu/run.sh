@@ -3,10 +3,11 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [check|table|all|two]
+# usage: tests/gpu/run.sh [check|life|table|all|two]
 #
-# check compares every byte, small; table prints GB/s beside one bare kernel of the same run and leaves JSON in $OUT; all is
-# both. two: the table between GPU 0 and GPU 1. COMMIT=... names the tree in the JSON files where git is not there.
+# check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
+# one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table between GPU 0 and GPU 1.
+# COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
@@ -19,13 +20,17 @@ mkdir -p "$out"
 # By hand: what cmake asks for besides is not needed here.
 mkdir -p "$build"
 echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
-if ! cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
-	-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/gpu_pd" \
-	bench/{gpu_pd,results}.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c -lpthread -ldl -lm >"$out/build.log" 2>&1; then
-	tail -n 30 "$out/build.log"
+compile() { # program, its sources
+	cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
+		-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/$1" \
+		"${@:2}" bench/cuda.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c \
+		-lpthread -ldl -lm >"$out/$1.log" 2>&1 && return
+	tail -n 30 "$out/$1.log"
 	echo "FAILED build"
 	exit 1
-fi
+}
+compile gpu_pd bench/{gpu_pd,results}.c
+compile gpu_life tests/gpu/gpu_life.c
 build=$(realpath "$build")
 failures=0
 
@@ -44,6 +49,10 @@ if [ "$what" = check ] || [ "$what" = all ]; then
 		run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
 		run "$build/gpu_pd" --way "$way" --pool 66 --batch 100 --rounds 5 --pieces
 	done
+fi
+if [ "$what" = life ] || [ "$what" = all ]; then
+	run "$build/gpu_life"
+	run "$build/gpu_life" --connects 100 --pieces
 fi
 if [ "$what" = two ]; then
 	run "$build/gpu_pd" --decode 1 --json "h200x2_gpu.json"
