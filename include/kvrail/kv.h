@@ -728,8 +728,8 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
  * kv_dump -- the engine's state as text, to answer "why does it hang"
  *
  * Per peer: transport, path, queue pair states, operations in flight with stage and age, leases,
- * credits. Writes at most `cap` bytes with the closing NUL. May be called while other threads hang
- * in a call.
+ * credits. Writes at most `cap` bytes with the closing NUL; `buf` may be NULL if that is 0. May be
+ * called while other threads hang in a call.
  * RETURNS the length of the whole text, as snprintf does, or a negative KV_ERR_* code.
  */
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap);

@@ -99,6 +99,8 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
 	int ret = kv_engine_use(engine, "dump", NULL);
 
+	if (cap && !buf)
+		return KV_ERR_ARG;
 	if (cap)
 		buf[0] = 0;
 	if (ret)

@@ -45,7 +45,8 @@ static int admit_write(struct kv_op *op, struct kv_plan_check *check, struct kv_
 
 int kv_op_admit(struct kv_op *op, struct kv_error *err)
 {
-	bool pull = op->kind == KV_OP_READ;
+	/* A receive has no remote ids, and here none of its blocks is the lease's yet. */
+	bool pull = op->kind == KV_OP_READ || op->kind == KV_OP_RECV;
 	uint32_t here = op->cache->geometry.blocks, there = op->map->remote.blocks;
 	struct kv_plan_check check = { .op = kv_op_name(op),
 				       .source = pull ? op->remote : op->local,
@@ -56,10 +57,10 @@ int kv_op_admit(struct kv_op *op, struct kv_error *err)
 				       .pull = pull };
 	int ret = kv_peer_usable(op->peer, kv_op_name(op), err);
 
-	if (ret || op->kind == KV_OP_RECV)
-		return ret; /* kv_lease_open looks at its ids */
+	if (ret)
+		return ret;
 	check.marks = pull ? &op->map->local_marks : &op->map->remote_marks;
-	if (pull && !(op->map->remote.flags & KV_CACHE_READABLE))
+	if (op->kind == KV_OP_READ && !(op->map->remote.flags & KV_CACHE_READABLE))
 		ret = kv_peer_fail(op->peer, err, KV_ERR_LEASE, kv_op_name(op),
 				   "cache %u of %s is not KV_CACHE_READABLE",
 				   op->cache->geometry.cache_id, op->peer->name);

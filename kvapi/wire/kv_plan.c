@@ -66,7 +66,7 @@ int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
 	uint16_t *mark;
 
 	/* A negative id counts as a huge one. */
-	for (size_t i = 0; i < c->n; i++)
+	for (size_t i = 0; c->source && i < c->n; i++)
 		if ((uint64_t)c->source[i] >= c->source_blocks)
 			return bad_block(c, i, false, KV_ERR_BLOCK_ID, err);
 	if (!c->destination)

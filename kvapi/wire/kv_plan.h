@@ -31,11 +31,10 @@ void kv_marks_free(struct kv_marks *marks);
 
 struct kv_plan_check {
 	const char *op;
-	const int64_t *source,
-		*destination; /* destination NULL: only the source ids are looked at */
+	const int64_t *source, *destination; /* NULL: only the other ones are looked at */
 	size_t n;
 	uint32_t source_blocks, destination_blocks;
-	bool pull;		/* the source is remote (kv_read_blocks) */
+	bool pull;		/* the source is remote (kv_read_blocks), or there is none */
 	struct kv_marks *marks; /* of the destination */
 	/* Every destination block must be owned by `owner`; NULL: no lease is needed. */
 	const uint32_t *owner_of;

@@ -170,6 +170,31 @@ static void a_lease_revoked_before_the_group_ends_takes_nothing(void **state)
 	nothing_landed();
 }
 
+/* As every other call of a group: the call itself says what is wrong. */
+static void a_receive_of_wrong_blocks_is_not_collected(void **state)
+{
+	static const int64_t beyond[] = { 1, 2, 1 << 20 }, twice[] = { 1, 2, 1 };
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_error err;
+	struct kv_op *op = NULL;
+	size_t failed = 1;
+
+	(void)state;
+	opts.group = start_group();
+	assert_int_equal(kv_recv_blocks_async(p.a.peer, p.a.cache, all_layers, beyond, 3, 1, &opts,
+					      &op, &err),
+			 KV_ERR_BLOCK_ID);
+	assert_int_equal(err.block_index, 2);
+	assert_int_equal(err.block_id, 1 << 20);
+	assert_int_equal(kv_recv_blocks_async(p.a.peer, p.a.cache, all_layers, twice, 3, 1, &opts,
+					      &op, &err),
+			 KV_ERR_DUP_BLOCK);
+	assert_int_equal(err.block_index, 2);
+	assert_null(op);
+	ok(kv_group_end(opts.group, RIG_TIMEOUT_MS, &failed, &err), &err);
+	assert_int_equal(failed, 0);
+}
+
 static void the_next_lease_of_the_same_blocks_does_not_let_it_in(void **state)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
@@ -486,6 +511,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		both_modes(a_lease_revoked_before_the_group_ends_takes_nothing),
+		both_modes(a_receive_of_wrong_blocks_is_not_collected),
 		both_modes(the_next_lease_of_the_same_blocks_does_not_let_it_in),
 		both_modes(a_lease_that_expired_and_was_revoked_takes_nothing),
 		both_modes(a_send_does_not_find_a_receive_that_was_cancelled),

@@ -266,6 +266,8 @@ static void looking_posts_no_block_data(void **state)
 	for (int i = 0; i < 100; i++) {
 		ok(kv_stats(p.a.engine, &stats, &err), &err);
 		assert_true(kv_dump(p.a.engine, text, sizeof(text)) > 0);
+		assert_true(kv_dump(p.a.engine, NULL, 0) > 0);
+		assert_int_equal(kv_dump(p.a.engine, NULL, 1), KV_ERR_ARG);
 		assert_int_equal(stats.spans_out, 0);
 		assert_int_equal(stats.in_flight, 1);
 		poll(NULL, 0, 1);
