@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_world.h -- what the two halves of kv_fuzz know: the engine under test, and its peer's state */
+/* kv_world.h -- what the parts of kv_fuzz and api_fuzz know: the engine under test, its peer */
 #ifndef KV_WORLD_H
 #define KV_WORLD_H
 
@@ -74,6 +74,10 @@ static inline size_t slab_of(size_t offset)
 bool is_alive(void); /* the peer's record is still in the engine's table */
 /* An address of this side: every byte lies in a block, none in a gap. */
 void check_local(const uint8_t *at, uint64_t len);
+
+/* kv_end.c */
+void end_open(const struct step *s);
+void end_connect(bool incoming);
 
 /* kv_far.c */
 void far_words(const struct step *s); /* hello and setup, for far_moves */

@@ -30,6 +30,7 @@ size_t steps_of(const uint8_t *data, size_t size, struct step steps[STEPS_MAX]);
 /* ---------------------------------------------------------------- time, and what is left behind */
 
 void time_passes(int64_t ms);
+extern int64_t rig_tick_ns; /* that looking at the clock takes */
 
 /* Descriptors and heap before; the same after: checked at the end of each input. */
 void rig_begin(void);
