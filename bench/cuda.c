@@ -25,6 +25,7 @@ static const struct {
 	{ "cuMemSetAccess", (void **)&cuda.set_access },
 	{ "cuMemcpyDtoH_v2", (void **)&cuda.to_host },
 	{ "cuMemcpyHtoD_v2", (void **)&cuda.to_device },
+	{ "cuMemsetD32Async", (void **)&cuda.fill_async },
 	{ "cuCtxSynchronize", (void **)&cuda.synchronize },
 	{ "cuMemHostAlloc", (void **)&cuda.host_alloc },
 	{ "cuIpcGetMemHandle", (void **)&cuda.ipc_get },

@@ -29,6 +29,7 @@ struct cuda_functions {
 	int (*set_access)(cuda_ptr ptr, size_t len, const void *access, size_t n);
 	int (*to_host)(void *to, cuda_ptr from, size_t len);
 	int (*to_device)(cuda_ptr to, const void *from, size_t len);
+	int (*fill_async)(cuda_ptr ptr, unsigned int word, size_t words, void *stream);
 	int (*synchronize)(void);
 	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
 	int (*ipc_get)(struct cuda_ipc_handle *handle, cuda_ptr ptr);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * gpu_life.c -- many connections between two processes with caches on a GPU, and processes that are
- * killed while their kernels copy: nothing is lost of the GPU, nothing lands afterwards
+ * killed while their kernels copy: nothing is lost of the GPU, nothing lands afterwards; and blocks
+ * that a stream still fills when they are to be sent
  */
 #include <dirent.h>
 #include <errno.h>
@@ -74,7 +75,7 @@ static void node_open(struct node *node)
 	layout.blocks = BLOCKS;
 	layout.tensor = &tensor;
 	layout.mem_kind = KV_MEM_CUDA;
-	layout.flags = KV_CACHE_OPEN;
+	layout.flags = KV_CACHE_OPEN | KV_CACHE_READABLE;
 	tensor.base = (void *)(uintptr_t)node->at;
 	check(kv_cache_register(node->engine, &layout, &node->cache, &err), &err);
 }
@@ -278,13 +279,49 @@ static void connects(struct node *node)
 	other_kill(&other);
 }
 
-/* ---------------------------------------------------------------- kills */
+/* ---------------------------------------------------------------- streams */
 
 static void look(struct node *node)
 {
 	must(cuda.to_host(node->seen, node->at, BYTES), "cuMemcpyDtoH");
 	must(cuda.synchronize(), "cuCtxSynchronize");
 }
+
+/*
+ * A stream that fills the cache again and again, for milliseconds: what goes out with it, and is
+ * read back into other blocks, is what it left at the end.
+ */
+static void streams(struct node *node)
+{
+	enum { FILLS = 300, SENT = 32 };
+	static const struct kv_layers all = { 0, 0 };
+	struct other other = other_start("reads", 0);
+	struct kv_peer *peer = node_connect(node, other.port);
+	struct kv_options options = KV_INIT(kv_options);
+	int64_t from[SENT], to[SENT];
+	const uint32_t *word = (const uint32_t *)node->seen;
+	struct kv_error err;
+
+	for (int i = 0; i < SENT; i++) {
+		from[i] = i;
+		to[i] = BLOCKS / 2 + i;
+	}
+	must(cuda.stream_create(&options.stream, 1), "cuStreamCreate");
+	for (uint32_t i = 1; i <= FILLS; i++)
+		must(cuda.fill_async(node->at, i, BYTES / 2 / 4, options.stream),
+		     "cuMemsetD32Async");
+	check(kv_write_blocks(peer, node->cache, all, from, to, SENT, &options, &err), &err);
+	check(kv_read_blocks(peer, node->cache, all, to, to, SENT, NULL, &err), &err);
+	look(node);
+	for (uint64_t i = 0; i < (uint64_t)SENT * BLOCK / 4; i++)
+		if (word[BYTES / 2 / 4 + i] != FILLS)
+			fail("streams", "a block was sent before the stream had filled it");
+	printf("streams: right\n");
+	check(kv_peer_close(peer, PATIENCE_MS, &err), &err);
+	other_kill(&other);
+}
+
+/* ---------------------------------------------------------------- kills */
 
 /* Odd blocks are nobody's to write; and what was seen after the fence stays. */
 static void nothing_lands(struct node *node, uint64_t *copy)
@@ -432,6 +469,7 @@ int main(int argc, char **argv)
 		connects(&node);
 	if (cfg.kills)
 		kills(&node);
+	streams(&node); /* the last: it changes every block */
 	kv_engine_close(node.engine);
 	return 0;
 }

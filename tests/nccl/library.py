@@ -29,9 +29,9 @@ def skip(reason):
     sys.exit(77)
 
 
-def cache_folder():
+def cache_folder(what="nccl"):
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "kvrail-nccl")
+    return os.path.join(base, "kvrail-" + what)
 
 
 def fetched():
@@ -45,7 +45,7 @@ def fetched():
     try:
         os.makedirs(cache_folder(), exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            fetch(folder)
+            fetch(folder, [PACKAGE])
             wheel = glob.glob(os.path.join(folder, "*.whl"))[0]
             library = zipfile.ZipFile(wheel).extract("nvidia/nccl/lib/libnccl.so.2", folder)
             punch_holes(library)
@@ -55,16 +55,17 @@ def fetched():
     return kept
 
 
-def fetch(folder):
+def fetch(folder, packages):
+    """Wheels of PyPI."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    command += ["--no-deps", "--only-binary", ":all:", "--retries", "0", "--timeout", "10", "--dest", folder, PACKAGE]
+    command += ["--no-deps", "--only-binary", ":all:", "--retries", "0", "--timeout", "10", "--dest", folder, *packages]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"pip did not fetch {PACKAGE} in {FETCH_S} s") from error
+        raise Unavailable(f"pip did not fetch {packages[0]} in {FETCH_S} s") from error
     if run.returncode:
         last = (run.stderr.strip() or "no word of why").splitlines()[-1]
-        raise Unavailable(f"pip cannot fetch {PACKAGE}: {last}")
+        raise Unavailable(f"pip cannot fetch {packages[0]}: {last}")
 
 
 def punch_holes(path):
