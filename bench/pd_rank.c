@@ -106,6 +106,7 @@ static int open_engine(struct bench *b)
 	comm.rank = b->rank->rank;
 	comm.nranks = b->rank->size;
 	comm.group = b->is_decode;
+	comm.host = *b->opt->job.address ? b->opt->job.address : NULL;
 	comm.allgather = rank_allgather;
 	comm.arg = b->rank;
 	comm.timeout_ms = b->opt->job.timeout_ms;

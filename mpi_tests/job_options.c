@@ -2,6 +2,9 @@
 /* job_options.c -- the options that both programs have */
 #include "job_options.h"
 
+#include <arpa/inet.h>
+#include <errno.h>
+#include <ifaddrs.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +13,7 @@
 #include "results.h"
 #include "util.h"
 
-enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_SEED, KEY_TIMEOUT, KEY_PLOT };
+enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_INTERFACE, KEY_SEED, KEY_TIMEOUT, KEY_PLOT };
 
 static const struct argp_option options[] = {
 	{ NULL, 0, NULL, 0, "Ranks:", JOB_GROUP_RANKS },
@@ -19,6 +22,9 @@ static const struct argp_option options[] = {
 	{ "local", KEY_LOCAL, "P+D", 0,
 	  "run without MPI: fork P prefill and D decode ranks here. Assumed when no mpirun is "
 	  "around",
+	  JOB_GROUP_RANKS },
+	{ "interface", KEY_INTERFACE, "NAME", 0,
+	  "ranks on several hosts: each listens at the IPv4 address of this interface (eth0)",
 	  JOB_GROUP_RANKS },
 	{ "seed", KEY_SEED, "N", 0, "seed of the test data and of the block ids (1)",
 	  JOB_GROUP_HOW },
@@ -63,6 +69,21 @@ void job_pair(const char *text, char sep, uint32_t max, uint32_t *a, uint32_t *b
 	*b = job_number32(at + 1, 0, max, name, state);
 }
 
+static void find_address(const char *name, struct job_options *o, struct argp_state *state)
+{
+	struct ifaddrs *all = NULL;
+
+	if (getifaddrs(&all))
+		argp_failure(state, 1, errno, "getifaddrs");
+	for (const struct ifaddrs *a = all; a; a = a->ifa_next)
+		if (!strcmp(a->ifa_name, name) && a->ifa_addr && a->ifa_addr->sa_family == AF_INET)
+			inet_ntop(AF_INET, &((const struct sockaddr_in *)a->ifa_addr)->sin_addr,
+				  o->address, sizeof(o->address));
+	freeifaddrs(all);
+	if (!*o->address)
+		argp_error(state, "--interface: '%s' has no IPv4 address on this host", name);
+}
+
 static void check_ranks(const struct job_options *o, struct argp_state *state)
 {
 	if (!o->prefills || !o->decodes || o->prefills + o->decodes > RANK_MAX)
@@ -86,6 +107,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case KEY_LOCAL:
 		job_pair(arg, '+', RANK_MAX, &o->prefills, &o->decodes, "--local", state);
 		o->local = 1;
+		break;
+	case KEY_INTERFACE:
+		find_address(arg, o, state);
 		break;
 	case KEY_SEED:
 		o->seed = job_number(arg, 0, UINT64_MAX, "--seed", state);

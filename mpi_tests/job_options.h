@@ -9,6 +9,7 @@
 struct job_options {
 	uint32_t prefills, decodes;
 	int local;
+	char address[16]; /* that the ranks of this host listen at; "": this host alone */
 	uint64_t seed;
 	int64_t timeout_ms;
 	const char *program;

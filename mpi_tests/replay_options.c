@@ -118,6 +118,8 @@ static void check_together(struct replay_options *o, struct argp_state *state)
 			   o->job.prefills + o->job.decodes);
 	if (o->restart && o->kill_rank < 0)
 		argp_error(state, "--restart goes with --kill");
+	if (o->restart && *o->job.address)
+		argp_error(state, "--restart is for ranks of one host");
 	o->kill_request -= o->kill_rank >= 0 && o->kill_request >= o->first ? o->first : 0;
 }
 

@@ -140,11 +140,12 @@ static int connect_peers(struct replay *rp, struct kv_error *err)
 {
 	struct kv_comm_config config = KV_INIT(kv_comm_config);
 	uint32_t other = rp->is_decode ? 0 : rp->opt->job.prefills;
+	const char *host = *rp->opt->job.address ? rp->opt->job.address : NULL;
 	uint32_t *keep = rp->rank->slot->keep;
 	uint32_t i, port;
 	int rc;
 
-	rc = kv_listen(rp->engine, NULL, 0, &port, err);
+	rc = kv_listen(rp->engine, host, 0, &port, err);
 	if (rc)
 		return rc;
 	if (rp->rank->life > 0) {
@@ -160,6 +161,7 @@ static int connect_peers(struct replay *rp, struct kv_error *err)
 	config.rank = rp->rank->rank;
 	config.nranks = rp->rank->size;
 	config.group = rp->is_decode;
+	config.host = host;
 	config.allgather = rank_allgather;
 	config.arg = rp->rank;
 	config.timeout_ms = rp->opt->job.timeout_ms;

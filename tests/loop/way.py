@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """way.py -- the way of one block and of its acknowledgement is the one that docs/architecture.md draws
 
-usage: way.py DOCUMENT shm|ib PROGRAM
+usage: way.py DOCUMENT shm|ib|tcp PROGRAM
 
 PROGRAM (kv_way.c) writes one block, in gdb, inside which this file runs as well. At each end of the way the stack says through
 which files the calls went: that list is a row of the document's table, has at most LIMIT files, and comes back to none that it
@@ -22,6 +22,7 @@ LIMIT = 10
 ACKNOWLEDGED = ("its end", "kv_op_end", "kv_write_blocks")
 ENDS = {
     "shm": [("the block", "store.c:", "post_piece"), ("the acknowledgement", "shm_msg", "kv_incoming_flush"), ACKNOWLEDGED],
+    "tcp": [("the block", "queue_send", "post_(piece|commit)"), ("the acknowledgement", "queue_send", "kv_incoming_flush"), ACKNOWLEDGED],
     "ib": [("the block", "fake_post_send", "post_(piece|commit)"), ("the acknowledgement", "fake_post_send", "kv_incoming_flush"),
            ACKNOWLEDGED],
 }

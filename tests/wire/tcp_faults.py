@@ -17,7 +17,7 @@ import wire as wires  # noqa: E402
 from chaos import Failed, World, until  # noqa: E402
 
 SMALL = ["-g", "2x48x4096"]  # a lossy wire carries little
-SLOWLY = 60  # times the deadlines of tests/chaos, where nothing may be lost
+SLOWLY = 40  # times the deadlines of tests/chaos, where nothing may be lost
 TURNS = 5  # requests that each fault is looked at with
 
 

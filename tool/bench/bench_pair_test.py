@@ -208,6 +208,9 @@ class Namespaces(Pair):
                               "peer .*one network namespace")
         err = self.connect(target, inside=self.inside(self.holders[1]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm"})[2]
         self.assertIn("; ib: KVCACHE_TRANSPORT is shm here; tcp: ", err)
+        target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]), env={**CLEAN, "KVCACHE_TRANSPORT": "shm,ib"})[1]
+        err = self.connect(target, inside=self.inside(self.holders[1]))[2]
+        self.assertRegex(err, "UNREACHABLE.*; tcp: the peer does not have it")
 
     def test_without_rdma_it_goes_over_tcp_and_says_once_what_was_missing(self):
         side, target = self.listen(address="10.99.0.1", inside=self.inside(self.holders[0]))
