@@ -210,6 +210,7 @@ struct ag_peer {
 	atomic_int state;      /* enum ag_peer_state */
 	atomic_bool kicked;    /* the service thread is to look at it */
 	atomic_bool dropped;   /* nobody wants it any more */
+	atomic_bool fenced;    /* lost, and nothing of its connection moves any more */
 	atomic_uint cancels;   /* transfers that are to be stopped */
 	atomic_uint unloads;   /* regions that were unloaded */
 	char *name;	       /* of one that came: NULL until its hello */
@@ -293,6 +294,7 @@ struct ag_xfer {
 	struct ag_xfer *next;
 	struct tr_op *op;
 	bool stopping, committed;
+	bool in_doubt; /* its connection ended under it */
 	size_t at_run, at_span;
 	uint64_t at_byte; /* of that span */
 };

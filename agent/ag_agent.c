@@ -128,6 +128,12 @@ int ag_open(const struct ag_config *config, struct ag_agent **agent_p, struct kv
 	return 0;
 }
 
+void ag_report(struct ag_agent *agent, const char *what, const struct kv_error *err)
+{
+	kv_log_warn(agent->log, "%s: KV_ERR_%s: %s%s%s", what, kv_error_name(err->code),
+		    err->message, *err->hint ? "; " : "", err->hint);
+}
+
 const void *ag_info(const struct ag_agent *agent, size_t *len_p)
 {
 	*len_p = agent->info_len;
@@ -160,6 +166,7 @@ static void close_rest(struct ag_agent *agent)
 
 		if (!peer)
 			continue;
+		atomic_store(&peer->fenced, true); /* as far as it can be */
 		ag_mem_left_all(peer);
 		ag_rmem_drop_all(peer);
 		tr_conn_close(peer->conn);

@@ -80,6 +80,7 @@ static enum ag_turn drive_lost(struct ag_peer *peer)
 		tr_conn_close(peer->conn);
 		peer->conn = NULL;
 	}
+	atomic_store(&peer->fenced, true);
 	ag_mem_left_all(peer);
 	ag_rmem_drop_all(peer);
 	return peer->incoming || atomic_load(&peer->dropped) ? AG_TURN_GONE : AG_TURN_OVER;

@@ -87,7 +87,8 @@ void ag_move_event(struct ag_peer *peer, const struct tr_event *event)
 		ag_xfers_remove(&peer->queue, xfer); /* the connection ended in the middle */
 	count_uses(xfer, false);
 	xfer->op = NULL;
-	if (event->kind == TR_IN_DOUBT)
+	xfer->in_doubt = event->kind == TR_IN_DOUBT;
+	if (xfer->in_doubt)
 		kv_error_copy(&xfer->error, event->cause);
 	else if (event->kind == TR_CANCELLED && !xfer->error.code)
 		kv_fail(&xfer->error, KV_ERR_CANCELLED, "transfer", "it was released");

@@ -91,7 +91,7 @@ int ag_xfer_release(struct ag_xfer *xfer)
 			ag_try_drive(peer, 0, false);
 		}
 	}
-	if (is_under_way(xfer))
+	if (is_under_way(xfer) || (xfer->in_doubt && !atomic_load(&peer->fenced)))
 		return AG_AGAIN;
 	free_xfer(xfer);
 	return 0;
@@ -150,7 +150,7 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 		return KV_ERR_NOMEM;
 	kv_error_clear(&xfer->error);
 	xfer->op = NULL;
-	xfer->stopping = xfer->committed = false;
+	xfer->stopping = xfer->committed = xfer->in_doubt = false;
 	xfer->at_run = xfer->at_span = 0;
 	xfer->at_byte = 0;
 	ret = leave_xfer(xfer, err);

@@ -58,6 +58,8 @@ int ag_open(const struct ag_config *config, struct ag_agent **agent_p, struct kv
  * child that was forked it does nothing.
  */
 void ag_close(struct ag_agent *agent);
+/* A line of the agent's log: what failed, and why. */
+void ag_report(struct ag_agent *agent, const char *what, const struct kv_error *err);
 /* Where the agent is, for ag_peer_load: the same bytes for all of its life. */
 const void *ag_info(const struct ag_agent *agent, size_t *len_p);
 

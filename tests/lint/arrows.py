@@ -27,6 +27,7 @@ LAYERS = [
       for place, folder in enumerate(circles.ORDER["kvapi/"])),
     ("kvapi/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("agent/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
+    ("nixl_plugin/", {"agent/agent.h", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
     ("mpi_tests/", {"include/kvrail/", "bench/results.h"}),
@@ -52,7 +53,7 @@ def layer_of(path):
 
 def resolve(root, path, name):
     """The file of the tree that an include names, or None if it belongs to somebody else."""
-    folders = [os.path.dirname(path), "transport", "include", os.path.dirname(os.path.dirname(path)), "kvapi", "mpi_tests", "bench"]
+    folders = [os.path.dirname(path), "transport", "include", os.path.dirname(os.path.dirname(path)), "kvapi", "agent", "mpi_tests", "bench"]
     for folder in folders + ["kvapi/" + name for name in circles.ORDER["kvapi/"]]:
         candidate = os.path.normpath(os.path.join(folder, name))
         if os.path.isfile(os.path.join(root, candidate)):

@@ -12,7 +12,7 @@ import sys
 import source
 
 FILE_LINES, FILE_LINES_HARD, FUNCTION_LINES, COLUMNS = 500, 800, 70, 100
-SOURCES = (".c", ".h", ".def", ".py", ".sh", ".cmake", ".map", ".in")
+SOURCES = (".c", ".h", ".cpp", ".hpp", ".def", ".py", ".sh", ".cmake", ".map", ".in")
 
 
 def has_licence_line(text):

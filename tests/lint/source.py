@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-LIBRARY = ("transport/", "kvapi/", "net_plugin/", "agent/")
+LIBRARY = ("transport/", "kvapi/", "net_plugin/", "agent/", "nixl_plugin/")
 NOT_LIBRARY = ("kvapi/examples/",)
 
 
@@ -18,7 +18,7 @@ def files(root):
 
 
 def c_files(root):
-    return [path for path in files(root) if path.endswith((".c", ".h"))]
+    return [path for path in files(root) if path.endswith((".c", ".h", ".cpp", ".hpp"))]
 
 
 def is_library(path):

@@ -8,7 +8,7 @@ import sys
 
 import source
 
-FOLDERS = ("include/", "transport/", "kvapi/", "tool/", "net_plugin/", "agent/", "python/ext/", "tests/", "mpi_tests/", "bench/")
+FOLDERS = ("include/", "transport/", "kvapi/", "tool/", "net_plugin/", "agent/", "nixl_plugin/", "python/ext/", "tests/", "mpi_tests/", "bench/")
 PLAIN = {
     r"\b(un)?told\b": "sent, reported, given or known",
     r"\bfor want of\b": "because there is no",
