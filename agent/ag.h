@@ -297,6 +297,7 @@ struct ag_xfer {
 	bool in_doubt; /* its connection ended under it */
 	size_t at_run, at_span;
 	uint64_t at_byte; /* of that span */
+	uint64_t again;	  /* bytes that were offered from there and not accepted whole, or 0 */
 };
 
 void ag_xfers_init(struct ag_xfers *xfers);

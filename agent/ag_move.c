@@ -270,19 +270,28 @@ static enum step begin_xfer(struct ag_peer *peer, struct ag_xfer *xfer)
 	return STEP_ON;
 }
 
-/* The next spans of the run that is posted: no more than `budget` bytes, the last one cut. */
+/*
+ * The next spans of the run that is posted: no more than `budget` bytes, the last one cut. The
+ * first is what was offered last and not accepted: a part of that may be under way.
+ */
 static size_t next_spans(const struct ag_xfer *xfer, struct tr_span *span, uint64_t budget)
 {
 	const struct ag_run *run = &xfer->plan.run[xfer->at_run];
 	uint64_t skip = xfer->at_byte, base = run->rmem->base;
 	size_t n = 0;
 
+	if (xfer->again > budget)
+		return 0;
 	for (size_t i = xfer->at_span; i < run->n && n < SPANS && budget; i++) {
 		const struct tr_span *s = &xfer->plan.span[run->first + i];
 		uint64_t len = s->len - skip < budget ? s->len - skip : budget;
 
+		if (!n && xfer->again)
+			len = xfer->again;
 		span[n++] = (struct tr_span){ s->local + skip, s->remote + skip - base, len };
 		budget -= len;
+		if (skip + len < s->len)
+			break; /* cut: what follows is its rest */
 		skip = 0;
 	}
 	return n;
@@ -326,6 +335,7 @@ static enum step add_spans(struct ag_peer *peer, struct ag_xfer *xfer, uint64_t 
 		return STEP_ON;
 	}
 	*budget -= advance_spans(xfer, span, (size_t)done);
+	xfer->again = (size_t)done < n ? span[done].len : 0;
 	return done ? STEP_ON : STEP_WAIT;
 }
 

@@ -152,7 +152,7 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 	xfer->op = NULL;
 	xfer->stopping = xfer->committed = xfer->in_doubt = false;
 	xfer->at_run = xfer->at_span = 0;
-	xfer->at_byte = 0;
+	xfer->at_byte = xfer->again = 0;
 	ret = leave_xfer(xfer, err);
 	if (ret) {
 		free(xfer->note);

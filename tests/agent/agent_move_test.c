@@ -8,6 +8,8 @@
 
 enum { LEN = 1 << 20 };
 
+static bool slow_path; /* a device in software */
+
 struct two {
 	struct rig_end a, b; /* a loads b; b loads nobody */
 	struct ag_rmem *rmem;
@@ -207,6 +209,39 @@ static void more_transfers_than_the_transport_takes(void **state)
 	down(&t);
 }
 
+/* The service thread and the callers offer the transport the same bytes in the same pieces. */
+static void one_large_pair_is_moved_by_all_who_look(void **state)
+{
+	size_t len = slow_path ? 2 << 20 : 32 << 20;
+	struct ag_xfer *xfer;
+	struct kv_error err;
+	struct rig_end a, b;
+	struct ag_rmem *rmem;
+	struct ag_pair p;
+
+	(void)state;
+	rig_open(&a, "a", len);
+	rig_open(&b, "b", len);
+	rig_load(&a, &b);
+	rmem = rig_see(&a, &b, b.mem);
+	p = (struct ag_pair){ a.mem, rmem, (uintptr_t)a.buf, (uintptr_t)b.buf, len };
+	for (unsigned int i = 0; i < 6; i++) {
+		int ret;
+
+		rig_fill(a.buf, i, len);
+		assert_int_equal(ag_xfer_prepare(a.agent, "b", AG_WRITE, &p, 1, &xfer, &err), 0);
+		ret = ag_xfer_post(xfer, NULL, 0, &err);
+		while (ret == AG_AGAIN)
+			ret = ag_xfer_check(xfer, &err);
+		assert_int_equal(ret, 0);
+		assert_true(rig_is(b.buf, i, len));
+		rig_release(xfer);
+	}
+	ag_rmem_unload(rmem);
+	rig_close(&a);
+	rig_close(&b);
+}
+
 static void an_agent_reaches_itself(void **state)
 {
 	struct rig_end a;
@@ -305,11 +340,13 @@ int main(int argc, char **argv)
 		cmocka_unit_test(notifications_that_nobody_takes_wait),
 		cmocka_unit_test(lists_between_many_regions),
 		cmocka_unit_test(more_transfers_than_the_transport_takes),
+		cmocka_unit_test(one_large_pair_is_moved_by_all_who_look),
 		cmocka_unit_test(an_agent_reaches_itself),
 		cmocka_unit_test(both_ways_at_once),
 		cmocka_unit_test(what_is_wrong_is_refused_where_it_stands),
 	};
 
+	slow_path = argc < 2;
 	rig_path(argc > 1 ? argv[1] : NULL);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
