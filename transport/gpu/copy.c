@@ -16,7 +16,7 @@
 struct start {
 	uint32_t piece, chunk;
 };
-enum { CHUNK = 512, LANES = 32, THREADS = 1024 };
+enum { LANES = 32, THREADS = 1024 };
 
 enum {
 	BATCHES = 4,
@@ -180,11 +180,6 @@ static struct batch *open_batch(const struct gpu_queue *queue)
 	return &queue->batch[(queue->launched + 1) % BATCHES];
 }
 
-static uint64_t chunks_of(const struct gpu_piece *piece)
-{
-	return (piece->len + CHUNK - 1) / CHUNK;
-}
-
 /*
  * Equal shares of chunks, each from one chunk of one piece to another: that of warp w begins at
  * w * chunks / warps.
@@ -192,13 +187,13 @@ static uint64_t chunks_of(const struct gpu_piece *piece)
 static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks, unsigned int warps)
 {
 	uint64_t each = chunks / warps, more = chunks % warps, rest = 0;
-	uint64_t here = 0, end = chunks_of(&batch->piece[0]); /* chunk `here` of piece i */
+	uint64_t here = 0, end = gpu_chunks(batch->piece[0].len); /* chunk `here` of piece i */
 	uint32_t i = 0;
 
 	for (unsigned int w = 0; w < warps; w++) {
 		while (here >= end) {
 			here -= end;
-			end = chunks_of(&batch->piece[++i]);
+			end = gpu_chunks(batch->piece[++i].len);
 		}
 		batch->start[w] = (struct start){ i, (uint32_t)here };
 		here += each;
@@ -209,7 +204,7 @@ static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks,
 		}
 	}
 	i = pieces - 1;
-	batch->start[warps] = (struct start){ i, (uint32_t)chunks_of(&batch->piece[i]) };
+	batch->start[warps] = (struct start){ i, (uint32_t)gpu_chunks(batch->piece[i].len) };
 }
 
 static int launch(struct gpu_queue *queue, struct kv_error *err)
@@ -273,13 +268,11 @@ int gpu_queue_room(struct gpu_queue *queue, struct gpu_piece **piece_p, struct k
 	return (int)(PIECES - queue->pieces);
 }
 
-int gpu_queue_put(struct gpu_queue *queue, unsigned int n, struct kv_error *err)
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
 {
-	const struct gpu_piece *piece = &open_batch(queue)->piece[queue->pieces];
 	int ret = 0;
 
-	for (unsigned int i = 0; i < n; i++)
-		queue->chunks += chunks_of(&piece[i]);
+	queue->chunks += chunks;
 	queue->pieces += n;
 	if (queue->pieces < WORTH)
 		return 0;

@@ -122,7 +122,8 @@ int gpu_range_allow(struct gpu *gpu, int device, const struct gpu_range *range,
 		    struct kv_error *err);
 void gpu_range_free(struct gpu *gpu, int device, struct gpu_range *range);
 
-/* As copy.cu has it. */
+/* As copy.cu has them. */
+enum { GPU_CHUNK = 512 };
 struct gpu_piece {
 	uint64_t to, from, len;
 };
@@ -132,7 +133,12 @@ struct gpu_piece {
  * of gpu_queue_end for gpu_queue_last.
  */
 int gpu_queue_room(struct gpu_queue *queue, struct gpu_piece **piece_p, struct kv_error *err);
-int gpu_queue_put(struct gpu_queue *queue, unsigned int n, struct kv_error *err);
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err);
+/* Of a piece: what the warps share out. The sum over all goes to gpu_queue_put. */
+static inline uint64_t gpu_chunks(uint64_t len)
+{
+	return (len + GPU_CHUNK - 1) / GPU_CHUNK;
+}
 /* The batch of the piece that was added last. */
 uint64_t gpu_queue_last(const struct gpu_queue *queue);
 /*

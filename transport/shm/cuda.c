@@ -26,6 +26,7 @@ static long put_spans(struct gpu_queue *queue, uint64_t to, uint64_t from, bool 
 
 	while (done < n) {
 		int ret, room = gpu_queue_room(queue, &piece, err);
+		uint64_t chunks = 0;
 		unsigned int some;
 
 		if (room <= 0)
@@ -37,8 +38,9 @@ static long put_spans(struct gpu_queue *queue, uint64_t to, uint64_t from, bool 
 			piece[i].to = to + (write ? s->remote : s->local);
 			piece[i].from = from + (write ? s->local : s->remote);
 			piece[i].len = s->len;
+			chunks += gpu_chunks(s->len);
 		}
-		ret = gpu_queue_put(queue, some, err);
+		ret = gpu_queue_put(queue, some, chunks, err);
 		if (ret)
 			return ret;
 		done += some;

@@ -292,11 +292,12 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	enum shm_path path = path_of(rm, op->any_order, n ? spans[0].len : 0);
-	size_t now = bounded(spans, n);
+	size_t now;
 	long done;
 
 	if (rm->path == SHM_CUDA || lmem->kind == TR_MEM_DEVICE)
 		return cuda_add(op, lmem, rmem, spans, n, err);
+	now = bounded(spans, n);
 	if (path != rm->path && call_split(sc, op, lmem, rmem, spans, n))
 		return (long)n;
 	if (n && spans[0].len > SHM_ADD_BYTES && path != SHM_RING)
