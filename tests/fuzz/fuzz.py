@@ -24,7 +24,7 @@ AIMS = {
     "agent_fuzz": ["agent/ag_info.c", "agent/ag_record.c"],
     "handshake_fuzz": ["transport/frame.c", "transport/handshake.c", "transport/auth.c", "transport/lobby.c", "transport/control.c"],
     "kv_fuzz": ["kvapi/wire/kv_wire.c", "kvapi/loop/kv_hello.c", "kvapi/loop/kv_progress.c", "kvapi/lease/kv_incoming.c",
-                "kvapi/lease/kv_lease.c", "kvapi/lease/kv_lease_wire.c", "kvapi/lease/kv_place.c", "kvapi/grant/kv_grant.c",
+                "kvapi/lease/kv_lease.c", "kvapi/lease/kv_lease_wire.c", "kvapi/lease/kv_place.c", "kvapi/lease/kv_verify.c", "kvapi/grant/kv_grant.c",
                 "kvapi/op/kv_op.c", "kvapi/op/kv_post.c", "kvapi/wire/kv_plan.c", "transport/rmem.c"],
     "np_fuzz": ["net_plugin/np_wire.c", "net_plugin/np_mem.c", "net_plugin/np_send.c", "net_plugin/np_recv.c", "net_plugin/np_ahead.c",
                 "net_plugin/np_test.c"],

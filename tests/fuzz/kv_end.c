@@ -133,8 +133,10 @@ static void no_log(void *arg, int level, const char *line)
 
 void end_open(const struct step *s)
 {
-	static const char *const options[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_ARRIVALS=64",
-					       "KVCACHE_SPIN_US=0", NULL };
+	const char *const options[] = {
+		"KVCACHE_TRANSPORT=shm", "KVCACHE_ARRIVALS=64", "KVCACHE_SPIN_US=0",
+		s->a & 0x80 ? "KVCACHE_HEARTBEAT_MS=1000" : "KVCACHE_HEARTBEAT_MS=0", NULL
+	};
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_tensor tensor[TENSORS] = { { .name = "k" }, { .name = "v" } };
 	struct kv_layout layout = KV_INIT(kv_layout);

@@ -2,6 +2,7 @@
 /* kv_far.c -- the peer of kv_fuzz: its hello and setup, its messages, commits and bytes */
 #include <string.h>
 
+#include "kv_digest.h"
 #include "kv_world.h"
 
 /* ---------------------------------------------------------------- the handshake */
@@ -37,6 +38,7 @@ void far_words(const struct step *s)
 	uint64_t at = 0, len = 0;
 	size_t packed;
 
+	far.features = s->a >> 5 & (KV_CAN_CHECK | KV_WANTS_CHECK | KV_SENDS_PONG);
 	far_geometry(s);
 	hello.cache[0] = w.far;
 	w.hello_len = kv_wire_put_hello(&hello, w.hello, sizeof(w.hello));
@@ -139,9 +141,9 @@ static uint64_t bytes_of(const struct kv_msg_begin *begin)
 	return sum * begin->blocks * begin->count;
 }
 
-static void say_begin(const struct step *s)
+static void say_begin(const struct step *s, uint8_t type)
 {
-	struct kv_msg msg = { .type = KV_MSG_BEGIN };
+	struct kv_msg msg = { .type = type };
 
 	msg.begin.op = some_op(s);
 	msg.begin.cache = s->how >> 6;
@@ -226,10 +228,60 @@ static void say_ids(const struct step *s)
 	say(&msg);
 }
 
+/* What an operation of ours has written, or one of the peer's: digests that are right, or not. */
+static void say_digests(const struct step *s)
+{
+	struct kv_msg msg = { .type = KV_MSG_DIGESTS };
+	uint32_t width = TENSORS * LAYERS;
+
+	msg.digests.op = some_op(s);
+	msg.digests.count = (uint8_t)(1 + s->c % KV_DIGESTS_MAX);
+	for (uint32_t i = 0; i < msg.digests.count; i++) {
+		uint32_t slab = i % width, block = (s->d + i / width) % BLOCKS;
+		const uint8_t *at = memory + (slab * BLOCKS + block) * STRIDE;
+
+		msg.digests.block[i].block = block;
+		msg.digests.block[i].digest =
+			kv_digest(at, block_bytes[slab % TENSORS], 0, 1) ^ s->e;
+	}
+	say(&msg);
+}
+
+static void say_wrong(const struct step *s)
+{
+	struct kv_msg msg = { .type = KV_MSG_WRONG };
+
+	msg.wrong.op = w.begun[s->b % OPS];
+	msg.wrong.layer = (uint16_t)(s->c % (LAYERS + 1));
+	msg.wrong.tensor = (uint8_t)(s->d % (TENSORS + 1));
+	msg.wrong.block = s->e;
+	msg.wrong.index = s->f;
+	say(&msg);
+}
+
+static void say_rest(const struct step *s)
+{
+	static const uint8_t bare[] = { KV_MSG_ADOPTED, KV_MSG_BYE, KV_MSG_PING, KV_MSG_PONG };
+
+	switch (s->how % 8) {
+	case 4:
+		say_digests(s);
+		break;
+	case 5:
+		say_wrong(s);
+		break;
+	case 6:
+		say_begin(s, KV_MSG_PROVE);
+		break;
+	default:
+		say(&(struct kv_msg){ .type = bare[s->how % 4] });
+	}
+}
+
 /* A message with a byte that is wrong, or too short, or only bytes. */
 static void say_broken(const struct step *s)
 {
-	struct kv_msg msg = { .type = (uint8_t)(KV_MSG_BEGIN + s->a % (KV_MSG_ADOPTED + 2)) };
+	struct kv_msg msg = { .type = (uint8_t)(KV_MSG_BEGIN + s->a % (KV_MSG_PONG + 1)) };
 	uint8_t buf[TR_MSG_MAX] = { 0 };
 	size_t len;
 
@@ -238,6 +290,8 @@ static void say_broken(const struct step *s)
 		msg.ack = (struct kv_msg_ack){ .count = 1 };
 	if (msg.type == KV_MSG_IDS)
 		msg.ids = (struct kv_msg_ids){ .runs = KV_RUNS_MAX };
+	if (msg.type == KV_MSG_DIGESTS)
+		msg.digests = (struct kv_msg_digests){ .count = KV_DIGESTS_MAX };
 	if (msg.type == KV_MSG_LEASE)
 		msg.lease = (struct kv_msg_lease){ .count = 1, .blocks = 1 };
 	len = kv_wire_put(&msg, buf, sizeof(buf));
@@ -300,7 +354,7 @@ void far_says(const struct step *s)
 	switch (s->what % 12) {
 	case 0:
 	case 1:
-		say_begin(s);
+		say_begin(s, KV_MSG_BEGIN);
 		break;
 	case 2:
 		say_ack(s);
@@ -321,7 +375,7 @@ void far_says(const struct step *s)
 		say(&(struct kv_msg){ .type = KV_MSG_REVOKED, .id = { some_lease(s) } });
 		break;
 	case 8:
-		say(&(struct kv_msg){ .type = s->how & 1 ? KV_MSG_BYE : KV_MSG_ADOPTED });
+		say_rest(s);
 		break;
 	case 9:
 		say_broken(s);

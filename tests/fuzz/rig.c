@@ -502,7 +502,8 @@ void far_hello(uint16_t upper_id, uint16_t version, const void *upper, size_t le
 	static const uint8_t offer[] = { 7 };
 	uint8_t buf[FRAME_HELLO_MAX];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
-	struct frame_hello hello = { .incarnation = { 1, 2, 3 },
+	struct frame_hello hello = { .features = far.features,
+				     .incarnation = { 1, 2, 3 },
 				     .upper_id = upper_id,
 				     .upper_version = version,
 				     .upper = { upper, len },

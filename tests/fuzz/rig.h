@@ -82,6 +82,7 @@ void rig_lose(struct tr_conn *conn); /* the transport breaks */
 struct far {
 	int fd;
 	bool connecting; /* the peer is the connecting end */
+	uint64_t features; /* of its upper layer, in its hello */
 	struct auth auth;
 	uint8_t knock[FRAME_HEADER + AUTH_KNOCK];
 	uint8_t last[FRAME_HEADER + FRAME_HELLO_MAX]; /* the frame that came last */
