@@ -10,8 +10,8 @@ foreach(way gpu-gpu gpu-host host-gpu)
 	kvrail_add_test(bench_gpu_${way}_pieces COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 24 --pieces)
 	list(APPEND gpu_tests bench_gpu_${way} bench_gpu_${way}_pieces)
 endforeach()
-kvrail_add_test(gpu_life COMMAND gpu_life --gpu 3 --connects 50 --kills 1)
-kvrail_add_test(gpu_life_pieces COMMAND gpu_life --gpu 3 --connects 50 --kills 1 --pieces)
+kvrail_add_test(gpu_life COMMAND gpu_life --gpu 3 --decode 3 --connects 50 --kills 1)
+kvrail_add_test(gpu_life_pieces COMMAND gpu_life --gpu 3 --decode 3 --connects 50 --kills 1 --pieces)
 set_property(TEST ${gpu_tests} gpu_life gpu_life_pieces APPEND PROPERTY
 	ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
 

@@ -24,7 +24,7 @@ enum { BLOCK = 1 << 18, BLOCKS = 256, FLIGHT = 4, PATIENCE_MS = 30000, WARM = 20
 #define BYTES ((uint64_t)BLOCK * BLOCKS)
 
 static struct {
-	int gpu;
+	int gpu, decode; /* this process's, and the other's */
 	uint32_t connects, kills;
 	bool pieces;
 } cfg = { .connects = 1000, .kills = 20 };
@@ -115,7 +115,7 @@ static struct other other_start(const char *role, uint32_t port)
 	char number[16], gpu[16];
 
 	snprintf(number, sizeof(number), "%u", port);
-	snprintf(gpu, sizeof(gpu), "%d", cfg.gpu);
+	snprintf(gpu, sizeof(gpu), "%d", cfg.decode);
 	if (pipe(out) || pipe(in))
 		fail("pipe", strerror(errno));
 	other.pid = fork();
@@ -409,7 +409,7 @@ static void kills(struct node *node)
 }
 
 static const char usage[] =
-	"usage: gpu_life [--gpu N] [--connects N] [--kills N] [--pieces]\n"
+	"usage: gpu_life [--gpu N] [--decode N] [--connects N] [--kills N] [--pieces]\n"
 	"\n"
 	"Exit status: 0, 1 an error, something lost or a wrong byte, 77 there is no GPU here.\n";
 
@@ -417,6 +417,7 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "gpu", required_argument, NULL, 'g' },
+		{ "decode", required_argument, NULL, 'd' },
 		{ "connects", required_argument, NULL, 'c' },
 		{ "kills", required_argument, NULL, 'k' },
 		{ "pieces", no_argument, NULL, 'm' },
@@ -429,12 +430,15 @@ int main(int argc, char **argv)
 	struct node node;
 	int c;
 
-	while ((c = getopt_long(argc, argv, "g:c:k:m", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "g:d:c:k:m", options, NULL)) != -1) {
 		unsigned long v = optarg ? strtoul(optarg, NULL, 10) : 0;
 
 		switch (c) {
 		case 'g':
 			cfg.gpu = (int)v;
+			break;
+		case 'd':
+			cfg.decode = (int)v;
 			break;
 		case 'c':
 			cfg.connects = (uint32_t)v;

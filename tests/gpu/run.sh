@@ -6,7 +6,7 @@
 # usage: tests/gpu/run.sh [check|life|table|all|two]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
-# one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table between GPU 0 and GPU 1.
+# one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table and life between GPU 0 and GPU 1.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
@@ -57,6 +57,9 @@ fi
 if [ "$what" = two ]; then
 	run "$build/gpu_pd" --decode 1 --json "h200x2_gpu.json"
 	run "$build/gpu_pd" --decode 1 --sms 132 --json "h200x2_gpu_132.json"
+	run "$build/gpu_pd" --decode 1 --pieces
+	run "$build/gpu_life" --decode 1 --connects 200
+	run "$build/gpu_life" --decode 1 --connects 100 --pieces
 fi
 if [ "$what" = table ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
