@@ -22,6 +22,12 @@ kvrail_add_test(bench_detect_long COMMAND kv_detect --bars LABELS long TIMEOUT 6
 if(TARGET kv_pd_bench)
 	set(bench $<TARGET_FILE:kv_pd_bench>)
 	set(tiny -b 1K -e 16K -f 4 -n 200 --pool 16M -i 6 -w 2)
+	kvrail_add_test(bench_memory_of_a_gpu COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
+		${bench} --local 1+1 --memory cuda:3 ${tiny})
+	set_property(TEST bench_memory_of_a_gpu APPEND PROPERTY
+		ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda;KVCACHE_TRANSPORT=shm")
+	kvrail_add_test(bench_memory_without_a_gpu COMMAND ${expect} 1 "there is no GPU 63 here" --
+		${bench} --local 1+1 --memory cuda:63 ${tiny})
 	kvrail_add_test(bench_one_sided COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
 		${bench} --local 1+1 ${tiny})
 	kvrail_add_test(bench_groups COMMAND ${expect} 0 "^ +16384 +200 " "Out of bounds values : 0 OK" --
