@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """two_hosts.py -- a job of mpirun with its ranks on two hosts, which are two network namespaces (wire.py)
 
-    two_hosts.py [--loss SHARE] RANKS PROGRAM [ARGUMENT ...]
+    two_hosts.py [--loss SHARE] [--delay SECONDS] RANKS PROGRAM [ARGUMENT ...]
 
 Half of the ranks run on each. mpirun starts on the first; on the second it starts its daemon by what stands in for ssh."""
 import argparse
@@ -16,7 +16,7 @@ import wire as wires
 
 def run(args):
     wire = wires.Wire(1)
-    wire.loss = [args.loss, args.loss]
+    wire.loss, wire.delay = [args.loss, args.loss], args.delay
     with tempfile.TemporaryDirectory(prefix="kvrail-hosts-") as folder:
         ssh = os.path.join(folder, "ssh")
         with open(ssh, "w", encoding="ascii") as file:
@@ -38,6 +38,7 @@ def run(args):
 def main():
     parser = argparse.ArgumentParser(prog="two_hosts.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--loss", type=float, default=0, help="share of the packets that the wire loses, each way")
+    parser.add_argument("--delay", type=float, default=0, help="seconds that a packet takes, each way")
     parser.add_argument("ranks", type=int)
     parser.add_argument("program")
     parser.add_argument("argument", nargs=argparse.REMAINDER)

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_tcp_calls.c -- system calls that move the bytes of an operation over TCP, at each end: a block
+ * and its notify leave by one and come by one, and each further stream costs one more
+ */
+#include <poll.h>
+
+#include "lib/test.h"
+#include "tr_pair.h"
+
+enum { BLOCK = 4096, BLOCKS = 200, REGION = 4 << 20, SEED = 1 };
+
+struct cost {
+	unsigned int blocks, streams;
+	uint64_t out_most;  /* calls of the writer */
+	bool comes_at_once; /* by one call of the receiver */
+};
+
+static const struct cost costs[] = {
+	{ 1, 1, 1, true },
+	{ BLOCKS, 1, 2, false }, /* 800 KiB: sent from 512 KiB on, and with the commit */
+	{ BLOCKS, 3, 4, false },
+};
+
+static uint64_t calls(struct pair_side *s)
+{
+	struct tr_counters counters;
+
+	tr_conn_counters(s->conn, &counters);
+	return counters.syscalls;
+}
+
+static void write_blocks(struct pair_side *s)
+{
+	const struct cost *cost = s->config->arg;
+	struct tr_span span[BLOCKS];
+	struct kv_error err;
+	struct tr_op *op;
+	uint64_t before;
+
+	pair_up(s);
+	pair_fill(s->base, SEED, 0, REGION);
+	for (uint64_t i = 0; i < cost->blocks; i++)
+		span[i] = (struct tr_span){ i * 2 * BLOCK, i * 2 * BLOCK, BLOCK };
+	pair_meet(s);
+	before = calls(s);
+	PAIR_CHECK(!tr_op_begin(s->conn, TR_WRITE, 1, &op, &err));
+	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, span, cost->blocks, &err) == cost->blocks);
+	PAIR_CHECK(!tr_op_commit(op, TR_NOTIFY, 1, &err));
+	PAIR_CHECK(calls(s) - before <= cost->out_most);
+	pair_wait_ended(s, 1);
+	pair_say(s, 1);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void be_written(struct pair_side *s)
+{
+	const struct cost *cost = s->config->arg;
+	uint64_t before;
+
+	pair_up(s);
+	pair_meet(s);
+	PAIR_CHECK(pair_hear(s) == 1); /* all of it is here, or on its way */
+	before = calls(s);
+	if (cost->comes_at_once) {
+		struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
+
+		PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1);
+		pair_poll(s, 0);
+		PAIR_CHECK(s->notifies == 1 && calls(s) - before == 1);
+	}
+	pair_wait_notifies(s, 1);
+	for (uint64_t i = 0; i < cost->blocks; i++)
+		PAIR_CHECK(pair_differs(s->base + i * 2 * BLOCK, SEED, i * 2 * BLOCK, BLOCK) < 0);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void blocks_and_their_notify_cost_as_few_calls_as_they_can(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof(costs) / sizeof(costs[0]); i++) {
+		char streams[64];
+		struct pair_config config = { .parent_path = "tcp",
+					      .child_path = "tcp",
+					      .region = REGION,
+					      .option = streams,
+					      .arg = (void *)(uintptr_t)&costs[i] };
+
+		snprintf(streams, sizeof(streams), "KVCACHE_TCP_STREAMS=%u", costs[i].streams);
+		assert_int_equal(pair_run(&config, write_blocks, be_written), 0);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(blocks_and_their_notify_cost_as_few_calls_as_they_can),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
