@@ -33,6 +33,7 @@ static const struct {
 	{ "cuModuleLoadData", (void **)&cuda.module_load },
 	{ "cuModuleGetFunction", (void **)&cuda.module_function },
 	{ "cuStreamCreate", (void **)&cuda.stream_create },
+	{ "cuStreamDestroy_v2", (void **)&cuda.stream_destroy },
 	{ "cuStreamQuery", (void **)&cuda.stream_query },
 	{ "cuLaunchKernel", (void **)&cuda.launch },
 };

@@ -37,6 +37,7 @@ struct cuda_functions {
 	int (*module_load)(void **module_p, const void *image);
 	int (*module_function)(void **function_p, void *module, const char *name);
 	int (*stream_create)(void **stream_p, unsigned int flags);
+	int (*stream_destroy)(void *stream);
 	int (*stream_query)(void *stream);
 	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
 		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,

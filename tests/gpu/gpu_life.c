@@ -80,6 +80,12 @@ static void node_open(struct node *node)
 	check(kv_cache_register(node->engine, &layout, &node->cache, &err), &err);
 }
 
+static void node_close(struct node *node)
+{
+	kv_engine_close(node->engine);
+	free(node->seen);
+}
+
 static struct kv_peer *node_connect(const struct node *node, uint32_t port)
 {
 	struct kv_error err;
@@ -169,7 +175,7 @@ static void role_reads(void)
 		while (kv_poll_arrivals(node.engine, &arrival, 1, &err) > 0)
 			if (arrival.kind == KV_ARRIVAL_PEER_LOST)
 				check(kv_peer_close(arrival.peer, PATIENCE_MS, &err), &err);
-	kv_engine_close(node.engine);
+	node_close(&node);
 }
 
 /* Writes for ever. */
@@ -317,6 +323,7 @@ static void streams(struct node *node)
 		if (word[BYTES / 2 / 4 + i] != FILLS)
 			fail("streams", "a block was sent before the stream had filled it");
 	printf("streams: right\n");
+	must(cuda.stream_destroy(options.stream), "cuStreamDestroy");
 	check(kv_peer_close(peer, PATIENCE_MS, &err), &err);
 	other_kill(&other);
 }
@@ -474,6 +481,6 @@ int main(int argc, char **argv)
 	if (cfg.kills)
 		kills(&node);
 	streams(&node); /* the last: it changes every block */
-	kv_engine_close(node.engine);
+	node_close(&node);
 	return 0;
 }
