@@ -4,6 +4,7 @@
  * loss is followed to its end
  */
 #include "kv_loop.h"
+#include "kv_probe.h"
 
 #include <string.h>
 
@@ -155,6 +156,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 	kv_table_unwatch(peer);
 	if (!peer->leaving) {
 		kv_count(engine, peers_lost, 1);
+		KV_PROBE_PEER(lost, peer, peer->error.code);
 		kv_count_at(&engine->lost[-(peer->bye ? KV_ERR_CLOSED : peer->error.code)], 1);
 	}
 	kv_count(engine, peers_now, -1);

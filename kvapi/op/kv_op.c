@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_op.c -- an operation's slot, its stages and its one end */
 #include "kv_op.h"
+#include "kv_probe.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -72,6 +73,7 @@ static void op_count(struct kv_op *op)
 
 	atomic_fetch_add(&op->cache->users, 1);
 	kv_count(engine, in_flight, 1);
+	KV_PROBE_OP(begin, op, op->bytes);
 	if (op->kind == KV_OP_WRITE)
 		kv_count(engine, writes, 1);
 	else if (op->kind == KV_OP_READ)
@@ -179,6 +181,7 @@ static void count_end(struct kv_op *op, int code)
 	atomic_fetch_sub(&op->cache->users, 1);
 	kv_count(engine, in_flight, -1);
 	kv_count_at(&engine->ended[op->kind][-code], 1);
+	KV_PROBE_OP(ended, op, code);
 	if (engine->timed && !code)
 		count_times(op);
 }
@@ -381,6 +384,7 @@ void kv_op_sent(struct kv_op *op)
 static void written(struct kv_op *op)
 {
 	op->written = true;
+	KV_PROBE_OP(written, op, 0);
 	if (op->engine->timed)
 		op->written_ns = kv_now_ns();
 	if (op->acked)
@@ -428,11 +432,13 @@ static void take_ack(struct kv_op *op, int status)
 {
 	if (status == KV_ACK_VISIBLE) {
 		op->visible = true;
+		KV_PROBE_OP(visible, op, 0);
 		if (op->written)
 			raise_grade(op, KV_VISIBLE);
 		return;
 	}
 	op->acked = true;
+	KV_PROBE_OP(acked, op, status);
 	op->ack_status = status;
 	/*
 	 * Now, not when the transport is done too: the receiver may use the lease's number again at

@@ -3,6 +3,7 @@
  * kv_post.c -- the steps of an operation: its lease, BEGIN, the spans, the commit; on the data path
  */
 #include "kv_op.h"
+#include "kv_probe.h"
 
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
@@ -130,6 +131,7 @@ static enum kv_step pass_gate(struct kv_op *op)
 void kv_op_committed(struct kv_op *op)
 {
 	op->committed = true;
+	KV_PROBE_OP(posted, op, op->bytes);
 	op->stage = KV_STAGE_FLIGHT;
 	kv_bit_clear(op->peer->link->posting, kv_op_slot(op));
 	if (op->written)
