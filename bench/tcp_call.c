@@ -1,22 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * tcp_call.c -- what one block costs until its write is acknowledged, over TCP, beside a bare echo
- * of the same bytes over the same kind of socket
+ * tcp_call.c -- what one block costs until its write is acknowledged, beside a bare echo of the
+ * same bytes over a TCP socket, and how often a thread of either end slept for it
  *
- *   tcp_call [-n CALLS] [-r ROUNDS] [BYTES]
+ *   tcp_call [-t TRANSPORT] [-n CALLS] [-r ROUNDS] [BYTES]
  *
  * Two processes. A round is CALLS echoes and CALLS kv_write_blocks of one block, in turns; printed
  * is the median of a round's medians, and of their ratios. The echo's two ends sleep in recv; the
- * engine waits as KVCACHE_SPIN_US says.
+ * engine waits as KVCACHE_SPIN_US and KVCACHE_SERVICE_SPIN_US say. Sleeps are voluntary switches of
+ * the calling thread and of the engines' own, while blocks are written.
  */
+#include <dirent.h>
 #include <getopt.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <signal.h>
@@ -30,7 +34,10 @@
 enum { BLOCKS = 64, ROUNDS_MAX = 99, CALLS_MAX = 10000 };
 
 static size_t bytes = 4096;
+static pid_t other;
+static long sleeps[3]; /* writer's thread, its service thread, the receiver's */
 static int calls = 2000, rounds = 9;
+static char transport[64] = "KVCACHE_TRANSPORT=tcp";
 
 static void need(int ret, const struct kv_error *err)
 {
@@ -59,7 +66,7 @@ struct side {
 
 static void open_side(struct side *s)
 {
-	static const char *const options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
+	const char *const options[] = { transport, NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_tensor tensor = { .name = "k", .block_bytes = bytes };
 	struct kv_layout layout = KV_INIT(kv_layout);
@@ -132,10 +139,50 @@ static double echo(int fd, uint8_t *buf, double *us)
 	return results_median(us, (uint32_t)calls);
 }
 
+/* Of the service thread of a process. */
+static long service_sleeps(pid_t pid)
+{
+	char path[300], line[128];
+	struct dirent *entry;
+	long sum = 0, n;
+	DIR *tasks;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	tasks = opendir(path);
+	sure(tasks != NULL, "the threads of a process");
+	while ((entry = readdir(tasks))) {
+		bool service = false;
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/status", (int)pid, entry->d_name);
+		file = fopen(path, "re");
+		while (file && fgets(line, sizeof(line), file))
+			if (!strcmp(line, "Name:\tkvrail\n"))
+				service = true;
+			else if (service && sscanf(line, "voluntary_ctxt_switches: %ld", &n) == 1)
+				sum += n;
+		if (file)
+			fclose(file);
+	}
+	closedir(tasks);
+	return sum;
+}
+
+static void count_sleeps(int sign)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_THREAD, &usage);
+	sleeps[0] += sign * usage.ru_nvcsw;
+	sleeps[1] += sign * service_sleeps(getpid());
+	sleeps[2] += sign * service_sleeps(other);
+}
+
 static double block(struct side *s, struct kv_peer *peer, double *us)
 {
 	const struct kv_layers first = { 0, 1 };
 
+	count_sleeps(-1);
 	for (int i = 0; i < calls; i++) {
 		int64_t id = i % BLOCKS;
 		double t = now_us();
@@ -143,7 +190,13 @@ static double block(struct side *s, struct kv_peer *peer, double *us)
 		need(kv_write_blocks(peer, s->cache, first, &id, &id, 1, NULL, &s->err), &s->err);
 		us[i] = now_us() - t;
 	}
+	count_sleeps(1);
 	return results_median(us, (uint32_t)calls);
+}
+
+static double per_call(int which)
+{
+	return (double)sleeps[which] / calls / rounds;
 }
 
 static void measure(int fd, struct side *s, struct kv_peer *peer)
@@ -155,6 +208,7 @@ static void measure(int fd, struct side *s, struct kv_peer *peer)
 	sure(buf != NULL, "calloc");
 	echo(fd, buf, us); /* the first warms up */
 	block(s, peer, us);
+	memset(sleeps, 0, sizeof(sleeps));
 	for (int r = 0; r < rounds; r++) {
 		if (r % 2)
 			blocks[r] = block(s, peer, us);
@@ -164,9 +218,12 @@ static void measure(int fd, struct side *s, struct kv_peer *peer)
 		ratio[r] = blocks[r] / echoes[r];
 	}
 	printf("# %d rounds of %d calls; medians, microseconds\n"
-	       "#  bytes     echo    acked  ratio\n%8zu %8.2f %8.2f %6.2f\n",
+	       "#                               sleeps a call: writer's, its service's, receiver's\n"
+	       "#  bytes     echo    acked  ratio   caller service service\n"
+	       "%8zu %8.2f %8.2f %6.2f   %6.2f %7.2f %7.2f\n",
 	       rounds, calls, bytes, results_median(echoes, (uint32_t)rounds),
-	       results_median(blocks, (uint32_t)rounds), results_median(ratio, (uint32_t)rounds));
+	       results_median(blocks, (uint32_t)rounds), results_median(ratio, (uint32_t)rounds),
+	       per_call(0), per_call(1), per_call(2));
 	free(buf);
 }
 
@@ -181,17 +238,19 @@ int main(int argc, char **argv)
 	uint32_t port;
 	pid_t pid;
 
-	while ((c = getopt(argc, argv, "n:r:")) != -1)
+	while ((c = getopt(argc, argv, "n:r:t:")) != -1)
 		if (c == 'n')
 			calls = (int)strtol(optarg, NULL, 10);
 		else if (c == 'r')
 			rounds = (int)strtol(optarg, NULL, 10);
+		else if (c == 't')
+			snprintf(transport, sizeof(transport), "KVCACHE_TRANSPORT=%s", optarg);
 		else
 			return 2;
 	if (optind < argc)
 		bytes = strtoul(argv[optind], NULL, 10);
 	if (calls < 1 || calls > CALLS_MAX || rounds < 1 || rounds > ROUNDS_MAX || !bytes) {
-		fprintf(stderr, "usage: tcp_call [-n CALLS] [-r ROUNDS] [BYTES]\n");
+		fprintf(stderr, "usage: tcp_call [-t TRANSPORT] [-n CALLS] [-r ROUNDS] [BYTES]\n");
 		return 2;
 	}
 	listener = socket(AF_INET, SOCK_STREAM, 0);
@@ -199,7 +258,7 @@ int main(int argc, char **argv)
 		     !listen(listener, 1) && !getsockname(listener, (struct sockaddr *)&sa, &len) &&
 		     !pipe(pipes),
 	     "listen");
-	pid = fork();
+	pid = other = fork();
 	if (!pid)
 		serve(listener, pipes[1]);
 	open_side(&s);

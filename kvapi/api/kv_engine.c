@@ -60,6 +60,7 @@ static void read_options(struct kv_engine *engine)
 	engine->spin_ns = kv_option_int(set, KV_OPT_SPIN_US) * KV_NS_PER_US;
 	if (!kv_option_is_set(set, KV_OPT_SPIN_US) && sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		engine->spin_ns = 0; /* one CPU: while this thread spins, nothing else can run */
+	kv_linger_open(engine);
 	engine->op_timeout_ms = kv_option_int(set, KV_OPT_OP_TIMEOUT_MS);
 	engine->handshake_ms = kv_option_int(set, KV_OPT_HANDSHAKE_MS);
 	engine->peers_max = (uint32_t)kv_option_int(set, KV_OPT_MAX_PEERS);

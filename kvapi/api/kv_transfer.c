@@ -276,8 +276,13 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 	if (ret)
 		return ret;
 	ret = group ? request_collect(group, op, err) : request_start(op, req->blocking, err);
-	if (!op->unclaimed)
-		kv_peer_release(op->peer);
+	if (op->unclaimed)
+		return ret;
+	if (!ret && req->blocking) { /* not armed meanwhile: its end needs no bell */
+		kv_op_spin(op, KV_ACKED);
+		op->spun = true;
+	}
+	kv_peer_release(op->peer);
 	return ret;
 }
 

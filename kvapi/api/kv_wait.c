@@ -42,8 +42,7 @@ bool kv_op_post(struct kv_op *op)
 	return any;
 }
 
-/* With the claim: polls and posts until that time, or until another thread wants the peer. */
-static void spin(struct kv_op *op, int grade)
+void kv_op_spin(struct kv_op *op, int grade)
 {
 	int64_t until = spin_until(op);
 
@@ -78,7 +77,9 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 			give_up_ns = deadline_ns;
 			continue;
 		}
-		spin(op, grade);
+		if (!op->spun)
+			kv_op_spin(op, grade);
+		op->spun = false;
 		/* No other thread may be there to see that its deadline has passed. */
 		if (op->stage != KV_STAGE_STOP)
 			own = op->deadline_ns;

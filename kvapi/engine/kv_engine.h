@@ -159,6 +159,24 @@ bool kv_arrivals_push(struct kv_engine *engine, const struct kv_arrival *arrival
 void kv_arrivals_forget(struct kv_engine *engine,
 			const struct kv_peer *peer); /* the handle becomes invalid */
 
+/* ---------------------------------------------------------------- loop/kv_linger.c */
+
+enum { KV_LINGER_PEERS = 8 };
+
+/* Under engine.turn. */
+struct kv_linger {
+	int64_t ns;	  /* that a peer is polled after it had work */
+	bool asked;	  /* by the option: whatever processors there are */
+	int processors;   /* that this process may use */
+	int64_t until_ns; /* of all peers here */
+	int64_t off_ns;	  /* until then none */
+	long preempted;
+	unsigned int n; /* peers; they are neither armed nor watched */
+	struct {
+		uint32_t index, generation;
+	} peer[KV_LINGER_PEERS];
+};
+
 /* ---------------------------------------------------------------- engine: api/kv_engine.c */
 
 struct kv_engine {
@@ -195,6 +213,7 @@ struct kv_engine {
 	 */
 	bool deaf, knocked;
 	int64_t listener_ns;
+	struct kv_linger linger;
 	struct kv_waiter waiter; /* kv_progress waits here while another thread runs the loop */
 
 	pthread_mutex_t lock;

@@ -56,6 +56,16 @@ int kv_peer_take_events(struct kv_peer *peer); /* the first part of a round; ret
 int kv_peer_progress(struct kv_peer *peer, bool may_post);
 /* What the service thread does with a peer, claim held. false: the peer is gone, freed. */
 bool kv_peer_service(struct kv_peer *peer, int *done_p);
+/* One that is up, and stays unarmed. */
+void kv_peer_poll(struct kv_peer *peer, int *done_p);
+
+/* kv_linger.c, under engine.turn but for open */
+void kv_linger_open(struct kv_engine *engine);
+/* With the claim: true: the peer had work and goes on being polled; it is not given to epoll. */
+bool kv_linger_take(struct kv_peer *peer, int done);
+bool kv_linger_has(const struct kv_linger *linger, uint32_t index);
+/* Polls them for a moment, and gives them back when their time is over; things done. */
+int kv_linger_turn(struct kv_engine *engine, bool *restless_p);
 /* The same for a peer without an owner, in a handshake or lost. */
 bool kv_peer_discard(struct kv_peer *peer);
 /* A peer whose kv_connect returned before the handshake ended. false: freed. */

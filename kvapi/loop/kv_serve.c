@@ -18,6 +18,21 @@ static void wake_posters(struct kv_peer *peer, bool moved)
 	}
 }
 
+static void tell_posters(struct kv_peer *peer, bool moved)
+{
+	if (!peer->engine->caller_mode && kv_bits_any(peer->link->posting))
+		wake_posters(peer, moved);
+}
+
+void kv_peer_poll(struct kv_peer *peer, int *done_p)
+{
+	int done = kv_peer_progress(peer, false);
+
+	*done_p += done;
+	if (peer->state == KV_PEER_UP)
+		tell_posters(peer, done);
+}
+
 bool kv_peer_service(struct kv_peer *peer, int *done_p)
 {
 	int done;
@@ -44,7 +59,6 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 		kv_peer_break(peer, KV_ERR_PEER_LOST,
 			      "no kv_comm_init of this engine has taken it in within %d ms",
 			      KV_COMM_MS);
-	if (!peer->engine->caller_mode && kv_bits_any(peer->link->posting))
-		wake_posters(peer, done);
+	tell_posters(peer, done);
 	return true;
 }

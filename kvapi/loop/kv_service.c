@@ -29,7 +29,8 @@ static int sweep(struct kv_engine *engine, bool *restless_p)
 	int done = 0;
 
 	for (uint32_t i = 0; i < engine->peers_end && !has_enough(engine); i++) {
-		struct kv_peer *peer = kv_table_try(engine, i, NULL);
+		struct kv_peer *peer =
+			kv_linger_has(&engine->linger, i) ? NULL : kv_table_try(engine, i, NULL);
 
 		if (!peer || !serve_peer(peer, &done))
 			continue;
@@ -60,7 +61,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	if (!peer || !serve_peer(peer, &done))
 		return done;
 	*restless_p |= peer->restless;
-	if (peer->state < KV_PEER_LOST)
+	if (peer->state < KV_PEER_LOST && !kv_linger_take(peer, done))
 		kv_table_rearm(peer);
 	kv_claim_release(&peer->claim);
 	return done;
@@ -108,13 +109,15 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 	engine->enough_ns = engine->caller_mode ? kv_deadline_ns(KV_STOP_MS) : KV_NO_DEADLINE;
 	if (engine->caller_mode)
 		done = sweep(engine, &restless);
+	else
+		done = kv_linger_turn(engine, &restless);
 	if (kv_peer_accept_due(engine)) {
 		kv_peer_accept(engine);
 		done++;
 	}
 	atomic_store(&engine->idle, true);
 	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
-		       done ? 0 : turn_timeout_ms(engine, wake_ns, restless));
+		       done || engine->linger.n ? 0 : turn_timeout_ms(engine, wake_ns, restless));
 	atomic_store(&engine->idle, false);
 	for (int i = 0; i < n; i++)
 		if (events[i].data.u64 == KV_TOKEN_WAKE)

@@ -32,6 +32,7 @@ struct kv_op {
 	bool visible;   /* the receiver has said so, and holds its acknowledgement back */
 	bool acked;
 	bool passed;   /* not all is posted because another thread wanted the peer */
+	bool spun;     /* its caller has polled for it, and sleeps next */
 	bool unclaimed; /* its caller could not take the claim again */
 	bool blocking; /* its caller waits: the id arrays stay valid */
 	bool admitted; /* kv_op_admit has accepted it before */

@@ -215,6 +215,8 @@ void kv_table_unwatch(struct kv_peer *peer);
 bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
 /* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
 struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
+/* The same, but threads that wait for the peer have it first, and its holder learns nothing. */
+struct kv_peer *kv_table_glance(struct kv_engine *engine, uint32_t index);
 /*
  * To look at a peer whose handle the caller does not hold, and to release it: it may be freed a
  * moment later. Its connection must not be polled or posted to. Tries until the deadline; NULL:

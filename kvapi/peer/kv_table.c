@@ -66,6 +66,18 @@ struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uin
 	return taken ? NULL : peer;
 }
 
+struct kv_peer *kv_table_glance(struct kv_engine *engine, uint32_t index)
+{
+	struct kv_peer *peer;
+
+	pthread_mutex_lock(&engine->lock);
+	peer = engine->peer[index];
+	if (peer && (atomic_load(&peer->claim.wanting) || !kv_claim_try(&peer->claim)))
+		peer = NULL;
+	pthread_mutex_unlock(&engine->lock);
+	return peer;
+}
+
 bool kv_table_knows(struct kv_engine *engine, uint32_t index)
 {
 	bool known;

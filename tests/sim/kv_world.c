@@ -335,10 +335,13 @@ static void log_line(void *arg, int level, const char *line)
 
 static int try_open(struct engine *e, struct kv_error *err)
 {
-	static const char *const options[] = {
-		"KVCACHE_SPIN_US=2", "KVCACHE_OP_TIMEOUT_MS=5000",   "KVCACHE_HANDSHAKE_MS=3000",
-		"KVCACHE_DEBUG=1",   "KVCACHE_PEER_TIMEOUT_MS=5000", NULL
-	};
+	static const char *const options[] = { "KVCACHE_SPIN_US=2",
+					       "KVCACHE_SERVICE_SPIN_US=2",
+					       "KVCACHE_OP_TIMEOUT_MS=5000",
+					       "KVCACHE_HANDSHAKE_MS=3000",
+					       "KVCACHE_DEBUG=1",
+					       "KVCACHE_PEER_TIMEOUT_MS=5000",
+					       NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	char name[] = { 'e', (char)('0' + e->number), '\0' };
 	int ret;

@@ -197,7 +197,7 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 	return done;
 }
 
-/* The socket and the pidfd: looked at after a sleep only, everything else is in the ring. */
+/* The socket and the pidfd: everything else is in the ring. */
 static int look_at_link(struct shm_conn *sc, struct kv_error *err)
 {
 	int ret = link_drain(sc, err);
@@ -226,6 +226,21 @@ static int move_rings(struct shm_conn *sc, struct kv_error *err)
 	return taken + answered + passed + send_progress(sc);
 }
 
+/*
+ * After it was ready to sleep: the peer has rung, or may be gone. That costs system calls, and most
+ * who were ready did not sleep; what else made the descriptor readable still does.
+ */
+static bool may_be_told(struct shm_conn *sc)
+{
+	_Atomic uint32_t *asleep = &sc->seg.shared->side[sc->side].asleep;
+	bool rung = !atomic_exchange_explicit(asleep, 0, memory_order_relaxed);
+
+	if (!rung && ++sc->unlooked < SHM_UNLOOKED)
+		return false;
+	sc->unlooked = 0;
+	return true;
+}
+
 int shm_progress(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
@@ -235,9 +250,8 @@ int shm_progress(struct tr_conn *conn)
 
 	if (sc->armed) {
 		sc->armed = false;
-		atomic_store_explicit(&sc->seg.shared->side[sc->side].asleep, 0,
-				      memory_order_relaxed);
-		ret = look_at_link(sc, &cause);
+		if (may_be_told(sc))
+			ret = look_at_link(sc, &cause);
 	}
 
 	link_wake_again(sc);

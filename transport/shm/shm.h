@@ -49,6 +49,7 @@ enum shm_limits {
 	SHM_COPY_THREADS_MAX = 64,
 	/* Spans of a call whose pages are asked for; more are worth a thread, if one is idle. */
 	SHM_PRESENT_SPANS = 8,
+	SHM_UNLOOKED = 8,	    /* ends of a sleep without a bell, until it looks at the link */
 	SHM_LOOKS = 8,		    /* answers that are remembered, for */
 	SHM_LOOK_NS = 50 * 1000,    /* as long as a call for 1 MiB takes */
 	SHM_COPY_PATIENCE_MS = 10, /* until a call that has not returned is not waited for */
@@ -267,6 +268,7 @@ struct shm_conn {
 	struct shm_answer answer[SHM_READS_MAX];
 	unsigned int answer_head, answer_tail;
 	bool armed;
+	uint8_t unlooked; /* times that it was armed, not rung, and the link not looked at */
 	bool unrung;  /* the peer may sleep though link_wake was called */
 	bool hung_up; /* the socket's EOF or the pidfd was seen */
 
