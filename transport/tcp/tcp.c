@@ -65,8 +65,11 @@ static int tcp_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv
 	*handle_p = NULL; /* nothing is needed of host memory */
 	if (mem->kind == TR_MEM_HOST)
 		return 0;
-	return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-		       "a GPU's memory is moved over a NIC only, for now, and not by TCP");
+	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+		"a GPU's memory is not moved by TCP: no CPU may touch it");
+	kv_error_hint(err, "kernels move it on one host, a NIC that reaches it between hosts; else "
+			   "copy the blocks to a pool of kv_alloc and send them from there");
+	return KV_ERR_UNSUPPORTED;
 }
 
 static void tcp_mem_dereg(void *ctx, void *handle)
