@@ -16,12 +16,14 @@ int ag_mem_reg(struct ag_agent *agent, void *addr, size_t len, struct ag_mem **m
 	       struct kv_error *err)
 {
 	struct ag_mem *mem = calloc(1, sizeof(*mem));
+	unsigned int access = TR_REMOTE_WRITE | TR_REMOTE_READ;
 	int ret;
 
 	if (!mem)
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
-	ret = tr_mem_reg(agent->tr, addr, len, TR_MEM_HOST,
-			 TR_REMOTE_WRITE | TR_REMOTE_READ | TR_RELAXED, &mem->mem, err);
+	if (kv_option_bool(agent->options, KV_OPT_RELAX_ORDERING))
+		access |= TR_RELAXED;
+	ret = tr_mem_reg(agent->tr, addr, len, TR_MEM_HOST, access, &mem->mem, err);
 	if (ret) {
 		free(mem);
 		return ret;
