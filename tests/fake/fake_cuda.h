@@ -19,7 +19,7 @@ struct fake_cuda {
 	int ordering;	 /* of a NIC's writes: 0, 100 or 200 (all devices) */
 	int export_says; /* what cuMemGetHandleForAddressRange returns; 0 = it works */
 	bool managed;	 /* the driver calls the memory the host's */
-	int contexts;	 /* pushed and not popped */
+	_Atomic int contexts; /* pushed and not popped */
 	int exported;	 /* descriptors given out */
 	int slow;	 /* questions that each event answers with NOT_READY */
 	bool hold;	 /* no kernel ends */
@@ -33,7 +33,7 @@ struct fake_cuda {
 	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	int launched;	 /* kernels */
-	int open;	 /* streams, events, mappings, pinned ranges, retained contexts, modules */
+	_Atomic int open; /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };
 extern struct fake_cuda fake_cuda;
 

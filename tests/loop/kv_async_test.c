@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "lib/bar.h"
 
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
@@ -200,7 +201,7 @@ static void grades_come_one_after_the_other(void **state)
  * layer is one here. What it leaves for its tick, every 100 ms, takes TURNS ticks.
  */
 enum { TURNS = 30, MANY_LAYERS = TURNS * 65 / RIG_TENSORS, FEW_BLOCKS = 5 };
-#define TICKS_MS slow_ms(TURNS * 100 / 2)
+enum { TICKS_MS = TURNS * 100 / 2 };
 static const struct shape many_pieces = {
 	.layers = MANY_LAYERS,
 	.blocks = FEW_BLOCKS,
@@ -222,10 +223,12 @@ static uint64_t blocks_out(struct node *node)
 /* The receiver's engine runs; of the writer's nothing but its service thread. */
 static void await_blocks(struct pair *p, const int64_t *ids, size_t n, struct kv_op *op)
 {
+	struct bar began = bar_begin();
 	struct kv_arrival arrival;
 	struct kv_error err;
 
-	assert_true(next_arrival(&p->b, &arrival, TICKS_MS));
+	assert_true(next_arrival(&p->b, &arrival, RIG_TIMEOUT_MS));
+	assert_true(bar_holds(began, TICKS_MS, "what is not posted at the ticks"));
 	assert_int_equal(arrival.blocks, n);
 	assert_true(memory_is(&p->b, all_layers, 1, ids, ids, n, 0));
 	run_until_acked(&p->b, op);

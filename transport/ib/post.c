@@ -492,7 +492,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
-	if (c->rails & ~mr->have)
+	if (c->rails & ~atomic_load_explicit(&mr->have, memory_order_relaxed))
 		return ib_mem_lacks(c, mr, err);
 	ret = put_rest(c, chain, op, err);
 	if (!ret)

@@ -203,7 +203,8 @@ struct ib_mr {
 	uint32_t slices;
 	unsigned int shift; /* see ib_slice_shift */
 	int rails;	    /* that were asked, */
-	uint32_t have;	    /* and those of them that have it: a bit for each */
+	/* and those of them that have it: a bit for each; late.c adds one while others use them */
+	_Atomic uint32_t have;
 	bool busy;	    /* the job of late.c is registering it */
 	const struct tr_mem *mem;
 	struct ib_mr *next, **prev;
