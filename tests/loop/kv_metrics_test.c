@@ -250,6 +250,7 @@ static void nonsense_at_the_port_costs_nobody_anything(void **state)
 	pair_close(&p);
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* no engine in a child there */
 static void a_forked_child_has_metrics_of_its_own(void **state)
 {
 	struct node parent, child;
@@ -275,6 +276,7 @@ static void a_forked_child_has_metrics_of_its_own(void **state)
 	assert_int_equal(files(), 1);
 	node_close(&parent);
 }
+#endif
 
 static void what_cannot_be_had_is_a_warning(void **state)
 {
@@ -308,8 +310,10 @@ int main(void)
 						with_metrics, without),
 		cmocka_unit_test_setup_teardown(nonsense_at_the_port_costs_nobody_anything,
 						with_metrics, without),
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 		cmocka_unit_test_setup_teardown(a_forked_child_has_metrics_of_its_own, with_metrics,
 						without),
+#endif
 		cmocka_unit_test_setup_teardown(what_cannot_be_had_is_a_warning, with_metrics,
 						without),
 	};
