@@ -204,8 +204,7 @@ static int find_end(struct tcp_conn *tc, struct kv_error *err)
 	const struct kv_error *failure = &tc->data->failure;
 	bool hung_up = false;
 
-	tcp_for_each(st, tc)
-	{
+	tcp_for_each (st, tc) {
 		if (st->in.stalled)
 			return 0;
 		hung_up |= st->hung_up;
@@ -224,7 +223,8 @@ int tcp_progress(struct tr_conn *conn)
 	int done, ended;
 
 	if (++tc->polls == TCP_BUSY_POLLS)
-		tcp_for_each(st, tc) watch(st, 0);
+		tcp_for_each (st, tc)
+			watch(st, 0);
 	done = move_streams(tc, &cause);
 	if (done >= 0) {
 		ended = send_settle(tc, &cause);
@@ -257,6 +257,7 @@ int tcp_arm(struct tr_conn *conn)
 	int awake = 0;
 
 	tc->polls = 0;
-	tcp_for_each(st, tc) awake |= arm_stream(st);
+	tcp_for_each (st, tc)
+		awake |= arm_stream(st);
 	return awake || tc->data->failure.code || send_settle(tc, &cause) || send_goes_on(tc);
 }

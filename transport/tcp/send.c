@@ -155,8 +155,7 @@ static void stand_in(struct tcp_line *line, struct tcp_conn *tc, const struct tr
 {
 	struct tcp_op *to = &tc->data->op[op->index];
 
-	tcp_for_each(st, tc)
-	{
+	tcp_for_each (st, tc) {
 		to->at[st->index] = st->queue.queued;
 		st->tell |= line == &tc->data->to_land && st->landed < st->queue.queued;
 	}
@@ -170,8 +169,9 @@ static bool is_passed(struct tcp_conn *tc, const struct tcp_line *line, const st
 {
 	bool land = line == &tc->data->to_land;
 
-	tcp_for_each(st,
-		     tc) if (op->at[st->index] > (land ? st->landed : st->queue.sent)) return false;
+	tcp_for_each (st, tc)
+		if (op->at[st->index] > (land ? st->landed : st->queue.sent))
+			return false;
 	return true;
 }
 
@@ -225,7 +225,8 @@ int send_settle(struct tcp_conn *tc, struct kv_error *err)
 
 static void flush_streams(struct tcp_conn *tc)
 {
-	tcp_for_each(st, tc) queue_flush(st);
+	tcp_for_each (st, tc)
+		queue_flush(st);
 }
 
 static bool has_small_credit(const struct tcp_stream *first)
@@ -251,8 +252,7 @@ static bool put_small_frame(struct tcp_conn *tc, const struct stream_frame *fram
 /* What follows on the first stream waits for the bytes that the others carry. */
 static bool put_after_the_others(struct tcp_conn *tc)
 {
-	tcp_for_each(st, tc)
-	{
+	tcp_for_each (st, tc) {
 		struct stream_frame after = { .type = STREAM_AFTER,
 					      .number = st->index,
 					      .value = st->queue.queued };
@@ -330,7 +330,8 @@ void tcp_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	struct tcp_data *d = tc->data;
 	struct tcp_op *to = &d->op[op->index];
 
-	tcp_for_each(st, tc) forget_reads(st, op->index, to);
+	tcp_for_each (st, tc)
+		forget_reads(st, op->index, to);
 	if (!to->wrote) {
 		tr_op_end(op, TR_CANCELLED);
 		return;
@@ -346,8 +347,7 @@ bool send_goes_on(struct tcp_conn *tc)
 	struct tcp_data *d = tc->data;
 	bool writes = false, reads = false, on;
 
-	tcp_for_each(st, tc)
-	{
+	tcp_for_each (st, tc) {
 		writes |= d->blocked && stream_room(st, TR_WRITE);
 		reads |= d->short_of_reads && stream_room(st, TR_READ_OP);
 	}

@@ -26,8 +26,10 @@ void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause)
 	struct linger at_once = { .l_onoff = 1 };
 
 	/* What has not left does not leave, and the peer places nothing of what it has. */
-	tcp_for_each(st, tc) setsockopt(st->sock, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-	tcp_for_each(st, tc) close_stream(st);
+	tcp_for_each (st, tc)
+		setsockopt(st->sock, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+	tcp_for_each (st, tc)
+		close_stream(st);
 	tr_conn_lost(tc->conn, cause);
 }
 
@@ -49,7 +51,8 @@ void stop_close(struct tcp_conn *tc)
 {
 	if (!tc->data)
 		return;
-	tcp_for_each(st, tc) close_in_order(st);
+	tcp_for_each (st, tc)
+		close_in_order(st);
 }
 
 /* Block data of operations does not leave any more, and nothing can follow a part of a frame. */
@@ -83,10 +86,12 @@ int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	(void)err;
 	if (is_up && !tc->fence_ns) {
 		tc->fence_ns = now + TCP_FENCE_MS * KV_NS_PER_MS;
-		tcp_for_each(st, tc) cut_queue(&st->queue);
+		tcp_for_each (st, tc)
+			cut_queue(&st->queue);
 	}
 	if (is_up && now < linger_ns && now < tc->fence_ns) {
-		tcp_for_each(st, tc) unsent |= has_unsent(st);
+		tcp_for_each (st, tc)
+			unsent |= has_unsent(st);
 		if (!tc->data->failure.code && unsent)
 			return TR_AGAIN;
 	}

@@ -137,8 +137,9 @@ static int tcp_dump(const struct tr_conn *conn, char *buf, size_t cap)
 			 d->to_send.tail - d->to_send.head, d->to_land.tail - d->to_land.head,
 			 d->blocked ? "out of room" : "flowing");
 
-	tcp_for_each(st, tc) n += dump_stream(st, (size_t)n < cap ? buf + n : NULL,
-					      (size_t)n < cap ? cap - (size_t)n : 0);
+	tcp_for_each (st, tc)
+		n += dump_stream(st, (size_t)n < cap ? buf + n : NULL,
+				 (size_t)n < cap ? cap - (size_t)n : 0);
 	return n;
 }
 

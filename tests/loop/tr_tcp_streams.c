@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tr_tcp_streams.c -- one of several streams is late: the notify, the end of the operation and what
+ * follows wait for its bytes
+ */
+#include "lib/test.h"
+#include "tcp/tcp.h"
+#include "tr_pair.h"
+
+enum { REGION = 1 << 16, LEN = 5000, SEED = 1, TARGET_SEED = 2, LOOKS = 50 };
+
+/* The block goes by the second stream, whose socket takes nothing for now. */
+static struct tr_op *write_late(struct pair_side *s, struct tcp_data *d, unsigned int flags)
+{
+	const struct tr_span span = { .local = 100, .remote = 200, .len = LEN };
+	struct kv_error err;
+	struct tr_op *op;
+
+	d->turn = 1;
+	d->dealt = 0;
+	d->stream[1].queue.full = true;
+	PAIR_CHECK(!tr_op_begin(s->conn, TR_WRITE, 7, &op, &err));
+	PAIR_CHECK(tr_op_add(op, s->mem, s->rmem, &span, 1, &err) == 1);
+	PAIR_CHECK(!tr_op_commit(op, flags, 4711, &err));
+	PAIR_CHECK(queue_pending(&d->stream[1].queue) && !queue_pending(&d->stream[0].queue));
+	PAIR_CHECK(d->op[op->index].waiting);
+	return op;
+}
+
+static void writer(struct pair_side *s)
+{
+	struct tcp_conn *tc;
+
+	pair_up(s);
+	tc = tr_conn_priv(s->conn);
+	pair_fill(s->base, SEED, 0, REGION);
+	pair_meet(s);
+	write_late(s, tc->data, TR_NOTIFY);
+	pair_say(s, 1);
+	PAIR_CHECK(pair_hear(s) == 2); /* nothing came of it there */
+	pair_wait_ended(s, 1);	       /* progress tries the socket again */
+	PAIR_CHECK(s->last_end == TR_WRITTEN);
+	pair_meet(s);
+	/* The same, to the end over there; then a cancelled one. */
+	write_late(s, tc->data, TR_NOTIFY | TR_LANDED);
+	pair_wait_ended(s, 2);
+	PAIR_CHECK(s->last_end == TR_WRITTEN && tc->data->stream[1].landed);
+	PAIR_CHECK(!tr_op_cancel(write_late(s, tc->data, TR_NOTIFY), INT64_MAX, &s->cause));
+	pair_wait_ended(s, 3);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void reader(struct pair_side *s)
+{
+	pair_up(s);
+	pair_fill(s->base, TARGET_SEED, 0, REGION);
+	pair_meet(s);
+	PAIR_CHECK(pair_hear(s) == 1); /* the notify is here, or on its way */
+	for (int i = 0; i < LOOKS; i++)
+		pair_poll(s, 1);
+	PAIR_CHECK(!s->notifies && pair_differs(s->base, TARGET_SEED, 0, REGION) < 0);
+	pair_say(s, 2);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(s->notified[0] == 4711);
+	PAIR_CHECK(pair_differs(s->base + 200, SEED, 100, LEN) < 0);
+	PAIR_CHECK(pair_differs(s->base, TARGET_SEED, 0, 200) < 0);
+	PAIR_CHECK(pair_differs(s->base + 200 + LEN, TARGET_SEED, 200 + LEN, REGION - 200 - LEN) <
+		   0);
+	pair_meet(s);
+	pair_wait_notifies(s, 3);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void what_follows_waits_for_the_stream_that_is_late(void **state)
+{
+	struct pair_config config = { .parent_path = "tcp",
+				      .child_path = "tcp",
+				      .region = REGION,
+				      .option = "KVCACHE_TCP_STREAMS=2" };
+
+	(void)state;
+	assert_int_equal(pair_run(&config, writer, reader), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(what_follows_waits_for_the_stream_that_is_late),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
