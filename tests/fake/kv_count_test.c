@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kv_count_test.c -- work requests of a write, counted, and what a registration finds of a pool */
+#include <string.h>
+
+#include "loop/kv_rig.h"
+
+enum { LAYERS = 4, RUN = 64, RUNS = 4, N = RUN * RUNS, BLOCKS = 2 * N };
+
+/* Blocks of both tensors touch. */
+static void open_dense(struct pair *p, uint32_t layers)
+{
+	struct shape shape = rig_shape;
+
+	shape.layers = layers;
+	shape.blocks = BLOCKS;
+	for (int t = 0; t < RIG_TENSORS; t++)
+		shape.stride[t] = shape.block_bytes[t];
+	pair_open(p, &shape, NULL);
+}
+
+/* For N blocks from `ids` to the same numbers. */
+static uint64_t requests_of(struct pair *p, const int64_t *ids)
+{
+	struct kv_stats before = KV_INIT(kv_stats), after = KV_INIT(kv_stats);
+	struct kv_layers all = { 0, 0 };
+	struct kv_error err;
+
+	ok(kv_stats(p->a.engine, &before, &err), &err);
+	ok(kv_write_blocks(p->a.peer, p->a.cache, all, ids, ids, N, NULL, &err), &err);
+	ok(kv_stats(p->a.engine, &after, &err), &err);
+	return after.work_requests - before.work_requests;
+}
+
+/* Runs of `run` neighbours, each with a gap behind it. */
+static void fill_ids(int64_t *ids, int run)
+{
+	for (int i = 0; i < N; i++)
+		ids[i] = i + i / run;
+}
+
+/* BEGIN and the notify cost the same in both. */
+static void sixty_four_neighbours_take_a_sixty_fourth_of_the_requests(void **state)
+{
+	uint64_t apart, together, fixed;
+	int64_t ids[N];
+	struct pair p;
+
+	(void)state;
+	open_dense(&p, LAYERS);
+	fill_ids(ids, 1);
+	apart = requests_of(&p, ids);
+	fill_ids(ids, RUN);
+	together = requests_of(&p, ids);
+	fixed = apart - (uint64_t)LAYERS * RIG_TENSORS * N;
+	assert_in_range(fixed, 1, 8);
+	assert_int_equal((together - fixed) * RUN, apart - fixed);
+	pair_close(&p);
+}
+
+static void layers_cost_requests_of_their_own_and_no_more(void **state)
+{
+	uint64_t one, many;
+	int64_t ids[N];
+	struct pair p;
+
+	(void)state;
+	fill_ids(ids, 1);
+	open_dense(&p, 1);
+	one = requests_of(&p, ids);
+	pair_close(&p);
+	open_dense(&p, 16);
+	many = requests_of(&p, ids);
+	pair_close(&p);
+	assert_int_equal(many - one, (uint64_t)15 * RIG_TENSORS * N);
+}
+
+/* A page that a device holds where it is does not become huge. */
+static void a_registration_waits_for_the_pages_of_its_pool(void **state)
+{
+	struct shape shape = rig_shape;
+	struct node node;
+	char text[4096];
+
+	(void)state;
+	shape.blocks = 2048;
+	shape.block_bytes[0] = shape.stride[0] = 4096;
+	node_open(&node, 0, &shape, NULL);
+	assert_true(node.len > 16 << 20);
+	assert_true(kv_dump(node.engine, text, sizeof(text)) > 0);
+	assert_non_null(strstr(text, "pools: 1 of "));
+	assert_non_null(strstr(text, ", 0 of them still get theirs\n"));
+	node_close(&node);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(sixty_four_neighbours_take_a_sixty_fourth_of_the_requests),
+		cmocka_unit_test(layers_cost_requests_of_their_own_and_no_more),
+		cmocka_unit_test(a_registration_waits_for_the_pages_of_its_pool),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
