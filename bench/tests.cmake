@@ -68,6 +68,7 @@ endif()
 if(TARGET kv_floor)
 	kvrail_add_test(floor_smoke COMMAND kv_floor --quick)
 endif()
+kvrail_add_test(peer_cost_runs COMMAND ${expect} 0 "3 peers over shm" -- $<TARGET_FILE:peer_cost> 3)
 foreach(pages auto huge populate lazy)
 	kvrail_add_test(pool_pass_${pages} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_POOL_PAGES=${pages}
 		${expect} 0 -s UNSUPPORTED "memfd pool" -- $<TARGET_FILE:pool_pass> 32 4096)
