@@ -2,6 +2,8 @@
 /* frame.c -- codec of the handshake's frames */
 #include "frame.h"
 
+#include "base/error.h"
+
 static const uint8_t magic[4] = { 'K', 'V', 'R', 'L' };
 
 int frame_check_prefix(const uint8_t *buf, size_t len)
@@ -157,7 +159,7 @@ int frame_get_reject(const uint8_t *buf, size_t len, struct frame_reject *reject
 	if (!wire_done(&r))
 		return KV_ERR_PROTOCOL;
 	reject->code = code && code < 256 ? -(int)code : KV_ERR_PROTOCOL;
-	if (kv_error_scope(reject->code) == KV_SCOPE_NONE)
+	if (!kv_error_is_known(reject->code))
 		reject->code = KV_ERR_PROTOCOL;
 	return 0;
 }

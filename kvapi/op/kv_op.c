@@ -4,7 +4,6 @@
 #include "kv_probe.h"
 
 #include <stdio.h>
-#include <string.h>
 
 enum { ID_SLOT_BITS = 16 };
 
@@ -260,7 +259,7 @@ static void finish_acked(struct kv_op *op)
 		return;
 	}
 	/* A status that this version does not know is not a success. */
-	if (status > 0 || !strcmp(kv_error_name(status), "UNKNOWN"))
+	if (status > 0 || !kv_error_is_known(status))
 		status = KV_ERR_PROTOCOL;
 	if (op->wrong) {
 		kv_op_end(op, status, &op->err);

@@ -179,6 +179,10 @@ static void a_refusal_cannot_carry_success_or_control_characters(void **state)
 	assert_int_equal(frame_get_reject(buf, w.len, &reject), 0);
 	assert_int_equal(reject.code, KV_ERR_PROTOCOL);
 	w = wire_writer_of(buf, sizeof(buf));
+	frame_put_reject(&w, -200, "of a later version", "");
+	assert_int_equal(frame_get_reject(buf, w.len, &reject), 0);
+	assert_int_equal(reject.code, KV_ERR_PROTOCOL);
+	w = wire_writer_of(buf, sizeof(buf));
 	frame_put_reject(&w, KV_ERR_ARG, "a\nforged log line", "");
 	assert_int_equal(frame_get_reject(buf, w.len, &reject), KV_ERR_PROTOCOL);
 }

@@ -46,6 +46,11 @@ const char *kv_error_text(int code)
 	return find_code(code)->text;
 }
 
+bool kv_error_is_known(int code)
+{
+	return find_code(code)->code == code;
+}
+
 int kv_error_scope(int code)
 {
 	return find_code(code)->scope;

@@ -9,6 +9,7 @@
 #define BASE_ERROR_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 
 #include <kvrail/kv_error.h>
 
@@ -35,6 +36,7 @@ const char *kv_errno_text(int sys_errno);
 void kv_error_hint(struct kv_error *err, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 void kv_error_clear(struct kv_error *err);
+bool kv_error_is_known(int code); /* a later version may have others */
 
 /*
  * Copies all of src (may be NULL: then a KV_ERR_INTERNAL) to dst (may be NULL); returns the code.
