@@ -67,7 +67,7 @@ static const struct kv_family families[FAMILIES] = {
 };
 
 #define FITS(name, value, scope, text) \
-	_Static_assert((value) < KV_CODES, "a count for KV_ERR_" #name);
+	_Static_assert((value) < KV_CODES, "a count for each code, " #name);
 KV_ERROR_LIST(FITS)
 #undef FITS
 
