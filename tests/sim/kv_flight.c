@@ -264,7 +264,7 @@ static bool is_up(struct link *link)
 /* It has ended with f->ret. */
 static void settle(struct step *s, struct flight *f)
 {
-	bool up = f->ret && is_up(f->link);
+	bool up = f->ret && !f->left && is_up(f->link);
 
 	judge(f);
 	if (f->ret)

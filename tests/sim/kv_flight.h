@@ -20,6 +20,7 @@ struct flight {
 	struct kv_op *kv; /* NULL: it was refused, or it was a blocking call */
 	struct link *link;
 	int64_t deadline_ns; /* with the slack */
+	bool left; /* its device still has it, as the call has said */
 	int64_t src[OP_BLOCKS], dst[OP_BLOCKS];
 	size_t n;
 	struct kv_layers layers;

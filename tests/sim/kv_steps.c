@@ -74,8 +74,10 @@ static void play_blocking(struct sim_actor *actor)
 		f->ret = TIMED(kv_write_blocks, f->options.timeout_ms, link->peer,
 			       s->engine->cache[f->cache], f->layers, f->src, f->dst, f->n,
 			       &f->options, &err);
-	if (f)
+	if (f) {
+		f->left = f->ret && strstr(err.hint, "until kv_peer_close has returned 0");
 		flight_free(s, f);
+	}
 	if (link)
 		link_put(link);
 	step_end(s);
