@@ -43,6 +43,12 @@ struct floor_config cfg = {
 	.n_sizes = 5,
 };
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+
+enum { HUGE_PAGE = 2 << 20 };
+
 uint8_t *shared_floor;
 
 /*
@@ -269,6 +275,8 @@ static void pool_writer(struct pair_side *s)
 
 	start(&b, s);
 	memset(shared_floor, 0, cfg.pool);
+	/* The pages that kvrail's pools have, where the kernel makes them. */
+	madvise(shared_floor, cfg.pool, MADV_COLLAPSE);
 	for (unsigned int i = 0; i < cfg.n_sizes; i++) {
 		begin_size(&b, cfg.sizes[i]);
 		for (int read = 0; read < (cfg.cpu ? 1 : 2); read++) {
@@ -405,13 +413,13 @@ int main(int argc, char **argv)
 	if (ret || results_can_write("kv_floor", cfg.json))
 		return 2;
 	pool.region = cma.region = tcp.region = cfg.pool;
-	shared_floor =
-		mmap(NULL, cfg.pool, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared_floor = mmap(NULL, cfg.pool + HUGE_PAGE, PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	PAIR_CHECK(shared_floor != MAP_FAILED);
+	shared_floor += -(uintptr_t)shared_floor & (HUGE_PAGE - 1);
 	results = begin_results(command);
 	if (!cfg.path || !strcmp(cfg.path, "pool"))
 		ret = pair_run(&pool, pool_writer, receiver);
-	munmap(shared_floor, cfg.pool);
 	if (!ret && (!cfg.path || !strcmp(cfg.path, "cma")))
 		ret = pair_run(&cma, cma_writer, receiver);
 	if (!ret && (!cfg.path || !strcmp(cfg.path, "tcp"))) {
