@@ -396,9 +396,9 @@ int main(int argc, char **argv)
 		close_engine();
 	}
 	after = count_descriptors();
-	if (after != before || count_threads() != 2)
+	if (after != before || !threads_have_gone(2))
 		tell("WRONG: left behind: %d descriptors, %d threads", after - before,
 		     count_threads() - 2);
 	return status->wrong || status->late || status->untyped || status->overdue ||
-	       after != before || count_threads() != 2;
+	       after != before || !threads_have_gone(2);
 }

@@ -4,6 +4,7 @@
 #define PROCESS_H
 
 #include <dirent.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -34,6 +35,17 @@ static inline int count_descriptors(void)
 static inline int count_threads(void)
 {
 	return process_entries(getpid(), "task") - 2;
+}
+
+/* Whether no more are left than that: one that was joined may be listed a moment longer. */
+static inline bool threads_have_gone(int left)
+{
+	for (int i = 0; i < 5000; i++) {
+		if (count_threads() <= left)
+			return true;
+		usleep(1000);
+	}
+	return false;
 }
 
 static inline long resident_kib(pid_t pid)
