@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/expose.h"
 #include "kv_api.h"
@@ -88,8 +89,8 @@ static uint64_t value_of(_Atomic uint64_t *counter)
 
 /* ---------------------------------------------------------------- samples */
 
-static void add(struct kv_text *t, const struct kv_metrics *m, enum family family,
-		const char *label, const char *value, uint64_t n)
+static void add(struct kv_text *t, const struct kv_metrics *m, size_t family, const char *label,
+		const char *value, uint64_t n)
 {
 	kv_text_add(t, *label ? "%s{%s,%s=\"%s\"} %" PRIu64 "\n" : "%s{%s%s%s} %" PRIu64 "\n",
 		    families[family].name, m->labels, label, value, n);
@@ -163,52 +164,50 @@ static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum f
 	}
 }
 
-static void add_leases(struct kv_text *t, const struct kv_metrics *m)
-{
-	add(t, m, LEASES, "event", "opened", m->stats.leases_opened);
-	add(t, m, LEASES, "event", "revoked", m->stats.leases_revoked);
-	add(t, m, LEASES, "event", "expired", m->stats.leases_expired);
-	add(t, m, LEASES, "event", "fenced", m->stats.leases_fenced);
-}
+#define ROW(family, label, value, field)                               \
+	{                                                              \
+		family, label, value, offsetof(struct kv_stats, field) \
+	}
+static const struct {
+	size_t family;
+	const char *label, *value;
+	size_t at;
+} rows[] = {
+	ROW(IN_FLIGHT, "", "", in_flight),
+	ROW(SPANS, "", "", spans_out),
+	ROW(ARRIVALS, "", "", arrivals),
+	ROW(ARRIVALS_WAITING, "", "", arrivals_waiting),
+	ROW(LEASES, "event", "opened", leases_opened),
+	ROW(LEASES, "event", "revoked", leases_revoked),
+	ROW(LEASES, "event", "expired", leases_expired),
+	ROW(LEASES, "event", "fenced", leases_fenced),
+	ROW(LEASES_OPEN, "", "", leases_open),
+	ROW(PEERS, "by", "peer", peers_accepted),
+	ROW(PEERS, "by", "engine", peers_connected),
+	ROW(PEERS_NOW, "", "", peers_now),
+	ROW(REJECTED, "reason", "garbage", rejected_garbage),
+	ROW(REJECTED, "reason", "version", rejected_version),
+	ROW(REJECTED, "reason", "geometry", rejected_geometry),
+	ROW(REJECTED, "reason", "timeout", rejected_timeout),
+	ROW(REJECTED, "reason", "limit", rejected_limit),
+	ROW(UNKNOWN, "", "", unknown_messages),
+	ROW(WORK_REQUESTS, "", "", work_requests),
+	ROW(DOORBELLS, "", "", doorbells),
+	ROW(COMPLETIONS, "", "", completions),
+	ROW(SYSCALLS, "", "", syscalls),
+};
+#undef ROW
 
-static void add_rejected(struct kv_text *t, const struct kv_metrics *m)
+/* What kv_stats says is said as it is. */
+static void add_rows(struct kv_text *t, const struct kv_metrics *m, size_t family)
 {
-	add(t, m, REJECTED, "reason", "garbage", m->stats.rejected_garbage);
-	add(t, m, REJECTED, "reason", "version", m->stats.rejected_version);
-	add(t, m, REJECTED, "reason", "geometry", m->stats.rejected_geometry);
-	add(t, m, REJECTED, "reason", "timeout", m->stats.rejected_timeout);
-	add(t, m, REJECTED, "reason", "limit", m->stats.rejected_limit);
-}
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		uint64_t n;
 
-static uint64_t plain_value(const struct kv_metrics *m, enum family family)
-{
-	const struct kv_stats *s = &m->stats;
-
-	switch (family) {
-	case IN_FLIGHT:
-		return s->in_flight;
-	case SPANS:
-		return s->spans_out;
-	case ARRIVALS:
-		return s->arrivals;
-	case ARRIVALS_WAITING:
-		return s->arrivals_waiting;
-	case LEASES_OPEN:
-		return s->leases_open;
-	case PEERS_NOW:
-		return s->peers_now;
-	case UNKNOWN:
-		return s->unknown_messages;
-	case WORK_REQUESTS:
-		return s->work_requests;
-	case DOORBELLS:
-		return s->doorbells;
-	case COMPLETIONS:
-		return s->completions;
-	case SYSCALLS:
-		return s->syscalls;
-	default:
-		return m->pool_bytes;
+		if (rows[i].family != family)
+			continue;
+		memcpy(&n, (const char *)&m->stats + rows[i].at, sizeof(n));
+		add(t, m, family, rows[i].label, rows[i].value, n);
 	}
 }
 
@@ -232,21 +231,14 @@ static void metrics_sample(void *arg, size_t family, struct kv_text *t)
 	case BYTES:
 		add_traffic_of(t, m, (enum family)family);
 		break;
-	case LEASES:
-		add_leases(t, m);
-		break;
-	case PEERS:
-		add(t, m, PEERS, "by", "peer", m->stats.peers_accepted);
-		add(t, m, PEERS, "by", "engine", m->stats.peers_connected);
-		break;
 	case PEERS_LOST:
 		add_lost(t, m);
 		break;
-	case REJECTED:
-		add_rejected(t, m);
+	case POOL:
+		add(t, m, POOL, "", "", m->pool_bytes);
 		break;
 	default:
-		add(t, m, (enum family)family, "", "", plain_value(m, (enum family)family));
+		add_rows(t, m, family);
 		break;
 	}
 }
