@@ -24,27 +24,7 @@ enum { LEN = 1 << 20 };
 static const char *path;
 static size_t big; /* takes a while to move: a device in software is slow */
 
-struct two {
-	struct rig_end a, b; /* a loads b; b loads nobody */
-	struct ag_rmem *rmem;
-};
-
-static void up(struct two *t, size_t len)
-{
-	rig_open(&t->a, "a", len);
-	rig_open(&t->b, "b", len);
-	rig_load(&t->a, &t->b);
-	t->rmem = rig_see(&t->a, &t->b, t->b.mem);
-}
-
-static void down(struct two *t)
-{
-	ag_rmem_unload(t->rmem);
-	rig_close(&t->a);
-	rig_close(&t->b);
-}
-
-static struct ag_pair whole(const struct two *t)
+static struct ag_pair whole(const struct rig_two *t)
 {
 	return (struct ag_pair){ t->a.mem, t->rmem, (uintptr_t)t->a.buf, (uintptr_t)t->b.buf,
 				 t->a.len };
@@ -83,10 +63,10 @@ static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
 	struct ag_rmem *rmem;
 	struct ag_mem *mem;
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t, LEN);
+	rig_up(&t, LEN);
 	old = whole(&t);
 	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
 	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, &mem, &err), 0);
@@ -118,14 +98,14 @@ static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
 	rig_release(xfer);
 	ag_rmem_unload(rmem);
 	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
-	down(&t);
+	rig_down(&t);
 	munmap(late, LEN);
 }
 
 static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 {
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
 	for (int round = 0; round < 4; round++) {
@@ -133,7 +113,7 @@ static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 		struct ag_pair p;
 		int ret;
 
-		up(&t, big);
+		rig_up(&t, big);
 		p = whole(&t);
 		memset(t.a.buf, 0x11, big);
 		xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
@@ -148,7 +128,7 @@ static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 		rig_release(xfer);
 		assert_true(is_all(t.b.buf, 0x22, big));
 		assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
-		down(&t);
+		rig_down(&t);
 	}
 }
 
@@ -157,11 +137,11 @@ static void a_local_region_is_not_given_back_under_a_transfer(void **state)
 	struct ag_xfer *xfer;
 	struct kv_error err;
 	struct ag_pair p;
-	struct two t;
+	struct rig_two t;
 	int ret;
 
 	(void)state;
-	up(&t, big);
+	rig_up(&t, big);
 	p = whole(&t);
 	rig_fill(t.b.buf, 1, big);
 	xfer = prepare(&t.a, "b", AG_READ, &p, 1);
@@ -177,7 +157,7 @@ static void a_local_region_is_not_given_back_under_a_transfer(void **state)
 	rig_end_of(xfer, &err);
 	assert_int_equal(post_to_end(xfer), KV_ERR_CLOSED);
 	rig_release(xfer);
-	down(&t);
+	rig_down(&t);
 }
 
 /* ---------------------------------------------------------------- release */
@@ -185,10 +165,10 @@ static void a_local_region_is_not_given_back_under_a_transfer(void **state)
 static void after_a_release_nothing_lands(void **state)
 {
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t, big);
+	rig_up(&t, big);
 	for (int round = 0; round < 8; round++) {
 		int kind = round & 1 ? AG_READ : AG_WRITE;
 		uint8_t *to = kind == AG_WRITE ? t.b.buf : t.a.buf;
@@ -208,7 +188,7 @@ static void after_a_release_nothing_lands(void **state)
 		assert_true(is_all(to, 0x44, big - 1));
 		assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
 	}
-	down(&t);
+	rig_down(&t);
 }
 
 static void those_that_wait_are_released_at_once(void **state)
@@ -217,10 +197,10 @@ static void those_that_wait_are_released_at_once(void **state)
 	struct ag_xfer *xfer[N];
 	struct kv_error err;
 	struct ag_pair p;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t, LEN);
+	rig_up(&t, LEN);
 	p = whole(&t);
 	for (int i = 0; i < N; i++) { /* before the two are connected */
 		xfer[i] = prepare(&t.a, "b", AG_WRITE, &p, 1);
@@ -232,7 +212,7 @@ static void those_that_wait_are_released_at_once(void **state)
 	for (int i = N - 1; i >= 0; i--)
 		rig_release(xfer[i]);
 	rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
-	down(&t);
+	rig_down(&t);
 }
 
 /* ---------------------------------------------------------------- names */
@@ -242,11 +222,11 @@ static void a_name_comes_back_with_another_agent(void **state)
 	struct ag_pair p;
 	struct ag_xfer *xfer;
 	struct ag_rmem *old;
-	struct two t;
+	struct rig_two t;
 	int ret;
 
 	(void)state;
-	up(&t, LEN);
+	rig_up(&t, LEN);
 	p = whole(&t);
 	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
 	assert_int_equal(post_to_end(xfer), 0);
@@ -265,17 +245,17 @@ static void a_name_comes_back_with_another_agent(void **state)
 	rig_fill(t.a.buf, 9, LEN);
 	rig_move(&t.a, "b", AG_WRITE, &p, 1, "again", 5);
 	assert_true(rig_is(t.b.buf, 9, LEN));
-	down(&t);
+	rig_down(&t);
 }
 
 static void a_dropped_peer_gets_what_was_said_before(void **state)
 {
 	struct kv_error err;
 	struct ag_pair p;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t, LEN);
+	rig_up(&t, LEN);
 	for (int i = 0; i < 100; i++)
 		assert_int_equal(ag_notify(t.a.agent, "b", "last", 4, &err), 0);
 	while (ag_peer_check(t.a.agent, "b", &err) == AG_AGAIN)
@@ -289,7 +269,7 @@ static void a_dropped_peer_gets_what_was_said_before(void **state)
 	t.rmem = rig_see(&t.a, &t.b, t.b.mem);
 	p = whole(&t);
 	rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
-	down(&t);
+	rig_down(&t);
 }
 
 static int await_loss(struct rig_end *end, const char *name, struct kv_error *err)
@@ -308,11 +288,11 @@ static void other_secrets_and_other_lives_are_refused(void **state)
 {
 	uint8_t info[AG_INFO_MAX];
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 	size_t len;
 
 	(void)state;
-	up(&t, LEN);
+	rig_up(&t, LEN);
 	memcpy(info, ag_info(t.b.agent, &len), AG_INFO_MAX);
 	info[8 + 16] ^= 1; /* of the secret */
 	assert_int_equal(ag_peer_load(t.a.agent, "b", info, len, &err), KV_ERR_BUSY);
@@ -323,7 +303,7 @@ static void other_secrets_and_other_lives_are_refused(void **state)
 	assert_int_equal(ag_peer_load(t.a.agent, "late", info, len, &err), 0);
 	assert_int_equal(await_loss(&t.a, "late", &err), KV_ERR_STALE_PEER);
 	assert_int_equal(await_loss(&t.a, "b", &err), 0);
-	down(&t);
+	rig_down(&t);
 }
 
 /* ---------------------------------------------------------------- death */
@@ -481,13 +461,13 @@ static void what_an_agent_took_is_given_back(void **state)
 
 	(void)state;
 	for (int round = 0; round < 3; round++) {
-		struct two t;
+		struct rig_two t;
 		struct ag_pair p;
 
-		up(&t, LEN);
+		rig_up(&t, LEN);
 		p = whole(&t);
 		rig_move(&t.a, "b", AG_WRITE, &p, 1, "n", 1);
-		down(&t);
+		rig_down(&t);
 		if (round == 1) {
 			fds = count_descriptors();
 			threads = count_threads();

@@ -10,27 +10,7 @@ enum { LEN = 1 << 20 };
 
 static bool slow_path; /* a device in software */
 
-struct two {
-	struct rig_end a, b; /* a loads b; b loads nobody */
-	struct ag_rmem *rmem;
-};
-
-static void up(struct two *t)
-{
-	rig_open(&t->a, "a", LEN);
-	rig_open(&t->b, "b", LEN);
-	rig_load(&t->a, &t->b);
-	t->rmem = rig_see(&t->a, &t->b, t->b.mem);
-}
-
-static void down(struct two *t)
-{
-	ag_rmem_unload(t->rmem);
-	rig_close(&t->a);
-	rig_close(&t->b);
-}
-
-static struct ag_pair pair_at(const struct two *t, size_t local, size_t remote, size_t len)
+static struct ag_pair pair_at(const struct rig_two *t, size_t local, size_t remote, size_t len)
 {
 	return (struct ag_pair){ t->a.mem, t->rmem, (uintptr_t)t->a.buf + local,
 				 (uintptr_t)t->b.buf + remote, len };
@@ -40,10 +20,10 @@ static void a_write_lands_and_its_notification_comes_after(void **state)
 {
 	static const size_t lengths[] = { 0, 5, 250, 251, 252, 300, 70000, 1 << 20 };
 	char name[64], *note = malloc(1 << 20), *came = malloc(1 << 20);
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	for (unsigned int i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
 		struct ag_pair p = pair_at(&t, 100, 3000, 50000);
 
@@ -59,7 +39,7 @@ static void a_write_lands_and_its_notification_comes_after(void **state)
 		assert_true(rig_is(came, 100 + i, lengths[i]));
 	}
 	assert_int_equal(rig_notes_now(&t.b), 0);
-	down(&t);
+	rig_down(&t);
 	free(note);
 	free(came);
 }
@@ -67,27 +47,27 @@ static void a_write_lands_and_its_notification_comes_after(void **state)
 static void a_read_from_a_peer_that_knows_nobody(void **state)
 {
 	char name[64], came[16];
-	struct two t;
+	struct rig_two t;
 	struct ag_pair p;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	rig_fill(t.b.buf, 7, LEN);
 	p = pair_at(&t, 0, 0, LEN);
 	rig_move(&t.a, "b", AG_READ, &p, 1, "read", 4);
 	assert_true(rig_is(t.a.buf, 7, LEN));
 	assert_int_equal(rig_note(&t.b, name, came, sizeof(came)), 4);
 	assert_memory_equal(came, "read", 4);
-	down(&t);
+	rig_down(&t);
 }
 
 static void notifications_alone_keep_their_order(void **state)
 {
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	for (uint32_t i = 0; i < 2000; i++) /* the first ones before the two are connected */
 		assert_int_equal(ag_notify(t.a.agent, "b", &i, sizeof(i), &err), 0);
 	for (uint32_t i = 0; i < 2000; i++) {
@@ -96,7 +76,7 @@ static void notifications_alone_keep_their_order(void **state)
 		assert_int_equal(rig_note(&t.b, NULL, &came, sizeof(came)), sizeof(came));
 		assert_int_equal(came, i);
 	}
-	down(&t);
+	rig_down(&t);
 }
 
 /* More than wait at the receiver: the sender is slowed, nothing is lost. */
@@ -105,10 +85,10 @@ static void notifications_that_nobody_takes_wait(void **state)
 	enum { BIG = 8 << 20, N = 12 };
 	char *note = malloc(BIG), *came = malloc(BIG);
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	for (unsigned int i = 0; i < N; i++) {
 		int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
 		int ret;
@@ -123,7 +103,7 @@ static void notifications_that_nobody_takes_wait(void **state)
 		assert_true(rig_is(came, i, BIG));
 	}
 	assert_int_equal(ag_notify(t.a.agent, "b", note, AG_NOTIFY_MAX + 1, &err), KV_ERR_ARG);
-	down(&t);
+	rig_down(&t);
 	free(note);
 	free(came);
 }
@@ -138,10 +118,10 @@ static void lists_between_many_regions(void **state)
 	uint8_t *buf[2][REGIONS];
 	struct ag_xfer *xfer;
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	for (unsigned int r = 0; r < REGIONS; r++) {
 		for (int k = 0; k < 2; k++) {
 			buf[k][r] = mmap(NULL, PART, PROT_READ | PROT_WRITE,
@@ -175,7 +155,7 @@ static void lists_between_many_regions(void **state)
 	rig_release(xfer);
 	for (unsigned int r = 0; r < REGIONS; r++)
 		ag_rmem_unload(rmem[r]);
-	down(&t);
+	rig_down(&t);
 	for (unsigned int r = 0; r < 2 * REGIONS; r++)
 		munmap(buf[r / REGIONS][r % REGIONS], PART);
 	free(pair);
@@ -186,10 +166,10 @@ static void more_transfers_than_the_transport_takes(void **state)
 	enum { N = 1000, BYTES = LEN / N };
 	struct ag_xfer *xfer[N];
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	rig_fill(t.a.buf, 3, LEN);
 	for (size_t i = 0; i < N; i++) {
 		struct ag_pair p = pair_at(&t, i * BYTES, i * BYTES, BYTES);
@@ -206,7 +186,7 @@ static void more_transfers_than_the_transport_takes(void **state)
 		rig_note(&t.b, NULL, &came, sizeof(came));
 	}
 	assert_true(rig_is(t.b.buf, 3, N * BYTES));
-	down(&t);
+	rig_down(&t);
 }
 
 /* The service thread and the callers offer the transport the same bytes in the same pieces. */
@@ -269,10 +249,10 @@ static void both_ways_at_once(void **state)
 	struct ag_xfer *x, *y;
 	struct ag_rmem *rmem;
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
-	up(&t);
+	rig_up(&t, LEN);
 	rig_load(&t.b, &t.a);
 	rmem = rig_see(&t.b, &t.a, t.a.mem);
 	rig_fill(t.a.buf, 1, LEN / 2);
@@ -291,7 +271,7 @@ static void both_ways_at_once(void **state)
 	rig_release(x);
 	rig_release(y);
 	ag_rmem_unload(rmem);
-	down(&t);
+	rig_down(&t);
 }
 
 static void what_is_wrong_is_refused_where_it_stands(void **state)
@@ -301,11 +281,11 @@ static void what_is_wrong_is_refused_where_it_stands(void **state)
 	struct ag_xfer *xfer;
 	struct ag_pair p[2];
 	struct kv_error err;
-	struct two t;
+	struct rig_two t;
 
 	(void)state;
 	assert_int_equal(ag_open(&nameless, &agent, &err), KV_ERR_ARG);
-	up(&t);
+	rig_up(&t, LEN);
 	p[0] = pair_at(&t, 0, 0, 10);
 	p[1] = pair_at(&t, LEN - 5, 0, 10);
 	assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, 2, &xfer, &err), KV_ERR_ARG);
@@ -328,7 +308,7 @@ static void what_is_wrong_is_refused_where_it_stands(void **state)
 	p[0].len = 0; /* nothing to move is allowed */
 	rig_move(&t.a, "b", AG_WRITE, p, 1, "none", 4);
 	assert_int_equal(rig_note(&t.b, NULL, NULL, 0), 4);
-	down(&t);
+	rig_down(&t);
 }
 
 int main(int argc, char **argv)

@@ -80,6 +80,21 @@ static void nap(int *naps)
 	poll(NULL, 0, ++*naps > 100 ? 1 : 0);
 }
 
+void rig_up(struct rig_two *t, size_t len)
+{
+	rig_open(&t->a, "a", len);
+	rig_open(&t->b, "b", len);
+	rig_load(&t->a, &t->b);
+	t->rmem = rig_see(&t->a, &t->b, t->b.mem);
+}
+
+void rig_down(struct rig_two *t)
+{
+	ag_rmem_unload(t->rmem);
+	rig_close(&t->a);
+	rig_close(&t->b);
+}
+
 int rig_end_of(struct ag_xfer *xfer, struct kv_error *err)
 {
 	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);

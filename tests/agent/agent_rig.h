@@ -31,6 +31,12 @@ void rig_close(struct rig_end *end);
 /* `from` loads `to`, and the region of it; without waiting. */
 void rig_load(struct rig_end *from, const struct rig_end *to);
 struct ag_rmem *rig_see(struct rig_end *from, const struct rig_end *to, const struct ag_mem *mem);
+struct rig_two {
+	struct rig_end a, b; /* a loads b; b loads nobody */
+	struct ag_rmem *rmem;
+};
+void rig_up(struct rig_two *t, size_t len);
+void rig_down(struct rig_two *t);
 int rig_end_of(struct ag_xfer *xfer, struct kv_error *err); /* waits: how it ended */
 void rig_release(struct ag_xfer *xfer);
 /* Prepares, posts, waits for success, releases. */
