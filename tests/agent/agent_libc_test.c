@@ -12,8 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../lib/libc.h"
-#include "../lib/process.h"
+#include "../lib/libc_sweep.h"
 #include "base/error.h"
 
 enum { LEN = 100000 };
@@ -120,64 +119,16 @@ static int scene_play(struct kv_error *err)
 	return ret;
 }
 
-static void be_patient(bool patient)
+static int play(bool patient, struct kv_error *err)
 {
 	patience_ms = patient ? RIG_WAIT_MS : slow_ms(400);
-	setenv("KVCACHE_HANDSHAKE_MS", patient ? "20000" : "600", 1);
-}
-
-/* Whether the call was made so often; counts the errors of the scene. */
-static bool fail_once(enum libc_call call, uint32_t nth, unsigned int *errors_p)
-{
-	int descriptors = count_descriptors(), threads = count_threads(), ret;
-	struct kv_error err = { 0 };
-
-	be_patient(false);
-	libc_arm(call, nth);
-	ret = scene_play(&err);
-	if (ret && !libc_fired()) { /* a busy machine, or the end of the calls: that is looked at */
-		be_patient(true);
-		libc_arm(call, nth);
-		ret = scene_play(&err);
-	}
-	libc_arm(call, 0);
-	if (ret && (err.code != ret || !err.message[0] || !err.op[0]))
-		fail_msg("%s, call %u: %d without its cause", libc_name(call), nth, ret);
-	if (count_descriptors() != descriptors || !threads_have_gone(threads))
-		fail_msg("%s, call %u: %d descriptors and %d threads, %d and %d before",
-			 libc_name(call), nth, count_descriptors(), count_threads(), descriptors,
-			 threads);
-	*errors_p += ret != 0;
-	return libc_fired();
-}
-
-static void play_well(void)
-{
-	struct kv_error err;
-	int ret;
-
-	be_patient(true);
-	ret = scene_play(&err);
-	if (ret)
-		fail_msg("%s: %s", kv_error_name(ret), err.message);
+	return scene_play(err);
 }
 
 static void every_call_of_the_c_library_fails_once(void **state)
 {
-	unsigned int calls = 0;
-
 	(void)state;
-	play_well(); /* what is made once stays */
-	for (enum libc_call call = 0; call < LIBC_COUNT; call++) {
-		unsigned int errors = 0, failed = 0;
-
-		for (uint32_t nth = 1; fail_once(call, nth, &errors); nth = libc_next(nth))
-			failed++;
-		play_well();
-		printf("%s: %u failed, %u times the scene did\n", libc_name(call), failed, errors);
-		calls += failed > 0;
-	}
-	assert_true(calls > LIBC_COUNT / 2);
+	libc_sweep(play);
 }
 
 int main(int argc, char **argv)

@@ -16,62 +16,19 @@
 #include <sys/socket.h>
 
 #include "lib/libc.h"
+#include "lib/libc_sweep.h"
 #include "lib/process.h"
 
-static void be_patient(bool patient)
+static int play(bool patient, struct kv_error *err)
 {
 	scene_patience_ms = patient ? RIG_TIMEOUT_MS : slow_ms(300);
-	setenv("KVCACHE_HANDSHAKE_MS", patient ? "20000" : "600", 1);
-}
-
-/* Whether the call was made so often; counts the errors of the scene. */
-static bool fail_once(enum libc_call call, uint32_t nth, unsigned int *errors_p)
-{
-	int descriptors = count_descriptors(), ret;
-	struct kv_error err = { 0 };
-
-	be_patient(false);
-	libc_arm(call, nth);
-	ret = scene_play(&err);
-	if (ret && !libc_fired()) { /* a busy machine, or the end of the calls: that is looked at */
-		be_patient(true);
-		libc_arm(call, nth);
-		ret = scene_play(&err);
-	}
-	libc_arm(call, 0);
-	if (ret && (err.code != ret || !err.message[0] || !err.op[0]))
-		fail_msg("%s, call %u: %d without its cause", libc_name(call), nth, ret);
-	if (count_descriptors() != descriptors)
-		fail_msg("%s, call %u: %d descriptors, %d before", libc_name(call), nth,
-			 count_descriptors(), descriptors);
-	*errors_p += ret != 0;
-	return libc_fired();
-}
-
-static void play_well(void)
-{
-	struct kv_error err;
-
-	be_patient(true);
-	ok(scene_play(&err), &err);
+	return scene_play(err);
 }
 
 static void every_call_of_the_c_library_fails_once(void **state)
 {
-	unsigned int calls = 0;
-
 	(void)state;
-	play_well(); /* what is made once stays */
-	for (enum libc_call call = 0; call < LIBC_COUNT; call++) {
-		unsigned int errors = 0, failed = 0;
-
-		for (uint32_t nth = 1; fail_once(call, nth, &errors); nth = libc_next(nth))
-			failed++;
-		play_well();
-		printf("%s: %u failed, %u times the scene did\n", libc_name(call), failed, errors);
-		calls += failed > 0;
-	}
-	assert_true(calls > LIBC_COUNT / 2);
+	libc_sweep(play);
 }
 
 /* Says the beginning of a frame, slowly: what comes later wakes the service thread. */
