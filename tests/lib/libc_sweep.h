@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* libc_sweep.h -- a scene is played again and again; each time another call of the C library fails */
+/* libc_sweep.h -- a scene is played again and again; each time another call of libc fails */
 #ifndef LIBC_SWEEP_H
 #define LIBC_SWEEP_H
 
