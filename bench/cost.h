@@ -12,7 +12,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 #define COST_TRY(call)                                                      \
 	do {                                                                \
@@ -31,6 +33,52 @@ static inline int64_t cost_cpu_ns(void)
 
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
 	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* A process beside this one: it says its port, and ends when this one lets it. */
+struct cost_child {
+	int from, to;
+	pid_t pid;
+	uint32_t port;
+};
+
+/* In the child: `port` is open. Does not return. */
+static inline void cost_serve(const struct cost_child *child, uint32_t port)
+{
+	char end;
+
+	COST_TRY(write(child->to, &port, sizeof(port)) != sizeof(port));
+	COST_TRY(read(child->from, &end, 1) < 0);
+	_exit(0);
+}
+
+/* `serve` ends with cost_serve. */
+static inline struct cost_child cost_fork(void (*serve)(const struct cost_child *child,
+							const void *arg),
+					  const void *arg)
+{
+	int ready[2], done[2];
+	struct cost_child child = { 0 };
+
+	COST_TRY(pipe(ready) || pipe(done));
+	fflush(stdout);
+	child.pid = fork();
+	COST_TRY(child.pid < 0);
+	child.from = child.pid ? ready[0] : done[0];
+	child.to = child.pid ? done[1] : ready[1];
+	close(child.pid ? ready[1] : ready[0]);
+	close(child.pid ? done[0] : done[1]);
+	if (!child.pid)
+		serve(&child, arg);
+	COST_TRY(read(child.from, &child.port, sizeof(child.port)) != sizeof(child.port));
+	return child;
+}
+
+static inline void cost_join(const struct cost_child *child)
+{
+	close(child->to);
+	close(child->from);
+	waitpid(child->pid, NULL, 0);
 }
 
 /* Prints the least time of several runs for one of `things`: what disturbs a run only adds. */

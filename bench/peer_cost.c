@@ -11,8 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <kvrail/kv.h>
 
@@ -45,17 +43,15 @@ static struct kv_engine *open_engine(struct kv_cache **cache_p)
 	return engine;
 }
 
-static void receive(int ready, int done)
+static void receive(const struct cost_child *child, const void *arg)
 {
 	struct kv_cache *cache;
 	struct kv_engine *engine = open_engine(&cache);
 	uint32_t port;
-	char end;
 
+	(void)arg;
 	COST_TRY(kv_listen(engine, "127.0.0.1", 0, &port, &err));
-	COST_TRY(write(ready, &port, sizeof(port)) != sizeof(port));
-	COST_TRY(read(done, &end, 1) < 0); /* ends with the other process */
-	_exit(0);
+	cost_serve(child, port);
 }
 
 static long descriptors(void)
@@ -125,25 +121,10 @@ static void connect_all(uint32_t port, int peers)
 
 static void measure_peers(int peers)
 {
-	int ready[2], done[2];
-	uint32_t port;
-	pid_t pid;
+	struct cost_child child = cost_fork(receive, NULL);
 
-	COST_TRY(pipe(ready) || pipe(done));
-	fflush(stdout);
-	pid = fork();
-	COST_TRY(pid < 0);
-	if (!pid) {
-		close(done[1]);
-		receive(ready[1], done[0]);
-	}
-	COST_TRY(read(ready[0], &port, sizeof(port)) != sizeof(port));
-	connect_all(port, peers);
-	close(done[1]);
-	close(done[0]);
-	close(ready[0]);
-	close(ready[1]);
-	waitpid(pid, NULL, 0);
+	connect_all(child.port, peers);
+	cost_join(&child);
 }
 
 int main(int argc, char **argv)

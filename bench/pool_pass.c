@@ -13,9 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <kvrail/kv.h>
 
@@ -46,20 +44,22 @@ static struct kv_cache *make_cache(struct kv_engine *engine, size_t blocks, size
 	return cache;
 }
 
-static void receive(int ready, int done, size_t blocks, size_t bytes)
+struct shape {
+	size_t blocks, bytes;
+};
+
+static void receive(const struct cost_child *child, const void *arg)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	const struct shape *shape = arg;
 	struct kv_engine *engine;
 	uint32_t port;
-	char end;
 
 	config.arrivals_off = 1;
 	COST_TRY(kv_engine_open(&config, &engine, &err));
-	make_cache(engine, blocks, bytes);
+	make_cache(engine, shape->blocks, shape->bytes);
 	COST_TRY(kv_listen(engine, "127.0.0.1", 0, &port, &err));
-	COST_TRY(write(ready, &port, sizeof(port)) != sizeof(port));
-	COST_TRY(read(done, &end, 1) < 0); /* ends with the writer */
-	_exit(0);
+	cost_serve(child, port);
 }
 
 static double pass(struct kv_peer *peer, struct kv_cache *source, const int64_t *local,
@@ -115,25 +115,11 @@ static void send_twice(uint32_t port, size_t blocks, size_t bytes)
 
 static void measure_size(size_t pool, size_t bytes)
 {
-	int ready[2], done[2];
-	uint32_t port;
-	pid_t pid;
+	struct shape shape = { pool / bytes, bytes };
+	struct cost_child child = cost_fork(receive, &shape);
 
-	COST_TRY(pipe(ready) || pipe(done));
-	fflush(stdout);
-	pid = fork();
-	COST_TRY(pid < 0);
-	if (!pid) {
-		close(done[1]);
-		receive(ready[1], done[0], pool / bytes, bytes);
-	}
-	COST_TRY(read(ready[0], &port, sizeof(port)) != sizeof(port));
-	send_twice(port, pool / bytes, bytes);
-	close(done[1]);
-	close(done[0]);
-	close(ready[0]);
-	close(ready[1]);
-	waitpid(pid, NULL, 0);
+	send_twice(child.port, shape.blocks, bytes);
+	cost_join(&child);
 }
 
 int main(int argc, char **argv)
