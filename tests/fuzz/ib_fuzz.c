@@ -34,44 +34,6 @@ ssize_t getrandom(void *buf, size_t len, unsigned int flags)
 	return (ssize_t)len;
 }
 
-/* ---------------------------------------------------------------- the upper layer */
-
-static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
-{
-	(void)arg, (void)conn, (void)buf, (void)cap;
-	return 0;
-}
-
-static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		     struct kv_error *err)
-{
-	(void)arg, (void)conn, (void)buf, (void)len, (void)err;
-	return 0;
-}
-
-static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	size_t len;
-	int ret = tr_mem_pack(conn, w.mem, buf, cap, &len, err);
-
-	(void)arg;
-	return ret ? ret : (int)len;
-}
-
-static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		     struct kv_error *err)
-{
-	int ret = len ? tr_mem_open(conn, buf, len, &w.rmem, err) : 0;
-
-	(void)arg;
-	if (!ret && len)
-		FUZZ_CHECK(tr_rmem_len(w.rmem) && tr_rmem_len(w.rmem) <= INT64_MAX);
-	return ret;
-}
-
-static const struct tr_upper_ops upper = { TR_UPPER_TEST, 1,	     hello_put, hello_get,
-					   setup_put,	  setup_get, NULL };
-
 /* ---------------------------------------------------------------- the product's end */
 
 static void ended(int ret, const struct kv_error *err)
@@ -148,7 +110,7 @@ static void add_span(struct own_op *own, const struct step *s)
 		return;
 	if (!own->partly) /* else the call begins with what the last one left */
 		*span = (struct tr_span){ s->c % REGION, s->d % REGION, 1 + s->e % REGION };
-	n = tr_op_add(own->op, w.mem, w.rmem, span, 1, &err);
+	n = tr_op_add(own->op, w.upper.mem, w.upper.rmem, span, 1, &err);
 	FUZZ_CHECK(n >= 0 || (err.code == n && err.message[0]));
 	own->partly = !n;
 	own->spans += n > 0;
@@ -159,7 +121,7 @@ static void operate(const struct step *s)
 	struct own_op *own = &w.op[s->a % OPS];
 	struct kv_error err;
 
-	if (!w.rmem || w.conn->stage != CONN_READY)
+	if (!w.upper.rmem || w.conn->stage != CONN_READY)
 		return;
 	if (!own->op) {
 		begin(own, s->how & 1);
@@ -346,12 +308,13 @@ static void open_transport(const struct step *s)
 	ib_test_hook.sq_depth = s->b & 0x10 ? 16 : 64;
 	FUZZ_CHECK(!tr_open(&tr, &w.tr, &err));
 	far_open_devices();
-	FUZZ_CHECK(!tr_mem_reg(w.tr, memory + GUARD, REGION, TR_MEM_HOST, w.access, &w.mem, &err));
+	FUZZ_CHECK(!tr_mem_reg(w.tr, memory + GUARD, REGION, TR_MEM_HOST, w.access, &w.upper.mem,
+			       &err));
 }
 
 static void handshake(bool connecting)
 {
-	struct tr_conn_config config = { .ops = &upper, .flags = w.flags };
+	struct tr_conn_config config = { .ops = &upper_ops, .arg = &w.upper, .flags = w.flags };
 	struct kv_error err;
 
 	if (connecting) {
@@ -380,7 +343,7 @@ static void close_all(void)
 	heal();
 	tr_conn_close(w.conn);
 	tr_listener_close(w.listener);
-	FUZZ_CHECK(!tr_mem_dereg(w.mem, &err));
+	FUZZ_CHECK(!tr_mem_dereg(w.upper.mem, &err));
 	tr_close(w.tr);
 	far_close_devices();
 	for (int i = 0; i < GUARD; i++)

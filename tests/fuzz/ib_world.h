@@ -8,6 +8,7 @@
 
 #include "ib/ib.h"
 #include "rig.h"
+#include "upper.h"
 
 enum {
 	GUARD = 4096,
@@ -52,8 +53,7 @@ struct world {
 	struct tr *tr;
 	struct tr_listener *listener;
 	struct tr_conn *conn;
-	struct tr_mem *mem;
-	struct tr_rmem *rmem; /* NULL: none was described */
+	struct upper upper;
 	unsigned int access, flags;
 	bool over, reads; /* a read of this end may have changed the region */
 	bool lied;	  /* about its region: bytes of a write may be anywhere in the hall */

@@ -23,6 +23,7 @@
 #include "base/option.h"
 #include "rig.h"
 #include "shm/shm.h"
+#include "upper.h"
 
 enum { GUARD = 512, REGION = 2048, PATHS = 2, OPS = 4, RING = RING_BYTES_MIN, POOL = 8192 };
 enum { OURS = 0x22, BESIDE = 0x33, THEIRS = 0x44 };
@@ -35,8 +36,7 @@ static struct {
 	struct tr *tr;
 	struct tr_listener *listener;
 	struct tr_conn *conn;
-	struct tr_mem *mem;
-	struct tr_rmem *rmem; /* NULL: none was described */
+	struct upper upper;
 	unsigned int access, flags;
 	bool over, reads; /* a read of this end may have changed the region */
 	struct tr_op *op[OPS];
@@ -73,51 +73,6 @@ int getpeername(int fd, struct sockaddr *sa, socklen_t *len)
 	(void)fd;
 	return address_of(sa, len, 2);
 }
-
-/* ---------------------------------------------------------------- the upper layer */
-
-static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)cap;
-	return 0;
-}
-
-static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		     struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)len;
-	(void)err;
-	return 0;
-}
-
-static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	size_t len;
-	int ret = tr_mem_pack(conn, m.mem, buf, cap, &len, err);
-
-	(void)arg;
-	return ret ? ret : (int)len;
-}
-
-static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		     struct kv_error *err)
-{
-	int ret = len ? tr_mem_open(conn, buf, len, &m.rmem, err) : 0;
-
-	(void)arg;
-	if (!ret && len)
-		FUZZ_CHECK(tr_rmem_len(m.rmem) && tr_rmem_len(m.rmem) <= INT64_MAX);
-	return ret;
-}
-
-static const struct tr_upper_ops upper = { TR_UPPER_TEST, 1,	     hello_put, hello_get,
-					   setup_put,	  setup_get, NULL };
 
 /* ---------------------------------------------------------------- the peer's local socket */
 
@@ -477,7 +432,7 @@ static void operate(const struct step *s)
 	struct kv_error err;
 	int ret = 0;
 
-	if (m.conn->stage != CONN_READY || !m.rmem)
+	if (m.conn->stage != CONN_READY || !m.upper.rmem)
 		return;
 	if (!*op) {
 		ret = tr_op_begin(m.conn, s->how & 1 ? TR_READ_OP : TR_WRITE, ++m.ops, op, &err);
@@ -485,8 +440,9 @@ static void operate(const struct step *s)
 		if (ret)
 			*op = NULL;
 	} else if (s->how % 4 < 2) {
-		long n = (*op)->state == TR_OP_OPEN ? tr_op_add(*op, m.mem, m.rmem, &span, 1, &err)
-						    : 0;
+		long n = (*op)->state == TR_OP_OPEN
+				 ? tr_op_add(*op, m.upper.mem, m.upper.rmem, &span, 1, &err)
+				 : 0;
 
 		FUZZ_CHECK(n >= 0 || err.code);
 	} else if (s->how % 4 == 2) {
@@ -588,7 +544,7 @@ static void open_transports(void)
 
 static void handshake(bool connecting)
 {
-	struct tr_conn_config config = { .ops = &upper, .flags = m.flags };
+	struct tr_conn_config config = { .ops = &upper_ops, .arg = &m.upper, .flags = m.flags };
 	struct kv_error err;
 
 	if (connecting) {
@@ -617,7 +573,7 @@ static void close_all(void)
 	rig_fault(0);
 	tr_conn_close(m.conn);
 	tr_listener_close(m.listener);
-	FUZZ_CHECK(!tr_mem_dereg(m.mem, &err));
+	FUZZ_CHECK(!tr_mem_dereg(m.upper.mem, &err));
 	segment_close(&m.seg);
 	if (m.link >= 0)
 		close(m.link);
@@ -649,7 +605,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	m.tr = transport[steps[0].what >> 1 & 1];
 	m.access = steps[0].what >> 2 & 3;
 	m.flags = steps[0].what >> 4 & (TR_LINE_ORDER | TR_POLLED);
-	FUZZ_CHECK(!tr_mem_reg(m.tr, memory + GUARD, REGION, TR_MEM_HOST, m.access, &m.mem, &err));
+	FUZZ_CHECK(!tr_mem_reg(m.tr, memory + GUARD, REGION, TR_MEM_HOST, m.access, &m.upper.mem,
+			       &err));
 	rig_fault(steps[0].f);
 	handshake(steps[0].what & 1);
 	for (size_t i = 1; i < n && !m.over && m.conn->stage >= CONN_READY; i++)
