@@ -55,14 +55,14 @@ def fetched():
     return kept
 
 
-def fetch(folder, packages):
+def fetch(folder, packages, seconds=FETCH_S):
     """Wheels of PyPI."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     command += ["--no-deps", "--only-binary", ":all:", "--retries", "0", "--timeout", "10", "--dest", folder, *packages]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"pip did not fetch {packages[0]} in {FETCH_S} s") from error
+        raise Unavailable(f"pip did not fetch {packages[0]} in {seconds} s") from error
     if run.returncode:
         last = (run.stderr.strip() or "no word of why").splitlines()[-1]
         raise Unavailable(f"pip cannot fetch {packages[0]}: {last}")
