@@ -447,7 +447,7 @@ static void a_stopped_peer_does_not_hold_a_caller(void **state)
 	c = card_of(&d.a);
 	assert_true(write(d.down[1], &c, sizeof(c)) == sizeof(c));
 	assert_true(read(d.up[0], &word, 1) == 1);
-	kill(d.pid, SIGSTOP);
+	assert_true(stop_process(d.pid));
 	since = bar_begin();
 	assert_int_equal(ag_mem_dereg(d.a.mem, &err), direct ? KV_ERR_BUSY : 0);
 	assert_true(bar_holds(since, 4000, "deregistering beside a stopped peer"));

@@ -22,6 +22,7 @@
 
 #include "base/clock.h"
 #include "lib/bar.h"
+#include "lib/process.h"
 #include "lib/test.h"
 #include "np_rig.h"
 
@@ -324,8 +325,7 @@ static void by_ring(void)
 	struct sender s = start_sender(1);
 	struct receiver r = start_receiver(&s);
 
-	kill(s.pid, SIGSTOP);
-	CHECK(waitpid(s.pid, NULL, WUNTRACED) == s.pid);
+	CHECK(stop_process(s.pid));
 	receive(&r);
 	CHECK(!net->deregMr(r.comm, r.b.mhandle));
 	CHECK(call_within(net->closeRecv, r.comm, 500));
@@ -350,8 +350,7 @@ static void many(void)
 		PASSES(&s, side_buffer(&s, comm[i], LEN, &b[i]));
 	}
 	await_comms(MANY);
-	kill(from.pid, SIGSTOP);
-	CHECK(waitpid(from.pid, NULL, WUNTRACED) == from.pid);
+	CHECK(stop_process(from.pid));
 	for (int i = 0; i < MANY; i++)
 		PASSES(&s, side_irecv1(&s, comm[i], &b[i], LEN, 0, &request));
 	before = bar_begin();

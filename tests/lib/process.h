@@ -4,9 +4,11 @@
 #define PROCESS_H
 
 #include <dirent.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* Entries of a folder of /proc; 2 of them are dots. */
@@ -46,6 +48,14 @@ static inline bool threads_have_gone(int left)
 		usleep(1000);
 	}
 	return false;
+}
+
+/* Returns when every thread of that child stands still: one that runs may go on until then. */
+static inline bool stop_process(pid_t pid)
+{
+	int how;
+
+	return !kill(pid, SIGSTOP) && waitpid(pid, &how, WUNTRACED) == pid && WIFSTOPPED(how);
 }
 
 static inline long resident_kib(pid_t pid)

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "lib/process.h"
 #include "lib/stuck.h"
 
 const struct shape rig_shape = {
@@ -384,11 +385,10 @@ int child_join(struct child *child)
 
 void child_kill(struct child *child, int sig)
 {
-	int status;
-
-	assert_int_equal(kill(child->pid, sig), 0);
-	if (sig == SIGSTOP) /* until every thread of it has stopped */
-		assert_int_equal(waitpid(child->pid, &status, WUNTRACED), child->pid);
+	if (sig == SIGSTOP)
+		assert_true(stop_process(child->pid));
+	else
+		assert_int_equal(kill(child->pid, sig), 0);
 }
 
 int rig_stuck_receiver(int fd, const void *arg)

@@ -211,11 +211,10 @@ static void stopped_parent(struct pair_side *s)
 {
 	int64_t deadline_ns;
 	struct kv_error err;
-	int status, ret;
+	int ret;
 
 	begin(s);
-	PAIR_CHECK(!kill(s->other, SIGSTOP));
-	PAIR_CHECK(waitpid(s->other, &status, WUNTRACED) == s->other && WIFSTOPPED(status));
+	PAIR_CHECK(stop_process(s->other));
 	ret = fence_to_the_end(s, PAIR_WAIT_MS, &err);
 	if (s->config->parent_path) {
 		PAIR_CHECK(!ret); /* this side copies, or has destroyed its queue pairs */
