@@ -24,7 +24,10 @@ enum conn_stage {
 	CONN_LOST,           /* was ready; every operation has ended */
 };
 
-enum { CONN_EVENTS = 64 }; /* events from the peer that wait for tr_poll */
+enum {
+	CONN_EVENTS = 64, /* events from the peer that wait for tr_poll */
+	CONN_CHUNK = 8,	  /* slots of operations that are made at a time, and then stay */
+};
 
 /* What is needed only between the first byte and READY. */
 struct conn_handshake {
@@ -56,15 +59,21 @@ struct conn_event {
 
 /* What exists from READY on. */
 struct conn_data {
-	struct tr_op op[TR_OPS_MAX];
-	uint16_t free_op[TR_OPS_MAX]; /* stack of free slots */
-	unsigned int free_ops;
+	struct tr_op *chunk[TR_OPS_MAX / CONN_CHUNK];
+	unsigned int ops;	/* slots that there are, */
+	unsigned int used;	/* and those in use */
+	struct tr_op *free_first; /* the one that was in use last comes first */
 	struct tr_op *ended_first, **ended_last; /* ended, not yet reported */
 	struct tr_op_wide *wide;      /* for operations with many regions, not in use */
-	struct conn_event event[CONN_EVENTS];
 	/* lent: given out by the last tr_poll, still readable */
 	unsigned int event_head, event_tail, event_lent;
+	struct conn_event event[CONN_EVENTS]; /* last: of an idle connection few are touched */
 };
+
+static inline struct tr_op *conn_op(const struct conn_data *data, unsigned int index)
+{
+	return &data->chunk[index / CONN_CHUNK][index % CONN_CHUNK];
+}
 
 /* Signs of life of the peer, and when they came: silence.c. */
 struct silence {
@@ -146,7 +155,7 @@ void handshake_free(struct tr_conn *conn);
 
 /* op.c */
 int op_make_data(struct tr_conn *conn, struct kv_error *err);
-void op_drop_all(struct tr_conn *conn);
+void op_free_data(struct tr_conn *conn);
 void op_release(struct tr_op *op); /* releases its regions and its slot */
 
 /* hold.c */

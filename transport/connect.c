@@ -93,8 +93,7 @@ void tr_conn_close(struct tr_conn *conn)
 	if (conn->provider)
 		conn->provider->stop(conn, conn->priv);
 	handshake_free(conn);
-	op_drop_all(conn);
-	free(conn->data);
+	op_free_data(conn);
 	free(conn->exposed);
 	kv_fd_close(conn->sock);
 	if (conn->epfd >= 0)
@@ -126,7 +125,7 @@ const char *tr_conn_stage(const struct tr_conn *conn)
 
 int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
-	unsigned int open = conn->data ? TR_OPS_MAX - conn->data->free_ops : 0;
+	unsigned int open = conn->data ? conn->data->used : 0;
 	int len = snprintf(buf, cap, "%s %s %s, %u operations open, path: %s\n", conn->address,
 			   tr_conn_transport(conn), tr_conn_stage(conn), open, conn->path);
 	size_t used = (size_t)len < cap ? (size_t)len : cap;

@@ -19,9 +19,9 @@ void tr_op_end(struct tr_op *op, int kind)
 		return;
 	op->state = TR_OP_ENDED;
 	op->end_kind = kind;
-	op->next_ended = NULL;
+	op->next = NULL;
 	*data->ended_last = op;
-	data->ended_last = &op->next_ended;
+	data->ended_last = &op->next;
 }
 
 int tr_conn_room(const struct tr_conn *conn)
@@ -78,8 +78,8 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 	conn->stage = CONN_LOST;
 	silence_end(conn);
 	shutdown(conn->sock, SHUT_RDWR); /* the peer sees it at once */
-	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
-		struct tr_op *op = &conn->data->op[i];
+	for (unsigned int i = 0; i < tr_conn_ops(conn); i++) {
+		struct tr_op *op = tr_conn_op(conn, i);
 
 		tr_op_end(op, op->state == TR_OP_STOPPING ? TR_CANCELLED : TR_IN_DOUBT);
 	}
@@ -159,7 +159,7 @@ static int take_events(struct tr_conn *conn, struct tr_event *events, int n)
 		struct tr_op *op = data->ended_first;
 
 		fill_end_event(conn, &events[got++], op);
-		data->ended_first = op->next_ended;
+		data->ended_first = op->next;
 		if (!data->ended_first)
 			data->ended_last = &data->ended_first;
 		op_release(op);
@@ -195,6 +195,8 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	data->event_head +=
 		data->event_lent; /* what the last call gave out may be overwritten now */
 	data->event_lent = 0;
+	if (data->event_head == data->event_tail)
+		data->event_head = data->event_tail = 0; /* the same few places are used again */
 	if (conn->stage == CONN_READY && !conn->provider->progress(conn) &&
 	    ++conn->idle_polls == CONTROL_EVERY)
 		watch_control(conn);

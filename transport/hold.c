@@ -286,8 +286,8 @@ static void leave_one(void *arg, struct tr_mem *mem)
 
 static void each_of_ops(struct tr_conn *conn, void (*f)(void *arg, struct tr_mem *mem), void *arg)
 {
-	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++) {
-		struct tr_op *op = &conn->data->op[i];
+	for (unsigned int i = 0; conn->data && i < conn->data->ops; i++) {
+		struct tr_op *op = conn_op(conn->data, i);
 
 		if (op->state == TR_OP_FREE)
 			continue;

@@ -1,32 +1,59 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* op.c -- operations: slots, checks of every span, regions in use; the bytes are the provider's */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/fault.h"
 #include "conn.h"
 
+_Static_assert(CONN_CHUNK * sizeof(struct tr_op) % 16 == 0, "the provider's part is aligned");
+
+/* Further slots, and what the provider keeps with each. */
+static bool make_slots(struct tr_conn *conn)
+{
+	struct conn_data *data = conn->data;
+	size_t own = (conn->provider->op_bytes + 15) / 16 * 16;
+	struct tr_op *chunk =
+		kv_fault(TR_OP_CHUNK) ? NULL : calloc(CONN_CHUNK, sizeof(*chunk) + own);
+
+	if (!chunk)
+		return false;
+	data->chunk[data->ops / CONN_CHUNK] = chunk;
+	for (unsigned int i = CONN_CHUNK; i-- > 0;) {
+		chunk[i].conn = conn;
+		chunk[i].index = (uint16_t)(data->ops + i);
+		chunk[i].priv = (uint8_t *)(chunk + CONN_CHUNK) + i * own;
+		chunk[i].next = data->free_first;
+		data->free_first = &chunk[i];
+	}
+	data->ops += CONN_CHUNK;
+	return true;
+}
+
 int op_make_data(struct tr_conn *conn, struct kv_error *err)
 {
-	struct conn_data *data = kv_fault(TR_CONN_DATA) ? NULL : calloc(1, sizeof(*data));
+	struct conn_data *data = kv_fault(TR_CONN_DATA) ? NULL : malloc(sizeof(*data));
 
-	if (!data)
+	conn->data = data;
+	if (data) {
+		memset(data, 0, offsetof(struct conn_data, event));
+		data->ended_last = &data->ended_first;
+	}
+	if (!data || !make_slots(conn))
 		return kv_fail(err, KV_ERR_NOMEM, "handshake",
 			       "cannot allocate the operation table");
-	for (unsigned int i = 0; i < TR_OPS_MAX; i++) {
-		data->op[i].conn = conn;
-		data->op[i].index = (uint16_t)i;
-		data->free_op[i] = (uint16_t)(TR_OPS_MAX - 1 - i);
-	}
-	data->free_ops = TR_OPS_MAX;
-	data->ended_last = &data->ended_first;
-	conn->data = data;
 	return 0;
 }
 
-struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index)
+unsigned int tr_conn_ops(const struct tr_conn *conn)
 {
-	return &conn->data->op[index];
+	return conn->data ? conn->data->ops : 0;
+}
+
+struct tr_op *tr_conn_op(const struct tr_conn *conn, unsigned int index)
+{
+	return conn_op(conn->data, index);
 }
 
 void op_release(struct tr_op *op)
@@ -35,16 +62,22 @@ void op_release(struct tr_op *op)
 
 	op_let_go(op);
 	op->state = TR_OP_FREE;
-	data->free_op[data->free_ops++] = op->index;
+	op->next = data->free_first;
+	data->free_first = op;
+	data->used--;
 }
 
-void op_drop_all(struct tr_conn *conn)
+void op_free_data(struct tr_conn *conn)
 {
-	for (unsigned int i = 0; conn->data && i < TR_OPS_MAX; i++)
-		if (conn->data->op[i].state != TR_OP_FREE)
-			op_let_go(&conn->data->op[i]);
-	if (conn->data)
-		op_free_wide(conn->data);
+	for (unsigned int i = 0; i < tr_conn_ops(conn); i++)
+		if (tr_conn_op(conn, i)->state != TR_OP_FREE)
+			op_let_go(tr_conn_op(conn, i));
+	if (!conn->data)
+		return;
+	op_free_wide(conn->data);
+	for (unsigned int i = 0; i < TR_OPS_MAX / CONN_CHUNK; i++)
+		free(conn->data->chunk[i]);
+	free(conn->data);
 }
 
 static int not_ready(const struct tr_conn *conn, const char *what, struct kv_error *err)
@@ -63,9 +96,12 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 
 	if (conn->stage != CONN_READY)
 		return not_ready(conn, "begin", err);
-	if (!data->free_ops)
+	/* Without memory for more there are those that are in use: one of them ends. */
+	if (!data->free_first && (data->ops == TR_OPS_MAX || !make_slots(conn)))
 		return TR_AGAIN;
-	op = &data->op[data->free_op[--data->free_ops]];
+	op = data->free_first;
+	data->free_first = op->next;
+	data->used++;
 	op->kind = (uint8_t)(kind & ~TR_ANY_ORDER);
 	op->any_order = kind & TR_ANY_ORDER;
 	op->state = TR_OP_OPEN;

@@ -64,8 +64,9 @@ struct tr_provider {
 			struct kv_error *err);
 	void (*mem_close)(struct tr_conn *conn, struct tr_rmem *rmem);
 
+	size_t op_bytes; /* of tr_op.priv */
 	/*
-	 * Data path. op_begin prepares the provider's state of slot op->index. op_add: spans are
+	 * Data path. op_begin prepares the provider's state of the slot. op_add: spans are
 	 * checked already; returns the number accepted. op_commit: 0 or TR_AGAIN. op_cancel: begins
 	 * to stop; the provider ends it with tr_op_end. progress: moves what can be moved, calls
 	 * tr_op_end, tr_conn_notified, tr_conn_message, tr_conn_lost; returns the number of things
@@ -181,7 +182,8 @@ struct tr_op {
 	uint8_t mems;
 	struct tr_op_wide *wide;
 	int32_t end_kind;         /* event to report */
-	struct tr_op *next_ended;
+	struct tr_op *next;       /* that has ended, or that is free */
+	void *priv;               /* the provider's: op_bytes */
 };
 
 /* Called by providers. */
@@ -207,7 +209,8 @@ struct tr_conn_ends {
 	uint8_t local[18], remote[18];
 };
 bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends);
-struct tr_op *tr_conn_op(struct tr_conn *conn, unsigned int index);
+unsigned int tr_conn_ops(const struct tr_conn *conn); /* slots that there are */
+struct tr_op *tr_conn_op(const struct tr_conn *conn, unsigned int index);
 struct tr_counters *tr_conn_count(struct tr_conn *conn);
 void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

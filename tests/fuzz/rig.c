@@ -318,7 +318,7 @@ static int end_ops(struct tr_conn *conn)
 {
 	int done = 0;
 
-	for (unsigned int i = 0; i < TR_OPS_MAX && !rig.holds; i++) {
+	for (unsigned int i = 0; i < tr_conn_ops(conn) && !rig.holds; i++) {
 		struct tr_op *op = tr_conn_op(conn, i);
 
 		if (op->state != TR_OP_COMMITTED && op->state != TR_OP_STOPPING)

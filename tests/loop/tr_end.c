@@ -461,7 +461,8 @@ static void sweep(struct pair_side *s)
 	for (int p = first; p <= last; p++) {
 		bool here = fault_once(s, (enum kv_fault_point)p, !s->child);
 		bool there = fault_once(s, (enum kv_fault_point)p, s->child);
-		bool by_pool = p == KV_FAULT_SHM_POOL_MMAP, by_cma = p == KV_FAULT_SHM_PROCESS_VM;
+		bool by_pool = p == KV_FAULT_SHM_POOL_MMAP,
+		     by_cma = p == KV_FAULT_SHM_PROCESS_VM || p == KV_FAULT_SHM_CALL;
 
 		pair_say(s, here || there);
 		if (!pair_hear(s) && !here && !there && !(by_pool && cma) && !(by_cma && !cma)) {

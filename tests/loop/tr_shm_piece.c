@@ -30,14 +30,14 @@ static struct shm_conn *shm_of(struct pair_side *s)
 static uint64_t add_once(struct pair_side *s, struct tr_op *op, long *n_p)
 {
 	struct shm_conn *sc = shm_of(s);
-	uint64_t tail = sc->out.tail, done = sc->op[op->index].part.done;
+	uint64_t tail = sc->out.tail, done = shm_op_of(op)->part.done;
 	struct kv_error err;
 
 	*n_p = tr_op_add(op, s->mem, s->rmem, &whole, 1, &err);
 	PAIR_CHECK(*n_p >= 0);
 	if (sc->out.tail != tail)
 		return sc->out.tail - tail;
-	return (*n_p ? REGION : sc->op[op->index].part.done) - done;
+	return (*n_p ? REGION : shm_op_of(op)->part.done) - done;
 }
 
 static void mover(struct pair_side *s)

@@ -10,8 +10,8 @@ static void put_ops(struct kv_text *t, const struct ib_conn *c)
 	unsigned int busy = 0, committed = 0;
 	uint64_t requests = 0;
 
-	for (int i = 0; i < TR_OPS_MAX; i++) {
-		const struct ib_op *state = &c->op[i];
+	for (unsigned int i = 0; i < tr_conn_ops(c->conn); i++) {
+		const struct ib_op *state = ib_op_at(c, i);
 
 		if (!state->busy)
 			continue;

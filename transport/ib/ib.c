@@ -189,6 +189,7 @@ const struct tr_provider tr_ib_provider = {
 	.mem_pack = ib_mem_pack,
 	.mem_open = ib_mem_open,
 	.mem_close = ib_mem_close,
+	.op_bytes = sizeof(struct ib_op),
 	.op_begin = ib_op_begin,
 	.op_add = ib_op_add,
 	.op_commit = ib_op_commit,

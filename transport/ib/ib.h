@@ -130,7 +130,7 @@ struct ib_path {
 	bool deaf; /* its completion queues cannot be polled any more */
 };
 
-/* An operation slot; its index and generation are tr_op's. */
+/* tr_op.priv */
 struct ib_op {
 	uint32_t in_flight; /* work requests posted and not retired */
 	uint64_t lanes;	    /* used by it */
@@ -209,7 +209,6 @@ struct ib_conn {
 	struct ib_inbox *inbox;
 	uint8_t (*msgs)[TR_MSG_MAX];
 	uint32_t msgs_in;
-	struct ib_op op[TR_OPS_MAX];
 	bool asking;	   /* an IB_KIND_ASK is under way */
 	uint32_t stopping; /* operations that are being cancelled */
 	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
@@ -249,6 +248,16 @@ struct ib_conn {
 static inline struct ib_conn *ib_conn_of(const struct tr_conn *conn)
 {
 	return tr_conn_priv(conn);
+}
+
+static inline struct ib_op *ib_op_of(const struct tr_op *op)
+{
+	return op->priv;
+}
+
+static inline struct ib_op *ib_op_at(const struct ib_conn *c, unsigned int index)
+{
+	return ib_op_of(tr_conn_op(c->conn, index));
 }
 
 static inline bool ib_lane_drained(const struct ib_lane *lane)
@@ -409,7 +418,7 @@ void ib_op_begin(struct tr_op *op);
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
 void ib_op_stop_step(struct ib_conn *c);
-void ib_op_settle(struct ib_conn *c, uint16_t index); /* reports its end if it has come */
+void ib_op_settle(struct ib_conn *c, struct tr_op *op); /* reports its end if it has come */
 
 /* poll.c */
 int ib_poll(struct ib_conn *c);

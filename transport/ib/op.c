@@ -13,19 +13,16 @@
 
 void ib_op_begin(struct tr_op *op)
 {
-	struct ib_conn *c = ib_conn_of(op->conn);
-
-	c->op[op->index] = (struct ib_op){ .busy = true, .began_ns = kv_now_ns() };
+	*ib_op_of(op) = (struct ib_op){ .busy = true, .began_ns = kv_now_ns() };
 }
 
 /*
  * What a failure or a broken connection leaves open is ended by tr_conn_lost, once the cause is
  * known.
  */
-void ib_op_settle(struct ib_conn *c, uint16_t index)
+void ib_op_settle(struct ib_conn *c, struct tr_op *op)
 {
-	struct ib_op *state = &c->op[index];
-	struct tr_op *op = tr_conn_op(c->conn, index);
+	struct ib_op *state = ib_op_of(op);
 	int done = op->kind == TR_WRITE ? TR_WRITTEN : TR_READ;
 
 	if (!state->busy || state->in_flight || state->proof_due || state->failed)
@@ -40,17 +37,17 @@ void ib_op_settle(struct ib_conn *c, uint16_t index)
 }
 
 /* The lanes of a notify: those that carried bytes, or one if there were none. */
-static uint64_t notify_lanes(struct ib_conn *c, uint16_t op)
+static uint64_t notify_lanes(struct ib_conn *c, const struct ib_op *state)
 {
-	if (c->op[op].lanes)
-		return c->op[op].lanes;
+	if (state->lanes)
+		return state->lanes;
 	return UINT64_C(1) << ib_next_lane(c)->index;
 }
 
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(op->conn);
-	struct ib_op *state = &c->op[op->index];
+	struct ib_op *state = ib_op_of(op);
 	uint64_t lanes;
 	int ret;
 
@@ -59,7 +56,7 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 	ret = ib_post_rest(c, op, err);
 	if (ret || state->rest.len)
 		return ret ? ret : ib_again(c);
-	lanes = flags & TR_NOTIFY ? notify_lanes(c, op->index) : state->lanes;
+	lanes = flags & TR_NOTIFY ? notify_lanes(c, state) : state->lanes;
 	if (flags & (TR_NOTIFY | TR_PROVEN)) {
 		if (!ib_notify_room(c, lanes))
 			return ib_again(c);
@@ -71,18 +68,18 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 			return ret;
 	}
 	state->committed = true;
-	ib_op_settle(c, op->index); /* nothing was posted, or all of it is done */
+	ib_op_settle(c, op); /* nothing was posted, or all of it is done */
 	return 0;
 }
 
 /* Posts the READs that TR_CANCELLED waits for, as soon as there is room for them. */
-static void prove(struct ib_conn *c, uint16_t index)
+static void prove(struct ib_conn *c, struct tr_op *op)
 {
-	struct ib_op *state = &c->op[index];
+	struct ib_op *state = ib_op_of(op);
 
 	if (!state->proof_due || c->state != IB_LIVE || !ib_proof_room(c, state->lanes))
 		return;
-	if (ib_proof_post(c, tr_conn_op(c->conn, index), state->lanes, NULL))
+	if (ib_proof_post(c, op, state->lanes, NULL))
 		return; /* broke the connection, which ends the operation */
 	state->proof_due = false;
 }
@@ -90,7 +87,7 @@ static void prove(struct ib_conn *c, uint16_t index)
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 {
 	struct ib_conn *c = ib_conn_of(op->conn);
-	struct ib_op *state = &c->op[op->index];
+	struct ib_op *state = ib_op_of(op);
 
 	state->stopping = true;
 	state->deadline_ns = deadline_ns;
@@ -98,8 +95,8 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	/* What is committed is all posted: its end is what it would have been. */
 	state->proof_due = !state->committed && state->lanes && op->kind == TR_WRITE;
 	c->stopping++;
-	prove(c, op->index);
-	ib_op_settle(c, op->index);
+	prove(c, op);
+	ib_op_settle(c, op);
 }
 
 /*
@@ -111,12 +108,12 @@ void ib_op_stop_step(struct ib_conn *c)
 	int64_t now = kv_now_ns();
 	struct kv_error cause;
 
-	for (int i = 0; i < TR_OPS_MAX; i++) {
-		const struct ib_op *state = &c->op[i];
+	for (unsigned int i = 0; i < tr_conn_ops(c->conn); i++) {
+		const struct ib_op *state = ib_op_at(c, i);
 
 		if (!state->busy || !state->stopping)
 			continue;
-		prove(c, (uint16_t)i);
+		prove(c, tr_conn_op(c->conn, i));
 		if (now < state->deadline_ns)
 			continue;
 		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",

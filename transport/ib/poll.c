@@ -20,6 +20,7 @@ static void retire(struct ib_lane *lane, uint32_t end, bool failed)
 	while (lane->retired != end) {
 		struct ib_slot slot = lane->slot[lane->slots_out & (c->ctx->sq_depth - 1)];
 		uint32_t n = slot.end - lane->retired;
+		struct tr_op *op;
 
 		if (n > end - lane->retired)
 			n = end - lane->retired;
@@ -32,9 +33,10 @@ static void retire(struct ib_lane *lane, uint32_t end, bool failed)
 			c->asking = false;
 		if (slot.kind > IB_KIND_PROOF)
 			continue;
-		c->op[slot.op].failed |= failed;
-		c->op[slot.op].in_flight -= n;
-		ib_op_settle(c, slot.op);
+		op = tr_conn_op(c->conn, slot.op);
+		ib_op_of(op)->failed |= failed;
+		ib_op_of(op)->in_flight -= n;
+		ib_op_settle(c, op);
 	}
 }
 

@@ -49,8 +49,10 @@ static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t o
 	lane->slot[lane->slots_in++ & (c->ctx->sq_depth - 1)] =
 		(struct ib_slot){ .end = lane->posted, .op = op, .kind = (uint8_t)kind };
 	if (kind <= IB_KIND_PROOF) {
-		c->op[op].in_flight += n;
-		c->op[op].lanes |= UINT64_C(1) << lane->index;
+		struct ib_op *state = ib_op_at(c, op);
+
+		state->in_flight += n;
+		state->lanes |= UINT64_C(1) << lane->index;
 	}
 	tr_conn_count(c->conn)->work_requests += n;
 }
@@ -217,7 +219,7 @@ struct pair {
 static struct pair pair_of(const struct ib_conn *c, const struct tr_op *op,
 			   const struct tr_mem *lmem, const struct tr_rmem *rmem)
 {
-	uint32_t share = c->op[op->index].share;
+	uint32_t share = ib_op_of(op)->share;
 	struct pair pair = {
 		.mr = tr_mem_handle(lmem, &tr_ib_provider),
 		.rmr = rmem->priv,
@@ -422,7 +424,7 @@ static struct tr_span rest_of(const struct tr_span *span, const struct piece *pi
 static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
 		    struct kv_error *err)
 {
-	struct ib_op *state = &c->op[op->index];
+	struct ib_op *state = ib_op_of(op);
 	struct slices slices;
 	struct piece piece;
 	struct pair pair;
@@ -482,7 +484,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(op->conn);
-	struct ib_op *state = &c->op[op->index];
+	struct ib_op *state = ib_op_of(op);
 	struct ib_chain *chain = c->chain[op->kind];
 	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
 	struct slices slices;

@@ -9,12 +9,14 @@
  * returns, and the connection is given up if that operation is to end before.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fault.h"
 #include "shm.h"
 
 int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
@@ -26,6 +28,17 @@ int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 	kv_fail_errno(&cause, code, error, "shm", "%s with process %d", what, (int)sc->pid);
 	shm_lose(sc, &cause);
 	return kv_error_copy(err, &cause);
+}
+
+int call_open(struct shm_conn *sc, struct kv_error *err)
+{
+	present_open(sc);
+	if (!sc->call_span)
+		sc->call_span =
+			kv_fault(SHM_CALL) ? NULL : calloc(SHM_CMA_SPANS, sizeof(*sc->call_span));
+	return sc->call_span ? 0
+			     : kv_fail(err, KV_ERR_NOMEM, "mem_open",
+				       "cannot allocate the spans of a call");
 }
 
 /* Rung by a call that was late. Without one the owner does not sleep (shm_arm). */
@@ -57,7 +70,7 @@ static int wait_a_moment(struct shm_conn *sc, struct tr_op *op)
 		return ret;
 	sc->late = op;
 	sc->late_deadline_ns = INT64_MAX;
-	sc->op[op->index].late = true;
+	shm_op_of(op)->late = true;
 	return ret;
 }
 
@@ -129,7 +142,7 @@ bool call_end_late(struct shm_conn *sc)
 	if (sc->bell >= 0)
 		eventfd_read(sc->bell, &rings);
 	sc->late = NULL;
-	sc->op[op->index].late = false;
+	shm_op_of(op)->late = false;
 	sc->cut = true; /* a call that was refused meanwhile is tried again */
 	if (ret < 0)
 		call_failed(sc, op->kind, -ret, NULL);
@@ -152,7 +165,7 @@ bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, stru
 		const struct tr_span *spans, size_t n)
 {
 	const struct shm_rmem *rm = rmem->priv;
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 
 	if (!sc->ctx->split || op->kind != TR_WRITE || n != 1 || spans->len < SHM_COPY_LEAST ||
 	    so->copying)
@@ -173,7 +186,7 @@ bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, stru
 
 int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 {
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 	int ret = copy_end(&so->job);
 
 	if (ret == TR_AGAIN || (ret == -EFAULT && sc->rest.op))
@@ -194,7 +207,7 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 
 bool call_cancel_split(struct shm_conn *sc, struct tr_op *op)
 {
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 
 	copy_stop(&so->job);
 	if (copy_wait(&so->job, kv_deadline_ns(SHM_COPY_PATIENCE_MS)) == TR_AGAIN) {

@@ -337,6 +337,7 @@ static void free_record(struct shm_conn *sc)
 	if (sc->pagemap >= 0)
 		close(sc->pagemap);
 	segment_close(&sc->seg);
+	free(sc->call_span);
 	free(sc);
 }
 

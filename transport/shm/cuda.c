@@ -125,7 +125,7 @@ struct tr_op *cuda_ended(struct shm_conn *sc)
 {
 	struct shm_cuda *cuda = sc->cuda;
 
-	for (unsigned int i = 0; cuda->stopping && i < TR_OPS_MAX; i++) {
+	for (unsigned int i = 0; cuda->stopping && i < tr_conn_ops(sc->conn); i++) {
 		struct tr_op *op = tr_conn_op(sc->conn, i);
 		int64_t stop_ns = cuda->op[i].stop_ns;
 		int ret = stop_ns ? cuda_end(sc, op, NULL) : TR_AGAIN;

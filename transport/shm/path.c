@@ -217,13 +217,13 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
 			       "cannot allocate a remote region's path");
 	ret = rmem->device ? choose_cuda(sc, rm, &d, err) : choose_path(sc, rm, &d, rmem->len, err);
+	if (!ret && (rm->path == SHM_CMA || rm->cma_any_order))
+		ret = call_open(sc, err);
 	if (ret) {
 		free(rm);
 		return ret;
 	}
 	rmem->priv = rm;
-	if (rm->path == SHM_CMA || rm->cma_any_order)
-		present_open(sc);
 	kv_log_info(tr_conn_tr(conn)->log, "region %u of %s (%llu bytes): %s", rmem->id,
 		    tr_conn_address(conn), (unsigned long long)rmem->len, tr_conn_path(conn));
 	return 0;

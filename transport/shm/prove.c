@@ -92,6 +92,7 @@ static int new_conn(struct shm_ctx *ctx, struct tr_conn *conn, int side, struct 
 	sc->pidfd = -1;
 	sc->bell = -1;
 	sc->pagemap = -1;
+	sc->wait_last = &sc->wait;
 	if (kv_fault(SHM_RANDOM) ? (errno = EIO, true)
 				 : getrandom(sc->token, sizeof(sc->token), 0) < 0 ||
 					   getrandom(sc->nonce, sizeof(sc->nonce), 0) < 0) {

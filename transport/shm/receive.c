@@ -60,7 +60,7 @@ static int take_answer(struct shm_conn *sc, const struct ring_record *r, const u
 		       struct kv_error *err)
 {
 	struct shm_read *read = &sc->read[sc->read_head % SHM_READS_MAX];
-	struct shm_op *so = &sc->op[read->op];
+	struct shm_op *so;
 
 	if (sc->read_head == sc->read_tail || r->len > read->left)
 		return refuse_record(err, r, "answers no read");
@@ -77,8 +77,9 @@ static int take_answer(struct shm_conn *sc, const struct ring_record *r, const u
 		return 0;
 	sc->read_head++;
 	/* A cancelled operation has ended, and its slot may serve another one. */
+	so = shm_op_of(read->op);
 	if (read->dst && !--so->reads && so->committed)
-		tr_op_end(tr_conn_op(sc->conn, read->op), TR_READ);
+		tr_op_end(read->op, TR_READ);
 	return 0;
 }
 
@@ -287,8 +288,7 @@ int shm_arm(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct segment_side *me = &sc->seg.shared->side[sc->side];
-	bool room = sc->blocked || sc->rest.op || sc->wait_head != sc->wait_tail ||
-		    sc->answer_head != sc->answer_tail;
+	bool room = sc->blocked || sc->rest.op || sc->wait || sc->answer_head != sc->answer_tail;
 
 	/* Once for each refusal: a caller that gave up must be able to sleep. */
 	if (sc->cut || (sc->blocked && sc->blocked_at != sc->out.head)) {

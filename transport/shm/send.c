@@ -21,9 +21,7 @@ static void send_published(struct shm_conn *sc)
 
 void shm_op_begin(struct tr_op *op)
 {
-	struct shm_conn *sc = tr_conn_priv(op->conn);
-
-	sc->op[op->index] = (struct shm_op){ 0 };
+	*shm_op_of(op) = (struct shm_op){ 0 };
 }
 
 /* ---------------------------------------------------------------- pool */
@@ -145,7 +143,7 @@ static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t
 
 		if (!done)
 			break;
-		sc->op[op->index].in_ring = true;
+		shm_op_of(op)->in_ring = true;
 		if (done == spans[i].len)
 			continue;
 		/* Accepted, although its end has to wait. */
@@ -189,9 +187,9 @@ static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, uint8_t *local
 		sc->read[sc->read_tail++ % SHM_READS_MAX] = (struct shm_read){
 			.dst = local + spans[i].local,
 			.left = spans[i].len,
-			.op = op->index,
+			.op = op,
 		};
-		sc->op[op->index].reads++;
+		shm_op_of(op)->reads++;
 	}
 	return i;
 }
@@ -258,7 +256,7 @@ static long add_part(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 		     const struct tr_span *span, enum shm_path path, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 	const uint8_t *local = lmem->addr + span->local;
 	const uint8_t *remote = ((const struct shm_rmem *)rmem->priv)->addr + span->remote;
 	struct tr_span piece = *span;
@@ -310,19 +308,22 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 
 static void wait_for_peer(struct shm_conn *sc, struct tr_op *op, int end_kind, int64_t deadline_ns)
 {
-	sc->op[op->index].waiting = true;
-	sc->wait[sc->wait_tail++ % TR_OPS_MAX] = (struct shm_wait){
-		.at = sc->out.tail,
-		.deadline_ns = deadline_ns,
-		.op = op->index,
-		.end_kind = end_kind,
-	};
+	struct shm_op *so = shm_op_of(op);
+
+	so->waiting = true;
+	so->wait.at = sc->out.tail;
+	so->wait.deadline_ns = deadline_ns;
+	so->wait.end_kind = end_kind;
+	so->wait.next = NULL;
+	*sc->wait_last = op;
+	sc->wait_last = &so->wait.next;
+	sc->waits++;
 }
 
 int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 	struct ring_record notify = { .type = RING_NOTIFY, .a = value };
 
 	if (so->copying || cuda_has(sc, op)) {
@@ -384,7 +385,7 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	struct shm_op *so = &sc->op[op->index];
+	struct shm_op *so = shm_op_of(op);
 
 	if (sc->rest.op == op)
 		sc->rest.op = NULL;
@@ -397,17 +398,14 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	if (cuda_has(sc, op) && cuda_cancel(sc, op, deadline_ns))
 		return;
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
-		if (sc->read[i % SHM_READS_MAX].op == op->index)
+		if (sc->read[i % SHM_READS_MAX].op == op)
 			sc->read[i % SHM_READS_MAX].dst = NULL;
-	if (so->waiting) {
-		for (unsigned int i = sc->wait_head; i != sc->wait_tail; i++)
-			if (sc->wait[i % TR_OPS_MAX].op == op->index)
-				sc->wait[i % TR_OPS_MAX].deadline_ns = deadline_ns;
-	} else if (so->in_ring) {
+	if (so->waiting)
+		so->wait.deadline_ns = deadline_ns;
+	else if (so->in_ring)
 		wait_for_peer(sc, op, TR_CANCELLED, deadline_ns);
-	} else {
+	else
 		tr_op_end(op, TR_CANCELLED);
-	}
 }
 
 /*
@@ -419,8 +417,8 @@ static bool break_late(struct shm_conn *sc)
 	struct kv_error cause;
 	int64_t now = 0;
 
-	for (unsigned int i = sc->wait_head; i != sc->wait_tail; i++) {
-		int64_t deadline_ns = sc->wait[i % TR_OPS_MAX].deadline_ns;
+	for (const struct tr_op *op = sc->wait; op; op = shm_op_of(op)->wait.next) {
+		int64_t deadline_ns = shm_op_of(op)->wait.deadline_ns;
 
 		if (deadline_ns == INT64_MAX)
 			continue;
@@ -458,15 +456,18 @@ int send_progress(struct shm_conn *sc)
 		done += sc->rest.left != left;
 	}
 	send_published(sc);
-	while (sc->wait_head != sc->wait_tail &&
-	       sc->wait[sc->wait_head % TR_OPS_MAX].at <= sc->out.head) {
-		const struct shm_wait *w = &sc->wait[sc->wait_head++ % TR_OPS_MAX];
+	while (sc->wait && shm_op_of(sc->wait)->wait.at <= sc->out.head) {
+		struct shm_op *so = shm_op_of(op = sc->wait);
 
-		sc->op[w->op].waiting = false;
-		tr_op_end(tr_conn_op(sc->conn, w->op), w->end_kind);
+		sc->wait = so->wait.next;
+		if (!sc->wait)
+			sc->wait_last = &sc->wait;
+		sc->waits--;
+		so->waiting = false;
+		tr_op_end(op, so->wait.end_kind);
 		done++;
 	}
-	if (sc->wait_head != sc->wait_tail && break_late(sc))
+	if (sc->wait && break_late(sc))
 		return 1;
 	return done;
 }

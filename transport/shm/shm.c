@@ -124,10 +124,10 @@ static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
 		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s\n",
 		(int)sc->pid, (unsigned long long)sc->out.size, (unsigned long long)sc->out.tail,
 		(unsigned long long)(sc->out.tail - sc->out.head), (unsigned long long)sc->in.head,
-		(unsigned long long)(sc->rest.op ? sc->rest.left : 0),
-		sc->wait_tail - sc->wait_head, sc->read_tail - sc->read_head,
-		sc->answer_tail - sc->answer_head, sc->blocked ? "out of room" : "flowing",
-		sc->armed ? ", asleep" : "", sc->hung_up ? ", the peer hung up" : "");
+		(unsigned long long)(sc->rest.op ? sc->rest.left : 0), sc->waits,
+		sc->read_tail - sc->read_head, sc->answer_tail - sc->answer_head,
+		sc->blocked ? "out of room" : "flowing", sc->armed ? ", asleep" : "",
+		sc->hung_up ? ", the peer hung up" : "");
 }
 
 static bool shm_places(const struct tr_conn *conn)
@@ -151,6 +151,7 @@ const struct tr_provider tr_shm_provider = {
 	.mem_pack = shm_mem_pack,
 	.mem_open = shm_mem_open,
 	.mem_close = shm_mem_close,
+	.op_bytes = sizeof(struct shm_op),
 	.op_begin = shm_op_begin,
 	.op_add = shm_op_add,
 	.op_commit = shm_op_commit,

@@ -155,7 +155,7 @@ struct shm_op {
 	uint32_t reads; /* ring reads that are not answered */
 	bool in_ring;	/* some of its bytes went through the ring */
 	bool committed;
-	bool waiting; /* it stands in shm_conn.wait */
+	bool waiting; /* it stands in shm_conn.wait, until the peer has consumed our ring */
 	bool copying; /* job is under way or was not looked at since */
 	bool late;    /* shm_conn.call is its, and did not return in time */
 	/* A span that is larger than SHM_ADD_BYTES, of which `done` bytes are copied. */
@@ -163,10 +163,21 @@ struct shm_op {
 		const uint8_t *local, *remote;
 		uint64_t len, done;
 	} part;
+	struct { /* waiting: */
+		uint64_t at; /* up to here; */
+		int64_t deadline_ns; /* of a cancelled one; INT64_MAX */
+		int32_t end_kind;
+		struct tr_op *next;
+	} wait;
 	struct copy_job job;
 	struct tr_span range;	/* of job, */
 	struct tr_rmem *rmem;	/* and where it goes */
 };
+
+static inline struct shm_op *shm_op_of(const struct tr_op *op)
+{
+	return op->priv;
+}
 
 /* A connection for which GPUs copy. */
 struct shm_cuda {
@@ -185,19 +196,11 @@ struct shm_cuda {
 	} pool[SHM_POOLS_MAX];
 };
 
-/* An operation that ends when the peer has consumed our ring up to `at`. */
-struct shm_wait {
-	uint64_t at;
-	int64_t deadline_ns; /* of a cancelled one; INT64_MAX */
-	uint16_t op;
-	int32_t end_kind;
-};
-
 /* Our read by ring. Answers come in the order of the requests. */
 struct shm_read {
 	uint8_t *dst; /* NULL: cancelled, the bytes are thrown away */
 	uint64_t left;
-	uint16_t op;
+	struct tr_op *op;
 };
 
 /* A read that the peer asked for. */
@@ -233,7 +236,6 @@ struct shm_conn {
 	struct ring_in in;
 
 	/* Sending. */
-	struct shm_op op[TR_OPS_MAX];
 	struct { /* the one span that did not fit into the ring as a whole */
 		struct tr_op *op;
 		const uint8_t *src;
@@ -242,7 +244,7 @@ struct shm_conn {
 	} rest;
 	unsigned int copies; /* operations that are copying */
 	struct copy_job call; /* the one that its caller waits for */
-	struct tr_span call_span[SHM_CMA_SPANS];
+	struct tr_span *call_span; /* SHM_CMA_SPANS; NULL: no region is reached so */
 	int pagemap;		   /* the peer's page table, or -1 */
 	struct { /* pages [first, end) of the peer were there, and it is still true enough */
 		uint64_t first, end;
@@ -256,8 +258,8 @@ struct shm_conn {
 	bool quitting;	    /* the last of them says that this side has stopped */
 	struct shm_conn *next_left;
 
-	struct shm_wait wait[TR_OPS_MAX];
-	unsigned int wait_head, wait_tail;
+	struct tr_op *wait, **wait_last; /* in the order of the ring */
+	unsigned int waits;
 	struct shm_read read[SHM_READS_MAX];
 	unsigned int read_head, read_tail;
 	uint64_t blocked_at; /* out.head then */
@@ -380,6 +382,7 @@ void present_open(struct shm_conn *sc);
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n);
 
 /* call.c */
+int call_open(struct shm_conn *sc, struct kv_error *err); /* for a region that calls reach */
 /* The connection's failure for that errno. */
 int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err);
 /* Number of spans, 0: another such call is under way; or -errno. */

@@ -12,14 +12,16 @@ static void stop_calls(struct shm_conn *sc)
 {
 	if (sc->late) {
 		copy_stop(&sc->call);
-		sc->op[sc->late->index].late = false;
+		shm_op_of(sc->late)->late = false;
 		sc->late = NULL;
 	}
-	for (unsigned int i = 0; sc->copies && i < TR_OPS_MAX; i++) {
-		if (!sc->op[i].copying)
+	for (unsigned int i = 0; sc->copies && i < tr_conn_ops(sc->conn); i++) {
+		struct shm_op *so = shm_op_of(tr_conn_op(sc->conn, i));
+
+		if (!so->copying)
 			continue;
-		copy_stop(&sc->op[i].job);
-		sc->op[i].copying = false;
+		copy_stop(&so->job);
+		so->copying = false;
 		sc->copies--;
 	}
 }
