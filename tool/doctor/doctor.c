@@ -148,6 +148,7 @@ static const struct check {
 	{ IF_PORTS, check_distance, NULL },
 	{ LIVE, check_engine, NULL },
 	{ LIVE, check_key, NULL },
+	{ LIVE, check_nixl, NULL },
 };
 
 static bool is_first_of_card(const struct doctor *d, const struct doctor_port *port)

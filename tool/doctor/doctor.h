@@ -109,7 +109,8 @@ void check_acs(struct doctor *d);
 void check_gpu(struct doctor *d);
 void check_distance(struct doctor *d);
 void check_engine(struct doctor *d);
-void check_key(struct doctor *d); /* engine.c */
+void check_key(struct doctor *d);  /* engine.c */
+void check_nixl(struct doctor *d); /* nixl.c */
 
 void doctor_find_ports(struct doctor *d);
 void doctor_engine_open(struct doctor *d);

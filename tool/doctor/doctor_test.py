@@ -283,6 +283,28 @@ class Real(unittest.TestCase):
             self.assertIn("may be read or written by other users", text)
             self.assertIn("fix: chmod 600", result.stdout)
 
+    def test_what_keeps_nixl_from_the_plugin_is_said(self):
+        with tempfile.TemporaryDirectory() as root:
+            folder = f"{root}/lib/python3.11/site-packages/.nixl_cu12.mesonpy.libs/plugins"
+            os.makedirs(folder)
+            for settings in {"VIRTUAL_ENV": root}, {"NIXL_PLUGIN_DIR": folder}:
+                result = run(settings=settings)
+                status, text = self.line(result, "nixl")
+                self.assertEqual(status, "warn")
+                self.assertRegex(text, "kvrail was built without g[+][+]|where NIXL looks, has no libplugin_KVRAIL.so")
+                self.assertRegex(result.stdout, rf"fix: (install g[+][+]|ln -s \S*/libplugin_KVRAIL.so {folder}/)")
+            with open(f"{folder}/libplugin_KVRAIL.so", "wb") as file:
+                file.write(b"not a library")
+            status, text = self.line(run(settings=settings), "nixl")
+            self.assertEqual(status, "fail")
+            self.assertIn("cannot load it", text)
+            plugin = os.path.join(os.path.dirname(PROGRAM), "..", "nixl_plugin", "libplugin_KVRAIL.so")
+            if os.path.exists(plugin):
+                os.remove(file.name)
+                os.symlink(os.path.abspath(plugin), file.name)
+                self.assertEqual(self.line(run(settings=settings), "nixl"), ("ok", f"NIXL finds {file.name}"))
+        self.assertEqual(self.line(run(settings={"VIRTUAL_ENV": "/nowhere", "NIXL_PLUGIN_DIR": ""}), "nixl")[0], "ok")
+
     def test_a_lowered_limit_and_a_dropped_capability_are_seen(self):
         if os.geteuid() or not shutil.which("setpriv"):
             self.skipTest("needs root and setpriv")
