@@ -2,6 +2,14 @@
 /* nixl_plugin.cpp -- the table that NIXL asks libplugin_KVRAIL.so for */
 #include "nixl_engine.hpp"
 
+#include <new>
+
+/* Headers of g++ 11 and later call it; libstdc++ before 11, which runs NIXL's wheels as well, has none. */
+void std::__throw_bad_array_new_length()
+{
+	throw std::bad_array_new_length();
+}
+
 namespace
 {
 
