@@ -12,7 +12,7 @@ static long long age_ms(int64_t since_ns)
 
 static void dump_ops(struct kv_text *t, const struct kv_peer *peer)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	for (unsigned int i = 0; i < peer->link->slots; i++) {
 		const struct kv_slot *slot = &peer->link->slot[i];
 		const struct kv_op *op = slot->op;
 
@@ -34,7 +34,7 @@ static void dump_ops(struct kv_text *t, const struct kv_peer *peer)
 	for (const struct kv_op *op = peer->link->collected; op; op = op->after)
 		kv_text_add(t, "  op %s: not begun, %lld ms old, %zu blocks\n", kv_op_name(op),
 			    age_ms(op->begun_ns), op->n);
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	for (unsigned int i = 0; i < peer->link->ins; i++) {
 		const struct kv_incoming *in = &peer->link->in[i];
 
 		if (in->begun)

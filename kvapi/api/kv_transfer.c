@@ -60,7 +60,7 @@ static int check_options(const struct request *req, const char *name, struct kv_
 int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
 		   struct kv_error *err)
 {
-	const struct kv_map *map = &peer->link->map[cache->geometry.cache_id];
+	const struct kv_map *map = peer->link->map[cache->geometry.cache_id];
 
 	if (map->cache != cache) {
 		kv_peer_fail(peer, err, KV_ERR_GEOMETRY, name,
@@ -236,7 +236,7 @@ static void request_fill(struct kv_op *op, const struct request *req)
 	op->peer = req->peer;
 	kv_peer_hold(op->peer);
 	op->cache = req->cache;
-	op->map = &req->peer->link->map[req->cache->geometry.cache_id];
+	op->map = req->peer->link->map[req->cache->geometry.cache_id];
 	op->layers = req->layers;
 	op->local = req->local;
 	op->remote = req->remote;

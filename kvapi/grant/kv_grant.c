@@ -16,7 +16,7 @@ static unsigned int grant_index(uint64_t id)
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_grant *grant =
-		grant_index(id) < KV_LEASES_MAX ? peer->link->grant[grant_index(id)] : NULL;
+		grant_index(id) < peer->link->grants ? peer->link->grant[grant_index(id)] : NULL;
 
 	return grant && grant->live && grant->id == id ? grant : NULL;
 }
@@ -52,7 +52,7 @@ static void drop_ids(struct kv_peer *peer, struct kv_grant *grant)
 /* Frees ids that records keep for their next use: memory is short. */
 static void trim(struct kv_peer *peer)
 {
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++)
+	for (unsigned int i = 0; i < peer->link->grants; i++)
 		if (peer->link->grant[i] && !peer->link->grant[i]->live)
 			drop_ids(peer, peer->link->grant[i]);
 }
@@ -76,9 +76,14 @@ static int pay(struct kv_peer *peer, size_t bytes)
 
 static int make_record(struct kv_peer *peer, unsigned int i)
 {
-	struct kv_grant **at = &peer->link->grant[i];
+	struct kv_grant **at, **grown = kv_table_grow(peer->link->grant, &peer->link->grants, i + 1,
+						      sizeof(*grown));
 	int ret;
 
+	if (!grown)
+		return KV_ERR_NOMEM;
+	peer->link->grant = grown;
+	at = &grown[i];
 	if (*at)
 		return 0;
 	ret = pay(peer, sizeof(**at));
@@ -178,7 +183,7 @@ static void grant_append(struct kv_link *link, struct kv_grant *grant)
 
 int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 {
-	struct kv_map *map = &peer->link->map[msg->cache];
+	struct kv_map *map = peer->link->map[msg->cache];
 	unsigned int i = grant_index(msg->lease);
 	struct kv_grant *grant;
 	int ret = 0;
@@ -187,7 +192,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	    !map->meets || msg->blocks > map->remote.blocks || msg->blocks > KV_LEASE_BLOCKS_MAX ||
 	    (uint32_t)msg->first + msg->count > map->remote.layers ||
 	    !grant_is_new(peer, msg->lease) || /* numbers come in their order */
-	    (peer->link->grant[i] && peer->link->grant[i]->live))
+	    (i < peer->link->grants && peer->link->grant[i] && peer->link->grant[i]->live))
 		return KV_ERR_PROTOCOL;
 	if (!map->owner)
 		ret = map_owners(map);
@@ -224,7 +229,7 @@ static bool owner_is_free(const struct kv_peer *peer, uint32_t owner)
 int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 {
 	struct kv_grant *grant = kv_grant_find(peer, msg->lease);
-	struct kv_map *map = grant ? &peer->link->map[grant->cache] : NULL;
+	struct kv_map *map = grant ? peer->link->map[grant->cache] : NULL;
 
 	if (!grant || grant->revoked || msg->at != grant->got)
 		return KV_ERR_PROTOCOL;
@@ -248,7 +253,7 @@ int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg)
 void kv_grant_forget(struct kv_peer *peer, struct kv_grant *grant)
 {
 	struct kv_link *link = peer->link;
-	uint32_t *owner = link->map[grant->cache].owner;
+	uint32_t *owner = link->map[grant->cache]->owner;
 
 	for (uint32_t i = 0; i < grant->got; i++)
 		if (owner[grant->ids[i]] == kv_grant_owner(grant))
@@ -262,7 +267,7 @@ void kv_grant_forget(struct kv_peer *peer, struct kv_grant *grant)
 
 void kv_grant_free_all(struct kv_peer *peer)
 {
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
+	for (unsigned int i = 0; i < peer->link->grants; i++) {
 		struct kv_grant *grant = peer->link->grant[i];
 
 		if (!grant)
@@ -272,7 +277,7 @@ void kv_grant_free_all(struct kv_peer *peer)
 		free(grant);
 	}
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		unmap_owners(peer, &peer->link->map[i]);
+		unmap_owners(peer, peer->link->map[i]);
 }
 
 /* ---------------------------------------------------------------- using it */
@@ -336,16 +341,23 @@ void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers
 
 int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 {
-	struct kv_grant *grant = kv_grant_find(peer, id);
+	unsigned int i = grant_index(id);
+	struct kv_grant *grant;
+	int ret;
 
-	if (grant_index(id) >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) ||
-	    grant_is_new(peer, id) || peer->link->answer[grant_index(id)])
+	if (i >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) || grant_is_new(peer, id))
 		return KV_ERR_PROTOCOL;
-	if (!grant)
-		kv_count(peer->engine, unknown_messages, 1);
-	peer->link->answer[grant_index(id)] = id; /* also for a lease that we have forgotten */
+	ret = make_record(peer, i); /* it is answered also where we have forgotten the lease */
+	if (ret)
+		return ret;
+	grant = peer->link->grant[i];
+	if (grant->answer)
+		return KV_ERR_PROTOCOL;
+	grant->answer = id;
 	peer->link->grant_work = true;
-	if (grant)
+	if (grant->live && grant->id == id)
 		grant->revoked = true;
+	else
+		kv_count(peer->engine, unknown_messages, 1);
 	return 0;
 }

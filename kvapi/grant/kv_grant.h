@@ -17,13 +17,14 @@ struct kv_grant {
 	size_t ids_cap;
 	uint64_t sent[KV_LAYER_WORDS]; /* layers that kv_send_blocks has begun */
 	uint64_t done[KV_LAYER_WORDS]; /* and that were acknowledged */
+	uint64_t answer; /* 0; this lease, or the one before it here: its revocation is answered */
 	struct kv_grant *older, *newer;
 };
 
 /* 0; PROTOCOL: it makes no sense, or is more than kv_budget.c allows; NOMEM */
 int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg);
 int kv_grant_ids(struct kv_peer *peer, const struct kv_msg_ids *msg);
-int kv_grant_revoke(struct kv_peer *peer, uint64_t id); /* 0 or PROTOCOL */
+int kv_grant_revoke(struct kv_peer *peer, uint64_t id);
 void kv_grant_forget(struct kv_peer *peer, struct kv_grant *grant);
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id);
 /* The application passed on its number before LEASE or the last IDS came. */

@@ -10,11 +10,21 @@
 
 enum { ID_SLOT_BITS = 16 };
 
-static struct kv_incoming *incoming_at(struct kv_peer *peer, uint64_t op)
+/* 0, NOMEM, or PROTOCOL: the peer has no such slot. */
+static int incoming_at(struct kv_peer *peer, uint64_t op, struct kv_incoming **in_p)
 {
-	uint64_t i = op & ((1u << ID_SLOT_BITS) - 1);
+	unsigned int i = op & ((1u << ID_SLOT_BITS) - 1);
+	struct kv_link *link = peer->link;
+	struct kv_incoming *in;
 
-	return i < KV_OPS_MAX && !(op >> (ID_SLOT_BITS + 32)) ? &peer->link->in[i] : NULL;
+	if (i >= KV_OPS_MAX || op >> (ID_SLOT_BITS + 32))
+		return KV_ERR_PROTOCOL;
+	in = kv_table_grow(link->in, &link->ins, i + 1, sizeof(*in));
+	if (!in)
+		return KV_ERR_NOMEM;
+	link->in = in;
+	*in_p = &in[i];
+	return 0;
 }
 
 static unsigned int incoming_index(const struct kv_peer *peer, const struct kv_incoming *in)
@@ -27,7 +37,7 @@ static bool push_arrival(struct kv_peer *peer, const struct kv_msg_begin *begin)
 	struct kv_arrival arrival = {
 		.kind = KV_ARRIVAL_BLOCKS,
 		.peer = peer->owned ? peer : NULL,
-		.cache = peer->link->map[begin->cache].cache,
+		.cache = peer->link->map[begin->cache]->cache,
 		.layers = { begin->first, begin->count },
 		.tag = begin->tag,
 		.lease = begin->lease,
@@ -76,7 +86,7 @@ static void incoming_commit(struct kv_peer *peer, struct kv_incoming *in)
 /* Whether BEGIN agrees with the cache that both ends have. */
 static bool is_sane(const struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
-	const struct kv_map *map = &peer->link->map[begin->cache];
+	const struct kv_map *map = peer->link->map[begin->cache];
 	const struct kv_cache *cache = map->cache;
 
 	return cache && map->meets &&
@@ -95,9 +105,12 @@ static bool is_later(const struct kv_incoming *in, uint64_t op)
 
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
-	struct kv_incoming *in = incoming_at(peer, begin->op);
+	struct kv_incoming *in;
+	int ret = incoming_at(peer, begin->op, &in);
 
-	if (!in || in->begun || !is_later(in, begin->op) || !is_sane(peer, begin) ||
+	if (ret)
+		return ret;
+	if (in->begun || !is_later(in, begin->op) || !is_sane(peer, begin) ||
 	    (in->notified && in->notified_op != begin->op) ||
 	    (begin->lease && !kv_lease_allows(peer, begin)))
 		return KV_ERR_PROTOCOL;
@@ -123,9 +136,12 @@ static bool is_committed(const struct kv_peer *peer, const struct kv_incoming *i
 
 int kv_incoming_notified(struct kv_peer *peer, uint64_t value)
 {
-	struct kv_incoming *in = incoming_at(peer, value);
+	struct kv_incoming *in;
+	int ret = incoming_at(peer, value, &in);
 
-	if (!in || in->notified || is_committed(peer, in) ||
+	if (ret)
+		return ret;
+	if (in->notified || is_committed(peer, in) ||
 	    (in->begun ? in->begin.op != value : !is_later(in, value)))
 		return KV_ERR_PROTOCOL;
 	in->notified = true; /* it may overtake its BEGIN */
@@ -141,9 +157,12 @@ int kv_incoming_notified(struct kv_peer *peer, uint64_t value)
  */
 int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
 {
-	struct kv_incoming *in = incoming_at(peer, abort->op);
+	struct kv_incoming *in;
+	int ret = incoming_at(peer, abort->op, &in);
 
-	if (!in || (in->notified && !(in->begun && peer->link->checks)) || is_committed(peer, in) ||
+	if (ret)
+		return ret;
+	if ((in->notified && !(in->begun && peer->link->checks)) || is_committed(peer, in) ||
 	    abort->status >= 0)
 		return KV_ERR_PROTOCOL;
 	if (in->begun
@@ -160,11 +179,13 @@ int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort)
 /* In the place of BEGIN and notify: what a peer has read has left long ago. */
 int kv_incoming_prove(struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
-	struct kv_incoming *in = incoming_at(peer, begin->op);
+	struct kv_incoming *in;
+	int ret = incoming_at(peer, begin->op, &in);
 
-	if (!peer->link->checks || !in || in->notified || begin->lease ||
-	    kv_incoming_begin(peer, begin) ||
-	    !(peer->link->map[begin->cache].cache->geometry.flags & KV_CACHE_READABLE))
+	if (ret)
+		return ret;
+	if (!peer->link->checks || in->notified || begin->lease || kv_incoming_begin(peer, begin) ||
+	    !(peer->link->map[begin->cache]->cache->geometry.flags & KV_CACHE_READABLE))
 		return KV_ERR_PROTOCOL;
 	in->proves = in->notified = true;
 	in->notified_op = begin->op;
@@ -173,11 +194,14 @@ int kv_incoming_prove(struct kv_peer *peer, const struct kv_msg_begin *begin)
 
 int kv_incoming_digests(struct kv_peer *peer, const struct kv_msg_digests *digests)
 {
-	struct kv_incoming *in = incoming_at(peer, digests->op);
+	struct kv_incoming *in;
+	int ret = incoming_at(peer, digests->op, &in);
 	bool last;
 
-	if (!peer->link->checks || !in || !in->begun || !in->notified ||
-	    in->begin.op != digests->op || !kv_verify_take(peer, in, digests, &last))
+	if (ret)
+		return ret;
+	if (!peer->link->checks || !in->begun || !in->notified || in->begin.op != digests->op ||
+	    !kv_verify_take(peer, in, digests, &last))
 		return KV_ERR_PROTOCOL;
 	if (last)
 		incoming_commit(peer, in);
@@ -186,7 +210,7 @@ int kv_incoming_digests(struct kv_peer *peer, const struct kv_msg_digests *diges
 
 bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease)
 {
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	for (unsigned int i = 0; i < peer->link->ins; i++) {
 		const struct kv_incoming *in = &peer->link->in[i];
 
 		if (in->begun && in->begin.lease == lease && !is_committed(peer, in))
@@ -234,13 +258,13 @@ bool kv_incoming_tell_unfinished(struct kv_peer *peer, int status)
 		if (l)
 			l->unfinished = false;
 	}
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	for (unsigned int i = 0; i < link->ins; i++) {
 		const struct kv_msg_begin *b = &link->in[i].begin;
 
 		if (link->in[i].begun && !link->in[i].proves && !b->lease &&
 		    !is_committed(peer, &link->in[i]) &&
 		    !push_unfinished(peer, status,
-				     (struct kv_arrival){ .cache = link->map[b->cache].cache,
+				     (struct kv_arrival){ .cache = link->map[b->cache]->cache,
 							  .layers = { b->first, b->count },
 							  .tag = b->tag,
 							  .blocks = b->blocks,
@@ -275,10 +299,10 @@ bool kv_incoming_flush(struct kv_peer *peer)
 		if (kv_peer_send(peer, &msg))
 			return false;
 		for (int i = 0; i < msg.ack.count; i++) {
-			struct kv_incoming *in = incoming_at(peer, msg.ack.ack[i].op);
+			unsigned int at = msg.ack.ack[i].op & ((1u << ID_SLOT_BITS) - 1);
 
-			in->begun = msg.ack.ack[i].status == KV_ACK_VISIBLE;
-			kv_bit_clear(link->ack, incoming_index(peer, in));
+			link->in[at].begun = msg.ack.ack[i].status == KV_ACK_VISIBLE;
+			kv_bit_clear(link->ack, at);
 		}
 	}
 	return true;

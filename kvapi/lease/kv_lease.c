@@ -207,17 +207,20 @@ int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 		  struct kv_error *err)
 {
 	struct kv_link *link = req->peer->link;
-	struct kv_lease *lease;
+	struct kv_lease *lease, **table;
 	uint32_t i;
 	int ret;
 
-	for (i = 0; i < KV_LEASES_MAX && link->lease[i]; i++)
+	for (i = 0; i < link->leases_cap && link->lease[i]; i++)
 		;
 	if (i == KV_LEASES_MAX)
 		return kv_peer_fail(req->peer, err, KV_ERR_BUSY, req->name,
 				    "%d leases are open towards %s", KV_LEASES_MAX,
 				    req->peer->name);
-	lease = take_lease(req->peer->engine);
+	table = kv_table_grow(link->lease, &link->leases_cap, i + 1, sizeof(*table));
+	if (table)
+		link->lease = table;
+	lease = table ? take_lease(req->peer->engine) : NULL;
 	if (!lease)
 		return kv_fail(err, KV_ERR_NOMEM, req->name, "cannot allocate a lease");
 	ret = fill_lease(lease, req, i, err);

@@ -9,7 +9,7 @@ enum { ID_INDEX_BITS = 16 };
 static struct kv_lease *lease_find(struct kv_peer *peer, uint64_t id)
 {
 	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
-	struct kv_lease *lease = i < KV_LEASES_MAX ? peer->link->lease[i] : NULL;
+	struct kv_lease *lease = i < peer->link->leases_cap ? peer->link->lease[i] : NULL;
 
 	return lease && lease->id == id ? lease : NULL;
 }
@@ -133,7 +133,7 @@ bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin)
 
 	if (!lease) /* released meanwhile, by the last commit of its layers perhaps */
 		return was_given(peer, begin->lease);
-	return lease->cache == peer->link->map[begin->cache].cache && begin->blocks <= lease->n &&
+	return lease->cache == peer->link->map[begin->cache]->cache && begin->blocks <= lease->n &&
 	       lease->sent == lease->n && !lease->stopped;
 }
 
@@ -168,7 +168,7 @@ int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
 		    struct kv_lease **lease_p)
 {
 	struct kv_lease *lease = lease_find(peer, begin->lease);
-	const struct kv_cache *cache = peer->link->map[begin->cache].cache;
+	const struct kv_cache *cache = peer->link->map[begin->cache]->cache;
 	uint32_t end = (uint32_t)begin->first + begin->count;
 
 	if (!begin->lease)

@@ -12,7 +12,7 @@ enum { ID_INDEX_BITS = 16 };
 static struct kv_lease *lease_of(struct kv_peer *peer, uint64_t id)
 {
 	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
-	struct kv_lease *lease = i < KV_LEASES_MAX ? peer->link->lease[i] : NULL;
+	struct kv_lease *lease = i < peer->link->leases_cap ? peer->link->lease[i] : NULL;
 
 	return lease && lease->id == id ? lease : NULL;
 }

@@ -36,7 +36,7 @@ static void compare(struct kv_verify *v, const struct kv_msg_begin *begin, const
 bool kv_verify_take(struct kv_peer *peer, const struct kv_incoming *in,
 		    const struct kv_msg_digests *digests, bool *last_p)
 {
-	const struct kv_map *map = &peer->link->map[in->begin.cache];
+	const struct kv_map *map = peer->link->map[in->begin.cache];
 	struct kv_verify *v = verify_of(peer, in);
 	uint64_t bytes = 0;
 	bool more = true;
@@ -64,7 +64,7 @@ int kv_verify_result(struct kv_peer *peer, const struct kv_incoming *in,
 
 	if (!v->is_wrong)
 		return 0;
-	kv_check_fail(peer, &peer->link->map[in->begin.cache], &v->wrong,
+	kv_check_fail(peer, peer->link->map[in->begin.cache], &v->wrong,
 		      op ? kv_op_name(op) : "commit", &err);
 	kv_log_error(peer->engine->log, "a %s %s: %s", in->proves ? "read by" : "write from",
 		     peer->name, err.message);

@@ -19,6 +19,8 @@
  * ---------------------------------------------------------------- the tables of an accepted peer
  */
 
+const struct kv_map kv_no_map;
+
 /* Under engine.lock: this peer gets to know the caches that exist now, and no later ones. */
 static int make_link(struct kv_peer *peer, struct kv_error *err)
 {
@@ -31,6 +33,8 @@ static int make_link(struct kv_peer *peer, struct kv_error *err)
 		if (link->known[i])
 			link->known[i]->peers++;
 	}
+	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
+		link->map[i] = (struct kv_map *)(uintptr_t)&kv_no_map;
 	peer->link = link;
 	peer->engine->peers_up++;
 	return 0;
@@ -51,10 +55,17 @@ void kv_hello_free(struct kv_peer *peer)
 	peer->engine->peers_up--;
 	pthread_mutex_unlock(&peer->engine->lock);
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++) {
-		free(link->map[i].slab);
-		kv_marks_free(&link->map[i].remote_marks);
-		kv_marks_free(&link->map[i].local_marks);
+		if (link->map[i] == &kv_no_map)
+			continue;
+		free(link->map[i]->slab);
+		kv_marks_free(&link->map[i]->remote_marks);
+		kv_marks_free(&link->map[i]->local_marks);
 	}
+	free(link->maps);
+	free(link->slot);
+	free(link->in);
+	free(link->lease);
+	free(link->grant);
 	free(link->checks);
 	free(link);
 	peer->link = NULL;
@@ -133,19 +144,28 @@ static void forget_others(struct kv_peer *peer, const struct kv_hello *hello)
 	pthread_mutex_unlock(&peer->engine->lock);
 }
 
-static void fill_maps(struct kv_peer *peer, const struct kv_hello *hello)
+static int make_maps(struct kv_peer *peer, const struct kv_hello *hello, struct kv_error *err)
 {
-	for (uint32_t i = 0; i < hello->caches; i++) {
-		struct kv_map *map = &peer->link->map[hello->cache[i].cache_id];
+	struct kv_link *link = peer->link;
 
+	link->maps =
+		kv_fault(KV_LINK_ALLOC) ? NULL : calloc(hello->caches + 1, sizeof(*link->maps));
+	if (!link->maps)
+		return kv_fail(err, KV_ERR_NOMEM, "connect",
+			       "cannot allocate what a peer has of %u caches", hello->caches);
+	for (uint32_t i = 0; i < hello->caches; i++) {
+		struct kv_map *map = &link->maps[i];
+
+		link->map[hello->cache[i].cache_id] = map;
 		map->remote = hello->cache[i];
-		map->cache = peer->link->known[hello->cache[i].cache_id];
+		map->cache = link->known[hello->cache[i].cache_id];
 		if (!map->cache)
 			continue;
 		map->meets = kv_geometry_parts(&map->cache->geometry, &map->remote, map->part);
 		for (uint32_t t = 0; t < map->remote.tensors; t++)
 			map->block_bytes += map->part[t].len * map->part[t].rows;
 	}
+	return 0;
 }
 
 uint64_t kv_hello_features(const struct kv_engine *engine)
@@ -211,8 +231,8 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 	}
 	snprintf(peer->name, sizeof(peer->name), "%s", hello.name);
 	forget_others(peer, &hello);
-	fill_maps(peer, &hello);
-	return agree_on_checks(peer, tr_conn_features(conn), err);
+	ret = make_maps(peer, &hello, err);
+	return ret ? ret : agree_on_checks(peer, tr_conn_features(conn), err);
 }
 
 /* ---------------------------------------------------------------- setup */
@@ -346,9 +366,9 @@ static int get_cache(struct kv_peer *peer, struct tr_conn *conn, struct wire_rea
 	size_t slabs;
 	int ret;
 
-	if (id >= KV_CACHES_MAX || !peer->link->map[id].remote.layers)
+	if (id >= KV_CACHES_MAX || !peer->link->map[id]->remote.layers)
 		return bad_setup(id, "the hello did not name it", err);
-	map = &peer->link->map[id];
+	map = peer->link->map[id];
 	slabs = (size_t)map->remote.layers * map->remote.tensors;
 	if (!regions || regions > slabs || map->slab)
 		return bad_setup(id, "the number of regions is out of range", err);
@@ -380,7 +400,7 @@ static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 			return ret;
 	}
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++)
-		if (peer->link->map[i].cache && !peer->link->map[i].slab)
+		if (peer->link->map[i]->cache && !peer->link->map[i]->slab)
 			return bad_setup(i, "it is missing", err);
 	return 0;
 }

@@ -160,7 +160,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 		kv_count_at(&engine->lost[-(peer->bye ? KV_ERR_CLOSED : peer->error.code)], 1);
 	}
 	kv_count(engine, peers_now, -1);
-	for (unsigned int i = 0; i < KV_OPS_MAX; i++) {
+	for (unsigned int i = 0; i < peer->link->slots; i++) {
 		struct kv_slot *slot = &peer->link->slot[i];
 
 		if (slot->state == KV_SLOT_BUSY)
@@ -182,6 +182,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 {
 	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
+	int ret;
 
 	if (says && peer->engine->heartbeat_ns)
 		kv_heartbeat_heard(peer);
@@ -194,9 +195,12 @@ static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 	}
 	switch (event->kind) {
 	case TR_NOTIFIED:
-		if (kv_incoming_notified(peer, event->value))
-			kv_peer_break(peer, KV_ERR_PROTOCOL,
-				      "a commit contradicts what was sent before");
+		ret = kv_incoming_notified(peer, event->value);
+		if (ret)
+			kv_peer_break(peer, ret,
+				      ret == KV_ERR_NOMEM
+					      ? "there is no memory for a commit"
+					      : "a commit contradicts what was sent before");
 		break;
 	case TR_MSG:
 		receive_message(peer, event);

@@ -22,7 +22,7 @@ const char *kv_op_stage_name(const struct kv_op *op)
 static struct kv_slot *slot_at(struct kv_peer *peer, uint64_t id)
 {
 	uint64_t i = id & ((1u << ID_SLOT_BITS) - 1);
-	struct kv_slot *slot = i < KV_OPS_MAX ? &peer->link->slot[i] : NULL;
+	struct kv_slot *slot = i < peer->link->slots ? &peer->link->slot[i] : NULL;
 
 	return slot && slot->generation == (uint32_t)(id >> ID_SLOT_BITS) ? slot : NULL;
 }
@@ -83,21 +83,39 @@ static void op_count(struct kv_op *op)
 		kv_count(engine, recvs, 1);
 }
 
+static int find_slot(const struct kv_op *op, unsigned int *i_p, struct kv_error *err)
+{
+	struct kv_link *link = op->peer->link;
+	struct kv_slot *slot;
+	unsigned int i;
+
+	for (i = 0; i < link->slots && link->slot[i].state != KV_SLOT_FREE; i++)
+		;
+	if (i == KV_OPS_MAX)
+		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, kv_op_name(op),
+				    "%d operations are unfinished towards %s", KV_OPS_MAX,
+				    op->peer->name);
+	slot = kv_table_grow(link->slot, &link->slots, i + 1, sizeof(*slot));
+	if (!slot)
+		return kv_fail(err, KV_ERR_NOMEM, kv_op_name(op),
+			       "cannot allocate more than %u operations towards %s", i,
+			       op->peer->name);
+	link->slot = slot;
+	*i_p = i;
+	return 0;
+}
+
 int kv_op_activate(struct kv_op *op, struct kv_error *err)
 {
 	struct kv_link *link;
 	unsigned int i;
 	int ret = kv_op_admit(op, err);
 
+	if (!ret)
+		ret = find_slot(op, &i, err);
 	if (ret)
 		return ret;
 	link = op->peer->link;
-	for (i = 0; i < KV_OPS_MAX && link->slot[i].state != KV_SLOT_FREE; i++)
-		;
-	if (i == KV_OPS_MAX)
-		return kv_peer_fail(op->peer, err, KV_ERR_BUSY, kv_op_name(op),
-				    "%d operations are unfinished towards %s", KV_OPS_MAX,
-				    op->peer->name);
 	kv_op_uncollect(op);
 	link->slot[i].state = KV_SLOT_BUSY;
 	link->slot[i].op = op;
@@ -504,21 +522,22 @@ bool kv_op_answer_revokes(struct kv_peer *peer)
 
 	if (!link->grant_work)
 		return true;
-	for (unsigned int i = 0; i < KV_LEASES_MAX; i++) {
-		struct kv_msg msg = { .type = KV_MSG_REVOKED, .id.lease = link->answer[i] };
-		struct kv_grant *grant = kv_grant_find(peer, link->answer[i]);
+	for (unsigned int i = 0; i < link->grants; i++) {
+		struct kv_grant *grant = link->grant[i];
+		struct kv_msg msg = { .type = KV_MSG_REVOKED };
 
-		if (!link->answer[i])
+		if (!grant || !grant->answer)
 			continue;
-		if (!grant_is_idle(peer, link->answer[i])) {
+		if (!grant_is_idle(peer, grant->answer)) {
 			left = true;
 			continue;
 		}
+		msg.id.lease = grant->answer;
 		if (kv_peer_send(peer, &msg))
 			return false;
-		link->answer[i] = 0;
-		if (grant)
+		if (grant->live && grant->id == grant->answer)
 			kv_grant_forget(peer, grant);
+		grant->answer = 0;
 	}
 	link->grant_work = left;
 	return true;

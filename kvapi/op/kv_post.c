@@ -88,7 +88,7 @@ static enum kv_step post_piece(struct kv_op *op)
 {
 	size_t slab =
 		(size_t)(op->layers.first + op->layer) * op->cache->geometry.tensors + op->tensor;
-	struct tr_span *spans = op->peer->link->span;
+	struct tr_span spans[TR_SPANS_GOOD];
 	struct kv_pitch pitch = pitch_of(op, slab);
 	struct kv_error err;
 	size_t count =

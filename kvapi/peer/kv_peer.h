@@ -72,29 +72,35 @@ struct kv_checks {
 	} unsent;
 };
 
-/* What exists from the accepted hello on. */
+/* Of a cache that one of the ends has not; nothing writes to it. */
+extern const struct kv_map kv_no_map;
+
+/* What exists from the accepted hello on. Its tables begin empty and grow with their use. */
 struct kv_link {
 	struct kv_cache
 		*known[KV_CACHES_MAX]; /* ours, as sent to the peer; counted in cache.peers */
-	struct kv_map map[KV_CACHES_MAX];
-	struct kv_slot slot[KV_OPS_MAX];
+	struct kv_map *maps; /* of the caches that the peer has named */
+	struct kv_map *map[KV_CACHES_MAX]; /* one of them, or kv_no_map */
+	struct kv_slot *slot; /* `slots` of KV_OPS_MAX */
+	unsigned int slots;
 	uint64_t busy[KV_WORDS], posting[KV_WORDS], aborts[KV_WORDS];
 	unsigned int slots_used;
 	unsigned int turn; /* where the next round of posting begins */
 	struct kv_op *collected; /* operations that have not begun */
-	struct kv_incoming in[KV_OPS_MAX];
+	struct kv_incoming *in; /* `ins` of KV_OPS_MAX */
+	unsigned int ins;
 	uint64_t ack[KV_WORDS], withheld[KV_WORDS];
-	struct kv_lease *lease[KV_LEASES_MAX];
+	struct kv_lease **lease; /* `leases_cap` of KV_LEASES_MAX */
+	unsigned int leases_cap;
 	struct kv_lease *announce; /* not all of their messages are sent; oldest first */
-	struct kv_grant *grant[KV_LEASES_MAX];
+	struct kv_grant **grant; /* `grants` of KV_LEASES_MAX */
+	unsigned int grants;
 	struct kv_grant *oldest, *newest;
 	uint32_t newest_serial;
-	uint64_t answer[KV_LEASES_MAX]; /* leases whose revocation is to be answered */
 	uint64_t charged; /* bytes: kv_budget.c */
 	unsigned int leases, leases_end;
 	unsigned int placed_slab; /* kv_place.c: where the last byte went */
 	bool lease_work, grant_work; /* messages of leases, answers of grants wait for credits */
-	struct tr_span span[TR_SPANS_GOOD];
 	struct kv_checks *checks; /* NULL: no block is digested */
 };
 
@@ -202,6 +208,12 @@ uint32_t kv_check_block(const struct kv_map *map, uint32_t layer, uint32_t tenso
 bool kv_check_next(const struct kv_map *map, uint32_t layers, uint32_t ids, struct kv_walk *walk);
 int kv_check_fail(const struct kv_peer *peer, const struct kv_map *map,
 		  const struct kv_msg_wrong *wrong, const char *by, struct kv_error *err);
+
+/*
+ * kv_table.c: a table with `need` entries at least, zero where they are new: `table`, or another
+ * one in its place with at least double the *cap_p. NULL: there is no memory, and `table` stays.
+ */
+void *kv_table_grow(void *table, unsigned int *cap_p, unsigned int need, size_t entry_bytes);
 
 /* The counters of a connection that is about to close. Claim and engine.lock held. */
 void kv_stats_keep(struct kv_peer *peer);

@@ -2,6 +2,8 @@
 /* kv_table.c -- the peers of an engine by their places in its table: watched, claimed, released */
 #include <errno.h>
 #include <poll.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 
 #include "kv_peer.h"
@@ -107,6 +109,27 @@ void kv_table_leave(struct kv_peer *peer)
 	kv_claim_release(&peer->claim);
 	if (atomic_load(&engine->wants[index]))
 		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */
+}
+
+enum { TABLE_LEAST = 16 };
+_Static_assert(!(KV_OPS_MAX & (KV_OPS_MAX - 1)) && !(KV_LEASES_MAX & (KV_LEASES_MAX - 1)),
+	       "a table that is doubled ends at its limit");
+
+void *kv_table_grow(void *table, unsigned int *cap_p, unsigned int need, size_t entry_bytes)
+{
+	unsigned int cap = *cap_p ? *cap_p : TABLE_LEAST;
+	uint8_t *grown;
+
+	if (need <= *cap_p)
+		return table;
+	while (cap < need)
+		cap *= 2;
+	grown = kv_fault(KV_TABLE) ? NULL : realloc(table, cap * entry_bytes);
+	if (!grown)
+		return NULL;
+	memset(grown + *cap_p * entry_bytes, 0, (cap - *cap_p) * entry_bytes);
+	*cap_p = cap;
+	return grown;
 }
 
 void kv_peer_leave_pending(struct kv_peer *peer, enum kv_peer_state state)

@@ -94,7 +94,7 @@ static void lie_on_tcp(struct tcp_conn *tc, const struct lie *lie, const struct 
 
 static struct aim aim_at(struct node *a, const struct lie *lie, const uint8_t *payload)
 {
-	const struct kv_map *map = &a->peer->link->map[0];
+	const struct kv_map *map = a->peer->link->map[0];
 	const struct kv_rslab *slab = &map->slab[lie->layer * RIG_TENSORS + lie->tensor];
 
 	return (struct aim){

@@ -285,7 +285,9 @@ static bool has_lease(struct kv_peer *peer, uint32_t serial)
 		const struct kv_grant *grant;
 
 		assert_true(kv_claim_until(&peer->claim, end));
-		grant = peer->link->grant[serial % KV_LEASES_MAX];
+		grant = serial % KV_LEASES_MAX < peer->link->grants
+				? peer->link->grant[serial % KV_LEASES_MAX]
+				: NULL;
 		has = grant && grant->live && grant->got == KV_LEASE_BLOCKS_MAX;
 		lost = peer->error.code;
 		kv_peer_release(peer);
