@@ -4,6 +4,7 @@
 Instead of these: the folder of site-packages that KVRAIL_NIXL names.
 """
 import glob
+import importlib.util
 import os
 import shutil
 import sys
@@ -24,19 +25,44 @@ def site_packages(version):
         return named
     if os.uname().machine != "x86_64":
         raise Unavailable(f"the tests know NIXL's wheels for x86_64 only, not for {os.uname().machine}")
-    kept = os.path.join(cache_folder("nixl"), f"{version}-py{sys.version_info[0]}{sys.version_info[1]}")
+    return unpacked(version, [f"nixl=={version}", f"nixl-cu12=={version}", "numpy"])
+
+
+def pytest_packages():
+    """A folder for sys.path with pytest, or "" where it is installed."""
+    if importlib.util.find_spec("pytest"):
+        return ""
+    return unpacked("pytest", ["pytest", "pluggy", "iniconfig", "packaging", "pygments"])
+
+
+def unpacked(name, packages):
+    """A folder that is kept, with these packages of PyPI."""
+    kept = os.path.join(cache_folder("nixl"), f"{name}-py{sys.version_info[0]}{sys.version_info[1]}")
     if os.path.exists(kept):
         return kept
     try:
         os.makedirs(cache_folder("nixl"), exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_folder("nixl")) as folder:
-            fetch(folder, [f"nixl=={version}", f"nixl-cu12=={version}", "numpy"], FETCH_S)
+            fetch(folder, packages, FETCH_S)
             for wheel in glob.glob(os.path.join(folder, "*.whl")):
                 shutil.unpack_archive(wheel, os.path.join(folder, "all"), "zip")
             os.rename(os.path.join(folder, "all"), kept)
     except OSError as error:
-        raise Unavailable(f"NIXL {version}: {error}") from error
+        raise Unavailable(f"{name}: {error}") from error
     return kept
+
+
+def site_with(file, folder, version=VERSION):
+    """Those of site_packages once more, in a folder of the caller's; with this plugin beside NIXL's, if there is one."""
+    kept = site_packages(version)
+    try:
+        shutil.copytree(kept, folder, copy_function=os.link, symlinks=True)
+    except (OSError, shutil.Error):  # another file system
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder, symlinks=True)
+    if file:
+        os.symlink(file, os.path.join(os.path.dirname(plugin(folder)), os.path.basename(file)))
+    return folder
 
 
 def plugin(folder, name="UCX"):
