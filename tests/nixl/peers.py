@@ -38,11 +38,12 @@ def load_nixl(plugin):
 class End:
     """An agent with one region."""
 
-    def __init__(self, name, size):
+    def __init__(self, name, size, locked=False):
         import numpy
-        from nixl_cu12._api import nixl_agent, nixl_agent_config
+        from nixl_cu12 import _api as nixl
 
-        self.agent = nixl_agent(name, nixl_agent_config(backends=["KVRAIL"]))
+        more = {"sync_mode": nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT} if locked and hasattr(nixl, "nixl_thread_sync_t") else {}
+        self.agent = nixl.nixl_agent(name, nixl.nixl_agent_config(backends=["KVRAIL"], **more))
         self.buffer = numpy.zeros(size, dtype=numpy.uint8)
         self.region = self.agent.register_memory(self.rows([(0, size)], True), "DRAM")
 
@@ -53,6 +54,20 @@ class End:
     def descs(self, ranges, base=None):
         base = self.buffer.ctypes.data if base is None else base
         return self.agent.get_xfer_descs([(base + at, size, 0) for at, size in ranges], "DRAM")
+
+    def late(self, size):
+        """One more region, of zeros; its address."""
+        import numpy
+
+        self.more = numpy.zeros(size, dtype=numpy.uint8)
+        self.late_region = self.agent.register_memory([(self.more.ctypes.data, size, 0, "")], "DRAM")
+        return self.more.ctypes.data
+
+    def post(self, to, base, note):
+        """Writes the whole region there, and does not wait."""
+        whole = [(0, self.buffer.size)]
+        self.posted = self.agent.initialize_xfer("WRITE", self.descs(whole), self.descs(whole, base), to, note)  # else it is released
+        return self.agent.transfer(self.posted)
 
     def fill(self, seed):
         import numpy
@@ -77,6 +92,9 @@ def other_process(pipe, plugin, name, size):
         "is": lambda byte: bool((end.buffer == byte).all()),
         "notes": end.agent.get_new_notifs,
         "withdraw": lambda: end.agent.deregister_memory(end.region),
+        "load": end.agent.add_remote_agent,
+        "post": end.post,
+        "late": end.late,
     }
     while True:
         try:
@@ -221,6 +239,110 @@ def a_release_is_a_fence(plugin):
         assert other("is", 0x22), "bytes landed after the release"
 
 
+def a_release_of_a_read_is_a_fence(plugin):
+    other, end = Other(plugin, size=64 * MIB), End("here", 64 * MIB)
+    end.agent.add_remote_agent(other("metadata"))
+    other("set", 0x11)
+    whole = [(0, 64 * MIB)]
+    for _ in range(4):
+        handle = end.agent.initialize_xfer("READ", end.descs(whole), end.descs(whole, other.base), "other")
+        end.agent.transfer(handle)
+        release(end, handle)
+        end.buffer[:] = 0x22  # the blocks are used again at once
+        handle = end.agent.initialize_xfer("READ", end.descs([(0, 1)]), end.descs([(0, 1)], other.base), "other")
+        assert run(end, handle) == "DONE"
+        release(end, handle)
+        assert (end.buffer[1:] == 0x22).all(), "bytes landed after the release"
+
+
+def regions_may_come_late(plugin):
+    other, end = Other(plugin), End("here", 8 * MIB)
+    end.agent.add_remote_agent(other("metadata"))
+    end.fill(4)
+    handle = end.agent.initialize_xfer("WRITE", end.descs([(0, MIB)]), end.descs([(0, MIB)], other.base), "other")
+    assert run(end, handle) == "DONE"
+    release(end, handle)
+    there = other("late", MIB)
+    end.agent.add_remote_agent(other("metadata"))  # again: the new region is among it
+    here = end.late(MIB)
+    handle = end.agent.initialize_xfer("WRITE", end.descs([(0, MIB)]), end.descs([(0, MIB)], there), "other", b"late")
+    assert run(end, handle) == "DONE"
+    assert note_of(other) == {"here": [b"late"]}
+    release(end, handle)
+    handle = end.agent.initialize_xfer("READ", end.descs([(0, MIB)], here), end.descs([(0, MIB)], there), "other")
+    assert run(end, handle) == "DONE"
+    assert (end.more == end.buffer[:MIB]).all()
+    release(end, handle)
+
+
+def a_killed_writer_harms_nobody_and_its_name_comes_back(plugin):
+    size = 64 * MIB
+    end = End("here", size)
+    base = end.buffer.ctypes.data
+    for stage in ("loaded", "posted", "done"):
+        writer = Other(plugin, "writer", size)
+        writer("load", end.agent.get_agent_metadata())
+        if stage != "loaded":
+            writer("post", "here", base, stage.encode())
+        if stage == "done":
+            limit = time.monotonic() + WAIT_S
+            while end.agent.get_new_notifs() != {"writer": [b"done"]}:
+                assert time.monotonic() < limit
+        writer.kill()
+        end.agent.deregister_memory(end.region)  # from here on the memory is ours alone
+        end.buffer[:] = 0x66
+        again = Other(plugin, "writer", MIB)
+        there = end.late(MIB)
+        again("fill", 5)
+        again("load", end.agent.get_agent_metadata())
+        again("post", "here", there, b"again")
+        limit, notes = time.monotonic() + WAIT_S, []
+        while b"again" not in notes:
+            assert time.monotonic() < limit
+            notes += end.agent.get_new_notifs().get("writer", [])
+        import zlib
+
+        assert zlib.crc32(end.more) == again("crc")
+        assert (end.buffer == 0x66).all(), f"{stage}: a dead process wrote into memory that was withdrawn"
+        again.kill()
+        end.agent.deregister_memory(end.late_region)
+        end.region = end.agent.register_memory(end.rows([(0, size)], True), "DRAM")
+
+
+def threads_share_an_agent(plugin):
+    import threading
+
+    other, end = Other(plugin), End("here", 8 * MIB, locked=True)
+    end.agent.add_remote_agent(other("metadata"))
+    end.fill(6)
+    threads, size = 4, 4096
+    failed = []
+
+    def work(first):
+        try:
+            for at in range(first * size, 8 * MIB, threads * size * 16):
+                handle = end.agent.initialize_xfer("WRITE", end.descs([(at, size)]), end.descs([(at, size)], other.base), "other", b"t")
+                assert run(end, handle) == "DONE"
+                release(end, handle)
+                handle = end.agent.initialize_xfer("READ", end.descs([(at, size)]), end.descs([(at, size)], other.base), "other")
+                assert run(end, handle) == "DONE"
+                release(end, handle)
+        except Exception as error:  # they have no class in common
+            failed.append(error)
+
+    before = end.crc()
+    many = [threading.Thread(target=work, args=(first,)) for first in range(threads)]
+    for thread in many:
+        thread.start()
+    for thread in many:
+        thread.join()
+    assert not failed, failed
+    assert end.crc() == before
+    came = 0
+    while came < 8 * MIB // size // 16:
+        came += len(note_of(other)["here"])
+
+
 def a_withdrawn_region_refuses(plugin):
     from_other, end = Other(plugin), End("here", 8 * MIB)
     end.agent.add_remote_agent(from_other("metadata"))
@@ -253,15 +375,19 @@ def run_to_failure(end, handle):
 def a_killed_peer_is_a_disconnect_and_its_name_comes_back(plugin):
     end = End("here", 8 * MIB)
     whole = [(0, 8 * MIB)]
-    for stage in ("loaded", "done", "posted"):
+    for stage in ("given", "loaded", "done", "posted"):
         other = Other(plugin)
-        end.agent.add_remote_agent(other("metadata"))
+        metadata = other("metadata")
+        if stage == "given":
+            other.kill()
+        end.agent.add_remote_agent(metadata)
         handle = end.agent.initialize_xfer("WRITE", end.descs(whole), end.descs(whole, other.base), "other", b"n")
         if stage == "done":
             assert run(end, handle) == "DONE"
         if stage == "posted":
             end.agent.transfer(handle)
-        other.kill()
+        if stage != "given":
+            other.kill()
         killed = time.monotonic()
         if stage == "posted":
             try:
@@ -301,7 +427,8 @@ def gpu_memory_is_refused(plugin):
 
 
 CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, an_agent_reaches_itself, a_release_is_a_fence,
-         a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused]
+         a_release_of_a_read_is_a_fence, regions_may_come_late, threads_share_an_agent,
+         a_killed_writer_harms_nobody_and_its_name_comes_back, a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused]
 
 
 def main():
