@@ -25,6 +25,8 @@ EDITS = (('createBackend("UCX"', 'createBackend("KVRAIL"'), ("telem.postDuration
 PASS = 22  # at least: fewer is a test that was lost on the way
 NEEDS_TORCH = "test_noncontiguous_tensor"
 RUN_S = 400
+# NIXL's wheel crashes in its libnl when the process ends, with UCX as well: what the tests said counts.
+RUN = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
 
 
 def fetch(name):
@@ -68,7 +70,7 @@ def main():
                 file.write("class Tensor: pass\n")
             options += ["-k", f"not {NEEDS_TORCH}"]
             print(f"note: torch is not installed: {NEEDS_TORCH} is left out")
-        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *options, *FILES[1:]]
+        command = [sys.executable, "-c", RUN, "-q", "-rs", "-p", "no:cacheprovider", *options, *FILES[1:]]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, folder]), "KVCACHE_AGENT_ADDRESS": "127.0.0.1"}
         run = subprocess.run(command, cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=RUN_S)
     print(run.stdout)
