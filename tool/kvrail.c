@@ -12,6 +12,8 @@ static const struct subcommand {
 } subcommands[] = {
 	{ "info", info_main, "transports, devices and options of this machine" },
 	{ "doctor", doctor_main, "is this machine ready for RDMA, and what to do if not" },
+	{ "dump", dump_main, "what a running process waits for, also while it hangs" },
+	{ "top", top_main, "running processes: bytes a second, operations, errors" },
 	{ "bench", bench_main, "how fast blocks reach another host, every byte checked" },
 };
 

@@ -8,7 +8,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { COLUMNS_MAX = 8, NARROWEST = 60, USUAL = 100 };
+enum { COLUMNS_MAX = 9, NARROWEST = 60, USUAL = 100 };
 
 static size_t width_of_output(void)
 {

@@ -15,6 +15,8 @@ enum { EXIT_USAGE = 2 };
 int info_main(int argc, char **argv);
 int doctor_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
+int dump_main(int argc, char **argv);
+int top_main(int argc, char **argv);
 
 /*
  * Ends the line with `text`, which begins at column `indent`. On a terminal that is too narrow it

@@ -43,7 +43,7 @@ class Command(unittest.TestCase):
         self.assertRegex(kvrail("--version").stdout, r"^kvrail \d+\.\d+\.\d+")
 
     def test_wrong_usage_exits_2_and_says_why_on_stderr(self):
-        for arguments in [], ["nonsense"], ["info", "--nonsense"], ["info", "too much"], ["doctor", "--port", "x"]:
+        for arguments in [], ["nonsense"], ["info", "--nonsense"], ["info", "too much"], ["doctor", "--port", "x"], ["dump"], ["dump", "x"], ["top", "x"], ["top", "--interval", "0"]:
             run = kvrail(*arguments)
             self.assertEqual((run.returncode, run.stdout), (2, ""), arguments)
             self.assertIn("usage:", run.stderr)

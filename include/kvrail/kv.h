@@ -727,9 +727,9 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
 /*
  * kv_dump -- the engine's state as text, to answer "why does it hang"
  *
- * Per peer: transport, path, queue pair states, operations in flight with stage and age, leases,
+ * The operations in flight, the oldest first, with stage, age and peer; each peer's path, leases,
  * credits. Writes at most `cap` bytes with the closing NUL; `buf` may be NULL if that is 0. May be
- * called while other threads hang in a call.
+ * called while other threads hang in a call. `kvrail dump PID` prints it of another process.
  * RETURNS the length of the whole text, as snprintf does, or a negative KV_ERR_* code.
  */
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap);

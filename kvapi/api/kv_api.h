@@ -25,6 +25,8 @@ int kv_recv_start(struct kv_op *op, struct kv_error *err);
 /* kv_group.c: a group takes it instead of beginning it */
 int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);
 void kv_group_free_left(struct kv_engine *engine);
+struct kv_report;
+void kv_report_engine(struct kv_engine *engine, struct kv_report *r); /* kv_dump.c: an item */
 /* kv_metrics.c. Where it cannot, the log says so, and the engine goes without. */
 void kv_metrics_start(struct kv_engine *engine);
 void kv_metrics_stop(struct kv_engine *engine);

@@ -1,102 +1,372 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_dump.c -- the engine's state as text */
-#include "base/text.h"
+/* kv_dump.c -- the engine's state for people and programs: "why does it hang" */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/report.h"
 #include "kv_api.h"
 
-enum { PATIENCE_MS = 50 }; /* for peers in use, all together; then it says that they are */
+enum {
+	PATIENCE_MS = 50, /* for peers in use, all together; then it says that they are */
+	OPS_SHOWN = 64,	  /* the oldest */
+	ROWS_SHOWN = 64,  /* of each list of a peer */
+	ROWS_OF_MANY = 4, /* where there are more than so many peers */
+};
 
-static long long age_ms(int64_t since_ns)
+static int64_t age_ms(int64_t since_ns)
 {
 	return (kv_now_ns() - since_ns) / KV_NS_PER_MS;
 }
 
-static void dump_ops(struct kv_text *t, const struct kv_peer *peer)
+/* ---------------------------------------------------------------- operations */
+
+static const char *awaited(const struct kv_op_look *op)
 {
-	for (unsigned int i = 0; i < peer->link->slots; i++) {
-		const struct kv_slot *slot = &peer->link->slot[i];
-		const struct kv_op *op = slot->op;
-
-		if (op)
-			kv_text_add(
-				t,
-				"  op %u.%u %s: %s, %lld ms old, %lld ms left, %zu blocks, layer %u of %u, tensor %u, id index %zu%s%s%s\n",
-				i, slot->generation, kv_op_name(op), kv_op_stage_name(op),
-				age_ms(op->begun_ns), -age_ms(op->deadline_ns), op->n, op->layer,
-				op->layers.count, op->tensor, op->place.index,
-				op->written ? ", written" : "", op->acked ? ", acknowledged" : "",
-				op->tr ? ", with the transport" : "");
-		else if (slot->state != KV_SLOT_FREE)
-			kv_text_add(t, "  op %u.%u ended, %s\n", i, slot->generation,
-				    slot->state == KV_SLOT_ABORT
-					    ? "ABORT is still to be sent"
-					    : "its acknowledgement is still due");
+	switch (op->stage) {
+	case KV_STAGE_IDLE:
+		return "the end of its group, a free slot, or another thread's call on the peer";
+	case KV_STAGE_WAIT_GRANT:
+		return "a lease that the peer has not opened";
+	case KV_STAGE_BEGIN:
+	case KV_STAGE_POST:
+	case KV_STAGE_COMMIT:
+		return "a thread that posts the rest, or room in the transport";
+	case KV_STAGE_PROVE:
+	case KV_STAGE_DIGEST:
+		return "room for the digests of its blocks";
+	case KV_STAGE_STOP:
+		return "what was posted before it was stopped";
+	default:
+		break;
 	}
-	for (const struct kv_op *op = peer->link->collected; op; op = op->after)
-		kv_text_add(t, "  op %s: not begun, %lld ms old, %zu blocks\n", kv_op_name(op),
-			    age_ms(op->begun_ns), op->n);
-	for (unsigned int i = 0; i < peer->link->ins; i++) {
-		const struct kv_incoming *in = &peer->link->in[i];
-
-		if (in->begun)
-			kv_text_add(
-				t,
-				"  incoming %u: %u blocks of cache %u, layers %u + %u, tag %llu%s\n",
-				i, in->begin.blocks, in->begin.cache, in->begin.first,
-				in->begin.count, (unsigned long long)in->begin.tag,
-				kv_bit(peer->link->withheld, i) ? ", waits for room in the arrivals"
-				: kv_bit(peer->link->ack, i)	? ", to be acknowledged"
-								: ", not committed");
-	}
+	if (op->kind == KV_OP_RECV)
+		return "the peer's write";
+	if (op->kind == KV_OP_READ || !op->written)
+		return "the transport";
+	return op->visible ? "the peer's application, which takes no arrivals"
+			   : "the peer's acknowledgement";
 }
 
-static void dump_leases(struct kv_text *t, const struct kv_peer *peer)
+static void report_op(struct kv_report *r, const struct kv_op_look *op)
 {
-	for (unsigned int i = 0; i < peer->link->leases_end; i++) {
-		const struct kv_lease *l = peer->link->lease[i];
-
-		if (l)
-			kv_text_add(
-				t,
-				"  lease %llu tag %llu: %u blocks of cache %u, %s%s%s%s, %u of %u ids sent\n",
-				(unsigned long long)l->id, (unsigned long long)l->tag, l->n,
-				l->cache->geometry.cache_id, l->open ? "open" : "closed",
-				l->expired ? ", expired" : "",
-				l->revoke && !l->stopped ? ", waits for the writer to stop" : "",
-				l->stopped ? ", stopped" : "", l->sent, l->n);
-	}
-	for (const struct kv_grant *g = peer->link->oldest; g; g = g->newer)
-		kv_text_add(t, "  granted %llu tag %llu: %u of %u blocks of cache %u%s%s\n",
-			    (unsigned long long)g->id, (unsigned long long)g->tag, g->got, g->n,
-			    g->cache, g->revoked ? ", revoked" : "", g->failed ? ", failed" : "");
+	kv_report_item(r, "operation");
+	kv_report_text(r, "kind", "%s", kv_op_kind_name(op->kind));
+	kv_report_text(r, "stage", "%s", kv_op_stage_name(op->stage));
+	kv_report_int(r, "age_ms", age_ms(op->begun_ns));
+	kv_report_int(r, "left_ms", -age_ms(op->deadline_ns));
+	kv_report_int(r, "peer", op->peer);
+	kv_report_text(r, "name", "%s", op->name);
+	kv_report_text(r, "address", "%s", op->address);
+	kv_report_text(r, "waits_for", "%s", awaited(op));
+	kv_report_int(r, "blocks", (int64_t)op->blocks);
+	kv_report_int(r, "bytes", (int64_t)op->bytes);
+	kv_report_int(r, "layers", op->layers);
+	kv_report_int(r, "next_layer", op->layer);
+	kv_report_int(r, "tag", (int64_t)op->tag);
+	kv_report_flag(r, "written", op->written);
+	kv_report_flag(r, "acknowledged", op->acked);
+	kv_report_end_item(r);
 }
 
-static void dump_peer(struct kv_text *t, const struct kv_peer *peer)
+/* From the records themselves: no lock that a thread in trouble may keep. */
+static void report_ops(struct kv_report *r, struct kv_engine *engine)
+{
+	struct kv_op_look *oldest = calloc(OPS_SHOWN, sizeof(*oldest));
+	size_t idle, n = kv_op_look(engine, oldest, oldest ? OPS_SHOWN : 0, &idle);
+
+	kv_report_int(r, "operations_in_flight", (int64_t)n);
+	kv_report_int(r, "operations_not_begun", (int64_t)idle);
+	kv_report_int(r, "oldest_ms", n && oldest ? age_ms(oldest[0].begun_ns) : 0);
+	if (!r->brief) {
+		kv_report_list(r, "operations");
+		for (size_t i = 0; oldest && i < n && i < OPS_SHOWN; i++)
+			report_op(r, &oldest[i]);
+		kv_report_end_list(r);
+	}
+	free(oldest);
+}
+
+/* ---------------------------------------------------------------- a peer, with its claim */
+
+static void report_slots(struct kv_report *r, const struct kv_link *link)
+{
+	unsigned int aborts = 0, unacked = 0;
+
+	for (unsigned int i = 0; i < link->slots; i++) {
+		aborts += link->slot[i].state == KV_SLOT_ABORT;
+		unacked += link->slot[i].state == KV_SLOT_UNACKED;
+	}
+	kv_report_int(r, "slots", link->slots_used);
+	kv_report_int(r, "aborts_to_send", aborts);
+	kv_report_int(r, "acknowledgements_due", unacked);
+}
+
+static void report_incoming(struct kv_report *r, const struct kv_link *link, unsigned int rows)
+{
+	unsigned int n = 0;
+
+	kv_report_list(r, "incoming");
+	for (unsigned int i = 0; i < link->ins; i++) {
+		const struct kv_incoming *in = &link->in[i];
+
+		if (!in->begun || n++ >= rows)
+			continue;
+		kv_report_item(r, "incoming");
+		kv_report_int(r, "slot", i);
+		kv_report_text(r, "state", "%s",
+			       kv_bit(link->withheld, i) ? "waits for room in the arrivals"
+			       : kv_bit(link->ack, i)	 ? "to be acknowledged"
+							 : "not committed");
+		kv_report_int(r, "blocks", in->begin.blocks);
+		kv_report_int(r, "cache", in->begin.cache);
+		kv_report_int(r, "first_layer", in->begin.first);
+		kv_report_int(r, "layers", in->begin.count);
+		kv_report_int(r, "tag", (int64_t)in->begin.tag);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+}
+
+static void report_leases(struct kv_report *r, const struct kv_link *link, unsigned int rows)
+{
+	unsigned int n = 0;
+
+	kv_report_list(r, "leases");
+	for (unsigned int i = 0; i < link->leases_end; i++) {
+		const struct kv_lease *l = link->lease[i];
+
+		if (!l || n++ >= rows)
+			continue;
+		kv_report_item(r, "lease");
+		kv_report_int(r, "id", (int64_t)l->id);
+		kv_report_text(r, "state", "%s%s%s", l->open ? "open" : "closed",
+			       l->expired ? ", expired" : "",
+			       l->stopped  ? ", stopped"
+			       : l->revoke ? ", waits for the writer to stop"
+					   : "");
+		kv_report_int(r, "tag", (int64_t)l->tag);
+		kv_report_int(r, "cache", l->cache->geometry.cache_id);
+		kv_report_int(r, "blocks", l->n);
+		kv_report_int(r, "ids_sent", l->sent);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+	kv_report_list(r, "granted");
+	n = 0;
+	for (const struct kv_grant *g = link->oldest; g && n++ < rows; g = g->newer) {
+		kv_report_item(r, "granted");
+		kv_report_int(r, "id", (int64_t)g->id);
+		kv_report_int(r, "tag", (int64_t)g->tag);
+		kv_report_int(r, "cache", g->cache);
+		kv_report_int(r, "blocks", g->n);
+		kv_report_int(r, "ids_here", g->got);
+		kv_report_flag(r, "revoked", g->revoked);
+		kv_report_flag(r, "failed", g->failed);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+}
+
+/* What the transport says in several lines, in one. */
+static void report_conn(struct kv_report *r, const struct tr_conn *conn)
+{
+	char said[2048], *to = said;
+
+	if (!tr_conn_transport(conn)[0])
+		return;
+	kv_report_text(r, "transport", "%s", tr_conn_transport(conn));
+	kv_report_text(r, "path", "%s", tr_conn_path(conn));
+	tr_conn_dump(conn, said, sizeof(said));
+	for (const char *at = said; *at; at++)
+		if (*at != '\n')
+			*to++ = *at;
+		else if (at[1])
+			*to++ = ';';
+	*to = 0;
+	kv_report_text(r, "connection", "%s", said);
+}
+
+static const char *state_name(unsigned int state)
 {
 	static const char *const states[] = { "handshake", "up", "lost", "lost, fenced", "closed" };
-	char conn[2048];
 
-	kv_text_add(t, "peer %u %s (%s), %s, %s%s\n", peer->index, peer->name,
-		    peer->conn ? tr_conn_address(peer->conn) : "",
-		    peer->incoming ? "incoming" : "outgoing", states[peer->state],
-		    peer->leaving ? ", closing" : "");
-	if (peer->conn && tr_conn_transport(peer->conn)[0]) {
-		tr_conn_dump(peer->conn, conn, sizeof(conn));
-		kv_text_add(t, "  %s: %s\n  %s\n", tr_conn_transport(peer->conn),
-			    tr_conn_path(peer->conn), conn);
+	return states[state];
+}
+
+static void report_peer(struct kv_report *r, const struct kv_peer *peer)
+{
+	unsigned int rows = peer->engine->peers_end > ROWS_SHOWN ? ROWS_OF_MANY : ROWS_SHOWN;
+
+	kv_report_text(r, "name", "%s", peer->name);
+	kv_report_text(r, "state", "%s", state_name(peer->state));
+	kv_report_text(r, "address", "%s", peer->conn ? tr_conn_address(peer->conn) : "");
+	kv_report_text(r, "by", "%s", peer->incoming ? "peer" : "engine");
+	kv_report_flag(r, "closing", peer->leaving);
+	if (peer->heard_ns)
+		kv_report_int(r, "heard_ms_ago", age_ms(peer->heard_ns));
+	if (peer->error.code) {
+		kv_report_text(r, "error", "KV_ERR_%s", kv_error_name(peer->error.code));
+		kv_report_text(r, "cause", "%s", peer->error.message);
 	}
-	if (peer->error.code)
-		kv_text_add(t, "  error KV_ERR_%s: %s\n", kv_error_name(peer->error.code),
-			    peer->error.message);
+	if (peer->link) {
+		kv_report_int(r, "leases_open", peer->link->leases);
+		report_slots(r, peer->link);
+	}
+	if (peer->conn)
+		report_conn(r, peer->conn);
 	if (!peer->link)
 		return;
-	dump_ops(t, peer);
-	dump_leases(t, peer);
+	report_incoming(r, peer->link, rows);
+	report_leases(r, peer->link, rows);
+}
+
+/* A thread keeps it: in a call, in the log callback, in a device's verb. */
+static void report_busy(struct kv_report *r, const struct kv_peer_look *look)
+{
+	kv_report_text(r, "name", "%s", look->name);
+	kv_report_text(r, "state", "%s", state_name(look->state));
+	kv_report_text(r, "address", "%s", look->address);
+	kv_report_text(r, "by", "%s", look->incoming ? "peer" : "engine");
+	kv_report_flag(r, "closing", look->leaving);
+	kv_report_text(r, "transport", "%s", look->transport);
+	kv_report_text(r, "busy", "another thread is in a call on it");
+	if (look->round_ns)
+		kv_report_int(r, "progress_ms_ago", age_ms(look->round_ns));
+}
+
+static void report_peers(struct kv_report *r, struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
+
+	kv_report_list(r, "peers");
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
+		struct kv_peer *peer = kv_table_claim(engine, i, deadline);
+		struct kv_peer_look look;
+
+		if (!peer && !kv_table_look(engine, i, deadline, &look))
+			continue;
+		kv_report_item(r, "peer");
+		kv_report_int(r, "index", i);
+		if (peer) {
+			report_peer(r, peer);
+			kv_table_leave(peer);
+		} else {
+			report_busy(r, &look);
+		}
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+}
+
+/* ---------------------------------------------------------------- the engine */
+
+static void report_last_error(struct kv_report *r, struct kv_engine *engine)
+{
+	struct kv_error last;
+	int64_t at_ns;
+
+	pthread_mutex_lock(&engine->pool_lock);
+	last = engine->last_error;
+	at_ns = engine->last_error_ns;
+	pthread_mutex_unlock(&engine->pool_lock);
+	if (!last.code)
+		return;
+	kv_report_text(r, "last_error", "KV_ERR_%s", kv_error_name(last.code));
+	kv_report_int(r, "last_error_ms_ago", age_ms(at_ns));
+	kv_report_text(r, "last_error_of", "%s %s", last.op, last.peer);
+	kv_report_text(r, "last_error_cause", "%s", last.message);
+	kv_report_text(r, "last_error_hint", "%s", last.hint);
+}
+
+static void report_callback(struct kv_report *r, const struct kv_engine *engine)
+{
+	int64_t since_ns;
+	unsigned int n = kv_log_callers(engine->log, &since_ns);
+
+	if (n) {
+		kv_report_int(r, "threads_in_log_callback", n);
+		kv_report_int(r, "log_callback_ms", age_ms(since_ns));
+	}
+}
+
+static void report_pools(struct kv_report *r, struct kv_engine *engine)
+{
+	char said[256] = "";
+
+	tr_pools_dump(engine->tr, said, sizeof(said));
+	said[strcspn(said, "\n")] = 0;
+	kv_report_text(r, "memory", "%s", said);
+}
+
+static void report_traffic(struct kv_report *r, const struct kv_engine *engine)
+{
+	uint64_t in = 0, out = 0;
+
+	for (int i = 0; i < KV_TRANSPORTS; i++) {
+		in += atomic_load_explicit(&engine->traffic[i].bytes_in, memory_order_relaxed);
+		out += atomic_load_explicit(&engine->traffic[i].bytes_out, memory_order_relaxed);
+	}
+	kv_report_int(r, "bytes_out", (int64_t)out);
+	kv_report_int(r, "bytes_in", (int64_t)in);
+}
+
+/* Since the first who asked: how many operations took up to 1 us, 2 us, 4 us, ... */
+static void report_times(struct kv_report *r, struct kv_engine *engine)
+{
+	char said[KV_TIME_BUCKETS * 21];
+	struct kv_text text = { said, sizeof(said), 0 };
+
+	for (int i = 0; i < KV_TIME_BUCKETS; i++) {
+		uint64_t n = 0;
+
+		for (int kind = 0; kind < KV_KINDS; kind++)
+			n += atomic_load_explicit(&engine->times[kind][KV_TIME_ALL].bucket[i],
+						  memory_order_relaxed);
+		kv_text_add(&text, i ? " %" PRIu64 : "%" PRIu64, n);
+	}
+	kv_report_text(r, "times", "%s", said);
+}
+
+void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
+{
+	bool locked = kv_engine_lock_until(engine, kv_deadline_ns(PATIENCE_MS));
+	uint32_t up = locked ? engine->peers_up : 0, pending = locked ? engine->peers_pending : 0;
+	bool listens = locked && engine->listener;
+
+	if (locked)
+		pthread_mutex_unlock(&engine->lock);
+	kv_report_item(r, "engine");
+	kv_report_text(r, "name", "%s", engine->name);
+	kv_report_text(r, "version", "%s", kv_version());
+	kv_report_text(r, "progress", "%s", engine->caller_mode ? "caller" : "auto");
+	kv_report_flag(r, "listening", listens);
+	if (!locked)
+		kv_report_text(r, "lock", "a thread has kept it for %d ms: no peer is shown",
+			       PATIENCE_MS);
+	kv_report_int(r, "peers_up", up);
+	kv_report_int(r, "handshakes", pending);
+	report_callback(r, engine);
+	pthread_mutex_lock(&engine->arrivals.lock);
+	kv_report_int(r, "arrivals_waiting", (int64_t)engine->arrivals.count);
+	kv_report_int(r, "arrivals_room", (int64_t)engine->arrivals.cap);
+	pthread_mutex_unlock(&engine->arrivals.lock);
+	report_traffic(r, engine);
+	report_last_error(r, engine);
+	report_pools(r, engine);
+	report_ops(r, engine);
+	if (r->brief) {
+		atomic_store(&engine->timed, true);
+		report_times(r, engine);
+	}
+	if (locked && !r->brief)
+		report_peers(r, engine);
+	kv_report_end_item(r);
 }
 
 int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 {
-	struct kv_text t = { buf, cap, 0 };
-	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
+	struct kv_report r = { .text = { buf, cap, 0 } };
 	int ret = kv_engine_use(engine, "dump", NULL);
 
 	if (cap && !buf)
@@ -105,26 +375,6 @@ int kv_dump(struct kv_engine *engine, char *buf, size_t cap)
 		buf[0] = 0;
 	if (ret)
 		return ret;
-	pthread_mutex_lock(&engine->lock);
-	kv_text_add(&t, "engine %s, %s progress, %u peers up, %u in handshake, %s\n", engine->name,
-		    engine->caller_mode ? "caller" : "auto", engine->peers_up,
-		    engine->peers_pending, engine->listener ? "listening" : "not listening");
-	pthread_mutex_unlock(&engine->lock);
-	pthread_mutex_lock(&engine->arrivals.lock);
-	kv_text_add(&t, "arrivals: %zu of %zu wait\n", engine->arrivals.count,
-		    engine->arrivals.cap);
-	pthread_mutex_unlock(&engine->arrivals.lock);
-	t.len += tr_pools_dump(engine->tr, t.len < cap ? buf + t.len : NULL,
-			       t.len < cap ? cap - t.len : 0);
-	for (uint32_t i = 0; i < engine->peers_end; i++) {
-		struct kv_peer *peer = kv_table_claim(engine, i, deadline);
-
-		if (peer) {
-			dump_peer(&t, peer);
-			kv_table_leave(peer);
-		} else if (kv_table_knows(engine, i)) {
-			kv_text_add(&t, "peer %u is busy in a call\n", i);
-		}
-	}
-	return (int)t.len;
+	kv_report_engine(engine, &r);
+	return (int)r.text.len;
 }

@@ -14,13 +14,6 @@
 
 enum { LIFE_PAGE = 4096 };
 
-const char *kv_version(void)
-{
-#define TEXT_OF(x) #x
-#define VERSION_OF(a, b, c) TEXT_OF(a) "." TEXT_OF(b) "." TEXT_OF(c)
-	return VERSION_OF(KV_VERSION_MAJOR, KV_VERSION_MINOR, KV_VERSION_PATCH);
-}
-
 /* The page by which a forked child knows that it is one, without a system call at each use. */
 static int make_life(struct kv_engine *engine, struct kv_error *err)
 {

@@ -4,6 +4,13 @@
 
 #include "kv_api.h"
 
+const char *kv_version(void)
+{
+#define TEXT_OF(x) #x
+#define VERSION_OF(a, b, c) TEXT_OF(a) "." TEXT_OF(b) "." TEXT_OF(c)
+	return VERSION_OF(KV_VERSION_MAJOR, KV_VERSION_MINOR, KV_VERSION_PATCH);
+}
+
 static pthread_mutex_t fresh_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct kv_option_set *fresh; /* what an engine opened now would have; read anew at row 0 */
 

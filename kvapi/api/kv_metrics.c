@@ -247,9 +247,12 @@ static void metrics_look(void *arg)
 {
 	struct kv_metrics *m = arg;
 
-	m->stats.size = sizeof(m->stats);
-	kv_stats(m->engine, &m->stats, NULL);
-	m->pool_bytes = kv_ranges_bytes(m->engine);
+	kv_stats_look(m->engine, &m->stats, &m->pool_bytes); /* else as it was seen last */
+}
+
+static void metrics_report(void *arg, struct kv_report *r)
+{
+	kv_report_engine(((struct kv_metrics *)arg)->engine, r);
 }
 
 /* ---------------------------------------------------------------- with the engine */
@@ -260,7 +263,7 @@ void kv_metrics_start(struct kv_engine *engine)
 	char name[2 * KV_NAME_MAX];
 	struct kv_metrics *m;
 
-	if (!engine->timed)
+	if (!kv_engine_times(engine) && !kv_option_bool(engine->options, KV_OPT_VIEW))
 		return;
 	m = calloc(1, sizeof(*m));
 	if (!m) {
@@ -272,6 +275,7 @@ void kv_metrics_start(struct kv_engine *engine)
 					.n = FAMILIES,
 					.look = metrics_look,
 					.sample = metrics_sample,
+					.report = metrics_report,
 					.arg = m,
 					.log = engine->log };
 	snprintf(m->labels, sizeof(m->labels), "engine=\"%s\",id=\"%u\"",

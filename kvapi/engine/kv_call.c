@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_call.c -- what every public call asks of its engine before and while it waits */
 #include <errno.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include "kv_engine.h"
+
+enum { SPINS = 64 }; /* engine.lock is held for a few instructions */
 
 static bool forked(const struct kv_engine *engine)
 {
@@ -53,6 +56,30 @@ bool kv_engine_given_up(struct kv_engine *engine, int64_t *ask_ns)
 		return false;
 	*ask_ns = kv_deadline_ns(KV_ASK_MS);
 	return engine->interrupted && engine->interrupted(engine->interrupted_arg);
+}
+
+bool kv_engine_lock_until(struct kv_engine *engine, int64_t deadline_ns)
+{
+	for (;;) {
+		for (int i = 0; i < SPINS; i++) {
+			if (!pthread_mutex_trylock(&engine->lock))
+				return true;
+			kv_cpu_relax();
+		}
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		poll(NULL, 0, 1);
+	}
+}
+
+void kv_engine_note(struct kv_engine *engine, const struct kv_error *err)
+{
+	int64_t now = kv_now_ns();
+
+	pthread_mutex_lock(&engine->pool_lock);
+	engine->last_error = *err;
+	engine->last_error_ns = now;
+	pthread_mutex_unlock(&engine->pool_lock);
 }
 
 void kv_engine_wake(struct kv_engine *engine)

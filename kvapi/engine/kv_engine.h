@@ -245,6 +245,8 @@ struct kv_engine {
 	void *interrupted_arg;
 
 	pthread_mutex_t pool_lock;
+	struct kv_error last_error; /* of an operation or a peer; code 0: none yet */
+	int64_t last_error_ns;
 	struct kv_op *free_ops;
 	struct kv_lease *free_leases;
 	struct kv_op_chunk *op_chunks;
@@ -256,15 +258,22 @@ struct kv_engine {
 	_Atomic uint64_t ended[KV_KINDS][KV_CODES]; /* operations, by how they ended */
 	_Atomic uint64_t lost[KV_CODES];	    /* peers, by the cause */
 	struct kv_traffic traffic[KV_TRANSPORTS];
-	bool timed; /* `times` are measured */
+	atomic_bool timed; /* `times` are measured: from the first who asks on */
 	struct kv_times times[KV_KINDS][KV_TIMES];
 	struct kv_metrics *metrics; /* NULL: not asked for */
 };
+static inline bool kv_engine_times(const struct kv_engine *engine)
+{
+	return atomic_load_explicit(&engine->timed, memory_order_relaxed);
+}
 /* kv_call.c. BUSY in the log callback, which runs inside another call. */
 int kv_not_in_callback(const char *op, struct kv_error *err);
 /* NULL, closed or forked handles are refused here. */
 int kv_engine_use(const struct kv_engine *engine, const char *op, struct kv_error *err);
 void kv_engine_wake(struct kv_engine *engine);
+/* engine.lock, for those who look at an engine in trouble: false at the deadline. */
+bool kv_engine_lock_until(struct kv_engine *engine, int64_t deadline_ns);
+void kv_engine_note(struct kv_engine *engine, const struct kv_error *err); /* last_error */
 /*
  * Whether the application wants a call that waits to end. Its function is called when *ask_ns (at
  * first kv_deadline_ns(KV_ASK_MS)) has passed, which is then set anew. No lock or claim held.
@@ -305,7 +314,7 @@ void kv_cache_free(struct kv_cache *cache);
 /* A hello with the shapes of these caches, KV_CACHES_MAX of them; NULL: none at this id. */
 void kv_cache_hello(struct kv_hello *hello, const char *name, struct kv_cache *const *caches);
 void kv_ranges_free(struct kv_engine *engine); /* what kv_alloc gave out */
-uint64_t kv_ranges_bytes(struct kv_engine *engine);
+uint64_t kv_ranges_bytes(const struct kv_engine *engine); /* engine.lock held */
 
 /* ---------------------------------------------------------------- sets of bits, magic numbers */
 

@@ -19,6 +19,7 @@ void kv_heartbeat_begin(struct kv_peer *peer)
 {
 	struct kv_engine *engine = peer->engine;
 
+	kv_heartbeat_heard(peer, kv_now_ns());
 	if (!engine->heartbeat_ns)
 		return;
 	peer->heartbeat = tr_conn_features(peer->conn) & KV_SENDS_PONG;
@@ -27,13 +28,13 @@ void kv_heartbeat_begin(struct kv_peer *peer)
 			engine->log,
 			"%s answers no heartbeat: it has no service thread, or an older version",
 			peer->name);
-	kv_heartbeat_heard(peer);
 	kv_peer_due(peer, peer->heard_ns + engine->heartbeat_ns);
 }
 
-void kv_heartbeat_heard(struct kv_peer *peer)
+void kv_heartbeat_heard(struct kv_peer *peer, int64_t now)
 {
-	peer->heard_ns = kv_now_ns();
+	peer->heard = false;
+	peer->heard_ns = now;
 	peer->pings = 0;
 }
 

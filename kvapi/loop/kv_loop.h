@@ -31,7 +31,7 @@ void kv_peer_free(struct kv_peer *peer);
 int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err);
 /* kv_heartbeat.c: a peer that says nothing; nothing of it is done unless the option asks for it */
 void kv_heartbeat_begin(struct kv_peer *peer);
-void kv_heartbeat_heard(struct kv_peer *peer);
+void kv_heartbeat_heard(struct kv_peer *peer, int64_t now);
 void kv_heartbeat(struct kv_peer *peer, int64_t now);
 /* kv_accept.c, kv_handshake.c: a peer until it is up */
 void kv_peer_accept(struct kv_engine *engine);

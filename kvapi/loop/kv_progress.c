@@ -155,6 +155,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 	peer->state = KV_PEER_LOST;
 	kv_table_unwatch(peer);
 	if (!peer->leaving) {
+		kv_engine_note(engine, &peer->error);
 		kv_count(engine, peers_lost, 1);
 		KV_PROBE_PEER(lost, peer, peer->error.code);
 		kv_count_at(&engine->lost[-(peer->bye ? KV_ERR_CLOSED : peer->error.code)], 1);
@@ -184,8 +185,8 @@ static void dispatch_event(struct kv_peer *peer, const struct tr_event *event)
 	bool says = event->kind == TR_NOTIFIED || event->kind == TR_MSG;
 	int ret;
 
-	if (says && peer->engine->heartbeat_ns)
-		kv_heartbeat_heard(peer);
+	if (says)
+		peer->heard = true;
 	/* A peer that is being dropped: its messages are ignored. After a BYE none may come. */
 	if (says && peer->error.code)
 		return;
@@ -280,6 +281,8 @@ static void check_deadlines(struct kv_peer *peer)
 	int64_t now = kv_now_ns();
 
 	peer->round_ns = now;
+	if (peer->heard)
+		kv_heartbeat_heard(peer, now);
 	if (now < peer->next_deadline_ns)
 		return;
 	peer->next_deadline_ns = KV_NO_DEADLINE;

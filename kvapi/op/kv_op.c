@@ -8,13 +8,13 @@
 enum { ID_SLOT_BITS = 16 };
 
 static const char *const stage_names[] = {
-	"idle",	 "waits for a lease", "begin",	   "post", "commit",
-	"prove", "digests",	      "in flight", "stop", "ended"
+	"not begun", "waits for a lease", "begin",     "post", "commit",
+	"prove",     "digests",		  "in flight", "stop", "ended"
 };
 
-const char *kv_op_stage_name(const struct kv_op *op)
+const char *kv_op_stage_name(int stage)
 {
-	return stage_names[op->stage];
+	return stage_names[stage];
 }
 
 /* ---------------------------------------------------------------- slots */
@@ -199,7 +199,7 @@ static void count_end(struct kv_op *op, int code)
 	kv_count(engine, in_flight, -1);
 	kv_count_at(&engine->ended[op->kind][-code], 1);
 	KV_PROBE_OP(ended, op, code);
-	if (engine->timed && !code)
+	if (kv_engine_times(engine) && !code)
 		count_times(op);
 }
 
@@ -229,8 +229,11 @@ void kv_op_end(struct kv_op *op, int code, const struct kv_error *cause)
 
 	if (op->stage == KV_STAGE_ENDED)
 		return;
-	if (code)
+	if (code) {
 		op_set_error(op, code, cause);
+		if (code != KV_ERR_CANCELLED)
+			kv_engine_note(op->engine, &op->err);
+	}
 	if (op->id) {
 		leave_slot(op, code);
 		/* What is committed is settled by the receiver's acknowledgement. */
@@ -402,7 +405,7 @@ static void written(struct kv_op *op)
 {
 	op->written = true;
 	KV_PROBE_OP(written, op, 0);
-	if (op->engine->timed)
+	if (kv_engine_times(op->engine))
 		op->written_ns = kv_now_ns();
 	if (op->acked)
 		finish_acked(op);

@@ -78,13 +78,30 @@ struct kv_op {
 
 const char *kv_op_kind_name(int kind);
 const char *kv_op_name(const struct kv_op *op);
-const char *kv_op_stage_name(const struct kv_op *op);
+const char *kv_op_stage_name(int stage);
 
 /* It ends when the transport has proven that its bytes are visible: KVCACHE_ACK=read. */
 static inline bool kv_op_is_proven(const struct kv_op *op)
 {
 	return op->engine->ack_read && !op->grant && !op->peer->link->checks;
 }
+
+/*
+ * kv_op_pool.c: every operation of the engine that has not ended, whatever lock another thread
+ * keeps: the oldest `cap` of them, oldest first. Returns how many there are; *idle_p of these have
+ * not begun.
+ */
+struct kv_op_look {
+	uint8_t kind, stage;
+	bool begun, written, visible, acked;
+	int64_t begun_ns, deadline_ns;
+	size_t blocks;
+	uint64_t bytes, tag;
+	uint32_t layer, layers, peer;
+	char name[KV_NAME_MAX], address[64];
+};
+size_t kv_op_look(struct kv_engine *engine, struct kv_op_look *oldest, size_t cap,
+		  size_t *idle_p);
 
 /* kv_op_pool.c */
 int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *err);

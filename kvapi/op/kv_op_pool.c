@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/thread.h"
+
 enum { CHUNK_OPS = 16 };
 
 struct kv_op_chunk {
@@ -74,16 +76,18 @@ int kv_op_take(struct kv_engine *engine, struct kv_op **op_p, struct kv_error *e
 void kv_op_give(struct kv_op *op)
 {
 	struct kv_engine *engine = op->engine;
+	struct kv_peer *peer;
 
 	op->magic = KV_MAGIC_DEAD;
 	tr_gate_close(&op->gate);
-	if (op->peer)
-		kv_peer_drop(op->peer);
-	op->peer = NULL;
 	pthread_mutex_lock(&engine->pool_lock);
+	peer = op->peer; /* kv_op_look has seen it, or never will */
+	op->peer = NULL;
 	op->next = engine->free_ops;
 	engine->free_ops = op;
 	pthread_mutex_unlock(&engine->pool_lock);
+	if (peer)
+		kv_peer_drop(peer);
 }
 
 void kv_op_pool_free(struct kv_engine *engine)
@@ -100,6 +104,66 @@ void kv_op_pool_free(struct kv_engine *engine)
 		}
 		free(chunk);
 	}
+}
+
+/* ---------------------------------------------------------------- a look at all */
+
+/* The peer stays: its holder gives it up under the lock that the caller holds. */
+KV_LOOKS static void look_at_op(struct kv_op *op, const struct kv_peer *peer, struct kv_op_look *to)
+{
+	to->kind = KV_SEEN(op->kind);
+	to->stage = KV_SEEN(op->stage);
+	to->begun = KV_SEEN(op->begun);
+	to->written = KV_SEEN(op->written);
+	to->visible = KV_SEEN(op->visible);
+	to->acked = KV_SEEN(op->acked);
+	to->begun_ns = KV_SEEN(op->begun_ns);
+	to->deadline_ns = KV_SEEN(op->deadline_ns);
+	to->blocks = KV_SEEN(op->n);
+	to->bytes = KV_SEEN(op->bytes);
+	to->tag = KV_SEEN(op->tag);
+	to->layer = KV_SEEN(op->layer);
+	to->layers = KV_SEEN(op->layers.count);
+	to->peer = KV_SEEN(peer->index);
+	for (size_t i = 0; i < sizeof(to->name) - 1; i++)
+		to->name[i] = KV_SEEN(peer->name[i]);
+	for (size_t i = 0; i < sizeof(to->address) - 1; i++)
+		to->address[i] = KV_SEEN(peer->address[i]);
+}
+
+KV_LOOKS static const struct kv_peer *peer_under_way(struct kv_op *op)
+{
+	if (KV_SEEN(op->magic) != KV_MAGIC_OP || KV_SEEN(op->stage) == KV_STAGE_ENDED)
+		return NULL;
+	return KV_SEEN(op->peer);
+}
+
+size_t kv_op_look(struct kv_engine *engine, struct kv_op_look *oldest, size_t cap, size_t *idle_p)
+{
+	size_t n = 0, kept = 0, idle = 0;
+
+	pthread_mutex_lock(&engine->pool_lock);
+	for (struct kv_op_chunk *chunk = engine->op_chunks; chunk; chunk = chunk->next)
+		for (int i = 0; i < CHUNK_OPS; i++) {
+			const struct kv_peer *peer = peer_under_way(&chunk->op[i]);
+			struct kv_op_look seen = { .kind = 0 };
+			size_t at;
+
+			if (!peer)
+				continue;
+			look_at_op(&chunk->op[i], peer, &seen);
+			n++;
+			idle += seen.stage == KV_STAGE_IDLE;
+			for (at = kept; at && oldest[at - 1].begun_ns > seen.begun_ns; at--)
+				if (at < cap)
+					oldest[at] = oldest[at - 1];
+			kept += kept < cap;
+			if (at < cap)
+				oldest[at] = seen;
+		}
+	pthread_mutex_unlock(&engine->pool_lock);
+	*idle_p = idle;
+	return n;
 }
 
 /* ---------------------------------------------------------------- its ids */

@@ -100,7 +100,7 @@ static enum kv_step post_piece(struct kv_op *op)
 		return step_failed(op, &err);
 	op->peer->turn_bytes += kv_plan_take(&pitch, spans, (size_t)taken, &op->place);
 	kv_count(op->engine, spans_out, taken);
-	if (op->engine->timed && !op->first_ns && taken)
+	if (kv_engine_times(op->engine) && !op->first_ns && taken)
 		op->first_ns = kv_now_ns();
 	if (op->place.index == op->n * pitch.rows)
 		next_tensor(op);

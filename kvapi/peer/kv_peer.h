@@ -142,7 +142,8 @@ struct kv_peer {
 	uint32_t index; /* in engine.peer */
 	int64_t begun_ns;
 	int64_t next_deadline_ns;
-	int64_t heard_ns;	    /* kv_heartbeat.c: when a message came last, and */
+	bool heard;		    /* a message came in this round */
+	int64_t heard_ns;	    /* kv_heartbeat.c: when one came last, and */
 	unsigned int pings;	    /* how many went out since */
 	int64_t round_ns;	    /* when the last round ended */
 	uint64_t turn_bytes;	    /* posted in this round */
@@ -215,6 +216,9 @@ int kv_check_fail(const struct kv_peer *peer, const struct kv_map *map,
  */
 void *kv_table_grow(void *table, unsigned int *cap_p, unsigned int need, size_t entry_bytes);
 
+/* kv_stats for who looks at an engine in trouble. false: a thread keeps engine.lock. */
+struct kv_stats;
+bool kv_stats_look(struct kv_engine *engine, struct kv_stats *stats, uint64_t *pool_bytes_p);
 /* The counters of a connection that is about to close. Claim and engine.lock held. */
 void kv_stats_keep(struct kv_peer *peer);
 
@@ -224,7 +228,6 @@ enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data o
 int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
 void kv_table_rearm(struct kv_peer *peer);
 void kv_table_unwatch(struct kv_peer *peer);
-bool kv_table_knows(struct kv_engine *engine, uint32_t index); /* a peer is there */
 /* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
 struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
 /* The same, but threads that wait for the peer have it first, and its holder learns nothing. */
@@ -236,5 +239,14 @@ struct kv_peer *kv_table_glance(struct kv_engine *engine, uint32_t index);
  */
 struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
 void kv_table_leave(struct kv_peer *peer);
+/* What can be said of a peer whose claim another thread keeps; false: there is none. */
+struct kv_peer_look {
+	uint8_t state, leaving;
+	bool incoming;
+	int64_t round_ns;
+	char name[KV_NAME_MAX], address[64], transport[16];
+};
+bool kv_table_look(struct kv_engine *engine, uint32_t index, int64_t deadline_ns,
+		   struct kv_peer_look *look);
 
 #endif

@@ -58,27 +58,17 @@ static void look_at_peers(struct kv_engine *engine)
 
 		if (!peer)
 			continue;
-		pthread_mutex_lock(&engine->lock);
-		if (peer->conn)
+		if (peer->conn && kv_engine_lock_until(engine, deadline)) {
 			tr_conn_counters(peer->conn, &peer->count);
-		pthread_mutex_unlock(&engine->lock);
+			pthread_mutex_unlock(&engine->lock);
+		}
 		kv_table_leave(peer);
 	}
 }
 
-int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err)
+/* Under engine.lock, as kv_stats_keep: a peer that is closed meanwhile is counted once. */
+static void add_counts(struct kv_engine *engine, struct kv_stats *stats)
 {
-	int ret = kv_engine_use(engine, "stats", err);
-
-	if (ret)
-		return ret;
-	if (!stats || stats->size != sizeof(*stats))
-		return kv_fail(err, KV_ERR_ARG, "stats", "kv_stats is NULL or its size is not %zu",
-			       sizeof(*stats));
-	*stats = (struct kv_stats){ .size = sizeof(*stats) };
-	look_at_peers(engine);
-	/* A peer that is closed meanwhile is counted once: kv_stats_keep has the lock, too. */
-	pthread_mutex_lock(&engine->lock);
 #define COPY(name) stats->name = atomic_load_explicit(&engine->count.name, memory_order_relaxed);
 	KV_COUNTERS(COPY)
 #undef COPY
@@ -88,9 +78,34 @@ int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *
 	for (uint32_t i = 0; i < engine->peers_end; i++)
 		if (engine->peer[i])
 			add_transport(stats, &engine->peer[i]->count);
+}
+
+bool kv_stats_look(struct kv_engine *engine, struct kv_stats *stats, uint64_t *pool_bytes_p)
+{
+	look_at_peers(engine);
+	if (!kv_engine_lock_until(engine, kv_deadline_ns(PATIENCE_MS)))
+		return false;
+	*stats = (struct kv_stats){ .size = sizeof(*stats) };
+	add_counts(engine, stats);
+	*pool_bytes_p = kv_ranges_bytes(engine);
 	pthread_mutex_unlock(&engine->lock);
 	pthread_mutex_lock(&engine->arrivals.lock);
 	stats->arrivals_waiting = engine->arrivals.count;
 	pthread_mutex_unlock(&engine->arrivals.lock);
+	return true;
+}
+
+int kv_stats(struct kv_engine *engine, struct kv_stats *stats, struct kv_error *err)
+{
+	uint64_t pool_bytes;
+	int ret = kv_engine_use(engine, "stats", err);
+
+	if (ret)
+		return ret;
+	if (!stats || stats->size != sizeof(*stats))
+		return kv_fail(err, KV_ERR_ARG, "stats", "kv_stats is NULL or its size is not %zu",
+			       sizeof(*stats));
+	while (!kv_stats_look(engine, stats, &pool_bytes))
+		;
 	return 0;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "base/thread.h"
 #include "kv_peer.h"
 
 /*
@@ -80,24 +81,52 @@ struct kv_peer *kv_table_glance(struct kv_engine *engine, uint32_t index)
 	return peer;
 }
 
-bool kv_table_knows(struct kv_engine *engine, uint32_t index)
-{
-	bool known;
-
-	pthread_mutex_lock(&engine->lock);
-	known = engine->peer[index];
-	pthread_mutex_unlock(&engine->lock);
-	return known;
-}
-
 struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns)
 {
-	struct kv_peer *peer = kv_table_try(engine, index, NULL);
+	for (;;) {
+		struct kv_peer *peer;
+		bool mine;
 
-	while (!peer && kv_table_knows(engine, index) && kv_now_ns() < deadline_ns) {
+		if (!kv_engine_lock_until(engine, deadline_ns))
+			return NULL;
+		peer = engine->peer[index];
+		mine = peer && kv_claim_try(&peer->claim);
+		pthread_mutex_unlock(&engine->lock);
+		if (!peer || mine)
+			return peer;
+		if (kv_now_ns() >= deadline_ns)
+			return NULL;
 		poll(NULL, 0, 1);
-		peer = kv_table_try(engine, index, NULL);
 	}
+}
+
+/* Under engine.lock, so that the peer stays. */
+KV_LOOKS static void look_at_peer(const struct kv_peer *peer, struct kv_peer_look *to)
+{
+	to->incoming = KV_SEEN(peer->incoming);
+	to->leaving = KV_SEEN(peer->leaving);
+	to->state = peer->state;
+	to->round_ns = KV_SEEN(peer->round_ns);
+	for (size_t i = 0; i < sizeof(to->name) - 1; i++)
+		to->name[i] = KV_SEEN(peer->name[i]);
+	for (size_t i = 0; i < sizeof(to->address) - 1; i++)
+		to->address[i] = KV_SEEN(peer->address[i]);
+	for (size_t i = 0; i < sizeof(to->transport) - 1; i++)
+		to->transport[i] = KV_SEEN(peer->transport[i]);
+}
+
+bool kv_table_look(struct kv_engine *engine, uint32_t index, int64_t deadline_ns,
+		   struct kv_peer_look *look)
+{
+	const struct kv_peer *peer;
+
+	*look = (struct kv_peer_look){ .state = 0 };
+	if (!kv_engine_lock_until(engine, deadline_ns))
+		return false;
+	peer = engine->peer[index];
+	if (peer)
+		look_at_peer(peer, look);
+	pthread_mutex_unlock(&engine->lock);
 	return peer;
 }
 

@@ -87,8 +87,8 @@ static void a_registration_waits_for_the_pages_of_its_pool(void **state)
 	node_open(&node, 0, &shape, NULL);
 	assert_true(node.len > 16 << 20);
 	assert_true(kv_dump(node.engine, text, sizeof(text)) > 0);
-	assert_non_null(strstr(text, "pools: 1 of "));
-	assert_non_null(strstr(text, ", 0 of them still get theirs\n"));
+	assert_non_null(strstr(text, "memory pools: 1 of "));
+	assert_non_null(strstr(text, ", 0 of them still get theirs"));
 	node_close(&node);
 }
 

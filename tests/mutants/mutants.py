@@ -150,7 +150,7 @@ MUTANTS = [
          "for (struct kv_op *op = NULL, *after; op; op = after) {")], "", "kv_sim", "kv_sim", ""),
     Mutant("simulation-A2", "operations do not hold their peer", "", [
         ("kvapi/api/kv_transfer.c", "	kv_peer_hold(op->peer);\n", ""),
-        ("kvapi/op/kv_op_pool.c", "	if (op->peer)\n		kv_peer_drop(op->peer);\n", ""),
+        ("kvapi/op/kv_op_pool.c", "	if (peer)\n		kv_peer_drop(peer);\n", "	(void)peer;\n"),
         ("kvapi/op/kv_op_pool.c", "			if (chunk->op[i].peer) /* the application did not free it */\n"
          "				kv_peer_drop(chunk->op[i].peer);\n", "")], "", "kv_sim", "kv_sim", ""),
     Mutant("simulation-A4", "a region is shared after an owner was given 0 for deregistering it", "", [

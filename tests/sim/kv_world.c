@@ -340,6 +340,7 @@ static int try_open(struct engine *e, struct kv_error *err)
 					       "KVCACHE_OP_TIMEOUT_MS=5000",
 					       "KVCACHE_HANDSHAKE_MS=3000",
 					       "KVCACHE_DEBUG=1",
+					       "KVCACHE_VIEW=0",
 					       "KVCACHE_PEER_TIMEOUT_MS=5000",
 					       NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);

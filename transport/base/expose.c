@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* expose.c -- the thread that writes the file of metrics and answers at the port */
+/* expose.c -- the thread that writes the file of metrics, and answers at the port and the socket */
 #include "expose.h"
 
 #include <arpa/inet.h>
@@ -19,26 +19,29 @@
 #include "error.h"
 #include "fds.h"
 #include "thread.h"
+#include "view.h"
 
 enum {
 	WRITE_MS = 5000,  /* between two files */
-	CLIENT_MS = 1000, /* for one question at the port and its answer: one at a time */
+	CLIENT_MS = 1000, /* for one question and its answer: one at a time */
+	NAP_MS = 1,	  /* after a stranger */
 	QUESTION_MAX = 4096,
 	TEXT_FIRST = 64 << 10, /* most texts are shorter */
 };
 
 static struct {
 	pthread_mutex_t life; /* of the thread: held by add and remove, never by the thread */
-	pthread_mutex_t lock; /* the list */
+	pthread_mutex_t lock; /* the list, and what the thread serves */
 	struct kv_source *first;
 	pthread_t thread;
-	bool runs, warned;
-	int stop_fd, port_fd;
+	bool runs, stops, warned;
+	int wake_fd, port_fd, view_fd;
 	char path[PATH_MAX], temporary[PATH_MAX]; /* "": no file */
 } here = { .life = PTHREAD_MUTEX_INITIALIZER,
 	   .lock = PTHREAD_MUTEX_INITIALIZER,
-	   .stop_fd = -1,
-	   .port_fd = -1 };
+	   .wake_fd = -1,
+	   .port_fd = -1,
+	   .view_fd = -1 };
 
 /* ---------------------------------------------------------------- the text */
 
@@ -59,7 +62,7 @@ static bool is_first_of_kind(const struct kv_source *source)
 {
 	const struct kv_source *s = here.first;
 
-	while (s->families != source->families)
+	while (!s->measured || s->families != source->families)
 		s = s->next;
 	return s == source;
 }
@@ -72,34 +75,54 @@ static void add_kind(struct kv_text *text, const struct kv_source *first)
 		kv_text_add(text, "# HELP %s %s\n# TYPE %s %s\n", f->name, f->help, f->name,
 			    f->type);
 		for (const struct kv_source *s = first; s; s = s->next)
-			if (s->families == first->families)
+			if (s->measured && s->families == first->families)
 				s->sample(s->arg, i, text);
 	}
 }
 
-/* What malloc gave, of *len_p bytes; NULL: there is no memory. */
-static char *make_text(size_t *len_p)
+static void add_metrics(struct kv_report *r)
+{
+	for (const struct kv_source *s = here.first; s; s = s->next)
+		if (s->measured && is_first_of_kind(s))
+			add_kind(&r->text, s);
+}
+
+static void add_reports(struct kv_report *r)
+{
+	kv_report_item(r, "process");
+	kv_report_int(r, "pid", getpid());
+	kv_report_list(r, "engines");
+	for (const struct kv_source *s = here.first; s; s = s->next)
+		if (s->report)
+			s->report(s->arg, r);
+	kv_report_end_list(r);
+	kv_report_end_item(r);
+}
+
+/* What malloc gave, of *len_p bytes; NULL: there is no memory. `how` says what kind of report. */
+static char *make_text(void (*add)(struct kv_report *r), struct kv_report how, size_t *len_p)
 {
 	struct kv_text text = { NULL, TEXT_FIRST, 0 };
 
 	pthread_mutex_lock(&here.lock);
-	for (struct kv_source *s = here.first; s; s = s->next)
-		s->look(s->arg);
+	for (struct kv_source *s = here.first; s && add == add_metrics; s = s->next)
+		if (s->measured)
+			s->look(s->arg);
 	for (;;) {
 		char *buf = realloc(text.buf, text.cap);
+		struct kv_report r = how;
 
 		if (!buf) {
 			free(text.buf);
 			text.buf = NULL;
 			break;
 		}
-		text = (struct kv_text){ buf, text.cap, 0 };
-		for (const struct kv_source *s = here.first; s; s = s->next)
-			if (is_first_of_kind(s))
-				add_kind(&text, s);
+		r.text = text = (struct kv_text){ buf, text.cap, 0 };
+		add(&r);
+		text.len = r.text.len;
 		if (text.len < text.cap)
 			break;
-		text.cap = text.len + 1;
+		text.cap = text.len + text.len / 4; /* it may have grown meanwhile */
 	}
 	pthread_mutex_unlock(&here.lock);
 	*len_p = text.len;
@@ -145,7 +168,7 @@ static void write_file(void)
 
 	if (!here.path[0])
 		return;
-	text = make_text(&len);
+	text = make_text(add_metrics, (struct kv_report){ .brief = true }, &len);
 	if (!text)
 		return;
 	fd = open(here.temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
@@ -172,19 +195,20 @@ static bool client_is_ready(int fd, short events, int64_t deadline_ns)
 	return poll(&pfd, 1, kv_poll_ms(deadline_ns, CLIENT_MS)) == 1;
 }
 
-/* The head of a request, whole: what follows it is not read. */
-static bool read_question(int fd, char *buf, int64_t deadline_ns)
+/* A line, or the head of a request: what follows is not read. */
+static bool read_question(int fd, char *buf, size_t cap, bool line, int64_t deadline_ns)
 {
 	size_t len = 0;
 
-	while (len < QUESTION_MAX - 1 && client_is_ready(fd, POLLIN, deadline_ns)) {
-		ssize_t n = recv(fd, buf + len, QUESTION_MAX - 1 - len, 0);
+	while (len < cap - 1 && client_is_ready(fd, POLLIN, deadline_ns)) {
+		ssize_t n = recv(fd, buf + len, cap - 1 - len, 0);
 
 		if (n <= 0)
 			return false;
 		len += (size_t)n;
 		buf[len] = 0;
-		if (strstr(buf, "\r\n\r\n") || strstr(buf, "\n\n"))
+		if (line ? strchr(buf, '\n') != NULL
+			 : strstr(buf, "\r\n\r\n") || strstr(buf, "\n\n"))
 			return true;
 	}
 	return false;
@@ -209,10 +233,10 @@ static void answer_client(int fd)
 	const char *status = "404 Not Found";
 	size_t len = 0;
 
-	if (!read_question(fd, question, deadline_ns))
+	if (!read_question(fd, question, sizeof(question), false, deadline_ns))
 		return;
 	if (!strncmp(question, "GET /metrics ", 13) || !strncmp(question, "GET / ", 6)) {
-		text = make_text(&len);
+		text = make_text(add_metrics, (struct kv_report){ .brief = true }, &len);
 		status = text ? "200 OK" : "503 Service Unavailable";
 	}
 	snprintf(head, sizeof(head),
@@ -225,7 +249,56 @@ static void answer_client(int fd)
 	free(text);
 }
 
+/* ---------------------------------------------------------------- the socket */
+
+static void answer_look(int fd)
+{
+	static const struct {
+		const char *question;
+		struct kv_report how;
+	} questions[] = { { "dump\n", { .json = false } },
+			  { "dump json\n", { .json = true } },
+			  { "top\n", { .json = true, .brief = true } } };
+	int64_t deadline_ns = kv_deadline_ns(CLIENT_MS);
+	char question[KV_VIEW_QUESTION_MAX];
+
+	if (!read_question(fd, question, sizeof(question), true, deadline_ns))
+		return;
+	for (size_t i = 0; i < sizeof(questions) / sizeof(questions[0]); i++) {
+		size_t len;
+		char *text;
+
+		if (strcmp(question, questions[i].question))
+			continue;
+		text = make_text(add_reports, questions[i].how, &len);
+		if (text)
+			send_all(fd, text, len, deadline_ns);
+		free(text);
+	}
+}
+
 /* ---------------------------------------------------------------- the thread */
+
+/* One client; true: nothing more of this kind for a moment, so that this is not a busy loop. */
+static bool serve_port(int port_fd)
+{
+	int fd = kv_fd_new(accept4(port_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
+
+	if (fd >= 0)
+		answer_client(fd);
+	kv_fd_close(fd);
+	return fd < 0;
+}
+
+static bool serve_view(int view_fd)
+{
+	int nap, fd = kv_view_accept(view_fd, &nap);
+
+	if (fd >= 0)
+		answer_look(fd);
+	kv_fd_close(fd);
+	return nap;
+}
 
 static void *expose_main(void *arg)
 {
@@ -233,27 +306,30 @@ static void *expose_main(void *arg)
 
 	(void)arg;
 	for (;;) {
-		struct pollfd pfd[] = { { .fd = here.stop_fd, .events = POLLIN },
-					{ .fd = here.port_fd, .events = POLLIN } };
+		struct pollfd pfd[3];
+		bool stops, writes;
+		uint64_t n;
 
-		if (kv_now_ns() >= next_ns) {
+		pthread_mutex_lock(&here.lock);
+		pfd[0] = (struct pollfd){ .fd = here.wake_fd, .events = POLLIN };
+		pfd[1] = (struct pollfd){ .fd = here.port_fd, .events = POLLIN };
+		pfd[2] = (struct pollfd){ .fd = here.view_fd, .events = POLLIN };
+		stops = here.stops;
+		writes = here.path[0];
+		pthread_mutex_unlock(&here.lock);
+		if (stops)
+			return NULL;
+		if (writes && kv_now_ns() >= next_ns) {
 			write_file();
 			next_ns = kv_deadline_ns(WRITE_MS);
 		}
-		poll(pfd, 2, here.path[0] ? kv_poll_ms(next_ns, WRITE_MS) : -1);
-		if (pfd[0].revents)
-			return NULL;
-		if (pfd[1].revents) {
-			int fd = kv_fd_new(
-				accept4(here.port_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK));
-
-			if (fd >= 0)
-				answer_client(fd);
-			else
-				poll(pfd, 1,
-				     CLIENT_MS); /* no descriptor is left: not a busy loop */
-			kv_fd_close(fd);
-		}
+		if (poll(pfd, 3, writes ? kv_poll_ms(next_ns, WRITE_MS) : -1) <= 0)
+			continue;
+		if (pfd[0].revents && read(pfd[0].fd, &n, sizeof(n)) == sizeof(n))
+			continue;
+		if ((pfd[1].revents && serve_port(pfd[1].fd)) |
+		    (pfd[2].revents && serve_view(pfd[2].fd)))
+			poll(pfd, 1, NAP_MS);
 	}
 }
 
@@ -298,9 +374,10 @@ static void forget_in_child(void)
 	pthread_mutex_init(&here.lock, NULL);
 	here.first = NULL;
 	here.runs = here.warned = false;
-	if (here.stop_fd >= 0)
-		close(here.stop_fd);
-	here.stop_fd = here.port_fd = -1; /* the port was closed with every socket (fds.h) */
+	if (here.wake_fd >= 0)
+		close(here.wake_fd);
+	/* The others were closed with every socket (fds.h). */
+	here.wake_fd = here.port_fd = here.view_fd = -1;
 	here.path[0] = 0;
 }
 
@@ -309,32 +386,46 @@ static void install_at_fork(void)
 	pthread_atfork(NULL, NULL, forget_in_child);
 }
 
-/* Under `life`. A thread that runs is stopped: it does not look at the list without the lock. */
-static void stop_thread(void)
+static void wake_thread(void)
 {
 	uint64_t one = 1;
 
-	if (!here.runs)
-		return;
-	if (write(here.stop_fd, &one, sizeof(one)) == sizeof(one))
-		pthread_join(here.thread, NULL);
-	close(here.stop_fd);
-	here.stop_fd = -1;
-	here.runs = false;
+	while (write(here.wake_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
 }
 
+/* Under `life`. */
+static void stop_thread(void)
+{
+	if (!here.runs)
+		return;
+	pthread_mutex_lock(&here.lock);
+	here.stops = true;
+	pthread_mutex_unlock(&here.lock);
+	wake_thread();
+	pthread_join(here.thread, NULL);
+	close(here.wake_fd);
+	here.wake_fd = -1;
+	here.runs = here.stops = false;
+}
+
+/* Under `life`. One that runs looks again at what there is to serve. */
 static void start_thread(struct kv_log *log)
 {
-	here.stop_fd = eventfd(0, EFD_CLOEXEC);
-	if (here.stop_fd >= 0 &&
-	    !kv_thread_start(&here.thread, "kvrail-metrics", expose_main, NULL)) {
+	if (here.runs) {
+		wake_thread();
+		return;
+	}
+	here.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (here.wake_fd >= 0 && !kv_thread_start(&here.thread, "kvrail-view", expose_main, NULL)) {
 		here.runs = true;
 		return;
 	}
-	kv_log_warn(log, "metrics: no thread could be started: %s", kv_errno_text(errno));
-	if (here.stop_fd >= 0)
-		close(here.stop_fd);
-	here.stop_fd = -1;
+	kv_log_warn(log, "metrics and kvrail dump: no thread could be started: %s",
+		    kv_errno_text(errno));
+	if (here.wake_fd >= 0)
+		close(here.wake_fd);
+	here.wake_fd = -1;
 }
 
 void kv_expose_add(const struct kv_option_set *options, struct kv_source *source)
@@ -344,22 +435,26 @@ void kv_expose_add(const struct kv_option_set *options, struct kv_source *source
 	int port = (int)kv_option_int(options, KV_OPT_METRICS_PORT);
 	struct kv_source **at = &here.first;
 
-	if (!*folder && !port)
+	source->measured = *folder || port;
+	if (!kv_option_bool(options, KV_OPT_VIEW))
+		source->report = NULL;
+	if (!source->measured && !source->report)
 		return;
 	pthread_once(&once, install_at_fork);
 	pthread_mutex_lock(&here.life);
-	stop_thread(); /* it reads where to without a lock */
 	pthread_mutex_lock(&here.lock);
 	while (*at)
 		at = &(*at)->next;
 	source->next = NULL;
 	*at = source;
-	pthread_mutex_unlock(&here.lock);
 	if (*folder && !here.path[0])
 		name_file(folder, source->log);
 	if (port && here.port_fd < 0)
 		open_port(port, source->log);
-	if (here.path[0] || here.port_fd >= 0)
+	if (source->report && here.view_fd < 0)
+		here.view_fd = kv_view_open(source->log);
+	pthread_mutex_unlock(&here.lock);
+	if (here.path[0] || here.port_fd >= 0 || here.view_fd >= 0)
 		start_thread(source->log);
 	pthread_mutex_unlock(&here.life);
 }
@@ -380,7 +475,8 @@ void kv_expose_remove(struct kv_source *source)
 		if (here.path[0])
 			unlink(here.path);
 		kv_fd_close(here.port_fd);
-		here.port_fd = -1;
+		kv_fd_close(here.view_fd);
+		here.port_fd = here.view_fd = -1;
 		here.path[0] = 0;
 		here.warned = false;
 	}

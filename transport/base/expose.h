@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * expose.h -- metrics of this process in Prometheus' text format: a file for node_exporter's
- * textfile collector (KVCACHE_METRICS_DIR), a port of loopback (KVCACHE_METRICS_PORT)
+ * expose.h -- what others see of this process: metrics in Prometheus' text format, in a file for
+ * node_exporter's textfile collector (KVCACHE_METRICS_DIR) and at a port of loopback
+ * (KVCACHE_METRICS_PORT); a local socket for `kvrail dump` and `kvrail top` (KVCACHE_VIEW)
  *
- * One thread of the process does it for all of its engines; without one of the two options there is
+ * One thread of the process does it for all of its engines; without any of the options there is
  * none. The first engine that has an option decides the folder, and the first with the other one
- * the port: two engines of a process share the file and the port.
+ * the port: the engines of a process share the file, the port and the socket.
  */
 #ifndef BASE_EXPOSE_H
 #define BASE_EXPOSE_H
@@ -14,7 +15,7 @@
 
 #include "log.h"
 #include "option.h"
-#include "text.h"
+#include "report.h"
 
 struct kv_family {
 	const char *name, *type, *help; /* type: "counter", "gauge", "histogram" */
@@ -27,9 +28,12 @@ struct kv_source {
 	/* In the thread of this file. `look` may wait for some ms, `sample` says what it saw. */
 	void (*look)(void *arg);
 	void (*sample)(void *arg, size_t family, struct kv_text *text);
+	/* An item; waits for no lock that a thread in trouble may keep. NULL: none */
+	void (*report)(void *arg, struct kv_report *report);
 	void *arg;
 	struct kv_log *log;
 	struct kv_source *next;
+	bool measured; /* its metrics were asked for */
 };
 
 /* What fails is a warning in the log. The source is the caller's, and stays until it is removed. */

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "error.h"
 #include "option.h"
 
@@ -25,8 +27,10 @@ struct kv_log {
 	int debug_fd; /* every level; -1: none */
 	int error_fd; /* errors and warnings */
 	bool to_stderr;
-	int level;	      /* the highest that any output wants */
-	pthread_mutex_t lock; /* of the files: the callback's order is its own */
+	int level;		   /* the highest that any output wants */
+	atomic_uint in_sink;	   /* threads that are in the callback */
+	_Atomic int64_t called_ns; /* when it was called last */
+	pthread_mutex_t lock;	   /* of the files: the callback's order is its own */
 };
 
 static _Thread_local unsigned int inside; /* callbacks, in this thread */
@@ -34,6 +38,12 @@ static _Thread_local unsigned int inside; /* callbacks, in this thread */
 bool kv_log_inside(void)
 {
 	return inside;
+}
+
+unsigned int kv_log_callers(const struct kv_log *log, int64_t *since_ns)
+{
+	*since_ns = log ? atomic_load_explicit(&log->called_ns, memory_order_relaxed) : 0;
+	return log ? atomic_load(&log->in_sink) : 0;
 }
 
 enum { LINE_MOST = 1024, STAMP_MOST = 128 };
@@ -165,7 +175,10 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	va_end(ap);
 	if (log->sink) {
 		inside++;
+		atomic_store_explicit(&log->called_ns, kv_now_ns(), memory_order_relaxed);
+		atomic_fetch_add(&log->in_sink, 1);
 		log->sink(log->arg, level, line);
+		atomic_fetch_sub(&log->in_sink, 1);
 		inside--;
 	}
 	pthread_mutex_lock(&log->lock);

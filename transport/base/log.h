@@ -11,6 +11,7 @@
 #define BASE_LOG_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 struct kv_log;
 struct kv_option_set;
@@ -31,6 +32,9 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
  * locks: a call that needs one of them is refused, not left to wait for itself.
  */
 bool kv_log_inside(void);
+
+/* Threads that are in the callback now, and when it was called last (CLOCK_MONOTONIC). */
+unsigned int kv_log_callers(const struct kv_log *log, int64_t *since_ns);
 
 #define kv_log_error(log, ...) kv_log_line(log, 1, __VA_ARGS__)
 #define kv_log_warn(log, ...) kv_log_line(log, 2, __VA_ARGS__)

@@ -16,4 +16,11 @@ int kv_thread_start(pthread_t *thread, const char *name, void *(*run)(void *arg)
 void kv_futex_wait(void *word, uint32_t value, int64_t deadline_ns);
 void kv_futex_wake(void *word, int threads);
 
+/*
+ * A function that looks at what other threads change meanwhile, to show it to people: what it sees
+ * may be half old. It follows no pointer that can go, and calls nothing.
+ */
+#define KV_LOOKS __attribute__((noinline, no_sanitize("thread")))
+#define KV_SEEN(what) (*(const volatile __typeof__(what) *)&(what))
+
 #endif

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* report.c -- the state of something, written as text or as JSON */
+#include "report.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+enum { VALUE_MAX = 4096 };
+
+static void add_comma(struct kv_report *r)
+{
+	if (r->begun)
+		kv_text_add(&r->text, ",");
+	r->begun = true;
+}
+
+static void end_line(struct kv_report *r)
+{
+	if (r->inside)
+		kv_text_add(&r->text, "\n");
+	r->inside = false;
+}
+
+void kv_report_item(struct kv_report *r, const char *name)
+{
+	if (r->json) {
+		add_comma(r);
+		kv_text_add(&r->text, "{");
+	} else {
+		end_line(r);
+		kv_text_add(&r->text, "%*s%s", (int)(2 * r->depth), "", name);
+	}
+	r->inside = true;
+	r->begun = false;
+	r->depth++;
+}
+
+void kv_report_end_item(struct kv_report *r)
+{
+	if (r->json)
+		kv_text_add(&r->text, "}");
+	else
+		end_line(r);
+	r->depth--;
+	r->begun = true;
+}
+
+void kv_report_list(struct kv_report *r, const char *name)
+{
+	if (!r->json) {
+		end_line(r);
+		return;
+	}
+	add_comma(r);
+	kv_text_add(&r->text, "\"%s\":[", name);
+	r->begun = false;
+}
+
+void kv_report_end_list(struct kv_report *r)
+{
+	if (r->json)
+		kv_text_add(&r->text, "]");
+	r->begun = true;
+}
+
+/* The first field of a line needs no name: it follows that of its item. */
+static void add_key(struct kv_report *r, const char *key, bool named)
+{
+	if (r->json) {
+		add_comma(r);
+		kv_text_add(&r->text, "\"%s\":", key);
+		return;
+	}
+	kv_text_add(&r->text, r->begun ? ", " : " ");
+	if (r->begun || named)
+		kv_text_add(&r->text, "%s", key);
+	if (r->begun && !named)
+		kv_text_add(&r->text, " ");
+	r->begun = true;
+}
+
+void kv_report_int(struct kv_report *r, const char *key, int64_t value)
+{
+	add_key(r, key, false);
+	kv_text_add(&r->text, "%" PRId64, value);
+}
+
+void kv_report_flag(struct kv_report *r, const char *key, bool value)
+{
+	if (!r->json && !value)
+		return;
+	add_key(r, key, true);
+	if (r->json)
+		kv_text_add(&r->text, "%s", value ? "true" : "false");
+}
+
+/* The bytes of a sequence of UTF-8 that begins here; 0: it is none. */
+static unsigned int length_of_utf8(const unsigned char *p)
+{
+	unsigned int more = p[0] >= 0xf0 && p[0] <= 0xf4  ? 3
+			    : p[0] >= 0xe0 && p[0] < 0xf0 ? 2
+			    : p[0] >= 0xc2 && p[0] < 0xe0 ? 1
+							  : 0;
+
+	if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+	    (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
+		return 0;
+	for (unsigned int i = 1; i <= more; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	return p[0] < 0x80 ? 1 : more ? more + 1 : 0;
+}
+
+static void add_value(struct kv_report *r, const char *value)
+{
+	const unsigned char *p = (const unsigned char *)value;
+
+	while (*p) {
+		unsigned int n = length_of_utf8(p);
+
+		if (!n || *p < 0x20 || *p == 0x7f)
+			kv_text_add(&r->text, *p == '\n' && r->json ? "\\n" : "?");
+		else if (r->json && (*p == '"' || *p == '\\'))
+			kv_text_add(&r->text, "\\%c", *p);
+		else
+			kv_text_add(&r->text, "%.*s", (int)n, (const char *)p);
+		p += n ? n : 1;
+	}
+}
+
+void kv_report_text(struct kv_report *r, const char *key, const char *fmt, ...)
+{
+	char value[VALUE_MAX];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(value, sizeof(value), fmt, ap);
+	va_end(ap);
+	if (!r->json && !*value)
+		return;
+	add_key(r, key, false);
+	if (r->json)
+		kv_text_add(&r->text, "\"");
+	add_value(r, value);
+	if (r->json)
+		kv_text_add(&r->text, "\"");
+}
