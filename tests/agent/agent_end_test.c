@@ -498,7 +498,7 @@ int main(int argc, char **argv)
 	int failed;
 
 	path = argc > 1 ? argv[1] : NULL;
-	big = path ? 48 << 20 : 2 << 20;
+	big = path && strcmp(path, "ib") ? 48 << 20 : 2 << 20;
 	rig_path(path);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);

@@ -17,10 +17,10 @@ void rig_path(const char *path)
 
 	*at++ = "KVCACHE_AGENT_ADDRESS=127.0.0.1";
 	if (path) {
-		bool tcp = !strcmp(path, "tcp");
+		bool shm = strcmp(path, "tcp") && strcmp(path, "ib");
 
-		snprintf(transport, sizeof(transport), "KVCACHE_TRANSPORT=%s", tcp ? "tcp" : "shm");
-		snprintf(way, sizeof(way), "KVCACHE_SHM_PATH=%s", tcp ? "auto" : path);
+		snprintf(transport, sizeof(transport), "KVCACHE_TRANSPORT=%s", shm ? "shm" : path);
+		snprintf(way, sizeof(way), "KVCACHE_SHM_PATH=%s", shm ? path : "auto");
 		*at++ = transport;
 		*at++ = way;
 	}

@@ -2,8 +2,8 @@
 /*
  * agent_rig.h -- agents with a buffer each, for the tests of agent/
  *
- * The path by which bytes move is the program's first argument: cma, ring, tcp, or none where the
- * fake device is linked in.
+ * The path by which bytes move is the program's first argument: cma, ring, tcp, ib (a machine
+ * with a device), or none where the fake device is linked in.
  */
 #ifndef AGENT_RIG_H
 #define AGENT_RIG_H
