@@ -98,8 +98,10 @@ static int nobody(const struct dial *dial, struct kv_error *err)
 	const char *interface = kv_option_string(dial->conn->tr->options, KV_OPT_SOCKET_IFNAME);
 
 	kv_fail(err, KV_ERR_PEER_LOST, "connect", "cannot connect to %s", dial->why);
-	if (err)
+	if (err) {
 		err->sys_errno = dial->error;
+		snprintf(err->peer, sizeof(err->peer), "%s", dial->conn->address);
+	}
 	if (dial->error == ECONNREFUSED)
 		kv_error_hint(err, "nothing listens there: is the peer up, and is the port right?");
 	else if (*interface)

@@ -372,6 +372,10 @@ static void a_closed_port_is_reported_at_once(void **state)
 	assert_int_equal(ret, KV_ERR_PEER_LOST);
 	assert_int_equal(err.sys_errno, ECONNREFUSED);
 	assert_true(err.hint[0] != 0);
+	/* And one that the kernel refuses in the call: TCP does not go to a group. */
+	assert_int_equal(tr_connect(tr, "224.0.0.1", 7, &config, &a, &err), KV_ERR_PEER_LOST);
+	assert_int_equal(err.sys_errno, ENETUNREACH);
+	assert_string_equal(err.peer, "224.0.0.1:7");
 }
 
 static void bad_addresses_are_argument_errors(void **state)
