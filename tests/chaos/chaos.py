@@ -67,7 +67,7 @@ class Process:
         self.base = os.path.join(world.folder, f"{number}-{'sends' if sends else 'receives'}")
         self.log, self.popen, self.starts, self.normal = self.base + ".log", None, 0, True
         self.sums = collections.Counter()
-        self.held = None  # descriptors once all are connected
+        self.held = self.rss = None  # descriptors and KiB once all are connected
 
     def status(self):
         with open(self.base, "rb") as file:
@@ -88,7 +88,7 @@ class Process:
         words += ["-s"] if self.sends else []
         words += ["-l", str(self.port)] if self.port else []
         words += [word for port in self.dials for word in ("-d", str(port))]
-        words += ["-g", shape] if shape else self.world.words
+        words += [*self.world.words, *(["-g", shape] if shape else [])]
         big = os.path.exists(self.log) and os.path.getsize(self.log) > MIB // 4
         with open(self.log, "wb" if big else "ab") as log:
             self.popen = subprocess.Popen(words, stderr=log, stdin=subprocess.DEVNULL, preexec_fn=before,
@@ -111,8 +111,37 @@ class Process:
         self.popen.wait()
         self.account()
 
+    def ended(self):
+        """Its exit status, or None."""
+        return self.popen.poll()
+
+    def look(self):
+        """Nothing is wrong with it, and it runs."""
+        status = self.status()
+        for field in FAULTY:
+            if status[field]:
+                raise Failed(f"{self}: {status[field]} {field}")
+        if self.ended() is not None:
+            raise Failed(f"{self} ended with {self.ended()}")
+
+    def settled(self):
+        """It has its peers and no other, nothing is quarantined, and descriptors are as before."""
+        status, peers = self.status(), len(self.world.others(self))
+        if status["connected"] != peers or status["quarantined"]:
+            return False
+        # A connection by process_vm has two more than one by a pool that could be mapped.
+        return self.held is None or self.descriptors() <= self.held + 2 * peers
+
+    def hold(self):
+        """What it holds now is what it may hold from now on."""
+        if self.held is None:
+            self.held, self.rss = self.descriptors(), self.line_of_status("RssAnon")
+
     def end(self):
         """In good order: it has given everything back."""
+        grown = self.line_of_status("RssAnon") - self.rss if self.rss else 0
+        if grown > 32 * 1024:
+            raise Failed(f"{self} has grown by {grown} KiB")
         self.popen.terminate()
         try:
             code = self.popen.wait(AGAIN_S)
@@ -122,8 +151,28 @@ class Process:
         if code:
             raise Failed(f"{self} ended with {code}")
 
+    def stop(self):
+        """In whatever state it is."""
+        if self.popen and self.ended() is None:
+            self.popen.kill()
+            self.popen.wait()
+
     def send(self, number):
         self.popen.send_signal(number)
+
+    def counts(self):
+        return self.sums
+
+    def state(self):
+        s = self.status()
+        held = self.descriptors() if self.ended() is None else "no"
+        return (f"{self}: connected {s['connected']}, quarantined {s['quarantined']}, good {s['good']}, "
+                f"{held} descriptors, was {self.held}")
+
+    def tail(self):
+        with open(self.log, "rb") as file:
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([f"--- {self}", *[l for l in lines if "WRONG" in l][:10], *lines[-15:]])
 
     def proc(self, *names):
         return os.path.join("/proc", str(self.popen.pid), *names)
@@ -166,15 +215,24 @@ class World:
         self.name = f"{senders} to {receivers} over {path}, {'senders' if dial else 'receivers'} connect"
         self.folder = tempfile.mkdtemp(prefix="kvrail-chaos-")
         os.chmod(self.folder, 0o777)
-        self.receivers = [Process(self, i, False) for i in range(receivers)]
-        self.senders = [Process(self, receivers + i, True) for i in range(senders)]
+        self.receivers = [self.process(i, False) for i in range(receivers)]
+        self.senders = [self.process(receivers + i, True) for i in range(senders)]
         self.all = self.receivers + self.senders
         dialling, listening = (self.senders, self.receivers) if dial else (self.receivers, self.senders)
         for p in listening:
-            p.port = free_port()
+            p.port = self.port_of(p)
         for p in dialling:
             p.dials = [l.port for l in listening]
-        self.rss = {}
+
+    def process(self, number, sends):
+        return Process(self, number, sends)
+
+    def port_of(self, _):
+        return free_port()
+
+    def make(self, name, p, numbers):
+        """Makes a fault to a process."""
+        FAULTS[name][0](self, p, numbers)
 
     def pairs(self, without=()):
         return [(r, s) for r in self.receivers for s in self.senders if r not in without and s not in without]
@@ -188,12 +246,7 @@ class World:
 
     def look(self):
         for p in self.all:
-            status = p.status()
-            for field in FAULTY:
-                if status[field]:
-                    raise Failed(f"{p}: {status[field]} {field}")
-            if p.popen.poll() is not None:
-                raise Failed(f"{p} ended with {p.popen.returncode}")
+            p.look()
 
     def moves(self, without=()):
         """Whether every pair gets a block moved that was ordered from now on; seconds, or None."""
@@ -208,40 +261,22 @@ class World:
 
     def look_at(self, without):
         for p in self.all:
-            if p not in without and p.popen.poll() is not None:
-                raise Failed(f"{p} ended with {p.popen.returncode}")
-
-    def settled(self):
-        """Every process has its peers and no other, nothing is quarantined, and descriptors are as before."""
-        for p in self.all:
-            status = p.status()
-            if status["connected"] != len(self.others(p)) or status["quarantined"]:
-                return False
-            # A connection by process_vm has two more than one by a pool that could be mapped.
-            if p.held is not None and p.descriptors() > p.held + 2 * len(self.others(p)):
-                return False
-        return True
+            if p not in without and p.ended() is not None:
+                raise Failed(f"{p} ended with {p.ended()}")
 
     def recover(self):
         took = self.moves()
         if took is None:
             raise Failed(f"not every pair moves blocks again within {AGAIN_S} s: {self.state()}")
-        if until(self.settled, AGAIN_S) is None:
+        if until(lambda: all(p.settled() for p in self.all), AGAIN_S) is None:
             raise Failed(f"not everything was given back within {AGAIN_S} s: {self.state()}")
         for p in self.all:
-            if p.held is None:
-                p.held, self.rss[p] = p.descriptors(), p.line_of_status("RssAnon")
+            p.hold()
         self.look()
         return took
 
     def state(self):
-        lines = []
-        for p in self.all:
-            s = p.status()
-            held = p.descriptors() if p.popen.poll() is None else "no"
-            lines.append(f"{p}: connected {s['connected']}, quarantined {s['quarantined']}, good {s['good']}, "
-                         f"{held} descriptors, was {p.held}")
-        return "\n".join(lines)
+        return "\n".join(p.state() for p in self.all)
 
     def start(self):
         for p in self.all:
@@ -249,27 +284,15 @@ class World:
         self.recover()
 
     def end(self):
-        for p in self.all:
-            grown = p.line_of_status("RssAnon") - self.rss[p]
-            if grown > 32 * 1024:
-                raise Failed(f"{p} has grown by {grown} KiB")
         for p in self.senders + self.receivers:
             p.end()
 
     def stop(self):
-        """Whatever state they are in; the logs are kept after a failure."""
         for p in self.all:
-            if p.popen and p.popen.poll() is None:
-                p.popen.kill()
-                p.popen.wait()
+            p.stop()
 
     def tails(self):
-        text = []
-        for p in self.all:
-            with open(p.log, "rb") as file:
-                lines = file.read().decode(errors="replace").splitlines()
-            text += [f"--- {p}", *[l for l in lines if "WRONG" in l][:10], *lines[-15:]]
-        return "\n".join(text)
+        return "\n".join(p.tail() for p in self.all)
 
 
 # ------------------------------------------------------------------------------------------------ faults
@@ -278,8 +301,17 @@ class World:
 
 def await_code(p, what, *codes):
     """The limited process or one of its peers has said so, typed."""
-    if until(lambda: p.popen.poll() is not None or any(q.counted(*codes) for q in [p, *p.world.others(p)]), AGAIN_S) is None:
+    if until(lambda: p.ended() is not None or any(q.counted(*codes) for q in [p, *p.world.others(p)]), AGAIN_S) is None:
         raise Failed(f"nobody has noticed {what}")
+
+
+def other_of(w, p, n):
+    """Another process of the world."""
+    return one_of([q for q in w.all if q is not p], n["other"])
+
+
+def one_of(choices, at):
+    return choices[int(at * len(choices))]
 
 
 def kill(w, p, n):
@@ -297,7 +329,7 @@ def kill_young(w, p, n):
 
 
 def kill_two(w, p, n):
-    q = n["other"](w, p)
+    q = other_of(w, p, n)
     p.kill()
     time.sleep(n["pause"])
     q.kill()
@@ -328,7 +360,7 @@ def stop_long(w, p, n):
 
 def stop_and_kill(w, p, n):
     """A process dies while another one, its peer or not, is stopped."""
-    q = n["other"](w, p)
+    q = other_of(w, p, n)
     p.send(signal.SIGSTOP)
     time.sleep(n["pause"])
     q.kill()
@@ -388,7 +420,7 @@ def starts_with(p, n, what, soft, await_that):
 
 def runs_into(w, p, n, what, soft):
     """A limit under load, while a peer comes back."""
-    q = n["peer"](w, p)
+    q = one_of(w.others(p), n["peer"])
     p.ours()
     p.limit(what, soft())
     q.kill()
@@ -454,9 +486,9 @@ def memory_cgroup(w, p, n):
     group = Cgroup(n["kib"] * 1024)
     p.kill()
     p.start(before=group.enter, normal=False)
-    until(lambda: p.popen.poll() is not None or (p.status()["ready"] and p.status()["connected"]), 5)
-    if p.popen.poll() not in (None, -signal.SIGKILL):
-        raise Failed(f"{p} ended with {p.popen.returncode} for want of memory")
+    until(lambda: p.ended() is not None or (p.status()["ready"] and p.status()["connected"]), 5)
+    if p.ended() not in (None, -signal.SIGKILL):
+        raise Failed(f"{p} ended with {p.ended()} for want of memory")
     p.kill()
     group.remove()
     p.start()
@@ -533,14 +565,8 @@ FAULTS = {
 
 def draw(r):
     """The numbers of a fault."""
-    other, peer = r.random(), r.random()
-
-    def one_of(choices, at):
-        return choices[int(at * len(choices))]
-    return {"pause": r.uniform(0.002, 0.3), "pauses": [r.uniform(0, 0.08) for _ in range(r.randint(2, 4))],
-            "few": r.randint(6, 11), "less": r.randint(0, 2), "mib": r.randint(8, 60), "kib": r.randint(1000, 3000),
-            "other": lambda w, p: one_of([q for q in w.all if q is not p], other),
-            "peer": lambda w, p: one_of(w.others(p), peer)}
+    return {"other": r.random(), "peer": r.random(), "pause": r.uniform(0.002, 0.3), "pauses": [r.uniform(0, 0.08) for _ in range(r.randint(2, 4))],
+            "few": r.randint(6, 11), "less": r.randint(0, 2), "mib": r.randint(8, 60), "kib": r.randint(1000, 3000)}
 
 
 def plan_of(seed, world, names, n):
@@ -564,7 +590,7 @@ def play(world, plan, verbose):
         if verbose:
             print(f"  {i:3} {name} {p}", flush=True)
         try:
-            FAULTS[name][0](world, p, numbers)
+            world.make(name, p, numbers)
             took.append((name, world.recover()))
         except Failed as why:
             raise Failed(f"fault {i} of {world.name}, {name} of {p}: {why}") from None
@@ -594,15 +620,14 @@ def worlds_of(args):
     return [(path, r, s, dial) for path in ("auto", "cma", "ring") for r, s, dial in ((3, 1, True), (1, 3, False))]
 
 
-def run(args):
+def run(args, specs, world_of=World):
+    """Worlds with these arguments, one after another; what they have come to, or None after a failure."""
     names, skipped = possible([name for name in args.fault or FAULTS if name not in args.skip])
     for name, why in skipped.items():
         print(f"not here: {name}: {why}")
-    shm = set(os.listdir("/dev/shm"))
     sums, took, worlds = collections.Counter(), collections.defaultdict(list), []
-    specs = worlds_of(args)
     for i, spec in enumerate(specs):
-        world = World(args.program, *spec, args.seed)
+        world = world_of(args.program, *spec, args.seed)
         n = (args.faults * (i + 1)) // len(specs) - (args.faults * i) // len(specs)
         plan = plan_of(args.seed, world, names, n)
         if args.plan:
@@ -618,20 +643,27 @@ def run(args):
             world.end()
         except Failed as why:
             print(f"{why}\n{world.tails()}\nFAILED; --seed {args.seed} makes the same faults; logs in {world.folder}")
-            return 1
+            return None
         finally:
             world.stop()
         for p in world.all:
-            sums.update(p.sums)
+            sums.update(p.counts())
         worlds.append({"world": world.name, "faults": len(plan), "seconds": round(time.monotonic() - began, 1)})
         shutil.rmtree(world.folder)
-    if args.plan:
-        return 0
-    left = set(os.listdir("/dev/shm")) - shm
-    if [name for name in left if "kvrail" in name]:
+    return {} if args.plan else result_of(sums, took, worlds, skipped)
+
+
+def run_here(args):
+    shm = set(os.listdir("/dev/shm"))
+    result = run(args, worlds_of(args))
+    left = [name for name in set(os.listdir("/dev/shm")) - shm if "kvrail" in name]
+    if left:
         print(f"left in /dev/shm: {left}")
+    if result is None or left:
         return 1
-    tell(args, sums, took, worlds, skipped)
+    if result:
+        report.write(args, " ".join(["tests/chaos/chaos.py", *(["--long"] if args.long else []), "--seed", str(args.seed), "chaos_peer"]),
+                     result)
     return 0
 
 
@@ -658,17 +690,14 @@ def soak(args):
                      round(receiver.sums["bytes"] / seconds / 1e9, 2), **{field: receiver.sums[field] for field in FAULTY}})
         print(ways[-1], flush=True)
         shutil.rmtree(world.folder)
-    report.write(args, report.added(args, {
-        "command": f"nice -n {os.nice(0)} tests/chaos/chaos.py --soak {args.soak} --seed {args.seed} chaos_peer",
-        "commit": args.commit, "load": round(os.getloadavg()[0], 1), "ways": ways}))
+    report.write(args, f"nice -n {os.nice(0)} tests/chaos/chaos.py --soak {args.soak} --seed {args.seed} chaos_peer", {"ways": ways})
     return 0
 
 
-def tell(args, sums, took, worlds, skipped):
+def result_of(sums, took, worlds, skipped):
     names = report.code_names()
     result = {
-        "command": " ".join(["tests/chaos/chaos.py", *(["--long"] if args.long else []), "--seed", str(args.seed), "chaos_peer"]),
-        "commit": args.commit, "load": round(os.getloadavg()[0], 1), "worlds": worlds,
+        "worlds": worlds,
         "faults": sum(len(seconds) for seconds in took.values()),
         "by_fault": {name: {"does": FAULTS[name][2], "times": len(took[name]),
                             "again_ms_median": round(1e3 * statistics.median(took[name])),
@@ -682,7 +711,7 @@ def tell(args, sums, took, worlds, skipped):
     print(f"{result['faults']} faults, {result['requests_right']} requests right, {result['bytes_compared'] / 1e9:.1f} GB compared, "
           f"{result['taken_back']} taken back; wrong {sums['wrong']}, late {sums['late']}, untyped {sums['untyped']}, "
           f"overdue {sums['overdue']}; errors {result['errors']}")
-    report.write(args, result)
+    return result
 
 
 def main():
@@ -702,7 +731,7 @@ def main():
     if args.soak:
         return soak(args)
     args.faults = args.faults or (540 if args.long else 12)
-    return run(args)
+    return run_here(args)
 
 
 if __name__ == "__main__":

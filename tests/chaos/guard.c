@@ -118,13 +118,13 @@ void call_begin(const char *name, int64_t timeout_ms)
 	atomic_store(&mine->name, name);
 }
 
-/* A code that this call has, with cause, scope and peer. */
+/* A code that this call has, with cause, scope (more may be lost than the code says) and peer. */
 static bool is_typed(int ret, const struct kv_error *err, const int *may)
 {
 	while (*may && *may != ret)
 		may++;
 	return *may && err->code == ret && err->message[0] && err->op[0] &&
-	       err->scope == kv_error_scope(ret) && (err->scope != KV_SCOPE_PEER || err->peer[0]);
+	       err->scope >= kv_error_scope(ret) && (err->scope != KV_SCOPE_PEER || err->peer[0]);
 }
 
 int call_end(int ret, const struct kv_error *err, const int *may)

@@ -112,6 +112,7 @@ struct options {
 	int64_t patience;
 	bool soak; /* nothing is taken back early, every byte is looked at once */
 	uint64_t in_flight;
+	int kept; /* descriptors that libraries keep: librdmacm two for each device that it saw */
 };
 extern struct options options;
 extern struct kv_engine *engine;

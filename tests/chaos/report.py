@@ -23,7 +23,7 @@ def commit():
 def added(args, result):
     """To what is stored of the same commit: a terabyte may take several runs."""
     path = os.path.join(RESULTS, f"{args.results}.json")
-    if not args.results or not os.path.exists(path):
+    if "ways" not in result or not os.path.exists(path):
         return result
     with open(path, encoding="utf-8") as file:
         stored = json.load(file)
@@ -37,9 +37,10 @@ def added(args, result):
     return result
 
 
-def write(args, result):
+def write(args, command, result):
     if not args.results:
         return
+    result = added(args, {"command": command, "commit": args.commit, "load": round(os.getloadavg()[0], 1), **result})
     path = os.path.join(RESULTS, args.results + ".json")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(result, file, indent=1)
@@ -52,7 +53,7 @@ def page():
     path = os.path.join(ROOT, "docs", "chaos.md")
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    for name, table in (("chaos", table_of_faults), ("chaos-soak", table_of_soak)):
+    for name, table in (("chaos", table_of_faults), ("chaos-guests", table_of_faults), ("chaos-soak", table_of_soak)):
         stored = os.path.join(RESULTS, name + ".json")
         if os.path.exists(stored):
             with open(stored, encoding="utf-8") as file:

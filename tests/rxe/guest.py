@@ -178,7 +178,8 @@ class Guest:
 
     def complaints(self):
         """Lines of the kernel since the command began that tell of a bug in the kernel."""
-        lines = self.console[self.run_at or 0:].decode(errors="replace").splitlines()
+        text = self.console[self.run_at or 0:].decode(errors="replace")
+        lines = re.sub(r"invoked oom-killer.*?Memory cgroup out of memory", "", text, flags=re.S).splitlines()
         return [line.strip() for line in lines if COMPLAINT.search(line)]
 
 
