@@ -21,6 +21,7 @@ SHARED = os.environ.get("RXE_SHARED", "")
 LOG, COMMAND = os.path.join(SHARED, "decode.log"), os.path.join(SHARED, "command")
 PREFILL_LOG = "/tmp/prefill.log"
 ADDRESS = ["10.77.0.1", "7777"]
+TRANSPORT = os.environ.get("KVCACHE_TRANSPORT")
 
 OP_S = 5 + 1 + 2  # an operation's default deadline, its cancelling, and what an emulated machine may be late
 TOLD_S = 20  # a cut lasts until both sides have reported it; this is the most
@@ -114,6 +115,8 @@ class Fault:
             self.prefill = subprocess.Popen([self.kv_peer, "prefill", *ADDRESS, str(self.tag)], stdout=log, stderr=log)
         if until(lambda: "connected to" in text_of(PREFILL_LOG) or self.prefill.poll() is not None, 40) is None:
             self.bad("the writer did not connect")
+        elif f" over {TRANSPORT}: " not in text_of(PREFILL_LOG):
+            self.bad(f"the writer did not connect over {TRANSPORT}")
         time.sleep(1)
 
     def decode_log(self):
@@ -441,20 +444,23 @@ def prefill_side(kv_peer, names):
 # ------------------------------------------------------------------------------------------------ host
 
 
-def run_guests(kv_peer, names, timeout):
-    """Boots the guests; prints what they say and returns the exit status and the results."""
-    me = [sys.executable, "-B", os.path.abspath(__file__)]
-    words = [os.path.join(HERE, "rxe-pair"), "--timeout", str(timeout), shlex.join([*me, "--side", "a", kv_peer]),
-             shlex.join([*me, "--side", "b", kv_peer, *names])]
+def run_guests(a, b, timeout, **environment):
+    """Boots two guests that run these commands; prints what they say, and returns the exit status and the results that they tell."""
+    words = [os.path.join(HERE, "rxe-pair"), "--timeout", str(timeout), shlex.join(a), shlex.join(b)]
     results = []
     # Packets are tried for 4 s: longer than a cable that is out for a second, also where a second takes longer.
-    environment = {**os.environ, "KVCACHE_TRANSPORT": "ib", "KVCACHE_IB_TIMEOUT": "17"}
-    with subprocess.Popen(words, env=environment, text=True, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(words, env={**os.environ, "KVCACHE_IB_TIMEOUT": "17", **environment}, text=True,
+                          stdout=subprocess.PIPE) as process:
         for line in process.stdout:
             print(line, end="", flush=True)
-            if line.startswith("b| result "):
+            if line[1:].startswith("| result "):
                 results.append(json.loads(line[len("b| result "):]))
     return process.returncode, results
+
+
+def run_faults(args, names):
+    me = [sys.executable, "-B", os.path.abspath(__file__), "--side"]
+    return run_guests([*me, "a", args.kv_peer], [*me, "b", args.kv_peer, *names], args.timeout, KVCACHE_TRANSPORT=args.transport)
 
 
 def table(results):
@@ -496,6 +502,7 @@ def main():
     parser.add_argument("kv_peer", help="the program of the build")
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="of: " + " ".join(FAULTS))
     parser.add_argument("--side", choices=("a", "b"), help=argparse.SUPPRESS)
+    parser.add_argument("--transport", choices=("ib", "tcp"), default="ib", help="by which the blocks go (ib)")
     parser.add_argument("--results", metavar="FILE", help="run all, write FILE and the table in docs/rdma.md")
     parser.add_argument("--timeout", type=int, default=580, help="limit for everything, in seconds (580)")
     args = parser.parse_args()
@@ -504,10 +511,10 @@ def main():
     if args.side == "b":
         return prefill_side(args.kv_peer, args.faults)
     if not args.results:
-        return run_guests(args.kv_peer, args.faults or list(FAULTS), args.timeout)[0]
+        return run_faults(args, args.faults or list(FAULTS))[0]
     status, results, names = 0, [], [name for name in FAULTS for _ in range(OFTEN.get(name, 1))]
     for i in range(0, len(names), 7):
-        one, more = run_guests(args.kv_peer, names[i:i + 7], args.timeout)
+        one, more = run_faults(args, names[i:i + 7])
         status, results = status or one, results + more
     keep(results, args.results)
     return status
