@@ -318,10 +318,9 @@ def main():
     print(f"{len(rows) - len(lived)} of {len(rows)} mutants were caught")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"command": "./dev mutants", "commit": commit, "rows": rows,
+            json.dump({"command": "./dev mutants", "commit": describe(), "rows": rows,
                        "figures": {"bugs put back one at a time, and found by the case that is named":
                                    f"{len(rows) - len(lived)} of {len(rows)}"}}, file, indent=1)
-            json.dump({"command": "./dev mutants", "commit": describe(), "rows": rows}, file, indent=1)
             file.write("\n")
     if arguments.table:
         write_table(arguments.table, rows)
