@@ -178,7 +178,8 @@ int fake_poll_cq(struct ibv_cq *ibv_cq, int n, struct ibv_wc *wc)
 		return -1;
 	}
 	for (int i = (int)fake_random((uint32_t)world.config.steps_per_poll + 1); i > 0; i--)
-		fake_wire_step();
+		if (!fake_wire_step())
+			break;
 	while (got < n && cq->head != cq->tail) {
 		const struct fake_wc *entry = &cq->wc[cq->head++ % cq->size];
 

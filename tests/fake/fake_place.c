@@ -59,8 +59,7 @@ void fake_place_mr(const struct fake_mr *mr)
 {
 	const uint8_t *first = mr->bytes, *end = first + mr->mr.length;
 
-	for (struct fake_qp *qp = fake_next_qp(0); qp;
-	     qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1))
+	for (struct fake_qp *qp = world.qps; qp; qp = qp->next)
 		for (const struct fake_place *p = qp->place; p; p = p->next)
 			if (p->to < end && p->to + p->len > first) {
 				fake_place_all(qp);

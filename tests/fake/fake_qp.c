@@ -20,23 +20,33 @@ struct fake_qp *fake_find_qp(uint32_t qp_num)
 	return qp && qp->qp.qp_num == qp_num ? qp : NULL;
 }
 
-static void take_slot(uint32_t slot, struct fake_qp *qp)
+static struct fake_qp **place_of(uint32_t slot)
 {
-	world.qp[slot] = qp;
-	world.qp_used[slot / 64] ^= UINT64_C(1) << slot % 64;
+	struct fake_qp **at = &world.qps;
+
+	while (*at && (*at)->qp.qp_num % QPS_MAX < slot)
+		at = &(*at)->next;
+	return at;
 }
 
-struct fake_qp *fake_next_qp(uint32_t from)
+static void take_slot(struct fake_qp *qp)
 {
-	for (uint32_t i = from / 64; i < QPS_MAX / 64; i++) {
-		uint64_t word = world.qp_used[i];
+	struct fake_qp **at = place_of(qp->qp.qp_num % QPS_MAX);
 
-		if (i == from / 64)
-			word = word >> from % 64 << from % 64;
-		if (word)
-			return world.qp[i * 64 + (uint32_t)__builtin_ctzll(word)];
-	}
-	return NULL;
+	world.qp[qp->qp.qp_num % QPS_MAX] = qp;
+	qp->next = *at;
+	*at = qp;
+}
+
+static void leave_slot(struct fake_qp *qp)
+{
+	world.qp[qp->qp.qp_num % QPS_MAX] = NULL;
+	*place_of(qp->qp.qp_num % QPS_MAX) = qp->next;
+}
+
+struct fake_qp *fake_first_qp(uint32_t slot)
+{
+	return *place_of(slot);
 }
 
 static struct fake_qp *new_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
@@ -54,7 +64,7 @@ static struct fake_qp *new_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	do
 		qp->qp.qp_num = world.next_qp++ & 0xffffff;
 	while (qp->qp.qp_num < 2 || world.qp[qp->qp.qp_num % QPS_MAX]);
-	take_slot(qp->qp.qp_num % QPS_MAX, qp);
+	take_slot(qp);
 	qp->device = fake_context_of(pd->context)->device;
 	qp->qp.context = pd->context;
 	qp->qp.qp_context = attr->qp_context;
@@ -201,7 +211,7 @@ int fake_destroy_qp(struct ibv_qp *ibv_qp)
 	reset(qp);
 	forget_completions(fake_cq_of(ibv_qp->send_cq), ibv_qp->qp_num);
 	forget_completions(fake_cq_of(ibv_qp->recv_cq), ibv_qp->qp_num);
-	take_slot(ibv_qp->qp_num % QPS_MAX, NULL);
+	leave_slot(qp_of(ibv_qp));
 	((struct fake_pd *)ibv_qp->pd)->users--;
 	fake_cq_of(ibv_qp->send_cq)->users--;
 	fake_cq_of(ibv_qp->recv_cq)->users--;

@@ -403,8 +403,7 @@ static bool skip_time(void)
 {
 	uint64_t next = UINT64_MAX;
 
-	for (const struct fake_qp *qp = fake_next_qp(0); qp;
-	     qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1)) {
+	for (const struct fake_qp *qp = world.qps; qp; qp = qp->next) {
 		uint64_t until;
 
 		if (qp->device->dead || qp->device->fatal || !can_execute(qp))
@@ -421,13 +420,11 @@ static bool skip_time(void)
 /* One of the queue pairs in these slots does something; false: none can. */
 static bool step_one(uint32_t first, uint32_t end)
 {
-	struct fake_qp *qp = fake_next_qp(first);
+	struct fake_qp *qp = fake_first_qp(first);
 
-	while (qp && qp->qp.qp_num % QPS_MAX < end) {
+	for (; qp && qp->qp.qp_num % QPS_MAX < end; qp = qp->next)
 		if (step_qp(qp))
 			return true;
-		qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1);
-	}
 	return false;
 }
 

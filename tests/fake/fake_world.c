@@ -161,8 +161,7 @@ void fake_settle(void)
 void fake_land(void)
 {
 	fake_lock();
-	for (struct fake_qp *qp = fake_next_qp(0); qp;
-	     qp = fake_next_qp(qp->qp.qp_num % QPS_MAX + 1))
+	for (struct fake_qp *qp = world.qps; qp; qp = qp->next)
 		fake_place_all(qp);
 	fake_unlock();
 }

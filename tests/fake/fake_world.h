@@ -138,6 +138,7 @@ struct fake_qp {
 	struct fake_recv *rq;
 	uint32_t rq_tail, rq_head, rq_polled;
 	struct fake_place *place, **place_last;
+	struct fake_qp *next; /* in the next slot that is taken */
 };
 
 struct fake_fault {
@@ -165,7 +166,7 @@ struct fake_world {
 		size_t len;
 	} peermem;
 	struct fake_qp *qp[QPS_MAX];
-	uint64_t qp_used[QPS_MAX / 64]; /* a bit for each of them */
+	struct fake_qp *qps; /* the same, in the order of their slots */
 	uint32_t next_mr, next_qp;
 	uint8_t *corrupt; /* fake_corrupt */
 	struct fake_ghost *ghosts;
@@ -266,8 +267,8 @@ int fake_destroy_qp(struct ibv_qp *qp);
 int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
 int fake_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 struct fake_qp *fake_find_qp(uint32_t qp_num);
-/* The first queue pair of slot `from` or behind it; NULL: there is none. */
-struct fake_qp *fake_next_qp(uint32_t from);
+/* The first queue pair in that slot or behind it; NULL: there is none. */
+struct fake_qp *fake_first_qp(uint32_t slot);
 void fake_qp_error(struct fake_qp *qp);
 /* Asynchronous events of a queue pair or completion queue that is about to go. Under the lock. */
 void fake_forget_events(struct ibv_context *context, const void *element);

@@ -15,15 +15,16 @@ static int64_t slow_until_ns[HOSTS_MAX];
 static struct {
 	int64_t ms, until_ns;
 } held[HOSTS_MAX];
-static bool refused;
+static bool refused, storm;
 
-void faults_begin(int n_hosts, int n_devices)
+void faults_begin(int n_hosts, int n_devices, bool in_storm)
 {
 	hosts = n_hosts;
 	devices = n_devices;
 	memset(slow_until_ns, 0, sizeof(slow_until_ns));
 	memset(held, 0, sizeof(held));
 	refused = false;
+	storm = in_storm;
 }
 
 static uint32_t draw(struct sim_actor *actor, uint32_t n)
@@ -44,8 +45,9 @@ static int some_device(struct sim_actor *actor)
 static void await_moment(struct sim_actor *actor)
 {
 	static const uint32_t us[] = { 10, 100, 1000, 10000, 100000 };
+	uint32_t most = us[draw(actor, 5)];
 
-	sched_sleep(1 + (int64_t)draw(actor, 1000 * us[draw(actor, 5)]));
+	sched_sleep(1 + (int64_t)draw(actor, 1000 * (storm ? most / 10 : most)));
 }
 
 static void last(struct sim_actor *actor)
@@ -53,8 +55,9 @@ static void last(struct sim_actor *actor)
 	static const uint32_t us[] = {
 		100, 100, 2000, 2000, 20000, 20000, 300000, 2500000, 7000000
 	};
+	uint32_t most = us[draw(actor, 9)];
 
-	sched_sleep((int64_t)(1 + draw(actor, us[draw(actor, 9)])) * 1000);
+	sched_sleep((int64_t)(1 + draw(actor, storm ? most / 20 : most)) * 1000);
 }
 
 static void count(bool is_one)

@@ -7,7 +7,7 @@
 
 extern const struct sim_kind sim_faults[];
 extern const struct sim_kind sim_host_faults[]; /* without a device */
-void faults_begin(int hosts, int devices);
+void faults_begin(int hosts, int devices, bool in_storm);
 /* A device of the host may still be at a queue pair that is to be destroyed. */
 bool faults_device_is_slow(int host);
 /*

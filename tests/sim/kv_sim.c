@@ -57,7 +57,7 @@ static void run(const struct sim_plan *plan)
 	schedule.seed = sim_random(&random) + plan->schedule * UINT64_C(0x5851f42d4c957f2d);
 	sim_sockets_begin();
 	fake_begin(&config);
-	faults_begin(config.hosts, config.devices);
+	faults_begin(config.hosts, config.devices, plan->storm);
 	sched_begin(&schedule);
 	world_open(sim_random(&random), plan->workers / 2);
 	sim_play(plan);
@@ -77,6 +77,7 @@ static const struct sim kv_sim = {
 		"Two or three engines of the block API over fake devices, their threads in an order that the\n"
 		"seed gives, faults of verbs and of the network, and a shadow of all their memory.",
 	.work = kv_steps,
+	.storm_work = kv_storm_steps,
 	.faults = sim_faults,
 	.host_faults = sim_host_faults,
 	.steps = 120,

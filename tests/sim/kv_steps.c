@@ -53,6 +53,31 @@ static void play_large(struct sim_actor *actor)
 	burst(actor, 1, OP_BLOCKS);
 }
 
+/* One after the other, as large as they can be, until one fails. */
+static void play_stream(struct sim_actor *actor)
+{
+	struct step *s = &step;
+	struct link *link;
+
+	if (!step_begin(s, actor))
+		return;
+	link = step_link(s);
+	for (int i = 1 + (int)step_draw(s, 12); i && link; i--) {
+		struct flight *f = flight_write(s, link, OP_BLOCKS);
+
+		if (!f)
+			break;
+		flight_issue(s, f);
+		flight_await(s, f);
+		if (f->ret)
+			break;
+		s->taken = 0;
+	}
+	if (link)
+		link_put(link);
+	step_end(s);
+}
+
 static void play_blocking(struct sim_actor *actor)
 {
 	struct step *s = &step;
@@ -447,4 +472,20 @@ const struct sim_kind kv_steps[] = {
 	{ "send", 10, play_send },	{ "close", 3, play_close },
 	{ "recycle", 6, play_recycle }, { "reopen", 1, play_reopen },
 	{ "look", 1, play_look },	{ 0 },
+};
+
+const struct sim_kind kv_storm_steps[] = {
+	{ "burst", 10, play_burst },
+	{ "stream", 40, play_stream },
+	{ "flood", 2, play_flood },
+	{ "blocking", 10, play_blocking },
+	{ "group", 10, play_group },
+	{ "lease", 8, play_lease },
+	{ "revoke", 6, play_revoke },
+	{ "recv", 6, play_recv },
+	{ "send", 6, play_send },
+	{ "close", 1, play_close },
+	{ "recycle", 1, play_recycle },
+	{ "look", 1, play_look },
+	{ 0 },
 };

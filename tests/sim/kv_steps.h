@@ -5,7 +5,7 @@
 
 #include "sim.h"
 
-extern const struct sim_kind kv_steps[];
+extern const struct sim_kind kv_steps[], kv_storm_steps[];
 /* One write from an engine to another; its code. */
 int kv_step_try(int from, int to);
 

@@ -12,7 +12,7 @@
 struct options {
 	uint64_t from, seeds, schedule, blocks, faults;
 	double seconds;
-	bool one, twice, shrink, longer;
+	bool one, twice, shrink, longer, storm;
 	const char *keep, *json, *way;
 };
 
@@ -42,8 +42,9 @@ static void usage(const struct sim *sim, FILE *to)
 		"  --keep LIST     of that seed: only these steps (3,5-9); none leaves no step\n"
 		"  --shrink        leave steps out of a seed that fails as long as it fails\n"
 		"  --way WAY       not over the fake device: auto or ring, over shared memory\n"
+		"  --storm         many short faults, and large operations\n"
 		"  --replay        run each seed twice: both must do the same\n"
-		"  --long          until 10^8 blocks were moved and 10^6 faults made\n"
+		"  --long          until 10^8 blocks were moved and 10^6 faults made (or --seconds are over)\n"
 		"  --json FILE     write the counts there as well\n"
 		"  --help          this\n\n"
 		"Exit status 1: an invariant was broken; the seed and how to run it again are printed.\n",
@@ -87,6 +88,8 @@ static void print_replay(const struct sim *sim, const struct sim_plan *plan)
 	printf("replay: %s --seed %llu", sim->name, (unsigned long long)plan->seed);
 	if (plan->way)
 		printf(" --way %s", plan->way);
+	if (plan->storm)
+		printf(" --storm");
 	if (plan->schedule)
 		printf(" --schedule %llu", (unsigned long long)plan->schedule);
 	for (int i = 0; i < plan->steps; i++)
@@ -136,7 +139,11 @@ static bool run_seed(const struct sim *sim, uint64_t seed, const struct options 
 	uint64_t hash;
 	bool good;
 
-	plan_make(sim, seed, o->schedule, o->way, &plan);
+	plan.seed = seed;
+	plan.schedule = o->schedule;
+	plan.way = o->way;
+	plan.storm = o->storm;
+	plan_make(sim, &plan);
 	keep_only(&plan, o->keep);
 	good = run_plan(sim, &plan);
 	add(&total->sum);
@@ -174,9 +181,11 @@ static void write_counts(const struct sim *sim, const struct total *t, FILE *to,
 
 static bool goes_on(const struct options *o, const struct total *t, double began)
 {
+	if (o->seconds > 0 && now_s() - began >= o->seconds)
+		return false;
 	if (o->longer)
 		return t->sum.blocks < o->blocks || t->sum.faults < o->faults;
-	return o->seconds > 0 ? now_s() - began < o->seconds : t->seeds < o->seeds;
+	return o->seconds > 0 || t->seeds < o->seeds;
 }
 
 static int read_options(const struct sim *sim, int argc, char **argv, struct options *o)
@@ -189,6 +198,7 @@ static int read_options(const struct sim *sim, int argc, char **argv, struct opt
 		{ "schedule", required_argument, NULL, 'c' },
 		{ "keep", required_argument, NULL, 'k' },
 		{ "way", required_argument, NULL, 'w' },
+		{ "storm", no_argument, NULL, 'm' },
 		{ "shrink", no_argument, NULL, 'r' },
 		{ "replay", no_argument, NULL, 'p' },
 		{ "long", no_argument, NULL, 'l' },
@@ -225,6 +235,13 @@ static int read_options(const struct sim *sim, int argc, char **argv, struct opt
 				return 2;
 			}
 			o->way = optarg;
+			break;
+		case 'm':
+			if (!sim->storm_work) {
+				fprintf(stderr, "%s: it has no --storm\n", sim->name);
+				return 2;
+			}
+			o->storm = true;
 			break;
 		case 'r':
 			o->shrink = true;

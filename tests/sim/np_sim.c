@@ -28,7 +28,7 @@ static void run(const struct sim_plan *plan)
 	schedule.seed = sim_random(&random) + plan->schedule * UINT64_C(0x5851f42d4c957f2d);
 	sim_sockets_begin();
 	fake_begin(&config);
-	faults_begin(config.hosts, config.devices);
+	faults_begin(config.hosts, config.devices, false);
 	sched_begin(&schedule);
 	np_world_open(plan->workers);
 	sim_play(plan);

@@ -7,7 +7,7 @@
 
 #include "schedule.h"
 
-enum { FAULT_ACTORS = 2 };
+enum { FAULT_ACTORS = 2, STORM_ACTORS = 16, STORM_STEPS = 256, STORM_FAULTS = 2304 };
 
 static const struct sim_kind *choose(const struct sim_kind *kinds, uint64_t *random)
 {
@@ -21,35 +21,35 @@ static const struct sim_kind *choose(const struct sim_kind *kinds, uint64_t *ran
 	return kinds;
 }
 
-void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, const char *way,
-	       struct sim_plan *plan)
+void plan_make(const struct sim *sim, struct sim_plan *plan)
 {
 	static const uint32_t rates[] = { 2, 4, 8, 16, 48 }, stalls[] = { 0, 0, 400, 2000, 10000 };
-	uint64_t random = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+	const struct sim_kind *work = plan->storm ? sim->storm_work : sim->work;
+	const struct sim_kind *faults = plan->way ? sim->host_faults : sim->faults;
+	int steps = plan->storm ? STORM_STEPS : sim->steps;
+	uint32_t fault_actors = plan->storm ? STORM_ACTORS : FAULT_ACTORS;
+	uint64_t random = plan->seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
 
-	memset(plan, 0, sizeof(*plan));
-	plan->seed = seed;
-	plan->schedule = schedule;
-	plan->way = way;
+	memset(plan->left_out, false, sizeof(plan->left_out));
 	plan->rate = rates[sim_below(&random, 5)];
 	plan->stall = stalls[sim_below(&random, 5)];
 	plan->workers = sim->actors(&random);
-	plan->actors = plan->workers + FAULT_ACTORS;
-	plan->steps = sim->steps + sim->fault_steps;
+	plan->actors = plan->workers + (int)fault_actors;
+	plan->steps = steps + (plan->storm ? STORM_FAULTS : sim->fault_steps);
 	for (int i = 0; i < plan->steps; i++) {
-		bool fault = i >= sim->steps;
+		bool fault = i >= steps;
 		struct sim_step *step = &plan->step[i];
 
 		step->actor =
-			(uint8_t)(fault ? (uint32_t)plan->workers + sim_below(&random, FAULT_ACTORS)
+			(uint8_t)(fault ? (uint32_t)plan->workers + sim_below(&random, fault_actors)
 					: sim_below(&random, (uint32_t)plan->workers));
-		step->kind =
-			choose(fault ? way ? sim->host_faults : sim->faults : sim->work, &random);
+		step->kind = choose(fault ? faults : work, &random);
 		step->random = sim_random(&random);
 	}
 }
 
 static const struct sim_plan *playing;
+static int at_work; /* workers that have steps left */
 
 static void *act(void *arg)
 {
@@ -60,12 +60,15 @@ static void *act(void *arg)
 
 		if (step->actor != actor->number || playing->left_out[i])
 			continue;
+		if (playing->storm && !at_work)
+			break; /* a fault that nobody meets */
 		actor->random = step->random;
 		sim_say("actor %d step %d %s", actor->number, i, step->kind->name);
 		sched_note((uint64_t)i);
 		step->kind->play(actor);
 		sim_result->steps++;
 	}
+	at_work -= actor->number < playing->workers;
 	return NULL;
 }
 
@@ -75,6 +78,7 @@ void sim_play(const struct sim_plan *plan)
 	pthread_t thread[SIM_ACTORS];
 
 	playing = plan;
+	at_work = plan->workers;
 	for (int i = 0; i < plan->actors; i++) {
 		actor[i] = (struct sim_actor){ .number = i };
 		pthread_create(&thread[i], NULL, act, &actor[i]);

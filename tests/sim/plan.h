@@ -6,10 +6,9 @@
 #include "sim.h"
 
 /*
- * `schedule` 0: the seed's own; others interleave the same steps differently. `way`: as in
- * sim_plan.
+ * Of seed, schedule, way and storm, which are there. `schedule` 0: the seed's own; others interleave
+ * the same steps differently.
  */
-void plan_make(const struct sim *sim, uint64_t seed, uint64_t schedule, const char *way,
-	       struct sim_plan *plan);
+void plan_make(const struct sim *sim, struct sim_plan *plan);
 
 #endif

@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SIM_STEPS = 1024, SIM_ACTORS = 16 };
+enum { SIM_STEPS = 2560, SIM_ACTORS = 24 };
 
 static inline uint64_t sim_random(uint64_t *state)
 {
@@ -45,6 +45,7 @@ struct sim_step {
 struct sim_plan {
 	uint64_t seed, schedule;
 	const char *way; /* that bytes go: NULL = over the fake device, else KVCACHE_SHM_PATH */
+	bool storm;	 /* many faults, each short, and large operations between them */
 	uint32_t rate, stall; /* of the schedule */
 	int workers, actors;  /* those behind the workers make faults */
 	int steps;
@@ -54,6 +55,7 @@ struct sim_plan {
 struct sim {
 	const char *name, *about;
 	const struct sim_kind *work, *faults;
+	const struct sim_kind *storm_work;  /* in a storm; NULL: there is none */
 	const struct sim_kind *host_faults; /* where there is no device; NULL: there always is */
 	int steps;			    /* of a plan, without its faults */
 	int fault_steps;
