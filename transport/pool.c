@@ -153,15 +153,16 @@ static bool in_use(const struct tr_memory *m, const struct tr_pool *pool)
 /* A pool into which a call that has not returned may still copy stays mapped for good. */
 void memory_free_pools(struct tr_memory *m)
 {
+	for (struct tr_pool *pool = m->pools; pool; pool = pool->next)
+		pages_end(m, pool);
+	pages_close(m); /* its thread looks through the list */
 	while (m->pools) {
 		struct tr_pool *pool = m->pools;
 
-		pages_end(m, pool);
 		m->pools = pool->next;
 		if (in_use(m, pool))
 			free(pool);
 		else
 			unmap(pool);
 	}
-	pages_close(m);
 }
