@@ -33,6 +33,10 @@ function(kvrail_add_test name)
 	# Threads and descriptors are counted by many; what is about KVCACHE_VIEW sets it.
 	# What is not about a deadline may take long on a busy machine under a sanitizer. More variables: set_property(APPEND).
 	set_tests_properties(${name} PROPERTIES ENVIRONMENT "KVCACHE_HANDSHAKE_MS=20000;KVCACHE_OP_TIMEOUT_MS=20000;KVCACHE_VIEW=0")
+	if(KVRAIL_SANITIZE MATCHES "thread") # children may have threads; what is not a race stands in the file
+		set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT
+			TSAN_OPTIONS=die_after_fork=0:suppressions=${PROJECT_SOURCE_DIR}/tests/tsan.supp)
+	endif()
 	set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${T_TIMEOUT} LABELS "${rig};${T_LABELS}")
 endfunction()
 

@@ -91,10 +91,13 @@ static struct kv_op *post_bad(struct kv_options *opts, bool send)
 	ok(send ? kv_send_blocks_async(p.a.peer, p.a.cache, all, from, N, 1, opts, &op, &p.a.err)
 		: kv_write_blocks_async(p.a.peer, p.a.cache, all, from, to, N, opts, &op, &p.a.err),
 	   &p.a.err);
-	if (path && !strcmp(path, "ring"))
+	if (path && !strcmp(path, "ring")) {
+		hold(&p.a);
 		*bad_byte(&p.a, from[BAD]) ^= 1;
-	else if (!fake_corrupt)
+		kv_peer_release(p.a.peer);
+	} else if (!fake_corrupt) {
 		*bad_byte(&p.b, to[BAD]) ^= 1;
+	}
 	kv_peer_release(p.b.peer);
 	return op;
 }

@@ -264,6 +264,8 @@ int place_buffered(struct tcp_stream *st, struct kv_error *err);
  * -1 and errno, or -2: the connection's failure. *more_p: the socket may have more.
  */
 ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err);
+/* Up to so many bytes of the socket, which are thrown away: as recv. */
+ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes);
 
 /* stop.c */
 int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
