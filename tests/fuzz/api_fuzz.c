@@ -6,13 +6,25 @@
  *
  * Rules: no call crashes; one that fails has a code that kv_error.h names and says why, and has
  * written nothing; one that succeeds leaves `err` alone and had only arguments that may succeed;
- * no byte of a cache changes but where a read lands; everything can be closed, nothing is left.
+ * no byte of a cache changes but where a read lands; none moves before the event or the stream that
+ * it waits for (libcuda is fake_cuda.h); everything can be closed, nothing is left.
  */
 #include <string.h>
 
+#include "fake/fake_cuda.h"
 #include "kv_world.h"
 
-enum { MANY = 8, POOLS = 2, UNTOUCHED = 0xab };
+enum { MANY = 8, POOLS = 2, STREAMS = 3, SCRATCH = OPS, UNTOUCHED = 0xab };
+
+/* What the bytes of an operation wait for, and which they are. */
+struct start {
+	struct kv_layers layers;
+	size_t n;
+	int stream;	   /* -1: none */
+	int event[LAYERS]; /* number of its stream; -1: at once */
+	void *events[LAYERS];
+	bool live, by_events;
+};
 
 static struct {
 	struct kv_engine *other; /* another engine, with a cache of its own */
@@ -22,8 +34,12 @@ static struct {
 	struct kv_comm *comm;
 	void *pool[POOLS];
 	struct kv_group *group;
-	size_t grouped;				     /* operations that it has collected */
-	int64_t local[OPS][MANY], remote[OPS][MANY]; /* a group reads them again */
+	size_t grouped; /* operations that it has collected */
+	/* SCRATCH: of a blocking call. A group reads them again. */
+	int64_t local[OPS + 1][MANY], remote[OPS + 1][MANY];
+	struct start start[OPS + 1];
+	void *stream[STREAMS], *event[STREAMS], *context; /* each has work that is not done */
+	bool done[STREAMS], current;			  /* and well; the thread's is `context` */
 	struct kv_error err;
 	bool gives_up;
 } m;
@@ -288,6 +304,93 @@ static bool are_right(const int64_t *ids, size_t n, int64_t blocks, bool apart)
 	return true;
 }
 
+/* Work of a GPU that the bytes wait for: of each layer, or all that is on a stream. */
+static void fill_start(const struct step *s, unsigned int pick, unsigned int slot, struct call *c)
+{
+	struct start *start = &m.start[slot];
+
+	*start = (struct start){ .layers = c->layers, .n = c->n, .live = true, .stream = -1 };
+	start->by_events = pick == 16 || pick == 18;
+	for (int i = 0; i < LAYERS && start->by_events; i++) {
+		start->event[i] = (int)(s->f >> 4 * i) % (STREAMS + 1) - 1;
+		start->events[i] = start->event[i] < 0 ? NULL : m.event[start->event[i]];
+		c->opts.events = start->events;
+	}
+	if (pick == 17 || pick == 18) {
+		start->stream = (int)s->f % STREAMS;
+		c->opts.stream = m.stream[start->stream];
+	}
+	if (pick == 15) { /* an application of 0.1.0: there is nothing behind */
+		c->opts.size = offsetof(struct kv_options, events);
+		c->opts.stream = memory;
+	}
+}
+
+static bool may_move(const struct start *start, uint32_t layer)
+{
+	int event = start->by_events ? start->event[layer - start->layers.first] : -1;
+
+	return (event < 0 || m.done[event]) && (start->stream < 0 || m.done[start->stream]);
+}
+
+/* An operation that has this block waits for nothing more. */
+static void check_start(const uint8_t *at)
+{
+	size_t offset = (size_t)(at - memory);
+	uint32_t layer = (uint32_t)(slab_of(offset) / TENSORS);
+	int64_t block = (int64_t)(offset / STRIDE % BLOCKS);
+	bool may = false;
+
+	for (int i = 0; i <= OPS && !may; i++) {
+		const struct start *start = &m.start[i];
+		uint32_t first = start->layers.first, count = start->layers.count;
+
+		if (!start->live || layer < first || (count && layer >= first + count))
+			continue;
+		for (size_t k = 0; k < start->n && k < MANY && !may; k++)
+			may = m.local[i][k] == block && may_move(start, layer);
+	}
+	FUZZ_CHECK(may);
+}
+
+static void (*spans)(const struct tr_op *op, const struct tr_mem *lmem, const struct tr_rmem *rmem,
+		     const struct tr_span *span);
+
+static void span_moves(const struct tr_op *op, const struct tr_mem *lmem,
+		       const struct tr_rmem *rmem, const struct tr_span *span)
+{
+	for (uint64_t i = 0; i < span->len; i += STRIDE)
+		check_start(lmem->addr + span->local + i);
+	spans(op, lmem, rmem, span);
+}
+
+static void set_context(bool on)
+{
+	if (on != m.current)
+		FUZZ_CHECK(!cuCtxSetCurrent(on ? m.context : NULL));
+	m.current = on;
+}
+
+/* A stream is done, or has failed; the calling thread has a context, or none. */
+static void call_cuda(const struct step *s)
+{
+	unsigned int which = s->b % STREAMS;
+
+	if (s->a & 1) {
+		set_context(s->a & 2);
+		return;
+	}
+	m.done[which] = m.done[which] || !(s->a & 2);
+	fake_cuda_stream_ends(m.stream[which], m.done[which] ? 0 : 1);
+}
+
+static bool may_start(const struct call *c, enum kv_op_kind kind)
+{
+	bool events = c->opts.events, stream = c->opts.stream && c->opts.stream != memory;
+
+	return !(events && stream) && !((events || stream) && kind == KV_OP_RECV);
+}
+
 static void fill_call(const struct step *s, enum kv_op_kind kind, unsigned int slot, struct call *c)
 {
 	static const size_t beyond[] = { 0, KV_CALL_BLOCKS_MAX + 1, SIZE_MAX, SIZE_MAX / 8 + 1 };
@@ -313,14 +416,15 @@ static void fill_call(const struct step *s, enum kv_op_kind kind, unsigned int s
 	c->opts.lease = pick == 12 ? s->f : w.grant_id[s->f % SLOTS];
 	c->opts_p = pick == 13 ? NULL : &c->opts;
 	c->op_p = pick == 14 ? NULL : &c->op;
-	c->right =
-		c->peer && c->cache == w.cache &&
-		(!c->opts_p || (c->opts.size == sizeof(c->opts) && is_time(c->opts.timeout_ms))) &&
-		c->layers.first < LAYERS && c->layers.count <= LAYERS - c->layers.first &&
-		(!c->n ||
-		 (c->n <= MANY && c->local && (two || c->remote) &&
-		  are_right(c->local, c->n, BLOCKS, kind == KV_OP_READ || kind == KV_OP_RECV) &&
-		  (two || are_right(c->remote, c->n, w.far.blocks, writes))));
+	fill_start(s, pick, slot, c);
+	c->right = c->peer && c->cache == w.cache &&
+		   (!c->opts_p || ((c->opts.size == sizeof(c->opts) || pick == 15) &&
+				   is_time(c->opts.timeout_ms) && may_start(c, kind))) &&
+		   c->layers.first < LAYERS && c->layers.count <= LAYERS - c->layers.first &&
+		   (!c->n ||
+		    (c->n <= MANY && c->local && (two || c->remote) &&
+		     are_right(c->local, c->n, BLOCKS, kind == KV_OP_READ || kind == KV_OP_RECV) &&
+		     (two || are_right(c->remote, c->n, w.far.blocks, writes))));
 }
 
 static void call_async(const struct step *s, enum kv_op_kind kind)
@@ -349,6 +453,7 @@ static void call_async(const struct step *s, enum kv_op_kind kind)
 	judge(ret, err, c.right && c.op_p);
 	FUZZ_CHECK(!ret == !!c.op);
 	m.op[slot] = c.op;
+	m.start[slot].live = !ret;
 }
 
 static void call_blocking(const struct step *s, enum kv_op_kind kind)
@@ -357,7 +462,7 @@ static void call_blocking(const struct step *s, enum kv_op_kind kind)
 	struct call c = { 0 };
 	int ret;
 
-	fill_call(s, kind, 0, &c);
+	fill_call(s, kind, SCRATCH, &c);
 	err = some_err(s);
 	if (kind == KV_OP_WRITE)
 		ret = kv_write_blocks(c.peer, c.cache, c.layers, c.local, c.remote, c.n, c.opts_p,
@@ -395,8 +500,10 @@ static void call_op(const struct step *s)
 	default:
 		ret = kv_op_free(op, err);
 		judge(ret, err, true);
-		if (!ret && op)
+		if (!ret && op) {
 			*at = NULL;
+			m.start[s->a % OPS].live = false;
+		}
 	}
 }
 
@@ -445,7 +552,7 @@ static void call_lease(const struct step *s)
 			*at = NULL;
 		return;
 	}
-	fill_call(s, KV_OP_RECV, 0, &c);
+	fill_call(s, KV_OP_RECV, SCRATCH, &c);
 	ret = kv_blocks_open(c.peer, c.cache, c.local, c.n, c.opts.tag, ms, lease_p, err);
 	judge(ret, err,
 	      c.peer && c.cache == w.cache && lease_p && is_time(ms) && c.n && c.n <= MANY &&
@@ -575,6 +682,8 @@ static void run_step(const struct step *s)
 					 .b = s->b,
 					 .c = s->c,
 					 .d = s->d });
+	else if (what == CALLS + 11)
+		call_cuda(s);
 	else {
 		err = some_err(s);
 		judge(kv_progress(some_engine(s), some_ms(s->a), err), err,
@@ -600,6 +709,28 @@ static void open_other(void)
 	FUZZ_CHECK(!kv_cache_register(m.other, &layout, &m.foreign, NULL));
 }
 
+static void open_cuda(void)
+{
+	FUZZ_CHECK(!cuDevicePrimaryCtxRetain(&m.context, 3));
+	set_context(true);
+	for (int i = 0; i < STREAMS; i++) {
+		m.stream[i] = fake_cuda_stream();
+		FUZZ_CHECK(!cuEventCreate(&m.event[i], 2) &&
+			   !cuEventRecord(m.event[i], m.stream[i]));
+	}
+}
+
+static void close_cuda(void)
+{
+	for (int i = 0; i < STREAMS; i++) {
+		cuEventDestroy_v2(m.event[i]);
+		free(m.stream[i]);
+	}
+	set_context(false);
+	cuDevicePrimaryCtxRelease_v2(3);
+	FUZZ_CHECK(!fake_cuda.open && !fake_cuda.contexts);
+}
+
 static void close_all(void)
 {
 	struct kv_error err;
@@ -617,6 +748,7 @@ static void close_all(void)
 	kv_engine_close(w.engine);
 	kv_engine_close(m.other);
 	kv_engine_close(NULL);
+	close_cuda();
 	FUZZ_CHECK(!memcmp(memory, shadow, MEMORY));
 }
 
@@ -636,8 +768,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	first.a = (uint8_t)(first.a | w.flags); /* of the peer's cache */
 	end_open(&first);
 	open_other();
+	open_cuda();
 	far_words(&first);
 	end_connect(false);
+	spans = rig.span;
+	rig.span = span_moves;
 	FUZZ_CHECK(w.peer);
 	for (size_t i = 0; i < n; i++)
 		run_step(&steps[i]);
