@@ -130,7 +130,7 @@ bool memory_is(const struct node *node, struct kv_layers layers, unsigned int si
 	bool is = true;
 
 	/*
-	 * Takes the locks of node's engine, here and below. What is told by another process, or
+	 * Takes the locks of node's engine, here and below. What another process says, or
 	 * through two mappings of one page, has no order that a race detector sees.
 	 */
 	kv_stats(node->engine, &stats, NULL);

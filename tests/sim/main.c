@@ -230,17 +230,9 @@ static int read_options(const struct sim *sim, int argc, char **argv, struct opt
 			o->keep = optarg;
 			break;
 		case 'w':
-			if (!sim->host_faults) {
-				fprintf(stderr, "%s: it has no --way\n", sim->name);
-				return 2;
-			}
 			o->way = optarg;
 			break;
 		case 'm':
-			if (!sim->storm_work) {
-				fprintf(stderr, "%s: it has no --storm\n", sim->name);
-				return 2;
-			}
 			o->storm = true;
 			break;
 		case 'r':
@@ -275,6 +267,10 @@ int sim_main(const struct sim *sim, int argc, char **argv)
 
 	if (ret)
 		return ret;
+	if ((o.way && !sim->host_faults) || (o.storm && !sim->storm_work)) {
+		fprintf(stderr, "%s: it has no %s\n", sim->name, o.way ? "--way" : "--storm");
+		return 2;
+	}
 	run_prepare(argv);
 	began = now_s();
 	sim_talks = o.one && !o.shrink;

@@ -6,8 +6,8 @@
 #include "sim.h"
 
 /*
- * Of seed, schedule, way and storm, which are there. `schedule` 0: the seed's own; others interleave
- * the same steps differently.
+ * Of seed, schedule, way and storm, which are there. `schedule` 0: the seed's own; others
+ * interleave the same steps differently.
  */
 void plan_make(const struct sim *sim, struct sim_plan *plan);
 

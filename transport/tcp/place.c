@@ -228,7 +228,7 @@ int place_buffered(struct tcp_stream *st, struct kv_error *err)
 	return 0;
 }
 
-/* Apart from the others: a race detector takes it for a write to what NULL points to (tsan.supp). */
+/* Apart from the others: a race detector takes it for a write to address 0 (tsan.supp). */
 ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes)
 {
 	return recv(st->sock, NULL, bytes, MSG_TRUNC | MSG_DONTWAIT);
