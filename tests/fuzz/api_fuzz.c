@@ -694,7 +694,7 @@ static void run_step(const struct step *s)
 
 static void open_other(void)
 {
-	static const char *const options[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_VIEW=0", NULL };
+	static const char *const options[] = { "KVCACHE_TRANSPORT=shm", NULL };
 	static uint8_t bytes[64];
 	struct kv_tensor tensor = { .name = "k", .block_bytes = 8, .base = bytes };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
