@@ -447,7 +447,8 @@ static const char usage[] =
 	"usage: gpu_pd [OPTION...]\n"
 	"\n"
 	"Blocks between the caches of two processes of one host, one or both on a GPU; all bytes\n"
-	"are compared once. The floor is one bare kernel over the same pieces.\n"
+	"are compared once. The floor is one bare kernel over the same pieces. They go over shared\n"
+	"memory, or over TCP with KVCACHE_TRANSPORT=tcp.\n"
 	"\n"
 	"  -w, --way NAME    gpu-gpu, gpu-host (written into a memfd pool) or host-gpu (read from it)\n"
 	"  -b, --batch N     blocks of a batch (1538)\n"
@@ -552,8 +553,9 @@ int main(int argc, char **argv)
 		return 1;
 	snprintf(sms, sizeof(sms), "%u", cfg.sms);
 	setenv("KVCACHE_GPU_SMS", sms, 1);
-	setenv("KVCACHE_TRANSPORT", "shm", 1);
-	results = results_new("gpu_pd", command, "shm", "CUDA kernels", "auto");
+	setenv("KVCACHE_TRANSPORT", "shm", 0);
+	results =
+		results_new("gpu_pd", command, getenv("KVCACHE_TRANSPORT"), "CUDA kernels", "auto");
 	results_open(results, "settings", '{');
 	results_integer(results, "batch", cfg.batch);
 	results_integer(results, "pool_bytes", cfg.pool);

@@ -8,11 +8,16 @@ foreach(way gpu-gpu gpu-host host-gpu)
 	set(run $<TARGET_FILE:gpu_pd> --way ${way} --prefill 3 --decode 3 --batch 200 --rounds 3)
 	kvrail_add_test(bench_gpu_${way} COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 8)
 	kvrail_add_test(bench_gpu_${way}_pieces COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 24 --pieces)
+	kvrail_add_test(bench_gpu_${way}_tcp COMMAND ${expect} 0 "^${way} +256 .* 0$" -- ${run} --pool 8)
 	list(APPEND gpu_tests bench_gpu_${way} bench_gpu_${way}_pieces)
+	list(APPEND gpu_tcp_tests bench_gpu_${way}_tcp)
 endforeach()
 kvrail_add_test(gpu_life COMMAND gpu_life --gpu 3 --decode 3 --connects 50 --kills 1)
 kvrail_add_test(gpu_life_pieces COMMAND gpu_life --gpu 3 --decode 3 --connects 50 --kills 1 --pieces)
-set_property(TEST ${gpu_tests} gpu_life gpu_life_pieces APPEND PROPERTY
+kvrail_add_test(gpu_life_tcp COMMAND gpu_life --gpu 3 --decode 3 --connects 50 --kills 1)
+list(APPEND gpu_tcp_tests gpu_life_tcp)
+set_property(TEST ${gpu_tcp_tests} APPEND PROPERTY ENVIRONMENT KVCACHE_TRANSPORT=tcp)
+set_property(TEST ${gpu_tests} ${gpu_tcp_tests} gpu_life gpu_life_pieces APPEND PROPERTY
 	ENVIRONMENT "LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda")
 
 # Each loss is noticed, and names what it leaves undone; how soon is for an idle machine.

@@ -137,7 +137,7 @@ void op_free_wide(struct conn_data *data)
 
 /* ---------------------------------------------------------------- a ring's receiver */
 
-static struct tr_mem *get_of_kind(struct tr *tr, uint32_t id, int kind)
+struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id)
 {
 	struct tr_mem *mem = at_slot(tr->memory, id % TR_MEMS_MAX);
 
@@ -150,7 +150,17 @@ static struct tr_mem *get_of_kind(struct tr *tr, uint32_t id, int kind)
 	 */
 	atomic_fetch_add(&mem->readers, 1);
 	if (at_slot(tr->memory, id % TR_MEMS_MAX) == mem && mem->id == id &&
-	    atomic_load(&mem->ready) && mem->kind == kind)
+	    atomic_load(&mem->ready))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
+static struct tr_mem *get_of_kind(struct tr *tr, uint32_t id, int kind)
+{
+	struct tr_mem *mem = tr_mem_get_any(tr, id);
+
+	if (!mem || mem->kind == kind)
 		return mem;
 	tr_mem_put(mem);
 	return NULL;

@@ -147,8 +147,8 @@ static void give_id(struct tr_memory *m, struct tr_mem *mem)
 }
 
 /*
- * Goes on without this provider if that is its device's trouble, or it copies what no CPU may
- * touch, and another one is there.
+ * Goes on without this provider if that is its device's trouble, or it does not reach that GPU's
+ * memory, and another one is there.
  */
 static int leave_out_provider(struct tr_mem *mem, int i, const struct kv_error *why,
 			      struct kv_error *err)
@@ -158,8 +158,7 @@ static int leave_out_provider(struct tr_mem *mem, int i, const struct kv_error *
 	int others = 0;
 
 	for (int k = 0; k < mem->tr->providers; k++)
-		others += k != i && !mem->why[k] &&
-			  !(mem->kind == TR_MEM_DEVICE && mem->tr->provider[k]->copies);
+		others += k != i && !mem->why[k];
 	if (device && others)
 		mem->why[i] = kv_fault(TR_MEM_WHY) ? NULL : malloc(sizeof(*why));
 	if (!mem->why[i])

@@ -33,7 +33,6 @@ struct tr_provider {
 	/* NULL: it needs no device */
 	int (*device_get)(void *ctx, size_t index, struct kv_device_info *info);
 
-	bool copies; /* by a CPU: mem_reg refuses TR_MEM_DEVICE */
 	bool pins; /* mem_reg holds pages where they are, so those of a pool are made before */
 	int (*mem_reg)(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 	void (*mem_dereg)(void *ctx, void *handle);
@@ -115,6 +114,7 @@ struct tr {
 	int providers;
 	char absent[TR_PROVIDERS][TR_WHY]; /* as tr_known: why it is not open here; "" = it is */
 	struct tr_memory *memory; /* mem.c */
+	struct gpu *gpu;	  /* GPUs that it has used */
 	struct psk_file *psk;	  /* NULL: none is asked for */
 	_Atomic uint8_t keyless; /* what was logged of that: listener.c */
 	_Atomic int64_t warned_ns; /* when the log had a line of a refusal: control.c */
@@ -228,6 +228,7 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
  * the thread that deregisters it waits for that.
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
+struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id); /* TR_MEM_DEVICE, too */
 /*
  * The same, if the peer may reach [offset, offset + len) of it in this way. Every use asks again:
  * the region may have been deregistered meanwhile.

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/option.h"
 #include "conn.h"
+#include "gpu/gpu.h"
 
 const struct tr_provider *const tr_known[TR_PROVIDERS] = { &tr_shm_provider, &tr_ib_provider,
 							   &tr_tcp_provider };
@@ -63,6 +64,8 @@ static void close_providers(struct tr *tr)
 {
 	while (tr->providers--)
 		tr->provider[tr->providers]->close(tr->provider_ctx[tr->providers]);
+	if (tr->gpu)
+		gpu_close(tr->gpu);
 }
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err)
@@ -85,14 +88,18 @@ int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *e
 	ret = tr_memory_open(tr, err);
 	if (ret)
 		goto close_psk;
+	ret = gpu_open(&tr->gpu, err);
+	if (ret)
+		goto close_memory;
 	ret = open_providers(tr, err);
 	if (!ret) {
 		*tr_p = tr;
 		return 0;
 	}
+
+close_memory:
 	tr_memory_close(tr);
 	close_providers(tr);
-
 close_psk:
 	psk_close(tr->psk);
 free_tr:

@@ -192,7 +192,7 @@ int kv_free(struct kv_engine *engine, void *ptr, struct kv_error *err);
 
 enum kv_mem_kind {
 	KV_MEM_HOST = 0,
-	KV_MEM_CUDA = 1, /* a GPU's: moved by its kernels on one host, else by a NIC */
+	KV_MEM_CUDA = 1, /* a GPU's: moved by its kernels on one host, else by a NIC, or over TCP */
 };
 
 enum {

@@ -9,6 +9,7 @@
 #include "lib/process.h"
 #include "loop/kv_rig.h"
 
+#include <poll.h>
 #include <string.h>
 
 #include "base/fault.h"
@@ -52,6 +53,15 @@ static struct shape cuda_shape(uint8_t *(*cuda)(size_t, uint8_t **))
 	return shape;
 }
 
+static void ends_open(struct pair *p, const struct shape *a, const struct shape *b,
+		      const struct kv_engine_config *config)
+{
+	node_open(&p->a, 1, a, config);
+	node_open(&p->b, 2, b, config);
+	node_listen(&p->b);
+	node_connect(&p->a, p->b.port);
+}
+
 /* From GPU to GPU, host to GPU, GPU to host; written, then read back. */
 static void blocks_go(const struct shape *shapes, size_t ends,
 		      const struct kv_engine_config *config)
@@ -59,10 +69,7 @@ static void blocks_go(const struct shape *shapes, size_t ends,
 	struct kv_arrival arrival;
 	struct pair p = { 0 };
 
-	node_open(&p.a, 1, &shapes[ends % 3], config);
-	node_open(&p.b, 2, &shapes[ends / 3], config);
-	node_listen(&p.b);
-	node_connect(&p.a, p.b.port);
+	ends_open(&p, &shapes[ends % 3], &shapes[ends / 3], config);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
 	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
 	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
@@ -99,22 +106,51 @@ static struct kv_engine_config over_shm(void)
 	return config;
 }
 
-static void on_one_host_kernels_copy_them(void **state)
+static struct kv_engine_config over_tcp(void)
+{
+	static const char *const tcp[] = { "KVCACHE_TRANSPORT=tcp", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.options = tcp;
+	return config;
+}
+
+static void kernels_copy_them(const struct kv_engine_config *config, bool pool)
 {
 	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
-	struct kv_engine_config config = over_shm();
 	int fds = count_descriptors();
 
-	(void)state;
 	for (size_t ends = 0; ends < 16; ends++) {
 		fake_cuda.slow = ends < 8 ? 0 : 3; /* looks that a kernel takes */
 		fake_cuda.capturing = ends % 2;
-		blocks_go(shapes, ends % 8, &config);
+		fake_cuda.pool = pool;
+		blocks_go(shapes, ends % 8, config);
 		assert_true(fake_cuda.launched >= 2);
 		assert_int_equal(fake_cuda.open, 0); /* streams, pinned memory, contexts */
 		fake_cuda_reset();
 		assert_int_equal(count_descriptors(), fds);
 	}
+}
+
+static void on_one_host_kernels_copy_them(void **state)
+{
+	struct kv_engine_config config = over_shm();
+
+	(void)state;
+	kernels_copy_them(&config, false);
+}
+
+/* Also what no other process could map: a memory pool's. */
+static void over_tcp_they_go_through_pinned_memory(void **state)
+{
+	static const char *const streams[] = { "KVCACHE_TRANSPORT=tcp", "KVCACHE_TCP_STREAMS=3",
+					       NULL };
+	struct kv_engine_config config = over_tcp();
+
+	(void)state;
+	kernels_copy_them(&config, false);
+	config.options = streams;
+	kernels_copy_them(&config, true);
 }
 
 /* Expandable segments: the cache lies in two pieces of memory, in the middle of both. */
@@ -266,18 +302,14 @@ static void one_kernel_copies_all_layers(void **state)
 	struct pair p = { 0 };
 
 	(void)state;
-	node_open(&p.a, 1, &shape, &config);
-	node_open(&p.b, 2, &shape, &config);
-	node_listen(&p.b);
-	node_connect(&p.a, p.b.port);
+	ends_open(&p, &shape, &shape, &config);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
 	assert_int_equal(fake_cuda.launched, 1);
 	pair_close(&p);
 	fake_cuda_reset();
 }
 
-/* Of the peer's memory nothing is promised then, and no operation ends as if it had gone well. */
-static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
+static void kernels_fail(const struct kv_engine_config *config, bool read)
 {
 	static const struct {
 		int launch, kernel, code;
@@ -289,23 +321,19 @@ static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
 		{ .hold = true, .code = KV_ERR_TIMEOUT, .message = "" },
 	};
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_engine_config config = over_shm();
 	struct kv_options options = KV_INIT(kv_options);
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct pair p = { 0 };
 
-		node_open(&p.a, 1, &shape, &config);
-		node_open(&p.b, 2, &shape, &config);
-		node_listen(&p.b);
-		node_connect(&p.a, p.b.port);
+		ends_open(&p, &shape, read ? &rig_shape : &shape, config);
 		fake_cuda.launch_says = cases[i].launch;
 		fake_cuda.kernel_says = cases[i].kernel;
 		fake_cuda.hold = cases[i].hold;
 		options.timeout_ms = 200;
-		assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N,
-						 &options, &p.a.err),
+		assert_int_equal((read ? kv_read_blocks : kv_write_blocks)(p.a.peer, p.a.cache,
+									   all_layers, from, to, N,
+									   &options, &p.a.err),
 				 cases[i].code);
 		assert_non_null(strstr(p.a.err.message, cases[i].message));
 		fake_cuda.launch_says = fake_cuda.kernel_says = 0;
@@ -315,6 +343,73 @@ static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
 		assert_true(cases[i].hold ? fake_cuda.open > 0 : !fake_cuda.open);
 		fake_cuda_reset();
 	}
+}
+
+/* Of the peer's memory nothing is promised then, and no operation ends as if it had gone well. */
+static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
+{
+	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
+
+	(void)state;
+	kernels_fail(&shm, false);
+	kernels_fail(&tcp, false);
+	kernels_fail(&tcp, true); /* what is read is copied into the GPU by the reader */
+}
+
+/* Over TCP the receiver's GPU copies: what it cannot place it does not report. */
+static void a_kernel_of_the_receiver_that_fails_is_its_error(void **state)
+{
+	struct shape shape = cuda_shape(in_one_piece);
+	struct kv_engine_config config = over_tcp();
+	struct kv_arrival arrival;
+	struct pair p = { 0 };
+
+	(void)state;
+	ends_open(&p, &rig_shape, &shape, &config);
+	fake_cuda.kernel_says = 1;
+	assert_int_equal(
+		kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
+		KV_ERR_PEER_LOST);
+	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
+	assert_int_equal(arrival.status, KV_ERR_PEER_LOST);
+	pair_close(&p);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+/* The blocks of a lease are not given back while a kernel may still write into them. */
+static void a_revoke_waits_for_a_kernel_of_this_side(void **state)
+{
+	struct shape shape = cuda_shape(in_one_piece);
+	struct kv_engine_config config = over_tcp();
+	struct kv_options options = KV_INIT(kv_options);
+	struct pair p = { 0 };
+	struct kv_lease *lease;
+	struct kv_op *op;
+
+	(void)state;
+	shape.flags = 0; /* only the lease opens them */
+	ends_open(&p, &rig_shape, &shape, &config);
+	node_await_peer(&p.b);
+	ok(kv_blocks_open(p.b.peer, p.b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
+	   &p.b.err);
+	fake_cuda.hold = true;
+	options.timeout_ms = RIG_TIMEOUT_MS;
+	options.lease = kv_lease_id(lease);
+	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, &options, &op,
+				 &p.a.err),
+	   &p.a.err);
+	while (!fake_cuda.launched)
+		poll(NULL, 0, 1);
+	assert_int_equal(kv_revoke(lease, 50, &p.b.err), KV_ERR_BUSY);
+	fake_cuda.hold = false;
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &p.b.err), &p.b.err);
+	assert_int_equal(kv_error_scope(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &p.a.err)),
+			 KV_SCOPE_PEER);
+	ok(kv_op_free(op, &p.a.err), &p.a.err);
+	pair_close(&p);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
 }
 
 static int register_one(struct kv_engine *engine, void *base, uint32_t blocks, struct kv_error *err)
@@ -413,23 +508,26 @@ static void each_fault_is_an_error_and_leaves_nothing(void **state)
 		enum kv_fault_point point;
 		int code;
 		bool host; /* at the other end */
+		bool tcp;
 	} cases[] = {
-		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false },
-		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false },
-		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, true },
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, false },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, false },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, true, false },
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, true },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, true },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, false, true },
+		{ KV_FAULT_TCP_STAGE, KV_ERR_NOMEM, false, true },
 	};
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_engine_config config = over_shm();
+	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		const struct kv_engine_config *config = cases[i].tcp ? &tcp : &shm;
 		bool lost = cases[i].point == KV_FAULT_GPU_LAUNCH;
 		struct pair p = { 0 };
 
-		node_open(&p.a, 1, &shape, &config);
-		node_open(&p.b, 2, cases[i].host ? &rig_shape : &shape, &config);
-		node_listen(&p.b);
-		node_connect(&p.a, p.b.port);
+		ends_open(&p, &shape, cases[i].host ? &rig_shape : &shape, config);
 		kv_fault_arm(cases[i].point, 1);
 		assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL,
 						 &p.a.err),
@@ -527,8 +625,11 @@ int main(void)
 		cmocka_unit_test(an_older_gpu_is_reached_on_one_host),
 		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
 		cmocka_unit_test(on_one_host_kernels_copy_them),
+		cmocka_unit_test(over_tcp_they_go_through_pinned_memory),
 		cmocka_unit_test(one_kernel_copies_all_layers),
 		cmocka_unit_test(a_kernel_that_fails_or_does_not_end_is_an_error),
+		cmocka_unit_test(a_kernel_of_the_receiver_that_fails_is_its_error),
+		cmocka_unit_test(a_revoke_waits_for_a_kernel_of_this_side),
 		cmocka_unit_test(each_fault_is_an_error_and_leaves_nothing),
 		cmocka_unit_test(a_region_or_table_that_cannot_be_allocated_is_an_error),
 		cmocka_unit_test(memory_that_cannot_be_shared_is_refused_with_the_cause),

@@ -467,7 +467,7 @@ int main(int argc, char **argv)
 			return 2;
 		}
 	}
-	setenv("KVCACHE_TRANSPORT", "shm", 1);
+	setenv("KVCACHE_TRANSPORT", "shm", 0);
 	setenv("KVCACHE_OP_TIMEOUT_MS", "30000", 1);
 	if (role && !strcmp(role, "reads"))
 		role_reads();

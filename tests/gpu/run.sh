@@ -3,10 +3,11 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [check|life|table|all|two]
+# usage: tests/gpu/run.sh [check|life|table|all|two|tcp]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
 # one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table and life between GPU 0 and GPU 1.
+# tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
@@ -31,6 +32,8 @@ compile() { # program, its sources
 }
 compile gpu_pd bench/{gpu_pd,results}.c
 compile gpu_life tests/gpu/gpu_life.c
+[ "$what" != tcp ] || compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c \
+	mpi_tests/{pattern,util}.c
 build=$(realpath "$build")
 failures=0
 
@@ -67,6 +70,15 @@ if [ "$what" = table ] || [ "$what" = all ]; then
 	done
 	run "$build/gpu_pd" --way gpu-gpu --pieces
 	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "h200_gpu_gpu_132.json"
+fi
+if [ "$what" = tcp ]; then
+	export KVCACHE_TRANSPORT=tcp
+	for way in "${ways[@]}"; do
+		run "$build/gpu_pd" --way "$way" --pool 256 --rounds 10 --json "h200_${way/-/_}_tcp.json"
+	done
+	run "$build/gpu_pd" --way gpu-gpu --pool 66 --batch 100 --rounds 5 --pieces
+	run "$build/gpu_life" --connects 100 --kills 10
+	run "$build/kv_floor" --quick --path tcp -J h200_floor_tcp.json
 fi
 echo "$failures failures"
 exit $((failures > 0))

@@ -17,7 +17,7 @@ LAYERS = [
     ("transport/gpu/", {"transport/base/", "include/kvrail/"}),
     ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
-    ("transport/tcp/", {"transport/", "transport/base/", "include/kvrail/"}),
+    ("transport/tcp/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
     ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "bench/copy.h", "bench/results.h",
               "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),

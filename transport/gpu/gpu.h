@@ -57,6 +57,13 @@ int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *s
 	      struct kv_error *err);
 
 /*
+ * The ordinal of the GPU whose kernels may copy it in this process; the other process is not
+ * asked. UNSUPPORTED: CUDA does not run here, or it belongs to a context that is not the GPU's
+ * primary one. ARG: as gpu_check_range.
+ */
+int gpu_of(const void *addr, size_t len, int *device_p, struct kv_error *err);
+
+/*
  * The ordinal in this process of a peer's GPU. UNSUPPORTED: there is no CUDA here, or the GPU is
  * not visible to this process.
  */

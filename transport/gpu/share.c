@@ -99,6 +99,32 @@ int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *s
 	return share_allocation(cuda, addr, device, share, err);
 }
 
+int gpu_of(const void *addr, size_t len, int *device_p, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = cuda_driver("register", err);
+	cuda_ptr at = (cuda_ptr)(uintptr_t)addr;
+	void *context = NULL;
+	int ret, rc;
+
+	if (!cuda)
+		return KV_ERR_UNSUPPORTED;
+	ret = gpu_check_range(cuda, addr, len, err);
+	if (ret)
+		return ret;
+	rc = cuda->pointer_get(device_p, POINTER_DEVICE_ORDINAL, at);
+	if (rc)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register", "no GPU is known for %p: %s",
+			       addr, cuda_error(rc));
+	/* Memory that is mapped piece by piece, or a pool's, may have none. */
+	if (!cuda->pointer_get(&context, POINTER_CONTEXT, at) && context &&
+	    !is_of_primary(cuda, context, *device_p))
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+			       "the GPU memory at %p belongs to a context that is not GPU %d's "
+			       "primary one",
+			       addr, *device_p);
+	return 0;
+}
+
 int gpu_find(const char uuid[16], int *device_p, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = cuda_driver_start(err);

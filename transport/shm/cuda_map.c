@@ -44,9 +44,9 @@ int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error
 	region->len = mem->len;
 	region->device = mem->kind == TR_MEM_DEVICE;
 	if (region->device)
-		ret = gpu_share(region->ctx->gpu, mem->addr, mem->len, &region->share, err);
+		ret = gpu_share(region->ctx->tr->gpu, mem->addr, mem->len, &region->share, err);
 	if (!ret && region->device)
-		ret = gpu_prepare(region->ctx->gpu, region->share.device, err);
+		ret = gpu_prepare(region->ctx->tr->gpu, region->share.device, err);
 	if (ret)
 		free(region);
 	else
@@ -60,7 +60,7 @@ void shm_mem_dereg(void *priv, void *handle)
 	struct shm_ctx *ctx = priv;
 
 	if (region->pinned)
-		gpu_unpin(ctx->gpu, region->pinned_for, region->addr);
+		gpu_unpin(ctx->tr->gpu, region->pinned_for, region->addr);
 	free(region);
 }
 
@@ -82,7 +82,7 @@ static int pin_region(struct shm_ctx *ctx, struct shm_region *region, int device
 
 	pthread_mutex_lock(&ctx->pin_lock);
 	if (!region->known)
-		ret = gpu_pin(ctx->gpu, device, region->addr, region->len, &region->pinned,
+		ret = gpu_pin(ctx->tr->gpu, device, region->addr, region->len, &region->pinned,
 			      &region->at, err);
 	if (!ret && !region->known) {
 		region->known = true;
@@ -110,7 +110,7 @@ static int queue_for(struct shm_conn *sc, int device, struct kv_error *err)
 	if (i == SHM_GPUS)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
 			       "a connection uses at most %d GPUs of one process", SHM_GPUS);
-	ret = gpu_queue_open(sc->ctx->gpu, device, sc->ctx->sms, &sc->cuda->queue[i], err);
+	ret = gpu_queue_open(sc->ctx->tr->gpu, device, sc->ctx->sms, &sc->cuda->queue[i], err);
 	if (!ret)
 		kv_log_info(tr_conn_tr(sc->conn)->log,
 			    "GPU %d copies for %s, with at most %d multiprocessors", device,
@@ -169,7 +169,7 @@ static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct 
 	}
 	i = pool_of(sc, rm->addr);
 	if (!sc->cuda->pool[i].at) {
-		ret = gpu_pin(sc->ctx->gpu, device, sc->pool[i].addr, sc->pool[i].len,
+		ret = gpu_pin(sc->ctx->tr->gpu, device, sc->pool[i].addr, sc->pool[i].len,
 			      &sc->cuda->pool[i].pinned, &sc->cuda->pool[i].at, err);
 		if (ret)
 			return ret;
@@ -270,7 +270,7 @@ bool cuda_close(struct shm_conn *sc)
 
 	for (unsigned int i = 0; sc->cuda && closed && i < sc->pools; i++)
 		if (sc->cuda->pool[i].pinned)
-			gpu_unpin(sc->ctx->gpu, sc->cuda->pool[i].device, sc->pool[i].addr);
+			gpu_unpin(sc->ctx->tr->gpu, sc->cuda->pool[i].device, sc->pool[i].addr);
 	free(sc->cuda);
 	sc->cuda = NULL;
 	if (!closed)

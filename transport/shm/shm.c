@@ -62,28 +62,20 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->split = threads > 0;
 	ctx->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 	if (!ret)
-		ret = gpu_open(&ctx->gpu, err);
-	if (ret)
-		goto free_ctx;
-	ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);
-	if (ret)
-		goto close_gpu;
+		ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);
+	if (ret) {
+		free(ctx);
+		return ret;
+	}
 	pthread_mutex_init(&ctx->pin_lock, NULL);
 	*ctx_p = ctx;
 	return 0;
-
-close_gpu:
-	gpu_close(ctx->gpu);
-free_ctx:
-	free(ctx);
-	return ret;
 }
 
 static void shm_close_provider(void *priv)
 {
 	struct shm_ctx *ctx = priv;
 
-	gpu_close(ctx->gpu);
 	pthread_mutex_destroy(&ctx->pin_lock);
 	if (copy_close(ctx->copy)) {
 		free(ctx);

@@ -11,6 +11,18 @@
 #include "base/error.h"
 #include "tcp.h"
 
+/* As tr_mem_reach, but a GPU's memory, too. */
+static struct tr_mem *reach(const struct tcp_conn *tc, uint32_t id, uint64_t offset, uint64_t len)
+{
+	struct tr_mem *mem = place_region(tc, id);
+
+	if (!mem ||
+	    (mem->access & TR_REMOTE_READ && offset <= mem->len && len <= mem->len - offset))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
 int answer_asked(struct tcp_stream *st, struct kv_error *err)
 {
 	const struct stream_frame *f = &st->in.frame;
@@ -18,8 +30,7 @@ int answer_asked(struct tcp_stream *st, struct kv_error *err)
 
 	for (unsigned int i = 0; i < f->spans; i++) {
 		const struct stream_span *s = &st->in.span[i];
-		struct tr_mem *mem = tr_mem_reach(tr_conn_tr(tc->conn), f->number, s->offset,
-						  s->len, TR_REMOTE_READ);
+		struct tr_mem *mem = reach(tc, f->number, s->offset, s->len);
 		bool may = mem && tr_conn_may(tc->conn, mem, s->offset, s->len, TR_REMOTE_READ,
 					      0) == TR_PLACE;
 
@@ -51,7 +62,7 @@ int answer_queue(struct tcp_stream *st)
 			break;
 		frame.payload += len;
 	}
-	queue_batch(st, &frame, NULL, NULL);
+	queue_batch(st, &frame, NULL, NULL, NULL);
 	return 1;
 }
 
@@ -70,11 +81,19 @@ static void answer_advance(struct tcp_stream *st, size_t n)
 	}
 }
 
+static ssize_t send_of_gpu(struct tcp_stream *st, const struct iovec *iov, struct tr_mem *const *of,
+			   unsigned int n)
+{
+	if (stage_open(st, &st->out_stage, of[0], &st->tc->data->failure))
+		return -2;
+	return queue_send_gathered(st, iov, of, n);
+}
+
 ssize_t answer_send(struct tcp_stream *st, size_t len)
 {
 	struct tcp_conn *tc = st->tc;
 	struct iovec iov[STREAM_SPANS_MAX];
-	struct tr_mem *held[STREAM_SPANS_MAX];
+	struct tr_mem *held[STREAM_SPANS_MAX], *of[STREAM_SPANS_MAX];
 	unsigned int n = 0;
 	size_t sum = 0;
 	ssize_t sent;
@@ -83,20 +102,24 @@ ssize_t answer_send(struct tcp_stream *st, size_t len)
 	while (n < STREAM_SPANS_MAX && sum < len) {
 		const struct tcp_answer *a = &st->answer[(st->answer_head + n) % TCP_READS_MAX];
 
-		held[n] = tr_mem_reach(tr_conn_tr(tc->conn), a->mem, a->offset, a->left,
-				       TR_REMOTE_READ);
+		held[n] = reach(tc, a->mem, a->offset, a->left);
 		if (!held[n])
 			break;
+		of[n] = stage_region(held[n]);
+		if (!of[n] != !of[0]) {
+			tr_mem_put(held[n]);
+			break;
+		}
 		iov[n] = (struct iovec){ held[n]->addr + a->offset, a->left };
 		sum += a->left;
 		n++;
 	}
-	sent = n ? queue_send(st, iov, n, sum < len) : -2;
+	sent = !n ? -2 : of[0] ? send_of_gpu(st, iov, of, n) : queue_send(st, iov, n, sum < len);
 	error = errno;
 	for (unsigned int i = 0; i < n; i++)
 		tr_mem_put(held[i]);
 	errno = error;
-	if (sent == -2) /* its bytes were announced */
+	if (sent == -2 && !tc->data->failure.code) /* its bytes were announced */
 		kv_fail(&tc->data->failure, KV_ERR_PROTOCOL, "tcp",
 			"%s reads region %u, which was deregistered", tr_conn_address(tc->conn),
 			st->answer[st->answer_head % TCP_READS_MAX].mem);

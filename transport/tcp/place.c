@@ -9,12 +9,24 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "tcp.h"
+
+struct tr_mem *place_region(const struct tcp_conn *tc, uint32_t id)
+{
+	struct tr_mem *mem = tr_mem_get_any(tr_conn_tr(tc->conn), id);
+
+	if (!mem || !tr_mem_usable(tc->conn, mem, NULL))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
 
 /* 0, or the peer breaks the rules. */
 static int ask_for_span(struct tcp_stream *st, const struct tr_mem *mem, unsigned int i)
@@ -38,7 +50,7 @@ static int refuse_write(const struct tcp_in *in, unsigned int i, struct kv_error
 int place_check(struct tcp_stream *st, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	struct tr_mem *mem = tr_mem_get(tr_conn_tr(st->tc->conn), in->frame.number);
+	struct tr_mem *mem = place_region(st->tc, in->frame.number);
 	unsigned int i;
 
 	for (i = 0; mem && mem->access & TR_REMOTE_WRITE && i < in->frame.spans; i++)
@@ -70,19 +82,26 @@ int place_check_answer(struct tcp_stream *st, struct kv_error *err)
 
 /* ---------------------------------------------------------------- the next places */
 
-/* The next places of a payload, alike: all are memory, or all are nowhere. */
+/* The next places of a payload, alike: all are memory, all are a GPU's, or all are nowhere. */
 struct places {
-	struct iovec iov[STREAM_SPANS_MAX + 1]; /* and what follows the payload */
+	struct iovec iov[STREAM_SPANS_MAX + 1];	 /* and what follows the payload */
+	struct tr_mem *of[STREAM_SPANS_MAX + 1]; /* the region if it is a GPU's; else NULL */
 	unsigned int n;
 	size_t bytes;
 	bool nowhere;
 	struct tr_mem *mem; /* held */
 };
 
-static void add_place(struct places *p, uint8_t *at, size_t len)
+static void add_place(struct places *p, uint8_t *at, size_t len, struct tr_mem *gpu)
 {
+	p->of[p->n] = gpu;
 	p->iov[p->n++] = (struct iovec){ at, len };
 	p->bytes += len;
+}
+
+static bool is_gpus(const struct places *p)
+{
+	return p->n && p->of[0];
 }
 
 static int data_places(struct tcp_stream *st, struct places *p, struct kv_error *err)
@@ -91,7 +110,7 @@ static int data_places(struct tcp_stream *st, struct places *p, struct kv_error 
 	uint32_t done = in->done;
 
 	/* It may have gone since the header was checked. */
-	p->mem = tr_mem_get(tr_conn_tr(st->tc->conn), in->frame.number);
+	p->mem = place_region(st->tc, in->frame.number);
 	for (unsigned int i = in->next; i < in->frame.spans; i++, done = 0) {
 		bool nowhere;
 
@@ -105,7 +124,7 @@ static int data_places(struct tcp_stream *st, struct places *p, struct kv_error 
 			break;
 		p->nowhere = nowhere;
 		add_place(p, nowhere ? NULL : p->mem->addr + in->span[i].offset + done,
-			  in->span[i].len - done);
+			  in->span[i].len - done, nowhere ? NULL : stage_region(p->mem));
 	}
 	return 0;
 }
@@ -117,10 +136,12 @@ static void answer_places(const struct tcp_stream *st, struct places *p)
 		const struct tcp_read *read = &st->read[i % TCP_READS_MAX];
 		size_t left = st->in.left - p->bytes;
 
-		if (p->n && !read->dst != p->nowhere)
+		struct tr_mem *gpu = read->dst ? read->of : NULL;
+
+		if (p->n && (!read->dst != p->nowhere || !gpu != !p->of[0]))
 			break;
 		p->nowhere = !read->dst;
-		add_place(p, read->dst, read->left < left ? read->left : left);
+		add_place(p, read->dst, read->left < left ? read->left : left, gpu);
 	}
 }
 
@@ -204,6 +225,48 @@ static void placed(struct tcp_stream *st, size_t n)
 		advance_answer(st, n);
 }
 
+int place_settle(struct tcp_stream *st, struct kv_error *err)
+{
+	struct tcp_stage *stage = st->in_stage;
+	int ret = stage ? stage_end(st, stage, err) : 0;
+	size_t n = !ret && stage ? stage_scattered(stage) : 0;
+
+	if (n)
+		placed(st, n);
+	return ret;
+}
+
+int place_wait(struct tcp_stream *st, int64_t deadline_ns)
+{
+	struct kv_error *failure = &st->tc->data->failure, err;
+	int64_t end_ns = kv_deadline_ns(TCP_KERNEL_GRACE_MS);
+	int ret;
+
+	if (deadline_ns < end_ns)
+		end_ns = deadline_ns;
+	while ((ret = place_settle(st, &err)) == TR_AGAIN && kv_now_ns() < end_ns)
+		sched_yield();
+	if (ret < 0 && !failure->code)
+		*failure = err;
+	return ret;
+}
+
+/* Bytes that came with a header: to a GPU. */
+static int scatter_buffered(struct tcp_stream *st, const struct places *p, struct kv_error *err)
+{
+	struct tcp_in *in = &st->in;
+	int ret = stage_open(st, &st->in_stage, p->of[0], err);
+	size_t n = in->to - in->from, fits = stage_reach(p->iov, p->of, p->n);
+
+	if (ret)
+		return ret;
+	n = n < fits ? n : fits;
+	memcpy(stage_bytes(st->in_stage), in->bytes + in->from, n);
+	in->from += n;
+	ret = stage_scatter(st, p->iov, p->of, n, err);
+	return ret ? ret : place_settle(st, err);
+}
+
 int place_buffered(struct tcp_stream *st, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
@@ -213,6 +276,10 @@ int place_buffered(struct tcp_stream *st, struct kv_error *err)
 		size_t n, have = in->to - in->from;
 		int ret = find_places(st, &p, err);
 
+		if (!ret && is_gpus(&p)) {
+			ret = scatter_buffered(st, &p, err);
+			p.n = 0;
+		}
 		for (unsigned int i = 0; !ret && i < p.n && have; i++, have -= n) {
 			n = p.iov[i].iov_len < have ? p.iov[i].iov_len : have;
 			if (!p.nowhere)
@@ -234,41 +301,67 @@ ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes)
 	return recv(st->sock, NULL, bytes, MSG_TRUNC | MSG_DONTWAIT);
 }
 
-static ssize_t receive_places(struct tcp_stream *st, struct places *p)
+/* n 0: the bytes go nowhere. */
+static ssize_t receive(struct tcp_stream *st, struct iovec *iov, unsigned int n, size_t bytes)
 {
-	struct msghdr msg = { .msg_iov = p->iov, .msg_iovlen = p->n };
-	ssize_t n;
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = n };
+	ssize_t got;
 
 	tr_conn_count(st->tc->conn)->syscalls++;
 	do
-		n = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
-		    : p->nowhere	  ? place_nowhere(st, p->bytes)
-					  : recvmsg(st->sock, &msg, MSG_DONTWAIT);
-	while (n < 0 && errno == EINTR);
+		got = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
+		      : !n		    ? place_nowhere(st, bytes)
+					    : recvmsg(st->sock, &msg, MSG_DONTWAIT);
+	while (got < 0 && errno == EINTR);
+	return got;
+}
+
+/* What follows the payload stays in the socket. */
+static ssize_t receive_for_gpu(struct tcp_stream *st, const struct places *p, bool *more_p,
+			       struct kv_error *err)
+{
+	int ret = stage_open(st, &st->in_stage, p->of[0], err);
+	struct iovec iov;
+	ssize_t n;
+
+	if (ret)
+		return -2;
+	iov = (struct iovec){ stage_bytes(st->in_stage), stage_reach(p->iov, p->of, p->n) };
+	n = receive(st, &iov, 1, iov.iov_len);
+	*more_p = n == (ssize_t)iov.iov_len;
+	if (n > 0 && stage_scatter(st, p->iov, p->of, (size_t)n, err) < 0)
+		return -2;
 	return n;
 }
 
 ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	struct places p = { .n = 0 };
+	struct places p;
 	size_t payload, want;
 	ssize_t n;
-	int ret = in->left ? find_places(st, &p, err) : 0;
+	int ret;
 
-	if (ret) {
+	p.n = 0;
+	p.bytes = 0;
+	p.mem = NULL;
+	ret = stage_runs(st->in_stage) ? TR_AGAIN : in->left ? find_places(st, &p, err) : 0;
+	if (ret || is_gpus(&p)) {
+		n = ret ? ret : receive_for_gpu(st, &p, more_p, err);
 		if (p.mem)
 			tr_mem_put(p.mem);
+		if (!ret)
+			return n;
 		errno = EAGAIN;
 		return ret < 0 ? -2 : -1;
 	}
 	payload = p.bytes;
-	if (payload == in->left && !(payload && p.nowhere)) {
-		p.nowhere = false;
-		add_place(&p, in->bytes + in->to, sizeof(in->bytes) - in->to);
-	}
+	if (payload && p.nowhere)
+		p.n = 0;
+	else if (payload == in->left)
+		add_place(&p, in->bytes + in->to, sizeof(in->bytes) - in->to, NULL);
 	want = p.bytes;
-	n = receive_places(st, &p);
+	n = receive(st, p.iov, p.n, want);
 	if (p.mem)
 		tr_mem_put(p.mem);
 	*more_p = n == (ssize_t)want;

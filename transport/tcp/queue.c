@@ -18,6 +18,12 @@ static bool has_room(const struct tcp_queue *q, size_t bytes, unsigned int piece
 	return bytes + keep <= TCP_QUEUE_BYTES - q->used && pieces <= TCP_QUEUE_PIECES - q->tail;
 }
 
+static void append_piece(struct tcp_queue *q, void *at, size_t n, struct tr_mem *mem)
+{
+	q->of[q->tail] = mem;
+	q->piece[q->tail++] = (struct iovec){ at, n };
+}
+
 /* What stands behind q->used becomes the queue's. */
 static void append_bytes(struct tcp_queue *q, size_t n)
 {
@@ -27,7 +33,7 @@ static void append_bytes(struct tcp_queue *q, size_t n)
 	if (last && last->iov_base && (uint8_t *)last->iov_base + last->iov_len == at)
 		last->iov_len += n;
 	else
-		q->piece[q->tail++] = (struct iovec){ at, n };
+		append_piece(q, at, n, NULL);
 	q->used += n;
 	q->queued += n;
 }
@@ -58,15 +64,15 @@ unsigned int queue_batch_room(const struct tcp_stream *st, unsigned int want)
 }
 
 void queue_batch(struct tcp_stream *st, const struct stream_frame *frame,
-		 const struct stream_span *spans, const struct iovec *payload)
+		 const struct stream_span *spans, const struct iovec *payload, struct tr_mem *mem)
 {
 	struct tcp_queue *q = &st->queue;
 
 	append_frame(q, frame, spans, NULL);
 	for (unsigned int i = 0; payload && i < frame->spans; i++)
-		q->piece[q->tail++] = payload[i];
+		append_piece(q, payload[i].iov_base, payload[i].iov_len, mem);
 	if (frame->type == STREAM_ANSWER) {
-		q->piece[q->tail++] = (struct iovec){ NULL, frame->payload };
+		append_piece(q, NULL, frame->payload, NULL);
 		q->answering = true;
 	}
 	q->queued += frame->payload;
@@ -127,6 +133,21 @@ ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned in
 	return sent;
 }
 
+ssize_t queue_send_gathered(struct tcp_stream *st, const struct iovec *piece,
+			    struct tr_mem *const *mem, unsigned int n)
+{
+	struct kv_error *failure = &st->tc->data->failure;
+	struct iovec ready;
+	int ret = stage_gather(st, piece, mem, n, &ready, failure);
+	ssize_t sent = ret == TR_AGAIN ? QUEUE_AGAIN : -2;
+
+	if (!ret)
+		sent = queue_send(st, &ready, 1, false);
+	if (sent > 0)
+		stage_sent(st->out_stage, (size_t)sent);
+	return sent;
+}
+
 static ssize_t send_front(struct tcp_stream *st)
 {
 	struct tcp_queue *q = &st->queue;
@@ -134,7 +155,10 @@ static ssize_t send_front(struct tcp_stream *st)
 
 	if (!q->piece[q->head].iov_base)
 		return answer_send(st, q->piece[q->head].iov_len);
-	while (end != q->tail && q->piece[end].iov_base)
+	if (q->of[q->head])
+		return queue_send_gathered(st, &q->piece[q->head], &q->of[q->head],
+					   q->tail - q->head);
+	while (end != q->tail && q->piece[end].iov_base && !q->of[end])
 		end++;
 	return queue_send(st, &q->piece[q->head], end - q->head, end != q->tail);
 }
@@ -176,6 +200,8 @@ void queue_push(struct tcp_stream *st)
 			drop_front(q, (size_t)n);
 			continue;
 		}
+		if (n == QUEUE_AGAIN) /* progress comes again */
+			return;
 		q->full = n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
 		if (n == -1 && !q->full)
 			kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "tcp", "sending to %s",

@@ -56,7 +56,7 @@ static void fill_batch(struct batch *b, unsigned int room, uint64_t part, uint8_
 }
 
 static void queue_write(struct tcp_stream *st, struct tr_op *op, uint32_t region,
-			const struct batch *b)
+			const struct batch *b, struct tr_mem *mem)
 {
 	struct stream_frame frame = { .type = STREAM_DATA,
 				      .spans = (uint16_t)b->n,
@@ -64,22 +64,25 @@ static void queue_write(struct tcp_stream *st, struct tr_op *op, uint32_t region
 				      .number = region,
 				      .value = op->grant };
 
-	queue_batch(st, &frame, b->span, b->local);
+	queue_batch(st, &frame, b->span, b->local, mem);
 	st->tc->data->op[op->index].wrote = true;
 	tr_conn_count(st->tc->conn)->work_requests++;
 }
 
 static void queue_read(struct tcp_stream *st, struct tr_op *op, uint32_t region,
-		       const struct batch *b)
+		       const struct batch *b, struct tr_mem *mem)
 {
 	struct stream_frame frame = { .type = STREAM_READ,
 				      .spans = (uint16_t)b->n,
 				      .number = region };
 
-	queue_batch(st, &frame, b->span, NULL);
+	queue_batch(st, &frame, b->span, NULL, NULL);
 	for (unsigned int i = 0; i < b->n; i++)
 		st->read[st->read_tail++ % TCP_READS_MAX] = (struct tcp_read){
-			.dst = b->local[i].iov_base, .left = b->span[i].len, .op = op->index
+			.dst = b->local[i].iov_base,
+			.of = mem,
+			.left = b->span[i].len,
+			.op = op->index,
 		};
 	st->tc->data->op[op->index].reads += b->n;
 	st->read_left += b->bytes;
@@ -112,17 +115,33 @@ static struct tcp_stream *deal(struct tcp_conn *tc, int kind)
 	return NULL;
 }
 
+/* 0: none is there, or every stream has what its bytes go through. */
+static int open_stages(struct tcp_conn *tc, int kind, const struct tr_mem *gpu,
+		       struct kv_error *err)
+{
+	int ret = 0;
+
+	tcp_for_each (st, tc)
+		if (gpu && !ret)
+			ret = stage_open(st, kind == TR_WRITE ? &st->out_stage : &st->in_stage, gpu,
+					 err);
+	return ret;
+}
+
 long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct tcp_conn *tc = tr_conn_priv(op->conn);
 	struct tcp_data *d = tc->data;
 	struct tcp_op *to = &d->op[op->index];
+	struct tr_mem *gpu = stage_region(lmem);
 	uint64_t bytes = 0;
 	struct batch b;
 	size_t done = 0;
+	int ret = open_stages(tc, op->kind, gpu, err);
 
-	(void)err; /* a failure is reported by progress */
+	if (ret) /* any other failure is reported by progress */
+		return ret;
 	while (done < n && bytes < TCP_ADD_BYTES) {
 		struct tcp_stream *st = deal(tc, op->kind);
 
@@ -133,9 +152,9 @@ long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		fill_batch(&b, stream_room(st, op->kind), to->part, lmem->addr, spans + done,
 			   n - done);
 		if (op->kind == TR_WRITE)
-			queue_write(st, op, rmem->id, &b);
+			queue_write(st, op, rmem->id, &b, gpu);
 		else
-			queue_read(st, op, rmem->id, &b);
+			queue_read(st, op, rmem->id, &b, gpu);
 		done += b.whole;
 		to->part = b.part;
 		bytes += b.bytes;
@@ -320,6 +339,19 @@ static void forget_reads(struct tcp_stream *st, uint16_t index, struct tcp_op *t
 	}
 }
 
+/* Its bytes may still come: the connection ends it, in doubt. */
+static void give_up_read(struct tcp_conn *tc, struct tr_op *op)
+{
+	struct kv_error *failure = &tc->data->failure;
+
+	op->state = TR_OP_COMMITTED;
+	kv_fail(failure, KV_ERR_TIMEOUT, "cancel",
+		"a GPU's copy of what was read from %s has not ended before the deadline of a "
+		"cancelled operation",
+		tr_conn_address(tc->conn));
+	kv_error_hint(failure, "other kernels hold the GPU, or it hangs (nvidia-smi)");
+}
+
 /*
  * What is in a queue is sent: its headers have been, or are in the way of others. The operation
  * ends when the peer has taken it. Answers to reads are thrown away from now on.
@@ -329,7 +361,16 @@ void tcp_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	struct tcp_conn *tc = tr_conn_priv(op->conn);
 	struct tcp_data *d = tc->data;
 	struct tcp_op *to = &d->op[op->index];
+	bool copies = false;
 
+	tcp_for_each (st, tc)
+		copies |= op->kind == TR_READ_OP && place_wait(st, deadline_ns) == TR_AGAIN;
+	if (copies) {
+		give_up_read(tc, op);
+		return;
+	}
+	if (op->state == TR_OP_ENDED)
+		return;
 	tcp_for_each (st, tc)
 		forget_reads(st, op->index, to);
 	if (!to->wrote) {

@@ -21,6 +21,18 @@ static void close_stream(struct tcp_stream *st)
 	st->sock = -1;
 }
 
+/* Copies on GPUs, too: false if one runs on. */
+static bool quit_stages(struct tcp_conn *tc)
+{
+	bool quiet = true;
+
+	tcp_for_each (st, tc) {
+		quiet &= stage_quit(st->out_stage);
+		quiet &= stage_quit(st->in_stage);
+	}
+	return quiet;
+}
+
 void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause)
 {
 	struct linger at_once = { .l_onoff = 1 };
@@ -30,6 +42,7 @@ void tcp_lose(struct tcp_conn *tc, const struct kv_error *cause)
 		setsockopt(st->sock, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 	tcp_for_each (st, tc)
 		close_stream(st);
+	quit_stages(tc);
 	tr_conn_lost(tc->conn, cause);
 }
 
@@ -51,8 +64,12 @@ void stop_close(struct tcp_conn *tc)
 {
 	if (!tc->data)
 		return;
-	tcp_for_each (st, tc)
+	tcp_for_each (st, tc) {
 		close_in_order(st);
+		stage_close(st->out_stage);
+		stage_close(st->in_stage);
+		st->out_stage = st->in_stage = NULL;
+	}
 }
 
 /* Block data of operations does not leave any more, and nothing can follow a part of a frame. */
@@ -83,8 +100,7 @@ int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	bool is_up = tc->data && tc->data->stream[0].sock >= 0, unsent = false;
 	int64_t now = kv_now_ns();
 
-	(void)err;
-	if (is_up && !tc->fence_ns) {
+	if (tc->data && !tc->fence_ns) {
 		tc->fence_ns = now + TCP_FENCE_MS * KV_NS_PER_MS;
 		tcp_for_each (st, tc)
 			cut_queue(&st->queue);
@@ -96,6 +112,13 @@ int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 			return TR_AGAIN;
 	}
 	tr_conn_goodbye(conn);
+	if (tc->data && !quit_stages(tc))
+		return now < tc->fence_ns
+			       ? TR_AGAIN
+			       : kv_fail(err, KV_ERR_BUSY, "fence",
+					 "a GPU's copy of what came from %s, or goes to it, does "
+					 "not end",
+					 tr_conn_address(conn));
 	stop_close(tc);
 	return 0;
 }

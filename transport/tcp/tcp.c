@@ -46,6 +46,7 @@ static int tcp_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the tcp provider");
 	ctx->tr = tr;
+	ctx->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 	ret = read_ports(ctx, kv_option_string(tr->options, KV_OPT_TCP_PORTS), err);
 	if (ret)
 		free(ctx);
@@ -63,13 +64,7 @@ static int tcp_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv
 {
 	(void)ctx;
 	*handle_p = NULL; /* nothing is needed of host memory */
-	if (mem->kind == TR_MEM_HOST)
-		return 0;
-	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-		"a GPU's memory is not moved by TCP: no CPU may touch it");
-	kv_error_hint(err, "kernels move it on one host, a NIC that reaches it between hosts; else "
-			   "copy the blocks to a pool of kv_alloc and send them from there");
-	return KV_ERR_UNSUPPORTED;
+	return mem->kind == TR_MEM_HOST ? 0 : stage_register(mem, handle_p, err);
 }
 
 static void tcp_mem_dereg(void *ctx, void *handle)
@@ -118,7 +113,7 @@ static int dump_stream(const struct tcp_stream *st, char *buf, size_t cap)
 		buf, cap,
 		"  stream %u: out %llu, of which %llu are queued and %llu not taken by the peer, in "
 		"%llu, %u of a payload to come, notifies and messages not taken %u, reads %u, "
-		"answers %u%s%s%s\n",
+		"answers %u%s%s%s%s\n",
 		st->index, (unsigned long long)st->queue.queued,
 		(unsigned long long)queue_pending(&st->queue),
 		(unsigned long long)(st->queue.queued - st->landed),
@@ -126,6 +121,7 @@ static int dump_stream(const struct tcp_stream *st, char *buf, size_t cap)
 		st->read_tail - st->read_head, st->answer_tail - st->answer_head,
 		st->in.stalled ? ", no room for events" : "",
 		st->in.behind ? ", waits for another stream" : "",
+		stage_runs(st->in_stage) || stage_runs(st->out_stage) ? ", a GPU copies" : "",
 		st->hung_up ? ", the peer hung up" : "");
 }
 
@@ -145,8 +141,12 @@ static int tcp_dump(const struct tr_conn *conn, char *buf, size_t cap)
 
 static bool tcp_places(const struct tr_conn *conn)
 {
-	(void)conn;
-	return true;
+	const struct tcp_conn *tc = tr_conn_priv(conn);
+	bool placed = true;
+
+	tcp_for_each (st, tc)
+		placed &= place_wait(st, INT64_MAX) != TR_AGAIN;
+	return placed;
 }
 
 const struct tr_provider tr_tcp_provider = {
@@ -154,7 +154,6 @@ const struct tr_provider tr_tcp_provider = {
 	.id = TR_PROVIDER_TCP,
 	.open = tcp_open_provider,
 	.close = tcp_close_provider,
-	.copies = true,
 	.mem_reg = tcp_mem_reg,
 	.mem_dereg = tcp_mem_dereg,
 	.offer = tcp_offer,

@@ -10,6 +10,7 @@
  *   answer.c   the peer's reads
  *   receive.c  progress: frames of the peer; going to sleep
  *   place.c    where the bytes of a frame go
+ *   stage.c    pinned memory between a socket and the memory of a GPU
  *   stop.c     the end: loss, fence
  *
  * A stream is one data socket with what goes out and comes in by it. All of them carry blocks,
@@ -49,11 +50,13 @@ enum tcp_limits {
 	/* Looks in a row after which what comes need not wake another thread. */
 	TCP_BUSY_POLLS = 3,
 	TCP_FENCE_MS = 1000,	  /* that a fence waits until the last words have left */
+	TCP_KERNEL_GRACE_MS = 100, /* that a call waits for a GPU's copy when it has to end */
 };
 
 struct tcp_ctx {
 	struct tr *tr;
 	uint16_t first_port, last_port; /* of doors: KVCACHE_TCP_PORTS; 0: any */
+	int sms;			/* KVCACHE_GPU_SMS */
 };
 
 /* A connection at a door, ours or the peer's, until the other end's greeting has come. */
@@ -70,6 +73,7 @@ struct tcp_queue {
 	size_t used;
 	/* In `bytes`, or local memory of an operation; NULL: what the peer reads (answer.c). */
 	struct iovec piece[TCP_QUEUE_PIECES];
+	struct tr_mem *of[TCP_QUEUE_PIECES]; /* the region if it is a GPU's; else NULL */
 	unsigned int head, tail;
 	uint64_t queued, sent; /* positions in the stream */
 	bool answering;	       /* one of the pieces is NULL */
@@ -98,6 +102,7 @@ struct tcp_line {
 /* A span that we read, or a piece of it. Answers come in the order of the requests. */
 struct tcp_read {
 	uint8_t *dst; /* NULL: cancelled, the bytes are thrown away */
+	struct tr_mem *of; /* as in tcp_queue */
 	uint32_t left;
 	uint16_t op;
 };
@@ -135,6 +140,7 @@ struct tcp_stream {
 	bool hung_up;	      /* the peer's end of it was seen */
 	struct tcp_queue queue;
 	struct tcp_in in;
+	struct tcp_stage *out_stage, *in_stage; /* NULL: no GPU's memory has gone through it */
 	uint64_t landed; /* the peer has taken it up to here */
 	uint32_t small, small_landed;
 	bool tell;	/* ask how far it is */
@@ -213,7 +219,7 @@ void door_close(struct tcp_conn *tc);
 /* Room for a batch: how many spans of at most `want`; 0: none. */
 unsigned int queue_batch_room(const struct tcp_stream *st, unsigned int want);
 void queue_batch(struct tcp_stream *st, const struct stream_frame *frame,
-		 const struct stream_span *spans, const struct iovec *payload);
+		 const struct stream_span *spans, const struct iovec *payload, struct tr_mem *mem);
 /* A frame without block data: may use what is kept for it. */
 bool queue_small(struct tcp_stream *st, const struct stream_frame *frame, const void *payload);
 /*
@@ -225,10 +231,48 @@ void queue_push(struct tcp_stream *st); /* the same, without a REPORT that is du
 bool queue_reports(const struct tcp_stream *st); /* a REPORT is due */
 /* Sends up to 1024 pieces: bytes, or -1 and errno. */
 ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned int n, bool more);
+/*
+ * The same of pieces in a GPU's memory (stage_gather), of which it sends the first ones;
+ * QUEUE_AGAIN: they are being copied; -2: data->failure is set.
+ */
+enum { QUEUE_AGAIN = -3 };
+ssize_t queue_send_gathered(struct tcp_stream *st, const struct iovec *piece,
+			    struct tr_mem *const *mem, unsigned int n);
 static inline uint64_t queue_pending(const struct tcp_queue *q)
 {
 	return q->queued - q->sent;
 }
+
+/* stage.c */
+int stage_register(struct tr_mem *mem, void **handle_p, struct kv_error *err);
+/* The region as stage_* want it: NULL if a CPU may touch it. */
+static inline struct tr_mem *stage_region(struct tr_mem *mem)
+{
+	return mem->kind == TR_MEM_DEVICE ? mem : NULL;
+}
+/* Before anything of that GPU's goes through it. */
+int stage_open(struct tcp_stream *st, struct tcp_stage **stage_p, const struct tr_mem *mem,
+	       struct kv_error *err);
+/* Bytes of the first pieces which one kernel can copy. */
+size_t stage_reach(const struct iovec *piece, struct tr_mem *const *mem, unsigned int n);
+/*
+ * Copies the first pieces, which are a GPU's and stay the next ones until all of it has left: 0,
+ * and *ready is what is to be sent now; TR_AGAIN; or DEVICE, TIMEOUT.
+ */
+int stage_gather(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
+		 unsigned int n, struct iovec *ready, struct kv_error *err);
+void stage_sent(struct tcp_stage *stage, size_t bytes);
+/* What was received to stage_bytes goes to these pieces: as stage_end. */
+uint8_t *stage_bytes(const struct tcp_stage *stage);
+int stage_scatter(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
+		  size_t bytes, struct kv_error *err);
+size_t stage_scattered(struct tcp_stage *stage); /* those bytes, once; it does not run */
+bool stage_runs(const struct tcp_stage *stage);
+/* 0: what it copied is there; TR_AGAIN; or the connection's failure (DEVICE, TIMEOUT). */
+int stage_end(const struct tcp_stream *st, struct tcp_stage *stage, struct kv_error *err);
+/* Nothing more is begun; false: a kernel runs on after TCP_KERNEL_GRACE_MS. */
+bool stage_quit(struct tcp_stage *stage);
+void stage_close(struct tcp_stage *stage);
 
 /* send.c */
 void tcp_op_begin(struct tr_op *op);
@@ -245,7 +289,7 @@ bool send_goes_on(struct tcp_conn *tc);
 /* answer.c */
 int answer_asked(struct tcp_stream *st, struct kv_error *err); /* in.frame is a READ */
 int answer_queue(struct tcp_stream *st); /* the next frame of answers: 1 if there is one */
-/* Sends the next `len` bytes: their number, -1 and errno, or -2: data->failure is set. */
+/* Sends the next `len` bytes: as queue_send_gathered. */
 ssize_t answer_send(struct tcp_stream *st, size_t len);
 
 /* receive.c */
@@ -253,12 +297,18 @@ int tcp_progress(struct tr_conn *conn);
 int tcp_arm(struct tr_conn *conn);
 
 /* place.c */
+/* A region that this connection moves bytes of, by the id in its description, as tr_mem_get. */
+struct tr_mem *place_region(const struct tcp_conn *tc, uint32_t id);
 /* in.frame is DATA: its region, bounds and grant are right, or the peer breaks the rules. */
 int place_check(struct tcp_stream *st, struct kv_error *err);
 /* in.frame is an ANSWER. */
 int place_check_answer(struct tcp_stream *st, struct kv_error *err);
 /* Bytes of the payload that came with a header. 0, or the connection's failure. */
 int place_buffered(struct tcp_stream *st, struct kv_error *err);
+/* What is on its way into a GPU's memory: 0: it is there, TR_AGAIN, or the connection's failure. */
+int place_settle(struct tcp_stream *st, struct kv_error *err);
+/* The same after a wait, to the deadline or for TCP_KERNEL_GRACE_MS; it becomes data->failure. */
+int place_wait(struct tcp_stream *st, int64_t deadline_ns);
 /*
  * Receives into the places, and what follows the payload into in.bytes. Bytes, 0: the peer's end,
  * -1 and errno, or -2: the connection's failure. *more_p: the socket may have more.
