@@ -16,8 +16,10 @@ root and with nothing else installed:
   test      ./dev test
   install   pip install . in a virtual environment; then pip wheel, and its wheel in a second minimal Debian that has
             python3-venv and no compiler, no RDMA library and no source tree
+  deb       ./dev package; then its packages in a second minimal Debian: installed by one command, the README's
+            program compiled and run, purged without a rest
 
-All three by default, in this order. Uncommitted changes are not in the clone. The first two share a machine, and
+The first three by default, in this order. Uncommitted changes are not in the clone. The first two share a machine, and
 what `./dev` needs it installs itself. The machine is a folder with namespaces of its own for mounts and processes:
 nothing of it is left when the command ends, however it ends. It uses this machine's network, apt sources, proxy and
 certificates, its kernel and /dev/kvm.
@@ -151,6 +153,7 @@ machine() {
 # ---------------------------------------------------------------- the steps
 
 readme() {
+	[ -d "$work/first" ] || machine first
 	in_machine "$work/first" "cd ~/kvrail && ./dev $1"
 }
 
@@ -179,6 +182,19 @@ install_step() {
 		cd / && ~/venv/bin/python ~/installed.py"
 }
 
+# Where they are built there is lintian, too, and ./dev package asks it. What is said of them stands last in the log.
+deb_step() {
+	local there=$work/shop$home/packages
+	machine packager
+	in_machine "$work/packager" "cd ~/kvrail && ./dev package" || return
+	cp -a --reflink=auto "$work/base" "$work/shop"
+	mkdir "$there"
+	cp "$work/packager$home"/kvrail/dist/*.deb "$here/packages.sh" "$there"
+	python3 -B "$tree/tests/lint/quickstart.py" --write "$tree" "$there"
+	in_machine "$work/shop" "$home/packages/packages.sh $home/packages" || return
+	grep '^packages: ' "$log"
+}
+
 # ---------------------------------------------------------------- from outside
 
 work="" running="" keep=""
@@ -197,7 +213,7 @@ main() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--keep) keep=1 ;;
-		demo | test | install) steps+=("$1") ;;
+		demo | test | install | deb) steps+=("$1") ;;
 		-h | --help)
 			usage
 			exit 0
@@ -229,13 +245,19 @@ main() {
 	say "making a minimal Debian 12"
 	make_base "$work/base"
 	check_base
-	machine first
 	say "it holds $(chroot "$work/base" dpkg-query -W -f '.\n' | wc -l) packages and commit $(git -C "$tree" log -1 --format='%h %s')"
 	for step in "${steps[@]}"; do
 		what="./dev $step"
-		[ "$step" != install ] || what="pip install"
+		case $step in
+		install) what="pip install" ;;
+		deb) what="./dev package" ;;
+		esac
 		say "$what"
-		if [ "$step" = install ]; then install_step; else readme "$step"; fi || {
+		case $step in
+		install) install_step ;;
+		deb) deb_step ;;
+		*) readme "$step" ;;
+		esac || {
 			failed=1
 			tail -n 60 "$log"
 			say "$what FAILED"

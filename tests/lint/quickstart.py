@@ -2,6 +2,7 @@
 """quickstart.py -- the C program of the README compiles, runs and prints what the README says
 
 usage: quickstart.py ROOT LIBRARY C_COMPILER
+       quickstart.py --write ROOT FOLDER          the program as app.c, and what it prints as promise
 """
 import os
 import re
@@ -39,5 +40,15 @@ def check(root, library, compiler):
     return []
 
 
+def write(root, folder):
+    readme = source.read(root, "README.md")
+    for name, text in ("app.c", program(readme)), ("promise", promise(readme) + "\n"):
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
 if __name__ == "__main__":
-    source.report(check(*sys.argv[1:]))
+    if sys.argv[1] == "--write":
+        write(*sys.argv[2:])
+    else:
+        source.report(check(*sys.argv[1:]))

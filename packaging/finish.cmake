@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# finish.cmake -- what a distribution wants in each package beside its files; run by cpack when they lie in a folder each
+#
+# Pages of the manual are compressed. Debian: copyright, changelogs, the library's symbols and trigger. Fedora: the licence.
+set(version ${CPACK_PACKAGE_VERSION}-${CPACK_DEBIAN_PACKAGE_RELEASE})
+
+function(run)
+	execute_process(COMMAND ${ARGN} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+function(finish_debian folder name)
+	set(doc ${folder}/usr/share/doc/${name})
+	file(COPY ${CPACK_KVRAIL_SOURCE}/packaging/deb/copyright DESTINATION ${doc})
+	file(COPY_FILE ${CPACK_KVRAIL_SOURCE}/CHANGELOG.md ${doc}/changelog)
+	string(TIMESTAMP date "%a, %d %b %Y %H:%M:%S +0000" UTC) # SOURCE_DATE_EPOCH, where it is set
+	file(WRITE ${doc}/changelog.Debian "kvrail (${version}) unstable; urgency=medium\n\n"
+		"  * Release ${CPACK_PACKAGE_VERSION}; changelog.gz says what changed.\n\n -- ${CPACK_PACKAGE_CONTACT}  ${date}\n")
+	run(gzip -9nf ${doc}/changelog ${doc}/changelog.Debian)
+	set(overrides ${folder}/usr/share/lintian/overrides/${name})
+	file(READ ${CPACK_KVRAIL_SOURCE}/packaging/deb/overrides text)
+	file(WRITE ${overrides} "${text}")
+	if(EXISTS ${CPACK_KVRAIL_SOURCE}/packaging/deb/${name}.overrides)
+		file(READ ${CPACK_KVRAIL_SOURCE}/packaging/deb/${name}.overrides text)
+		file(APPEND ${overrides} "${text}")
+	endif()
+endfunction()
+
+# A program that was linked with this library needs this version of it: one line stands for all names of a node of kvrail.map.
+function(write_symbols folder name)
+	file(GLOB_RECURSE library ${folder}/usr/lib/*.so.*.*.*)
+	set(soname "libkvrail.so.${CPACK_PACKAGE_VERSION_MAJOR}.${CPACK_PACKAGE_VERSION_MINOR}")
+	file(STRINGS ${CPACK_KVRAIL_SOURCE}/kvapi/kvrail.map nodes REGEX "^KVRAIL_")
+	file(WRITE ${CPACK_KVRAIL_CONTROL}/known "${soname} ${name} #MINVER#\n* Build-Depends-Package: libkvrail-dev\n")
+	foreach(node ${nodes})
+		string(REGEX MATCH "^KVRAIL_([0-9.]+)" node ${node})
+		file(APPEND ${CPACK_KVRAIL_CONTROL}/known " (symver)${node} ${CMAKE_MATCH_1}\n")
+	endforeach()
+	run(dpkg-gensymbols -p${name} -v${version} -P${folder} -e${library} -I${CPACK_KVRAIL_CONTROL}/known -O${CPACK_KVRAIL_CONTROL}/symbols -c4 -q)
+	string(REPLACE ".so." " " shlib ${soname})
+	file(WRITE ${CPACK_KVRAIL_CONTROL}/shlibs "${shlib} ${name} (>= ${CPACK_PACKAGE_VERSION})\n")
+	file(WRITE ${CPACK_KVRAIL_CONTROL}/triggers "activate-noawait ldconfig\n")
+endfunction()
+
+foreach(component ${CPACK_COMPONENTS_ALL})
+	set(folder ${CPACK_TEMPORARY_DIRECTORY}/${component})
+	string(TOUPPER ${component} upper)
+	file(GLOB_RECURSE pages ${folder}/usr/share/man/*.[137])
+	if(pages)
+		run(gzip -9nf ${pages})
+	endif()
+	if(CPACK_GENERATOR STREQUAL DEB)
+		set(name ${CPACK_DEBIAN_${upper}_PACKAGE_NAME})
+		finish_debian(${folder} ${name})
+		if(component STREQUAL library)
+			write_symbols(${folder} ${name})
+		endif()
+	else()
+		file(COPY ${CPACK_KVRAIL_SOURCE}/LICENSE DESTINATION ${folder}/usr/share/licenses/${CPACK_RPM_${upper}_PACKAGE_NAME})
+	endif()
+endforeach()
