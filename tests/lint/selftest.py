@@ -11,6 +11,7 @@ import sys
 import tempfile
 import unittest
 
+import abi
 import agree
 import arrows
 import calls
@@ -267,6 +268,41 @@ class Headers(Tree):
     def test_a_header_that_is_not_guarded_is_found(self):
         self.write("include/kvrail/bad.h", "struct s { int x; };\n")
         self.assert_finds("bad.h alone", headers.check(self.root, [("cc", ["-xc", "-std=c11"])]))
+
+
+@unittest.skipUnless(shutil.which("abidiff"), "no abidiff")
+class Abi(Tree):
+    HEADER = ("#include <stddef.h>\nenum kv_code { KV_OK, KV_BAD = -1 };\nstruct kv_open {\n\tsize_t size;\n\tint a;\n};\n"
+              "struct kv_fixed {\n\tint a;\n};\nenum kv_code kv_f(struct kv_open *o, struct kv_fixed *f);\nint kv_g(int a);\n")
+    CODE = ('#include "include/kvrail/kv.h"\nenum kv_code kv_f(struct kv_open *o, struct kv_fixed *f) { return o->a + f->a; }\n'
+            "int kv_g(int a) { return a; }\n")
+
+    def library(self, *changes):
+        header, code = self.HEADER, self.CODE
+        for old, new in changes:
+            self.assertIn(old, header + code)
+            header, code = header.replace(old, new), code.replace(old, new)
+        self.write("include/kvrail/kv.h", header)
+        self.write("a.c", code)
+        path = f"{self.root}/liba.so"
+        subprocess.run(["gcc", "-g", "-shared", "-fPIC", "-Wl,-soname,liba.so.0.1", "-o", path, f"{self.root}/a.c"], check=True)
+        return path
+
+    def setUp(self):
+        super().setUp()
+        os.mkdir(f"{self.root}/packaging")
+        abi.write(self.root, self.library(), f"{self.root}/{abi.KEPT}")
+
+    def test_what_may_be_added_is_no_change(self):
+        for change in (("\tint a;\n};\nstruct kv_f", "\tint a;\n\tlong b;\n};\nstruct kv_f"), ("KV_BAD = -1", "KV_BAD = -1, KV_NEW = -2"),
+                       ("int kv_g", "int kv_new(void);\nint kv_g"), ("int kv_g(int a) {", "int kv_h(void) { return 0; }\nint kv_g(int a) {")):
+            self.assertEqual(abi.check(self.root, self.library(change)), [])
+
+    def test_what_breaks_a_program_is_found(self):
+        for words, change in (("kv_g", ("int kv_g(int a) { return a; }", "")), ("kv_g", ("kv_g(int a)", "kv_g(long a)")),
+                              ("kv_fixed", ("kv_fixed {\n\tint a;", "kv_fixed {\n\tint a, b;")), ("KV_BAD", ("KV_BAD = -1", "KV_BAD = -2")),
+                              ("kv_open", ("size;\n\tint a;", "size;\n\tlong b;\n\tint a;"))):
+            self.assert_finds(words, abi.check(self.root, self.library(change)))
 
 
 class Symbols(Tree):
