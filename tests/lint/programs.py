@@ -44,9 +44,12 @@ BASE = {
 OPTIONAL = {
     "auditwheel": "./dev wheel: PyPI's, in an environment of its own",
     "clang-format": "clang-format-14 by another name",
+    "docker": "tests/deploy: on a machine that has it",
     "kvrail": "tests/fresh: what was installed there",
     "man": "tests/fresh: installed by the test in a machine of its own",
     "nvcc": "net_plugin/gpu: on a machine with GPUs only",
+    "scontrol": "deploy/sbatch.sh: on a cluster",
+    "srun": "deploy/sbatch.sh: on a cluster",
     "nvidia-smi": "net_plugin/gpu: on a machine with GPUs only",
     "sudo": "./dev and tests/rxe: for a caller who is not root",
 }
