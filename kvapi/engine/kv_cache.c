@@ -113,7 +113,8 @@ static uintptr_t range_of(struct kv_engine *engine, uintptr_t addr)
 
 /*
  * Registers touching or overlapping extents of one pool as one region, and points their slabs into
- * it. Those of a GPU that touch may be of two allocations, and then no DMA-BUF holds both.
+ * it. Those of a GPU that only touch may be of two allocations, and then no DMA-BUF holds both;
+ * those that overlap (all layers of a block side by side) are of one.
  * ASSUMPTION: they come in the order of their addresses.
  */
 static int register_extents(struct kv_cache *cache, int kind, const struct kv_extent *extents,
@@ -129,12 +130,12 @@ static int register_extents(struct kv_cache *cache, int kind, const struct kv_ex
 		uintptr_t begin = extents[i].addr, end = begin + extents[i].len;
 		uintptr_t range = range_of(cache->engine, begin);
 		struct tr_mem *mem;
-		size_t gap = range ? PAGE : 0; /* of a pool, all of it is ours */
+		/* Of a pool, all of it is ours. */
+		size_t gap = kind == TR_MEM_DEVICE ? 0 : range ? PAGE + 1 : 1;
 		int ret;
 
-		for (next = i + 1;
-		     kind == TR_MEM_HOST && next < n && extents[next].addr <= end + gap &&
-		     range_of(cache->engine, extents[next].addr) == range;
+		for (next = i + 1; next < n && extents[next].addr < end + gap &&
+				   range_of(cache->engine, extents[next].addr) == range;
 		     next++)
 			if (extents[next].addr + extents[next].len > end)
 				end = extents[next].addr + extents[next].len;

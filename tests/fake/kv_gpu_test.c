@@ -412,6 +412,34 @@ static void a_revoke_waits_for_a_kernel_of_this_side(void **state)
 	fake_cuda_reset();
 }
 
+/* Block by block, as most engines lay them out now: one region, and not one for each layer. */
+static void layers_that_overlap_are_registered_once(void **state)
+{
+	enum { LAYERS = 4, BYTES = 4096, BLOCKS = 64 };
+	struct kv_tensor tensor = {
+		.name = "k", .block_bytes = BYTES, .stride = LAYERS * BYTES, .layer_stride = BYTES
+	};
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_engine *engine;
+	struct kv_cache *cache;
+	struct kv_error err;
+	uint8_t *addr;
+
+	(void)state;
+	ok(kv_engine_open(NULL, &engine, &err), &err);
+	assert_non_null(fake_cuda_alloc((size_t)LAYERS * BLOCKS * BYTES, &addr));
+	tensor.base = addr;
+	layout.layers = LAYERS;
+	layout.tensors = 1;
+	layout.blocks = BLOCKS;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	ok(kv_cache_register(engine, &layout, &cache, &err), &err);
+	assert_int_equal(fake_cuda.exported, 1);
+	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
 static int register_one(struct kv_engine *engine, void *base, uint32_t blocks, struct kv_error *err)
 {
 	struct kv_tensor tensor = { .name = "k", .block_bytes = 4096, .base = base };
@@ -623,6 +651,7 @@ int main(void)
 		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
 		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
 		cmocka_unit_test(an_older_gpu_is_reached_on_one_host),
+		cmocka_unit_test(layers_that_overlap_are_registered_once),
 		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
 		cmocka_unit_test(on_one_host_kernels_copy_them),
 		cmocka_unit_test(over_tcp_they_go_through_pinned_memory),
