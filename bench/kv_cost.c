@@ -2,9 +2,13 @@
 /*
  * kv_cost.c -- nanoseconds of processor time that a block costs: kv_write_blocks_async to KV_ACKED
  *
- * usage: kv_cost [BYTES [BLOCKS [ROUNDS [RUNS [LAYERS]]]]]
+ * usage: kv_cost [BYTES [BLOCKS [ROUNDS [RUNS [LAYERS [TENSORS [PEERS [IDLE
+ *                [POOL [THREADS]]]]]]]]]]
  *
- * The bytes of a block, blocks and layers of a write, writes.
+ * The bytes of a block; blocks, layers and tensors of a write; writes. PEERS are written to by
+ * turns, IDLE more are connected, POOL is the blocks of each cache (0: twice BLOCKS). Without
+ * THREADS one thread drives both engines. Else so many write with kv_write_blocks, each to peers of
+ * its own, the engines have their service threads, and the time is that of the whole process.
  *
  * Both engines are in this process. KVCACHE_SHM_PATH chooses the path of shm; linked with the fake
  * device (tests/fake/kv_world.c) it is the one of ib.
@@ -13,6 +17,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <kvrail/kv.h>
 
@@ -21,63 +26,78 @@
 struct cost {
 	struct kv_engine *from, *to;
 	struct kv_cache *source, *target;
-	struct kv_peer *peer;
+	struct kv_peer **peer;
 	int64_t *local, *remote;
-	size_t blocks;
+	size_t blocks, pool, bytes, layers, tensors, peers, threads;
 	atomic_bool connected;
 };
 
+enum { THREADS_MAX = 64 };
+
 static struct kv_error err;
 
-/* Twice as many blocks as a write has, so that ids are shuffled among strangers. */
-static struct kv_cache *make_cache(struct kv_engine *engine, size_t blocks, size_t bytes,
-				   size_t layers)
-{
-	struct kv_layout layout = KV_INIT(kv_layout);
-	struct kv_tensor tensor = { .name = "k", .block_bytes = bytes };
-	struct kv_cache *cache;
-	void *memory;
+static const char *const limits[] = { "KVCACHE_MAX_PEERS=4096", "KVCACHE_MAX_PER_ADDRESS=4096",
+				      NULL };
 
-	COST_TRY(kv_alloc(engine, layers * blocks * bytes, &memory, &err));
-	memset(memory, 1, layers * blocks * bytes);
-	tensor.base = memory;
-	tensor.layer_stride = blocks * bytes;
-	layout.layers = (uint32_t)layers;
-	layout.tensors = 1;
-	layout.tensor = &tensor;
-	layout.blocks = (uint32_t)blocks;
+static struct kv_cache *make_cache(const struct cost *c, struct kv_engine *engine)
+{
+	static const char *const names[] = { "k", "v", "k_scale", "v_scale" };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_tensor tensor[4] = { 0 };
+	struct kv_cache *cache;
+
+	COST_TRY(c->tensors > 4);
+	for (size_t t = 0; t < c->tensors; t++) {
+		void *memory;
+
+		COST_TRY(kv_alloc(engine, c->layers * c->pool * c->bytes, &memory, &err));
+		memset(memory, 1, c->layers * c->pool * c->bytes);
+		tensor[t].name = names[t];
+		tensor[t].block_bytes = c->bytes;
+		tensor[t].base = memory;
+		tensor[t].layer_stride = c->pool * c->bytes;
+	}
+	layout.layers = (uint32_t)c->layers;
+	layout.tensors = (uint32_t)c->tensors;
+	layout.tensor = tensor;
+	layout.blocks = (uint32_t)c->pool;
 	layout.flags = KV_CACHE_OPEN;
 	COST_TRY(kv_cache_register(engine, &layout, &cache, &err));
 	return cache;
 }
 
-static void *accept_one(void *arg)
+static void *accept_all(void *arg)
 {
 	struct cost *c = arg;
 
-	while (!atomic_load(&c->connected))
+	while (!c->threads && !atomic_load(&c->connected)) /* else its service thread accepts */
 		COST_TRY(kv_progress(c->to, 1, NULL) < 0);
 	return NULL;
 }
 
-static void connect_both(struct cost *c)
+static void connect_both(struct cost *c, size_t n)
 {
 	pthread_t thread;
 	uint32_t port;
 
 	COST_TRY(kv_listen(c->to, "127.0.0.1", 0, &port, &err));
-	COST_TRY(pthread_create(&thread, NULL, accept_one, c));
-	COST_TRY(kv_connect(c->from, "127.0.0.1", port, 20000, &c->peer, &err));
+	COST_TRY(pthread_create(&thread, NULL, accept_all, c));
+	c->peer = calloc(n, sizeof(struct kv_peer *));
+	for (size_t i = 0; i < n; i++)
+		if (kv_connect(c->from, "127.0.0.1", port, 20000, &c->peer[i], &err)) {
+			fprintf(stderr, "peer %zu: %s\n", i, err.message);
+			exit(1);
+		}
 	atomic_store(&c->connected, true);
 	pthread_join(thread, NULL);
 }
 
-/* A permutation of twice as many ids, of which the first half is used. */
+/* A permutation of all ids, of which the first ones are used. */
 static int64_t *shuffled(size_t n, uint64_t seed)
 {
-	int64_t *ids = calloc(2 * n, sizeof(*ids));
+	int64_t *ids = calloc(n, sizeof(*ids));
 
-	for (size_t i = 0; i < 2 * n; i++) {
+	for (size_t i = 0; i < n; i++) {
 		size_t other;
 
 		seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -88,18 +108,55 @@ static int64_t *shuffled(size_t n, uint64_t seed)
 	return ids;
 }
 
+struct writer {
+	struct cost *c;
+	size_t number;
+	int rounds;
+	pthread_t thread;
+};
+
+static void *write_all(void *arg)
+{
+	struct kv_layers all = { 0, 0 };
+	const struct writer *w = arg;
+	const struct cost *c = w->c;
+
+	for (size_t i = 0; i < (size_t)w->rounds; i++)
+		COST_TRY(kv_write_blocks(c->peer[(w->number + i * c->threads) % c->peers],
+					 c->source, all, c->local, c->remote, c->blocks, NULL,
+					 NULL));
+	return NULL;
+}
+
+static void write_by_threads(struct cost *c, int rounds)
+{
+	struct writer writer[THREADS_MAX];
+
+	for (size_t t = 0; t < c->threads; t++) {
+		writer[t] = (struct writer){ .c = c, .number = t, .rounds = rounds };
+		COST_TRY(pthread_create(&writer[t].thread, NULL, write_all, &writer[t]));
+	}
+	for (size_t t = 0; t < c->threads; t++)
+		pthread_join(writer[t].thread, NULL);
+}
+
 void measured(void *arg, int rounds)
 {
 	struct kv_layers all = { 0, 0 };
 	struct kv_arrival arrival;
 	struct cost *c = arg;
 
+	if (c->threads) {
+		write_by_threads(c, rounds);
+		return;
+	}
 	for (int i = 0; i < rounds; i++) {
+		struct kv_peer *peer = c->peer[(size_t)i % c->peers];
 		struct kv_op *op;
 		int grade = 0;
 
-		COST_TRY(kv_write_blocks_async(c->peer, c->source, all, c->local, c->remote,
-					       c->blocks, NULL, &op, &err));
+		COST_TRY(kv_write_blocks_async(peer, c->source, all, c->local, c->remote, c->blocks,
+					       NULL, &op, &err));
 		while (grade >= 0 && grade < KV_ACKED) {
 			kv_progress(c->to, 0, NULL);
 			while (kv_poll_arrivals(c->to, &arrival, 1, NULL) > 0)
@@ -113,22 +170,42 @@ void measured(void *arg, int rounds)
 
 int main(int argc, char **argv)
 {
-	size_t bytes = argc > 1 ? strtoul(argv[1], NULL, 10) : 1024;
-	size_t blocks = argc > 2 ? strtoul(argv[2], NULL, 10) : 1024;
-	int rounds = argc > 3 ? (int)strtol(argv[3], NULL, 10) : 20;
-	int runs = argc > 4 ? (int)strtol(argv[4], NULL, 10) : 10;
-	size_t layers = argc > 5 ? strtoul(argv[5], NULL, 10) : 1;
+	/* BYTES .. THREADS */
+	size_t n[] = { 1024, 1024, 20, 10, 1, 1, 1, 0, 0, 0 };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
-	struct cost c = { .blocks = blocks };
+	struct cost c = { .blocks = 0 };
+	struct rlimit files;
 
-	config.progress = KV_PROGRESS_CALLER;
+	for (size_t i = 0; i < sizeof(n) / sizeof(n[0]) && (int)i + 1 < argc; i++)
+		n[i] = strtoul(argv[i + 1], NULL, 10);
+	c.bytes = n[0];
+	c.blocks = n[1];
+	c.layers = n[4];
+	c.tensors = n[5];
+	c.peers = n[6];
+	c.pool = n[8] ? n[8] : 2 * c.blocks;
+	c.threads = n[9];
+	COST_TRY(c.threads > THREADS_MAX || c.pool < c.blocks || !c.peers);
+	if (c.peers < c.threads)
+		c.peers = c.threads;
+	if (!getrlimit(RLIMIT_NOFILE, &files)) { /* both ends of each peer are here */
+		files.rlim_cur = files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
+	config.progress = c.threads ? KV_PROGRESS_AUTO : KV_PROGRESS_CALLER;
+	config.arrivals_off = c.threads > 0;
+	config.options = limits;
 	COST_TRY(kv_engine_open(&config, &c.from, &err));
 	COST_TRY(kv_engine_open(&config, &c.to, &err));
-	c.source = make_cache(c.from, 2 * blocks, bytes, layers);
-	c.target = make_cache(c.to, 2 * blocks, bytes, layers);
-	c.local = shuffled(blocks, 1);
-	c.remote = shuffled(blocks, 2);
-	connect_both(&c);
-	cost_report(&c, rounds, runs, (double)(blocks * layers) * rounds);
+	c.source = make_cache(&c, c.from);
+	c.target = make_cache(&c, c.to);
+	c.local = shuffled(c.pool, 1);
+	c.remote = shuffled(c.pool, 2);
+	connect_both(&c, c.peers + n[7]);
+	if (c.threads)
+		cost_clock = CLOCK_PROCESS_CPUTIME_ID;
+	cost_report(&c, (int)n[2], (int)n[3],
+		    (double)(c.blocks * c.layers * c.tensors * n[2]) *
+			    (double)(c.threads ? c.threads : 1));
 	return 0; /* the process's end is quicker than a good-bye to oneself */
 }
