@@ -43,8 +43,8 @@ static struct sn_cq *with_event(const struct ibv_comp_channel *channel, bool *mo
 
 	*more_p = false;
 	pthread_mutex_lock(&sn.lock);
-	for (struct sn_cq *cq = sn.cqs; cq; cq = cq->next) {
-		if (cq->cq.channel != channel || !atomic_load(&cq->shared->events))
+	for (struct sn_cq *cq = ((const struct sn_channel *)channel)->cqs; cq; cq = cq->beside) {
+		if (!atomic_load(&cq->shared->events))
 			continue;
 		if (!found)
 			atomic_fetch_sub(&cq->shared->events, 1);
@@ -121,6 +121,10 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_cont
 	pthread_mutex_lock(&sn.lock);
 	cq->next = sn.cqs;
 	sn.cqs = cq;
+	if (channel) {
+		cq->beside = ((struct sn_channel *)channel)->cqs;
+		((struct sn_channel *)channel)->cqs = cq;
+	}
 	pthread_mutex_unlock(&sn.lock);
 	return &cq->cq;
 }
@@ -135,6 +139,12 @@ int ibv_destroy_cq(struct ibv_cq *ibv_cq)
 	for (at = &sn.cqs; *at != cq; at = &(*at)->next)
 		;
 	*at = cq->next;
+	if (ibv_cq->channel) {
+		for (at = &((struct sn_channel *)ibv_cq->channel)->cqs; *at != cq;
+		     at = &(*at)->beside)
+			;
+		*at = cq->beside;
+	}
 	sn.counts.completions += cq->completions;
 	sn.counts.polls += cq->polls;
 	sn.counts.ns += cq->ns;

@@ -147,6 +147,7 @@ struct sn_pd {
 struct sn_channel {
 	struct ibv_comp_channel channel;
 	uint32_t name;
+	struct sn_cq *cqs; /* linked by `beside` */
 };
 
 struct sn_entry {
@@ -171,6 +172,7 @@ struct sn_cq {
 	uint32_t head, tail, size;
 	uint64_t completions, polls, ns;
 	struct sn_cq *next;
+	struct sn_cq *beside; /* the next one of its channel */
 };
 
 /* As a driver writes one: control, remote address and up to two pointers, 64 bytes. */
