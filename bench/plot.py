@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plot.py -- draw the JSON file of kv_pd_bench, kvrail bench, kv_floor, net_perf or kv_pd_replay (bench/README.md)
+"""plot.py -- draw the JSON file of kv_pd_bench, kvrail bench, kv_floor, net_perf, kv_pd_replay or curves.py (README.md)
 
 usage: plot.py RESULTS.json PICTURE       picture: what matplotlib can write, by its ending (.png, .svg, .pdf)
        plot.py --check PICTURE            whether it could be drawn, before anything is measured
@@ -81,7 +81,16 @@ def replay(told):
             panel("", "time (s)", "one layer of a request, acknowledged (us)", times, "time")]
 
 
-PROGRAMS = {"kv_pd_bench": bench, "kvrail bench": pair, "kv_floor": floor, "net_perf": net, "kv_pd_replay": replay}
+def curves(told):
+    panels = []
+    for name in dict.fromkeys(row["curve"] for row in told["rows"]):
+        rows = {t: [r for r in told["rows"] if (r["transport"], r["curve"]) == (t, name)] for t in ("ib", "shm")}
+        panels.append(panel("", name, "time of a block / the first point's", [
+            curve("line", "over softnic" if t == "ib" else t, rows[t], "at", lambda row: row["ratio"]) for t in rows], "count"))
+    return panels
+
+
+PROGRAMS = {"curves.py": curves, "kv_pd_bench": bench, "kvrail bench": pair, "kv_floor": floor, "net_perf": net, "kv_pd_replay": replay}
 
 
 def series(told):
@@ -126,6 +135,8 @@ def draw(drawn):
             ticks = sorted({x for c in one["curves"] for x in c["x"]})
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [size(n) for n in ticks], fontsize=8)
+        elif one["x_scale"] == "count":
+            axes.set_xscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
         axes.set_title(one["title"], fontsize=9)
         axes.set_xlabel(one["x_label"])

@@ -89,6 +89,10 @@ kvrail_add_test(tcp_call_runs COMMAND tcp_call -n 50 -r 1)
 
 # They leave the cleaning up to their process's end.
 kvrail_add_test(kv_cost_runs COMMAND kv_cost 1024 16 2 1)
+if(NOT KVRAIL_SANITIZE)
+	kvrail_add_test(curves_run COMMAND Python3::Interpreter -B ${CMAKE_CURRENT_SOURCE_DIR}/curves.py ${PROJECT_BINARY_DIR}
+		--transports shm --curves tensors --blocks 16 --rounds 1)
+endif()
 kvrail_add_test(net_cost_runs COMMAND net_cost $<TARGET_FILE:kvrail_net> 4096 4 1)
 set(cost_env ASAN_OPTIONS=detect_leaks=0 KVCACHE_HANDSHAKE_MS=20000)
 set_tests_properties(kv_cost_runs PROPERTIES ENVIRONMENT "${cost_env}")
