@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""figures.py -- the table of figures in docs/reliability.md, from docs/results/*.json
+"""figures.py -- the figures in docs/reliability.md, from docs/results/*.json, and in docs/nixl.md, from bench/stored/nixl.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -16,7 +16,9 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PAGE = os.path.join(ROOT, "docs", "reliability.md")
+sys.path.append(os.path.join(ROOT, "bench"))
+import nixl_calls  # noqa: E402
+
 BEGIN, END = "<!-- made by docs/figures.py -->\n", "<!-- end -->\n"
 
 
@@ -80,6 +82,17 @@ def table():
     return "\n".join(rows) + "\n"
 
 
+def nixl_table():
+    with open(os.path.join(ROOT, "bench", "stored", "nixl.json"), encoding="utf-8") as file:
+        told = json.load(file)
+    settings = told["settings"]
+    return (f"{told['cpu']}, NIXL {settings['nixl']}, load {settings['load']}, commit {told['commit']}, the median of {settings['passes']} passes"
+            + ("; so much ran beside them that they say little" if settings["load"] > 1 else "") + ":\n\n" + nixl_calls.tables(told["rows"]))
+
+
+PAGES = {"reliability.md": table, "nixl.md": nixl_table}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -87,14 +100,17 @@ def main():
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure)
-    with open(PAGE, encoding="utf-8") as file:
-        text = file.read()
-    head, rest = text.split(BEGIN)
-    new = head + BEGIN + table() + END + rest.split(END)[1]
-    if arguments.check:
-        return f"{PAGE} is not what docs/figures.py makes: ./dev docs" if new != text else 0
-    with open(PAGE, "w", encoding="utf-8") as file:
-        file.write(new)
+    for name, made in PAGES.items():
+        page = os.path.join(ROOT, "docs", name)
+        with open(page, encoding="utf-8") as file:
+            text = file.read()
+        head, rest = text.split(BEGIN)
+        new = head + BEGIN + made() + END + rest.split(END)[1]
+        if arguments.check and new != text:
+            return f"{page} is not what docs/figures.py makes: ./dev docs"
+        if not arguments.check:
+            with open(page, "w", encoding="utf-8") as file:
+                file.write(new)
     return 0
 
 

@@ -125,9 +125,12 @@ class Other:
         self.process.join()
 
 
-def run(end, handle, note=None):
+def run(end, handle):
     """Posts and waits: DONE or ERR. An exception is how NIXL says that the peer is gone."""
-    state = end.agent.transfer(handle, note) if note is not None else end.agent.transfer(handle)
+    return run_on(end, handle, end.agent.transfer(handle))
+
+
+def run_on(end, handle, state="PROC"):
     limit = time.monotonic() + WAIT_S
     while state == "PROC":
         assert time.monotonic() < limit, "the transfer does not end"
@@ -208,6 +211,18 @@ def long_lists_and_many_transfers(plugin):
     while len(came) < 512:
         came += note_of(other)["here"]
     assert sorted(came) == sorted(b"%d" % i for i in range(512))
+
+
+def a_list_moves_without_being_polled(plugin):
+    other, end = Other(plugin), End("here", 8 * MIB)
+    end.agent.add_remote_agent(other("metadata"))
+    end.fill(8)
+    rows = [(4096 * i, 4096) for i in range(2048)]
+    handle = end.agent.initialize_xfer("WRITE", end.descs(rows), end.descs(rows[::-1], other.base), "other", b"moved")
+    end.agent.transfer(handle)
+    assert note_of(other) == {"here": [b"moved"]}
+    assert run_on(end, handle) == "DONE"
+    release(end, handle)
 
 
 def an_agent_reaches_itself(plugin):
@@ -426,7 +441,7 @@ def gpu_memory_is_refused(plugin):
         raise AssertionError("GPU memory was taken")
 
 
-CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, an_agent_reaches_itself, a_release_is_a_fence,
+CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, a_list_moves_without_being_polled, an_agent_reaches_itself, a_release_is_a_fence,
          a_release_of_a_read_is_a_fence, regions_may_come_late, threads_share_an_agent,
          a_killed_writer_harms_nobody_and_its_name_comes_back, a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused]
 
