@@ -263,7 +263,7 @@ void kv_metrics_start(struct kv_engine *engine)
 	char name[2 * KV_NAME_MAX];
 	struct kv_metrics *m;
 
-	if (!kv_engine_times(engine) && !kv_option_bool(engine->options, KV_OPT_VIEW))
+	if (!kv_expose_is_wanted(engine->options))
 		return;
 	m = calloc(1, sizeof(*m));
 	if (!m) {

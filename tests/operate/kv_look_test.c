@@ -338,6 +338,110 @@ static void a_forked_child_has_no_socket(void **state)
 	node_close(&a);
 }
 
+/* ---------------------------------------------------------------- the signal */
+
+static struct {
+	pthread_mutex_t lock;
+	char lines[1 << 16];
+} logged = { .lock = PTHREAD_MUTEX_INITIALIZER };
+static volatile sig_atomic_t application_handled;
+
+static void keep_line(void *arg, int level, const char *line)
+{
+	size_t len;
+
+	(void)arg;
+	(void)level;
+	pthread_mutex_lock(&logged.lock);
+	len = strlen(logged.lines);
+	snprintf(logged.lines + len, sizeof(logged.lines) - len, "%s\n", line);
+	pthread_mutex_unlock(&logged.lock);
+}
+
+static bool log_has(const char *word)
+{
+	bool has;
+
+	pthread_mutex_lock(&logged.lock);
+	has = strstr(logged.lines, word);
+	pthread_mutex_unlock(&logged.lock);
+	return has;
+}
+
+static void await_log(const char *word)
+{
+	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); !log_has(word);) {
+		if (kv_now_ns() > end)
+			fail_msg("the log does not say \"%s\":\n%s", word, logged.lines);
+		usleep(1000);
+	}
+}
+
+static void on_signal(int sig)
+{
+	(void)sig;
+	application_handled++;
+}
+
+static void open_with_signal(struct node *a, const char *name)
+{
+	static const char *const options[] = { "KVCACHE_DUMP_SIGNAL=USR2", "KVCACHE_VIEW=0", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	logged.lines[0] = 0;
+	config.options = options;
+	config.log = keep_line;
+	config.name = name;
+	node_open(a, 1, NULL, &config);
+}
+
+static void a_signal_writes_the_dump_to_the_log(void **state)
+{
+	struct sigaction now;
+	struct node a, b;
+
+	(void)state;
+	open_with_signal(&a, "prefill-0");
+	kill(getpid(), SIGUSR2);
+	await_log("engine prefill-0, version ");
+	await_log("operations_in_flight 0");
+	open_with_signal(&b, "prefill-1");
+	node_close(&a);
+	kill(getpid(), SIGUSR2);
+	await_log("engine prefill-1, version ");
+	assert_false(log_has("engine prefill-0"));
+	node_close(&b);
+	assert_int_equal(sigaction(SIGUSR2, NULL, &now), 0);
+	assert_true(now.sa_handler == SIG_DFL);
+}
+
+static void a_signal_of_the_application_is_left_to_it(void **state)
+{
+	struct sigaction own = { .sa_handler = on_signal }, now;
+	struct node a;
+
+	(void)state;
+	assert_int_equal(sigaction(SIGUSR2, &own, NULL), 0);
+	open_with_signal(&a, "prefill-0");
+	await_log("SIGUSR2 is the application's");
+	kill(getpid(), SIGUSR2);
+	assert_int_equal(application_handled, 1);
+	node_close(&a);
+	/* Nor is one that it installs later. */
+	own.sa_handler = SIG_DFL;
+	assert_int_equal(sigaction(SIGUSR2, &own, NULL), 0);
+	open_with_signal(&a, "prefill-0");
+	own.sa_handler = on_signal;
+	assert_int_equal(sigaction(SIGUSR2, &own, NULL), 0);
+	node_close(&a);
+	assert_int_equal(sigaction(SIGUSR2, NULL, &now), 0);
+	assert_true(now.sa_handler == on_signal);
+	kill(getpid(), SIGUSR2);
+	assert_int_equal(application_handled, 2);
+	own.sa_handler = SIG_DFL;
+	assert_int_equal(sigaction(SIGUSR2, &own, NULL), 0);
+}
+
 /* ---------------------------------------------------------------- top */
 
 static atomic_bool writers_end;
@@ -406,6 +510,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(a_client_that_is_silent_or_does_not_read_holds_nobody_up),
 		cmocka_unit_test(another_user_gets_no_answer),
 		cmocka_unit_test(a_forked_child_has_no_socket),
+		cmocka_unit_test(a_signal_writes_the_dump_to_the_log),
+		cmocka_unit_test(a_signal_of_the_application_is_left_to_it),
 		cmocka_unit_test(top_counts_the_bytes_of_a_second),
 	};
 

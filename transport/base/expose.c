@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "dump_signal.h"
 #include "error.h"
 #include "fds.h"
 #include "thread.h"
@@ -26,6 +27,7 @@ enum {
 	CLIENT_MS = 1000, /* for one question and its answer: one at a time */
 	NAP_MS = 1,	  /* after a stranger */
 	QUESTION_MAX = 4096,
+	LOG_LINE = 900,	       /* bytes, of a report that goes to the log */
 	TEXT_FIRST = 64 << 10, /* most texts are shorter */
 };
 
@@ -33,6 +35,7 @@ static struct {
 	pthread_mutex_t life; /* of the thread: held by add and remove, never by the thread */
 	pthread_mutex_t lock; /* the list, and what the thread serves */
 	struct kv_source *first;
+	struct kv_source *asked; /* by log_reports */
 	pthread_t thread;
 	bool runs, stops, warned;
 	int wake_fd, port_fd, view_fd;
@@ -93,21 +96,17 @@ static void add_reports(struct kv_report *r)
 	kv_report_int(r, "pid", getpid());
 	kv_report_list(r, "engines");
 	for (const struct kv_source *s = here.first; s; s = s->next)
-		if (s->report)
+		if (s->shown)
 			s->report(s->arg, r);
 	kv_report_end_list(r);
 	kv_report_end_item(r);
 }
 
-/* What malloc gave, of *len_p bytes; NULL: there is no memory. `how` says what kind of report. */
-static char *make_text(void (*add)(struct kv_report *r), struct kv_report how, size_t *len_p)
+/* Under `lock`. What malloc gave, of *len_p bytes; NULL: there is no memory. */
+static char *render(void (*add)(struct kv_report *r), struct kv_report how, size_t *len_p)
 {
 	struct kv_text text = { NULL, TEXT_FIRST, 0 };
 
-	pthread_mutex_lock(&here.lock);
-	for (struct kv_source *s = here.first; s && add == add_metrics; s = s->next)
-		if (s->measured)
-			s->look(s->arg);
 	for (;;) {
 		char *buf = realloc(text.buf, text.cap);
 		struct kv_report r = how;
@@ -124,9 +123,21 @@ static char *make_text(void (*add)(struct kv_report *r), struct kv_report how, s
 			break;
 		text.cap = text.len + text.len / 4; /* it may have grown meanwhile */
 	}
-	pthread_mutex_unlock(&here.lock);
 	*len_p = text.len;
 	return text.buf;
+}
+
+static char *make_text(void (*add)(struct kv_report *r), struct kv_report how, size_t *len_p)
+{
+	char *text;
+
+	pthread_mutex_lock(&here.lock);
+	for (struct kv_source *s = here.first; s && add == add_metrics; s = s->next)
+		if (s->measured)
+			s->look(s->arg);
+	text = render(add, how, len_p);
+	pthread_mutex_unlock(&here.lock);
+	return text;
 }
 
 /* ---------------------------------------------------------------- the file */
@@ -277,6 +288,57 @@ static void answer_look(int fd)
 	}
 }
 
+/* ---------------------------------------------------------------- the signal */
+
+/* Lines as long as the log takes, cut between two fields. */
+static void log_text(struct kv_log *log, char *text)
+{
+	char *end, *next;
+
+	for (char *at = text; *at; at = next) {
+		size_t len = strcspn(at, "\n");
+
+		next = at + len + (at[len] == '\n');
+		if (len > LOG_LINE) {
+			next = at + LOG_LINE;
+			while (next > at && *next != ',')
+				next--;
+			next = next > at ? next + 1 : at + LOG_LINE;
+			len = (size_t)(next - at);
+		}
+		end = at + len;
+		if (end > at) {
+			char kept = *end;
+
+			*end = 0;
+			kv_log_state(log, at);
+			*end = kept;
+		}
+	}
+}
+
+static void add_one(struct kv_report *r)
+{
+	here.asked->report(here.asked->arg, r);
+}
+
+/* Under `lock`. Each engine to its own log. */
+static void log_reports(void)
+{
+	for (struct kv_source *s = here.first; s; s = s->next) {
+		size_t len;
+		char *text;
+
+		if (!s->logged)
+			continue;
+		here.asked = s;
+		text = render(add_one, (struct kv_report){ .json = false }, &len);
+		if (text)
+			log_text(s->log, text);
+		free(text);
+	}
+}
+
 /* ---------------------------------------------------------------- the thread */
 
 /* One client; true: nothing more of this kind for a moment, so that this is not a busy loop. */
@@ -315,6 +377,8 @@ static void *expose_main(void *arg)
 		pfd[1] = (struct pollfd){ .fd = here.port_fd, .events = POLLIN };
 		pfd[2] = (struct pollfd){ .fd = here.view_fd, .events = POLLIN };
 		stops = here.stops;
+		if (!stops && kv_dump_signal_came())
+			log_reports();
 		writes = here.path[0];
 		pthread_mutex_unlock(&here.lock);
 		if (stops)
@@ -372,6 +436,7 @@ static void forget_in_child(void)
 {
 	pthread_mutex_init(&here.life, NULL);
 	pthread_mutex_init(&here.lock, NULL);
+	kv_dump_signal_off();
 	here.first = NULL;
 	here.runs = here.warned = false;
 	if (here.wake_fd >= 0)
@@ -428,6 +493,14 @@ static void start_thread(struct kv_log *log)
 	here.wake_fd = -1;
 }
 
+bool kv_expose_is_wanted(const struct kv_option_set *options)
+{
+	return *kv_option_string(options, KV_OPT_METRICS_DIR) ||
+	       kv_option_int(options, KV_OPT_METRICS_PORT) ||
+	       kv_option_bool(options, KV_OPT_VIEW) ||
+	       !kv_option_is(options, KV_OPT_DUMP_SIGNAL, "none");
+}
+
 void kv_expose_add(const struct kv_option_set *options, struct kv_source *source)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -435,11 +508,11 @@ void kv_expose_add(const struct kv_option_set *options, struct kv_source *source
 	int port = (int)kv_option_int(options, KV_OPT_METRICS_PORT);
 	struct kv_source **at = &here.first;
 
-	source->measured = *folder || port;
-	if (!kv_option_bool(options, KV_OPT_VIEW))
-		source->report = NULL;
-	if (!source->measured && !source->report)
+	if (!kv_expose_is_wanted(options))
 		return;
+	source->measured = *folder || port;
+	source->shown = source->report && kv_option_bool(options, KV_OPT_VIEW);
+	source->logged = source->report && !kv_option_is(options, KV_OPT_DUMP_SIGNAL, "none");
 	pthread_once(&once, install_at_fork);
 	pthread_mutex_lock(&here.life);
 	pthread_mutex_lock(&here.lock);
@@ -451,11 +524,14 @@ void kv_expose_add(const struct kv_option_set *options, struct kv_source *source
 		name_file(folder, source->log);
 	if (port && here.port_fd < 0)
 		open_port(port, source->log);
-	if (source->report && here.view_fd < 0)
+	if (source->shown && here.view_fd < 0)
 		here.view_fd = kv_view_open(source->log);
 	pthread_mutex_unlock(&here.lock);
-	if (here.path[0] || here.port_fd >= 0 || here.view_fd >= 0)
+	if (here.path[0] || here.port_fd >= 0 || here.view_fd >= 0 || source->logged)
 		start_thread(source->log);
+	if (here.runs && source->logged)
+		kv_dump_signal_on(kv_option_string(options, KV_OPT_DUMP_SIGNAL), here.wake_fd,
+				  source->log);
 	pthread_mutex_unlock(&here.life);
 }
 
@@ -471,6 +547,7 @@ void kv_expose_remove(struct kv_source *source)
 		*at = source->next;
 	pthread_mutex_unlock(&here.lock);
 	if (!here.first) {
+		kv_dump_signal_off();
 		stop_thread();
 		if (here.path[0])
 			unlink(here.path);

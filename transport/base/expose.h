@@ -2,7 +2,8 @@
 /*
  * expose.h -- what others see of this process: metrics in Prometheus' text format, in a file for
  * node_exporter's textfile collector (KVCACHE_METRICS_DIR) and at a port of loopback
- * (KVCACHE_METRICS_PORT); a local socket for `kvrail dump` and `kvrail top` (KVCACHE_VIEW)
+ * (KVCACHE_METRICS_PORT); a local socket for `kvrail dump` and `kvrail top` (KVCACHE_VIEW); the
+ * same in the log at a signal (KVCACHE_DUMP_SIGNAL)
  *
  * One thread of the process does it for all of its engines; without any of the options there is
  * none. The first engine that has an option decides the folder, and the first with the other one
@@ -33,9 +34,11 @@ struct kv_source {
 	void *arg;
 	struct kv_log *log;
 	struct kv_source *next;
-	bool measured; /* its metrics were asked for */
+	bool measured, shown, logged; /* at the port, at the socket, at the signal */
 };
 
+/* One of the options asks for something. */
+bool kv_expose_is_wanted(const struct kv_option_set *options);
 /* What fails is a warning in the log. The source is the caller's, and stays until it is removed. */
 void kv_expose_add(const struct kv_option_set *options, struct kv_source *source);
 /* After it nothing of the source is called; the last one takes the file and the thread with it. */

@@ -162,18 +162,9 @@ static void to_file(int fd, int level, const char *line)
 	(void)written; /* a disk that is full takes none */
 }
 
-void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
+static void give_line(struct kv_log *log, int level, const char *line, bool to_sink)
 {
-	int saved = errno;
-	char line[LINE_MOST];
-	va_list ap;
-
-	if (!log || level > log->level)
-		return;
-	va_start(ap, fmt);
-	vsnprintf(line, sizeof(line), fmt, ap);
-	va_end(ap);
-	if (log->sink) {
+	if (log->sink && to_sink) {
 		inside++;
 		atomic_store_explicit(&log->called_ns, kv_now_ns(), memory_order_relaxed);
 		atomic_fetch_add(&log->in_sink, 1);
@@ -189,5 +180,25 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	if (log->to_stderr)
 		to_file(STDERR_FILENO, level, line);
 	pthread_mutex_unlock(&log->lock);
+}
+
+void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
+{
+	int saved = errno;
+	char line[LINE_MOST];
+	va_list ap;
+
+	if (!log || level > log->level)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof(line), fmt, ap);
+	va_end(ap);
+	give_line(log, level, line, true);
 	errno = saved;
+}
+
+void kv_log_state(struct kv_log *log, const char *line)
+{
+	if (log && log->level >= 2)
+		give_line(log, 2, line, !atomic_load(&log->in_sink));
 }

@@ -28,6 +28,12 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /*
+ * A line of a state that somebody asked for, as a warning; the callback is left out while another
+ * thread is in it, as that thread may never come back.
+ */
+void kv_log_state(struct kv_log *log, const char *line);
+
+/*
  * This thread is in a callback. A line is written wherever something happens, so under whatever
  * locks: a call that needs one of them is refused, not left to wait for itself.
  */
