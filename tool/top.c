@@ -64,7 +64,7 @@ static void read_engine(const json_t *said, struct engine *e)
 	e->in_flight = number_of(said, "operations_in_flight");
 	e->oldest_ms = number_of(said, "oldest_ms");
 	e->out = number_of(said, "bytes_out");
-	e->in = number_of(said, "bytes_in");
+	e->in = number_of(said, "bytes_in") + number_of(said, "bytes_read");
 	for (int i = 0; i < BUCKETS && *at; i++, at = end)
 		e->bucket[i] = strtoull(at, &end, 10);
 	if (*text_of(said, "lock"))

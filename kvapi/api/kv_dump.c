@@ -301,14 +301,18 @@ static void report_pools(struct kv_report *r, struct kv_engine *engine)
 
 static void report_traffic(struct kv_report *r, const struct kv_engine *engine)
 {
-	uint64_t in = 0, out = 0;
+	uint64_t in = 0, out = 0, read = 0;
 
 	for (int i = 0; i < KV_TRANSPORTS; i++) {
-		in += atomic_load_explicit(&engine->traffic[i].bytes_in, memory_order_relaxed);
-		out += atomic_load_explicit(&engine->traffic[i].bytes_out, memory_order_relaxed);
+		const struct kv_traffic *of = &engine->traffic[i];
+
+		out += atomic_load_explicit(&of->bytes_out, memory_order_relaxed);
+		in += atomic_load_explicit(&of->bytes_in, memory_order_relaxed);
+		read += atomic_load_explicit(&of->bytes_read, memory_order_relaxed);
 	}
 	kv_report_int(r, "bytes_out", (int64_t)out);
 	kv_report_int(r, "bytes_in", (int64_t)in);
+	kv_report_int(r, "bytes_read", (int64_t)read);
 }
 
 /* Since the first who asked: how many operations took up to 1 us, 2 us, 4 us, ... */

@@ -47,8 +47,10 @@ static const struct kv_family families[FAMILIES] = {
 	TIME(ACK_SECONDS, "operation_ack",
 	     "From the last byte away to the acknowledgement, of operations that succeeded."),
 	TIME(ALL_SECONDS, "operation", "From the call to the end, of operations that succeeded."),
-	COUNTER(BLOCKS, "blocks", "Blocks of writes and sends, by direction and transport."),
-	COUNTER(BYTES, "bytes", "Bytes of writes and sends, by direction and transport."),
+	COUNTER(BLOCKS, "blocks",
+		"Blocks, by direction (out and in: of writes and sends; read) and transport."),
+	COUNTER(BYTES, "bytes",
+		"Bytes, by direction (out and in: of writes and sends; read) and transport."),
 	COUNTER(SPANS, "spans", "Pieces given to the transport after neighbours were merged."),
 	COUNTER(ARRIVALS, "arrivals", "Arrivals queued for the application."),
 	GAUGE(ARRIVALS_WAITING, "arrivals_waiting", "Arrivals that the application has not taken."),
@@ -151,16 +153,19 @@ static void add_times(struct kv_text *t, const struct kv_metrics *m, enum family
 static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum family family)
 {
 	for (unsigned int i = 0; tr_transport_name(i); i++) {
-		struct kv_traffic *traffic = &m->engine->traffic[i];
+		struct kv_traffic *of = &m->engine->traffic[i];
 		bool bytes = family == BYTES;
-		uint64_t out = value_of(bytes ? &traffic->bytes_out : &traffic->blocks_out);
-		uint64_t in = value_of(bytes ? &traffic->bytes_in : &traffic->blocks_in);
+		const struct {
+			const char *direction;
+			_Atomic uint64_t *counter;
+		} ways[] = { { "out", bytes ? &of->bytes_out : &of->blocks_out },
+			     { "in", bytes ? &of->bytes_in : &of->blocks_in },
+			     { "read", bytes ? &of->bytes_read : &of->blocks_read } };
 
-		kv_text_add(t,
-			    "%s{%s,direction=\"out\",transport=\"%s\"} %" PRIu64 "\n"
-			    "%s{%s,direction=\"in\",transport=\"%s\"} %" PRIu64 "\n",
-			    families[family].name, m->labels, tr_transport_name(i), out,
-			    families[family].name, m->labels, tr_transport_name(i), in);
+		for (size_t way = 0; way < sizeof(ways) / sizeof(ways[0]); way++)
+			kv_text_add(t, "%s{%s,direction=\"%s\",transport=\"%s\"} %" PRIu64 "\n",
+				    families[family].name, m->labels, ways[way].direction,
+				    tr_transport_name(i), value_of(ways[way].counter));
 	}
 }
 

@@ -126,6 +126,7 @@ enum {
 /* What went over one transport, and came. */
 struct kv_traffic {
 	_Atomic uint64_t blocks_out, bytes_out, blocks_in, bytes_in;
+	_Atomic uint64_t blocks_read, bytes_read; /* of reads that succeeded, by who read */
 };
 
 /* Parts of an operation's time, measured where metrics are asked for. */

@@ -198,6 +198,10 @@ static void count_end(struct kv_op *op, int code)
 	atomic_fetch_sub(&op->cache->users, 1);
 	kv_count(engine, in_flight, -1);
 	kv_count_at(&engine->ended[op->kind][-code], 1);
+	if (op->kind == KV_OP_READ && !code) {
+		kv_count_at(&op->peer->traffic->blocks_read, op->n);
+		kv_count_at(&op->peer->traffic->bytes_read, op->bytes);
+	}
 	KV_PROBE_OP(ended, op, code);
 	if (kv_engine_times(engine) && !code)
 		count_times(op);

@@ -200,6 +200,38 @@ static void the_metrics_say_what_kv_stats_says(void **state)
 	pair_close(&p);
 }
 
+/* Reads count where they end: this test's own table is what was asked for and came. */
+static void reads_are_counted_where_they_were_asked_for(void **state)
+{
+	uint64_t per_block = 0, bytes = 0, blocks = 0;
+	struct kv_error err;
+
+	(void)state;
+	pair_open(&p, NULL, NULL);
+	for (int i = 0; i < RIG_TENSORS; i++)
+		per_block += rig_shape.block_bytes[i];
+	write_blocks();
+	for (size_t n = 1; n <= N; n++) {
+		struct kv_layers layers = { .first = 1, .count = (uint32_t)n };
+
+		ok(kv_read_blocks(p.a.peer, p.a.cache, layers, to, from, n, NULL, &err), &err);
+		blocks += n;
+		bytes += n * n * per_block;
+	}
+	assert_int_equal(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, (int64_t[]){ -1 }, 1,
+					NULL, &err),
+			 KV_ERR_BLOCK_ID); /* no byte of it */
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_bytes_total", "direction=\"read\"", "transport=\"shm\""),
+			 bytes);
+	assert_int_equal(sum_of("kvrail_blocks_total", "direction=\"read\"", ""), blocks);
+	assert_int_equal(sum_of("kvrail_bytes_total", "direction=\"out\"", ""),
+			 N * RIG_LAYERS * per_block);
+	assert_int_equal(sum_of("kvrail_bytes_total", "direction=\"in\"", ""),
+			 N * RIG_LAYERS * per_block);
+	pair_close(&p);
+}
+
 static void a_lost_peer_is_counted_by_its_cause(void **state)
 {
 	struct kv_arrival arrival;
@@ -304,6 +336,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(the_metrics_say_what_kv_stats_says, with_metrics,
 						without),
+		cmocka_unit_test_setup_teardown(reads_are_counted_where_they_were_asked_for,
+						with_metrics, without),
 		cmocka_unit_test_setup_teardown(a_lost_peer_is_counted_by_its_cause, with_metrics,
 						without),
 		cmocka_unit_test_setup_teardown(the_file_is_there_as_long_as_an_engine,

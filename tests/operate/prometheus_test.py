@@ -19,7 +19,7 @@ import urllib.request
 
 PACKAGES = ("prometheus", "prometheus-node-exporter")
 LIMIT_S = 120
-WRITES, BLOCKS = 50, 7
+WRITES, READS, BLOCKS = 50, 20, 7
 
 
 def skip(why):
@@ -102,7 +102,7 @@ import sys, time
 import numpy as np
 import kvrail
 engine = kvrail.Engine()
-engine.register({"k": np.zeros((2, 32, 1024), np.uint8)}, open=True)
+engine.register({"k": np.zeros((2, 32, 1024), np.uint8)}, open=True, readable=True)
 print(engine.listen("127.0.0.1"), flush=True)
 sys.stdin.read()
 """
@@ -116,11 +116,15 @@ def run(prometheus, folder, port, receiver):
     peer = engine.connect("127.0.0.1", int(receiver.stdout.readline()))
     for _ in range(WRITES):
         peer.write_blocks(cache, list(range(BLOCKS)), list(range(BLOCKS)))
+    for _ in range(READS):
+        peer.read_blocks(cache, list(range(BLOCKS)), list(range(BLOCKS)))
     stats = engine.stats()
     assert stats["bytes_out"] == WRITES * BLOCKS * 2 * 1024, stats
     # The writer's port and file, the receiver's file: what one end sent the other one has.
     prometheus.expect('sum(kvrail_bytes_total{job="kvrail",direction="out"})', stats["bytes_out"])
-    prometheus.expect('sum(kvrail_operations_total{job="kvrail",kind="write",result="OK"})', stats["ok"])
+    prometheus.expect('sum(kvrail_operations_total{job="kvrail",kind="write",result="OK"})', WRITES)
+    prometheus.expect('sum(kvrail_bytes_total{job="kvrail",direction="read"})', READS * BLOCKS * 2 * 1024)
+    prometheus.expect('sum(kvrail_blocks_total{job="kvrail",direction="read"})', READS * BLOCKS)
     prometheus.expect('sum(kvrail_bytes_total{job="node",direction="out"})', stats["bytes_out"])
     prometheus.expect('sum(kvrail_bytes_total{job="node",direction="in"})', stats["bytes_out"])
     prometheus.expect('sum(kvrail_operation_seconds_count{job="kvrail",kind="write"})', WRITES)
