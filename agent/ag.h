@@ -13,8 +13,8 @@
  * the listener). Two agents that loaded each other have two connections: neither waits for the
  * other's handshake, and a region that is withdrawn is taken back from the asking side alone.
  *
- * Files call downwards: info, plan, address < record, note < peer < mem, rmem < move < talk < dial
- * < drive < service < xfer, agent.
+ * Files call downwards: info, plan, address, metrics < record, note < peer < mem, rmem < move
+ * < talk < dial < drive < service < xfer, agent.
  */
 #ifndef AG_H
 #define AG_H
@@ -41,6 +41,8 @@ enum {
 	AG_CALLER_BYTES = 64 << 10,
 	AG_SERVICE_BYTES = 4 << 20, /* of one peer before the next is looked at */
 	AG_WANTS = 256,		    /* of one peer at a time */
+	AG_KINDS = 2,		    /* enum ag_kind */
+	AG_CODES = 96,		    /* -KV_ERR_*; 0: success */
 };
 
 /* ---------------------------------------------------------------- ag_info.c: bytes, pure */
@@ -144,6 +146,7 @@ struct ag_agent {
 	pthread_mutex_t notes_lock;
 	struct ag_notes *notes, **notes_last;
 	atomic_size_t notes_bytes;
+	struct ag_metrics *metrics; /* NULL: not asked for */
 };
 
 /* ag_note.c */
@@ -299,6 +302,15 @@ struct ag_xfer {
 	uint64_t at_byte; /* of that span */
 	uint64_t again;	  /* bytes that were offered from there and not accepted whole, or 0 */
 };
+
+/*
+ * ag_metrics.c: started before the service thread, stopped after it. Where it cannot, the log says
+ * so, and the agent goes without.
+ */
+void ag_metrics_start(struct ag_agent *agent);
+void ag_metrics_stop(struct ag_agent *agent);
+void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer);
+void ag_metrics_lost(struct ag_agent *agent, int code);
 
 void ag_xfers_init(struct ag_xfers *xfers);
 void ag_xfers_add(struct ag_xfers *xfers, struct ag_xfer *xfer);

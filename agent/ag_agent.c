@@ -68,6 +68,7 @@ static int open_tables(struct ag_agent *agent, const struct ag_config *config, s
 /* Of one that no thread is in. */
 static void free_agent(struct ag_agent *agent)
 {
+	ag_metrics_stop(agent);
 	ag_mem_close(agent);
 	if (agent->listener)
 		tr_listener_close(agent->listener);
@@ -118,8 +119,10 @@ int ag_open(const struct ag_config *config, struct ag_agent **agent_p, struct kv
 		ret = open_place(agent, err);
 	if (!ret)
 		ret = open_loop(agent, err);
-	if (!ret)
+	if (!ret) {
+		ag_metrics_start(agent);
 		ret = ag_service_start(agent, err);
+	}
 	if (ret) {
 		free_agent(agent);
 		return ret;

@@ -36,6 +36,8 @@ static void lose(struct ag_peer *peer, const struct kv_error *cause)
 	if (!peer->linger_ns)
 		peer->linger_ns = kv_now_ns();
 	ag_move_lost(peer);
+	if (!atomic_load(&peer->dropped))
+		ag_metrics_lost(peer->agent, peer->error.code);
 	if (!atomic_load(&peer->dropped) && peer->name)
 		kv_log_info(peer->agent->log, "agent %s is lost: %s", peer->name,
 			    peer->error.message);

@@ -50,6 +50,7 @@ static void end_xfer(struct ag_peer *peer, struct ag_xfer *xfer)
 	}
 	free(xfer->note);
 	xfer->note = NULL;
+	ag_metrics_ended(peer->agent, xfer);
 	atomic_store(&xfer->stage, AG_DONE);
 }
 

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/expose.h"
 #include "base/unload.h"
 #include "kv_api.h"
 #include "kv_digest.h"
@@ -64,8 +65,7 @@ static void read_options(struct kv_engine *engine)
 	engine->heartbeat_ns = kv_option_int(set, KV_OPT_HEARTBEAT_MS) * KV_NS_PER_MS;
 	engine->ack_read = kv_option_is(set, KV_OPT_ACK, "read");
 	engine->checks = kv_option_bool(set, KV_OPT_CHECKSUM);
-	engine->timed = *kv_option_string(set, KV_OPT_METRICS_DIR) ||
-			kv_option_int(set, KV_OPT_METRICS_PORT);
+	engine->timed = kv_expose_measures(set);
 }
 
 void kv_engine_set_interrupt(struct kv_engine *engine, int (*interrupted)(void *arg), void *arg)

@@ -276,7 +276,8 @@ void kv_metrics_start(struct kv_engine *engine)
 		return;
 	}
 	m->engine = engine;
-	m->source = (struct kv_source){ .families = families,
+	m->source = (struct kv_source){ .file = "kvrail",
+					.families = families,
 					.n = FAMILIES,
 					.look = metrics_look,
 					.sample = metrics_sample,

@@ -5,7 +5,6 @@
  */
 #include "kv_rig.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "lib/scrape.h"
 
 enum { N = 3, WRITES = 20, TEXT_MAX = 1 << 20 };
 
@@ -67,61 +67,22 @@ static void read_file(pid_t pid)
 
 static int dial(void)
 {
-	struct sockaddr_in at = { .sin_family = AF_INET,
-				  .sin_port = htons((uint16_t)port),
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	assert_int_equal(connect(fd, (struct sockaddr *)&at, sizeof(at)), 0);
-	return fd;
+	return scrape_dial(port);
 }
 
-/* All that comes until the other end closes. */
 static void ask(const char *question)
 {
-	int fd = dial();
-	size_t len = 0;
-	ssize_t n;
-
-	assert_int_equal(send(fd, question, strlen(question), MSG_NOSIGNAL), strlen(question));
-	while ((n = recv(fd, text + len, TEXT_MAX - 1 - len, 0)) > 0)
-		len += (size_t)n;
-	text[len] = 0;
-	close(fd);
+	scrape_ask(port, question, text, TEXT_MAX);
 }
 
 static void ask_metrics(void)
 {
-	ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
-	assert_int_equal(strncmp(text, "HTTP/1.0 200 OK\r\n", 17), 0);
+	scrape_metrics(port, text, TEXT_MAX);
 }
 
-/*
- * The sum of a family's samples whose line has both words; fails if there is none. `only`: the line
- * begins with the whole name.
- */
 static double sum_of(const char *name, const char *word, const char *other)
 {
-	double sum = 0;
-	int lines = 0;
-
-	for (const char *at = text; (at = strstr(at, name)); at++) {
-		const char *end = strchr(at, '\n'), *value;
-		char line[512];
-
-		if ((at != text && at[-1] != '\n') || at[strlen(name)] != '{' ||
-		    end - at >= (ptrdiff_t)sizeof(line))
-			continue;
-		snprintf(line, sizeof(line), "%.*s", (int)(end - at), at);
-		value = strrchr(line, ' ');
-		if (!strstr(line, word) || !strstr(line, other) || !value)
-			continue;
-		sum += strtod(value, NULL);
-		lines++;
-	}
-	if (!lines)
-		fail_msg("no sample of %s with %s and %s", name, word, other);
-	return sum;
+	return scrape_sum(text, name, word, other);
 }
 
 static unsigned int times(const char *word)

@@ -397,13 +397,13 @@ static void *expose_main(void *arg)
 	}
 }
 
-static void name_file(const char *folder, struct kv_log *log)
+static void name_file(const char *folder, const char *file, struct kv_log *log)
 {
 	char host[64] = "";
 	int len;
 
 	gethostname(host, sizeof(host) - 1);
-	len = snprintf(here.path, sizeof(here.path), "%s/kvrail.%s.%d.prom", folder, host,
+	len = snprintf(here.path, sizeof(here.path), "%s/%s.%s.%d.prom", folder, file, host,
 		       (int)getpid());
 	if (len >= (int)sizeof(here.path) - 4) {
 		kv_log_warn(log, "metrics: KVCACHE_METRICS_DIR is too long");
@@ -493,11 +493,15 @@ static void start_thread(struct kv_log *log)
 	here.wake_fd = -1;
 }
 
-bool kv_expose_is_wanted(const struct kv_option_set *options)
+bool kv_expose_measures(const struct kv_option_set *options)
 {
 	return *kv_option_string(options, KV_OPT_METRICS_DIR) ||
-	       kv_option_int(options, KV_OPT_METRICS_PORT) ||
-	       kv_option_bool(options, KV_OPT_VIEW) ||
+	       kv_option_int(options, KV_OPT_METRICS_PORT);
+}
+
+bool kv_expose_is_wanted(const struct kv_option_set *options)
+{
+	return kv_expose_measures(options) || kv_option_bool(options, KV_OPT_VIEW) ||
 	       !kv_option_is(options, KV_OPT_DUMP_SIGNAL, "none");
 }
 
@@ -510,7 +514,7 @@ void kv_expose_add(const struct kv_option_set *options, struct kv_source *source
 
 	if (!kv_expose_is_wanted(options))
 		return;
-	source->measured = *folder || port;
+	source->measured = kv_expose_measures(options);
 	source->shown = source->report && kv_option_bool(options, KV_OPT_VIEW);
 	source->logged = source->report && !kv_option_is(options, KV_OPT_DUMP_SIGNAL, "none");
 	pthread_once(&once, install_at_fork);
@@ -521,7 +525,7 @@ void kv_expose_add(const struct kv_option_set *options, struct kv_source *source
 	source->next = NULL;
 	*at = source;
 	if (*folder && !here.path[0])
-		name_file(folder, source->log);
+		name_file(folder, source->file, source->log);
 	if (port && here.port_fd < 0)
 		open_port(port, source->log);
 	if (source->shown && here.view_fd < 0)

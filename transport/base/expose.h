@@ -26,6 +26,11 @@ struct kv_source {
 	/* Sources with the same pointer: their samples of a family stand together, as they must. */
 	const struct kv_family *families;
 	size_t n;
+	/*
+	 * What the file's name begins with: each library that has a copy of this one (the engine,
+	 * a plugin of NCCL, of NIXL) writes a file of its own.
+	 */
+	const char *file;
 	/* In the thread of this file. `look` may wait for some ms, `sample` says what it saw. */
 	void (*look)(void *arg);
 	void (*sample)(void *arg, size_t family, struct kv_text *text);
@@ -37,7 +42,8 @@ struct kv_source {
 	bool measured, shown, logged; /* at the port, at the socket, at the signal */
 };
 
-/* One of the options asks for something. */
+/* The options ask for metrics; for anything of this file. */
+bool kv_expose_measures(const struct kv_option_set *options);
 bool kv_expose_is_wanted(const struct kv_option_set *options);
 /* What fails is a warning in the log. The source is the caller's, and stays until it is removed. */
 void kv_expose_add(const struct kv_option_set *options, struct kv_source *source);

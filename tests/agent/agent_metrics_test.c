@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* agent_metrics_test.c -- an agent's metrics are what was moved, and go with the last agent */
+#include "agent_rig.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/scrape.h"
+
+enum { LEN = 1 << 20, WRITES = 5, PIECE = 3000, TEXT_MAX = 1 << 18 };
+
+static char text[TEXT_MAX], folder[] = "/tmp/agent_metrics_test.XXXXXX";
+static uint32_t port;
+
+static int free_port(void)
+{
+	struct sockaddr_in at = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(at);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	char number[8];
+
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) ||
+	    bind(fd, (struct sockaddr *)&at, len) || getsockname(fd, (struct sockaddr *)&at, &len))
+		return -1;
+	port = ntohs(at.sin_port);
+	snprintf(number, sizeof(number), "%u", port);
+	setenv("KVCACHE_METRICS_PORT", number, 1);
+	return fd;
+}
+
+static bool folder_has(const char *begins)
+{
+	DIR *dir = opendir(folder);
+	struct dirent *e;
+	bool has = false;
+
+	assert_non_null(dir);
+	while ((e = readdir(dir)))
+		has = has || !strncmp(e->d_name, begins, strlen(begins));
+	closedir(dir);
+	return has;
+}
+
+static void the_metrics_are_what_was_moved(void **state)
+{
+	struct ag_pair p;
+	struct rig_two t;
+
+	(void)state;
+	rig_up(&t, LEN);
+	p = (struct ag_pair){ t.a.mem, t.rmem, (uintptr_t)t.a.buf, (uintptr_t)t.b.buf, PIECE };
+	for (int i = 0; i < WRITES; i++)
+		rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
+	rig_move(&t.a, "b", AG_READ, &p, 1, "read", 4);
+	scrape_metrics(port, text, TEXT_MAX);
+	assert_int_equal(scrape_sum(text, "kvrail_agent_bytes_total", "kind=\"write\"", "\"a\""),
+			 WRITES * PIECE);
+	assert_int_equal(scrape_sum(text, "kvrail_agent_bytes_total", "kind=\"read\"", "\"a\""),
+			 PIECE);
+	assert_int_equal(scrape_sum(text, "kvrail_agent_bytes_total", "", "agent=\"b\""), 0);
+	assert_int_equal(scrape_sum(text, "kvrail_agent_transfers_total", "result=\"OK\"", ""),
+			 WRITES + 1);
+	assert_int_equal(scrape_sum(text, "kvrail_agent_peers", "agent=\"a\"", ""), 1);
+	for (int64_t end = kv_deadline_ns(RIG_WAIT_MS); !folder_has("kvrail-agent.");) {
+		assert_true(kv_now_ns() < end);
+		usleep(1000);
+	}
+	rig_close(&t.b);
+	for (int64_t end = kv_deadline_ns(RIG_WAIT_MS);;) { /* a has to notice */
+		scrape_metrics(port, text, TEXT_MAX);
+		if (scrape_sum(text, "kvrail_agent_peers_lost_total", "agent=\"a\"", "") == 1)
+			break;
+		assert_true(kv_now_ns() < end);
+		usleep(1000);
+	}
+	ag_rmem_unload(t.rmem);
+	rig_close(&t.a);
+	assert_false(folder_has("kvrail-agent."));
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = { cmocka_unit_test(the_metrics_are_what_was_moved) };
+	int holder = free_port(), failed;
+
+	if (holder < 0 || !mkdtemp(folder))
+		return 1;
+	close(holder);
+	setenv("KVCACHE_METRICS_DIR", folder, 1);
+	rig_path(argc > 1 ? argv[1] : NULL);
+	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	rmdir(folder);
+	return failed;
+}
