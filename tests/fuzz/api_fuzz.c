@@ -312,12 +312,12 @@ static void fill_start(const struct step *s, unsigned int pick, unsigned int slo
 	*start = (struct start){ .layers = c->layers, .n = c->n, .live = true, .stream = -1 };
 	start->by_events = pick == 16 || pick == 18;
 	for (int i = 0; i < LAYERS && start->by_events; i++) {
-		start->event[i] = (int)(s->f >> 4 * i) % (STREAMS + 1) - 1;
+		start->event[i] = (int)((s->f >> 4 * i) % (STREAMS + 1)) - 1;
 		start->events[i] = start->event[i] < 0 ? NULL : m.event[start->event[i]];
 		c->opts.events = start->events;
 	}
 	if (pick == 17 || pick == 18) {
-		start->stream = (int)s->f % STREAMS;
+		start->stream = (int)(s->f % STREAMS);
 		c->opts.stream = m.stream[start->stream];
 	}
 	if (pick == 15) { /* an application of 0.1.0: there is nothing behind */

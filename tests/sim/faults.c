@@ -11,6 +11,7 @@
 
 static int hosts, devices;
 static int64_t slow_until_ns[HOSTS_MAX];
+static int slow_now[HOSTS_MAX]; /* actors that hold a device's teardowns up */
 /* By a device that does not return from posts, and is slow to break a queue pair. */
 static struct {
 	int64_t ms, until_ns;
@@ -22,6 +23,7 @@ void faults_begin(int n_hosts, int n_devices, bool in_storm)
 	hosts = n_hosts;
 	devices = n_devices;
 	memset(slow_until_ns, 0, sizeof(slow_until_ns));
+	memset(slow_now, 0, sizeof(slow_now));
 	memset(held, 0, sizeof(held));
 	refused = false;
 	storm = in_storm;
@@ -161,9 +163,10 @@ static void slow_teardown(struct sim_actor *actor)
 {
 	static const int some_ms[] = { 5, 300, 1500, 6000 };
 	int host = some_host(actor), ms = some_ms[draw(actor, 4)];
+	int64_t until_ns;
 
 	await_moment(actor);
-	slow_until_ns[host] = SCHED_NEVER;
+	slow_now[host]++;
 	fake_slow_teardown(host, ms);
 	note_held(host);
 	count(true);
@@ -171,7 +174,9 @@ static void slow_teardown(struct sim_actor *actor)
 	fake_slow_teardown(host, 0);
 	note_held(host);
 	/* The error state and the end of each queue pair, one after the other. */
-	slow_until_ns[host] = sched_now_ns() + 20 * ms * INT64_C(1000000);
+	until_ns = sched_now_ns() + 20 * ms * INT64_C(1000000);
+	slow_until_ns[host] = until_ns > slow_until_ns[host] ? until_ns : slow_until_ns[host];
+	slow_now[host]--;
 }
 
 static void refuse_destroy(struct sim_actor *actor)
@@ -245,7 +250,8 @@ static void fail_point(struct sim_actor *actor)
 
 bool faults_device_is_slow(int host)
 {
-	return sched_now_ns() < slow_until_ns[host] || atomic_load(&world.refuse_destroy[host]) > 0;
+	return slow_now[host] || sched_now_ns() < slow_until_ns[host] ||
+	       atomic_load(&world.refuse_destroy[host]) > 0;
 }
 
 bool faults_were_slow(void)
