@@ -369,7 +369,7 @@ static void *expose_main(void *arg)
 	(void)arg;
 	for (;;) {
 		struct pollfd pfd[3];
-		bool stops, writes;
+		bool stops, writes, tired;
 		uint64_t n;
 
 		pthread_mutex_lock(&here.lock);
@@ -391,8 +391,9 @@ static void *expose_main(void *arg)
 			continue;
 		if (pfd[0].revents && read(pfd[0].fd, &n, sizeof(n)) == sizeof(n))
 			continue;
-		if ((pfd[1].revents && serve_port(pfd[1].fd)) |
-		    (pfd[2].revents && serve_view(pfd[2].fd)))
+		tired = pfd[1].revents && serve_port(pfd[1].fd);
+		tired |= pfd[2].revents && serve_view(pfd[2].fd);
+		if (tired)
 			poll(pfd, 1, NAP_MS);
 	}
 }
