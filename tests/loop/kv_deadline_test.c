@@ -100,6 +100,18 @@ static void within(int64_t ms, const char *what)
 	assert_true(bar_holds(began, ms, what));
 }
 
+/* Then a call takes longer than its connection waits for it, which the test is not about. */
+static bool is_looked_through(void)
+{
+#ifdef __SANITIZE_THREAD__
+	const char *path = getenv("KVCACHE_SHM_PATH");
+
+	return path && !strcmp(path, "cma");
+#else
+	return false;
+#endif
+}
+
 static void a_write_of_gigabytes_ends_at_its_deadline(void **state)
 {
 	struct kv_options options = KV_INIT(kv_options);
@@ -108,6 +120,10 @@ static void a_write_of_gigabytes_ends_at_its_deadline(void **state)
 	struct big a, b;
 
 	(void)state;
+	if (is_looked_through()) {
+		print_message("skipped: ThreadSanitizer looks at each byte of process_vm_writev\n");
+		skip();
+	}
 	two_open(&a, &b);
 	options.timeout_ms = SHORT_MS;
 	began = bar_begin();
