@@ -22,7 +22,7 @@
  *   np_recv.c           irecv, iflush; np_send.c isend; np_test.c test
  *   np_ahead.c          small sends that do not wait for their receive
  *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
- *   np_log.c            NCCL's logger, and its codes for our errors
+ *   np_log.c            NCCL's logger, and its codes for our errors; np_metrics.c for Prometheus
  *
  * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects,
  *          closes and registers memory meanwhile. So a communicator's regions have a lock, and
@@ -147,6 +147,7 @@ struct np_rail {
 	struct kv_log *log;
 	struct tr *tr;
 	int ptr_support; /* the device's */
+	struct np_metrics *metrics; /* NULL: not asked for */
 };
 
 struct np_context {
@@ -168,6 +169,17 @@ struct np_context {
 /* The transport of a device, opened at its first use. The caller gets a reference on ctx. */
 int np_rail_get(struct np_context *ctx, int dev, struct np_rail **rail_p, struct kv_error *err);
 void np_context_put(struct np_context *ctx);
+
+/*
+ * np_metrics.c. Where it cannot, the log says so, and the device goes without: then `m` is NULL,
+ * and nothing is counted.
+ */
+struct np_request;
+void np_metrics_start(struct np_rail *rail, const struct np_device *device);
+void np_metrics_stop(struct np_rail *rail);
+void np_metrics_done(struct np_metrics *m, const struct np_request *request);
+void np_metrics_open(struct np_metrics *m, int more); /* communicators: 1, -1 */
+void np_metrics_failed(struct np_metrics *m, int code);
 
 /* np_init.c */
 /* version: of the interface that NCCL took. config may be NULL. */
@@ -206,6 +218,7 @@ struct np_comm {
 	const struct np_side *side;
 	struct np_context *ctx;
 	struct tr *tr;
+	struct np_metrics *metrics; /* the device's */
 	int ptr_support;
 	struct tr_conn *conn;
 	bool failed;

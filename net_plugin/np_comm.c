@@ -19,9 +19,11 @@ struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail,
 	comm->side = side;
 	comm->ctx = ctx;
 	comm->tr = rail->tr;
+	comm->metrics = rail->metrics;
 	comm->ptr_support = rail->ptr_support;
 	pthread_mutex_init(&comm->mr_lock, NULL);
 	side->init(comm);
+	np_metrics_open(comm->metrics, 1);
 	return comm;
 }
 
@@ -29,6 +31,7 @@ void np_comm_free(struct np_comm *comm)
 {
 	struct np_context *ctx = comm->ctx;
 
+	np_metrics_open(comm->metrics, -1);
 	tr_conn_close(comm->conn);
 	np_mem_free_all(comm);
 	if (comm->side->is_send)
@@ -43,6 +46,8 @@ ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, co
 	if (!comm->failed) {
 		comm->failed = true;
 		comm->left = tr_conn_peer_left(comm->conn);
+		if (!comm->left)
+			np_metrics_failed(comm->metrics, cause->code);
 		comm->result = np_fail(cause, what);
 	}
 	return comm->result;

@@ -10,6 +10,7 @@
 
 static void close_rail(struct np_rail *rail)
 {
+	np_metrics_stop(rail);
 	tr_close(rail->tr);
 	kv_log_close(rail->log);
 	kv_option_free(rail->options);
@@ -47,6 +48,8 @@ static int open_rail(const struct np_context *ctx, const struct np_device *devic
 		      err);
 	if (ret)
 		close_rail(rail);
+	else
+		np_metrics_start(rail, device);
 	return ret;
 }
 

@@ -8,6 +8,7 @@ static void report(struct np_request *request, int *sizes)
 {
 	for (unsigned int i = 0; sizes && i < request->n; i++)
 		sizes[i] = request->size[i] > INT_MAX ? INT_MAX : (int)request->size[i];
+	np_metrics_done(request->comm->metrics, request);
 	if (request->kind == NP_SEND)
 		np_send_release(request);
 	else

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "lib/process.h"
+#include "lib/scrape.h"
 #include "lib/test.h"
 #include "np_rig.h"
 
@@ -127,6 +128,55 @@ static void a_description_that_was_broken_off_begins_again(void **state)
 	np_rig_process(NULL, descriptions);
 }
 
+/* ---------------------------------------------------------------- metrics */
+
+static char metrics_option[40];
+
+static double moved(const char *name, const char *direction)
+{
+	static char text[1 << 16];
+
+	scrape_metrics((uint32_t)strtoul(strchr(metrics_option, '=') + 1, NULL, 10), text,
+		       sizeof(text));
+	return scrape_sum(text, name, direction, "device=");
+}
+
+static void measured(void)
+{
+	enum { EXCHANGES = 3 };
+	struct side s = np_rig_join(-1, 0, LINE);
+	double out = moved("kvrail_nccl_bytes_total", "\"out\""),
+	       in = moved("kvrail_nccl_bytes_total", "\"in\"");
+
+	for (unsigned int i = 0; i < EXCHANGES; i++)
+		PASSES(&s, side_exchange(&s, &s.loop, &s.from, &s.to, LINE, i));
+	CHECK(moved("kvrail_nccl_bytes_total", "\"out\"") - out == EXCHANGES * LINE);
+	CHECK(moved("kvrail_nccl_bytes_total", "\"in\"") - in == EXCHANGES * LINE);
+	CHECK(moved("kvrail_nccl_requests_total", "\"in\"") >= EXCHANGES);
+	CHECK(moved("kvrail_nccl_communicators", "") == 2);
+	CHECK(moved("kvrail_nccl_failed_total", "") == 0);
+	np_rig_part(&s);
+	CHECK(count_threads() == 1);
+}
+
+static void what_nccl_moves_is_in_the_metrics(void **state)
+{
+	static const char *const variables[] = { metrics_option, NULL };
+	struct sockaddr_in at = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof(at);
+	int holder = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+
+	(void)state;
+	CHECK(!setsockopt(holder, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)));
+	CHECK(!bind(holder, (struct sockaddr *)&at, len));
+	CHECK(!getsockname(holder, (struct sockaddr *)&at, &len));
+	snprintf(metrics_option, sizeof(metrics_option), "KVCACHE_METRICS_PORT=%u",
+		 ntohs(at.sin_port));
+	np_rig_process(variables, measured);
+	close(holder);
+}
+
 /* ---------------------------------------------------------------- fork */
 
 /* Runs after the plugin's own destructor: what it has left on the devices. */
@@ -179,6 +229,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_end_costs_two_descriptors_and_their_limit_is_named),
+		cmocka_unit_test(what_nccl_moves_is_in_the_metrics),
 		cmocka_unit_test(a_description_that_was_broken_off_begins_again),
 		cmocka_unit_test(a_forked_child_that_exits_frees_nothing_of_its_parents),
 	};
