@@ -186,7 +186,8 @@ install_step() {
 deb_step() {
 	local there=$work/shop$home/packages
 	machine packager
-	in_machine "$work/packager" "cd ~/kvrail && ./dev package" || return
+	in_machine "$work/packager" "cd ~/kvrail && ./dev package && ./dev package rpm &&
+		rpm -qp --provides dist/kvrail-libs-*.rpm | grep '^libkvrail\.so\..*64bit'" || return
 	cp -a --reflink=auto "$work/base" "$work/shop"
 	mkdir "$there"
 	cp "$work/packager$home"/kvrail/dist/*.deb "$here/packages.sh" "$there"
