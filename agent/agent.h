@@ -65,7 +65,12 @@ const void *ag_info(const struct ag_agent *agent, size_t *len_p);
 
 /* ---------------------------------------------------------------- regions */
 
-int ag_mem_reg(struct ag_agent *agent, void *addr, size_t len, struct ag_mem **mem_p,
+enum ag_mem_kind {
+	AG_HOST,
+	AG_CUDA, /* a GPU's: moved by its kernels on one host, through pinned memory over TCP */
+};
+bool ag_has_cuda(void); /* its driver is installed */
+int ag_mem_reg(struct ag_agent *agent, void *addr, size_t len, int kind, struct ag_mem **mem_p,
 	       struct kv_error *err);
 /*
  * The region is gone for peers: their transfers end with REVOKED, before or after; connections

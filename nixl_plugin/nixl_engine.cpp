@@ -81,7 +81,18 @@ bool take_note(void *arg, const char *name, const void *note, size_t len)
 	return true;
 }
 
+bool is_memory(nixl_mem_t type)
+{
+	return type == DRAM_SEG || type == VRAM_SEG;
+}
+
 } // namespace
+
+/* That of GPUs only where there may be one: NIXL chooses a backend by it. */
+nixl_mem_list_t kvrail_mems()
+{
+	return ag_has_cuda() ? nixl_mem_list_t{ DRAM_SEG, VRAM_SEG } : nixl_mem_list_t{ DRAM_SEG };
+}
 
 kvrailEngine::kvrailEngine(const nixlBackendInitParams &params) : nixlBackendEngine(params)
 {
@@ -122,10 +133,11 @@ nixl_status_t kvrailEngine::fail(const char *what, const kv_error &err) const no
 
 nixl_mem_list_t kvrailEngine::getSupportedMems() const
 {
-	return { DRAM_SEG };
+	return kvrail_mems();
 }
 
 /* ---------------------------------------------------------------- regions */
+
 
 nixl_status_t kvrailEngine::registerMem(const nixlBlobDesc &mem, const nixl_mem_t &type,
 					nixlBackendMD *&out)
@@ -133,11 +145,11 @@ nixl_status_t kvrailEngine::registerMem(const nixlBlobDesc &mem, const nixl_mem_
 	return contained([&] {
 		kv_error err;
 
-		if (type != DRAM_SEG)
+		if (!is_memory(type))
 			return NIXL_ERR_NOT_SUPPORTED;
 		auto *region = new Region;
-		if (ag_mem_reg(agent, reinterpret_cast<void *>(mem.addr), mem.len, &region->mem,
-			       &err)) {
+		if (ag_mem_reg(agent, reinterpret_cast<void *>(mem.addr), mem.len,
+			       type == VRAM_SEG ? AG_CUDA : AG_HOST, &region->mem, &err)) {
 			delete region;
 			return fail("register", err);
 		}
@@ -186,7 +198,7 @@ nixl_status_t kvrailEngine::load_region(const std::string &owner, const void *in
 nixl_status_t kvrailEngine::loadRemoteMD(const nixlBlobDesc &input, const nixl_mem_t &type,
 					 const std::string &remote_agent, nixlBackendMD *&output)
 {
-	if (type != DRAM_SEG)
+	if (!is_memory(type))
 		return NIXL_ERR_NOT_SUPPORTED;
 	return load_region(remote_agent, input.metaInfo.data(), input.metaInfo.size(), output);
 }
@@ -262,7 +274,7 @@ nixl_status_t kvrailEngine::prepXfer(const nixl_xfer_op_t &operation,
 
 		if (local.descs.size() != remote.descs.size())
 			return NIXL_ERR_MISMATCH;
-		if (local.type != DRAM_SEG || remote.type != DRAM_SEG)
+		if (!is_memory(local.type) || !is_memory(remote.type))
 			return NIXL_ERR_NOT_SUPPORTED;
 		for (size_t i = 0; i < pairs.size(); i++) {
 			const nixlMetaDesc &l = local.descs[i], &r = remote.descs[i];

@@ -8,6 +8,8 @@ extern "C" {
 }
 #include "nixl_abi.hpp"
 
+nixl_mem_list_t kvrail_mems(); /* the kinds of memory that it takes */
+
 class kvrailEngine final : public nixlBackendEngine {
 	ag_agent *agent = nullptr;
 

@@ -45,7 +45,7 @@ nixl_b_params_t backend_options()
 
 nixl_mem_list_t backend_mems()
 {
-	return { DRAM_SEG };
+	return kvrail_mems();
 }
 
 nixlBackendPlugin plugin = { NIXL_PLUGIN_API_VERSION, create_engine,   destroy_engine, plugin_name,

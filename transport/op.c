@@ -202,9 +202,6 @@ int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 	if (op->kind == TR_READ_OP && flags)
 		return kv_fail(err, KV_ERR_ARG, "commit",
 			       "a read takes no notify and needs no proof");
-	if (op->to_device && flags & TR_PROVEN)
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "commit",
-			       "a READ of the peer's memory proves nothing about a GPU's");
 	op->state = TR_OP_COMMITTED; /* before the provider, which may end it at once */
 	ret = conn->provider->op_commit(op, flags, value, err);
 	if (ret) {

@@ -24,6 +24,11 @@ const char *tr_transport_name(unsigned int i)
 	return i < TR_PROVIDERS ? tr_known[i]->name : NULL;
 }
 
+bool tr_has_cuda(void)
+{
+	return cuda_is_installed();
+}
+
 static bool allowed(const struct tr *tr, const struct tr_provider *provider)
 {
 	return kv_option_has(tr->options, KV_OPT_TRANSPORT, "auto") ||

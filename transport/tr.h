@@ -275,6 +275,7 @@ const char *tr_conn_stage(const struct tr_conn *conn);	 /* "waiting for hello", 
 const char *tr_conn_address(const struct tr_conn *conn); /* "127.0.0.1:4711" of the other end */
 uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
+bool tr_has_cuda(void); /* the driver is installed: there may be TR_MEM_DEVICE */
 const char *tr_transport_name(unsigned int i); /* those that there are, from 0 on; NULL: no more */
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);
@@ -361,7 +362,7 @@ enum tr_commit_flags {
 	TR_NOTIFY = 1 << 0,
 	/*
 	 * TR_WRITTEN only after the bytes are visible there (a READ behind the last WRITE on each
-	 * lane); UNSUPPORTED: a GPU's memory
+	 * lane); UNSUPPORTED: a GPU's memory over a NIC
 	 */
 	TR_PROVEN = 1 << 1,
 	/*

@@ -69,7 +69,7 @@ static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
 	rig_up(&t, LEN);
 	old = whole(&t);
 	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
-	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, &mem, &err), 0);
+	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, AG_HOST, &mem, &err), 0);
 	rmem = rig_see(&t.a, &t.b, mem);
 	p = (struct ag_pair){ t.a.mem, rmem, (uintptr_t)t.a.buf, (uintptr_t)late, LEN };
 	rig_fill(t.a.buf, 5, LEN);
@@ -87,7 +87,7 @@ static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
 	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0); /* the connection is well */
 	/* One that is loaded when it is gone already. */
 	ag_rmem_unload(rmem);
-	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, &mem, &err), 0);
+	assert_int_equal(ag_mem_reg(t.b.agent, late, LEN, AG_HOST, &mem, &err), 0);
 	rmem = rig_see(&t.a, &t.b, mem);
 	ag_rmem_unload(rmem);
 	rmem = rig_see(&t.a, &t.b, mem);

@@ -52,7 +52,7 @@ static int scene_open(struct scene *s, struct kv_error *err)
 
 		ret = ag_open(&config, &s->agent[i], err);
 		if (!ret)
-			ret = ag_mem_reg(s->agent[i], bytes[i], LEN, &s->mem[i], err);
+			ret = ag_mem_reg(s->agent[i], bytes[i], LEN, AG_HOST, &s->mem[i], err);
 	}
 	return ret;
 }

@@ -127,7 +127,7 @@ static void lists_between_many_regions(void **state)
 			buf[k][r] = mmap(NULL, PART, PROT_READ | PROT_WRITE,
 					 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 			assert_int_equal(ag_mem_reg(k ? t.b.agent : t.a.agent, buf[k][r], PART,
-						    &mem[k][r], &err),
+						    AG_HOST, &mem[k][r], &err),
 					 0);
 		}
 		rmem[r] = rig_see(&t.a, &t.b, mem[1][r]);

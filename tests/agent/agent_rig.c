@@ -45,7 +45,8 @@ void rig_open(struct rig_end *end, const char *name, size_t len)
 	end->len = len;
 	end->buf = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	assert_ptr_not_equal(end->buf, MAP_FAILED);
-	assert_int_equal(fine(ag_mem_reg(end->agent, end->buf, len, &end->mem, &err), &err), 0);
+	assert_int_equal(
+		fine(ag_mem_reg(end->agent, end->buf, len, AG_HOST, &end->mem, &err), &err), 0);
 }
 
 void rig_close(struct rig_end *end)

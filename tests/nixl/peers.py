@@ -8,6 +8,7 @@ KVRAIL_NIXL_VERSION: another version than that of wheels.py
 Each case starts the other process anew. It holds a region and does what it is asked to; of a transfer's failures the cases are
 those of NIXL's own tests: load a remote that then fails, post and then it fails, fail and restore under the same name.
 """
+import ctypes
 import importlib.util
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import wheels
 
 MIB = 1 << 20
 WAIT_S = 60  # for what surely comes, on whatever machine
+GPU_KINDS = ["DRAM_SEG", "VRAM_SEG"]
 
 
 def load_nixl(plugin):
@@ -428,8 +430,10 @@ def a_killed_peer_is_a_disconnect_and_its_name_comes_back(plugin):
         again.kill()
 
 
-def gpu_memory_is_refused(plugin):
+def gpu_memory_is_refused_without_a_driver(plugin):
     del plugin
+    if os.path.exists("/dev/nvidiactl"):
+        return  # gpu_memory_moves is for it
     end = End("here", MIB)
     kinds = [str(kind) for kind in end.agent.get_plugin_mem_types("KVRAIL")]
     assert len(kinds) == 1 and "DRAM" in kinds[0], kinds
@@ -441,15 +445,53 @@ def gpu_memory_is_refused(plugin):
         raise AssertionError("GPU memory was taken")
 
 
+def gpu_memory_moves(plugin):
+    """Over a stand-in for libcuda, which says where this process sees the memory."""
+    del plugin
+    cuda = ctypes.CDLL("libcuda.so.1")
+    cuda.fake_cuda_alloc.restype = ctypes.c_void_p
+    ends, seen, at = [End(name, MIB) for name in ("here", "there")], [], []
+    for end in ends:
+        assert sorted(str(kind).rsplit(".", maxsplit=1)[-1] for kind in end.agent.get_plugin_mem_types("KVRAIL")) == GPU_KINDS
+        address = ctypes.c_void_p()
+        seen.append(cuda.fake_cuda_alloc(ctypes.c_size_t(MIB), ctypes.byref(address)))
+        at.append(address.value)
+        end.on_gpu = end.agent.register_memory([(address.value, MIB, 0, "")], "VRAM")
+    here, there = ends
+    here.agent.add_remote_agent(there.agent.get_agent_metadata())
+    data = os.urandom(MIB)
+    ctypes.memmove(seen[0], data, MIB)
+    rows = [(row * 4096, 4096) for row in range(MIB // 4096)]
+
+    def move(kind, note):
+        local, remote = (here.agent.get_xfer_descs([(base + row, size, 0) for row, size in order], "VRAM")
+                         for base, order in ((at[0], rows), (at[1], rows[::-1])))
+        handle = here.agent.initialize_xfer(kind, local, remote, "there", note)
+        assert here.agent.query_xfer_backend(handle) == "KVRAIL"
+        assert run(here, handle) == "DONE"
+        release(here, handle)
+
+    move("WRITE", b"first")
+    limit = time.monotonic() + WAIT_S
+    while not (notes := there.agent.get_new_notifs()):
+        assert time.monotonic() < limit, "no notification came"
+    assert notes == {"here": [b"first"]}
+    turned = b"".join(data[row:row + size] for row, size in rows[::-1])
+    assert ctypes.string_at(seen[1], MIB) == turned
+    ctypes.memset(seen[0], 0, MIB)
+    move("READ", b"")
+    assert ctypes.string_at(seen[0], MIB) == data
+
+
 CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, a_list_moves_without_being_polled, an_agent_reaches_itself, a_release_is_a_fence,
          a_release_of_a_read_is_a_fence, regions_may_come_late, threads_share_an_agent,
-         a_killed_writer_harms_nobody_and_its_name_comes_back, a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused]
+         a_killed_writer_harms_nobody_and_its_name_comes_back, a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused_without_a_driver]
 
 
 def main():
     plugin = os.path.abspath(sys.argv[1])
     load_nixl(plugin)
-    chosen = [case for case in CASES if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+    chosen = [case for case in CASES + [gpu_memory_moves] * bool(sys.argv[2:]) if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
     for case in chosen:
         begun = time.monotonic()
         print(case.__name__, flush=True)

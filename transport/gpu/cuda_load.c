@@ -95,6 +95,15 @@ const struct cuda_driver *cuda_driver_start(struct kv_error *err)
 	return NULL;
 }
 
+bool cuda_is_installed(void)
+{
+	void *library = kv_fault(GPU_DLOPEN) ? NULL : dlopen("libcuda.so.1", RTLD_LAZY);
+
+	if (library)
+		dlclose(library);
+	return library;
+}
+
 const char *cuda_error(int error)
 {
 	const char *name = NULL;

@@ -8,6 +8,7 @@
 #ifndef GPU_CUDA_LOAD_H
 #define GPU_CUDA_LOAD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <kvrail/kv_error.h>
@@ -112,6 +113,7 @@ struct cuda_driver {
 const struct cuda_driver *cuda_driver(const char *op, struct kv_error *err);
 /* The same for memory of a peer: loads and starts CUDA. */
 const struct cuda_driver *cuda_driver_start(struct kv_error *err);
+bool cuda_is_installed(void); /* without starting it */
 /* CUDA_ERROR_... of a number. */
 const char *cuda_error(int error);
 

@@ -53,6 +53,9 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
+	if (op->to_device && flags & TR_PROVEN)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "commit",
+			       "a READ of the peer's memory proves nothing about a GPU's");
 	ret = ib_post_rest(c, op, err);
 	if (ret || state->rest.len)
 		return ret ? ret : ib_again(c);

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * agent_gpu_test.c -- agents whose regions are a GPU's: a stand-in for libcuda, of which a CPU that
+ * touches the memory by CUDA's address ends the test
+ */
+#include "agent_rig.h"
+
+#include <string.h>
+
+#include "fake_cuda.h"
+
+enum { LEN = 1 << 20, ROWS = 64, ROW = 8192 };
+
+static const char *path;
+
+/* An agent and its region: where CUDA has it, and where this process sees it. */
+struct end {
+	struct rig_end rig;
+	struct ag_mem *mem;
+	uint8_t *at, *seen;
+};
+
+static void end_open(struct end *end, const char *name, bool gpu)
+{
+	struct kv_error err;
+
+	rig_open(&end->rig, name, LEN);
+	end->mem = end->rig.mem;
+	end->at = end->seen = end->rig.buf;
+	if (!gpu)
+		return;
+	end->seen = fake_cuda_alloc(LEN, &end->at);
+	assert_non_null(end->seen);
+	assert_int_equal(ag_mem_reg(end->rig.agent, end->at, LEN, AG_CUDA, &end->mem, &err), 0);
+}
+
+static void rows_of(struct ag_pair *pairs, const struct end *a, const struct end *b,
+		    struct ag_rmem *rmem)
+{
+	for (size_t i = 0; i < ROWS; i++)
+		pairs[i] = (struct ag_pair){ a->mem, rmem, (uintptr_t)a->at + i * ROW,
+					     (uintptr_t)b->at + (ROWS - 1 - i) * ROW, ROW };
+}
+
+static void rows_are_of(const uint8_t *seen, unsigned int seed)
+{
+	static uint8_t want[LEN];
+
+	rig_fill(want, seed, LEN);
+	for (size_t i = 0; i < ROWS; i++)
+		assert_memory_equal(seen + (ROWS - 1 - i) * ROW, want + i * ROW, ROW);
+}
+
+static void moves(bool gpu_a, bool gpu_b)
+{
+	struct ag_pair pairs[ROWS];
+	struct ag_rmem *rmem;
+	struct end a, b;
+	char note[8];
+
+	end_open(&a, "a", gpu_a);
+	end_open(&b, "b", gpu_b);
+	rig_load(&a.rig, &b.rig);
+	rmem = rig_see(&a.rig, &b.rig, b.mem);
+	rows_of(pairs, &a, &b, rmem);
+	rig_fill(a.seen, 1, LEN);
+	rig_move(&a.rig, "b", AG_WRITE, pairs, ROWS, "there", 6);
+	assert_int_equal(rig_note(&b.rig, NULL, note, sizeof(note)), 6);
+	rows_are_of(b.seen, 1); /* the bytes come before it */
+	for (size_t i = 0; i < ROWS; i++)
+		rig_fill(b.seen + (ROWS - 1 - i) * ROW, 2, ROW);
+	rig_move(&a.rig, "b", AG_READ, pairs, ROWS, NULL, 0);
+	for (size_t i = 0; i < ROWS; i++)
+		assert_true(rig_is(a.seen + i * ROW, 2, ROW));
+	ag_rmem_unload(rmem);
+	rig_close(&a.rig);
+	rig_close(&b.rig);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+static void rows_go_to_and_from_a_gpu(void **state)
+{
+	(void)state;
+	for (int slow = 0; slow < 4; slow += 3) {
+		fake_cuda.slow = slow; /* looks that a kernel takes */
+		moves(true, true);
+		fake_cuda.slow = slow;
+		moves(false, true);
+		fake_cuda.slow = slow;
+		if (!strcmp(path,
+			    "tcp")) /* on one host a GPU does not reach another's ordinary memory */
+			moves(true, false);
+	}
+}
+
+/* As long as a kernel may still write, the blocks are not given back. */
+static void a_release_waits_for_the_kernel(void **state)
+{
+	struct ag_pair pairs[ROWS];
+	struct ag_rmem *rmem;
+	struct ag_xfer *xfer;
+	struct kv_error err;
+	struct end a, b;
+	uint8_t *untouched;
+
+	(void)state;
+	end_open(&a, "a", true);
+	end_open(&b, "b", true);
+	rig_load(&a.rig, &b.rig);
+	rmem = rig_see(&a.rig, &b.rig, b.mem);
+	rows_of(pairs, &a, &b, rmem);
+	rig_move(&a.rig, "b", AG_READ, pairs, 1, NULL, 0);
+	fake_cuda.hold = true;
+	assert_int_equal(ag_xfer_prepare(a.rig.agent, "b", AG_READ, pairs, ROWS, &xfer, &err), 0);
+	fake_cuda.launched = 0;
+	assert_true(ag_xfer_post(xfer, NULL, 0, &err) >= 0);
+	while (!fake_cuda.launched)
+		assert_int_equal(ag_xfer_check(xfer, &err), AG_AGAIN);
+	if (strcmp(path, "tcp")) {
+		assert_int_equal(ag_xfer_release(xfer), AG_AGAIN);
+		fake_cuda.hold = false;
+		rig_release(xfer);
+	} else { /* the kernel is the other end's, and what it sends is thrown away */
+		rig_release(xfer);
+		fake_cuda.hold = false;
+	}
+	untouched = malloc(LEN);
+	assert_non_null(untouched);
+	memcpy(untouched, a.seen, LEN);
+	rig_fill(b.seen, 3, LEN);
+	rig_move(&a.rig, "b", AG_WRITE, pairs, 1, NULL, 0);
+	assert_memory_equal(a.seen, untouched, LEN);
+	free(untouched);
+	ag_rmem_unload(rmem);
+	rig_close(&a.rig);
+	rig_close(&b.rig);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+static void what_is_not_a_gpus_memory_is_refused(void **state)
+{
+	uint8_t *addr;
+	struct kv_error err;
+	struct ag_mem *mem;
+	struct end a;
+
+	(void)state;
+	assert_true(ag_has_cuda());
+	end_open(&a, "a", false);
+	assert_int_equal(ag_mem_reg(a.rig.agent, a.at, LEN, AG_CUDA, &mem, &err), KV_ERR_ARG);
+	assert_non_null(strstr(err.message, "CUDA does not know the address"));
+	assert_non_null(fake_cuda_alloc(4096, &addr));
+	assert_int_equal(ag_mem_reg(a.rig.agent, addr, 8192, AG_CUDA, &mem, &err), KV_ERR_ARG);
+	rig_close(&a.rig);
+	fake_cuda_reset();
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(rows_go_to_and_from_a_gpu),
+		cmocka_unit_test(a_release_waits_for_the_kernel),
+		cmocka_unit_test(what_is_not_a_gpus_memory_is_refused),
+	};
+
+	path = argc > 1 ? argv[1] : "cma";
+	rig_path(path);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
