@@ -19,7 +19,7 @@
 #include "../lib/check.h"
 #include "../lib/process.h"
 
-enum { LEN = 1 << 20 };
+enum { LEN = 1 << 20, WITHDRAW_MS = 1000 };
 
 static const char *path;
 static size_t big; /* takes a while to move: a device in software is slow */
@@ -111,6 +111,8 @@ static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 	for (int round = 0; round < 4; round++) {
 		struct ag_xfer *xfer;
 		struct ag_pair p;
+		int64_t begun;
+		bool cut; /* a writer that gets no processor for so long is cut off */
 		int ret;
 
 		rig_up(&t, big);
@@ -121,13 +123,16 @@ static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 		rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0); /* the region is known there */
 		assert_true(ag_xfer_post(xfer, "late", 4, &err) >= 0);
 		poll(NULL, 0, round); /* somewhere in the middle */
+		begun = kv_now_ns();
 		assert_int_equal(ag_mem_dereg(t.b.mem, &err), 0);
+		cut = kv_now_ns() - begun >= WITHDRAW_MS * KV_NS_PER_MS;
 		memset(t.b.buf, 0x22, big);
 		ret = rig_end_of(xfer, &err);
-		assert_true(ret == 0 || ret == KV_ERR_REVOKED);
+		assert_true(ret == 0 || ret == KV_ERR_REVOKED ||
+			    (cut && kv_error_scope(ret) == KV_SCOPE_PEER));
 		rig_release(xfer);
 		assert_true(is_all(t.b.buf, 0x22, big));
-		assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
+		assert_true(cut || !ag_peer_check(t.a.agent, "b", &err));
 		rig_down(&t);
 	}
 }
