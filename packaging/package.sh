@@ -29,6 +29,10 @@ flags() {
 
 build() {
 	local kind=$1 folder=build-package libdir=()
+	command -v dpkg-buildflags >/dev/null || {
+		echo "dev: packages are made on Debian or Ubuntu, with dpkg-dev" >&2
+		exit 1
+	}
 	umask 022
 	SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}
 	export SOURCE_DATE_EPOCH
