@@ -179,6 +179,8 @@ static void a_hang_is_explained_while_every_thread_hangs(void **state)
 	says("threads_in_log_callback 1");
 	says("name decode-4, state up, ");
 	says("busy another thread is in a call on it");
+	snprintf(address, sizeof(address), "peer process %d, which is stopped, ", stopped.pid);
+	says(address);
 	dump("--json");
 	says("\"waits_for\": \"the peer's acknowledgement\"");
 	/* Nothing of the application runs under the engine's lock; a fault of ours might. */
@@ -186,7 +188,7 @@ static void a_hang_is_explained_while_every_thread_hangs(void **state)
 	dump("");
 	says("lock a thread has kept it for ");
 	says("operation write_blocks, stage in flight, ");
-	says(address);
+	says("name decode-3");
 	pthread_mutex_unlock(&a.engine->lock);
 	pthread_mutex_unlock(&callback.lock);
 	child_kill(&stopped, SIGCONT);

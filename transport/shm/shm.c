@@ -12,6 +12,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"
+#include "base/text.h"
 #include "base/unload.h"
 
 static enum shm_path path_by_name(const char *word)
@@ -106,16 +107,37 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 	return 0;
 }
 
+/* What the kernel says of the peer: the reason of most waits that do not end. */
+static const char *state_of_process(pid_t pid)
+{
+	char line[512];
+	const char *at = kv_file_line(line, sizeof(line), "/proc/%d/stat", (int)pid)
+				 ? strrchr(line, ')')
+				 : NULL;
+
+	switch (at && at[1] ? at[2] : 0) {
+	case 'T':
+		return ", which is stopped";
+	case 't':
+		return ", which a debugger has stopped";
+	case 'Z':
+		return ", which has ended";
+	default:
+		return "";
+	}
+}
+
 static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
 	const struct shm_conn *sc = tr_conn_priv(conn);
 
 	return snprintf(
 		buf, cap,
-		"  peer process %d, ring of %llu: out %llu of which %llu not taken, in %llu\n"
+		"  peer process %d%s, ring of %llu: out %llu of which %llu not taken, in %llu\n"
 		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s\n",
-		(int)sc->pid, (unsigned long long)sc->out.size, (unsigned long long)sc->out.tail,
-		(unsigned long long)(sc->out.tail - sc->out.head), (unsigned long long)sc->in.head,
+		(int)sc->pid, state_of_process(sc->pid), (unsigned long long)sc->out.size,
+		(unsigned long long)sc->out.tail, (unsigned long long)(sc->out.tail - sc->out.head),
+		(unsigned long long)sc->in.head,
 		(unsigned long long)(sc->rest.op ? sc->rest.left : 0), sc->waits,
 		sc->read_tail - sc->read_head, sc->answer_tail - sc->answer_head,
 		sc->blocked ? "out of room" : "flowing", sc->armed ? ", asleep" : "",
