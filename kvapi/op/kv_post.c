@@ -5,6 +5,8 @@
 #include "kv_op.h"
 #include "kv_probe.h"
 
+enum { LITTLE_SPANS = TR_SPANS_GOOD / 4, LITTLE_BYTES = KV_PIECE_BYTES / 16 };
+
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
 	kv_op_stop(op, err->code, kv_deadline_ns(KV_STOP_MS), err);
@@ -105,6 +107,19 @@ static enum kv_step post_piece(struct kv_op *op)
 	if (op->place.index == op->n * pitch.rows)
 		next_tensor(op);
 	return taken ? KV_STEP_ON : KV_STEP_NONE;
+}
+
+/*
+ * The next tensor's blocks are so few that they go in the same step: all of a small operation, from
+ * BEGIN to its notify, may leave by one doorbell.
+ */
+static bool is_little(const struct kv_op *op)
+{
+	const struct kv_part *part = &op->map->part[op->tensor];
+
+	return op->stage == KV_STAGE_POST && !op->place.index &&
+	       op->n * part->rows <= LITTLE_SPANS &&
+	       op->peer->turn_bytes + op->n * part->rows * part->len <= LITTLE_BYTES;
 }
 
 /* Whether the layer that is next may move. The service thread asks, too: it wakes who posts. */
@@ -241,6 +256,11 @@ bool kv_op_step(struct kv_op *op, bool may_post)
 		step = pass_gate(op);
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_POST)
 		moved |= (step = may_post || is_left_alone(op) ? post_piece(op) : KV_STEP_NONE);
+	while (step == KV_STEP_ON && is_little(op)) {
+		step = pass_gate(op);
+		if (step == KV_STEP_ON)
+			step = post_piece(op);
+	}
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_COMMIT)
 		moved |= (step = post_commit(op));
 	if (step == KV_STEP_ON && op->stage == KV_STAGE_PROVE)

@@ -2,6 +2,7 @@
 /* kv_count_test.c -- work requests of a write, counted, and what a registration finds of a pool */
 #include <string.h>
 
+#include "kv_loop.h"
 #include "loop/kv_rig.h"
 
 enum { LAYERS = 4, RUN = 64, RUNS = 4, N = RUN * RUNS, BLOCKS = 2 * N };
@@ -18,17 +19,34 @@ static void open_dense(struct pair *p, uint32_t layers)
 	pair_open(p, &shape, NULL);
 }
 
-/* For N blocks from `ids` to the same numbers. */
-static uint64_t requests_of(struct pair *p, const int64_t *ids)
+/* Under its claim: kv_stats tells what it saw last of a peer that its service thread has. */
+static struct tr_counters counters_of(const struct node *node)
 {
-	struct kv_stats before = KV_INIT(kv_stats), after = KV_INIT(kv_stats);
+	struct tr_counters counters;
+
+	assert_true(kv_claim_until(&node->peer->claim, kv_deadline_ns(RIG_TIMEOUT_MS)));
+	tr_conn_counters(node->peer->conn, &counters);
+	kv_peer_release(node->peer);
+	return counters;
+}
+
+/* What n blocks from `ids` to the same numbers cost the writer. */
+static struct tr_counters cost_of(struct pair *p, const int64_t *ids, size_t n)
+{
+	struct tr_counters before = counters_of(&p->a), after;
 	struct kv_layers all = { 0, 0 };
 	struct kv_error err;
 
-	ok(kv_stats(p->a.engine, &before, &err), &err);
-	ok(kv_write_blocks(p->a.peer, p->a.cache, all, ids, ids, N, NULL, &err), &err);
-	ok(kv_stats(p->a.engine, &after, &err), &err);
-	return after.work_requests - before.work_requests;
+	ok(kv_write_blocks(p->a.peer, p->a.cache, all, ids, ids, n, NULL, &err), &err);
+	after = counters_of(&p->a);
+	after.work_requests -= before.work_requests;
+	after.doorbells -= before.doorbells;
+	return after;
+}
+
+static uint64_t requests_of(struct pair *p, const int64_t *ids)
+{
+	return cost_of(p, ids, N).work_requests;
 }
 
 /* Runs of `run` neighbours, each with a gap behind it. */
@@ -54,6 +72,22 @@ static void sixty_four_neighbours_take_a_sixty_fourth_of_the_requests(void **sta
 	fixed = apart - (uint64_t)LAYERS * RIG_TENSORS * N;
 	assert_in_range(fixed, 1, 8);
 	assert_int_equal((together - fixed) * RUN, apart - fixed);
+	pair_close(&p);
+}
+
+/* Both tensors of a block, BEGIN before and the notify behind them. */
+static void a_block_with_what_belongs_to_it_leaves_by_one_doorbell(void **state)
+{
+	struct pair p;
+
+	(void)state;
+	open_dense(&p, 1);
+	for (int64_t id = 0; id < RUN; id += 2) { /* fewer than make a message of credits alone */
+		struct tr_counters cost = cost_of(&p, &id, 1);
+
+		assert_int_equal(cost.doorbells, 1);
+		assert_int_equal(cost.work_requests, 1 + RIG_TENSORS + 1);
+	}
 	pair_close(&p);
 }
 
@@ -96,6 +130,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(sixty_four_neighbours_take_a_sixty_fourth_of_the_requests),
+		cmocka_unit_test(a_block_with_what_belongs_to_it_leaves_by_one_doorbell),
 		cmocka_unit_test(layers_cost_requests_of_their_own_and_no_more),
 		cmocka_unit_test(a_registration_waits_for_the_pages_of_its_pool),
 	};

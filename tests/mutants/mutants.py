@@ -82,9 +82,8 @@ MUTANTS = [
            "transport/ib/notify.c", "if (!in->want || __builtin_popcountll(in->lanes) < in->want)", "if (!in->want)",
            "ib_data_test", "ib_data_test", "after_a_notify_every_byte_is_there"),
     Mutant("list-from-its-head", "a list that was taken in part is posted again from its beginning (FastDeploy had it)",
-           "transport/ib/post.c", "		n = bad ? (uint32_t)((struct ib_request *)bad - chain->request)\n"
-           "			: 0; /* those before it were taken */\n",
-           "		ret = lane->c->v->post_send(lane->qp, &chain->request[0].wr, &bad);\n",
+           "transport/ib/doorbell.c", "	took(lane, ret ? taken_of(chain, bad) : n, ",
+           "	if (ret)\n		ret = lane->c->v->post_send(lane->qp, &chain->request[0].wr, &bad);\n	took(lane, n, ",
            "ib_sweep_test", "ib_sweep_test", "every_verb_fails_once"),
     Mutant("rnr-for-ever", "a receiver without a receive request is waited for without an end (7: FastDeploy, Mooncake, UCX)",
            "transport/ib/qp.c", ".rnr_retry = (uint8_t)kv_option_int(options, KV_OPT_IB_RNR_RETRY),", ".rnr_retry = 7,",

@@ -29,6 +29,10 @@ void ib_break(struct ib_conn *c, const struct kv_error *cause)
 		return;
 	c->end.cause = *cause;
 	c->state = IB_BREAKING;
+	if (c->open)
+		c->open->lane = NULL;
+	c->open = NULL; /* of the rest nothing is posted any more */
+	c->lane[0].held = false;
 	atomic_store(&c->end.cut, true);
 	ib_slow_run(c, to_error); /* where it is being cut the same is done already */
 }

@@ -12,13 +12,14 @@
  *   lane   one RC queue pair of a path                                            qp.c
  *          taken down without waiting for its device                              slow_verbs.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change        post.c
- *   slot   what a lane remembers of each post until all of it is finished         post.c, poll.c
+ *          goes to the device in lists, each by one doorbell                      doorbell.c
+ *   slot   what a lane remembers of each post until all of it is finished         poll.c
  *
  * An operation is begun, committed, cancelled and ended by op.c. A connection that fails goes
  * through break.c, its fence and its end are stop.c.
  *
- * The path of a byte: post.c (spans to work requests) -> poll.c (completions) -> notify.c (the peer
- * gets a notify).
+ * The path of a byte: post.c (spans to work requests) -> doorbell.c -> poll.c (completions) ->
+ * notify.c (the peer gets a notify).
  *
  * Everything of a connection is used under its caller's lock. Shared between connections are only
  * the rails; what changes in them (dead, down) is atomic.
@@ -67,6 +68,7 @@ struct ib_lane {
 	bool inlines;	  /* the queue pair takes IB_INLINE bytes inline */
 	bool failed;	  /* a completion with an error was seen */
 	bool refuses;	  /* the device did not put it into the error state */
+	bool held;	  /* the first one: ib_conn.held goes before what it posts next */
 	atomic_int async; /* enum ibv_event_type + 1 of the queue pair's last bad event, 0 = none */
 	uint32_t posted;  /* work requests posted, */
 	uint32_t retired; /* and known to be finished; free-running */
@@ -166,6 +168,7 @@ struct ib_chain {
 		struct ibv_sge sge[IB_SGES];
 	} request[IB_CHAIN];
 	struct ib_lane *lane; /* NULL: no chain is begun */
+	const struct tr_op *op;
 	uint32_t n, room;     /* work requests in it, and how many the lane takes */
 	uint32_t path;	      /* of the lane */
 	uint64_t id;	      /* of its requests, without their number, */
@@ -201,6 +204,9 @@ struct ib_conn {
 	uint32_t turn;		   /* of the lanes: post.c */
 	atomic_int posting;	   /* the lane that requests were posted on last */
 	struct ib_chain *chain[2]; /* by enum tr_op_kind */
+	/* What waits for the next doorbell, or for ib_flush: a chain that is begun, a message. */
+	struct ib_chain *open;
+	struct ib_request held;
 	/* Control region: cells (the peer writes), probe (the peer reads), private. */
 	uint8_t *region;
 	size_t region_len, probe_off, private_off;
@@ -260,6 +266,11 @@ static inline struct ib_op *ib_op_at(const struct ib_conn *c, unsigned int index
 	return ib_op_of(tr_conn_op(c->conn, index));
 }
 
+static inline enum ib_kind ib_kind_of(const struct tr_op *op)
+{
+	return op->kind == TR_WRITE ? IB_KIND_WRITE : IB_KIND_READ;
+}
+
 static inline bool ib_lane_drained(const struct ib_lane *lane)
 {
 	return lane->posted == lane->retired;
@@ -275,7 +286,7 @@ static inline int ib_again(struct ib_conn *c)
 /* How many more work requests the lane takes if `keep` slots must stay free. */
 static inline uint32_t ib_lane_room(const struct ib_lane *lane, uint32_t keep)
 {
-	uint32_t used = lane->posted - lane->retired + keep;
+	uint32_t used = lane->posted + lane->held - lane->retired + keep;
 	uint32_t depth = lane->c->ctx->sq_depth;
 
 	return used < depth ? depth - used : 0;
@@ -392,7 +403,19 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 /* The rest of a span that was accepted in part, and the doorbell for it. */
 int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err);
 struct ib_lane *ib_next_lane(struct ib_conn *c);
-/* Posts one work request that is not part of a chain. */
+
+/* doorbell.c */
+/* Posts what the chain holds, and behind it one more request, of that kind and operation. */
+int ib_chain_ring(struct ib_chain *chain, struct ibv_send_wr *more, enum ib_kind kind,
+		  uint16_t more_op, struct kv_error *err);
+void ib_chain_forget(struct ib_chain *chain);
+/* Posts what waits for a doorbell. */
+int ib_flush(struct ib_conn *c, struct kv_error *err);
+static inline bool ib_waits(const struct ib_conn *c)
+{
+	return c->open || c->lane[0].held;
+}
+/* Posts one work request that is not part of a chain, behind the one that its lane has begun. */
 int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
 		struct kv_error *err);
 

@@ -42,22 +42,26 @@ enum { MSG_TEXT = 1, MSG_CREDIT = 2 };
 
 _Static_assert(IB_RECV_DATA - IB_RECV_MSG >= IB_RECV_DATA / 2, "the proof above");
 
-static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
+/* `hold`: it goes with the next doorbell of the lane. */
+static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, bool hold,
 		struct kv_error *err)
 {
 	struct ib_conn *c = lane->c;
 	uint8_t *source = ib_conn_source(c, lane, lane->ctl_posted);
 	struct wire_writer w = wire_writer_of(source, IB_BUFFER);
-	struct ibv_sge sge = { .addr = (uint64_t)(uintptr_t)source,
-			       .length = IB_MSG_HEADER + (uint32_t)len,
-			       .lkey = lane->path->mr_private->lkey };
-	struct ibv_send_wr wr = {
-		.sg_list = &sge,
+	struct ib_request now, *r = hold ? &c->held : &now;
+	int ret = 0;
+
+	r->sge[0] = (struct ibv_sge){ .addr = (uint64_t)(uintptr_t)source,
+				      .length = IB_MSG_HEADER + (uint32_t)len,
+				      .lkey = lane->path->mr_private->lkey };
+	r->wr = (struct ibv_send_wr){
+		.wr_id = IB_WR_ID(IB_KIND_MSG, lane->index, c->generation, lane->posted),
+		.sg_list = r->sge,
 		.num_sge = 1,
 		.opcode = IBV_WR_SEND,
-		.send_flags = lane->inlines && sge.length <= IB_INLINE ? IBV_SEND_INLINE : 0,
+		.send_flags = lane->inlines && r->sge[0].length <= IB_INLINE ? IBV_SEND_INLINE : 0,
 	};
-	int ret;
 
 	wire_put_u32(&w, kind == MSG_TEXT ? c->seq_out : 0);
 	wire_put_u16(&w, lane->owed);
@@ -65,7 +69,11 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
 	wire_put_u8(&w, (uint8_t)kind);
 	wire_put_uint(&w, 0, 7);
 	wire_put_bytes(&w, text, len);
-	ret = ib_post_one(lane, &wr, kind == MSG_TEXT ? IB_KIND_MSG : IB_KIND_CREDIT, 0, err);
+	if (hold)
+		lane->held = true;
+	else
+		ret = ib_post_one(lane, &r->wr, kind == MSG_TEXT ? IB_KIND_MSG : IB_KIND_CREDIT, 0,
+				  err);
 	if (ret)
 		return ret;
 	lane->owed = 0;
@@ -74,7 +82,8 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len,
 }
 
 /*
- * A completion always wakes a thread that sleeps for one; `wake` is for providers that pay for it.
+ * A completion always wakes a thread that sleeps for one: a message that need not wake one waits
+ * for the doorbell of what follows.
  */
 int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err)
 {
@@ -82,13 +91,17 @@ int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct 
 	struct ib_lane *lane = &c->lane[0];
 	int ret;
 
-	(void)wake;
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
 	if (!lane->credits || !ib_lane_room(lane, IB_SQ_CREDIT) ||
 	    lane->ctl_posted - lane->ctl_retired >= IB_RECV_DATA - IB_SQ_CREDIT)
 		return ib_again(c);
-	ret = post(lane, MSG_TEXT, buf, (uint16_t)len, err);
+	if (!wake && ib_waits(c)) {
+		ret = ib_flush(c, err);
+		if (ret)
+			return ret;
+	}
+	ret = post(lane, MSG_TEXT, buf, (uint16_t)len, !wake, err);
 	if (ret)
 		return ret;
 	lane->credits--;
@@ -104,7 +117,7 @@ void ib_credits_return(struct ib_conn *c)
 
 		if (lane->owed >= IB_RECV_DATA / 2 && ib_lane_room(lane, 0) &&
 		    lane->ctl_posted - lane->ctl_retired < IB_RECV_DATA)
-			post(lane, MSG_CREDIT, NULL, 0, NULL);
+			post(lane, MSG_CREDIT, NULL, 0, false, NULL);
 	}
 }
 

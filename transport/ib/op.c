@@ -37,11 +37,11 @@ void ib_op_settle(struct ib_conn *c, struct tr_op *op)
 }
 
 /* The lanes of a notify: those that carried bytes, or one if there were none. */
-static uint64_t notify_lanes(struct ib_conn *c, const struct ib_op *state)
+static uint64_t notify_lanes(struct ib_conn *c, uint64_t lanes)
 {
-	if (state->lanes)
-		return state->lanes;
-	return UINT64_C(1) << ib_next_lane(c)->index;
+	if (lanes)
+		return lanes;
+	return c->lane[0].held ? 1 : UINT64_C(1) << ib_next_lane(c)->index;
 }
 
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
@@ -59,7 +59,11 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 	ret = ib_post_rest(c, op, err);
 	if (ret || state->rest.len)
 		return ret ? ret : ib_again(c);
-	lanes = flags & TR_NOTIFY ? notify_lanes(c, state) : state->lanes;
+	lanes = state->lanes;
+	if (c->open && c->open->op == op && c->open->n)
+		lanes |= UINT64_C(1) << c->open->lane->index;
+	if (flags & TR_NOTIFY)
+		lanes = notify_lanes(c, lanes);
 	if (flags & (TR_NOTIFY | TR_PROVEN)) {
 		if (!ib_notify_room(c, lanes))
 			return ib_again(c);
@@ -70,6 +74,9 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 		if (ret)
 			return ret;
 	}
+	ret = ib_flush(c, err); /* what went with none of these */
+	if (ret)
+		return ret;
 	state->committed = true;
 	ib_op_settle(c, op); /* nothing was posted, or all of it is done */
 	return 0;
@@ -92,6 +99,7 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	struct ib_conn *c = ib_conn_of(op->conn);
 	struct ib_op *state = ib_op_of(op);
 
+	ib_flush(c, NULL); /* where it fails the connection breaks, and that ends the operation */
 	state->stopping = true;
 	state->deadline_ns = deadline_ns;
 	state->rest.len = 0;

@@ -208,6 +208,8 @@ int ib_progress(struct tr_conn *conn)
 		return 1;
 	if (atomic_load_explicit(&c->end.cut, memory_order_relaxed))
 		ib_cut_step(c);
+	if (ib_waits(c))
+		ib_flush(c, NULL);
 	did = ib_poll(c);
 	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
 		ib_async_drain(c->ctx);
@@ -236,6 +238,8 @@ int ib_arm(struct tr_conn *conn)
 	void *unused;
 
 	if (c->state != IB_LIVE)
+		return 1;
+	if (ib_waits(c))
 		return 1;
 	if (c->room) {
 		c->refused = c->room = false;

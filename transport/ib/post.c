@@ -18,113 +18,8 @@
  * TR_LINE_ORDER spans are not joined, so that a local slice boundary always finds the second entry
  * free.
  */
-#include <errno.h>
-#include <string.h>
-
-#include "base/clock.h"
 #include "base/error.h"
 #include "ib.h"
-
-static int post_failed(struct ib_lane *lane, int why, struct kv_error *err)
-{
-	struct kv_error cause;
-
-	kv_fail_errno(&cause, KV_ERR_DEVICE, why, "post", "ibv_post_send on qp 0x%x of %s",
-		      lane->qpn, lane->path->rail->name);
-	cause.qp_num = lane->qpn;
-	cause.in_doubt = 1;
-	ib_name_peer(lane->c, lane->path->rail, &cause);
-	ib_break(lane->c, &cause);
-	return kv_error_copy(err, &cause);
-}
-
-/* The device has taken n requests of the lane. */
-static void took(struct ib_lane *lane, uint32_t n, enum ib_kind kind, uint16_t op)
-{
-	struct ib_conn *c = lane->c;
-
-	if (!n)
-		return;
-	lane->posted += n;
-	lane->slot[lane->slots_in++ & (c->ctx->sq_depth - 1)] =
-		(struct ib_slot){ .end = lane->posted, .op = op, .kind = (uint8_t)kind };
-	if (kind <= IB_KIND_PROOF) {
-		struct ib_op *state = ib_op_at(c, op);
-
-		state->in_flight += n;
-		state->lanes |= UINT64_C(1) << lane->index;
-	}
-	tr_conn_count(c->conn)->work_requests += n;
-}
-
-/*
- * A device may not return from it; then another thread breaks the connection, beginning with this
- * lane (break.c).
- */
-static int post_list(struct ib_lane *lane, struct ibv_send_wr *wr, struct ibv_send_wr **bad_p)
-{
-	struct ib_conn *c = lane->c;
-
-	tr_conn_count(c->conn)->doorbells++;
-	atomic_store_explicit(&c->posting, lane->index, memory_order_relaxed);
-	return c->v->post_send(lane->qp, wr, bad_p);
-}
-
-/* What the device has said; where it was got out of the call the next lane would hold it again. */
-static int posted(struct ib_lane *lane, int ret, struct kv_error *err)
-{
-	struct ib_conn *c = lane->c;
-
-	if (ret)
-		return post_failed(lane, ret, err);
-	if (!atomic_load_explicit(&c->end.cut, memory_order_relaxed))
-		return 0;
-	ib_cut_step(c);
-	return kv_error_copy(err, &c->end.cause);
-}
-
-int ib_post_one(struct ib_lane *lane, struct ibv_send_wr *wr, enum ib_kind kind, uint16_t op,
-		struct kv_error *err)
-{
-	struct ibv_send_wr *bad;
-	int ret;
-
-	wr->wr_id = IB_WR_ID(kind, lane->index, lane->c->generation, lane->posted);
-	wr->send_flags |= IBV_SEND_SIGNALED;
-	ret = post_list(lane, wr, &bad);
-	took(lane, !ret, kind, op);
-	return posted(lane, ret, err);
-}
-
-static enum ib_kind kind_of(const struct tr_op *op)
-{
-	return op->kind == TR_WRITE ? IB_KIND_WRITE : IB_KIND_READ;
-}
-
-/* Posts what the chain holds. */
-static int ring(struct ib_chain *chain, const struct tr_op *op, struct kv_error *err)
-{
-	struct ib_lane *lane = chain->lane;
-	struct ibv_send_wr *last, *bad = NULL;
-	uint32_t n = chain->n;
-	int ret;
-
-	chain->lane = NULL;
-	if (!n)
-		return 0;
-	lane->path->load += chain->bytes * IB_WEIGHT / lane->path->weight;
-	last = &chain->request[n - 1].wr;
-	last->next = NULL;
-	last->send_flags = IBV_SEND_SIGNALED;
-	ret = post_list(lane, &chain->request[0].wr, &bad);
-	last->next = n < IB_CHAIN ? &chain->request[n].wr : NULL;
-	last->send_flags = n % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
-	if (ret)
-		n = bad ? (uint32_t)((struct ib_request *)bad - chain->request)
-			: 0; /* those before it were taken */
-	took(lane, n, kind_of(op), op->index);
-	return posted(lane, ret, err);
-}
 
 /* The lanes by turns: each path's first, then each path's second. */
 struct ib_lane *ib_next_lane(struct ib_conn *c)
@@ -185,20 +80,24 @@ static struct ib_lane *lane_by_weight(struct ib_conn *c, uint32_t *room_p)
 	return best;
 }
 
-/* Begins a chain on the next lane that has room. */
+/* Begins a chain on the next lane that has room: of one path, the lane that holds a message. */
 static bool begin_chain(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op)
 {
-	struct ib_lane *lane =
-		c->uneven ? lane_by_weight(c, &chain->room) : lane_with_room(c, &chain->room);
+	struct ib_lane *lane;
 
+	if (c->paths == 1 && c->lane[0].held)
+		c->turn = 0;
+	lane = c->uneven ? lane_by_weight(c, &chain->room) : lane_with_room(c, &chain->room);
 	if (!lane)
 		return false;
 	if (chain->room > IB_CHAIN)
 		chain->room = IB_CHAIN;
 	chain->lane = lane;
+	chain->op = op;
+	c->open = chain;
 	chain->path = (uint32_t)(lane->path - c->path);
-	chain->id = IB_WR_ID(kind_of(op), lane->index, c->generation, 0);
-	chain->number = lane->posted;
+	chain->id = IB_WR_ID(ib_kind_of(op), lane->index, c->generation, 0);
+	chain->number = lane->posted + lane->held;
 	chain->n = 0;
 	chain->bytes = chain->end = 0;
 	return true;
@@ -387,7 +286,7 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 		if (joins)
 			done = extend(chain, pair, piece, slices_p, len);
 		if (!done && (chain->n == chain->room || chain->bytes >= pair->full)) {
-			ret = ring(chain, op, err);
+			ret = ib_chain_ring(chain, NULL, 0, 0, err);
 			if (ret)
 				return ret;
 			continue;
@@ -440,14 +339,13 @@ static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 }
 
 /* Rings for what is in the chain; a failure to put more comes first. */
-static int chain_finish(struct ib_chain *chain, const struct tr_op *op, int ret,
-			struct kv_error *err)
+static int chain_finish(struct ib_chain *chain, int ret, struct kv_error *err)
 {
 	int rung = 0;
 
 	if (ret >= 0 && chain->lane)
-		rung = ring(chain, op, err);
-	chain->lane = NULL;
+		rung = ib_chain_ring(chain, NULL, 0, 0, err);
+	ib_chain_forget(chain);
 	return ret < 0 ? ret : rung;
 }
 
@@ -490,13 +388,16 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct slices slices;
 	struct pair pair;
 	long accepted = 0;
-	int ret;
+	int ret = 0;
 
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
 	if (c->rails & ~atomic_load_explicit(&mr->have, memory_order_relaxed))
 		return ib_mem_lacks(c, mr, err);
-	ret = put_rest(c, chain, op, err);
+	if (c->open && c->open->op != op)
+		ret = ib_chain_ring(c->open, NULL, 0, 0, err);
+	if (!ret)
+		ret = put_rest(c, chain, op, err);
 	if (!ret)
 		state->share = share_of(c, rmem, spans, n);
 	pair = pair_of(c, op, lmem, rmem);
@@ -517,7 +418,8 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 						    n - (size_t)accepted);
 		}
 	}
-	ret = chain_finish(chain, op, ret, err);
+	if (ret || op->kind != TR_WRITE || chain->n == chain->room || chain->bytes >= pair.full)
+		ret = chain_finish(chain, ret, err);
 	if (ret >= 0 && (size_t)accepted < n)
 		ib_again(c);
 	return ret < 0 ? ret : accepted;
@@ -527,5 +429,7 @@ int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err
 {
 	struct ib_chain *chain = c->chain[op->kind];
 
-	return chain_finish(chain, op, put_rest(c, chain, op, err), err);
+	if (!ib_op_of(op)->rest.len)
+		return 0;
+	return chain_finish(chain, put_rest(c, chain, op, err), err);
 }
