@@ -296,20 +296,18 @@ void fake_fail_completion(int nth, enum ibv_wc_status status, uint32_t vendor_er
 bool fake_spurious(int host, bool recv, const struct ibv_wc *wc)
 {
 	struct fake_wc entry = { .wc = *wc, .recv = recv, .spurious = true };
+	struct fake_qp *qp;
 
-	for (int i = 0; i < QPS_MAX; i++) {
-		struct fake_qp *qp = world.qp[i];
-
-		if (!qp || qp->device->host != host)
-			continue;
+	fake_lock();
+	for (qp = world.qps; qp && qp->device->host != host; qp = qp->next)
+		;
+	if (qp) {
 		if (!entry.wc.qp_num)
 			entry.wc.qp_num = qp->qp.qp_num;
-		fake_lock();
 		fake_push_wc(fake_cq_of(recv ? qp->qp.recv_cq : qp->qp.send_cq), &entry);
-		fake_unlock();
-		return true;
 	}
-	return false;
+	fake_unlock();
+	return qp;
 }
 
 void fake_kill_host(int host)
