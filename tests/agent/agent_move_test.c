@@ -44,6 +44,38 @@ static void a_write_lands_and_its_notification_comes_after(void **state)
 	free(came);
 }
 
+/*
+ * Looked at when the notification is there, not when the writer says that it is done. In pieces
+ * that may go different ways.
+ */
+static void a_notification_finds_every_byte(void **state)
+{
+	enum { PIECES = 16, PIECE = LEN / PIECES / 2 };
+	struct ag_pair p[PIECES];
+	struct kv_error err;
+	struct rig_two t;
+
+	(void)state;
+	rig_up(&t, LEN);
+	for (unsigned int i = 0; i < 40; i++) {
+		struct ag_xfer *xfer;
+
+		for (size_t k = 0; k < PIECES; k++) {
+			p[k] = pair_at(&t, 2 * k * PIECE, 2 * k * PIECE, PIECE);
+			rig_fill(t.a.buf + 2 * k * PIECE, i + (unsigned int)k, PIECE);
+		}
+		assert_int_equal(ag_xfer_prepare(t.a.agent, "b", AG_WRITE, p, PIECES, &xfer, &err),
+				 0);
+		assert_true(ag_xfer_post(xfer, "n", 1, &err) >= 0);
+		rig_note(&t.b, NULL, NULL, 0);
+		for (size_t k = 0; k < PIECES; k++)
+			assert_true(rig_is(t.b.buf + 2 * k * PIECE, i + (unsigned int)k, PIECE));
+		assert_int_equal(rig_end_of(xfer, &err), 0);
+		rig_release(xfer);
+	}
+	rig_down(&t);
+}
+
 static void a_read_from_a_peer_that_knows_nobody(void **state)
 {
 	char name[64], came[16];
@@ -315,6 +347,7 @@ int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_write_lands_and_its_notification_comes_after),
+		cmocka_unit_test(a_notification_finds_every_byte),
 		cmocka_unit_test(a_read_from_a_peer_that_knows_nobody),
 		cmocka_unit_test(notifications_alone_keep_their_order),
 		cmocka_unit_test(notifications_that_nobody_takes_wait),
