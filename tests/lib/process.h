@@ -58,6 +58,13 @@ static inline bool stop_process(pid_t pid)
 	return !kill(pid, SIGSTOP) && waitpid(pid, &how, WUNTRACED) == pid && WIFSTOPPED(how);
 }
 
+/* A race detector has up to so many bytes of its own for one of the program. */
+#ifdef __SANITIZE_THREAD__
+enum { RESIDENT_FACTOR = 8 };
+#else
+enum { RESIDENT_FACTOR = 1 };
+#endif
+
 static inline long resident_kib(pid_t pid)
 {
 	long pages = 0, unused;

@@ -142,6 +142,7 @@ static void a_write_is_refused_and_both_ends_name_the_block(void **state)
 	names_the_block(&p.a.err, "write_blocks");
 	assert_int_equal(p.a.err.in_doubt, 1);
 	no_arrival(&p.b);
+	ok(kv_stats(p.b.engine, &stats, NULL), NULL); /* takes the locks under which it is logged */
 	assert_non_null(strstr(logged, "layer 0, tensor 1 (v), block 94 arrived"));
 	the_next_one_succeeds(NULL);
 	ok(kv_stats(p.b.engine, &stats, NULL), NULL);
