@@ -200,7 +200,7 @@ EXPORT int cuMemGetHandleForAddressRange(void *handle, unsigned long long ptr, s
 struct ipc_handle {
 	uint64_t pid, fd, at, len;
 	char rest[32];
-};
+} __attribute__((packed)); /* bytes to the caller: they lie anywhere */
 
 EXPORT int cuIpcGetMemHandle(struct ipc_handle *handle, unsigned long long ptr);
 EXPORT int cuIpcGetMemHandle(struct ipc_handle *handle, unsigned long long ptr)
