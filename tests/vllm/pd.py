@@ -3,7 +3,8 @@
 
 usage: pd.py [--plugin FILE] [--connector NixlConnector] [--json FILE]
 
-The environment that KVRAIL_VLLM names has vLLM for CPUs and NIXL (README.md); with --plugin that file is used, else the entry point of an installed kvrail finds it.
+The environment that KVRAIL_VLLM names has vLLM for CPUs and NIXL (README.md). With --plugin that file is used, else the entry point of
+an installed kvrail finds its own.
 The model is a Llama of 0.7 million parameters whose weights come from a seed: with other keys and values its tokens are others, which
 one step shows. vLLM connects, reads and notifies as it always does; nothing of it is replaced.
 """
