@@ -134,14 +134,16 @@ static int liar(int fd, const void *arg)
 	return 0;
 }
 
-static bool landed(const struct node *b)
+/* Under the claim, with which bytes are placed. */
+static bool landed(struct node *b)
 {
-	for (size_t i = 0; i < b->len; i++)
-		if (b->mem[i] == 0xee && i + 1 < b->len && b->mem[i + 1] == 0xee &&
-		    i + 2 < b->len && b->mem[i + 2] == 0xee && i + 3 < b->len &&
-		    b->mem[i + 3] == 0xee)
-			return true;
-	return false;
+	static const uint8_t some[4] = { 0xee, 0xee, 0xee, 0xee };
+	bool are;
+
+	assert_true(kv_claim_until(&b->peer->claim, kv_deadline_ns(RIG_TIMEOUT_MS)));
+	are = memmem(b->mem, b->len, some, sizeof(some));
+	kv_claim_release(&b->peer->claim);
+	return are;
 }
 
 static void try_lie(const struct lie *lie, uint32_t flags)
