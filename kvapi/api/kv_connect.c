@@ -109,6 +109,9 @@ static void abandon(struct kv_peer *peer)
 	kv_engine_wake(engine);
 }
 
+/* In the place of one that another thread has, and may just be writing the address of. */
+static const struct kv_peer unclaimed;
+
 static int out_of_time(const struct kv_peer *peer, bool claimed, const char *host, uint32_t port,
 		       struct kv_error *err)
 {
@@ -117,7 +120,7 @@ static int out_of_time(const struct kv_peer *peer, bool claimed, const char *hos
 		claimed ? tr_conn_stage(peer->conn) : "another thread was doing the handshake";
 	bool bound = *interface && !strcmp(stage, "connecting");
 
-	kv_peer_fail(peer, err, KV_ERR_TIMEOUT, "connect",
+	kv_peer_fail(claimed ? peer : &unclaimed, err, KV_ERR_TIMEOUT, "connect",
 		     "the deadline passed while %s%s%s: %s:%u", stage, bound ? " through " : "",
 		     bound ? interface : "", host ? host : "127.0.0.1", port);
 	if (bound)
@@ -159,7 +162,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 	if (claimed && peer->state >= KV_PEER_LOST)
 		ret = kv_error_copy(err, &peer->error);
 	else if (given_up)
-		ret = kv_peer_fail(peer, err, KV_ERR_CANCELLED, "connect",
+		ret = kv_peer_fail(claimed ? peer : &unclaimed, err, KV_ERR_CANCELLED, "connect",
 				   "the application gave up");
 	else
 		ret = out_of_time(peer, claimed, host, port, err);
