@@ -134,13 +134,18 @@ static int liar(int fd, const void *arg)
 	return 0;
 }
 
-/* Under the claim, with which bytes are placed. */
+/* Bytes are placed under it: with it the memory can be looked at. */
+static void claim(struct node *b)
+{
+	assert_true(kv_claim_until(&b->peer->claim, kv_deadline_ns(RIG_TIMEOUT_MS)));
+}
+
 static bool landed(struct node *b)
 {
 	static const uint8_t some[4] = { 0xee, 0xee, 0xee, 0xee };
 	bool are;
 
-	assert_true(kv_claim_until(&b->peer->claim, kv_deadline_ns(RIG_TIMEOUT_MS)));
+	claim(b);
 	are = memmem(b->mem, b->len, some, sizeof(some));
 	kv_claim_release(&b->peer->claim);
 	return are;
@@ -357,11 +362,15 @@ static int half_writer(int fd, const void *arg)
 	return 0;
 }
 
-static bool half_is(const struct node *b, uint8_t byte)
+static bool half_is(struct node *b, uint8_t byte)
 {
 	const uint8_t *p = block_at(b, 0, 0, half.block);
+	bool is;
 
-	return p[0] == byte && p[half.len / 2 - 1] == byte;
+	claim(b);
+	is = p[0] == byte && p[half.len / 2 - 1] == byte;
+	kv_claim_release(&b->peer->claim);
+	return is;
 }
 
 static void the_rest_of_a_frame_does_not_land_after_a_revoke(void **state)
