@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "client.h"
 #include "clock.h"
 #include "dump_signal.h"
 #include "error.h"
@@ -27,7 +28,6 @@ enum {
 	CLIENT_MS = 1000, /* for one question and its answer: one at a time */
 	NAP_MS = 1,	  /* after a stranger */
 	QUESTION_MAX = 4096,
-	LOG_LINE = 900,	       /* bytes, of a report that goes to the log */
 	TEXT_FIRST = 64 << 10, /* most texts are shorter */
 };
 
@@ -199,44 +199,6 @@ static void write_file(void)
 
 /* ---------------------------------------------------------------- the port */
 
-static bool client_is_ready(int fd, short events, int64_t deadline_ns)
-{
-	struct pollfd pfd = { .fd = fd, .events = events };
-
-	return poll(&pfd, 1, kv_poll_ms(deadline_ns, CLIENT_MS)) == 1;
-}
-
-/* A line, or the head of a request: what follows is not read. */
-static bool read_question(int fd, char *buf, size_t cap, bool line, int64_t deadline_ns)
-{
-	size_t len = 0;
-
-	while (len < cap - 1 && client_is_ready(fd, POLLIN, deadline_ns)) {
-		ssize_t n = recv(fd, buf + len, cap - 1 - len, 0);
-
-		if (n <= 0)
-			return false;
-		len += (size_t)n;
-		buf[len] = 0;
-		if (line ? strchr(buf, '\n') != NULL
-			 : strstr(buf, "\r\n\r\n") || strstr(buf, "\n\n"))
-			return true;
-	}
-	return false;
-}
-
-static void send_all(int fd, const char *p, size_t len, int64_t deadline_ns)
-{
-	while (len && client_is_ready(fd, POLLOUT, deadline_ns)) {
-		ssize_t n = send(fd, p, len, MSG_NOSIGNAL);
-
-		if (n <= 0)
-			return;
-		p += n;
-		len -= (size_t)n;
-	}
-}
-
 static void answer_client(int fd)
 {
 	int64_t deadline_ns = kv_deadline_ns(CLIENT_MS);
@@ -244,7 +206,7 @@ static void answer_client(int fd)
 	const char *status = "404 Not Found";
 	size_t len = 0;
 
-	if (!read_question(fd, question, sizeof(question), false, deadline_ns))
+	if (!kv_client_question(fd, question, sizeof(question), false, deadline_ns))
 		return;
 	if (!strncmp(question, "GET /metrics ", 13) || !strncmp(question, "GET / ", 6)) {
 		text = make_text(add_metrics, (struct kv_report){ .brief = true }, &len);
@@ -254,9 +216,9 @@ static void answer_client(int fd)
 		 "HTTP/1.0 %s\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n"
 		 "Content-Length: %zu\r\nConnection: close\r\n\r\n",
 		 status, text ? len : 0);
-	send_all(fd, head, strlen(head), deadline_ns);
+	kv_client_send(fd, head, strlen(head), deadline_ns);
 	if (text)
-		send_all(fd, text, len, deadline_ns);
+		kv_client_send(fd, text, len, deadline_ns);
 	free(text);
 }
 
@@ -273,7 +235,7 @@ static void answer_look(int fd)
 	int64_t deadline_ns = kv_deadline_ns(CLIENT_MS);
 	char question[KV_VIEW_QUESTION_MAX];
 
-	if (!read_question(fd, question, sizeof(question), true, deadline_ns))
+	if (!kv_client_question(fd, question, sizeof(question), true, deadline_ns))
 		return;
 	for (size_t i = 0; i < sizeof(questions) / sizeof(questions[0]); i++) {
 		size_t len;
@@ -283,39 +245,12 @@ static void answer_look(int fd)
 			continue;
 		text = make_text(add_reports, questions[i].how, &len);
 		if (text)
-			send_all(fd, text, len, deadline_ns);
+			kv_client_send(fd, text, len, deadline_ns);
 		free(text);
 	}
 }
 
 /* ---------------------------------------------------------------- the signal */
-
-/* Lines as long as the log takes, cut between two fields. */
-static void log_text(struct kv_log *log, char *text)
-{
-	char *end, *next;
-
-	for (char *at = text; *at; at = next) {
-		size_t len = strcspn(at, "\n");
-
-		next = at + len + (at[len] == '\n');
-		if (len > LOG_LINE) {
-			next = at + LOG_LINE;
-			while (next > at && *next != ',')
-				next--;
-			next = next > at ? next + 1 : at + LOG_LINE;
-			len = (size_t)(next - at);
-		}
-		end = at + len;
-		if (end > at) {
-			char kept = *end;
-
-			*end = 0;
-			kv_log_state(log, at);
-			*end = kept;
-		}
-	}
-}
 
 static void add_one(struct kv_report *r)
 {
@@ -334,7 +269,7 @@ static void log_reports(void)
 		here.asked = s;
 		text = render(add_one, (struct kv_report){ .json = false }, &len);
 		if (text)
-			log_text(s->log, text);
+			kv_log_state(s->log, text);
 		free(text);
 	}
 }

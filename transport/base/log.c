@@ -46,7 +46,7 @@ unsigned int kv_log_callers(const struct kv_log *log, int64_t *since_ns)
 	return log ? atomic_load(&log->in_sink) : 0;
 }
 
-enum { LINE_MOST = 1024, STAMP_MOST = 128 };
+enum { LINE_MOST = 1024, STAMP_MOST = 128, STATE_LINE = 900 };
 
 /* O_NONBLOCK: a FIFO that nobody reads cannot be opened, and one that is full takes no line. */
 enum { FILE_FLAGS = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY };
@@ -197,8 +197,31 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	errno = saved;
 }
 
-void kv_log_state(struct kv_log *log, const char *line)
+/* Lines as long as the log takes, cut between two fields. */
+void kv_log_state(struct kv_log *log, char *text)
 {
-	if (log && log->level >= 2)
-		give_line(log, 2, line, !atomic_load(&log->in_sink));
+	char *end, *next;
+
+	if (!log || log->level < 2)
+		return;
+	for (char *at = text; *at; at = next) {
+		size_t len = strcspn(at, "\n");
+
+		next = at + len + (at[len] == '\n');
+		if (len > STATE_LINE) {
+			next = at + STATE_LINE;
+			while (next > at && *next != ',')
+				next--;
+			next = next > at ? next + 1 : at + STATE_LINE;
+			len = (size_t)(next - at);
+		}
+		end = at + len;
+		if (end > at) {
+			char kept = *end;
+
+			*end = 0;
+			give_line(log, 2, at, !atomic_load(&log->in_sink));
+			*end = kept;
+		}
+	}
 }

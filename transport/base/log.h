@@ -28,10 +28,11 @@ void kv_log_line(struct kv_log *log, int level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /*
- * A line of a state that somebody asked for, as a warning; the callback is left out while another
- * thread is in it, as that thread may never come back.
+ * A state that somebody asked for, as warnings: its lines, long ones cut between two fields. The
+ * callback is left out while another thread is in it, as that thread may never come back. `text`
+ * is as it was afterwards.
  */
-void kv_log_state(struct kv_log *log, const char *line);
+void kv_log_state(struct kv_log *log, char *text);
 
 /*
  * This thread is in a callback. A line is written wherever something happens, so under whatever
