@@ -436,6 +436,41 @@ static void a_port_that_does_not_take_the_memory_is_tried_again(void **state)
 	kv_log_close(log);
 }
 
+/* A context keeps a failed port's place for its life, so it says when there is none left. */
+static void a_device_that_fails_too_often_is_given_up_with_a_warning(void **state)
+{
+	static const bool second[2] = { false, true }, both[2] = { true, true };
+	struct fake_config config = { .devices = 2, .no_cm = true };
+	struct ib_ctx *ctx;
+	struct setting s;
+	struct kv_log *log;
+
+	(void)state;
+	fake_begin(&config);
+	setting_connect(&s, NULL, SIZE, 0);
+	ctx = s.rig.side[0].tr->provider_ctx[0];
+	log = kv_log_open(s.rig.side[0].options, keep_log, NULL);
+	s.rig.side[0].tr->log = log;
+	for (int opened = 2; opened <= IB_RAILS_MAX; opened++) {
+		bool full = opened == IB_RAILS_MAX;
+
+		warnings[0] = 0;
+		fake_device_fatal(0, 0);
+		assert_non_null(rig_wait(&s.rig, 0, TR_PEER_LOST, BUDGET));
+		reconnect(&s);
+		expect_carriers(&s, second);
+		fake_device_back(0, 0);
+		ctx->late_next_ns = 0; /* not to wait for it */
+		reconnect(&s);
+		reconnect(&s);
+		expect_carriers(&s, full ? second : both);
+		assert_int_equal(count_of("fake0 has failed, and is not looked for again"), full);
+	}
+	s.rig.side[0].tr->log = NULL;
+	setting_end(&s);
+	kv_log_close(log);
+}
+
 /* It was registered while one device failed: the others carry it, that one when it is back. */
 static void a_region_goes_without_a_failing_device(void **state)
 {
@@ -622,6 +657,7 @@ int main(void)
 		cmocka_unit_test(one_failing_device_is_left_out_until_it_works_again),
 		cmocka_unit_test(a_port_is_used_once_it_works_although_it_did_not_at_open),
 		cmocka_unit_test(a_port_that_does_not_take_the_memory_is_tried_again),
+		cmocka_unit_test(a_device_that_fails_too_often_is_given_up_with_a_warning),
 		cmocka_unit_test(a_region_goes_without_a_failing_device),
 		cmocka_unit_test(where_every_device_fails_the_peer_learns_the_cause),
 		cmocka_unit_test(a_failing_device_does_not_keep_shared_memory_away),

@@ -126,6 +126,19 @@ static void *late_main(void *arg)
 	return NULL;
 }
 
+/* The places of failed ports are not used again: connections may still know them by their number. */
+static void say_full(struct ib_ctx *ctx)
+{
+	if (ctx->full || !ctx->absents || ctx->rails < IB_RAILS_MAX)
+		return;
+	ctx->full = true;
+	kv_log_warn(
+		ctx->tr->log,
+		"ib: %s has failed, and is not looked for again: this engine has opened %d ports, and "
+		"opens no more; close the engine and open it again",
+		ctx->absent[ctx->absents - 1].device, IB_RAILS_MAX);
+}
+
 /* A device that has failed may come back under its name; connections of its old life are gone. */
 static void note_dead(struct ib_ctx *ctx)
 {
@@ -149,6 +162,7 @@ void ib_late_look(struct ib_ctx *ctx)
 	if (ib_late_busy(ctx))
 		goto unlock;
 	note_dead(ctx);
+	say_full(ctx);
 	if (!ctx->absents || ctx->rails == IB_RAILS_MAX || now < ctx->late_next_ns)
 		goto unlock;
 	ctx->late_next_ns = now + IB_LATE_MS * KV_NS_PER_MS;

@@ -127,6 +127,7 @@ struct ib_ctx {
 	pthread_t late_thread;
 	int64_t late_next_ns;
 	int absents;
+	bool full; /* said: no port is opened any more */
 	struct ib_absent absent[IB_PORTS_MAX];
 };
 
