@@ -45,7 +45,7 @@ def test_a_name_that_is_not_utf8_costs_nothing() -> None:
         assert tags_of(reader, 6) == [0, 1, 2, 3, 4]
         (back,) = reader.peers
         assert back.name == LONG[:31] + "\\xc3" == back.info().name
-        assert "\\xc3" in reader.dump() and "\u00e9" in reader.dump()
+        assert LONG[:31] + "?" in reader.dump() and "\u00e9" in reader.dump()
         late = reader.register({"k": np.zeros((1, 4, 64), np.uint8)}, cache_id=1)
         with pytest.raises(kvrail.KvError, match=r"\\xc3 and this engine did not both have cache 1"):
             back.write_blocks(late, [1], [2])
