@@ -49,9 +49,11 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, 
 	struct ib_conn *c = lane->c;
 	uint8_t *source = ib_conn_source(c, lane, lane->ctl_posted);
 	struct wire_writer w = wire_writer_of(source, IB_BUFFER);
-	struct ib_request now, *r = hold ? &c->held : &now;
+	struct ib_request now, *r = &now;
 	int ret = 0;
 
+	if (hold)
+		r = &c->held;
 	r->sge[0] = (struct ibv_sge){ .addr = (uint64_t)(uintptr_t)source,
 				      .length = IB_MSG_HEADER + (uint32_t)len,
 				      .lkey = lane->path->mr_private->lkey };
