@@ -147,7 +147,7 @@ static double p99_us(const struct engine *e, const struct engine *old)
 
 static double gbytes_s(long long bytes, const struct engine *e, const struct engine *old)
 {
-	return old->at_s ? (double)bytes / 1e9 / (e->at_s - old->at_s) : 0;
+	return old->at_s > 0 ? (double)bytes / 1e9 / (e->at_s - old->at_s) : 0;
 }
 
 static int print_json(const struct view *before, const struct view *now)
@@ -193,7 +193,7 @@ static int print_table(const struct view *before, const struct view *now)
 		snprintf(text[i][4], CELL, "%.3f", gbytes_s(e->in - old->in, e, old));
 		snprintf(text[i][5], CELL, "%lld", e->in_flight);
 		snprintf(text[i][6], CELL, "%lld", e->oldest_ms);
-		snprintf(text[i][7], CELL, p99 ? "%.0f" : "-", p99);
+		snprintf(text[i][7], CELL, p99 > 0 ? "%.0f" : "-", p99);
 		snprintf(text[i][8], CELL, "%s", *e->error ? e->error : "-");
 		for (int k = 0; k < COLUMNS; k++)
 			cells[i][k] = text[i][k];
