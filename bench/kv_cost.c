@@ -173,7 +173,7 @@ int main(int argc, char **argv)
 	/* BYTES .. THREADS */
 	size_t n[] = { 1024, 1024, 20, 10, 1, 1, 1, 0, 0, 0 };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
-	struct cost c = { .blocks = 0 };
+	static struct cost c; /* reached to the end: nothing of it is freed */
 	struct rlimit files;
 
 	for (size_t i = 0; i < sizeof(n) / sizeof(n[0]) && (int)i + 1 < argc; i++)

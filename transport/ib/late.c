@@ -126,7 +126,7 @@ static void *late_main(void *arg)
 	return NULL;
 }
 
-/* The places of failed ports are not used again: connections may still know them by their number. */
+/* The places of failed ports are not used again: connections may know them by their number. */
 static void say_full(struct ib_ctx *ctx)
 {
 	if (ctx->full || !ctx->absents || ctx->rails < IB_RAILS_MAX)
