@@ -441,6 +441,8 @@ static uint64_t measure_way(struct results *results, const char *way, enum place
 	close(there[1]);
 	waitpid(child, NULL, 0);
 	kv_engine_close(side.engine); /* no thread runs when the process ends */
+	free(r.from);
+	free(r.to);
 	return bad;
 }
 
