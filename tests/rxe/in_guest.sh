@@ -24,6 +24,7 @@ build=$1
 shift
 export KVCACHE_TRANSPORT=ib
 export KVRAIL_TEST_SLOW=10 # tests/lib/slow.h: deadlines of 100 ms are short for an emulation
+export KVCACHE_VIEW=0 # as in every other test: kvrail_add_test
 export KVCACHE_HANDSHAKE_MS=30000 KVCACHE_OP_TIMEOUT_MS=30000 # where no test names its own
 failed=0
 
