@@ -29,76 +29,47 @@ struct ag_metrics {
 	char labels[2 * AG_NAME_MAX + 16]; /* of every sample: the agent's name */
 };
 
-static void add_to(_Atomic uint64_t *counter, uint64_t n)
-{
-	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
-}
-
 void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer)
 {
 	struct ag_metrics *m = agent->metrics;
 
 	if (!m)
 		return;
-	add_to(&m->ended[xfer->kind][-xfer->error.code], 1);
+	kv_counter_add(&m->ended[xfer->kind][-xfer->error.code], 1);
 	if (!xfer->error.code)
-		add_to(&m->bytes[xfer->kind], xfer->plan.bytes);
+		kv_counter_add(&m->bytes[xfer->kind], xfer->plan.bytes);
 }
 
 void ag_metrics_lost(struct ag_agent *agent, int code)
 {
 	if (agent->metrics)
-		add_to(&agent->metrics->lost[-code], 1);
+		kv_counter_add(&agent->metrics->lost[-code], 1);
 }
 
 /* ---------------------------------------------------------------- samples */
-
-static uint64_t count_of(_Atomic uint64_t *counter)
-{
-	return atomic_load_explicit(counter, memory_order_relaxed);
-}
-
-static void say_ended(struct kv_text *t, struct ag_metrics *m)
-{
-	for (int kind = 0; kind < AG_KINDS; kind++)
-		for (int code = 0; code < AG_CODES; code++) {
-			uint64_t n = count_of(&m->ended[kind][code]);
-
-			if (n || !code)
-				kv_text_add(t, "%s{%s,kind=\"%s\",result=\"%s\"} %" PRIu64 "\n",
-					    families[TRANSFERS].name, m->labels, kinds[kind],
-					    kv_error_name(-code), n);
-		}
-}
-
-static void say_lost(struct kv_text *t, struct ag_metrics *m)
-{
-	for (int code = 0; code < AG_CODES; code++) {
-		uint64_t n = count_of(&m->lost[code]);
-
-		if (n || code == -KV_ERR_PEER_LOST)
-			kv_text_add(t, "%s{%s,cause=\"%s\"} %" PRIu64 "\n", families[LOST].name,
-				    m->labels, kv_error_name(-code), n);
-	}
-}
 
 static void say_family(void *arg, size_t family, struct kv_text *t)
 {
 	struct ag_metrics *m = arg;
 
-	if (family == TRANSFERS)
-		say_ended(t, m);
-	else if (family == LOST)
-		say_lost(t, m);
+	const char *name = families[family].name;
+
+	if (family == LOST)
+		kv_sample_codes(t, name, m->labels, NULL, "cause", m->lost, AG_CODES,
+				KV_ERR_PEER_LOST);
 	else if (family == PEERS)
-		kv_text_add(t, "%s{%s} %u\n", families[family].name, m->labels, m->peers);
+		kv_text_add(t, "%s{%s} %u\n", name, m->labels, m->peers);
 	else if (family == NOTES)
-		kv_text_add(t, "%s{%s} %zu\n", families[family].name, m->labels,
+		kv_text_add(t, "%s{%s} %zu\n", name, m->labels,
 			    atomic_load(&m->agent->notes_bytes));
-	else
-		for (int kind = 0; kind < AG_KINDS; kind++)
-			kv_text_add(t, "%s{%s,kind=\"%s\"} %" PRIu64 "\n", families[family].name,
-				    m->labels, kinds[kind], count_of(&m->bytes[kind]));
+	for (int kind = 0; kind < AG_KINDS; kind++) {
+		if (family == TRANSFERS)
+			kv_sample_codes(t, name, m->labels, kinds[kind], "result", m->ended[kind],
+					AG_CODES, 0);
+		else if (family == BYTES)
+			kv_text_add(t, "%s{%s,kind=\"%s\"} %" PRIu64 "\n", name, m->labels,
+				    kinds[kind], kv_counter_get(&m->bytes[kind]));
+	}
 }
 
 static void see_agent(void *arg)

@@ -28,40 +28,30 @@ struct np_metrics {
 	char labels[160]; /* of every sample: the device and the context's number */
 };
 
-static void add_count(_Atomic uint64_t *counter, uint64_t n)
-{
-	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
-}
-
 void np_metrics_done(struct np_metrics *m, const struct np_request *request)
 {
 	bool in = request->kind == NP_RECV;
 
 	if (!m)
 		return;
-	add_count(&m->requests[in], 1);
+	kv_counter_add(&m->requests[in], 1);
 	for (unsigned int i = 0; i < request->n; i++)
-		add_count(&m->bytes[in], request->size[i]);
+		kv_counter_add(&m->bytes[in], request->size[i]);
 }
 
 void np_metrics_open(struct np_metrics *m, int more)
 {
 	if (m)
-		add_count(&m->communicators, (uint64_t)more);
+		kv_counter_add(&m->communicators, (uint64_t)more);
 }
 
 void np_metrics_failed(struct np_metrics *m, int code)
 {
 	if (m)
-		add_count(&m->failed[-code], 1);
+		kv_counter_add(&m->failed[-code], 1);
 }
 
 /* ---------------------------------------------------------------- samples */
-
-static uint64_t seen(_Atomic uint64_t *counter)
-{
-	return atomic_load_explicit(counter, memory_order_relaxed);
-}
 
 static void say_family(void *arg, size_t family, struct kv_text *t)
 {
@@ -70,19 +60,15 @@ static void say_family(void *arg, size_t family, struct kv_text *t)
 	struct np_metrics *m = arg;
 
 	if (family == COMMUNICATORS)
-		kv_text_add(t, "%s{%s} %" PRIu64 "\n", name, m->labels, seen(&m->communicators));
+		kv_text_add(t, "%s{%s} %" PRIu64 "\n", name, m->labels,
+			    kv_counter_get(&m->communicators));
 	for (int i = 0; i < 2 && (family == REQUESTS || family == BYTES); i++)
 		kv_text_add(t, "%s{%s,direction=\"%s\"} %" PRIu64 "\n", name, m->labels,
-			    directions[i], seen(family == BYTES ? &m->bytes[i] : &m->requests[i]));
-	for (int code = 1; code < CODES && family == FAILED; code++)
-		if (code == -KV_ERR_PEER_LOST || seen(&m->failed[code]))
-			kv_text_add(t, "%s{%s,cause=\"%s\"} %" PRIu64 "\n", name, m->labels,
-				    kv_error_name(-code), seen(&m->failed[code]));
-}
-
-static void see_nothing(void *arg)
-{
-	(void)arg; /* the counters are read one by one */
+			    directions[i],
+			    kv_counter_get(family == BYTES ? &m->bytes[i] : &m->requests[i]));
+	if (family == FAILED)
+		kv_sample_codes(t, name, m->labels, NULL, "cause", m->failed, CODES,
+				KV_ERR_PEER_LOST);
 }
 
 /* ---------------------------------------------------------------- with the device of a context */
@@ -103,7 +89,6 @@ void np_metrics_start(struct np_rail *rail, const struct np_device *device)
 	m->source = (struct kv_source){ .file = "kvrail-nccl",
 					.families = families,
 					.n = FAMILIES,
-					.look = see_nothing,
 					.sample = say_family,
 					.arg = m,
 					.log = rail->log };

@@ -84,11 +84,6 @@ struct kv_metrics {
 	char labels[2 * KV_NAME_MAX + 32]; /* of every sample: the engine's name and number */
 };
 
-static uint64_t value_of(_Atomic uint64_t *counter)
-{
-	return atomic_load_explicit(counter, memory_order_relaxed);
-}
-
 /* ---------------------------------------------------------------- samples */
 
 static void add(struct kv_text *t, const struct kv_metrics *m, size_t family, const char *label,
@@ -98,29 +93,6 @@ static void add(struct kv_text *t, const struct kv_metrics *m, size_t family, co
 		    families[family].name, m->labels, label, value, n);
 }
 
-static void add_operations(struct kv_text *t, const struct kv_metrics *m)
-{
-	for (int kind = 0; kind < KV_KINDS; kind++)
-		for (int code = 0; code < KV_CODES; code++) {
-			uint64_t n = value_of(&m->engine->ended[kind][code]);
-
-			if (n || !code)
-				kv_text_add(t, "%s{%s,kind=\"%s\",result=\"%s\"} %" PRIu64 "\n",
-					    families[OPERATIONS].name, m->labels, kinds[kind],
-					    kv_error_name(-code), n);
-		}
-}
-
-static void add_lost(struct kv_text *t, const struct kv_metrics *m)
-{
-	for (int code = 0; code < KV_CODES; code++) {
-		uint64_t n = value_of(&m->engine->lost[code]);
-
-		if (n || code == -KV_ERR_PEER_LOST)
-			add(t, m, PEERS_LOST, "cause", kv_error_name(-code), n);
-	}
-}
-
 static void add_time(struct kv_text *t, const struct kv_metrics *m, enum family family,
 		     const char *kind, struct kv_times *times)
 {
@@ -128,17 +100,17 @@ static void add_time(struct kv_text *t, const struct kv_metrics *m, enum family 
 	uint64_t n = 0;
 
 	for (int i = 0; i < KV_TIME_BUCKETS - 1; i++) {
-		n += value_of(&times->bucket[i]);
+		n += kv_counter_get(&times->bucket[i]);
 		kv_text_add(t, "%s_bucket{%s,kind=\"%s\",le=\"%.9g\"} %" PRIu64 "\n", name,
 			    m->labels, kind, (double)(1u << i) / 1e6, n);
 	}
-	n += value_of(&times->bucket[KV_TIME_BUCKETS - 1]);
+	n += kv_counter_get(&times->bucket[KV_TIME_BUCKETS - 1]);
 	kv_text_add(t,
 		    "%s_bucket{%s,kind=\"%s\",le=\"+Inf\"} %" PRIu64 "\n"
 		    "%s_sum{%s,kind=\"%s\"} %.9g\n"
 		    "%s_count{%s,kind=\"%s\"} %" PRIu64 "\n",
 		    name, m->labels, kind, n, name, m->labels, kind,
-		    (double)value_of(&times->sum_ns) / 1e9, name, m->labels, kind, n);
+		    (double)kv_counter_get(&times->sum_ns) / 1e9, name, m->labels, kind, n);
 }
 
 static void add_times(struct kv_text *t, const struct kv_metrics *m, enum family family)
@@ -165,7 +137,7 @@ static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum f
 		for (size_t way = 0; way < sizeof(ways) / sizeof(ways[0]); way++)
 			kv_text_add(t, "%s{%s,direction=\"%s\",transport=\"%s\"} %" PRIu64 "\n",
 				    families[family].name, m->labels, ways[way].direction,
-				    tr_transport_name(i), value_of(ways[way].counter));
+				    tr_transport_name(i), kv_counter_get(ways[way].counter));
 	}
 }
 
@@ -225,7 +197,9 @@ static void metrics_sample(void *arg, size_t family, struct kv_text *t)
 		add(t, m, BUILD, "version", kv_version(), 1);
 		break;
 	case OPERATIONS:
-		add_operations(t, m);
+		for (int kind = 0; kind < KV_KINDS; kind++)
+			kv_sample_codes(t, families[family].name, m->labels, kinds[kind], "result",
+					m->engine->ended[kind], KV_CODES, 0);
 		break;
 	case FIRST_SECONDS:
 	case ACK_SECONDS:
@@ -237,7 +211,8 @@ static void metrics_sample(void *arg, size_t family, struct kv_text *t)
 		add_traffic_of(t, m, (enum family)family);
 		break;
 	case PEERS_LOST:
-		add_lost(t, m);
+		kv_sample_codes(t, families[family].name, m->labels, NULL, "cause", m->engine->lost,
+				KV_CODES, KV_ERR_PEER_LOST);
 		break;
 	case POOL:
 		add(t, m, POOL, "", "", m->pool_bytes);

@@ -48,19 +48,6 @@ static struct {
 
 /* ---------------------------------------------------------------- the text */
 
-const char *kv_label(char *buf, size_t cap, const char *value)
-{
-	size_t n = 0;
-
-	for (; *value && n + 2 < cap; value++) {
-		if (*value == '"' || *value == '\\')
-			buf[n++] = '\\';
-		buf[n++] = *value;
-	}
-	buf[n] = 0;
-	return buf;
-}
-
 static bool is_first_of_kind(const struct kv_source *source)
 {
 	const struct kv_source *s = here.first;
@@ -133,7 +120,7 @@ static char *make_text(void (*add)(struct kv_report *r), struct kv_report how, s
 
 	pthread_mutex_lock(&here.lock);
 	for (struct kv_source *s = here.first; s && add == add_metrics; s = s->next)
-		if (s->measured)
+		if (s->measured && s->look)
 			s->look(s->arg);
 	text = render(add, how, len_p);
 	pthread_mutex_unlock(&here.lock);

@@ -17,6 +17,7 @@
 #include "log.h"
 #include "option.h"
 #include "report.h"
+#include "sample.h"
 
 struct kv_family {
 	const char *name, *type, *help; /* type: "counter", "gauge", "histogram" */
@@ -31,7 +32,10 @@ struct kv_source {
 	 * a plugin of NCCL, of NIXL) writes a file of its own.
 	 */
 	const char *file;
-	/* In the thread of this file. `look` may wait for some ms, `sample` says what it saw. */
+	/*
+	 * In the thread of this file. `look` may wait for some ms, `sample` says what it saw. NULL:
+	 * there is nothing to wait for.
+	 */
 	void (*look)(void *arg);
 	void (*sample)(void *arg, size_t family, struct kv_text *text);
 	/* An item; waits for no lock that a thread in trouble may keep. NULL: none */
@@ -49,8 +53,5 @@ bool kv_expose_is_wanted(const struct kv_option_set *options);
 void kv_expose_add(const struct kv_option_set *options, struct kv_source *source);
 /* After it nothing of the source is called; the last one takes the file and the thread with it. */
 void kv_expose_remove(struct kv_source *source);
-
-/* A label's value: quotes and backslashes escaped. */
-const char *kv_label(char *buf, size_t cap, const char *value);
 
 #endif
