@@ -6,8 +6,10 @@
  * Batches are numbered from 1 and end in their order. Batch n uses slot n % BATCHES, whose memory
  * is written again only after its kernel has ended.
  */
+#include <sched.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "gpu.h"
@@ -309,4 +311,15 @@ bool gpu_queue_quiet(struct gpu_queue *queue)
 	struct kv_error err;
 
 	return look_at_events(queue, &err) || queue->done == queue->launched;
+}
+
+bool gpu_queue_quit(struct gpu_queue *queue, int64_t deadline_ns)
+{
+	gpu_queue_drop(queue);
+	while (!gpu_queue_quiet(queue)) {
+		if (kv_now_ns() >= deadline_ns)
+			return false;
+		sched_yield();
+	}
+	return true;
 }

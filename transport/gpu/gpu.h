@@ -157,6 +157,8 @@ int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
 void gpu_queue_drop(struct gpu_queue *queue);
 /* No kernel of it runs. */
 bool gpu_queue_quiet(struct gpu_queue *queue);
+/* What is not started never will be, and what runs is waited for; false: it does so no longer. */
+bool gpu_queue_quit(struct gpu_queue *queue, int64_t deadline_ns);
 
 /* device.c, for copy.c and share.c */
 struct gpu_device {

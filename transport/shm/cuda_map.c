@@ -204,30 +204,18 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 
 /* ---------------------------------------------------------------- the end */
 
-static bool kernels_have_ended(const struct shm_conn *sc)
-{
-	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
-		if (!gpu_queue_quiet(sc->cuda->queue[i]))
-			return false;
-	return true;
-}
-
 bool cuda_quit(struct shm_conn *sc)
 {
 	int64_t deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
+	bool quiet = true;
 
 	if (!sc->cuda)
 		return true;
 	memset(sc->cuda->op, 0, sizeof(sc->cuda->op));
 	sc->cuda->stopping = 0;
 	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
-		gpu_queue_drop(sc->cuda->queue[i]);
-	while (!kernels_have_ended(sc)) {
-		if (kv_now_ns() >= deadline_ns)
-			return false;
-		sched_yield();
-	}
-	return true;
+		quiet &= gpu_queue_quit(sc->cuda->queue[i], deadline_ns);
+	return quiet;
 }
 
 /* What an operation still has to copy there is copied first. */

@@ -7,7 +7,6 @@
  * the order of the stream is that of the bytes. The regions are held meanwhile: a kernel that never
  * ends keeps them for good.
  */
-#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -272,16 +271,10 @@ size_t stage_scattered(struct tcp_stage *stage)
 
 bool stage_quit(struct tcp_stage *stage)
 {
-	int64_t deadline_ns = kv_deadline_ns(TCP_KERNEL_GRACE_MS);
-
 	if (!stage_runs(stage))
 		return true;
-	gpu_queue_drop(stage->busy);
-	while (!gpu_queue_quiet(stage->busy)) {
-		if (kv_now_ns() >= deadline_ns)
-			return false;
-		sched_yield();
-	}
+	if (!gpu_queue_quit(stage->busy, kv_deadline_ns(TCP_KERNEL_GRACE_MS)))
+		return false;
 	let_regions_go(stage);
 	return true;
 }
