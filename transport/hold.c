@@ -176,7 +176,7 @@ struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_
 {
 	struct tr_mem *mem = tr_mem_get(tr, id);
 
-	if (!mem || ((mem->access & access) && offset <= mem->len && len <= mem->len - offset))
+	if (!mem || tr_mem_lets(mem, offset, len, access))
 		return mem;
 	tr_mem_put(mem);
 	return NULL;

@@ -229,6 +229,12 @@ void tr_conn_unwatch(struct tr_conn *conn, int fd);
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
 struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id); /* TR_MEM_DEVICE, too */
+/* [offset, offset + len) is in it, and may be reached in this way. */
+static inline bool tr_mem_lets(const struct tr_mem *mem, uint64_t offset, uint64_t len,
+			       unsigned int access)
+{
+	return mem->access & access && offset <= mem->len && len <= mem->len - offset;
+}
 /*
  * The same, if the peer may reach [offset, offset + len) of it in this way. Every use asks again:
  * the region may have been deregistered meanwhile.

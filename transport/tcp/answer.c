@@ -16,8 +16,7 @@ static struct tr_mem *reach(const struct tcp_conn *tc, uint32_t id, uint64_t off
 {
 	struct tr_mem *mem = place_region(tc, id);
 
-	if (!mem ||
-	    (mem->access & TR_REMOTE_READ && offset <= mem->len && len <= mem->len - offset))
+	if (!mem || tr_mem_lets(mem, offset, len, TR_REMOTE_READ))
 		return mem;
 	tr_mem_put(mem);
 	return NULL;

@@ -53,9 +53,9 @@ int place_check(struct tcp_stream *st, struct kv_error *err)
 	struct tr_mem *mem = place_region(st->tc, in->frame.number);
 	unsigned int i;
 
-	for (i = 0; mem && mem->access & TR_REMOTE_WRITE && i < in->frame.spans; i++)
-		if (in->span[i].offset > mem->len ||
-		    in->span[i].len > mem->len - in->span[i].offset || ask_for_span(st, mem, i))
+	for (i = 0; mem && i < in->frame.spans; i++)
+		if (!tr_mem_lets(mem, in->span[i].offset, in->span[i].len, TR_REMOTE_WRITE) ||
+		    ask_for_span(st, mem, i))
 			break;
 	if (mem)
 		tr_mem_put(mem);
