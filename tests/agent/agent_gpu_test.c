@@ -34,12 +34,31 @@ static void end_open(struct end *end, const char *name, bool gpu)
 	assert_int_equal(ag_mem_reg(end->rig.agent, end->at, LEN, AG_CUDA, &end->mem, &err), 0);
 }
 
-static void rows_of(struct ag_pair *pairs, const struct end *a, const struct end *b,
-		    struct ag_rmem *rmem)
+/* Two of them: a has loaded b and its region; the rows of a are those of b in reverse. */
+struct ends {
+	struct end a, b;
+	struct ag_rmem *rmem;
+	struct ag_pair pairs[ROWS];
+};
+
+static void ends_open(struct ends *e, bool gpu_a, bool gpu_b)
 {
+	end_open(&e->a, "a", gpu_a);
+	end_open(&e->b, "b", gpu_b);
+	rig_load(&e->a.rig, &e->b.rig);
+	e->rmem = rig_see(&e->a.rig, &e->b.rig, e->b.mem);
 	for (size_t i = 0; i < ROWS; i++)
-		pairs[i] = (struct ag_pair){ a->mem, rmem, (uintptr_t)a->at + i * ROW,
-					     (uintptr_t)b->at + (ROWS - 1 - i) * ROW, ROW };
+		e->pairs[i] = (struct ag_pair){ e->a.mem, e->rmem, (uintptr_t)e->a.at + i * ROW,
+						(uintptr_t)e->b.at + (ROWS - 1 - i) * ROW, ROW };
+}
+
+static void ends_close(struct ends *e)
+{
+	ag_rmem_unload(e->rmem);
+	rig_close(&e->a.rig);
+	rig_close(&e->b.rig);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
 }
 
 static void rows_are_of(const uint8_t *seen, unsigned int seed)
@@ -53,30 +72,20 @@ static void rows_are_of(const uint8_t *seen, unsigned int seed)
 
 static void moves(bool gpu_a, bool gpu_b)
 {
-	struct ag_pair pairs[ROWS];
-	struct ag_rmem *rmem;
-	struct end a, b;
+	struct ends e;
 	char note[8];
 
-	end_open(&a, "a", gpu_a);
-	end_open(&b, "b", gpu_b);
-	rig_load(&a.rig, &b.rig);
-	rmem = rig_see(&a.rig, &b.rig, b.mem);
-	rows_of(pairs, &a, &b, rmem);
-	rig_fill(a.seen, 1, LEN);
-	rig_move(&a.rig, "b", AG_WRITE, pairs, ROWS, "there", 6);
-	assert_int_equal(rig_note(&b.rig, NULL, note, sizeof(note)), 6);
-	rows_are_of(b.seen, 1); /* the bytes come before it */
+	ends_open(&e, gpu_a, gpu_b);
+	rig_fill(e.a.seen, 1, LEN);
+	rig_move(&e.a.rig, "b", AG_WRITE, e.pairs, ROWS, "there", 6);
+	assert_int_equal(rig_note(&e.b.rig, NULL, note, sizeof(note)), 6);
+	rows_are_of(e.b.seen, 1); /* the bytes come before it */
 	for (size_t i = 0; i < ROWS; i++)
-		rig_fill(b.seen + (ROWS - 1 - i) * ROW, 2, ROW);
-	rig_move(&a.rig, "b", AG_READ, pairs, ROWS, NULL, 0);
+		rig_fill(e.b.seen + (ROWS - 1 - i) * ROW, 2, ROW);
+	rig_move(&e.a.rig, "b", AG_READ, e.pairs, ROWS, NULL, 0);
 	for (size_t i = 0; i < ROWS; i++)
-		assert_true(rig_is(a.seen + i * ROW, 2, ROW));
-	ag_rmem_unload(rmem);
-	rig_close(&a.rig);
-	rig_close(&b.rig);
-	assert_int_equal(fake_cuda.open, 0);
-	fake_cuda_reset();
+		assert_true(rig_is(e.a.seen + i * ROW, 2, ROW));
+	ends_close(&e);
 }
 
 static void rows_go_to_and_from_a_gpu(void **state)
@@ -97,22 +106,17 @@ static void rows_go_to_and_from_a_gpu(void **state)
 /* As long as a kernel may still write, the blocks are not given back. */
 static void a_release_waits_for_the_kernel(void **state)
 {
-	struct ag_pair pairs[ROWS];
-	struct ag_rmem *rmem;
 	struct ag_xfer *xfer;
 	struct kv_error err;
-	struct end a, b;
+	struct ends e;
 	uint8_t *untouched;
 
 	(void)state;
-	end_open(&a, "a", true);
-	end_open(&b, "b", true);
-	rig_load(&a.rig, &b.rig);
-	rmem = rig_see(&a.rig, &b.rig, b.mem);
-	rows_of(pairs, &a, &b, rmem);
-	rig_move(&a.rig, "b", AG_READ, pairs, 1, NULL, 0);
+	ends_open(&e, true, true);
+	rig_move(&e.a.rig, "b", AG_READ, e.pairs, 1, NULL, 0);
 	fake_cuda.hold = true;
-	assert_int_equal(ag_xfer_prepare(a.rig.agent, "b", AG_READ, pairs, ROWS, &xfer, &err), 0);
+	assert_int_equal(ag_xfer_prepare(e.a.rig.agent, "b", AG_READ, e.pairs, ROWS, &xfer, &err),
+			 0);
 	fake_cuda.launched = 0;
 	assert_true(ag_xfer_post(xfer, NULL, 0, &err) >= 0);
 	while (!fake_cuda.launched)
@@ -127,16 +131,12 @@ static void a_release_waits_for_the_kernel(void **state)
 	}
 	untouched = malloc(LEN);
 	assert_non_null(untouched);
-	memcpy(untouched, a.seen, LEN);
-	rig_fill(b.seen, 3, LEN);
-	rig_move(&a.rig, "b", AG_WRITE, pairs, 1, NULL, 0);
-	assert_memory_equal(a.seen, untouched, LEN);
+	memcpy(untouched, e.a.seen, LEN);
+	rig_fill(e.b.seen, 3, LEN);
+	rig_move(&e.a.rig, "b", AG_WRITE, e.pairs, 1, NULL, 0);
+	assert_memory_equal(e.a.seen, untouched, LEN);
 	free(untouched);
-	ag_rmem_unload(rmem);
-	rig_close(&a.rig);
-	rig_close(&b.rig);
-	assert_int_equal(fake_cuda.open, 0);
-	fake_cuda_reset();
+	ends_close(&e);
 }
 
 static void what_is_not_a_gpus_memory_is_refused(void **state)
