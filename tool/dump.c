@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <getopt.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,23 +79,11 @@ static int dump_process(int pid, bool json)
 
 int dump_main(int argc, char **argv)
 {
-	static const struct option flags[] = { { "json", no_argument, NULL, 'j' },
-					       { "help", no_argument, NULL, 'h' },
-					       { 0 } };
 	bool json = false;
-	int flag, pid;
+	int ret = flags_json(argc, argv, usage, &json), pid;
 
-	while ((flag = getopt_long(argc, argv, "jh", flags, NULL)) != -1) {
-		if (flag == 'h') {
-			usage(stdout);
-			return 0;
-		}
-		if (flag != 'j') {
-			usage(stderr);
-			return EXIT_USAGE;
-		}
-		json = true;
-	}
+	if (ret >= 0)
+		return ret;
 	pid = optind + 1 == argc ? look_pid(argv[optind]) : 0;
 	if (!pid) {
 		fprintf(stderr, "kvrail dump: it takes the number of one process\n");

@@ -168,26 +168,15 @@ static void usage(FILE *out)
 
 int info_main(int argc, char **argv)
 {
-	static const struct option flags[] = { { "json", no_argument, NULL, 'j' },
-					       { "help", no_argument, NULL, 'h' },
-					       { 0 } };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_engine *engine;
 	struct report *report;
 	struct kv_error err;
-	int flag, ret, json = 0;
+	bool json = false;
+	int ret = flags_json(argc, argv, usage, &json);
 
-	while ((flag = getopt_long(argc, argv, "jh", flags, NULL)) != -1) {
-		if (flag == 'h') {
-			usage(stdout);
-			return 0;
-		}
-		if (flag != 'j') {
-			usage(stderr);
-			return EXIT_USAGE;
-		}
-		json = 1;
-	}
+	if (ret >= 0)
+		return ret;
 	if (optind < argc) {
 		fprintf(stderr, "kvrail info: it takes no argument \"%s\"\n", argv[optind]);
 		usage(stderr);

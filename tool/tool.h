@@ -6,7 +6,9 @@
 #ifndef KVRAIL_TOOL_H
 #define KVRAIL_TOOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include <kvrail/kv.h>
 
@@ -17,6 +19,12 @@ int doctor_main(int argc, char **argv);
 int bench_main(int argc, char **argv);
 int dump_main(int argc, char **argv);
 int top_main(int argc, char **argv);
+
+/*
+ * Reads --json and --help, which prints `usage`. -1: the command goes on, with the arguments from
+ * optind on; else its exit status.
+ */
+int flags_json(int argc, char **argv, void (*usage)(FILE *out), bool *json);
 
 /*
  * Ends the line with `text`, which begins at column `indent`. On a terminal that is too narrow it

@@ -79,7 +79,7 @@ static void read_engine(const json_t *said, struct engine *e)
 static void look_at(const struct look_socket *socket, struct view *view)
 {
 	const char *why;
-	int pid;
+	int pid = 0;
 	char *text = look_ask(socket, "top\n", &pid, &why);
 	json_t *said = text ? json_loads(text, 0, NULL) : NULL;
 	json_t *engines = json_object_get(said, "engines"), *engine;
