@@ -168,5 +168,7 @@ bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem); /* to the pee
 /* mem.c */
 int tr_memory_open(struct tr *tr, struct kv_error *err);
 void tr_memory_close(struct tr *tr);
+/* Memory of a GPU is registered that this provider does not reach. */
+bool mem_misses(struct tr *tr, int provider, struct kv_error *why);
 
 #endif

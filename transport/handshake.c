@@ -118,6 +118,19 @@ static void tend_offers(struct tr_conn *conn)
 			conn->tr->provider[i]->offered(conn, conn->hs->offer_priv[i]);
 }
 
+/* A transport that moves all that is registered; what it does not reach, a later one stages. */
+static int offer(struct tr_conn *conn, int i, struct wire_writer *w, struct kv_error *why)
+{
+	const struct tr_provider *provider = conn->tr->provider[i];
+
+	if (!mem_misses(conn->tr, i, why))
+		return provider->offer(conn->tr->provider_ctx[i], conn, &conn->hs->offer_priv[i], w,
+				       why);
+	kv_log_warn(conn->tr->log, "%s is not offered to %s: %s", provider->name, conn->address,
+		    why->message);
+	return KV_ERR_UNSUPPORTED;
+}
+
 static int put_hello(struct tr_conn *conn, struct kv_error *err)
 {
 	uint8_t upper[TR_HELLO_MAX], offers[FRAME_OFFERS_MAX][FRAME_OFFER_MAX],
@@ -135,8 +148,7 @@ static int put_hello(struct tr_conn *conn, struct kv_error *err)
 	hello.upper = (struct frame_bytes){ upper, (size_t)len };
 	for (int i = 0; conn->accepting && i < conn->tr->providers; i++) {
 		struct wire_writer o = wire_writer_of(offers[hello.offers], FRAME_OFFER_MAX);
-		int ret = conn->tr->provider[i]->offer(conn->tr->provider_ctx[i], conn,
-						       &conn->hs->offer_priv[i], &o, &why);
+		int ret = offer(conn, i, &o, &why);
 
 		if (ret == KV_ERR_UNSUPPORTED)
 			continue;
@@ -332,8 +344,11 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 
 		if (index < 0)
 			continue;
-		ret = conn->tr->provider[index]->start(conn->tr->provider_ctx[index], conn,
-						       &hs->offer_priv[index], &r, &why);
+		ret = mem_misses(conn->tr, index, &why)
+			      ? KV_ERR_UNSUPPORTED
+			      : conn->tr->provider[index]->start(conn->tr->provider_ctx[index],
+								 conn, &hs->offer_priv[index], &r,
+								 &why);
 		hs->offered[index] = ret == TR_AGAIN; /* begun: stop_offers undoes it */
 		if (ret == TR_AGAIN)
 			return TR_AGAIN;

@@ -504,6 +504,21 @@ int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct k
 	return why ? kv_error_copy(err, why) : 0;
 }
 
+bool mem_misses(struct tr *tr, int provider, struct kv_error *why)
+{
+	bool misses = false;
+
+	pthread_mutex_lock(&tr->memory->lock);
+	for (const struct tr_mem *mem = tr->memory->mems; mem && !misses; mem = mem->next) {
+		misses = mem->kind == TR_MEM_DEVICE && atomic_load(&mem->ready) &&
+			 mem->why[provider];
+		if (misses)
+			kv_error_copy(why, mem->why[provider]);
+	}
+	pthread_mutex_unlock(&tr->memory->lock);
+	return misses;
+}
+
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)
 {
 	for (int i = 0; i < mem->tr->providers; i++)

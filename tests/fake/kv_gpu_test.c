@@ -10,6 +10,7 @@
 #include "loop/kv_rig.h"
 
 #include <poll.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/fault.h"
@@ -151,6 +152,36 @@ static void over_tcp_they_go_through_pinned_memory(void **state)
 	kernels_copy_them(&config, false);
 	config.options = streams;
 	kernels_copy_them(&config, true);
+}
+
+static void note_reason(void *arg, int level, const char *line)
+{
+	const char *reason = "does not reach a GPU's memory: CUDA exports no DMA-BUF of";
+
+	if (level == KV_LOG_WARN && strstr(line, reason))
+		++*(atomic_int *)arg;
+}
+
+/* Whichever end it is at, and with the reason in that end's log. */
+static void what_no_nic_reaches_goes_over_tcp(void **state)
+{
+	static const char *const options[] = { "KVCACHE_TRANSPORT=ib,tcp", NULL };
+	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	atomic_int told;
+
+	(void)state;
+	config.options = options;
+	config.log = note_reason;
+	config.log_arg = &told;
+	for (size_t ends = 0; ends < 8; ends++) {
+		told = 0;
+		fake_cuda.export_says = 801;
+		blocks_go(shapes, ends, &config);
+		assert_true(fake_cuda.launched >= 2);
+		assert_int_equal(told, 1);
+		fake_cuda_reset();
+	}
 }
 
 /* Expandable segments: the cache lies in two pieces of memory, in the middle of both. */
@@ -662,6 +693,7 @@ int main(void)
 		cmocka_unit_test(each_fault_is_an_error_and_leaves_nothing),
 		cmocka_unit_test(a_region_or_table_that_cannot_be_allocated_is_an_error),
 		cmocka_unit_test(memory_that_cannot_be_shared_is_refused_with_the_cause),
+		cmocka_unit_test(what_no_nic_reaches_goes_over_tcp),
 		cmocka_unit_test(memory_in_pieces_is_mapped_by_the_peer),
 		cmocka_unit_test(a_cache_of_many_pieces_is_mapped_in_turns),
 		cmocka_unit_test(a_piece_that_is_refused_is_an_error),
