@@ -14,7 +14,7 @@
  * other's handshake, and a region that is withdrawn is taken back from the asking side alone.
  *
  * Files call downwards: info, plan, address, metrics < record, note < peer < mem, rmem < move
- * < talk < dial < drive < service < xfer, agent.
+ * < talk < dial < drive < service < xfer; dump < agent.
  */
 #ifndef AG_H
 #define AG_H
@@ -289,6 +289,7 @@ struct ag_xfer {
 	struct ag_peer *peer;
 	int kind;
 	struct ag_plan plan;
+	int64_t posted_ns;
 	atomic_int stage;
 	atomic_bool cancel;
 	struct kv_error error; /* code 0: it went well */
@@ -307,10 +308,16 @@ struct ag_xfer {
  * ag_metrics.c: started before the service thread, stopped after it. Where it cannot, the log says
  * so, and the agent goes without.
  */
-void ag_metrics_start(struct ag_agent *agent);
+struct kv_report;
+void ag_metrics_start(struct ag_agent *agent,
+		      void (*report)(struct ag_agent *agent, struct kv_report *r));
 void ag_metrics_stop(struct ag_agent *agent);
+void ag_metrics_begun(struct ag_agent *agent);
 void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer);
-void ag_metrics_lost(struct ag_agent *agent, int code);
+void ag_metrics_lost(struct ag_agent *agent, const struct ag_peer *peer);
+
+/* ag_dump.c: its peers and their transfers, as fields of an item */
+void ag_report_agent(struct ag_agent *agent, struct kv_report *r);
 
 void ag_xfers_init(struct ag_xfers *xfers);
 void ag_xfers_add(struct ag_xfers *xfers, struct ag_xfer *xfer);

@@ -120,7 +120,7 @@ int ag_open(const struct ag_config *config, struct ag_agent **agent_p, struct kv
 	if (!ret)
 		ret = open_loop(agent, err);
 	if (!ret) {
-		ag_metrics_start(agent);
+		ag_metrics_start(agent, ag_report_agent);
 		ret = ag_service_start(agent, err);
 	}
 	if (ret) {

@@ -37,7 +37,7 @@ static void lose(struct ag_peer *peer, const struct kv_error *cause)
 		peer->linger_ns = kv_now_ns();
 	ag_move_lost(peer);
 	if (!atomic_load(&peer->dropped))
-		ag_metrics_lost(peer->agent, peer->error.code);
+		ag_metrics_lost(peer->agent, peer);
 	if (!atomic_load(&peer->dropped) && peer->name)
 		kv_log_info(peer->agent->log, "agent %s is lost: %s", peer->name,
 			    peer->error.message);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ag_metrics.c -- an agent's counters as metrics for Prometheus, which base/expose.c gives out */
+/* ag_metrics.c -- an agent for base/expose.c: its counters as metrics, its state for kvrail dump */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,10 +24,29 @@ static const char *const kinds[AG_KINDS] = { "write", "read" };
 struct ag_metrics {
 	struct kv_source source;
 	struct ag_agent *agent;
+	void (*report)(struct ag_agent *agent, struct kv_report *r); /* what is not counted */
 	uint32_t peers;
-	_Atomic uint64_t ended[AG_KINDS][AG_CODES], bytes[AG_KINDS], lost[AG_CODES];
+	pthread_mutex_t lock; /* of the last error; short */
+	struct kv_error last;
+	int64_t last_ns;
+	_Atomic uint64_t begun, ended[AG_KINDS][AG_CODES], bytes[AG_KINDS], lost[AG_CODES];
 	char labels[2 * AG_NAME_MAX + 16]; /* of every sample: the agent's name */
 };
+
+static void note_error(struct ag_metrics *m, const struct ag_peer *peer, const struct kv_error *err)
+{
+	pthread_mutex_lock(&m->lock);
+	m->last = *err;
+	m->last_ns = kv_now_ns();
+	snprintf(m->last.peer, sizeof(m->last.peer), "%s", peer->name ? peer->name : "");
+	pthread_mutex_unlock(&m->lock);
+}
+
+void ag_metrics_begun(struct ag_agent *agent)
+{
+	if (agent->metrics)
+		kv_counter_add(&agent->metrics->begun, 1);
+}
 
 void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer)
 {
@@ -36,14 +55,18 @@ void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer)
 	if (!m)
 		return;
 	kv_counter_add(&m->ended[xfer->kind][-xfer->error.code], 1);
-	if (!xfer->error.code)
+	if (xfer->error.code)
+		note_error(m, xfer->peer, &xfer->error);
+	else
 		kv_counter_add(&m->bytes[xfer->kind], xfer->plan.bytes);
 }
 
-void ag_metrics_lost(struct ag_agent *agent, int code)
+void ag_metrics_lost(struct ag_agent *agent, const struct ag_peer *peer)
 {
-	if (agent->metrics)
-		kv_counter_add(&agent->metrics->lost[-code], 1);
+	if (!agent->metrics)
+		return;
+	kv_counter_add(&agent->metrics->lost[-peer->error.code], 1);
+	note_error(agent->metrics, peer, &peer->error);
 }
 
 /* ---------------------------------------------------------------- samples */
@@ -81,14 +104,40 @@ static void see_agent(void *arg)
 	pthread_mutex_unlock(&m->agent->lock);
 }
 
+static void report_counted(void *arg, struct kv_report *r)
+{
+	struct ag_metrics *m = arg;
+	uint64_t ended = 0, begun;
+	struct kv_error last;
+	int64_t last_ns;
+
+	for (int kind = 0; kind < AG_KINDS; kind++)
+		for (int code = 0; code < AG_CODES; code++)
+			ended += kv_counter_get(&m->ended[kind][code]);
+	begun = kv_counter_get(&m->begun); /* after `ended`: no fewer */
+	kv_report_item(r, "agent");
+	kv_report_text(r, "name", "%s", m->agent->name);
+	kv_report_int(r, "operations_in_flight", (int64_t)(begun - ended));
+	kv_report_int(r, "bytes_out", (int64_t)kv_counter_get(&m->bytes[AG_WRITE]));
+	kv_report_int(r, "bytes_read", (int64_t)kv_counter_get(&m->bytes[AG_READ]));
+	pthread_mutex_lock(&m->lock);
+	last = m->last;
+	last_ns = m->last_ns;
+	pthread_mutex_unlock(&m->lock);
+	kv_report_last_error(r, &last, last_ns);
+	m->report(m->agent, r);
+	kv_report_end_item(r);
+}
+
 /* ---------------------------------------------------------------- with the agent */
 
-void ag_metrics_start(struct ag_agent *agent)
+void ag_metrics_start(struct ag_agent *agent,
+		      void (*report)(struct ag_agent *agent, struct kv_report *r))
 {
 	char name[2 * AG_NAME_MAX];
 	struct ag_metrics *m;
 
-	if (!kv_expose_measures(agent->options))
+	if (!kv_expose_is_wanted(agent->options))
 		return;
 	m = calloc(1, sizeof(*m));
 	if (!m) {
@@ -96,11 +145,14 @@ void ag_metrics_start(struct ag_agent *agent)
 		return;
 	}
 	m->agent = agent;
+	m->report = report;
+	pthread_mutex_init(&m->lock, NULL);
 	m->source = (struct kv_source){ .file = "kvrail-agent",
 					.families = families,
 					.n = FAMILIES,
 					.look = see_agent,
 					.sample = say_family,
+					.report = report_counted,
 					.arg = m,
 					.log = agent->log };
 	snprintf(m->labels, sizeof(m->labels), "agent=\"%s\"",
@@ -114,6 +166,7 @@ void ag_metrics_stop(struct ag_agent *agent)
 	if (!agent->metrics)
 		return;
 	kv_expose_remove(&agent->metrics->source);
+	pthread_mutex_destroy(&agent->metrics->lock);
 	free(agent->metrics);
 	agent->metrics = NULL;
 }

@@ -127,6 +127,8 @@ static int leave_xfer(struct ag_xfer *xfer, struct kv_error *err)
 	pthread_mutex_lock(&peer->inbox);
 	ret = ag_peer_gone(peer, err);
 	if (!ret) {
+		xfer->posted_ns = kv_now_ns();
+		ag_metrics_begun(peer->agent);
 		atomic_store(&xfer->stage, AG_WAITING);
 		ag_xfers_add(&peer->posted, xfer);
 	}

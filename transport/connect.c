@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* connect.c -- the life of a connection: made, described, closed */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -121,16 +120,4 @@ const char *tr_conn_stage(const struct tr_conn *conn)
 	if (conn->hs && conn->stage == CONN_READY)
 		return "sending the last frame";
 	return stages[conn->stage];
-}
-
-int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap)
-{
-	unsigned int open = conn->data ? conn->data->used : 0;
-	int len = snprintf(buf, cap, "%s %s %s, %u operations open, path: %s\n", conn->address,
-			   tr_conn_transport(conn), tr_conn_stage(conn), open, conn->path);
-	size_t used = (size_t)len < cap ? (size_t)len : cap;
-
-	if (conn->stage == CONN_READY)
-		len += conn->provider->dump(conn, buf + used, cap - used);
-	return len;
 }

@@ -471,6 +471,9 @@ void tr_conn_counters(const struct tr_conn *conn, struct tr_counters *counters);
 
 /* Queue pair states, credits, operations in flight: as snprintf. */
 int tr_conn_dump(const struct tr_conn *conn, char *buf, size_t cap);
+/* The same, and where its handshake is, as fields of an item (base/report.h). */
+struct kv_report;
+void tr_conn_report(const struct tr_conn *conn, struct kv_report *r);
 
 struct kv_device_info;
 /* 0, or KV_ERR_ARG past the last */

@@ -14,11 +14,6 @@ enum {
 	ROWS_OF_MANY = 4, /* where there are more than so many peers */
 };
 
-static int64_t age_ms(int64_t since_ns)
-{
-	return (kv_now_ns() - since_ns) / KV_NS_PER_MS;
-}
-
 /* ---------------------------------------------------------------- operations */
 
 static const char *awaited(const struct kv_op_look *op)
@@ -53,8 +48,8 @@ static void report_op(struct kv_report *r, const struct kv_op_look *op)
 	kv_report_item(r, "operation");
 	kv_report_text(r, "kind", "%s", kv_op_kind_name(op->kind));
 	kv_report_text(r, "stage", "%s", kv_op_stage_name(op->stage));
-	kv_report_int(r, "age_ms", age_ms(op->begun_ns));
-	kv_report_int(r, "left_ms", -age_ms(op->deadline_ns));
+	kv_report_age(r, "age_ms", op->begun_ns);
+	kv_report_int(r, "left_ms", (op->deadline_ns - kv_now_ns()) / KV_NS_PER_MS);
 	kv_report_int(r, "peer", op->peer);
 	kv_report_text(r, "name", "%s", op->name);
 	kv_report_text(r, "address", "%s", op->address);
@@ -77,7 +72,7 @@ static void report_ops(struct kv_report *r, struct kv_engine *engine)
 
 	kv_report_int(r, "operations_in_flight", (int64_t)n);
 	kv_report_int(r, "operations_not_begun", (int64_t)idle);
-	kv_report_int(r, "oldest_ms", n && oldest ? age_ms(oldest[0].begun_ns) : 0);
+	kv_report_age(r, "oldest_ms", n && oldest ? oldest[0].begun_ns : kv_now_ns());
 	if (!r->brief) {
 		kv_report_list(r, "operations");
 		for (size_t i = 0; oldest && i < n && i < OPS_SHOWN; i++)
@@ -168,25 +163,6 @@ static void report_leases(struct kv_report *r, const struct kv_link *link, unsig
 	kv_report_end_list(r);
 }
 
-/* What the transport says in several lines, in one. */
-static void report_conn(struct kv_report *r, const struct tr_conn *conn)
-{
-	char said[2048], *to = said;
-
-	if (!tr_conn_transport(conn)[0])
-		return;
-	kv_report_text(r, "transport", "%s", tr_conn_transport(conn));
-	kv_report_text(r, "path", "%s", tr_conn_path(conn));
-	tr_conn_dump(conn, said, sizeof(said));
-	for (const char *at = said; *at; at++)
-		if (*at != '\n')
-			*to++ = *at;
-		else if (at[1])
-			*to++ = ';';
-	*to = 0;
-	kv_report_text(r, "connection", "%s", said);
-}
-
 static const char *state_name(unsigned int state)
 {
 	static const char *const states[] = { "handshake", "up", "lost", "lost, fenced", "closed" };
@@ -204,7 +180,7 @@ static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 	kv_report_text(r, "by", "%s", peer->incoming ? "peer" : "engine");
 	kv_report_flag(r, "closing", peer->leaving);
 	if (peer->heard_ns)
-		kv_report_int(r, "heard_ms_ago", age_ms(peer->heard_ns));
+		kv_report_age(r, "heard_ms_ago", peer->heard_ns);
 	if (peer->error.code) {
 		kv_report_text(r, "error", "KV_ERR_%s", kv_error_name(peer->error.code));
 		kv_report_text(r, "cause", "%s", peer->error.message);
@@ -214,7 +190,7 @@ static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 		report_slots(r, peer->link);
 	}
 	if (peer->conn)
-		report_conn(r, peer->conn);
+		tr_conn_report(peer->conn, r);
 	if (!peer->link)
 		return;
 	report_incoming(r, peer->link, rows);
@@ -232,7 +208,7 @@ static void report_busy(struct kv_report *r, const struct kv_peer_look *look)
 	kv_report_text(r, "transport", "%s", look->transport);
 	kv_report_text(r, "busy", "another thread is in a call on it");
 	if (look->round_ns)
-		kv_report_int(r, "progress_ms_ago", age_ms(look->round_ns));
+		kv_report_age(r, "progress_ms_ago", look->round_ns);
 }
 
 static void report_peers(struct kv_report *r, struct kv_engine *engine)
@@ -261,7 +237,7 @@ static void report_peers(struct kv_report *r, struct kv_engine *engine)
 
 /* ---------------------------------------------------------------- the engine */
 
-static void report_last_error(struct kv_report *r, struct kv_engine *engine)
+static void report_last(struct kv_report *r, struct kv_engine *engine)
 {
 	struct kv_error last;
 	int64_t at_ns;
@@ -270,13 +246,7 @@ static void report_last_error(struct kv_report *r, struct kv_engine *engine)
 	last = engine->last_error;
 	at_ns = engine->last_error_ns;
 	pthread_mutex_unlock(&engine->pool_lock);
-	if (!last.code)
-		return;
-	kv_report_text(r, "last_error", "KV_ERR_%s", kv_error_name(last.code));
-	kv_report_int(r, "last_error_ms_ago", age_ms(at_ns));
-	kv_report_text(r, "last_error_of", "%s %s", last.op, last.peer);
-	kv_report_text(r, "last_error_cause", "%s", last.message);
-	kv_report_text(r, "last_error_hint", "%s", last.hint);
+	kv_report_last_error(r, &last, at_ns);
 }
 
 static void report_callback(struct kv_report *r, const struct kv_engine *engine)
@@ -286,7 +256,7 @@ static void report_callback(struct kv_report *r, const struct kv_engine *engine)
 
 	if (n) {
 		kv_report_int(r, "threads_in_log_callback", n);
-		kv_report_int(r, "log_callback_ms", age_ms(since_ns));
+		kv_report_age(r, "log_callback_ms", since_ns);
 	}
 }
 
@@ -356,7 +326,7 @@ void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
 	kv_report_int(r, "arrivals_room", (int64_t)engine->arrivals.cap);
 	pthread_mutex_unlock(&engine->arrivals.lock);
 	report_traffic(r, engine);
-	report_last_error(r, engine);
+	report_last(r, engine);
 	report_pools(r, engine);
 	report_ops(r, engine);
 	if (r->brief) {

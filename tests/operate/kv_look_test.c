@@ -18,55 +18,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ask.h"
 #include "base/clock.h"
 #include "kv_engine.h"
 #include "lib/bar.h"
 #include "lib/process.h"
 #include "look.h"
 
-enum { N = 3, TEXT_MAX = 1 << 20, ANSWER_MS = 1000, OP_MS = 600000, STRANGER = 12345 };
+enum { N = 3, OP_MS = 600000, STRANGER = 12345 };
 
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[N] = { 5, 6, 9 }, to[N] = { 10, 12, 3 };
 
-static const char *program;
 static bool shows;
-static char text[TEXT_MAX];
-
-/* ---------------------------------------------------------------- asking */
-
-/* Runs `kvrail WORDS`; its output is in `text`. Returns the exit status. */
-static int kvrail(const char *words)
-{
-	char command[512];
-	FILE *out;
-	int status;
-
-	snprintf(command, sizeof(command), "%s %s 2>&1", program, words);
-	out = popen(command, "r");
-	assert_non_null(out);
-	text[fread(text, 1, sizeof(text) - 1, out)] = 0;
-	status = pclose(out);
-	assert_true(WIFEXITED(status));
-	return WEXITSTATUS(status);
-}
-
-static void dump(const char *flags)
-{
-	struct bar begun = bar_begin();
-	char words[64];
-
-	snprintf(words, sizeof(words), "dump %d %s", (int)getpid(), flags);
-	if (kvrail(words))
-		fail_msg("kvrail dump failed: %s", text);
-	assert_true(bar_holds(begun, ANSWER_MS, "kvrail dump"));
-}
-
-static void says(const char *word)
-{
-	if (!strstr(text, word))
-		fail_msg("it does not say \"%s\":\n%s", word, text);
-}
 
 static int sockets_of(pid_t pid, struct look_socket *found)
 {
@@ -519,7 +483,7 @@ int main(int argc, char **argv)
 
 	if (argc < 2)
 		return 2;
-	program = argv[1];
+	ask_program = argv[1];
 	setenv("KVCACHE_VIEW", "1", 1);
 	if (argc > 2 && !strcmp(argv[2], "show")) {
 		shows = true;

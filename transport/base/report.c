@@ -6,6 +6,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "clock.h"
+#include "error.h"
+
 enum { VALUE_MAX = 4096 };
 
 static void add_comma(struct kv_report *r)
@@ -145,4 +148,20 @@ void kv_report_text(struct kv_report *r, const char *key, const char *fmt, ...)
 	add_value(r, value);
 	if (r->json)
 		kv_text_add(&r->text, "\"");
+}
+
+void kv_report_age(struct kv_report *r, const char *key, int64_t since_ns)
+{
+	kv_report_int(r, key, (kv_now_ns() - since_ns) / KV_NS_PER_MS);
+}
+
+void kv_report_last_error(struct kv_report *r, const struct kv_error *last, int64_t at_ns)
+{
+	if (!last->code)
+		return;
+	kv_report_text(r, "last_error", "KV_ERR_%s", kv_error_name(last->code));
+	kv_report_age(r, "last_error_ms_ago", at_ns);
+	kv_report_text(r, "last_error_of", "%s %s", last->op, last->peer);
+	kv_report_text(r, "last_error_cause", "%s", last->message);
+	kv_report_text(r, "last_error_hint", "%s", last->hint);
 }

@@ -36,5 +36,9 @@ void kv_report_flag(struct kv_report *r, const char *key, bool value);
 /* At most 4096 bytes of it. Control characters become question marks. */
 void kv_report_text(struct kv_report *r, const char *key, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+void kv_report_age(struct kv_report *r, const char *key, int64_t since_ns); /* ms since then */
+/* Fields last_error and so on; nothing, if it has no code. */
+struct kv_error;
+void kv_report_last_error(struct kv_report *r, const struct kv_error *last, int64_t at_ns);
 
 #endif
