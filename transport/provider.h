@@ -125,6 +125,7 @@ struct tr_mem {
 	uint8_t *addr;
 	size_t len;
 	int kind;
+	int gpu; /* TR_MEM_DEVICE: the ordinal of that whose kernels copy it (stage.h) */
 	/* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1 */
 	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */

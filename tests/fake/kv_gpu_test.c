@@ -575,6 +575,7 @@ static void each_fault_is_an_error_and_leaves_nothing(void **state)
 		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, true },
 		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, true },
 		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, false, true },
+		{ KV_FAULT_GPU_STAGE, KV_ERR_NOMEM, false, true },
 		{ KV_FAULT_TCP_STAGE, KV_ERR_NOMEM, false, true },
 	};
 	struct shape shape = cuda_shape(in_one_piece);

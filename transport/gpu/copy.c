@@ -276,7 +276,7 @@ int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, stru
 
 	queue->chunks += chunks;
 	queue->pieces += n;
-	if (queue->pieces < WORTH)
+	if (queue->pieces / WORTH == (queue->pieces - n) / WORTH)
 		return 0;
 	if (queue->done != queue->launched)
 		ret = look_at_events(queue, err);

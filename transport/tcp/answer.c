@@ -83,7 +83,7 @@ static void answer_advance(struct tcp_stream *st, size_t n)
 static ssize_t send_of_gpu(struct tcp_stream *st, const struct iovec *iov, struct tr_mem *const *of,
 			   unsigned int n)
 {
-	if (stage_open(st, &st->out_stage, of[0], &st->tc->data->failure))
+	if (tcp_stage_open(st, &st->out_stage, of[0], &st->tc->data->failure))
 		return -2;
 	return queue_send_gathered(st, iov, of, n);
 }

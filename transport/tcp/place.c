@@ -9,11 +9,9 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/fault.h"
 #include "tcp.h"
@@ -225,27 +223,27 @@ static void placed(struct tcp_stream *st, size_t n)
 		advance_answer(st, n);
 }
 
-int place_settle(struct tcp_stream *st, struct kv_error *err)
+static int settle(struct tcp_stream *st, int64_t deadline_ns, struct kv_error *err)
 {
-	struct tcp_stage *stage = st->in_stage;
-	int ret = stage ? stage_end(st, stage, err) : 0;
-	size_t n = !ret && stage ? stage_scattered(stage) : 0;
+	int ret = deadline_ns ? stage_wait(st->in_stage.stage, st->tc->conn, deadline_ns, err)
+			      : stage_end(st->in_stage.stage, st->tc->conn, err);
+	size_t n = ret ? 0 : tcp_stage_scattered(&st->in_stage);
 
 	if (n)
 		placed(st, n);
 	return ret;
 }
 
+int place_settle(struct tcp_stream *st, struct kv_error *err)
+{
+	return settle(st, 0, err);
+}
+
 int place_wait(struct tcp_stream *st, int64_t deadline_ns)
 {
 	struct kv_error *failure = &st->tc->data->failure, err;
-	int64_t end_ns = kv_deadline_ns(TCP_KERNEL_GRACE_MS);
-	int ret;
+	int ret = settle(st, deadline_ns > 0 ? deadline_ns : 1, &err);
 
-	if (deadline_ns < end_ns)
-		end_ns = deadline_ns;
-	while ((ret = place_settle(st, &err)) == TR_AGAIN && kv_now_ns() < end_ns)
-		sched_yield();
 	if (ret < 0 && !failure->code)
 		*failure = err;
 	return ret;
@@ -255,15 +253,15 @@ int place_wait(struct tcp_stream *st, int64_t deadline_ns)
 static int scatter_buffered(struct tcp_stream *st, const struct places *p, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	int ret = stage_open(st, &st->in_stage, p->of[0], err);
-	size_t n = in->to - in->from, fits = stage_reach(p->iov, p->of, p->n);
+	int ret = tcp_stage_open(st, &st->in_stage, p->of[0], err);
+	size_t n = in->to - in->from, fits = tcp_stage_reach(p->iov, p->of, p->n);
 
 	if (ret)
 		return ret;
 	n = n < fits ? n : fits;
-	memcpy(stage_bytes(st->in_stage), in->bytes + in->from, n);
+	memcpy(st->in_stage.bytes, in->bytes + in->from, n);
 	in->from += n;
-	ret = stage_scatter(st, p->iov, p->of, n, err);
+	ret = tcp_stage_scatter(st, p->iov, p->of, n, err);
 	return ret ? ret : place_settle(st, err);
 }
 
@@ -320,16 +318,16 @@ static ssize_t receive(struct tcp_stream *st, struct iovec *iov, unsigned int n,
 static ssize_t receive_for_gpu(struct tcp_stream *st, const struct places *p, bool *more_p,
 			       struct kv_error *err)
 {
-	int ret = stage_open(st, &st->in_stage, p->of[0], err);
+	int ret = tcp_stage_open(st, &st->in_stage, p->of[0], err);
 	struct iovec iov;
 	ssize_t n;
 
 	if (ret)
 		return -2;
-	iov = (struct iovec){ stage_bytes(st->in_stage), stage_reach(p->iov, p->of, p->n) };
+	iov = (struct iovec){ st->in_stage.bytes, tcp_stage_reach(p->iov, p->of, p->n) };
 	n = receive(st, &iov, 1, iov.iov_len);
 	*more_p = n == (ssize_t)iov.iov_len;
-	if (n > 0 && stage_scatter(st, p->iov, p->of, (size_t)n, err) < 0)
+	if (n > 0 && tcp_stage_scatter(st, p->iov, p->of, (size_t)n, err) < 0)
 		return -2;
 	return n;
 }
@@ -345,7 +343,7 @@ ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err)
 	p.n = 0;
 	p.bytes = 0;
 	p.mem = NULL;
-	ret = stage_runs(st->in_stage) ? TR_AGAIN : in->left ? find_places(st, &p, err) : 0;
+	ret = stage_runs(st->in_stage.stage) ? TR_AGAIN : in->left ? find_places(st, &p, err) : 0;
 	if (ret || is_gpus(&p)) {
 		n = ret ? ret : receive_for_gpu(st, &p, more_p, err);
 		if (p.mem)

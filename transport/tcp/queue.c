@@ -138,13 +138,13 @@ ssize_t queue_send_gathered(struct tcp_stream *st, const struct iovec *piece,
 {
 	struct kv_error *failure = &st->tc->data->failure;
 	struct iovec ready;
-	int ret = stage_gather(st, piece, mem, n, &ready, failure);
+	int ret = tcp_stage_gather(st, piece, mem, n, &ready, failure);
 	ssize_t sent = ret == TR_AGAIN ? QUEUE_AGAIN : -2;
 
 	if (!ret)
 		sent = queue_send(st, &ready, 1, false);
 	if (sent > 0)
-		stage_sent(st->out_stage, (size_t)sent);
+		st->out_stage.sent += (size_t)sent;
 	return sent;
 }
 

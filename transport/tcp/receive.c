@@ -208,7 +208,7 @@ static int find_end(struct tcp_conn *tc, struct kv_error *err)
 	bool hung_up = false;
 
 	tcp_for_each (st, tc) {
-		if (st->in.stalled || stage_runs(st->in_stage))
+		if (st->in.stalled || stage_runs(st->in_stage.stage))
 			return 0;
 		hung_up |= st->hung_up;
 	}
@@ -247,8 +247,8 @@ int tcp_progress(struct tr_conn *conn)
 static int arm_stream(struct tcp_stream *st)
 {
 	queue_flush(st);
-	if (st->hung_up || st->in.stalled || stage_runs(st->in_stage) ||
-	    stage_runs(st->out_stage) || answer_queue(st))
+	if (st->hung_up || st->in.stalled || stage_runs(st->in_stage.stage) ||
+	    stage_runs(st->out_stage.stage) || answer_queue(st))
 		return 1;
 	return watch(st, (st->in.behind ? 0 : (unsigned int)TR_WATCH_IN) |
 				 (queue_pending(&st->queue) ? (unsigned int)TR_WATCH_OUT : 0));

@@ -123,8 +123,8 @@ static int open_stages(struct tcp_conn *tc, int kind, const struct tr_mem *gpu,
 
 	tcp_for_each (st, tc)
 		if (gpu && !ret)
-			ret = stage_open(st, kind == TR_WRITE ? &st->out_stage : &st->in_stage, gpu,
-					 err);
+			ret = tcp_stage_open(st, kind == TR_WRITE ? &st->out_stage : &st->in_stage,
+					     gpu, err);
 	return ret;
 }
 

@@ -27,8 +27,8 @@ static bool quit_stages(struct tcp_conn *tc)
 	bool quiet = true;
 
 	tcp_for_each (st, tc) {
-		quiet &= stage_quit(st->out_stage);
-		quiet &= stage_quit(st->in_stage);
+		quiet &= stage_quit(st->out_stage.stage);
+		quiet &= stage_quit(st->in_stage.stage);
 	}
 	return quiet;
 }
@@ -66,9 +66,8 @@ void stop_close(struct tcp_conn *tc)
 		return;
 	tcp_for_each (st, tc) {
 		close_in_order(st);
-		stage_close(st->out_stage);
-		stage_close(st->in_stage);
-		st->out_stage = st->in_stage = NULL;
+		tcp_stage_close(&st->out_stage);
+		tcp_stage_close(&st->in_stage);
 	}
 }
 

@@ -46,7 +46,6 @@ static int tcp_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	if (!ctx)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the tcp provider");
 	ctx->tr = tr;
-	ctx->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 	ret = read_ports(ctx, kv_option_string(tr->options, KV_OPT_TCP_PORTS), err);
 	if (ret)
 		free(ctx);
@@ -64,7 +63,7 @@ static int tcp_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv
 {
 	(void)ctx;
 	*handle_p = NULL; /* nothing is needed of host memory */
-	return mem->kind == TR_MEM_HOST ? 0 : stage_register(mem, handle_p, err);
+	return mem->kind == TR_MEM_HOST ? 0 : stage_register(mem, err);
 }
 
 static void tcp_mem_dereg(void *ctx, void *handle)
@@ -121,7 +120,8 @@ static int dump_stream(const struct tcp_stream *st, char *buf, size_t cap)
 		st->read_tail - st->read_head, st->answer_tail - st->answer_head,
 		st->in.stalled ? ", no room for events" : "",
 		st->in.behind ? ", waits for another stream" : "",
-		stage_runs(st->in_stage) || stage_runs(st->out_stage) ? ", a GPU copies" : "",
+		stage_runs(st->in_stage.stage) || stage_runs(st->out_stage.stage) ? ", a GPU copies"
+										  : "",
 		st->hung_up ? ", the peer hung up" : "");
 }
 

@@ -24,6 +24,7 @@
 #include <sys/uio.h>
 
 #include "provider.h"
+#include "stage.h"
 #include "stream.h"
 
 enum tcp_limits {
@@ -50,13 +51,11 @@ enum tcp_limits {
 	/* Looks in a row after which what comes need not wake another thread. */
 	TCP_BUSY_POLLS = 3,
 	TCP_FENCE_MS = 1000,	  /* that a fence waits until the last words have left */
-	TCP_KERNEL_GRACE_MS = 100, /* that a call waits for a GPU's copy when it has to end */
 };
 
 struct tcp_ctx {
 	struct tr *tr;
 	uint16_t first_port, last_port; /* of doors: KVCACHE_TCP_PORTS; 0: any */
-	int sms;			/* KVCACHE_GPU_SMS */
 };
 
 /* A connection at a door, ours or the peer's, until the other end's greeting has come. */
@@ -132,6 +131,13 @@ struct tcp_in {
 	bool looked;			  /* in this turn: the peer has not broken the connection */
 };
 
+/* What a GPU's memory goes through, one way. */
+struct tcp_stage {
+	struct stage *stage; /* NULL: nothing has */
+	uint8_t *bytes;
+	size_t filled, sent; /* bytes; of those that were gathered, what has left */
+};
+
 struct tcp_stream {
 	struct tcp_conn *tc;
 	unsigned int index; /* 0: the first, which carries notifies and messages */
@@ -140,7 +146,7 @@ struct tcp_stream {
 	bool hung_up;	      /* the peer's end of it was seen */
 	struct tcp_queue queue;
 	struct tcp_in in;
-	struct tcp_stage *out_stage, *in_stage; /* NULL: no GPU's memory has gone through it */
+	struct tcp_stage out_stage, in_stage;
 	uint64_t landed; /* the peer has taken it up to here */
 	uint32_t small, small_landed;
 	bool tell;	/* ask how far it is */
@@ -244,35 +250,22 @@ static inline uint64_t queue_pending(const struct tcp_queue *q)
 }
 
 /* stage.c */
-int stage_register(struct tr_mem *mem, void **handle_p, struct kv_error *err);
-/* The region as stage_* want it: NULL if a CPU may touch it. */
-static inline struct tr_mem *stage_region(struct tr_mem *mem)
-{
-	return mem->kind == TR_MEM_DEVICE ? mem : NULL;
-}
 /* Before anything of that GPU's goes through it. */
-int stage_open(struct tcp_stream *st, struct tcp_stage **stage_p, const struct tr_mem *mem,
-	       struct kv_error *err);
+int tcp_stage_open(struct tcp_stream *st, struct tcp_stage *ts, const struct tr_mem *mem,
+		   struct kv_error *err);
 /* Bytes of the first pieces which one kernel can copy. */
-size_t stage_reach(const struct iovec *piece, struct tr_mem *const *mem, unsigned int n);
+size_t tcp_stage_reach(const struct iovec *piece, struct tr_mem *const *mem, unsigned int n);
 /*
  * Copies the first pieces, which are a GPU's and stay the next ones until all of it has left: 0,
  * and *ready is what is to be sent now; TR_AGAIN; or DEVICE, TIMEOUT.
  */
-int stage_gather(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
-		 unsigned int n, struct iovec *ready, struct kv_error *err);
-void stage_sent(struct tcp_stage *stage, size_t bytes);
-/* What was received to stage_bytes goes to these pieces: as stage_end. */
-uint8_t *stage_bytes(const struct tcp_stage *stage);
-int stage_scatter(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
-		  size_t bytes, struct kv_error *err);
-size_t stage_scattered(struct tcp_stage *stage); /* those bytes, once; it does not run */
-bool stage_runs(const struct tcp_stage *stage);
-/* 0: what it copied is there; TR_AGAIN; or the connection's failure (DEVICE, TIMEOUT). */
-int stage_end(const struct tcp_stream *st, struct tcp_stage *stage, struct kv_error *err);
-/* Nothing more is begun; false: a kernel runs on after TCP_KERNEL_GRACE_MS. */
-bool stage_quit(struct tcp_stage *stage);
-void stage_close(struct tcp_stage *stage);
+int tcp_stage_gather(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
+		     unsigned int n, struct iovec *ready, struct kv_error *err);
+/* What was received to in_stage.bytes goes to these pieces: as stage_end. */
+int tcp_stage_scatter(struct tcp_stream *st, const struct iovec *piece, struct tr_mem *const *mem,
+		      size_t bytes, struct kv_error *err);
+size_t tcp_stage_scattered(struct tcp_stage *ts); /* those bytes, once; it does not run */
+void tcp_stage_close(struct tcp_stage *ts);
 
 /* send.c */
 void tcp_op_begin(struct tr_op *op);
@@ -307,7 +300,7 @@ int place_check_answer(struct tcp_stream *st, struct kv_error *err);
 int place_buffered(struct tcp_stream *st, struct kv_error *err);
 /* What is on its way into a GPU's memory: 0: it is there, TR_AGAIN, or the connection's failure. */
 int place_settle(struct tcp_stream *st, struct kv_error *err);
-/* The same after a wait, to the deadline or for TCP_KERNEL_GRACE_MS; it becomes data->failure. */
+/* The same after a wait, to the deadline or for STAGE_GRACE_MS; it becomes data->failure. */
 int place_wait(struct tcp_stream *st, int64_t deadline_ns);
 /*
  * Receives into the places, and what follows the payload into in.bytes. Bytes, 0: the peer's end,
