@@ -8,7 +8,6 @@ KVRAIL_NIXL_VERSION: another version than that of wheels.py
 Each case starts the other process anew. It holds a region and does what it is asked to; of a transfer's failures the cases are
 those of NIXL's own tests: load a remote that then fails, post and then it fails, fail and restore under the same name.
 """
-import ctypes
 import importlib.util
 import multiprocessing
 import os
@@ -20,8 +19,8 @@ import types
 import wheels
 
 MIB = 1 << 20
+BACKEND = os.environ.get("KVRAIL_NIXL_BACKEND", "KVRAIL")  # gpu.py looks at UCX, too
 WAIT_S = 60  # for what surely comes, on whatever machine
-GPU_KINDS = ["DRAM_SEG", "VRAM_SEG"]
 
 
 def load_nixl(plugin):
@@ -37,15 +36,20 @@ def load_nixl(plugin):
     os.environ.setdefault("NIXL_LOG_LEVEL", "FATAL")  # of failures that are part of a case
 
 
+def nixl_module(name):
+    package = next(one for one in ("nixl_cu12", "nixl_cu13") if importlib.util.find_spec(one))
+    return importlib.import_module(f"{package}.{name}")
+
+
 class End:
     """An agent with one region."""
 
     def __init__(self, name, size, locked=False):
         import numpy
-        from nixl_cu12 import _api as nixl
 
+        nixl = nixl_module("_api")
         more = {"sync_mode": nixl.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT} if locked and hasattr(nixl, "nixl_thread_sync_t") else {}
-        self.agent = nixl.nixl_agent(name, nixl.nixl_agent_config(backends=["KVRAIL"], **more))
+        self.agent = nixl.nixl_agent(name, nixl.nixl_agent_config(backends=[BACKEND], **more))
         self.buffer = numpy.zeros(size, dtype=numpy.uint8)
         self.region = self.agent.register_memory(self.rows([(0, size)], True), "DRAM")
 
@@ -81,23 +85,26 @@ class End:
 
         return zlib.crc32(self.buffer)
 
+    def calls(self):
+        """What the other process may be asked for."""
+        return {
+            "metadata": self.agent.get_agent_metadata,
+            "base": lambda: self.buffer.ctypes.data,
+            "fill": self.fill,
+            "crc": self.crc,
+            "set": lambda byte: self.buffer.__setitem__(slice(None), byte),
+            "is": lambda byte: bool((self.buffer == byte).all()),
+            "notes": self.agent.get_new_notifs,
+            "withdraw": lambda: self.agent.deregister_memory(self.region),
+            "load": self.agent.add_remote_agent,
+            "post": self.post,
+            "late": self.late,
+        }
 
-def other_process(pipe, plugin, name, size):
+
+def other_process(pipe, plugin, kind, name, size):
     load_nixl(plugin)
-    end = End(name, size)
-    do = {
-        "metadata": end.agent.get_agent_metadata,
-        "base": lambda: end.buffer.ctypes.data,
-        "fill": end.fill,
-        "crc": end.crc,
-        "set": lambda byte: end.buffer.__setitem__(slice(None), byte),
-        "is": lambda byte: bool((end.buffer == byte).all()),
-        "notes": end.agent.get_new_notifs,
-        "withdraw": lambda: end.agent.deregister_memory(end.region),
-        "load": end.agent.add_remote_agent,
-        "post": end.post,
-        "late": end.late,
-    }
+    do = kind(name, size).calls()
     while True:
         try:
             what, *rest = pipe.recv()
@@ -109,10 +116,10 @@ def other_process(pipe, plugin, name, size):
 class Other:
     """The other process, to be asked as a function."""
 
-    def __init__(self, plugin, name="other", size=8 * MIB):
+    def __init__(self, plugin, name="other", size=8 * MIB, kind=End):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=other_process, args=(theirs, plugin, name, size), daemon=True)
+        self.process = context.Process(target=other_process, args=(theirs, plugin, kind, name, size), daemon=True)
         self.process.start()
         theirs.close()
         self.base = self("base")
@@ -141,13 +148,11 @@ def run_on(end, handle, state="PROC"):
 
 
 def release(end, handle):
-    from nixl_cu12._bindings import nixlRepostActiveError
-
     limit = time.monotonic() + WAIT_S
     while time.monotonic() < limit:
         try:
             return end.agent.release_xfer_handle(handle)
-        except nixlRepostActiveError:
+        except nixl_module("_bindings").nixlRepostActiveError:
             continue
     raise AssertionError("a release does not end")
 
@@ -403,9 +408,9 @@ def a_killed_peer_is_a_disconnect_and_its_name_comes_back(plugin):
             assert run(end, handle) == "DONE"
         if stage == "posted":
             end.agent.transfer(handle)
+        killed = time.monotonic()
         if stage != "given":
             other.kill()
-        killed = time.monotonic()
         if stage == "posted":
             try:
                 while end.agent.check_xfer_state(handle) == "PROC":
@@ -433,7 +438,7 @@ def a_killed_peer_is_a_disconnect_and_its_name_comes_back(plugin):
 def gpu_memory_is_refused_without_a_driver(plugin):
     del plugin
     if os.path.exists("/dev/nvidiactl"):
-        return  # gpu_memory_moves is for it
+        return  # gpu.py is for it
     end = End("here", MIB)
     kinds = [str(kind) for kind in end.agent.get_plugin_mem_types("KVRAIL")]
     assert len(kinds) == 1 and "DRAM" in kinds[0], kinds
@@ -445,59 +450,25 @@ def gpu_memory_is_refused_without_a_driver(plugin):
         raise AssertionError("GPU memory was taken")
 
 
-def gpu_memory_moves(plugin):
-    """Over a stand-in for libcuda, which says where this process sees the memory."""
-    del plugin
-    cuda = ctypes.CDLL("libcuda.so.1")
-    cuda.fake_cuda_alloc.restype = ctypes.c_void_p
-    ends, seen, at = [End(name, MIB) for name in ("here", "there")], [], []
-    for end in ends:
-        assert sorted(str(kind).rsplit(".", maxsplit=1)[-1] for kind in end.agent.get_plugin_mem_types("KVRAIL")) == GPU_KINDS
-        address = ctypes.c_void_p()
-        seen.append(cuda.fake_cuda_alloc(ctypes.c_size_t(MIB), ctypes.byref(address)))
-        at.append(address.value)
-        end.on_gpu = end.agent.register_memory([(address.value, MIB, 0, "")], "VRAM")
-    here, there = ends
-    here.agent.add_remote_agent(there.agent.get_agent_metadata())
-    data = os.urandom(MIB)
-    ctypes.memmove(seen[0], data, MIB)
-    rows = [(row * 4096, 4096) for row in range(MIB // 4096)]
-
-    def move(kind, note):
-        local, remote = (here.agent.get_xfer_descs([(base + row, size, 0) for row, size in order], "VRAM")
-                         for base, order in ((at[0], rows), (at[1], rows[::-1])))
-        handle = here.agent.initialize_xfer(kind, local, remote, "there", note)
-        assert here.agent.query_xfer_backend(handle) == "KVRAIL"
-        assert run(here, handle) == "DONE"
-        release(here, handle)
-
-    move("WRITE", b"first")
-    limit = time.monotonic() + WAIT_S
-    while not (notes := there.agent.get_new_notifs()):
-        assert time.monotonic() < limit, "no notification came"
-    assert notes == {"here": [b"first"]}
-    turned = b"".join(data[row:row + size] for row, size in rows[::-1])
-    assert ctypes.string_at(seen[1], MIB) == turned
-    ctypes.memset(seen[0], 0, MIB)
-    move("READ", b"")
-    assert ctypes.string_at(seen[0], MIB) == data
-
-
 CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, a_list_moves_without_being_polled, an_agent_reaches_itself, a_release_is_a_fence,
          a_release_of_a_read_is_a_fence, regions_may_come_late, threads_share_an_agent,
          a_killed_writer_harms_nobody_and_its_name_comes_back, a_withdrawn_region_refuses, a_killed_peer_is_a_disconnect_and_its_name_comes_back, gpu_memory_is_refused_without_a_driver]
 
 
-def main():
-    plugin = os.path.abspath(sys.argv[1])
-    load_nixl(plugin)
-    chosen = [case for case in CASES + [gpu_memory_moves] * bool(sys.argv[2:]) if not sys.argv[2:] or case.__name__ in sys.argv[2:]]
+def run_cases(cases, plugin, named):
+    chosen = [case for case in cases if not named or case.__name__ in named]
     for case in chosen:
         begun = time.monotonic()
         print(case.__name__, flush=True)
         case(plugin)
         print(f"  passed in {time.monotonic() - begun:.1f} s", flush=True)
-    print(f"{len(chosen)} cases passed")
+    print(f"{len(chosen)} cases passed", flush=True)
+
+
+def main():
+    plugin = os.path.abspath(sys.argv[1])
+    load_nixl(plugin)
+    run_cases(CASES, plugin, sys.argv[2:])
 
 
 if __name__ == "__main__":
