@@ -52,6 +52,12 @@ def commit():
     return head if same else head + "-dirty"
 
 
+def store(path, command, figures):
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"command": command, "commit": commit(), "load": round(os.getloadavg()[0], 1), "figures": figures}, file, indent=1)
+        file.write("\n")
+
+
 def measure(build):
     for name, (command, wanted) in MEASURED.items():
         done = subprocess.run(command.split(), cwd=build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -65,10 +71,7 @@ def measure(build):
             if not match:
                 sys.exit(f"figures: {command} does not say \"{what}\":\n{done.stdout[-2000:]}")
             figures[what] = value(match) if callable(value) else value.format(*match.groups())
-        with open(os.path.join(ROOT, "docs", "results", name + ".json"), "w", encoding="utf-8") as file:
-            json.dump({"command": f"{os.path.basename(os.path.abspath(build))}/{command}", "commit": commit(),
-                       "load": round(os.getloadavg()[0], 1), "figures": figures}, file, indent=1)
-            file.write("\n")
+        store(os.path.join(ROOT, "docs", "results", name + ".json"), f"{os.path.basename(os.path.abspath(build))}/{command}", figures)
 
 
 def table():
