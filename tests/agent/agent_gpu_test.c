@@ -88,9 +88,8 @@ static void moves(bool gpu_a, bool gpu_b)
 	ends_close(&e);
 }
 
-static void rows_go_to_and_from_a_gpu(void **state)
+CASE(rows_go_to_and_from_a_gpu)
 {
-	(void)state;
 	for (int slow = 0; slow < 4; slow += 3) {
 		fake_cuda.slow = slow; /* looks that a kernel takes */
 		moves(true, true);
@@ -104,14 +103,13 @@ static void rows_go_to_and_from_a_gpu(void **state)
 }
 
 /* As long as a kernel may still write, the blocks are not given back. */
-static void a_release_waits_for_the_kernel(void **state)
+CASE(a_release_waits_for_the_kernel)
 {
 	struct ag_xfer *xfer;
 	struct kv_error err;
 	struct ends e;
 	uint8_t *untouched;
 
-	(void)state;
 	ends_open(&e, true, true);
 	rig_move(&e.a.rig, "b", AG_READ, e.pairs, 1, NULL, 0);
 	fake_cuda.hold = true;
@@ -139,14 +137,13 @@ static void a_release_waits_for_the_kernel(void **state)
 	ends_close(&e);
 }
 
-static void what_is_not_a_gpus_memory_is_refused(void **state)
+CASE(what_is_not_a_gpus_memory_is_refused)
 {
 	uint8_t *addr;
 	struct kv_error err;
 	struct ag_mem *mem;
 	struct end a;
 
-	(void)state;
 	assert_true(ag_has_cuda());
 	end_open(&a, "a", false);
 	assert_int_equal(ag_mem_reg(a.rig.agent, a.at, LEN, AG_CUDA, &mem, &err), KV_ERR_ARG);
@@ -159,13 +156,7 @@ static void what_is_not_a_gpus_memory_is_refused(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(rows_go_to_and_from_a_gpu),
-		cmocka_unit_test(a_release_waits_for_the_kernel),
-		cmocka_unit_test(what_is_not_a_gpus_memory_is_refused),
-	};
-
 	path = argc > 1 ? argv[1] : "cma";
 	rig_path(path);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

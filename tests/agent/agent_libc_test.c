@@ -125,17 +125,13 @@ static int play(bool patient, struct kv_error *err)
 	return scene_play(err);
 }
 
-static void every_call_of_the_c_library_fails_once(void **state)
+CASE(every_call_of_the_c_library_fails_once)
 {
-	(void)state;
 	libc_sweep(play);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_call_of_the_c_library_fails_once),
-	};
 	const char *path = argc > 1 ? argv[1] : "cma";
 	bool tcp = !strcmp(path, "tcp");
 
@@ -144,5 +140,5 @@ int main(int argc, char **argv)
 	options[0] = "KVCACHE_AGENT_ADDRESS=127.0.0.1";
 	options[1] = transport;
 	options[2] = way;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

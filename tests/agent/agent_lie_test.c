@@ -118,12 +118,11 @@ static void await_end(struct liar *l)
 	}
 }
 
-static void hellos_that_are_not_ours_are_refused(void **state)
+CASE(hellos_that_are_not_ours_are_refused)
 {
 	static const size_t lengths[] = { 1, AG_SECRET - 1, AG_SECRET, AG_SECRET + 4 };
 	struct rig_end b;
 
-	(void)state;
 	rig_open(&b, "b", LEN);
 	for (unsigned int i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
 		struct liar l = { .hello = "liarliarliarliarliar", .hello_len = lengths[i] };
@@ -154,13 +153,12 @@ static const struct lie lies[] = {
 	{ "a description unasked", 8, { AG_PACK, 3, 0, 0, 0, 1, 2, 3 } },
 };
 
-static void each_lie_ends_its_connection_and_nothing_else(void **state)
+CASE(each_lie_ends_its_connection_and_nothing_else)
 {
 	struct rig_end a, b;
 	struct ag_rmem *rmem;
 	struct ag_pair p;
 
-	(void)state;
 	rig_open(&a, "a", LEN);
 	rig_open(&b, "b", LEN);
 	rig_load(&a, &b);
@@ -185,14 +183,13 @@ static void each_lie_ends_its_connection_and_nothing_else(void **state)
 }
 
 /* Regions that are not there are answered; one that leaves what it never had is not heard. */
-static void odd_questions_are_answered(void **state)
+CASE(odd_questions_are_answered)
 {
 	struct liar l = { 0 };
 	struct kv_error err;
 	struct rig_end b;
 	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
 
-	(void)state;
 	rig_open(&b, "b", LEN);
 	assert_int_equal(lie_connect(&l, &b, &err), 0);
 	for (uint64_t id = 0; id < 5; id++) {
@@ -222,7 +219,7 @@ static void watch_log(void *arg, int level, const char *line)
 		atomic_store((atomic_bool *)arg, true);
 }
 
-static void a_peer_that_asks_and_never_reads_is_lost(void **state)
+CASE(a_peer_that_asks_and_never_reads_is_lost)
 {
 	static const uint8_t want[13] = { AG_WANT, 8, 0, 0, 0, 1 };
 	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
@@ -232,7 +229,6 @@ static void a_peer_that_asks_and_never_reads_is_lost(void **state)
 	struct liar l = { 0 };
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(ag_open(&config, &b.agent, &err), 0);
 	assert_int_equal(lie_connect(&l, &b, &err), 0);
 	while (!atomic_load(&ended)) {
@@ -247,13 +243,6 @@ static void a_peer_that_asks_and_never_reads_is_lost(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(hellos_that_are_not_ours_are_refused),
-		cmocka_unit_test(each_lie_ends_its_connection_and_nothing_else),
-		cmocka_unit_test(odd_questions_are_answered),
-		cmocka_unit_test(a_peer_that_asks_and_never_reads_is_lost),
-	};
-
 	rig_path("auto");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -45,12 +45,11 @@ static bool folder_has(const char *begins)
 	return has;
 }
 
-static void the_metrics_are_what_was_moved(void **state)
+CASE(the_metrics_are_what_was_moved)
 {
 	struct ag_pair p;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	p = (struct ag_pair){ t.a.mem, t.rmem, (uintptr_t)t.a.buf, (uintptr_t)t.b.buf, PIECE };
 	for (int i = 0; i < WRITES; i++)
@@ -84,7 +83,6 @@ static void the_metrics_are_what_was_moved(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(the_metrics_are_what_was_moved) };
 	int holder = free_port(), failed;
 
 	if (holder < 0 || !mkdtemp(folder))
@@ -92,7 +90,7 @@ int main(int argc, char **argv)
 	close(holder);
 	setenv("KVCACHE_METRICS_DIR", folder, 1);
 	rig_path(argc > 1 ? argv[1] : NULL);
-	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	failed = run_cases(NULL, NULL);
 	rmdir(folder);
 	return failed;
 }

@@ -16,13 +16,12 @@ static struct ag_pair pair_at(const struct rig_two *t, size_t local, size_t remo
 				 (uintptr_t)t->b.buf + remote, len };
 }
 
-static void a_write_lands_and_its_notification_comes_after(void **state)
+CASE(a_write_lands_and_its_notification_comes_after)
 {
 	static const size_t lengths[] = { 0, 5, 250, 251, 252, 300, 70000, 1 << 20 };
 	char name[64], *note = malloc(1 << 20), *came = malloc(1 << 20);
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (unsigned int i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
 		struct ag_pair p = pair_at(&t, 100, 3000, 50000);
@@ -48,14 +47,13 @@ static void a_write_lands_and_its_notification_comes_after(void **state)
  * Looked at when the notification is there, not when the writer says that it is done. In pieces
  * that may go different ways.
  */
-static void a_notification_finds_every_byte(void **state)
+CASE(a_notification_finds_every_byte)
 {
 	enum { PIECES = 16, PIECE = LEN / PIECES / 2 };
 	struct ag_pair p[PIECES];
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (unsigned int i = 0; i < 40; i++) {
 		struct ag_xfer *xfer;
@@ -76,13 +74,12 @@ static void a_notification_finds_every_byte(void **state)
 	rig_down(&t);
 }
 
-static void a_read_from_a_peer_that_knows_nobody(void **state)
+CASE(a_read_from_a_peer_that_knows_nobody)
 {
 	char name[64], came[16];
 	struct rig_two t;
 	struct ag_pair p;
 
-	(void)state;
 	rig_up(&t, LEN);
 	rig_fill(t.b.buf, 7, LEN);
 	p = pair_at(&t, 0, 0, LEN);
@@ -93,12 +90,11 @@ static void a_read_from_a_peer_that_knows_nobody(void **state)
 	rig_down(&t);
 }
 
-static void notifications_alone_keep_their_order(void **state)
+CASE(notifications_alone_keep_their_order)
 {
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (uint32_t i = 0; i < 2000; i++) /* the first ones before the two are connected */
 		assert_int_equal(ag_notify(t.a.agent, "b", &i, sizeof(i), &err), 0);
@@ -112,14 +108,13 @@ static void notifications_alone_keep_their_order(void **state)
 }
 
 /* More than wait at the receiver: the sender is slowed, nothing is lost. */
-static void notifications_that_nobody_takes_wait(void **state)
+CASE(notifications_that_nobody_takes_wait)
 {
 	enum { BIG = 8 << 20, N = 12 };
 	char *note = malloc(BIG), *came = malloc(BIG);
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (unsigned int i = 0; i < N; i++) {
 		int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
@@ -141,7 +136,7 @@ static void notifications_that_nobody_takes_wait(void **state)
 }
 
 /* Blocks of many regions, in an order that changes the region with every pair. */
-static void lists_between_many_regions(void **state)
+CASE(lists_between_many_regions)
 {
 	enum { REGIONS = 32, PAIRS = 20000, BLOCK = 512, PART = (PAIRS / REGIONS + 1) * BLOCK };
 	struct ag_pair *pair = calloc(PAIRS, sizeof(*pair));
@@ -152,7 +147,6 @@ static void lists_between_many_regions(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (unsigned int r = 0; r < REGIONS; r++) {
 		for (int k = 0; k < 2; k++) {
@@ -193,14 +187,13 @@ static void lists_between_many_regions(void **state)
 	free(pair);
 }
 
-static void more_transfers_than_the_transport_takes(void **state)
+CASE(more_transfers_than_the_transport_takes)
 {
 	enum { N = 1000, BYTES = LEN / N };
 	struct ag_xfer *xfer[N];
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	rig_fill(t.a.buf, 3, LEN);
 	for (size_t i = 0; i < N; i++) {
@@ -222,7 +215,7 @@ static void more_transfers_than_the_transport_takes(void **state)
 }
 
 /* The service thread and the callers offer the transport the same bytes in the same pieces. */
-static void one_large_pair_is_moved_by_all_who_look(void **state)
+CASE(one_large_pair_is_moved_by_all_who_look)
 {
 	size_t len = slow_path ? 2 << 20 : 32 << 20;
 	struct ag_xfer *xfer;
@@ -231,7 +224,6 @@ static void one_large_pair_is_moved_by_all_who_look(void **state)
 	struct ag_rmem *rmem;
 	struct ag_pair p;
 
-	(void)state;
 	rig_open(&a, "a", len);
 	rig_open(&b, "b", len);
 	rig_load(&a, &b);
@@ -254,14 +246,13 @@ static void one_large_pair_is_moved_by_all_who_look(void **state)
 	rig_close(&b);
 }
 
-static void an_agent_reaches_itself(void **state)
+CASE(an_agent_reaches_itself)
 {
 	struct rig_end a;
 	struct ag_rmem *rmem;
 	struct ag_pair p;
 	char name[64];
 
-	(void)state;
 	rig_open(&a, "self", LEN);
 	rig_load(&a, &a);
 	rmem = rig_see(&a, &a, a.mem);
@@ -275,7 +266,7 @@ static void an_agent_reaches_itself(void **state)
 	rig_close(&a);
 }
 
-static void both_ways_at_once(void **state)
+CASE(both_ways_at_once)
 {
 	struct ag_pair there, back;
 	struct ag_xfer *x, *y;
@@ -283,7 +274,6 @@ static void both_ways_at_once(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	rig_load(&t.b, &t.a);
 	rmem = rig_see(&t.b, &t.a, t.a.mem);
@@ -306,7 +296,7 @@ static void both_ways_at_once(void **state)
 	rig_down(&t);
 }
 
-static void what_is_wrong_is_refused_where_it_stands(void **state)
+CASE(what_is_wrong_is_refused_where_it_stands)
 {
 	struct ag_config nameless = { .name = "" };
 	struct ag_agent *agent;
@@ -315,7 +305,6 @@ static void what_is_wrong_is_refused_where_it_stands(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	assert_int_equal(ag_open(&nameless, &agent, &err), KV_ERR_ARG);
 	rig_up(&t, LEN);
 	p[0] = pair_at(&t, 0, 0, 10);
@@ -345,20 +334,6 @@ static void what_is_wrong_is_refused_where_it_stands(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_write_lands_and_its_notification_comes_after),
-		cmocka_unit_test(a_notification_finds_every_byte),
-		cmocka_unit_test(a_read_from_a_peer_that_knows_nobody),
-		cmocka_unit_test(notifications_alone_keep_their_order),
-		cmocka_unit_test(notifications_that_nobody_takes_wait),
-		cmocka_unit_test(lists_between_many_regions),
-		cmocka_unit_test(more_transfers_than_the_transport_takes),
-		cmocka_unit_test(one_large_pair_is_moved_by_all_who_look),
-		cmocka_unit_test(an_agent_reaches_itself),
-		cmocka_unit_test(both_ways_at_once),
-		cmocka_unit_test(what_is_wrong_is_refused_where_it_stands),
-	};
-
 	bool device = argc > 1 && !strcmp(argv[1], "ib");
 
 	slow_path = argc < 2 || device;
@@ -367,5 +342,5 @@ int main(int argc, char **argv)
 	rig_path(argc > 1 ? argv[1] : NULL);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -173,13 +173,12 @@ static void expect(struct ibv_cq *cq, uint64_t id, enum ibv_wc_status status)
 	assert_int_equal(wc.status, status);
 }
 
-static void states_change_in_order_only(void **state)
+CASE(states_change_in_order_only)
 {
 	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_ERR };
 	struct ibv_qp_attr reset = { .qp_state = IBV_QPS_RESET };
 	struct ibv_qp *qp;
 
-	(void)state;
 	begin(1);
 	qp = end[0].qp;
 	assert_int_equal(to_init(qp), EINVAL); /* it is in RTS */
@@ -196,9 +195,8 @@ static void states_change_in_order_only(void **state)
 	finish();
 }
 
-static void requests_complete_in_order(void **state)
+CASE(requests_complete_in_order)
 {
-	(void)state;
 	for (uint64_t seed = 1; seed < 20; seed++) {
 		begin(seed);
 		for (uint64_t i = 0; i < DEPTH; i++)
@@ -211,11 +209,10 @@ static void requests_complete_in_order(void **state)
 	}
 }
 
-static void bytes_may_follow_their_completion_but_not_a_read_or_a_receive_behind_them(void **state)
+CASE(bytes_may_follow_their_completion_but_not_a_read_or_a_receive_behind_them)
 {
 	int late = 0;
 
-	(void)state;
 	for (uint64_t seed = 1; seed < 60; seed++) {
 		begin(seed);
 		memset(end[0].buf, 0x33, SIZE);
@@ -239,11 +236,10 @@ static void bytes_may_follow_their_completion_but_not_a_read_or_a_receive_behind
 	assert_true(late > 0);
 }
 
-static void a_send_lands_in_the_receive_request_and_a_longer_one_is_an_error(void **state)
+CASE(a_send_lands_in_the_receive_request_and_a_longer_one_is_an_error)
 {
 	struct ibv_wc wc;
 
-	(void)state;
 	begin(2);
 	memset(end[0].buf, 0x44, 100);
 	post_recv(1, 0, 64);
@@ -261,11 +257,10 @@ static void a_send_lands_in_the_receive_request_and_a_longer_one_is_an_error(voi
 	finish();
 }
 
-static void without_a_receive_request_the_retries_run_out(void **state)
+CASE(without_a_receive_request_the_retries_run_out)
 {
 	struct fake_stats stats;
 
-	(void)state;
 	begin(3);
 	post(IBV_WR_SEND, 1, 0, 0, 8, 0);
 	expect(end[0].scq, 1, IBV_WC_RNR_RETRY_EXC_ERR);
@@ -282,12 +277,11 @@ static void without_a_receive_request_the_retries_run_out(void **state)
 	finish();
 }
 
-static void one_error_is_followed_by_flushes_on_both_ends(void **state)
+CASE(one_error_is_followed_by_flushes_on_both_ends)
 {
 	struct ibv_async_event event;
 	struct ibv_wc wc;
 
-	(void)state;
 	begin(5);
 	post_recv(1, 0, 64);
 	post(IBV_WR_RDMA_WRITE, 1, 0, SIZE - 8, 9, 0); /* a byte too far */
@@ -310,12 +304,11 @@ static void one_error_is_followed_by_flushes_on_both_ends(void **state)
 	finish();
 }
 
-static void keys_bounds_rights_and_domains_are_checked(void **state)
+CASE(keys_bounds_rights_and_domains_are_checked)
 {
 	static const unsigned int rights[] = { IBV_ACCESS_LOCAL_WRITE,
 					       IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ };
 
-	(void)state;
 	for (int i = 0; i < 5; i++) {
 		struct ibv_mr *good = NULL, *other = NULL;
 		struct ibv_pd *pd = NULL;
@@ -351,12 +344,11 @@ static void keys_bounds_rights_and_domains_are_checked(void **state)
 	}
 }
 
-static void a_full_queue_refuses_and_names_the_request(void **state)
+CASE(a_full_queue_refuses_and_names_the_request)
 {
 	struct ibv_sge sge = { 0 };
 	struct ibv_send_wr wr[DEPTH + 3], *bad = NULL;
 
-	(void)state;
 	begin(7);
 	memset(wr, 0, sizeof(wr));
 	sge = (struct ibv_sge){ (uint64_t)(uintptr_t)end[0].buf, 8, end[0].mr->lkey };
@@ -382,13 +374,12 @@ static void a_full_queue_refuses_and_names_the_request(void **state)
 	finish();
 }
 
-static void a_queue_that_nobody_polls_overruns(void **state)
+CASE(a_queue_that_nobody_polls_overruns)
 {
 	struct ibv_async_event event;
 	struct ibv_cq *good, *small;
 	struct ibv_wc wc;
 
-	(void)state;
 	begin(8);
 	good = end[0].scq;
 	small = v->create_cq(end[0].context, 2, NULL, NULL, 0);
@@ -405,9 +396,8 @@ static void a_queue_that_nobody_polls_overruns(void **state)
 	finish();
 }
 
-static void a_silent_peer_runs_out_of_retries(void **state)
+CASE(a_silent_peer_runs_out_of_retries)
 {
-	(void)state;
 	for (int i = 0; i < 4; i++) {
 		struct ibv_qp_attr reset = { .qp_state = IBV_QPS_RESET };
 
@@ -432,12 +422,11 @@ static void a_silent_peer_runs_out_of_retries(void **state)
 	}
 }
 
-static void a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroyed(void **state)
+CASE(a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroyed)
 {
 	struct ibv_qp_attr broken = { .qp_state = IBV_QPS_ERR };
 	int arrived = 0;
 
-	(void)state;
 	for (uint64_t seed = 1; seed < 40; seed++) {
 		begin(seed);
 		memset(end[0].buf, 0x55, 4096);
@@ -452,11 +441,10 @@ static void a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroy
 	assert_true(arrived > 0 && arrived < 39);
 }
 
-static void bytes_are_stored_in_the_order_of_their_addresses(void **state)
+CASE(bytes_are_stored_in_the_order_of_their_addresses)
 {
 	static const size_t lengths[] = { 8, 128, 136, 256, 384, 512, 1024, STEP_MAX };
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
 		for (size_t at = 0; at < STEP_LINE; at += 56) {
 			int word = step_lines(fake_store, at, lengths[i]);
@@ -472,22 +460,5 @@ static void bytes_are_stored_in_the_order_of_their_addresses(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(states_change_in_order_only),
-		cmocka_unit_test(requests_complete_in_order),
-		cmocka_unit_test(
-			bytes_may_follow_their_completion_but_not_a_read_or_a_receive_behind_them),
-		cmocka_unit_test(a_send_lands_in_the_receive_request_and_a_longer_one_is_an_error),
-		cmocka_unit_test(without_a_receive_request_the_retries_run_out),
-		cmocka_unit_test(one_error_is_followed_by_flushes_on_both_ends),
-		cmocka_unit_test(keys_bounds_rights_and_domains_are_checked),
-		cmocka_unit_test(a_full_queue_refuses_and_names_the_request),
-		cmocka_unit_test(a_queue_that_nobody_polls_overruns),
-		cmocka_unit_test(a_silent_peer_runs_out_of_retries),
-		cmocka_unit_test(
-			a_dead_queue_pairs_packets_may_arrive_until_the_other_end_is_destroyed),
-		cmocka_unit_test(bytes_are_stored_in_the_order_of_their_addresses),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

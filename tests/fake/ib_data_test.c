@@ -38,12 +38,11 @@ static void write_blocks(struct setting *s, size_t block, uint64_t epoch, unsign
 	free(spans);
 }
 
-static void after_a_notify_every_byte_is_there(void **state)
+CASE(after_a_notify_every_byte_is_there)
 {
 	static const char *const lanes[][2] = { { "KVCACHE_IB_LANES=1" },
 						{ "KVCACHE_IB_LANES=4" } };
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 12; seed++) {
 		struct fake_config config = { .seed = seed, .devices = seed % 3 == 0 ? 2 : 1 };
 		struct setting s;
@@ -55,11 +54,10 @@ static void after_a_notify_every_byte_is_there(void **state)
 	}
 }
 
-static void after_a_proven_write_every_byte_is_there(void **state)
+CASE(after_a_proven_write_every_byte_is_there)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=4", NULL };
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 12; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -73,12 +71,11 @@ static void after_a_proven_write_every_byte_is_there(void **state)
 /*
  * Shows that the fake is mean enough: without proof or notify the bytes may still be on their way.
  */
-static void after_an_unproven_write_bytes_may_be_missing(void **state)
+CASE(after_an_unproven_write_bytes_may_be_missing)
 {
 	struct fake_stats stats;
 	uint64_t late = 0;
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 12; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -95,14 +92,13 @@ static void after_an_unproven_write_bytes_may_be_missing(void **state)
 	assert_true(late > 0);
 }
 
-static void reads_bring_the_peers_bytes(void **state)
+CASE(reads_bring_the_peers_bytes)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=3", NULL };
 	struct fake_config config = { .seed = 5, .devices = 2 };
 	struct setting s;
 	struct tr_span spans[64];
 
-	(void)state;
 	setting_make(&s, &config, options, SIZE / 4);
 	setting_fill(&s, 1, 9);
 	for (size_t i = 0; i < 64; i++)
@@ -118,11 +114,10 @@ static void reads_bring_the_peers_bytes(void **state)
 	setting_end(&s);
 }
 
-static void a_notify_without_bytes_arrives(void **state)
+CASE(a_notify_without_bytes_arrives)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	for (uint64_t i = 0; i < 500; i++) {
 		rig_op(&s.rig, 0, TR_WRITE, i, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, i + 1);
@@ -133,11 +128,10 @@ static void a_notify_without_bytes_arrives(void **state)
 }
 
 /* Messages in order, each after the bytes of the operation that was notified before it. */
-static void a_message_does_not_pass_the_operation_before_it(void **state)
+CASE(a_message_does_not_pass_the_operation_before_it)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=4", NULL };
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 20; seed++) {
 		struct fake_config config = { .seed = seed, .devices = 2 };
 		struct setting s;
@@ -163,7 +157,7 @@ static void a_message_does_not_pass_the_operation_before_it(void **state)
 }
 
 /* Thousands in both directions at once: credits run out, come back, and wrap around. */
-static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state)
+CASE(messages_and_notifies_go_on_for_ever_in_both_directions)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
 	struct fake_config config = { .seed = 3 };
@@ -171,7 +165,6 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 	uint32_t sent[2] = { 0 }, got[2] = { 0 }, notified[2] = { 0 }, sent_notifies[2] = { 0 };
 	int again = 0;
 
-	(void)state;
 	setting_make(&s, &config, options, 4096);
 	for (int i = 0; i < BUDGET && (got[0] < 3000 || got[1] < 3000); i++) {
 		for (int side = 0; side < 2; side++) {
@@ -205,11 +198,10 @@ static void messages_and_notifies_go_on_for_ever_in_both_directions(void **state
 }
 
 /* A receiver that takes nothing stops the sender, and loses nothing. */
-static void a_receiver_that_does_not_poll_stops_the_sender(void **state)
+CASE(a_receiver_that_does_not_poll_stops_the_sender)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	for (int again = 0; again < 5; again++) {
 		uint32_t sent = 0;
@@ -263,31 +255,28 @@ static void count(const struct fake_config *config, size_t n, size_t block, size
 	setting_end(&s);
 }
 
-static void scattered_blocks_cost_one_request_each_and_few_doorbells(void **state)
+CASE(scattered_blocks_cost_one_request_each_and_few_doorbells)
 {
 	uint64_t wrs, bells;
 
-	(void)state;
 	count(NULL, 256, 1024, 2048, 2048, &wrs, &bells);
 	assert_int_equal(wrs, 256 + 2); /* and the proof on each lane */
 	assert_int_equal(bells, 4 + 2);
 }
 
-static void blocks_that_are_adjacent_on_both_ends_become_one_request(void **state)
+CASE(blocks_that_are_adjacent_on_both_ends_become_one_request)
 {
 	uint64_t wrs, bells;
 
-	(void)state;
 	count(NULL, 64, 1024, 1024, 1024, &wrs, &bells);
 	assert_int_equal(wrs, 1 + 1);
 	assert_int_equal(bells, 1); /* the proof goes behind it */
 }
 
-static void blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs(void **state)
+CASE(blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs)
 {
 	uint64_t wrs, bells;
 
-	(void)state;
 	count(NULL, 64, 1024, 4096, 1024, &wrs, &bells);
 	assert_int_equal(wrs, 32 + 1);
 	assert_int_equal(bells, 1);
@@ -324,13 +313,12 @@ static void deal(int devices, size_t size, size_t offset, size_t *bytes, size_t 
 	setting_end(&s);
 }
 
-static void every_device_gets_its_share(void **state)
+CASE(every_device_gets_its_share)
 {
 	static const size_t sizes[] = { 512 << 10, (1 << 20) + 8, 1536 << 10, (5 << 20) + 77 };
 	static const size_t offsets[] = { 0, 4, 127 };
 	size_t bytes[8], writes;
 
-	(void)state;
 	for (int devices = 2; devices <= 8; devices *= 2)
 		for (size_t i = 0; i < 12; i++) {
 			size_t size = sizes[i / 3];
@@ -353,29 +341,26 @@ static void expect_writes(int devices, size_t size, size_t offset, size_t expect
 	assert_int_equal(writes, expected);
 }
 
-static void few_bytes_go_over_few_devices(void **state)
+CASE(few_bytes_go_over_few_devices)
 {
-	(void)state;
 	expect_writes(4, 128 << 10, 0, 2);
 	expect_writes(4, 100000, 5, 1);
 	expect_writes(8, 300000, 0, 4);
 }
 
-static void one_device_gets_as_few_requests_as_ever(void **state)
+CASE(one_device_gets_as_few_requests_as_ever)
 {
-	(void)state;
 	expect_writes(1, 1 << 20, 0, 4);
 	expect_writes(1, 300000, 0, 2);
 	expect_writes(1, 1 << 20, 4, 5);
 }
 
 /* Packets of the fake's first device have 1024 bytes. */
-static void soft_roce_gets_one_packet_a_request(void **state)
+CASE(soft_roce_gets_one_packet_a_request)
 {
 	static const struct fake_config soft = { .soft = true };
 	uint64_t wrs, bells;
 
-	(void)state;
 	count(&soft, 64, 1024, 1024, 1024, &wrs, &bells);
 	assert_int_equal(wrs, 64 + 1);
 	assert_int_equal(bells, 1 + 1); /* a chain is as long as ever */
@@ -384,11 +369,10 @@ static void soft_roce_gets_one_packet_a_request(void **state)
 }
 
 /* 8 KiB slices and spans that begin and end anywhere. */
-static void spans_that_straddle_slices_arrive_whole(void **state)
+CASE(spans_that_straddle_slices_arrive_whole)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
 
-	(void)state;
 	for (unsigned int flags = 0; flags <= TR_LINE_ORDER; flags += TR_LINE_ORDER) {
 		struct setting s;
 		struct tr_span spans[] = {
@@ -419,9 +403,8 @@ static void spans_that_straddle_slices_arrive_whole(void **state)
 }
 
 /* A send queue of 16: every kind of room runs out all the time. */
-static void a_small_send_queue_is_slow_and_right(void **state)
+CASE(a_small_send_queue_is_slow_and_right)
 {
-	(void)state;
 	for (uint64_t seed = 1; seed <= 8; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -434,35 +417,32 @@ static void a_small_send_queue_is_slow_and_right(void **state)
 	}
 }
 
-static void infiniband_addresses_by_lid(void **state)
+CASE(infiniband_addresses_by_lid)
 {
 	struct fake_config config = { .infiniband = true, .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, &config, NULL, SIZE / 8);
 	write_blocks(&s, 4096, 2, TR_NOTIFY);
 	assert_non_null(strstr(tr_conn_path(s.rig.side[0].conn), "InfiniBand"));
 	setting_end(&s);
 }
 
-static void a_device_that_takes_nothing_inline_works(void **state)
+CASE(a_device_that_takes_nothing_inline_works)
 {
 	struct fake_config config = { .max_inline = -1, .seed = 4 };
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, &config, NULL, SIZE / 8);
 	write_blocks(&s, 4096, 2, TR_NOTIFY);
 	setting_end(&s);
 }
 
 /* A completion that is there already makes no event: the caller must not go to sleep. */
-static void arming_tells_of_what_is_there_already(void **state)
+CASE(arming_tells_of_what_is_there_already)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	while (tr_conn_arm(s.rig.side[1].conn))
 		rig_pump(&s.rig);
@@ -476,13 +456,12 @@ static void arming_tells_of_what_is_there_already(void **state)
 /*
  * Room comes without an event: who was refused, then polls and finds nothing, must not go to sleep.
  */
-static void arming_tells_of_room_that_a_poll_has_found(void **state)
+CASE(arming_tells_of_room_that_a_poll_has_found)
 {
 	struct tr_conn *conn;
 	struct setting s;
 	uint32_t sent = 0;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	conn = s.rig.side[0].conn;
 	while (!tr_msg(conn, &sent, sizeof(sent), NULL))
@@ -498,11 +477,10 @@ static void arming_tells_of_room_that_a_poll_has_found(void **state)
 	setting_end(&s);
 }
 
-static void a_sleeper_is_woken(void **state)
+CASE(a_sleeper_is_woken)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, 6);
 	for (int i = 0; i < 100 && tr_conn_arm(s.rig.side[1].conn); i++)
@@ -518,13 +496,12 @@ static void a_sleeper_is_woken(void **state)
  * The control socket is the faster one: a goodbye on it that came first would end the peer's
  * polling.
  */
-static void a_fence_says_goodbye_after_what_was_sent(void **state)
+CASE(a_fence_says_goodbye_after_what_was_sent)
 {
 	int arrived = 0, ret;
 	bool late = false;
 	struct setting s;
 
-	(void)state;
 	fake_begin(NULL);
 	fake_port(0, 0)->slow = 50; /* steps between two messages */
 	setting_connect(&s, NULL, 4096, 0);
@@ -551,31 +528,5 @@ static void a_fence_says_goodbye_after_what_was_sent(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(after_a_notify_every_byte_is_there),
-		cmocka_unit_test(after_a_proven_write_every_byte_is_there),
-		cmocka_unit_test(after_an_unproven_write_bytes_may_be_missing),
-		cmocka_unit_test(reads_bring_the_peers_bytes),
-		cmocka_unit_test(a_notify_without_bytes_arrives),
-		cmocka_unit_test(a_message_does_not_pass_the_operation_before_it),
-		cmocka_unit_test(messages_and_notifies_go_on_for_ever_in_both_directions),
-		cmocka_unit_test(a_receiver_that_does_not_poll_stops_the_sender),
-		cmocka_unit_test(scattered_blocks_cost_one_request_each_and_few_doorbells),
-		cmocka_unit_test(blocks_that_are_adjacent_on_both_ends_become_one_request),
-		cmocka_unit_test(blocks_that_are_adjacent_only_in_the_peer_are_gathered_in_pairs),
-		cmocka_unit_test(every_device_gets_its_share),
-		cmocka_unit_test(few_bytes_go_over_few_devices),
-		cmocka_unit_test(one_device_gets_as_few_requests_as_ever),
-		cmocka_unit_test(soft_roce_gets_one_packet_a_request),
-		cmocka_unit_test(spans_that_straddle_slices_arrive_whole),
-		cmocka_unit_test(a_small_send_queue_is_slow_and_right),
-		cmocka_unit_test(infiniband_addresses_by_lid),
-		cmocka_unit_test(a_device_that_takes_nothing_inline_works),
-		cmocka_unit_test(arming_tells_of_what_is_there_already),
-		cmocka_unit_test(arming_tells_of_room_that_a_poll_has_found),
-		cmocka_unit_test(a_sleeper_is_woken),
-		cmocka_unit_test(a_fence_says_goodbye_after_what_was_sent),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

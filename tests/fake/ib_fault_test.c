@@ -67,7 +67,7 @@ static struct kv_error expect_failure(struct setting *s, uint64_t user, int code
 	return cause;
 }
 
-static void every_completion_status_becomes_a_typed_error(void **state)
+CASE(every_completion_status_becomes_a_typed_error)
 {
 	static const struct {
 		enum ibv_wc_status status;
@@ -98,7 +98,6 @@ static void every_completion_status_becomes_a_typed_error(void **state)
 		{ IBV_WC_TM_RNDV_INCOMPLETE, KV_ERR_DEVICE },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		struct fake_config config = { .seed = i + 1 };
 		struct setting s;
@@ -119,9 +118,8 @@ static void every_completion_status_becomes_a_typed_error(void **state)
 	}
 }
 
-static void a_dead_host_ends_every_operation_as_peer_lost(void **state)
+CASE(a_dead_host_ends_every_operation_as_peer_lost)
 {
-	(void)state;
 	for (uint64_t seed = 1; seed <= 20; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -144,11 +142,10 @@ static void a_dead_host_ends_every_operation_as_peer_lost(void **state)
 	}
 }
 
-static void a_link_that_comes_back_in_time_is_no_failure(void **state)
+CASE(a_link_that_comes_back_in_time_is_no_failure)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	setting_fill(&s, 0, 1);
 	write_all(&s, 1, TR_NOTIFY);
@@ -161,11 +158,10 @@ static void a_link_that_comes_back_in_time_is_no_failure(void **state)
 	setting_end(&s);
 }
 
-static void a_link_that_stays_down_here_is_a_link_error(void **state)
+CASE(a_link_that_stays_down_here_is_a_link_error)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	write_all(&s, 1, TR_NOTIFY);
 	fake_link(0, 0, false);
@@ -173,12 +169,11 @@ static void a_link_that_stays_down_here_is_a_link_error(void **state)
 	setting_end(&s);
 }
 
-static void a_new_connection_uses_the_address_that_the_port_has_now(void **state)
+CASE(a_new_connection_uses_the_address_that_the_port_has_now)
 {
 	struct setting s;
 	struct kv_error err;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	for (uint64_t round = 1; round <= 2; round++) {
 		setting_fill(&s, 0, round);
@@ -199,12 +194,11 @@ static void a_new_connection_uses_the_address_that_the_port_has_now(void **state
 	setting_end(&s);
 }
 
-static void a_new_connection_uses_the_mtu_that_the_port_has_now(void **state)
+CASE(a_new_connection_uses_the_mtu_that_the_port_has_now)
 {
 	struct setting s;
 	struct kv_error err;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	assert_non_null(strstr(tr_conn_path(s.rig.side[0].conn), "mtu 1024"));
 	rig_disconnect(&s.rig);
@@ -216,12 +210,11 @@ static void a_new_connection_uses_the_mtu_that_the_port_has_now(void **state)
 	setting_end(&s);
 }
 
-static void soft_roce_without_a_way_out_is_a_link_error(void **state)
+CASE(soft_roce_without_a_way_out_is_a_link_error)
 {
 	static const struct fake_config soft = { .soft = true };
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, &soft, four_lanes, SIZE);
 	fake_fail_completion(7, IBV_WC_LOC_QP_OP_ERR, 0);
 	write_all(&s, 1, TR_NOTIFY);
@@ -229,11 +222,10 @@ static void soft_roce_without_a_way_out_is_a_link_error(void **state)
 	setting_end(&s);
 }
 
-static void a_dead_device_is_a_device_error(void **state)
+CASE(a_dead_device_is_a_device_error)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	write_all(&s, 1, TR_NOTIFY);
 	fake_device_fatal(0, 0);
@@ -242,13 +234,12 @@ static void a_dead_device_is_a_device_error(void **state)
 }
 
 /* Which cannot be (setting_end): here completions come that nobody asked for. */
-static void a_queue_that_overran_is_a_device_error(void **state)
+CASE(a_queue_that_overran_is_a_device_error)
 {
 	struct ibv_wc wc = { .wr_id = UINT64_MAX };
 	struct fake_stats stats;
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	write_all(&s, 1, TR_NOTIFY);
 	do {
@@ -260,12 +251,11 @@ static void a_queue_that_overran_is_a_device_error(void **state)
 	setting_end(&s);
 }
 
-static void memory_that_the_peer_took_back_is_a_remote_access_error(void **state)
+CASE(memory_that_the_peer_took_back_is_a_remote_access_error)
 {
 	struct setting s;
 	struct kv_error cause;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	assert_int_equal(tr_mem_dereg(s.mem[1], NULL), 0);
 	memset(setting_at(&s, 1, 0), 0x55, SIZE);
@@ -278,12 +268,11 @@ static void memory_that_the_peer_took_back_is_a_remote_access_error(void **state
 	setting_end(&s);
 }
 
-static void a_region_in_use_is_not_deregistered(void **state)
+CASE(a_region_in_use_is_not_deregistered)
 {
 	struct setting s;
 	struct kv_error err;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	write_all(&s, 1, 0);
 	assert_int_equal(tr_mem_dereg(s.mem[0], &err), KV_ERR_BUSY);
@@ -291,9 +280,8 @@ static void a_region_in_use_is_not_deregistered(void **state)
 	setting_end(&s);
 }
 
-static void a_cancelled_operation_ends_once_and_the_connection_lives(void **state)
+CASE(a_cancelled_operation_ends_once_and_the_connection_lives)
 {
-	(void)state;
 	for (uint64_t seed = 1; seed <= 10; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -317,12 +305,11 @@ static void a_cancelled_operation_ends_once_and_the_connection_lives(void **stat
 	}
 }
 
-static void after_a_cancel_nothing_of_the_operation_lands(void **state)
+CASE(after_a_cancel_nothing_of_the_operation_lands)
 {
 	uint8_t *copy = malloc(SIZE);
 	int torn = 0;
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 40; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -349,12 +336,11 @@ static void after_a_cancel_nothing_of_the_operation_lands(void **state)
 	free(copy);
 }
 
-static void a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline(void **state)
+CASE(a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline)
 {
 	struct setting s;
 	struct tr_op *op;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	write_all(&s, 1, TR_NOTIFY);
 	op = write_all(&s, 2, TR_NOTIFY);
@@ -373,13 +359,12 @@ static void a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline(v
  * The point of a fence: the peer goes on sending, ghosts are on the wire, accepted bytes are late,
  * and nothing lands.
  */
-static void after_a_fence_nothing_changes(void **state)
+CASE(after_a_fence_nothing_changes)
 {
 	uint8_t *copy = malloc(SIZE);
 	uint64_t ghosts = 0;
 	int torn = 0;
 
-	(void)state;
 	for (uint64_t seed = 1; seed <= 60; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct fake_stats stats;
@@ -415,9 +400,8 @@ static void after_a_fence_nothing_changes(void **state)
  * The sender's fence: its source may change at once, and what arrives later carries what was there
  * before.
  */
-static void after_the_senders_fence_its_memory_is_not_read_any_more(void **state)
+CASE(after_the_senders_fence_its_memory_is_not_read_any_more)
 {
-	(void)state;
 	for (uint64_t seed = 1; seed <= 30; seed++) {
 		struct fake_config config = { .seed = seed };
 		struct setting s;
@@ -441,11 +425,10 @@ static void after_the_senders_fence_its_memory_is_not_read_any_more(void **state
 	}
 }
 
-static void a_peer_that_goes_ends_the_operations_here(void **state)
+CASE(a_peer_that_goes_ends_the_operations_here)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	write_all(&s, 1, TR_NOTIFY);
 	tr_conn_close(s.rig.side[1].conn);
@@ -457,14 +440,13 @@ static void a_peer_that_goes_ends_the_operations_here(void **state)
 	setting_end(&s);
 }
 
-static void completions_of_another_life_are_counted_and_ignored(void **state)
+CASE(completions_of_another_life_are_counted_and_ignored)
 {
 	struct setting s;
 	struct ib_conn *c;
 	struct ibv_wc wc = { .status = IBV_WC_SUCCESS };
 	char text[2048];
 
-	(void)state;
 	setting_make(&s, NULL, four_lanes, SIZE);
 	c = ib_conn_of(s.rig.side[0].conn);
 	setting_fill(&s, 0, 1);
@@ -492,7 +474,7 @@ static void completions_of_another_life_are_counted_and_ignored(void **state)
 }
 
 /* A peer that sends an immediate without its record is not kvrail's. */
-static void an_immediate_without_its_record_ends_the_connection(void **state)
+CASE(an_immediate_without_its_record_ends_the_connection)
 {
 	struct setting s;
 	struct ib_conn *c;
@@ -501,7 +483,6 @@ static void an_immediate_without_its_record_ends_the_connection(void **state)
 			     .imm_data = 77 };
 	struct rig_event *event;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	c = ib_conn_of(s.rig.side[1].conn);
 	wc.wr_id = IB_WR_ID(IB_KIND_RECV, 0, c->generation, 0);
@@ -515,28 +496,5 @@ static void an_immediate_without_its_record_ends_the_connection(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_completion_status_becomes_a_typed_error),
-		cmocka_unit_test(a_dead_host_ends_every_operation_as_peer_lost),
-		cmocka_unit_test(a_link_that_comes_back_in_time_is_no_failure),
-		cmocka_unit_test(a_link_that_stays_down_here_is_a_link_error),
-		cmocka_unit_test(a_new_connection_uses_the_address_that_the_port_has_now),
-		cmocka_unit_test(a_new_connection_uses_the_mtu_that_the_port_has_now),
-		cmocka_unit_test(soft_roce_without_a_way_out_is_a_link_error),
-		cmocka_unit_test(a_dead_device_is_a_device_error),
-		cmocka_unit_test(a_queue_that_overran_is_a_device_error),
-		cmocka_unit_test(memory_that_the_peer_took_back_is_a_remote_access_error),
-		cmocka_unit_test(a_region_in_use_is_not_deregistered),
-		cmocka_unit_test(a_cancelled_operation_ends_once_and_the_connection_lives),
-		cmocka_unit_test(after_a_cancel_nothing_of_the_operation_lands),
-		cmocka_unit_test(
-			a_cancel_that_does_not_drain_breaks_the_connection_at_its_deadline),
-		cmocka_unit_test(after_a_fence_nothing_changes),
-		cmocka_unit_test(after_the_senders_fence_its_memory_is_not_read_any_more),
-		cmocka_unit_test(a_peer_that_goes_ends_the_operations_here),
-		cmocka_unit_test(completions_of_another_life_are_counted_and_ignored),
-		cmocka_unit_test(an_immediate_without_its_record_ends_the_connection),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

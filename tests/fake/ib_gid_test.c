@@ -23,7 +23,7 @@ static int choose(const struct ibv_gid_entry *entries, size_t n, int option,
 	return choice->entry < 0 ? -1 : (int)entries[choice->entry].gid_index;
 }
 
-static void ipv4_is_best_then_routable_ipv6_then_v1_then_link_local(void **state)
+CASE(ipv4_is_best_then_routable_ipv6_then_v1_then_link_local)
 {
 	struct ibv_gid_entry e[] = {
 		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V1),
@@ -35,7 +35,6 @@ static void ipv4_is_best_then_routable_ipv6_then_v1_then_link_local(void **state
 	};
 	struct ib_gid_choice choice;
 
-	(void)state;
 	assert_int_equal(choose(e, 6, -1, &choice), 5);
 	assert_non_null(strstr(choice.reason, "gid index 5, ::ffff:10.0.0.1 (RoCE v2, IPv4)"));
 	assert_int_equal(choose(e, 4, -1, &choice), 4);
@@ -44,7 +43,7 @@ static void ipv4_is_best_then_routable_ipv6_then_v1_then_link_local(void **state
 	assert_int_equal(choice.rank, IB_GID_LINK_LOCAL);
 }
 
-static void an_asked_index_is_taken_and_an_empty_one_replaced(void **state)
+CASE(an_asked_index_is_taken_and_an_empty_one_replaced)
 {
 	struct ibv_gid_entry e[] = {
 		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V2),
@@ -52,7 +51,6 @@ static void an_asked_index_is_taken_and_an_empty_one_replaced(void **state)
 	};
 	struct ib_gid_choice choice;
 
-	(void)state;
 	assert_int_equal(choose(e, 2, 0, &choice), 0);
 	assert_true(choice.asked);
 	assert_int_equal(choose(e, 2, 3, &choice), 1);
@@ -60,19 +58,18 @@ static void an_asked_index_is_taken_and_an_empty_one_replaced(void **state)
 	assert_non_null(strstr(choice.reason, "the index 3 of KVCACHE_RDMA_GID_INDEX is empty"));
 }
 
-static void an_empty_table_has_no_choice(void **state)
+CASE(an_empty_table_has_no_choice)
 {
 	struct ibv_gid_entry zero[] = { entry(0, "::", IBV_GID_TYPE_ROCE_V2),
 					entry(1, "fe80::", IBV_GID_TYPE_ROCE_V2) };
 	struct ib_gid_choice choice;
 
-	(void)state;
 	assert_int_equal(choose(NULL, 0, -1, &choice), -1);
 	assert_int_equal(choose(zero, 2, 0, &choice), -1);
 	assert_true(choice.reason[0]);
 }
 
-static void the_nearest_address_comes_first(void **state)
+CASE(the_nearest_address_comes_first)
 {
 	struct ibv_gid_entry e[] = {
 		entry(0, "fe80::1:2:3:4", IBV_GID_TYPE_ROCE_V2),
@@ -93,7 +90,6 @@ static void the_nearest_address_comes_first(void **state)
 	};
 	struct ib_gid_choice choice;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		struct ibv_gid_entry near = entry(0, rows[i].near, 0);
 
@@ -104,7 +100,7 @@ static void the_nearest_address_comes_first(void **state)
 	}
 }
 
-static void an_infiniband_port_has_its_own_at_index_0(void **state)
+CASE(an_infiniband_port_has_its_own_at_index_0)
 {
 	struct ibv_gid_entry e[] = { entry(2, "fe80::2", IBV_GID_TYPE_IB),
 				     entry(0, "fe80::1", IBV_GID_TYPE_IB),
@@ -112,7 +108,6 @@ static void an_infiniband_port_has_its_own_at_index_0(void **state)
 	static const int chosen[][2] = { { -1, 0 }, { 0, 0 }, { 2, 2 }, { 3, 0 }, { 9, 0 } };
 	struct ib_gid_choice choice;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(chosen) / sizeof(chosen[0]); i++) {
 		ib_gid_choose_infiniband(e, 3, chosen[i][0], &choice);
 		assert_int_equal(e[choice.entry].gid_index, chosen[i][1]);
@@ -123,13 +118,5 @@ static void an_infiniband_port_has_its_own_at_index_0(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(ipv4_is_best_then_routable_ipv6_then_v1_then_link_local),
-		cmocka_unit_test(an_asked_index_is_taken_and_an_empty_one_replaced),
-		cmocka_unit_test(the_nearest_address_comes_first),
-		cmocka_unit_test(an_infiniband_port_has_its_own_at_index_0),
-		cmocka_unit_test(an_empty_table_has_no_choice),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -65,13 +65,12 @@ static void expect_gpu(const struct device *d, size_t at, size_t len, uint64_t e
 }
 
 /* The slices of the region are as small as they can be in the second round. */
-static void bytes_go_in_and_out_and_neighbours_stay(void **state)
+CASE(bytes_go_in_and_out_and_neighbours_stay)
 {
 	struct tr_span in = { 300, 1000, 9 * PAGE }, back = { 1000, 200, 9 * PAGE };
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
 	struct device d;
 
-	(void)state;
 	for (int small = 0; small < 2; small++) {
 		ib_test_hook.slice_bytes = small ? PAGE : 0;
 		device_make(&d, options);
@@ -106,14 +105,13 @@ static void bytes_go_in_and_out_and_neighbours_stay(void **state)
 }
 
 /* Both ends of a read are GPUs. */
-static void one_gpu_reads_from_another(void **state)
+CASE(one_gpu_reads_from_another)
 {
 	struct tr_span span = { 64, 128, 3 * PAGE };
 	struct device d;
 	struct gpu other;
 	struct tr_mem *mem;
 
-	(void)state;
 	device_make(&d, NULL);
 	gpu_make(&other, ALL);
 	memset(other.bytes, BLANK, ALL);
@@ -135,7 +133,7 @@ static void one_gpu_reads_from_another(void **state)
 	device_end(&d);
 }
 
-static void a_span_over_the_edge_of_a_slice_of_2_gib_arrives(void **state)
+CASE(a_span_over_the_edge_of_a_slice_of_2_gib_arrives)
 {
 	const uint64_t edge = UINT64_C(2) << 30;
 	struct tr_span span = { 0, edge - 5000, 9000 };
@@ -144,7 +142,6 @@ static void a_span_over_the_edge_of_a_slice_of_2_gib_arrives(void **state)
 	struct tr_mem *mem;
 	struct stat st;
 
-	(void)state;
 	setting_make(&s, &takes_dmabuf, NULL, LEN);
 	gpu_make(&gpu, edge + 8 * PAGE); /* sparse */
 	setting_fill(&s, 0, 4);
@@ -164,13 +161,12 @@ static void a_span_over_the_edge_of_a_slice_of_2_gib_arrives(void **state)
 	setting_end(&s);
 }
 
-static void a_region_in_use_is_not_deregistered(void **state)
+CASE(a_region_in_use_is_not_deregistered)
 {
 	struct tr_span span = { 0, 0, LEN };
 	struct device d;
 	struct kv_error err;
 
-	(void)state;
 	device_make(&d, NULL);
 	rig_op(&d.s.rig, 1, TR_WRITE, 9, d.mem, d.s.rmem[1], &span, 1, TR_NOTIFY, 1);
 	assert_int_equal(tr_mem_dereg(d.mem, &err), KV_ERR_BUSY);
@@ -179,14 +175,13 @@ static void a_region_in_use_is_not_deregistered(void **state)
 	device_end(&d);
 }
 
-static void a_device_without_dmabuf_says_so_and_how_to_get_it(void **state)
+CASE(a_device_without_dmabuf_says_so_and_how_to_get_it)
 {
 	struct setting s;
 	struct gpu gpu;
 	struct tr_mem *mem;
 	struct kv_error err;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, PAGE);
 	gpu_make(&gpu, ALL);
 	assert_int_equal(
@@ -203,7 +198,7 @@ static void a_device_without_dmabuf_says_so_and_how_to_get_it(void **state)
 	setting_end(&s);
 }
 
-static void what_is_no_dmabuf_of_the_memory_is_refused(void **state)
+CASE(what_is_no_dmabuf_of_the_memory_is_refused)
 {
 	struct device d;
 	struct tr *tr;
@@ -211,7 +206,6 @@ static void what_is_no_dmabuf_of_the_memory_is_refused(void **state)
 	struct kv_error err;
 	uint8_t *addr;
 
-	(void)state;
 	device_make(&d, NULL);
 	tr = d.s.rig.side[0].tr;
 	addr = d.gpu.addr;
@@ -240,7 +234,7 @@ static int reach_of(const struct setting *s)
 	return info.gpu_reach;
 }
 
-static void peermem_is_taken_where_dmabuf_is_not(void **state)
+CASE(peermem_is_taken_where_dmabuf_is_not)
 {
 	static const char *const dirs[] = { "/sys", "/sys/module", "/sys/module/nvidia_peermem" };
 	char root[] = "/tmp/kvrail-peermem-XXXXXX", path[128];
@@ -249,7 +243,6 @@ static void peermem_is_taken_where_dmabuf_is_not(void **state)
 	struct gpu gpu;
 	struct tr_mem *mem;
 
-	(void)state;
 	assert_non_null(mkdtemp(root));
 	ib_test_hook.sysroot = root;
 	for (size_t i = 0; i < sizeof(dirs) / sizeof(*dirs); i++) {
@@ -289,7 +282,7 @@ static void peermem_is_taken_where_dmabuf_is_not(void **state)
 }
 
 /* Of one host: without CUDA no kernel copies; what is registered before it connects takes a NIC. */
-static void shared_memory_does_not_get_it(void **state)
+CASE(shared_memory_does_not_get_it)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=1", NULL };
 	uint8_t bytes[TR_MEM_PACK_MAX], small[PAGE];
@@ -301,7 +294,6 @@ static void shared_memory_does_not_get_it(void **state)
 	struct rig rig;
 	size_t len;
 
-	(void)state;
 	fake_begin(&takes_dmabuf);
 	gpu_make(&gpu, ALL);
 	assert_int_equal(rig_open(&rig, "auto", options, &err), 0);
@@ -338,14 +330,13 @@ static void shared_memory_does_not_get_it(void **state)
 }
 
 /* What would promise a reader on the GPU more than is known. */
-static void flush_and_proof_are_refused(void **state)
+CASE(flush_and_proof_are_refused)
 {
 	struct tr_span span = { 0, 0, PAGE };
 	struct device d;
 	struct kv_error err;
 	struct tr_op *op;
 
-	(void)state;
 	device_make(&d, NULL);
 	assert_int_equal(tr_flush(d.s.rig.side[1].conn, d.mem, &err), KV_ERR_UNSUPPORTED);
 	assert_int_equal(rig_try_op(&d.s.rig, 0, TR_WRITE, 1, d.s.mem[0],
@@ -357,11 +348,10 @@ static void flush_and_proof_are_refused(void **state)
 	device_end(&d);
 }
 
-static void device_rows_say_whether_dmabuf_is_taken(void **state)
+CASE(device_rows_say_whether_dmabuf_is_taken)
 {
 	struct setting s;
 
-	(void)state;
 	for (int dmabuf = 0; dmabuf < 2; dmabuf++) {
 		setting_make(&s, &(struct fake_config){ .dmabuf = dmabuf }, NULL, PAGE);
 		assert_int_equal(reach_of(&s) & KV_GPU_DMABUF, dmabuf ? KV_GPU_DMABUF : 0);
@@ -371,19 +361,6 @@ static void device_rows_say_whether_dmabuf_is_taken(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(bytes_go_in_and_out_and_neighbours_stay),
-		cmocka_unit_test(one_gpu_reads_from_another),
-		cmocka_unit_test(a_span_over_the_edge_of_a_slice_of_2_gib_arrives),
-		cmocka_unit_test(a_region_in_use_is_not_deregistered),
-		cmocka_unit_test(a_device_without_dmabuf_says_so_and_how_to_get_it),
-		cmocka_unit_test(what_is_no_dmabuf_of_the_memory_is_refused),
-		cmocka_unit_test(peermem_is_taken_where_dmabuf_is_not),
-		cmocka_unit_test(shared_memory_does_not_get_it),
-		cmocka_unit_test(flush_and_proof_are_refused),
-		cmocka_unit_test(device_rows_say_whether_dmabuf_is_taken),
-	};
-
 	ib_test_hook.sysroot = bare;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -54,7 +54,7 @@ static void begin_op(struct setting *s, struct tr_mem **mems, int n, struct tr_o
 		}
 }
 
-static void an_operation_of_many_regions_holds_these_and_no_other(void **state)
+CASE(an_operation_of_many_regions_holds_these_and_no_other)
 {
 	static uint8_t bytes[REGIONS][BLOCK], spare[BLOCK];
 	struct tr_mem *mem[REGIONS], *other;
@@ -62,7 +62,6 @@ static void an_operation_of_many_regions_holds_these_and_no_other(void **state)
 	struct kv_error err;
 	struct tr_op *op;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	for (int i = 0; i < REGIONS; i++)
 		mem[i] = rig_reg(&s.rig, 0, bytes[i], BLOCK, 0);
@@ -99,7 +98,7 @@ static void an_operation_of_many_regions_holds_these_and_no_other(void **state)
 	setting_end(&s);
 }
 
-static void an_operation_without_room_for_its_list_is_refused(void **state)
+CASE(an_operation_without_room_for_its_list_is_refused)
 {
 	static uint8_t bytes[REGIONS][BLOCK];
 	struct tr_mem *mem[REGIONS];
@@ -108,7 +107,6 @@ static void an_operation_without_room_for_its_list_is_refused(void **state)
 	struct kv_error err;
 	struct tr_op *op;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	for (int i = 0; i < REGIONS; i++)
 		mem[i] = rig_reg(&s.rig, 0, bytes[i], BLOCK, 0);
@@ -126,7 +124,7 @@ static void an_operation_without_room_for_its_list_is_refused(void **state)
 }
 
 /* Memory that was given back may be something else in the next moment. */
-static void a_region_is_not_shared_after_an_owner_gave_it_back(void **state)
+CASE(a_region_is_not_shared_after_an_owner_gave_it_back)
 {
 	static uint8_t bytes[4 * BLOCK];
 	struct tr_mem *mem, *part, *again, *third;
@@ -135,7 +133,6 @@ static void a_region_is_not_shared_after_an_owner_gave_it_back(void **state)
 	struct tr_op *op;
 	struct tr_span span = { 0, 0, BLOCK };
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	fake_counts(&before);
 	/* The owner of a part does not promise the rest. */
@@ -187,7 +184,7 @@ static void *register_slowly(void *arg)
 }
 
 /* Pinning takes a second for 64 GiB, and more. */
-static void other_calls_do_not_wait_for_a_registration(void **state)
+CASE(other_calls_do_not_wait_for_a_registration)
 {
 	struct setting s;
 	struct registering r;
@@ -196,7 +193,6 @@ static void other_calls_do_not_wait_for_a_registration(void **state)
 	pthread_t thread;
 	uint8_t *pool, *pool2, *own;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	r.tr = s.rig.side[0].tr;
 	own = aligned_alloc(4096, BLOCK);
@@ -228,7 +224,7 @@ static void other_calls_do_not_wait_for_a_registration(void **state)
 }
 
 /* A sparse terabyte has no page to look at. */
-static void a_terabyte_is_looked_at_as_quickly_as_a_page(void **state)
+CASE(a_terabyte_is_looked_at_as_quickly_as_a_page)
 {
 	const size_t len = (size_t)1 << 40;
 	uint8_t *big =
@@ -238,7 +234,6 @@ static void a_terabyte_is_looked_at_as_quickly_as_a_page(void **state)
 	struct tr_mem *mem;
 	struct rig rig;
 
-	(void)state;
 	assert_ptr_not_equal(big, MAP_FAILED);
 	fake_begin(NULL);
 	assert_int_equal(rig_open(&rig, "shm", NULL, &err), 0);
@@ -271,7 +266,7 @@ static void write_once(struct setting *s)
  * Closed without a fence, and the queue pair stays in the device: an owner of the same region gets
  * BUSY as long as the peer can write to it, and after 0 nothing lands.
  */
-static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **state)
+CASE(a_region_stays_until_the_device_has_destroyed_the_queue_pair)
 {
 	struct fake_config config = { .threads = true };
 	int64_t end = kv_deadline_ns(MANY_MS);
@@ -281,7 +276,6 @@ static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **
 	struct kv_error err;
 	int busy = 0;
 
-	(void)state;
 	setting_make(&s, &config, NULL, SIZE);
 	second = rig_reg(&s.rig, 1, setting_at(&s, 1, 0), SIZE, TR_REMOTE_WRITE | TR_REMOTE_READ);
 	assert_ptr_equal(second, s.mem[1]); /* another connection's, say */
@@ -314,14 +308,13 @@ static void a_region_stays_until_the_device_has_destroyed_the_queue_pair(void **
 	setting_end(&s);
 }
 
-static void a_fence_holds_only_when_the_queue_pairs_are_gone(void **state)
+CASE(a_fence_holds_only_when_the_queue_pairs_are_gone)
 {
 	static const char *const one_lane[] = { "KVCACHE_IB_LANES=1", NULL };
 	int64_t end = kv_deadline_ns(MANY_MS);
 	struct setting s;
 	int again = 0;
 
-	(void)state;
 	setting_make(&s, NULL, one_lane, SIZE);
 	fake_refuse_destroy(1, 20);
 	while (tr_fence(s.rig.side[1].conn, 0, NULL) == TR_AGAIN) {
@@ -335,15 +328,5 @@ static void a_fence_holds_only_when_the_queue_pairs_are_gone(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_operation_of_many_regions_holds_these_and_no_other),
-		cmocka_unit_test(an_operation_without_room_for_its_list_is_refused),
-		cmocka_unit_test(a_region_is_not_shared_after_an_owner_gave_it_back),
-		cmocka_unit_test(other_calls_do_not_wait_for_a_registration),
-		cmocka_unit_test(a_terabyte_is_looked_at_as_quickly_as_a_page),
-		cmocka_unit_test(a_region_stays_until_the_device_has_destroyed_the_queue_pair),
-		cmocka_unit_test(a_fence_holds_only_when_the_queue_pairs_are_gone),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -118,9 +118,8 @@ static void begin(void)
 	fake_begin(&config);
 }
 
-static void all_of_the_nearest_class_are_used_and_no_others(void **state)
+CASE(all_of_the_nearest_class_are_used_and_no_others)
 {
-	(void)state;
 	begin();
 	expect("0", "", "fake1:1 PIX, fake2:1 PIX");
 	expect("0000:18:00.0", "", "fake1:1 PIX, fake2:1 PIX");
@@ -128,18 +127,16 @@ static void all_of_the_nearest_class_are_used_and_no_others(void **state)
 	assert_true(fake_end());
 }
 
-static void of_equally_near_ones_the_fastest_is_the_first(void **state)
+CASE(of_equally_near_ones_the_fastest_is_the_first)
 {
-	(void)state;
 	begin();
 	fake_port(0, 2)->speed = 128;
 	expect("0", "", "fake2:1 PIX, fake1:1 PIX");
 	assert_true(fake_end());
 }
 
-static void where_the_nearest_have_no_link_the_next_class_is_used(void **state)
+CASE(where_the_nearest_have_no_link_the_next_class_is_used)
 {
-	(void)state;
 	begin();
 	fake_link(0, 1, false);
 	expect("0", "", "fake2:1 PIX");
@@ -150,19 +147,17 @@ static void where_the_nearest_have_no_link_the_next_class_is_used(void **state)
 	assert_true(fake_end());
 }
 
-static void named_devices_are_used_wherever_they_are(void **state)
+CASE(named_devices_are_used_wherever_they_are)
 {
-	(void)state;
 	begin();
 	expect("0", "fake0,fake2", "fake0:1 SYS, fake2:1 PIX");
 	assert_true(fake_end());
 }
 
-static void without_a_gpu_every_active_device_is_used(void **state)
+CASE(without_a_gpu_every_active_device_is_used)
 {
 	static const char all[] = "fake0:1 -, fake1:1 -, fake2:1 -, fake3:1 -";
 
-	(void)state;
 	begin();
 	expect("", "", all);
 	expect("7", "", all);
@@ -170,12 +165,11 @@ static void without_a_gpu_every_active_device_is_used(void **state)
 	assert_true(fake_end());
 }
 
-static void the_choice_and_its_reason_are_logged(void **state)
+CASE(the_choice_and_its_reason_are_logged)
 {
 	struct kv_error err;
 	struct host host;
 
-	(void)state;
 	begin();
 	assert_int_equal(open_host(&host, "0", "", &err), 0);
 	assert_non_null(
@@ -187,12 +181,11 @@ static void the_choice_and_its_reason_are_logged(void **state)
 	assert_true(fake_end());
 }
 
-static void an_address_where_nothing_is_fails(void **state)
+CASE(an_address_where_nothing_is_fails)
 {
 	struct kv_error err;
 	struct host host;
 
-	(void)state;
 	begin();
 	assert_int_equal(open_host(&host, "00000000:77:00.0", "", &err), KV_ERR_DEVICE);
 	assert_non_null(strstr(err.message, "0000:77:00.0, which is not a PCI device"));
@@ -200,13 +193,12 @@ static void an_address_where_nothing_is_fails(void **state)
 	assert_true(fake_end());
 }
 
-static void a_device_row_tells_all_of_a_port(void **state)
+CASE(a_device_row_tells_all_of_a_port)
 {
 	struct kv_device_info info;
 	struct kv_error err;
 	struct host host;
 
-	(void)state;
 	begin();
 	assert_int_equal(open_host(&host, "0", "fake2", &err), 0);
 	assert_int_equal(tr_ib_provider.device_get(host.tr->provider_ctx[0], 0, &info), 0);
@@ -227,16 +219,5 @@ static void a_device_row_tells_all_of_a_port(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(all_of_the_nearest_class_are_used_and_no_others),
-		cmocka_unit_test(of_equally_near_ones_the_fastest_is_the_first),
-		cmocka_unit_test(where_the_nearest_have_no_link_the_next_class_is_used),
-		cmocka_unit_test(named_devices_are_used_wherever_they_are),
-		cmocka_unit_test(without_a_gpu_every_active_device_is_used),
-		cmocka_unit_test(the_choice_and_its_reason_are_logged),
-		cmocka_unit_test(an_address_where_nothing_is_fails),
-		cmocka_unit_test(a_device_row_tells_all_of_a_port),
-	};
-
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return run_cases(setup, teardown);
 }

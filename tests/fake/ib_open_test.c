@@ -26,7 +26,7 @@ static rlim_t limit_locked(rlim_t bytes)
 	return before;
 }
 
-static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
+CASE(too_little_locked_memory_names_the_limit_and_the_fix)
 {
 	struct fake_config config = { .max_mr_bytes = 1 << 20 };
 	struct setting s;
@@ -35,7 +35,6 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
 	void *big = malloc(2 << 20);
 	rlim_t before = limit_locked(1 << 20);
 
-	(void)state;
 	setting_make(&s, &config, NULL, 4096);
 	assert_int_equal(tr_mem_reg(s.rig.side[0].tr, big, 2 << 20, TR_MEM_HOST, 0, &mem, &err),
 			 KV_ERR_MEMLOCK);
@@ -52,7 +51,7 @@ static void too_little_locked_memory_names_the_limit_and_the_fix(void **state)
  * Shared memory needs no pinned pages, so the device is left out; a connection over it has the
  * cause.
  */
-static void with_shared_memory_there_a_region_goes_without_the_device(void **state)
+CASE(with_shared_memory_there_a_region_goes_without_the_device)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=1", NULL };
 	struct fake_config config = { .max_mr_bytes = 1 << 20 };
@@ -66,7 +65,6 @@ static void with_shared_memory_there_a_region_goes_without_the_device(void **sta
 	void *big = calloc(1, 2 << 20);
 	rlim_t before = limit_locked(1 << 20);
 
-	(void)state;
 	fake_begin(&config);
 	assert_int_equal(rig_open(&rig, "auto", options, &err), 0);
 	mem_small = rig_reg(&rig, 1, small, sizeof(small), TR_REMOTE_WRITE);
@@ -109,12 +107,11 @@ static void with_shared_memory_there_a_region_goes_without_the_device(void **sta
 	free(big);
 }
 
-static void a_machine_without_an_active_port_says_so(void **state)
+CASE(a_machine_without_an_active_port_says_so)
 {
 	struct rig rig;
 	struct kv_error err;
 
-	(void)state;
 	fake_begin(NULL);
 	fake_link(0, 0, false);
 	assert_int_equal(rig_open(&rig, "ib", NULL, &err), KV_ERR_DEVICE);
@@ -123,13 +120,12 @@ static void a_machine_without_an_active_port_says_so(void **state)
 	assert_true(fake_end());
 }
 
-static void device_rows_describe_each_rail_or_the_lack_of_one(void **state)
+CASE(device_rows_describe_each_rail_or_the_lack_of_one)
 {
 	struct fake_config config = { .devices = 2 };
 	struct kv_device_info info = { .size = sizeof(info) };
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, &config, NULL, 4096);
 	assert_int_equal(tr_ib_provider.device_get(s.rig.side[0].tr->provider_ctx[0], 1, &info), 0);
 	assert_string_equal(info.name, "fake1:1");
@@ -147,7 +143,7 @@ static void device_rows_describe_each_rail_or_the_lack_of_one(void **state)
 	assert_true(fake_end());
 }
 
-static void a_misspelt_device_name_is_refused(void **state)
+CASE(a_misspelt_device_name_is_refused)
 {
 	static const char *const wrong[] = { "KVCACHE_RDMA_NICS=fake0,mlx5_9", NULL };
 	static const char *const second[] = { "KVCACHE_RDMA_NICS=fake1:1", NULL };
@@ -155,7 +151,6 @@ static void a_misspelt_device_name_is_refused(void **state)
 	struct rig rig;
 	struct kv_error err;
 
-	(void)state;
 	fake_begin(&config);
 	assert_int_equal(rig_open(&rig, "ib", wrong, &err), KV_ERR_DEVICE);
 	assert_non_null(strstr(err.message, "mlx5_9"));
@@ -165,14 +160,13 @@ static void a_misspelt_device_name_is_refused(void **state)
 	assert_true(fake_end());
 }
 
-static void a_broken_device_is_left_out_unless_it_is_named(void **state)
+CASE(a_broken_device_is_left_out_unless_it_is_named)
 {
 	static const char *const by_name[] = { "KVCACHE_RDMA_NICS=fake0", NULL };
 	struct fake_config config = { .devices = 2 };
 	struct rig rig;
 	struct kv_error err;
 
-	(void)state;
 	fake_begin(&config);
 	fake_fail_verb(FAKE_alloc_pd, 1, EIO);
 	rig_make(&rig, "ib", NULL);
@@ -184,13 +178,12 @@ static void a_broken_device_is_left_out_unless_it_is_named(void **state)
 	assert_true(fake_end());
 }
 
-static void an_unusable_gid_index_is_replaced(void **state)
+CASE(an_unusable_gid_index_is_replaced)
 {
 	static const char *const empty[] = { "KVCACHE_RDMA_GID_INDEX=1", NULL };
 	struct kv_device_info info = { .size = sizeof(info) };
 	struct rig rig;
 
-	(void)state;
 	fake_begin(NULL);
 	rig_make(&rig, "ib", empty); /* index 0, 1 and 2 do not reach the other host */
 	assert_int_equal(tr_ib_provider.device_get(rig.side[0].tr->provider_ctx[0], 0, &info), 0);
@@ -200,7 +193,7 @@ static void an_unusable_gid_index_is_replaced(void **state)
 }
 
 /* Only the pages that are written exist. */
-static void a_region_of_5_gib_is_three_slices_of_at_most_2(void **state)
+CASE(a_region_of_5_gib_is_three_slices_of_at_most_2)
 {
 	const size_t len = (size_t)5 << 30, edge = (size_t)2 << 30, size = 16384;
 	struct setting s;
@@ -210,7 +203,6 @@ static void a_region_of_5_gib_is_three_slices_of_at_most_2(void **state)
 			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	int before;
 
-	(void)state;
 	assert_ptr_not_equal(big, MAP_FAILED);
 	setting_make(&s, NULL, NULL, size);
 	before = fake_regions(1, IBV_ACCESS_REMOTE_WRITE);
@@ -236,16 +228,5 @@ static void a_region_of_5_gib_is_three_slices_of_at_most_2(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(too_little_locked_memory_names_the_limit_and_the_fix),
-		cmocka_unit_test(with_shared_memory_there_a_region_goes_without_the_device),
-		cmocka_unit_test(a_region_of_5_gib_is_three_slices_of_at_most_2),
-		cmocka_unit_test(a_machine_without_an_active_port_says_so),
-		cmocka_unit_test(device_rows_describe_each_rail_or_the_lack_of_one),
-		cmocka_unit_test(a_misspelt_device_name_is_refused),
-		cmocka_unit_test(a_broken_device_is_left_out_unless_it_is_named),
-		cmocka_unit_test(an_unusable_gid_index_is_replaced),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -51,14 +51,13 @@ static void expect_refusal(const char *const *options, const char *message, cons
 	assert_true(fake_end());
 }
 
-static void the_route_says_which_rails_are_joined(void **state)
+CASE(the_route_says_which_rails_are_joined)
 {
 	static const char *const crossed[] = { "fake0:1 with the peer's rail 1, by librdmacm",
 					       "fake1:1 with the peer's rail 0, by librdmacm" };
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	fake_port(1, 0)->routed_from[0] = 2;
 	fake_port(1, 1)->routed_from[0] = 1;
@@ -69,7 +68,7 @@ static void the_route_says_which_rails_are_joined(void **state)
 	setting_end(&s);
 }
 
-static void without_librdmacm_their_order_does(void **state)
+CASE(without_librdmacm_their_order_does)
 {
 	static const char *const off[] = { "KVCACHE_RDMA_CM=0", NULL };
 	static const char *const straight[] = {
@@ -78,7 +77,6 @@ static void without_librdmacm_their_order_does(void **state)
 	};
 	struct setting s;
 
-	(void)state;
 	for (int missing = 0; missing < 2; missing++) {
 		struct fake_config config = { .devices = 2, .no_cm = missing };
 
@@ -92,14 +90,13 @@ static void without_librdmacm_their_order_does(void **state)
  * The routing table names one port for all addresses of a subnet: the others are asked for one by
  * one.
  */
-static void several_rails_of_one_subnet_are_all_used(void **state)
+CASE(several_rails_of_one_subnet_are_all_used)
 {
 	static const char *const both[] = { "fake0:1 with the peer's rail 0, by librdmacm",
 					    "fake1:1 with the peer's rail 1, by order and" };
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	for (int infiniband = 0; infiniband < 2; infiniband++) {
 		config.infiniband = infiniband;
 		fake_begin(&config);
@@ -110,7 +107,7 @@ static void several_rails_of_one_subnet_are_all_used(void **state)
 	}
 }
 
-static void a_named_device_wins_over_the_route(void **state)
+CASE(a_named_device_wins_over_the_route)
 {
 	static const char *const second[] = { "0:KVCACHE_RDMA_NICS=fake1",
 					      "1:KVCACHE_RDMA_NICS=fake0", NULL };
@@ -118,13 +115,12 @@ static void a_named_device_wins_over_the_route(void **state)
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, &config, second, SIZE);
 	expect_paths(&s, line, 1);
 	setting_end(&s);
 }
 
-static void a_rail_without_a_route_is_left_out_while_there_is_another(void **state)
+CASE(a_rail_without_a_route_is_left_out_while_there_is_another)
 {
 	static const char *const line[] = { "fake1:1 with the peer's rail 1, by librdmacm" };
 	static const char *const both[] = { "fake0:1 with the peer's rail 0, by the GID table",
@@ -132,7 +128,6 @@ static void a_rail_without_a_route_is_left_out_while_there_is_another(void **sta
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	fake_port(1, 0)->unreachable = true;
 	setting_connect(&s, NULL, SIZE, 0);
@@ -160,13 +155,12 @@ static void ipv6_addresses(bool ipv4_at_0, bool ipv4_at_1, bool ipv6_at_0)
 	}
 }
 
-static void routable_ipv6_is_used_where_a_side_has_no_ipv4(void **state)
+CASE(routable_ipv6_is_used_where_a_side_has_no_ipv4)
 {
 	static const char *const line[] = { "fake0:1 with the peer's rail 0, by librdmacm; "
 					    "gid index 1, fd00:1::1 (RoCE v2, routable IPv6)" };
 	struct setting s;
 
-	(void)state;
 	for (int ipv4 = 0; ipv4 < 2; ipv4++) {
 		fake_begin(NULL);
 		ipv6_addresses(ipv4, false, true);
@@ -180,13 +174,12 @@ static void routable_ipv6_is_used_where_a_side_has_no_ipv4(void **state)
 		       "addresses of one kind");
 }
 
-static void link_local_addresses_are_not_used_across_hosts(void **state)
+CASE(link_local_addresses_are_not_used_across_hosts)
 {
 	static const char *const line[] = { "fake1:1 with the peer's rail 1" };
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 
-	(void)state;
 	for (int cm = 0; cm < 2; cm++) {
 		config.no_cm = !cm;
 		fake_begin(&config); /* one port of each host never got an address */
@@ -205,14 +198,13 @@ static void link_local_addresses_are_not_used_across_hosts(void **state)
 	expect_refusal(NULL, "only a link-local address between them", "a global IPv6");
 }
 
-static void a_port_that_lost_its_address_is_left_out(void **state)
+CASE(a_port_that_lost_its_address_is_left_out)
 {
 	static const char *const line[] = { "fake0:1 with the peer's rail 0" };
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 	struct kv_error err;
 
-	(void)state;
 	setting_make(&s, &config, NULL, SIZE);
 	rig_disconnect(&s.rig);
 	for (int row = 0; row < 4; row++)
@@ -226,14 +218,13 @@ static void a_port_that_lost_its_address_is_left_out(void **state)
 }
 
 /* Work requests are dealt by the room that a lane has: the fast port's are finished sooner. */
-static void a_faster_rail_carries_more(void **state)
+CASE(a_faster_rail_carries_more)
 {
 	struct fake_config config = { .devices = 2 };
 	struct setting s;
 	struct tr_span spans[512];
 	struct kv_device_info info = { .size = sizeof(info) };
 
-	(void)state;
 	fake_begin(&config);
 	for (int host = 0; host < 2; host++) {
 		fake_port(host, 1)->slow = 400;
@@ -261,17 +252,5 @@ static void a_faster_rail_carries_more(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_route_says_which_rails_are_joined),
-		cmocka_unit_test(without_librdmacm_their_order_does),
-		cmocka_unit_test(several_rails_of_one_subnet_are_all_used),
-		cmocka_unit_test(a_named_device_wins_over_the_route),
-		cmocka_unit_test(a_rail_without_a_route_is_left_out_while_there_is_another),
-		cmocka_unit_test(routable_ipv6_is_used_where_a_side_has_no_ipv4),
-		cmocka_unit_test(link_local_addresses_are_not_used_across_hosts),
-		cmocka_unit_test(a_port_that_lost_its_address_is_left_out),
-		cmocka_unit_test(a_faster_rail_carries_more),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -73,13 +73,12 @@ static void expect_loss(const char *const *options)
 	setting_end(&s);
 }
 
-static void roce_packets_are_global_and_in_the_only_partition(void **state)
+CASE(roce_packets_are_global_and_in_the_only_partition)
 {
 	static const char *const options[] = { "KVCACHE_IB_TRAFFIC_CLASS=104",
 					       "KVCACHE_IB_SERVICE_LEVEL=3", NULL };
 	struct setting s;
 
-	(void)state;
 	fake_begin(NULL);
 	fake_sa()->sl = 7; /* means nothing here */
 	connect_and_move(&s, options);
@@ -102,12 +101,11 @@ static void roce_packets_are_global_and_in_the_only_partition(void **state)
 	setting_end(&s);
 }
 
-static void infiniband_packets_go_by_lid_without_a_grh(void **state)
+CASE(infiniband_packets_go_by_lid_without_a_grh)
 {
 	const struct fake_config *const configs[] = { &infiniband, &without_cm };
 	struct setting s;
 
-	(void)state;
 	for (int i = 0; i < 2; i++) {
 		fake_begin(configs[i]);
 		connect_and_move(&s, NULL);
@@ -121,12 +119,11 @@ static void infiniband_packets_go_by_lid_without_a_grh(void **state)
 	}
 }
 
-static void the_path_record_gives_service_level_and_rate_to_both_sides(void **state)
+CASE(the_path_record_gives_service_level_and_rate_to_both_sides)
 {
 	static const char *const wrong[] = { "KVCACHE_IB_SERVICE_LEVEL=2", NULL };
 	struct setting s;
 
-	(void)state;
 	fake_begin(&infiniband);
 	*fake_sa() = (struct fake_sa){ .sl = 5, .rate = IBV_RATE_100_GBPS, .strict_sl = true };
 	connect_and_move(&s, NULL);
@@ -166,7 +163,7 @@ static void partitions(uint16_t first, uint16_t second)
 }
 
 /* The index is each port's own: 1 on host 0, 3 on host 1. */
-static void the_partition_is_found_by_its_value(void **state)
+CASE(the_partition_is_found_by_its_value)
 {
 	static const char *const here[] = { "0:KVCACHE_IB_PKEY=0x8001", NULL };
 	static const char *const there[] = { "1:KVCACHE_IB_PKEY=0x8001", NULL };
@@ -176,7 +173,6 @@ static void the_partition_is_found_by_its_value(void **state)
 	static const char *const *const ways[] = { here, there, both, indices, NULL };
 	struct setting s;
 
-	(void)state;
 	for (int i = 0; i < 10; i++) {
 		fake_begin(i % 2 ? &without_cm : &infiniband);
 		partitions(0x8001,
@@ -197,11 +193,10 @@ static void the_partition_is_found_by_its_value(void **state)
 }
 
 /* Then the path is asked for in the partition that there is. */
-static void ports_outside_of_the_default_partition_have_a_path_record(void **state)
+CASE(ports_outside_of_the_default_partition_have_a_path_record)
 {
 	struct setting s;
 
-	(void)state;
 	fake_begin(&infiniband);
 	fake_port(0, 0)->pkey[0] = fake_port(1, 0)->pkey[2] = 0x8005;
 	fake_port(1, 0)->pkey[0] = 0;
@@ -213,7 +208,7 @@ static void ports_outside_of_the_default_partition_have_a_path_record(void **sta
 	setting_end(&s);
 }
 
-static void partitions_that_do_not_fit_are_refused(void **state)
+CASE(partitions_that_do_not_fit_are_refused)
 {
 	static const char *const one[] = { "KVCACHE_IB_PKEY=0x8001", NULL };
 	static const char *const two[] = { "0:KVCACHE_IB_PKEY=0x8001", "1:KVCACHE_IB_PKEY=0x8009",
@@ -221,7 +216,6 @@ static void partitions_that_do_not_fit_are_refused(void **state)
 	static const char *const none[] = { "KVCACHE_IB_PKEY=0x8002", NULL };
 	static const char *const index[] = { "KVCACHE_IB_PKEY_INDEX=2", NULL };
 
-	(void)state;
 	fake_begin(&infiniband);
 	partitions(0x0001, 0x0001);
 	expect_refusal(one, KV_ERR_UNREACHABLE, "limited members of partition 0x0001");
@@ -238,11 +232,10 @@ static void partitions_that_do_not_fit_are_refused(void **state)
 	expect_refusal(one, KV_ERR_UNREACHABLE, "fake0:1 is not in partition 0x8001");
 }
 
-static void a_grh_is_there_on_both_sides_where_either_needs_it(void **state)
+CASE(a_grh_is_there_on_both_sides_where_either_needs_it)
 {
 	struct setting s;
 
-	(void)state;
 	for (int i = 0; i < 6; i++) {
 		fake_begin(i % 2 ? &without_cm : &infiniband);
 		if (i < 4)
@@ -271,11 +264,10 @@ static void a_grh_is_there_on_both_sides_where_either_needs_it(void **state)
  * With an LMC of 2 a port has four LIDs; the packets of both directions carry those of the path
  * record.
  */
-static void the_path_records_lids_are_used(void **state)
+CASE(the_path_records_lids_are_used)
 {
 	struct setting s;
 
-	(void)state;
 	fake_begin(&infiniband);
 	fake_port(0, 0)->lmc = fake_port(1, 0)->lmc = 2;
 	fake_sa()->path_bits = 3;
@@ -291,12 +283,11 @@ static void the_path_records_lids_are_used(void **state)
  * A subnet manager that has begun anew gives other LIDs; processes go on with connections made from
  * then on.
  */
-static void connections_made_after_lids_have_changed_use_the_new_ones(void **state)
+CASE(connections_made_after_lids_have_changed_use_the_new_ones)
 {
 	const struct fake_config *const configs[] = { &infiniband, &without_cm };
 	struct setting s;
 
-	(void)state;
 	for (int i = 0; i < 2; i++) {
 		struct kv_error err;
 
@@ -319,9 +310,8 @@ static void connections_made_after_lids_have_changed_use_the_new_ones(void **sta
 	}
 }
 
-static void a_peer_behind_an_infiniband_router_is_refused(void **state)
+CASE(a_peer_behind_an_infiniband_router_is_refused)
 {
-	(void)state;
 	for (int i = 0; i < 2; i++) {
 		fake_begin(i ? &without_cm : &infiniband);
 		fake_subnet(1, 7);
@@ -329,7 +319,7 @@ static void a_peer_behind_an_infiniband_router_is_refused(void **state)
 	}
 }
 
-static void the_smallest_mtu_counts(void **state)
+CASE(the_smallest_mtu_counts)
 {
 	static const struct {
 		enum ibv_mtu here, there, record, is;
@@ -342,7 +332,6 @@ static void the_smallest_mtu_counts(void **state)
 	};
 	struct setting s;
 
-	(void)state;
 	for (size_t i = 0; i < 2 * sizeof(rows) / sizeof(rows[0]); i++) {
 		fake_begin(i % 2 ? &infiniband : NULL);
 		fake_port(0, 0)->mtu = rows[i / 2].here;
@@ -355,7 +344,7 @@ static void the_smallest_mtu_counts(void **state)
 	}
 }
 
-static void retries_are_finite_and_numbers_begin_at_random(void **state)
+CASE(retries_are_finite_and_numbers_begin_at_random)
 {
 	static const char *const for_ever[] = { "KVCACHE_IB_RNR_RETRY=7", NULL };
 	uint32_t psn[8];
@@ -363,7 +352,6 @@ static void retries_are_finite_and_numbers_begin_at_random(void **state)
 	struct rig rig;
 	struct kv_error err;
 
-	(void)state;
 	for (int i = 0; i < 8; i += 2) {
 		fake_begin(NULL); /* the fake's chance is the same each time */
 		connect_and_move(&s, NULL);
@@ -388,12 +376,11 @@ static void retries_are_finite_and_numbers_begin_at_random(void **state)
 }
 
 /* Data that asked for it, where the option allows it; never the memory of messages and notifies. */
-static void only_data_memory_is_relaxed(void **state)
+CASE(only_data_memory_is_relaxed)
 {
 	static const char *const relaxed[] = { "KVCACHE_RELAX_ORDERING=1", NULL };
 	struct setting s;
 
-	(void)state;
 	for (int option = 0; option < 2; option++) {
 		void *data = aligned_alloc(4096, 8192);
 		struct tr_mem *mem;
@@ -412,21 +399,5 @@ static void only_data_memory_is_relaxed(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(roce_packets_are_global_and_in_the_only_partition),
-		cmocka_unit_test(infiniband_packets_go_by_lid_without_a_grh),
-		cmocka_unit_test(the_path_record_gives_service_level_and_rate_to_both_sides),
-		cmocka_unit_test(the_partition_is_found_by_its_value),
-		cmocka_unit_test(ports_outside_of_the_default_partition_have_a_path_record),
-		cmocka_unit_test(partitions_that_do_not_fit_are_refused),
-		cmocka_unit_test(a_grh_is_there_on_both_sides_where_either_needs_it),
-		cmocka_unit_test(the_path_records_lids_are_used),
-		cmocka_unit_test(connections_made_after_lids_have_changed_use_the_new_ones),
-		cmocka_unit_test(a_peer_behind_an_infiniband_router_is_refused),
-		cmocka_unit_test(the_smallest_mtu_counts),
-		cmocka_unit_test(retries_are_finite_and_numbers_begin_at_random),
-		cmocka_unit_test(only_data_memory_is_relaxed),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

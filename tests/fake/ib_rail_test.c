@@ -97,14 +97,13 @@ static void carry(struct setting *s, int calls, size_t len, uint64_t share[], in
 		share[d] = fake_carried(0, d) - share[d];
 }
 
-static void ports_share_by_their_speed(void **state)
+CASE(ports_share_by_their_speed)
 {
 	struct fake_config config = { .devices = 3, .no_cm = true };
 	static const size_t sizes[] = { 4096, 100000, SIZE };
 	uint64_t share[3];
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	speed(0, X4, EDR); /* 100, 200 and 400 Gb/s */
 	speed(1, X4, HDR);
@@ -128,14 +127,13 @@ static void ports_share_by_their_speed(void **state)
 	setting_end(&s);
 }
 
-static void a_far_slower_port_is_left_out_unless_it_is_named(void **state)
+CASE(a_far_slower_port_is_left_out_unless_it_is_named)
 {
 	static const char *const named[] = { "KVCACHE_RDMA_NICS=fake0,fake1", NULL };
 	struct fake_config config = { .devices = 2, .no_cm = true };
 	uint64_t share[2];
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	speed(0, X1, EDR); /* 25 and 400 Gb/s */
 	speed(1, X4, NDR);
@@ -161,12 +159,11 @@ static void a_far_slower_port_is_left_out_unless_it_is_named(void **state)
 	setting_end(&s);
 }
 
-static void the_best_eight_of_more_ports_are_used(void **state)
+CASE(the_best_eight_of_more_ports_are_used)
 {
 	struct fake_config config = { .devices = 11, .no_cm = true };
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	for (int d = 0; d < 11; d++)
 		speed(d, X4, d < 3 ? EDR : HDR); /* storage NICs come first */
@@ -176,13 +173,12 @@ static void the_best_eight_of_more_ports_are_used(void **state)
 	setting_end(&s);
 }
 
-static void the_rate_in_sysfs_counts_where_the_verb_does_not_know_it(void **state)
+CASE(the_rate_in_sysfs_counts_where_the_verb_does_not_know_it)
 {
 	struct kv_device_info info = { .size = sizeof(info) };
 	struct fake_config config = { .devices = 3, .no_cm = true };
 	struct setting s;
 
-	(void)state;
 	put_file("sys/class/infiniband/fake0/ports/1/rate", "800 Gb/sec (4X XDR)\n");
 	put_file("sys/class/infiniband/fake1/ports/1/rate", "400 Gb/sec (4X NDR)\n");
 	ib_test_hook.sysroot = root;
@@ -224,12 +220,11 @@ static void expect_carriers(struct setting *s, const bool carries[2])
 		assert_int_equal(share[d] > 0, carries[d]);
 }
 
-static void a_port_that_is_down_is_not_offered_on_either_side(void **state)
+CASE(a_port_that_is_down_is_not_offered_on_either_side)
 {
 	struct fake_config config = { .devices = 2, .no_cm = true };
 	struct setting s;
 
-	(void)state;
 	for (int host = 0; host < 2; host++)
 		for (int device = 0; device < 2; device++) {
 			bool one[2] = { true, true };
@@ -272,13 +267,12 @@ static int count_of(const char *text)
 	return n;
 }
 
-static void one_failing_device_is_left_out_until_it_works_again(void **state)
+CASE(one_failing_device_is_left_out_until_it_works_again)
 {
 	static const enum fake_sickness ways[] = { FAKE_SICK, FAKE_MAKES_NOTHING };
 	static const bool second[2] = { false, true }, both[2] = { true, true };
 	struct fake_config config = { .devices = 2, .no_cm = true };
 
-	(void)state;
 	for (int host = 0; host < 2; host++)
 		for (size_t w = 0; w < sizeof(ways) / sizeof(ways[0]); w++) {
 			int64_t end = kv_deadline_ns(BACK_MS);
@@ -321,12 +315,11 @@ static void one_failing_device_is_left_out_until_it_works_again(void **state)
 		}
 }
 
-static void where_every_device_fails_the_peer_learns_the_cause(void **state)
+CASE(where_every_device_fails_the_peer_learns_the_cause)
 {
 	struct kv_error err;
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, SIZE);
 	rig_disconnect(&s.rig);
 	fake_sicken(1, 0, FAKE_SICK);
@@ -338,12 +331,11 @@ static void where_every_device_fails_the_peer_learns_the_cause(void **state)
 	setting_end(&s);
 }
 
-static void a_failing_device_does_not_keep_shared_memory_away(void **state)
+CASE(a_failing_device_does_not_keep_shared_memory_away)
 {
 	struct kv_error err;
 	struct rig rig;
 
-	(void)state;
 	fake_begin(NULL);
 	assert_int_equal(rig_open(&rig, "auto", NULL, &err), 0);
 	fake_sicken(1, 0, FAKE_SICK);
@@ -354,11 +346,10 @@ static void a_failing_device_does_not_keep_shared_memory_away(void **state)
 }
 
 /* Down, or without a working device, when the contexts were opened. */
-static void a_port_is_used_once_it_works_although_it_did_not_at_open(void **state)
+CASE(a_port_is_used_once_it_works_although_it_did_not_at_open)
 {
 	static const bool second[2] = { false, true }, both[2] = { true, true };
 
-	(void)state;
 	for (int threads = 0; threads < 2; threads++)
 		for (int down = 0; down < 2; down++) {
 			struct fake_config config = { .devices = 2,
@@ -403,7 +394,7 @@ static void a_port_is_used_once_it_works_although_it_did_not_at_open(void **stat
 }
 
 /* Its device opens, and is not well yet when the memory is registered with it. */
-static void a_port_that_does_not_take_the_memory_is_tried_again(void **state)
+CASE(a_port_that_does_not_take_the_memory_is_tried_again)
 {
 	struct fake_config config = { .devices = 2, .no_cm = true };
 	int64_t end = kv_deadline_ns(BACK_MS);
@@ -411,7 +402,6 @@ static void a_port_that_does_not_take_the_memory_is_tried_again(void **state)
 	struct setting s;
 	struct kv_log *log;
 
-	(void)state;
 	fake_begin(&config);
 	fake_sicken(0, 0, FAKE_SICK);
 	setting_connect(&s, NULL, SIZE, 0);
@@ -437,7 +427,7 @@ static void a_port_that_does_not_take_the_memory_is_tried_again(void **state)
 }
 
 /* A context keeps a failed port's place for its life, so it says when there is none left. */
-static void a_device_that_fails_too_often_is_given_up_with_a_warning(void **state)
+CASE(a_device_that_fails_too_often_is_given_up_with_a_warning)
 {
 	static const bool second[2] = { false, true }, both[2] = { true, true };
 	struct fake_config config = { .devices = 2, .no_cm = true };
@@ -445,7 +435,6 @@ static void a_device_that_fails_too_often_is_given_up_with_a_warning(void **stat
 	struct setting s;
 	struct kv_log *log;
 
-	(void)state;
 	fake_begin(&config);
 	setting_connect(&s, NULL, SIZE, 0);
 	ctx = s.rig.side[0].tr->provider_ctx[0];
@@ -472,7 +461,7 @@ static void a_device_that_fails_too_often_is_given_up_with_a_warning(void **stat
 }
 
 /* It was registered while one device failed: the others carry it, that one when it is back. */
-static void a_region_goes_without_a_failing_device(void **state)
+CASE(a_region_goes_without_a_failing_device)
 {
 	static const bool second[2] = { false, true };
 	struct fake_config config = { .devices = 2, .no_cm = true };
@@ -481,7 +470,6 @@ static void a_region_goes_without_a_failing_device(void **state)
 	struct kv_error err;
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	setting_connect(&s, NULL, SIZE, 0);
 	fake_sicken(0, 0, FAKE_SICK);
@@ -523,13 +511,12 @@ static void a_region_goes_without_a_failing_device(void **state)
 
 /* ---------------------------------------------------------------- sizes */
 
-static void a_region_of_any_size_has_keys_that_fit(void **state)
+CASE(a_region_of_any_size_has_keys_that_fit)
 {
 	struct fake_config config = { .devices = 8, .no_cm = true };
 	const size_t lens[] = { (size_t)300 << 30, (size_t)1 << 40, (size_t)3 << 40 };
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	setting_connect(&s, NULL, SIZE, 0);
 	setting_fill(&s, 0, 9);
@@ -560,7 +547,7 @@ static void a_region_of_any_size_has_keys_that_fit(void **state)
 	setting_end(&s);
 }
 
-static void what_a_device_cannot_register_is_refused_at_once(void **state)
+CASE(what_a_device_cannot_register_is_refused_at_once)
 {
 	struct fake_config config = { .max_mr_size = (uint64_t)4 << 30 };
 	const size_t len = (size_t)1 << 40;
@@ -570,7 +557,6 @@ static void what_a_device_cannot_register_is_refused_at_once(void **state)
 	struct setting s;
 	struct tr_mem *mem;
 
-	(void)state;
 	assert_ptr_not_equal(big, MAP_FAILED);
 	setting_make(&s, &config, NULL, SIZE);
 	assert_int_equal(tr_mem_reg(s.rig.side[0].tr, big, len, TR_MEM_HOST, 0, &mem, &err),
@@ -580,13 +566,12 @@ static void what_a_device_cannot_register_is_refused_at_once(void **state)
 	setting_end(&s);
 }
 
-static void a_port_that_does_not_say_its_longest_message_takes_ours(void **state)
+CASE(a_port_that_does_not_say_its_longest_message_takes_ours)
 {
 	struct fake_config config = { .devices = 2, .no_cm = true };
 	uint64_t share[2];
 	struct setting s;
 
-	(void)state;
 	fake_begin(&config);
 	for (int h = 0; h < 2; h++) {
 		fake_port(h, 0)->max_msg = 0;
@@ -620,11 +605,10 @@ static void expect_shortage(int errno_of_device, int code, const char *in_messag
 	setting_end(&s);
 }
 
-static void the_cause_of_a_shortage_is_the_one_that_is(void **state)
+CASE(the_cause_of_a_shortage_is_the_one_that_is)
 {
 	struct rlimit before, limit;
 
-	(void)state;
 	assert_int_equal(getrlimit(RLIMIT_MEMLOCK, &before), 0);
 	limit = before;
 	put_file("proc/self/status", "Name:\tengine\nVmLck:\t       0 kB\nVmPin:\t    1024 kB\n");
@@ -648,24 +632,5 @@ static void the_cause_of_a_shortage_is_the_one_that_is(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(ports_share_by_their_speed),
-		cmocka_unit_test(a_far_slower_port_is_left_out_unless_it_is_named),
-		cmocka_unit_test(the_best_eight_of_more_ports_are_used),
-		cmocka_unit_test(the_rate_in_sysfs_counts_where_the_verb_does_not_know_it),
-		cmocka_unit_test(a_port_that_is_down_is_not_offered_on_either_side),
-		cmocka_unit_test(one_failing_device_is_left_out_until_it_works_again),
-		cmocka_unit_test(a_port_is_used_once_it_works_although_it_did_not_at_open),
-		cmocka_unit_test(a_port_that_does_not_take_the_memory_is_tried_again),
-		cmocka_unit_test(a_device_that_fails_too_often_is_given_up_with_a_warning),
-		cmocka_unit_test(a_region_goes_without_a_failing_device),
-		cmocka_unit_test(where_every_device_fails_the_peer_learns_the_cause),
-		cmocka_unit_test(a_failing_device_does_not_keep_shared_memory_away),
-		cmocka_unit_test(a_region_of_any_size_has_keys_that_fit),
-		cmocka_unit_test(what_a_device_cannot_register_is_refused_at_once),
-		cmocka_unit_test(a_port_that_does_not_say_its_longest_message_takes_ours),
-		cmocka_unit_test(the_cause_of_a_shortage_is_the_one_that_is),
-	};
-
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return run_cases(setup, teardown);
 }

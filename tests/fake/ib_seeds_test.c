@@ -347,20 +347,17 @@ static void one_seed(void)
 	setting_end(&s);
 }
 
-static void no_seed_breaks_an_invariant(void **state)
+CASE(no_seed_breaks_an_invariant)
 {
-	(void)state;
 	for (seed = first_seed; seed < first_seed + seeds; seed++)
 		one_seed();
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(no_seed_breaks_an_invariant) };
-
 	if (argc > 1)
 		first_seed = strtoull(argv[1], NULL, 10);
 	if (argc > 2)
 		seeds = strtoull(argv[2], NULL, 10);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

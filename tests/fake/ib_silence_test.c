@@ -91,12 +91,11 @@ static int64_t past_the_limit(void)
 	return kv_deadline_ns(limit_ms() * 5 / 4);
 }
 
-static void what_moves_over_rdma_is_life(void **state)
+CASE(what_moves_over_rdma_is_life)
 {
 	int64_t ms, end;
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, options(), SIZE);
 	lose_tcp(&s.rig, true);
 	end = past_the_limit();
@@ -114,12 +113,11 @@ static void what_moves_over_rdma_is_life(void **state)
 }
 
 /* Nobody writes, and the path would carry it. */
-static void an_idle_peer_is_asked_over_rdma(void **state)
+CASE(an_idle_peer_is_asked_over_rdma)
 {
 	int64_t end;
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, options(), SIZE);
 	lose_tcp(&s.rig, true);
 	for (end = past_the_limit(); kv_now_ns() < end; turn(&s.rig))
@@ -136,13 +134,12 @@ static void an_idle_peer_is_asked_over_rdma(void **state)
 }
 
 /* The kernel's own verdict, however it came to that, is no more than silence. */
-static void a_control_socket_that_timed_out_is_silence(void **state)
+CASE(a_control_socket_that_timed_out_is_silence)
 {
 	unsigned int soon = 200;
 	int64_t end;
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, options(), SIZE);
 	for (int i = 0; i < 2; i++)
 		setsockopt(s.rig.side[i].conn->sock, IPPROTO_TCP, TCP_USER_TIMEOUT, &soon,
@@ -159,12 +156,11 @@ static void a_control_socket_that_timed_out_is_silence(void **state)
 	setting_end(&s);
 }
 
-static void silence_on_both_is_the_end(void **state)
+CASE(silence_on_both_is_the_end)
 {
 	struct setting s;
 	int64_t ms;
 
-	(void)state;
 	setting_make(&s, NULL, options(), SIZE);
 	write_one(&s, 1);
 	lose_tcp(&s.rig, true);
@@ -178,11 +174,10 @@ static void silence_on_both_is_the_end(void **state)
 }
 
 /* Its packets get lost and this end's arrive: both ends learn of it. */
-static void silence_of_one_is_the_end_for_both(void **state)
+CASE(silence_of_one_is_the_end_for_both)
 {
 	struct setting s;
 
-	(void)state;
 	setting_make(&s, NULL, options(), SIZE);
 	write_one(&s, 1);
 	lose_tcp(&s.rig, true);
@@ -208,11 +203,10 @@ static void make_local(unsigned int flags)
 }
 
 /* On one host the local socket says who is gone, and TCP is not needed for it. */
-static void memory_needs_no_tcp(void **state)
+CASE(memory_needs_no_tcp)
 {
 	int64_t end;
 
-	(void)state;
 	make_local(0);
 	lose_tcp(&local, true);
 	for (end = past_the_limit(); kv_now_ns() < end; turn(&local))
@@ -225,11 +219,10 @@ static void memory_needs_no_tcp(void **state)
 }
 
 /* As the NCCL plugin has it: the local socket is closed, the pidfd remains. */
-static void memory_needs_no_tcp_where_nobody_sleeps(void **state)
+CASE(memory_needs_no_tcp_where_nobody_sleeps)
 {
 	int64_t end;
 
-	(void)state;
 	make_local(TR_POLLED);
 	lose_tcp(&local, true);
 	for (end = past_the_limit(); kv_now_ns() < end; turn(&local))
@@ -242,17 +235,7 @@ static void memory_needs_no_tcp_where_nobody_sleeps(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_moves_over_rdma_is_life),
-		cmocka_unit_test(an_idle_peer_is_asked_over_rdma),
-		cmocka_unit_test(a_control_socket_that_timed_out_is_silence),
-		cmocka_unit_test(silence_on_both_is_the_end),
-		cmocka_unit_test(silence_of_one_is_the_end_for_both),
-		cmocka_unit_test(memory_needs_no_tcp),
-		cmocka_unit_test(memory_needs_no_tcp_where_nobody_sleeps),
-	};
-
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -41,30 +41,26 @@ static const struct sweep over_the_fake = {
 	.fail_wr = fake_fail_wr_ahead,
 };
 
-static void every_fault_point_fails_once(void **state)
+CASE(every_fault_point_fails_once)
 {
-	(void)state;
 	sweep_fault_points(&over_the_fake);
 }
 
-static void every_verb_fails_once(void **state)
+CASE(every_verb_fails_once)
 {
-	(void)state;
 	sweep_verbs(&over_the_fake);
 }
 
-static void every_early_work_request_is_refused_once(void **state)
+CASE(every_early_work_request_is_refused_once)
 {
-	(void)state;
 	sweep_work_requests(&over_the_fake);
 }
 
-static void a_machine_without_the_library_says_so(void **state)
+CASE(a_machine_without_the_library_says_so)
 {
 	struct kv_error err;
 	const struct ib_verbs *v;
 
-	(void)state;
 	assert_null(ib_test_hook.verbs);
 	kv_fault_arm(KV_FAULT_IB_DLOPEN, 1);
 	assert_null(ib_verbs_load(&err));
@@ -79,12 +75,5 @@ static void a_machine_without_the_library_says_so(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_machine_without_the_library_says_so),
-		cmocka_unit_test(every_fault_point_fails_once),
-		cmocka_unit_test(every_verb_fails_once),
-		cmocka_unit_test(every_early_work_request_is_refused_once),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -57,13 +57,12 @@ static void fill_ids(int64_t *ids, int run)
 }
 
 /* BEGIN and the notify cost the same in both. */
-static void sixty_four_neighbours_take_a_sixty_fourth_of_the_requests(void **state)
+CASE(sixty_four_neighbours_take_a_sixty_fourth_of_the_requests)
 {
 	uint64_t apart, together, fixed;
 	int64_t ids[N];
 	struct pair p;
 
-	(void)state;
 	open_dense(&p, LAYERS);
 	fill_ids(ids, 1);
 	apart = requests_of(&p, ids);
@@ -76,11 +75,10 @@ static void sixty_four_neighbours_take_a_sixty_fourth_of_the_requests(void **sta
 }
 
 /* Both tensors of a block, BEGIN before and the notify behind them. */
-static void a_block_with_what_belongs_to_it_leaves_by_one_doorbell(void **state)
+CASE(a_block_with_what_belongs_to_it_leaves_by_one_doorbell)
 {
 	struct pair p;
 
-	(void)state;
 	open_dense(&p, 1);
 	for (int64_t id = 0; id < RUN; id += 2) { /* fewer than make a message of credits alone */
 		struct tr_counters cost = cost_of(&p, &id, 1);
@@ -91,13 +89,12 @@ static void a_block_with_what_belongs_to_it_leaves_by_one_doorbell(void **state)
 	pair_close(&p);
 }
 
-static void layers_cost_requests_of_their_own_and_no_more(void **state)
+CASE(layers_cost_requests_of_their_own_and_no_more)
 {
 	uint64_t one, many;
 	int64_t ids[N];
 	struct pair p;
 
-	(void)state;
 	fill_ids(ids, 1);
 	open_dense(&p, 1);
 	one = requests_of(&p, ids);
@@ -109,13 +106,12 @@ static void layers_cost_requests_of_their_own_and_no_more(void **state)
 }
 
 /* A page that a device holds where it is does not become huge. */
-static void a_registration_waits_for_the_pages_of_its_pool(void **state)
+CASE(a_registration_waits_for_the_pages_of_its_pool)
 {
 	struct shape shape = rig_shape;
 	struct node node;
 	char text[4096];
 
-	(void)state;
 	shape.blocks = 2048;
 	shape.block_bytes[0] = shape.stride[0] = 4096;
 	node_open(&node, 0, &shape, NULL);
@@ -128,12 +124,5 @@ static void a_registration_waits_for_the_pages_of_its_pool(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(sixty_four_neighbours_take_a_sixty_fourth_of_the_requests),
-		cmocka_unit_test(a_block_with_what_belongs_to_it_leaves_by_one_doorbell),
-		cmocka_unit_test(layers_cost_requests_of_their_own_and_no_more),
-		cmocka_unit_test(a_registration_waits_for_the_pages_of_its_pool),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -85,9 +85,8 @@ static struct kv_op *begin(struct pair *p, bool read, const struct kv_options *o
 	return op;
 }
 
-static void bytes_wait_for_the_stream(void **state)
+CASE(bytes_wait_for_the_stream)
 {
-	(void)state;
 	for (size_t i = 0; i < 2 * SETTINGS; i++) {
 		struct kv_options options = KV_INIT(kv_options);
 		bool read = i % 2;
@@ -112,14 +111,13 @@ static void bytes_wait_for_the_stream(void **state)
 }
 
 /* Nobody waits for it, and the service thread sees that the GPU is done. */
-static void an_operation_that_is_left_alone_goes_on(void **state)
+CASE(an_operation_that_is_left_alone_goes_on)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	struct kv_arrival arrival;
 	struct pair p = { 0 };
 	struct kv_op *op;
 
-	(void)state;
 	open_with(&p, &settings[0]);
 	options.stream = fake_cuda_stream();
 	options.timeout_ms = RIG_TIMEOUT_MS;
@@ -139,14 +137,13 @@ static bool layers_are(const struct pair *p, uint32_t count)
 	return memory_is(&p->b, (struct kv_layers){ 0, count }, 1, from, to, count ? N : 0, 0);
 }
 
-static void each_layer_waits_for_its_event(void **state)
+CASE(each_layer_waits_for_its_event)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	void *events[RIG_LAYERS], *streams[RIG_LAYERS];
 	struct pair p = { 0 };
 	struct kv_op *op;
 
-	(void)state;
 	open_with(&p, &settings[2]); /* where a layer is there as soon as it is posted */
 	for (int i = 0; i < RIG_LAYERS; i++) {
 		streams[i] = fake_cuda_stream();
@@ -179,11 +176,10 @@ static void each_layer_waits_for_its_event(void **state)
 }
 
 /* It is cancelled, its time is up, or the stream fails: no byte has moved, or ever does. */
-static void what_waits_can_be_stopped(void **state)
+CASE(what_waits_can_be_stopped)
 {
 	enum { CANCEL, DEADLINE, FAIL, ENDS };
 
-	(void)state;
 	for (size_t i = 0; i < ENDS * SETTINGS; i++) {
 		struct kv_options options = KV_INIT(kv_options);
 		struct pair p = { 0 };
@@ -220,14 +216,13 @@ static void what_waits_can_be_stopped(void **state)
 	}
 }
 
-static void what_cannot_be_waited_for_is_refused(void **state)
+CASE(what_cannot_be_waited_for_is_refused)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	void *events[RIG_LAYERS] = { NULL };
 	struct pair p = { 0 };
 	struct kv_op *op;
 
-	(void)state;
 	open_with(&p, &settings[2]);
 	options.events = events;
 	cuCtxSetCurrent(NULL);
@@ -251,13 +246,5 @@ static void what_cannot_be_waited_for_is_refused(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(bytes_wait_for_the_stream),
-		cmocka_unit_test(an_operation_that_is_left_alone_goes_on),
-		cmocka_unit_test(each_layer_waits_for_its_event),
-		cmocka_unit_test(what_waits_can_be_stopped),
-		cmocka_unit_test(what_cannot_be_waited_for_is_refused),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -84,12 +84,11 @@ static void blocks_go(const struct shape *shapes, size_t ends,
 	assert_int_equal(fake_cuda.contexts, 0);
 }
 
-static void blocks_go_from_gpu_to_gpu_and_nowhere_else(void **state)
+CASE(blocks_go_from_gpu_to_gpu_and_nowhere_else)
 {
 	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
 	int fds = count_descriptors();
 
-	(void)state;
 	for (size_t ends = 0; ends < 8; ends++) {
 		blocks_go(shapes, ends, NULL);
 		assert_true(fake_cuda.exported >= (ends == 7 ? 1 : 2 * RIG_LAYERS));
@@ -133,22 +132,20 @@ static void kernels_copy_them(const struct kv_engine_config *config, bool pool)
 	}
 }
 
-static void on_one_host_kernels_copy_them(void **state)
+CASE(on_one_host_kernels_copy_them)
 {
 	struct kv_engine_config config = over_shm();
 
-	(void)state;
 	kernels_copy_them(&config, false);
 }
 
 /* Also what no other process could map: a memory pool's. */
-static void over_tcp_they_go_through_pinned_memory(void **state)
+CASE(over_tcp_they_go_through_pinned_memory)
 {
 	static const char *const streams[] = { "KVCACHE_TRANSPORT=tcp", "KVCACHE_TCP_STREAMS=3",
 					       NULL };
 	struct kv_engine_config config = over_tcp();
 
-	(void)state;
 	kernels_copy_them(&config, false);
 	config.options = streams;
 	kernels_copy_them(&config, true);
@@ -163,14 +160,13 @@ static void note_reason(void *arg, int level, const char *line)
 }
 
 /* Whichever end it is at, and with the reason in that end's log. */
-static void what_no_nic_reaches_goes_over_tcp(void **state)
+CASE(what_no_nic_reaches_goes_over_tcp)
 {
 	static const char *const options[] = { "KVCACHE_TRANSPORT=ib,tcp", NULL };
 	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	atomic_int told;
 
-	(void)state;
 	config.options = options;
 	config.log = note_reason;
 	config.log_arg = &told;
@@ -205,13 +201,12 @@ static void free_segments(void)
 	segment[0] = segment[1] = NULL;
 }
 
-static void memory_in_pieces_is_mapped_by_the_peer(void **state)
+CASE(memory_in_pieces_is_mapped_by_the_peer)
 {
 	struct shape shapes[] = { cuda_shape(in_segment), cuda_shape(in_one_piece), rig_shape };
 	struct kv_engine_config config = over_shm();
 	int fds = count_descriptors();
 
-	(void)state;
 	for (size_t ends = 0; ends < 8; ends++) {
 		blocks_go(shapes, ends, &config);
 		/* Once a region, for the side that copies; one region lies in two of them. */
@@ -225,7 +220,7 @@ static void memory_in_pieces_is_mapped_by_the_peer(void **state)
 }
 
 /* More pieces than one message passes. */
-static void a_cache_of_many_pieces_is_mapped_in_turns(void **state)
+CASE(a_cache_of_many_pieces_is_mapped_in_turns)
 {
 	enum { BLOCKS = 80, APART = 2 << 20, BYTES = 4096 };
 	static const int64_t mine[] = { 3, 79 }, theirs[] = { 79, 0 };
@@ -239,7 +234,6 @@ static void a_cache_of_many_pieces_is_mapped_in_turns(void **state)
 	struct kv_error err;
 	uint32_t port;
 
-	(void)state;
 	layout.layers = layout.tensors = 1;
 	layout.blocks = BLOCKS;
 	layout.tensor = &tensor;
@@ -270,7 +264,7 @@ static void a_cache_of_many_pieces_is_mapped_in_turns(void **state)
 }
 
 /* A typed error, and the next attempt works. */
-static void a_piece_that_is_refused_is_an_error(void **state)
+CASE(a_piece_that_is_refused_is_an_error)
 {
 	static const struct {
 		int pass, take;
@@ -282,7 +276,6 @@ static void a_piece_that_is_refused_is_an_error(void **state)
 	struct shape shape = cuda_shape(in_segment);
 	struct kv_engine_config config = over_shm();
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct pair p = { 0 };
 
@@ -305,13 +298,12 @@ static void a_piece_that_is_refused_is_an_error(void **state)
 }
 
 /* As an application may do by mistake. */
-static void memory_that_was_unmapped_while_registered_is_an_error(void **state)
+CASE(memory_that_was_unmapped_while_registered_is_an_error)
 {
 	struct shape shape = cuda_shape(in_segment);
 	struct kv_engine_config config = over_shm();
 	struct pair p = { 0 };
 
-	(void)state;
 	pair_open(&p, &shape, &config);
 	fake_cuda_unmap(segment[0]); /* that of b */
 	segment[0] = NULL;
@@ -326,13 +318,12 @@ static void memory_that_was_unmapped_while_registered_is_an_error(void **state)
 }
 
 /* One batch for all tensors of all layers, not one for each call of the transport. */
-static void one_kernel_copies_all_layers(void **state)
+CASE(one_kernel_copies_all_layers)
 {
 	struct shape shape = cuda_shape(in_pieces);
 	struct kv_engine_config config = over_shm();
 	struct pair p = { 0 };
 
-	(void)state;
 	ends_open(&p, &shape, &shape, &config);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
 	assert_int_equal(fake_cuda.launched, 1);
@@ -377,25 +368,23 @@ static void kernels_fail(const struct kv_engine_config *config, bool read)
 }
 
 /* Of the peer's memory nothing is promised then, and no operation ends as if it had gone well. */
-static void a_kernel_that_fails_or_does_not_end_is_an_error(void **state)
+CASE(a_kernel_that_fails_or_does_not_end_is_an_error)
 {
 	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
 
-	(void)state;
 	kernels_fail(&shm, false);
 	kernels_fail(&tcp, false);
 	kernels_fail(&tcp, true); /* what is read is copied into the GPU by the reader */
 }
 
 /* Over TCP the receiver's GPU copies: what it cannot place it does not report. */
-static void a_kernel_of_the_receiver_that_fails_is_its_error(void **state)
+CASE(a_kernel_of_the_receiver_that_fails_is_its_error)
 {
 	struct shape shape = cuda_shape(in_one_piece);
 	struct kv_engine_config config = over_tcp();
 	struct kv_arrival arrival;
 	struct pair p = { 0 };
 
-	(void)state;
 	ends_open(&p, &rig_shape, &shape, &config);
 	fake_cuda.kernel_says = 1;
 	assert_int_equal(
@@ -409,7 +398,7 @@ static void a_kernel_of_the_receiver_that_fails_is_its_error(void **state)
 }
 
 /* The blocks of a lease are not given back while a kernel may still write into them. */
-static void a_revoke_waits_for_a_kernel_of_this_side(void **state)
+CASE(a_revoke_waits_for_a_kernel_of_this_side)
 {
 	struct shape shape = cuda_shape(in_one_piece);
 	struct kv_engine_config config = over_tcp();
@@ -418,7 +407,6 @@ static void a_revoke_waits_for_a_kernel_of_this_side(void **state)
 	struct kv_lease *lease;
 	struct kv_op *op;
 
-	(void)state;
 	shape.flags = 0; /* only the lease opens them */
 	ends_open(&p, &rig_shape, &shape, &config);
 	node_await_peer(&p.b);
@@ -444,7 +432,7 @@ static void a_revoke_waits_for_a_kernel_of_this_side(void **state)
 }
 
 /* Block by block, as most engines lay them out now: one region, and not one for each layer. */
-static void layers_that_overlap_are_registered_once(void **state)
+CASE(layers_that_overlap_are_registered_once)
 {
 	enum { LAYERS = 4, BYTES = 4096, BLOCKS = 64 };
 	struct kv_tensor tensor = {
@@ -456,7 +444,6 @@ static void layers_that_overlap_are_registered_once(void **state)
 	struct kv_error err;
 	uint8_t *addr;
 
-	(void)state;
 	ok(kv_engine_open(NULL, &engine, &err), &err);
 	assert_non_null(fake_cuda_alloc((size_t)LAYERS * BLOCKS * BYTES, &addr));
 	tensor.base = addr;
@@ -484,13 +471,12 @@ static int register_one(struct kv_engine *engine, void *base, uint32_t blocks, s
 	return kv_cache_register(engine, &layout, &cache, err);
 }
 
-static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
+CASE(what_cannot_be_reached_is_refused_with_the_cause)
 {
 	struct kv_engine *engine;
 	struct kv_error err;
 	uint8_t *addr, host[8192];
 
-	(void)state;
 	ok(kv_engine_open(NULL, &engine, &err), &err);
 	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
 
@@ -521,14 +507,13 @@ static void what_cannot_be_reached_is_refused_with_the_cause(void **state)
 }
 
 /* Only a NIC's writes need the flush. */
-static void an_older_gpu_is_reached_on_one_host(void **state)
+CASE(an_older_gpu_is_reached_on_one_host)
 {
 	static const char *const both[] = { "KVCACHE_TRANSPORT=auto", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct shape shape = cuda_shape(in_one_piece);
 	struct pair p = { 0 };
 
-	(void)state;
 	fake_cuda.ordering = 0;
 	config.options = both;
 	pair_open(&p, &shape, &config);
@@ -540,7 +525,7 @@ static void an_older_gpu_is_reached_on_one_host(void **state)
 }
 
 /* No CPU reads it, so none makes a digest. */
-static void digests_of_it_are_refused_with_the_cause(void **state)
+CASE(digests_of_it_are_refused_with_the_cause)
 {
 	static const char *const checked[] = { "KVCACHE_CHECKSUM=1", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -548,7 +533,6 @@ static void digests_of_it_are_refused_with_the_cause(void **state)
 	struct pair p = { 0 };
 	struct kv_error err;
 
-	(void)state;
 	node_open(&p.a, 1, &shape, NULL);
 	config.options = checked;
 	node_open(&p.b, 2, NULL, &config);
@@ -561,7 +545,7 @@ static void digests_of_it_are_refused_with_the_cause(void **state)
 }
 
 /* Each of its fault points: an error with its cause, nothing left, and the next write goes. */
-static void each_fault_is_an_error_and_leaves_nothing(void **state)
+CASE(each_fault_is_an_error_and_leaves_nothing)
 {
 	static const struct {
 		enum kv_fault_point point;
@@ -581,7 +565,6 @@ static void each_fault_is_an_error_and_leaves_nothing(void **state)
 	struct shape shape = cuda_shape(in_one_piece);
 	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		const struct kv_engine_config *config = cases[i].tcp ? &tcp : &shm;
 		bool lost = cases[i].point == KV_FAULT_GPU_LAUNCH;
@@ -604,14 +587,13 @@ static void each_fault_is_an_error_and_leaves_nothing(void **state)
 	}
 }
 
-static void a_region_or_table_that_cannot_be_allocated_is_an_error(void **state)
+CASE(a_region_or_table_that_cannot_be_allocated_is_an_error)
 {
 	struct kv_engine_config config = over_shm();
 	struct kv_engine *engine;
 	struct kv_error err;
 	uint8_t *addr;
 
-	(void)state;
 	kv_fault_arm(KV_FAULT_GPU_ALLOC, 1);
 	assert_int_equal(kv_engine_open(&config, &engine, &err), KV_ERR_NOMEM);
 	ok(kv_engine_open(&config, &engine, &err), &err);
@@ -623,14 +605,13 @@ static void a_region_or_table_that_cannot_be_allocated_is_an_error(void **state)
 	fake_cuda_reset();
 }
 
-static void memory_that_cannot_be_shared_is_refused_with_the_cause(void **state)
+CASE(memory_that_cannot_be_shared_is_refused_with_the_cause)
 {
 	struct kv_engine_config config = over_shm();
 	struct kv_engine *engine;
 	struct kv_error err;
 	uint8_t *addr, *pieces;
 
-	(void)state;
 	ok(kv_engine_open(&config, &engine, &err), &err);
 	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
 	fake_cuda.ipc_says = 1;
@@ -658,13 +639,12 @@ static void memory_that_cannot_be_shared_is_refused_with_the_cause(void **state)
 }
 
 /* The first test: the library is found once in a process. */
-static void without_cuda_in_the_process_it_says_so(void **state)
+CASE(without_cuda_in_the_process_it_says_so)
 {
 	struct kv_engine *engine;
 	struct kv_error err;
 	uint8_t *addr;
 
-	(void)state;
 	ok(kv_engine_open(NULL, &engine, &err), &err);
 	assert_non_null(fake_cuda_alloc(4096, &addr));
 	kv_fault_arm(KV_FAULT_GPU_DLOPEN, 1);
@@ -678,29 +658,6 @@ static void without_cuda_in_the_process_it_says_so(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(without_cuda_in_the_process_it_says_so),
-		cmocka_unit_test(blocks_go_from_gpu_to_gpu_and_nowhere_else),
-		cmocka_unit_test(what_cannot_be_reached_is_refused_with_the_cause),
-		cmocka_unit_test(an_older_gpu_is_reached_on_one_host),
-		cmocka_unit_test(layers_that_overlap_are_registered_once),
-		cmocka_unit_test(digests_of_it_are_refused_with_the_cause),
-		cmocka_unit_test(on_one_host_kernels_copy_them),
-		cmocka_unit_test(over_tcp_they_go_through_pinned_memory),
-		cmocka_unit_test(one_kernel_copies_all_layers),
-		cmocka_unit_test(a_kernel_that_fails_or_does_not_end_is_an_error),
-		cmocka_unit_test(a_kernel_of_the_receiver_that_fails_is_its_error),
-		cmocka_unit_test(a_revoke_waits_for_a_kernel_of_this_side),
-		cmocka_unit_test(each_fault_is_an_error_and_leaves_nothing),
-		cmocka_unit_test(a_region_or_table_that_cannot_be_allocated_is_an_error),
-		cmocka_unit_test(memory_that_cannot_be_shared_is_refused_with_the_cause),
-		cmocka_unit_test(what_no_nic_reaches_goes_over_tcp),
-		cmocka_unit_test(memory_in_pieces_is_mapped_by_the_peer),
-		cmocka_unit_test(a_cache_of_many_pieces_is_mapped_in_turns),
-		cmocka_unit_test(a_piece_that_is_refused_is_an_error),
-		cmocka_unit_test(memory_that_was_unmapped_while_registered_is_an_error),
-	};
-
 	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -40,13 +40,12 @@ static void end(struct kv_op *op)
  * The second lease has the number of the first, which the sender's operation has not let go of by
  * itself.
  */
-static void a_receive_may_follow_before_the_send_of_the_last_one_has_ended(void **state)
+CASE(a_receive_may_follow_before_the_send_of_the_last_one_has_ended)
 {
 	const int64_t from[] = { 10, 11 }, to[] = { 3, 4 };
 	struct kv_op *send[2], *recv;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, &rig_shape, NULL);
 	next_receive(&p, to[0], &recv);
 	fake_hold_answers(true);
@@ -89,7 +88,7 @@ static struct kv_cache *scattered(struct node *node, uint32_t id, uint32_t layer
 }
 
 /* An operation of many regions holds these, and a cache that it does not use can go. */
-static void an_operation_of_many_regions_keeps_no_other_cache(void **state)
+CASE(an_operation_of_many_regions_keeps_no_other_cache)
 {
 	const int64_t from[] = { 1 }, to[] = { 2 };
 	void *layer[3][SCATTERED];
@@ -98,7 +97,6 @@ static void an_operation_of_many_regions_keeps_no_other_cache(void **state)
 	struct kv_error err;
 	struct kv_op *op;
 
-	(void)state;
 	node_open(&p.b, 2, &rig_shape, NULL);
 	node_open(&p.a, 1, &rig_shape, NULL);
 	cache = scattered(&p.a, 5, SCATTERED, layer[0]);
@@ -124,10 +122,5 @@ static void an_operation_of_many_regions_keeps_no_other_cache(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_operation_of_many_regions_keeps_no_other_cache),
-		cmocka_unit_test(a_receive_may_follow_before_the_send_of_the_last_one_has_ended),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

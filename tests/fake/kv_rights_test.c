@@ -19,11 +19,10 @@ static int others(void)
 	return fake_regions(0, ~(unsigned int)(WRITE | READ | LOCAL));
 }
 
-static void nothing_is_open_that_need_not_be(void **state)
+CASE(nothing_is_open_that_need_not_be)
 {
 	static const uint32_t flags[] = { KV_CACHE_OPEN, KV_CACHE_OPEN | KV_CACHE_READABLE };
 
-	(void)state;
 	for (int readable = 0; readable < 2; readable++) {
 		struct shape shape = rig_shape;
 		struct ibv_qp_attr attr;
@@ -54,9 +53,5 @@ static void nothing_is_open_that_need_not_be(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(nothing_is_open_that_need_not_be),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

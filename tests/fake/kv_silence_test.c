@@ -26,7 +26,7 @@ static void rest(struct pair *p, int64_t ms)
 	assert_false(await_kind(&p->b, KV_ARRIVAL_PEER_LOST, &arrival, ms / 2));
 }
 
-static void a_peer_is_lost_once_tcp_and_the_device_are_silent(void **state)
+CASE(a_peer_is_lost_once_tcp_and_the_device_are_silent)
 {
 	static const int64_t ids[] = { 3, 4 };
 	static const struct kv_layers all_layers = { 0, 0 };
@@ -38,7 +38,6 @@ static void a_peer_is_lost_once_tcp_and_the_device_are_silent(void **state)
 	struct pair p;
 	int64_t begun, ms;
 
-	(void)state;
 	snprintf(limit, sizeof(limit), "KVCACHE_PEER_TIMEOUT_MS=%lld", (long long)limit_ms());
 	config.options = list;
 	node_open(&p.b, 2, &rig_shape, &config);
@@ -63,10 +62,6 @@ static void a_peer_is_lost_once_tcp_and_the_device_are_silent(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_peer_is_lost_once_tcp_and_the_device_are_silent),
-	};
-
 	progress = argc > 1 && !strcmp(argv[1], "caller") ? KV_PROGRESS_CALLER : KV_PROGRESS_AUTO;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

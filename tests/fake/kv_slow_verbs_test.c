@@ -112,14 +112,13 @@ static struct kv_op *begin_write(struct three *t, int64_t timeout_ms)
 	return op;
 }
 
-static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
+CASE(no_call_waits_for_a_queue_pair_that_goes_slowly)
 {
 	struct three t;
 	struct kv_error err;
 	struct kv_op *op;
 	int ret;
 
-	(void)state;
 	three_open(&t);
 	fake_kill_host(1);
 	fake_slow_teardown(0, TEARDOWN_MS);
@@ -149,7 +148,7 @@ static void no_call_waits_for_a_queue_pair_that_goes_slowly(void **state)
 }
 
 /* The device has what was posted, and takes seconds to give it back. */
-static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **state)
+CASE(a_blocking_call_leaves_what_the_device_does_not_give_back)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	struct kv_error err;
@@ -157,7 +156,6 @@ static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **sta
 	struct three t;
 	size_t failed;
 
-	(void)state;
 	three_open(&t);
 	fake_mute(0, true);
 	fake_slow_teardown(0, TEARDOWN_MS);
@@ -186,14 +184,13 @@ static void a_blocking_call_leaves_what_the_device_does_not_give_back(void **sta
 }
 
 /* A writer that nobody hears any more, and less time than the last messages of a fence may have. */
-static void blocks_of_a_silent_writer_come_back_at_once(void **state)
+CASE(blocks_of_a_silent_writer_come_back_at_once)
 {
 	static const int64_t ids[] = { 3, 4 };
 	struct kv_lease *lease;
 	struct kv_error err;
 	struct three t;
 
-	(void)state;
 	three_open(&t);
 	ok(kv_blocks_open(t.a.peer, t.a.cache, ids, 2, 7, ALL_MS, &lease, &err), &err);
 	ok(kv_blocks_open(t.to_c, t.a.cache, other, 1, 8, ALL_MS, &lease, &err), &err);
@@ -209,11 +206,10 @@ static void blocks_of_a_silent_writer_come_back_at_once(void **state)
 	three_close(&t);
 }
 
-static void an_engine_closes_without_waiting_for_each_queue_pair(void **state)
+CASE(an_engine_closes_without_waiting_for_each_queue_pair)
 {
 	struct three t;
 
-	(void)state;
 	three_open(&t);
 	for (int i = 0; i < PEERS; i++)
 		node_connect(&t.a, t.b.port);
@@ -248,14 +244,13 @@ static void *call(void *arg)
 	return NULL;
 }
 
-static void who_is_stuck_in_posting_is_pulled_out(void **state)
+CASE(who_is_stuck_in_posting_is_pulled_out)
 {
 	struct caller caller;
 	struct three t;
 	struct kv_error err;
 	struct kv_op *op;
 
-	(void)state;
 	three_open(&t);
 	op = begin_write(&t, 10000);
 	ok(kv_wait(op, KV_ACKED, ALL_MS, &err), &err);
@@ -284,14 +279,13 @@ static void who_is_stuck_in_posting_is_pulled_out(void **state)
  * The device neither returns from posting nor breaks a queue pair quickly. It has four of them, and
  * each read goes to the next one; the one that the call is in is the first to be broken.
  */
-static void who_is_stuck_waits_for_one_queue_pair_at_most(void **state)
+CASE(who_is_stuck_waits_for_one_queue_pair_at_most)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	struct kv_error err;
 	struct three t;
 	uint64_t changed;
 
-	(void)state;
 	setenv("KVCACHE_IB_LANES", "4", 1);
 	three_open(&t);
 	setenv("KVCACHE_IB_LANES", "1", 1);
@@ -314,13 +308,12 @@ static void who_is_stuck_waits_for_one_queue_pair_at_most(void **state)
 }
 
 /* The thread that is to pull it out cannot be had at first. */
-static void who_is_stuck_is_pulled_out_when_there_are_threads_again(void **state)
+CASE(who_is_stuck_is_pulled_out_when_there_are_threads_again)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	struct kv_error err;
 	struct three t;
 
-	(void)state;
 	three_open(&t);
 	options.timeout_ms = OP_MS;
 	kv_fault_arm(KV_FAULT_IB_ASIDE, 1);
@@ -337,7 +330,7 @@ static void who_is_stuck_is_pulled_out_when_there_are_threads_again(void **state
 }
 
 /* Nobody else is there to notice: no service thread, no other call. */
-static void a_caller_alone_is_pulled_out_too(void **state)
+CASE(a_caller_alone_is_pulled_out_too)
 {
 	static const struct fake_config config = { .hosts = 2, .threads = true };
 	struct kv_engine_config caller_mode = KV_INIT(kv_engine_config);
@@ -346,7 +339,6 @@ static void a_caller_alone_is_pulled_out_too(void **state)
 	struct node a, b;
 	struct kv_error err;
 
-	(void)state;
 	caller_mode.progress = KV_PROGRESS_CALLER;
 	options.timeout_ms = OP_MS;
 	fake_begin(&config);
@@ -395,7 +387,7 @@ static int is_connected(struct kv_peer *peer)
  * with the acknowledgements of others. Its deadline counts there, not the engine's for calls that
  * have none, which is far away here; and it counts once, not for each of them.
  */
-static void a_caller_that_serves_others_is_pulled_out_at_its_own_deadline(void **state)
+CASE(a_caller_that_serves_others_is_pulled_out_at_its_own_deadline)
 {
 	enum { OTHERS = 2, ALL };
 	static const struct fake_config config = { .hosts = ALL + 1, .threads = true };
@@ -407,7 +399,6 @@ static void a_caller_that_serves_others_is_pulled_out_at_its_own_deadline(void *
 	struct kv_peer *peer[ALL];
 	struct kv_error err;
 
-	(void)state;
 	caller_mode.progress = KV_PROGRESS_CALLER;
 	caller_mode.options = list;
 	options.timeout_ms = ALL_MS;
@@ -445,21 +436,9 @@ static void a_caller_that_serves_others_is_pulled_out_at_its_own_deadline(void *
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(no_call_waits_for_a_queue_pair_that_goes_slowly),
-		cmocka_unit_test(a_blocking_call_leaves_what_the_device_does_not_give_back),
-		cmocka_unit_test(blocks_of_a_silent_writer_come_back_at_once),
-		cmocka_unit_test(an_engine_closes_without_waiting_for_each_queue_pair),
-		cmocka_unit_test(who_is_stuck_in_posting_is_pulled_out),
-		cmocka_unit_test(who_is_stuck_waits_for_one_queue_pair_at_most),
-		cmocka_unit_test(who_is_stuck_is_pulled_out_when_there_are_threads_again),
-		cmocka_unit_test(a_caller_alone_is_pulled_out_too),
-		cmocka_unit_test(a_caller_that_serves_others_is_pulled_out_at_its_own_deadline),
-	};
-
 	setenv("KVCACHE_TRANSPORT", "ib", 1);
 	setenv("KVCACHE_IB_LANES", "1", 1);
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -276,9 +276,8 @@ static void deregistering_a_send(void)
 	np_rig_part(&other);
 }
 
-static void deregistering_under_a_send_ends_it(void **state)
+CASE(deregistering_under_a_send_ends_it)
 {
-	(void)state;
 	np_rig_process(NULL, deregistering_a_send);
 }
 
@@ -383,34 +382,29 @@ static void run(const char *path, void (*body)(void))
 	np_rig_await(pid);
 }
 
-static void closing_says_that_a_sender_still_writes_and_holds_the_memory(void **state)
+CASE(closing_says_that_a_sender_still_writes_and_holds_the_memory)
 {
-	(void)state;
 	run("auto", closing);
 	run("auto", finalizing);
 }
 
-static void deregistering_under_a_receive_says_the_same(void **state)
+CASE(deregistering_under_a_receive_says_the_same)
 {
-	(void)state;
 	run("auto", deregistering);
 }
 
-static void closing_waits_for_a_sender_that_is_about_to_stop(void **state)
+CASE(closing_waits_for_a_sender_that_is_about_to_stop)
 {
-	(void)state;
 	run("auto", waiting);
 }
 
-static void what_comes_by_the_ring_waits_for_nobody(void **state)
+CASE(what_comes_by_the_ring_waits_for_nobody)
 {
-	(void)state;
 	run("ring", by_ring);
 }
 
-static void many_silent_senders_are_waited_for_together(void **state)
+CASE(many_silent_senders_are_waited_for_together)
 {
-	(void)state;
 	run("auto", many);
 }
 
@@ -479,30 +473,17 @@ static void silent_peers(void)
 		CHECK(!net->closeListen(s[i].loop.listen) && !net->finalize(s[i].ctx));
 }
 
-static void a_device_that_does_not_come_to_an_end_is_reported(void **state)
+CASE(a_device_that_does_not_come_to_an_end_is_reported)
 {
-	(void)state;
 	np_rig_process(NULL, slow_device);
 }
 
-static void many_silent_peers_of_a_device_cost_little(void **state)
+CASE(many_silent_peers_of_a_device_cost_little)
 {
-	(void)state;
 	np_rig_process(NULL, silent_peers);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(closing_says_that_a_sender_still_writes_and_holds_the_memory),
-		cmocka_unit_test(deregistering_under_a_receive_says_the_same),
-		cmocka_unit_test(deregistering_under_a_send_ends_it),
-		cmocka_unit_test(closing_waits_for_a_sender_that_is_about_to_stop),
-		cmocka_unit_test(what_comes_by_the_ring_waits_for_nobody),
-		cmocka_unit_test(many_silent_senders_are_waited_for_together),
-		cmocka_unit_test(a_device_that_does_not_come_to_an_end_is_reported),
-		cmocka_unit_test(many_silent_peers_of_a_device_cost_little),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -53,7 +53,7 @@ static void nothing_left(void)
 	CHECK(net->init(&ctx, 1, NULL, side_logger, NULL));
 }
 
-static void nccl_ib_hca_chooses_the_devices(void **state)
+CASE(nccl_ib_hca_chooses_the_devices)
 {
 	static const char *const exact[] = { "NCCL_IB_HCA==fake5:1,fake2", NULL };
 	static const char *const inverse[] = { "NCCL_IB_HCA=^=fake5,fake2:1", NULL };
@@ -61,7 +61,6 @@ static void nccl_ib_hca_chooses_the_devices(void **state)
 	static const char *const none[] = { "NCCL_IB_HCA==fake", NULL };
 	static const char *const all[] = { "NCCL_IB_HCA=^fake", NULL };
 
-	(void)state;
 	np_rig_process(exact, only_two);
 	np_rig_process(inverse, all_but_two);
 	np_rig_process(exact, link_is_down);
@@ -91,7 +90,7 @@ static void shm_by_name(void)
 	names("shm");
 }
 
-static void without_a_port_a_job_of_two_hosts_is_left_to_nccl(void **state)
+CASE(without_a_port_a_job_of_two_hosts_is_left_to_nccl)
 {
 	static const char *const two[] = { "NCCL_IB_DISABLE=1", "WORLD_SIZE=16",
 					   "LOCAL_WORLD_SIZE=8", NULL };
@@ -99,7 +98,6 @@ static void without_a_port_a_job_of_two_hosts_is_left_to_nccl(void **state)
 					   "LOCAL_WORLD_SIZE=8", "SLURM_STEP_NUM_NODES=2", NULL };
 	static const char *const steps[] = { "NCCL_IB_DISABLE=1", "SLURM_STEP_NUM_NODES=2", NULL };
 
-	(void)state;
 	np_rig_process(two, on_two_hosts);
 	np_rig_process(steps, on_two_hosts);
 	np_rig_process(one, disabled);
@@ -147,7 +145,7 @@ static bool loopback_has_ipv6(void)
 	return found;
 }
 
-static void nccls_switches_choose_transport_and_address(void **state)
+CASE(nccls_switches_choose_transport_and_address)
 {
 	static const char *const off[] = { "NCCL_IB_DISABLE=1", NULL };
 	static const char *const lo[] = { "NCCL_SOCKET_IFNAME==lo", "NCCL_SOCKET_FAMILY=AF_INET",
@@ -156,7 +154,6 @@ static void nccls_switches_choose_transport_and_address(void **state)
 					   NULL };
 	static const char *const none[] = { "NCCL_SOCKET_IFNAME==lo0,nosuch", NULL };
 
-	(void)state;
 	np_rig_process(off, disabled);
 	np_rig_process(lo, by_the_loopback);
 	np_rig_process(none, by_none);
@@ -166,11 +163,5 @@ static void nccls_switches_choose_transport_and_address(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(nccl_ib_hca_chooses_the_devices),
-		cmocka_unit_test(without_a_port_a_job_of_two_hosts_is_left_to_nccl),
-		cmocka_unit_test(nccls_switches_choose_transport_and_address),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -79,11 +79,10 @@ static void at_the_limit(void)
 	_exit(0);
 }
 
-static void an_end_costs_two_descriptors_and_their_limit_is_named(void **state)
+CASE(an_end_costs_two_descriptors_and_their_limit_is_named)
 {
 	static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
 
-	(void)state;
 	np_rig_process(NULL, count_ends);
 	np_rig_process(shm, count_ends);
 	np_rig_process(shm, at_the_limit);
@@ -122,9 +121,8 @@ static void descriptions(void)
 	np_rig_part(&s);
 }
 
-static void a_description_that_was_broken_off_begins_again(void **state)
+CASE(a_description_that_was_broken_off_begins_again)
 {
-	(void)state;
 	np_rig_process(NULL, descriptions);
 }
 
@@ -159,7 +157,7 @@ static void measured(void)
 	CHECK(count_threads() == 1);
 }
 
-static void what_nccl_moves_is_in_the_metrics(void **state)
+CASE(what_nccl_moves_is_in_the_metrics)
 {
 	static const char *const variables[] = { metrics_option, NULL };
 	struct sockaddr_in at = { .sin_family = AF_INET,
@@ -167,7 +165,6 @@ static void what_nccl_moves_is_in_the_metrics(void **state)
 	socklen_t len = sizeof(at);
 	int holder = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
 
-	(void)state;
 	CHECK(!setsockopt(holder, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)));
 	CHECK(!bind(holder, (struct sockaddr *)&at, len));
 	CHECK(!getsockname(holder, (struct sockaddr *)&at, &len));
@@ -219,20 +216,12 @@ static void child_exits(void)
 	exit(0);
 }
 
-static void a_forked_child_that_exits_frees_nothing_of_its_parents(void **state)
+CASE(a_forked_child_that_exits_frees_nothing_of_its_parents)
 {
-	(void)state;
 	np_rig_process(NULL, child_exits);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_end_costs_two_descriptors_and_their_limit_is_named),
-		cmocka_unit_test(what_nccl_moves_is_in_the_metrics),
-		cmocka_unit_test(a_description_that_was_broken_off_begins_again),
-		cmocka_unit_test(a_forked_child_that_exits_frees_nothing_of_its_parents),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -79,9 +79,8 @@ static void retries_exceeded(void)
 	failing(IBV_WC_RETRY_EXC_ERR, "retry counter exceeded");
 }
 
-static void a_failed_work_request_ends_its_communicator_only(void **state)
+CASE(a_failed_work_request_ends_its_communicator_only)
 {
-	(void)state;
 	np_rig_process(NULL, access_error);
 	np_rig_process(NULL, retries_exceeded);
 }
@@ -101,9 +100,8 @@ static void device_dies(void)
 	np_rig_part(&other);
 }
 
-static void a_dead_device_ends_its_communicators_only(void **state)
+CASE(a_dead_device_ends_its_communicators_only)
 {
-	(void)state;
 	np_rig_process(NULL, device_dies);
 }
 
@@ -132,20 +130,13 @@ static void address_moves(void)
 	np_rig_part(&s);
 }
 
-static void after_a_link_or_an_address_has_come_back_new_connections_work(void **state)
+CASE(after_a_link_or_an_address_has_come_back_new_connections_work)
 {
-	(void)state;
 	np_rig_process(NULL, link_goes_and_comes);
 	np_rig_process(NULL, address_moves);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_failed_work_request_ends_its_communicator_only),
-		cmocka_unit_test(a_dead_device_ends_its_communicators_only),
-		cmocka_unit_test(after_a_link_or_an_address_has_come_back_new_connections_work),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -90,25 +90,18 @@ static void flush_and_virtual_devices(void)
 
 static const char *const gdr[] = { "KVCACHE_NET_GDR=1", NULL };
 
-static void no_gpus_bytes_go_ahead_of_their_receive(void **state)
+CASE(no_gpus_bytes_go_ahead_of_their_receive)
 {
-	(void)state;
 	np_rig_process(gdr, send_before_the_receive);
 }
 
-static void a_flush_is_refused_and_a_virtual_device_offers_what_all_do(void **state)
+CASE(a_flush_is_refused_and_a_virtual_device_offers_what_all_do)
 {
-	(void)state;
 	np_rig_process(gdr, flush_and_virtual_devices);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(no_gpus_bytes_go_ahead_of_their_receive),
-		cmocka_unit_test(a_flush_is_refused_and_a_virtual_device_offers_what_all_do),
-	};
-
 	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -84,7 +84,7 @@ static void out_of_range(void)
 	CHECK(side_log_has("NCCL_IB_QPS_PER_CONNECTION is \"0\""));
 }
 
-static void nccls_variables_reach_the_queue_pair(void **state)
+CASE(nccls_variables_reach_the_queue_pair)
 {
 	static const char *const set[] = {
 		"NCCL_IB_TC=106",      "NCCL_IB_SL=5",		 "NCCL_IB_TIMEOUT=021",
@@ -97,7 +97,6 @@ static void nccls_variables_reach_the_queue_pair(void **state)
 	static const char *const bad[] = { "NCCL_IB_TIMEOUT=40", "NCCL_IB_TC=banana",
 					   "NCCL_IB_QPS_PER_CONNECTION=0", "NCCL_IB_SL=-1", NULL };
 
-	(void)state;
 	np_rig_process(NULL, plain);
 	np_rig_process(set, all_set);
 	np_rig_process(both, ours_beat_nccls);
@@ -164,15 +163,13 @@ static void connect_first(void)
 	exit(0);
 }
 
-static void with_a_class_ranks_may_connect_before_they_accept(void **state)
+CASE(with_a_class_ranks_may_connect_before_they_accept)
 {
-	(void)state;
 	np_rig_process(NULL, connect_first);
 }
 
-static void the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair(void **state)
+CASE(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair)
 {
-	(void)state;
 	np_rig_process(NULL, by_init);
 	np_rig_process(NULL, by_connect);
 }
@@ -198,20 +195,12 @@ static void registered(void)
 	np_rig_part(&s);
 }
 
-static void memory_is_open_as_far_as_its_end_needs(void **state)
+CASE(memory_is_open_as_far_as_its_end_needs)
 {
-	(void)state;
 	np_rig_process(NULL, registered);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(nccls_variables_reach_the_queue_pair),
-		cmocka_unit_test(the_traffic_class_of_init_and_of_connect_reaches_the_queue_pair),
-		cmocka_unit_test(with_a_class_ranks_may_connect_before_they_accept),
-		cmocka_unit_test(memory_is_open_as_far_as_its_end_needs),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -81,9 +81,8 @@ static void deal(void)
 	CHECK(!net->finalize(ctx));
 }
 
-static void a_message_is_dealt_over_up_to_eight_devices_in_whole_lines(void **state)
+CASE(a_message_is_dealt_over_up_to_eight_devices_in_whole_lines)
 {
-	(void)state;
 	np_rig_process(NULL, deal);
 }
 
@@ -108,18 +107,12 @@ static void refuse(void)
 	CHECK(!net->finalize(ctx));
 }
 
-static void a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused(void **state)
+CASE(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused)
 {
-	(void)state;
 	np_rig_process(NULL, refuse);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_message_is_dealt_over_up_to_eight_devices_in_whole_lines),
-		cmocka_unit_test(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

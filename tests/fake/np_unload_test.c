@@ -13,11 +13,10 @@
 
 static const char *path;
 
-static void code_stays_while_a_device_is_still_at_a_queue_pair(void **state)
+CASE(code_stays_while_a_device_is_still_at_a_queue_pair)
 {
 	struct side s = { .source.path = path, .sock = -1 };
 
-	(void)state;
 	if (side_start(&s) || side_loop(&s, &s.loop) || side_loop_close(&s, &s.loop) ||
 	    side_stop(&s))
 		fail_msg("%s", s.reason);
@@ -29,14 +28,10 @@ static void code_stays_while_a_device_is_still_at_a_queue_pair(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(code_stays_while_a_device_is_still_at_a_queue_pair),
-	};
-
 	if (argc != 2) {
 		fprintf(stderr, "usage: np_unload_test PLUGIN\n");
 		return 2;
 	}
 	path = argv[1];
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -234,12 +234,11 @@ static void one_round(void)
 	assert_true(acked - before >= commits);
 }
 
-static void leases_are_acknowledged_or_revoked_and_then_nothing_changes(void **state)
+CASE(leases_are_acknowledged_or_revoked_and_then_nothing_changes)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=4", NULL };
 	struct fake_config config = { .seed = 5 };
 
-	(void)state;
 	fake_begin(&config);
 	rig_make(&rig, transport, options);
 	for (int i = 0; i < 2; i++) {
@@ -265,10 +264,6 @@ static void leases_are_acknowledged_or_revoked_and_then_nothing_changes(void **s
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(leases_are_acknowledged_or_revoked_and_then_nothing_changes),
-	};
-
 	transport = argc > 1 ? argv[1] : "ib";
-	return rig_skip(transport) ? 77 : cmocka_run_group_tests(tests, NULL, NULL);
+	return rig_skip(transport) ? 77 : run_cases(NULL, NULL);
 }

@@ -179,14 +179,13 @@ static void send_some(void)
 	current += g->filled == g->cts.n;
 }
 
-static void grouped_receives_of_eight_with_32_outstanding(void **state)
+CASE(grouped_receives_of_eight_with_32_outstanding)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=3", NULL };
 	struct fake_config config = { .seed = 11, .devices = 2 };
 	struct tr_mem *in_mem;
 	uint32_t most = 0;
 
-	(void)state;
 	fake_begin(&config);
 	rig_make(&rig, transport, options);
 	in = aligned_alloc(4096, (size_t)OPEN * ROWS * PITCH);
@@ -220,10 +219,6 @@ static void grouped_receives_of_eight_with_32_outstanding(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(grouped_receives_of_eight_with_32_outstanding),
-	};
-
 	transport = argc > 1 ? argv[1] : "ib";
-	return rig_skip(transport) ? 77 : cmocka_run_group_tests(tests, NULL, NULL);
+	return rig_skip(transport) ? 77 : run_cases(NULL, NULL);
 }

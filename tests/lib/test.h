@@ -1,5 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test.h -- cmocka, and the headers that must come before its own */
+/*
+ * test.h -- cmocka, and the headers that must come before its own
+ *
+ * CASE(name) { ... } is a case, CASE_WITH(name, setup, teardown) one between these two; run_cases
+ * runs those of a program in the order of the file, so none can be written and not run. A program
+ * whose arguments choose among lists of cases makes these as cmocka does.
+ */
 #ifndef TEST_H
 #define TEST_H
 
@@ -7,7 +13,49 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
+
+enum { CASES_MAX = 128 };
+
+struct test_case {
+	struct CMUnitTest test;
+	int line;
+};
+
+/* The linker's: a pointer to each case, in whatever order the compiler has left them. */
+extern const struct test_case *const __start_cases[], *const __stop_cases[];
+
+#define CASE(name) CASE_WITH(name, NULL, NULL)
+#define CASE_WITH(name, setup, teardown)                                                         \
+	static void name(void **state);                                                          \
+	static const struct test_case case_##name = { { #name, name, setup, teardown, NULL },    \
+						      __LINE__ };                                \
+	static const struct test_case *const at_##name __attribute__((section("cases"), used)) = \
+		&case_##name;                                                                    \
+	static void name(void **state __attribute__((unused)))
+
+static inline int by_line(const void *a, const void *b)
+{
+	return (*(const struct test_case *const *)a)->line -
+	       (*(const struct test_case *const *)b)->line;
+}
+
+static inline int run_cases(CMFixtureFunction setup, CMFixtureFunction teardown)
+{
+	size_t n = (size_t)(__stop_cases - __start_cases);
+	const struct test_case *cases[CASES_MAX];
+	struct CMUnitTest tests[CASES_MAX];
+
+	if (n > CASES_MAX)
+		abort();
+	memcpy(cases, __start_cases, n * sizeof(cases[0]));
+	qsort(cases, n, sizeof(cases[0]), by_line);
+	for (size_t i = 0; i < n; i++)
+		tests[i] = cases[i]->test;
+	return _cmocka_run_group_tests("tests", tests, n, setup, teardown);
+}
 
 #endif

@@ -200,17 +200,15 @@ static void they_meet(int connecting, int accepting)
 
 /* ---------------------------------------------------------------- keys */
 
-static void both_have_the_key(void **state)
+CASE(both_have_the_key)
 {
-	(void)state;
 	ends_open(KEY_A "\n", "# of the cluster\n\n" KEY_A "\n");
 	they_meet(0, 0);
 	ends_close();
 }
 
-static void an_end_without_the_key_learns_that_it_needs_one(void **state)
+CASE(an_end_without_the_key_learns_that_it_needs_one)
 {
-	(void)state;
 	ends_open(NULL, KEY_A);
 	they_meet(KV_ERR_AUTH, KV_ERR_AUTH);
 	assert_non_null(strstr(end[CONNECTING].err.message, "has no key"));
@@ -223,9 +221,8 @@ static void an_end_without_the_key_learns_that_it_needs_one(void **state)
 	ends_close();
 }
 
-static void another_key_is_not_the_key(void **state)
+CASE(another_key_is_not_the_key)
 {
-	(void)state;
 	ends_open(KEY_A, KEY_B);
 	they_meet(KV_ERR_AUTH, KV_ERR_AUTH);
 	assert_non_null(strstr(end[CONNECTING].err.message, "another key"));
@@ -233,9 +230,8 @@ static void another_key_is_not_the_key(void **state)
 }
 
 /* Without a restart, and without a moment in which they have no key in common. */
-static void a_key_is_exchanged_while_both_run(void **state)
+CASE(a_key_is_exchanged_while_both_run)
 {
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	they_meet(0, 0);
 	write_key(end[ACCEPTING].path, KEY_A "\n" KEY_B "\n", 0600); /* both know the new one, */
@@ -254,13 +250,12 @@ static void a_key_is_exchanged_while_both_run(void **state)
 	ends_close();
 }
 
-static void a_context_is_not_opened_without_the_key_that_it_was_given(void **state)
+CASE(a_context_is_not_opened_without_the_key_that_it_was_given)
 {
 	struct kv_option_set *options;
 	struct kv_error err;
 	struct tr *tr;
 
-	(void)state;
 	setenv("KVCACHE_PSK_FILE", "/nowhere/key", 1);
 	assert_int_equal(kv_option_read(NULL, &options, NULL), 0);
 	unsetenv("KVCACHE_PSK_FILE");
@@ -271,7 +266,7 @@ static void a_context_is_not_opened_without_the_key_that_it_was_given(void **sta
 }
 
 /* The log has the cause, with the path; who knocks at the port may be anybody. */
-static void what_is_wrong_here_is_not_told_to_strangers(void **state)
+CASE(what_is_wrong_here_is_not_told_to_strangers)
 {
 	static const struct {
 		mode_t mode;
@@ -283,7 +278,6 @@ static void what_is_wrong_here_is_not_told_to_strangers(void **state)
 		{ 0600, true, KV_ERR_SYSTEM, "getrandom: Input/output error" },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(*rows); i++) {
 		const struct kv_error *told = &end[CONNECTING].err;
 
@@ -417,12 +411,11 @@ static void accepting_side_refuses(struct kv_error *err)
 	assert_int_equal(seen[ACCEPTING].hellos, 0);
 }
 
-static void an_old_handshake_is_of_no_use(void **state)
+CASE(an_old_handshake_is_of_no_use)
 {
 	struct kv_error err;
 	int fd;
 
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	relay_open();
 	they_meet_over_relay();
@@ -439,11 +432,10 @@ static void an_old_handshake_is_of_no_use(void **state)
 }
 
 /* Whichever byte is changed, in whichever direction: nobody goes on with it. */
-static void a_byte_that_is_changed_on_the_way_ends_the_handshake(void **state)
+CASE(a_byte_that_is_changed_on_the_way_ends_the_handshake)
 {
 	size_t len[2];
 
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	relay_open();
 	they_meet_over_relay();
@@ -478,14 +470,13 @@ static void a_byte_that_is_changed_on_the_way_ends_the_handshake(void **state)
 }
 
 /* A goodbye says that the end is wanted; one that the peer has not sent must not. */
-static void a_goodbye_needs_the_key(void **state)
+CASE(a_goodbye_needs_the_key)
 {
 	static const uint8_t forged[1 + MAC_BYTES] = { 4 };
 	int64_t deadline = kv_deadline_ns(WAIT_MS);
 	struct tr_event event;
 	int n;
 
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	relay_open();
 	they_meet_over_relay();
@@ -523,13 +514,12 @@ static void put_old_hello(int fd)
 	assert_int_equal(send(fd, buf, FRAME_HEADER + w.len, 0), FRAME_HEADER + w.len);
 }
 
-static void a_version_without_keys_is_not_let_in(void **state)
+CASE(a_version_without_keys_is_not_let_in)
 {
 	int64_t deadline = kv_deadline_ns(WAIT_MS);
 	struct kv_error err;
 	int fd;
 
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	memset(seen, 0, sizeof(seen));
 	fd = connect_to(tr_listener_port(listener));
@@ -555,7 +545,7 @@ static void a_version_without_keys_is_not_let_in(void **state)
 }
 
 /* A stage of its own, with a name: in kv_dump, and in the error at the deadline. */
-static void an_answer_that_does_not_come_is_named(void **state)
+CASE(an_answer_that_does_not_come_is_named)
 {
 	struct tr_conn_config config = { .ops = &upper, .handshake_ms = slow_ms(100) };
 	int64_t deadline = kv_deadline_ns(WAIT_MS);
@@ -563,7 +553,6 @@ static void an_answer_that_does_not_come_is_named(void **state)
 	struct kv_error err;
 	int fd, ret;
 
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	relay_open();
 	assert_int_equal(tr_connect(end[CONNECTING].tr, NULL, relay.port, &config, &conn, NULL), 0);
@@ -681,9 +670,8 @@ static void quicker_stranger(int expected)
 	relay_close();
 }
 
-static void the_local_socket_needs_the_key(void **state)
+CASE(the_local_socket_needs_the_key)
 {
-	(void)state;
 	if (setenv("KVCACHE_TRANSPORT", "shm", 1))
 		fail();
 	ends_open(NULL, NULL);
@@ -697,9 +685,8 @@ static void the_local_socket_needs_the_key(void **state)
 
 /* ---------------------------------------------------------------- */
 
-static void no_handshake_without_a_nonce(void **state)
+CASE(no_handshake_without_a_nonce)
 {
-	(void)state;
 	ends_open(KEY_A, KEY_A);
 	kv_fault_arm(KV_FAULT_AUTH_RANDOM, 1);
 	conns_begin(tr_listener_port(listener));
@@ -739,11 +726,10 @@ static double median_us(const char *key)
 	return (double)ns[ROUNDS / 2] / 1000;
 }
 
-static void a_key_costs_less_than_a_millisecond(void **state)
+CASE(a_key_costs_less_than_a_millisecond)
 {
 	double without = median_us(NULL), with = median_us(KEY_A);
 
-	(void)state;
 	print_message("a handshake without a key %.0f us, with one %.0f us (medians)\n", without,
 		      with);
 	assert_true(with - without < 1000.0 * (double)(slow_ms(1) * BAR_FACTOR));
@@ -751,22 +737,5 @@ static void a_key_costs_less_than_a_millisecond(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(both_have_the_key),
-		cmocka_unit_test(an_end_without_the_key_learns_that_it_needs_one),
-		cmocka_unit_test(another_key_is_not_the_key),
-		cmocka_unit_test(a_key_is_exchanged_while_both_run),
-		cmocka_unit_test(what_is_wrong_here_is_not_told_to_strangers),
-		cmocka_unit_test(a_context_is_not_opened_without_the_key_that_it_was_given),
-		cmocka_unit_test(an_old_handshake_is_of_no_use),
-		cmocka_unit_test(a_byte_that_is_changed_on_the_way_ends_the_handshake),
-		cmocka_unit_test(a_goodbye_needs_the_key),
-		cmocka_unit_test(a_version_without_keys_is_not_let_in),
-		cmocka_unit_test(an_answer_that_does_not_come_is_named),
-		cmocka_unit_test(the_local_socket_needs_the_key),
-		cmocka_unit_test(no_handshake_without_a_nonce),
-		cmocka_unit_test(a_key_costs_less_than_a_millisecond),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -188,7 +188,7 @@ static int raw_socket(void)
 
 /* ---------------------------------------------------------------- two honest ends */
 
-static void both_ends_learn_hello_and_setup(void **state)
+CASE(both_ends_learn_hello_and_setup)
 {
 	struct side c = { .hello = "from c", .setup = "setup c" },
 		    s = { .hello = "from s", .setup = "setup s" };
@@ -196,7 +196,6 @@ static void both_ends_learn_hello_and_setup(void **state)
 	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
 	int a_ret, b_ret;
 
-	(void)state;
 	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err);
 	assert_int_equal(a_ret, 0);
 	assert_int_equal(b_ret, 0);
@@ -210,14 +209,13 @@ static void both_ends_learn_hello_and_setup(void **state)
 	tr_conn_close(b);
 }
 
-static void a_refusal_reaches_the_other_end_with_its_cause(void **state)
+CASE(a_refusal_reaches_the_other_end_with_its_cause)
 {
 	struct side c = { .hello = "x" }, s = { .hello = "y", .refuse = KV_ERR_GEOMETRY };
 	struct kv_error c_err, s_err;
 	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
 	int a_ret, b_ret;
 
-	(void)state;
 	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err);
 	assert_int_equal(b_ret, KV_ERR_GEOMETRY);
 	assert_int_equal(a_ret, KV_ERR_GEOMETRY);
@@ -239,14 +237,13 @@ static void a_refusal_reaches_the_other_end_with_its_cause(void **state)
 	tr_conn_close(b);
 }
 
-static void other_protocols_and_versions_are_named(void **state)
+CASE(other_protocols_and_versions_are_named)
 {
 	struct side c = { .hello = "x" }, s = { .hello = "y" };
 	struct kv_error c_err, s_err;
 	int a_ret, b_ret;
 	struct tr_conn *a = connect_to_listener(&c, &upper_v2), *b = accept_within(&s, 0, &upper);
 
-	(void)state;
 	step_both(a, b, &a_ret, &b_ret, &c_err, &s_err);
 	assert_int_equal(a_ret, KV_ERR_VERSION);
 	assert_int_equal(b_ret, KV_ERR_VERSION);
@@ -262,7 +259,7 @@ static void other_protocols_and_versions_are_named(void **state)
 	tr_conn_close(b);
 }
 
-static void waiting_for_an_accept_has_no_deadline(void **state)
+CASE(waiting_for_an_accept_has_no_deadline)
 {
 	struct side c = { .hello = "x", .setup = "" }, s = { .hello = "y", .setup = "" };
 	struct tr_conn_config config = { .ops = &upper, .arg = &c, .handshake_ms = slow_ms(1000) };
@@ -270,7 +267,6 @@ static void waiting_for_an_accept_has_no_deadline(void **state)
 	struct tr_conn *a, *b;
 	int a_ret, b_ret;
 
-	(void)state;
 	assert_int_equal(tr_connect(tr, NULL, tr_listener_port(listener), &config, &a, NULL), 0);
 	assert_int_equal(step_until(a, slow_ms(1200), &c_err), TR_AGAIN);
 	calling = a;
@@ -333,12 +329,11 @@ int getaddrinfo(const char *host, const char *service, const struct addrinfo *hi
 	return ret ? ret : real("127.0.0.1", service, hints, end);
 }
 
-static void every_address_of_a_name_is_tried_and_listened_to(void **state)
+CASE(every_address_of_a_name_is_tried_and_listened_to)
 {
 	struct tr_listener *name;
 	struct kv_error err;
 
-	(void)state;
 	meets(listener, "both.test"); /* nothing listens at its first address */
 	assert_int_equal(tr_listen(tr, "both.test", 0, &name, &err), 0);
 	meets(name, "both.test");
@@ -348,7 +343,7 @@ static void every_address_of_a_name_is_tried_and_listened_to(void **state)
 	tr_listener_close(name);
 }
 
-static void a_closed_port_is_reported_at_once(void **state)
+CASE(a_closed_port_is_reported_at_once)
 {
 	struct side c = { .hello = "x" };
 	struct tr_conn_config config = { .ops = &upper, .arg = &c };
@@ -359,7 +354,6 @@ static void a_closed_port_is_reported_at_once(void **state)
 	struct kv_error err;
 	struct tr_conn *a;
 
-	(void)state;
 	/* Bound, so that nobody else is given the port. */
 	assert_int_equal(bind(fd, (struct sockaddr *)&sa, len), 0);
 	assert_int_equal(getsockname(fd, (struct sockaddr *)&sa, &len), 0);
@@ -378,7 +372,7 @@ static void a_closed_port_is_reported_at_once(void **state)
 	assert_string_equal(err.peer, "224.0.0.1:7");
 }
 
-static void bad_addresses_are_argument_errors(void **state)
+CASE(bad_addresses_are_argument_errors)
 {
 	struct side c = { .hello = "x" };
 	struct tr_conn_config config = { .ops = &upper, .arg = &c };
@@ -388,7 +382,6 @@ static void bad_addresses_are_argument_errors(void **state)
 	struct tr_conn *a;
 	int ret;
 
-	(void)state;
 	assert_int_equal(tr_connect(tr, NULL, 0, &config, &a, &err), KV_ERR_ARG);
 	assert_int_equal(tr_connect(tr, NULL, 65536, &config, &a, &err), KV_ERR_ARG);
 	/* A name is asked for beside the caller. */
@@ -441,12 +434,11 @@ static void refuse_bytes(const void *bytes, size_t len)
 	assert_true(count_descriptors() <= before);
 }
 
-static void garbage_costs_nothing_and_gets_no_answer(void **state)
+CASE(garbage_costs_nothing_and_gets_no_answer)
 {
 	static const uint8_t tls[] = { 0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3 };
 	uint8_t *noise = malloc(100 * 1024);
 
-	(void)state;
 	for (size_t i = 0; i < 100 * 1024; i++)
 		noise[i] = (uint8_t)(i * 2654435761u >> 13);
 	refuse_bytes("GET / HTTP/1.1\r\nHost: kv\r\n\r\n", 28);
@@ -456,7 +448,7 @@ static void garbage_costs_nothing_and_gets_no_answer(void **state)
 	free(noise);
 }
 
-static void another_major_version_is_answered_with_ours(void **state)
+CASE(another_major_version_is_answered_with_ours)
 {
 	uint8_t bytes[FRAME_HEADER], back[FRAME_HEADER + FRAME_REJECT_MAX];
 	struct side s = { .hello = "y" };
@@ -467,7 +459,6 @@ static void another_major_version_is_answered_with_ours(void **state)
 	int fd = raw_socket();
 	ssize_t n;
 
-	(void)state;
 	frame_put_header(bytes, FRAME_HELLO, 40);
 	bytes[4] = 9;
 	assert_int_equal(send(fd, bytes, sizeof(bytes), 0), sizeof(bytes));
@@ -484,7 +475,7 @@ static void another_major_version_is_answered_with_ours(void **state)
 	close(fd);
 }
 
-static void frames_out_of_order_and_oversized_are_refused(void **state)
+CASE(frames_out_of_order_and_oversized_are_refused)
 {
 	static const struct {
 		enum frame_type type;
@@ -494,7 +485,6 @@ static void frames_out_of_order_and_oversized_are_refused(void **state)
 		    { FRAME_HELLO, FRAME_HELLO_MAX },
 		    { FRAME_SETUP, FRAME_SETUP_MAX } };
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		struct side s = { .hello = "y" };
 		uint8_t bytes[FRAME_HEADER];
@@ -511,7 +501,7 @@ static void frames_out_of_order_and_oversized_are_refused(void **state)
 	}
 }
 
-static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
+CASE(silence_and_single_bytes_end_at_the_total_deadline)
 {
 	struct tr_conn_config config = { .ops = &upper, .handshake_ms = slow_ms(150) };
 	uint8_t bytes[FRAME_HEADER];
@@ -521,7 +511,6 @@ static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
 	int64_t start = kv_now_ns();
 	int fd = raw_socket();
 
-	(void)state;
 	assert_int_equal(await_refusal(slow_ms(150)).timeout, 1);
 	assert_in_range((kv_now_ns() - start) / KV_NS_PER_MS, slow_ms(100), slow_ms(5000));
 	assert_int_equal(recv(fd, bytes, 1, 0), 0); /* no answer to nothing */
@@ -541,7 +530,7 @@ static void silence_and_single_bytes_end_at_the_total_deadline(void **state)
 }
 
 /* After the hello, too: a peer that was accepted cannot stretch its deadline byte by byte. */
-static void single_bytes_of_a_later_frame_end_at_the_total_deadline(void **state)
+CASE(single_bytes_of_a_later_frame_end_at_the_total_deadline)
 {
 	enum { GAPS = 5 }; /* bytes that fit into the deadline */
 	int64_t deadline_ms = slow_ms(250), end;
@@ -554,7 +543,6 @@ static void single_bytes_of_a_later_frame_end_at_the_total_deadline(void **state
 	size_t sent = 0;
 	int ret, fd = raw_socket();
 
-	(void)state;
 	frame_put_hello(&w, &hello);
 	frame_put_header(buf, FRAME_HELLO, (uint32_t)w.len);
 	assert_int_equal(send(fd, buf, FRAME_HEADER + w.len, 0), FRAME_HEADER + w.len);
@@ -571,12 +559,11 @@ static void single_bytes_of_a_later_frame_end_at_the_total_deadline(void **state
 	close(fd);
 }
 
-static void when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served(void **state)
+CASE(when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served)
 {
 	struct rlimit old, low;
 	int fd = raw_socket();
 
-	(void)state;
 	getrlimit(RLIMIT_NOFILE, &old);
 	low = old;
 	low.rlim_cur = (rlim_t)fd + 1;
@@ -590,22 +577,5 @@ static void when_descriptors_run_out_the_caller_is_refused_and_the_next_one_serv
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(both_ends_learn_hello_and_setup),
-		cmocka_unit_test(a_refusal_reaches_the_other_end_with_its_cause),
-		cmocka_unit_test(other_protocols_and_versions_are_named),
-		cmocka_unit_test(waiting_for_an_accept_has_no_deadline),
-		cmocka_unit_test(every_address_of_a_name_is_tried_and_listened_to),
-		cmocka_unit_test(a_closed_port_is_reported_at_once),
-		cmocka_unit_test(bad_addresses_are_argument_errors),
-		cmocka_unit_test(garbage_costs_nothing_and_gets_no_answer),
-		cmocka_unit_test(another_major_version_is_answered_with_ours),
-		cmocka_unit_test(frames_out_of_order_and_oversized_are_refused),
-		cmocka_unit_test(silence_and_single_bytes_end_at_the_total_deadline),
-		cmocka_unit_test(single_bytes_of_a_later_frame_end_at_the_total_deadline),
-		cmocka_unit_test(
-			when_descriptors_run_out_the_caller_is_refused_and_the_next_one_served),
-	};
-
-	return cmocka_run_group_tests(tests, open_all, close_all);
+	return run_cases(open_all, close_all);
 }

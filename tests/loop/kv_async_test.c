@@ -61,13 +61,12 @@ static void idle_pair_open(struct pair *p, const struct shape *shape, const char
 	assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
-static void one_more_operation_than_the_limit_is_busy(void **state)
+CASE(one_more_operation_than_the_limit_is_busy)
 {
 	struct kv_op *op[KV_OPS_MAX], *more;
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	idle_pair_open(&p, NULL, NULL);
 	for (int64_t i = 0; i < KV_OPS_MAX; i++) {
 		int64_t id = i % RIG_BLOCKS;
@@ -98,7 +97,7 @@ static void one_more_operation_than_the_limit_is_busy(void **state)
 	pair_close(&p);
 }
 
-static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(void **state)
+CASE(no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_arrival arrival;
@@ -106,7 +105,6 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	idle_pair_open(&p, NULL, NULL);
 	opts.timeout_ms = slow_ms(500); /* enough to be committed in */
 	begun = kv_now_ns();
@@ -128,14 +126,13 @@ static void no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once(vo
 	pair_close(&p);
 }
 
-static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **state)
+CASE(nothing_lands_after_a_cancel_although_the_receiver_sleeps)
 {
 	int64_t begun;
 	struct kv_error err;
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	idle_pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
@@ -151,13 +148,12 @@ static void nothing_lands_after_a_cancel_although_the_receiver_sleeps(void **sta
 	pair_close(&p);
 }
 
-static void a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole(void **state)
+CASE(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole)
 {
 	struct kv_error err;
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (int i = 0; i < 100; i++) {
 		int ret;
@@ -175,13 +171,12 @@ static void a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole(vo
 	pair_close(&p);
 }
 
-static void grades_come_one_after_the_other(void **state)
+CASE(grades_come_one_after_the_other)
 {
 	struct kv_error err;
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	idle_pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &op, &err),
 	   &err);
@@ -236,7 +231,7 @@ static void await_blocks(struct pair *p, const int64_t *ids, size_t n, struct kv
 	ok(kv_op_free(op, &err), &err);
 }
 
-static void a_write_that_waited_for_its_lease_is_posted_over_several_turns(void **state)
+CASE(a_write_that_waited_for_its_lease_is_posted_over_several_turns)
 {
 	const int64_t *rest = few + 1;
 	const size_t n = FEW_BLOCKS - 1;
@@ -246,7 +241,6 @@ static void a_write_that_waited_for_its_lease_is_posted_over_several_turns(void 
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	idle_pair_open(&p, &many_pieces, NULL);
 	ok(kv_blocks_open(p.b.peer, p.b.cache, few, 1, 1, RIG_TIMEOUT_MS, &first, &err), &err);
 	opts.lease = kv_lease_id(first) + (1 << 16) + 1; /* serial, place in the table */
@@ -260,7 +254,7 @@ static void a_write_that_waited_for_its_lease_is_posted_over_several_turns(void 
 	pair_close(&p);
 }
 
-static void what_a_call_could_not_post_is_posted_without_it(void **state)
+CASE(what_a_call_could_not_post_is_posted_without_it)
 {
 	static const char *const small_ring[] = { "KVCACHE_SHM_RING=65536", NULL };
 	struct kv_options opts = KV_INIT(kv_options);
@@ -269,7 +263,6 @@ static void what_a_call_could_not_post_is_posted_without_it(void **state)
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	open.flags |= KV_CACHE_OPEN;
 	idle_pair_open(&p, &open, small_ring);
 	opts.timeout_ms = RIG_TIMEOUT_MS;
@@ -293,7 +286,7 @@ static unsigned int acked_of(struct kv_op **op, int n)
 	return acked;
 }
 
-static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
+CASE(a_slow_reader_slows_the_writer_and_loses_nothing)
 {
 	static const char *const small_queue[] = { "KVCACHE_ARRIVALS=64", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -304,7 +297,6 @@ static void a_slow_reader_slows_the_writer_and_loses_nothing(void **state)
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	config.options = small_queue;
 	pair_open(&p, NULL, &config);
 	for (int64_t i = 0; i < 100; i++) {
@@ -367,7 +359,7 @@ static void give_up_blocking_calls(struct node *n, int *asked)
 	assert_true(*asked >= before + 3);
 }
 
-static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state)
+CASE(an_application_that_gives_up_ends_a_connect_and_a_group)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	int64_t start = kv_now_ns();
@@ -378,7 +370,6 @@ static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state
 	uint32_t port;
 	int fd = port_hold(&port), asked = 0;
 
-	(void)state;
 	assert_int_equal(listen(fd, 4), 0); /* the kernel accepts, nobody reads */
 	pair_open(&p, NULL, NULL);
 	kv_engine_set_interrupt(p.a.engine, give_up, &asked);
@@ -410,21 +401,9 @@ static void an_application_that_gives_up_ends_a_connect_and_a_group(void **state
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(one_more_operation_than_the_limit_is_busy),
-		cmocka_unit_test(no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once),
-		cmocka_unit_test(nothing_lands_after_a_cancel_although_the_receiver_sleeps),
-		cmocka_unit_test(a_cancel_that_meets_a_living_receiver_leaves_the_connection_whole),
-		cmocka_unit_test(grades_come_one_after_the_other),
-		cmocka_unit_test(a_write_that_waited_for_its_lease_is_posted_over_several_turns),
-		cmocka_unit_test(what_a_call_could_not_post_is_posted_without_it),
-		cmocka_unit_test(a_slow_reader_slows_the_writer_and_loses_nothing),
-		cmocka_unit_test(an_application_that_gives_up_ends_a_connect_and_a_group),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
 	on_ring = argc > 1 && !strcmp(argv[1], "ring");
 	places = on_ring || (argc > 1 && !strcmp(argv[1], "tcp"));
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -168,28 +168,21 @@ static void run_in(int progress)
 	child_join(&child);
 }
 
-static void with_a_service_thread(void **state)
+CASE(with_a_service_thread)
 {
-	(void)state;
 	run_in(KV_PROGRESS_AUTO);
 }
 
-static void without_one(void **state)
+CASE(without_one)
 {
-	(void)state;
 	run_in(KV_PROGRESS_CALLER);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(with_a_service_thread),
-		cmocka_unit_test(without_one),
-	};
-
 	asked = argc > 1 ? argv[1] : "stopped";
 	if (!strcmp(asked, "stuck") && !stuck_can())
 		return 77;
 	bounds_setup();
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

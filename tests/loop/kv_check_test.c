@@ -133,11 +133,10 @@ static void the_next_one_succeeds(struct kv_options *opts)
 	no_arrival(&p.b);
 }
 
-static void a_write_is_refused_and_both_ends_name_the_block(void **state)
+CASE_WITH(a_write_is_refused_and_both_ends_name_the_block, setup, teardown)
 {
 	struct kv_stats stats = KV_INIT(kv_stats);
 
-	(void)state;
 	assert_int_equal(end_of(post_bad(NULL, false)), KV_ERR_CHECKSUM);
 	names_the_block(&p.a.err, "write_blocks");
 	assert_int_equal(p.a.err.in_doubt, 1);
@@ -149,12 +148,11 @@ static void a_write_is_refused_and_both_ends_name_the_block(void **state)
 	assert_int_equal(stats.blocks_in, N);
 }
 
-static void a_lease_stays_open_for_another_try(void **state)
+CASE_WITH(a_lease_stays_open_for_another_try, setup, teardown)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_lease *lease;
 
-	(void)state;
 	ok(kv_blocks_open(p.b.peer, p.b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
 	   &p.b.err);
 	opts.lease = kv_lease_id(lease);
@@ -167,12 +165,11 @@ static void a_lease_stays_open_for_another_try(void **state)
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &p.b.err), &p.b.err);
 }
 
-static void a_receive_ends_with_it_too(void **state)
+CASE_WITH(a_receive_ends_with_it_too, setup, teardown)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_op *op;
 
-	(void)state;
 	opts.timeout_ms = RIG_TIMEOUT_MS;
 	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all, to, N, 1, &opts, &op, &p.b.err),
 	   &p.b.err);
@@ -189,14 +186,13 @@ static void a_receive_ends_with_it_too(void **state)
 	the_next_one_succeeds(NULL);
 }
 
-static void a_group_ends_with_the_one_that_was_wrong(void **state)
+CASE_WITH(a_group_ends_with_the_one_that_was_wrong, setup, teardown)
 {
 	static const int64_t elsewhere[N] = { 20, 21, 22, 23, 24, 25 };
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_op *good, *bad;
 	size_t failed = 0;
 
-	(void)state;
 	ok(kv_group_start(p.a.engine, &opts.group, &p.a.err), &p.a.err);
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all, from, elsewhere, N, &opts, &good,
 				 &p.a.err),
@@ -209,11 +205,10 @@ static void a_group_ends_with_the_one_that_was_wrong(void **state)
 }
 
 /* The bytes that a reader has are not those that the owner has a moment later. */
-static void a_read_is_compared_with_its_owner(void **state)
+CASE_WITH(a_read_is_compared_with_its_owner, setup, teardown)
 {
 	struct kv_op *op;
 
-	(void)state;
 	if (path && !strcmp(path, "ring")) {
 		print_message(
 			"skipped: the owner must be awake to answer, and is too early then\n");
@@ -237,13 +232,12 @@ static void a_read_is_compared_with_its_owner(void **state)
  * The ring is full of digests, so the last operations have not sent all of theirs when they are
  * stopped: the receiver takes nothing of them, and their slots become free.
  */
-static void a_write_is_cancelled_before_its_digests(void **state)
+CASE_WITH(a_write_is_cancelled_before_its_digests, setup, teardown)
 {
 	bool ring = path && !strcmp(path, "ring"); /* it must be drained for a cancel */
 	struct kv_stats stats = KV_INIT(kv_stats);
 	struct kv_op *op[KV_OPS_MAX];
 
-	(void)state;
 	hold(&p.b);
 	for (int i = 0; i < KV_OPS_MAX; i++)
 		ok(kv_write_blocks_async(p.a.peer, p.a.cache, all, from, to, N, NULL, &op[i],
@@ -268,20 +262,18 @@ static void a_write_is_cancelled_before_its_digests(void **state)
 	assert_true(memory_is(&p.b, all, 1, from, to, N, 0));
 }
 
-static void either_end_may_ask_for_it(void **state)
+CASE(either_end_may_ask_for_it)
 {
-	(void)state;
 	open_checked("KVCACHE_CHECKSUM=0", "KVCACHE_CHECKSUM=1");
 	assert_int_equal(end_of(post_bad(NULL, false)), KV_ERR_CHECKSUM);
 	pair_close(&p);
 }
 
 /* As on any transport without it: what the option is for. */
-static void without_it_nobody_sees_the_byte(void **state)
+CASE(without_it_nobody_sees_the_byte)
 {
 	struct kv_arrival arrival;
 
-	(void)state;
 	open_checked("KVCACHE_CHECKSUM=0", "KVCACHE_CHECKSUM=0");
 	ok(end_of(post_bad(NULL, false)), &p.a.err);
 	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
@@ -299,7 +291,7 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	return (int)kv_wire_put_hello(&hello, buf, cap);
 }
 
-static void a_peer_that_makes_no_digests_is_refused_by_name(void **state)
+CASE(a_peer_that_makes_no_digests_is_refused_by_name)
 {
 	static const struct tr_upper_ops ops = { .id = TR_UPPER_KV,
 						 .version = KV_WIRE_VERSION,
@@ -309,7 +301,6 @@ static void a_peer_that_makes_no_digests_is_refused_by_name(void **state)
 	struct tr_conn *conn;
 	int ret;
 
-	(void)state;
 	open_checked("KVCACHE_CHECKSUM=1", "KVCACHE_CHECKSUM=1");
 	ok(tr_connect(p.a.engine->tr, NULL, p.b.port, &config, &conn, &p.a.err), &p.a.err);
 	while ((ret = tr_conn_step(conn, &p.a.err)) == TR_AGAIN && kv_now_ns() < deadline)
@@ -320,24 +311,10 @@ static void a_peer_that_makes_no_digests_is_refused_by_name(void **state)
 	pair_close(&p);
 }
 
-#define with_pair(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		with_pair(a_write_is_refused_and_both_ends_name_the_block),
-		with_pair(a_lease_stays_open_for_another_try),
-		with_pair(a_receive_ends_with_it_too),
-		with_pair(a_group_ends_with_the_one_that_was_wrong),
-		with_pair(a_read_is_compared_with_its_owner),
-		with_pair(a_write_is_cancelled_before_its_digests),
-		cmocka_unit_test(either_end_may_ask_for_it),
-		cmocka_unit_test(without_it_nobody_sees_the_byte),
-		cmocka_unit_test(a_peer_that_makes_no_digests_is_refused_by_name),
-	};
-
 	path = argc > 1 ? argv[1] : NULL;
 	if (path)
 		setenv("KVCACHE_SHM_PATH", path, 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

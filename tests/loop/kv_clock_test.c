@@ -51,7 +51,7 @@ static int64_t ms_since(int64_t ns)
 	return (kv_now_ns() - ns) / KV_NS_PER_MS;
 }
 
-static void deadlines_and_lifetimes_are_as_long_as_ever(void **state)
+CASE(deadlines_and_lifetimes_are_as_long_as_ever)
 {
 	static const struct kv_layers all_layers = { 0, 0 };
 	static const int64_t ids[] = { 3, 9 };
@@ -63,7 +63,6 @@ static void deadlines_and_lifetimes_are_as_long_as_ever(void **state)
 	int64_t begun;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (int i = 0; i < 20; i++)
 		ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, ids, ids, 2, NULL, &err), &err);
@@ -84,9 +83,5 @@ static void deadlines_and_lifetimes_are_as_long_as_ever(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(deadlines_and_lifetimes_are_as_long_as_ever),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

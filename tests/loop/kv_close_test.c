@@ -12,14 +12,13 @@ enum { N = 6 };
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[N] = { 5, 6, 7, 0, 95, 40 }, to[N] = { 10, 11, 12, 95, 0, 3 };
 
-static void a_forked_child_is_refused_and_its_close_harms_nobody(void **state)
+CASE(a_forked_child_is_refused_and_its_close_harms_nobody)
 {
 	struct kv_error err;
 	struct pair p;
 	int status;
 	pid_t pid;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	pid = fork();
 	assert_true(pid >= 0);
@@ -41,14 +40,13 @@ static void a_forked_child_is_refused_and_its_close_harms_nobody(void **state)
 	pair_close(&p);
 }
 
-static void closing_ends_what_is_in_flight(void **state)
+CASE(closing_ends_what_is_in_flight)
 {
 	struct kv_op *op[4], *recv;
 	struct kv_error err;
 	struct kv_lease *lease;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (int i = 0; i < 4; i++)
 		ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, 99, NULL, &op[i],
@@ -69,12 +67,11 @@ static void closing_ends_what_is_in_flight(void **state)
 	pair_close(&p);
 }
 
-static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
+CASE(a_cache_in_use_cannot_go_and_memory_under_it_neither)
 {
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	assert_int_equal(kv_cache_unregister(p.a.cache, &err), KV_ERR_BUSY);
 	assert_int_equal(kv_free(p.a.engine, p.a.mem, &err), KV_ERR_BUSY);
@@ -85,7 +82,7 @@ static void a_cache_in_use_cannot_go_and_memory_under_it_neither(void **state)
 	pair_close(&p);
 }
 
-static void one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option(void **state)
+CASE(one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option)
 {
 	static const char *const options[] = { "KVCACHE_MAX_PEERS=1", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -93,7 +90,6 @@ static void one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_optio
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	config.options = options;
 	pair_open(&p, NULL, &config);
 	assert_int_equal(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &more, &err),
@@ -106,7 +102,7 @@ static void one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_optio
 }
 
 /* ::1 is another address than 127.0.0.1; what this engine connects to itself is not counted. */
-static void one_address_does_not_take_all_places(void **state)
+CASE(one_address_does_not_take_all_places)
 {
 	static const char *const options[] = { "KVCACHE_MAX_PER_ADDRESS=1", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -114,7 +110,6 @@ static void one_address_does_not_take_all_places(void **state)
 	struct node a, b;
 	uint32_t port;
 
-	(void)state;
 	config.options = options;
 	node_open(&a, 1, &rig_shape, &config);
 	node_open(&b, 2, &rig_shape, &config);
@@ -137,14 +132,13 @@ static void one_address_does_not_take_all_places(void **state)
 	node_close(&b);
 }
 
-static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
+CASE(a_device_row_fills_what_its_caller_knows_and_no_more)
 {
 	const size_t old = offsetof(struct kv_device_info, link);
 	struct kv_device_info info = KV_INIT(kv_device_info);
 	struct kv_engine *engine;
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_engine_open(NULL, &engine, &err), &err);
 	ok(kv_device_get(engine, 0, &info, &err), &err);
 	assert_int_equal(info.size, sizeof(info));
@@ -165,17 +159,7 @@ static void a_device_row_fills_what_its_caller_knows_and_no_more(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_forked_child_is_refused_and_its_close_harms_nobody),
-		cmocka_unit_test(closing_ends_what_is_in_flight),
-		cmocka_unit_test(a_cache_in_use_cannot_go_and_memory_under_it_neither),
-		cmocka_unit_test(
-			one_peer_more_than_the_limit_is_refused_with_the_limit_and_its_option),
-		cmocka_unit_test(one_address_does_not_take_all_places),
-		cmocka_unit_test(a_device_row_fills_what_its_caller_knows_and_no_more),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -142,20 +142,18 @@ static void all_ranks_are_joined(struct rank *rank, int progress)
 		node_close(&rank[i].node);
 }
 
-static void every_rank_has_every_other(void **state)
+CASE(every_rank_has_every_other)
 {
 	struct rank rank[RANKS];
 
-	(void)state;
 	all_ranks_are_joined(rank, KV_PROGRESS_AUTO);
 	all_ranks_are_joined(rank, KV_PROGRESS_CALLER);
 }
 
-static void a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind(void **state)
+CASE(a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind)
 {
 	struct rank rank[2];
 
-	(void)state;
 	open_ranks(rank, 2, KV_PROGRESS_AUTO);
 	rank[0].timeout_ms = slow_ms(300);
 	rank[1].fails = true;
@@ -170,11 +168,10 @@ static void a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind(v
 }
 
 /* Rank 2 is there and fails; rank 1 has no patience; rank 0 has, and need not wait for it. */
-static void a_rank_that_gives_up_is_known_to_the_others(void **state)
+CASE(a_rank_that_gives_up_is_known_to_the_others)
 {
 	struct rank rank[RANKS];
 
-	(void)state;
 	open_ranks(rank, RANKS, KV_PROGRESS_AUTO);
 	rank[0].timeout_ms = KV_TIMEOUT_MAX_MS;
 	rank[1].timeout_ms = slow_ms(200);
@@ -221,13 +218,12 @@ static void let_time_pass(struct kv_peer *waif)
 	waif->adopt_by_ns = kv_now_ns();
 }
 
-static void a_rank_that_is_never_taken_in_is_dropped_at_its_deadline(void **state)
+CASE(a_rank_that_is_never_taken_in_is_dropped_at_its_deadline)
 {
 	pthread_t patient;
 	struct rank rank[2];
 	struct kv_peer *waif;
 
-	(void)state;
 	open_ranks(rank, 2, KV_PROGRESS_AUTO);
 	rank[0].timeout_ms = KV_TIMEOUT_MAX_MS;
 	rank[1].fails = true;
@@ -249,14 +245,13 @@ static void a_rank_that_is_never_taken_in_is_dropped_at_its_deadline(void **stat
 }
 
 /* As where this rank has to wait for a third one first: both have the time that they were given. */
-static void it_is_not_dropped_while_it_may_still_be_taken_in(void **state)
+CASE(it_is_not_dropped_while_it_may_still_be_taken_in)
 {
 	pthread_t thread[2];
 	struct rank rank[2];
 	struct kv_peer *waif;
 	int64_t rounds;
 
-	(void)state;
 	open_ranks(rank, 2, KV_PROGRESS_AUTO);
 	rank[1].waits = true;
 	for (int i = 0; i < 2; i++)
@@ -285,14 +280,5 @@ static void it_is_not_dropped_while_it_may_still_be_taken_in(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_rank_has_every_other),
-		cmocka_unit_test(
-			a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind),
-		cmocka_unit_test(a_rank_that_gives_up_is_known_to_the_others),
-		cmocka_unit_test(a_rank_that_is_never_taken_in_is_dropped_at_its_deadline),
-		cmocka_unit_test(it_is_not_dropped_while_it_may_still_be_taken_in),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -112,14 +112,13 @@ static bool is_looked_through(void)
 #endif
 }
 
-static void a_write_of_gigabytes_ends_at_its_deadline(void **state)
+CASE(a_write_of_gigabytes_ends_at_its_deadline)
 {
 	struct kv_options options = KV_INIT(kv_options);
 	struct kv_error err;
 	struct kv_op *op;
 	struct big a, b;
 
-	(void)state;
 	if (is_looked_through()) {
 		print_message("skipped: ThreadSanitizer looks at each byte of process_vm_writev\n");
 		skip();
@@ -172,7 +171,7 @@ static void await_bytes(const struct big *side)
 }
 
 /* Other calls on the peer have their turns between two pieces, and a revocation stops it there. */
-static void others_have_the_peer_between_two_pieces(void **state)
+CASE(others_have_the_peer_between_two_pieces)
 {
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
 	struct kv_lease *lease, *more;
@@ -180,7 +179,6 @@ static void others_have_the_peer_between_two_pieces(void **state)
 	struct writer w;
 	struct big a, b;
 
-	(void)state;
 	two_open(&a, &b);
 	ok(kv_blocks_open(b.peer, b.cache, ids, BIGS, 7, LONG_MS, &lease, &err), &err);
 	w = (struct writer){ .side = &a, .lease = kv_lease_id(lease) };
@@ -284,28 +282,19 @@ static void others_go_on_beside(void *(*work)(void *arg))
 	big_close(&c);
 }
 
-static void others_go_on_beside_a_registration_that_takes_seconds(void **state)
+CASE(others_go_on_beside_a_registration_that_takes_seconds)
 {
-	(void)state;
 	others_go_on_beside(register_huge);
 }
 
-static void others_go_on_beside_memory_that_is_freed(void **state)
+CASE(others_go_on_beside_memory_that_is_freed)
 {
-	(void)state;
 	others_go_on_beside(unmap_much);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_write_of_gigabytes_ends_at_its_deadline),
-		cmocka_unit_test(others_have_the_peer_between_two_pieces),
-		cmocka_unit_test(others_go_on_beside_a_registration_that_takes_seconds),
-		cmocka_unit_test(others_go_on_beside_memory_that_is_freed),
-	};
-
 	if (argc > 1 && strcmp(argv[1], "pool")) /* which the writer's memory is not in */
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

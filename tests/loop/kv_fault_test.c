@@ -17,12 +17,11 @@ enum { N = 3 };
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t ids[N] = { 1, 2, 3 };
 
-static void every_point_fails_once_with_a_cause_and_the_next_attempt_works(void **state)
+CASE(every_point_fails_once_with_a_cause_and_the_next_attempt_works)
 {
 	struct kv_error err;
 	int descriptors;
 
-	(void)state;
 	scene_patience_ms = RIG_TIMEOUT_MS;
 	ok(scene_play(&err), &err); /* what is made once stays */
 	descriptors = count_descriptors();
@@ -65,12 +64,11 @@ static void every_point_fails_once_with_a_cause_and_the_next_attempt_works(void 
 	ok(scene_play(&err), &err);
 }
 
-static void a_failed_copy_into_the_peer_names_the_peer(void **state)
+CASE(a_failed_copy_into_the_peer_names_the_peer)
 {
 	struct node a = { .engine = NULL }, b = { .engine = NULL };
 	struct kv_error err;
 
-	(void)state;
 	setenv("KVCACHE_TRANSPORT", "shm", 1); /* in a guest of tests/rxe it is ib */
 	setenv("KVCACHE_SHM_PATH", "cma", 1);
 	ok(scene_open_side(&b, 2, &err), &err);
@@ -90,11 +88,5 @@ static void a_failed_copy_into_the_peer_names_the_peer(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_point_fails_once_with_a_cause_and_the_next_attempt_works),
-		cmocka_unit_test(
-			a_failed_copy_into_the_peer_names_the_peer), /* changes the transport */
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -67,7 +67,7 @@ static int parent(int fd, const void *arg)
 	return 0;
 }
 
-static void a_child_that_stays_keeps_neither_port_nor_connection(void **state)
+CASE(a_child_that_stays_keeps_neither_port_nor_connection)
 {
 	struct kv_arrival arrival;
 	struct child child;
@@ -77,7 +77,6 @@ static void a_child_that_stays_keeps_neither_port_nor_connection(void **state)
 	struct bar begun;
 	int holder = port_hold(&port); /* no other process gets it between the two engines */
 
-	(void)state;
 	child_start(&child, parent, &port);
 	child_receive(child.fd, &port, sizeof(port));
 	node_open(&a, 1, NULL, NULL);
@@ -103,11 +102,7 @@ static void a_child_that_stays_keeps_neither_port_nor_connection(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_child_that_stays_keeps_neither_port_nor_connection),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

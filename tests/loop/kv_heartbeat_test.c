@@ -52,12 +52,11 @@ static bool is_connected(struct node *node)
 	return info.connected;
 }
 
-static void a_peer_that_nobody_serves_is_lost_in_time(void **state)
+CASE(a_peer_that_nobody_serves_is_lost_in_time)
 {
 	struct kv_arrival arrival;
 	struct bar bar;
 
-	(void)state;
 	open_pair(with, NULL, KV_PROGRESS_AUTO);
 	connect_pair();
 	hold(&p.b);
@@ -70,11 +69,10 @@ static void a_peer_that_nobody_serves_is_lost_in_time(void **state)
 }
 
 /* The end that has the option asks, and the other one answers without it. */
-static void a_peer_whose_application_waits_is_not_lost(void **state)
+CASE(a_peer_whose_application_waits_is_not_lost)
 {
 	int64_t heard_ns;
 
-	(void)state;
 	open_pair(with, NULL, KV_PROGRESS_AUTO);
 	connect_pair();
 	hold(&p.a);
@@ -96,12 +94,11 @@ static void *progress(void *stop)
 }
 
 /* As an older version does: it does not say that it answers. */
-static void a_peer_that_cannot_answer_is_not_asked(void **state)
+CASE(a_peer_that_cannot_answer_is_not_asked)
 {
 	atomic_bool stop = false;
 	pthread_t thread;
 
-	(void)state;
 	open_pair(with, NULL, KV_PROGRESS_CALLER);
 	assert_int_equal(pthread_create(&thread, NULL, progress, &stop), 0);
 	connect_pair();
@@ -115,11 +112,10 @@ static void a_peer_that_cannot_answer_is_not_asked(void **state)
 	pair_close(&p);
 }
 
-static void without_the_option_nobody_asks(void **state)
+CASE(without_the_option_nobody_asks)
 {
 	struct kv_stats before = KV_INIT(kv_stats), after = KV_INIT(kv_stats);
 
-	(void)state;
 	open_pair(NULL, NULL, KV_PROGRESS_AUTO);
 	connect_pair();
 	hold(&p.b);
@@ -134,12 +130,5 @@ static void without_the_option_nobody_asks(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_peer_that_nobody_serves_is_lost_in_time),
-		cmocka_unit_test(a_peer_whose_application_waits_is_not_lost),
-		cmocka_unit_test(a_peer_that_cannot_answer_is_not_asked),
-		cmocka_unit_test(without_the_option_nobody_asks),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

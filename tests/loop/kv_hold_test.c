@@ -55,7 +55,7 @@ static void close_peer(struct node *node)
 	ok(kv_peer_close(node->peer, RIG_TIMEOUT_MS, &err), &err);
 }
 
-static void what_a_group_has_collected_ends_with_the_peer(void **state)
+CASE(what_a_group_has_collected_ends_with_the_peer)
 {
 	struct kv_group *group;
 	struct kv_op *send, *recv;
@@ -63,7 +63,6 @@ static void what_a_group_has_collected_ends_with_the_peer(void **state)
 	size_t failed;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ok(kv_group_start(p.a.engine, &group, &err), &err);
 	send = send_in_vain(&p.a, group);
@@ -82,7 +81,7 @@ static void what_a_group_has_collected_ends_with_the_peer(void **state)
 }
 
 /* One that has ended, cancelled or closed with its peer, is in the group's list all the same. */
-static void an_operation_is_not_freed_before_its_group_has_ended(void **state)
+CASE(an_operation_is_not_freed_before_its_group_has_ended)
 {
 	struct kv_group *group;
 	struct kv_op *op[2];
@@ -90,7 +89,6 @@ static void an_operation_is_not_freed_before_its_group_has_ended(void **state)
 	size_t failed;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ok(kv_group_start(p.a.engine, &group, &err), &err);
 	for (int i = 0; i < 2; i++)
@@ -106,11 +104,10 @@ static void an_operation_is_not_freed_before_its_group_has_ended(void **state)
 	pair_close(&p);
 }
 
-static void an_operation_that_is_never_freed_goes_with_its_engine(void **state)
+CASE(an_operation_that_is_never_freed_goes_with_its_engine)
 {
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	send_in_vain(&p.a, NULL);
 	send_in_vain(&p.b, NULL);
@@ -174,12 +171,11 @@ static void *end_group(void *arg)
 	return NULL;
 }
 
-static void whoever_waits_learns_that_the_peer_was_closed(void **state)
+CASE(whoever_waits_learns_that_the_peer_was_closed)
 {
 	void *(*const work[3])(void *) = { wait_each, test_each, end_group };
 	struct crew c;
 
-	(void)state;
 	node_open(&c.p.b, 2, NULL, NULL);
 	node_listen(&c.p.b);
 	node_open(&c.p.a, 1, NULL, NULL);
@@ -235,7 +231,7 @@ static void *revoke(void *arg)
 	return &ret;
 }
 
-static void a_revocation_ends_when_the_peer_is_closed(void **state)
+CASE(a_revocation_ends_when_the_peer_is_closed)
 {
 	struct kv_engine_config caller = KV_INIT(kv_engine_config);
 	const int64_t block = 3;
@@ -245,7 +241,6 @@ static void a_revocation_ends_when_the_peer_is_closed(void **state)
 	struct pair p;
 	void *ret;
 
-	(void)state;
 	caller.progress = KV_PROGRESS_CALLER;
 	node_open(&p.a, 1, NULL, &caller);
 	node_listen(&p.a);
@@ -274,15 +269,7 @@ static void a_revocation_ends_when_the_peer_is_closed(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_a_group_has_collected_ends_with_the_peer),
-		cmocka_unit_test(an_operation_is_not_freed_before_its_group_has_ended),
-		cmocka_unit_test(an_operation_that_is_never_freed_goes_with_its_engine),
-		cmocka_unit_test(whoever_waits_learns_that_the_peer_was_closed),
-		cmocka_unit_test(a_revocation_ends_when_the_peer_is_closed),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

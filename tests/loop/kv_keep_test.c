@@ -111,13 +111,12 @@ static int close_pair(void **state)
 	return 0;
 }
 
-static void a_million_ids_go_with_the_end_of_their_operation(void **state)
+CASE_WITH(a_million_ids_go_with_the_end_of_their_operation, open_pair, close_pair)
 {
 	struct kv_lease *lease = open_blocks(8);
 	size_t before = heap(), kept = 2 * MANY * sizeof(*ids);
 	struct kv_op *op = write_early(lease, MANY);
 
-	(void)state;
 	assert_in_range(heap() - before, kept - SMALL, kept + SMALL);
 	ok(kv_cancel(op, RIG_TIMEOUT_MS, &p.a.err), &p.a.err);
 	assert_in_range(heap(), 0, before + SMALL); /* the handle is still there */
@@ -125,13 +124,12 @@ static void a_million_ids_go_with_the_end_of_their_operation(void **state)
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &p.b.err), &p.b.err);
 }
 
-static void the_ids_of_a_lease_go_with_it_on_both_sides(void **state)
+CASE_WITH(the_ids_of_a_lease_go_with_it_on_both_sides, open_pair, close_pair)
 {
 	size_t before = heap();
 	struct kv_lease *lease = open_blocks(LEASED);
 	struct kv_options opts = KV_INIT(kv_options);
 
-	(void)state;
 	opts.lease = kv_lease_id(lease);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, ids, ids, LEASED, &opts, &p.a.err),
 	   &p.a.err);
@@ -140,11 +138,10 @@ static void the_ids_of_a_lease_go_with_it_on_both_sides(void **state)
 	await_heap(before + SMALL);
 }
 
-static void a_send_and_its_receive_leave_no_ids(void **state)
+CASE_WITH(a_send_and_its_receive_leave_no_ids, open_pair, close_pair)
 {
 	size_t before = heap();
 
-	(void)state;
 	for (int i = 0; i < 2; i++)
 		move_pair(LEASED);
 	await_heap(before + SMALL);
@@ -152,20 +149,11 @@ static void a_send_and_its_receive_leave_no_ids(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_million_ids_go_with_the_end_of_their_operation,
-						open_pair, close_pair),
-		cmocka_unit_test_setup_teardown(the_ids_of_a_lease_go_with_it_on_both_sides,
-						open_pair, close_pair),
-		cmocka_unit_test_setup_teardown(a_send_and_its_receive_leave_no_ids, open_pair,
-						close_pair),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
 	ids = malloc(MANY * sizeof(*ids));
 	assert_non_null(ids);
 	for (int64_t i = 0; i < MANY; i++)
 		ids[i] = i < MANY / 2 ? 2 * i : 2 * i - MANY + 1;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

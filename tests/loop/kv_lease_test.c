@@ -54,13 +54,12 @@ static bool untouched(void)
 
 /* ---------------------------------------------------------------- leases */
 
-static void a_write_under_a_lease_lands_and_names_it(void **state)
+CASE_WITH(a_write_under_a_lease_lands_and_names_it, setup, teardown)
 {
 	struct kv_lease *lease = open_lease(9, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
-	(void)state;
 	ok(write_under(kv_lease_id(lease), opened, N, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
 	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
@@ -70,7 +69,7 @@ static void a_write_under_a_lease_lands_and_names_it(void **state)
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 }
 
-static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
+CASE_WITH(a_block_that_the_lease_does_not_hold_is_refused, setup, teardown)
 {
 	static const int64_t stray[] = { 20, 21, 23 };
 	struct kv_lease *lease = open_lease(9, RIG_TIMEOUT_MS);
@@ -78,7 +77,6 @@ static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 	struct kv_error err;
 	int ret;
 
-	(void)state;
 	assert_int_equal(write_under(id, stray, 3, &err), KV_ERR_LEASE);
 	assert_int_equal(err.block_index, 2);
 	assert_int_equal(err.block_id, 23);
@@ -91,14 +89,13 @@ static void a_block_that_the_lease_does_not_hold_is_refused(void **state)
 	assert_true(untouched());
 }
 
-static void blocks_are_opened_once(void **state)
+CASE_WITH(blocks_are_opened_once, setup, teardown)
 {
 	static const int64_t twice[] = { 30, 31, 30 }, far[] = { 30, RIG_BLOCKS },
 			     taken[] = { 30, 90 };
 	struct kv_lease *first = open_lease(1, RIG_TIMEOUT_MS), *second;
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_blocks_open(p.b.peer, p.b.cache, twice, 3, 2, 1000, &second, &err),
 			 KV_ERR_DUP_BLOCK);
 	assert_int_equal(err.block_index, 2);
@@ -120,14 +117,13 @@ static void blocks_are_opened_once(void **state)
 	ok(kv_revoke(second, RIG_TIMEOUT_MS, &err), &err);
 }
 
-static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked(void **state)
+CASE_WITH(an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked, setup, teardown)
 {
 	struct kv_lease *lease = open_lease(3, slow_ms(50)), *other;
 	struct kv_arrival arrival;
 	struct kv_error err;
 	int ret;
 
-	(void)state;
 	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
 	assert_int_equal(arrival.tag, 3);
@@ -144,7 +140,7 @@ static void an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoke
  * Neither the call nor anybody after it waits: the service thread begins it when the lease is
  * there, and posts it.
  */
-static void a_write_may_be_made_before_the_word_of_its_lease_comes(void **state)
+CASE_WITH(a_write_may_be_made_before_the_word_of_its_lease_comes, setup, teardown)
 {
 	static const int64_t later[N] = { 30, 31, 32, 33, 34 };
 	struct kv_lease *first = open_lease(1, RIG_TIMEOUT_MS), *second;
@@ -154,7 +150,6 @@ static void a_write_may_be_made_before_the_word_of_its_lease_comes(void **state)
 	struct kv_error err;
 	struct kv_op *op;
 
-	(void)state;
 	opts.lease = next;
 	opts.timeout_ms = RIG_TIMEOUT_MS;
 	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, source, later, N, &opts, &op,
@@ -195,13 +190,12 @@ static void *write_until_refused(void *arg)
 	}
 }
 
-static void no_byte_lands_after_a_revoke_although_writers_go_on(void **state)
+CASE_WITH(no_byte_lands_after_a_revoke_although_writers_go_on, setup, teardown)
 {
 	struct kv_stats stats = KV_INIT(kv_stats);
 	unsigned int written = 0;
 	struct kv_error err;
 
-	(void)state;
 	for (int round = 0; round < 10; round++) {
 		struct kv_lease *lease = open_lease(5, RIG_TIMEOUT_MS);
 		struct storm storm = { .lease = kv_lease_id(lease) };
@@ -226,7 +220,7 @@ static void no_byte_lands_after_a_revoke_although_writers_go_on(void **state)
 	assert_int_equal(stats.leases_fenced, 0);
 }
 
-static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
+CASE(many_leases_are_open_at_once_and_one_more_is_busy)
 {
 	static struct kv_lease *lease[KV_LEASES_MAX];
 	struct shape shape = rig_shape;
@@ -235,7 +229,6 @@ static void many_leases_are_open_at_once_and_one_more_is_busy(void **state)
 	struct pair q;
 	int64_t id;
 
-	(void)state;
 	shape.blocks = KV_LEASES_MAX + 8;
 	shape.layers = 1;
 	shape.flags = 0;
@@ -271,13 +264,12 @@ static struct kv_op *receive(uint64_t tag, struct kv_layers layers, int64_t time
 	return op;
 }
 
-static void a_send_fills_the_blocks_of_its_tag(void **state)
+CASE_WITH(a_send_fills_the_blocks_of_its_tag, setup, teardown)
 {
 	struct kv_op *op = receive(42, all_layers, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 42, NULL, &err), &err);
 	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), &err);
 	assert_true(memory_is(&p.b, all_layers, 1, source, opened, N, 0));
@@ -299,13 +291,12 @@ static void *receive_in_thread(void *arg)
 	return NULL;
 }
 
-static void layers_may_come_one_by_one_and_in_any_order(void **state)
+CASE_WITH(layers_may_come_one_by_one_and_in_any_order, setup, teardown)
 {
 	static const uint32_t order[RIG_LAYERS] = { 2, 0, 3, 1 };
 	struct kv_error err;
 	pthread_t thread;
 
-	(void)state;
 	assert_int_equal(pthread_create(&thread, NULL, receive_in_thread, NULL), 0);
 	for (int i = 0; i < RIG_LAYERS; i++)
 		ok(kv_send_blocks(p.a.peer, p.a.cache, (struct kv_layers){ order[i], 1 }, source, N,
@@ -324,13 +315,12 @@ static void layers_may_come_one_by_one_and_in_any_order(void **state)
 	}
 }
 
-static void of_two_leases_of_one_tag_the_older_is_filled_first(void **state)
+CASE_WITH(of_two_leases_of_one_tag_the_older_is_filled_first, setup, teardown)
 {
 	static const int64_t second[N] = { 60, 61, 62, 63, 64 };
 	struct kv_op *one = receive(5, all_layers, RIG_TIMEOUT_MS), *two = NULL;
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all_layers, second, N, 5, NULL, &two, &err),
 	   &err);
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 5, NULL, &err), &err);
@@ -343,12 +333,11 @@ static void of_two_leases_of_one_tag_the_older_is_filled_first(void **state)
 	ok(kv_op_free(two, &err), &err);
 }
 
-static void another_number_of_blocks_is_refused_and_the_receiver_waits_on(void **state)
+CASE_WITH(another_number_of_blocks_is_refused_and_the_receiver_waits_on, setup, teardown)
 {
 	struct kv_op *op = receive(6, all_layers, RIG_TIMEOUT_MS);
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(
 		kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N - 1, 6, NULL, &err),
 		KV_ERR_ARG);
@@ -358,12 +347,11 @@ static void another_number_of_blocks_is_refused_and_the_receiver_waits_on(void *
 	ok(kv_op_free(op, &err), &err);
 }
 
-static void other_layers_than_the_receiver_names_end_both_sides(void **state)
+CASE_WITH(other_layers_than_the_receiver_names_end_both_sides, setup, teardown)
 {
 	struct kv_op *op = receive(6, (struct kv_layers){ 1, 2 }, RIG_TIMEOUT_MS);
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err),
 			 KV_ERR_GEOMETRY);
 	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_GEOMETRY);
@@ -371,13 +359,12 @@ static void other_layers_than_the_receiver_names_end_both_sides(void **state)
 	ok(kv_op_free(op, &err), &err);
 }
 
-static void a_layer_is_not_sent_twice(void **state)
+CASE_WITH(a_layer_is_not_sent_twice, setup, teardown)
 {
 	struct kv_op *op = receive(6, all_layers, RIG_TIMEOUT_MS);
 	const struct kv_layers first = { 0, 1 };
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_send_blocks(p.a.peer, p.a.cache, first, source, N, 6, NULL, &err), &err);
 	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 6, NULL, &err),
 			 KV_ERR_LEASE);
@@ -388,13 +375,12 @@ static void a_layer_is_not_sent_twice(void **state)
 	ok(kv_op_free(op, &err), &err);
 }
 
-static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void **state)
+CASE_WITH(a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back, setup, teardown)
 {
 	struct kv_op *op = receive(11, all_layers, slow_ms(40));
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &err), KV_ERR_TIMEOUT);
 	assert_string_equal(err.op, "recv_blocks");
 	ok(kv_op_free(op, &err), &err);
@@ -413,12 +399,11 @@ static void a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back(void 
 	ok(kv_op_free(op, &err), &err);
 }
 
-static void a_send_may_wait_for_its_receiver(void **state)
+CASE_WITH(a_send_may_wait_for_its_receiver, setup, teardown)
 {
 	struct kv_op *send, *recv;
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, source, N, 21, NULL, &send, &err),
 	   &err);
 	assert_int_equal(kv_wait(send, KV_SENT, slow_ms(20), &err), KV_ERR_TIMEOUT);
@@ -430,13 +415,12 @@ static void a_send_may_wait_for_its_receiver(void **state)
 	ok(kv_op_free(recv, &err), &err);
 }
 
-static void kv_blocks_open_is_found_by_its_tag_too(void **state)
+CASE_WITH(kv_blocks_open_is_found_by_its_tag_too, setup, teardown)
 {
 	struct kv_lease *lease = open_lease(31, RIG_TIMEOUT_MS);
 	struct kv_arrival arrival;
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_send_blocks(p.a.peer, p.a.cache, all_layers, source, N, 31, NULL, &err), &err);
 	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.lease, kv_lease_id(lease));
@@ -444,30 +428,9 @@ static void kv_blocks_open_is_found_by_its_tag_too(void **state)
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 }
 
-#define with_pair(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		with_pair(a_write_under_a_lease_lands_and_names_it),
-		with_pair(a_block_that_the_lease_does_not_hold_is_refused),
-		with_pair(blocks_are_opened_once),
-		with_pair(an_expired_lease_takes_no_commit_and_stays_closed_until_it_is_revoked),
-		with_pair(a_write_may_be_made_before_the_word_of_its_lease_comes),
-		with_pair(no_byte_lands_after_a_revoke_although_writers_go_on),
-		cmocka_unit_test(many_leases_are_open_at_once_and_one_more_is_busy),
-		with_pair(a_send_fills_the_blocks_of_its_tag),
-		with_pair(layers_may_come_one_by_one_and_in_any_order),
-		with_pair(of_two_leases_of_one_tag_the_older_is_filled_first),
-		with_pair(another_number_of_blocks_is_refused_and_the_receiver_waits_on),
-		with_pair(other_layers_than_the_receiver_names_end_both_sides),
-		with_pair(a_layer_is_not_sent_twice),
-		with_pair(a_receive_that_times_out_or_is_cancelled_gives_its_blocks_back),
-		with_pair(a_send_may_wait_for_its_receiver),
-		with_pair(kv_blocks_open_is_found_by_its_tag_too),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -25,9 +25,8 @@ static int play(bool patient, struct kv_error *err)
 	return scene_play(err);
 }
 
-static void every_call_of_the_c_library_fails_once(void **state)
+CASE(every_call_of_the_c_library_fails_once)
 {
-	(void)state;
 	libc_sweep(play);
 }
 
@@ -47,7 +46,7 @@ static void *drip(void *arg)
 }
 
 /* As where a machine has too much to do: it comes back long after everybody else. */
-static void a_close_waits_for_a_service_thread_that_gets_no_processor(void **state)
+CASE(a_close_waits_for_a_service_thread_that_gets_no_processor)
 {
 	int before = count_descriptors(), fd;
 	struct kv_peer *peer;
@@ -56,7 +55,6 @@ static void a_close_waits_for_a_service_thread_that_gets_no_processor(void **sta
 	struct node a;
 	uint32_t port;
 
-	(void)state;
 	fd = port_hold(&port);
 	assert_int_equal(listen(fd, 1), 0);
 	ok(scene_open_side(&a, 1, &err), &err);
@@ -73,12 +71,7 @@ static void a_close_waits_for_a_service_thread_that_gets_no_processor(void **sta
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_close_waits_for_a_service_thread_that_gets_no_processor),
-		cmocka_unit_test(every_call_of_the_c_library_fails_once),
-	};
-
 	if (argc > 1)
 		setenv("KVCACHE_SHM_PATH", argv[1], 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

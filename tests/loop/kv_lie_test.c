@@ -122,11 +122,10 @@ static void dropped(void)
 
 /* ---------------------------------------------------------------- BEGIN */
 
-static void a_begin_agrees_with_the_cache(void **state)
+CASE_WITH(a_begin_agrees_with_the_cache, setup, teardown)
 {
 	struct kv_msg bad[6];
 
-	(void)state;
 	for (int i = 0; i < 6; i++)
 		bad[i] = begin_ok;
 	bad[0].begin.bytes--;
@@ -146,11 +145,10 @@ static void a_begin_agrees_with_the_cache(void **state)
 	}
 }
 
-static void a_begin_names_a_lease_that_allows_it(void **state)
+CASE_WITH(a_begin_names_a_lease_that_allows_it, setup, teardown)
 {
 	struct kv_msg msg = begin_ok;
 
-	(void)state;
 	msg.begin.lease = kv_lease_id(lease);
 	msg.begin.blocks = N + 1;
 	msg.begin.bytes = (512 + 320) * (N + 1) * RIG_LAYERS;
@@ -158,24 +156,21 @@ static void a_begin_names_a_lease_that_allows_it(void **state)
 	dropped();
 }
 
-static void a_begin_names_no_lease_that_was_never_given(void **state)
+CASE_WITH(a_begin_names_no_lease_that_was_never_given, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 1), kv_lease_id(lease) + (UINT64_C(1) << 40));
 	dropped();
 }
 
-static void an_operation_begins_once(void **state)
+CASE_WITH(an_operation_begins_once, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 1), 0);
 	say_begin(OP(3, 2), 0);
 	dropped();
 }
 
-static void a_slot_does_not_go_back_to_an_older_operation(void **state)
+CASE_WITH(a_slot_does_not_go_back_to_an_older_operation, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 7), 0);
 	say_abort(OP(3, 7), 0, KV_ERR_CANCELLED);
 	say_begin(OP(3, 7), 0);
@@ -184,38 +179,34 @@ static void a_slot_does_not_go_back_to_an_older_operation(void **state)
 
 /* ---------------------------------------------------------------- commits */
 
-static void a_commit_is_of_the_operation_that_began(void **state)
+CASE_WITH(a_commit_is_of_the_operation_that_began, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 2), 0);
 	notify(OP(3, 1));
 	dropped();
 }
 
-static void a_commit_of_no_slot(void **state)
+CASE_WITH(a_commit_of_no_slot, setup, teardown)
 {
-	(void)state;
 	notify(OP(KV_OPS_MAX, 1));
 	dropped();
 }
 
-static void a_begin_that_follows_another_operations_commit(void **state)
+CASE_WITH(a_begin_that_follows_another_operations_commit, setup, teardown)
 {
-	(void)state;
 	notify(OP(3, 1));
 	say_begin(OP(3, 2), 0);
 	dropped();
 }
 
 /* The queue of arrivals is full: its acknowledgement is held back. */
-static void a_commit_that_is_held_back_is_not_taken_back(void **state)
+CASE_WITH(a_commit_that_is_held_back_is_not_taken_back, NULL, teardown)
 {
 	struct kv_arrival arrival;
 	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
 	bool held = false;
 	int code;
 
-	(void)state;
 	open_pair("KVCACHE_ARRIVALS=64", 64);
 	say_begin(OP(100, 1), 0);
 	notify(OP(100, 1));
@@ -239,32 +230,28 @@ static void a_commit_that_is_held_back_is_not_taken_back(void **state)
 
 /* ---------------------------------------------------------------- ABORT */
 
-static void an_abort_is_of_the_operation_that_began(void **state)
+CASE_WITH(an_abort_is_of_the_operation_that_began, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 2), 0);
 	say_abort(OP(3, 1), 0, KV_ERR_CANCELLED);
 	dropped();
 }
 
-static void an_abort_of_nothing(void **state)
+CASE_WITH(an_abort_of_nothing, setup, teardown)
 {
-	(void)state;
 	say_abort(OP(3, 1), 0, KV_ERR_CANCELLED);
 	dropped();
 }
 
-static void an_abort_has_a_cause(void **state)
+CASE_WITH(an_abort_has_a_cause, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 1), 0);
 	say_abort(OP(3, 1), 0, 0);
 	dropped();
 }
 
-static void an_abort_names_the_lease_of_its_begin(void **state)
+CASE_WITH(an_abort_names_the_lease_of_its_begin, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 1), 0);
 	say_abort(OP(3, 1), kv_lease_id(lease), KV_ERR_CANCELLED);
 	dropped();
@@ -272,9 +259,8 @@ static void an_abort_names_the_lease_of_its_begin(void **state)
 
 /* ---------------------------------------------------------------- ACK */
 
-static void an_acknowledgement_of_what_was_not_committed(void **state)
+CASE_WITH(an_acknowledgement_of_what_was_not_committed, setup, teardown)
 {
-	(void)state;
 	say((struct kv_msg){ .type = KV_MSG_ACK, .ack = { 1, { { OP(9, 1), 0 } } } });
 	dropped();
 }
@@ -292,14 +278,13 @@ static bool second_write_is_committed(void)
 }
 
 /* The slot is the same, the operation another one: it has not been acknowledged. */
-static void an_acknowledgement_is_of_the_operation_that_has_the_slot_now(void **state)
+CASE_WITH(an_acknowledgement_is_of_the_operation_that_has_the_slot_now, setup, teardown)
 {
 	const struct kv_layers all_layers = { 0, 0 };
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_lease *for_b;
 	struct kv_op *op;
 
-	(void)state;
 	kv_peer_release(p.a.peer);
 	ok(kv_blocks_open(p.a.peer, p.a.cache, opened, N, 2, RIG_TIMEOUT_MS, &for_b, &p.a.err),
 	   &p.a.err);
@@ -338,40 +323,35 @@ static void say_ids(uint64_t id, uint32_t at, uint32_t first, uint16_t count)
 
 #define LEASE_ID(serial, index) ((uint64_t)(serial) << 16 | (index))
 
-static void leases_come_in_the_order_of_their_numbers(void **state)
+CASE_WITH(leases_come_in_the_order_of_their_numbers, setup, teardown)
 {
-	(void)state;
 	say_lease(LEASE_ID(8, 0), 1);
 	say_lease(LEASE_ID(7, 1), 1);
 	dropped();
 }
 
-static void a_lease_of_more_blocks_than_there_are(void **state)
+CASE_WITH(a_lease_of_more_blocks_than_there_are, setup, teardown)
 {
-	(void)state;
 	say_lease(LEASE_ID(8, 0), RIG_BLOCKS + 1);
 	dropped();
 }
 
-static void a_lease_at_a_place_that_there_is_not(void **state)
+CASE_WITH(a_lease_at_a_place_that_there_is_not, setup, teardown)
 {
-	(void)state;
 	say_lease(LEASE_ID(8, KV_LEASES_MAX), 1);
 	dropped();
 }
 
-static void ids_come_once_and_within_the_cache(void **state)
+CASE_WITH(ids_come_once_and_within_the_cache, setup, teardown)
 {
-	(void)state;
 	say_lease(LEASE_ID(8, 0), 4);
 	say_ids(LEASE_ID(8, 0), 0, 10, 2);
 	say_ids(LEASE_ID(8, 0), 2, 11, 2); /* 11 is there already */
 	dropped();
 }
 
-static void no_ids_follow_a_revoke(void **state)
+CASE_WITH(no_ids_follow_a_revoke, setup, teardown)
 {
-	(void)state;
 	say_lease(LEASE_ID(8, 0), 4);
 	say_ids(LEASE_ID(8, 0), 0, 10, 2);
 	say_id(KV_MSG_REVOKE, LEASE_ID(8, 0));
@@ -379,23 +359,20 @@ static void no_ids_follow_a_revoke(void **state)
 	dropped();
 }
 
-static void a_lease_that_was_not_sent_is_not_revoked(void **state)
+CASE_WITH(a_lease_that_was_not_sent_is_not_revoked, setup, teardown)
 {
-	(void)state;
 	say_id(KV_MSG_REVOKE, LEASE_ID(8, 0));
 	dropped();
 }
 
-static void a_lease_that_is_not_revoked_is_not_given_back(void **state)
+CASE_WITH(a_lease_that_is_not_revoked_is_not_given_back, setup, teardown)
 {
-	(void)state;
 	say_id(KV_MSG_REVOKED, kv_lease_id(lease));
 	dropped();
 }
 
-static void a_lease_is_not_given_back_while_an_operation_under_it_is_open(void **state)
+CASE_WITH(a_lease_is_not_given_back_while_an_operation_under_it_is_open, setup, teardown)
 {
-	(void)state;
 	hold(&p.b);
 	kv_lease_stop(lease);
 	kv_peer_progress(p.b.peer, true); /* sends REVOKE */
@@ -416,26 +393,23 @@ static void say_digests(uint64_t op, uint8_t count, uint32_t block)
 	say(msg);
 }
 
-static void digests_that_nobody_asked_for(void **state)
+CASE_WITH(digests_that_nobody_asked_for, setup, teardown)
 {
-	(void)state;
 	say_begin(OP(3, 1), 0);
 	say_digests(OP(3, 1), 1, 0);
 	dropped();
 }
 
-static void digests_of_no_commit(void **state)
+CASE_WITH(digests_of_no_commit, NULL, teardown)
 {
-	(void)state;
 	open_pair("KVCACHE_CHECKSUM=1", 0);
 	say_begin(OP(3, 1), 0);
 	say_digests(OP(3, 1), 1, 0); /* before the notify: the bytes may not be there */
 	dropped();
 }
 
-static void a_digest_of_no_block(void **state)
+CASE_WITH(a_digest_of_no_block, NULL, teardown)
 {
-	(void)state;
 	open_pair("KVCACHE_CHECKSUM=1", 0);
 	say_begin(OP(3, 1), 0);
 	notify(OP(3, 1));
@@ -443,9 +417,8 @@ static void a_digest_of_no_block(void **state)
 	dropped();
 }
 
-static void more_digests_than_blocks(void **state)
+CASE_WITH(more_digests_than_blocks, NULL, teardown)
 {
-	(void)state;
 	open_pair("KVCACHE_CHECKSUM=1", 0);
 	say_begin(OP(3, 1), 0);
 	notify(OP(3, 1));
@@ -453,11 +426,10 @@ static void more_digests_than_blocks(void **state)
 	dropped();
 }
 
-static void a_proof_under_a_lease(void **state)
+CASE_WITH(a_proof_under_a_lease, NULL, teardown)
 {
 	struct kv_msg msg = begin_ok;
 
-	(void)state;
 	open_pair("KVCACHE_CHECKSUM=1", 0);
 	msg.type = KV_MSG_PROVE;
 	msg.begin.lease = kv_lease_id(lease);
@@ -465,19 +437,17 @@ static void a_proof_under_a_lease(void **state)
 	dropped();
 }
 
-static void a_wrong_block_of_what_was_not_written(void **state)
+CASE_WITH(a_wrong_block_of_what_was_not_written, setup, teardown)
 {
-	(void)state;
 	say((struct kv_msg){ .type = KV_MSG_WRONG, .wrong = { .op = OP(3, 1) } });
 	dropped();
 }
 
 /* What a lost writer leaves undone is named before the loss is. */
-static void a_begun_write_and_an_open_lease_are_named_at_the_loss(void **state)
+CASE_WITH(a_begun_write_and_an_open_lease_are_named_at_the_loss, setup, teardown)
 {
 	struct kv_arrival arrival;
 
-	(void)state;
 	say_begin(OP(3, 1), 0);
 	tr_fence(p.a.peer->conn, KV_NO_DEADLINE, NULL);
 	assert_true(await_kind(&p.b, KV_ARRIVAL_UNFINISHED, &arrival, RIG_TIMEOUT_MS));
@@ -493,53 +463,16 @@ static void a_begun_write_and_an_open_lease_are_named_at_the_loss(void **state)
 	no_arrival(&p.b);
 }
 
-static void nothing_follows_a_goodbye(void **state)
+CASE_WITH(nothing_follows_a_goodbye, setup, teardown)
 {
-	(void)state;
 	say((struct kv_msg){ .type = KV_MSG_BYE });
 	say_begin(OP(3, 1), 0);
 	dropped();
 }
 
-#define with_pair(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		with_pair(a_begin_agrees_with_the_cache),
-		with_pair(a_begin_names_a_lease_that_allows_it),
-		with_pair(a_begin_names_no_lease_that_was_never_given),
-		with_pair(an_operation_begins_once),
-		with_pair(a_slot_does_not_go_back_to_an_older_operation),
-		with_pair(a_commit_is_of_the_operation_that_began),
-		with_pair(a_commit_of_no_slot),
-		with_pair(a_begin_that_follows_another_operations_commit),
-		cmocka_unit_test_teardown(a_commit_that_is_held_back_is_not_taken_back, teardown),
-		with_pair(an_abort_is_of_the_operation_that_began),
-		with_pair(an_abort_of_nothing),
-		with_pair(an_abort_has_a_cause),
-		with_pair(an_abort_names_the_lease_of_its_begin),
-		with_pair(an_acknowledgement_of_what_was_not_committed),
-		with_pair(an_acknowledgement_is_of_the_operation_that_has_the_slot_now),
-		with_pair(leases_come_in_the_order_of_their_numbers),
-		with_pair(a_lease_of_more_blocks_than_there_are),
-		with_pair(a_lease_at_a_place_that_there_is_not),
-		with_pair(ids_come_once_and_within_the_cache),
-		with_pair(no_ids_follow_a_revoke),
-		with_pair(a_lease_that_was_not_sent_is_not_revoked),
-		with_pair(a_lease_that_is_not_revoked_is_not_given_back),
-		with_pair(a_lease_is_not_given_back_while_an_operation_under_it_is_open),
-		with_pair(digests_that_nobody_asked_for),
-		cmocka_unit_test_teardown(digests_of_no_commit, teardown),
-		cmocka_unit_test_teardown(a_digest_of_no_block, teardown),
-		cmocka_unit_test_teardown(more_digests_than_blocks, teardown),
-		cmocka_unit_test_teardown(a_proof_under_a_lease, teardown),
-		with_pair(a_wrong_block_of_what_was_not_written),
-		with_pair(a_begun_write_and_an_open_lease_are_named_at_the_loss),
-		with_pair(nothing_follows_a_goodbye),
-	};
-
 	(void)argc;
 	(void)argv;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

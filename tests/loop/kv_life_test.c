@@ -121,7 +121,7 @@ static void end_all(struct kv_op **ops, int n, unsigned int *acked_p, unsigned i
 	}
 }
 
-static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
+CASE(a_killed_receiver_ends_every_operation_as_peer_lost)
 {
 	unsigned int acked = 0, lost = 0;
 	struct kv_stats stats = KV_INIT(kv_stats);
@@ -129,7 +129,6 @@ static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
 	struct node a;
 	uint32_t port;
 
-	(void)state;
 	for (unsigned int round = 0; round < 12; round++) {
 		bool stop = round % 4 == 3; /* it cannot acknowledge what is posted then */
 		struct kv_op *ops[OPS];
@@ -171,7 +170,7 @@ static void a_killed_receiver_ends_every_operation_as_peer_lost(void **state)
 	assert_true(lost > 0);
 }
 
-static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence(void **state)
+CASE(a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence)
 {
 	struct kv_arrival arrival;
 	struct kv_lease *lease, *again;
@@ -180,7 +179,6 @@ static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence
 	struct child child[4];
 	struct node b;
 
-	(void)state;
 	shape.flags = 0;
 	for (int round = 0; round < 4; round++) /* before this process has threads */
 		child_start(&child[round], writer, NULL);
@@ -211,7 +209,7 @@ static void a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence
 }
 
 /* The process is there, and its sockets: nothing but the heartbeat tells. */
-static void a_stopped_peer_is_lost_after_five_heartbeats(void **state)
+CASE(a_stopped_peer_is_lost_after_five_heartbeats)
 {
 	static const char *const options[] = { "KVCACHE_HEARTBEAT_MS=200", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -223,7 +221,6 @@ static void a_stopped_peer_is_lost_after_five_heartbeats(void **state)
 	struct node a;
 	uint32_t port;
 
-	(void)state;
 	config.options = options;
 	port = start_receiver(&child, NULL);
 	node_open(&a, 1, NULL, &config);
@@ -257,7 +254,7 @@ static bool has_direct_access(void)
 	return !strcmp(transport(), "shm") && (!path || strcmp(path, "ring"));
 }
 
-static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(void **state)
+CASE(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone)
 {
 	struct kv_lease *lease;
 	struct kv_error err;
@@ -266,7 +263,6 @@ static void a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone(voi
 	int64_t begun;
 	int ret;
 
-	(void)state;
 	child_start(&child, writer, NULL); /* before this process has threads */
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
@@ -304,7 +300,7 @@ static void *kill_soon(void *child)
 	return NULL;
 }
 
-static void a_revoke_of_a_stopped_writer_waits_until_it_is_killed(void **state)
+CASE(a_revoke_of_a_stopped_writer_waits_until_it_is_killed)
 {
 	struct kv_lease *lease;
 	struct kv_error err;
@@ -313,7 +309,6 @@ static void a_revoke_of_a_stopped_writer_waits_until_it_is_killed(void **state)
 	struct node b;
 	int ret;
 
-	(void)state;
 	child_start(&child, writer, NULL); /* before this process has threads */
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
@@ -332,7 +327,7 @@ static void a_revoke_of_a_stopped_writer_waits_until_it_is_killed(void **state)
 	node_close(&b);
 }
 
-static void a_receive_is_not_cancelled_while_its_stopped_sender_could_write(void **state)
+CASE(a_receive_is_not_cancelled_while_its_stopped_sender_could_write)
 {
 	const int64_t blocks[] = { 70, 71 };
 	struct kv_error err;
@@ -341,7 +336,6 @@ static void a_receive_is_not_cancelled_while_its_stopped_sender_could_write(void
 	struct node b;
 	int ret;
 
-	(void)state;
 	child_start(&child, writer, NULL); /* before this process has threads */
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
@@ -383,7 +377,7 @@ static int receiver_on_port(int fd, const void *arg)
 	return 0;
 }
 
-static void a_restarted_receiver_is_a_new_peer(void **state)
+CASE(a_restarted_receiver_is_a_new_peer)
 {
 	uint8_t before[16], zero[16] = { 0 };
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
@@ -393,7 +387,6 @@ static void a_restarted_receiver_is_a_new_peer(void **state)
 	struct node a;
 	int held = port_hold(&port); /* also while no receiver has it */
 
-	(void)state;
 	for (int i = 0; i < 3; i++) /* before this process has threads */
 		child_start(&child[i], receiver_on_port, NULL);
 	node_open(&a, 1, NULL, NULL);
@@ -418,14 +411,13 @@ static void a_restarted_receiver_is_a_new_peer(void **state)
 	close(held);
 }
 
-static void a_receiver_that_comes_back_with_another_shape_is_refused_by_name(void **state)
+CASE(a_receiver_that_comes_back_with_another_shape_is_refused_by_name)
 {
 	struct shape shape = rig_shape;
 	struct kv_error err;
 	struct node a, b;
 	int ret;
 
-	(void)state;
 	shape.layers = RIG_LAYERS + 1;
 	shape.block_bytes[1] = 256;
 	node_open(&a, 1, NULL, NULL);
@@ -453,7 +445,7 @@ static void *connect_in_vain(void *arg)
 }
 
 /* KVCACHE_MAX_PENDING is about those who come. */
-static void own_connects_that_wait_do_not_count_as_handshakes_of_strangers(void **state)
+CASE(own_connects_that_wait_do_not_count_as_handshakes_of_strangers)
 {
 	enum { THREADS = 4 };
 	static const char *const one[] = { "KVCACHE_MAX_PENDING=1", NULL };
@@ -461,7 +453,6 @@ static void own_connects_that_wait_do_not_count_as_handshakes_of_strangers(void 
 	pthread_t thread[THREADS];
 	struct node a, b;
 
-	(void)state;
 	caller.progress = KV_PROGRESS_CALLER;
 	few.options = one;
 	node_open(&b, 2, NULL, &caller); /* listens, and never accepts */
@@ -476,7 +467,7 @@ static void own_connects_that_wait_do_not_count_as_handshakes_of_strangers(void 
 	node_close(&b);
 }
 
-static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(void **state)
+CASE(connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline)
 {
 	struct kv_engine_config caller = KV_INIT(kv_engine_config);
 	struct kv_error err;
@@ -485,7 +476,6 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 	uint32_t port;
 	int fd;
 
-	(void)state;
 	caller.progress = KV_PROGRESS_CALLER;
 	node_open(&a, 1, NULL, NULL);
 	node_open(&b, 2, NULL, &caller); /* listens, and never accepts */
@@ -507,21 +497,7 @@ static void connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline(vo
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_killed_receiver_ends_every_operation_as_peer_lost),
-		cmocka_unit_test(
-			a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence),
-		cmocka_unit_test(a_stopped_peer_is_lost_after_five_heartbeats),
-		cmocka_unit_test(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone),
-		cmocka_unit_test(a_revoke_of_a_stopped_writer_waits_until_it_is_killed),
-		cmocka_unit_test(a_receive_is_not_cancelled_while_its_stopped_sender_could_write),
-		cmocka_unit_test(a_restarted_receiver_is_a_new_peer),
-		cmocka_unit_test(a_receiver_that_comes_back_with_another_shape_is_refused_by_name),
-		cmocka_unit_test(own_connects_that_wait_do_not_count_as_handshakes_of_strangers),
-		cmocka_unit_test(connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

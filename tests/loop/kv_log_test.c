@@ -51,7 +51,7 @@ static void calls_back(void *arg, int level, const char *line)
 	kv_engine_close(node->engine);
 }
 
-static void calls_inside_the_log_callback_are_refused(void **state)
+CASE(calls_inside_the_log_callback_are_refused)
 {
 	static const int64_t ids[] = { 1, 2 };
 	static const struct kv_layers all_layers = { 0, 0 };
@@ -59,7 +59,6 @@ static void calls_inside_the_log_callback_are_refused(void **state)
 	struct kv_error err;
 	struct kv_peer *more;
 
-	(void)state;
 	config.log = calls_back;
 	config.log_arg = &nodes[0];
 	node_open(&nodes[0], 1, NULL, &config);
@@ -81,7 +80,7 @@ static void calls_inside_the_log_callback_are_refused(void **state)
 }
 
 /* A file that cannot be opened is named with its own cause, not with that of the other. */
-static void each_log_file_has_its_own_cause(void **state)
+CASE(each_log_file_has_its_own_cause)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	char path[] = "/tmp/kvrail-log-XXXXXX", option[128], said[2048] = "";
@@ -90,7 +89,6 @@ static void each_log_file_has_its_own_cause(void **state)
 	struct kv_engine *engine;
 	struct kv_error err;
 
-	(void)state;
 	assert_true(fd >= 0);
 	snprintf(option, sizeof(option), "KVCACHE_ERROR_FILE=%s", path);
 	config.options = options;
@@ -137,7 +135,7 @@ static void all_goes_on(const struct kv_engine_config *config)
 }
 
 /* A full disk, a pipe that nobody reads any more or whose reader is gone, and no stderr at all. */
-static void a_log_that_takes_nothing_stops_nobody(void **state)
+CASE(a_log_that_takes_nothing_stops_nobody)
 {
 	static const char *const full[] = { "KVCACHE_DEBUG=1", "KVCACHE_DEBUG_FILE=/dev/full",
 					    NULL };
@@ -146,7 +144,6 @@ static void a_log_that_takes_nothing_stops_nobody(void **state)
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	int kept = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
 
-	(void)state;
 	config.options = full;
 	all_goes_on(&config);
 	config.options = to_stderr;
@@ -167,11 +164,5 @@ static void a_log_that_takes_nothing_stops_nobody(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(calls_inside_the_log_callback_are_refused),
-		cmocka_unit_test(each_log_file_has_its_own_cause),
-		cmocka_unit_test(a_log_that_takes_nothing_stops_nobody),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

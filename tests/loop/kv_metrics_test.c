@@ -119,13 +119,12 @@ static void write_blocks(void)
 
 /* ---------------------------------------------------------------- the tests */
 
-static void the_metrics_say_what_kv_stats_says(void **state)
+CASE_WITH(the_metrics_say_what_kv_stats_says, with_metrics, without)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_stats a = KV_INIT(kv_stats), b = KV_INIT(kv_stats);
 	struct kv_error err;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (int i = 0; i < WRITES; i++)
 		write_blocks();
@@ -162,12 +161,11 @@ static void the_metrics_say_what_kv_stats_says(void **state)
 }
 
 /* Reads count where they end: this test's own table is what was asked for and came. */
-static void reads_are_counted_where_they_were_asked_for(void **state)
+CASE_WITH(reads_are_counted_where_they_were_asked_for, with_metrics, without)
 {
 	uint64_t per_block = 0, bytes = 0, blocks = 0;
 	struct kv_error err;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (int i = 0; i < RIG_TENSORS; i++)
 		per_block += rig_shape.block_bytes[i];
@@ -193,11 +191,10 @@ static void reads_are_counted_where_they_were_asked_for(void **state)
 	pair_close(&p);
 }
 
-static void a_lost_peer_is_counted_by_its_cause(void **state)
+CASE_WITH(a_lost_peer_is_counted_by_its_cause, with_metrics, without)
 {
 	struct kv_arrival arrival;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	node_close(&p.b);
 	assert_true(await_kind(&p.a, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
@@ -208,9 +205,8 @@ static void a_lost_peer_is_counted_by_its_cause(void **state)
 	node_close(&p.a);
 }
 
-static void the_file_is_there_as_long_as_an_engine(void **state)
+CASE_WITH(the_file_is_there_as_long_as_an_engine, with_metrics, without)
 {
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	read_file(getpid());
 	assert_int_equal(times("# TYPE kvrail_operations_total counter\n"), 1);
@@ -221,12 +217,11 @@ static void the_file_is_there_as_long_as_an_engine(void **state)
 	assert_int_equal(files(), 0);
 }
 
-static void nonsense_at_the_port_costs_nobody_anything(void **state)
+CASE_WITH(nonsense_at_the_port_costs_nobody_anything, with_metrics, without)
 {
 	char question[8192];
 	int slow, gone;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ask("GET /secret HTTP/1.1\r\n\r\n");
 	assert_int_equal(strncmp(text, "HTTP/1.0 404 ", 13), 0);
@@ -244,13 +239,12 @@ static void nonsense_at_the_port_costs_nobody_anything(void **state)
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* no engine in a child there */
-static void a_forked_child_has_metrics_of_its_own(void **state)
+CASE_WITH(a_forked_child_has_metrics_of_its_own, with_metrics, without)
 {
 	struct node parent, child;
 	int status;
 	pid_t pid;
 
-	(void)state;
 	node_open(&parent, 1, NULL, NULL);
 	ask_metrics();
 	pid = fork();
@@ -271,11 +265,10 @@ static void a_forked_child_has_metrics_of_its_own(void **state)
 }
 #endif
 
-static void what_cannot_be_had_is_a_warning(void **state)
+CASE_WITH(what_cannot_be_had_is_a_warning, with_metrics, without)
 {
 	int holder;
 
-	(void)state;
 	setenv("KVCACHE_METRICS_DIR", "/nowhere/at/all", 1);
 	unsetenv("KVCACHE_METRICS_PORT");
 	pair_open(&p, NULL, NULL);
@@ -294,31 +287,13 @@ static void what_cannot_be_had_is_a_warning(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(the_metrics_say_what_kv_stats_says, with_metrics,
-						without),
-		cmocka_unit_test_setup_teardown(reads_are_counted_where_they_were_asked_for,
-						with_metrics, without),
-		cmocka_unit_test_setup_teardown(a_lost_peer_is_counted_by_its_cause, with_metrics,
-						without),
-		cmocka_unit_test_setup_teardown(the_file_is_there_as_long_as_an_engine,
-						with_metrics, without),
-		cmocka_unit_test_setup_teardown(nonsense_at_the_port_costs_nobody_anything,
-						with_metrics, without),
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-		cmocka_unit_test_setup_teardown(a_forked_child_has_metrics_of_its_own, with_metrics,
-						without),
-#endif
-		cmocka_unit_test_setup_teardown(what_cannot_be_had_is_a_warning, with_metrics,
-						without),
-	};
 	int holder = port_hold(&port), failed;
 
 	if (!mkdtemp(folder))
 		return 1;
 	close(holder);
 	snprintf(port_text, sizeof(port_text), "%u", port);
-	failed = cmocka_run_group_tests(tests, NULL, NULL);
+	failed = run_cases(NULL, NULL);
 	rmdir(folder);
 	return failed;
 }

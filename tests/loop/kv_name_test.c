@@ -84,24 +84,17 @@ static void run_in(int progress)
 	node_close(&b);
 }
 
-static void with_a_service_thread(void **state)
+CASE(with_a_service_thread)
 {
-	(void)state;
 	run_in(KV_PROGRESS_AUTO);
 }
 
-static void without_one(void **state)
+CASE(without_one)
 {
-	(void)state;
 	run_in(KV_PROGRESS_CALLER);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(with_a_service_thread),
-		cmocka_unit_test(without_one),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -185,7 +185,7 @@ static void try_lie(const struct lie *lie, uint32_t flags)
 	node_close(&b);
 }
 
-static void a_record_is_placed_in_open_blocks_only(void **state)
+CASE(a_record_is_placed_in_open_blocks_only)
 {
 	static const struct lie lies[] = {
 		{ 0, 0, 10, 0, 512, true, false, .lands = true },
@@ -198,12 +198,11 @@ static void a_record_is_placed_in_open_blocks_only(void **state)
 		{ 0, 0, 10, 0, BYTES, true, true, .lost = true },   /* not READABLE */
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++)
 		try_lie(&lies[i], 0);
 }
 
-static void an_open_cache_is_written_anywhere_but_between_its_blocks(void **state)
+CASE(an_open_cache_is_written_anywhere_but_between_its_blocks)
 {
 	static const struct lie lies[] = {
 		{ 2, 0, 40, 0, 4096, false, false, .lands = true },
@@ -211,7 +210,6 @@ static void an_open_cache_is_written_anywhere_but_between_its_blocks(void **stat
 		{ 2, 1, 40, 320, 8, false, false, .lost = true },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++)
 		try_lie(&lies[i], KV_CACHE_OPEN | KV_CACHE_READABLE);
 }
@@ -269,7 +267,7 @@ static uint64_t open_to(struct node *b, struct child *child, struct kv_lease **l
 }
 
 /* The writer is stopped in the middle; its blocks are free at once, for it too, and it lives on. */
-static void a_revocation_waits_for_nobody(void **state)
+CASE(a_revocation_waits_for_nobody)
 {
 	struct shape shape = rig_shape;
 	struct kv_lease *lease;
@@ -278,7 +276,6 @@ static void a_revocation_waits_for_nobody(void **state)
 	uint64_t none = 0;
 	struct node b;
 
-	(void)state;
 	shape.flags = 0;
 	child_start(&child, writer, NULL);
 	node_open(&b, 2, &shape, NULL);
@@ -373,7 +370,7 @@ static bool half_is(struct node *b, uint8_t byte)
 	return is;
 }
 
-static void the_rest_of_a_frame_does_not_land_after_a_revoke(void **state)
+CASE(the_rest_of_a_frame_does_not_land_after_a_revoke)
 {
 	int64_t deadline_ns;
 	struct shape shape = rig_shape;
@@ -383,7 +380,6 @@ static void the_rest_of_a_frame_does_not_land_after_a_revoke(void **state)
 	struct node b;
 	char byte;
 
-	(void)state;
 	shape.flags = 0;
 	child_start(&child, half_writer, NULL);
 	node_open(&b, 2, &shape, NULL);
@@ -408,16 +404,9 @@ static void the_rest_of_a_frame_does_not_land_after_a_revoke(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_record_is_placed_in_open_blocks_only),
-		cmocka_unit_test(an_open_cache_is_written_anywhere_but_between_its_blocks),
-		cmocka_unit_test(a_revocation_waits_for_nobody),
-		cmocka_unit_test(the_rest_of_a_frame_does_not_land_after_a_revoke),
-	};
-
 	rig_path(argc > 1 ? argv[1] : "ring");
 	on_tcp = argc > 1 && !strcmp(argv[1], "tcp");
 	if (!on_tcp) /* a record of a ring is there as a whole */
 		cmocka_set_skip_filter("the_rest_*");
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

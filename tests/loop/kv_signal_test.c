@@ -31,11 +31,10 @@ static void blow(bool on)
 	assert_int_equal(setitimer(ITIMER_REAL, &every, NULL), 0);
 }
 
-static void a_storm_of_signals_changes_nothing(void **state)
+CASE(a_storm_of_signals_changes_nothing)
 {
 	const int64_t wait_ms = slow_ms(100);
 
-	(void)state;
 	for (int progress = KV_PROGRESS_AUTO; progress <= KV_PROGRESS_CALLER; progress++) {
 		struct kv_engine_config config = KV_INIT(kv_engine_config);
 		struct kv_options opts = KV_INIT(kv_options);
@@ -72,11 +71,7 @@ static void a_storm_of_signals_changes_nothing(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_storm_of_signals_changes_nothing),
-	};
-
 	if (argc > 1)
 		setenv("KVCACHE_SHM_PATH", argv[1], 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

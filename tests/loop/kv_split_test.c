@@ -175,35 +175,31 @@ static void sizes(uint32_t p, uint32_t d, uint32_t heads)
 	}
 }
 
-static void one_rank_to_two_and_two_to_one(void **state)
+CASE(one_rank_to_two_and_two_to_one)
 {
-	(void)state;
 	sizes(1, 2, 8);
 	sizes(2, 1, 8);
 }
 
-static void four_heads_on_four_ranks_and_on_eight(void **state)
+CASE(four_heads_on_four_ranks_and_on_eight)
 {
-	(void)state;
 	sizes(4, 8, 4);
 	sizes(8, 4, 4);
 }
 
-static void two_ranks_to_eight_with_four_heads(void **state)
+CASE(two_ranks_to_eight_with_four_heads)
 {
-	(void)state;
 	sizes(2, 8, 4);
 }
 
 /* MLA: every rank has the one head. */
-static void one_head_on_one_rank_and_on_four(void **state)
+CASE(one_head_on_one_rank_and_on_four)
 {
-	(void)state;
 	sizes(1, 4, 1);
 	sizes(4, 2, 1);
 }
 
-static void orders_that_differ_are_refused_at_connect(void **state)
+CASE(orders_that_differ_are_refused_at_connect)
 {
 	static const struct {
 		struct group here, there;
@@ -227,7 +223,6 @@ static void orders_that_differ_are_refused_at_connect(void **state)
 		  "kv_heads here 4, peer 8" },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		struct rank a, b;
 		struct kv_peer *peer;
@@ -248,7 +243,7 @@ static void orders_that_differ_are_refused_at_connect(void **state)
 }
 
 /* A program that was compiled before kv_heads was there. */
-static void the_shorter_layout_of_before_is_taken(void **state)
+CASE(the_shorter_layout_of_before_is_taken)
 {
 	static uint8_t mem[64];
 	struct kv_tensor tensor = { .name = "k", .block_bytes = sizeof(mem), .base = mem };
@@ -257,7 +252,6 @@ static void the_shorter_layout_of_before_is_taken(void **state)
 	struct kv_cache *cache;
 	struct kv_error err;
 
-	(void)state;
 	layout.layers = layout.tensors = layout.blocks = 1;
 	layout.tensor = &tensor;
 	layout.kv_heads = 77; /* is not looked at */
@@ -272,18 +266,9 @@ static void the_shorter_layout_of_before_is_taken(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(one_rank_to_two_and_two_to_one),
-		cmocka_unit_test(four_heads_on_four_ranks_and_on_eight),
-		cmocka_unit_test(two_ranks_to_eight_with_four_heads),
-		cmocka_unit_test(one_head_on_one_rank_and_on_four),
-		cmocka_unit_test(orders_that_differ_are_refused_at_connect),
-		cmocka_unit_test(the_shorter_layout_of_before_is_taken),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -180,14 +180,13 @@ static void adds_up(const struct kv_stats *s)
 			 s->ok + s->failed + s->cancelled);
 }
 
-static void no_counter_goes_back_while_all_goes_on(void **state)
+CASE(no_counter_goes_back_while_all_goes_on)
 {
 	static struct onlooker at_a, at_b; /* they outlive a failure */
 	struct kv_stats a, b;
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	onlooker_start(&at_a, p.a.engine);
 	onlooker_start(&at_b, p.b.engine);
@@ -231,7 +230,7 @@ static void *connect_a(void *arg)
  * The writer has no service thread, and something that it could post: a write whose lease comes
  * after it.
  */
-static void looking_posts_no_block_data(void **state)
+CASE(looking_posts_no_block_data)
 {
 	struct kv_engine_config caller = KV_INIT(kv_engine_config);
 	struct kv_options opts = KV_INIT(kv_options);
@@ -245,7 +244,6 @@ static void looking_posts_no_block_data(void **state)
 	pthread_t thread;
 	struct pair p;
 
-	(void)state;
 	closed.flags = 0;
 	caller.progress = KV_PROGRESS_CALLER;
 	node_open(&p.b, 2, &closed, NULL);
@@ -282,12 +280,7 @@ static void looking_posts_no_block_data(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(no_counter_goes_back_while_all_goes_on),
-		cmocka_unit_test(looking_posts_no_block_data),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -411,13 +411,12 @@ static void *run_lane(void *arg)
 	return NULL;
 }
 
-static void no_byte_is_late(void **state)
+CASE(no_byte_is_late)
 {
 	static struct lane lane[LANES];
 	pthread_t thread[LANES];
 	uint64_t operations = 0, late = 0, back = 0, closes = 0, lost = 0;
 
-	(void)state;
 	for (unsigned int i = 0; i < LANES; i++) {
 		lane[i].number = i;
 		pthread_mutex_init(&lane[i].count_lock, NULL);
@@ -453,10 +452,8 @@ static void no_byte_is_late(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(no_byte_is_late) };
-
 	wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 10000;
 	if (argc > 2)
 		rig_path(argv[2]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -48,11 +48,10 @@ static void open_writer(struct node *a, int progress)
 	node_open(a, 1, &shape, &config);
 }
 
-static void a_call_into_stuck_memory_keeps_its_deadline(void **state)
+CASE(a_call_into_stuck_memory_keeps_its_deadline)
 {
 	static const int modes[] = { KV_PROGRESS_AUTO, KV_PROGRESS_CALLER };
 
-	(void)state;
 	for (int i = 0; i < 4; i++) {
 		bool reads = i & 1, after_others = i == 1 || i == 2;
 		struct kv_options opts = KV_INIT(kv_options);
@@ -103,7 +102,7 @@ static void a_call_into_stuck_memory_keeps_its_deadline(void **state)
 
 static void *kept; /* for good: the call that was left behind reads it until the child is gone */
 
-static void an_engine_is_closed_while_a_call_is_stuck(void **state)
+CASE(an_engine_is_closed_while_a_call_is_stuck)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_op *op;
@@ -113,7 +112,6 @@ static void an_engine_is_closed_while_a_call_is_stuck(void **state)
 	struct bar begun;
 	uint32_t port = start(&stuck);
 
-	(void)state;
 	open_writer(&a, KV_PROGRESS_AUTO);
 	kept = a.mem;
 	a.shape.malloced = false;
@@ -224,31 +222,22 @@ static void crowd_in(int progress)
 	child_join(&sound);
 }
 
-static void more_calls_are_stuck_than_there_are_threads(void **state)
+CASE(more_calls_are_stuck_than_there_are_threads)
 {
-	(void)state;
 	crowd_in(KV_PROGRESS_AUTO);
 }
 
-static void more_calls_are_stuck_and_no_service_thread_is_there(void **state)
+CASE(more_calls_are_stuck_and_no_service_thread_is_there)
 {
-	(void)state;
 	crowd_in(KV_PROGRESS_CALLER);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_call_into_stuck_memory_keeps_its_deadline),
-		cmocka_unit_test(an_engine_is_closed_while_a_call_is_stuck),
-		cmocka_unit_test(more_calls_are_stuck_than_there_are_threads),
-		cmocka_unit_test(more_calls_are_stuck_and_no_service_thread_is_there),
-	};
-
 	if (!stuck_can())
 		return 77;
 	setenv("KVCACHE_SHM_PATH", "cma", 1);
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

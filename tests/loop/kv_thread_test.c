@@ -77,7 +77,7 @@ static void onlooker_end(struct onlooker *o)
 	pthread_join(o->thread, NULL);
 }
 
-static void threads_share_a_peer_while_others_look(void **state)
+CASE(threads_share_a_peer_while_others_look)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	int64_t src[RIG_BLOCKS], dst[RIG_BLOCKS];
@@ -87,7 +87,6 @@ static void threads_share_a_peer_while_others_look(void **state)
 	struct onlooker onlooker;
 	struct pair p;
 
-	(void)state;
 	config.arrivals_off = 1;
 	node_open(&p.b, 2, NULL, &config);
 	node_listen(&p.b);
@@ -120,13 +119,12 @@ static void threads_share_a_peer_while_others_look(void **state)
 	pair_close(&p);
 }
 
-static void peers_come_and_go_while_others_look(void **state)
+CASE(peers_come_and_go_while_others_look)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct onlooker onlooker;
 	struct pair p;
 
-	(void)state;
 	config.arrivals_off = 1;
 	node_open(&p.b, 2, NULL, &config);
 	node_listen(&p.b);
@@ -194,7 +192,7 @@ static void turn_until_ready_is_due(struct node *node, struct visitor *v)
 	} while (!strstr(text, "waiting for ready") && !atomic_load(&v->done));
 }
 
-static void one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye(void **state)
+CASE(one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_stats stats = KV_INIT(kv_stats);
@@ -202,7 +200,6 @@ static void one_that_left_before_its_last_frame_was_read_was_there_and_said_good
 	struct visitor v = { 0 };
 	struct pair p;
 
-	(void)state;
 	config.progress = KV_PROGRESS_CALLER;
 	node_open(&p.b, 2, NULL, &config);
 	node_listen(&p.b);
@@ -227,14 +224,7 @@ static void one_that_left_before_its_last_frame_was_read_was_there_and_said_good
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(threads_share_a_peer_while_others_look),
-		cmocka_unit_test(peers_come_and_go_while_others_look),
-		cmocka_unit_test(
-			one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

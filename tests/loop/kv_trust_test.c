@@ -59,12 +59,11 @@ static void hello_of(uint32_t port, const struct kv_hello *ours, struct kv_hello
 	close(fd);
 }
 
-static void an_engine_tells_only_of_caches_that_the_peer_named(void **state)
+CASE(an_engine_tells_only_of_caches_that_the_peer_named)
 {
 	struct kv_hello ours = { .name = "stranger" }, theirs;
 	struct node b;
 
-	(void)state;
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
 	hello_of(b.port, &ours, &theirs);
@@ -82,14 +81,13 @@ static void an_engine_tells_only_of_caches_that_the_peer_named(void **state)
 }
 
 /* A cache that the peer does not have is not counted as known to it. */
-static void a_cache_that_the_peer_does_not_have_can_be_unregistered(void **state)
+CASE(a_cache_that_the_peer_does_not_have_can_be_unregistered)
 {
 	struct kv_engine *bare;
 	struct kv_peer *peer;
 	struct kv_error err;
 	struct node b;
 
-	(void)state;
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
 	ok(kv_engine_open(NULL, &bare, &err), &err);
@@ -136,7 +134,7 @@ static int stranger(int fd, const void *arg)
 	return 0;
 }
 
-static void another_user_reaches_open_blocks_only_and_through_the_receiver(void **state)
+CASE(another_user_reaches_open_blocks_only_and_through_the_receiver)
 {
 	for (int malloced = 0; malloced < 2; malloced++) {
 		struct shape shape = rig_shape;
@@ -243,9 +241,8 @@ static bool lend(struct kv_peer *peer, uint32_t serial, uint32_t first, uint32_t
 }
 
 /* What 100 kB of messages say may not cost 100 MB: dense leases, and one block in each page. */
-static void leases_cost_the_writer_no_more_than_its_budget(void **state)
+CASE(leases_cost_the_writer_no_more_than_its_budget)
 {
-	(void)state;
 	for (uint32_t step = 1; step < 2000; step += 1023) {
 		struct kv_arrival arrival;
 		struct node writer, hostile;
@@ -312,7 +309,7 @@ static bool lend_much(struct node *writer, struct kv_peer *peer)
 }
 
 /* Each within its own budget, and all of them not; those of one address leave some to others. */
-static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
+CASE(leases_of_all_peers_cost_no_more_than_those_of_four)
 {
 	static const char *const hosts[] = { "127.0.0.1", "::1" };
 	struct kv_arrival arrival;
@@ -322,7 +319,6 @@ static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
 	int peers = 0, addresses = 2;
 	long before;
 
-	(void)state;
 	open_flat(&writer, 8);
 	open_flat(&hostile, HUGE_BLOCKS);
 	if (kv_listen(writer.engine, "::", 0, &writer.port, &err)) { /* no IPv6 here */
@@ -352,14 +348,13 @@ static void leases_of_all_peers_cost_no_more_than_those_of_four(void **state)
 
 enum { FDS_OF_A_PEER = 5 };
 
-static void a_peer_costs_few_descriptors(void **state)
+CASE(a_peer_costs_few_descriptors)
 {
 	struct shape shape = rig_shape;
 	struct node a, b;
 	struct kv_arrival arrival;
 	int before;
 
-	(void)state;
 	shape.malloced = true; /* process_vm, which has most */
 	node_open(&a, 1, &shape, NULL);
 	node_open(&b, 2, &shape, NULL);
@@ -375,14 +370,5 @@ static void a_peer_costs_few_descriptors(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_engine_tells_only_of_caches_that_the_peer_named),
-		cmocka_unit_test(a_cache_that_the_peer_does_not_have_can_be_unregistered),
-		cmocka_unit_test(another_user_reaches_open_blocks_only_and_through_the_receiver),
-		cmocka_unit_test(a_peer_costs_few_descriptors),
-		cmocka_unit_test(leases_cost_the_writer_no_more_than_its_budget),
-		cmocka_unit_test(leases_of_all_peers_cost_no_more_than_those_of_four),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -54,13 +54,12 @@ static void *world(const char *name, void **function_p)
 	return library;
 }
 
-static void code_stays_while_a_call_into_another_process_is_stuck(void **state)
+CASE(code_stays_while_a_call_into_another_process_is_stuck)
 {
 	int (*stuck_call)(void);
 	void *library = world("unload_stuck_call", (void **)&stuck_call);
 	int child;
 
-	(void)state;
 	child = stuck_call();
 	assert_int_equal(dlclose(library), 0);
 	assert_true(count_threads() > OWN_THREADS);
@@ -69,12 +68,11 @@ static void code_stays_while_a_call_into_another_process_is_stuck(void **state)
 	await_the_thread();
 }
 
-static void code_stays_while_a_name_is_asked_for(void **state)
+CASE(code_stays_while_a_name_is_asked_for)
 {
 	void (*resolver)(void);
 	void *library = world("unload_resolver", (void **)&resolver);
 
-	(void)state;
 	resolver();
 	assert_int_equal(dlclose(library), 0);
 	assert_int_equal(names_asked(), 1);
@@ -116,27 +114,18 @@ static void a_log_callback_does_not_return(int progress)
 	await_the_thread();
 }
 
-static void code_stays_while_the_service_thread_is_in_a_callback(void **state)
+CASE(code_stays_while_the_service_thread_is_in_a_callback)
 {
-	(void)state;
 	a_log_callback_does_not_return(KV_PROGRESS_AUTO);
 }
 
-static void code_stays_while_a_thread_that_drives_the_engine_is_in_a_callback(void **state)
+CASE(code_stays_while_a_thread_that_drives_the_engine_is_in_a_callback)
 {
-	(void)state;
 	a_log_callback_does_not_return(KV_PROGRESS_CALLER);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(code_stays_while_a_call_into_another_process_is_stuck),
-		cmocka_unit_test(code_stays_while_a_name_is_asked_for),
-		cmocka_unit_test(code_stays_while_the_service_thread_is_in_a_callback),
-		cmocka_unit_test(code_stays_while_a_thread_that_drives_the_engine_is_in_a_callback),
-	};
-
 	if (argc != 3) {
 		fprintf(stderr, "usage: kv_unload_test LIBRARY TEST\n");
 		return 2;
@@ -146,5 +135,5 @@ int main(int argc, char **argv)
 		return 77;
 	setenv("KVCACHE_SHM_PATH", "cma", 1);
 	cmocka_set_test_filter(argv[2]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -36,7 +36,7 @@ static int write_under(struct node *a, struct kv_cache *cache, const struct kv_l
 	return kv_write_blocks(a->peer, cache, all_layers, &from, &to, 1, &opts, &a->err);
 }
 
-static void caches_over_the_same_memory_have_leases_of_their_own(void **state)
+CASE(caches_over_the_same_memory_have_leases_of_their_own)
 {
 	static const int64_t block = 10;
 	struct kv_cache *fine_a, *fine_b;
@@ -46,7 +46,6 @@ static void caches_over_the_same_memory_have_leases_of_their_own(void **state)
 	struct node a, b;
 	int64_t inside;
 
-	(void)state;
 	shape.flags = 0; /* only leases open them */
 	node_open(&a, 1, &shape, NULL);
 	node_open(&b, 2, &shape, NULL);
@@ -75,11 +74,7 @@ static void caches_over_the_same_memory_have_leases_of_their_own(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(caches_over_the_same_memory_have_leases_of_their_own),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

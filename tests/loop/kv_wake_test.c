@@ -36,11 +36,10 @@ static uint64_t doorbells(const struct node *node)
 }
 
 /* The writer sleeps at once, and so does the receiver: BEGIN and notify wake it together. */
-static void a_write_rings_once_and_its_acknowledgement_once(void **state)
+CASE(a_write_rings_once_and_its_acknowledgement_once)
 {
 	struct pair p;
 
-	(void)state;
 	open_with(&p, "KVCACHE_SPIN_US=0", "KVCACHE_SERVICE_SPIN_US=0");
 	write_blocks(&p.a, WRITES);
 	assert_in_range(doorbells(&p.a), 1, WRITES + 16); /* and the handshake's */
@@ -50,12 +49,11 @@ static void a_write_rings_once_and_its_acknowledgement_once(void **state)
 }
 
 /* A tenth: a busy machine may keep either from its processor for as long as the other polls. */
-static void where_both_ends_poll_nobody_is_woken(void **state)
+CASE(where_both_ends_poll_nobody_is_woken)
 {
 	uint64_t before;
 	struct pair p;
 
-	(void)state;
 	open_with(&p, "KVCACHE_SPIN_US=1000000", "KVCACHE_SERVICE_SPIN_US=1000000");
 	write_blocks(&p.a, 1);
 	before = doorbells(&p.a) + doorbells(&p.b);
@@ -65,12 +63,11 @@ static void where_both_ends_poll_nobody_is_woken(void **state)
 }
 
 /* For a second: connections are accepted, others are served, and a close does not wait for it. */
-static void a_thread_that_polls_one_peer_serves_the_others(void **state)
+CASE(a_thread_that_polls_one_peer_serves_the_others)
 {
 	struct node other;
 	struct pair p;
 
-	(void)state;
 	open_with(&p, "KVCACHE_SPIN_US=20", "KVCACHE_SERVICE_SPIN_US=1000000");
 	write_blocks(&p.a, 1);
 	node_open(&other, 1, &rig_shape, NULL);
@@ -85,11 +82,10 @@ static void a_thread_that_polls_one_peer_serves_the_others(void **state)
 }
 
 /* As for everybody: 0 where a caller does not poll, either; else where processors are free. */
-static void without_the_option_it_is_right_as_well(void **state)
+CASE(without_the_option_it_is_right_as_well)
 {
 	struct pair p;
 
-	(void)state;
 	open_with(&p, "KVCACHE_SPIN_US=20", "KVCACHE_SERVICE_SPIN_US=-1");
 	write_blocks(&p.a, WRITES);
 	assert_true(memory_is(&p.b, all_layers, 1, from, to, 3, 0));
@@ -98,13 +94,6 @@ static void without_the_option_it_is_right_as_well(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_write_rings_once_and_its_acknowledgement_once),
-		cmocka_unit_test(where_both_ends_poll_nobody_is_woken),
-		cmocka_unit_test(a_thread_that_polls_one_peer_serves_the_others),
-		cmocka_unit_test(without_the_option_it_is_right_as_well),
-	};
-
 	rig_path("pool"); /* a ring's receiver is woken for the bytes, too: it copies them */
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -17,13 +17,12 @@ static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
 enum { N = 6 };
 
-static void a_write_lands_in_its_blocks_and_nowhere_else(void **state)
+CASE(a_write_lands_in_its_blocks_and_nowhere_else)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_arrival arrival;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	opts.tag = 77;
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &p.a.err),
@@ -41,12 +40,11 @@ static void a_write_lands_in_its_blocks_and_nowhere_else(void **state)
 	pair_close(&p);
 }
 
-static void a_write_of_some_layers_leaves_the_others_alone(void **state)
+CASE(a_write_of_some_layers_leaves_the_others_alone)
 {
 	const struct kv_layers two = { 1, 2 }, rest = { 3, 0 };
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, two, from, to, N, NULL, &p.a.err), &p.a.err);
 	assert_true(memory_is(&p.b, two, 1, from, to, N, 0));
@@ -56,11 +54,10 @@ static void a_write_of_some_layers_leaves_the_others_alone(void **state)
 	pair_close(&p);
 }
 
-static void both_ends_can_write_and_read(void **state)
+CASE(both_ends_can_write_and_read)
 {
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ok(kv_write_blocks(p.b.peer, p.b.cache, all_layers, from, to, N, NULL, &p.b.err), &p.b.err);
 	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
@@ -73,7 +70,7 @@ static void both_ends_can_write_and_read(void **state)
 	pair_close(&p);
 }
 
-static void nothing_moves_when_an_argument_is_wrong(void **state)
+CASE(nothing_moves_when_an_argument_is_wrong)
 {
 	static const int64_t far[] = { 1, 2, RIG_BLOCKS }, negative[] = { 1, -1, 2 },
 			     twice[] = { 4, 9, 4 }, good[] = { 1, 2, 3 };
@@ -99,7 +96,6 @@ static void nothing_moves_when_an_argument_is_wrong(void **state)
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		int ret = kv_write_blocks(p.a.peer, p.a.cache, cases[i].layers, cases[i].local,
@@ -123,13 +119,12 @@ static void nothing_moves_when_an_argument_is_wrong(void **state)
 	pair_close(&p);
 }
 
-static void options_of_another_size_or_time_are_refused(void **state)
+CASE(options_of_another_size_or_time_are_refused)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	opts.size--;
 	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
@@ -147,13 +142,12 @@ static void options_of_another_size_or_time_are_refused(void **state)
 	pair_close(&p);
 }
 
-static void a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read(void **state)
+CASE(a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read)
 {
 	struct shape shape = rig_shape;
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	shape.flags = 0;
 	pair_open(&p, &shape, NULL);
 	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &err),
@@ -166,7 +160,7 @@ static void a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read(void 
 
 /* ---------------------------------------------------------------- ack by reading back */
 
-static void a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement(void **state)
+CASE(a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement)
 {
 	static const char *const ack_read[] = { "KVCACHE_ACK=read", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -174,7 +168,6 @@ static void a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement(void *
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	config.options = ack_read;
 	pair_open(&p, NULL, &config);
 	for (int i = 0; i < 3 * KV_OPS_MAX; i++)
@@ -188,17 +181,7 @@ static void a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement(void *
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_write_lands_in_its_blocks_and_nowhere_else),
-		cmocka_unit_test(a_write_of_some_layers_leaves_the_others_alone),
-		cmocka_unit_test(both_ends_can_write_and_read),
-		cmocka_unit_test(nothing_moves_when_an_argument_is_wrong),
-		cmocka_unit_test(options_of_another_size_or_time_are_refused),
-		cmocka_unit_test(a_closed_cache_needs_a_lease_and_an_unreadable_one_is_not_read),
-		cmocka_unit_test(a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement),
-	};
-
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

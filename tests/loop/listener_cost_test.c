@@ -236,19 +236,17 @@ static void beside_strangers(const struct load *load)
 	assert_int_equal(child_join(&other), 0);
 }
 
-static void beside_1000_idle_strangers_and_1000_garbage_connections_a_second(void **state)
+CASE(beside_1000_idle_strangers_and_1000_garbage_connections_a_second)
 {
 	struct load load = { "1,000 idle + 1,000 garbage/s", 0, true, 100, CONNECT_MAX_MS };
 
-	(void)state;
 	beside_strangers(&load);
 }
 
-static void beside_1000_strangers_that_stop_in_the_middle_of_their_hello(void **state)
+CASE(beside_1000_strangers_that_stop_in_the_middle_of_their_hello)
 {
 	struct load load = { "1,000 half hellos", FRAME_HEADER + 9, false, 100, CONNECT_MAX_MS };
 
-	(void)state;
 	beside_strangers(&load);
 }
 
@@ -256,16 +254,15 @@ static void beside_1000_strangers_that_stop_in_the_middle_of_their_hello(void **
  * They speak the protocol, so they are taken for peers until their time is over. There are places
  * for KVCACHE_MAX_PENDING of them, and each is given to the next one when it is not used.
  */
-static void beside_1000_strangers_that_stop_after_their_hello(void **state)
+CASE(beside_1000_strangers_that_stop_after_their_hello)
 {
 	struct load load = { "1,000 hellos and then silence", hello_len, false, 4, 4000 };
 
-	(void)state;
 	beside_strangers(&load);
 }
 
 /* Those of one address do not push out another one's. */
-static void of_unfinished_handshakes_the_busiest_address_loses_its_oldest(void **state)
+CASE(of_unfinished_handshakes_the_busiest_address_loses_its_oldest)
 {
 	enum { PLACES = 4 };
 	struct server_config config = { .options = { "KVCACHE_HANDSHAKE_MS=6000",
@@ -276,7 +273,6 @@ static void of_unfinished_handshakes_the_busiest_address_loses_its_oldest(void *
 	uint32_t port;
 	char byte;
 
-	(void)state;
 	port = start_server(&engine, &config);
 	alone = knock_from(2, port, hello, hello_len);
 	do /* until it has a place: then it is the oldest */
@@ -324,7 +320,7 @@ static int setups(int fd, const void *arg)
 	return 0;
 }
 
-static void strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each(void **state)
+CASE(strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each)
 {
 	struct server_config config = { .options = { "KVCACHE_HANDSHAKE_MS=2000",
 						     "KVCACHE_MAX_PENDING=16" } };
@@ -334,7 +330,6 @@ static void strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each(
 	struct child engine, crowd;
 	long before, most = 0;
 
-	(void)state;
 #ifdef __SANITIZE_ADDRESS__
 	print_message("skipped: a sanitizer keeps what was freed\n");
 	skip();
@@ -363,16 +358,7 @@ static void strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each(
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(beside_1000_idle_strangers_and_1000_garbage_connections_a_second),
-		cmocka_unit_test(beside_1000_strangers_that_stop_in_the_middle_of_their_hello),
-		cmocka_unit_test(beside_1000_strangers_that_stop_after_their_hello),
-		cmocka_unit_test(of_unfinished_handshakes_the_busiest_address_loses_its_oldest),
-		cmocka_unit_test(
-			strangers_that_keep_back_the_end_of_their_setup_cost_one_setup_each),
-	};
-
 	is_long = argc > 1 && !strcmp(argv[1], "long");
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	return cmocka_run_group_tests(tests, record_hello, NULL);
+	return run_cases(record_hello, NULL);
 }

@@ -120,7 +120,7 @@ static struct outcome come_all(uint32_t port, int peers, int processes)
 	return sum;
 }
 
-static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
+CASE(a_thousand_honest_peers_at_once_are_all_connected)
 {
 	struct server_config config = { .options = { "KVCACHE_MAX_PEERS=4096" } };
 	int peers = is_long ? CROWD : CROWD / 5;
@@ -129,7 +129,6 @@ static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
 	struct outcome out;
 	uint32_t port;
 
-	(void)state;
 	getrlimit(RLIMIT_NOFILE, &limit);
 	if (limit.rlim_cur < (rlim_t)peers * 6 + 200)
 		peers = (int)(limit.rlim_cur - 200) / 6 / CROWD_PROCESSES * CROWD_PROCESSES;
@@ -143,14 +142,13 @@ static void a_thousand_honest_peers_at_once_are_all_connected(void **state)
 	assert_int_equal(child_join(&engine), 0);
 }
 
-static void without_descriptors_each_is_connected_or_learns_that_it_is_busy(void **state)
+CASE(without_descriptors_each_is_connected_or_learns_that_it_is_busy)
 {
 	struct server_config config = { .descriptors = 256 };
 	struct child engine;
 	struct outcome out;
 	uint32_t port;
 
-	(void)state;
 	port = start_server(&engine, &config);
 	out = come_all(port, 200, 10);
 	printf("256 descriptors, 200 peers: %d connected, %d busy, %d other (%s)\n", out.connected,
@@ -163,12 +161,7 @@ static void without_descriptors_each_is_connected_or_learns_that_it_is_busy(void
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_thousand_honest_peers_at_once_are_all_connected),
-		cmocka_unit_test(without_descriptors_each_is_connected_or_learns_that_it_is_busy),
-	};
-
 	is_long = argc > 1 && !strcmp(argv[1], "long");
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -165,14 +165,13 @@ static void settle(void)
 	assert_int_equal(count_descriptors(), quiet_fds);
 }
 
-static void garbage_is_counted_and_forgotten(void **state)
+CASE(garbage_is_counted_and_forgotten)
 {
 	static const char http[] = "GET / HTTP/1.1\r\nHost: decode\r\n\r\n";
 	uint8_t *noise = malloc(100 * 1024);
 	uint64_t before = stats_now().rejected_garbage;
 	int fd;
 
-	(void)state;
 	for (uint32_t i = 0; i < 100 * 1024; i++)
 		noise[i] = (uint8_t)(i * 2654435761u >> 11);
 	for (int round = 0; round < 20; round++) {
@@ -191,13 +190,12 @@ static void garbage_is_counted_and_forgotten(void **state)
 	settle();
 }
 
-static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
+CASE(idle_sockets_delay_nobody_and_end_at_the_deadline)
 {
 	int fd[IDLE];
 	long before_kib, grown_kib;
 	struct kv_stats before = stats_now();
 
-	(void)state;
 	before_kib = resident_kib(getpid());
 	for (int i = 0; i < IDLE; i++)
 		fd[i] = stranger();
@@ -218,7 +216,7 @@ static void idle_sockets_delay_nobody_and_end_at_the_deadline(void **state)
  * Not even the reserved one can be had again: the listener stays readable and nobody can be taken
  * off it.
  */
-static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **state)
+CASE(without_a_descriptor_the_engine_rests_and_serves_who_waited)
 {
 	enum { REST_MS = 500 };
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -229,7 +227,6 @@ static void without_a_descriptor_the_engine_rests_and_serves_who_waited(void **s
 	int64_t begun = now_ms();
 	struct rlimit old, none;
 
-	(void)state;
 	getrlimit(RLIMIT_NOFILE, &old);
 	none = old;
 	none.rlim_cur = 3;
@@ -285,9 +282,8 @@ static struct kv_engine *open_small(bool by_option, uint32_t *port_p)
 	return engine;
 }
 
-static void of_too_many_the_busiest_address_loses_its_oldest(void **state)
+CASE(of_too_many_the_busiest_address_loses_its_oldest)
 {
-	(void)state;
 	for (int by_option = 0; by_option < 2; by_option++) {
 		struct kv_stats stats = KV_INIT(kv_stats);
 		int64_t end = now_ms() + slow_ms(WAIT_MS);
@@ -320,12 +316,5 @@ static void of_too_many_the_busiest_address_loses_its_oldest(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(garbage_is_counted_and_forgotten),
-		cmocka_unit_test(without_a_descriptor_the_engine_rests_and_serves_who_waited),
-		cmocka_unit_test(idle_sockets_delay_nobody_and_end_at_the_deadline),
-		cmocka_unit_test(of_too_many_the_busiest_address_loses_its_oldest),
-	};
-
-	return cmocka_run_group_tests(tests, open_decode, close_decode);
+	return run_cases(open_decode, close_decode);
 }

@@ -379,9 +379,8 @@ static bool has_huge_memfd(void)
 	return fd >= 0;
 }
 
-static void each_lie_in_the_ring_ends_the_connection_and_nothing_else(void **state)
+CASE(each_lie_in_the_ring_ends_the_connection_and_nothing_else)
 {
-	(void)state;
 	for (size_t i = 0; i < ATTACKS; i++) {
 		if (attacks[i].act == pool_of_huge_pages && !has_huge_memfd())
 			continue;
@@ -450,22 +449,16 @@ static void noise_maker(struct pair_side *s)
 	pair_down(s);
 }
 
-static void random_bytes_in_the_ring_never_crash(void **state)
+CASE(random_bytes_in_the_ring_never_crash)
 {
 	struct pair_config config = {
 		.parent_path = "ring", .child_path = "ring", .region = REGION, .ring = RING
 	};
 
-	(void)state;
 	assert_int_equal(pair_run(&config, noise_victim, noise_maker), 0);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(each_lie_in_the_ring_ends_the_connection_and_nothing_else),
-		cmocka_unit_test(random_bytes_in_the_ring_never_crash),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -109,22 +109,20 @@ static void become_undumpable(void)
 }
 
 /* Also where the kernel would let root write into the other user's process. */
-static void another_user_gets_the_ring_whatever_the_memory_is(void **state)
+CASE(another_user_gets_the_ring_whatever_the_memory_is)
 {
 	static const char ring[] = "ring (the peer is another user's process)";
 	struct case_arg arg = { become_stranger, false, true, ring, ring };
 
-	(void)state;
 	run_case(&arg, true);
 	run_case(&arg, false);
 }
 
-static void two_processes_that_forbid_process_vm_use_the_ring(void **state)
+CASE(two_processes_that_forbid_process_vm_use_the_ring)
 {
 	struct case_arg arg = { become_undumpable, true, true, "Operation not permitted)",
 				"Operation not permitted)" };
 
-	(void)state;
 	run_case(&arg, false);
 }
 
@@ -150,7 +148,7 @@ static int ptrace_scope(void)
 }
 
 /* 0: any process of the user; 1: its own children; 2 and 3: nobody without capabilities. */
-static void yama_decides_who_is_written_directly_and_the_path_gives_the_reason(void **state)
+CASE(yama_decides_who_is_written_directly_and_the_path_gives_the_reason)
 {
 	static const char direct[] = "process_vm_writev";
 	static const char ring[] = "ring (process_vm_readv of process";
@@ -158,7 +156,6 @@ static void yama_decides_who_is_written_directly_and_the_path_gives_the_reason(v
 	struct case_arg arg = { become_ordinary, true, true, scope < 2 ? direct : ring,
 				scope < 1 ? direct : ring };
 
-	(void)state;
 	printf("kernel.yama.ptrace_scope is %d\n", scope);
 	run_case(&arg, false);
 }
@@ -170,7 +167,7 @@ static void enter_pid_namespace(void)
 }
 
 /* The child is the first process of a new namespace: it sees no number for its parent. */
-static void another_pid_namespace_is_written_by_pool_and_else_by_ring(void **state)
+CASE(another_pid_namespace_is_written_by_pool_and_else_by_ring)
 {
 	struct case_arg by_pool = { 0, false, false, "memfd pool", "memfd pool" };
 	struct case_arg without = { 0, false, false, "process_vm_writev",
@@ -180,7 +177,6 @@ static void another_pid_namespace_is_written_by_pool_and_else_by_ring(void **sta
 		{ .region = REGION, .arg = &without },
 	};
 
-	(void)state;
 	if (!can(enter_pid_namespace))
 		skip();
 	for (int i = 0; i < 2; i++) {
@@ -203,11 +199,10 @@ static void enter_mount_namespace(void)
 		cannot("skipped: unshare(CLONE_NEWNS)");
 }
 
-static void another_mount_namespace_makes_no_difference(void **state)
+CASE(another_mount_namespace_makes_no_difference)
 {
 	struct case_arg arg = { enter_mount_namespace, false, true, "memfd pool", "memfd pool" };
 
-	(void)state;
 	run_case(&arg, true);
 }
 
@@ -252,11 +247,10 @@ static void elsewhere_child(struct pair_side *s)
 	pair_down(s);
 }
 
-static void another_network_namespace_is_refused_with_a_clear_sentence(void **state)
+CASE(another_network_namespace_is_refused_with_a_clear_sentence)
 {
 	struct pair_config config = { .region = REGION };
 
-	(void)state;
 	if (!can(enter_net_namespace))
 		skip();
 	assert_int_equal(pair_run(&config, elsewhere_parent, elsewhere_child), 0);
@@ -287,7 +281,7 @@ static void forced_child(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_forced_path_that_cannot_be_is_unreachable_with_the_reason(void **state)
+CASE(a_forced_path_that_cannot_be_is_unreachable_with_the_reason)
 {
 	struct pair_config no_pool = {
 		.parent_path = "pool",
@@ -307,20 +301,18 @@ static void a_forced_path_that_cannot_be_is_unreachable_with_the_reason(void **s
 		.arg = (void *)(uintptr_t) "the peer allows no direct writes"
 	};
 
-	(void)state;
 	assert_int_equal(pair_run(&no_pool, forced_parent, forced_child), 0);
 	assert_int_equal(pair_run(&no_cma, forced_parent, forced_child), 0);
 	assert_int_equal(pair_run(&refused, forced_parent, forced_child), 0);
 }
 
-static void a_pool_can_be_written_by_the_other_paths_too(void **state)
+CASE(a_pool_can_be_written_by_the_other_paths_too)
 {
 	struct case_arg cma = { 0, false, false, "process_vm_writev", "process_vm_writev" };
 	struct case_arg ring = { 0, false, false, "ring (KVCACHE_SHM_PATH)",
 				 "ring (the peer allows no direct writes)" };
 	struct pair_config config = { .region = REGION, .parent_pool = true, .child_pool = true };
 
-	(void)state;
 	config.parent_path = config.child_path = "cma";
 	config.arg = &cma;
 	assert_int_equal(pair_run(&config, exchange, exchange), 0);
@@ -333,19 +325,7 @@ static void a_pool_can_be_written_by_the_other_paths_too(void **state)
 /* An argument is the pattern of the tests to run. */
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(another_user_gets_the_ring_whatever_the_memory_is),
-		cmocka_unit_test(two_processes_that_forbid_process_vm_use_the_ring),
-		cmocka_unit_test(
-			yama_decides_who_is_written_directly_and_the_path_gives_the_reason),
-		cmocka_unit_test(another_pid_namespace_is_written_by_pool_and_else_by_ring),
-		cmocka_unit_test(another_mount_namespace_makes_no_difference),
-		cmocka_unit_test(another_network_namespace_is_refused_with_a_clear_sentence),
-		cmocka_unit_test(a_forced_path_that_cannot_be_is_unreachable_with_the_reason),
-		cmocka_unit_test(a_pool_can_be_written_by_the_other_paths_too),
-	};
-
 	if (argc > 1)
 		cmocka_set_test_filter(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

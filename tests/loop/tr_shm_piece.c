@@ -115,7 +115,7 @@ static void target(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_large_span_is_copied_in_pieces(void **state)
+CASE(a_large_span_is_copied_in_pieces)
 {
 	static const struct way ways[] = {
 		{ .path = "pool", .pool = true, .kind = TR_WRITE },
@@ -131,7 +131,6 @@ static void a_large_span_is_copied_in_pieces(void **state)
 		{ .path = "ring", .kind = TR_READ_OP },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
 		struct way way = ways[i];
 		struct pair_config config = { .parent_path = way.path,
@@ -150,9 +149,5 @@ static void a_large_span_is_copied_in_pieces(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_large_span_is_copied_in_pieces),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

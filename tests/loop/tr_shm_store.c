@@ -34,12 +34,11 @@ static void check_store(store_fn *store)
 	}
 }
 
-static void every_size_and_offset_is_copied_by_each_loop_and_not_a_byte_more(void **state)
+CASE(every_size_and_offset_is_copied_by_each_loop_and_not_a_byte_more)
 {
 	const char *name = NULL;
 	store_fn *widest = store_nt(&name);
 
-	(void)state;
 	assert_non_null(name);
 	check_store(widest);
 	check_store(store_plain);
@@ -73,11 +72,10 @@ static void last_word_first(uint8_t *dst, const uint8_t *src, size_t n)
  * What the compiler made of store_ordered, instruction by instruction. How many lengths memcpy gets
  * wrong depends on the processor: glibc has a memcpy for each width of its vectors.
  */
-static void the_last_word_of_a_line_is_stored_last_by_the_ordered_copy_alone(void **state)
+CASE(the_last_word_of_a_line_is_stored_last_by_the_ordered_copy_alone)
 {
 	int out_of_order = 0;
 
-	(void)state;
 	for (size_t n = 128; n <= STEP_MAX; n += n < 768 ? 128 : 640) {
 		for (size_t at = 0; at < STEP_LINE; at += 56) {
 			int word = step_lines(ordered_copy, at, n);
@@ -143,11 +141,10 @@ static bool take(struct ring_pair *r, uint32_t n, uint8_t seed)
 	return record.type == RING_DATA && record.len == n && record.a == seed;
 }
 
-static void records_of_every_size_pass_through_every_place_of_the_ring(void **state)
+CASE(records_of_every_size_pass_through_every_place_of_the_ring)
 {
 	static struct ring_pair r;
 
-	(void)state;
 	ring_pair_init(&r);
 	for (uint32_t i = 0; i < 20000; i++) {
 		uint32_t n = i * 37 % 1500;
@@ -160,12 +157,11 @@ static void records_of_every_size_pass_through_every_place_of_the_ring(void **st
 	assert_true(r.out.tail > 1000 * (uint64_t)RING);
 }
 
-static void a_full_ring_takes_nothing_and_an_emptied_one_takes_again(void **state)
+CASE(a_full_ring_takes_nothing_and_an_emptied_one_takes_again)
 {
 	static struct ring_pair r;
 	uint32_t full = 0;
 
-	(void)state;
 	ring_pair_init(&r);
 	while (put(&r, 0, 0))
 		full++;
@@ -182,12 +178,5 @@ static void a_full_ring_takes_nothing_and_an_emptied_one_takes_again(void **stat
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_size_and_offset_is_copied_by_each_loop_and_not_a_byte_more),
-		cmocka_unit_test(the_last_word_of_a_line_is_stored_last_by_the_ordered_copy_alone),
-		cmocka_unit_test(records_of_every_size_pass_through_every_place_of_the_ring),
-		cmocka_unit_test(a_full_ring_takes_nothing_and_an_emptied_one_takes_again),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

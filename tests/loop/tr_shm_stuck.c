@@ -101,9 +101,8 @@ static void given_up(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_call_that_does_not_return_gives_the_connection_up(void **state)
+CASE(a_call_that_does_not_return_gives_the_connection_up)
 {
-	(void)state;
 	for (int kind = TR_WRITE; kind <= TR_READ_OP; kind++) {
 		struct pair_config config = {
 			.parent_path = "cma", .child_path = "cma", .region = REGION, .arg = &kind
@@ -126,11 +125,10 @@ static void answered_late(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_call_that_is_late_goes_on_when_it_returns(void **state)
+CASE(a_call_that_is_late_goes_on_when_it_returns)
 {
 	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, answered_late, unanswering), 0);
 }
 
@@ -169,11 +167,10 @@ static void closed_while_stuck(struct pair_side *s)
 	kv_option_free(s->options);
 }
 
-static void a_connection_is_closed_while_its_call_is_stuck(void **state)
+CASE(a_connection_is_closed_while_its_call_is_stuck)
 {
 	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, closed_while_stuck, unanswering), 0);
 }
 
@@ -192,24 +189,16 @@ static void context_closed(struct pair_side *s)
 	pair_say(s, 4);
 }
 
-static void a_context_is_closed_while_a_call_is_stuck(void **state)
+CASE(a_context_is_closed_while_a_call_is_stuck)
 {
 	struct pair_config config = { .parent_path = "cma", .child_path = "cma", .region = REGION };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, context_closed, unanswering), 0);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_call_that_does_not_return_gives_the_connection_up),
-		cmocka_unit_test(a_call_that_is_late_goes_on_when_it_returns),
-		cmocka_unit_test(a_connection_is_closed_while_its_call_is_stuck),
-		cmocka_unit_test(a_context_is_closed_while_a_call_is_stuck),
-	};
-
 	if (!stuck_can())
 		return PAIR_SKIP;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

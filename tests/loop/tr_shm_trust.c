@@ -81,11 +81,10 @@ static void run_apart(struct case_arg *arg, bool relayed)
 
 static const char another_user[] = "ring (the peer is another user's process)";
 
-static void another_user_is_given_no_pool(void **state)
+CASE(another_user_is_given_no_pool)
 {
 	struct case_arg arg = { NULL, NULL, another_user, another_user, 0, 0, true };
 
-	(void)state;
 	if (geteuid()) {
 		print_message("skipped: only root can act as another user\n");
 		skip();
@@ -93,11 +92,10 @@ static void another_user_is_given_no_pool(void **state)
 	run_apart(&arg, false);
 }
 
-static void an_allowed_user_is_written_by_its_pool(void **state)
+CASE(an_allowed_user_is_written_by_its_pool)
 {
 	struct case_arg arg = { "77,54321", "0", "memfd pool", "memfd pool", 1, 1, true };
 
-	(void)state;
 	if (geteuid()) {
 		print_message("skipped: only root can act as another user\n");
 		skip();
@@ -106,13 +104,12 @@ static void an_allowed_user_is_written_by_its_pool(void **state)
 }
 
 /* The parent allows the child, and would write into its memory, but the child gives nothing. */
-static void it_takes_both_to_agree(void **state)
+CASE(it_takes_both_to_agree)
 {
 	struct case_arg arg = { "54321",      NULL, "ring (the peer allows no direct writes)",
 				another_user, 1,    0,
 				true };
 
-	(void)state;
 	if (geteuid()) {
 		print_message("skipped: only root can act as another user\n");
 		skip();
@@ -121,16 +118,15 @@ static void it_takes_both_to_agree(void **state)
 }
 
 /* A process between two processes of one user could name addresses of either. */
-static void behind_a_relay_the_ring_is_used(void **state)
+CASE(behind_a_relay_the_ring_is_used)
 {
 	static const char relayed[] = "ring (the control connection is relayed";
 	struct case_arg arg = { NULL, NULL, relayed, relayed, 1, 1, false };
 
-	(void)state;
 	run_apart(&arg, true);
 }
 
-static void a_list_of_users_that_is_none_is_refused(void **state)
+CASE(a_list_of_users_that_is_none_is_refused)
 {
 	static const char *const bad[] = { "root", "1,",   "1,,2",	 " 1",
 					   "-1",   "0x10", "4294967295", "99999999999" };
@@ -138,7 +134,6 @@ static void a_list_of_users_that_is_none_is_refused(void **state)
 	struct kv_error err;
 	struct tr *tr;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		char text[64];
 		const char *list[] = { "KVCACHE_TRANSPORT=shm", text, NULL };
@@ -229,11 +224,10 @@ static void mapping_attacker(struct pair_side *s)
 	pair_down(s);
 }
 
-static void sparse_pools_do_not_fill_the_address_space_and_keep_no_descriptor(void **state)
+CASE(sparse_pools_do_not_fill_the_address_space_and_keep_no_descriptor)
 {
 	struct pair_config config = { .region = REGION };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, mapped_victim, mapping_attacker), 0);
 }
 
@@ -302,11 +296,10 @@ static void crowding_attacker(struct pair_side *s)
 	pair_down(s);
 }
 
-static void pools_of_all_peers_leave_most_of_the_address_space_free(void **state)
+CASE(pools_of_all_peers_leave_most_of_the_address_space_free)
 {
 	struct pair_config config = { .region = REGION };
 
-	(void)state;
 #ifdef __SANITIZE_THREAD__
 	print_message("skipped: ThreadSanitizer gives no address space for the pools\n");
 	skip();
@@ -336,11 +329,10 @@ static void too_large(struct pair_side *s)
 	pair_down(s);
 }
 
-static void a_pool_beyond_the_budget_is_reached_by_another_path(void **state)
+CASE(a_pool_beyond_the_budget_is_reached_by_another_path)
 {
 	struct pair_config config = { 0 };
 
-	(void)state;
 #ifdef __SANITIZE_THREAD__
 	print_message("skipped: ThreadSanitizer gives no address space for the pool\n");
 	skip();
@@ -394,11 +386,10 @@ static void ringer(struct pair_side *s)
 	pair_down(s);
 }
 
-static void one_poll_takes_a_bounded_number_of_doorbells(void **state)
+CASE(one_poll_takes_a_bounded_number_of_doorbells)
 {
 	struct pair_config config = { .region = REGION };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, rung_victim, ringer), 0);
 }
 
@@ -416,9 +407,8 @@ static void ring_of_64_kib(struct pair_side *s)
 	pair_down(s);
 }
 
-static void neither_side_gets_a_larger_ring_than_the_other_allows(void **state)
+CASE(neither_side_gets_a_larger_ring_than_the_other_allows)
 {
-	(void)state;
 	for (int i = 0; i < 2; i++) {
 		bool child_is_small = i;
 		struct pair_config config = { .region = REGION, .arg = &child_is_small };
@@ -429,18 +419,5 @@ static void neither_side_gets_a_larger_ring_than_the_other_allows(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(another_user_is_given_no_pool),
-		cmocka_unit_test(an_allowed_user_is_written_by_its_pool),
-		cmocka_unit_test(it_takes_both_to_agree),
-		cmocka_unit_test(behind_a_relay_the_ring_is_used),
-		cmocka_unit_test(a_list_of_users_that_is_none_is_refused),
-		cmocka_unit_test(sparse_pools_do_not_fill_the_address_space_and_keep_no_descriptor),
-		cmocka_unit_test(pools_of_all_peers_leave_most_of_the_address_space_free),
-		cmocka_unit_test(a_pool_beyond_the_budget_is_reached_by_another_path),
-		cmocka_unit_test(one_poll_takes_a_bounded_number_of_doorbells),
-		cmocka_unit_test(neither_side_gets_a_larger_ring_than_the_other_allows),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

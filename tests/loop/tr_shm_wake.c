@@ -47,9 +47,8 @@ static void waker(struct pair_side *s)
 }
 #endif
 
-static void a_wake_up_without_memory_for_it_is_rung_again(void **state)
+CASE(a_wake_up_without_memory_for_it_is_rung_again)
 {
-	(void)state;
 #ifdef KVRAIL_FAULTS
 	struct pair_config config = { .parent_path = "ring", .child_path = "ring" };
 
@@ -62,9 +61,5 @@ static void a_wake_up_without_memory_for_it_is_rung_again(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_wake_up_without_memory_for_it_is_rung_again),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -77,9 +77,8 @@ static void be_written(struct pair_side *s)
 	pair_down(s);
 }
 
-static void blocks_and_their_notify_cost_as_few_calls_as_they_can(void **state)
+CASE(blocks_and_their_notify_cost_as_few_calls_as_they_can)
 {
-	(void)state;
 	for (size_t i = 0; i < sizeof(costs) / sizeof(costs[0]); i++) {
 		char streams[64];
 		struct pair_config config = { .parent_path = "tcp",
@@ -95,9 +94,5 @@ static void blocks_and_their_notify_cost_as_few_calls_as_they_can(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(blocks_and_their_notify_cost_as_few_calls_as_they_can),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

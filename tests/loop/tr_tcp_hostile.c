@@ -215,9 +215,8 @@ static void attacker(struct pair_side *s)
 	pair_down(s);
 }
 
-static void each_lie_on_the_socket_ends_the_connection_and_nothing_else(void **state)
+CASE(each_lie_on_the_socket_ends_the_connection_and_nothing_else)
 {
-	(void)state;
 	for (size_t i = 0; i < ATTACKS; i++) {
 		struct pair_config config = { .parent_path = "tcp",
 					      .child_path = "tcp",
@@ -473,24 +472,21 @@ static void besiege(void (*strangers)(struct pair_side *s))
 	besiege_by(strangers, besieged);
 }
 
-static void a_stream_is_opened_once_and_none_is_opened_that_was_not_offered(void **state)
+CASE(a_stream_is_opened_once_and_none_is_opened_that_was_not_offered)
 {
-	(void)state;
 	besiege_by(twice_and_one_too_many, crowded);
 }
 
-static void a_stranger_at_the_door_is_sent_away_and_the_peer_comes_in(void **state)
+CASE(a_stranger_at_the_door_is_sent_away_and_the_peer_comes_in)
 {
-	(void)state;
 	besiege(garbage);
 	besiege(wrong_proof);
 	besiege(what_was_right_before);
 	besiege(half_a_greeting_and_gone);
 }
 
-static void slow_strangers_are_bounded_in_number_and_end_with_the_handshake(void **state)
+CASE(slow_strangers_are_bounded_in_number_and_end_with_the_handshake)
 {
-	(void)state;
 	besiege(slow_ones);
 }
 
@@ -516,7 +512,7 @@ static void keyed(struct pair_side *s)
 	pair_down(s);
 }
 
-static void with_a_key_the_token_does_not_open_the_door(void **state)
+CASE(with_a_key_the_token_does_not_open_the_door)
 {
 	char name[] = "/tmp/kvrail-key-XXXXXX", option[64];
 	struct pair_config config = {
@@ -524,7 +520,6 @@ static void with_a_key_the_token_does_not_open_the_door(void **state)
 	};
 	int fd = mkstemp(name);
 
-	(void)state;
 	assert_true(fd >= 0 && !fchmod(fd, 0600));
 	assert_int_equal(write(fd, "0123456789abcdef0123456789abcdef\n", 33), 33);
 	close(fd);
@@ -535,13 +530,5 @@ static void with_a_key_the_token_does_not_open_the_door(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(each_lie_on_the_socket_ends_the_connection_and_nothing_else),
-		cmocka_unit_test(a_stranger_at_the_door_is_sent_away_and_the_peer_comes_in),
-		cmocka_unit_test(slow_strangers_are_bounded_in_number_and_end_with_the_handshake),
-		cmocka_unit_test(a_stream_is_opened_once_and_none_is_opened_that_was_not_offered),
-		cmocka_unit_test(with_a_key_the_token_does_not_open_the_door),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -73,22 +73,17 @@ static void reader(struct pair_side *s)
 	pair_down(s);
 }
 
-static void what_follows_waits_for_the_stream_that_is_late(void **state)
+CASE(what_follows_waits_for_the_stream_that_is_late)
 {
 	struct pair_config config = { .parent_path = "tcp",
 				      .child_path = "tcp",
 				      .region = REGION,
 				      .option = "KVCACHE_TCP_STREAMS=2" };
 
-	(void)state;
 	assert_int_equal(pair_run(&config, writer, reader), 0);
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_follows_waits_for_the_stream_that_is_late),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

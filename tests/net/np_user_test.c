@@ -95,17 +95,15 @@ static void run(const struct scene *scene)
 
 static const char another_user[] = "ring (the peer is another user's process)";
 
-static void neither_reaches_the_other_s_memory(void **state)
+CASE(neither_reaches_the_other_s_memory)
 {
-	(void)state;
 	run(&(struct scene){ NULL, NULL, false, another_user, false });
 	/* root could: the kernel would let it */
 	run(&(struct scene){ NULL, NULL, true, another_user, false });
 }
 
-static void it_takes_both_to_agree(void **state)
+CASE(it_takes_both_to_agree)
 {
-	(void)state;
 	run(&(struct scene){ "54321", NULL, true, "the peer allows no direct writes", false });
 	run(&(struct scene){ NULL, "0", true, another_user, false });
 }
@@ -125,9 +123,8 @@ static bool may_trace(void)
 	return caps >> CAP_SYS_PTRACE & 1;
 }
 
-static void allowed_by_both_the_sender_places_the_bytes_itself(void **state)
+CASE(allowed_by_both_the_sender_places_the_bytes_itself)
 {
-	(void)state;
 	if (!may_trace()) {
 		print_message("skipped: root has no CAP_SYS_PTRACE here\n");
 		skip();
@@ -136,24 +133,16 @@ static void allowed_by_both_the_sender_places_the_bytes_itself(void **state)
 }
 
 /* Allowed, but by the kernel not able to: the ring carries. */
-static void what_the_kernel_forbids_goes_by_the_ring(void **state)
+CASE(what_the_kernel_forbids_goes_by_the_ring)
 {
-	(void)state;
 	run(&(struct scene){ "54321", "0", false, "ring (", false });
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(neither_reaches_the_other_s_memory),
-		cmocka_unit_test(it_takes_both_to_agree),
-		cmocka_unit_test(allowed_by_both_the_sender_places_the_bytes_itself),
-		cmocka_unit_test(what_the_kernel_forbids_goes_by_the_ring),
-	};
-
 	if (geteuid()) {
 		printf("skipped: only root can act as another user\n");
 		return 77;
 	}
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

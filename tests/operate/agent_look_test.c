@@ -114,14 +114,13 @@ static void move_once(struct far *f)
 
 /* ---------------------------------------------------------------- the tests */
 
-static void a_peer_that_is_stopped_is_named(void **state)
+CASE(a_peer_that_is_stopped_is_named)
 {
 	struct ag_xfer *xfer;
 	struct kv_error err;
 	char words[64];
 	struct far f;
 
-	(void)state;
 	far_open(&f);
 	load(&f);
 	move_once(&f);
@@ -151,13 +150,12 @@ static void a_peer_that_is_stopped_is_named(void **state)
 }
 
 /* Nobody has the lock for long but a thread in a device's call: the test plays that. */
-static void a_thread_that_is_in_a_call_hides_one_peer_only(void **state)
+CASE(a_thread_that_is_in_a_call_hides_one_peer_only)
 {
 	struct ag_peer *peer;
 	struct kv_error err;
 	struct far f;
 
-	(void)state;
 	far_open(&f);
 	load(&f);
 	move_once(&f);
@@ -172,12 +170,11 @@ static void a_thread_that_is_in_a_call_hides_one_peer_only(void **state)
 	far_close(&f);
 }
 
-static void a_handshake_that_waits_says_for_what(void **state)
+CASE(a_handshake_that_waits_says_for_what)
 {
 	struct ag_xfer *xfer;
 	struct far f;
 
-	(void)state;
 	far_open(&f);
 	assert_true(stop_process(f.pid)); /* its kernel accepts, and nobody answers */
 	load(&f);
@@ -192,11 +189,10 @@ static void a_handshake_that_waits_says_for_what(void **state)
 	far_close(&f);
 }
 
-static void a_peer_that_died_leaves_its_cause(void **state)
+CASE(a_peer_that_died_leaves_its_cause)
 {
 	struct far f;
 
-	(void)state;
 	far_open(&f);
 	load(&f);
 	move_once(&f);
@@ -209,17 +205,10 @@ static void a_peer_that_died_leaves_its_cause(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_peer_that_is_stopped_is_named),
-		cmocka_unit_test(a_thread_that_is_in_a_call_hides_one_peer_only),
-		cmocka_unit_test(a_handshake_that_waits_says_for_what),
-		cmocka_unit_test(a_peer_that_died_leaves_its_cause),
-	};
-
 	if (argc < 3)
 		return 2;
 	ask_program = argv[1];
 	rig_path(argv[2]);
 	setenv("KVCACHE_VIEW", "1", 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

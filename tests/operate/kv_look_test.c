@@ -104,7 +104,7 @@ static void *write_and_hang(void *arg)
 
 /* ---------------------------------------------------------------- the tests */
 
-static void a_hang_is_explained_while_every_thread_hangs(void **state)
+CASE(a_hang_is_explained_while_every_thread_hangs)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct child stopped, late;
@@ -113,7 +113,6 @@ static void a_hang_is_explained_while_every_thread_hangs(void **state)
 	uint32_t port;
 	struct node a;
 
-	(void)state;
 	child_start(&stopped, receiver, NULL);
 	child_receive(stopped.fd, &port, sizeof(port));
 	child_start(&late, caller, NULL);
@@ -164,13 +163,12 @@ static void a_hang_is_explained_while_every_thread_hangs(void **state)
 	node_close(&a);
 }
 
-static void the_last_error_stays_with_its_cause(void **state)
+CASE(the_last_error_stays_with_its_cause)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_error err;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	opts.timeout_ms = 1;
 	assert_int_equal(kv_send_blocks(p.a.peer, p.a.cache, all_layers, from, N, 7, &opts, &err),
@@ -184,12 +182,11 @@ static void the_last_error_stays_with_its_cause(void **state)
 	pair_close(&p);
 }
 
-static void the_socket_goes_with_the_last_engine(void **state)
+CASE(the_socket_goes_with_the_last_engine)
 {
 	struct look_socket found[8];
 	struct node a, b;
 
-	(void)state;
 	assert_int_equal(sockets_of(getpid(), found), 0);
 	node_open(&a, 1, NULL, NULL);
 	node_open(&b, 2, NULL, NULL);
@@ -223,14 +220,13 @@ static int dial(void)
 }
 
 /* Each costs the thread a second at most, and no descriptor or memory afterwards. */
-static void a_client_that_is_silent_or_does_not_read_holds_nobody_up(void **state)
+CASE(a_client_that_is_silent_or_does_not_read_holds_nobody_up)
 {
 	int silent, deaf, gone, before;
 	char nonsense[4096];
 	struct bar begun;
 	struct pair p;
 
-	(void)state;
 	memset(nonsense, 'x', sizeof(nonsense));
 	pair_open(&p, NULL, NULL);
 	dump("");
@@ -253,14 +249,13 @@ static void a_client_that_is_silent_or_does_not_read_holds_nobody_up(void **stat
 }
 
 /* Needs root, to be somebody else. */
-static void another_user_gets_no_answer(void **state)
+CASE(another_user_gets_no_answer)
 {
 	struct look_socket found[8];
 	struct node a;
 	int status;
 	pid_t pid;
 
-	(void)state;
 	if (geteuid()) {
 		printf("skipped: only root can become another user\n");
 		skip();
@@ -286,14 +281,13 @@ static void another_user_gets_no_answer(void **state)
 	node_close(&a);
 }
 
-static void a_forked_child_has_no_socket(void **state)
+CASE(a_forked_child_has_no_socket)
 {
 	struct look_socket found[8];
 	struct node a;
 	int status;
 	pid_t pid;
 
-	(void)state;
 	node_open(&a, 1, NULL, NULL);
 	pid = fork();
 	if (!pid)
@@ -361,12 +355,11 @@ static void open_with_signal(struct node *a, const char *name)
 	node_open(a, 1, NULL, &config);
 }
 
-static void a_signal_writes_the_dump_to_the_log(void **state)
+CASE(a_signal_writes_the_dump_to_the_log)
 {
 	struct sigaction now;
 	struct node a, b;
 
-	(void)state;
 	open_with_signal(&a, "prefill-0");
 	kill(getpid(), SIGUSR2);
 	await_log("engine prefill-0, version ");
@@ -381,12 +374,11 @@ static void a_signal_writes_the_dump_to_the_log(void **state)
 	assert_true(now.sa_handler == SIG_DFL);
 }
 
-static void a_signal_of_the_application_is_left_to_it(void **state)
+CASE(a_signal_of_the_application_is_left_to_it)
 {
 	struct sigaction own = { .sa_handler = on_signal }, now;
 	struct node a;
 
-	(void)state;
 	assert_int_equal(sigaction(SIGUSR2, &own, NULL), 0);
 	open_with_signal(&a, "prefill-0");
 	await_log("SIGUSR2 is the application's");
@@ -435,14 +427,13 @@ static double number_after(const char *key)
 	return at ? strtod(at + strlen(key), NULL) : 0;
 }
 
-static void top_counts_the_bytes_of_a_second(void **state)
+CASE(top_counts_the_bytes_of_a_second)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	char words[64];
 	pthread_t thread;
 	struct pair p;
 
-	(void)state;
 	config.name = "prefill-0";
 	pair_open(&p, NULL, &config);
 	atomic_store(&writers_end, false);
@@ -469,18 +460,6 @@ static void top_counts_the_bytes_of_a_second(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_hang_is_explained_while_every_thread_hangs),
-		cmocka_unit_test(the_last_error_stays_with_its_cause),
-		cmocka_unit_test(the_socket_goes_with_the_last_engine),
-		cmocka_unit_test(a_client_that_is_silent_or_does_not_read_holds_nobody_up),
-		cmocka_unit_test(another_user_gets_no_answer),
-		cmocka_unit_test(a_forked_child_has_no_socket),
-		cmocka_unit_test(a_signal_writes_the_dump_to_the_log),
-		cmocka_unit_test(a_signal_of_the_application_is_left_to_it),
-		cmocka_unit_test(top_counts_the_bytes_of_a_second),
-	};
-
 	if (argc < 2)
 		return 2;
 	ask_program = argv[1];
@@ -491,5 +470,5 @@ int main(int argc, char **argv)
 	} else if (argc > 2) {
 		cmocka_set_test_filter(argv[2]);
 	}
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

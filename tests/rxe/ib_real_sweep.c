@@ -54,37 +54,32 @@ static struct sweep over_real_verbs = {
 };
 
 /* The first time, with nothing armed: librdmacm keeps every device open from its first use on. */
-static void the_scene_works(void **state)
+CASE(the_scene_works)
 {
 	struct kv_error err;
 
-	(void)state;
 	if (play(&err))
 		fail_msg("%s", err.message);
 }
 
-static void every_fault_point_fails_once(void **state)
+CASE(every_fault_point_fails_once)
 {
-	(void)state;
 	sweep_fault_points(&over_real_verbs);
 }
 
-static void every_verb_fails_once(void **state)
+CASE(every_verb_fails_once)
 {
-	(void)state;
 	sweep_verbs(&over_real_verbs);
 }
 
-static void early_work_requests_are_refused_once(void **state)
+CASE(early_work_requests_are_refused_once)
 {
-	(void)state;
 	sweep_work_requests(&over_real_verbs);
 }
 
 /* Also those that Soft-RoCE itself never gives. */
-static void every_completion_status_becomes_its_typed_error(void **state)
+CASE(every_completion_status_becomes_its_typed_error)
 {
-	(void)state;
 	for (int status = IBV_WC_LOC_LEN_ERR; status <= IBV_WC_TM_RNDV_INCOMPLETE; status++)
 		for (uint32_t nth = 1 + (uint32_t)status % 4;;
 		     nth = over_real_verbs.next(nth * 4)) {
@@ -112,13 +107,6 @@ static void every_completion_status_becomes_its_typed_error(void **state)
 int main(void)
 {
 	const char *seed = getenv("KVRAIL_SEED");
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_scene_works),
-		cmocka_unit_test(every_fault_point_fails_once),
-		cmocka_unit_test(every_verb_fails_once),
-		cmocka_unit_test(early_work_requests_are_refused_once),
-		cmocka_unit_test(every_completion_status_becomes_its_typed_error),
-	};
 	int ret;
 
 	if (access("/sys/class/infiniband/rxe1", F_OK)) {
@@ -129,7 +117,7 @@ int main(void)
 	if (getenv("KVRAIL_LONG"))
 		over_real_verbs.next = many;
 	srandom(seed ? (unsigned int)strtoul(seed, NULL, 10) : 1);
-	ret = cmocka_run_group_tests(tests, NULL, NULL);
+	ret = run_cases(NULL, NULL);
 	printf("ib_real_sweep: %d plays\n", plays);
 	return ret;
 }

@@ -160,11 +160,10 @@ static void write_blocks(struct pair *p, size_t block, uint64_t epoch, unsigned 
 	free(spans);
 }
 
-static void blocks_arrive_whole_and_nothing_else_changes(void **state)
+CASE(blocks_arrive_whole_and_nothing_else_changes)
 {
 	static const size_t blocks[] = { 256, 4096, 65536, 1 << 20 };
 
-	(void)state;
 	for (int w = 0; w < WAYS; w++) {
 		struct pair p;
 
@@ -177,9 +176,8 @@ static void blocks_arrive_whole_and_nothing_else_changes(void **state)
 	}
 }
 
-static void reads_bring_the_peers_bytes(void **state)
+CASE(reads_bring_the_peers_bytes)
 {
-	(void)state;
 	for (int w = 0; w < WAYS; w++) {
 		struct tr_span spans[64];
 		struct pair p;
@@ -201,9 +199,8 @@ static void reads_bring_the_peers_bytes(void **state)
 }
 
 /* Each message comes after the bytes of the operation that was notified before it. */
-static void messages_come_in_order_behind_the_bytes(void **state)
+CASE(messages_come_in_order_behind_the_bytes)
 {
-	(void)state;
 	for (int w = 0; w < WAYS; w++) {
 		struct tr_span span = { 0, 0, SIZE };
 		struct pair p;
@@ -233,12 +230,11 @@ static void messages_come_in_order_behind_the_bytes(void **state)
 /*
  * Credits of notifies and messages run out, come back and wrap around, in both directions at once.
  */
-static void both_directions_go_on_for_ever(void **state)
+CASE(both_directions_go_on_for_ever)
 {
 	uint32_t sent[2] = { 0 }, got[2] = { 0 };
 	struct pair p;
 
-	(void)state;
 	up(&p, &two_devices);
 	for (int i = 0; i < BUDGET && (got[0] < 1000 || got[1] < 1000); i++)
 		for (int side = 0; side < 2; side++) {
@@ -258,7 +254,7 @@ static void both_directions_go_on_for_ever(void **state)
 	down(&p);
 }
 
-static void a_key_that_is_no_longer_valid_is_refused_with_its_cause(void **state)
+CASE(a_key_that_is_no_longer_valid_is_refused_with_its_cause)
 {
 	struct tr_span span = { 0, 0, 4096 };
 	struct rig_event *event;
@@ -267,7 +263,6 @@ static void a_key_that_is_no_longer_valid_is_refused_with_its_cause(void **state
 	struct pair p;
 	uint8_t *more = aligned_alloc(4096, 8192);
 
-	(void)state;
 	up(&p, &one_lane);
 	memset(more, BLANK, 8192);
 	gone = rig_reg(&p.rig, 1, more, 8192, TR_REMOTE_WRITE);
@@ -286,11 +281,10 @@ static void a_key_that_is_no_longer_valid_is_refused_with_its_cause(void **state
 	free(more);
 }
 
-static void a_hundred_connections_leave_nothing_behind(void **state)
+CASE(a_hundred_connections_leave_nothing_behind)
 {
 	struct pair p;
 
-	(void)state;
 	up(&p, &four_lanes);
 	write_blocks(&p, 65536, 1, TR_NOTIFY);
 	for (int i = 0; i < 100; i++) {
@@ -331,7 +325,7 @@ static void addresses(struct pair *p, const char *chosen, char *buf, size_t cap)
 	assert_true(len > 0);
 }
 
-static void librdmacm_and_the_gid_tables_choose_alike(void **state)
+CASE(librdmacm_and_the_gid_tables_choose_alike)
 {
 	/*
 	 * Side 0 has only rxe0: the route to rxe1, of the same kernel, goes out of rxe1, so that
@@ -340,7 +334,6 @@ static void librdmacm_and_the_gid_tables_choose_alike(void **state)
 	static const char *const chosen[] = { ", by order and librdmacm",
 					      ", by order and librdmacm", ", by librdmacm" };
 
-	(void)state;
 	for (int w = 0; w < WAYS; w++) {
 		struct way tables = *ways[w];
 		char by_route[512], by_table[512];
@@ -363,13 +356,12 @@ static void librdmacm_and_the_gid_tables_choose_alike(void **state)
 	}
 }
 
-static void routable_ipv6_works(void **state)
+CASE(routable_ipv6_works)
 {
 	static const struct way way = { "ib", { "KVCACHE_RDMA_GID_INDEX=2" } };
 	char address[512];
 	struct pair p;
 
-	(void)state;
 	up(&p, &way);
 	addresses(&p, ", by librdmacm", address, sizeof(address));
 	assert_non_null(strstr(address, "gid index 2, fd77::1 (RoCE v2, routable IPv6)"));
@@ -380,14 +372,13 @@ static void routable_ipv6_works(void **state)
 }
 
 /* A memfd, mapped nowhere, is as good as a DMA-BUF to a driver that takes none. */
-static void a_gpus_memory_is_refused_with_the_cause(void **state)
+CASE(a_gpus_memory_is_refused_with_the_cause)
 {
 	int fd = memfd_create("gpu", MFD_CLOEXEC);
 	struct kv_error err = { 0 };
 	struct tr_mem *mem;
 	struct pair p;
 
-	(void)state;
 	up(&p, &one_lane);
 	assert_int_equal(
 		tr_mem_reg_dmabuf(p.rig.side[0].tr, (void *)4096, 4096, fd, 0, 0, &mem, &err),
@@ -401,22 +392,10 @@ static void a_gpus_memory_is_refused_with_the_cause(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(blocks_arrive_whole_and_nothing_else_changes),
-		cmocka_unit_test(reads_bring_the_peers_bytes),
-		cmocka_unit_test(messages_come_in_order_behind_the_bytes),
-		cmocka_unit_test(both_directions_go_on_for_ever),
-		cmocka_unit_test(a_key_that_is_no_longer_valid_is_refused_with_its_cause),
-		cmocka_unit_test(librdmacm_and_the_gid_tables_choose_alike),
-		cmocka_unit_test(routable_ipv6_works),
-		cmocka_unit_test(a_gpus_memory_is_refused_with_the_cause),
-		cmocka_unit_test(a_hundred_connections_leave_nothing_behind),
-	};
-
 	if (access("/sys/class/infiniband/rxe1", F_OK)) {
 		printf("skipped: there are no devices rxe0 and rxe1; tests/rxe/rxe makes a guest "
 		       "with them\n");
 		return 77;
 	}
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -84,9 +84,8 @@ static void expect_refusals(const char *what, struct node *from, uint32_t port, 
 	expect_nothing_left(what);
 }
 
-static void good_connections_leave_nothing(void **state)
+CASE(good_connections_leave_nothing)
 {
-	(void)state;
 	for (int i = 0; i < TIMES; i++) {
 		node_connect(&a, b.port);
 		ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &a.err), &a.err);
@@ -96,36 +95,32 @@ static void good_connections_leave_nothing(void **state)
 	expect_nothing_left("good connections");
 }
 
-static void wrong_geometry_leaves_nothing(void **state)
+CASE(wrong_geometry_leaves_nothing)
 {
-	(void)state;
 	expect_refusals("wrong geometry", &other, b.port, RIG_TIMEOUT_MS, KV_ERR_GEOMETRY);
 }
 
-static void a_peer_at_its_limit_leaves_nothing(void **state)
+CASE(a_peer_at_its_limit_leaves_nothing)
 {
-	(void)state;
 	expect_refusals("a peer at its limit", &a, full.port, RIG_TIMEOUT_MS, KV_ERR_BUSY);
 }
 
-static void nobody_there_leaves_nothing(void **state)
+CASE(nobody_there_leaves_nothing)
 {
 	uint32_t port;
 	int fd = port_hold(&port);
 
-	(void)state;
 	descriptors++;
 	expect_refusals("nobody listens", &a, port, RIG_TIMEOUT_MS, KV_ERR_PEER_LOST);
 	descriptors--;
 	close(fd);
 }
 
-static void a_silent_peer_leaves_nothing(void **state)
+CASE(a_silent_peer_leaves_nothing)
 {
 	uint32_t port;
 	int fd = port_hold(&port);
 
-	(void)state;
 	assert_int_equal(listen(fd, 2 * TIMES), 0);
 	descriptors++;
 	expect_refusals("a silent peer", &a, port, 20, KV_ERR_TIMEOUT);
@@ -134,7 +129,7 @@ static void a_silent_peer_leaves_nothing(void **state)
 }
 
 /* Each step that a connection takes on either side fails, one after the other. */
-static void a_fault_at_each_step_leaves_nothing(void **state)
+CASE(a_fault_at_each_step_leaves_nothing)
 {
 	static const enum fake_verb verbs[] = {
 		FAKE_query_gid_table, FAKE_reg_mr,    FAKE_create_comp_channel,
@@ -173,7 +168,6 @@ static void a_fault_at_each_step_leaves_nothing(void **state)
 	enum { POINTS = sizeof(points) / sizeof(points[0]) };
 	int failed = 0;
 
-	(void)state;
 	for (int i = 0; i < TIMES; i++) {
 		int step = i % (VERBS + POINTS), nth = 1 + i / (VERBS + POINTS);
 		const char *what = step < VERBS ? fake_verb_name(verbs[step])
@@ -219,9 +213,8 @@ static int connect_for_ever(int fd, const void *arg)
 	return 0;
 }
 
-static void peers_killed_while_they_connect_leave_nothing(void **state)
+CASE(peers_killed_while_they_connect_leave_nothing)
 {
-	(void)state;
 	for (int i = 0; i < TIMES; i++) {
 		int64_t until;
 		struct child child;
@@ -281,21 +274,11 @@ static int tear_down(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(good_connections_leave_nothing),
-		cmocka_unit_test(wrong_geometry_leaves_nothing),
-		cmocka_unit_test(a_peer_at_its_limit_leaves_nothing),
-		cmocka_unit_test(nobody_there_leaves_nothing),
-		cmocka_unit_test(a_silent_peer_leaves_nothing),
-		cmocka_unit_test(a_fault_at_each_step_leaves_nothing),
-		cmocka_unit_test(peers_killed_while_they_connect_leave_nothing),
-	};
-
 	if (access("/sys/class/infiniband/rxe1", F_OK)) {
 		printf("skipped: there are no devices rxe0 and rxe1; tests/rxe/rxe makes a guest "
 		       "with them\n");
 		return 77;
 	}
 	setenv("KVCACHE_TRANSPORT", "ib", 1);
-	return cmocka_run_group_tests(tests, set_up, tear_down);
+	return run_cases(set_up, tear_down);
 }

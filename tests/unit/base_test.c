@@ -13,9 +13,8 @@
 #include "base/option.h"
 #include "lib/test.h"
 
-static void every_code_has_a_name_a_sentence_and_a_scope(void **state)
+CASE(every_code_has_a_name_a_sentence_and_a_scope)
 {
-	(void)state;
 #define CHECK(name, value, scope, text)                           \
 	assert_string_equal(kv_error_name(KV_ERR_##name), #name); \
 	assert_string_equal(kv_error_text(KV_ERR_##name), text);  \
@@ -26,13 +25,12 @@ static void every_code_has_a_name_a_sentence_and_a_scope(void **state)
 	assert_string_equal(kv_error_name(-12345), "UNKNOWN");
 }
 
-static void the_cause_reaches_the_line_that_people_read(void **state)
+CASE(the_cause_reaches_the_line_that_people_read)
 {
 	struct kv_error err;
 	char line[512], small[16];
 	int len;
 
-	(void)state;
 	assert_int_equal(
 		kv_fail(&err, KV_ERR_BLOCK_ID, "write_blocks", "remote id %d is above %d", 70, 63),
 		KV_ERR_BLOCK_ID);
@@ -49,11 +47,10 @@ static void the_cause_reaches_the_line_that_people_read(void **state)
 	assert_string_equal(small, "write_blocks: K");
 }
 
-static void running_out_of_descriptors_is_distinguished_from_other_errors(void **state)
+CASE(running_out_of_descriptors_is_distinguished_from_other_errors)
 {
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_fail_errno(&err, KV_ERR_SYSTEM, EMFILE, "x", "socket"), KV_ERR_NOFD);
 	assert_int_equal(err.sys_errno, EMFILE);
 	assert_non_null(strstr(err.hint, "ulimit"));
@@ -68,7 +65,7 @@ static int read_one(const char *text, struct kv_option_set **set, struct kv_erro
 	return kv_option_read(list, set, err);
 }
 
-static void a_bad_value_names_the_option_and_its_range(void **state)
+CASE(a_bad_value_names_the_option_and_its_range)
 {
 	static const char *const bad[] = { "KVCACHE_IB_TIMEOUT=13",   "KVCACHE_IB_TIMEOUT=32",
 					   "KVCACHE_IB_TIMEOUT=abc",  "KVCACHE_IB_TIMEOUT=",
@@ -80,7 +77,6 @@ static void a_bad_value_names_the_option_and_its_range(void **state)
 	struct kv_option_set *set;
 	struct kv_error err;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		assert_int_equal(read_one(bad[i], &set, &err), KV_ERR_ARG);
 		assert_non_null(strstr(err.message, "KVCACHE_"));
@@ -90,12 +86,11 @@ static void a_bad_value_names_the_option_and_its_range(void **state)
 	assert_non_null(strstr(err.message, "14..31"));
 }
 
-static void good_values_are_parsed(void **state)
+CASE(good_values_are_parsed)
 {
 	struct kv_option_set *set;
 	struct kv_option_row row;
 
-	(void)state;
 	assert_int_equal(read_one("KVCACHE_SHM_RING=2M", &set, NULL), 0);
 	assert_int_equal(kv_option_int(set, KV_OPT_SHM_RING), 2 << 20);
 	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 16);
@@ -110,7 +105,7 @@ static void good_values_are_parsed(void **state)
 	kv_option_free(set);
 }
 
-static void a_list_of_words_is_parsed_and_asked(void **state)
+CASE(a_list_of_words_is_parsed_and_asked)
 {
 	static const char *const bad[] = {
 		"KVCACHE_TRANSPORT=ib,",    "KVCACHE_TRANSPORT=,ib",	 "KVCACHE_TRANSPORT=ib,tc",
@@ -119,7 +114,6 @@ static void a_list_of_words_is_parsed_and_asked(void **state)
 	struct kv_option_set *set;
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(read_one("KVCACHE_TRANSPORT=tcp,ib", &set, NULL), 0);
 	assert_true(kv_option_has(set, KV_OPT_TRANSPORT, "ib"));
 	assert_true(kv_option_has(set, KV_OPT_TRANSPORT, "tcp"));
@@ -133,14 +127,13 @@ static void a_list_of_words_is_parsed_and_asked(void **state)
 	}
 }
 
-static void a_number_is_decimal_or_hexadecimal_never_octal(void **state)
+CASE(a_number_is_decimal_or_hexadecimal_never_octal)
 {
 	static const char *const twenty[] = { "KVCACHE_IB_TIMEOUT=20", "KVCACHE_IB_TIMEOUT=020",
 					      "KVCACHE_IB_TIMEOUT=0x14", "KVCACHE_IB_TIMEOUT=0X14",
 					      "KVCACHE_IB_TIMEOUT=+20" };
 	struct kv_option_set *set;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(twenty) / sizeof(twenty[0]); i++) {
 		assert_int_equal(read_one(twenty[i], &set, NULL), 0);
 		assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 20);
@@ -148,12 +141,11 @@ static void a_number_is_decimal_or_hexadecimal_never_octal(void **state)
 	}
 }
 
-static void the_list_beats_the_environment(void **state)
+CASE(the_list_beats_the_environment)
 {
 	struct kv_option_set *set;
 	struct kv_option_row row;
 
-	(void)state;
 	setenv("KVCACHE_IB_TIMEOUT", "20", 1);
 	assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
 	assert_int_equal(kv_option_int(set, KV_OPT_IB_TIMEOUT), 20);
@@ -170,14 +162,13 @@ static void the_list_beats_the_environment(void **state)
 	unsetenv("KVCACHE_IB_TIMEOUT");
 }
 
-static void an_empty_variable_counts_as_unset(void **state)
+CASE(an_empty_variable_counts_as_unset)
 {
 	static const enum kv_option_id ids[] = { KV_OPT_IB_TIMEOUT, KV_OPT_SHM_RING, KV_OPT_DEBUG,
 						 KV_OPT_TRANSPORT, KV_OPT_RDMA_NICS };
 	struct kv_option_row row, unset;
 	struct kv_option_set *set;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(ids) / sizeof(ids[0]); i++) {
 		assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
 		kv_option_row(set, ids[i], &unset);
@@ -194,13 +185,12 @@ static void an_empty_variable_counts_as_unset(void **state)
 	assert_int_equal(read_one("KVCACHE_IB_TIMEOUT=", &set, NULL), KV_ERR_ARG);
 }
 
-static void an_unknown_name_is_reported_with_its_neighbour(void **state)
+CASE(an_unknown_name_is_reported_with_its_neighbour)
 {
 	struct kv_option_set *set;
 	const char *name, *near;
 	struct kv_error err;
 
-	(void)state;
 	setenv("KVCACHE_RDMA_NIC", "mlx5_0", 1);
 	assert_int_equal(kv_option_read(NULL, &set, NULL), 0);
 	assert_true(kv_option_unknown(set, 0, &name, &near));
@@ -214,7 +204,7 @@ static void an_unknown_name_is_reported_with_its_neighbour(void **state)
 }
 
 /* SIGXFSZ would end the process. */
-static void a_log_file_that_may_not_grow_gets_no_line(void **state)
+CASE(a_log_file_that_may_not_grow_gets_no_line)
 {
 	char path[] = "/tmp/kvrail-log-XXXXXX", option[64];
 	const char *list[] = { option, NULL };
@@ -223,7 +213,6 @@ static void a_log_file_that_may_not_grow_gets_no_line(void **state)
 	struct kv_log *log;
 	struct stat st;
 
-	(void)state;
 	close(mkstemp(path));
 	snprintf(option, sizeof(option), "KVCACHE_DEBUG_FILE=%s", path);
 	assert_int_equal(kv_option_read(list, &set, NULL), 0);
@@ -242,7 +231,7 @@ static void a_log_file_that_may_not_grow_gets_no_line(void **state)
 	unlink(path);
 }
 
-static void log_files_receive_their_levels(void **state)
+CASE(log_files_receive_their_levels)
 {
 	char debug[] = "/tmp/kvrail-debug-XXXXXX", error[] = "/tmp/kvrail-error-XXXXXX";
 	char debug_opt[80], error_opt[80], text[256] = "", host[65] = "", named[160];
@@ -251,7 +240,6 @@ static void log_files_receive_their_levels(void **state)
 	struct kv_log *log;
 	FILE *f;
 
-	(void)state;
 	close(mkstemp(debug));
 	close(mkstemp(error));
 	snprintf(debug_opt, sizeof(debug_opt), "KVCACHE_DEBUG_FILE=%s.%%p%%%%%%h%%x", debug);
@@ -281,20 +269,5 @@ static void log_files_receive_their_levels(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_code_has_a_name_a_sentence_and_a_scope),
-		cmocka_unit_test(the_cause_reaches_the_line_that_people_read),
-		cmocka_unit_test(running_out_of_descriptors_is_distinguished_from_other_errors),
-		cmocka_unit_test(a_bad_value_names_the_option_and_its_range),
-		cmocka_unit_test(good_values_are_parsed),
-		cmocka_unit_test(a_list_of_words_is_parsed_and_asked),
-		cmocka_unit_test(a_number_is_decimal_or_hexadecimal_never_octal),
-		cmocka_unit_test(the_list_beats_the_environment),
-		cmocka_unit_test(an_empty_variable_counts_as_unset),
-		cmocka_unit_test(an_unknown_name_is_reported_with_its_neighbour),
-		cmocka_unit_test(log_files_receive_their_levels),
-		cmocka_unit_test(a_log_file_that_may_not_grow_gets_no_line),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -8,12 +8,11 @@
 static const uint8_t header_golden[FRAME_HEADER] = { 'K', 'V', 'R',  'L',  1, 0,
 						     2,	  0,   0x78, 0x56, 0, 0 };
 
-static void a_header_has_these_bytes(void **state)
+CASE(a_header_has_these_bytes)
 {
 	uint8_t buf[FRAME_HEADER];
 	struct frame_header h;
 
-	(void)state;
 	frame_put_header(buf, FRAME_SETUP, 0x5678);
 	assert_memory_equal(buf, header_golden, sizeof(buf));
 	assert_int_equal(frame_get_header(buf, &h), 0);
@@ -21,12 +20,11 @@ static void a_header_has_these_bytes(void **state)
 	assert_int_equal(h.len, 0x5678);
 }
 
-static void another_major_version_is_distinguished_from_garbage(void **state)
+CASE(another_major_version_is_distinguished_from_garbage)
 {
 	uint8_t buf[FRAME_HEADER];
 	struct frame_header h;
 
-	(void)state;
 	memcpy(buf, header_golden, sizeof(buf));
 	buf[4] = 9;
 	assert_int_equal(frame_get_header(buf, &h), KV_ERR_VERSION);
@@ -34,16 +32,15 @@ static void another_major_version_is_distinguished_from_garbage(void **state)
 	assert_int_equal(frame_get_header(buf, &h), KV_ERR_PROTOCOL);
 }
 
-static void garbage_is_seen_at_its_first_wrong_byte(void **state)
+CASE(garbage_is_seen_at_its_first_wrong_byte)
 {
-	(void)state;
 	assert_int_equal(frame_check_prefix((const uint8_t *)"", 0), 0);
 	assert_int_equal(frame_check_prefix((const uint8_t *)"KV", 2), 0);
 	assert_int_equal(frame_check_prefix((const uint8_t *)"G", 1), KV_ERR_PROTOCOL);
 	assert_int_equal(frame_check_prefix((const uint8_t *)"KVX", 3), KV_ERR_PROTOCOL);
 }
 
-static void a_length_above_its_type_s_limit_is_refused(void **state)
+CASE(a_length_above_its_type_s_limit_is_refused)
 {
 	static const struct {
 		enum frame_type type;
@@ -55,7 +52,6 @@ static void a_length_above_its_type_s_limit_is_refused(void **state)
 	uint8_t buf[FRAME_HEADER];
 	struct frame_header h;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		frame_put_header(buf, rows[i].type, rows[i].limit);
 		assert_int_equal(frame_get_header(buf, &h), 0);
@@ -93,12 +89,11 @@ static size_t make_hello(uint8_t *buf, size_t cap)
 	return w.len;
 }
 
-static void a_hello_has_these_bytes(void **state)
+CASE(a_hello_has_these_bytes)
 {
 	uint8_t buf[128];
 	struct frame_hello hello;
 
-	(void)state;
 	assert_int_equal(make_hello(buf, sizeof(buf)), sizeof(hello_golden));
 	assert_memory_equal(buf, hello_golden, sizeof(hello_golden));
 	assert_int_equal(frame_get_hello(hello_golden, sizeof(hello_golden), &hello), 0);
@@ -113,7 +108,7 @@ static void a_hello_has_these_bytes(void **state)
  * Each offer is begun once: what the first try of a transport has left does not begin a second
  * one.
  */
-static void a_transport_is_offered_once(void **state)
+CASE(a_transport_is_offered_once)
 {
 	struct frame_hello hello = { .offers = 2,
 				     .offer = { { 7, { (const uint8_t *)"abc", 3 } },
@@ -121,7 +116,6 @@ static void a_transport_is_offered_once(void **state)
 	uint8_t buf[128];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 
-	(void)state;
 	frame_put_hello(&w, &hello);
 	assert_int_equal(frame_get_hello(buf, w.len, &hello), 0);
 	hello.offer[1].provider = 7;
@@ -130,7 +124,7 @@ static void a_transport_is_offered_once(void **state)
 	assert_int_equal(frame_get_hello(buf, w.len, &hello), KV_ERR_PROTOCOL);
 }
 
-static void every_truncation_and_every_extra_byte_is_refused(void **state)
+CASE(every_truncation_and_every_extra_byte_is_refused)
 {
 	struct frame_hello hello;
 	struct frame_setup setup;
@@ -138,7 +132,6 @@ static void every_truncation_and_every_extra_byte_is_refused(void **state)
 	uint8_t buf[128];
 	struct wire_writer w;
 
-	(void)state;
 	for (size_t n = 0; n < sizeof(hello_golden); n++) {
 		uint8_t *exact = malloc(
 			n + 1); /* exact size, so that a sanitizer sees a read past the end */
@@ -168,13 +161,12 @@ static void every_truncation_and_every_extra_byte_is_refused(void **state)
 		assert_int_equal(frame_get_reject(buf, n, &reject), KV_ERR_PROTOCOL);
 }
 
-static void a_refusal_cannot_carry_success_or_control_characters(void **state)
+CASE(a_refusal_cannot_carry_success_or_control_characters)
 {
 	uint8_t buf[64];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	struct frame_reject reject;
 
-	(void)state;
 	frame_put_reject(&w, 0, "fine", "");
 	assert_int_equal(frame_get_reject(buf, w.len, &reject), 0);
 	assert_int_equal(reject.code, KV_ERR_PROTOCOL);
@@ -187,11 +179,10 @@ static void a_refusal_cannot_carry_success_or_control_characters(void **state)
 	assert_int_equal(frame_get_reject(buf, w.len, &reject), KV_ERR_PROTOCOL);
 }
 
-static void random_bytes_never_read_outside(void **state)
+CASE(random_bytes_never_read_outside)
 {
 	uint64_t x = 88172645463325252u;
 
-	(void)state;
 	for (int round = 0; round < 200000; round++) {
 		uint8_t buf[96];
 		struct frame_hello hello;
@@ -217,17 +208,5 @@ static void random_bytes_never_read_outside(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_header_has_these_bytes),
-		cmocka_unit_test(another_major_version_is_distinguished_from_garbage),
-		cmocka_unit_test(garbage_is_seen_at_its_first_wrong_byte),
-		cmocka_unit_test(a_length_above_its_type_s_limit_is_refused),
-		cmocka_unit_test(a_hello_has_these_bytes),
-		cmocka_unit_test(a_transport_is_offered_once),
-		cmocka_unit_test(every_truncation_and_every_extra_byte_is_refused),
-		cmocka_unit_test(a_refusal_cannot_carry_success_or_control_characters),
-		cmocka_unit_test(random_bytes_never_read_outside),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

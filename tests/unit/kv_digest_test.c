@@ -51,24 +51,22 @@ static int needs_the_instruction(void **state)
 	return 1;
 }
 
-static void it_is_what_its_header_says(void **state)
+CASE(it_is_what_its_header_says)
 {
 	uint8_t bytes[MOST];
 
-	(void)state;
 	for (int i = 0; i < MOST; i++)
 		bytes[i] = (uint8_t)(i * 37 + 11);
 	for (uint64_t len = 0; len <= MOST; len++)
 		assert_int_equal(kv_digest(bytes, len, 0, 1), model(bytes, len));
 }
 
-static void each_bit_counts_and_nothing_outside(void **state)
+CASE(each_bit_counts_and_nothing_outside)
 {
 	uint8_t bytes[4 * MOST] = { 0 };
 	enum { LEN = 61, ROW = MOST, ROWS = 4 };
 	uint32_t digest = kv_digest(bytes, LEN, ROW, ROWS);
 
-	(void)state;
 	for (unsigned int i = 0; i < sizeof(bytes) * 8; i++) {
 		bytes[i / 8] ^= (uint8_t)(1 << i % 8);
 		assert_int_equal(kv_digest(bytes, LEN, ROW, ROWS) != digest, i / 8 % ROW < LEN);
@@ -76,11 +74,10 @@ static void each_bit_counts_and_nothing_outside(void **state)
 	}
 }
 
-static void words_that_changed_places_count(void **state)
+CASE(words_that_changed_places_count)
 {
 	uint8_t bytes[MOST], other[MOST];
 
-	(void)state;
 	for (int i = 0; i < MOST; i++)
 		bytes[i] = (uint8_t)(i * 37 + 11);
 	for (int a = 0; a + 8 <= MOST; a += 8)
@@ -95,13 +92,7 @@ static void words_that_changed_places_count(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(it_is_what_its_header_says),
-		cmocka_unit_test(each_bit_counts_and_nothing_outside),
-		cmocka_unit_test(words_that_changed_places_count),
-	};
-
 	if (needs_the_instruction(NULL))
 		return 77;
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

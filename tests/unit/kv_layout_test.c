@@ -126,11 +126,10 @@ static const struct row rows[] = {
 	  NULL },
 };
 
-static void layouts_of_engines(void **state)
+CASE(layouts_of_engines)
 {
 	static const char *const names[] = { "k", "v" };
 
-	(void)state;
 	for (size_t r = 0; r < sizeof(rows) / sizeof(rows[0]); r++) {
 		struct kv_layout layout = KV_INIT(kv_layout);
 		struct kv_tensor tensor[2] = { 0 };
@@ -183,12 +182,11 @@ static bool marks_one_twice(const struct kv_layout *layout)
 	return false;
 }
 
-static void small_layouts_are_judged_as_a_map_of_their_bytes_judges_them(void **state)
+CASE(small_layouts_are_judged_as_a_map_of_their_bytes_judges_them)
 {
 	static const char *const names[RANDOM_TENSORS] = { "a", "b", "c" };
 	unsigned int refused = 0, taken = 0;
 
-	(void)state;
 	for (int round = 0; round < 200000; round++) {
 		struct kv_layout layout = KV_INIT(kv_layout);
 		struct kv_tensor tensor[RANDOM_TENSORS];
@@ -246,11 +244,10 @@ static struct kv_row random_row(void)
 				.n = 1 + random_below(30) };
 }
 
-static void rows_of_any_stride_and_number(void **state)
+CASE(rows_of_any_stride_and_number)
 {
 	unsigned int met = 0;
 
-	(void)state;
 	for (int round = 0; round < 300000; round++) {
 		struct kv_row x = random_row(), y = random_row();
 		bool meet = rows_meet_slowly(&x, &y);
@@ -274,7 +271,7 @@ static long long cpu_ms(void)
 }
 
 /* As many layers, tensors and blocks as there may be, all of them between each other's blocks. */
-static void the_largest_cache_is_judged_without_a_look_at_its_blocks(void **state)
+CASE(the_largest_cache_is_judged_without_a_look_at_its_blocks)
 {
 	static const char *const names[KV_TENSORS_MAX] = { "a", "b", "c", "d", "e", "f", "g", "h" };
 	const uint64_t each = 16, stride = each * KV_TENSORS_MAX * KV_LAYERS_MAX;
@@ -283,7 +280,6 @@ static void the_largest_cache_is_judged_without_a_look_at_its_blocks(void **stat
 	long long begun = cpu_ms();
 	struct kv_error err;
 
-	(void)state;
 	layout.layers = KV_LAYERS_MAX;
 	layout.tensors = KV_TENSORS_MAX;
 	layout.blocks = KV_BLOCKS_MAX;
@@ -301,12 +297,5 @@ static void the_largest_cache_is_judged_without_a_look_at_its_blocks(void **stat
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(layouts_of_engines),
-		cmocka_unit_test(small_layouts_are_judged_as_a_map_of_their_bytes_judges_them),
-		cmocka_unit_test(rows_of_any_stride_and_number),
-		cmocka_unit_test(the_largest_cache_is_judged_without_a_look_at_its_blocks),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

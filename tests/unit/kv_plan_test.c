@@ -67,11 +67,10 @@ static void copy_spans(const struct kv_pitch *pitch, const int64_t *from, const 
 	assert_int_equal(place.skip, 0);
 }
 
-static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
+CASE(random_spans_move_what_a_loop_over_the_blocks_moves)
 {
 	static uint8_t source[MEM], got[MEM], want[MEM];
 
-	(void)state;
 	for (size_t i = 0; i < MEM; i++)
 		source[i] = (uint8_t)(1 + random_below(255));
 	for (int round = 0; round < 3000; round++) {
@@ -98,13 +97,12 @@ static void random_spans_move_what_a_loop_over_the_blocks_moves(void **state)
 	}
 }
 
-static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void **state)
+CASE(adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides)
 {
 	static const int64_t from[] = { 1, 2, 3, 9, 10 }, to[] = { 5, 6, 7, 8, 20 };
 	struct kv_pitch pitch = { 0, 16, 0, 16, 16, .rows = 1, .most = 1024 };
 	struct tr_span spans[8];
 
-	(void)state;
 	assert_int_equal(kv_plan_next(&pitch, from, to, 5, (struct kv_place){ 0 }, spans, 8), 3);
 	assert_int_equal(spans[0].len, 48);
 	assert_int_equal(spans[0].local, 16);
@@ -119,12 +117,11 @@ static void adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides(void 
 
 /* ---------------------------------------------------------------- checks */
 
-static void every_bad_id_is_found_at_its_index(void **state)
+CASE(every_bad_id_is_found_at_its_index)
 {
 	struct kv_marks marks = { .mark = NULL };
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_marks_make(&marks, BLOCKS, &err), 0);
 	for (int round = 0; round < 70000; round++) { /* the rounds' numbers wrap */
 		int64_t from[BLOCKS], to[BLOCKS];
@@ -156,7 +153,7 @@ static void every_bad_id_is_found_at_its_index(void **state)
 	kv_marks_free(&marks);
 }
 
-static void blocks_of_another_owner_are_refused(void **state)
+CASE(blocks_of_another_owner_are_refused)
 {
 	static const int64_t from[] = { 0, 1, 2 }, to[] = { 3, 4, 5 };
 	uint32_t owner_of[8] = { 0, 0, 0, 7, 7, 8 };
@@ -172,7 +169,6 @@ static void blocks_of_another_owner_are_refused(void **state)
 				       .owner = 7 };
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(kv_marks_make(&marks, 8, &err), 0);
 	assert_int_equal(kv_plan_check(&check, &err), KV_ERR_LEASE);
 	assert_int_equal(err.block_index, 2);
@@ -207,12 +203,11 @@ static struct kv_geometry shape_of(uint32_t tp_size, uint32_t tp_rank, uint64_t 
  * Every rank of one size writes to every rank of another: each byte of each block is written
  * exactly once.
  */
-static void ranks_of_any_two_sizes_cover_each_block_once(void **state)
+CASE(ranks_of_any_two_sizes_cover_each_block_once)
 {
 	static const uint32_t sizes[] = { 1, 2, 4, 8 };
 	enum { WHOLE = 64 };
 
-	(void)state;
 	for (int i = 0; i < 16; i++) {
 		uint32_t p = sizes[i / 4], d = sizes[i % 4];
 
@@ -323,11 +318,10 @@ static unsigned int write_heads(const struct group *p, const struct group *d, ui
 }
 
 /* Fewer heads than ranks (each head on several ranks), MLA's one head, both orders. */
-static void each_rank_of_any_size_gets_its_heads_in_both_orders(void **state)
+CASE(each_rank_of_any_size_gets_its_heads_in_both_orders)
 {
 	static const uint32_t sizes[] = { 1, 2, 4, 8 };
 
-	(void)state;
 	for (unsigned int i = 0; i < 4 * 4 * 4 * 2; i++) {
 		uint32_t heads = sizes[i / 2 % 4], order = KV_ORDER_HND + i % 2;
 		struct group p = { sizes[i / 8 % 4], heads, order };
@@ -357,12 +351,11 @@ static void is_refused(const struct kv_geometry *a, const struct kv_geometry *b,
 	assert_true(err.hint[0]);
 }
 
-static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
+CASE(heads_that_would_be_scrambled_are_refused_by_name)
 {
 	const struct group two = { 2, 4, KV_ORDER_NHD }, four = { 4, 4, KV_ORDER_NHD };
 	struct kv_geometry a = cache_of(&two, 0), b = cache_of(&four, 0);
 
-	(void)state;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	b.tensor[0].order = KV_ORDER_HND;
 	is_refused(&a, &b, "tensor 0 (k) order here NHD, peer HND");
@@ -389,23 +382,21 @@ static void heads_that_would_be_scrambled_are_refused_by_name(void **state)
 	is_refused(&a, &b, "tensor 0 (k) order here HND, peer NHD");
 }
 
-static void copies_of_heads_without_kv_heads_are_refused_with_both_sizes(void **state)
+CASE(copies_of_heads_without_kv_heads_are_refused_with_both_sizes)
 {
 	const struct group four = { 4, 4, KV_ORDER_HND }, eight = { 8, 4, KV_ORDER_HND };
 	struct kv_geometry a = cache_of(&four, 0), b = cache_of(&eight, 0);
 
-	(void)state;
 	assert_int_equal(kv_geometry_compare(&a, &b, NULL), 0);
 	a.kv_heads = b.kv_heads = 0;
 	is_refused(&a, &b, "tensor 0 (k) block_bytes here 6 at tp_size 4, peer 6 at tp_size 8");
 }
 
-static void heads_that_do_not_go_into_a_block_are_refused(void **state)
+CASE(heads_that_do_not_go_into_a_block_are_refused)
 {
 	const struct group two = { 2, 8, KV_ORDER_NHD };
 	struct kv_geometry g = cache_of(&two, 0);
 
-	(void)state;
 	g.kv_heads = 3;
 	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
 	g.kv_heads = 14;
@@ -418,12 +409,11 @@ static void heads_that_do_not_go_into_a_block_are_refused(void **state)
 	assert_int_equal(kv_geometry_check(&g, "test", NULL), KV_ERR_ARG);
 }
 
-static void a_difference_is_reported_with_both_values(void **state)
+CASE(a_difference_is_reported_with_both_values)
 {
 	struct kv_geometry a = shape_of(1, 0, 64), b = a;
 	struct kv_error err;
 
-	(void)state;
 	b.layers = 3;
 	b.dtype = 5; /* 0 on the other side: not given, not compared */
 	b.tensor[0].block_bytes = 128;
@@ -451,18 +441,5 @@ static void a_difference_is_reported_with_both_values(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(random_spans_move_what_a_loop_over_the_blocks_moves),
-		cmocka_unit_test(adjacent_blocks_become_one_span_only_if_adjacent_on_both_sides),
-		cmocka_unit_test(every_bad_id_is_found_at_its_index),
-		cmocka_unit_test(blocks_of_another_owner_are_refused),
-		cmocka_unit_test(ranks_of_any_two_sizes_cover_each_block_once),
-		cmocka_unit_test(each_rank_of_any_size_gets_its_heads_in_both_orders),
-		cmocka_unit_test(heads_that_would_be_scrambled_are_refused_by_name),
-		cmocka_unit_test(copies_of_heads_without_kv_heads_are_refused_with_both_sizes),
-		cmocka_unit_test(heads_that_do_not_go_into_a_block_are_refused),
-		cmocka_unit_test(a_difference_is_reported_with_both_values),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

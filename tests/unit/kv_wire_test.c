@@ -59,9 +59,8 @@ static const struct golden
 	};
 enum { GOLDEN = sizeof(golden) / sizeof(golden[0]) };
 
-static void every_message_has_these_bytes(void **state)
+CASE(every_message_has_these_bytes)
 {
-	(void)state;
 	for (int i = 0; i < GOLDEN; i++) {
 		uint8_t buf[TR_MSG_MAX], again[TR_MSG_MAX];
 		struct kv_msg msg;
@@ -74,9 +73,8 @@ static void every_message_has_these_bytes(void **state)
 	}
 }
 
-static void a_message_cut_or_prolonged_anywhere_is_refused(void **state)
+CASE(a_message_cut_or_prolonged_anywhere_is_refused)
 {
-	(void)state;
 	for (int i = 0; i < GOLDEN; i++) {
 		uint8_t buf[64] = { 0 };
 		struct kv_msg msg;
@@ -100,12 +98,11 @@ static bool accepts(int i, size_t at, uint8_t value)
 	return kv_wire_get(buf, golden[i].len, &msg);
 }
 
-static void counts_and_ranges_are_checked(void **state)
+CASE(counts_and_ranges_are_checked)
 {
 	struct kv_msg msg;
 	uint8_t none[2] = { KV_MSG_ACK, 0 };
 
-	(void)state;
 	for (unsigned int type = 0; type < 256; type++)
 		if (!type || type > KV_MSG_PONG)
 			assert_false(kv_wire_get(&(uint8_t){ (uint8_t)type }, 1, &msg));
@@ -124,13 +121,12 @@ static void counts_and_ranges_are_checked(void **state)
 	assert_false(accepts(12, 11, KV_TENSORS_MAX));
 }
 
-static void the_largest_messages_fit(void **state)
+CASE(the_largest_messages_fit)
 {
 	struct kv_msg ack = { .type = KV_MSG_ACK, .ack.count = KV_ACKS_MAX };
 	struct kv_msg ids = { .type = KV_MSG_IDS, .ids.runs = KV_RUNS_MAX };
 	uint8_t buf[TR_MSG_MAX];
 
-	(void)state;
 	assert_int_not_equal(kv_wire_put(&ack, buf, sizeof(buf)), 0);
 	assert_int_not_equal(kv_wire_put(&ids, buf, sizeof(buf)), 0);
 }
@@ -145,14 +141,13 @@ static const uint8_t golden_hello[] = {
 	0, 0,	 0,   8,   0,	0,   0,	  1, 1, 'k', 0, 0, 0, 0,  2, 0, 0, 0, 0, 2,
 };
 
-static void hellos_survive_the_wire_and_hostile_ones_are_refused(void **state)
+CASE(hellos_survive_the_wire_and_hostile_ones_are_refused)
 {
 	struct kv_hello hello = { .name = "host:1", .comm = 7, .comm_rank = 3, .caches = 1 }, got;
 	struct kv_geometry *g = &hello.cache[0];
 	uint8_t buf[TR_HELLO_MAX], bad[TR_HELLO_MAX];
 	size_t len;
 
-	(void)state;
 	*g = (struct kv_geometry){ .cache_id = 5,
 				   .layers = 80,
 				   .tensors = 1,
@@ -193,13 +188,5 @@ static void hellos_survive_the_wire_and_hostile_ones_are_refused(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(every_message_has_these_bytes),
-		cmocka_unit_test(a_message_cut_or_prolonged_anywhere_is_refused),
-		cmocka_unit_test(counts_and_ranges_are_checked),
-		cmocka_unit_test(the_largest_messages_fit),
-		cmocka_unit_test(hellos_survive_the_wire_and_hostile_ones_are_refused),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

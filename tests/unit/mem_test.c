@@ -46,12 +46,11 @@ static bool is_there(uint32_t id)
 	return mem;
 }
 
-static void a_pool_is_zeroed_page_aligned_and_cannot_shrink(void **state)
+CASE(a_pool_is_zeroed_page_aligned_and_cannot_shrink)
 {
 	struct tr_mem *mem;
 	uint8_t *p;
 
-	(void)state;
 	assert_int_equal(tr_alloc(tr, 10000, (void **)&p, NULL), 0);
 	assert_int_equal((uintptr_t)p % 4096, 0);
 	for (int i = 0; i < 10000; i++)
@@ -68,14 +67,13 @@ static void a_pool_is_zeroed_page_aligned_and_cannot_shrink(void **state)
 	assert_int_equal(tr_free(tr, p, NULL), KV_ERR_ARG);
 }
 
-static void a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal(void **state)
+CASE(a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal)
 {
 	struct rlimit before, low;
 	struct kv_error err;
 	void *p;
 	int ret;
 
-	(void)state;
 	assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
 	low = (struct rlimit){ 4096, before.rlim_max };
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &low), 0);
@@ -86,13 +84,12 @@ static void a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal(void **st
 	assert_non_null(strstr(err.hint, "ulimit -f"));
 }
 
-static void a_pool_is_not_inherited_by_fork(void **state)
+CASE(a_pool_is_not_inherited_by_fork)
 {
 	uint8_t *p;
 	pid_t pid;
 	int status;
 
-	(void)state;
 	assert_int_equal(tr_alloc(tr, 4096, (void **)&p, NULL), 0);
 	pid = fork();
 	if (!pid) {
@@ -105,12 +102,11 @@ static void a_pool_is_not_inherited_by_fork(void **state)
 	assert_int_equal(tr_free(tr, p, NULL), 0);
 }
 
-static void a_range_inside_a_region_shares_it(void **state)
+CASE(a_range_inside_a_region_shares_it)
 {
 	uint8_t *p = malloc(65536);
 	struct tr_mem *whole, *part, *other;
 
-	(void)state;
 	assert_int_equal(tr_mem_reg(tr, p, 65536, TR_MEM_HOST, TR_REMOTE_WRITE | TR_REMOTE_READ,
 				    &whole, NULL),
 			 0);
@@ -126,12 +122,11 @@ static void a_range_inside_a_region_shares_it(void **state)
 	free(p);
 }
 
-static void more_access_or_a_longer_range_is_a_new_region(void **state)
+CASE(more_access_or_a_longer_range_is_a_new_region)
 {
 	uint8_t *p = malloc(65536);
 	struct tr_mem *a, *b, *c;
 
-	(void)state;
 	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, TR_REMOTE_WRITE, &a, NULL), 0);
 	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, TR_REMOTE_READ, &b, NULL), 0);
 	assert_int_equal(tr_mem_reg(tr, p, 4097, TR_MEM_HOST, TR_REMOTE_WRITE, &c, NULL), 0);
@@ -143,13 +138,12 @@ static void more_access_or_a_longer_range_is_a_new_region(void **state)
 	free(p);
 }
 
-static void an_old_id_does_not_name_a_new_region(void **state)
+CASE(an_old_id_does_not_name_a_new_region)
 {
 	uint8_t *p = malloc(4096);
 	struct tr_mem *mem;
 	uint32_t old;
 
-	(void)state;
 	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
 	old = mem->id;
 	assert_int_equal(tr_mem_dereg(mem, NULL), 0);
@@ -162,13 +156,12 @@ static void an_old_id_does_not_name_a_new_region(void **state)
 	free(p);
 }
 
-static void a_region_in_use_is_not_deregistered(void **state)
+CASE(a_region_in_use_is_not_deregistered)
 {
 	uint8_t *p = malloc(4096);
 	struct kv_error err;
 	struct tr_mem *mem;
 
-	(void)state;
 	assert_int_equal(tr_mem_reg(tr, p, 4096, TR_MEM_HOST, 0, &mem, NULL), 0);
 	atomic_fetch_add(&mem->in_flight, 1);
 	assert_int_equal(tr_mem_dereg(mem, &err), KV_ERR_BUSY);
@@ -179,7 +172,7 @@ static void a_region_in_use_is_not_deregistered(void **state)
 }
 
 /* NCCL registers tens of thousands. Those that cover a range are found, and no others. */
-static void many_regions_cost_no_more_each_than_few(void **state)
+CASE(many_regions_cost_no_more_each_than_few)
 {
 	enum { MANY = 20000, STEP = 4096 };
 	uint8_t *p = mmap(NULL, (size_t)(MANY + 1) * STEP, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -187,7 +180,6 @@ static void many_regions_cost_no_more_each_than_few(void **state)
 	struct tr_mem **mem = calloc(MANY, sizeof(*mem)), *again, *all;
 	int64_t began = kv_now_ns();
 
-	(void)state;
 	assert_ptr_not_equal(p, MAP_FAILED);
 	for (size_t i = 0; i < MANY; i++)
 		assert_int_equal(tr_mem_reg(tr, p + i * STEP + i % 100, STEP - 100 + i % 100 * 2,
@@ -244,12 +236,11 @@ static void *look_up(void *arg)
 }
 
 /* As a ring's receiver does it, without the lock, while the application gives the region back. */
-static void a_region_that_is_looked_up_is_whole_or_not_there(void **state)
+CASE(a_region_that_is_looked_up_is_whole_or_not_there)
 {
 	pthread_t thread;
 	void *found;
 
-	(void)state;
 	looked_up.p = aligned_alloc(4096, 4096);
 	assert_int_equal(pthread_create(&thread, NULL, look_up, NULL), 0);
 	for (int i = 0; i < 50000; i++) {
@@ -266,14 +257,13 @@ static void a_region_that_is_looked_up_is_whole_or_not_there(void **state)
 	free(looked_up.p);
 }
 
-static void what_is_no_memory_is_refused(void **state)
+CASE(what_is_no_memory_is_refused)
 {
 	uint8_t *p =
 		mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct tr_mem *mem = NULL;
 	struct kv_error err;
 
-	(void)state;
 	assert_int_equal(tr_mem_reg(tr, NULL, 4096, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
 	assert_int_equal(tr_mem_reg(tr, p, 0, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
 	assert_int_equal(tr_mem_reg(tr, p, SIZE_MAX, TR_MEM_HOST, 0, &mem, &err), KV_ERR_ARG);
@@ -286,7 +276,7 @@ static void what_is_no_memory_is_refused(void **state)
 	munmap(p + 2 * 4096, 4096);
 }
 
-static void each_failure_leaves_nothing_behind(void **state)
+CASE(each_failure_leaves_nothing_behind)
 {
 #ifdef KVRAIL_FAULTS
 	static const enum kv_fault_point points[] = { KV_FAULT_TR_POOL_ALLOC,
@@ -314,7 +304,6 @@ static void each_failure_leaves_nothing_behind(void **state)
 	assert_null(mem);
 	assert_int_equal(tr_free(tr, p, &err), 0);
 #else
-	(void)state;
 	print_message("skipped: built without fault points\n");
 	skip();
 #endif
@@ -323,19 +312,5 @@ static void each_failure_leaves_nothing_behind(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_pool_is_zeroed_page_aligned_and_cannot_shrink),
-		cmocka_unit_test(a_pool_beyond_the_limit_of_files_is_an_error_and_no_signal),
-		cmocka_unit_test(a_pool_is_not_inherited_by_fork),
-		cmocka_unit_test(a_range_inside_a_region_shares_it),
-		cmocka_unit_test(more_access_or_a_longer_range_is_a_new_region),
-		cmocka_unit_test(an_old_id_does_not_name_a_new_region),
-		cmocka_unit_test(a_region_in_use_is_not_deregistered),
-		cmocka_unit_test(many_regions_cost_no_more_each_than_few),
-		cmocka_unit_test(a_region_that_is_looked_up_is_whole_or_not_there),
-		cmocka_unit_test(what_is_no_memory_is_refused),
-		cmocka_unit_test(each_failure_leaves_nothing_behind),
-	};
-
-	return cmocka_run_group_tests(tests, open_tr, close_tr);
+	return run_cases(open_tr, close_tr);
 }

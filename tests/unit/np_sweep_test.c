@@ -175,15 +175,13 @@ static void sweep(void)
 	assert_true(own >= 8);
 }
 
-static void each_point_failed_once_is_reported_and_leaves_nothing(void **state)
+CASE(each_point_failed_once_is_reported_and_leaves_nothing)
 {
-	(void)state;
 	sweep();
 }
 
-static void the_same_with_copy_threads(void **state)
+CASE(the_same_with_copy_threads)
 {
-	(void)state;
 	setenv("KVCACHE_NET_COPY_THREADS", "2", 1);
 	sweep();
 	assert_true(kv_fault_passes(KV_FAULT_SHM_COPY_THREAD) > 0);
@@ -217,11 +215,10 @@ static bool call_fails_once(enum libc_call call, uint32_t nth)
 	return libc_fired();
 }
 
-static void each_call_of_the_c_library_failed_once_is_reported(void **state)
+CASE(each_call_of_the_c_library_failed_once_is_reported)
 {
 	unsigned int failed = 0;
 
-	(void)state;
 	for (enum libc_call call = 0; call < LIBC_COUNT; call++)
 		for (uint32_t nth = 1; call_fails_once(call, nth); nth = libc_next(nth))
 			failed++;
@@ -232,11 +229,5 @@ static void each_call_of_the_c_library_failed_once_is_reported(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(each_point_failed_once_is_reported_and_leaves_nothing),
-		cmocka_unit_test(the_same_with_copy_threads),
-		cmocka_unit_test(each_call_of_the_c_library_failed_once_is_reported),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

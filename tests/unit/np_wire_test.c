@@ -8,12 +8,11 @@
 #include "lib/test.h"
 #include "np.h"
 
-static void a_handle_comes_back_and_its_cookie_is_not_part_of_it(void **state)
+CASE(a_handle_comes_back_and_its_cookie_is_not_part_of_it)
 {
 	struct np_handle in = { .port = 4711, .host = "fe80::1%eth0" }, out;
 	uint8_t bytes[NCCL_HANDLE_MAX + 8];
 
-	(void)state;
 	memset(bytes, 0xa5, sizeof(bytes));
 	memset(in.nonce, 7, sizeof(in.nonce));
 	np_handle_put(bytes, &in);
@@ -28,13 +27,12 @@ static void a_handle_comes_back_and_its_cookie_is_not_part_of_it(void **state)
 	assert_memory_equal(out.nonce, in.nonce, sizeof(in.nonce));
 }
 
-static void every_flipped_bit_of_a_handle_is_noticed(void **state)
+CASE(every_flipped_bit_of_a_handle_is_noticed)
 {
 	struct np_handle in = { .port = 1, .host = "127.0.0.1" }, out;
 	uint8_t bytes[NCCL_HANDLE_MAX];
 	unsigned int noticed = 0;
 
-	(void)state;
 	np_handle_put(bytes, &in);
 	for (unsigned int bit = 0; bit < 84 * 8; bit++) {
 		bytes[bit / 8] ^= (uint8_t)(1 << bit % 8);
@@ -45,14 +43,13 @@ static void every_flipped_bit_of_a_handle_is_noticed(void **state)
 	assert_true(np_handle_get(bytes, &out));
 }
 
-static void a_message_ahead_comes_back_and_one_that_is_too_long_does_not(void **state)
+CASE(a_message_ahead_comes_back_and_one_that_is_too_long_does_not)
 {
 	uint8_t payload[NP_AHEAD_BYTES + 1], bytes[TR_MSG_MAX + 16];
 	struct np_ahead in = { .seq = NP_SEQ_MASK, .tag = -7, .bytes = payload }, out;
 	struct wire_reader r;
 	size_t len;
 
-	(void)state;
 	memset(payload, 0x5a, sizeof(payload));
 	for (in.len = 0; in.len <= NP_AHEAD_BYTES; in.len += NP_AHEAD_BYTES / 3) {
 		len = np_ahead_put(bytes, TR_MSG_MAX, &in);
@@ -74,7 +71,7 @@ static void a_message_ahead_comes_back_and_one_that_is_too_long_does_not(void **
 	assert_false(np_ahead_get(&r, &out));
 }
 
-static void a_clear_to_send_of_eight_fits_into_a_message_and_comes_back(void **state)
+CASE(a_clear_to_send_of_eight_fits_into_a_message_and_comes_back)
 {
 	struct np_cts in = { .slot = 31, .n = NP_GROUP, .seq = NP_SEQ_MASK, .any_order = true },
 		      out;
@@ -82,7 +79,6 @@ static void a_clear_to_send_of_eight_fits_into_a_message_and_comes_back(void **s
 	struct wire_reader r;
 	size_t len;
 
-	(void)state;
 	for (unsigned int i = 0; i < NP_GROUP; i++)
 		in.row[i] = (struct np_row){ .offset = UINT64_MAX - i,
 					     .size = (uint64_t)i << 40,
@@ -105,13 +101,12 @@ static void a_clear_to_send_of_eight_fits_into_a_message_and_comes_back(void **s
 	}
 }
 
-static void a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused(void **state)
+CASE(a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused)
 {
 	struct np_cts in = { .slot = 1, .n = 2, .seq = 3 }, out;
 	uint8_t bytes[TR_MSG_MAX];
 	size_t len = np_cts_put(bytes, sizeof(bytes), &in);
 
-	(void)state;
 	for (size_t cut = 1; cut <= len + 1; cut++) {
 		struct wire_reader r = wire_reader_of(bytes + 1, cut - 1);
 
@@ -128,12 +123,11 @@ static void a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused(voi
 	assert_false(np_cts_get(&(struct wire_reader){ .buf = bytes + 1, .len = len - 1 }, &out));
 }
 
-static void a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size(void **state)
+CASE(a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size)
 {
 	unsigned int slot, row, seq;
 	uint64_t size;
 
-	(void)state;
 	np_notify_get(np_notify_put(31, 7, NP_SEQ_MASK, (UINT64_C(1) << 41) - 1), &slot, &row, &seq,
 		      &size);
 	assert_int_equal(slot, 31);
@@ -146,7 +140,7 @@ static void a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size(void *
 	assert_int_equal(size, 0);
 }
 
-static void a_piece_of_a_description_past_its_total_is_refused(void **state)
+CASE(a_piece_of_a_description_past_its_total_is_refused)
 {
 	uint8_t description[300] = { 1, 2, 3 }, bytes[TR_MSG_MAX];
 	struct np_mem_piece piece = {
@@ -155,7 +149,6 @@ static void a_piece_of_a_description_past_its_total_is_refused(void **state)
 	size_t len = np_mem_piece_put(bytes, sizeof(bytes), &piece);
 	struct wire_reader r = wire_reader_of(bytes + 1, len - 1);
 
-	(void)state;
 	assert_int_equal(len, NP_MEM_HEADER + NP_MEM_PIECE);
 	assert_true(np_mem_piece_get(&r, &piece));
 	assert_int_equal(piece.slot, 5);
@@ -166,9 +159,8 @@ static void a_piece_of_a_description_past_its_total_is_refused(void **state)
 	assert_false(np_mem_piece_get(&r, &piece));
 }
 
-static void lists_of_names_are_read_as_nccl_reads_them(void **state)
+CASE(lists_of_names_are_read_as_nccl_reads_them)
 {
-	(void)state;
 	assert_true(np_name_matches("", "mlx5_0", 1));
 	assert_true(np_name_matches("mlx5", "mlx5_0", 1));
 	assert_false(np_name_matches("mlx4", "mlx5_0", 1));
@@ -220,9 +212,8 @@ static void expect(const char *list, int family, int index)
 	assert_ptr_equal(best, index < 0 ? NULL : &host.ifa[index]);
 }
 
-static void the_address_is_chosen_in_nccls_order(void **state)
+CASE(the_address_is_chosen_in_nccls_order)
 {
-	(void)state;
 	memset(&host, 0, sizeof(host));
 	expect("", 0, -1);
 	add("lo", UP | IFF_LOOPBACK, "127.0.0.1");
@@ -251,17 +242,5 @@ static void the_address_is_chosen_in_nccls_order(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_handle_comes_back_and_its_cookie_is_not_part_of_it),
-		cmocka_unit_test(every_flipped_bit_of_a_handle_is_noticed),
-		cmocka_unit_test(a_message_ahead_comes_back_and_one_that_is_too_long_does_not),
-		cmocka_unit_test(a_clear_to_send_of_eight_fits_into_a_message_and_comes_back),
-		cmocka_unit_test(a_clear_to_send_that_is_cut_or_has_impossible_numbers_is_refused),
-		cmocka_unit_test(a_notify_carries_slot_row_sequence_and_forty_one_bits_of_size),
-		cmocka_unit_test(a_piece_of_a_description_past_its_total_is_refused),
-		cmocka_unit_test(lists_of_names_are_read_as_nccl_reads_them),
-		cmocka_unit_test(the_address_is_chosen_in_nccls_order),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -117,9 +117,8 @@ static const char *between(const char *a, const char *b)
 	return pci_distance_name(pci_between(&x, &y));
 }
 
-static void each_distance_has_nccls_name(void **state)
+CASE(each_distance_has_nccls_name)
 {
-	(void)state;
 	assert_string_equal(between("0000:18:00.0", "0000:19:00.0"), "PIX");
 	assert_string_equal(between("0000:9b:00.0", "0000:9b:00.1"), "PIX");
 	assert_string_equal(between("0000:18:00.0", "0000:1c:00.0"), "PXB");
@@ -128,11 +127,10 @@ static void each_distance_has_nccls_name(void **state)
 	assert_string_equal(between("0000:18:00.0", "0000:9b:00.0"), "SYS");
 }
 
-static void an_rdma_device_is_found_through_its_class_folder(void **state)
+CASE(an_rdma_device_is_found_through_its_class_folder)
 {
 	struct pci_place place;
 
-	(void)state;
 	assert_true(pci_place_find(root, "class/infiniband/near0/device", &place));
 	assert_string_equal(place.address, "0000:19:00.0");
 	assert_int_equal(place.numa_node, 0);
@@ -140,11 +138,10 @@ static void an_rdma_device_is_found_through_its_class_folder(void **state)
 	assert_int_equal(place.numa_node, 1);
 }
 
-static void what_is_not_on_pcie_is_as_far_as_can_be(void **state)
+CASE(what_is_not_on_pcie_is_as_far_as_can_be)
 {
 	struct pci_place soft, gpu;
 
-	(void)state;
 	assert_false(pci_place_find(root, "class/infiniband/soft0/device", &soft));
 	assert_string_equal(soft.address, "");
 	assert_true(pci_gpu_find(root, "0", &gpu));
@@ -152,12 +149,11 @@ static void what_is_not_on_pcie_is_as_far_as_can_be(void **state)
 	assert_int_equal(pci_between(&soft, &soft), PCI_SYS);
 }
 
-static void a_gpu_is_found_by_number_uuid_and_any_writing_of_its_address(void **state)
+CASE(a_gpu_is_found_by_number_uuid_and_any_writing_of_its_address)
 {
 	static const char *const second[] = { "1", "GPU-bbbb", "0000:2b:00.0", "00000000:2B:00.0" };
 	struct pci_place place;
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(second) / sizeof(second[0]); i++) {
 		assert_true(pci_gpu_find(root, second[i], &place));
 		assert_string_equal(place.address, "0000:2b:00.0");
@@ -170,11 +166,10 @@ static void a_gpu_is_found_by_number_uuid_and_any_writing_of_its_address(void **
 	assert_false(pci_gpu_find("/nonexistent", "0", &place));
 }
 
-static void an_address_with_anything_around_it_is_none(void **state)
+CASE(an_address_with_anything_around_it_is_none)
 {
 	char address[16];
 
-	(void)state;
 	assert_true(pci_address_parse("0000:2b:00.0", address, sizeof(address)));
 	assert_false(pci_address_parse("0000:2b:00.0x", address, sizeof(address)));
 	assert_false(pci_address_parse("2b:00.0", address, sizeof(address)));
@@ -183,13 +178,5 @@ static void an_address_with_anything_around_it_is_none(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(each_distance_has_nccls_name),
-		cmocka_unit_test(an_rdma_device_is_found_through_its_class_folder),
-		cmocka_unit_test(what_is_not_on_pcie_is_as_far_as_can_be),
-		cmocka_unit_test(a_gpu_is_found_by_number_uuid_and_any_writing_of_its_address),
-		cmocka_unit_test(an_address_with_anything_around_it_is_none),
-	};
-
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return run_cases(setup, teardown);
 }

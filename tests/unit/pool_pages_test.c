@@ -105,9 +105,8 @@ static void skip_without_huge(const struct kv_error *err, int ret)
 	skip();
 }
 
-static void a_lazy_pool_has_no_page(void **state)
+CASE(a_lazy_pool_has_no_page)
 {
-	(void)state;
 	open_mode("lazy");
 	make_pool();
 	assert_int_equal(bytes_with_pages(), 0);
@@ -117,9 +116,8 @@ static void a_lazy_pool_has_no_page(void **state)
 	close_mode();
 }
 
-static void a_populated_pool_has_all_of_its_small_pages(void **state)
+CASE(a_populated_pool_has_all_of_its_small_pages)
 {
-	(void)state;
 	open_mode("populate");
 	make_pool();
 	pages_await(now.tr->memory, now.mem);
@@ -130,12 +128,11 @@ static void a_populated_pool_has_all_of_its_small_pages(void **state)
 	close_mode();
 }
 
-static void a_huge_pool_has_huge_pages_and_a_rest(void **state)
+CASE(a_huge_pool_has_huge_pages_and_a_rest)
 {
 	struct kv_error err;
 	int ret;
 
-	(void)state;
 	open_mode("huge");
 	ret = tr_alloc(now.tr, KV_HUGE_PAGE, (void **)&now.pool, &err);
 	skip_without_huge(&err, ret);
@@ -152,11 +149,10 @@ static void a_huge_pool_has_huge_pages_and_a_rest(void **state)
 }
 
 /* Whatever the kernel gives: every page is there, and what was written meanwhile stays. */
-static void what_is_written_while_pages_are_made_stays(void **state)
+CASE(what_is_written_while_pages_are_made_stays)
 {
 	char text[256];
 
-	(void)state;
 	open_mode("auto");
 	make_pool();
 	for (size_t i = 0; i < LEN; i += 512)
@@ -174,9 +170,8 @@ static void what_is_written_while_pages_are_made_stays(void **state)
 	close_mode();
 }
 
-static void a_pool_is_freed_and_a_context_closed_while_its_pages_are_made(void **state)
+CASE(a_pool_is_freed_and_a_context_closed_while_its_pages_are_made)
 {
-	(void)state;
 	open_mode("auto");
 	for (int i = 0; i < 8; i++) {
 		assert_int_equal(tr_alloc(now.tr, LEN, (void **)&now.pool, NULL), 0);
@@ -187,12 +182,11 @@ static void a_pool_is_freed_and_a_context_closed_while_its_pages_are_made(void *
 	close_mode();
 }
 
-static void a_fork_while_pages_are_made_disturbs_neither(void **state)
+CASE(a_fork_while_pages_are_made_disturbs_neither)
 {
 	int status;
 	pid_t pid;
 
-	(void)state;
 	open_mode("auto");
 	make_pool();
 	pid = fork();
@@ -207,11 +201,10 @@ static void a_fork_while_pages_are_made_disturbs_neither(void **state)
 }
 
 #ifdef KVRAIL_FAULTS
-static void a_pool_without_memory_for_it_is_refused_or_stays_lazy(void **state)
+CASE(a_pool_without_memory_for_it_is_refused_or_stays_lazy)
 {
 	struct kv_error err;
 
-	(void)state;
 	open_mode("populate");
 	kv_fault_arm(KV_FAULT_TR_POOL_ROOM, 1);
 	assert_int_equal(tr_alloc(now.tr, LEN, (void **)&now.pool, &err), KV_ERR_NOMEM);
@@ -231,7 +224,7 @@ static void a_pool_without_memory_for_it_is_refused_or_stays_lazy(void **state)
 }
 
 /* The caller makes the first KV_HUGE_PAGE bytes; then the thread looks how much is left. */
-static void the_thread_stops_where_memory_ends(void **state)
+CASE(the_thread_stops_where_memory_ends)
 {
 	static const struct {
 		enum kv_fault_point point;
@@ -244,7 +237,6 @@ static void the_thread_stops_where_memory_ends(void **state)
 		{ KV_FAULT_TR_POOL_THREAD, 1, "auto" },
 	};
 
-	(void)state;
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		open_mode(rows[i].mode);
 		kv_fault_arm(rows[i].point, rows[i].nth);
@@ -260,11 +252,10 @@ static void the_thread_stops_where_memory_ends(void **state)
 	}
 }
 
-static void a_kernel_without_huge_pages_gives_small_ones(void **state)
+CASE(a_kernel_without_huge_pages_gives_small_ones)
 {
 	struct kv_error err;
 
-	(void)state;
 	open_mode("auto");
 	kv_fault_arm(KV_FAULT_TR_POOL_HUGE, 1);
 	make_pool();
@@ -310,12 +301,11 @@ static void expect_room(const char *root, uint64_t bytes, const char *limit)
 	assert_non_null(strstr(room.limit, limit));
 }
 
-static void the_room_is_that_of_the_tightest_limit(void **state)
+CASE(the_room_is_that_of_the_tightest_limit)
 {
 	static const uint64_t mib = 1 << 20;
 	char root[] = "/tmp/pool_pages_test.XXXXXX", command[64];
 
-	(void)state;
 	assert_non_null(mkdtemp(root));
 	expect_room(root, UINT64_MAX, "");
 	put_file(root, "proc/meminfo", "MemTotal: 3276800 kB\nMemAvailable:    1048576 kB\n");
@@ -340,20 +330,5 @@ static void the_room_is_that_of_the_tightest_limit(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_lazy_pool_has_no_page),
-		cmocka_unit_test(a_populated_pool_has_all_of_its_small_pages),
-		cmocka_unit_test(a_huge_pool_has_huge_pages_and_a_rest),
-		cmocka_unit_test(what_is_written_while_pages_are_made_stays),
-		cmocka_unit_test(a_pool_is_freed_and_a_context_closed_while_its_pages_are_made),
-		cmocka_unit_test(a_fork_while_pages_are_made_disturbs_neither),
-#ifdef KVRAIL_FAULTS
-		cmocka_unit_test(a_pool_without_memory_for_it_is_refused_or_stays_lazy),
-		cmocka_unit_test(the_thread_stops_where_memory_ends),
-		cmocka_unit_test(a_kernel_without_huge_pages_gives_small_ones),
-#endif
-		cmocka_unit_test(the_room_is_that_of_the_tightest_limit),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

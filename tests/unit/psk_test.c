@@ -20,14 +20,13 @@ static void opens_to(const char *path, int code, const char *why)
 		fail_msg("\"%s\" is not in \"%s\"", why, err.message);
 }
 
-static void a_key_file_that_is_not_right_is_refused_with_the_cause(void **state)
+CASE(a_key_file_that_is_not_right_is_refused_with_the_cause)
 {
 	static const char *const nine = KEY_A "\n" KEY_A "\n" KEY_A "\n" KEY_A "\n" KEY_A "\n" KEY_A
 					      "\n" KEY_A "\n" KEY_A "\n" KEY_A "\n";
 	char path[] = "/tmp/kvrail-key-XXXXXX", big[20000];
 	FILE *file;
 
-	(void)state;
 	close(mkstemp(path));
 	for (mode_t bit = 1; bit < 0100; bit <<= 1) {
 		write_key(path, KEY_A, 0600 | bit);
@@ -62,11 +61,10 @@ static void a_key_file_that_is_not_right_is_refused_with_the_cause(void **state)
 	unlink(path);
 }
 
-static void a_file_is_read_whole_or_not_at_all(void **state)
+CASE(a_file_is_read_whole_or_not_at_all)
 {
 	char path[] = "/tmp/kvrail-key-XXXXXX";
 
-	(void)state;
 	close(mkstemp(path));
 	write_key(path, KEY_A, 0600);
 	kv_fault_arm(KV_FAULT_PSK_ALLOC, 1);
@@ -77,7 +75,7 @@ static void a_file_is_read_whole_or_not_at_all(void **state)
 }
 
 /* The text behind the id is what is proven: a peer that knows the id alone has nothing. */
-static void an_id_is_not_a_key(void **state)
+CASE(an_id_is_not_a_key)
 {
 	struct auth a = { 0 }, b = { 0 };
 	uint8_t knock[AUTH_HEADER + AUTH_KNOCK] = { 1 };
@@ -86,7 +84,6 @@ static void an_id_is_not_a_key(void **state)
 	struct psk_file *file;
 	struct psk psk;
 
-	(void)state;
 	close(mkstemp(path));
 	write_key(path, KEY_A, 0600);
 	assert_int_equal(psk_open(path, &file, NULL), 0);
@@ -103,12 +100,11 @@ static void an_id_is_not_a_key(void **state)
 }
 
 /* Whatever frame it is: not once more, and not in another's place. */
-static void a_frame_counts_once_and_in_its_place(void **state)
+CASE(a_frame_counts_once_and_in_its_place)
 {
 	struct auth sends = { .on = true }, takes = { .on = true };
 	uint8_t mac[2][MAC_BYTES];
 
-	(void)state;
 	assert_int_equal(crypto_load(NULL), 0);
 	for (int i = 0; i < 2; i++)
 		auth_seal(&sends, "frame", 5, mac[i]);
@@ -120,12 +116,5 @@ static void a_frame_counts_once_and_in_its_place(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_key_file_that_is_not_right_is_refused_with_the_cause),
-		cmocka_unit_test(a_file_is_read_whole_or_not_at_all),
-		cmocka_unit_test(an_id_is_not_a_key),
-		cmocka_unit_test(a_frame_counts_once_and_in_its_place),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -16,13 +16,12 @@ static struct pattern any_block(void)
 	};
 }
 
-static void what_was_filled_is_right_at_every_length_and_alignment(void **state)
+CASE(what_was_filled_is_right_at_every_length_and_alignment)
 {
 	static unsigned char buf[BYTES + 32];
 	const struct pattern p = any_block();
 	size_t len, align, first;
 
-	(void)state;
 	for (align = 0; align < 16; align++)
 		for (len = 0; len <= 300; len++) {
 			memset(buf, 0xee, sizeof(buf));
@@ -35,13 +34,12 @@ static void what_was_filled_is_right_at_every_length_and_alignment(void **state)
 		}
 }
 
-static void every_single_byte_change_is_found_and_located(void **state)
+CASE(every_single_byte_change_is_found_and_located)
 {
 	static unsigned char buf[BYTES];
 	const struct pattern p = any_block();
 	size_t i, first, bit;
 
-	(void)state;
 	pattern_fill(buf, BYTES, pattern_key(&p));
 	for (i = 0; i < BYTES; i++)
 		for (bit = 0; bit < 8; bit++) {
@@ -57,14 +55,13 @@ static void every_single_byte_change_is_found_and_located(void **state)
 	assert_int_equal(first, 0);
 }
 
-static void a_block_with_any_other_input_is_wrong_in_every_word(void **state)
+CASE(a_block_with_any_other_input_is_wrong_in_every_word)
 {
 	static unsigned char buf[4096];
 	const struct pattern right = any_block();
 	struct pattern p[7];
 	size_t i, first;
 
-	(void)state;
 	for (i = 0; i < 7; i++)
 		p[i] = right;
 	p[0].seed++;
@@ -81,11 +78,10 @@ static void a_block_with_any_other_input_is_wrong_in_every_word(void **state)
 	}
 }
 
-static void swapped_inputs_are_not_equal(void **state)
+CASE(swapped_inputs_are_not_equal)
 {
 	struct pattern a = any_block(), b = any_block();
 
-	(void)state;
 	a.layer = 1, a.tensor = 0;
 	b.layer = 0, b.tensor = 1;
 	assert_true(pattern_key(&a) != pattern_key(&b));
@@ -95,31 +91,29 @@ static void swapped_inputs_are_not_equal(void **state)
 	assert_true(pattern_key(&a) != pattern_key(&b));
 }
 
-static void bytes_that_are_shifted_inside_a_block_are_wrong(void **state)
+CASE(bytes_that_are_shifted_inside_a_block_are_wrong)
 {
 	static unsigned char buf[4096 + 512];
 	const struct pattern p = any_block();
 	size_t shift;
 
-	(void)state;
 	pattern_fill(buf, sizeof(buf), pattern_key(&p));
 	for (shift = 1; shift <= 512; shift++)
 		assert_true(pattern_check(buf + shift, 4096, pattern_key(&p), NULL) > 3600);
 }
 
-static void part_of_a_block_can_be_checked_alone(void **state)
+CASE(part_of_a_block_can_be_checked_alone)
 {
 	static unsigned char buf[4096];
 	const struct pattern p = any_block();
 
-	(void)state;
 	pattern_fill(buf, sizeof(buf), pattern_key(&p));
 	assert_int_equal(
 		pattern_check(buf + 3000, 1096, pattern_key_at(pattern_key(&p), 3000), NULL), 0);
 	assert_true(pattern_check(buf + 3000, 1096, pattern_key(&p), NULL) > 0);
 }
 
-static void many_blocks_share_no_word(void **state)
+CASE(many_blocks_share_no_word)
 {
 	/* 64 requests x 64 blocks x 8 words: sorted, no two are equal. */
 	enum { WORDS = 8, BLOCKS = 64 * 64 };
@@ -128,7 +122,6 @@ static void many_blocks_share_no_word(void **state)
 	uint64_t key, table_size = 1 << 17, *table = need_calloc(table_size, sizeof(*table)), at;
 	size_t i, n = 0;
 
-	(void)state;
 	for (p.request = 0; p.request < 64; p.request++)
 		for (p.block = 0; p.block < 64; p.block++) {
 			pattern_fill(w + n, WORDS * sizeof(*w), pattern_key(&p));
@@ -146,15 +139,5 @@ static void many_blocks_share_no_word(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(what_was_filled_is_right_at_every_length_and_alignment),
-		cmocka_unit_test(every_single_byte_change_is_found_and_located),
-		cmocka_unit_test(a_block_with_any_other_input_is_wrong_in_every_word),
-		cmocka_unit_test(swapped_inputs_are_not_equal),
-		cmocka_unit_test(bytes_that_are_shifted_inside_a_block_are_wrong),
-		cmocka_unit_test(part_of_a_block_can_be_checked_alone),
-		cmocka_unit_test(many_blocks_share_no_word),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -38,14 +38,13 @@ static uint32_t idle_block(struct pool *p, uint64_t key)
 	return (uint32_t)id;
 }
 
-static void ids_are_handed_out_once_and_in_no_order(void **state)
+CASE(ids_are_handed_out_once_and_in_no_order)
 {
 	uint8_t seen[1000] = { 0 };
 	int64_t ids[1000];
 	struct pool p;
 	uint32_t i, neighbours = 0;
 
-	(void)state;
 	new_pool(&p, 1000);
 	assert_int_equal(pool_alloc(&p, 1000, ids), 0);
 	for (i = 0; i < 1000; i++) {
@@ -57,12 +56,11 @@ static void ids_are_handed_out_once_and_in_no_order(void **state)
 	pool_destroy(&p);
 }
 
-static void an_exhausted_pool_refuses_and_is_unchanged(void **state)
+CASE(an_exhausted_pool_refuses_and_is_unchanged)
 {
 	int64_t ids[BLOCKS], more[BLOCKS] = { -1, -1 };
 	struct pool p;
 
-	(void)state;
 	new_pool(&p, BLOCKS);
 	assert_int_equal(pool_alloc(&p, BLOCKS - 1, ids), 0);
 	assert_int_equal(pool_alloc(&p, 2, more), -1);
@@ -77,12 +75,11 @@ static void an_exhausted_pool_refuses_and_is_unchanged(void **state)
 	pool_destroy(&p);
 }
 
-static void a_block_is_free_only_after_its_last_reference(void **state)
+CASE(a_block_is_free_only_after_its_last_reference)
 {
 	struct pool p;
 	int64_t id;
 
-	(void)state;
 	new_pool(&p, BLOCKS);
 	assert_int_equal(pool_alloc(&p, 1, &id), 0);
 	assert_int_equal(pool_find(&p, 77), POOL_NO_BLOCK);
@@ -106,13 +103,12 @@ static void a_block_is_free_only_after_its_last_reference(void **state)
 	pool_destroy(&p);
 }
 
-static void eviction_takes_the_least_recently_used(void **state)
+CASE(eviction_takes_the_least_recently_used)
 {
 	uint32_t block[BLOCKS], i;
 	int64_t ids[4];
 	struct pool p;
 
-	(void)state;
 	new_pool(&p, BLOCKS);
 	for (i = 0; i < BLOCKS; i++)
 		block[i] = idle_block(&p, 100 + i);
@@ -131,13 +127,12 @@ static void eviction_takes_the_least_recently_used(void **state)
 	pool_destroy(&p);
 }
 
-static void a_referenced_prefix_is_never_evicted(void **state)
+CASE(a_referenced_prefix_is_never_evicted)
 {
 	int64_t ids[BLOCKS];
 	uint32_t held;
 	struct pool p;
 
-	(void)state;
 	new_pool(&p, BLOCKS);
 	held = idle_block(&p, 1);
 	assert_int_equal(pool_take(&p, 1), held);
@@ -147,13 +142,12 @@ static void a_referenced_prefix_is_never_evicted(void **state)
 	pool_destroy(&p);
 }
 
-static void a_key_that_is_taken_leaves_the_second_block_unpublished(void **state)
+CASE(a_key_that_is_taken_leaves_the_second_block_unpublished)
 {
 	struct pool p;
 	uint32_t first;
 	int64_t id;
 
-	(void)state;
 	new_pool(&p, BLOCKS);
 	first = idle_block(&p, 9);
 	assert_int_equal(pool_alloc(&p, 1, &id), 0);
@@ -165,7 +159,7 @@ static void a_key_that_is_taken_leaves_the_second_block_unpublished(void **state
 	pool_destroy(&p);
 }
 
-static void a_random_history_loses_and_doubles_no_block(void **state)
+CASE(a_random_history_loses_and_doubles_no_block)
 {
 	enum { STEPS = 20000, HELD = 64 };
 	uint64_t random = 3;
@@ -173,7 +167,6 @@ static void a_random_history_loses_and_doubles_no_block(void **state)
 	struct pool p;
 	int64_t got;
 
-	(void)state;
 	new_pool(&p, 40);
 	for (i = 0; i < STEPS; i++) {
 		if (n < HELD && random_below(&random, 2)) {
@@ -212,13 +205,12 @@ static struct trace_request make_request(uint32_t input, uint32_t output, uint64
 	return r;
 }
 
-static void only_full_blocks_have_keys_and_equal_prefixes_equal_ones(void **state)
+CASE(only_full_blocks_have_keys_and_equal_prefixes_equal_ones)
 {
 	const struct schedule_cut cut = { 16, 1 }, coarse = { 16, 64 };
 	struct trace_request a = make_request(1000, 1, 10), b = make_request(1000, 1, 10);
 	uint32_t i, j;
 
-	(void)state;
 	b.hash[1] = 99;
 	assert_int_equal(schedule_blocks(&cut, &a), 63);
 	for (i = 0; i < 62; i++)
@@ -236,7 +228,7 @@ static void only_full_blocks_have_keys_and_equal_prefixes_equal_ones(void **stat
 	trace_request_free(&b);
 }
 
-static void requests_go_where_their_prefix_is_unless_that_rank_is_overloaded(void **state)
+CASE(requests_go_where_their_prefix_is_unless_that_rank_is_overloaded)
 {
 	const struct schedule_cut cut = { 16, 1 };
 	struct trace_request r[40];
@@ -244,7 +236,6 @@ static void requests_go_where_their_prefix_is_unless_that_rank_is_overloaded(voi
 	struct schedule s;
 	uint32_t i, on[2] = { 0, 0 };
 
-	(void)state;
 	for (i = 0; i < 40; i++)
 		r[i] = make_request(2048, 1, i < 20 ? 1000 * i : 1000 * (i - 20));
 	schedule_make(&s, &t, &cut, 3, 2);
@@ -268,7 +259,7 @@ static void requests_go_where_their_prefix_is_unless_that_rank_is_overloaded(voi
 		trace_request_free(&r[i]);
 }
 
-static void a_second_request_gets_the_prefix_of_the_first(void **state)
+CASE(a_second_request_gets_the_prefix_of_the_first)
 {
 	const struct schedule_cut cut = { 16, 1 };
 	struct trace_request a = make_request(1024, 10, 5), b = make_request(1536, 10, 5);
@@ -277,7 +268,6 @@ static void a_second_request_gets_the_prefix_of_the_first(void **state)
 	struct pool p;
 	uint32_t i;
 
-	(void)state;
 	new_pool(&p, 1000);
 	admit.pool = &p;
 	assert_int_equal(admit_request(&admit, &a, 0, &first), ADMIT_OK);
@@ -301,7 +291,7 @@ static void a_second_request_gets_the_prefix_of_the_first(void **state)
 	pool_destroy(&p);
 }
 
-static void a_full_pool_moves_time_on_or_makes_the_request_wait(void **state)
+CASE(a_full_pool_moves_time_on_or_makes_the_request_wait)
 {
 	const struct schedule_cut cut = { 16, 1 };
 	struct trace_request a = make_request(16 * 40, 10, 5), b = make_request(16 * 40, 10, 500);
@@ -309,7 +299,6 @@ static void a_full_pool_moves_time_on_or_makes_the_request_wait(void **state)
 	struct admitted x, y, z;
 	struct pool p;
 
-	(void)state;
 	new_pool(&p, 100);
 	admit.pool = &p;
 	assert_int_equal(admit_request(&admit, &a, 0, &x), ADMIT_OK);
@@ -330,7 +319,7 @@ static void a_full_pool_moves_time_on_or_makes_the_request_wait(void **state)
 	pool_destroy(&p);
 }
 
-static void a_request_larger_than_the_pool_gets_a_window(void **state)
+CASE(a_request_larger_than_the_pool_gets_a_window)
 {
 	const struct schedule_cut cut = { 16, 1 };
 	struct trace_request a = make_request(16 * 300, 10, 5);
@@ -338,7 +327,6 @@ static void a_request_larger_than_the_pool_gets_a_window(void **state)
 	struct admitted x;
 	struct pool p;
 
-	(void)state;
 	new_pool(&p, 100);
 	admit.pool = &p;
 	assert_int_equal(admit_request(&admit, &a, 0, &x), ADMIT_OK);
@@ -354,20 +342,5 @@ static void a_request_larger_than_the_pool_gets_a_window(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(ids_are_handed_out_once_and_in_no_order),
-		cmocka_unit_test(an_exhausted_pool_refuses_and_is_unchanged),
-		cmocka_unit_test(a_block_is_free_only_after_its_last_reference),
-		cmocka_unit_test(eviction_takes_the_least_recently_used),
-		cmocka_unit_test(a_referenced_prefix_is_never_evicted),
-		cmocka_unit_test(a_key_that_is_taken_leaves_the_second_block_unpublished),
-		cmocka_unit_test(a_random_history_loses_and_doubles_no_block),
-		cmocka_unit_test(only_full_blocks_have_keys_and_equal_prefixes_equal_ones),
-		cmocka_unit_test(requests_go_where_their_prefix_is_unless_that_rank_is_overloaded),
-		cmocka_unit_test(a_second_request_gets_the_prefix_of_the_first),
-		cmocka_unit_test(a_full_pool_moves_time_on_or_makes_the_request_wait),
-		cmocka_unit_test(a_request_larger_than_the_pool_gets_a_window),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

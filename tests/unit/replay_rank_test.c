@@ -54,14 +54,13 @@ static int work_gathers(struct rank *r, void *arg)
 	return rank_result(r, &w, sizeof(w));
 }
 
-static void all_ranks_see_what_all_ranks_gave(void **state)
+CASE(all_ranks_see_what_all_ranks_gave)
 {
 	struct rank_job job = { .work = work_gathers, .restart = -1 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 	uint32_t i;
 
-	(void)state;
 	run(&job, results, fates);
 	for (i = 0; i < RANKS; i++) {
 		assert_int_equal(results[i].sum, RANKS);
@@ -82,14 +81,13 @@ static int work_dies_early(struct rank *r, void *arg)
 	return rank_result(r, &w, sizeof(w));
 }
 
-static void a_rank_that_dies_fails_the_gather_of_the_others(void **state)
+CASE(a_rank_that_dies_fails_the_gather_of_the_others)
 {
 	struct rank_job job = { .work = work_dies_early, .restart = -1 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 	uint32_t i;
 
-	(void)state;
 	run(&job, results, fates);
 	for (i = 0; i < RANKS; i++) {
 		assert_int_equal(fates[i].present, i != 2);
@@ -121,13 +119,12 @@ static int work_dies_late(struct rank *r, void *arg)
 	return rank_result(r, &w, sizeof(w));
 }
 
-static void a_killed_rank_is_replaced_and_its_slot_survives(void **state)
+CASE(a_killed_rank_is_replaced_and_its_slot_survives)
 {
 	struct rank_job job = { .work = work_dies_late, .restart = 1 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 
-	(void)state;
 	run(&job, results, fates);
 	assert_int_equal(fates[1].present, 1);
 	assert_int_equal(fates[1].deaths, 1);
@@ -138,13 +135,12 @@ static void a_killed_rank_is_replaced_and_its_slot_survives(void **state)
 	assert_int_equal(fates[0].deaths, 0);
 }
 
-static void without_a_replacement_the_others_go_on(void **state)
+CASE(without_a_replacement_the_others_go_on)
 {
 	struct rank_job job = { .work = work_dies_late, .restart = -1 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 
-	(void)state;
 	run(&job, results, fates);
 	assert_int_equal(fates[1].present, 0);
 	assert_int_equal(fates[0].present + fates[2].present + fates[3].present, 3);
@@ -161,13 +157,12 @@ static int work_hangs(struct rank *r, void *arg)
 	return rank_result(r, &w, sizeof(w));
 }
 
-static void a_rank_that_does_not_move_is_killed(void **state)
+CASE(a_rank_that_does_not_move_is_killed)
 {
 	struct rank_job job = { .work = work_hangs, .restart = -1, .stall_ms = 2000 };
 	struct words results[RANKS];
 	struct rank_fate fates[RANKS];
 
-	(void)state;
 	run(&job, results, fates);
 	assert_int_equal(fates[3].present, 0);
 	assert_int_equal(fates[3].deaths, 1);
@@ -176,13 +171,5 @@ static void a_rank_that_does_not_move_is_killed(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(all_ranks_see_what_all_ranks_gave),
-		cmocka_unit_test(a_rank_that_dies_fails_the_gather_of_the_others),
-		cmocka_unit_test(a_killed_rank_is_replaced_and_its_slot_survives),
-		cmocka_unit_test(without_a_replacement_the_others_go_on),
-		cmocka_unit_test(a_rank_that_does_not_move_is_killed),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

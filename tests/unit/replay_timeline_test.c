@@ -1,13 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* replay_timeline_test.c -- bytes over time: intervals grow, ranks add up, nothing is lost */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-#include <cmocka.h>
-
+#include "lib/test.h"
 #include "timeline.h"
 
 enum { MS = 1000 * 1000 };
@@ -22,11 +15,10 @@ static uint64_t bytes_between(const struct timeline *t, uint64_t begin_ns, uint6
 	return sum;
 }
 
-static void the_intervals_grow_with_the_run(void **state)
+CASE(the_intervals_grow_with_the_run)
 {
 	struct timeline *t = calloc(1, sizeof(*t));
 
-	(void)state;
 	for (uint64_t ms = 0; ms < 10000; ms++)
 		timeline_add(t, ms * MS, 100, ms < 5000 ? 10 * 1000 : 90 * 1000);
 	assert_int_equal(bytes_between(t, 0, UINT64_MAX), 10000 * 100);
@@ -38,12 +30,11 @@ static void the_intervals_grow_with_the_run(void **state)
 	free(t);
 }
 
-static void ranks_of_different_lengths_add_up(void **state)
+CASE(ranks_of_different_lengths_add_up)
 {
 	struct timeline *all = calloc(1, sizeof(*all)), *quick = calloc(1, sizeof(*quick)),
 			*slow = calloc(1, sizeof(*slow)), *none = calloc(1, sizeof(*none));
 
-	(void)state;
 	timeline_add(quick, 3 * MS, 7, 1000);
 	timeline_add(slow, (uint64_t)60000 * MS, 5, 1000);
 	timeline_merge(all, quick);
@@ -61,10 +52,5 @@ static void ranks_of_different_lengths_add_up(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_intervals_grow_with_the_run),
-		cmocka_unit_test(ranks_of_different_lengths_add_up),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -12,12 +12,11 @@
 
 #define GOOD "{\"timestamp\": 5, \"input_length\": 600, \"output_length\": 7, \"hash_ids\": [3, 9]}"
 
-static void a_good_line_gives_its_four_fields(void **state)
+CASE(a_good_line_gives_its_four_fields)
 {
 	struct trace_request r;
 	char why[256] = "";
 
-	(void)state;
 	assert_int_equal(trace_parse_line(GOOD, strlen(GOOD), &r, why, sizeof(why)), 0);
 	assert_int_equal(r.timestamp_ms, 5);
 	assert_int_equal(r.input_tokens, 600);
@@ -28,7 +27,7 @@ static void a_good_line_gives_its_four_fields(void **state)
 	trace_request_free(&r);
 }
 
-static void a_bad_line_is_refused_with_the_field_that_is_wrong(void **state)
+CASE(a_bad_line_is_refused_with_the_field_that_is_wrong)
 {
 	static const struct {
 		const char *line, *why;
@@ -62,7 +61,6 @@ static void a_bad_line_is_refused_with_the_field_that_is_wrong(void **state)
 	char why[256];
 	size_t i;
 
-	(void)state;
 	for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		assert_int_equal(trace_parse_line(cases[i].line, strlen(cases[i].line), &r, why,
 						  sizeof(why)),
@@ -84,12 +82,11 @@ static void write_file(char *path, const char *text)
 	close(fd);
 }
 
-static void an_error_names_the_file_and_the_line(void **state)
+CASE(an_error_names_the_file_and_the_line)
 {
 	char path[64], why[512], want[128];
 	struct trace t;
 
-	(void)state;
 	write_file(path, GOOD "\n" GOOD "\n{\"timestamp\": 5}\n");
 	assert_int_equal(trace_load(&t, path, 0, 0, why, sizeof(why)), -1);
 	snprintf(want, sizeof(want), "%s:3: input_length is missing", path);
@@ -107,12 +104,11 @@ static void an_error_names_the_file_and_the_line(void **state)
 	trace_free(&t);
 }
 
-static void a_timestamp_that_goes_back_is_refused(void **state)
+CASE(a_timestamp_that_goes_back_is_refused)
 {
 	char path[64], why[512];
 	struct trace t;
 
-	(void)state;
 	write_file(path, GOOD "\n{\"timestamp\": 4, \"input_length\": 1, \"output_length\": 1, "
 			      "\"hash_ids\": [1]}\n");
 	assert_int_equal(trace_load(&t, path, 0, 0, why, sizeof(why)), -1);
@@ -128,7 +124,7 @@ static int by_value(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static void a_percentile_is_at_most_one_percent_above_the_sorted_one(void **state)
+CASE(a_percentile_is_at_most_one_percent_above_the_sorted_one)
 {
 	enum { N = 10007 };
 	static const uint32_t asked[] = { 1, 100, 5000, 9000, 9900, 9990, 9999, 10000 };
@@ -137,7 +133,6 @@ static void a_percentile_is_at_most_one_percent_above_the_sorted_one(void **stat
 	uint64_t random = 7, got, want;
 	size_t i;
 
-	(void)state;
 	for (i = 0; i < N; i++) {
 		v[i] = random_below(&random, UINT64_C(1) << (1 + random_below(&random, 36)));
 		hist_add(i % 2 ? &h : &half, v[i]);
@@ -154,11 +149,10 @@ static void a_percentile_is_at_most_one_percent_above_the_sorted_one(void **stat
 	}
 }
 
-static void percentiles_of_nothing_and_of_one_sample(void **state)
+CASE(percentiles_of_nothing_and_of_one_sample)
 {
 	static struct hist h;
 
-	(void)state;
 	assert_int_equal(hist_percentile(&h, 5000), 0);
 	hist_add(&h, 123456789);
 	assert_int_equal(hist_percentile(&h, 1), 123456789);
@@ -167,14 +161,13 @@ static void percentiles_of_nothing_and_of_one_sample(void **state)
 	assert_true(hist_percentile(&h, 10000) >= UINT64_C(1) << 40);
 }
 
-static void sizes_take_suffixes_and_refuse_the_rest(void **state)
+CASE(sizes_take_suffixes_and_refuse_the_rest)
 {
 	static const char *const bad[] = { "",	 "K",	"-1", "1KB", "1.5M", "99999999999G",
 					   " 1", "0x10" };
 	uint64_t v;
 	size_t i;
 
-	(void)state;
 	assert_int_equal(size_parse("0", &v), 0);
 	assert_int_equal(v, 0);
 	assert_int_equal(size_parse("4K", &v), 0);
@@ -190,15 +183,5 @@ static void sizes_take_suffixes_and_refuse_the_rest(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_good_line_gives_its_four_fields),
-		cmocka_unit_test(a_bad_line_is_refused_with_the_field_that_is_wrong),
-		cmocka_unit_test(an_error_names_the_file_and_the_line),
-		cmocka_unit_test(a_timestamp_that_goes_back_is_refused),
-		cmocka_unit_test(a_percentile_is_at_most_one_percent_above_the_sorted_one),
-		cmocka_unit_test(percentiles_of_nothing_and_of_one_sample),
-		cmocka_unit_test(sizes_take_suffixes_and_refuse_the_rest),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -30,12 +30,11 @@ static void say(struct kv_report *r)
 	kv_report_end_item(r);
 }
 
-static void an_item_is_a_line_and_its_lists_stand_below_it(void **state)
+CASE(an_item_is_a_line_and_its_lists_stand_below_it)
 {
 	char buf[1024];
 	struct kv_report r = { .text = { buf, sizeof(buf), 0 } };
 
-	(void)state;
 	say(&r);
 	assert_string_equal(buf, "engine a \"b\" \\ ??[2J ? \xc3\xa9 ???, listening\n"
 				 "  peer 0, age_ms 0\n"
@@ -45,13 +44,12 @@ static void an_item_is_a_line_and_its_lists_stand_below_it(void **state)
 	assert_int_equal(r.text.len, strlen(buf));
 }
 
-static void json_has_every_field_and_no_byte_that_is_none_of_json(void **state)
+CASE(json_has_every_field_and_no_byte_that_is_none_of_json)
 {
 	char buf[1024], small[40];
 	struct kv_report r = { .text = { buf, sizeof(buf), 0 }, .json = true };
 	struct kv_report cut = { .text = { small, sizeof(small), 0 }, .json = true };
 
-	(void)state;
 	say(&r);
 	assert_string_equal(
 		buf, "{\"name\":\"a \\\"b\\\" \\\\ \\n?[2J ? \xc3\xa9 ???\",\"nothing\":\"\","
@@ -67,10 +65,5 @@ static void json_has_every_field_and_no_byte_that_is_none_of_json(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_item_is_a_line_and_its_lists_stand_below_it),
-		cmocka_unit_test(json_has_every_field_and_no_byte_that_is_none_of_json),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

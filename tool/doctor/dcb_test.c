@@ -6,14 +6,9 @@
 #include <errno.h>
 #include <linux/dcbnl.h>
 #include <linux/rtnetlink.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #include "doctor.h"
+#include "lib/test.h"
 
 enum { CAP = 256 };
 
@@ -53,35 +48,32 @@ static size_t answer(uint8_t buf[CAP], uint8_t mask)
 	return at;
 }
 
-static void the_priorities_are_found_behind_other_attributes(void **state)
+CASE(the_priorities_are_found_behind_other_attributes)
 {
 	uint8_t buf[CAP], mask = 0;
 	size_t len = answer(buf, 0x28);
 
-	(void)state;
 	assert_int_equal(doctor_dcb_parse(buf, len, &mask), 0);
 	assert_int_equal(mask, 0x28);
 }
 
-static void an_error_is_the_kernels(void **state)
+CASE(an_error_is_the_kernels)
 {
 	struct nlmsghdr head = { .nlmsg_type = NLMSG_ERROR,
 				 .nlmsg_len = sizeof(head) + sizeof(struct nlmsgerr) };
 	struct nlmsgerr error = { .error = -EOPNOTSUPP };
 	uint8_t buf[CAP] = { 0 }, mask;
 
-	(void)state;
 	put(buf, put(buf, 0, &head, sizeof(head)), &error, sizeof(error));
 	assert_int_equal(doctor_dcb_parse(buf, head.nlmsg_len, &mask), EOPNOTSUPP);
 }
 
-static void a_device_that_tells_nothing_is_no_device_without_flow_control(void **state)
+CASE(a_device_that_tells_nothing_is_no_device_without_flow_control)
 {
 	uint8_t buf[CAP], mask = 7;
 	struct nlmsghdr head;
 	size_t len = answer(buf, 0);
 
-	(void)state;
 	memcpy(&head, buf, sizeof(head));
 	head.nlmsg_len = NLMSG_LENGTH(sizeof(struct dcbmsg));
 	memcpy(buf, &head, sizeof(head));
@@ -93,12 +85,11 @@ static void a_device_that_tells_nothing_is_no_device_without_flow_control(void *
  * From memory of exactly that size, so that a sanitizer sees a step too far; with and without the
  * length corrected.
  */
-static void a_cut_answer_is_refused(void **state)
+CASE(a_cut_answer_is_refused)
 {
 	uint8_t buf[CAP], mask = 7;
 	size_t len = answer(buf, 0x08);
 
-	(void)state;
 	for (size_t cut = 0; cut < len; cut++) {
 		uint8_t *exact = malloc(cut ? cut : 1);
 		uint32_t told = (uint32_t)cut;
@@ -113,11 +104,10 @@ static void a_cut_answer_is_refused(void **state)
 	assert_int_equal(mask, 7);
 }
 
-static void the_kernel_understands_the_question(void **state)
+CASE(the_kernel_understands_the_question)
 {
 	uint8_t mask = 7;
 
-	(void)state;
 	assert_int_equal(doctor_dcb_ask("lo", &mask), EOPNOTSUPP);
 	if (doctor_dcb_ask("no-such-if", &mask) != EOPNOTSUPP) /* a kernel without DCB */
 		assert_int_equal(doctor_dcb_ask("no-such-if", &mask), ENODEV);
@@ -126,13 +116,5 @@ static void the_kernel_understands_the_question(void **state)
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_priorities_are_found_behind_other_attributes),
-		cmocka_unit_test(an_error_is_the_kernels),
-		cmocka_unit_test(a_device_that_tells_nothing_is_no_device_without_flow_control),
-		cmocka_unit_test(a_cut_answer_is_refused),
-		cmocka_unit_test(the_kernel_understands_the_question),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }
