@@ -62,13 +62,14 @@ static bool is_used(struct np_comm *comm, const struct np_mr *mr)
 /*
  * Once this end has stopped, only a copy by the sender's process can land over shared memory: into
  * a receive that may be filled in any order. The rest goes by the ring, and this end has stopped
- * taking it. A sender's own copies have stopped, too.
+ * taking it. A sender's own copies have stopped, too. A GPU's kernel or copy engine that works for
+ * either end may still run.
  */
 static bool waits_for_peer(struct np_comm *comm)
 {
 	const struct np_recv *r = np_recv_of(comm);
 
-	if (!comm->is_shm)
+	if (!comm->is_shm || comm->ptr_support != NCCL_PTR_HOST)
 		return true;
 	for (unsigned int i = 0; !comm->side->is_send && i < NP_RECVS; i++)
 		if (r->request[i].kind == NP_RECV && r->request[i].left && r->request[i].any_order)

@@ -127,7 +127,8 @@ static struct tr_conn_config config_of(const struct np_rail *rail, const struct 
 	return (struct tr_conn_config){
 		.ops = ops,
 		.arg = arg,
-		.flags = TR_LINE_ORDER | TR_POLLED,
+		.flags = TR_LINE_ORDER | TR_POLLED |
+			 (rail->ptr_support & NCCL_PTR_CUDA ? TR_PASSES_GPU : 0u),
 		.handshake_ms =
 			kv_option_is_set(rail->options, KV_OPT_HANDSHAKE_MS) ? 0 : NP_HANDSHAKE_MS,
 	};

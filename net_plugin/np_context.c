@@ -28,9 +28,9 @@ static int open_rail(const struct np_context *ctx, const struct np_device *devic
 	np_device_nics(device, text, sizeof(text));
 	if (text[0])
 		np_options_set(&options, "KVCACHE_RDMA_NICS", text);
-	/* Shared memory copies, so ranks of one host take the NIC, too. */
+	/* A region that NCCL gives as a DMA-BUF is a NIC's: ranks of one host take it, too. */
 	rail->ptr_support = device->ptr_support;
-	if (device->ptr_support != NCCL_PTR_HOST)
+	if (device->ptr_support != NCCL_PTR_HOST && !device->is_host)
 		np_options_set(&options, "KVCACHE_TRANSPORT", "ib");
 	/*
 	 * One number for both, as NCCL's own plugin takes it; NCCL_IB_TC and NCCL_IB_SL come first.

@@ -102,7 +102,23 @@ static void add_ib(const struct kv_device_info *info, const struct kv_option_set
 	table.n++;
 }
 
-static void add_host(void)
+/*
+ * A GPU's memory, where CUDA runs in this process, which NCCL has started by now: then the GPUs of
+ * the two ranks copy (KVCACHE_NET_GDR).
+ */
+static int host_ptr_support(const struct kv_option_set *set)
+{
+	struct kv_error err;
+
+	if (!kv_option_bool(set, KV_OPT_NET_GDR))
+		return NCCL_PTR_HOST;
+	if (!tr_runs_cuda(&err))
+		return NCCL_PTR_HOST | NCCL_PTR_CUDA;
+	np_info("shm: no GPU memory: %s", err.message);
+	return NCCL_PTR_HOST;
+}
+
+static void add_host(const struct kv_option_set *set)
 {
 	struct np_device *dev = &table.dev[table.n++];
 	char line[64];
@@ -115,7 +131,7 @@ static void add_host(void)
 	dev->speed_mbps = HOST_MBPS;
 	dev->port = 1;
 	dev->is_host = true;
-	dev->ptr_support = NCCL_PTR_HOST;
+	dev->ptr_support = host_ptr_support(set);
 }
 
 /* One of unknown speed counts as the fastest. */
@@ -176,7 +192,7 @@ static int find(struct kv_error *err)
 			"this host has no RDMA port, and the job has ranks on other hosts (%s): NCCL takes its own network",
 			why);
 	else if (!table.n && host)
-		add_host();
+		add_host(set);
 	for (int i = 0; i < table.n; i++) {
 		table.dev[i].ndevs = 1;
 		table.dev[i].devs[0] = i;
@@ -186,7 +202,9 @@ static int find(struct kv_error *err)
 			: table.dev[i].pci_path[0] ? table.dev[i].pci_path
 						   : "no PCI path",
 			table.dev[i].ptr_support & NCCL_PTR_DMABUF ? ", GPU memory by DMA-BUF" : "",
-			table.dev[i].ptr_support & NCCL_PTR_CUDA ? ", by nvidia_peermem" : "");
+			!(table.dev[i].ptr_support & NCCL_PTR_CUDA) ? ""
+			: table.dev[i].is_host			    ? ", GPU memory by CUDA"
+								    : ", by nvidia_peermem");
 	}
 	table.physical = table.n;
 	if (!table.n && !ret)

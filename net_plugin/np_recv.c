@@ -108,12 +108,18 @@ void np_recv_release(struct np_request *request)
  * NCCL's LL and LL128 protocols have a GPU watch the buffer while it fills, so each 128-byte line
  * must arrive whole. Such a receive, if it is single, is marked by NCCL's hint that no call waits
  * for it (*request_p on entry). So a single receive without the mark, from a caller that is known
- * to give it, may be filled in any order. The hint itself is not needed: completion costs no
+ * to give it, may be filled in any order; and so may several into a GPU's memory, as several are
+ * never LL128, and LL's buffers are the host's. The hint itself is not needed: completion costs no
  * message.
  */
-static bool may_be_any_order(const struct np_recv *r, int n, void *const *request_p)
+static bool may_be_any_order(const struct np_recv *r, int n, void *const *mhandles,
+			     void *const *request_p)
 {
-	return n == 1 && *request_p != NCCL_NET_OPTIONAL_RECV_COMPLETION &&
+	bool gpu = n > 1;
+
+	for (int i = 0; gpu && i < n; i++)
+		gpu = mhandles && mhandles[i] && ((const struct np_mr *)mhandles[i])->is_gpu;
+	return (gpu || (n == 1 && *request_p != NCCL_NET_OPTIONAL_RECV_COMPLETION)) &&
 	       atomic_load_explicit(&r->comm.ctx->hints, memory_order_relaxed);
 }
 
@@ -130,10 +136,10 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	(void)phandles;
 	if (!r || !request_p || !sizes || !tags)
 		return np_misuse("irecv: a pointer is NULL");
-	cts.any_order = may_be_any_order(r, n, request_p);
-	*request_p = NULL;
 	if (n < 1 || n > NP_GROUP)
 		return np_misuse("irecv: %d messages; a receive has 1 to %d", n, NP_GROUP);
+	cts.any_order = may_be_any_order(r, n, mhandles, request_p);
+	*request_p = NULL;
 	for (int i = 0; i < n; i++)
 		if (!np_mem_holds(mhandles ? mhandles[i] : NULL, data ? data[i] : NULL, sizes[i]))
 			return np_misuse("irecv: %zu bytes at %p are not in the region given",

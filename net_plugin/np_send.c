@@ -198,7 +198,7 @@ static int push_one(struct np_send *s, struct np_request *request, struct kv_err
 		struct tr_span piece = request->span;
 		long n;
 
-		if (piece.len > s->piece)
+		if (piece.len > s->piece && !request->mr[0]->is_gpu)
 			piece.len = s->piece;
 		n = tr_op_add(request->op, request->mr[0]->mem, request->rmem, &piece, 1, err);
 		if (n < 0)

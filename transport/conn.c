@@ -136,6 +136,11 @@ bool tr_conn_polled(const struct tr_conn *conn)
 	return conn->flags & TR_POLLED;
 }
 
+bool tr_conn_passes_gpu(const struct tr_conn *conn)
+{
+	return conn->flags & TR_PASSES_GPU;
+}
+
 struct tr_counters *tr_conn_count(struct tr_conn *conn)
 {
 	return &conn->count;

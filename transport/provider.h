@@ -84,6 +84,8 @@ struct tr_provider {
 	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 	/* `fence`, once begun, leaves nothing of this side's under way, even if it is not done. */
 	bool stops_at_once;
+	/* A GPU's kernels see the bytes before the notify of them comes: tr_flush has nothing to do. */
+	bool flushed;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	/*
 	 * The peer was silent for long, over TCP and in completions: true if it is known to be
@@ -200,6 +202,7 @@ enum tr_pages tr_pages_here(struct tr *tr); /* what a pool gets that is made now
 const char *tr_pages_text(enum tr_pages pages); /* ", huge pages"; "": not known */
 bool tr_conn_line_order(const struct tr_conn *conn);
 bool tr_conn_polled(const struct tr_conn *conn); /* TR_POLLED */
+bool tr_conn_passes_gpu(const struct tr_conn *conn); /* TR_PASSES_GPU */
 /* This end's IP address of the control connection, IPv4 as IPv6 maps it; false: not known. */
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16]);
 /*

@@ -109,7 +109,7 @@ int stage_put(struct stage *stage, struct tr_mem *mem, bool out, uint8_t *here, 
 
 	if (stage->busy && stage->busy != queue)
 		return TR_AGAIN;
-	room = gpu_queue_room(queue, &piece, err);
+	room = gpu_queue_room(queue, false, &piece, err);
 	if (room <= 0)
 		return room ? room : TR_AGAIN;
 	if (!hold_region(stage, mem))

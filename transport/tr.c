@@ -29,6 +29,11 @@ bool tr_has_cuda(void)
 	return cuda_is_installed();
 }
 
+int tr_runs_cuda(struct kv_error *err)
+{
+	return cuda_driver("open", err) ? 0 : KV_ERR_UNSUPPORTED;
+}
+
 static bool allowed(const struct tr *tr, const struct tr_provider *provider)
 {
 	return kv_option_has(tr->options, KV_OPT_TRANSPORT, "auto") ||

@@ -192,6 +192,8 @@ enum tr_conn_flags {
 	 * there to wake it, or to pass them, costs no descriptor. tr_conn_fd is -1.
 	 */
 	TR_POLLED = 1 << 1,
+	/* Beside it: but GPU memory of either end may have to be passed. */
+	TR_PASSES_GPU = 1 << 2,
 };
 
 struct tr_conn_config {
@@ -276,6 +278,8 @@ const char *tr_conn_address(const struct tr_conn *conn); /* "127.0.0.1:4711" of 
 uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
 bool tr_has_cuda(void); /* the driver is installed: there may be TR_MEM_DEVICE */
+/* 0: CUDA runs in this process, so its GPUs copy for peers of this host; UNSUPPORTED: why not */
+int tr_runs_cuda(struct kv_error *err);
 const char *tr_transport_name(unsigned int i); /* those that there are, from 0 on; NULL: no more */
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);
@@ -398,7 +402,8 @@ int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_err
 
 /*
  * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was
- * polled. Host memory needs nothing more than the poll itself; TR_MEM_DEVICE is UNSUPPORTED.
+ * polled. Host memory, and a GPU's that GPUs of this host wrote, needs nothing more than the poll
+ * itself; TR_MEM_DEVICE that a NIC wrote is UNSUPPORTED.
  */
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 

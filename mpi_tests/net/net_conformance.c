@@ -19,6 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "cuda.h"
 #include "net_side.h"
 
 enum { CASE_MS = 60000 };
@@ -29,6 +30,7 @@ struct options {
 	const char *json;
 	const char *without;
 	bool quick, threads;
+	int gpu[2]; /* of the receiver, and of the sender; -1: none */
 };
 
 struct result {
@@ -44,6 +46,7 @@ static void usage(FILE *to)
 	      "  -s, --symbol NAME    a v12 table that is not exported, such as ncclNetIb of libnccl.so.2\n"
 	      "  -w, --without N=V    environment that takes every device away (case 4)\n"
 	      "  -t, --threads        both sides as threads of one process, for a network that lives in one\n"
+	      "  -g, --gpu R,S        GPUs of the two sides (cases 19c to 19e)\n"
 	      "      --long           also what takes long or much memory\n"
 	      "  -J, --json FILE      results as JSON\n"
 	      "  -l, --list           names the cases\n"
@@ -69,8 +72,11 @@ static void *run_side(void *arg)
 			  .sock = run->sock,
 			  .sender = run->sender,
 			  .without = o->without,
-			  .quick = o->quick };
+			  .quick = o->quick,
+			  .gpu = o->gpu[run->sender] };
 
+	if (s.gpu >= 0 && !cuda_start(s.gpu))
+		fail("--gpu", "there is no such GPU");
 	run->result.verdict = side_case(&s, run->c);
 	memcpy(run->result.reason, s.reason, sizeof(run->result.reason));
 	return NULL;
@@ -202,9 +208,9 @@ static struct result run_case(const struct options *o, const struct net_case *c)
 
 /* ---------------------------------------------------------------- all of them */
 
-static const struct net_case *const suites[] = { load_cases,   connect_cases, memory_cases,
-						 data_cases,   group_cases,   failure_cases,
-						 killed_cases, usage_cases };
+static const struct net_case *const suites[] = { load_cases,	connect_cases, memory_cases,
+						 gpu_cases,	data_cases,    group_cases,
+						 failure_cases, killed_cases,  usage_cases };
 
 static bool wanted(const struct options *o, const char *id)
 {
@@ -301,16 +307,17 @@ int main(int argc, char **argv)
 		{ "symbol", required_argument, NULL, 's' },
 		{ "without", required_argument, NULL, 'w' },
 		{ "threads", no_argument, NULL, 't' },
+		{ "gpu", required_argument, NULL, 'g' },
 		{ "long", no_argument, NULL, 'L' },
 		{ "json", required_argument, NULL, 'J' },
 		{ "list", no_argument, NULL, 'l' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
-	struct options o = { .quick = true };
+	struct options o = { .quick = true, .gpu = { -1, -1 } };
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "c:v:s:w:tJ:lh", longs, NULL)) != -1)
+	while ((opt = getopt_long(argc, argv, "c:v:s:w:tg:J:lh", longs, NULL)) != -1)
 		switch (opt) {
 		case 'c':
 			o.only = optarg;
@@ -326,6 +333,12 @@ int main(int argc, char **argv)
 			break;
 		case 't':
 			o.threads = true;
+			break;
+		case 'g':
+			if (sscanf(optarg, "%d,%d", &o.gpu[0], &o.gpu[1]) != 2) {
+				usage(stderr);
+				return 2;
+			}
 			break;
 		case 'L':
 			o.quick = false;

@@ -46,6 +46,7 @@ struct side {
 	int sock;	     /* to the other process */
 	const char *without; /* NAME=value that takes every device away, or NULL */
 	bool quick;
+	int gpu; /* current in this thread; -1: none */
 	ncclResult_t error; /* what the last OK() that failed was given */
 	char reason[240];
 };
@@ -190,7 +191,7 @@ struct net_case {
 /* The case from its rig to its end. */
 int side_case(struct side *s, const struct net_case *c);
 
-extern const struct net_case load_cases[], connect_cases[], memory_cases[], data_cases[],
-	group_cases[], failure_cases[], killed_cases[], usage_cases[]; /* each ends with id NULL */
+extern const struct net_case load_cases[], connect_cases[], memory_cases[], gpu_cases[],
+	data_cases[], group_cases[], failure_cases[], killed_cases[], usage_cases[]; /* each ends with id NULL */
 
 #endif

@@ -3,8 +3,9 @@
 #
 # run.sh -- real NCCL over the plugin, on two GPUs of one host, or on one (no speed then); about 4 minutes; no network
 #
-# usage: net_plugin/gpu/run.sh [load|quick|check|perf|all]     (check has load and quick in it; load takes half a minute)
+# usage: net_plugin/gpu/run.sh [load|quick|cuda|check|perf|all]     (check has load, quick and cuda in it; load takes half a minute)
 #
+# cuda: the same checks with CUDA pointers, where the GPUs copy between the ranks.
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's. One from a .deb: dpkg-deb -x FILE FOLDER into a folder of its
 # own, never over /, where unpacking would put a folder in the place of the link /lib and leave the system without its loader.
 # Needs a GPU, better two, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
@@ -38,8 +39,8 @@ build_with_cc() {
 	mkdir -p "$(dirname "$plugin")" "$tests" "$perf" &&
 		cc "${flags[@]}" -shared -Wl,--version-script=net_plugin/net_plugin.map -o "$plugin" \
 			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c transport/gpu/*.c net_plugin/*.c -lpthread -ldl &&
-		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/*.c \
-			-lpthread -ldl &&
+		cc "${flags[@]}" -Ibench -o "$tests/net_conformance" mpi_tests/net/*.c \
+			bench/cuda.c -lpthread -ldl &&
 		cc "${flags[@]}" -o "$perf/net_perf" -Impi_tests/net bench/{net_perf,results}.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
 }
 
@@ -57,6 +58,7 @@ export PYTHONPATH=net_plugin/gpu:bench MASTER_ADDR=127.0.0.1 WORLD_SIZE=2 TORCH_
 port=29600
 kvrail=(NCCL_NET=kvrail "NCCL_NET_PLUGIN=$plugin")
 [ -z "${LIBNCCL:-}" ] || kvrail+=("LD_PRELOAD=$LIBNCCL")
+cuda=(KVCACHE_NET_GDR=1 NCCL_NET_GDR_LEVEL=SYS)
 
 # ranks NAME "MODULE ARGUMENTS" SECONDS [VARIABLE=value ...]: 0 if both ranks say so. SAME_HOST=1: one host for NCCL, too.
 ranks() {
@@ -122,6 +124,7 @@ print(next(line.split()[-1] for line in open("/proc/self/maps") if "libnccl.so" 
 check() {
 	load
 	quick
+	with_cuda
 	local proto algo
 	for proto in Simple LL LL128; do
 		# Tree exists for all_reduce only; naming it for all is an error.
@@ -139,16 +142,32 @@ check() {
 quick() {
 	DEBUG_LEVEL=INFO step first "collectives check" 90 "${kvrail[@]}"
 	grep -hE 'NCCL version|NET/kvrail|NET/Plugin|Assigned NET|Using network|via NET' "$out/first.0.log" | head -n 14
-	killed_rank
+	killed_rank killed
 }
 
-# One rank kills itself in the middle: the other must end with an error, not hang.
+# Simple and LL128 have their buffers on the GPUs then, LL never.
+with_cuda() {
+	local proto
+	timeout 60 "$tests"/net_conformance -g "0,$((gpus > 1))" -c '19*' "$plugin" >"$out/conformance-cuda.txt" 2>&1 ||
+		failures=$((failures + 1))
+	grep -E 'FAIL|passed' "$out/conformance-cuda.txt"
+	DEBUG_LEVEL=INFO step cuda "collectives check" 90 "${kvrail[@]}" "${cuda[@]}"
+	grep -q 'via NET/kvrail/0/GDRDMA' "$out/cuda.0.log" || { echo "FAIL no GDRDMA"; failures=$((failures + 1)); }
+	for proto in Simple LL LL128; do
+		step cuda-$proto "collectives check" 90 "${kvrail[@]}" "${cuda[@]}" NCCL_PROTO=$proto
+	done
+	step cuda-small-buffers "collectives check" 90 "${kvrail[@]}" "${cuda[@]}" NCCL_BUFFSIZE=65536
+	step cuda-communicators "collectives communicators" 120 "${kvrail[@]}" "${cuda[@]}"
+	killed_rank cuda-killed "${cuda[@]}"
+}
+
+# One rank kills itself in the middle: the other must end with an error, not hang. NAME [VARIABLE=value ...]
 killed_rank() {
 	local line
-	ranks killed "collectives killed" 60 "${kvrail[@]}"
+	ranks "$1" "collectives killed" 60 "${kvrail[@]}" "${@:2}"
 	line="pass"
-	grep -q '^ok told' "$out/killed.0.log" || { line="FAIL" failures=$((failures + 1)); tail -n 5 "$out/killed.0.log"; }
-	line="$line  killed $(grep -h '^ok told' "$out/killed.0.log")"
+	grep -q '^ok told' "$out/$1.0.log" || { line="FAIL" failures=$((failures + 1)); tail -n 5 "$out/$1.0.log"; }
+	line="$line  $1 $(grep -h '^ok told' "$out/$1.0.log")"
 	echo "$line"
 	summary+=("$line")
 }
@@ -160,9 +179,12 @@ perf() {
 	local cases="--case kvrail=kvrail --case threads2=kvrail,KVCACHE_NET_COPY_THREADS=2"
 	cases="$cases --case threads4=kvrail,KVCACHE_NET_COPY_THREADS=4 --case ring=kvrail,KVCACHE_SHM_PATH=ring --case Socket=Socket"
 	step perf "nccl_ops --json $out/perf.json $cases" 240 "NCCL_NET_PLUGIN=$plugin" ${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
+	step perf-cuda "nccl_ops --json $out/perf-cuda.json --case cuda=kvrail" 120 "NCCL_NET_PLUGIN=$plugin" "${cuda[@]}" \
+		${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
 	SAME_HOST=1 step perf-shm "nccl_ops --json $out/perf-shm.json --case SHM=SHM" 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
+	SAME_HOST=1 step perf-nvlink "nccl_ops --json $out/perf-nvlink.json --case NVLink=SHM" 120 NCCL_NET_PLUGIN=none
 	"$python" bench/nccl_table.py --commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
-		--json "$out/results.json" "$out/perf.json" "$out/perf-shm.json"
+		--json "$out/results.json" "$out"/perf{,-cuda,-shm,-nvlink}.json
 	"$perf"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
 }
 
@@ -177,6 +199,7 @@ case $what in
 load) load ;;
 check) check ;;
 quick) quick ;;
+cuda) with_cuda ;;
 perf) perf ;;
 all)
 	perf

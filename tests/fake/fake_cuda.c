@@ -393,7 +393,8 @@ struct start {
 };
 struct stream {
 	struct job {
-		struct module *module;
+		struct module *module; /* NULL: a copy engine's, of `copy` */
+		struct piece copy;
 		const struct piece *piece;
 		const struct start *start;
 		unsigned int warps;
@@ -413,6 +414,20 @@ EXPORT int cuStreamCreate(void **stream_p, unsigned int flags)
 	*stream_p = calloc(1, sizeof(struct stream));
 	fake_cuda.open++;
 	return flags == 1 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuCtxGetStreamPriorityRange(int *least_p, int *greatest_p);
+EXPORT int cuCtxGetStreamPriorityRange(int *least_p, int *greatest_p)
+{
+	*least_p = 0;
+	*greatest_p = -5;
+	return fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuStreamCreateWithPriority(void **stream_p, unsigned int flags, int priority);
+EXPORT int cuStreamCreateWithPriority(void **stream_p, unsigned int flags, int priority)
+{
+	return priority == -5 ? cuStreamCreate(stream_p, flags) : INVALID_VALUE;
 }
 
 EXPORT int cuStreamDestroy_v2(void *stream);
@@ -463,6 +478,20 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	return SUCCESS;
 }
 
+EXPORT int cuMemcpyAsync(unsigned long long to, unsigned long long from, size_t len,
+			 struct stream *stream);
+EXPORT int cuMemcpyAsync(unsigned long long to, unsigned long long from, size_t len,
+			 struct stream *stream)
+{
+	if (fake_cuda.launch_says)
+		return fake_cuda.launch_says;
+	if (!fake_cuda.contexts || stream->launched - stream->done == JOBS)
+		return INVALID_VALUE;
+	stream->job[stream->launched++ % JOBS] = (struct job){ .copy = { to, from, len } };
+	fake_cuda.engines++;
+	return SUCCESS;
+}
+
 EXPORT int cuStreamGetCtx(const struct stream *stream, void **context_p);
 EXPORT int cuStreamGetCtx(const struct stream *stream, void **context_p)
 {
@@ -507,6 +536,10 @@ static uint8_t *seen(uint64_t at)
 
 static void run(const struct job *job)
 {
+	if (!job->module) {
+		memcpy(seen(job->copy.to), seen(job->copy.from), job->copy.len);
+		return;
+	}
 	job->module->running--;
 	for (unsigned int w = 0; w < job->warps; w++) {
 		struct start begin = job->start[w], end = job->start[w + 1];
@@ -537,8 +570,9 @@ EXPORT int cuEventQuery(struct event *event)
 		return INVALID_VALUE;
 	if (fake_cuda.kernel_says) {
 		/* Its context is of no use any more, and nothing runs in it. */
-		while (stream->done < stream->launched)
-			stream->job[stream->done++ % JOBS].module->running--;
+		for (; stream->done < stream->launched; stream->done++)
+			if (stream->job[stream->done % JOBS].module)
+				stream->job[stream->done % JOBS].module->running--;
 		return fake_cuda.kernel_says;
 	}
 	while (stream->done < event->until)

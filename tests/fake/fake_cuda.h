@@ -33,6 +33,7 @@ struct fake_cuda {
 	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	int launched;	 /* kernels */
+	int engines;	 /* copies of the copy engines */
 	_Atomic int open; /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };
 extern struct fake_cuda fake_cuda;

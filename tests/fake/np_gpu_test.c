@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "fake_cuda.h"
 #include "gpu.h"
 #include "lib/test.h"
 #include "np.h"
@@ -88,6 +89,54 @@ static void flush_and_virtual_devices(void)
 	gpu_free(&gpu);
 }
 
+/* A message of n rows from one allocation of the GPU to itself, LEN / 2 on. */
+static void move(struct side *s, uint8_t *at, void *mh, void *const *from_mh, int n, bool watched)
+{
+	int tags[] = { 5, 6 };
+	size_t sizes[] = { SMALL, SMALL };
+	void *data[] = { at + LEN / 2, at + LEN / 2 + SMALL }, *mhs[] = { mh, mh }, *ph[2] = { 0 };
+	void *in = watched ? NCCL_NET_OPTIONAL_RECV_COMPLETION : NULL, *out[2], *request = NULL;
+	int got[2];
+
+	CHECK(!net->irecv(s->loop.recv, n, data, sizes, tags, mhs, ph, &in) && in);
+	for (int i = 0; i < n; i++)
+		PASSES(s, side_isend(s, s->loop.send, at + i * SMALL, SMALL, tags[i], *from_mh,
+				     &out[i]));
+	for (int i = 0; i < n; i++)
+		PASSES(s, side_wait(s, out[i], NULL));
+	PASSES(s, side_wait(s, in, got));
+	CHECK(!net->iflush(s->loop.recv, n, data, got, mhs, &request) && !request);
+}
+
+static void copy_between_ranks(void)
+{
+	ncclNetProperties_v12_t p;
+	struct side s = np_rig_init(-1, 0);
+	void *from_mh, *to_mh;
+	uint8_t *addr, *bytes = fake_cuda_alloc(LEN, &addr);
+
+	CHECK(!net->getProperties(0, &p) && p.ptrSupport == (NCCL_PTR_HOST | NCCL_PTR_CUDA));
+	CHECK(!p.pciPath);
+	PASSES(&s, side_loop(&s, &s.loop));
+	CHECK(!net->regMr(s.loop.send, addr, LEN, NCCL_PTR_CUDA, &from_mh));
+	CHECK(!net->regMr(s.loop.recv, addr, LEN, NCCL_PTR_CUDA, &to_mh));
+	side_fill(bytes, 2 * SMALL, 1);
+	move(&s, addr, to_mh, &from_mh, 1, false); /* who calls is not known to mark receives */
+	CHECK(fake_cuda.launched == 1 && fake_cuda.engines == 0);
+	PASSES(&s, side_attributes(&s));
+	move(&s, addr, to_mh, &from_mh, 1, true);
+	CHECK(fake_cuda.launched == 2 && fake_cuda.engines == 0);
+	move(&s, addr, to_mh, &from_mh, 1, false);
+	CHECK(fake_cuda.launched == 2 && fake_cuda.engines == 1);
+	move(&s, addr, to_mh, &from_mh, 2, false);
+	CHECK(fake_cuda.launched == 2 && fake_cuda.engines == 3);
+	CHECK(!memcmp(bytes, bytes + LEN / 2, 2 * SMALL));
+	CHECK(!net->deregMr(s.loop.send, from_mh) && !net->deregMr(s.loop.recv, to_mh));
+	PASSES(&s, side_loop_close(&s, &s.loop));
+	PASSES(&s, side_stop(&s));
+	CHECK(!fake_cuda.open);
+}
+
 static const char *const gdr[] = { "KVCACHE_NET_GDR=1", NULL };
 
 CASE(no_gpus_bytes_go_ahead_of_their_receive)
@@ -98,6 +147,13 @@ CASE(no_gpus_bytes_go_ahead_of_their_receive)
 CASE(a_flush_is_refused_and_a_virtual_device_offers_what_all_do)
 {
 	np_rig_process(gdr, flush_and_virtual_devices);
+}
+
+CASE(gpus_copy_between_ranks_of_a_host_by_engines_where_no_line_is_watched)
+{
+	static const char *const shm[] = { "KVCACHE_NET_GDR=1", "KVCACHE_TRANSPORT=shm", NULL };
+
+	np_rig_process(shm, copy_between_ranks);
 }
 
 int main(void)

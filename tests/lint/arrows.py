@@ -29,7 +29,7 @@ LAYERS = [
     ("agent/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("nixl_plugin/", {"agent/agent.h", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
-    ("mpi_tests/net/", {"net_plugin/nccl_abi.h"}),
+    ("mpi_tests/net/", {"net_plugin/nccl_abi.h", "bench/cuda.h"}),
     ("mpi_tests/", {"include/kvrail/", "bench/results.h"}),
     ("bench/", {"mpi_tests/", "mpi_tests/net/", "net_plugin/nccl_abi.h", "include/kvrail/", "tests/loop/tr_pair.h"}),
     ("python/", {"include/kvrail/"}),

@@ -3,6 +3,11 @@
  * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, its end seen by an
  * event
  *
+ * Or the copy engines take a batch, a call for each piece: they need no multiprocessor, so an owner
+ * whose peer's kernels hold all of them until the bytes come gets them there. The stream has the
+ * greatest priority, for that reason, too: its kernel takes the first multiprocessors that are
+ * free, and does not stand in the queue of the application's streams.
+ *
  * Batches are numbered from 1 and end in their order. Batch n uses slot n % BATCHES, whose memory
  * is written again only after its kernel has ended.
  */
@@ -44,6 +49,7 @@ struct gpu_queue {
 	void *event[BATCHES];
 	uint64_t launched, done; /* batches */
 	unsigned int pieces;	 /* in the one that is open: launched + 1 */
+	bool engines;		 /* copy that one */
 	uint64_t chunks;
 	struct kv_error failed;
 	struct gpu_queue *next_kept;
@@ -66,8 +72,10 @@ static int make_queue(struct gpu_queue *queue)
 {
 	const struct cuda_driver *cuda = queue->gpu->cuda;
 	void *memory = NULL;
-	int rc = cuda->stream_create(&queue->stream, STREAM_NON_BLOCKING);
+	int least, greatest, rc = cuda->priorities(&least, &greatest);
 
+	if (!rc)
+		rc = cuda->stream_create(&queue->stream, STREAM_NON_BLOCKING, greatest);
 	if (!rc)
 		rc = cuda->host_alloc(&memory, BATCHES * sizeof(struct batch),
 				      HOST_PORTABLE_MAPPED);
@@ -209,23 +217,41 @@ static void share_out(struct batch *batch, unsigned int pieces, uint64_t chunks,
 	batch->start[warps] = (struct start){ i, (uint32_t)gpu_chunks(batch->piece[i].len) };
 }
 
-static int launch(struct gpu_queue *queue, struct kv_error *err)
+/* In the context. */
+static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 {
-	const struct cuda_driver *cuda = queue->gpu->cuda;
-	uint64_t slot = (queue->launched + 1) % BATCHES;
 	unsigned int warps = (unsigned int)queue->sms * (THREADS / LANES);
 	cuda_ptr pieces = queue->batch_at + slot * sizeof(struct batch);
 	cuda_ptr starts = pieces + offsetof(struct batch, start);
 	void *params[] = { &pieces, &starts, &warps };
-	int rc, mode;
 
 	if (warps > queue->chunks)
 		warps = (unsigned int)queue->chunks;
 	share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
-	rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : gpu_enter(queue->gpu, &mode);
+	return queue->gpu->cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS,
+					1, 1, THREADS, 1, 1, 0, queue->stream, params, NULL);
+}
+
+/* In the context. */
+static int start_engines(struct gpu_queue *queue)
+{
+	const struct gpu_piece *piece = open_batch(queue)->piece;
+	int rc = 0;
+
+	for (unsigned int i = 0; i < queue->pieces && !rc; i++)
+		rc = queue->gpu->cuda->copy(piece[i].to, piece[i].from, piece[i].len,
+					    queue->stream);
+	return rc;
+}
+
+static int launch(struct gpu_queue *queue, struct kv_error *err)
+{
+	const struct cuda_driver *cuda = queue->gpu->cuda;
+	uint64_t slot = (queue->launched + 1) % BATCHES;
+	int mode, rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : gpu_enter(queue->gpu, &mode);
+
 	if (!rc) {
-		rc = cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS, 1, 1,
-				  THREADS, 1, 1, 0, queue->stream, params, NULL);
+		rc = queue->engines ? start_engines(queue) : start_kernel(queue, slot);
 		if (!rc)
 			rc = cuda->event_record(queue->event[slot], queue->stream);
 		gpu_leave(queue->gpu, &mode);
@@ -256,16 +282,18 @@ static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
 	return !rc || rc == CUDA_NOT_READY ? 0 : queue_failed(queue, "a copy failed", rc, err);
 }
 
-int gpu_queue_room(struct gpu_queue *queue, struct gpu_piece **piece_p, struct kv_error *err)
+int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
+		   struct kv_error *err)
 {
 	int ret = queue->failed.code ? kv_error_copy(err, &queue->failed) : 0;
 
-	if (!ret && queue->pieces == PIECES)
+	if (!ret && (queue->pieces == PIECES || (queue->pieces && queue->engines != engines)))
 		ret = launch(queue, err);
 	if (!ret && queue->launched - queue->done == BATCHES)
 		ret = look_at_events(queue, err);
 	if (ret || queue->launched - queue->done == BATCHES)
 		return ret;
+	queue->engines = engines;
 	*piece_p = &open_batch(queue)->piece[queue->pieces];
 	return (int)(PIECES - queue->pieces);
 }
@@ -276,6 +304,8 @@ int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, stru
 
 	queue->chunks += chunks;
 	queue->pieces += n;
+	if (queue->engines)
+		return launch(queue, err);
 	if (queue->pieces / WORTH == (queue->pieces - n) / WORTH)
 		return 0;
 	if (queue->done != queue->launched)

@@ -47,7 +47,8 @@ static const struct kv_symbol symbols[] = {
 	{ "cuModuleLoadData", (void **)&cuda.module_load, false },
 	{ "cuModuleUnload", (void **)&cuda.module_unload, false },
 	{ "cuModuleGetFunction", (void **)&cuda.module_function, false },
-	{ "cuStreamCreate", (void **)&cuda.stream_create, false },
+	{ "cuCtxGetStreamPriorityRange", (void **)&cuda.priorities, false },
+	{ "cuStreamCreateWithPriority", (void **)&cuda.stream_create, false },
 	{ "cuStreamDestroy_v2", (void **)&cuda.stream_destroy, false },
 	{ "cuStreamGetCtx", (void **)&cuda.stream_context, false },
 	{ "cuCtxGetCurrent", (void **)&cuda.current, false },
@@ -55,6 +56,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuEventDestroy_v2", (void **)&cuda.event_destroy, false },
 	{ "cuEventRecord", (void **)&cuda.event_record, false },
 	{ "cuEventQuery", (void **)&cuda.event_query, false },
+	{ "cuMemcpyAsync", (void **)&cuda.copy, false },
 	{ "cuLaunchKernel", (void **)&cuda.launch, false },
 	{ NULL, NULL, false },
 };

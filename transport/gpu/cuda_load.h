@@ -93,7 +93,8 @@ struct cuda_driver {
 	int (*module_load)(void **module_p, const void *image);
 	int (*module_unload)(void *module);
 	int (*module_function)(void **function_p, void *module, const char *name);
-	int (*stream_create)(void **stream_p, unsigned int flags);
+	int (*priorities)(int *least_p, int *greatest_p);
+	int (*stream_create)(void **stream_p, unsigned int flags, int priority);
 	int (*stream_destroy)(void *stream);
 	int (*stream_context)(void *stream, void **context_p);
 	int (*current)(void **context_p);
@@ -101,6 +102,7 @@ struct cuda_driver {
 	int (*event_destroy)(void *event);
 	int (*event_record)(void *event, void *stream);
 	int (*event_query)(void *event);
+	int (*copy)(cuda_ptr to, cuda_ptr from, size_t len, void *stream);
 	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
 		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
 		      void *stream, void **params, void **extra);

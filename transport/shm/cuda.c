@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * cuda.c -- operations with a GPU's memory at either end, copied by kernels
+ * cuda.c -- operations with a GPU's memory at either end, copied by kernels, or by copy engines
+ * where the order of the bytes does not matter
  *
  * The GPU of the local region does it, else that of the remote one. An operation's spans go into
  * batches; its commit starts the last of them and is refused until its kernel has ended, so notify,
@@ -18,14 +19,15 @@ static int gpu_failed(struct shm_conn *sc, const struct kv_error *cause, struct 
 }
 
 /* Returns how many of the spans the queue took, or its failure. */
-static long put_spans(struct gpu_queue *queue, uint64_t to, uint64_t from, bool write,
+static long put_spans(struct gpu_queue *queue, const struct tr_op *op, uint64_t to, uint64_t from,
 		      const struct tr_span *spans, size_t n, struct kv_error *err)
 {
+	bool write = op->kind == TR_WRITE;
 	struct gpu_piece *piece;
 	size_t done = 0;
 
 	while (done < n) {
-		int ret, room = gpu_queue_room(queue, &piece, err);
+		int ret, room = gpu_queue_room(queue, op->any_order, &piece, err);
 		uint64_t chunks = 0;
 		unsigned int some;
 
@@ -69,7 +71,7 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}
-	took = put_spans(queue, write ? remote : local, write ? local : remote, write, spans, n,
+	took = put_spans(queue, op, write ? remote : local, write ? local : remote, spans, n,
 			 &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);

@@ -39,6 +39,7 @@ enum {
 	SETUP_ALLOWS_POOL = 1 << 0,
 	SETUP_ALLOWS_CMA = 1 << 1,
 	SETUP_LINE_ORDER = 1 << 2,
+	SETUP_PASSES_GPU = 1 << 3, /* TR_PASSES_GPU: the local socket stays open, on both sides */
 };
 
 static socklen_t address_of(struct sockaddr_un *sa, const uint8_t name[NAME_BYTES])
@@ -290,7 +291,8 @@ int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 	struct shm_conn *sc = tr_conn_priv(conn);
 	enum shm_path forced = sc->ctx->forced;
 	uint8_t nonce[16] = { 0 };
-	uint32_t flags = tr_conn_line_order(conn) ? SETUP_LINE_ORDER : 0;
+	uint32_t flags = (tr_conn_line_order(conn) ? SETUP_LINE_ORDER : 0u) |
+			 (tr_conn_passes_gpu(conn) ? SETUP_PASSES_GPU : 0u);
 
 	(void)err;
 	/*
@@ -356,7 +358,7 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 	sc->line_order = tr_conn_line_order(conn) || (flags & SETUP_LINE_ORDER);
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
 	cma_probe(sc);
-	if (tr_conn_polled(conn)) {
+	if (tr_conn_polled(conn) && !tr_conn_passes_gpu(conn) && !(flags & SETUP_PASSES_GPU)) {
 		/*
 		 * TR_POLLED: neither side sleeps. A death shows on the pidfd and on the control
 		 * socket.

@@ -175,6 +175,7 @@ const struct tr_provider tr_shm_provider = {
 	.arm = shm_arm,
 	.fence = shm_fence,
 	.stops_at_once = true,
+	.flushed = true,
 	.ask = shm_ask,
 	.dump = shm_dump,
 	.places = shm_places,
