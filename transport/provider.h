@@ -84,7 +84,7 @@ struct tr_provider {
 	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 	/* `fence`, once begun, leaves nothing of this side's under way, even if it is not done. */
 	bool stops_at_once;
-	/* A GPU's kernels see the bytes before the notify of them comes: tr_flush has nothing to do. */
+	/* Kernels of a GPU see the bytes before their notify comes: tr_flush has nothing to do. */
 	bool flushed;
 	void (*cut)(struct tr_conn *conn); /* tr_conn_cut; NULL: no call of its own can last */
 	/*

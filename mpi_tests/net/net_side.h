@@ -192,6 +192,7 @@ struct net_case {
 int side_case(struct side *s, const struct net_case *c);
 
 extern const struct net_case load_cases[], connect_cases[], memory_cases[], gpu_cases[],
-	data_cases[], group_cases[], failure_cases[], killed_cases[], usage_cases[]; /* each ends with id NULL */
+	data_cases[], group_cases[], failure_cases[], killed_cases[], usage_cases[];
+/* each ends with id NULL */
 
 #endif

@@ -137,8 +137,8 @@ struct gpu_piece {
 /*
  * Where to write pieces, and how many; 0 if kernels that have not ended use all batches; or the
  * queue's failure. engines: the copy engines take them, in any order of their bytes, and not the
- * kernel, which stores whole 128-byte lines. Those that gpu_queue_put takes are copied at some time between that and the end
- * of gpu_queue_end for gpu_queue_last.
+ * kernel, which stores whole 128-byte lines. Those that gpu_queue_put takes are copied at some time
+ * between that and the end of gpu_queue_end for gpu_queue_last.
  */
 int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		   struct kv_error *err);
