@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """gpu.py -- GPU memory moves between two processes by NIXL, and every byte is compared
 
-usage: gpu.py PLUGIN [CASE...]
+usage: gpu.py PLUGIN [CASE...] [--json FILE]
 
 The memory is PyTorch's, or CUDA's driver's where there is no torch with a GPU; in ./dev test a stand-in for libcuda has it.
-speed is run by name only: GB/s of 1538 blocks in another order on each side. KVRAIL_NIXL_BACKEND=UCX: the same with UCX.
+speed is run by name only: GB/s of 1538 blocks in another order on each side, which --json adds to those of the file.
+KVRAIL_NIXL_BACKEND=UCX: the same with UCX.
 """
+import argparse
 import ctypes
+import json
 import os
 import statistics
 import sys
@@ -14,10 +17,12 @@ import time
 import zlib
 
 import peers
+import wheels
 
 MIB, BLOCK = 1 << 20, 4096
 SIZE = 4 * MIB
 SPEED_BLOCKS, SPEED_SIZES, SPEED_S = 1538, (4096, 16384, 65536, 262144), 0.5
+SPEEDS = {}
 TCP = os.environ.get("KVCACHE_TRANSPORT") == "tcp"
 
 
@@ -236,16 +241,20 @@ def a_killed_peer_is_a_disconnect(plugin):
             end.agent.transfer(handle)
         killed = time.monotonic()
         other.kill()
+        gone = time.monotonic()  # CUDA's driver takes a while to end a process that has a context
         name = peers.run_to_failure(end, handle)
         assert name == "nixlRemoteDisconnectError", name
-        print(f"  {stage}: a disconnect {1000 * (time.monotonic() - killed):.0f} ms after the peer was killed")
+        now = time.monotonic()
+        print(f"  {stage}: a disconnect {1000 * (now - killed):.0f} ms after the peer was killed, {1000 * (now - gone):.1f} ms after it was gone")
         peers.release(end, handle)
         end.agent.remove_remote_agent("other")
 
 
 def speed(plugin):
+    row = f"{peers.BACKEND}{', tcp' * TCP}{', %s multiprocessors' % os.environ['KVCACHE_GPU_SMS'] if 'KVCACHE_GPU_SMS' in os.environ else ''}"
     other, end = pair(plugin, SPEED_BLOCKS * SPEED_SIZES[-1])
     for way in ("WRITE", "READ"):
+        speeds = []
         for block in SPEED_SIZES:
             handle, _ = prepare(end, other, way, block=block, blocks=SPEED_BLOCKS)
             took, begun = [], time.monotonic()
@@ -254,17 +263,40 @@ def speed(plugin):
                 assert peers.run(end, handle) == "DONE"
                 took.append(time.perf_counter() - at)
             peers.release(end, handle)
-            print(f"  {peers.BACKEND} {way} {block // 1024} KiB x {SPEED_BLOCKS}: {SPEED_BLOCKS * block / statistics.median(took) / 1e9:.2f} GB/s")
+            speeds.append(f"{SPEED_BLOCKS * block / statistics.median(took) / 1e9:.2f}")
+        sizes = ", ".join(f"{block // 1024}" for block in SPEED_SIZES)
+        SPEEDS[f"NIXL {wheels.VERSION}, {row}: GPU to GPU memory of another process, {way}, {SPEED_BLOCKS} blocks of {sizes} KiB"] = \
+            f"{', '.join(speeds)} GB/s"
 
 
 CASES = [blocks_are_written_and_read, what_is_not_named_stays, host_memory_goes_to_a_gpu, a_release_is_a_fence, a_withdrawn_region_refuses,
          a_killed_peer_is_a_disconnect]
 
 
+def add_speeds(path):
+    sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs"))
+    import figures
+
+    known = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            known = json.load(file)["figures"]
+    figures.store(path, "tests/nixl/gpu.py libplugin_KVRAIL.so speed", {**known, **SPEEDS})
+
+
 def main():
-    plugin, named = os.path.abspath(sys.argv[1]), sys.argv[2:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plugin", metavar="PLUGIN")
+    parser.add_argument("named", metavar="CASE", nargs="*")
+    parser.add_argument("--json", metavar="FILE")
+    asked = parser.parse_args()
+    plugin = os.path.abspath(asked.plugin)
     peers.load_nixl(plugin)
-    peers.run_cases(CASES + [speed] * bool(named), plugin, named)
+    peers.run_cases(CASES + [speed] * bool(asked.named), plugin, asked.named)
+    for what, value in SPEEDS.items():
+        print(f"{what}: {value}")
+    if asked.json:
+        add_speeds(asked.json)
     sys.stdout.flush()
     os._exit(0)  # NIXL's libraries may crash as a process ends
 
