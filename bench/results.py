@@ -36,7 +36,7 @@ def command():
 def commit():
     done = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip() or os.environ.get("COMMIT") or "unknown"
 
 
 def cpu():

@@ -7,6 +7,8 @@
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
 # one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table and life between GPU 0 and GPU 1.
+# Both tables have NIXL and Mooncake beside ours where Python has torch, nixl_cu13 and mooncake, or KVRAIL_NIXL and KVRAIL_MOONCAKE
+# name folders that hold those packages.
 # tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
@@ -35,6 +37,7 @@ compile gpu_life tests/gpu/gpu_life.c
 [ "$what" != tcp ] || compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c \
 	mpi_tests/{pattern,util}.c
 build=$(realpath "$build")
+peers=$(realpath bench/gpu_peers.py)
 failures=0
 
 run() {
@@ -60,14 +63,17 @@ fi
 if [ "$what" = two ]; then
 	run "$build/gpu_pd" --decode 1 --json "h200x2_gpu.json"
 	run "$build/gpu_pd" --decode 1 --sms 132 --json "h200x2_gpu_132.json"
+	run python3 -B "$peers" --decode 1 --json h200x2_peers.json h200x2_gpu.json
 	run "$build/gpu_pd" --decode 1 --pieces
-	run "$build/gpu_life" --decode 1 --connects 200
+	run "$build/gpu_life" --decode 1
+	run "$build/gpu_life" --gpu 1 --decode 0 --kills 5
 	run "$build/gpu_life" --decode 1 --connects 100 --pieces
 fi
 if [ "$what" = table ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
 		run "$build/gpu_pd" --way "$way" --json "h200_${way/-/_}.json"
 	done
+	run python3 -B "$peers" --json h200_peers.json h200_gpu_gpu.json
 	run "$build/gpu_pd" --way gpu-gpu --pieces
 	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "h200_gpu_gpu_132.json"
 fi
