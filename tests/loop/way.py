@@ -35,16 +35,24 @@ def drawn(document, transport):
     return {way: re.findall(r"`([^`]+)`", files) for way, of, files in rows if of == transport}
 
 
-def stack():
+def in_library(path, root):
+    """The part of `path` that is a file of the library below the root; the checkout itself may be named transport."""
+    parts = path.split("/")
+    tails = ["/".join(parts[i:]) for i in range(len(parts))]
+    return next((tail for tail in tails if tail.startswith(("transport/", "kvapi/")) and tail.endswith(".c")
+                 and os.path.isfile(os.path.join(root, tail))), None)
+
+
+def stack(root):
     """Names of the functions and files of the library, the caller's first."""
     functions, files = [], []
     frame = gdb.newest_frame()
     while frame is not None and frame.is_valid():
         table = frame.find_sal().symtab
         functions.insert(0, frame.name() or "")
-        match = re.search(r"(?:^|/)((?:transport|kvapi)/.*\.c)$", table.filename) if table else None
-        if match:
-            files.insert(0, match[1])
+        file = in_library(table.filename, root) if table else None
+        if file:
+            files.insert(0, file)
         frame = frame.older()
     return functions, files
 
@@ -77,7 +85,7 @@ def follow(document, transport):
         gdb.execute("continue", to_string=True)
         if not gdb.selected_inferior().pid:
             break
-        functions, files = stack()
+        functions, files = stack(os.path.join(os.path.dirname(document), os.pardir))
         for way, end, passed in left:
             here = files and files[-1].endswith(end[:-1]) if end.endswith(":") else functions[-1] == end
             if here and any(re.fullmatch(passed, name) for name in functions):
