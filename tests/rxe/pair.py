@@ -479,15 +479,19 @@ def table(results):
     return "\n".join(rows) + "\n"
 
 
-def keep(results, path):
-    """The results with their command and commit, and the table in docs/rdma.md."""
+def keep(new, path):
+    """The results in the place of older ones of the same faults, each with its commit; and the table in docs/rdma.md."""
     root = os.path.join(HERE, "..", "..")
     commit = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty", "--exclude=*"], text=True,
                             stdout=subprocess.PIPE, check=True).stdout.strip()
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    again = {one["fault"] for one in new}
+    old = json.loads(text_of(path))["results"] if os.path.exists(path) else []
+    results = [one for one in old if one["fault"] in FAULTS and one["fault"] not in again]
+    results += [{**one, "commit": commit, "load": round(os.getloadavg()[0], 1)} for one in new]
+    results.sort(key=lambda one: list(FAULTS).index(one["fault"]))
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"command": "tests/rxe/pair.py --results docs/results/rxe-pair.json build/tests/rxe/kv_peer",
-                   "commit": commit, "load": round(os.getloadavg()[0], 1), "results": results}, file, indent=1)
+                   "results": results}, file, indent=1)
         file.write("\n")
     page = os.path.join(root, "docs", "rdma.md")
     text = text_of(page)
@@ -503,7 +507,7 @@ def main():
     parser.add_argument("faults", nargs="*", metavar="FAULT", help="of: " + " ".join(FAULTS))
     parser.add_argument("--side", choices=("a", "b"), help=argparse.SUPPRESS)
     parser.add_argument("--transport", choices=("ib", "tcp"), default="ib", help="by which the blocks go (ib)")
-    parser.add_argument("--results", metavar="FILE", help="run all, write FILE and the table in docs/rdma.md")
+    parser.add_argument("--results", metavar="FILE", help="keep what they do in FILE and in the table of docs/rdma.md")
     parser.add_argument("--timeout", type=int, default=580, help="limit for everything, in seconds (580)")
     args = parser.parse_args()
     if args.side == "a":
@@ -512,7 +516,8 @@ def main():
         return prefill_side(args.kv_peer, args.faults)
     if not args.results:
         return run_faults(args, args.faults or list(FAULTS))[0]
-    status, results, names = 0, [], [name for name in FAULTS for _ in range(OFTEN.get(name, 1))]
+    status, results = 0, []
+    names = [name for name in args.faults or FAULTS for _ in range(OFTEN.get(name, 1))]
     for i in range(0, len(names), 7):
         one, more = run_faults(args, names[i:i + 7])
         status, results = status or one, results + more
