@@ -124,11 +124,11 @@ void rig_heap_from_here(void)
 	heap_before = rig_heap();
 }
 
-static unsigned int armed; /* point + 1 */
-
 void rig_fault(uint32_t which)
 {
 #ifdef KVRAIL_FAULTS
+	static unsigned int armed; /* point + 1 */
+
 	if (armed)
 		kv_fault_arm((enum kv_fault_point)(armed - 1), 0);
 	armed = which ? which % KV_FAULT_POINTS + 1 : 0;

@@ -280,20 +280,20 @@ static int read_list(struct kv_option_set *set, const char *const *list, struct 
 int kv_option_read(const char *const *list, struct kv_option_set **set_p, struct kv_error *err)
 {
 	struct kv_option_set *set = calloc(1, sizeof(*set));
+	char number[24];
 	int ret;
 
 	if (!set)
 		return kv_fail(err, KV_ERR_NOMEM, "options", "cannot allocate the option set");
 	for (int i = 0; i < KV_OPTIONS; i++) {
+		const char *def = *rows[i].text || rows[i].type == TYPE_TEXT ? rows[i].text : number;
+
 		set->value[i].number = rows[i].def;
 		set->value[i].source = "default";
 		describe_range(&rows[i], set->value[i].range, sizeof(set->value[i].range));
-		if (*rows[i].text || rows[i].type == TYPE_TEXT)
-			snprintf(set->value[i].def, sizeof(set->value[i].def), "%s", rows[i].text);
-		else
-			snprintf(set->value[i].def, sizeof(set->value[i].def), "%lld",
-				 (long long)rows[i].def);
-		snprintf(set->value[i].text, TEXT_MAX, "%s", set->value[i].def);
+		snprintf(number, sizeof(number), "%lld", (long long)rows[i].def);
+		snprintf(set->value[i].def, sizeof(set->value[i].def), "%s", def);
+		snprintf(set->value[i].text, TEXT_MAX, "%s", def);
 	}
 	ret = read_environment(set, list, err);
 	if (!ret)
