@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""calls.py -- calls that no file may make, calls that a library may not make, and the few exceptions by name
+"""calls.py -- calls that no file may make (of CMake, too), calls that a library may not make, the few exceptions by name
 
 usage: calls.py ROOT
 """
@@ -39,6 +39,10 @@ def check(root):
                 findings.append(f"{path}:{number}: with base 0, \"020\" is sixteen; base/number.h reads what people write")
             if re.search(r"\benviron\b", line) and source.is_library(path) and not path.endswith("base/option.c"):
                 findings.append(f"{path}:{number}: only base/option.c reads the environment")
+    for path in source.files(root):
+        if path.endswith((".cmake", "CMakeLists.txt")) and path != "cmake/kvrail_test.cmake" and re.search(
+                r"set_tests_properties\([^)]*\bENVIRONMENT\b", source.read(root, path)):
+            findings.append(f"{path}: set_tests_properties takes away the ENVIRONMENT that every test has: set_property(TEST … APPEND)")
     return findings
 
 

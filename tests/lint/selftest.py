@@ -165,6 +165,11 @@ class Calls(Tree):
         self.write("kvapi/a.c", "extern char **environ;\n")
         self.assert_finds("kvapi/a.c:1", calls.check(self.root))
 
+    def test_an_environment_that_replaces_that_of_every_test_is_found(self):
+        self.write("tests/CMakeLists.txt", "set_tests_properties(a b PROPERTIES\n\tENVIRONMENT A=1)\n")
+        self.write("tests/a/CMakeLists.txt", "set_property(TEST a APPEND PROPERTY ENVIRONMENT A=1)\n")
+        self.assert_finds("tests/CMakeLists.txt: set_tests_properties", calls.check(self.root), 1)
+
     def test_longer_names_members_and_comments_are_not_calls(self):
         self.write("kvapi/a.c", 'kv_exit(1); p->abort(); ops.sleep(1); snprintf(x); /* exit(1) */ "atoi(x)"\n')
         self.write("tool/b.c", "printf(x); exit(1);\n")
