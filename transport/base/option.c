@@ -286,7 +286,8 @@ int kv_option_read(const char *const *list, struct kv_option_set **set_p, struct
 	if (!set)
 		return kv_fail(err, KV_ERR_NOMEM, "options", "cannot allocate the option set");
 	for (int i = 0; i < KV_OPTIONS; i++) {
-		const char *def = *rows[i].text || rows[i].type == TYPE_TEXT ? rows[i].text : number;
+		const char *def =
+			*rows[i].text || rows[i].type == TYPE_TEXT ? rows[i].text : number;
 
 		set->value[i].number = rows[i].def;
 		set->value[i].source = "default";
