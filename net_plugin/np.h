@@ -23,6 +23,7 @@
  *   np_ahead.c          small sends that do not wait for their receive
  *   np_wire.c           bytes between two plugins; np_name.c NCCL's lists of names
  *   np_log.c            NCCL's logger, and its codes for our errors; np_metrics.c for Prometheus
+ *   np_view.c           what kvrail dump says of communicators
  *
  * Threads  NCCL's progress thread owns a communicator's data path; its service thread connects,
  *          closes and registers memory meanwhile. So a communicator's regions have a lock, and
@@ -141,6 +142,8 @@ ncclResult_t np_make_vdevice(int *dev, ncclNetVDeviceProps_v12_t *props);
 
 /* ---------------------------------------------------------------- contexts */
 
+struct kv_report;
+
 /* One device as one context uses it. */
 struct np_rail {
 	struct kv_option_set *options;
@@ -158,11 +161,15 @@ struct np_context {
 	atomic_bool hints; /* the caller is known to mark the receives that need line order */
 	struct np_rail rail[NP_DEVICES_MAX];
 	struct np_listener *listeners;
+	/* np_connecting_report */
+	void (*connecting_report)(struct np_context *ctx, const struct np_metrics *m,
+				  struct kv_report *r);
 	struct np_context *listens; /* where those are that a long connect steps */
 	struct np_comm *connecting;
 	unsigned int connectings;
 	uint64_t next_cookie;
 	atomic_bool finalized;
+	bool shared; /* of an NCCL before v11: it ends when the library is unloaded */
 };
 
 /* np_context.c */
@@ -174,12 +181,37 @@ void np_context_put(struct np_context *ctx);
  * np_metrics.c. Where it cannot, the log says so, and the device goes without: then `m` is NULL,
  * and nothing is counted.
  */
+struct np_comm;
 struct np_request;
-void np_metrics_start(struct np_rail *rail, const struct np_device *device);
+void np_metrics_start(struct np_context *ctx, struct np_rail *rail,
+		      const struct np_device *device);
+void np_metrics_hide(struct np_rail *rail); /* no thread looks at it any more */
 void np_metrics_stop(struct np_rail *rail);
 void np_metrics_done(struct np_metrics *m, const struct np_request *request);
 void np_metrics_open(struct np_metrics *m, int more); /* communicators: 1, -1 */
-void np_metrics_failed(struct np_metrics *m, int code);
+void np_metrics_failed(struct np_metrics *m, const struct np_comm *comm,
+		       const struct kv_error *cause);
+struct np_view *np_metrics_view(struct np_metrics *m); /* NULL, if m is */
+
+/*
+ * np_view.c: the communicators of a device that are connected, as kvrail dump shows them. It waits
+ * for no thread of NCCL's for long: what it shows of requests may be half old, and a connection is
+ * described by the thread that polls it, if one does.
+ */
+struct np_view {
+	pthread_mutex_t lock; /* of the list: what stands in it stays while it is held */
+	struct np_comm *first;
+	pthread_mutex_t asking;
+	pthread_cond_t answered;
+	struct np_comm *asked; /* NULL: it has answered */
+	struct kv_report *to;
+};
+void np_view_init(struct np_view *view);
+void np_view_free(struct np_view *view);
+void np_view_add(struct np_comm *comm);
+void np_view_remove(struct np_comm *comm);
+void np_view_answer(struct np_comm *comm); /* by the thread that polls it, when it is asked */
+void np_view_report(struct np_view *view, struct kv_report *r); /* fields of an item */
 
 /* np_init.c */
 /* version: of the interface that NCCL took. config may be NULL. */
@@ -219,6 +251,10 @@ struct np_comm {
 	struct np_context *ctx;
 	struct tr *tr;
 	struct np_metrics *metrics; /* the device's */
+	/* np_view.c */
+	struct np_comm *beside;
+	bool shown;
+	atomic_bool asked;
 	int ptr_support;
 	struct tr_conn *conn;
 	bool failed;
@@ -252,10 +288,12 @@ struct np_request {
 	uint8_t left; /* bit i: row i has not ended */
 	uint16_t seq; /* NP_RECV: of the clear-to-send */
 	uint16_t index;
+	int64_t waits_ns; /* since NCCL asked for it in vain; 0: it has not */
 	size_t size[NP_GROUP];
 	struct np_mr *mr[NP_GROUP]; /* NULL: no bytes */
 	bool any_order;		    /* no line is read before the notify */
 	/* NP_SEND */
+	bool bound; /* it has its row */
 	bool ahead; /* its bytes are at the receiver already */
 	int tag;
 	struct tr_op *op;
@@ -325,6 +363,8 @@ ncclResult_t np_close_listen(void *comm);
 ncclResult_t np_accept(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device);
 /* Frees connects that NCCL has not asked for since; returns how many others there are. */
 unsigned int np_connecting_end(struct np_context *ctx, int64_t asked_before_ns);
+/* What has not been connected, and listeners, as lists of an item. */
+void np_connecting_report(struct np_context *ctx, const struct np_metrics *m, struct kv_report *r);
 
 /* np_comm.c */
 struct np_comm *np_comm_new(struct np_context *ctx, const struct np_rail *rail,

@@ -32,6 +32,7 @@ void np_comm_free(struct np_comm *comm)
 	struct np_context *ctx = comm->ctx;
 
 	np_metrics_open(comm->metrics, -1);
+	np_view_remove(comm);
 	tr_conn_close(comm->conn);
 	np_mem_free_all(comm);
 	if (comm->side->is_send)
@@ -47,7 +48,7 @@ ncclResult_t np_comm_fail(struct np_comm *comm, const struct kv_error *cause, co
 		comm->failed = true;
 		comm->left = tr_conn_peer_left(comm->conn);
 		if (!comm->left)
-			np_metrics_failed(comm->metrics, cause->code);
+			np_metrics_failed(comm->metrics, comm, cause);
 		comm->result = np_fail(cause, what);
 	}
 	return comm->result;
@@ -68,6 +69,8 @@ ncclResult_t np_progress(struct np_comm *comm)
 
 	if (comm->failed)
 		return comm->result;
+	if (atomic_load_explicit(&comm->asked, memory_order_relaxed))
+		np_view_answer(comm);
 	do {
 		n = tr_poll(comm->conn, events, EVENTS);
 		/*

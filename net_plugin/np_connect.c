@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/report.h"
 #include "np.h"
 
 struct pending {
@@ -450,8 +451,53 @@ ncclResult_t np_connect(void *context, int dev, void *handle, void **comm_p,
 		return np_fail(&err, "connect");
 	}
 	np_send_ready(np_send_of(comm), &ctx->rail[dev]);
+	np_view_add(comm);
 	*comm_p = comm;
 	return ncclSuccess;
+}
+
+/* ---------------------------------------------------------------- for kvrail dump */
+
+static void report_listener(struct kv_report *r, const struct np_listener *l)
+{
+	kv_report_item(r, "listener");
+	kv_report_int(r, "port", tr_listener_port(l->listener));
+	kv_report_list(r, "handshakes");
+	for (const struct pending *p = l->pending; p; p = p->next) {
+		kv_report_item(r, "handshake");
+		kv_report_text(r, "address", "%s", tr_conn_address(p->conn));
+		if (p->done)
+			kv_report_text(r, "waits_for", "NCCL, which has not called accept");
+		tr_conn_report(p->conn, r);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+	kv_report_end_item(r);
+}
+
+void np_connecting_report(struct np_context *ctx, const struct np_metrics *m, struct kv_report *r)
+{
+	if (pthread_mutex_trylock(&ctx->lock)) {
+		kv_report_text(r, "handshakes", "another thread moves them");
+		return;
+	}
+	kv_report_list(r, "connecting");
+	for (const struct np_comm *comm = ctx->connecting; comm; comm = comm->next) {
+		if (comm->metrics != m)
+			continue;
+		kv_report_item(r, "connecting");
+		kv_report_text(r, "address", "%s", tr_conn_address(comm->conn));
+		kv_report_age(r, "connect_called_ms_ago", comm->asked_ns);
+		tr_conn_report(comm->conn, r);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
+	kv_report_list(r, "listeners");
+	for (const struct np_listener *l = ctx->listeners; l; l = l->next)
+		if (l->rail->metrics == m)
+			report_listener(r, l);
+	kv_report_end_list(r);
+	pthread_mutex_unlock(&ctx->lock);
 }
 
 /* ---------------------------------------------------------------- accept */
@@ -486,6 +532,7 @@ ncclResult_t np_accept(void *listen, void **comm_p, ncclNetDeviceHandle_v7_t **d
 	pthread_mutex_unlock(&l->ctx->lock);
 	comm->conn = conn;
 	comm->is_shm = !strcmp(tr_conn_transport(conn), "shm");
+	np_view_add(comm);
 	*comm_p = comm;
 	return ncclSuccess;
 }

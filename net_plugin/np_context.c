@@ -17,8 +17,8 @@ static void close_rail(struct np_rail *rail)
 	*rail = (struct np_rail){ 0 };
 }
 
-static int open_rail(const struct np_context *ctx, const struct np_device *device,
-		     struct np_rail *rail, struct kv_error *err)
+static int open_rail(struct np_context *ctx, const struct np_device *device, struct np_rail *rail,
+		     struct kv_error *err)
 {
 	struct np_options options;
 	char text[NP_OPTION_TEXT];
@@ -49,7 +49,7 @@ static int open_rail(const struct np_context *ctx, const struct np_device *devic
 	if (ret)
 		close_rail(rail);
 	else
-		np_metrics_start(rail, device);
+		np_metrics_start(ctx, rail, device);
 	return ret;
 }
 

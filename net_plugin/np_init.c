@@ -25,6 +25,8 @@ ncclResult_t np_init(int version, void **ctx_p, const ncclNetCommConfig_v10_t *c
 	pthread_mutex_init(&ctx->lock, NULL);
 	ctx->refs = 1;
 	ctx->listens = ctx;
+	ctx->shared = version < 11;
+	ctx->connecting_report = np_connecting_report;
 	ctx->hints_off = !strcmp(np_env_text("NCCL_NET_OPTIONAL_RECV_COMPLETION"), "0");
 	ctx->traffic_class = config ? config->trafficClass : -1;
 	*ctx_p = ctx;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* np_metrics.c -- counters of a device for Prometheus, which base/expose.c gives out */
+/* np_metrics.c -- a device for base/expose.c: its counters as metrics, its state for kvrail dump */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/expose.h"
 #include "base/unload.h"
 #include "np.h"
@@ -25,6 +26,13 @@ struct np_metrics {
 	struct kv_source source;
 	_Atomic uint64_t requests[2], bytes[2]; /* out, in */
 	_Atomic uint64_t communicators, failed[CODES];
+	struct np_context *ctx;
+	void *held;
+	struct np_view view;
+	pthread_mutex_t lock; /* of the last error; short */
+	struct kv_error last;
+	int64_t last_ns;
+	char name[128];
 	char labels[160]; /* of every sample: the device and the context's number */
 };
 
@@ -45,10 +53,23 @@ void np_metrics_open(struct np_metrics *m, int more)
 		kv_counter_add(&m->communicators, (uint64_t)more);
 }
 
-void np_metrics_failed(struct np_metrics *m, int code)
+void np_metrics_failed(struct np_metrics *m, const struct np_comm *comm,
+		       const struct kv_error *cause)
 {
-	if (m)
-		kv_counter_add(&m->failed[-code], 1);
+	if (!m)
+		return;
+	kv_counter_add(&m->failed[-cause->code], 1);
+	pthread_mutex_lock(&m->lock);
+	m->last = *cause;
+	m->last_ns = kv_now_ns();
+	if (comm->conn)
+		snprintf(m->last.peer, sizeof(m->last.peer), "%s", tr_conn_address(comm->conn));
+	pthread_mutex_unlock(&m->lock);
+}
+
+struct np_view *np_metrics_view(struct np_metrics *m)
+{
+	return m ? &m->view : NULL;
 }
 
 /* ---------------------------------------------------------------- samples */
@@ -71,15 +92,37 @@ static void say_family(void *arg, size_t family, struct kv_text *t)
 				KV_ERR_PEER_LOST);
 }
 
+static void report_device(void *arg, struct kv_report *r)
+{
+	struct np_metrics *m = arg;
+	struct kv_error last;
+	int64_t last_ns;
+
+	pthread_mutex_lock(&m->lock);
+	last = m->last;
+	last_ns = m->last_ns;
+	pthread_mutex_unlock(&m->lock);
+	kv_report_item(r, "nccl device");
+	kv_report_text(r, "name", "%s", m->name);
+	kv_report_int(r, "peers_up", (int64_t)kv_counter_get(&m->communicators));
+	kv_report_int(r, "bytes_out", (int64_t)kv_counter_get(&m->bytes[0]));
+	kv_report_int(r, "bytes_in", (int64_t)kv_counter_get(&m->bytes[1]));
+	kv_report_last_error(r, &last, last_ns);
+	np_view_report(&m->view, r);
+	if (!r->brief)
+		m->ctx->connecting_report(m->ctx, m, r);
+	kv_report_end_item(r);
+}
+
 /* ---------------------------------------------------------------- with the device of a context */
 
-void np_metrics_start(struct np_rail *rail, const struct np_device *device)
+void np_metrics_start(struct np_context *ctx, struct np_rail *rail, const struct np_device *device)
 {
 	static atomic_uint rails;
 	struct np_metrics *m;
 	char name[128];
 
-	if (!kv_expose_measures(rail->options))
+	if (!kv_expose_is_wanted(rail->options))
 		return;
 	m = calloc(1, sizeof(*m));
 	if (!m) {
@@ -90,20 +133,35 @@ void np_metrics_start(struct np_rail *rail, const struct np_device *device)
 					.families = families,
 					.n = FAMILIES,
 					.sample = say_family,
+					.report = report_device,
 					.arg = m,
 					.log = rail->log };
+	m->ctx = ctx;
+	np_view_init(&m->view);
+	pthread_mutex_init(&m->lock, NULL);
+	snprintf(m->name, sizeof(m->name), "%s", device->name);
 	snprintf(m->labels, sizeof(m->labels), "device=\"%.100s\",id=\"%u\"",
 		 kv_label(name, sizeof(name), device->name), atomic_fetch_add(&rails, 1));
-	kv_stay_loaded(); /* NCCL may close the library with contexts, and so a thread, in it */
+	if (!ctx->shared) /* NCCL may close it with contexts, and so a thread, in it */
+		m->held = kv_library_hold();
 	rail->metrics = m;
 	kv_expose_add(rail->options, &m->source);
+}
+
+void np_metrics_hide(struct np_rail *rail)
+{
+	if (rail->metrics)
+		kv_expose_remove(&rail->metrics->source);
 }
 
 void np_metrics_stop(struct np_rail *rail)
 {
 	if (!rail->metrics)
 		return;
-	kv_expose_remove(&rail->metrics->source);
+	np_metrics_hide(rail);
+	np_view_free(&rail->metrics->view);
+	pthread_mutex_destroy(&rail->metrics->lock);
+	kv_library_drop(rail->metrics->held);
 	free(rail->metrics);
 	rail->metrics = NULL;
 }

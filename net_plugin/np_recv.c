@@ -84,6 +84,7 @@ static struct np_request *take(struct np_recv *r, struct np_request *request,
 	request->n = cts->n;
 	request->left = (uint8_t)((1u << cts->n) - 1);
 	request->seq = cts->seq;
+	request->waits_ns = 0;
 	request->any_order = cts->any_order;
 	for (unsigned int i = 0; i < cts->n; i++) {
 		request->size[i] = (size_t)cts->row[i].size;

@@ -31,7 +31,8 @@ static struct np_request *take_request(struct np_send *s)
 	request->left = 1;
 	request->op = NULL;
 	request->rmem = NULL;
-	request->ahead = false;
+	request->ahead = request->bound = false;
+	request->waits_ns = 0;
 	return request;
 }
 
@@ -95,6 +96,7 @@ static int bind_row(struct np_send *s, unsigned int row_index, struct np_request
 		tr_rmem_hold(request->rmem); /* its slot may be described anew meanwhile */
 		request->span.remote = row->offset;
 	}
+	request->bound = true;
 	request->size[0] = (size_t)request->span.len;
 	request->any_order = group->cts.any_order;
 	request->value =

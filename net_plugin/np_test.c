@@ -2,6 +2,7 @@
 /* np_test.c -- is a request done? The call that moves everything else of its communicator, too */
 #include <limits.h>
 
+#include "base/clock.h"
 #include "np.h"
 
 static void report(struct np_request *request, int *sizes)
@@ -26,8 +27,11 @@ ncclResult_t np_test(void *r, int *done, int *sizes)
 	if (request->left)
 		result = np_progress(request->comm);
 	/* What was complete before a failure is complete. */
-	if (request->left)
+	if (request->left) {
+		if (!request->waits_ns)
+			request->waits_ns = kv_now_ns();
 		return result;
+	}
 	*done = 1;
 	report(request, sizes);
 	return ncclSuccess;

@@ -70,9 +70,14 @@ __attribute__((destructor)) static void end_shared(void)
 	if (shared.owner != getpid())
 		return;
 	np_log_set(NULL); /* NCCL's logger may be gone before us */
-	for (int i = 0; i < TRAFFIC_CLASSES; i++)
-		if (shared.ctx[i])
-			np_finalize(shared.ctx[i]);
+	for (int i = 0; i < TRAFFIC_CLASSES; i++) {
+		struct np_context *ctx = shared.ctx[i];
+
+		for (int dev = 0; ctx && dev < NP_DEVICES_MAX; dev++)
+			np_metrics_hide(&ctx->rail[dev]); /* a communicator may keep the context */
+		if (ctx)
+			np_finalize(ctx);
+	}
 }
 
 /* ---------------------------------------------------------------- v12, v11 */

@@ -5,5 +5,8 @@
 
 /* From now on this code cannot be unloaded: a thread or a device still uses it. */
 void kv_stay_loaded(void);
+/* The same until it is dropped, in a call of a caller that keeps it loaded, too. */
+void *kv_library_hold(void);
+void kv_library_drop(void *held);
 
 #endif
