@@ -12,6 +12,7 @@
 #include "base/unload.h"
 #include "kv_api.h"
 #include "kv_digest.h"
+#include "kv_range.h"
 
 enum { LIFE_PAGE = 4096 };
 
@@ -209,6 +210,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 	}
 	engine->magic = KV_MAGIC_ENGINE;
 	kv_metrics_start(engine);
+	KV_RANGES_LOOK();
 	*engine_p = engine;
 	return 0;
 }

@@ -2,6 +2,7 @@
 /* kv_op.c -- an operation's slot, its stages and its one end */
 #include "kv_op.h"
 #include "kv_probe.h"
+#include "kv_range.h"
 
 #include <stdio.h>
 
@@ -73,6 +74,7 @@ static void op_count(struct kv_op *op)
 	atomic_fetch_add(&op->cache->users, 1);
 	kv_count(engine, in_flight, 1);
 	KV_PROBE_OP(begin, op, op->bytes);
+	KV_RANGE_START(op);
 	if (op->kind == KV_OP_WRITE)
 		kv_count(engine, writes, 1);
 	else if (op->kind == KV_OP_READ)
@@ -203,6 +205,7 @@ static void count_end(struct kv_op *op, int code)
 		kv_count_at(&op->peer->traffic->bytes_read, op->bytes);
 	}
 	KV_PROBE_OP(ended, op, code);
+	KV_RANGE_STOP(op);
 	if (kv_engine_times(engine) && !code)
 		count_times(op);
 }

@@ -58,6 +58,7 @@ struct kv_op {
 	struct kv_layers layers;
 	uint64_t tag, grant; /* the receiver's lease id, also of a receive; 0 = none */
 	uint64_t bytes;
+	uint64_t range; /* of NVTX */
 	const int64_t *local, *remote;
 	size_t n;
 	uint32_t layer, tensor; /* what is posted next */
