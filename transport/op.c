@@ -152,41 +152,104 @@ static int refuse_span(const struct tr_mem *lmem, const struct tr_rmem *rmem,
 	return KV_ERR_ARG;
 }
 
-long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
-	       const struct tr_span *spans, size_t n, struct kv_error *err)
+/* 0: the operation takes bytes between the two; it holds the local one. */
+static long op_may_add(struct tr_op *op, struct tr_mem *lmem, const struct tr_rmem *rmem,
+		       struct kv_error *err)
 {
 	struct tr_conn *conn = op->conn;
 	unsigned int need = op->kind == TR_WRITE ? TR_REMOTE_WRITE : TR_REMOTE_READ;
-	uint64_t bytes;
-	size_t bad;
-	long done;
+	long ret;
 
 	if (conn->stage != CONN_READY)
 		return not_ready(conn, "add", err);
-	done = tr_mem_usable(conn, lmem, err);
-	if (done)
-		return done;
+	ret = tr_mem_usable(conn, lmem, err);
+	if (ret)
+		return ret;
 	if (op->state != TR_OP_OPEN)
 		return kv_fail(err, KV_ERR_ARG, "add", "the operation is committed or cancelled");
 	if (!(rmem->access & need))
 		return kv_fail(err, KV_ERR_REMOTE_ACCESS, "add",
 			       "the peer did not register the region for remote %s",
 			       op->kind == TR_WRITE ? "writes" : "reads");
+	return 0;
+}
+
+static long op_added(struct tr_op *op, const struct tr_rmem *rmem, long done, uint64_t bytes)
+{
+	op->to_device |= rmem->device;
+	op->bytes += bytes;
+	op->conn->count.spans += (uint64_t)done;
+	return done;
+}
+
+long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	uint64_t bytes;
+	long done = op_may_add(op, lmem, rmem, err);
+	size_t bad;
+
+	if (done)
+		return done;
 	bad = find_bad(lmem, rmem, spans, n, &bytes);
 	if (bad < n)
 		return refuse_span(lmem, rmem, &spans[bad], bad, err);
 	done = op_hold(op, lmem, err);
-	if (done)
-		return done;
-	op->to_device |= rmem->device;
-	done = conn->provider->op_add(op, lmem, rmem, spans, n, err);
+	if (!done)
+		done = op->conn->provider->op_add(op, lmem, rmem, spans, n, err);
 	if (done < 0)
 		return done;
 	for (size_t i = (size_t)done; i < n; i++)
 		bytes -= spans[i].len;
-	op->bytes += bytes;
-	conn->count.spans += (uint64_t)done;
-	return done;
+	return op_added(op, rmem, done, bytes);
+}
+
+/* The last block that is in a region; UINT64_MAX: not even the first one is. */
+static uint64_t last_block(uint64_t region, uint64_t base, uint64_t stride, uint64_t len)
+{
+	if (!len || len > region || base > region - len)
+		return UINT64_MAX;
+	return stride ? (region - len - base) / stride : INT64_MAX;
+}
+
+/* Whether all ids are in [0, last]: the sign of what is or-ed, so that nothing branches. */
+static bool are_inside(const int64_t *ids, size_t n, uint64_t last)
+{
+	uint64_t outside = 0;
+
+	for (size_t i = 0; i < n; i++)
+		outside |= (last - (uint64_t)ids[i]) | (uint64_t)ids[i];
+	return !(outside >> 63);
+}
+
+bool tr_conn_takes_blocks(const struct tr_conn *conn)
+{
+	return conn->provider && conn->provider->op_add_blocks;
+}
+
+long tr_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		      const struct tr_blocks *b, size_t n, struct kv_error *err)
+{
+	uint64_t local = last_block(lmem->len, b->local_base, b->local_stride, b->len);
+	uint64_t remote = last_block(rmem->len, b->remote_base, b->remote_stride, b->len);
+	long done = op_may_add(op, lmem, rmem, err);
+	size_t bad = 0;
+
+	if (done)
+		return done;
+	if (!are_inside(b->local, n, local) || !are_inside(b->remote, n, remote)) {
+		struct tr_span span;
+
+		while (are_inside(&b->local[bad], 1, local) &&
+		       are_inside(&b->remote[bad], 1, remote))
+			bad++;
+		span = tr_block_span(b, bad);
+		return refuse_span(lmem, rmem, &span, bad, err);
+	}
+	done = op_hold(op, lmem, err);
+	if (!done)
+		done = op->conn->provider->op_add_blocks(op, lmem, rmem, b, n, err);
+	return done < 0 ? done : op_added(op, rmem, done, (uint64_t)done * b->len);
 }
 
 int tr_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)

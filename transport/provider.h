@@ -74,6 +74,9 @@ struct tr_provider {
 	void (*op_begin)(struct tr_op *op);
 	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err);
+	/* NULL: its upper layer makes spans of them. */
+	long (*op_add_blocks)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+			      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value,
 			 struct kv_error *err);
 	void (*op_cancel)(struct tr_op *op, int64_t deadline_ns);
@@ -188,6 +191,13 @@ struct tr_op {
 	struct tr_op *next;       /* that has ended, or that is free */
 	void *priv;               /* the provider's: op_bytes */
 };
+
+static inline struct tr_span tr_block_span(const struct tr_blocks *b, size_t i)
+{
+	return (struct tr_span){ b->local_base + (uint64_t)b->local[i] * b->local_stride,
+				 b->remote_base + (uint64_t)b->remote[i] * b->remote_stride,
+				 b->len };
+}
 
 /* Called by providers. */
 void *tr_conn_priv(const struct tr_conn *conn);

@@ -359,6 +359,24 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err);
 
+/*
+ * Blocks of one size by their numbers: number i begins at base + i * stride of the region, on
+ * either side. `ids` are the numbers, of the same block here and in the peer.
+ */
+struct tr_blocks {
+	uint64_t local_base, local_stride;
+	uint64_t remote_base, remote_stride;
+	uint64_t len;
+	const int64_t *local, *remote; /* ids */
+};
+/*
+ * The same as tr_op_add with the spans of n blocks, which no one has to make, where the connection
+ * takes them.
+ */
+bool tr_conn_takes_blocks(const struct tr_conn *conn);
+long tr_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
+
 enum tr_commit_flags {
 	/*
 	 * deliver `value` to the peer once every byte is visible there; legal with no spans at all

@@ -5,7 +5,11 @@
 #include "kv_op.h"
 #include "kv_probe.h"
 
-enum { LITTLE_SPANS = TR_SPANS_GOOD / 4, LITTLE_BYTES = KV_PIECE_BYTES / 16 };
+enum {
+	LITTLE_SPANS = TR_SPANS_GOOD / 4,
+	LITTLE_BYTES = KV_PIECE_BYTES / 16,
+	BLOCKS_GOOD = 4 * TR_SPANS_GOOD, /* of a piece; none of them is a span in memory first */
+};
 
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
@@ -82,25 +86,48 @@ static void next_tensor(struct kv_op *op)
 		op->stage = KV_STAGE_COMMIT;
 }
 
+/* The transport's answer; what it has taken is behind op->place, and its bytes are counted. */
+static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t slab,
+		      struct kv_error *err)
+{
+	struct tr_mem *lmem = op->cache->slab[slab].mem;
+	struct tr_rmem *rmem = op->map->slab[slab].rmem;
+	struct tr_span spans[TR_SPANS_GOOD];
+	struct tr_blocks blocks;
+	size_t count = 0;
+	long taken;
+
+	if (tr_conn_takes_blocks(op->peer->conn))
+		count = kv_plan_blocks(pitch, op->local, op->remote, op->n, op->place, &blocks);
+	if (count) {
+		count = count < BLOCKS_GOOD ? count : BLOCKS_GOOD;
+		taken = tr_op_add_blocks(op->tr, lmem, rmem, &blocks, count, err);
+		op->place.index += taken < 0 ? 0 : (size_t)taken;
+		op->peer->turn_bytes += taken < 0 ? 0 : (size_t)taken * pitch->len;
+		return taken;
+	}
+	count = kv_plan_next(pitch, op->local, op->remote, op->n, op->place, spans, TR_SPANS_GOOD);
+	taken = tr_op_add(op->tr, lmem, rmem, spans, count, err);
+	if (taken >= 0)
+		op->peer->turn_bytes += kv_plan_take(pitch, spans, (size_t)taken, &op->place);
+	return taken;
+}
+
 /*
- * At most TR_SPANS_GOOD spans and KV_PIECE_BYTES of one tensor of one layer: before the next piece
- * deadlines, cancels and revocations are looked at, and others may have the claim.
+ * At most TR_SPANS_GOOD spans, or BLOCKS_GOOD blocks, and KV_PIECE_BYTES of one tensor of one
+ * layer: before the next piece deadlines, cancels and revocations are looked at, and others may
+ * have the claim.
  */
 static enum kv_step post_piece(struct kv_op *op)
 {
 	size_t slab =
 		(size_t)(op->layers.first + op->layer) * op->cache->geometry.tensors + op->tensor;
-	struct tr_span spans[TR_SPANS_GOOD];
 	struct kv_pitch pitch = pitch_of(op, slab);
 	struct kv_error err;
-	size_t count =
-		kv_plan_next(&pitch, op->local, op->remote, op->n, op->place, spans, TR_SPANS_GOOD);
-	long taken = tr_op_add(op->tr, op->cache->slab[slab].mem, op->map->slab[slab].rmem, spans,
-			       count, &err);
+	long taken = add_piece(op, &pitch, slab, &err);
 
 	if (taken < 0)
 		return step_failed(op, &err);
-	op->peer->turn_bytes += kv_plan_take(&pitch, spans, (size_t)taken, &op->place);
 	kv_count(op->engine, spans_out, taken);
 	if (kv_engine_times(op->engine) && !op->first_ns && taken)
 		op->first_ns = kv_now_ns();

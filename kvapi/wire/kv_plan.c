@@ -131,6 +131,30 @@ static size_t next_part(const struct kv_pitch *pitch, int64_t local_id, int64_t 
 	return 1;
 }
 
+/* The limit is kept by the number of blocks: nothing is added up for each of them. */
+static size_t end_of_piece(const struct kv_pitch *pitch, size_t first, size_t n)
+{
+	return (n - first) * pitch->len > pitch->most ? first + pitch->most / pitch->len : n;
+}
+
+size_t kv_plan_blocks(const struct kv_pitch *pitch, const int64_t *local_ids,
+		      const int64_t *remote_ids, size_t n, struct kv_place from,
+		      struct tr_blocks *blocks)
+{
+	if (pitch->rows > 1 || from.skip || pitch->len > pitch->most)
+		return 0;
+	*blocks = (struct tr_blocks){
+		.local_base = pitch->local_base,
+		.local_stride = pitch->local_stride,
+		.remote_base = pitch->remote_base,
+		.remote_stride = pitch->remote_stride,
+		.len = pitch->len,
+		.local = local_ids + from.index,
+		.remote = remote_ids + from.index,
+	};
+	return end_of_piece(pitch, from.index, n) - from.index;
+}
+
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 		    const int64_t *remote_ids, size_t n, struct kv_place from,
 		    struct tr_span *spans, size_t max)
@@ -142,9 +166,7 @@ size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,
 		return next_rows(pitch, local_ids, remote_ids, n, from, spans, max);
 	if (first < n && (from.skip || pitch->len > pitch->most))
 		return next_part(pitch, local_ids[first], remote_ids[first], from.skip, spans);
-	/* The limit is kept by the number of blocks: nothing is added up for each of them. */
-	if ((n - first) * pitch->len > pitch->most)
-		n = first + pitch->most / pitch->len;
+	n = end_of_piece(pitch, first, n);
 	for (size_t i = first; i < n; i++) {
 		if (dense && i > first && local_ids[i] == local_ids[i - 1] + 1 &&
 		    remote_ids[i] == remote_ids[i - 1] + 1) {

@@ -66,6 +66,14 @@ struct kv_place {
 };
 
 /*
+ * The ids from `from` on for a transport that takes blocks: how many of them are in one piece; 0:
+ * what comes next is a part of a block.
+ */
+size_t kv_plan_blocks(const struct kv_pitch *pitch, const int64_t *local_ids,
+		      const int64_t *remote_ids, size_t n, struct kv_place from,
+		      struct tr_blocks *blocks);
+
+/*
  * Fills at most `max` spans from `from` on; blocks that follow each other without a gap on both
  * sides become one span. A piece is cut only if it alone is larger than pitch->most. Returns the
  * number of spans.

@@ -41,7 +41,6 @@ static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
 		r->wr.opcode = opcode;
 		r->wr.sg_list = r->sge;
 		r->wr.next = i + 1 < IB_CHAIN ? &r[1].wr : NULL;
-		r->wr.send_flags = (i + 1) % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
 	}
 }
 

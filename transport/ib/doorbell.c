@@ -114,7 +114,7 @@ int ib_chain_ring(struct ib_chain *chain, struct ibv_send_wr *more, enum ib_kind
 		last->send_flags = IBV_SEND_SIGNALED;
 	ret = post_list(lane, &chain->request[0].wr, &bad);
 	last->next = n < IB_CHAIN ? &chain->request[n].wr : NULL;
-	last->send_flags = n % IB_SIGNAL_EVERY ? 0 : IBV_SEND_SIGNALED;
+	last->send_flags = 0;
 	took(lane, ret ? taken_of(chain, bad) : n, ib_kind_of(chain->op), chain->op->index);
 	took(lane, more && !ret, kind, more_op);
 	return posted(lane, ret, err);

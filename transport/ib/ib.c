@@ -192,6 +192,7 @@ const struct tr_provider tr_ib_provider = {
 	.op_bytes = sizeof(struct ib_op),
 	.op_begin = ib_op_begin,
 	.op_add = ib_op_add,
+	.op_add_blocks = ib_op_add_blocks,
 	.op_commit = ib_op_commit,
 	.op_cancel = ib_op_cancel,
 	.msg = ib_msg,

@@ -12,6 +12,7 @@
  *   lane   one RC queue pair of a path                                            qp.c
  *          taken down without waiting for its device                              slow_verbs.c
  *   chain  prebuilt work requests; only addresses, lengths and keys change        post.c
+ *          which lane it goes to                                                  turn.c
  *          goes to the device in lists, each by one doorbell                      doorbell.c
  *   slot   what a lane remembers of each post until all of it is finished         poll.c
  *
@@ -175,6 +176,11 @@ struct ib_chain {
 	uint32_t number;      /* which is this for the first */
 	uint64_t bytes;
 	uint64_t end; /* of the last one, in the peer */
+	/* Requests that have one pointer with this length and these keys, from their last use. */
+	struct ib_alike {
+		uint32_t from, to;
+		uint32_t len, lkey, rkey;
+	} alike;
 };
 
 enum ib_state {
@@ -400,9 +406,15 @@ void ib_stop(struct tr_conn *conn, void *priv);
 /* post.c */
 long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err);
+long ib_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 /* The rest of a span that was accepted in part, and the doorbell for it. */
 int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err);
+
+/* turn.c */
 struct ib_lane *ib_next_lane(struct ib_conn *c);
+/* Begins a chain on the next lane that has room; false: none has. */
+bool ib_chain_begin(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op);
 
 /* doorbell.c */
 /* Posts what the chain holds, and behind it one more request, of that kind and operation. */

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * post.c -- spans to work requests: the write path
+ * post.c -- blocks and spans to work requests: the write path
  *
- * Spans become entries of a chain of prebuilt work requests, of which only address, length, key and
- * wr_id are patched. A span that continues the one before it on both ends lengthens its entry; one
- * that continues it only in the peer becomes the second entry of the same work request. A chain
- * goes to one lane with one doorbell when it has IB_CHAIN requests or its share of the bytes
+ * They become entries of a chain of prebuilt work requests, of which only address, length, key and
+ * wr_id are patched. What continues the entry before it on both ends lengthens it; what continues
+ * it only in the peer becomes the second pointer of the same work request. A chain goes to one
+ * lane (turn.c) with one doorbell when it has IB_CHAIN requests or its share of the bytes
  * (IB_CHUNK; over several paths what makes all of them carry alike); the next chain goes to the
- * next lane that has room, on the next path. Every IB_SIGNAL_EVERY-th request and each chain's last
- * one is signalled, so room comes back continuously.
+ * next lane. Each chain's last request is signalled: room comes back while others are under way.
  *
- * Room is counted here (ib_lane_room), never learned from a failing post. When there is none the
- * spans are not accepted; the one span that was begun is kept in the operation (ib_op.rest) and
+ * Room is counted (ib_lane_room), never learned from a failing post. When there is none what is
+ * left is not accepted; the one span that was begun is kept in the operation (ib_op.rest) and
  * continued by the next call.
  *
  * Line order: a cut inside a span is made at a remote address that is a multiple of IB_LINE. With
@@ -20,88 +19,6 @@
  */
 #include "base/error.h"
 #include "ib.h"
-
-/* The lanes by turns: each path's first, then each path's second. */
-struct ib_lane *ib_next_lane(struct ib_conn *c)
-{
-	uint32_t turn = c->turn, paths = (uint32_t)c->paths;
-
-	c->turn = (turn + 1) % (uint32_t)c->lanes;
-	return &c->lane[turn % paths * (uint32_t)c->lanes_per_path + turn / paths];
-}
-
-static struct ib_lane *lane_with_room(struct ib_conn *c, uint32_t *room_p)
-{
-	for (int i = 0; i < c->lanes; i++) {
-		struct ib_lane *lane = ib_next_lane(c);
-
-		*room_p = ib_lane_room(lane, IB_SQ_NOTIFY);
-		if (*room_p)
-			return lane;
-	}
-	return NULL;
-}
-
-/* The next lane with room of this path; NULL if there is none. */
-static struct ib_lane *lane_of_path(struct ib_conn *c, struct ib_path *path, uint32_t *room_p)
-{
-	struct ib_lane *first = &c->lane[(path - c->path) * c->lanes_per_path];
-
-	for (int i = 0; i < c->lanes_per_path; i++) {
-		struct ib_lane *lane = &first[(path->turn + i) % c->lanes_per_path];
-
-		*room_p = ib_lane_room(lane, IB_SQ_NOTIFY);
-		if (*room_p)
-			return lane;
-	}
-	return NULL;
-}
-
-/* Where paths are not equally fast: the one that has carried least for its speed. */
-static struct ib_lane *lane_by_weight(struct ib_conn *c, uint32_t *room_p)
-{
-	struct ib_lane *best = NULL;
-
-	for (int p = 0; p < c->paths; p++) {
-		struct ib_path *path = &c->path[p];
-		struct ib_lane *lane;
-		uint32_t room;
-
-		if (best && path->load >= best->path->load)
-			continue;
-		lane = lane_of_path(c, path, &room);
-		if (!lane)
-			continue;
-		best = lane;
-		*room_p = room;
-	}
-	if (best)
-		best->path->turn = (uint16_t)((best->path->turn + 1) % c->lanes_per_path);
-	return best;
-}
-
-/* Begins a chain on the next lane that has room: of one path, the lane that holds a message. */
-static bool begin_chain(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op)
-{
-	struct ib_lane *lane;
-
-	if (c->paths == 1 && c->lane[0].held)
-		c->turn = 0;
-	lane = c->uneven ? lane_by_weight(c, &chain->room) : lane_with_room(c, &chain->room);
-	if (!lane)
-		return false;
-	if (chain->room > IB_CHAIN)
-		chain->room = IB_CHAIN;
-	chain->lane = lane;
-	chain->op = op;
-	c->open = chain;
-	chain->path = (uint32_t)(lane->path - c->path);
-	chain->id = IB_WR_ID(ib_kind_of(op), lane->index, c->generation, 0);
-	chain->number = lane->posted + lane->held;
-	chain->n = 0;
-	chain->bytes = chain->end = 0;
-	return true;
-}
 
 enum { FINE = 32 }; /* chains of one call's bytes, where paths are not equally fast */
 
@@ -137,6 +54,40 @@ struct piece {
 	uint64_t laddr, raddr;
 	uint64_t len;
 };
+
+/* What a call adds: spans, or blocks, which are spans only here. */
+struct source {
+	const struct tr_span *spans; /* NULL: */
+	struct tr_blocks blocks;
+	size_t n;
+};
+
+static struct tr_span span_at(const struct source *from, size_t i)
+{
+	return from->spans ? from->spans[i] : tr_block_span(&from->blocks, i);
+}
+
+/*
+ * From i on what is one span, with blocks that lie behind each other on both sides: how many. No
+ * more of them than fit into a request.
+ */
+static size_t join_blocks(const struct source *from, const struct pair *pair, size_t i,
+			  struct tr_span *span)
+{
+	const struct tr_blocks *b = &from->blocks;
+	size_t run = 1;
+
+	*span = span_at(from, i);
+	if (from->spans || b->local_stride != b->len || b->remote_stride != b->len)
+		return run;
+	while (i + run < from->n && span->len + b->len <= pair->most &&
+	       b->local[i + run] == b->local[i + run - 1] + 1 &&
+	       b->remote[i + run] == b->remote[i + run - 1] + 1) {
+		span->len += b->len;
+		run++;
+	}
+	return run;
+}
 
 static struct piece piece_of(const struct pair *pair, const struct tr_span *span)
 {
@@ -225,14 +176,44 @@ static void fill_request(struct ib_request *r, uint64_t id, const struct piece *
 	r->sge[0].lkey = lkey;
 }
 
+/* The request was filled apart from the others of its chain. */
+static void compare_alike(struct ib_chain *chain, uint32_t i)
+{
+	const struct ib_request *r = &chain->request[i];
+	struct ib_alike *a = &chain->alike;
+
+	if (i < a->to && (r->wr.num_sge != 1 || r->sge[0].length != a->len ||
+			  r->sge[0].lkey != a->lkey || r->wr.wr.rdma.rkey != a->rkey))
+		a->to = i;
+}
+
+/* The next n requests get what all of them have; most have it from the chain's last use. */
+static void make_alike(struct ib_chain *chain, uint32_t n, uint32_t len, uint32_t lkey,
+		       uint32_t rkey)
+{
+	struct ib_alike *a = &chain->alike;
+
+	if (a->len != len || a->lkey != lkey || a->rkey != rkey || chain->n < a->from ||
+	    chain->n > a->to)
+		*a = (struct ib_alike){ chain->n, chain->n, len, lkey, rkey };
+	for (; a->to < chain->n + n; a->to++) {
+		struct ib_request *r = &chain->request[a->to];
+
+		r->wr.num_sge = 1;
+		r->wr.wr.rdma.rkey = rkey;
+		r->sge[0].length = len;
+		r->sge[0].lkey = lkey;
+	}
+}
+
 /*
  * The usual spans, all in the two slices of the chain's last request: each begins a request, and
  * all of it fits. Returns how many were put; the next one has no room, may continue the one before
  * it, or must be cut. What the chain counts is in variables of its own, because the compiler must
  * take each store into the chain for one that changes them.
  */
-static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
-			const struct slices *slices, const struct tr_span *spans, size_t max)
+static size_t put_usual_spans(struct ib_chain *chain, const struct pair *pair,
+			      const struct slices *slices, const struct tr_span *spans, size_t max)
 {
 	const struct pair p = *pair;
 	const struct slices s = *slices;
@@ -257,10 +238,79 @@ static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
 		bytes += piece.len;
 		end = piece.raddr + piece.len;
 	}
+	if (chain->alike.to > chain->n)
+		chain->alike.to = chain->n;
 	chain->n += (uint32_t)i;
 	chain->bytes = bytes;
 	chain->end = end;
 	return i;
+}
+
+/* How many blocks are in both slices; all of them where a region is one, as op.c has looked. */
+static size_t count_inside(const struct pair *pair, const struct slices *s,
+			   const struct tr_blocks *b, size_t max)
+{
+	size_t n = 0;
+
+	if (pair->mr->slices == 1 && pair->rmr->slices == 1)
+		return max;
+	for (; n < max; n++) {
+		struct tr_span span = tr_block_span(b, n);
+		struct piece piece = piece_of(pair, &span);
+
+		if (piece.laddr - s->local.from > s->local.len - b->len ||
+		    piece.raddr - s->remote.from > s->remote.len - b->len)
+			break;
+	}
+	return n;
+}
+
+/* The same of blocks: of each request only what names it and its two addresses is set. */
+static size_t put_usual_blocks(struct ib_chain *chain, const struct pair *pair,
+			       const struct slices *slices, const struct tr_blocks *blocks,
+			       size_t max)
+{
+	const struct tr_blocks b = *blocks;
+	const uint64_t lbase = pair->laddr + b.local_base, rbase = pair->raddr + b.remote_base;
+	uint64_t end = chain->end, id = chain->id;
+	uint64_t full = (pair->full + b.len - 1 - chain->bytes) / b.len;
+	uint32_t number = chain->number + chain->n;
+	struct ib_request *r = &chain->request[chain->n];
+	size_t i;
+
+	if (b.len > pair->whole || chain->bytes >= pair->full)
+		return 0;
+	if (max > chain->room - chain->n)
+		max = chain->room - chain->n;
+	max = count_inside(pair, slices, &b, max < full ? max : full);
+	make_alike(chain, (uint32_t)max, (uint32_t)b.len, slices->local.key, slices->remote.key);
+	for (i = 0; i < max; i++, r++) {
+		uint64_t raddr = rbase + (uint64_t)b.remote[i] * b.remote_stride;
+
+		if (raddr == end)
+			break;
+		r->wr.wr_id = id | number++;
+		r->wr.wr.rdma.remote_addr = raddr;
+		r->sge[0].addr = lbase + (uint64_t)b.local[i] * b.local_stride;
+		end = raddr + b.len;
+	}
+	chain->n += (uint32_t)i;
+	chain->bytes += i * b.len;
+	chain->end = end;
+	return i;
+}
+
+/* From the i-th on. */
+static size_t put_whole(struct ib_chain *chain, const struct pair *pair,
+			const struct slices *slices, const struct source *from, size_t i)
+{
+	struct tr_blocks rest = from->blocks;
+
+	if (from->spans)
+		return put_usual_spans(chain, pair, slices, &from->spans[i], from->n - i);
+	rest.local += i;
+	rest.remote += i;
+	return put_usual_blocks(chain, pair, slices, &rest, from->n - i);
 }
 
 /*
@@ -276,7 +326,7 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 		uint64_t len = piece->len, done = 0, lrun, rrun;
 		int ret;
 
-		if (!chain->lane && !begin_chain(c, chain, op))
+		if (!chain->lane && !ib_chain_begin(c, chain, op))
 			return TR_AGAIN;
 		*slices_p = slices_of(chain, pair, piece);
 		lrun = slices_p->local.from + slices_p->local.len - piece->laddr;
@@ -302,6 +352,7 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 			chain->n++;
 			chain->end = piece->raddr;
 		}
+		compare_alike(chain, chain->n - 1);
 		chain->bytes += done;
 		chain->end += done;
 		joins = true;
@@ -349,25 +400,34 @@ static int chain_finish(struct ib_chain *chain, int ret, struct kv_error *err)
 	return ret < 0 ? ret : rung;
 }
 
+static uint64_t bytes_of(const struct source *from)
+{
+	uint64_t bytes = 0;
+
+	if (!from->spans)
+		return from->n * from->blocks.len;
+	for (size_t i = 0; i < from->n; i++)
+		bytes += from->spans[i].len;
+	return bytes;
+}
+
 /*
  * Bytes of a chain: IB_CHUNK, or less, so that all paths carry alike. Of few bytes fewer paths
  * carry IB_SHARE each or more: a path more is a notify more.
  */
 static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
-			 const struct tr_span *spans, size_t n)
+			 const struct source *from)
 {
 	const struct ib_rmr *rmr = rmem->priv;
 	uint64_t total, chains, share, paths = (uint64_t)c->paths, round = paths * c->chunk;
 
-	if (paths == 1 || !n)
+	if (paths == 1 || !from->n)
 		return c->chunk;
 	/*
 	 * Cuts are made at the peer's lines: the first piece is shorter by what its line has before
 	 * it.
 	 */
-	total = (rmr->addr + spans[0].remote) % IB_LINE;
-	for (size_t i = 0; i < n; i++)
-		total += spans[i].len;
+	total = (rmr->addr + span_at(from, 0).remote) % IB_LINE + bytes_of(from);
 	chains = total / IB_SHARE;
 	if (c->uneven) /* small ones, or a slow path would carry as much of it as a fast one */
 		chains = chains < FINE ? chains : FINE;
@@ -378,8 +438,8 @@ static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
 	return share < c->chunk ? (uint32_t)share : c->chunk;
 }
 
-long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
-	       const struct tr_span *spans, size_t n, struct kv_error *err)
+static long add_source(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		       const struct source *from, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(op->conn);
 	struct ib_op *state = ib_op_of(op);
@@ -387,7 +447,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
 	struct slices slices;
 	struct pair pair;
-	long accepted = 0;
+	size_t accepted = 0;
 	int ret = 0;
 
 	if (c->state != IB_LIVE)
@@ -399,30 +459,46 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	if (!ret)
 		ret = put_rest(c, chain, op, err);
 	if (!ret)
-		state->share = share_of(c, rmem, spans, n);
+		state->share = share_of(c, rmem, from);
 	pair = pair_of(c, op, lmem, rmem);
-	while ((size_t)accepted < n && !ret) {
-		const struct tr_span *span = &spans[accepted];
-		struct piece piece = piece_of(&pair, span);
+	while (accepted < from->n && !ret) {
+		struct tr_span span;
+		size_t run = join_blocks(from, &pair, accepted, &span);
+		struct piece piece = piece_of(&pair, &span);
 
 		ret = put_piece(c, chain, op, &pair, &piece, !c->line_order, &slices, err);
-		if (ret < 0 || piece.len == span->len)
+		if (ret < 0 || piece.len == span.len)
 			break;
-		accepted++;
+		accepted += run;
 		if (piece.len) {
 			state->lmem = lmem;
 			state->rmem = rmem;
-			state->rest = rest_of(span, &piece);
+			state->rest = rest_of(&span, &piece);
 		} else {
-			accepted += (long)put_whole(chain, &pair, &slices, &spans[accepted],
-						    n - (size_t)accepted);
+			accepted += put_whole(chain, &pair, &slices, from, accepted);
 		}
 	}
 	if (ret || op->kind != TR_WRITE || chain->n == chain->room || chain->bytes >= pair.full)
 		ret = chain_finish(chain, ret, err);
-	if (ret >= 0 && (size_t)accepted < n)
+	if (ret >= 0 && accepted < from->n)
 		ib_again(c);
-	return ret < 0 ? ret : accepted;
+	return ret < 0 ? ret : (long)accepted;
+}
+
+long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	       const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct source from = { .spans = spans, .n = n };
+
+	return add_source(op, lmem, rmem, &from, err);
+}
+
+long ib_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		      const struct tr_blocks *blocks, size_t n, struct kv_error *err)
+{
+	struct source from = { .blocks = *blocks, .n = n };
+
+	return add_source(op, lmem, rmem, &from, err);
 }
 
 int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err)

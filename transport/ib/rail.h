@@ -32,8 +32,7 @@ enum ib_limits {
 	IB_RECV_CREDIT = 2, /* and those that credit messages use; msg.c proves that 2 are enough */
 	IB_RECV_MSG = 8,    /* of the first lane's IB_RECV_DATA, those that only messages may use */
 	IB_RECVS = IB_RECV_DATA + IB_RECV_CREDIT,
-	IB_CHAIN = 64,	      /* work requests of one doorbell */
-	IB_SIGNAL_EVERY = 32, /* a chain's last one is signalled as well */
+	IB_CHAIN = 64, /* work requests of one doorbell, of which the last one is signalled */
 	/* bytes of one work request, and of one chain before the next lane's turn */
 	IB_CHUNK = 256 << 10,
 	IB_SHARE = 64 << 10, /* the least that is worth another path */
