@@ -26,7 +26,6 @@ struct bench_options {
 	uint32_t layers, tensors;
 	uint64_t pool_bytes;
 	int check, hot, two_sided, corrupt;
-	int gpu; /* its ordinal, where the pools lie on one; -1 */
 	uint32_t rows;
 	uint64_t row_bytes[BENCH_ROWS_MAX];
 };

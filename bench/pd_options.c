@@ -13,7 +13,6 @@ enum {
 	KEY_TENSORS,
 	KEY_POOL,
 	KEY_CORRUPT,
-	KEY_MEMORY,
 };
 
 static const struct argp_option options[] = {
@@ -28,10 +27,6 @@ static const struct argp_option options[] = {
 	{ "two-sided", KEY_TWO_SIDED, NULL, 0,
 	  "kv_send_blocks and kv_recv_blocks, not kv_write_blocks", JOB_GROUP_WHAT },
 	{ "pool", KEY_POOL, "BYTES", 0, "memory of each rank (1G)", JOB_GROUP_WHAT },
-	{ "memory", KEY_MEMORY, "host|cuda[:N]", 0,
-	  "where the pools lie; cuda: on GPU N (0) of each rank, as CUDA_VISIBLE_DEVICES numbers "
-	  "them (host)",
-	  JOB_GROUP_WHAT },
 	{ "hot", KEY_HOT, NULL, 0, "the same batch again and again, in the caches",
 	  JOB_GROUP_WHAT },
 	{ NULL, 0, NULL, 0, "How it is measured:", JOB_GROUP_HOW },
@@ -105,18 +100,6 @@ static error_t parse_measure(int key, char *arg, struct bench_options *o, struct
 	return 0;
 }
 
-/* host, cuda or cuda:N */
-static int gpu_of(char *arg, struct argp_state *state)
-{
-	if (!strcmp(arg, "host"))
-		return -1;
-	if (!strcmp(arg, "cuda"))
-		return 0;
-	if (strncmp(arg, "cuda:", 5))
-		argp_error(state, "--memory is '%s'; it must be host, cuda or cuda:N", arg);
-	return (int)job_number(arg + 5, 0, 63, "--memory", state);
-}
-
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
 	struct bench_options *o = state->input;
@@ -149,9 +132,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case KEY_POOL:
 		o->pool_bytes = job_number(arg, 1, UINT64_C(1) << 44, "--pool", state);
 		break;
-	case KEY_MEMORY:
-		o->gpu = gpu_of(arg, state);
-		break;
 	case KEY_HOT:
 		o->hot = 1;
 		break;
@@ -177,7 +157,6 @@ void bench_options_parse(struct bench_options *opt, int argc, char **argv)
 		.tensors = 1,
 		.pool_bytes = UINT64_C(1) << 30,
 		.check = 1,
-		.gpu = -1,
 	};
 	argp_err_exit_status = 2;
 	argp_parse(&argp, argc, argv, 0, NULL, opt);

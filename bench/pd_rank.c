@@ -4,8 +4,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "cuda.h"
 #include "pd.h"
+#include "rank_memory.h"
 #include "util.h"
 
 struct bench {
@@ -17,8 +17,8 @@ struct bench {
 	struct kv_comm *comm;
 	struct kv_cache *cache[BENCH_ROWS_MAX];
 	struct kv_peer *peer[RANK_MAX];
-	struct bench_pool pool; /* with a GPU: a copy of what lies there, at */
-	cuda_ptr gpu;
+	struct rank_memory memory;
+	struct bench_pool pool;		/* of its bytes */
 	struct bench_ids ids[RANK_MAX]; /* with each peer */
 	unsigned char *floor;		/* rank 0: where the floor copies to */
 	struct bench_row row;
@@ -59,45 +59,9 @@ static uint64_t pool_bytes(const struct bench *b, int of_decode)
 	return most;
 }
 
-/* From the host's pool, or from the GPU's that `pool` is a copy of. */
-static int open_pool(struct bench *b, struct kv_error *err)
-{
-	uint64_t bytes = pool_bytes(b, b->is_decode);
-	void *base = NULL;
-	int rc;
-
-	if (b->opt->gpu < 0) {
-		rc = kv_alloc(b->engine, bytes, &base, err);
-		b->pool.base = rc ? NULL : base;
-		return rc;
-	}
-	if (!cuda_start(b->opt->gpu)) {
-		*err = (struct kv_error){ .code = KV_ERR_UNSUPPORTED,
-					  .block_index = -1,
-					  .block_id = -1 };
-		snprintf(err->message, sizeof(err->message),
-			 "there is no GPU %d here, or its driver does not start", b->opt->gpu);
-		return err->code;
-	}
-	must(cuda.mem_alloc(&b->gpu, bytes), "cuMemAlloc");
-	b->pool.base = need_calloc(bytes, 1);
-	return 0;
-}
-
-/* What the pool holds now goes to its GPU, or comes from there; nothing without one. */
 static void to_gpu(const struct bench *b)
 {
-	if (!b->gpu)
-		return;
-	must(cuda.to_device(b->gpu, b->pool.base, pool_bytes(b, b->is_decode)), "cuMemcpyHtoD");
-	must(cuda.synchronize(), "cuCtxSynchronize");
-}
-
-static void from_gpu(const struct bench *b)
-{
-	if (b->gpu)
-		must(cuda.to_host(b->pool.base, b->gpu, pool_bytes(b, b->is_decode)),
-		     "cuMemcpyDtoH");
+	rank_memory_put(&b->memory, b->pool.base, pool_bytes(b, b->is_decode));
 }
 
 /* One cache for each block size, all over the same memory. */
@@ -110,21 +74,17 @@ static int open_caches(struct bench *b, struct kv_error *err)
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct bench_pool p = { .opt = opt };
 	uint32_t i, t;
-	int rc = open_pool(b, err);
+	int rc = rank_memory_open(&b->memory, b->engine, opt->job.gpu, pool_bytes(b, b->is_decode),
+				  err);
 
-	p.base = b->pool.base;
+	p.base = b->pool.base = b->memory.bytes;
 	for (i = 0; i < opt->rows && rc == 0; i++) {
 		p.block_bytes = opt->row_bytes[i];
 		p.blocks = blocks_of(b, p.block_bytes);
 		for (t = 0; t < opt->tensors; t++) {
 			tensor[t].name = names[t];
 			tensor[t].block_bytes = p.block_bytes;
-			tensor[t].base = bench_block(&p, 0, t, 0);
-			if (b->gpu)
-				tensor[t].base =
-					(void *)(uintptr_t)(b->gpu +
-							    (uint64_t)(bench_block(&p, 0, t, 0) -
-								       p.base));
+			tensor[t].base = rank_memory_at(&b->memory, bench_block(&p, 0, t, 0));
 			tensor[t].layer_stride = p.blocks * p.block_bytes;
 		}
 		layout.cache_id = i;
@@ -132,7 +92,7 @@ static int open_caches(struct bench *b, struct kv_error *err)
 		layout.tensors = opt->tensors;
 		layout.blocks = p.blocks;
 		layout.tensor = tensor;
-		layout.mem_kind = b->gpu ? KV_MEM_CUDA : KV_MEM_HOST;
+		layout.mem_kind = rank_memory_kind(&b->memory);
 		layout.flags = opt->two_sided ? 0 : KV_CACHE_OPEN;
 		rc = kv_cache_register(b->engine, &layout, &b->cache[i], err);
 	}
@@ -347,7 +307,7 @@ static void check_row(struct bench *b)
 	const struct bench_options *opt = b->opt;
 	uint32_t p;
 
-	from_gpu(b);
+	rank_memory_get(&b->memory, b->pool.base, pool_bytes(b, b->is_decode));
 	if (opt->corrupt && b->self == 0)
 		bench_block(&b->pool, 0, 0, b->pool.blocks - 1)[b->pool.block_bytes - 1] ^= 1;
 	for (p = 0; p < b->peers; p++) {
@@ -403,7 +363,7 @@ static int open_lead(struct bench *b)
 		if (strcmp(option.name, "KVCACHE_SPIN_US") == 0)
 			spin = option.value;
 	b->report = bench_report_begin(b->opt, info.transport, info.path, spin);
-	if (b->gpu) /* of CPUs, between pools of the host */
+	if (b->memory.gpu) /* of CPUs, between pools of the host */
 		return 0;
 	b->floor = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (b->floor == MAP_FAILED) {
@@ -423,8 +383,8 @@ static void close_engine(struct bench *b)
 		fprintf(stderr, "rank %u: closing the communicator: %s\n", b->rank->rank,
 			err.message);
 	kv_engine_close(b->engine);
-	if (b->gpu)
-		free(b->pool.base);
+	if (b->memory.gpu)
+		free(b->memory.bytes);
 }
 
 int bench_rank_run(struct rank *rank, void *arg)

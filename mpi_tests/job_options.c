@@ -13,7 +13,7 @@
 #include "results.h"
 #include "util.h"
 
-enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_INTERFACE, KEY_SEED, KEY_TIMEOUT, KEY_PLOT };
+enum { KEY_LOCAL = JOB_KEY_FIRST, KEY_INTERFACE, KEY_MEMORY, KEY_SEED, KEY_TIMEOUT, KEY_PLOT };
 
 static const struct argp_option options[] = {
 	{ NULL, 0, NULL, 0, "Ranks:", JOB_GROUP_RANKS },
@@ -26,6 +26,10 @@ static const struct argp_option options[] = {
 	{ "interface", KEY_INTERFACE, "NAME", 0,
 	  "ranks on several hosts: each listens at the IPv4 address of this interface (eth0)",
 	  JOB_GROUP_RANKS },
+	{ "memory", KEY_MEMORY, "host|cuda[:N]", 0,
+	  "where the pools lie; cuda: on GPU N (0) of each rank, as CUDA_VISIBLE_DEVICES numbers "
+	  "them (host)",
+	  JOB_GROUP_WHAT },
 	{ "seed", KEY_SEED, "N", 0, "seed of the test data and of the block ids (1)",
 	  JOB_GROUP_HOW },
 	{ "timeout", KEY_TIMEOUT, "SECONDS", 0, "deadline of each operation (30)", JOB_GROUP_HOW },
@@ -84,6 +88,18 @@ static void find_address(const char *name, struct job_options *o, struct argp_st
 		argp_error(state, "--interface: '%s' has no IPv4 address on this host", name);
 }
 
+/* host, cuda or cuda:N */
+static int gpu_of(const char *arg, struct argp_state *state)
+{
+	if (!strcmp(arg, "host"))
+		return -1;
+	if (!strcmp(arg, "cuda"))
+		return 0;
+	if (strncmp(arg, "cuda:", 5))
+		argp_error(state, "--memory is '%s'; it must be host, cuda or cuda:N", arg);
+	return (int)job_number(arg + 5, 0, 63, "--memory", state);
+}
+
 static void check_ranks(const struct job_options *o, struct argp_state *state)
 {
 	if (!o->prefills || !o->decodes || o->prefills + o->decodes > RANK_MAX)
@@ -110,6 +126,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_INTERFACE:
 		find_address(arg, o, state);
+		break;
+	case KEY_MEMORY:
+		o->gpu = gpu_of(arg, state);
 		break;
 	case KEY_SEED:
 		o->seed = job_number(arg, 0, UINT64_MAX, "--seed", state);
@@ -146,6 +165,7 @@ struct job_options job_defaults(const char *program, int argc, char **argv)
 		.prefills = 1,
 		.decodes = 1,
 		.local = !rank_launched(),
+		.gpu = -1,
 		.seed = 1,
 		.timeout_ms = 30000,
 	};

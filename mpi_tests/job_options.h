@@ -10,6 +10,7 @@ struct job_options {
 	uint32_t prefills, decodes;
 	int local;
 	char address[16]; /* that the ranks of this host listen at; "": this host alone */
+	int gpu; /* where the pools lie: on this one of each rank; -1: in host memory */
 	uint64_t seed;
 	int64_t timeout_ms;
 	const char *program;

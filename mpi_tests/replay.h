@@ -13,6 +13,7 @@
 #include "pattern.h"
 #include "pool.h"
 #include "rank.h"
+#include "rank_memory.h"
 #include "replay_schedule.h"
 #include "timeline.h"
 #include "trace.h"
@@ -93,6 +94,7 @@ struct replay_memory {
 	const struct model *model;
 	uint32_t layers, blocks;
 	uint64_t seed;
+	struct rank_memory pool; /* in which they lie */
 	unsigned char *tensor[MODEL_TENSORS_MAX];
 };
 
@@ -128,7 +130,7 @@ void replay_die(struct replay *rp, uint32_t us);
 
 /* replay_memory.c */
 uint64_t replay_memory_bytes(const struct model *model, uint32_t layers, uint32_t blocks);
-void replay_memory_place(struct replay_memory *m, void *base);
+void replay_memory_place(struct replay_memory *m); /* into its pool */
 unsigned char *replay_block(const struct replay_memory *m, uint32_t layer, uint32_t tensor,
 			    uint64_t id);
 void replay_guards_fill(const struct replay_memory *m);

@@ -89,6 +89,7 @@ static void check_part(struct replay_check *c, const struct pattern *want, uint6
 	char found[96], who[48];
 	size_t first, wrong;
 
+	rank_memory_get(&rp->memory.pool, at, len);
 	wrong = pattern_check(at, len, key, &first);
 	rp->result->checked_bytes += len;
 	if (__builtin_expect(wrong == 0, 1))
@@ -108,19 +109,22 @@ static void check_part(struct replay_check *c, const struct pattern *want, uint6
 		    m->tensor[want->tensor].name, offset + first,
 		    wrong < len / 2 ? "the rest is right" : found);
 	pattern_fill(at, len, key);
+	rank_memory_put(&rp->memory.pool, at, len);
 }
 
 void replay_check_stamp(struct replay_check *c, uint32_t id)
 {
 	const struct model *m = c->rp->opt->model;
 	struct pattern p;
+	unsigned char *at;
 	uint32_t layer, t;
 
 	for (layer = 0; layer < c->rp->opt->layers; layer++)
 		for (t = 0; t < m->tensors; t++) {
 			p = expect_free(c, layer, t, id);
-			pattern_fill(replay_block(&c->rp->memory, layer, t, id),
-				     m->tensor[t].block_bytes, pattern_key(&p));
+			at = replay_block(&c->rp->memory, layer, t, id);
+			pattern_fill(at, m->tensor[t].block_bytes, pattern_key(&p));
+			rank_memory_put(&c->rp->memory.pool, at, m->tensor[t].block_bytes);
 		}
 }
 
@@ -217,16 +221,23 @@ void replay_check_corrupt(struct replay_check *c, const struct replay_chunk *chu
 	const struct replay_memory *mem = &c->rp->memory;
 	size_t bytes = c->rp->opt->model->tensor[0].block_bytes;
 	unsigned char *block = replay_block(mem, layer, 0, (uint64_t)chunk->ids[0]);
+	unsigned char *other = c->rp->opt->corrupt == CORRUPT_SWAP
+				       ? replay_block(mem, layer, 0, (uint64_t)chunk->ids[1])
+				       : replay_block(mem, layer, 0, c->pool->free[0]);
 
+	rank_memory_get(&mem->pool, block, bytes);
+	rank_memory_get(&mem->pool, other, bytes);
 	switch (c->rp->opt->corrupt) {
 	case CORRUPT_BYTE:
 		block[bytes / 2] ^= 1;
 		break;
 	case CORRUPT_SWAP:
-		swap_bytes(block, replay_block(mem, layer, 0, (uint64_t)chunk->ids[1]), bytes);
+		swap_bytes(block, other, bytes);
 		break;
 	case CORRUPT_FREE:
-		replay_block(mem, layer, 0, c->pool->free[0])[bytes - 1] ^= 0x80;
+		other[bytes - 1] ^= 0x80;
 		break;
 	}
+	rank_memory_put(&mem->pool, block, bytes);
+	rank_memory_put(&mem->pool, other, bytes);
 }

@@ -22,9 +22,9 @@ uint64_t replay_memory_bytes(const struct model *model, uint32_t layers, uint32_
 	return bytes;
 }
 
-void replay_memory_place(struct replay_memory *m, void *base)
+void replay_memory_place(struct replay_memory *m)
 {
-	unsigned char *at = base;
+	unsigned char *at = m->pool.bytes;
 	uint32_t t;
 
 	for (t = 0; t < m->model->tensors; t++) {
@@ -62,6 +62,7 @@ void replay_guards_fill(const struct replay_memory *m)
 	for (g = 0; g <= m->model->tensors; g++) {
 		at = guard(m, g, &key);
 		pattern_fill(at, REPLAY_GUARD, key);
+		rank_memory_put(&m->pool, at, REPLAY_GUARD);
 	}
 }
 
@@ -73,6 +74,7 @@ uint64_t replay_guards_check(const struct replay_memory *m)
 
 	for (g = 0; g <= m->model->tensors; g++) {
 		at = guard(m, g, &key);
+		rank_memory_get(&m->pool, at, REPLAY_GUARD);
 		wrong += pattern_check(at, REPLAY_GUARD, key, NULL);
 	}
 	return wrong;

@@ -92,6 +92,7 @@ static void compute_layer(const struct prefill *p, const struct replay_order *o,
 	const struct replay *rp = p->rp;
 	const struct model *m = rp->opt->model;
 	struct pattern pat = { .seed = rp->opt->job.seed, .request = o->request, .layer = layer };
+	unsigned char *at;
 	uint32_t i, t;
 
 	pat.epoch = o->epoch;
@@ -99,8 +100,9 @@ static void compute_layer(const struct prefill *p, const struct replay_order *o,
 		pat.tensor = t;
 		for (i = 0; i < o->count; i++) {
 			pat.block = o->first + i;
-			pattern_fill(replay_block(&rp->memory, layer, t, (uint64_t)p->ids[i]),
-				     m->tensor[t].block_bytes, pattern_key(&pat));
+			at = replay_block(&rp->memory, layer, t, (uint64_t)p->ids[i]);
+			pattern_fill(at, m->tensor[t].block_bytes, pattern_key(&pat));
+			rank_memory_put(&rp->memory.pool, at, m->tensor[t].block_bytes);
 		}
 	}
 }

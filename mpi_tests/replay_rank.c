@@ -77,7 +77,6 @@ static int open_cache(struct replay *rp, struct kv_error *err)
 	const struct model *m = rp->opt->model;
 	struct kv_tensor tensor[MODEL_TENSORS_MAX] = { 0 };
 	struct kv_layout layout = KV_INIT(kv_layout);
-	void *base;
 	uint32_t t;
 	int rc;
 
@@ -87,16 +86,16 @@ static int open_cache(struct replay *rp, struct kv_error *err)
 		.blocks = rank_blocks(rp),
 		.seed = rp->opt->job.seed,
 	};
-	rc = kv_alloc(rp->engine, replay_memory_bytes(m, rp->opt->layers, rp->memory.blocks), &base,
-		      err);
+	rc = rank_memory_open(&rp->memory.pool, rp->engine, rp->opt->job.gpu,
+			      replay_memory_bytes(m, rp->opt->layers, rp->memory.blocks), err);
 	if (rc)
 		return rc;
-	replay_memory_place(&rp->memory, base);
+	replay_memory_place(&rp->memory);
 	replay_guards_fill(&rp->memory);
 	for (t = 0; t < m->tensors; t++) {
 		tensor[t].name = m->tensor[t].name;
 		tensor[t].block_bytes = m->tensor[t].block_bytes;
-		tensor[t].base = rp->memory.tensor[t];
+		tensor[t].base = rank_memory_at(&rp->memory.pool, rp->memory.tensor[t]);
 		tensor[t].layer_stride = (uint64_t)rp->memory.blocks * m->tensor[t].block_bytes;
 	}
 	layout.cache_id = REPLAY_CACHE;
@@ -105,6 +104,7 @@ static int open_cache(struct replay *rp, struct kv_error *err)
 	layout.blocks = rp->memory.blocks;
 	layout.tensor = tensor;
 	layout.block_tokens = m->block_tokens;
+	layout.mem_kind = rank_memory_kind(&rp->memory.pool);
 	return kv_cache_register(rp->engine, &layout, &rp->cache, err);
 }
 
@@ -218,6 +218,8 @@ static void rank_close(struct replay *rp)
 	if (rp->comm && kv_comm_free(rp->comm, 1000, &err))
 		replay_note(rp, "closing the communicator: %s", err.message);
 	kv_engine_close(rp->engine);
+	if (rp->memory.pool.gpu)
+		free(rp->memory.pool.bytes);
 }
 
 int replay_rank_run(struct rank *rank, void *arg)

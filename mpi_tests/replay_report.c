@@ -162,9 +162,10 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 		"%u\n",
 		m->name, opt->layers, m->layers, (unsigned long long)model_layer_bytes(m),
 		opt->cut.scale);
-	fprintf(out, "# pools: decode %s, prefill %s a rank; transport %s, path: %s\n",
+	fprintf(out, "# pools: decode %s, prefill %s a rank%s; transport %s, path: %s\n",
 		size_text(opt->pool_bytes, pool, sizeof(pool)),
 		size_text(opt->source_bytes, source, sizeof(source)),
+		opt->job.gpu < 0 ? "" : ", on a GPU",
 		results[opt->job.prefills].transport, results[opt->job.prefills].path);
 	fprintf(out,
 		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, "
@@ -377,6 +378,7 @@ static int write_json(const struct replay_job *job, const struct total *t,
 	results_integer(r, "prefill", opt->job.prefills);
 	results_integer(r, "decode", opt->job.decodes);
 	results_integer(r, "layers", opt->layers);
+	results_text(r, "memory", opt->job.gpu < 0 ? "host" : "cuda");
 	results_integer(r, "scale", opt->cut.scale);
 	results_integer(r, "pool_bytes", opt->pool_bytes);
 	results_integer(r, "source_bytes", opt->source_bytes);

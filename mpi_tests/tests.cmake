@@ -18,6 +18,18 @@ foreach(path pool cma ring)
 	endforeach()
 endforeach()
 
+# A stand-in for libcuda. On a GPU: tests/gpu/run.sh.
+foreach(ranks 1+1 2+2)
+	string(REPLACE "+" "x" name ${ranks})
+	kvrail_add_test(replay_gpu_${name} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_TRANSPORT=shm
+		LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda
+		${expect} 0 "a rank, on a GPU" "^wrong bytes +0$" "^requests +40 of 40" "^verdict +OK" --
+		${replay} --local ${ranks} --memory cuda:3 ${small} ${trace})
+endforeach()
+kvrail_add_test(replay_gpu_corrupt COMMAND ${CMAKE_COMMAND} -E env KVCACHE_TRANSPORT=shm
+	LD_LIBRARY_PATH=${CMAKE_BINARY_DIR}/tests/fake/cuda
+	${expect} 1 "^wrong bytes +1 in 1 places" "^verdict +FAIL" -- ${replay} --local 1+1 --memory cuda:3 --corrupt byte ${small} ${trace})
+
 kvrail_add_test(replay_with_a_key COMMAND ${CMAKE_COMMAND} -E env KVCACHE_PSK_FILE=${KVRAIL_TEST_KEY}
 	${expect} 0 -s UNREACHABLE "^wrong bytes +0$" "^verdict +OK" -- ${replay} --local 2+2 ${small} ${trace})
 

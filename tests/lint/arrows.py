@@ -30,7 +30,7 @@ LAYERS = [
     ("nixl_plugin/", {"agent/agent.h", "include/kvrail/"}),
     ("net_plugin/", {"transport/tr.h", "transport/base/", "include/kvrail/"}),
     ("mpi_tests/net/", {"net_plugin/nccl_abi.h", "bench/cuda.h"}),
-    ("mpi_tests/", {"include/kvrail/", "bench/results.h"}),
+    ("mpi_tests/", {"include/kvrail/", "bench/results.h", "bench/cuda.h"}),
     ("bench/", {"mpi_tests/", "mpi_tests/net/", "net_plugin/nccl_abi.h", "include/kvrail/", "tests/loop/tr_pair.h"}),
     ("python/", {"include/kvrail/"}),
     ("docs/", {"transport/base/"}),
