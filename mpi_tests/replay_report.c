@@ -165,8 +165,8 @@ static void print_head(const struct replay_job *job, const struct replay_result 
 	fprintf(out, "# pools: decode %s, prefill %s a rank%s; transport %s, path: %s\n",
 		size_text(opt->pool_bytes, pool, sizeof(pool)),
 		size_text(opt->source_bytes, source, sizeof(source)),
-		opt->job.gpu < 0 ? "" : ", on a GPU",
-		results[opt->job.prefills].transport, results[opt->job.prefills].path);
+		opt->job.gpu < 0 ? "" : ", on a GPU", results[opt->job.prefills].transport,
+		results[opt->job.prefills].path);
 	fprintf(out,
 		"# GB/s: bytes (1 GB = 10^9) / time that prefill ranks spent in transfers, "
 		"waiting\n"
