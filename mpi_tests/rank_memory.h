@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rank_memory.h -- the pool of a rank: of the host, or of a GPU and a copy that CPUs fill and check */
+/* rank_memory.h -- the pool of a rank: of the host, or of a GPU and a copy for CPUs */
 #ifndef MPI_TESTS_RANK_MEMORY_H
 #define MPI_TESTS_RANK_MEMORY_H
 
