@@ -212,7 +212,7 @@ void fake_hold_answers(bool hold);
 void fake_kill_host(int host);
 void fake_link(int host, int device, bool up);
 void fake_device_fatal(int host, int device);
-void fake_device_back(int host, int device); /* it can be opened again */
+void fake_device_back(int host, int device); /* it can be opened again; what is open stays dead */
 /*
  * The port's address was removed and added again: it has another row of the GID table now, the old
  * one is empty.

@@ -71,7 +71,9 @@ struct ibv_context *fake_open_device(struct ibv_device *device)
 	struct fake_context *c = NULL;
 
 	fake_lock();
-	if (!fake_fails(device_of(device), FAKE_open_device)) {
+	if (device_of(device)->fatal) {
+		errno = EIO;
+	} else if (!fake_fails(device_of(device), FAKE_open_device)) {
 		c = calloc(1, sizeof(*c));
 		c->device = device_of(device);
 		c->context.device = device;

@@ -142,15 +142,21 @@ static bool gather(struct fake_qp *qp, const struct fake_wr *wr, uint8_t *data)
 	return true;
 }
 
+/* Its device does nothing for it any more, and never will. */
+static bool is_lost(const struct fake_qp *qp)
+{
+	return qp->device->dead || fake_context_of(qp->qp.context)->gone;
+}
+
 /* The responder, if packets reach it and it would answer. */
 static struct fake_qp *reach(struct fake_qp *qp)
 {
 	struct fake_device *device = fake_find_peer(qp);
 	struct fake_qp *to = fake_find_qp(qp->attr.dest_qp_num);
 
-	if (!device || !qp->device->up || !device->up || device->dead || device->fatal)
+	if (!device || !qp->device->up || !device->up)
 		return NULL;
-	if (!to || to->device != device || !fake_hears(to, qp) ||
+	if (!to || to->device != device || is_lost(to) || !fake_hears(to, qp) ||
 	    to->attr.dest_qp_num != qp->qp.qp_num || to->attr.rq_psn != qp->attr.sq_psn)
 		return NULL;
 	return to->qp.state == IBV_QPS_RTR || to->qp.state == IBV_QPS_RTS ? to : NULL;
@@ -293,7 +299,7 @@ void fake_ghosts_of(struct fake_qp *qp)
 {
 	struct fake_ghost **last = &world.ghosts;
 
-	if (qp->qp.state != IBV_QPS_RTS || !reach(qp) || qp->device->dead || qp->device->fatal)
+	if (qp->qp.state != IBV_QPS_RTS || !reach(qp) || is_lost(qp))
 		return;
 	while (*last)
 		last = &(*last)->next;
@@ -365,7 +371,7 @@ static bool step_qp(struct fake_qp *qp)
 {
 	unsigned int first = fake_random(4);
 
-	if (qp->device->dead || qp->device->fatal) {
+	if (is_lost(qp)) {
 		if (!qp->place)
 			return false;
 		fake_place_some(qp);
@@ -406,7 +412,7 @@ static bool skip_time(void)
 	for (const struct fake_qp *qp = world.qps; qp; qp = qp->next) {
 		uint64_t until;
 
-		if (qp->device->dead || qp->device->fatal || !can_execute(qp))
+		if (is_lost(qp) || !can_execute(qp))
 			continue;
 		until = due(qp);
 		next = until < next ? until : next;

@@ -414,6 +414,8 @@ void fake_device_fatal(int host, int device)
 {
 	fake_lock();
 	world.device[host][device].fatal = true;
+	for (struct fake_context *c = world.contexts; c; c = c->next)
+		c->gone |= c->device == &world.device[host][device];
 	tell(&world.device[host][device], IBV_EVENT_DEVICE_FATAL);
 	fake_unlock();
 }

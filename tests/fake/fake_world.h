@@ -40,6 +40,7 @@ struct fake_context {
 	struct ibv_async_event event[ASYNC_MAX];
 	unsigned int event_head, event_tail;
 	int users, unacked;
+	bool gone; /* the device has failed since it was opened: it stays of no use */
 	struct fake_context *next;
 };
 

@@ -3,8 +3,11 @@
 #include "setting.h"
 #include "lib/test.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <kvrail/kv.h>
 
 enum { BLANK = 0xee };
 
@@ -83,4 +86,36 @@ void setting_expect_notify(struct setting *s, int side, uint64_t value)
 
 	assert_non_null(event);
 	assert_int_equal(event->value, value);
+}
+
+const char *setting_rails(struct rig *rig, int side)
+{
+	static char text[256];
+	struct kv_device_info info;
+	size_t used = 0;
+
+	text[0] = 0;
+	for (size_t i = 0; !tr_device_get(rig->side[side].tr, i, &info); i++)
+		if (!strcmp(info.transport, "ib"))
+			used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%.*s",
+						 used ? " " : "", (int)strcspn(info.name, ":"),
+						 info.name);
+	return text;
+}
+
+void setting_carry(struct setting *s, int calls, size_t len, uint64_t share[], int devices)
+{
+	for (int d = 0; d < devices; d++)
+		share[d] = fake_carried(0, d);
+	for (int i = 0; i < calls; i++) {
+		struct tr_span span = { 0, 0, len };
+
+		setting_fill(s, 0, (uint64_t)i);
+		rig_op(&s->rig, 0, TR_WRITE, 1, s->mem[0], s->rmem[0], &span, 1, TR_NOTIFY, 2);
+		setting_expect_notify(s, 1, 2);
+		setting_expect_written(s, 0, 1);
+		assert_memory_equal(setting_at(s, 1, 0), setting_at(s, 0, 0), len);
+	}
+	for (int d = 0; d < devices; d++)
+		share[d] = fake_carried(0, d) - share[d];
 }

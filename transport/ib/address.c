@@ -41,8 +41,8 @@ static int check_infiniband(const struct ib_rail *rail, const union ibv_gid *own
 /*
  * Why packets between these two ports would not arrive; the devices would not say so but be silent.
  */
-int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
-		  const struct ib_address *own, const union ibv_gid *peer, struct kv_error *err)
+int ib_path_check(struct ib_ctx *ctx, const struct ib_rail *rail, const struct ib_address *own,
+		  const union ibv_gid *peer, struct kv_error *err)
 {
 	bool ipv4 = ib_gid_is_ipv4(&own->gid);
 

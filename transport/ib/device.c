@@ -236,8 +236,7 @@ int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid 
 {
 	int ret;
 
-	if (atomic_load(&rail->dead) || atomic_load(&rail->lame) ||
-	    kv_now_ns() < atomic_load(&rail->ill_until_ns))
+	if (ib_rail_failed(rail) || kv_now_ns() < atomic_load(&rail->ill_until_ns))
 		return kv_fail(err, KV_ERR_DEVICE, "connect", "the device of %s has failed",
 			       rail->name);
 	ret = ib_rail_address(ctx, rail, near, address_p, err);
@@ -247,19 +246,21 @@ int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid 
 }
 
 /* True if the GID is an address of this host's: then the peer is on it. */
-bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid)
+bool ib_rails_have(struct ib_ctx *ctx, const union ibv_gid *gid)
 {
+	uint32_t rails = ib_rails_use(ctx, true);
 	struct ibv_gid_entry *entries;
 	bool found = false;
 	size_t n;
 
-	for (int r = 0; r < ctx->rails && !found; r++) {
-		if (read_gids(ctx, &ctx->rail[r], &entries, &n, NULL))
+	for (uint32_t left = rails; left && !found; left &= left - 1) {
+		if (read_gids(ctx, &ctx->rail[__builtin_ctz(left)], &entries, &n, NULL))
 			continue;
 		for (size_t i = 0; i < n; i++)
 			found |= !memcmp(&entries[i].gid, gid, sizeof(*gid));
 		free(entries);
 	}
+	ib_rails_let_go(ctx, rails);
 	return found;
 }
 
@@ -355,6 +356,7 @@ int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *de
 			    "cannot allocate a protection domain on %s", rail->name);
 close:
 	v->close_device(rail->context);
+	rail->context = NULL;
 	return ret;
 }
 
@@ -363,6 +365,7 @@ void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail)
 	lend_device(rail->context, false);
 	ctx->v->dealloc_pd(rail->pd);
 	ctx->v->close_device(rail->context);
+	rail->context = NULL;
 }
 
 /* ---------------------------------------------------------------- what happens to it */
@@ -410,13 +413,16 @@ static void note_event(struct ib_rail *rail, const struct ibv_async_event *event
 	}
 }
 
-void ib_async_drain(struct ib_ctx *ctx)
+void ib_async_drain(struct ib_ctx *ctx, uint32_t rails)
 {
 	struct ibv_async_event event;
 
-	for (int i = 0; i < ctx->rails; i++)
-		while (!ctx->v->get_async_event(ctx->rail[i].context, &event)) {
-			note_event(&ctx->rail[i], &event);
+	for (; rails; rails &= rails - 1) {
+		struct ib_rail *rail = &ctx->rail[__builtin_ctz(rails)];
+
+		while (!ctx->v->get_async_event(rail->context, &event)) {
+			note_event(rail, &event);
 			ctx->v->ack_async_event(&event);
 		}
+	}
 }

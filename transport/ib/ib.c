@@ -146,19 +146,29 @@ static void describe(const struct ib_ctx *ctx, struct ib_rail *rail, struct kv_d
 	ib_rail_describe(rail, info->detail, sizeof(info->detail));
 }
 
+static int describe_nth(struct ib_ctx *ctx, size_t index, struct kv_device_info *info)
+{
+	uint32_t rails = ib_rails_use(ctx, true), left = rails;
+
+	while (left && index--)
+		left &= left - 1;
+	if (left)
+		describe(ctx, &ctx->rail[__builtin_ctz(left)], info);
+	ib_rails_let_go(ctx, rails);
+	return left ? 0 : KV_ERR_ARG;
+}
+
 /* One row that says why there is none, or a row for each rail. */
 static int ib_device_get(void *arg, size_t index, struct kv_device_info *info)
 {
 	struct ib_ctx *ctx = arg;
 	struct kv_error why = { 0 };
 
-	if (ctx ? index >= (size_t)ctx->rails : index > 0)
-		return KV_ERR_ARG;
 	snprintf(info->transport, sizeof(info->transport), "ib");
-	if (ctx) {
-		describe(ctx, &ctx->rail[index], info);
-		return 0;
-	}
+	if (ctx)
+		return describe_nth(ctx, index, info);
+	if (index)
+		return KV_ERR_ARG;
 	snprintf(info->name, sizeof(info->name), "RDMA device");
 	info->usable = 0;
 	if (!open_with("", "", -1, NULL, &ctx, &why)) {

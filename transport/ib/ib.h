@@ -4,6 +4,7 @@
  *
  *   rail   one port of one device: its own verbs context and protection domain    device.c
  *          which ports become rails, at once and later                            rails.c, late.c
+ *          who uses one, so that it is not closed                                 users.c
  *   path   a rail of ours joined with a rail of the peer                          rail_match.c
  *          out of which port the route to the peer's address goes (librdmacm)     route.c
  *          how its packets are addressed                                          address.c
@@ -197,7 +198,8 @@ struct ib_conn {
 	enum ib_state state;
 	uint16_t generation; /* in every wr_id */
 	int paths, lanes_per_path, lanes;
-	uint32_t rails; /* of the paths: a bit for each */
+	uint32_t rails; /* of the paths: a bit for each, */
+	uint32_t uses;	/* and those that it is a user of: until the paths are chosen all */
 	struct ib_path path[IB_RAILS_MAX];
 	struct ib_lane *lane;
 
@@ -374,7 +376,7 @@ int ib_match_step(struct ib_conn *c, struct kv_error *err);
 void ib_match_end(struct ib_conn *c);
 
 /* address.c: how the packets of a path are addressed */
-int ib_path_check(const struct ib_ctx *ctx, const struct ib_rail *rail,
+int ib_path_check(struct ib_ctx *ctx, const struct ib_rail *rail,
 		  const struct ib_address *own, const union ibv_gid *peer, struct kv_error *err);
 int ib_path_partition(const struct ib_ctx *ctx, struct ib_path *path, uint16_t pkey,
 		      struct kv_error *err);

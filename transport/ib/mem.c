@@ -143,7 +143,7 @@ static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_
 }
 
 /* Slices as large as it takes: their keys must fit one description, whatever the region's size. */
-static int cut(const struct ib_ctx *ctx, const struct tr_mem *mem, struct ib_mr *mr,
+static int cut(const struct ib_ctx *ctx, uint32_t rails, const struct tr_mem *mem, struct ib_mr *mr,
 	       struct kv_error *err)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span;
@@ -155,8 +155,8 @@ static int cut(const struct ib_ctx *ctx, const struct tr_mem *mem, struct ib_mr 
 		mr->slice_bytes *= 2;
 	mr->slices = (uint32_t)((span - 1) / mr->slice_bytes + 1);
 	mr->shift = ib_slice_shift(mr->slice_bytes, mr->slices);
-	for (int r = 0; r < ctx->rails; r++) {
-		const struct ib_rail *rail = &ctx->rail[r];
+	for (; rails; rails &= rails - 1) {
+		const struct ib_rail *rail = &ctx->rail[__builtin_ctz(rails)];
 		uint64_t most = rail->attr.max_mr_size, need = span;
 
 		need = need < mr->slice_bytes ? need : mr->slice_bytes;
@@ -173,122 +173,129 @@ static int cut(const struct ib_ctx *ctx, const struct tr_mem *mem, struct ib_mr 
 	return 0;
 }
 
-void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails)
+void ib_mr_drop(struct ib_ctx *ctx, struct ib_mr *mr, uint32_t rails)
 {
-	for (; mr->rails > rails; mr->rails--)
-		for (uint32_t s = 0; s < mr->slices; s++) {
-			struct ibv_mr **mr_p = &mr->mr[(uint32_t)(mr->rails - 1) * mr->slices + s];
+	for (; rails; rails &= rails - 1) {
+		struct ibv_mr **mrs = &mr->mr[(uint32_t)__builtin_ctz(rails) * mr->slices];
 
-			if (*mr_p)
-				ctx->v->dereg_mr(*mr_p);
-			*mr_p = NULL;
-			mr->have &= ~(UINT32_C(1) << (mr->rails - 1));
+		mr->have &= ~(rails & -rails);
+		for (uint32_t s = 0; s < mr->slices; s++) {
+			if (mrs[s])
+				ctx->v->dereg_mr(mrs[s]);
+			mrs[s] = NULL;
 		}
+	}
 }
 
-int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err)
+int ib_mr_add(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err)
 {
 	uint64_t from, to;
 	int ret = 0;
 
-	mr->rails = rail + 1;
 	for (uint32_t s = 0; s < mr->slices && !ret; s++) {
 		to = slice_end(mr, s, mr->mem, &from);
 		ret = make_slice(ctx, &ctx->rail[rail], mr->mem, from, to,
 				 &mr->mr[(uint32_t)rail * mr->slices + s], err);
 	}
 	if (ret)
-		ib_mr_shrink(ctx, mr, rail);
+		ib_mr_drop(ctx, mr, UINT32_C(1) << rail);
 	else
 		mr->have |= UINT32_C(1) << rail;
 	return ret;
 }
 
-/* The next rail. If its device fails the others are still used. */
-static int serve_next(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *why)
+/* One rail. If its device fails the others are still used. */
+static int serve_rail(struct ib_ctx *ctx, struct ib_mr *mr, int r, struct kv_error *why)
 {
-	int r = mr->rails, ret = KV_ERR_DEVICE;
-	struct ib_rail *rail = &ctx->rail[r];
+	int ret = ib_mr_add(ctx, mr, r, why);
 
-	if (atomic_load(&rail->dead) || atomic_load(&rail->lame))
-		kv_fail(why, ret, "register", "the device of %s has failed", rail->name);
-	else
-		ret = ib_mr_extend(ctx, mr, r, why);
-	if (ret != KV_ERR_DEVICE ||
-	    (why->sys_errno && why->sys_errno != EIO && why->sys_errno != ENODEV))
-		return ret;
-	mr->rails = r + 1;
-	return 0;
+	if (ret == KV_ERR_DEVICE &&
+	    (!why->sys_errno || why->sys_errno == EIO || why->sys_errno == ENODEV))
+		return 0;
+	return ret;
 }
 
 /* No new connection uses a rail without the region before it is opened anew, with all of them. */
-static void do_without(struct ib_ctx *ctx, const struct ib_mr *mr, const struct kv_error *why)
+static void do_without(struct ib_ctx *ctx, uint32_t rails, const struct kv_error *why)
 {
-	for (int r = 0; r < mr->rails; r++) {
-		struct ib_rail *rail = &ctx->rail[r];
+	for (; rails; rails &= rails - 1) {
+		struct ib_rail *rail = &ctx->rail[__builtin_ctz(rails)];
 
-		if (mr->have & UINT32_C(1) << r || atomic_load(&rail->dead))
+		if (atomic_load(&rail->dead))
 			continue;
 		ib_rail_is_ill(ctx, rail, why);
 		atomic_store(&rail->lame, true);
 	}
 }
 
-/*
- * Every rail that there is, and the one that is being added (late.c), which may come or go
- * meanwhile. Under the lock; not while a verb registers.
- */
-static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, struct kv_error *err)
+/* From here on late.c knows it. Under the lock. */
+static void list_mr(struct ib_ctx *ctx, struct ib_mr *mr)
 {
-	struct kv_error why = { 0 };
+	mr->next = ctx->mrs;
+	mr->prev = &ctx->mrs;
+	if (mr->next)
+		mr->next->prev = &mr->next;
+	ctx->mrs = mr;
+}
+
+/*
+ * Every rail that works, and the one that is being added (late.c), which may come meanwhile: the
+ * caller is a user of *rails_p afterwards.
+ */
+static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, uint32_t *rails_p,
+		       struct kv_error *err)
+{
+	uint32_t due = *rails_p;
+	struct kv_error why;
 	int ret = 0;
 
-	while (!ret && mr->rails != ctx->taking) {
-		int taking = ctx->taking;
-
-		pthread_mutex_unlock(&ctx->lock);
-		while (!ret && mr->rails < taking)
-			ret = serve_next(ctx, mr, &why);
-		ib_mr_shrink(ctx, mr, ret ? 0 : taking);
+	kv_fail(&why, KV_ERR_DEVICE, "register", "all RDMA devices have failed");
+	do {
+		for (; due && !ret; due &= due - 1)
+			ret = serve_rail(ctx, mr, __builtin_ctz(due), &why);
+		if (!ret && mr->have)
+			do_without(ctx, *rails_p & ~mr->have, &why);
 		pthread_mutex_lock(&ctx->lock);
-	}
-	if (ret || !mr->have)
-		return kv_error_copy(err, &why);
-	do_without(ctx, mr, &why);
-	return 0;
+		due = ib_rails_working(ctx, ctx->taking & ~*rails_p);
+		ib_rails_hold(ctx, due);
+		*rails_p |= due;
+		if (!due && !ret && mr->have)
+			list_mr(ctx, mr);
+		pthread_mutex_unlock(&ctx->lock);
+	} while (due && !ret);
+	return ret || !mr->have ? kv_error_copy(err, &why) : 0;
 }
 
 int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
 	struct ib_ctx *ctx = arg;
-	struct ib_mr head = { .mem = mem }, *mr;
-	int ret = mem->no_nic ? kv_error_copy(err, mem->no_nic) : cut(ctx, mem, &head, err);
+	struct ib_mr head = { .mem = mem }, *mr = NULL;
+	uint32_t rails;
+	int ret;
 
+	if (mem->no_nic)
+		return kv_error_copy(err, mem->no_nic);
+	rails = ib_rails_use(ctx, false);
+	ret = cut(ctx, rails, mem, &head, err);
 	if (ret)
-		return ret;
+		goto let_go;
 	mr = kv_fault(IB_MEM_ALLOC) ? NULL
 				    : calloc(1, sizeof(*mr) + (uint64_t)head.slices * IB_RAILS_MAX *
 								      sizeof(mr->mr[0]));
-	if (!mr)
-		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's keys");
-	*mr = head;
-	pthread_mutex_lock(&ctx->lock);
-	ctx->regs++;
-	ret = serve_rails(ctx, mr, err);
-	if (!ret) {
-		mr->next = ctx->mrs;
-		mr->prev = &ctx->mrs;
-		if (mr->next)
-			mr->next->prev = &mr->next;
-		ctx->mrs = mr;
+	if (!mr) {
+		ret = kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's keys");
+		goto let_go;
 	}
-	ctx->regs--;
-	pthread_cond_broadcast(&ctx->idle);
-	pthread_mutex_unlock(&ctx->lock);
-	if (ret)
+	*mr = head;
+	ret = serve_rails(ctx, mr, &rails, err);
+	if (ret) {
+		ib_mr_drop(ctx, mr, mr->have);
 		free(mr);
-	else
+	} else {
 		*handle_p = mr;
+	}
+let_go:
+	ib_rails_let_go(ctx, rails);
 	return ret;
 }
 
@@ -296,6 +303,7 @@ void ib_mem_dereg(void *arg, void *handle)
 {
 	struct ib_ctx *ctx = arg;
 	struct ib_mr *mr = handle;
+	uint32_t rails;
 
 	pthread_mutex_lock(&ctx->lock);
 	while (mr->busy)
@@ -303,9 +311,12 @@ void ib_mem_dereg(void *arg, void *handle)
 	*mr->prev = mr->next;
 	if (mr->next)
 		mr->next->prev = mr->prev;
+	rails = mr->have; /* no job of late.c finds it any more */
+	ib_rails_hold(ctx, rails);
 	pthread_mutex_unlock(&ctx->lock);
-	ib_mr_shrink(ctx, mr, 0);
+	ib_mr_drop(ctx, mr, rails);
 	free(mr);
+	ib_rails_let_go(ctx, rails);
 }
 
 /* A device has failed since the connection was made, and the region came later. */

@@ -84,7 +84,7 @@ static void lane_failed(struct ib_lane *lane, const struct ibv_wc *wc)
 	lane->failed = true;
 	if (c->state != IB_LIVE && (flushed || !c->end.cause_is_flush))
 		return;
-	ib_async_drain(c->ctx); /* is the port down? did the device say why? */
+	ib_async_drain(c->ctx, c->rails); /* is the port down? did the device say why? */
 	async = atomic_load(&lane->async);
 	if (flushed && async)
 		ib_async_cause(lane, async - 1, &cause);
@@ -212,7 +212,7 @@ int ib_progress(struct tr_conn *conn)
 		ib_flush(c, NULL);
 	did = ib_poll(c);
 	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
-		ib_async_drain(c->ctx);
+		ib_async_drain(c->ctx, c->rails);
 		check_rails(c);
 	}
 	if (c->state == IB_LIVE) {
@@ -254,7 +254,7 @@ int ib_arm(struct tr_conn *conn)
 			return 1;
 		tr_conn_count(conn)->syscalls++;
 	}
-	ib_async_drain(c->ctx);
+	ib_async_drain(c->ctx, c->rails);
 	check_rails(c);
 	return ib_progress(conn) > 0;
 }

@@ -91,8 +91,15 @@ struct ib_rail {
 	_Atomic int64_t ill_until_ns; /* not even tried before */
 	atomic_bool lame; /* it could not register memory: it is used no more, a new one may come */
 	atomic_uint watchers; /* of its asynchronous events */
-	bool noted;	  /* dead or lame, and looked for again: late.c */
+	bool noted;	  /* it has failed, and is looked for again: late.c */
+	unsigned int users; /* connections, registrations: it is not closed under them */
 };
+
+/* It is of no use any more; the device may be, opened anew. */
+static inline bool ib_rail_failed(const struct ib_rail *rail)
+{
+	return atomic_load(&rail->dead) || atomic_load(&rail->lame);
+}
 
 /* A port that could not be used when it was last tried. */
 struct ib_absent {
@@ -113,20 +120,24 @@ struct ib_ctx {
 	int gid_option;	      /* KVCACHE_RDMA_GID_INDEX */
 	const char *sysroot;
 	struct pci_place gpu; /* of KVCACHE_GPU; its address is "" where none is known */
-	/* Grows under `lock`; what is below it does not change but for its atomic parts. */
+	/*
+	 * Places of rails, [0, rails) of them ever used. An empty one has no context. That of a
+	 * failed rail is emptied when another needs it and it has no users (late.c), so what keeps
+	 * the number of a rail, or looks into it, is a user of it.
+	 */
 	atomic_int rails;
 	struct ib_rail rail[IB_PORTS_MAX];
-	/* late.c; the lock is held over no verb that may last */
+	/* Held over no verb that may last. Under it: users, and what follows. */
 	pthread_mutex_t lock;
 	pthread_cond_t idle;
+	uint32_t open;	 /* rails that connections may use: a bit for each; */
+	uint32_t taking; /* those and one that is being added: registrations serve them */
 	struct ib_mr *mrs;
-	int regs;   /* registrations under way */
-	int taking; /* rails that they serve: `rails`, or one more */
+	/* late.c */
 	atomic_int late;
 	pthread_t late_thread;
 	int64_t late_next_ns;
 	int absents;
-	bool full; /* said: no port is opened any more */
 	struct ib_absent absent[IB_PORTS_MAX];
 };
 
@@ -137,13 +148,22 @@ bool ib_speed_is_far_slower(const struct ib_ctx *ctx, const struct ib_rail *rail
 
 /* late.c */
 void ib_late_note(struct ib_ctx *ctx, const char *device, uint8_t port);
-void ib_late_look(struct ib_ctx *ctx); /* for a new connection */
+void ib_late_look(struct ib_ctx *ctx); /* for a new connection; takes devices' events */
 bool ib_late_busy(struct ib_ctx *ctx);
 
 /* rails.c */
 int ib_rails_near(struct ib_ctx *ctx, const char *word, struct kv_log *log, struct kv_error *err);
 int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, struct kv_error *err);
 void ib_rails_close(struct ib_ctx *ctx);
+
+/* users.c */
+/* The open rails, or those of them that have not failed: the caller is a user of each. */
+uint32_t ib_rails_use(struct ib_ctx *ctx, bool failed);
+/* The same for any rails that are there, under the lock. */
+void ib_rails_hold(struct ib_ctx *ctx, uint32_t rails);
+/* Not under it. */
+void ib_rails_let_go(struct ib_ctx *ctx, uint32_t rails);
+uint32_t ib_rails_working(const struct ib_ctx *ctx, uint32_t rails);
 
 /* device.c */
 void ib_rail_place(const struct ib_ctx *ctx, const char *device, struct pci_place *place);
@@ -158,9 +178,9 @@ int ib_rail_address(const struct ib_ctx *ctx, struct ib_rail *rail, const union 
 		    struct ib_address *address_p, struct kv_error *err);
 int ib_rail_ready(struct ib_ctx *ctx, struct ib_rail *rail, const union ibv_gid *near,
 		  struct ib_address *address_p, struct kv_error *err);
-bool ib_rails_have(const struct ib_ctx *ctx, const union ibv_gid *gid);
+bool ib_rails_have(struct ib_ctx *ctx, const union ibv_gid *gid);
 void ib_rail_describe(const struct ib_rail *rail, char *buf, size_t cap);
-void ib_async_drain(struct ib_ctx *ctx);
+void ib_async_drain(struct ib_ctx *ctx, uint32_t rails); /* of which the caller is a user */
 
 /* The choice of a GID: device.c, pure */
 
@@ -208,10 +228,9 @@ struct ib_mr {
 	uint64_t slice_bytes;
 	uint32_t slices;
 	unsigned int shift; /* see ib_slice_shift */
-	int rails;	    /* that were asked, */
-	/* and those of them that have it: a bit for each; late.c adds one while others use them */
+	/* Rails that have it: a bit for each; late.c adds and removes one while others use them. */
 	_Atomic uint32_t have;
-	bool busy;	    /* the job of late.c is registering it */
+	bool busy;	    /* the job of late.c works on it */
 	const struct tr_mem *mem;
 	struct ib_mr *next, **prev;
 	struct ibv_mr *mr[]; /* [rail * slices + slice], for IB_RAILS_MAX rails */
@@ -231,9 +250,9 @@ static inline unsigned int ib_slice_shift(uint64_t slice_bytes, uint32_t slices)
 int ib_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 void ib_mem_dereg(void *ctx, void *handle);
 int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail); /* enum kv_gpu_reach */
-/* With one rail more; from the rail `rails` on no more. */
-int ib_mr_extend(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err);
-void ib_mr_shrink(struct ib_ctx *ctx, struct ib_mr *mr, int rails);
+/* With one rail more; without these. */
+int ib_mr_add(struct ib_ctx *ctx, struct ib_mr *mr, int rail, struct kv_error *err);
+void ib_mr_drop(struct ib_ctx *ctx, struct ib_mr *mr, uint32_t rails);
 int ib_mem_short(const struct ib_ctx *ctx, const struct ib_rail *rail, size_t len, int why,
 		 struct kv_error *err); /* shortage.c: why a device has no more room for memory */
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,

@@ -121,12 +121,10 @@ void ib_match_end(struct ib_conn *c)
 
 static bool is_free(const struct ib_conn *c, int own)
 {
-	const struct ib_rail *rail = &c->ctx->rail[own];
-
 	for (int p = 0; p < c->paths; p++)
 		if (c->path[p].rail_index == own)
 			return false;
-	return !atomic_load(&rail->dead);
+	return c->uses & UINT32_C(1) << own && !atomic_load(&c->ctx->rail[own].dead);
 }
 
 /*
@@ -169,7 +167,7 @@ static int take_first(struct ib_conn *c, struct kv_error *err)
 		for (int i = 0; answer && i < c->ctx->rails; i++) {
 			const struct ib_rail *rail = &c->ctx->rail[i];
 
-			if (strcmp(rail->name, answer->port) || !is_free(c, i) ||
+			if (!is_free(c, i) || strcmp(rail->name, answer->port) ||
 			    rail->ethernet != p->peer[j].ethernet)
 				continue;
 			ret = join_rails(c, i, j, &answer->sgid, "by librdmacm", err);

@@ -195,7 +195,7 @@ int ib_rails_open(struct ib_ctx *ctx, const char *nics, struct kv_log *log, stru
 		ret = refuse_none(n, &why, err);
 	if (ret)
 		ib_rails_close(ctx);
-	ctx->taking = ctx->rails;
+	ctx->open = ctx->taking = (UINT32_C(1) << ctx->rails) - 1;
 	return ret;
 }
 
@@ -203,6 +203,7 @@ void ib_rails_close(struct ib_ctx *ctx)
 {
 	while (ctx->rails) {
 		ctx->rails--;
-		ib_rail_close(ctx, &ctx->rail[ctx->rails]);
+		if (ctx->rail[ctx->rails].context)
+			ib_rail_close(ctx, &ctx->rail[ctx->rails]);
 	}
 }

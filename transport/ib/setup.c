@@ -46,6 +46,8 @@ static int make_ib_conn(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn
 		free(c);
 		return kv_fail(err, KV_ERR_SYSTEM, "connect", "cannot get a random generation");
 	}
+	ib_late_look(ctx);
+	c->uses = ib_rails_use(ctx, false);
 	*c_p = c;
 	return 0;
 }
@@ -67,12 +69,14 @@ static uint16_t pkey_wanted(const struct ib_ctx *ctx)
  */
 static int choose_rails(struct ib_conn *c, struct kv_error *err)
 {
-	struct kv_error why = { 0 };
 	union ibv_gid near;
 	bool known = tr_conn_local(c->conn, near.raw);
+	struct kv_error why;
 
-	for (int i = 0; i < c->ctx->rails; i++) {
+	kv_fail(&why, KV_ERR_DEVICE, "connect", "all of them have failed");
+	for (uint32_t left = c->uses; left; left &= left - 1) {
 		struct ib_offered *o = &c->setup.offered[c->setup.offers];
+		int i = __builtin_ctz(left);
 		int ret = ib_rail_ready(c->ctx, &c->ctx->rail[i], known ? &near : NULL, &o->address,
 					&why);
 
@@ -99,11 +103,9 @@ int ib_offer(void *arg, struct tr_conn *conn, void **priv_p, struct wire_writer 
 	if (ret)
 		return ret;
 	c->setup.accepting = true;
-	ib_async_drain(ctx);
-	ib_late_look(ctx);
 	ret = choose_rails(c, err);
 	if (ret) {
-		free(c);
+		ib_conn_close(c);
 		return ret;
 	}
 	wire_put_u8(w, SETUP_VERSION);
@@ -153,6 +155,10 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 		ret = ib_conn_mem_make(c, &bad, err);
 		for (int p = 0; p < c->paths && !ret; p++)
 			ib_rail_is_well(c->ctx, c->path[p].rail);
+		if (!ret) {
+			ib_rails_let_go(c->ctx, c->uses & ~c->rails);
+			c->uses = c->rails;
+		}
 		if (ret != KV_ERR_DEVICE || bad < 0)
 			return ret;
 		atomic_store(&c->path[bad].rail->ill_until_ns, kv_deadline_ns(IB_ILL_MS));
@@ -179,8 +185,6 @@ static int setup_begin(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn 
 			       SETUP_VERSION);
 	if (r->bad || !lanes)
 		return kv_fail(err, KV_ERR_PROTOCOL, "connect", "the peer's ib offer is malformed");
-	ib_async_drain(ctx);
-	ib_late_look(ctx);
 	ret = make_ib_conn(ctx, conn, c_p, err);
 	if (ret)
 		return ret;

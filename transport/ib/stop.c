@@ -60,12 +60,25 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 
 /* ---------------------------------------------------------------- close */
 
+/*
+ * false: the device keeps a queue pair. Then what that may reach stays registered, and the rails
+ * open.
+ */
+static bool free_parts(struct ib_conn *c)
+{
+	bool destroyed = ib_conn_mem_free(c);
+
+	if (destroyed)
+		ib_rails_let_go(c->ctx, c->uses);
+	return destroyed;
+}
+
 /* In the thread that the connection was left to. Frees everything but *c, which it still uses. */
 static void free_left(struct ib_conn *c)
 {
 	struct tr_left *left = c->end.left;
 
-	if (ib_conn_mem_free(c)) /* or what it may reach stays registered */
+	if (free_parts(c))
 		tr_left_done(left);
 }
 
@@ -118,7 +131,7 @@ void ib_conn_close(struct ib_conn *c)
 	if (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy) && leave(c))
 		return;
 	ib_slow_busy(c); /* joins a thread that has just ended */
-	if (!ib_conn_mem_free(c)) {
+	if (!free_parts(c)) {
 		if (!c->end.left)
 			c->end.left = tr_conn_leave(c->conn);
 	} else if (c->end.left) {
