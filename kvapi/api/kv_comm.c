@@ -249,6 +249,17 @@ static int comm_join(struct kv_comm *comm, const struct rank_info *all, int64_t 
 	return ret;
 }
 
+/* The caller gets no communicator with which it could close later what cannot be closed now. */
+static void give_up(struct kv_comm *comm)
+{
+	if (!kv_comm_free(comm, KV_CLOSE_MS, NULL))
+		return;
+	for (uint32_t r = 0; r < comm->nranks; r++)
+		if (comm->peer[r])
+			kv_peer_abandon(comm->peer[r]);
+	free(comm);
+}
+
 int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 		 struct kv_comm **comm_p, struct kv_error *err)
 {
@@ -285,7 +296,7 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 	}
 	free(all);
 	if (ret)
-		kv_comm_free(comm, KV_CLOSE_MS, NULL);
+		give_up(comm);
 	else
 		*comm_p = comm;
 	return ret;

@@ -100,15 +100,6 @@ static bool wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_
 	}
 }
 
-/* The peer may be gone once it is an orphan: kv_peer_service frees it. */
-static void abandon(struct kv_peer *peer)
-{
-	struct kv_engine *engine = peer->engine;
-
-	atomic_store(&peer->orphan, true);
-	kv_engine_wake(engine);
-}
-
 /* In the place of one that another thread has, and may just be writing the address of. */
 static const struct kv_peer unclaimed;
 
@@ -167,7 +158,7 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 	else
 		ret = out_of_time(peer, claimed, host, port, err);
 	if (!claimed)
-		abandon(peer);
+		kv_peer_abandon(peer);
 	else if (kv_peer_discard(peer))
 		kv_claim_release(&peer->claim);
 	return ret;

@@ -190,12 +190,22 @@ bool kv_peer_discard(struct kv_peer *peer)
 	return kv_peer_finish_lost(peer);
 }
 
+void kv_peer_abandon(struct kv_peer *peer)
+{
+	struct kv_engine *engine = peer->engine;
+
+	atomic_store(&peer->orphan, true); /* from here on it may be freed at any time */
+	kv_engine_wake(engine);
+}
+
 bool kv_peer_discard_orphan(struct kv_peer *peer)
 {
 	peer->owned = false;
+	peer->leaving = 0; /* a kv_peer_close that was BUSY does not come back */
 	if (peer->state == KV_PEER_HANDSHAKE)
 		return kv_peer_discard(peer);
 	if (peer->state == KV_PEER_UP)
-		kv_peer_break(peer, KV_ERR_TIMEOUT, "%s was connected too late", peer->name);
+		kv_peer_break(peer, KV_ERR_TIMEOUT, "%s was connected or closed too late",
+			      peer->name);
 	return true;
 }

@@ -68,7 +68,12 @@ bool kv_linger_has(const struct kv_linger *linger, uint32_t index);
 int kv_linger_turn(struct kv_engine *engine, bool *restless_p);
 /* The same for a peer without an owner, in a handshake or lost. */
 bool kv_peer_discard(struct kv_peer *peer);
-/* A peer whose kv_connect returned before the handshake ended. false: freed. */
+/*
+ * For a peer of which the application has no handle, and which this thread cannot free: the
+ * service does it, once the handshake has ended and nothing of the other end can land any more.
+ */
+void kv_peer_abandon(struct kv_peer *peer);
+/* One that was abandoned. false: freed. */
 bool kv_peer_discard_orphan(struct kv_peer *peer);
 void kv_peer_fence(struct kv_peer *peer); /* one that is lost, if its writer has stopped by now */
 /* After a loss: fences, delivers what is left, frees a peer that nobody owns. false: freed. */

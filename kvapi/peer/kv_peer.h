@@ -133,7 +133,7 @@ struct kv_peer {
 	atomic_bool adopted;
 	bool adopted_sent; /* to the end that connected */
 	int64_t adopt_by_ns;
-	/* kv_connect returned while another thread held the claim: the service frees it */
+	/* kv_peer_abandon: no handle of it is left, the service frees it */
 	atomic_bool orphan;
 	struct kv_engine *engine;
 	struct tr_conn *conn;

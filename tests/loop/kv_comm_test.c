@@ -9,6 +9,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -185,6 +186,52 @@ CASE(a_rank_that_gives_up_is_known_to_the_others)
 		nothing_is_left(&rank[i]);
 	for (int i = 0; i < RANKS; i++)
 		node_close(&rank[i].node);
+}
+
+static struct {
+	struct rank *rank;
+	atomic_bool stopped, go_on;
+} halt;
+
+/* Rank 1 stands still, as a stopped process does, from when rank 0 has connected to it. */
+static int stand_still(void *arg)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	(void)arg;
+	ok(kv_stats(halt.rank[0].node.engine, &stats, NULL), NULL);
+	if (!stats.peers_connected)
+		return 0;
+	atomic_store(&halt.stopped, true);
+	while (!atomic_load(&halt.go_on))
+		poll(NULL, 0, 1);
+	return 1;
+}
+
+CASE(a_peer_that_cannot_be_closed_yet_is_freed_once_it_can)
+{
+	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
+	pthread_t thread[2];
+	struct rank rank[RANKS];
+
+	open_ranks(rank, RANKS, KV_PROGRESS_CALLER);
+	halt.rank = rank;
+	kv_engine_set_interrupt(rank[1].node.engine, stand_still, NULL);
+	rank[2].fails = true; /* it accepts nobody */
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, init_rank, &rank[i]), 0);
+	init_rank(&rank[2]);
+	while (!atomic_load(&halt.stopped) && kv_now_ns() < deadline)
+		poll(NULL, 0, 1);
+	node_close(&rank[2].node);
+	pthread_join(thread[0], NULL);
+	assert_true(rank[0].ret < 0);
+	atomic_store(&halt.go_on, true);
+	pthread_join(thread[1], NULL);
+	for (int i = 0; i < 2; i++) {
+		nothing_is_left(&rank[i]);
+		node_close(&rank[i].node);
+	}
 }
 
 /* ---------------------------------------------------------- how long a rank is nobody's */
