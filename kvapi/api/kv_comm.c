@@ -250,7 +250,7 @@ static int comm_join(struct kv_comm *comm, const struct rank_info *all, int64_t 
 }
 
 /* The caller gets no communicator with which it could close later what cannot be closed now. */
-static void give_up(struct kv_comm *comm)
+static void comm_give_up(struct kv_comm *comm)
 {
 	if (!kv_comm_free(comm, KV_CLOSE_MS, NULL))
 		return;
@@ -296,7 +296,7 @@ int kv_comm_init(struct kv_engine *engine, const struct kv_comm_config *config,
 	}
 	free(all);
 	if (ret)
-		give_up(comm);
+		comm_give_up(comm);
 	else
 		*comm_p = comm;
 	return ret;

@@ -294,6 +294,7 @@ int main(int argc, char **argv)
 	}
 	setenv("KVCACHE_TRANSPORT", "ib", 1);
 	if (argc == 3)
-		return connect_for_ever(atoi(argv[1]), (uint32_t)atoi(argv[2]));
+		return connect_for_ever((int)strtoul(argv[1], NULL, 10),
+					(uint32_t)strtoul(argv[2], NULL, 10));
 	return run_cases(set_up, tear_down);
 }
