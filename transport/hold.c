@@ -137,7 +137,7 @@ void op_free_wide(struct conn_data *data)
 
 /* ---------------------------------------------------------------- a ring's receiver */
 
-struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id)
+struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id)
 {
 	struct tr_mem *mem = at_slot(tr->memory, id % TR_MEMS_MAX);
 
@@ -151,32 +151,6 @@ struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id)
 	atomic_fetch_add(&mem->readers, 1);
 	if (at_slot(tr->memory, id % TR_MEMS_MAX) == mem && mem->id == id &&
 	    atomic_load(&mem->ready))
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
-static struct tr_mem *get_of_kind(struct tr *tr, uint32_t id, int kind)
-{
-	struct tr_mem *mem = tr_mem_get_any(tr, id);
-
-	if (!mem || mem->kind == kind)
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
-struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id)
-{
-	return get_of_kind(tr, id, TR_MEM_HOST);
-}
-
-struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_t len,
-			    unsigned int access)
-{
-	struct tr_mem *mem = tr_mem_get(tr, id);
-
-	if (!mem || tr_mem_lets(mem, offset, len, access))
 		return mem;
 	tr_mem_put(mem);
 	return NULL;
@@ -263,9 +237,9 @@ bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem)
 
 struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id)
 {
-	struct tr_mem *mem = get_of_kind(conn->tr, id, TR_MEM_DEVICE);
+	struct tr_mem *mem = tr_mem_get(conn->tr, id);
 
-	if (!mem || conn_exposes(conn, mem))
+	if (!mem || (mem->kind == TR_MEM_DEVICE && conn_exposes(conn, mem)))
 		return mem;
 	tr_mem_put(mem);
 	return NULL;

@@ -237,12 +237,12 @@ int tr_conn_watch_for(struct tr_conn *conn, int fd, unsigned int what, struct kv
 void tr_conn_unwatch(struct tr_conn *conn, int fd);
 
 /*
- * A region that a CPU may touch, by the id in its packed description; NULL if there is none. For
- * providers where this side copies. It is not deregistered before tr_mem_put, which follows soon:
- * the thread that deregisters it waits for that.
+ * A region by the id in its packed description; NULL if there is none. It is not deregistered
+ * before tr_mem_put, which follows soon: the thread that deregisters it waits for that.
  */
 struct tr_mem *tr_mem_get(struct tr *tr, uint32_t id);
-struct tr_mem *tr_mem_get_any(struct tr *tr, uint32_t id); /* TR_MEM_DEVICE, too */
+/* The same, if the connection moves bytes of it; */
+struct tr_mem *tr_conn_region(const struct tr_conn *conn, uint32_t id);
 /* [offset, offset + len) is in it, and may be reached in this way. */
 static inline bool tr_mem_lets(const struct tr_mem *mem, uint64_t offset, uint64_t len,
 			       unsigned int access)
@@ -250,11 +250,11 @@ static inline bool tr_mem_lets(const struct tr_mem *mem, uint64_t offset, uint64
 	return mem->access & access && offset <= mem->len && len <= mem->len - offset;
 }
 /*
- * The same, if the peer may reach [offset, offset + len) of it in this way. Every use asks again:
- * the region may have been deregistered meanwhile.
+ * and if the peer may reach [offset, offset + len) of it in this way. Every use asks again: the
+ * region may have been deregistered meanwhile.
  */
-struct tr_mem *tr_mem_reach(struct tr *tr, uint32_t id, uint64_t offset, uint64_t len,
-			    unsigned int access);
+struct tr_mem *tr_conn_reach(const struct tr_conn *conn, uint32_t id, uint64_t offset, uint64_t len,
+			     unsigned int access);
 void tr_mem_put(struct tr_mem *mem);
 /* The same of a region of a device that was described to the peer. */
 struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id);

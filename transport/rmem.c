@@ -33,6 +33,27 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 	return 0;
 }
 
+struct tr_mem *tr_conn_region(const struct tr_conn *conn, uint32_t id)
+{
+	struct tr_mem *mem = tr_mem_get(conn->tr, id);
+
+	if (!mem || !tr_mem_usable(conn, mem, NULL))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
+struct tr_mem *tr_conn_reach(const struct tr_conn *conn, uint32_t id, uint64_t offset, uint64_t len,
+			     unsigned int access)
+{
+	struct tr_mem *mem = tr_conn_region(conn, id);
+
+	if (!mem || tr_mem_lets(mem, offset, len, access))
+		return mem;
+	tr_mem_put(mem);
+	return NULL;
+}
+
 /*
  * The same registration seen again: a peer's id names one registration for the life of its context.
  */

@@ -278,7 +278,7 @@ EXPORT int cuInit(unsigned int flags)
 EXPORT int cuDeviceGetCount(int *count_p);
 EXPORT int cuDeviceGetCount(int *count_p)
 {
-	*count_p = GPUS;
+	*count_p = fake_cuda.hidden ? 0 : GPUS;
 	return SUCCESS;
 }
 
@@ -294,6 +294,13 @@ EXPORT int cuDeviceGetUuid_v2(char uuid[16], int device)
 {
 	memset(uuid, 'a' + device, 16);
 	return SUCCESS;
+}
+
+EXPORT int cuDeviceCanAccessPeer(int *can_p, int from, int to);
+EXPORT int cuDeviceCanAccessPeer(int *can_p, int from, int to)
+{
+	*can_p = 0;
+	return from == to ? INVALID_VALUE : SUCCESS;
 }
 
 EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)

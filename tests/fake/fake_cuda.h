@@ -27,6 +27,7 @@ struct fake_cuda {
 	int kernel_says; /* the same of an event */
 	int ipc_says;	 /* the same of cuIpcGetMemHandle, */
 	int export_piece_says, import_says; /* cuMemExport..., cuMemImportShareableHandle */
+	bool hidden;	 /* no GPU is visible, whose memory a peer describes, too */
 	bool pool;	 /* all memory is a pool's, as cudaMallocAsync's is */
 	int exported_pieces;
 	bool no_types;	 /* no piece may be exported */

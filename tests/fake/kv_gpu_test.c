@@ -11,6 +11,7 @@
 
 #include <poll.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/fault.h"
@@ -106,6 +107,16 @@ static struct kv_engine_config over_shm(void)
 	return config;
 }
 
+static struct kv_engine_config over_ring(void)
+{
+	static const char *const ring[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_SHM_PATH=ring",
+					    NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.options = ring;
+	return config;
+}
+
 static struct kv_engine_config over_tcp(void)
 {
 	static const char *const tcp[] = { "KVCACHE_TRANSPORT=tcp", NULL };
@@ -137,6 +148,33 @@ CASE(on_one_host_kernels_copy_them)
 	struct kv_engine_config config = over_shm();
 
 	kernels_copy_them(&config, false);
+}
+
+/* Host memory outside a pool, memory that no other process maps, a GPU that it does not see. */
+CASE(through_the_ring_they_go_where_no_kernel_reaches)
+{
+	static const char *const small[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_SHM_RING=65536",
+					     NULL };
+	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
+	struct kv_engine_config config = over_shm();
+	int fds = count_descriptors();
+
+	for (size_t i = 0; i < 8 * 5; i++) {
+		size_t ends = i % 8;
+
+		config.options =
+			i / 8 == 1 ? small : (i / 8 == 2 ? over_ring() : over_shm()).options;
+		shapes[2].malloced = i / 8 != 2;
+		fake_cuda.pool = i / 8 == 1;
+		fake_cuda.ipc_says = i / 8 == 3;
+		fake_cuda.hidden = i / 8 == 4;
+		fake_cuda.slow = (int)(i % 3) * 2;
+		blocks_go(shapes, ends, &config);
+		assert_true(fake_cuda.launched >= 2);
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
+		assert_int_equal(count_descriptors(), fds);
+	}
 }
 
 /* Also what no other process could map: a memory pool's. */
@@ -207,11 +245,14 @@ CASE(memory_in_pieces_is_mapped_by_the_peer)
 	struct kv_engine_config config = over_shm();
 	int fds = count_descriptors();
 
-	for (size_t ends = 0; ends < 8; ends++) {
+	for (size_t i = 0; i < 16; i++) {
+		size_t ends = i % 8;
+
+		fake_cuda.no_types = i / 8; /* then none is, and the ring reaches it */
 		blocks_go(shapes, ends, &config);
 		/* Once a region, for the side that copies; one region lies in two of them. */
 		assert_int_equal(fake_cuda.exported_pieces,
-				 ends / 3 == 0 ? RIG_LAYERS * RIG_TENSORS + 1 : 0);
+				 ends / 3 == 0 && i < 8 ? RIG_LAYERS * RIG_TENSORS + 1 : 0);
 		free_segments();
 		assert_int_equal(fake_cuda.open, 0);
 		fake_cuda_reset();
@@ -331,6 +372,20 @@ CASE(one_kernel_copies_all_layers)
 	fake_cuda_reset();
 }
 
+/* What a kernel may still use of the ring. */
+static bool ring_is_mapped(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[512];
+	bool found = false;
+
+	assert_non_null(maps);
+	while (fgets(line, sizeof(line), maps))
+		found |= strstr(line, "kvrail-segment") != NULL;
+	fclose(maps);
+	return found;
+}
+
 static void kernels_fail(const struct kv_engine_config *config, bool read)
 {
 	static const struct {
@@ -363,6 +418,7 @@ static void kernels_fail(const struct kv_engine_config *config, bool read)
 		/* What a kernel may still use stays, and nothing waits for it. */
 		assert_int_equal(fake_cuda.waited, 0);
 		assert_true(cases[i].hold ? fake_cuda.open > 0 : !fake_cuda.open);
+		assert_true(!cases[i].hold || !config->options[1] || ring_is_mapped());
 		fake_cuda_reset();
 	}
 }
@@ -370,22 +426,23 @@ static void kernels_fail(const struct kv_engine_config *config, bool read)
 /* Of the peer's memory nothing is promised then, and no operation ends as if it had gone well. */
 CASE(a_kernel_that_fails_or_does_not_end_is_an_error)
 {
-	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
+	struct kv_engine_config shm = over_shm(), ring = over_ring(), tcp = over_tcp();
 
 	kernels_fail(&shm, false);
+	kernels_fail(&ring, false);
+	kernels_fail(&ring, true); /* what is read is copied into the GPU by the reader */
 	kernels_fail(&tcp, false);
-	kernels_fail(&tcp, true); /* what is read is copied into the GPU by the reader */
+	kernels_fail(&tcp, true);
 }
 
-/* Over TCP the receiver's GPU copies: what it cannot place it does not report. */
-CASE(a_kernel_of_the_receiver_that_fails_is_its_error)
+/* What the receiver's GPU cannot place the receiver does not report. */
+static void receiver_fails(const struct kv_engine_config *config)
 {
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_engine_config config = over_tcp();
 	struct kv_arrival arrival;
 	struct pair p = { 0 };
 
-	ends_open(&p, &rig_shape, &shape, &config);
+	ends_open(&p, &rig_shape, &shape, config);
 	fake_cuda.kernel_says = 1;
 	assert_int_equal(
 		kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err),
@@ -397,18 +454,25 @@ CASE(a_kernel_of_the_receiver_that_fails_is_its_error)
 	fake_cuda_reset();
 }
 
+CASE(a_kernel_of_the_receiver_that_fails_is_its_error)
+{
+	struct kv_engine_config ring = over_ring(), tcp = over_tcp();
+
+	receiver_fails(&ring);
+	receiver_fails(&tcp);
+}
+
 /* The blocks of a lease are not given back while a kernel may still write into them. */
-CASE(a_revoke_waits_for_a_kernel_of_this_side)
+static void revoke_waits(const struct kv_engine_config *config)
 {
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_engine_config config = over_tcp();
 	struct kv_options options = KV_INIT(kv_options);
 	struct pair p = { 0 };
 	struct kv_lease *lease;
 	struct kv_op *op;
 
 	shape.flags = 0; /* only the lease opens them */
-	ends_open(&p, &rig_shape, &shape, &config);
+	ends_open(&p, &rig_shape, &shape, config);
 	node_await_peer(&p.b);
 	ok(kv_blocks_open(p.b.peer, p.b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
 	   &p.b.err);
@@ -429,6 +493,14 @@ CASE(a_revoke_waits_for_a_kernel_of_this_side)
 	pair_close(&p);
 	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
+}
+
+CASE(a_revoke_waits_for_a_kernel_of_this_side)
+{
+	struct kv_engine_config ring = over_ring(), tcp = over_tcp();
+
+	revoke_waits(&ring);
+	revoke_waits(&tcp);
 }
 
 /* Block by block, as most engines lay them out now: one region, and not one for each layer. */
@@ -551,22 +623,26 @@ CASE(each_fault_is_an_error_and_leaves_nothing)
 		enum kv_fault_point point;
 		int code;
 		bool host; /* at the other end */
-		bool tcp;
+		int way;
 	} cases[] = {
-		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, false },
-		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, false },
-		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, true, false },
-		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, true },
-		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, true },
-		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, false, true },
-		{ KV_FAULT_GPU_STAGE, KV_ERR_NOMEM, false, true },
-		{ KV_FAULT_TCP_STAGE, KV_ERR_NOMEM, false, true },
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, 0 },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, 0 },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, true, 0 },
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, 1 },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, 1 },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, false, 1 },
+		{ KV_FAULT_GPU_STAGE, KV_ERR_NOMEM, false, 1 },
+		{ KV_FAULT_GPU_ALLOC, KV_ERR_NOMEM, false, 2 },
+		{ KV_FAULT_GPU_LAUNCH, KV_ERR_DEVICE, false, 2 },
+		{ KV_FAULT_GPU_PIN, KV_ERR_DEVICE, false, 2 },
+		{ KV_FAULT_GPU_STAGE, KV_ERR_NOMEM, false, 2 },
+		{ KV_FAULT_TCP_STAGE, KV_ERR_NOMEM, false, 2 },
 	};
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_engine_config shm = over_shm(), tcp = over_tcp();
+	struct kv_engine_config ways[] = { over_shm(), over_ring(), over_tcp() };
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-		const struct kv_engine_config *config = cases[i].tcp ? &tcp : &shm;
+		const struct kv_engine_config *config = &ways[cases[i].way];
 		bool lost = cases[i].point == KV_FAULT_GPU_LAUNCH;
 		struct pair p = { 0 };
 
@@ -605,32 +681,17 @@ CASE(a_region_or_table_that_cannot_be_allocated_is_an_error)
 	fake_cuda_reset();
 }
 
-CASE(memory_that_cannot_be_shared_is_refused_with_the_cause)
+CASE(memory_in_pieces_is_measured)
 {
 	struct kv_engine_config config = over_shm();
 	struct kv_engine *engine;
 	struct kv_error err;
-	uint8_t *addr, *pieces;
+	uint8_t *pieces;
 
 	ok(kv_engine_open(&config, &engine, &err), &err);
-	assert_non_null(fake_cuda_alloc(1 << 20, &addr));
-	fake_cuda.ipc_says = 1;
-	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "cannot be mapped by another process: CUDA_ERROR_INV"));
-	assert_non_null(strstr(err.hint, "cudaMalloc"));
-	fake_cuda.ipc_says = 0;
-	fake_cuda.pool = true;
-	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "it is of a memory pool (cudaMallocAsync)"));
-	fake_cuda.pool = false;
-
 	assert_non_null(fake_cuda_map(3, &pieces));
 	assert_int_equal(register_one(engine, pieces + 4096, 3 * 512, &err), KV_ERR_ARG);
 	assert_non_null(strstr(err.message, "no memory is mapped from"));
-	fake_cuda.no_types = true;
-	assert_int_equal(register_one(engine, pieces, 1, &err), KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR"));
-	fake_cuda.no_types = false;
 	ok(register_one(engine, pieces, 3 * 512, &err), &err);
 	kv_engine_close(engine);
 	fake_cuda_unmap(pieces);

@@ -54,6 +54,7 @@ if [ "$what" = check ] || [ "$what" = all ]; then
 	for way in "${ways[@]}"; do
 		run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
 		run "$build/gpu_pd" --way "$way" --pool 66 --batch 100 --rounds 5 --pieces
+		KVCACHE_SHM_PATH=ring run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
 	done
 fi
 if [ "$what" = life ] || [ "$what" = all ]; then

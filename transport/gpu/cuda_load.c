@@ -18,6 +18,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuDeviceGetCount", (void **)&cuda.device_count, false },
 	{ "cuDeviceGetUuid_v2", (void **)&cuda.device_uuid, false },
 	{ "cuDeviceGetAttribute", (void **)&cuda.device_attribute, false },
+	{ "cuDeviceCanAccessPeer", (void **)&cuda.can_access, false },
 	{ "cuPointerGetAttribute", (void **)&cuda.pointer_get, false },
 	{ "cuPointerSetAttribute", (void **)&cuda.pointer_set, false },
 	{ "cuDevicePrimaryCtxRetain", (void **)&cuda.primary_retain, false },

@@ -60,6 +60,7 @@ struct cuda_driver {
 	int (*device_count)(int *count_p);
 	int (*device_uuid)(char uuid[16], int device);
 	int (*device_attribute)(int *value, int attribute, int device);
+	int (*can_access)(int *can_p, int from, int to);
 	int (*pointer_get)(void *value, int attribute, cuda_ptr ptr);
 	int (*pointer_set)(const void *value, int attribute, cuda_ptr ptr);
 	int (*primary_retain)(void **context_p, int device);

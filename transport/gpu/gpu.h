@@ -64,10 +64,10 @@ int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *s
 int gpu_of(const void *addr, size_t len, int *device_p, struct kv_error *err);
 
 /*
- * The ordinal in this process of a peer's GPU. UNSUPPORTED: there is no CUDA here, or the GPU is
- * not visible to this process.
+ * The ordinal in this process of a peer's GPU (device_p may be NULL). UNSUPPORTED: there is no CUDA
+ * here, the GPU is not visible to this process, or the GPU `from` does not reach it; -1: none asks.
  */
-int gpu_find(const char uuid[16], int *device_p, struct kv_error *err);
+int gpu_find(const char uuid[16], int from, int *device_p, struct kv_error *err);
 
 /*
  * Pieces that begin with the one that holds addr and end with that of addr + len: how far addr is

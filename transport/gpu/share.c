@@ -125,7 +125,21 @@ int gpu_of(const void *addr, size_t len, int *device_p, struct kv_error *err)
 	return 0;
 }
 
-int gpu_find(const char uuid[16], int *device_p, struct kv_error *err)
+/* Between two GPUs of this process. */
+static int check_link(const struct cuda_driver *cuda, int from, int to, struct kv_error *err)
+{
+	int can = 0, rc;
+
+	if (from < 0 || from == to)
+		return 0;
+	rc = cuda->can_access(&can, from, to);
+	if (!rc && can)
+		return 0;
+	return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu", "GPU %d does not reach GPU %d%s%s", from, to,
+		       rc ? ": " : "", rc ? cuda_error(rc) : "");
+}
+
+int gpu_find(const char uuid[16], int from, int *device_p, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = cuda_driver_start(err);
 	int count = 0, device;
@@ -137,8 +151,9 @@ int gpu_find(const char uuid[16], int *device_p, struct kv_error *err)
 	for (int i = 0; i < count; i++)
 		if (!cuda->device_get(&device, i) && !cuda->device_uuid(other, device) &&
 		    !memcmp(other, uuid, sizeof(other))) {
-			*device_p = i;
-			return 0;
+			if (device_p)
+				*device_p = i;
+			return check_link(cuda, from, i, err);
 		}
 	kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
 		"the peer's GPU is not one of the %d that this process sees", count);

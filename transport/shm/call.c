@@ -197,6 +197,7 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 		return ret ? call_failed(sc, TR_WRITE, -ret, err) : 0;
 	so->in_ring = true; /* the region's owner copies */
 	sc->rest.op = op;
+	sc->rest.of = NULL;
 	sc->rest.src = so->job.local;
 	sc->rest.offset = so->range.remote;
 	sc->rest.left = so->range.len;

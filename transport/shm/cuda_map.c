@@ -22,8 +22,8 @@ struct shm_region {
 	struct shm_ctx *ctx;
 	uint8_t *addr;
 	size_t len;
-	bool device;
-	struct gpu_share share; /* device */
+	bool shared;
+	struct gpu_share share; /* of a GPU's memory that other processes may map */
 	/* Host, under ctx->pin_lock: pinned for a GPU; */
 	bool pinned, known; /* by us; `at` is valid */
 	int pinned_for;
@@ -31,6 +31,22 @@ struct shm_region {
 };
 
 /* ---------------------------------------------------------------- local regions */
+
+/* What no other process can map goes through the rings. */
+static int register_gpu(struct shm_region *region, struct tr_mem *mem, struct kv_error *err)
+{
+	struct kv_error why;
+	int ret = gpu_share(mem->tr->gpu, mem->addr, mem->len, &region->share, &why);
+
+	region->shared = !ret;
+	if (ret && ret != KV_ERR_UNSUPPORTED)
+		return kv_error_copy(err, &why);
+	ret = stage_register(mem, err);
+	if (!ret && !region->shared)
+		kv_log_info(mem->tr->log, "%s: peers of this host get it through the ring",
+			    why.message);
+	return ret;
+}
 
 int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
@@ -42,11 +58,8 @@ int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error
 	region->ctx = priv;
 	region->addr = mem->addr;
 	region->len = mem->len;
-	region->device = mem->kind == TR_MEM_DEVICE;
-	if (region->device)
-		ret = gpu_share(region->ctx->tr->gpu, mem->addr, mem->len, &region->share, err);
-	if (!ret && region->device)
-		ret = gpu_prepare(region->ctx->tr->gpu, region->share.device, err);
+	if (mem->kind == TR_MEM_DEVICE)
+		ret = register_gpu(region, mem, err);
 	if (ret)
 		free(region);
 	else
@@ -71,7 +84,7 @@ static struct shm_region *region_of(const struct tr_mem *mem)
 
 const struct gpu_share *cuda_share(const struct tr_mem *mem)
 {
-	return &region_of(mem)->share;
+	return region_of(mem)->shared ? &region_of(mem)->share : NULL;
 }
 
 /* Where kernels of that GPU find a host region. */
@@ -126,6 +139,9 @@ static int map_remote(struct shm_conn *sc, struct tr_rmem *rmem, int queue, stru
 
 	if (rm->gpu_at[queue])
 		return 0;
+	ret = gpu_find(rm->share.uuid, gpu_queue_device(sc->cuda->queue[queue]), NULL, err);
+	if (ret)
+		return ret;
 	if (rm->share.span) {
 		ret = range_map(sc, rmem, gpu_queue_device(sc->cuda->queue[queue]), err);
 		rm->gpu_at[queue] = ret ? 0 : rm->range.at + rm->share.offset;
@@ -161,12 +177,6 @@ static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct 
 
 	if (rm->gpu_at[queue])
 		return 0;
-	if (rm->path != SHM_POOL) {
-		kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
-			"a GPU reaches host memory of another process in a memfd pool only");
-		kv_error_hint(err, "allocate that cache with kv_alloc");
-		return KV_ERR_UNSUPPORTED;
-	}
 	i = pool_of(sc, rm->addr);
 	if (!sc->cuda->pool[i].at) {
 		ret = gpu_pin(sc->ctx->tr->gpu, device, sc->pool[i].addr, sc->pool[i].len,
@@ -184,10 +194,11 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 {
 	struct shm_region *region = region_of(lmem);
 	struct shm_rmem *rm = rmem->priv;
-	int device = region->share.device, queue, ret = 0;
+	bool local = lmem->kind == TR_MEM_DEVICE;
+	int device = lmem->gpu, queue, ret = 0;
 
-	if (!region->device)
-		ret = gpu_find(rm->share.uuid, &device, err);
+	if (!local)
+		ret = gpu_find(rm->share.uuid, -1, &device, err);
 	queue = ret ? ret : queue_for(sc, device, err);
 	if (queue < 0)
 		return queue;
@@ -196,7 +207,7 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 		return ret;
 	*remote_p = rm->gpu_at[queue];
 	*local_p = (uintptr_t)lmem->addr;
-	if (!region->device)
+	if (!local)
 		ret = pin_region(sc->ctx, region, device, local_p, err);
 	*queue_p = queue;
 	return ret;
@@ -207,10 +218,11 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 bool cuda_quit(struct shm_conn *sc)
 {
 	int64_t deadline_ns = kv_deadline_ns(SHM_FENCE_GRACE_MS);
-	bool quiet = true;
+	bool quiet = stage_quit(sc->gather);
 
+	quiet &= stage_quit(sc->scatter);
 	if (!sc->cuda)
-		return true;
+		return quiet;
 	memset(sc->cuda->op, 0, sizeof(sc->cuda->op));
 	sc->cuda->stopping = 0;
 	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
@@ -251,8 +263,10 @@ void cuda_forget(struct shm_conn *sc, struct shm_rmem *rm)
 
 bool cuda_close(struct shm_conn *sc)
 {
-	bool closed = true;
+	bool closed = stage_close(sc->gather);
 
+	closed &= stage_close(sc->scatter);
+	sc->seg.kept = !closed;
 	for (int i = 0; sc->cuda && i < SHM_GPUS && sc->cuda->queue[i]; i++)
 		closed &= gpu_queue_close(sc->cuda->queue[i]);
 

@@ -22,8 +22,7 @@ static int ask_for_pieces(struct shm_conn *sc, const struct tr_rmem *rmem)
 	if (ring_fit(&sc->out, 0, 0, 0) < 0)
 		return TR_AGAIN;
 	ring_put(&sc->out, &record, NULL);
-	if (ring_publish(&sc->out))
-		link_wake(sc, WAKE_DATA);
+	publish_tail(sc);
 	sc->pieces.asked = true;
 	sc->pieces.rm = rm;
 	sc->pieces.mem = rmem->id;

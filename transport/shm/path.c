@@ -29,8 +29,8 @@ struct description {
 static void put_share(const struct shm_conn *sc, const struct gpu_share *share,
 		      struct wire_writer *w)
 {
-	wire_put_u8(w, sc->we_allow_direct);
-	if (!sc->we_allow_direct)
+	wire_put_u8(w, sc->we_allow_direct && share);
+	if (!sc->we_allow_direct || !share)
 		return;
 	wire_put_bytes(w, share->uuid, sizeof(share->uuid));
 	wire_put_bytes(w, share->handle.bytes, sizeof(share->handle.bytes));
@@ -130,20 +130,19 @@ static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64
 	return pool_find(sc, d->pool_id, d->pool_len, pool_p, err);
 }
 
-static int choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
-		       struct kv_error *err)
+static void choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d)
 {
-	const char *why = trust_refuses(sc);
+	const char *why = sc->ctx->forced == SHM_RING ? "KVCACHE_SHM_PATH" : trust_refuses(sc);
 
-	if (why || !d->shared)
-		return kv_fail(err, KV_ERR_UNREACHABLE, "mem_open",
-			       "a GPU's memory is copied directly, and %s",
-			       why ? why : "the peer allows no direct writes");
-	rm->path = SHM_CUDA;
+	if (!why && !d->shared)
+		why = "the peer does not share that memory of its GPU";
+	rm->path = why ? SHM_RING : SHM_CUDA;
 	rm->addr = (uint8_t *)(uintptr_t)d->addr;
 	rm->share = d->share;
-	tr_conn_set_path(sc->conn, "CUDA kernels, %d multiprocessors", sc->ctx->sms);
-	return 0;
+	if (why)
+		tr_conn_set_path(sc->conn, "ring to the peer's GPU (%s)", why);
+	else
+		tr_conn_set_path(sc->conn, "CUDA kernels, %d multiprocessors", sc->ctx->sms);
 }
 
 static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
@@ -216,7 +215,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	if (!rm)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
 			       "cannot allocate a remote region's path");
-	ret = rmem->device ? choose_cuda(sc, rm, &d, err) : choose_path(sc, rm, &d, rmem->len, err);
+	ret = rmem->device ? (choose_cuda(sc, rm, &d), 0) : choose_path(sc, rm, &d, rmem->len, err);
 	if (!ret && (rm->path == SHM_CMA || rm->cma_any_order))
 		ret = call_open(sc, err);
 	if (ret) {

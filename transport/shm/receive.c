@@ -15,8 +15,8 @@ static int refuse_record(struct kv_error *err, const struct ring_record *r, cons
 static int take_data(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
 		     struct kv_error *err)
 {
-	struct tr_mem *mem =
-		tr_mem_reach(tr_conn_tr(sc->conn), r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	struct tr_mem *mem = tr_conn_reach(sc->conn, r->mem, r->a, r->len, TR_REMOTE_WRITE);
+	int ret = 0;
 	int may = mem ? tr_conn_may(sc->conn, mem, r->a, r->len, TR_REMOTE_WRITE, r->b)
 		      : KV_ERR_PROTOCOL;
 	uint8_t *dst;
@@ -28,19 +28,20 @@ static int take_data(struct shm_conn *sc, const struct ring_record *r, const uin
 	if (may == TR_DROP)
 		return 0;
 	dst = mem->addr + r->a;
-	if (sc->line_order)
+	if (stage_region(mem))
+		ret = scatter_put(sc, mem, payload, dst, r->len, err);
+	else if (sc->line_order)
 		store_ordered(dst, payload, r->len, (struct store_ahead){ payload, dst });
 	else
 		memcpy(dst, payload, r->len);
 	tr_mem_put(mem);
-	return 0;
+	return ret;
 }
 
 static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv_error *err)
 {
 	struct tr_mem *mem =
-		r->b ? tr_mem_reach(tr_conn_tr(sc->conn), r->mem, r->a, r->b, TR_REMOTE_READ)
-		     : NULL;
+		r->b ? tr_conn_reach(sc->conn, r->mem, r->a, r->b, TR_REMOTE_READ) : NULL;
 
 	bool may = mem && tr_conn_may(sc->conn, mem, r->a, r->b, TR_REMOTE_READ, 0) == TR_PLACE;
 
@@ -59,27 +60,28 @@ static int take_read(struct shm_conn *sc, const struct ring_record *r, struct kv
 static int take_answer(struct shm_conn *sc, const struct ring_record *r, const uint8_t *payload,
 		       struct kv_error *err)
 {
-	struct shm_read *read = &sc->read[sc->read_head % SHM_READS_MAX];
-	struct shm_op *so;
+	struct shm_read *read = &sc->read[sc->read_next % SHM_READS_MAX];
+	int ret;
 
-	if (sc->read_head == sc->read_tail || r->len > read->left)
+	if (sc->read_next == sc->read_tail || r->len > read->left)
 		return refuse_record(err, r, "answers no read");
-	if (read->dst) {
-		if (sc->line_order)
-			store_ordered(read->dst, payload, r->len,
-				      (struct store_ahead){ payload, read->dst });
-		else
-			memcpy(read->dst, payload, r->len);
-		read->dst += r->len;
+	if (read->dst && read->of) {
+		ret = scatter_put(sc, read->of, payload, read->dst, r->len, err);
+		if (ret)
+			return ret;
+	} else if (read->dst && sc->line_order) {
+		store_ordered(read->dst, payload, r->len,
+			      (struct store_ahead){ payload, read->dst });
+	} else if (read->dst) {
+		memcpy(read->dst, payload, r->len);
 	}
+	if (read->dst)
+		read->dst += r->len;
 	read->left -= r->len;
 	if (read->left)
 		return 0;
-	sc->read_head++;
-	/* A cancelled operation has ended, and its slot may serve another one. */
-	so = shm_op_of(read->op);
-	if (read->dst && !--so->reads && so->committed)
-		tr_op_end(read->op, TR_READ);
+	sc->read_next++;
+	reads_end(sc);
 	return 0;
 }
 
@@ -119,7 +121,7 @@ static int take_one_record(struct shm_conn *sc, const struct ring_record *r, con
 
 static void publish_head(struct shm_conn *sc)
 {
-	if (ring_publish_head(&sc->in))
+	if (!sc->scattering && ring_publish_head(&sc->in))
 		link_wake(sc, WAKE_ROOM);
 }
 
@@ -134,15 +136,24 @@ static bool carries_bytes(const struct ring_record *r)
 	return r->type == RING_DATA || r->type == RING_READ_DATA;
 }
 
+/* It tells of the bytes before it, or needs them. */
+static bool follows_bytes(const struct ring_record *r)
+{
+	return !carries_bytes(r) && r->type != RING_PAD;
+}
+
 /* Number of records, or the connection's failure. */
 static int take_records(struct shm_conn *sc, struct kv_error *err)
 {
 	uint64_t end = sc->in.head + SHM_PROGRESS_BYTES;
 	struct ring_record record;
 	const uint8_t *payload;
-	int done = 0, ret = 0;
+	int done = 0, ret = scatter_end(sc, 0, err);
 
-	while (sc->in.head < end && done < SHM_PROGRESS_RECORDS) {
+	if (ret)
+		return ret; /* TR_AGAIN: a kernel works, and what follows still counts */
+	while (sc->in.head < end && done < SHM_PROGRESS_RECORDS &&
+	       sc->scattering < sc->in.size / 2) {
 		ret = ring_next(&sc->in, &record, &payload);
 		if (ret < 0)
 			return kv_fail(err, KV_ERR_PROTOCOL, "shm",
@@ -155,7 +166,9 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 		 */
 		if (carries_bytes(&record) && must_stop(sc))
 			break;
-		ret = take_one_record(sc, &record, payload, err);
+		ret = follows_bytes(&record) ? scatter_end(sc, 0, err) : 0;
+		if (!ret)
+			ret = take_one_record(sc, &record, payload, err);
 		if (ret < 0)
 			return ret;
 		if (ret == TR_AGAIN)
@@ -165,8 +178,11 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 		if (sc->in.head - sc->in.published >= SHM_PUBLISH_BYTES)
 			publish_head(sc);
 	}
+	ret = scatter_end(sc, 0, err);
+	if (ret < 0)
+		return ret;
 	publish_head(sc);
-	return done;
+	return done + ret;
 }
 
 /* Number of answers that advanced, or the connection's failure. */
@@ -179,14 +195,20 @@ static int answer_reads(struct shm_conn *sc, struct kv_error *err)
 		struct ring_record record = { .type = RING_READ_DATA,
 					      .mem = a->mem,
 					      .a = a->offset };
-		struct tr_mem *mem = tr_mem_reach(tr_conn_tr(sc->conn), a->mem, a->offset, a->left,
-						  TR_REMOTE_READ);
-		uint64_t n;
+		struct tr_mem *mem =
+			tr_conn_reach(sc->conn, a->mem, a->offset, a->left, TR_REMOTE_READ);
+		uint64_t n = 0;
+		int ret;
 
 		if (!mem)
 			return refuse_record(err, &record, "reads a region that was deregistered");
-		n = send_piece(sc, &record, mem->addr + a->offset, a->left, a->line);
+		ret = stage_region(mem) ? staged_open(sc, &sc->gather, mem, err) : 0;
+		if (!ret)
+			n = send_piece(sc, &record, mem->addr + a->offset, stage_region(mem),
+				       a->left, a->line);
 		tr_mem_put(mem);
+		if (ret)
+			return ret;
 		a->line = (uint32_t)(a->line + n) & 127;
 		a->offset += n;
 		a->left -= n;
@@ -260,6 +282,8 @@ int shm_progress(struct tr_conn *conn)
 	if (!ret)
 		ret = move_rings(sc, &cause);
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
+	if (ret >= 0 && sc->failure.code)
+		ret = kv_error_copy(&cause, &sc->failure);
 	if (!ret && (stop || sc->hung_up) && tr_conn_room(conn))
 		ret = kv_fail(&cause, KV_ERR_PEER_LOST, "poll",
 			      stop ? "%s stopped the connection" : "the process of %s is gone",
@@ -295,7 +319,8 @@ int shm_arm(struct tr_conn *conn)
 		sc->cut = sc->blocked = false;
 		return 1;
 	}
-	if (sc->hung_up || sc->copies || (sc->cuda && sc->cuda->stopping) ||
+	if (sc->hung_up || sc->copies || sc->gathering || sc->scattering || sc->failure.code ||
+	    (sc->cuda && sc->cuda->stopping) ||
 	    (sc->late && sc->bell < 0)) /* nothing rings a bell */
 		return 1;
 	if (sc->unrung)

@@ -49,7 +49,7 @@ void ring_put(struct ring_out *out, const struct ring_record *record, const void
 	uint8_t *at = out->data + (out->tail & (out->size - 1));
 
 	memcpy(at, record, sizeof(*record));
-	if (record->len)
+	if (payload)
 		memcpy(at + RING_ALIGN, payload, record->len);
 	out->tail += ring_record_bytes(record->len);
 }

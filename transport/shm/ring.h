@@ -76,6 +76,7 @@ bool ring_refresh(struct ring_out *out);
  * follow.
  */
 int64_t ring_fit(struct ring_out *out, uint64_t want, uint64_t least, uint64_t keep);
+/* payload NULL: there is none, or it is there. */
 void ring_put(struct ring_out *out, const struct ring_record *record, const void *payload);
 /* True if there was something to publish. */
 bool ring_publish(struct ring_out *out);

@@ -123,7 +123,7 @@ int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_err
 
 void segment_close(struct segment *seg)
 {
-	if (seg->shared)
+	if (seg->shared && !seg->kept)
 		munmap(seg->shared, seg->len);
 	seg->shared = NULL;
 }

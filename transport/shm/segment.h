@@ -36,6 +36,7 @@ struct segment_shared {
 struct segment {
 	struct segment_shared *shared;
 	size_t len;
+	bool kept; /* a kernel may still use it: segment_close does not unmap it */
 	uint64_t ring_bytes; /* a power of two; our copy, not the shared one */
 };
 

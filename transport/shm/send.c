@@ -11,13 +11,8 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "shm.h"
-
-static void send_published(struct shm_conn *sc)
-{
-	if (ring_publish(&sc->out))
-		link_wake(sc, WAKE_DATA);
-}
 
 void shm_op_begin(struct tr_op *op)
 {
@@ -72,7 +67,7 @@ static size_t move_by_pool(struct shm_conn *sc, int kind, uint8_t *local, uint8_
 /* ---------------------------------------------------------------- ring */
 
 uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const uint8_t *src,
-		    uint64_t len, uint64_t addr)
+		    struct tr_mem *of, uint64_t len, uint64_t addr)
 {
 	struct ring_record record = *first;
 	uint64_t done = 0;
@@ -81,7 +76,7 @@ uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const 
 		len = SHM_ADD_BYTES;
 		sc->cut = true;
 	}
-	while (done < len) {
+	while (done < len && (!of || sc->gathering < sc->out.size / 2 || gather_ends(sc))) {
 		uint64_t left = len - done;
 		uint64_t want = left < SHM_PUBLISH_BYTES ? left : SHM_PUBLISH_BYTES;
 		uint64_t least = want < SHM_CHUNK_LEAST ? want : SHM_CHUNK_LEAST;
@@ -95,12 +90,14 @@ uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const 
 		 */
 		if (sc->line_order && (uint64_t)fit < left)
 			fit -= (int64_t)((addr + done + (uint64_t)fit) & 127);
+		if (of && !gather_put(sc, of, src + done, (uint64_t)fit))
+			break;
 		record.len = (uint32_t)fit;
 		record.a = first->a + done;
-		ring_put(&sc->out, &record, src + done);
+		ring_put(&sc->out, &record, of ? NULL : src + done);
 		done += (uint64_t)fit;
-		if (sc->out.tail - sc->out.published >= SHM_PUBLISH_BYTES)
-			send_published(sc); /* the receiver copies while we go on */
+		if (!of && sc->out.tail - sc->out.published >= SHM_PUBLISH_BYTES)
+			publish_tail(sc); /* the receiver copies while we go on */
 	}
 	return done;
 }
@@ -116,7 +113,7 @@ static bool send_rest(struct shm_conn *sc)
 	if (!sc->rest.op)
 		return true;
 	record.b = sc->rest.op->grant;
-	n = send_piece(sc, &record, sc->rest.src, sc->rest.left, sc->rest.addr);
+	n = send_piece(sc, &record, sc->rest.src, sc->rest.of, sc->rest.left, sc->rest.addr);
 	sc->rest.src += n;
 	sc->rest.offset += n;
 	sc->rest.addr += n;
@@ -126,10 +123,11 @@ static bool send_rest(struct shm_conn *sc)
 	return !sc->rest.left;
 }
 
-static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t *local,
+static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem,
 			    const struct tr_rmem *rmem, const struct tr_span *spans, size_t n)
 {
 	const struct shm_rmem *rm = rmem->priv;
+	const uint8_t *local = lmem->addr;
 	size_t i;
 
 	if (!send_rest(sc))
@@ -139,7 +137,8 @@ static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t
 			.type = RING_DATA, .a = spans[i].remote, .b = op->grant, .mem = rmem->id
 		};
 		uint64_t addr = (uintptr_t)rm->addr + spans[i].remote;
-		uint64_t done = send_piece(sc, &record, local + spans[i].local, spans[i].len, addr);
+		uint64_t done = send_piece(sc, &record, local + spans[i].local, stage_region(lmem),
+					   spans[i].len, addr);
 
 		if (!done)
 			break;
@@ -148,6 +147,7 @@ static size_t write_by_ring(struct shm_conn *sc, struct tr_op *op, const uint8_t
 			continue;
 		/* Accepted, although its end has to wait. */
 		sc->rest.op = op;
+		sc->rest.of = stage_region(lmem);
 		sc->rest.src = local + spans[i].local + done;
 		sc->rest.offset = spans[i].remote + done;
 		sc->rest.left = spans[i].len - done;
@@ -168,9 +168,10 @@ static bool put_small(struct shm_conn *sc, const struct ring_record *record, con
 	return true;
 }
 
-static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, uint8_t *local,
+static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem,
 			   const struct tr_rmem *rmem, const struct tr_span *spans, size_t n)
 {
+	uint8_t *local = lmem->addr;
 	size_t i;
 
 	for (i = 0; i < n && sc->read_tail - sc->read_head < SHM_READS_MAX; i++) {
@@ -186,6 +187,7 @@ static size_t read_by_ring(struct shm_conn *sc, struct tr_op *op, uint8_t *local
 			break;
 		sc->read[sc->read_tail++ % SHM_READS_MAX] = (struct shm_read){
 			.dst = local + spans[i].local,
+			.of = stage_region(lmem),
 			.left = spans[i].len,
 			.op = op,
 		};
@@ -243,9 +245,9 @@ static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	if (path == SHM_POOL)
 		return (long)move_by_pool(sc, op->kind, lmem->addr, rm->addr, spans, n);
 	ring_refresh(&sc->out); /* an impossible position: the next progress fails on it */
-	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem->addr, rmem, spans, n)
-					   : read_by_ring(sc, op, lmem->addr, rmem, spans, n));
-	send_published(sc);
+	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem, rmem, spans, n)
+					   : read_by_ring(sc, op, lmem, rmem, spans, n));
+	publish_tail(sc);
 	if ((size_t)done < n)
 		refused(sc);
 	return done;
@@ -284,25 +286,57 @@ static long add_part(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 	return 1;
 }
 
+/* A GPU's memory at either end. *path_p is how, or done is returned. */
+static long add_of_gpu(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		       const struct tr_span *spans, size_t n, enum shm_path *path_p,
+		       struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	struct shm_rmem *rm = rmem->priv;
+	struct kv_error why;
+	long done;
+
+	if (rm->path == SHM_CUDA || rm->path == SHM_POOL) {
+		done = cuda_add(op, lmem, rmem, spans, n, &why);
+		if (done != KV_ERR_UNSUPPORTED)
+			return done < 0 ? kv_error_copy(err, &why) : done;
+		if (!rm->told)
+			kv_log_info(tr_conn_tr(sc->conn)->log, "region %u of %s: ring (%s)",
+				    rmem->id, tr_conn_address(sc->conn), why.message);
+		rm->told = true;
+	}
+	*path_p = SHM_RING;
+	return lmem->kind == TR_MEM_DEVICE
+		       ? staged_open(sc, op->kind == TR_WRITE ? &sc->gather : &sc->scatter, lmem,
+				     err)
+		       : 0;
+}
+
 long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	enum shm_path path = path_of(rm, op->any_order, n ? spans[0].len : 0);
+	bool gpu = lmem->kind == TR_MEM_DEVICE || rm->path == SHM_CUDA;
 	size_t now;
-	long done;
+	long done = 0;
 
-	if (rm->path == SHM_CUDA || lmem->kind == TR_MEM_DEVICE)
-		return cuda_add(op, lmem, rmem, spans, n, err);
+	if (gpu) {
+		path = SHM_CUDA;
+		done = add_of_gpu(op, lmem, rmem, spans, n, &path, err);
+	}
+	if (path == SHM_CUDA || done < 0)
+		return done;
 	now = bounded(spans, n);
-	if (path != rm->path && call_split(sc, op, lmem, rmem, spans, n))
+	if (!gpu && path != rm->path && call_split(sc, op, lmem, rmem, spans, n))
 		return (long)n;
 	if (n && spans[0].len > SHM_ADD_BYTES && path != SHM_RING)
 		done = add_part(op, lmem, rmem, spans, path, err);
 	else
 		done = add_now(op, lmem, rmem, spans, now, path, err);
-	sc->cut |= done > 0 && (size_t)done < n && (rm->path != SHM_RING || (size_t)done == now);
+	sc->cut |= done > 0 && (size_t)done < n &&
+		   ((path != SHM_RING && rm->path != SHM_RING) || (size_t)done == now);
 	return done;
 }
 
@@ -337,6 +371,8 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 		return TR_AGAIN;
 	if (sc->rest.op == op && !send_rest(sc))
 		goto again;
+	if (sc->gathering && !gather_ends(sc)) /* its source may be in use */
+		return TR_AGAIN;
 	/*
 	 * The notify comes after the operation's bytes: they are stored, or in the ring before it.
 	 */
@@ -351,11 +387,11 @@ int shm_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	} else {
 		tr_op_end(op, TR_WRITTEN);
 	}
-	send_published(sc);
+	publish_tail(sc);
 	return 0;
 
 again:
-	send_published(sc);
+	publish_tail(sc);
 	refused(sc);
 	return TR_AGAIN;
 }
@@ -371,8 +407,8 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 		refused(sc);
 		return TR_AGAIN;
 	}
-	if (wake)
-		send_published(sc);
+	if (wake || sc->gathering)
+		publish_tail(sc);
 	else
 		ring_publish(&sc->out); /* the next thing that is published wakes the peer */
 	return 0;
@@ -396,6 +432,8 @@ void shm_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	if (so->copying && !call_cancel_split(sc, op))
 		return;
 	if (cuda_has(sc, op) && cuda_cancel(sc, op, deadline_ns))
+		return;
+	if (so->reads && sc->scattering && !scatter_cancel(sc, op, deadline_ns))
 		return;
 	for (unsigned int i = sc->read_head; so->reads && i != sc->read_tail; i++)
 		if (sc->read[i % SHM_READS_MAX].op == op)
@@ -455,7 +493,7 @@ int send_progress(struct shm_conn *sc)
 		send_rest(sc);
 		done += sc->rest.left != left;
 	}
-	send_published(sc);
+	publish_tail(sc);
 	while (sc->wait && shm_op_of(sc->wait)->wait.at <= sc->out.head) {
 		struct shm_op *so = shm_op_of(op = sc->wait);
 

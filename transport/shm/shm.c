@@ -134,19 +134,23 @@ static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
 	return snprintf(
 		buf, cap,
 		"  peer process %d%s, ring of %llu: out %llu of which %llu not taken, in %llu\n"
-		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s\n",
+		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s%s\n",
 		(int)sc->pid, state_of_process(sc->pid), (unsigned long long)sc->out.size,
 		(unsigned long long)sc->out.tail, (unsigned long long)(sc->out.tail - sc->out.head),
 		(unsigned long long)sc->in.head,
 		(unsigned long long)(sc->rest.op ? sc->rest.left : 0), sc->waits,
 		sc->read_tail - sc->read_head, sc->answer_tail - sc->answer_head,
-		sc->blocked ? "out of room" : "flowing", sc->armed ? ", asleep" : "",
-		sc->hung_up ? ", the peer hung up" : "");
+		sc->blocked ? "out of room" : "flowing",
+		sc->gathering || sc->scattering ? ", a GPU copies" : "",
+		sc->armed ? ", asleep" : "", sc->hung_up ? ", the peer hung up" : "");
 }
 
+/* What a kernel of this side is placing is waited for. */
 static bool shm_places(const struct tr_conn *conn)
 {
-	return !((const struct shm_conn *)tr_conn_priv(conn))->we_allow_direct;
+	struct shm_conn *sc = tr_conn_priv(conn);
+
+	return !sc->we_allow_direct && !scatter_end(sc, INT64_MAX, &sc->failure);
 }
 
 const struct tr_provider tr_shm_provider = {

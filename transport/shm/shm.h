@@ -17,6 +17,7 @@
  *   cuda_range.c memory of the peer's GPU that it has mapped piece by piece
  *   cuda_map.c the GPUs that copy for a connection, and what they see
  *   cuda.c     operations with a GPU's memory at either end
+ *   cuda_ring.c the same through the rings
  *   send.c     op_begin .. op_cancel, messages
  *   receive.c  progress: records of the peer; going to sleep
  *   stop.c     the end: loss, fence
@@ -30,6 +31,7 @@
 #include "gpu/gpu.h"
 #include "provider.h"
 #include "segment.h"
+#include "stage.h"
 #include "store.h"
 
 enum shm_limits {
@@ -100,6 +102,7 @@ struct shm_rmem {
 	bool cma_any_order;
 	uint8_t *addr; /* pool: here. cma, ring, cuda: the peer's address */
 	struct gpu_share share; /* cuda: the peer's */
+	bool told; /* the log has why kernels do not reach it */
 	uint64_t gpu_at[SHM_GPUS]; /* where kernels of shm_cuda.queue find it, 0: not mapped */
 	bool gpu_mapped[SHM_GPUS];
 	struct gpu_range range; /* share.span: filled as cuda_range.c gets the pieces */
@@ -198,6 +201,7 @@ struct shm_cuda {
 /* Our read by ring. Answers come in the order of the requests. */
 struct shm_read {
 	uint8_t *dst; /* NULL: cancelled, the bytes are thrown away */
+	struct tr_mem *of; /* the region if it is a GPU's; else NULL */
 	uint64_t left;
 	struct tr_op *op;
 };
@@ -237,6 +241,7 @@ struct shm_conn {
 	/* Sending. */
 	struct { /* the one span that did not fit into the ring as a whole */
 		struct tr_op *op;
+		struct tr_mem *of; /* as in shm_read */
 		const uint8_t *src;
 		uint64_t offset, left, addr;
 		uint32_t mem;
@@ -260,7 +265,7 @@ struct shm_conn {
 	struct tr_op *wait, **wait_last; /* in the order of the ring */
 	unsigned int waits;
 	struct shm_read read[SHM_READS_MAX];
-	unsigned int read_head, read_tail;
+	unsigned int read_head, read_next, read_tail; /* before read_next: all bytes have come */
 	uint64_t blocked_at; /* out.head then */
 	bool blocked; /* a call returned TR_AGAIN, the ring was full; room was not reported since */
 	bool cut; /* a copy stopped at SHM_ADD_BYTES; not reported yet that it can go on */
@@ -274,6 +279,11 @@ struct shm_conn {
 	bool hung_up; /* the socket's EOF or the pidfd was seen */
 
 	int64_t fence_deadline_ns; /* 0: not begun */
+
+	/* A GPU's memory through the rings. NULL: none has; bytes that kernels copy. */
+	struct stage *gather, *scatter;
+	uint64_t gathering, scattering;
+	struct kv_error failure; /* of a gather; progress reports it */
 
 	struct shm_cuda *cuda; /* NULL: no GPU has copied for it */
 	struct shm_pieces pieces;
@@ -434,6 +444,23 @@ static inline bool cuda_has(const struct shm_conn *sc, const struct tr_op *op)
 bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
 struct tr_op *cuda_ended(struct shm_conn *sc); /* a cancelled one of which nothing runs now */
 
+/* cuda_ring.c */
+/* Before anything of that region goes that way: &sc->gather or &sc->scatter. */
+int staged_open(struct shm_conn *sc, struct stage **stage_p, const struct tr_mem *mem,
+		struct kv_error *err);
+/* The payload of the record that ring_put is to write next; false: not now. */
+bool gather_put(struct shm_conn *sc, struct tr_mem *mem, const uint8_t *src, uint64_t len);
+bool gather_ends(struct shm_conn *sc); /* all of it is there */
+void publish_tail(struct shm_conn *sc); /* what is in our ring, unless it is being gathered */
+/* A payload goes to dst of a region. 0, TR_AGAIN: not now; or the connection's failure. */
+int scatter_put(struct shm_conn *sc, struct tr_mem *mem, const uint8_t *payload, uint8_t *dst,
+		uint64_t len, struct kv_error *err);
+/* 0: all of it is there; TR_AGAIN, after a wait if there is a deadline; or the failure. */
+int scatter_end(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err);
+void reads_end(struct shm_conn *sc); /* those of which all bytes have come, unless scattering */
+/* false: the operation has ended, or the connection will end it, because a kernel runs on. */
+bool scatter_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
+
 /* path.c */
 /* How the bytes of one call go: past the ring where that is allowed and worth a system call. */
 static inline enum shm_path path_of(const struct shm_rmem *rm, bool any_order, uint64_t len)
@@ -462,10 +489,10 @@ int send_progress(
 	struct shm_conn *sc); /* the rest of a span, operations that waited; returns things done */
 /*
  * Puts as much of one piece into the ring as fits, in records of `type`; returns the bytes. `addr`:
- * where it will lie at the peer.
+ * where it will lie at the peer; of: as in shm_read.
  */
 uint64_t send_piece(struct shm_conn *sc, const struct ring_record *first, const uint8_t *src,
-		    uint64_t len, uint64_t addr);
+		    struct tr_mem *of, uint64_t len, uint64_t addr);
 
 /* receive.c */
 int shm_progress(struct tr_conn *conn);

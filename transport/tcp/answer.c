@@ -11,17 +11,6 @@
 #include "base/error.h"
 #include "tcp.h"
 
-/* As tr_mem_reach, but a GPU's memory, too. */
-static struct tr_mem *reach(const struct tcp_conn *tc, uint32_t id, uint64_t offset, uint64_t len)
-{
-	struct tr_mem *mem = place_region(tc, id);
-
-	if (!mem || tr_mem_lets(mem, offset, len, TR_REMOTE_READ))
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
 int answer_asked(struct tcp_stream *st, struct kv_error *err)
 {
 	const struct stream_frame *f = &st->in.frame;
@@ -29,7 +18,8 @@ int answer_asked(struct tcp_stream *st, struct kv_error *err)
 
 	for (unsigned int i = 0; i < f->spans; i++) {
 		const struct stream_span *s = &st->in.span[i];
-		struct tr_mem *mem = reach(tc, f->number, s->offset, s->len);
+		struct tr_mem *mem =
+			tr_conn_reach(tc->conn, f->number, s->offset, s->len, TR_REMOTE_READ);
 		bool may = mem && tr_conn_may(tc->conn, mem, s->offset, s->len, TR_REMOTE_READ,
 					      0) == TR_PLACE;
 
@@ -101,7 +91,7 @@ ssize_t answer_send(struct tcp_stream *st, size_t len)
 	while (n < STREAM_SPANS_MAX && sum < len) {
 		const struct tcp_answer *a = &st->answer[(st->answer_head + n) % TCP_READS_MAX];
 
-		held[n] = reach(tc, a->mem, a->offset, a->left);
+		held[n] = tr_conn_reach(tc->conn, a->mem, a->offset, a->left, TR_REMOTE_READ);
 		if (!held[n])
 			break;
 		of[n] = stage_region(held[n]);

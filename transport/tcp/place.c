@@ -16,16 +16,6 @@
 #include "base/fault.h"
 #include "tcp.h"
 
-struct tr_mem *place_region(const struct tcp_conn *tc, uint32_t id)
-{
-	struct tr_mem *mem = tr_mem_get_any(tr_conn_tr(tc->conn), id);
-
-	if (!mem || !tr_mem_usable(tc->conn, mem, NULL))
-		return mem;
-	tr_mem_put(mem);
-	return NULL;
-}
-
 /* 0, or the peer breaks the rules. */
 static int ask_for_span(struct tcp_stream *st, const struct tr_mem *mem, unsigned int i)
 {
@@ -48,7 +38,7 @@ static int refuse_write(const struct tcp_in *in, unsigned int i, struct kv_error
 int place_check(struct tcp_stream *st, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	struct tr_mem *mem = place_region(st->tc, in->frame.number);
+	struct tr_mem *mem = tr_conn_region(st->tc->conn, in->frame.number);
 	unsigned int i;
 
 	for (i = 0; mem && i < in->frame.spans; i++)
@@ -108,7 +98,7 @@ static int data_places(struct tcp_stream *st, struct places *p, struct kv_error 
 	uint32_t done = in->done;
 
 	/* It may have gone since the header was checked. */
-	p->mem = place_region(st->tc, in->frame.number);
+	p->mem = tr_conn_region(st->tc->conn, in->frame.number);
 	for (unsigned int i = in->next; i < in->frame.spans; i++, done = 0) {
 		bool nowhere;
 

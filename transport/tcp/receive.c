@@ -137,7 +137,7 @@ static int take_stream(struct tcp_stream *st, struct kv_error *err)
 	for (;;) {
 		taken = place_settle(st, err);
 		if (taken)
-			return taken == TR_AGAIN ? done : taken;
+			return taken == TR_AGAIN ? done + 1 : taken; /* a kernel works */
 		taken = take_buffered(st, err);
 		if (taken < 0)
 			return taken;
@@ -208,7 +208,7 @@ static int find_end(struct tcp_conn *tc, struct kv_error *err)
 	bool hung_up = false;
 
 	tcp_for_each (st, tc) {
-		if (st->in.stalled || stage_runs(st->in_stage.stage))
+		if (st->in.stalled)
 			return 0;
 		hung_up |= st->hung_up;
 	}

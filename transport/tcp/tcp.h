@@ -290,8 +290,6 @@ int tcp_progress(struct tr_conn *conn);
 int tcp_arm(struct tr_conn *conn);
 
 /* place.c */
-/* A region that this connection moves bytes of, by the id in its description, as tr_mem_get. */
-struct tr_mem *place_region(const struct tcp_conn *tc, uint32_t id);
 /* in.frame is DATA: its region, bounds and grant are right, or the peer breaks the rules. */
 int place_check(struct tcp_stream *st, struct kv_error *err);
 /* in.frame is an ANSWER. */
