@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,11 +16,17 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { PATIENCE_MS = 5000, CHUNK = 64 << 10 };
+enum {
+	PATIENCE_MS = 5000,
+	CHUNK = 64 << 10,
+	NO_SUCH_USER = 65534, /* the kernel's word for one of another user namespace */
+};
 
 static long long now_ms(void)
 {
@@ -93,43 +100,6 @@ int look_pid(const char *text)
 
 /* ---------------------------------------------------------------- asking */
 
-static int open_network(int pid)
-{
-	char path[64];
-
-	snprintf(path, sizeof(path), "/proc/%d/ns/net", pid);
-	return open(path, O_RDONLY | O_CLOEXEC);
-}
-
-/* A socket of the network of `pid`: its names are looked up there. */
-static int socket_of(int pid, const char **why_p)
-{
-	struct stat a, b;
-	int ours, theirs, fd = -1;
-
-	if (!pid)
-		return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	ours = open_network(getpid());
-	theirs = open_network(pid);
-	if (ours >= 0 && theirs >= 0 && !fstat(ours, &a) && !fstat(theirs, &b) &&
-	    a.st_ino == b.st_ino) {
-		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	} else if (ours >= 0 && theirs >= 0 && !setns(theirs, CLONE_NEWNET)) {
-		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-		if (setns(ours, CLONE_NEWNET)) {
-			close(fd);
-			fd = -1;
-		}
-	} else {
-		*why_p = "it has a network of its own: ask as root, or inside of its container";
-	}
-	if (ours >= 0)
-		close(ours);
-	if (theirs >= 0)
-		close(theirs);
-	return fd;
-}
-
 static bool dial(int fd, const char *name, long long deadline_ms)
 {
 	struct sockaddr_un at = { .sun_family = AF_UNIX };
@@ -145,6 +115,80 @@ static bool dial(int fd, const char *name, long long deadline_ms)
 		poll(NULL, 0, 10);
 	}
 	return true;
+}
+
+/* A namespace of `pid` that is not this process's, or -1. */
+static int other_namespace(int pid, const char *which)
+{
+	struct stat ours, theirs;
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/ns/%s", which);
+	if (stat(path, &ours))
+		return -1;
+	snprintf(path, sizeof(path), "/proc/%d/ns/%s", pid, which);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || (!fstat(fd, &theirs) && theirs.st_ino != ours.st_ino))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+static int dial_here(const char *name, long long deadline_ms)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0 || dial(fd, name, deadline_ms))
+		return fd;
+	close(fd);
+	return -1;
+}
+
+enum { CANNOT_ENTER = 255, CANNOT_DIAL = 254 };
+
+/*
+ * In a process of its own, because a user namespace is not left again. There a process of the same
+ * user as outside, or its root: outside's root may be nobody there.
+ */
+static int dial_inside(const char *name, int user, int network, long long deadline_ms)
+{
+	int fd;
+
+	if (user >= 0 && !setns(user, CLONE_NEWUSER) &&
+	    (setresgid(0, 0, 0) || setresuid(0, 0, 0)) && geteuid() == NO_SUCH_USER)
+		return CANNOT_ENTER;
+	if (network >= 0 && setns(network, CLONE_NEWNET))
+		return CANNOT_ENTER;
+	fd = dial_here(name, deadline_ms);
+	return fd >= 0 && fd < CANNOT_DIAL ? fd : CANNOT_DIAL;
+}
+
+/* A connection to the socket: its name is looked up in the network of the process. */
+static int connect_to(const struct look_socket *to, const char **why_p, long long deadline_ms)
+{
+	int user = to->pid ? other_namespace(to->pid, "user") : -1;
+	int network = to->pid ? other_namespace(to->pid, "net") : -1, fd, status = 0;
+	pid_t helper;
+
+	*why_p = "it has just ended, or others ask it all the time";
+	if (user < 0 && network < 0)
+		return dial_here(to->name, deadline_ms);
+	/* What it opens is open here: the descriptors are the same. */
+	helper = (pid_t)syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, NULL);
+	if (!helper)
+		_exit(dial_inside(to->name, user, network, deadline_ms));
+	if (helper < 0 || waitpid(helper, &status, 0) != helper || !WIFEXITED(status))
+		status = -1;
+	fd = status < 0 ? CANNOT_DIAL : WEXITSTATUS(status);
+	if (fd == CANNOT_ENTER)
+		*why_p = "it has a network, or users, of its own: ask as root, or inside of its "
+			 "container (nsenter, docker exec)";
+	if (user >= 0)
+		close(user);
+	if (network >= 0)
+		close(network);
+	return fd >= CANNOT_DIAL ? -1 : fd;
 }
 
 /* Anybody may have taken a name that looks like one of ours. */
@@ -202,13 +246,10 @@ char *look_ask(const struct look_socket *socket, const char *question, int *pid_
 	char *text = NULL;
 	int fd;
 
-	*why_p = "no socket could be opened";
-	fd = socket_of(socket->pid, why_p);
+	fd = connect_to(socket, why_p, deadline_ms);
 	if (fd < 0)
 		return NULL;
-	if (!dial(fd, socket->name, deadline_ms)) {
-		*why_p = "it has just ended, or others ask it all the time";
-	} else if (!is_whom_we_ask(fd, socket->pid, pid_p)) {
+	if (!is_whom_we_ask(fd, socket->pid, pid_p)) {
 		*why_p = "the socket of its name is another process's";
 	} else if (send(fd, question, len, MSG_NOSIGNAL) == (ssize_t)len) {
 		text = read_all(fd, deadline_ms);
