@@ -146,8 +146,9 @@ def serve(pipe, name, ordinal):
             block = pipe.recv()
         except EOFError:
             return
-        pipe.send(memory.wrong(block, WRITER))
-        memory.fill()
+        wrong = memory.wrong(block, WRITER)
+        memory.fill()  # before the answer, after which the next bytes come
+        pipe.send(wrong)
 
 
 def measure(name, decode):
