@@ -308,6 +308,30 @@ CASE(a_region_stays_until_the_device_has_destroyed_the_queue_pair)
 	setting_end(&s);
 }
 
+/* A device that refuses at first is asked again; the region stays until it has agreed. */
+CASE(a_region_comes_back_from_a_device_that_refuses_for_a_while)
+{
+	for (int threads = 0; threads < 2; threads++) {
+		struct fake_config config = { .threads = threads };
+		int64_t end = kv_deadline_ns(MANY_MS);
+		struct tr_mem *second;
+		struct setting s;
+		struct kv_error err;
+
+		setting_make(&s, &config, NULL, SIZE);
+		second = rig_reg(&s.rig, 1, setting_at(&s, 1, 0), SIZE,
+				 TR_REMOTE_WRITE | TR_REMOTE_READ);
+		fake_refuse_destroy(1, 5);
+		tr_conn_close(s.rig.side[1].conn);
+		s.rig.side[1].conn = NULL;
+		while (tr_mem_dereg(second, &err) == KV_ERR_BUSY) {
+			assert_true(kv_now_ns() < end);
+			poll(NULL, 0, 1);
+		}
+		setting_end(&s);
+	}
+}
+
 CASE(a_fence_holds_only_when_the_queue_pairs_are_gone)
 {
 	static const char *const one_lane[] = { "KVCACHE_IB_LANES=1", NULL };

@@ -16,7 +16,7 @@ static int slow_now[HOSTS_MAX]; /* actors that hold a device's teardowns up */
 static struct {
 	int64_t ms, until_ns;
 } held[HOSTS_MAX];
-static bool refused, storm;
+static bool storm;
 
 void faults_begin(int n_hosts, int n_devices, bool in_storm)
 {
@@ -25,7 +25,6 @@ void faults_begin(int n_hosts, int n_devices, bool in_storm)
 	memset(slow_until_ns, 0, sizeof(slow_until_ns));
 	memset(slow_now, 0, sizeof(slow_now));
 	memset(held, 0, sizeof(held));
-	refused = false;
 	storm = in_storm;
 }
 
@@ -183,7 +182,6 @@ static void refuse_destroy(struct sim_actor *actor)
 {
 	await_moment(actor);
 	fake_refuse_destroy(some_host(actor), 1 + (int)draw(actor, 20));
-	refused = true;
 	count(true);
 }
 
@@ -270,11 +268,6 @@ int64_t faults_held_ms(int64_t since_ns)
 		if (held[h].until_ns >= since_ns && held[h].ms > ms)
 			ms = held[h].ms;
 	return ms;
-}
-
-bool faults_refused(void)
-{
-	return refused;
 }
 
 void faults_heal(void)

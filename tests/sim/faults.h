@@ -15,8 +15,6 @@ bool faults_device_is_slow(int host);
  * of them took, at most. 0: no device did both.
  */
 int64_t faults_held_ms(int64_t since_ns);
-/* A queue pair may have been refused to a handshake that failed: it stays with its device. */
-bool faults_refused(void);
 bool faults_were_slow(void); /* some device was, at some time */
 /* Nothing is wrong any more. */
 void faults_heal(void);

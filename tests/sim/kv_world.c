@@ -457,15 +457,12 @@ static void reopen_engine(struct engine *e)
 	open_engine(e);
 }
 
-/* False: a queue pair that its device does not destroy may reach the cache for good. */
-static bool unregister(struct engine *e, struct kv_cache **cache)
+static void unregister(struct engine *e, struct kv_cache **cache)
 {
 	struct kv_error err;
 	int ret;
 
 	for (int i = 0; (ret = TIMED(kv_cache_unregister, 0, *cache, &err)) == KV_ERR_BUSY; i++) {
-		if (i == CLOSE_TRIES && faults_refused())
-			return false;
 		if (i == CLOSE_TRIES)
 			sim_fail("a cache cannot be unregistered: %s", err.message);
 		for (int r = 0; r < w.engines; r++)
@@ -474,7 +471,6 @@ static bool unregister(struct engine *e, struct kv_cache **cache)
 	}
 	must(ret, &err, "kv_cache_unregister");
 	*cache = NULL;
-	return true;
 }
 
 /* No step uses the engine until it thaws; none of its operations is under way. */
@@ -495,7 +491,6 @@ void world_recycle(int engine, bool keep_part)
 {
 	struct engine *e = &w.engine[engine];
 	struct kv_error err;
-	bool gone = true;
 	int ret = 0;
 
 	if (!freeze(e))
@@ -503,13 +498,12 @@ void world_recycle(int engine, bool keep_part)
 	for (int r = 0; r < w.engines; r++)
 		close_all_to(engine, r);
 	if (e->part && !keep_part)
-		gone = unregister(e, &e->part);
-	for (int c = 0; c < CACHES && gone; c++) {
-		gone = unregister(e, &e->cache[c]);
-		if (gone)
-			unmap_memory(e, c);
+		unregister(e, &e->part);
+	for (int c = 0; c < CACHES; c++) {
+		unregister(e, &e->cache[c]);
+		unmap_memory(e, c);
 	}
-	for (int c = 0; c < CACHES && gone; c++) {
+	for (int c = 0; c < CACHES; c++) {
 		map_memory(e, c);
 		for (int i = 0; !ret && i < REGISTER_TRIES; i++) {
 			ret = register_cache(e, c, &err);
@@ -519,7 +513,7 @@ void world_recycle(int engine, bool keep_part)
 			ret = i < REGISTER_TRIES - 1 ? 0 : ret;
 		}
 	}
-	if (!gone || ret == KV_ERR_DEVICE) /* its scope: the engine is opened again */
+	if (ret == KV_ERR_DEVICE) /* its scope: the engine is opened again */
 		reopen_engine(e);
 	else
 		must(ret, &err, "kv_cache_register");

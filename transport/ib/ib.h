@@ -478,6 +478,8 @@ void ib_cut_step(struct ib_conn *c);
 /* From any thread; false, and nothing, where a job is under way or no thread can be had. */
 bool ib_slow_start(struct ib_conn *c, void (*job)(struct ib_conn *c));
 bool ib_slow_busy(struct ib_conn *c); /* a job is under way */
+/* Asked by a job: it has a thread of its own. */
+bool ib_slow_aside(const struct ib_conn *c);
 /*
  * true: the job was done. false: it, or another one, is under way; the same job may be run again.
  */

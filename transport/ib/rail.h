@@ -50,6 +50,7 @@ enum ib_limits {
 	IB_LINGER_MS = 300,
 	IB_SLOW_MS = 1,	       /* a verb that may take long is waited for this long in the call */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
+	IB_AGAIN_MS = 32,      /* between two tries to destroy what a device refuses to, at most */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
 	/*
 	 * Connections that a device's asynchronous events wake; what one of them learns is the

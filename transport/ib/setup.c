@@ -163,7 +163,8 @@ static int make_paths(struct ib_conn *c, int per_path, struct kv_error *err)
 			return ret;
 		atomic_store(&c->path[bad].rail->ill_until_ns, kv_deadline_ns(IB_ILL_MS));
 		ib_rail_is_ill(c->ctx, c->path[bad].rail, err);
-		if (c->setup.accepting || c->paths == 1)
+		ib_lanes_destroy(c);
+		if (c->setup.accepting || c->paths == 1 || ib_has_lanes(c))
 			return ret;
 		ib_conn_mem_free(c);
 		c->paths--;

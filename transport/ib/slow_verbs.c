@@ -63,6 +63,11 @@ bool ib_slow_busy(struct ib_conn *c)
 	return atomic_load(&c->end.slow) != SLOW_FREE;
 }
 
+bool ib_slow_aside(const struct ib_conn *c)
+{
+	return atomic_load(&c->end.slow) != SLOW_FREE;
+}
+
 bool ib_slow_run(struct ib_conn *c, void (*job)(struct ib_conn *c))
 {
 	int64_t until = kv_deadline_ns(IB_SLOW_MS);

@@ -61,6 +61,22 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 /* ---------------------------------------------------------------- close */
 
 /*
+ * A device that refuses is asked again, until the context is closed: its queue pairs may reach
+ * regions that are BUSY as long. A call that has no thread for it waits IB_CLOSE_MS.
+ */
+static void destroy_lanes(struct ib_conn *c)
+{
+	int64_t end = kv_deadline_ns(IB_CLOSE_MS);
+
+	ib_lanes_destroy(c);
+	for (int ms = 1; ib_has_lanes(c) && (ib_slow_aside(c) || kv_now_ns() < end);) {
+		poll(NULL, 0, ms);
+		ms = ms < IB_AGAIN_MS ? 2 * ms : IB_AGAIN_MS;
+		ib_lanes_destroy(c);
+	}
+}
+
+/*
  * false: the device keeps a queue pair. Then what that may reach stays registered, and the rails
  * open.
  */
@@ -78,6 +94,7 @@ static void free_left(struct ib_conn *c)
 {
 	struct tr_left *left = c->end.left;
 
+	destroy_lanes(c);
 	if (free_parts(c))
 		tr_left_done(left);
 }
@@ -128,7 +145,7 @@ void ib_conn_close(struct ib_conn *c)
 {
 	if (ib_slow_busy(c) && leave(c))
 		return;
-	if (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy) && leave(c))
+	if (ib_has_lanes(c) && !ib_slow_run(c, destroy_lanes) && leave(c))
 		return;
 	ib_slow_busy(c); /* joins a thread that has just ended */
 	if (!free_parts(c)) {
