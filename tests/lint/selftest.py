@@ -227,6 +227,12 @@ class Shape(Tree):
         self.write("a.c", SPDX + "\t" * 12 + "1234\n" + "\t" * 12 + "12345\n" + "\t" * 12 + '"234"\n')
         self.assert_finds("a.c:3: 1 lines are wider", shape.check(self.root)[0])
 
+    def test_program_that_cannot_be_started(self):
+        self.write("a.sh", "#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n")
+        self.assert_finds("a.sh:1", shape.check(self.root)[0])
+        os.chmod(os.path.join(self.root, "a.sh"), 0o755)
+        self.assertEqual(shape.check(self.root)[0], [])
+
 
 class Format(Tree):
     def test_an_unformatted_file_is_found(self):

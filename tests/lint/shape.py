@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""shape.py -- licence line in every source, no file over the hard limit, no wide line of C that is not a text's
+"""shape.py -- licence line in every source, no file over the hard limit, no wide line of C that is not a text's, no program that
+cannot be started by its name
 
 Long files and functions are noted.
 
@@ -50,6 +51,8 @@ def check(root):
         lines = text.splitlines()
         if not has_licence_line(text):
             findings.append(f"{path}:1: no SPDX-License-Identifier: Apache-2.0 in the first two lines")
+        if text.startswith("#!") and not os.access(os.path.join(root, path), os.X_OK):
+            findings.append(f"{path}:1: it names its interpreter and cannot be started: chmod +x")
         if len(lines) > FILE_LINES_HARD:
             findings.append(f"{path}: {len(lines)} lines, the limit is {FILE_LINES_HARD}")
         elif len(lines) > FILE_LINES:
