@@ -40,11 +40,16 @@ function(kvrail_add_test name)
 	set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT ${T_TIMEOUT} LABELS "${rig};${T_LABELS}")
 endfunction()
 
+# The main of programs that have none. The linker takes it from the archive only where none is.
+add_library(kvrail_test_main STATIC ${PROJECT_SOURCE_DIR}/tests/lib/main.c)
+target_include_directories(kvrail_test_main PRIVATE ${CMOCKA_INCLUDE})
+target_link_libraries(kvrail_test_main PRIVATE kvrail_flags PUBLIC ${CMOCKA_LIBRARY})
+
 # kvrail_test(name SOURCES … [LIBS …] [ARGS …] [LABELS …] [TIMEOUT seconds]): a cmocka program
 function(kvrail_test name)
 	cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS;ARGS;LABELS" ${ARGN})
 	add_executable(${name} ${T_SOURCES})
 	target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests ${CMOCKA_INCLUDE})
-	target_link_libraries(${name} PRIVATE ${T_LIBS} ${CMOCKA_LIBRARY})
+	target_link_libraries(${name} PRIVATE ${T_LIBS} kvrail_test_main)
 	kvrail_add_test(${name} COMMAND ${name} ${T_ARGS} LABELS ${T_LABELS} TIMEOUT ${T_TIMEOUT})
 endfunction()

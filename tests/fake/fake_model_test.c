@@ -457,8 +457,3 @@ CASE(bytes_are_stored_in_the_order_of_their_addresses)
 		}
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

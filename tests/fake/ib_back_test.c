@@ -481,8 +481,3 @@ CASE(a_region_goes_without_a_failing_device)
 	}
 	setting_end(&s);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -525,8 +525,3 @@ CASE(a_fence_says_goodbye_after_what_was_sent)
 	assert_true(tr_conn_peer_left(s.rig.side[1].conn));
 	setting_end(&s);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -493,8 +493,3 @@ CASE(an_immediate_without_its_record_ends_the_connection)
 	assert_int_equal(event->status, KV_ERR_PROTOCOL);
 	setting_end(&s);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -115,8 +115,3 @@ CASE(an_infiniband_port_has_its_own_at_index_0)
 	ib_gid_choose_infiniband(e + 2, 1, -1, &choice);
 	assert_int_equal(choice.entry, -1);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

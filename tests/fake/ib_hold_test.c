@@ -349,8 +349,3 @@ CASE(a_fence_holds_only_when_the_queue_pairs_are_gone)
 	assert_true(again >= 20);
 	setting_end(&s);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -225,8 +225,3 @@ CASE(a_region_of_5_gib_is_three_slices_of_at_most_2)
 	setting_end(&s);
 	munmap(big, len);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -249,8 +249,3 @@ CASE(a_faster_rail_carries_more)
 	assert_true(fake_carried(0, 0) > 2 * fake_carried(0, 1));
 	setting_end(&s);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

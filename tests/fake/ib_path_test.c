@@ -396,8 +396,3 @@ CASE(only_data_memory_is_relaxed)
 		free(data);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -232,10 +232,3 @@ CASE(memory_needs_no_tcp_where_nobody_sleeps)
 	rig_close(&local);
 	assert_true(fake_end());
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		cmocka_set_test_filter(argv[1]);
-	return run_cases(NULL, NULL);
-}

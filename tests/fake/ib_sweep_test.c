@@ -72,8 +72,3 @@ CASE(a_machine_without_the_library_says_so)
 	v = ib_verbs_load(&err);
 	assert_true(v || err.code == KV_ERR_UNSUPPORTED);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

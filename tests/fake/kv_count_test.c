@@ -121,8 +121,3 @@ CASE(a_registration_waits_for_the_pages_of_its_pool)
 	assert_non_null(strstr(text, ", 0 of them still get theirs"));
 	node_close(&node);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

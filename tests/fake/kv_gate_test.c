@@ -243,8 +243,3 @@ CASE(what_cannot_be_waited_for_is_refused)
 	free(options.stream);
 	close_all(&p);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

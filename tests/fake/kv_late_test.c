@@ -119,8 +119,3 @@ CASE(an_operation_of_many_regions_keeps_no_other_cache)
 				    (uint8_t *)layer[0][i] + BLOCK, BLOCK);
 	pair_close(&p);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

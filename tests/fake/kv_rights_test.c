@@ -50,8 +50,3 @@ CASE(nothing_is_open_that_need_not_be)
 		node_close(&b);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

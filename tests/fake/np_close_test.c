@@ -482,8 +482,3 @@ CASE(many_silent_peers_of_a_device_cost_little)
 {
 	np_rig_process(NULL, silent_peers);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -160,8 +160,3 @@ CASE(nccls_switches_choose_transport_and_address)
 	if (loopback_has_ipv6())
 		np_rig_process(six, by_ipv6);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

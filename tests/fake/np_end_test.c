@@ -220,8 +220,3 @@ CASE(a_forked_child_that_exits_frees_nothing_of_its_parents)
 {
 	np_rig_process(NULL, child_exits);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -135,8 +135,3 @@ CASE(after_a_link_or_an_address_has_come_back_new_connections_work)
 	np_rig_process(NULL, link_goes_and_comes);
 	np_rig_process(NULL, address_moves);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

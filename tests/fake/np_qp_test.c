@@ -199,8 +199,3 @@ CASE(memory_is_open_as_far_as_its_end_needs)
 {
 	np_rig_process(NULL, registered);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

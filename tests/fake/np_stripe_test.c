@@ -111,8 +111,3 @@ CASE(a_virtual_device_of_none_nine_equal_or_mixed_ones_is_refused)
 {
 	np_rig_process(NULL, refuse);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

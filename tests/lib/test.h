@@ -3,8 +3,8 @@
  * test.h -- cmocka, and the headers that must come before its own
  *
  * CASE(name) { ... } is a case, CASE_WITH(name, setup, teardown) one between these two; run_cases
- * runs those of a program in the order of the file, so none can be written and not run. A program
- * whose arguments choose among lists of cases makes these as cmocka does.
+ * runs those of a program in the order of the file: none can be written and not run. main.c calls
+ * it where there is no main. Where arguments choose among lists, these are made as with cmocka.
  */
 #ifndef TEST_H
 #define TEST_H
@@ -45,7 +45,7 @@ static inline int by_line(const void *a, const void *b)
 
 static inline int run_cases(CMFixtureFunction setup, CMFixtureFunction teardown)
 {
-	size_t n = (size_t)(__stop_cases - __start_cases);
+	size_t n = ((uintptr_t)__stop_cases - (uintptr_t)__start_cases) / sizeof(*__start_cases);
 	const struct test_case *cases[CASES_MAX];
 	struct CMUnitTest tests[CASES_MAX];
 

@@ -740,8 +740,3 @@ CASE(a_key_costs_less_than_a_millisecond)
 		      with);
 	assert_true(with - without < 1000.0 * (double)(slow_ms(1) * BAR_FACTOR));
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -80,8 +80,3 @@ CASE(deadlines_and_lifetimes_are_as_long_as_ever)
 	pair_close(&p);
 	assert_true(time(NULL) != time(NULL)); /* it does jump */
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -156,10 +156,3 @@ CASE(a_device_row_fills_what_its_caller_knows_and_no_more)
 	assert_int_equal(kv_device_get(engine, 0, &info, &err), KV_ERR_ARG);
 	kv_engine_close(engine);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -324,8 +324,3 @@ CASE(it_is_not_dropped_while_it_may_still_be_taken_in)
 	for (int i = 0; i < 2; i++)
 		node_close(&rank[i].node);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -85,8 +85,3 @@ CASE(a_failed_copy_into_the_peer_names_the_peer)
 	kv_engine_close(a.engine);
 	kv_engine_close(b.engine);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -99,10 +99,3 @@ CASE(a_child_that_stays_keeps_neither_port_nor_connection)
 	node_close(&again);
 	close(holder);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

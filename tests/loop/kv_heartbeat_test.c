@@ -127,8 +127,3 @@ CASE(without_the_option_nobody_asks)
 	assert_true(is_connected(&p.a) && is_connected(&p.b));
 	pair_close(&p);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

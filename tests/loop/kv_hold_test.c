@@ -266,10 +266,3 @@ CASE(a_revocation_ends_when_the_peer_is_closed)
 	assert_true(*(int *)ret == 0 || *(int *)ret == KV_ERR_ARG);
 	pair_close(&p);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -427,10 +427,3 @@ CASE_WITH(kv_blocks_open_is_found_by_its_tag_too, setup, teardown)
 	assert_int_equal(arrival.tag, 31);
 	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -469,10 +469,3 @@ CASE_WITH(nothing_follows_a_goodbye, setup, teardown)
 	say_begin(OP(3, 1), 0);
 	dropped();
 }
-
-int main(int argc, char **argv)
-{
-	(void)argc;
-	(void)argv;
-	return run_cases(NULL, NULL);
-}

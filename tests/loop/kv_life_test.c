@@ -494,10 +494,3 @@ CASE(connecting_to_nobody_fails_at_once_and_to_silence_at_the_deadline)
 	assert_int_equal(kv_connect(a.engine, NULL, 1, -1, &a.peer, &err), KV_ERR_ARG);
 	node_close(&a);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

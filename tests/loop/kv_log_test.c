@@ -161,8 +161,3 @@ CASE(a_log_that_takes_nothing_stops_nobody)
 	}
 	close(kept);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

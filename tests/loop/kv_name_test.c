@@ -93,8 +93,3 @@ CASE(without_one)
 {
 	run_in(KV_PROGRESS_CALLER);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

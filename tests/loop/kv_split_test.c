@@ -263,12 +263,3 @@ CASE(the_shorter_layout_of_before_is_taken)
 	assert_int_equal(kv_cache_register(engine, &layout, &cache, &err), KV_ERR_ARG);
 	kv_engine_close(engine);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	if (argc > 2)
-		cmocka_set_test_filter(argv[2]);
-	return run_cases(NULL, NULL);
-}

@@ -277,10 +277,3 @@ CASE(looking_posts_no_block_data)
 	ok(kv_op_free(op, &err), &err);
 	pair_close(&p);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -221,10 +221,3 @@ CASE(one_that_left_before_its_last_frame_was_read_was_there_and_said_goodbye)
 	assert_int_equal(stats.rejected_garbage, 0);
 	pair_close(&p);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

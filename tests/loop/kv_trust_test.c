@@ -367,8 +367,3 @@ CASE(a_peer_costs_few_descriptors)
 	node_close(&a);
 	node_close(&b);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -71,10 +71,3 @@ CASE(caches_over_the_same_memory_have_leases_of_their_own)
 	node_close(&a);
 	node_close(&b);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -178,10 +178,3 @@ CASE(a_write_can_be_proven_by_a_read_instead_of_an_acknowledgement)
 	no_arrival(&p.b);
 	pair_close(&p);
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		rig_path(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -457,8 +457,3 @@ CASE(random_bytes_in_the_ring_never_crash)
 
 	assert_int_equal(pair_run(&config, noise_victim, noise_maker), 0);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -323,9 +323,3 @@ CASE(a_pool_can_be_written_by_the_other_paths_too)
 }
 
 /* An argument is the pattern of the tests to run. */
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		cmocka_set_test_filter(argv[1]);
-	return run_cases(NULL, NULL);
-}

@@ -146,8 +146,3 @@ CASE(a_large_span_is_copied_in_pieces)
 		assert_int_equal(pair_run(&config, mover, target), 0);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

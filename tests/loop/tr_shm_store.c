@@ -175,8 +175,3 @@ CASE(a_full_ring_takes_nothing_and_an_emptied_one_takes_again)
 	assert_int_equal(ring_fit(&r.out, RING, 1, 1024), RING - 1024 - RING_ALIGN);
 	assert_int_equal(ring_fit(&r.out, RING, 1, RING - RING_ALIGN), -1);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

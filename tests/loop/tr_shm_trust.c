@@ -416,8 +416,3 @@ CASE(neither_side_gets_a_larger_ring_than_the_other_allows)
 		assert_int_equal(pair_run(&config, ring_of_64_kib, ring_of_64_kib), 0);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

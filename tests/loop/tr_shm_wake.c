@@ -58,8 +58,3 @@ CASE(a_wake_up_without_memory_for_it_is_rung_again)
 	skip();
 #endif
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -91,8 +91,3 @@ CASE(blocks_and_their_notify_cost_as_few_calls_as_they_can)
 		assert_int_equal(pair_run(&config, write_blocks, be_written), 0);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -527,8 +527,3 @@ CASE(with_a_key_the_token_does_not_open_the_door)
 	assert_int_equal(pair_run(&config, keyed, keyed), 0);
 	unlink(name);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

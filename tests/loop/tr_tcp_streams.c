@@ -82,8 +82,3 @@ CASE(what_follows_waits_for_the_stream_that_is_late)
 
 	assert_int_equal(pair_run(&config, writer, reader), 0);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -266,8 +266,3 @@ CASE(log_files_receive_their_levels)
 	unlink(named);
 	unlink(error);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

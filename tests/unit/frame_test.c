@@ -205,8 +205,3 @@ CASE(random_bytes_never_read_outside)
 			assert_true(reject.code < 0);
 	}
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

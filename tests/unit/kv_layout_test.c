@@ -294,8 +294,3 @@ CASE(the_largest_cache_is_judged_without_a_look_at_its_blocks)
 	print_message("%lld ms\n", cpu_ms() - begun);
 	assert_true(cpu_ms() - begun < 20000);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

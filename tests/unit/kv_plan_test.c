@@ -438,8 +438,3 @@ CASE(a_difference_is_reported_with_both_values)
 	assert_int_equal(kv_geometry_compare(&a, &b, &err), KV_ERR_GEOMETRY);
 	assert_non_null(strstr(err.message, " more"));
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

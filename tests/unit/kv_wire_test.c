@@ -185,8 +185,3 @@ CASE(hellos_survive_the_wire_and_hostile_ones_are_refused)
 	len = kv_wire_put_hello(&hello, buf, sizeof(buf));
 	assert_false(kv_wire_get_hello(buf, len, &got));
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -226,8 +226,3 @@ CASE(each_call_of_the_c_library_failed_once_is_reported)
 	print_message("%u calls failed\n", failed);
 	assert_true(failed > 2 * LIBC_COUNT);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -239,8 +239,3 @@ CASE(the_address_is_chosen_in_nccls_order)
 	expect("", 0, 7);
 	expect("=eth0", 0, 5);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -327,8 +327,3 @@ CASE(the_room_is_that_of_the_tightest_limit)
 	snprintf(command, sizeof(command), "rm -r %s", root);
 	assert_int_equal(system(command), 0);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

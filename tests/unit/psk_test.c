@@ -113,8 +113,3 @@ CASE(a_frame_counts_once_and_in_its_place)
 	assert_false(auth_opens(&takes, "frame", 5, mac[0]));
 	assert_true(auth_opens(&takes, "frame", 5, mac[1]));
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -136,8 +136,3 @@ CASE(many_blocks_share_no_word)
 	free(table);
 	free(w);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

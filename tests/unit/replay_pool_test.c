@@ -339,8 +339,3 @@ CASE(a_request_larger_than_the_pool_gets_a_window)
 	trace_request_free(&a);
 	pool_destroy(&p);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -168,8 +168,3 @@ CASE(a_rank_that_does_not_move_is_killed)
 	assert_int_equal(fates[3].deaths, 1);
 	assert_int_equal(fates[0].present, 1);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -49,8 +49,3 @@ CASE(ranks_of_different_lengths_add_up)
 	free(slow);
 	free(none);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

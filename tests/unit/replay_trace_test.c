@@ -180,8 +180,3 @@ CASE(sizes_take_suffixes_and_refuse_the_rest)
 		if (size_parse(bad[i], &v) == 0)
 			fail_msg("\"%s\" was taken as a size", bad[i]);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

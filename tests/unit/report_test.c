@@ -62,8 +62,3 @@ CASE(json_has_every_field_and_no_byte_that_is_none_of_json)
 	assert_int_equal(cut.text.len, r.text.len);
 	assert_int_equal(strlen(small), sizeof(small) - 1);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}

@@ -113,8 +113,3 @@ CASE(the_kernel_understands_the_question)
 		assert_int_equal(doctor_dcb_ask("no-such-if", &mask), ENODEV);
 	assert_int_equal(mask, 7);
 }
-
-int main(void)
-{
-	return run_cases(NULL, NULL);
-}
