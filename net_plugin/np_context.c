@@ -21,6 +21,7 @@ static int open_rail(struct np_context *ctx, const struct np_device *device, str
 		     struct kv_error *err)
 {
 	struct np_options options;
+	struct tr_config config;
 	char text[NP_OPTION_TEXT];
 	int ret;
 
@@ -44,8 +45,11 @@ static int open_rail(struct np_context *ctx, const struct np_device *device, str
 	if (ret)
 		return ret;
 	rail->log = kv_log_open(rail->options, np_log_sink, NULL);
-	ret = tr_open(&(struct tr_config){ .options = rail->options, .log = rail->log }, &rail->tr,
-		      err);
+	config = (struct tr_config){ .options = rail->options,
+				     .log = rail->log,
+				     .gpu_apart = device->is_host &&
+						  device->ptr_support != NCCL_PTR_HOST };
+	ret = tr_open(&config, &rail->tr, err);
 	if (ret)
 		close_rail(rail);
 	else

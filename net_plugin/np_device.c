@@ -112,7 +112,9 @@ static int host_ptr_support(const struct kv_option_set *set)
 
 	if (!kv_option_bool(set, KV_OPT_NET_GDR))
 		return NCCL_PTR_HOST;
-	if (!tr_runs_cuda(&err))
+	if (!strcmp(np_env_text("NCCL_CUMEM_ENABLE"), "0"))
+		kv_fail(&err, KV_ERR_UNSUPPORTED, "init", "NCCL_CUMEM_ENABLE is 0");
+	else if (!tr_runs_cuda(&err))
 		return NCCL_PTR_HOST | NCCL_PTR_CUDA;
 	np_info("shm: no GPU memory: %s", err.message);
 	return NCCL_PTR_HOST;

@@ -83,8 +83,12 @@ static const struct {
 };
 
 /* Read as texts: the list of devices, the list of interfaces, their family; switches. */
-static const char *const texts[] = { "NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "NCCL_SOCKET_FAMILY",
-				     "NCCL_IB_DISABLE", "NCCL_NET_OPTIONAL_RECV_COMPLETION" };
+static const char *const texts[] = { "NCCL_IB_HCA",
+				     "NCCL_SOCKET_IFNAME",
+				     "NCCL_SOCKET_FAMILY",
+				     "NCCL_IB_DISABLE",
+				     "NCCL_NET_OPTIONAL_RECV_COMPLETION",
+				     "NCCL_CUMEM_ENABLE" };
 
 const char *np_env_text(const char *name)
 {

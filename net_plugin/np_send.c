@@ -183,7 +183,8 @@ static int take_event(struct np_comm *comm, const struct tr_event *event, struct
 void np_send_ready(struct np_send *s, const struct np_rail *rail)
 {
 	s->comm.is_shm = !strcmp(tr_conn_transport(s->comm.conn), "shm");
-	s->piece = s->comm.is_shm && !kv_option_int(rail->options, KV_OPT_NET_COPY_THREADS)
+	s->piece = s->comm.is_shm && (!kv_option_int(rail->options, KV_OPT_NET_COPY_THREADS) ||
+				      s->comm.ptr_support != NCCL_PTR_HOST)
 			   ? NP_PIECE
 			   : SIZE_MAX;
 }

@@ -98,7 +98,7 @@ int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *e
 	ret = tr_memory_open(tr, err);
 	if (ret)
 		goto close_psk;
-	ret = gpu_open(&tr->gpu, err);
+	ret = gpu_open(config->gpu_apart, &tr->gpu, err);
 	if (ret)
 		goto close_memory;
 	ret = open_providers(tr, err);

@@ -58,6 +58,11 @@ enum tr_limits {
 struct tr_config {
 	const struct kv_option_set *options; /* must outlive the context */
 	struct kv_log *log;		     /* must outlive the context; may be NULL */
+	/*
+	 * GPUs copy in contexts of their own, so that no call of the application into CUDA holds a copy
+	 * up; then only memory that is mapped piece by piece (cuMemMap) is TR_MEM_DEVICE.
+	 */
+	bool gpu_apart;
 };
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err);

@@ -128,11 +128,28 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 
 static _Thread_local void *current; /* that an application has set */
 
+/* One of its own, beside the primary one. */
+EXPORT int cuCtxCreate_v2(void **context_p, unsigned int flags, int device);
+EXPORT int cuCtxCreate_v2(void **context_p, unsigned int flags, int device)
+{
+	*context_p = &arena.fd;
+	fake_cuda.contexts++;
+	fake_cuda.open++;
+	return !flags && device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
+}
+
+EXPORT int cuCtxDestroy_v2(void *context);
+EXPORT int cuCtxDestroy_v2(void *context)
+{
+	fake_cuda.open--;
+	return context == &arena.fd ? SUCCESS : INVALID_VALUE;
+}
+
 EXPORT int cuCtxPushCurrent_v2(void *context);
 EXPORT int cuCtxPushCurrent_v2(void *context)
 {
 	fake_cuda.contexts++;
-	return context == &arena ? SUCCESS : INVALID_VALUE;
+	return context == &arena || context == &arena.fd ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuCtxPopCurrent_v2(void **context_p);

@@ -96,15 +96,23 @@ static void move(struct side *s, uint8_t *at, void *mh, void *const *from_mh, in
 	size_t sizes[] = { SMALL, SMALL };
 	void *data[] = { at + LEN / 2, at + LEN / 2 + SMALL }, *mhs[] = { mh, mh }, *ph[2] = { 0 };
 	void *in = watched ? NCCL_NET_OPTIONAL_RECV_COMPLETION : NULL, *out[2], *request = NULL;
-	int got[2];
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	int got[2], all = 0;
 
 	CHECK(!net->irecv(s->loop.recv, n, data, sizes, tags, mhs, ph, &in) && in);
 	for (int i = 0; i < n; i++)
 		PASSES(s, side_isend(s, s->loop.send, at + i * SMALL, SMALL, tags[i], *from_mh,
 				     &out[i]));
-	for (int i = 0; i < n; i++)
-		PASSES(s, side_wait(s, out[i], NULL));
-	PASSES(s, side_wait(s, in, got));
+	for (int i = 0, done; i < n; i++)
+		for (done = 0; !done;) { /* the receiver passes its memory in between */
+			CHECK(!net->test(out[i], &done, NULL));
+			if (in)
+				CHECK(!net->test(in, &all, got));
+			in = all ? NULL : in;
+			CHECK(side_ms() < end);
+		}
+	if (in)
+		PASSES(s, side_wait(s, in, got));
 	CHECK(!net->iflush(s->loop.recv, n, data, got, mhs, &request) && !request);
 }
 
@@ -113,11 +121,14 @@ static void copy_between_ranks(void)
 	ncclNetProperties_v12_t p;
 	struct side s = np_rig_init(-1, 0);
 	void *from_mh, *to_mh;
-	uint8_t *addr, *bytes = fake_cuda_alloc(LEN, &addr);
+	uint8_t *addr, *bytes = fake_cuda_map(1, &addr), *other;
 
 	CHECK(!net->getProperties(0, &p) && p.ptrSupport == (NCCL_PTR_HOST | NCCL_PTR_CUDA));
 	CHECK(!p.pciPath);
 	PASSES(&s, side_loop(&s, &s.loop));
+	CHECK(fake_cuda_alloc(LEN, &other));
+	CHECK(net->regMr(s.loop.send, other, LEN, NCCL_PTR_CUDA, &from_mh));
+	CHECK(side_log_has("does not see memory of cudaMalloc"));
 	CHECK(!net->regMr(s.loop.send, addr, LEN, NCCL_PTR_CUDA, &from_mh));
 	CHECK(!net->regMr(s.loop.recv, addr, LEN, NCCL_PTR_CUDA, &to_mh));
 	side_fill(bytes, 2 * SMALL, 1);
@@ -134,6 +145,7 @@ static void copy_between_ranks(void)
 	CHECK(!net->deregMr(s.loop.send, from_mh) && !net->deregMr(s.loop.recv, to_mh));
 	PASSES(&s, side_loop_close(&s, &s.loop));
 	PASSES(&s, side_stop(&s));
+	fake_cuda_unmap(addr);
 	CHECK(!fake_cuda.open);
 }
 

@@ -46,6 +46,8 @@ struct gpu_queue {
 	void *stream;
 	struct batch *batch; /* BATCHES of them */
 	cuda_ptr batch_at;   /* the same as the GPU sees it */
+	uint8_t *stage;	     /* apart: GPU_STAGE bytes of each, and */
+	cuda_ptr stage_at;
 	void *event[BATCHES];
 	uint64_t launched, done; /* batches */
 	unsigned int pieces;	 /* in the one that is open: launched + 1 */
@@ -82,6 +84,13 @@ static int make_queue(struct gpu_queue *queue)
 	queue->batch = memory;
 	if (!rc)
 		rc = cuda->host_pointer(&queue->batch_at, memory, 0);
+	memory = NULL;
+	if (!rc && gpu_is_apart(queue->gpu->gpu)) {
+		rc = cuda->host_alloc(&memory, BATCHES * GPU_STAGE, HOST_PORTABLE_MAPPED);
+		queue->stage = memory;
+		if (!rc)
+			rc = cuda->host_pointer(&queue->stage_at, memory, 0);
+	}
 	for (int i = 0; i < BATCHES && !rc; i++)
 		rc = cuda->event_create(&queue->event[i], EVENT_DISABLE_TIMING);
 	return rc;
@@ -97,6 +106,8 @@ static void unmake_queue(struct gpu_queue *queue)
 			cuda->event_destroy(queue->event[i]);
 	if (queue->batch)
 		cuda->host_free(queue->batch);
+	if (queue->stage)
+		cuda->host_free(queue->stage);
 	if (queue->stream)
 		cuda->stream_destroy(queue->stream);
 }
@@ -296,6 +307,14 @@ int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **pie
 	queue->engines = engines;
 	*piece_p = &open_batch(queue)->piece[queue->pieces];
 	return (int)(PIECES - queue->pieces);
+}
+
+void *gpu_queue_stage(const struct gpu_queue *queue, uint64_t *at_p)
+{
+	uint64_t at = (queue->launched + 1) % BATCHES * GPU_STAGE;
+
+	*at_p = queue->stage_at + at;
+	return queue->stage ? queue->stage + at : NULL;
 }
 
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)

@@ -23,6 +23,8 @@ static const struct kv_symbol symbols[] = {
 	{ "cuPointerSetAttribute", (void **)&cuda.pointer_set, false },
 	{ "cuDevicePrimaryCtxRetain", (void **)&cuda.primary_retain, false },
 	{ "cuDevicePrimaryCtxRelease_v2", (void **)&cuda.primary_release, false },
+	{ "cuCtxCreate_v2", (void **)&cuda.context_create, false },
+	{ "cuCtxDestroy_v2", (void **)&cuda.context_destroy, false },
 	{ "cuCtxPushCurrent_v2", (void **)&cuda.push, false },
 	{ "cuCtxPopCurrent_v2", (void **)&cuda.pop, false },
 	{ "cuThreadExchangeStreamCaptureMode", (void **)&cuda.exchange_capture_mode, false },

@@ -65,6 +65,8 @@ struct cuda_driver {
 	int (*pointer_set)(const void *value, int attribute, cuda_ptr ptr);
 	int (*primary_retain)(void **context_p, int device);
 	int (*primary_release)(int device);
+	int (*context_create)(void **context_p, unsigned int flags, int device);
+	int (*context_destroy)(void *context);
 	int (*push)(void *context);
 	int (*pop)(void **context_p);
 	int (*exchange_capture_mode)(int *mode);

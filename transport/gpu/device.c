@@ -1,5 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* device.c -- GPUs that this process uses: the primary context, retained, and the kernel in it */
+/*
+ * device.c -- GPUs that this process uses: the primary context, retained, or one of our own, and
+ * the kernel in it
+ *
+ * A call that has to wait for the kernels of a context (freeing memory, loading a module, which the
+ * first launch of any kernel does) holds up every other call into that context. Where an
+ * application's kernels wait for bytes that are copied here, as NCCL's do, that would be for ever. A
+ * context of our own is held up by nothing (measured: docs/gpu.md), but sees only memory that is
+ * mapped piece by piece, which belongs to no context.
+ */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -12,20 +21,82 @@ enum { DEVICES = 64 };
 
 struct gpu {
 	pthread_mutex_t lock;
+	bool apart;			   /* in contexts of our own */
 	struct gpu_device device[DEVICES]; /* by ordinal; context NULL: not used yet */
 	_Atomic(struct gpu_queue *) kept;  /* whose kernel still ran when it was to be closed */
 	struct gpu *next_kept;
 };
 
-int gpu_open(struct gpu **gpu_p, struct kv_error *err)
+int gpu_open(bool apart, struct gpu **gpu_p, struct kv_error *err)
 {
 	struct gpu *gpu = kv_fault(GPU_ALLOC) ? NULL : calloc(1, sizeof(*gpu));
 
 	if (!gpu)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the table of GPUs");
 	pthread_mutex_init(&gpu->lock, NULL);
+	gpu->apart = apart;
 	*gpu_p = gpu;
 	return 0;
+}
+
+bool gpu_is_apart(const struct gpu *gpu)
+{
+	return gpu->apart;
+}
+
+int gpu_used(struct gpu *gpu)
+{
+	int i = 0;
+
+	pthread_mutex_lock(&gpu->lock);
+	while (i < DEVICES && !gpu->device[i].context)
+		i++;
+	pthread_mutex_unlock(&gpu->lock);
+	return i < DEVICES ? i : -1;
+}
+
+/* ---------------------------------------------------------------- contexts of our own */
+
+/* Half a gigabyte each: one for a GPU, whoever uses it. */
+static struct {
+	pthread_mutex_t lock;
+	void *context[DEVICES];
+	unsigned int users[DEVICES];
+} own = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static int take_context(const struct gpu *gpu, const struct cuda_driver *cuda, int ordinal,
+			int device, void **context_p)
+{
+	void *popped;
+	int rc = 0;
+
+	if (!gpu->apart)
+		return cuda->primary_retain(context_p, device);
+	pthread_mutex_lock(&own.lock);
+	if (!own.users[ordinal]) {
+		rc = cuda->context_create(&own.context[ordinal], 0, device);
+		if (!rc)
+			cuda->pop(&popped);
+	}
+	own.users[ordinal] += !rc;
+	*context_p = rc ? NULL : own.context[ordinal];
+	pthread_mutex_unlock(&own.lock);
+	return rc;
+}
+
+static void give_context(const struct gpu *gpu, const struct cuda_driver *cuda, int ordinal)
+{
+	int device;
+
+	if (!gpu->apart) {
+		if (!cuda->device_get(&device, ordinal))
+			cuda->primary_release(device);
+		return;
+	}
+	pthread_mutex_lock(&own.lock);
+	if (!--own.users[ordinal])
+		cuda->context_destroy(own.context[ordinal]);
+	pthread_mutex_unlock(&own.lock);
 }
 
 int gpu_enter(const struct gpu_device *d, int *capture_mode)
@@ -75,7 +146,7 @@ void gpu_close(struct gpu *gpu)
 			d->cuda->module_unload(d->module);
 			gpu_leave(d, &mode);
 		}
-		d->cuda->primary_release(i);
+		give_context(gpu, d->cuda, i);
 	}
 	pthread_mutex_destroy(&gpu->lock);
 	free(gpu);
@@ -95,7 +166,7 @@ static int load_kernel(struct gpu_device *d)
 }
 
 /* Under the lock. */
-static int first_use(struct gpu_device *d, int ordinal, struct kv_error *err)
+static int first_use(struct gpu *gpu, struct gpu_device *d, int ordinal, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = cuda_driver("gpu", err);
 	int device, rc;
@@ -104,16 +175,16 @@ static int first_use(struct gpu_device *d, int ordinal, struct kv_error *err)
 		return KV_ERR_UNSUPPORTED;
 	rc = cuda->device_get(&device, ordinal);
 	if (!rc)
-		rc = cuda->primary_retain(&d->context, device);
+		rc = take_context(gpu, cuda, ordinal, device, &d->context);
 	if (rc)
-		return kv_fail(err, KV_ERR_DEVICE, "gpu", "GPU %d has no primary context: %s",
-			       ordinal, cuda_error(rc));
+		return kv_fail(err, KV_ERR_DEVICE, "gpu", "GPU %d has no %s context: %s", ordinal,
+			       gpu->apart ? "further" : "primary", cuda_error(rc));
 	d->cuda = cuda;
 	d->device = ordinal;
 	rc = load_kernel(d);
 	if (!rc)
 		return 0;
-	cuda->primary_release(device);
+	give_context(gpu, cuda, ordinal);
 	d->context = NULL;
 	kv_fail(err, KV_ERR_DEVICE, "gpu", "GPU %d does not take the copy kernel: %s", ordinal,
 		cuda_error(rc));
@@ -131,7 +202,7 @@ int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 			       DEVICES);
 	pthread_mutex_lock(&gpu->lock);
 	if (!gpu->device[device].context)
-		ret = first_use(&gpu->device[device], device, err);
+		ret = first_use(gpu, &gpu->device[device], device, err);
 	gpu->device[device].gpu = gpu;
 	pthread_mutex_unlock(&gpu->lock);
 	*device_p = &gpu->device[device];

@@ -46,6 +46,10 @@ struct gpu_share {
 	struct cuda_ipc_handle handle;
 	uint64_t offset; /* of the region in the allocation that the handle stands for */
 	uint64_t span;	 /* 0; else there is no handle, but so many bytes of pieces (vmm.c) */
+	/*
+	 * Apart: the only piece, retained, 0: there are several. To export it later needs no context.
+	 */
+	unsigned long long piece;
 };
 
 /*
@@ -55,6 +59,8 @@ struct gpu_share {
  */
 int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *share,
 	      struct kv_error *err);
+
+void gpu_unshare(const struct gpu_share *share);
 
 /*
  * The ordinal of the GPU whose kernels may copy it in this process; the other process is not
@@ -73,14 +79,18 @@ int gpu_find(const char uuid[16], int from, int *device_p, struct kv_error *err)
  * Pieces that begin with the one that holds addr and end with that of addr + len: how far addr is
  * in, and all their bytes. ARG: a hole. UNSUPPORTED: one that cannot be exported.
  */
-int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len, uint64_t *offset_p,
-		uint64_t *span_p, struct kv_error *err);
+int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len,
+		struct gpu_share *share, struct kv_error *err);
 /* The piece that begins there; the caller closes the descriptor. Returns the driver's number. */
 int gpu_export(struct gpu *gpu, int device, const void *addr, int *fd_p, uint64_t *len_p);
+int gpu_export_whole(const struct gpu_share *share, int *fd_p); /* share->piece */
 
 /* ---------------------------------------------------------------- GPUs of this process */
 
-int gpu_open(struct gpu **gpu_p, struct kv_error *err);
+/* apart: in contexts of our own, which see only memory that is mapped piece by piece (device.c) */
+int gpu_open(bool apart, struct gpu **gpu_p, struct kv_error *err);
+bool gpu_is_apart(const struct gpu *gpu);
+int gpu_used(struct gpu *gpu); /* the ordinal of one that is in use, or -1 */
 /*
  * The GPU takes the kernel now, and not at the first copy: compiling it, and a context that nobody
  * has yet, may take long. DEVICE if it does not take it.
@@ -143,6 +153,12 @@ struct gpu_piece {
 int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		   struct kv_error *err);
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err);
+/*
+ * Apart: GPU_STAGE bytes of pinned memory, for the one piece that gpu_queue_room has room for next,
+ * and is for engines. NULL: it is not apart.
+ */
+enum { GPU_STAGE = 128 << 10 };
+void *gpu_queue_stage(const struct gpu_queue *queue, uint64_t *at_p);
 /* Of a piece: what the warps share out. The sum over all goes to gpu_queue_put. */
 static inline uint64_t gpu_chunks(uint64_t len)
 {

@@ -87,15 +87,19 @@ int gpu_share(struct gpu *gpu, const void *addr, size_t len, struct gpu_share *s
 	if (rc)
 		return no_share(err, addr, cuda_error(rc));
 	share->span = 0;
+	share->piece = 0;
 	if (is_mapped_in_pieces(cuda, at, &pool)) {
-		ret = gpu_measure(gpu, share->device, addr, len, &share->offset, &share->span,
-				  &why);
+		ret = gpu_measure(gpu, share->device, addr, len, share, &why);
 		if (ret == KV_ERR_UNSUPPORTED)
 			return no_share(err, addr, why.message);
 		return ret ? kv_error_copy(err, &why) : 0;
 	}
 	if (pool)
 		return no_share(err, addr, "it is of a memory pool (cudaMallocAsync)");
+	if (gpu_is_apart(gpu))
+		return no_share(err, addr,
+				"a context of our own does not see memory of cudaMalloc "
+				"(NCCL_CUMEM_ENABLE=1)");
 	return share_allocation(cuda, addr, device, share, err);
 }
 

@@ -33,16 +33,17 @@ static int no_piece(const struct cuda_driver *cuda, const void *addr, size_t len
 		       len, addr, at, cuda_error(rc), bytes, first, size, base);
 }
 
-static int measure(const struct cuda_driver *cuda, const void *addr, size_t len, uint64_t *offset_p,
-		   uint64_t *span_p, struct kv_error *err)
+static int measure(const struct cuda_driver *cuda, const void *addr, size_t len, bool retain,
+		   struct gpu_share *share, struct kv_error *err)
 {
 	cuda_ptr begin = (cuda_ptr)(uintptr_t)addr, at = begin, first = 0, start = 0;
+	int rc;
 
 	while (at - begin < len) {
 		unsigned long long types = 0; /* the driver writes all of it */
 		size_t bytes = 0, size = 0;
-		int rc = piece_at(cuda, at, &first, &bytes);
 
+		rc = piece_at(cuda, at, &first, &bytes);
 		if (!rc)
 			rc = cuda->pointer_get(&types, POINTER_HANDLE_TYPES, at);
 		if (!rc)
@@ -57,25 +58,52 @@ static int measure(const struct cuda_driver *cuda, const void *addr, size_t len,
 		start = at == begin ? first : start;
 		at = first + bytes;
 	}
-	*offset_p = begin - start;
-	*span_p = at - start;
-	return 0;
+	share->offset = begin - start;
+	share->span = at - start;
+	rc = retain && start == first ? cuda->piece_retain(&share->piece, (void *)(uintptr_t)addr)
+				      : 0;
+	return rc ? no_piece(cuda, addr, len, begin, rc, err) : 0;
 }
 
-int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len, uint64_t *offset_p,
-		uint64_t *span_p, struct kv_error *err)
+/* In the primary context, where it was made: another one may not know its range. */
+int gpu_measure(struct gpu *gpu, int device, const void *addr, size_t len, struct gpu_share *share,
+		struct kv_error *err)
 {
 	const struct gpu_device *d;
+	struct gpu_device primary;
 	int mode, rc, ret = gpu_device(gpu, device, &d, err);
 
 	if (ret)
 		return ret;
-	rc = gpu_enter(d, &mode);
+	primary = *d;
+	rc = d->cuda->device_get(&device, device);
+	if (!rc)
+		rc = d->cuda->primary_retain(&primary.context, device);
 	if (rc)
 		return no_piece(d->cuda, addr, len, (cuda_ptr)(uintptr_t)addr, rc, err);
-	ret = measure(d->cuda, addr, len, offset_p, span_p, err);
-	gpu_leave(d, &mode);
-	return ret;
+	rc = gpu_enter(&primary, &mode);
+	if (!rc) {
+		ret = measure(d->cuda, addr, len, gpu_is_apart(gpu), share, err);
+		gpu_leave(&primary, &mode);
+	}
+	d->cuda->primary_release(device);
+	return rc ? no_piece(d->cuda, addr, len, (cuda_ptr)(uintptr_t)addr, rc, err) : ret;
+}
+
+int gpu_export_whole(const struct gpu_share *share, int *fd_p)
+{
+	const struct cuda_driver *cuda = cuda_driver("gpu", NULL);
+
+	return cuda ? cuda->piece_export(fd_p, share->piece, HANDLE_POSIX_FD, 0)
+		    : CUDA_INVALID_VALUE;
+}
+
+void gpu_unshare(const struct gpu_share *share)
+{
+	const struct cuda_driver *cuda = share->piece ? cuda_driver("gpu", NULL) : NULL;
+
+	if (cuda)
+		cuda->piece_release(share->piece);
 }
 
 static int export_piece(const struct cuda_driver *cuda, const void *addr, int *fd_p,

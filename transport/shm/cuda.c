@@ -7,6 +7,8 @@
  * batches; its commit starts the last of them and is refused until its kernel has ended, so notify,
  * order and end are those of a pool.
  */
+#include <string.h>
+
 #include "base/clock.h"
 #include "base/error.h"
 #include "shm.h"
@@ -50,6 +52,36 @@ static long put_spans(struct gpu_queue *queue, const struct tr_op *op, uint64_t 
 	return (long)done;
 }
 
+/*
+ * Apart no GPU sees host memory that the application has pinned, so it goes through memory of the
+ * queue: done with when this returns. LL, whose lines a GPU watches, has words of 8 bytes, and an
+ * engine writes 32 or more at once.
+ */
+static long put_staged(struct gpu_queue *queue, uint64_t to, const uint8_t *from,
+		       const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct gpu_piece *piece;
+		uint64_t at;
+		int room = gpu_queue_room(queue, true, &piece, err), ret;
+		void *stage = gpu_queue_stage(queue, &at);
+
+		if (room <= 0)
+			return room ? room : (long)i;
+		if (spans[i].len > GPU_STAGE)
+			return kv_fail(
+				err, KV_ERR_UNSUPPORTED, "gpu",
+				"%llu bytes of host memory at once to a GPU: %d are the most",
+				(unsigned long long)spans[i].len, GPU_STAGE);
+		memcpy(stage, from + spans[i].local, spans[i].len);
+		*piece = (struct gpu_piece){ to + spans[i].remote, at, spans[i].len };
+		ret = gpu_queue_put(queue, 1, gpu_chunks(spans[i].len), err);
+		if (ret)
+			return ret;
+	}
+	return (long)n;
+}
+
 long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	      const struct tr_span *spans, size_t n, struct kv_error *err)
 {
@@ -71,8 +103,11 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}
-	took = put_spans(queue, op, write ? remote : local, write ? local : remote, spans, n,
-			 &cause);
+	if (lmem->kind == TR_MEM_HOST && write && gpu_is_apart(sc->ctx->tr->gpu))
+		took = put_staged(queue, remote, lmem->addr, spans, n, &cause);
+	else
+		took = put_spans(queue, op, write ? remote : local, write ? local : remote, spans,
+				 n, &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);
 	sc->cut |= (size_t)took < n;

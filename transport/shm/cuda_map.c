@@ -39,7 +39,7 @@ static int register_gpu(struct shm_region *region, struct tr_mem *mem, struct kv
 	int ret = gpu_share(mem->tr->gpu, mem->addr, mem->len, &region->share, &why);
 
 	region->shared = !ret;
-	if (ret && ret != KV_ERR_UNSUPPORTED)
+	if (ret && (ret != KV_ERR_UNSUPPORTED || gpu_is_apart(mem->tr->gpu)))
 		return kv_error_copy(err, &why);
 	ret = stage_register(mem, err);
 	if (!ret && !region->shared)
@@ -74,6 +74,8 @@ void shm_mem_dereg(void *priv, void *handle)
 
 	if (region->pinned)
 		gpu_unpin(ctx->tr->gpu, region->pinned_for, region->addr);
+	if (region->shared)
+		gpu_unshare(&region->share);
 	free(region);
 }
 
@@ -195,9 +197,12 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 	struct shm_region *region = region_of(lmem);
 	struct shm_rmem *rm = rmem->priv;
 	bool local = lmem->kind == TR_MEM_DEVICE;
-	int device = lmem->gpu, queue, ret = 0;
+	bool apart = gpu_is_apart(sc->ctx->tr->gpu);
+	int device = local ? lmem->gpu : -1, queue, ret = 0;
 
-	if (!local)
+	if (!local && apart)
+		device = gpu_used(sc->ctx->tr->gpu);
+	if (!local && device < 0)
 		ret = gpu_find(rm->share.uuid, -1, &device, err);
 	queue = ret ? ret : queue_for(sc, device, err);
 	if (queue < 0)
@@ -207,7 +212,7 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 		return ret;
 	*remote_p = rm->gpu_at[queue];
 	*local_p = (uintptr_t)lmem->addr;
-	if (!local)
+	if (!local && !apart)
 		ret = pin_region(sc->ctx, region, device, local_p, err);
 	*queue_p = queue;
 	return ret;

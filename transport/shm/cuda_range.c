@@ -140,8 +140,13 @@ static void answer_with(struct shm_conn *sc, struct tr_mem *mem, uint64_t from,
 			struct link_message *message, struct link_fds *fds)
 {
 	const struct gpu_share *share = cuda_share(mem);
+	int rc;
 
-	if (from < share->span)
+	if (share->piece) {
+		rc = from ? CUDA_INVALID_VALUE : gpu_export_whole(share, &fds->fd[0]);
+		fds->n = !rc;
+		message->len = rc ? (uint64_t)rc : share->span;
+	} else if (from < share->span)
 		export_pieces(sc, share->device, mem->addr - share->offset + from,
 			      share->span - from, message, fds);
 }
