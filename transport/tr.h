@@ -59,8 +59,8 @@ struct tr_config {
 	const struct kv_option_set *options; /* must outlive the context */
 	struct kv_log *log;		     /* must outlive the context; may be NULL */
 	/*
-	 * GPUs copy in contexts of their own, so that no call of the application into CUDA holds a copy
-	 * up; then only memory that is mapped piece by piece (cuMemMap) is TR_MEM_DEVICE.
+	 * GPUs copy in contexts of their own, so that no call of the application into CUDA holds a
+	 * copy up; then only memory that is mapped piece by piece (cuMemMap) is TR_MEM_DEVICE.
 	 */
 	bool gpu_apart;
 };

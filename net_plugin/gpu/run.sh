@@ -3,7 +3,7 @@
 #
 # run.sh -- real NCCL over the plugin, on two GPUs of one host, or on one (no speed then); about 4 minutes; no network
 #
-# usage: net_plugin/gpu/run.sh [load|quick|cuda|check|perf|all]     (check has load, quick and cuda in it; load takes half a minute)
+# usage: net_plugin/gpu/run.sh [build|load|quick|cuda|check|perf|all]     (check has load, quick and cuda in it; load takes half a minute)
 #
 # cuda: the same checks with CUDA pointers, where the GPUs copy between the ranks.
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's. One from a .deb: dpkg-deb -x FILE FOLDER into a folder of its
@@ -50,6 +50,7 @@ if ! build_with_cmake >"$out/build.log" 2>&1 && ! build_with_cc >>"$out/build.lo
 	exit 1
 fi
 plugin=$(realpath "$plugin")
+[ "$what" != build ] || exit 0
 
 # ---------------------------------------------------------------- two ranks
 

@@ -5,9 +5,9 @@
  *
  * A call that has to wait for the kernels of a context (freeing memory, loading a module, which the
  * first launch of any kernel does) holds up every other call into that context. Where an
- * application's kernels wait for bytes that are copied here, as NCCL's do, that would be for ever. A
- * context of our own is held up by nothing (measured: docs/gpu.md), but sees only memory that is
- * mapped piece by piece, which belongs to no context.
+ * application's kernels wait for bytes that are copied here, as NCCL's do, that would be for ever.
+ * A context of our own is not held up (docs/nccl.md), but sees only memory that is mapped piece by
+ * piece, which belongs to no context.
  */
 #include <pthread.h>
 #include <stdatomic.h>
@@ -57,7 +57,7 @@ int gpu_used(struct gpu *gpu)
 
 /* ---------------------------------------------------------------- contexts of our own */
 
-/* Half a gigabyte each: one for a GPU, whoever uses it. */
+/* Half a gigabyte each: one for a GPU, for all that are apart. */
 static struct {
 	pthread_mutex_t lock;
 	void *context[DEVICES];

@@ -46,9 +46,7 @@ struct gpu_share {
 	struct cuda_ipc_handle handle;
 	uint64_t offset; /* of the region in the allocation that the handle stands for */
 	uint64_t span;	 /* 0; else there is no handle, but so many bytes of pieces (vmm.c) */
-	/*
-	 * Apart: the only piece, retained, 0: there are several. To export it later needs no context.
-	 */
+	/* Apart: the only piece, retained: to export it later needs no context. 0: several */
 	unsigned long long piece;
 };
 
