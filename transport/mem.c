@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/option.h"
 #include "gpu/gpu.h"
 #include "memory.h"
 
@@ -202,6 +203,9 @@ static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **m
 	mem->dmabuf_off = wanted->dmabuf_off;
 	mem->no_dmabuf = wanted->no_dmabuf;
 	mem->no_nic = wanted->no_nic;
+	mem->flush = wanted->flush;
+	if (mem->flush)
+		mem->flush->refs++;
 	mem->refs = 1;
 	mem->in_part = false;
 	memory_find_pool(m, mem);
@@ -239,6 +243,7 @@ static void hide(struct tr_memory *m, struct tr_mem *mem)
 static void withdraw(struct tr *tr, struct tr_mem *mem, int n)
 {
 	struct tr_memory *m = tr->memory;
+	struct tr_mem *flush;
 
 	while (atomic_load(&mem->readers)) /* of one record of a ring */
 		sched_yield();
@@ -247,9 +252,13 @@ static void withdraw(struct tr *tr, struct tr_mem *mem, int n)
 	*mem->prev = mem->next;
 	if (mem->next)
 		mem->next->prev = mem->prev;
+	flush = mem->flush;
+	mem->flush = NULL;
 	mem->next = m->spare;
 	m->spare = mem;
 	pthread_mutex_unlock(&m->lock);
+	if (flush)
+		tr_mem_dereg(flush, NULL);
 }
 
 static int register_new(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p,
@@ -319,42 +328,57 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 	return 0;
 }
 
-/* As the DMA-BUF that CUDA exports, or without one: then a device needs nvidia_peermem. */
-static int reg_device(struct tr *tr, void *addr, size_t len, unsigned int access,
-		      struct tr_mem **mem_p, struct kv_error *err)
+/*
+ * As the DMA-BUF that CUDA exports, or without one: then a device needs nvidia_peermem. flushed: a
+ * kernel might read what was there before, although the notify has come, unless NICs flush it.
+ */
+static int reg_device(struct tr *tr, struct tr_mem *wanted, bool flushed, struct tr_mem **mem_p,
+		      struct kv_error *err)
 {
-	struct tr_mem wanted = {
-		.addr = addr, .len = len, .kind = TR_MEM_DEVICE, .dmabuf_fd = -1, .access = access
-	};
-	struct kv_error why;
-	int ret = gpu_dmabuf(addr, len, access & TR_REMOTE_WRITE, &wanted.dmabuf_fd,
-			     &wanted.dmabuf_off, &why);
+	bool always = kv_option_bool(tr->options, KV_OPT_GDRCOPY_FLUSH);
+	struct kv_error why, no_flush;
+	int ret = gpu_dmabuf(wanted->addr, wanted->len, &wanted->dmabuf_fd, &wanted->dmabuf_off,
+			     &why);
+	int gpu = flushed ? gpu_needs_flush(wanted->addr, always) : -1;
 
-	if (ret && ret != KV_ERR_UNSUPPORTED && ret != KV_ERR_DEVICE)
+	if (ret && ret != KV_ERR_UNSUPPORTED)
 		return kv_error_copy(err, &why);
-	if (ret == KV_ERR_DEVICE)
-		wanted.no_nic = &why;
 	if (ret)
-		wanted.no_dmabuf = why.message;
-	ret = reg(tr, &wanted, mem_p, err);
-	if (wanted.dmabuf_fd >= 0)
-		close(wanted.dmabuf_fd);
+		wanted->no_dmabuf = why.message;
+	if (gpu >= 0 && tr_mem_scratch(tr, gpu, &wanted->flush, &no_flush))
+		wanted->no_nic = &no_flush;
+	ret = reg(tr, wanted, mem_p, err);
+	if (wanted->flush)
+		tr_mem_dereg(wanted->flush, NULL); /* the region has its own hold of it */
+	if (wanted->dmabuf_fd >= 0)
+		close(wanted->dmabuf_fd);
+	return ret;
+}
+
+int tr_mem_scratch(struct tr *tr, int gpu, struct tr_mem **mem_p, struct kv_error *err)
+{
+	struct tr_mem wanted = { .kind = TR_MEM_DEVICE, .dmabuf_fd = -1, .access = TR_REMOTE_READ };
+	int ret = gpu_scratch(tr->gpu, gpu, (void **)&wanted.addr, &wanted.len, err);
+
+	ret = ret ? ret : reg_device(tr, &wanted, false, mem_p, err);
+	if (!ret)
+		(*mem_p)->gpu = gpu;
 	return ret;
 }
 
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
 	       struct tr_mem **mem_p, struct kv_error *err)
 {
+	struct tr_mem wanted = {
+		.addr = addr, .len = len, .kind = kind, .dmabuf_fd = -1, .access = access
+	};
+
 	if (kind == TR_MEM_DEVICE)
-		return reg_device(tr, addr, len, access, mem_p, err);
+		return reg_device(tr, &wanted, true, mem_p, err);
 	if (kind != TR_MEM_HOST)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
 			       "memory kind %d is not supported", kind);
-	return reg(
-		tr,
-		&(struct tr_mem){
-			.addr = addr, .len = len, .kind = kind, .dmabuf_fd = -1, .access = access },
-		mem_p, err);
+	return reg(tr, &wanted, mem_p, err);
 }
 
 int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset,
@@ -517,6 +541,15 @@ bool mem_misses(struct tr *tr, int provider, struct kv_error *why)
 	}
 	pthread_mutex_unlock(&tr->memory->lock);
 	return misses;
+}
+
+const struct kv_error *tr_mem_why(const struct tr_mem *mem, const struct tr_provider *provider)
+{
+	int i = 0;
+
+	while (mem->tr->provider[i] != provider)
+		i++;
+	return mem->why[i];
 }
 
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)

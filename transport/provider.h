@@ -135,6 +135,11 @@ struct tr_mem {
 	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */
 	const char *no_dmabuf;    /* why there is none */
+	/*
+	 * TR_MEM_DEVICE, if its GPU does not order what NICs write: memory of the library there,
+	 * which they read to flush that; until it is deregistered. NULL: no need, or
+	 */
+	struct tr_mem *flush;
 	const struct kv_error *no_nic; /* why none may write into it; NULL: they may */
 	unsigned int access;
 	uint32_t id;              /* unique in the context's life */
@@ -203,6 +208,8 @@ static inline struct tr_span tr_block_span(const struct tr_blocks *b, size_t i)
 void *tr_conn_priv(const struct tr_conn *conn);
 struct tr *tr_conn_tr(const struct tr_conn *conn);
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider);
+/* Why that provider, which is open, was left out; NULL: it was not. */
+const struct kv_error *tr_mem_why(const struct tr_mem *mem, const struct tr_provider *provider);
 /* Most pages of the pool in which a region lies; it travels to peers of the host. */
 enum tr_pages {
 	TR_PAGES_UNKNOWN = 0, TR_PAGES_LAZY, TR_PAGES_COMING, TR_PAGES_SMALL, TR_PAGES_HUGE
@@ -256,6 +263,8 @@ static inline bool tr_mem_lets(const struct tr_mem *mem, uint64_t offset, uint64
 struct tr_mem *tr_conn_reach(const struct tr_conn *conn, uint32_t id, uint64_t offset, uint64_t len,
 			     unsigned int access);
 void tr_mem_put(struct tr_mem *mem);
+/* The memory of the library on that GPU (tr_mem.flush), once more; tr_mem_dereg gives it back. */
+int tr_mem_scratch(struct tr *tr, int gpu, struct tr_mem **mem_p, struct kv_error *err);
 /* The same of a region of a device that was described to the peer. */
 struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id);
 /* tr_upper_ops.may, or what stands for it; asked before bytes of the peer are placed here. */

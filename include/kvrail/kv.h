@@ -278,12 +278,12 @@ struct kv_layout {
  *              or not in one allocation
  *   BUSY       the cache id is taken
  *   SYSTEM     the memory is not mapped (EFAULT)
- *   UNSUPPORTED  (KV_MEM_CUDA) neither another process nor a NIC of this host reaches the GPU's
- *              memory; the message says what is missing, the hint how to get it. If only one of the
- *              two does, a peer that needs the other is refused with it when it connects
+ *   UNSUPPORTED  (KV_MEM_CUDA) no transport that is open moves the GPU's memory; the message says
+ *              what is missing, the hint how to get it. If one does, peers that connect afterwards
+ *              get that one, and a warning says why not a better one
  *   MEMLOCK    a device could not pin it; the hint names the limit, the need and the fix
- *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU does
- *              not see a NIC's writes in their order (compute capability before 9.0)
+ *   DEVICE     registration failed for another reason (sys_errno), or (KV_MEM_CUDA) the GPU has
+ *              no memory for what flushes a NIC's writes (compute capability before 9.0)
  *
  * The last two only if no other transport is open (KVCACHE_TRANSPORT=ib): else the device is left
  * out for this cache with a warning, and kv_connect to a peer that needs it fails with this cause.

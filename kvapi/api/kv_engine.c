@@ -84,10 +84,6 @@ static void warn_options(struct kv_engine *engine)
 	for (size_t i = 0; kv_option_unknown(engine->options, i, &name, &near); i++)
 		kv_log_warn(engine->log, "%s is not an option of kvrail%s%s", name,
 			    *near ? "; did you mean " : "", near);
-	if (kv_option_bool(engine->options, KV_OPT_GDRCOPY_FLUSH))
-		kv_log_warn(engine->log,
-			    "KVCACHE_GDRCOPY_FLUSH_ENABLE changes nothing: memory of the host "
-			    "needs no flush, and a cache on a GPU that needs one is refused");
 	if (kv_option_bool(engine->options, KV_OPT_VERIFY_READ))
 		kv_log_warn(engine->log,
 			    "KVCACHE_VERIFY_READ changes nothing: a write succeeds only "

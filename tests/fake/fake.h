@@ -105,6 +105,11 @@ void fake_peermem(void *addr, size_t len, uint8_t *bytes);
 int fake_step(int n);
 /* Until nothing is left to do. */
 void fake_settle(void);
+/*
+ * What a device writes into a GPU (a DMA-BUF, or fake_peermem's) is on its way until that device
+ * reads from a GPU, or fake_land: no completion orders it.
+ */
+void fake_gpu_late(bool late);
 /* Bytes that responders have accepted are in memory. */
 void fake_land(void);
 

@@ -333,6 +333,12 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
 }
 
+EXPORT int cuMemFree_v2(unsigned long long ptr);
+EXPORT int cuMemFree_v2(unsigned long long ptr)
+{
+	return find(ptr) < 0 || !fake_cuda.contexts ? INVALID_VALUE : SUCCESS;
+}
+
 EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags);
 EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags)
 {

@@ -18,6 +18,20 @@
 
 /* ---------------------------------------------------------------- the responder */
 
+/* Where bytes that a device writes into this region wait: of the queue pair, or of the device. */
+static struct fake_qp *way_to(struct fake_qp *qp, const struct fake_mr *mr)
+{
+	struct fake_device *device = qp->device;
+
+	if (!world.gpu_late || mr->bytes == mr->mr.addr || mr->pinned)
+		return qp;
+	if (!device->late) {
+		device->late = calloc(1, sizeof(*device->late));
+		device->late->place_last = &device->late->place;
+	}
+	return device->late;
+}
+
 static void tell_access_error(struct fake_qp *qp)
 {
 	struct ibv_async_event event = { .event_type = IBV_EVENT_QP_ACCESS_ERR,
@@ -95,7 +109,7 @@ static enum ibv_wc_status respond_write(struct fake_qp *to, const struct fake_wr
 		return IBV_WC_REM_ACCESS_ERR;
 	}
 	if (wr->len)
-		fake_accept(to, fake_at(mr, wr->raddr), data, wr->len,
+		fake_accept(way_to(to, mr), fake_at(mr, wr->raddr), data, wr->len,
 			    mr->access & IBV_ACCESS_RELAXED_ORDERING, position);
 	if (wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM)
 		receive_done(to, wr, IBV_WC_SUCCESS);
@@ -111,6 +125,8 @@ static enum ibv_wc_status respond_read(struct fake_qp *to, struct fake_wr *wr)
 		return IBV_WC_REM_ACCESS_ERR;
 	}
 	fake_place_all(to); /* a read does not pass the writes before it */
+	if (way_to(to, mr) != to)
+		fake_place_all(to->device->late);
 	wr->data = malloc(wr->len);
 	memcpy(wr->data, fake_at(mr, wr->raddr), wr->len);
 	return IBV_WC_SUCCESS;
@@ -220,7 +236,7 @@ static void execute(struct fake_qp *qp)
 	executed(qp, wr, status);
 }
 
-static void land(const struct fake_qp *qp, struct fake_wr *wr)
+static void land(struct fake_qp *qp, struct fake_wr *wr)
 {
 	uint32_t at = 0;
 
@@ -228,7 +244,10 @@ static void land(const struct fake_qp *qp, struct fake_wr *wr)
 		const struct ibv_sge *sge = &wr->sge[i];
 		struct fake_mr *mr = fake_find_mr(sge->lkey, sge->addr, sge->length, qp->qp.pd);
 
-		if (mr)
+		if (mr && way_to(qp, mr) != qp)
+			fake_accept(way_to(qp, mr), fake_at(mr, sge->addr), wr->data + at,
+				    sge->length, false, 0);
+		else if (mr)
 			memcpy(fake_at(mr, sge->addr), wr->data + at, sge->length);
 		at += sge->length;
 	}

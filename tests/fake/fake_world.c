@@ -114,6 +114,7 @@ bool fake_end(void)
 		world.ghosts = ghost->next;
 		free(ghost);
 	}
+	fake_gpu_late(false);
 	memset(&ib_test_hook, 0, sizeof(ib_test_hook));
 	return clean;
 }
@@ -146,6 +147,20 @@ int fake_step(int n)
 	return did;
 }
 
+/* What is on its way into GPUs is there. */
+static void land_late(void)
+{
+	for (int h = 0; h < world.config.hosts; h++)
+		for (int d = 0; d < world.config.devices; d++) {
+			struct fake_qp **late = &world.device[h][d].late;
+
+			if (*late)
+				fake_place_all(*late);
+			free(*late);
+			*late = NULL;
+		}
+}
+
 void fake_settle(void)
 {
 	int budget = 1 << 20;
@@ -163,6 +178,15 @@ void fake_land(void)
 	fake_lock();
 	for (struct fake_qp *qp = world.qps; qp; qp = qp->next)
 		fake_place_all(qp);
+	land_late();
+	fake_unlock();
+}
+
+void fake_gpu_late(bool late)
+{
+	fake_lock();
+	world.gpu_late = late;
+	land_late();
 	fake_unlock();
 }
 

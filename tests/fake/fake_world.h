@@ -31,6 +31,7 @@ struct fake_device {
 	uint16_t lid;
 	struct fake_port port;
 	uint64_t carried, busy_until;
+	struct fake_qp *late; /* NULL, or its `place` is on its way into a GPU */
 	struct ibv_gid_entry gid[MODEL_GIDS];
 };
 
@@ -166,6 +167,7 @@ struct fake_world {
 		uint8_t *addr, *bytes;
 		size_t len;
 	} peermem;
+	bool gpu_late;
 	struct fake_qp *qp[QPS_MAX];
 	struct fake_qp *qps; /* the same, in the order of their slots */
 	uint32_t next_mr, next_qp;

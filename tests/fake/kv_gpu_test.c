@@ -563,8 +563,9 @@ CASE(what_cannot_be_reached_is_refused_with_the_cause)
 	fake_cuda.managed = false;
 
 	fake_cuda.ordering = 0;
+	kv_fault_arm(KV_FAULT_GPU_SCRATCH, 1);
 	assert_int_equal(register_one(engine, addr, 1, &err), KV_ERR_DEVICE);
-	assert_non_null(strstr(err.message, "GPU 3 does not see a NIC's writes in their order"));
+	assert_non_null(strstr(err.message, "GPU 3 needs a flush after a NIC's writes"));
 	fake_cuda.ordering = 100;
 
 	fake_cuda.export_says = 801;
@@ -575,6 +576,48 @@ CASE(what_cannot_be_reached_is_refused_with_the_cause)
 	assert_int_equal(fake_cuda.contexts, 0);
 	ok(register_one(engine, addr, 1, &err), &err);
 	kv_engine_close(engine);
+	fake_cuda_reset();
+}
+
+/* What the NIC has written is on its way until it reads from the GPU. */
+CASE(what_a_nic_writes_into_an_older_gpu_is_flushed)
+{
+	static const char *const always[] = { "KVCACHE_GDRCOPY_FLUSH_ENABLE=1",
+					      "KVCACHE_IB_LANES=4", NULL };
+	struct shape shapes[] = { cuda_shape(in_pieces), cuda_shape(in_one_piece), rig_shape };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	int fds = count_descriptors();
+
+	config.options = always;
+	fake_gpu_late(true);
+	for (size_t i = 0; i < 16; i++) {
+		fake_cuda.ordering = i < 8 ? 0 : 200;
+		blocks_go(shapes, i % 8, i < 8 ? NULL : &config);
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
+		assert_int_equal(count_descriptors(), fds);
+	}
+	fake_gpu_late(false);
+}
+
+/* The region cannot be described, and the next attempt works. */
+CASE(a_flush_that_cannot_be_made_refuses_the_peer)
+{
+	struct shape shape = cuda_shape(in_one_piece);
+	struct pair p = { 0 };
+	struct kv_error err;
+
+	fake_cuda.ordering = 0;
+	node_open(&p.a, 1, &shape, NULL);
+	node_open(&p.b, 2, &shape, NULL);
+	node_listen(&p.b);
+	kv_fault_arm(KV_FAULT_IB_LOOP_ALLOC, 1);
+	assert_true(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &p.a.peer, &err) < 0);
+	assert_true(kv_fault_fired(KV_FAULT_IB_LOOP_ALLOC));
+	assert_non_null(strstr(err.message, "cannot allocate a flush of fake0:1"));
+	node_connect(&p.a, p.b.port);
+	pair_close(&p);
+	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }
 

@@ -42,6 +42,8 @@ static const struct kv_symbol symbols[] = {
 	{ "cuMemMap", (void **)&cuda.map, false },
 	{ "cuMemUnmap", (void **)&cuda.unmap, false },
 	{ "cuMemSetAccess", (void **)&cuda.set_access, false },
+	{ "cuMemAlloc_v2", (void **)&cuda.mem_alloc, false },
+	{ "cuMemFree_v2", (void **)&cuda.mem_free, false },
 	{ "cuMemHostAlloc", (void **)&cuda.host_alloc, false },
 	{ "cuMemFreeHost", (void **)&cuda.host_free, false },
 	{ "cuMemHostRegister_v2", (void **)&cuda.host_register, false },

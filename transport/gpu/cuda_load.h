@@ -88,6 +88,8 @@ struct cuda_driver {
 		   unsigned long long flags);
 	int (*unmap)(cuda_ptr ptr, size_t len);
 	int (*set_access)(cuda_ptr ptr, size_t len, const struct cuda_access *access, size_t n);
+	int (*mem_alloc)(cuda_ptr *ptr_p, size_t len);
+	int (*mem_free)(cuda_ptr ptr);
 	int (*host_alloc)(void **ptr_p, size_t len, unsigned int flags);
 	int (*host_free)(void *ptr);
 	int (*host_register)(void *ptr, size_t len, unsigned int flags);

@@ -17,12 +17,13 @@
 #include "base/fault.h"
 #include "gpu.h"
 
-enum { DEVICES = 64 };
+enum { DEVICES = 64, SCRATCH_BYTES = 64 << 10 }; /* a page of a GPU */
 
 struct gpu {
 	pthread_mutex_t lock;
 	bool apart;			   /* in contexts of our own */
 	struct gpu_device device[DEVICES]; /* by ordinal; context NULL: not used yet */
+	cuda_ptr scratch[DEVICES];	   /* 0: none */
 	_Atomic(struct gpu_queue *) kept;  /* whose kernel still ran when it was to be closed */
 	struct gpu *next_kept;
 };
@@ -143,6 +144,8 @@ void gpu_close(struct gpu *gpu)
 		if (!d->context)
 			continue;
 		if (!gpu_enter(d, &mode)) {
+			if (gpu->scratch[i])
+				d->cuda->mem_free(gpu->scratch[i]);
 			d->cuda->module_unload(d->module);
 			gpu_leave(d, &mode);
 		}
@@ -207,6 +210,30 @@ int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 	pthread_mutex_unlock(&gpu->lock);
 	*device_p = &gpu->device[device];
 	return ret;
+}
+
+int gpu_scratch(struct gpu *gpu, int device, void **addr_p, size_t *len_p, struct kv_error *err)
+{
+	const struct gpu_device *d;
+	int mode, rc = 0, ret = gpu_device(gpu, device, &d, err);
+
+	if (ret)
+		return ret;
+	pthread_mutex_lock(&gpu->lock);
+	if (!gpu->scratch[device]) {
+		rc = kv_fault(GPU_SCRATCH) ? CUDA_OUT_OF_MEMORY : gpu_enter(d, &mode);
+		if (!rc) {
+			rc = d->cuda->mem_alloc(&gpu->scratch[device], SCRATCH_BYTES);
+			gpu_leave(d, &mode);
+		}
+	}
+	*addr_p = (void *)(uintptr_t)gpu->scratch[device];
+	pthread_mutex_unlock(&gpu->lock);
+	*len_p = SCRATCH_BYTES;
+	return !rc ? 0
+		   : kv_fail(err, KV_ERR_DEVICE, "gpu",
+			     "GPU %d needs a flush after a NIC's writes, and has no memory for it: %s",
+			     device, cuda_error(rc));
 }
 
 int gpu_prepare(struct gpu *gpu, int device, struct kv_error *err)

@@ -38,22 +38,16 @@ int gpu_check_range(const struct cuda_driver *cuda, const void *addr, size_t len
 	return 0;
 }
 
-/* Without the order a kernel might read what was there before, although the notify has come. */
-static int check_order(const struct cuda_driver *cuda, const void *addr, struct kv_error *err)
+int gpu_needs_flush(const void *addr, bool always)
 {
+	const struct cuda_driver *cuda = cuda_driver("register", NULL);
 	int device = -1, order = 0;
-	int rc = cuda->pointer_get(&device, POINTER_DEVICE_ORDINAL, (cuda_ptr)(uintptr_t)addr);
 
-	if (!rc)
-		rc = cuda->device_attribute(&order, DEVICE_RDMA_WRITES_ORDERING, device);
-	if (rc)
-		return not_known(addr, rc, err);
-	if (order >= ORDERED_FOR_OWNER)
-		return 0;
-	kv_fail(err, KV_ERR_DEVICE, "register", "GPU %d does not see a NIC's writes in their order",
-		device);
-	kv_error_hint(err, "compute capability 9.0 and later do; keep the cache in host memory");
-	return KV_ERR_DEVICE;
+	if (!cuda || cuda->pointer_get(&device, POINTER_DEVICE_ORDINAL, (cuda_ptr)(uintptr_t)addr))
+		return -1; /* and nothing else is known of it either */
+	if (cuda->device_attribute(&order, DEVICE_RDMA_WRITES_ORDERING, device))
+		order = 0;
+	return always || order < ORDERED_FOR_OWNER ? device : -1;
 }
 
 /* In the allocation's context, which the calling thread need not have. */
@@ -78,8 +72,7 @@ static int export(const struct cuda_driver *cuda, const void *addr, uint64_t fir
 	return rc;
 }
 
-int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *offset_p,
-	       struct kv_error *err)
+int gpu_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset_p, struct kv_error *err)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
 	uint64_t first = (uintptr_t)addr & ~(page - 1);
@@ -90,8 +83,6 @@ int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *
 	if (!cuda)
 		return KV_ERR_UNSUPPORTED;
 	ret = gpu_check_range(cuda, addr, len, err);
-	if (!ret && written)
-		ret = check_order(cuda, addr, err);
 	if (ret)
 		return ret;
 	if (!cuda->get_handle)

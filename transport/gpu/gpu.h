@@ -30,12 +30,15 @@ int gpu_check_range(const struct cuda_driver *cuda, const void *addr, size_t len
 
 /*
  * A DMA-BUF that holds [addr, addr + len), from *offset_p of it on; the caller closes it.
- * `written`: by NICs, for kernels that start after a notify. UNSUPPORTED: CUDA does not run in this
- * process, or its driver exports none. ARG: not memory of a GPU, or more than one allocation.
- * DEVICE: its GPU sees a NIC's writes only after a flush, which nothing here does.
+ * UNSUPPORTED: CUDA does not run in this process, or its driver exports none. ARG: not memory of a
+ * GPU, or more than one allocation.
  */
-int gpu_dmabuf(const void *addr, size_t len, bool written, int *fd_p, uint64_t *offset_p,
-	       struct kv_error *err);
+int gpu_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset_p, struct kv_error *err);
+/*
+ * The ordinal of its GPU if that does not see a NIC's writes in their order (before compute
+ * capability 9.0), or if `always`; else -1.
+ */
+int gpu_needs_flush(const void *addr, bool always);
 
 struct gpu; /* GPUs that a context of the transport has used */
 
@@ -94,6 +97,8 @@ int gpu_used(struct gpu *gpu); /* the ordinal of one that is in use, or -1 */
  * has yet, may take long. DEVICE if it does not take it.
  */
 int gpu_prepare(struct gpu *gpu, int device, struct kv_error *err);
+/* Memory on that GPU for NICs to read, until gpu_close. */
+int gpu_scratch(struct gpu *gpu, int device, void **addr_p, size_t *len_p, struct kv_error *err);
 /*
  * Every queue is closed. Where a kernel still ran then, the GPUs stay as they are: taking the
  * module away would wait for it.

@@ -360,9 +360,26 @@ close:
 	return ret;
 }
 
+void ib_loop_close(const struct ib_ctx *ctx, struct ib_rail *rail)
+{
+	struct ib_loop *loop = rail->loop;
+
+	if (!loop)
+		return;
+	if (loop->qp)
+		ctx->v->destroy_qp(loop->qp);
+	if (loop->cq)
+		ctx->v->destroy_cq(loop->cq);
+	if (loop->mr)
+		ctx->v->dereg_mr(loop->mr);
+	free(loop);
+	rail->loop = NULL;
+}
+
 void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail)
 {
 	lend_device(rail->context, false);
+	ib_loop_close(ctx, rail);
 	ctx->v->dealloc_pd(rail->pd);
 	ctx->v->close_device(rail->context);
 	rail->context = NULL;
@@ -394,11 +411,13 @@ static void note_event(struct ib_rail *rail, const struct ibv_async_event *event
 		 * acknowledged.
 		 */
 		lane = event->element.qp->qp_context;
-		atomic_store(&lane->async, (int)event->event_type + 1);
+		if (lane) /* NULL: flush_gpu.c sees it by itself */
+			atomic_store(&lane->async, (int)event->event_type + 1);
 		break;
 	case IBV_EVENT_CQ_ERR:
 		c = event->element.cq->cq_context;
-		atomic_store(&c->cq_error, true);
+		if (c)
+			atomic_store(&c->cq_error, true);
 		break;
 	case IBV_EVENT_DEVICE_FATAL:
 		atomic_store(&rail->dead, true);

@@ -36,6 +36,7 @@ static void free_ctx(struct ib_ctx *ctx)
 	pthread_cond_destroy(&ctx->idle);
 	pthread_mutex_destroy(&ctx->lock);
 	pthread_mutex_destroy(&ctx->left_lock);
+	pthread_mutex_destroy(&ctx->loop_lock);
 	free(ctx);
 }
 
@@ -64,6 +65,7 @@ static int open_with(const char *nics, const char *gpu, int gid_index, struct kv
 	ctx->v = v;
 	ctx->gid_option = gid_index;
 	pthread_mutex_init(&ctx->left_lock, NULL);
+	pthread_mutex_init(&ctx->loop_lock, NULL);
 	pthread_mutex_init(&ctx->lock, NULL);
 	pthread_cond_init(&ctx->idle, NULL);
 	set_limits(ctx);

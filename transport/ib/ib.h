@@ -17,6 +17,8 @@
  *          goes to the device in lists, each by one doorbell                      doorbell.c
  *   slot   what a lane remembers of each post until all of it is finished         poll.c
  *
+ * What comes into a GPU that does not order it is flushed by flush_gpu.c.
+ *
  * An operation is begun, committed, cancelled and ended by op.c. A connection that fails goes
  * through break.c, its fence and its end are stop.c.
  *
@@ -140,6 +142,7 @@ struct ib_op {
 	uint64_t lanes;	    /* used by it */
 	bool busy, committed, stopping;
 	bool proof_due; /* stopping: the READs behind its bytes are not posted yet */
+	bool flushes;	/* it reads into a GPU that ib_conn.scratch is for */
 	bool failed;	/* one of its work requests ended with an error: never TR_WRITTEN */
 	int64_t began_ns;
 	int64_t deadline_ns; /* of stopping */
@@ -223,6 +226,8 @@ struct ib_conn {
 	struct ib_inbox *inbox;
 	uint8_t (*msgs)[TR_MSG_MAX];
 	uint32_t msgs_in;
+	struct tr_mem *scratch[IB_FLUSH_GPUS]; /* of GPUs to flush: flush_gpu.c */
+	unsigned int scratches;
 	bool asking;	   /* an IB_KIND_ASK is under way */
 	uint32_t stopping; /* operations that are being cancelled */
 	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
@@ -358,6 +363,13 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
 /* Breaks the connection, which has a path without keys for the region. */
 int ib_mem_lacks(struct ib_conn *c, const struct ib_mr *mr, struct kv_error *err);
+
+/* flush_gpu.c */
+/* From now on what comes into that GPU is flushed (tr_mem.flush of a region). */
+int ib_gpu_add(struct ib_conn *c, const struct tr_mem *flush, struct kv_error *err);
+void ib_gpus_forget(struct ib_conn *c);
+/* What has come by these lanes is visible to kernels that start now; else the connection breaks. */
+bool ib_gpus_flush(struct ib_conn *c, uint64_t lanes);
 
 /* speed.c */
 void ib_speed_weigh(struct ib_conn *c);

@@ -275,6 +275,8 @@ int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *
 
 	if (mem->no_nic)
 		return kv_error_copy(err, mem->no_nic);
+	if (mem->flush && !tr_mem_handle(mem->flush, &tr_ib_provider))
+		return kv_error_copy(err, tr_mem_why(mem->flush, &tr_ib_provider));
 	rails = ib_rails_use(ctx, false);
 	ret = cut(ctx, rails, mem, &head, err);
 	if (ret)
@@ -341,9 +343,13 @@ int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 {
 	struct ib_conn *c = ib_conn_of(conn);
 	const struct ib_mr *mr = tr_mem_handle(mem, &tr_ib_provider);
+	int ret;
 
 	if (c->rails & ~mr->have)
 		return ib_mem_lacks(c, mr, err);
+	ret = mem->flush && mem->access & TR_REMOTE_WRITE ? ib_gpu_add(c, mem->flush, err) : 0;
+	if (ret)
+		return ret;
 	wire_put_u64(w, (uint64_t)(uintptr_t)mem->addr);
 	wire_put_u64(w, mr->first);
 	wire_put_u64(w, mr->slice_bytes);

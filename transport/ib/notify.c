@@ -151,6 +151,8 @@ int ib_inbox_deliver(struct ib_conn *c)
 
 		if (!in->want || __builtin_popcountll(in->lanes) < in->want)
 			break;
+		if (!ib_gpus_flush(c, in->lanes))
+			break;
 		if (in->is_msg)
 			tr_conn_message(c->conn, c->msgs[in->msg], in->len);
 		else

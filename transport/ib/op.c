@@ -29,6 +29,10 @@ void ib_op_settle(struct ib_conn *c, struct tr_op *op)
 		return;
 	if (!state->committed && !(state->stopping && c->state == IB_LIVE))
 		return;
+	if (state->flushes && !ib_gpus_flush(c, state->lanes)) {
+		state->failed = true;
+		return;
+	}
 	state->busy = false;
 	if (state->stopping)
 		c->stopping--;

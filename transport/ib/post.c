@@ -454,6 +454,12 @@ static long add_source(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 		return kv_error_copy(err, &c->end.cause);
 	if (c->rails & ~atomic_load_explicit(&mr->have, memory_order_relaxed))
 		return ib_mem_lacks(c, mr, err);
+	if (lmem->flush && op->kind == TR_READ_OP) {
+		ret = ib_gpu_add(c, lmem->flush, err);
+		if (ret)
+			return ret;
+		state->flushes = true;
+	}
 	if (c->open && c->open->op != op)
 		ret = ib_chain_ring(c->open, NULL, 0, 0, err);
 	if (!ret)

@@ -49,6 +49,8 @@ enum ib_limits {
 	/* a fenced one, before that, for its last messages, one of them sent again */
 	IB_LINGER_MS = 300,
 	IB_SLOW_MS = 1,	       /* a verb that may take long is waited for this long in the call */
+	IB_LOOP_MS = 100,      /* a read by which a NIC flushes its writes into a GPU */
+	IB_FLUSH_GPUS = 16,    /* of one process that one connection flushes */
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_AGAIN_MS = 32,      /* between two tries to destroy what a device refuses to, at most */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
@@ -75,6 +77,14 @@ struct ib_address {
 	char reason[160]; /* why this entry of the GID table */
 };
 
+/* A queue pair that is connected to itself: flush_gpu.c. */
+struct ib_loop {
+	struct ibv_cq *cq;
+	struct ibv_qp *qp;
+	struct ibv_mr *mr;
+	uint64_t landing;
+};
+
 struct ib_rail {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
@@ -92,6 +102,7 @@ struct ib_rail {
 	_Atomic int64_t ill_until_ns; /* not even tried before */
 	atomic_bool lame; /* it could not register memory: it is used no more, a new one may come */
 	atomic_uint watchers; /* of its asynchronous events */
+	struct ib_loop *loop; /* NULL until one is needed; under loop_lock */
 	bool noted;	  /* it has failed, and is looked for again: late.c */
 	unsigned int users; /* connections, registrations: it is not closed under them */
 };
@@ -116,7 +127,7 @@ struct ib_ctx {
 	uint32_t sq_depth;
 	bool relaxed;
 	bool inline_jobs; /* tests: no threads, so that a run can be repeated */
-	pthread_mutex_t left_lock;
+	pthread_mutex_t left_lock, loop_lock;
 	struct ib_conn *left; /* closed, with a job under way */
 	int gid_option;	      /* KVCACHE_RDMA_GID_INDEX */
 	const char *sysroot;
@@ -172,6 +183,7 @@ void ib_rail_place(const struct ib_ctx *ctx, const char *device, struct pci_plac
 int ib_rail_open(struct ib_ctx *ctx, struct ib_rail *rail, struct ibv_device *device, uint8_t port,
 		 struct kv_error *err);
 void ib_rail_close(struct ib_ctx *ctx, struct ib_rail *rail);
+void ib_loop_close(const struct ib_ctx *ctx, struct ib_rail *rail);
 /* Its verbs fail, and a warning says so once; they work (again). */
 void ib_rail_is_ill(struct ib_ctx *ctx, struct ib_rail *rail, const struct kv_error *why);
 void ib_rail_is_well(struct ib_ctx *ctx, struct ib_rail *rail);

@@ -55,7 +55,10 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	}
 	if (ib_slow_busy(c) || (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
-	return ib_has_lanes(c) ? TR_AGAIN : 0; /* the device refused: try again */
+	if (ib_has_lanes(c))
+		return TR_AGAIN;      /* the device refused: try again */
+	ib_gpus_flush(c, UINT64_MAX); /* what it has accepted */
+	return 0;
 }
 
 /* ---------------------------------------------------------------- close */
@@ -143,6 +146,7 @@ static bool leave(struct ib_conn *c)
 
 void ib_conn_close(struct ib_conn *c)
 {
+	ib_gpus_forget(c);
 	if (ib_slow_busy(c) && leave(c))
 		return;
 	if (ib_has_lanes(c) && !ib_slow_run(c, destroy_lanes) && leave(c))
