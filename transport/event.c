@@ -211,6 +211,18 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 	return take_events(conn, events, n);
 }
 
+void tr_conn_poll_on(struct tr_conn *conn)
+{
+	if (conn->stage == CONN_READY && conn->provider->polled)
+		conn->provider->polled(conn);
+}
+
+bool tr_conn_await(struct tr_conn *conn, int64_t ns)
+{
+	return conn->stage == CONN_READY && conn->provider->await &&
+	       conn->provider->await(conn, ns);
+}
+
 int tr_conn_arm(struct tr_conn *conn)
 {
 	const struct conn_data *data = conn->data;

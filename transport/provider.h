@@ -71,6 +71,8 @@ struct tr_provider {
 	 * tr_op_end, tr_conn_notified, tr_conn_message, tr_conn_lost; returns the number of things
 	 * done.
 	 */
+	void (*polled)(struct tr_conn *conn); /* tr_conn_poll_on; NULL: it costs nothing anyway */
+	bool (*await)(struct tr_conn *conn, int64_t ns); /* tr_conn_await; NULL: false */
 	void (*op_begin)(struct tr_op *op);
 	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err);

@@ -488,6 +488,16 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
  * call again instead. A wake-up may be spurious.
  */
 int tr_conn_arm(struct tr_conn *conn);
+/*
+ * The owner polls from now until it arms: what comes meanwhile need not make tr_conn_fd readable,
+ * which would wake a thread that has nothing to do here.
+ */
+void tr_conn_poll_on(struct tr_conn *conn);
+/*
+ * Between two polls that found nothing: sleeps until there may be something, `ns` at most. false:
+ * polling again is all that there is, or what comes may come at any moment.
+ */
+bool tr_conn_await(struct tr_conn *conn, int64_t ns);
 
 /* ---------------------------------------------------------------- looking inside */
 

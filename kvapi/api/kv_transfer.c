@@ -275,6 +275,8 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 	ret = kv_peer_claim_for(op->peer, op->deadline_ns, KV_ERR_TIMEOUT, kv_op_name(op), err);
 	if (ret)
 		return ret;
+	if (req->blocking)
+		kv_peer_poll_on(op->peer);
 	ret = group ? request_collect(group, op, err) : request_start(op, req->blocking, err);
 	if (op->unclaimed)
 		return ret;

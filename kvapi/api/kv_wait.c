@@ -46,13 +46,16 @@ void kv_op_spin(struct kv_op *op, int grade)
 {
 	int64_t until = spin_until(op);
 
-	do {
+	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
+		int64_t now = kv_now_ns();
+
 		if (kv_op_post(op))
 			until = spin_until(op);
-		if (reached(op, grade) || atomic_load(&op->peer->claim.wanting))
+		else if (now >= until)
 			return;
-		kv_cpu_relax();
-	} while (kv_now_ns() < until);
+		else
+			kv_peer_await(op->peer, until - now);
+	}
 }
 
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
@@ -77,8 +80,10 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 			give_up_ns = deadline_ns;
 			continue;
 		}
-		if (!op->spun)
+		if (!op->spun) {
+			kv_peer_poll_on(peer);
 			kv_op_spin(op, grade);
+		}
 		op->spun = false;
 		/* No other thread may be there to see that its deadline has passed. */
 		if (op->stage != KV_STAGE_STOP)

@@ -45,6 +45,18 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p); /* one step; false: f
 bool kv_peer_is_waif(const struct kv_peer *peer);
 void kv_peer_adopt(struct kv_peer *peer); /* claim held */
 void kv_peer_release(struct kv_peer *peer); /* by an owner of the handle */
+/* A moment, or until something comes at the socket on which alone it comes. */
+static inline void kv_peer_await(struct kv_peer *peer, int64_t ns)
+{
+	if (peer->state != KV_PEER_UP || !tr_conn_await(peer->conn, ns))
+		kv_cpu_relax();
+}
+/* Claim held: its holder polls until it releases the peer. */
+static inline void kv_peer_poll_on(struct kv_peer *peer)
+{
+	if (peer->state == KV_PEER_UP)
+		tr_conn_poll_on(peer->conn);
+}
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p); /* before any release */
 /*
  * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or

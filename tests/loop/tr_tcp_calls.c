@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tr_tcp_calls.c -- system calls that move the bytes of an operation over TCP, at each end: a block
- * and its notify leave by one and come by one, and each further stream costs one more
+ * and its notify leave by one and come by one, and each further stream costs one more; and whom
+ * what comes wakes
  */
 #include <poll.h>
 
@@ -90,4 +91,48 @@ CASE(blocks_and_their_notify_cost_as_few_calls_as_they_can)
 		snprintf(streams, sizeof(streams), "KVCACHE_TCP_STREAMS=%u", costs[i].streams);
 		assert_int_equal(pair_run(&config, write_blocks, be_written), 0);
 	}
+}
+
+static void notify_once(struct pair_side *s)
+{
+	pair_up(s);
+	pair_meet(s);
+	pair_commit(s, pair_begin(s, TR_WRITE, 1), TR_NOTIFY, 1);
+	pair_say(s, 1);
+	pair_meet(s);
+	pair_down(s);
+}
+
+static int is_readable(const struct pair_side *s, int ms)
+{
+	struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
+
+	return poll(&p, 1, ms);
+}
+
+/* Its owner polls, and sleeps at the socket itself if it has to poll for long. */
+static void poll_on(struct pair_side *s)
+{
+	int slept = 0;
+
+	pair_up(s);
+	tr_conn_poll_on(s->conn);
+	for (int i = 0; i < 64; i++)
+		slept += tr_conn_await(s->conn, 1000);
+	PAIR_CHECK(slept > 0 && slept < 64);
+	pair_meet(s);
+	PAIR_CHECK(pair_hear(s) == 1); /* it is here */
+	PAIR_CHECK(is_readable(s, 0) == 0);
+	tr_conn_arm(s->conn);
+	PAIR_CHECK(is_readable(s, (int)PAIR_WAIT_MS) == 1);
+	pair_wait_notifies(s, 1);
+	pair_meet(s);
+	pair_down(s);
+}
+
+CASE(what_comes_to_an_owner_who_polls_wakes_nobody_else)
+{
+	struct pair_config config = { .parent_path = "tcp", .child_path = "tcp", .region = REGION };
+
+	assert_int_equal(pair_run(&config, poll_on, notify_once), 0);
 }

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* receive.c -- progress: the peer's frames, what they ask for, its end; and going to sleep */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "tcp.h"
 
@@ -129,9 +131,10 @@ static int take_stream(struct tcp_stream *st, struct kv_error *err)
 	struct tcp_in *in = &st->in;
 	uint64_t end = in->taken + TCP_TAKE_BYTES;
 	int done = 0, taken;
-	bool more = true;
+	bool more = !in->drained;
 	ssize_t n = 1;
 
+	in->drained = false;
 	in->asked = in->next; /* another turn: what is open may have changed */
 	in->looked = false;
 	for (;;) {
@@ -149,6 +152,7 @@ static int take_stream(struct tcp_stream *st, struct kv_error *err)
 			return err->code;
 		if (n > 0) {
 			tr_conn_count(st->tc->conn)->completions++; /* a sign of life: silence.c */
+			in->drained = !more;
 			done++;
 		} else if (!n) {
 			st->hung_up = true;
@@ -168,6 +172,40 @@ static int watch(struct tcp_stream *st, unsigned int what)
 		return 1;
 	st->watched = what;
 	return 0;
+}
+
+/*
+ * What came before is not what the owner polls for, so the first look asks for nothing: it takes
+ * that behind what it sends now.
+ */
+void tcp_polled(struct tr_conn *conn)
+{
+	struct tcp_conn *tc = tr_conn_priv(conn);
+
+	tc->looks = 0;
+	tcp_for_each (st, tc) {
+		watch(st, 0);
+		st->in.drained = true;
+	}
+}
+
+/* A thread that polls for long may have the processor that the peer needs. */
+bool tcp_await(struct tr_conn *conn, int64_t ns)
+{
+	struct tcp_conn *tc = tr_conn_priv(conn);
+	struct timespec limit = { .tv_nsec = ns < TCP_AWAIT_NS ? ns : TCP_AWAIT_NS };
+	struct pollfd p[TCP_STREAMS_MAX];
+
+	if (++tc->looks < TCP_LOOKS)
+		return false;
+	tcp_for_each (st, tc)
+		p[st->index] = (struct pollfd){
+			.fd = st->sock,
+			.events = (short)(queue_pending(&st->queue) ? POLLIN | POLLOUT : POLLIN),
+		};
+	tr_conn_count(conn)->syscalls++;
+	ppoll(p, tc->streams, &limit, NULL);
+	return true;
 }
 
 /* What has come, then what is to go: the number of things done, or the connection's failure. */
@@ -225,9 +263,6 @@ int tcp_progress(struct tr_conn *conn)
 	struct kv_error cause;
 	int done, ended;
 
-	if (++tc->polls == TCP_BUSY_POLLS)
-		tcp_for_each (st, tc)
-			watch(st, 0);
 	done = move_streams(tc, &cause);
 	if (done >= 0) {
 		ended = send_settle(tc, &cause);
@@ -236,6 +271,8 @@ int tcp_progress(struct tr_conn *conn)
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
 	if (!done)
 		done = find_end(tc, &cause);
+	if (done)
+		tc->looks = 0;
 	if (done < 0) {
 		tcp_lose(tc, &cause);
 		return 1;
@@ -260,7 +297,6 @@ int tcp_arm(struct tr_conn *conn)
 	struct kv_error cause;
 	int awake = 0;
 
-	tc->polls = 0;
 	tcp_for_each (st, tc)
 		awake |= arm_stream(st);
 	return awake || tc->data->failure.code || send_settle(tc, &cause) || send_goes_on(tc);

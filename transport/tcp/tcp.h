@@ -48,8 +48,12 @@ enum tcp_limits {
 	TCP_READS_MAX = 1024,	/* spans that were asked for and have not come, per side */
 	TCP_IN_BYTES = 8 << 10, /* a header with its spans, or what comes in one small piece */
 	TCP_TAKE_BYTES = 1 << 20, /* that one progress takes at most */
-	/* Looks in a row after which what comes need not wake another thread. */
-	TCP_BUSY_POLLS = 3,
+	/*
+	 * Looks in a row, some 10 us, after which a thread that waits sleeps at the socket, and for
+	 * how long at most: another one may want the connection meanwhile.
+	 */
+	TCP_LOOKS = 32,
+	TCP_AWAIT_NS = 50000,
 	TCP_FENCE_MS = 1000,	  /* that a fence waits until the last words have left */
 };
 
@@ -129,6 +133,7 @@ struct tcp_in {
 	bool stalled;			  /* a frame waits for room for its event, */
 	bool behind;			  /* or for another stream (AFTER) */
 	bool looked;			  /* in this turn: the peer has not broken the connection */
+	bool drained; /* the last look took all that there was: the next one asks for no more */
 };
 
 /* What a GPU's memory goes through, one way. */
@@ -176,7 +181,7 @@ struct tcp_conn {
 	struct tr_conn *conn;
 	unsigned int streams; /* that are offered; then, that there are */
 	int64_t fence_ns;     /* 0: not begun */
-	unsigned int polls;   /* since it was about to sleep */
+	unsigned int looks;   /* that found nothing, since one did */
 
 	/* Handshake: */
 	uint8_t token[16];
@@ -286,6 +291,8 @@ int answer_queue(struct tcp_stream *st); /* the next frame of answers: 1 if ther
 ssize_t answer_send(struct tcp_stream *st, size_t len);
 
 /* receive.c */
+void tcp_polled(struct tr_conn *conn);
+bool tcp_await(struct tr_conn *conn, int64_t ns);
 int tcp_progress(struct tr_conn *conn);
 int tcp_arm(struct tr_conn *conn);
 
