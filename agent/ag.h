@@ -43,6 +43,10 @@ enum {
 	AG_WANTS = 256,		    /* of one peer at a time */
 	AG_KINDS = 2,		    /* enum ag_kind */
 	AG_CODES = 96,		    /* -KV_ERR_*; 0: success */
+	AG_HEARD = 16,		    /* peers that a caller looks at in one call */
+	AG_ASKED = 16,		    /* calls in a row, each soon after the one before: it polls */
+	AG_ASKED_NS = 50000,
+	AG_ATTENDED = 10,	    /* looks; then it is armed, which shows a peer's death, too */
 };
 
 /* ---------------------------------------------------------------- ag_info.c: bytes, pure */
@@ -116,7 +120,7 @@ int ag_hear(struct ag_hearing *hearing, const uint8_t *msg, size_t len, const ui
 
 /* ---------------------------------------------------------------- an agent */
 
-struct ag_notes;
+struct ag_kept_note;
 
 struct ag_agent {
 	char *name;
@@ -144,8 +148,11 @@ struct ag_agent {
 	size_t retiring; /* of these */
 
 	pthread_mutex_t notes_lock;
-	struct ag_notes *notes, **notes_last;
+	struct ag_kept_note *notes, **notes_last;
 	atomic_size_t notes_bytes;
+	/* Of calls that found no notification: when, how many in a row, the next peer. */
+	_Atomic int64_t asked_ns;
+	atomic_uint asked, next_heard;
 	struct ag_metrics *metrics; /* NULL: not asked for */
 };
 
@@ -154,6 +161,7 @@ void ag_note_init(struct ag_agent *agent);
 int ag_note_add(struct ag_agent *agent, const char *name, const void *note, size_t len,
 		struct kv_error *err);
 bool ag_note_full(const struct ag_agent *agent);
+size_t ag_note_give(struct ag_agent *agent, ag_take_note take, void *arg); /* how many */
 void ag_note_free(struct ag_agent *agent);
 
 /* ---------------------------------------------------------------- regions */
@@ -239,6 +247,7 @@ struct ag_peer {
 	struct ag_hearing hearing;
 	struct ag_rmem *rmems;
 	bool wanting, leaving; /* of these: one is to be asked for, to be left */
+	unsigned int attended; /* not 0: the thread looks each millisecond, and nobody arms it */
 	struct ag_told *told;
 };
 
@@ -375,6 +384,8 @@ enum { AG_TOKEN_WAKE = 0, AG_TOKEN_LISTENER = 1, AG_TOKEN_PEERS = 2 };
 enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget);
 /* By a caller; never waits. must: the service thread does it if this one cannot. */
 void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must);
+/* By a caller that asks for notifications and finds none: what has come is taken here at once. */
+void ag_try_hear(struct ag_agent *agent);
 
 int ag_service_start(struct ag_agent *agent, struct kv_error *err);
 bool ag_service_stop(struct ag_agent *agent, int64_t deadline_ns); /* false: it does not return */

@@ -4,7 +4,7 @@
 
 #include "ag.h"
 
-enum { EVENTS = 32, ROUNDS = 64, SOON_MS = 100 };
+enum { EVENTS = 32, ROUNDS = 64, HEAR_ROUNDS = 2, SOON_MS = 100 };
 
 /* ---------------------------------------------------------------- loss */
 
@@ -161,12 +161,32 @@ static bool still_says(struct ag_peer *peer)
 	return peer->out.first && kv_now_ns() < peer->linger_ns;
 }
 
-static enum ag_turn drive_up(struct ag_peer *peer, uint64_t budget)
+static bool is_polled(const struct ag_agent *agent)
+{
+	return atomic_load(&agent->asked) >= AG_ASKED &&
+	       kv_now_ns() - atomic_load(&agent->asked_ns) < AG_ASKED_NS;
+}
+
+/*
+ * A caller that polls for notifications sees them sooner than the service thread wakes, and a
+ * sender that need not wake it is faster, too. So while there is one the thread does not wait to
+ * be woken but looks every millisecond, for what else comes and for when the caller stops.
+ */
+static bool may_sleep(struct ag_peer *peer, bool service)
+{
+	if (service && peer->incoming && peer->attended < AG_ATTENDED && is_polled(peer->agent))
+		peer->attended++;
+	else if (service)
+		peer->attended = 0;
+	return peer->attended || !tr_conn_arm(peer->conn);
+}
+
+static enum ag_turn drive_up(struct ag_peer *peer, uint64_t budget, int rounds, bool service)
 {
 	bool starved = false;
 	struct kv_error why;
 
-	for (int i = 0; i < ROUNDS; i++) {
+	for (int i = 0; i < rounds; i++) {
 		bool full = peer->incoming && ag_note_full(peer->agent);
 		int done, n;
 
@@ -186,8 +206,8 @@ static enum ag_turn drive_up(struct ag_peer *peer, uint64_t budget)
 			return AG_TURN_MORE;
 		if (full)
 			return AG_TURN_FULL;
-		if (!done && !tr_conn_arm(peer->conn))
-			return AG_TURN_OVER;
+		if (!done && may_sleep(peer, service))
+			return service && peer->attended ? AG_TURN_SOON : AG_TURN_OVER;
 	}
 	return AG_TURN_MORE;
 }
@@ -220,7 +240,7 @@ static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
 		kv_log_info(peer->agent->log, "agent %s %s by %s (%s)", peer->name,
 			    peer->incoming ? "came" : "is connected", tr_conn_transport(peer->conn),
 			    tr_conn_path(peer->conn));
-		return drive_up(peer, budget);
+		return drive_up(peer, budget, ROUNDS, true);
 	}
 	if (ret == TR_AGAIN && (peer->incoming || kv_now_ns() < peer->dial_ns))
 		return AG_TURN_OVER;
@@ -244,13 +264,13 @@ enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget)
 	case AG_CONNECTING:
 		return drive_handshake(peer, budget);
 	case AG_UP:
-		return drive_up(peer, budget);
+		return drive_up(peer, budget, ROUNDS, true);
 	default:
 		return drive_lost(peer);
 	}
 }
 
-void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
+static void try_drive(struct ag_peer *peer, uint64_t budget, int rounds, bool must)
 {
 	enum ag_turn turn = AG_TURN_OVER;
 
@@ -260,8 +280,36 @@ void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
 		return;
 	}
 	if (atomic_load(&peer->state) == AG_UP)
-		turn = ag_drive(peer, budget);
+		turn = drive_up(peer, budget, rounds, false);
 	pthread_mutex_unlock(&peer->drive);
 	if (turn != AG_TURN_OVER)
 		ag_kick(peer);
+}
+
+void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
+{
+	try_drive(peer, budget, ROUNDS, must);
+}
+
+void ag_try_hear(struct ag_agent *agent)
+{
+	int64_t now = kv_now_ns(), before = atomic_exchange(&agent->asked_ns, now);
+	uint32_t end;
+
+	if (now - before < AG_ASKED_NS)
+		atomic_fetch_add(&agent->asked, 1);
+	else
+		atomic_store(&agent->asked, 0);
+	pthread_mutex_lock(&agent->lock);
+	end = agent->peers_end;
+	pthread_mutex_unlock(&agent->lock);
+	for (uint32_t i = 0; i < end && i < AG_HEARD; i++) {
+		struct ag_peer *peer =
+			ag_peer_at(agent, atomic_fetch_add(&agent->next_heard, 1) % end);
+
+		if (peer && peer->incoming)
+			try_drive(peer, 0, HEAR_ROUNDS, false);
+		if (peer)
+			ag_peer_put(peer);
+	}
 }

@@ -5,8 +5,8 @@
 
 #include "ag.h"
 
-struct ag_notes {
-	struct ag_notes *next;
+struct ag_kept_note {
+	struct ag_kept_note *next;
 	size_t name_len, len;
 	char text[]; /* the name with its NUL, then the notification */
 };
@@ -21,7 +21,7 @@ int ag_note_add(struct ag_agent *agent, const char *name, const void *bytes, siz
 		struct kv_error *err)
 {
 	size_t name_len = strlen(name) + 1;
-	struct ag_notes *note = malloc(sizeof(*note) + name_len + len);
+	struct ag_kept_note *note = malloc(sizeof(*note) + name_len + len);
 
 	if (!note)
 		return kv_fail(err, KV_ERR_NOMEM, "hear", "cannot keep %zu bytes", len);
@@ -44,9 +44,9 @@ bool ag_note_full(const struct ag_agent *agent)
 	return atomic_load(&agent->notes_bytes) >= AG_NOTIFY_QUEUE;
 }
 
-static struct ag_notes *take_note(struct ag_agent *agent)
+static struct ag_kept_note *take_note(struct ag_agent *agent)
 {
-	struct ag_notes *note;
+	struct ag_kept_note *note;
 
 	pthread_mutex_lock(&agent->notes_lock);
 	note = agent->notes;
@@ -60,7 +60,7 @@ static struct ag_notes *take_note(struct ag_agent *agent)
 	return note;
 }
 
-static void put_back(struct ag_agent *agent, struct ag_notes *note)
+static void put_back(struct ag_agent *agent, struct ag_kept_note *note)
 {
 	pthread_mutex_lock(&agent->notes_lock);
 	note->next = agent->notes;
@@ -71,11 +71,9 @@ static void put_back(struct ag_agent *agent, struct ag_notes *note)
 	pthread_mutex_unlock(&agent->notes_lock);
 }
 
-size_t ag_notes(struct ag_agent *agent,
-		bool (*take)(void *arg, const char *name, const void *note, size_t len), void *arg)
+size_t ag_note_give(struct ag_agent *agent, ag_take_note take, void *arg)
 {
-	bool was_full = ag_note_full(agent);
-	struct ag_notes *note;
+	struct ag_kept_note *note;
 	size_t n = 0;
 
 	while ((note = take_note(agent))) {
@@ -86,14 +84,12 @@ size_t ag_notes(struct ag_agent *agent,
 		free(note);
 		n++;
 	}
-	if (was_full)
-		ag_kick_all(agent, true);
 	return n;
 }
 
 void ag_note_free(struct ag_agent *agent)
 {
-	struct ag_notes *note;
+	struct ag_kept_note *note;
 
 	while ((note = take_note(agent)))
 		free(note);

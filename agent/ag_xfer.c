@@ -171,7 +171,7 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 	return xfer->error.code ? kv_error_copy(err, &xfer->error) : 0;
 }
 
-/* ---------------------------------------------------------------- notifications alone */
+/* ---------------------------------------------------------------- notifications */
 
 int ag_notify(struct ag_agent *agent, const char *name, const void *note, size_t len,
 	      struct kv_error *err)
@@ -205,4 +205,18 @@ int ag_notify(struct ag_agent *agent, const char *name, const void *note, size_t
 		ag_try_drive(peer, 0, true);
 	ag_peer_put(peer);
 	return ret;
+}
+
+size_t ag_notes(struct ag_agent *agent, ag_take_note take, void *arg)
+{
+	bool was_full = ag_note_full(agent);
+	size_t n = ag_note_give(agent, take, arg);
+
+	if (!n) {
+		ag_try_hear(agent);
+		n = ag_note_give(agent, take, arg);
+	}
+	if (was_full)
+		ag_kick_all(agent, true);
+	return n;
 }

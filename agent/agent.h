@@ -144,11 +144,11 @@ int ag_xfer_release(struct ag_xfer *xfer);
 int ag_notify(struct ag_agent *agent, const char *name, const void *note, size_t len,
 	      struct kv_error *err);
 /*
- * Those that have come, each once, in the order in which they came from their peer. Returns how
- * many; `take` says false if it could not keep one: it comes again with the next call, and so do
- * the rest.
+ * Those that have come, each once, in the order in which they came from their peer; where none is
+ * there yet it looks at the connections itself. Returns how many; `take` says false if it could not
+ * keep one: it comes again with the next call, and so do the rest.
  */
-size_t ag_notes(struct ag_agent *agent,
-		bool (*take)(void *arg, const char *name, const void *note, size_t len), void *arg);
+typedef bool (*ag_take_note)(void *arg, const char *name, const void *note, size_t len);
+size_t ag_notes(struct ag_agent *agent, ag_take_note take, void *arg);
 
 #endif

@@ -425,7 +425,7 @@ static void a_killed_peer_ends_what_is_under_way(void **state)
 			ret = post_to_end(xfer);
 		while (!ret || ret == KV_ERR_BUSY); /* it may have been done before */
 		assert_int_equal(kv_error_scope(ret), KV_SCOPE_PEER);
-		assert_true(bar_holds(since, 1000, "the news of a death"));
+		assert_true(bar_holds(since, 50, "the news of a death"));
 		assert_int_equal(kv_error_scope(ag_notify(d.a.agent, "b", "x", 1, &err)),
 				 KV_SCOPE_PEER);
 		rig_release(xfer);

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "../lib/bar.h"
+
 enum { LEN = 1 << 20 };
 
 static bool slow_path; /* a device in software */
@@ -107,6 +109,38 @@ CASE(notifications_alone_keep_their_order)
 	rig_down(&t);
 }
 
+/* While a caller polls, messages wake no service thread: it has to see that the caller stopped. */
+CASE(who_polled_and_stopped_is_served)
+{
+	enum { BYTES = 4096 };
+	struct kv_error err;
+	struct rig_two t;
+	struct bar since;
+	struct ag_pair p;
+
+	rig_up(&t, LEN);
+	p = pair_at(&t, 0, 0, BYTES);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, "", 0);
+	rig_note(&t.b, NULL, NULL, 0);
+	since = bar_begin();
+	for (unsigned int i = 0; i < 60; i++) {
+		for (int notes = 0; notes < 20; notes++) {
+			int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
+
+			assert_int_equal(ag_notify(t.a.agent, "b", "n", 1, &err), 0);
+			while (!rig_notes_now(&t.b))
+				assert_true(kv_now_ns() < deadline);
+		}
+		rig_fill(t.a.buf, i, BYTES);
+		rig_move(&t.a, "b", AG_WRITE, &p, 1, "", 0);
+		rig_note(&t.b, NULL, NULL, 0);
+		assert_true(rig_is(t.b.buf, i, BYTES));
+	}
+	/* What is forgotten is found at the next tick, 100 ms later. */
+	assert_true(slow_path || bar_holds(since, 1500, "60 writes beside a poller"));
+	rig_down(&t);
+}
+
 /* More than wait at the receiver: the sender is slowed, nothing is lost. */
 CASE(notifications_that_nobody_takes_wait)
 {
@@ -133,6 +167,60 @@ CASE(notifications_that_nobody_takes_wait)
 	rig_down(&t);
 	free(note);
 	free(came);
+}
+
+static int64_t thread_cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return ts.tv_sec * INT64_C(1000000000) + ts.tv_nsec;
+}
+
+/* The caller copies none of it: posting takes less than a millisecond, however long the list is. */
+CASE(a_long_list_is_posted_at_once_and_moves_unwatched)
+{
+	enum { BLOCKS = 1538, BLOCK = 64 << 10 };
+	size_t len = (size_t)BLOCKS * BLOCK;
+	int64_t least = INT64_MAX;
+	struct ag_pair *pair;
+	struct rig_end a, b;
+	struct ag_rmem *rmem;
+	struct ag_xfer *xfer;
+	struct kv_error err;
+
+	if (slow_path) {
+		print_message("skipped: 300 MiB over a device in software take minutes\n");
+		skip();
+	}
+	pair = calloc(BLOCKS, sizeof(*pair));
+	rig_open(&a, "a", len);
+	rig_open(&b, "b", len);
+	rig_load(&a, &b);
+	rmem = rig_see(&a, &b, b.mem);
+	for (size_t i = 0; i < BLOCKS; i++)
+		pair[i] = (struct ag_pair){ a.mem, rmem, (uintptr_t)a.buf + i * BLOCK,
+					    (uintptr_t)b.buf + (BLOCKS - 1 - i) * BLOCK, BLOCK };
+	assert_int_equal(ag_xfer_prepare(a.agent, "b", AG_WRITE, pair, BLOCKS, &xfer, &err), 0);
+	for (unsigned int round = 0; round < 3; round++) {
+		int64_t begun;
+
+		rig_fill(a.buf, round, len);
+		begun = thread_cpu_ns();
+		assert_true(ag_xfer_post(xfer, "moved", 5, &err) >= 0);
+		begun = thread_cpu_ns() - begun;
+		least = begun < least ? begun : least;
+		assert_int_equal(rig_note(&b, NULL, NULL, 0), 5);
+		for (size_t i = 0; i < BLOCKS; i++)
+			assert_memory_equal((void *)pair[i].remote, (void *)pair[i].local, BLOCK);
+		assert_int_equal(rig_end_of(xfer, &err), 0);
+	}
+	assert_true(least < BAR_FACTOR * 1000000);
+	rig_release(xfer);
+	ag_rmem_unload(rmem);
+	rig_close(&a);
+	rig_close(&b);
+	free(pair);
 }
 
 /* Blocks of many regions, in an order that changes the region with every pair. */
