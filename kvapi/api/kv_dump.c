@@ -5,12 +5,14 @@
 #include <string.h>
 
 #include "base/report.h"
+#include "base/thread.h"
 #include "kv_api.h"
 
 enum {
 	PATIENCE_MS = 50, /* for peers in use, all together; then it says that they are */
 	OPS_SHOWN = 64,	  /* the oldest */
 	ROWS_SHOWN = 64,  /* of each list of a peer */
+	SERVED_MS = 1000, /* after that it is said why */
 	ROWS_OF_MANY = 4, /* where there are more than so many peers */
 };
 
@@ -26,7 +28,8 @@ static const char *awaited(const struct kv_op_look *op)
 	case KV_STAGE_BEGIN:
 	case KV_STAGE_POST:
 	case KV_STAGE_COMMIT:
-		return "a thread that posts the rest, or room in the transport";
+		return "room in the transport (its peer's connection says why), or a thread "
+		       "that posts the rest";
 	case KV_STAGE_PROVE:
 	case KV_STAGE_DIGEST:
 		return "room for the digests of its blocks";
@@ -260,6 +263,24 @@ static void report_callback(struct kv_report *r, const struct kv_engine *engine)
 	}
 }
 
+KV_LOOKS static int64_t served_ns(const struct kv_engine *engine)
+{
+	return KV_SEEN(engine->swept_ns);
+}
+
+/* Peers are looked at each KV_TICK_MS at least. */
+static void report_service(struct kv_report *r, const struct kv_engine *engine)
+{
+	int64_t since_ns = served_ns(engine);
+
+	kv_report_age(r, "served_ms_ago", since_ns);
+	if (kv_now_ns() - since_ns > SERVED_MS * KV_NS_PER_MS)
+		kv_report_text(r, "not_served", "%s",
+			       engine->caller_mode
+				       ? "the application calls neither kv_progress nor a wait"
+				       : "the engine's thread is in a call, or gets no processor");
+}
+
 static void report_pools(struct kv_report *r, struct kv_engine *engine)
 {
 	char said[256] = "";
@@ -305,7 +326,8 @@ static void report_times(struct kv_report *r, struct kv_engine *engine)
 void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
 {
 	bool locked = kv_engine_lock_until(engine, kv_deadline_ns(PATIENCE_MS));
-	uint32_t up = locked ? engine->peers_up : 0, pending = locked ? engine->peers_pending : 0;
+	uint32_t up = locked ? kv_table_count(engine, KV_PEER_UP) : 0;
+	uint32_t pending = locked ? kv_table_count(engine, KV_PEER_HANDSHAKE) : 0;
 	bool listens = locked && engine->listener;
 
 	if (locked)
@@ -320,6 +342,8 @@ void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
 			       PATIENCE_MS);
 	kv_report_int(r, "peers_up", up);
 	kv_report_int(r, "handshakes", pending);
+	if (up + pending)
+		report_service(r, engine);
 	report_callback(r, engine);
 	pthread_mutex_lock(&engine->arrivals.lock);
 	kv_report_int(r, "arrivals_waiting", (int64_t)engine->arrivals.count);

@@ -246,6 +246,7 @@ struct kv_peer_look {
 	int64_t round_ns;
 	char name[KV_NAME_MAX], address[64], transport[16];
 };
+uint32_t kv_table_count(const struct kv_engine *engine, unsigned int state); /* under engine.lock */
 bool kv_table_look(struct kv_engine *engine, uint32_t index, int64_t deadline_ns,
 		   struct kv_peer_look *look);
 

@@ -115,6 +115,15 @@ KV_LOOKS static void look_at_peer(const struct kv_peer *peer, struct kv_peer_loo
 		to->transport[i] = KV_SEEN(peer->transport[i]);
 }
 
+uint32_t kv_table_count(const struct kv_engine *engine, unsigned int state)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < engine->peers_end; i++)
+		n += engine->peer[i] && engine->peer[i]->state == state;
+	return n;
+}
+
 bool kv_table_look(struct kv_engine *engine, uint32_t index, int64_t deadline_ns,
 		   struct kv_peer_look *look)
 {

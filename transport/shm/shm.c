@@ -133,14 +133,16 @@ static int shm_dump(const struct tr_conn *conn, char *buf, size_t cap)
 
 	return snprintf(
 		buf, cap,
-		"  peer process %d%s, ring of %llu: out %llu of which %llu not taken, in %llu\n"
+		"  peer process %d%s, ring of %llu: out %llu of which %llu not taken, in %llu, %llu to be "
+		"read here\n"
 		"  rest of a span %llu, waiting for the peer %u, reads %u, answers %u, %s%s%s%s\n",
 		(int)sc->pid, state_of_process(sc->pid), (unsigned long long)sc->out.size,
 		(unsigned long long)sc->out.tail, (unsigned long long)(sc->out.tail - sc->out.head),
 		(unsigned long long)sc->in.head,
+		(unsigned long long)(atomic_load(&sc->in.shared->tail) - sc->in.head),
 		(unsigned long long)(sc->rest.op ? sc->rest.left : 0), sc->waits,
 		sc->read_tail - sc->read_head, sc->answer_tail - sc->answer_head,
-		sc->blocked ? "out of room" : "flowing",
+		sc->blocked ? "out of room: the peer takes nothing from the ring" : "flowing",
 		sc->gathering || sc->scattering ? ", a GPU copies" : "",
 		sc->armed ? ", asleep" : "", sc->hung_up ? ", the peer hung up" : "");
 }

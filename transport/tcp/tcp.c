@@ -129,9 +129,11 @@ static int tcp_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
 	const struct tcp_conn *tc = tr_conn_priv(conn);
 	const struct tcp_data *d = tc->data;
-	int n = snprintf(buf, cap, "  waiting to leave %u, to land %u, %s\n",
-			 d->to_send.tail - d->to_send.head, d->to_land.tail - d->to_land.head,
-			 d->blocked ? "out of room" : "flowing");
+	int n = snprintf(
+		buf, cap, "  waiting to leave %u, to land %u, %s\n",
+		d->to_send.tail - d->to_send.head, d->to_land.tail - d->to_land.head,
+		d->blocked ? "out of room: the peer reads nothing, or its network carries nothing"
+			   : "flowing");
 
 	tcp_for_each (st, tc)
 		n += dump_stream(st, (size_t)n < cap ? buf + n : NULL,
