@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 
@@ -58,7 +59,7 @@ struct onlooker {
 	struct kv_engine *engine;
 	atomic_bool leave;
 	pthread_t thread;
-	unsigned int looks;
+	atomic_uint looks;
 	const char *wrong; /* the first counter that went back, or below zero */
 	struct kv_stats last;
 };
@@ -96,6 +97,8 @@ static void onlooker_start(struct onlooker *o, struct kv_engine *engine)
 {
 	*o = (struct onlooker){ .engine = engine, .last = KV_INIT(kv_stats) };
 	assert_int_equal(pthread_create(&o->thread, NULL, look, o), 0);
+	while (!atomic_load(&o->looks)) /* it looks before there is anything, and at the end */
+		usleep(1000);
 }
 
 /* What it saw last, when all was done. */
