@@ -313,10 +313,18 @@ def check_parsers(root):
     return findings + missing_tests(root, [(f"{page}: {what}", cell) for what, _, cell in rows])
 
 
+def check_pictures(root):
+    """Each file of the libraries stands in the tables of the architecture."""
+    page = "docs/architecture.md"
+    named = {os.path.basename(name) for name in re.findall(r"`([\w/]+\.c(?:pp|u)?)`", source.read(root, page))}
+    return [f"{page}: {path} stands in no table" for path in source.files(root)
+            if source.is_library(path) and path.endswith((".c", ".cpp", ".cu")) and os.path.basename(path) not in named]
+
+
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability,
               check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures,
-              check_skips, check_repeats, check_mutants, check_parsers)
+              check_skips, check_repeats, check_mutants, check_parsers, check_pictures)
     return [finding for one in checks for finding in one(root)]
 
 

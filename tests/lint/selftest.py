@@ -371,6 +371,12 @@ class Agree(Tree):
         self.write("docs/architecture.md", head + bad)
         self.assert_finds("docs/architecture.md: invariant", agree.check_invariants(self.root), 6)
 
+    def test_a_file_that_the_architecture_does_not_name_is_found(self):
+        self.write("transport/a.c", "")
+        self.write("kvapi/op/b.c", "")
+        self.write("docs/architecture.md", "| `a.c` | a |\n")
+        self.assert_finds("docs/architecture.md: kvapi/op/b.c stands", agree.check_pictures(self.root), 1)
+
     def test_a_limit_whose_test_or_source_is_gone_is_found(self):
         self.write("tests/a_test.c", "static void it_holds(void **state)\n")
         self.write("transport/a.c", "")
