@@ -161,7 +161,11 @@ static int load_kernel(struct gpu_device *d)
 
 	if (rc)
 		return rc;
-	rc = d->cuda->module_load(&d->module, gpu_copy_ptx);
+	/* A GPU, or a driver, that they are not for gets the text. */
+	rc = *gpu_copy_cubins ? d->cuda->module_load(&d->module, gpu_copy_cubins)
+			      : CUDA_INVALID_VALUE;
+	if (rc)
+		rc = d->cuda->module_load(&d->module, gpu_copy_ptx);
 	if (!rc)
 		rc = d->cuda->module_function(&d->kernel, d->module, "kvrail_copy");
 	gpu_leave(d, &mode);

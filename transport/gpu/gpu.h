@@ -199,7 +199,7 @@ int gpu_device(struct gpu *gpu, int device, const struct gpu_device **device_p,
 	       struct kv_error *err);
 /* A queue could not be closed: what its kernel uses is kept for the life of the process. */
 void gpu_keep(struct gpu *gpu, struct gpu_queue *queue, struct gpu_queue **next_p);
-/* kernel.c: the text of copy.ptx */
-extern const char gpu_copy_ptx[];
+/* kernel.c: the text of copy.ptx; cubins as a fat binary, "" if there are none */
+extern const char gpu_copy_ptx[], gpu_copy_cubins[];
 
 #endif
