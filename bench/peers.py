@@ -26,7 +26,7 @@ import results  # noqa: E402
 BLOCKS, BYTES, BATCHES = 64, 65536, 5
 LEN = BLOCKS * BYTES
 REPORT_S = 45  # a fault that was not reported by then hangs
-ENGINES = {"kvrail": "kvrail", "nixl": "nixl-cu12", "mooncake": "mooncake-transfer-engine-non-cuda"}  # and their packages
+ENGINES = {"kvrail": "kvrail", "nixl": "nixl-cu12", "nixl over kvrail": "nixl-cu12", "mooncake": "mooncake-transfer-engine-non-cuda"}  # and their packages
 ADDRESSES = {"target": "10.77.0.2", "initiator": "10.77.0.1"}
 FIELDS = "time_ratio", "packets", "work_requests", "killed", "outside", "withdrawn"
 DEVICES = {"target": "rxe1", "initiator": "rxe0"}
@@ -68,13 +68,18 @@ class Kvrail:
 
 
 class Nixl:
-    def __init__(self, role):
+    BACKEND = "UCX"
+
+    def environ(self, role):
         os.environ.update(UCX_TLS="rc_v,ud_v", UCX_NET_DEVICES=DEVICES[role] + ":1", UCX_IB_GID_INDEX="1", UCX_RC_RETRY_COUNT="6",
                           UCX_UD_TIMEOUT="30s")
+
+    def __init__(self, role):
+        self.environ(role)
         import numpy
         from nixl_cu12._api import nixl_agent, nixl_agent_config
         self.bytes = numpy.zeros((BLOCKS, BYTES), numpy.uint8)
-        self.agent = nixl_agent(role, nixl_agent_config(backends=["UCX"]))
+        self.agent = nixl_agent(role, nixl_agent_config(backends=[self.BACKEND]))
         self.region = self.agent.register_memory([(self.bytes.ctypes.data, LEN, 0, "")], "DRAM")
 
     def address(self):
@@ -103,6 +108,15 @@ class Nixl:
 
     def withdraw(self):
         self.agent.deregister_memory(self.region)
+
+
+class NixlOverKvrail(Nixl):
+    BACKEND = "KVRAIL"
+
+    def environ(self, role):
+        os.environ.update(KVCACHE_TRANSPORT="ib", KVCACHE_RDMA_NICS=DEVICES[role], KVCACHE_AGENT_ADDRESS=ADDRESSES[role])
+        import kvrail.nixl
+        kvrail.nixl.add_to_nixl()
 
 
 class Mooncake:
@@ -164,7 +178,7 @@ def serve(name, role):
     """A process of an engine: does what the driver says, one JSON line each way."""
     with os.fdopen(os.dup(1), "w", buffering=1) as out:
         os.dup2(2, 1)  # what the engines print themselves
-        engine = {"kvrail": Kvrail, "nixl": Nixl, "mooncake": Mooncake}[name](role)
+        engine = {"kvrail": Kvrail, "nixl": Nixl, "nixl over kvrail": NixlOverKvrail, "mooncake": Mooncake}[name](role)
         calls = {"address": engine.address, "connect": engine.connect, "fill": lambda epoch: fill(engine, epoch),
                  "holds": lambda epoch: holds(engine, epoch), "write": lambda: timed_write(engine),
                  "write_outside": engine.write_outside, "withdraw": engine.withdraw}
