@@ -40,13 +40,16 @@ def model_of(args: argparse.Namespace) -> Any:
     return Llama(Shape(args.layers), args.seed)
 
 
-def pages_of(args: argparse.Namespace, engine: kvrail.Engine) -> Tuple[Pages, kvrail.Cache]:
-    """A cache of twice the blocks that one request needs, in a pool that the other process reaches directly."""
-    pages = Pages(Shape(args.layers), 2 * blocks_for(args.prompt + args.tokens), engine.alloc)
+def pages_of(args: argparse.Namespace, engine: kvrail.Engine) -> Tuple[Any, kvrail.Cache]:
+    """A cache of twice the blocks that one request needs, in memory that the other process reaches directly."""
+    kind = Pages
+    if args.hf:
+        from llama import TorchPages as kind  # type: ignore[assignment]
+    pages = kind(Shape(args.layers), 2 * blocks_for(args.prompt + args.tokens), engine.alloc)
     return pages, engine.register({"k": pages.k, "v": pages.v}, block_tokens=BLOCK_TOKENS)
 
 
-def some_blocks(pages: Pages, tokens: int, seed: int) -> Any:
+def some_blocks(pages: Any, tokens: int, seed: int) -> Any:
     """A request's blocks: scattered, as after hours of serving."""
     return np.random.default_rng(seed).permutation(pages.k.shape[1])[: blocks_for(tokens)]
 

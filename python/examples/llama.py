@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' Llama behind the calls of model.py: weights from a seed, the same paged cache, on a GPU where there is one.
+"""transformers' Llama behind the calls of model.py: weights from a seed, a paged cache of torch tensors, on a GPU where there is one.
 
-kvrail moves host memory today. On a GPU each layer's keys and values are therefore copied into pinned host memory, on a
-stream of their own and as soon as the layer's attention has run, while the later layers compute.
+There the cache lies on the GPU, too, and kvrail moves it from GPU to GPU: as soon as a layer's attention has run, while the
+later layers compute.
 """
 
 from __future__ import annotations
@@ -13,12 +13,39 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model import Array, Done, Pages, Shape, no_one
+from model import BLOCK_TOKENS, Array, Done, Shape, no_one
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class TorchPages:
+    """model.Pages as torch tensors, where the model computes. alloc(bytes) gives host memory, zeroed."""
+
+    def __init__(self, shape: Shape, blocks: int, alloc: Callable[[int], Any]) -> None:
+        size = (2, shape.layers, blocks, BLOCK_TOKENS, shape.kv_heads, shape.width)
+        if device().type == "cuda":
+            self.k, self.v = torch.zeros(size, device=device())
+            torch.cuda.synchronize()  # before another process writes into it
+        else:
+            self.k, self.v = torch.from_numpy(np.asarray(alloc(4 * int(np.prod(size)))).view(np.float32)).view(size)
+
+    def put(self, layer: int, ids: Array, at: int, k: Any, v: Any) -> None:
+        """Tokens at, at + 1, ... of a request whose blocks are `ids`."""
+        position = np.arange(at, at + len(k))
+        block, slot = (torch.from_numpy(x).to(k.device) for x in (ids[position // BLOCK_TOKENS], position % BLOCK_TOKENS))
+        self.k[layer, block, slot], self.v[layer, block, slot] = k, v
+
+    def get(self, layer: int, ids: Array, n: int) -> "tuple[Any, Any]":
+        """The first n tokens of a request."""
+        block, shape = torch.from_numpy(ids).to(self.k.device), (-1, *self.k.shape[3:])
+        return self.k[layer, block].reshape(shape)[:n], self.v[layer, block].reshape(shape)[:n]
 
 
 class Llama:
     def __init__(self, shape: Shape, seed: int) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         config = LlamaConfig(
             vocab_size=shape.vocabulary,
             hidden_size=shape.hidden,
@@ -34,7 +61,6 @@ class Llama:
         torch.manual_seed(seed)
         self.shape = shape
         self.model = LlamaForCausalLM(config).eval().to(self.device)
-        self._copies = torch.cuda.Stream() if self.device.type == "cuda" else None
         self._attended: Optional[Callable[[int], None]] = None
         for number, layer in enumerate(self.model.model.layers):
             layer.self_attn.register_forward_hook(lambda *_, number=number: self._attended and self._attended(number))
@@ -47,36 +73,14 @@ class Llama:
             out = self.model(input_ids=ids, position_ids=positions, past_key_values=cache, logits_to_keep=1)
             return int(out.logits[0, -1].argmax())
 
-    def _landing(self, kv: Any) -> Callable[[], Array]:
-        """Starts the copy of [2, heads, tokens, width] to the host; what is returned waits for it."""
-        if self._copies is None:
-            return lambda: kv.numpy()
-        host = torch.empty(kv.shape, dtype=kv.dtype, pin_memory=True)
-        self._copies.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._copies):
-            host.copy_(kv, non_blocking=True)
-            kv.record_stream(self._copies)
-            copied = self._copies.record_event()
-
-        def land() -> Array:
-            copied.synchronize()
-            return host.numpy()
-
-        return land
-
-    def step(self, tokens: List[int], at: int, pages: Pages, ids: Array, done: Done = no_one) -> int:
-        """Run a prompt; returns the next token. done(l, land): layer l is computed; land() puts it into the pages."""
+    def step(self, tokens: List[int], at: int, pages: TorchPages, ids: Array, done: Done = no_one) -> int:
+        """Run a prompt; returns the next token. done(l, land): layer l is in the pages once land() has returned."""
         cache = DynamicCache(config=self.model.config)
 
         def attended(layer: int) -> None:
             held = cache.layers[layer]
-            copy = self._landing(torch.stack([held.keys[0], held.values[0]]))
-
-            def land() -> None:
-                k, v = copy().transpose(0, 2, 1, 3)
-                pages.put(layer, ids, at, k, v)
-
-            done(layer, land)
+            pages.put(layer, ids, at, held.keys[0].transpose(0, 1), held.values[0].transpose(0, 1))
+            done(layer, torch.cuda.current_stream().record_event().synchronize if self.device.type == "cuda" else lambda: None)
 
         self._attended = attended
         try:
@@ -84,11 +88,11 @@ class Llama:
         finally:
             self._attended = None
 
-    def generate(self, first: int, at: int, count: int, pages: Pages, ids: Array) -> List[int]:
+    def generate(self, first: int, at: int, count: int, pages: TorchPages, ids: Array) -> List[int]:
         """`count` tokens, of which `first` is the first and stands at position `at`; what lies before comes from the pages."""
         cache = DynamicCache(config=self.model.config)
         for layer in range(self.shape.layers):
-            k, v = (torch.from_numpy(np.array(x)).to(self.device) for x in pages.get(layer, ids, at))
+            k, v = pages.get(layer, ids, at)
             cache.update(k.transpose(0, 1)[None], v.transpose(0, 1)[None], layer)
         tokens = [first]
         while len(tokens) < count:

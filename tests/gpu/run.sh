@@ -3,12 +3,14 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [check|life|table|all|two|tcp]
+# usage: tests/gpu/run.sh [check|life|table|replay|all|two|tcp|python]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
-# one bare kernel of the same run and leaves JSON in $OUT; all is these three. two: the table and life between GPU 0 and GPU 1.
+# one bare kernel of the same run and leaves JSON in $OUT; replay is kv_pd_replay with its pools there; all is these four. two: the table and life between GPU 0 and GPU 1.
 # Both tables have NIXL and Mooncake beside ours where Python has torch, nixl_cu13 and mooncake, or KVRAIL_NIXL and KVRAIL_MOONCAKE
 # name folders that hold those packages.
+# python: torch, CuPy and DLPack, rdma_comm, and the example of transformers' Llama (each what is there), with KVRAIL_CORE=..._core.abi3.so
+# or one that is built here (Python.h).
 # tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
@@ -28,17 +30,21 @@ library=("${library[@]/kvapi\/op\/kv_range.c/}") # of NVTX, whose header may not
 compile() { # program, its sources
 	cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
 		-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/$1" \
-		"${@:2}" ${library[@]} -lpthread -ldl -lm >"$out/$1.log" 2>&1 && return
-	tail -n 30 "$out/$1.log"
+		"${@:2}" ${library[@]} -lpthread -ldl -lm >"$out/${1##*/}.log" 2>&1 && return
+	tail -n 30 "$out/${1##*/}.log"
 	echo "FAILED build"
 	exit 1
 }
-compile gpu_pd bench/{gpu_pd,results}.c
-compile gpu_life tests/gpu/gpu_life.c
+if [ "$what" != python ]; then
+	compile gpu_pd bench/{gpu_pd,results}.c
+	compile gpu_life tests/gpu/gpu_life.c
+fi
 [ "$what" != tcp ] || compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c \
 	mpi_tests/{pattern,util}.c
 build=$(realpath "$build")
 peers=$(realpath bench/gpu_peers.py)
+tensors=$(realpath tests/gpu/tensors.py)
+example=$(realpath python/examples/disaggregated.py)
 failures=0
 
 run() {
@@ -57,6 +63,16 @@ if [ "$what" = check ] || [ "$what" = all ]; then
 		run "$build/gpu_pd" --way "$way" --pool 66 --batch 100 --rounds 5 --pieces
 		KVCACHE_SHM_PATH=ring run "$build/gpu_pd" --way "$way" --pool 64 --batch 100 --rounds 5
 	done
+fi
+if [ "$what" = replay ] || [ "$what" = all ]; then
+	if echo '#include <jansson.h>' | cc -E - >/dev/null 2>&1; then
+		compile kv_pd_replay mpi_tests/{kv_pd_replay,rank_memory,replay_{admit,check,decode,flight,memory,options,prefill,rank,report,schedule},job_{options,output},rank,rank_job,progress,hist,model,pattern,pool,timeline,trace,util}.c \
+			bench/results.c -ljansson
+		run "$build/kv_pd_replay" --local 1+1 --memory cuda --requests 40 --scale 32 --layers 3 --pool 64M --check-every 10 \
+			"$PWD/mpi_tests/traces/conversation-300.jsonl"
+	else
+		echo "left out: kv_pd_replay (libjansson-dev)"
+	fi
 fi
 if [ "$what" = life ] || [ "$what" = all ]; then
 	run "$build/gpu_life"
@@ -78,6 +94,19 @@ if [ "$what" = table ] || [ "$what" = all ]; then
 	run python3 -B "$peers" --json h200_peers.json h200_gpu_gpu.json
 	run "$build/gpu_pd" --way gpu-gpu --pieces
 	run "$build/gpu_pd" --way gpu-gpu --sms 132 --json "h200_gpu_gpu_132.json"
+fi
+if [ "$what" = python ]; then
+	export PYTHONPATH=$build/python
+	mkdir -p "$build/python"
+	cp -r python/src/kvrail python/src/rdma_comm "$build/python"
+	if [ -n "${KVRAIL_CORE:-}" ]; then
+		cp "$KVRAIL_CORE" "$build/python/kvrail/_core.abi3.so"
+	else
+		compile python/kvrail/_core.abi3.so -fPIC -shared -Ipython/ext \
+			-I"$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" python/ext/*.c
+	fi
+	run python3 -B "$tensors"
+	run python3 -B "$example" --hf --requests 2
 fi
 if [ "$what" = tcp ]; then
 	export KVCACHE_TRANSPORT=tcp
