@@ -245,7 +245,7 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 
 /*
  * A small copy that is asked for in the usual way may be done by the engine that runs kernels, and
- * then waits for its turn. A driver that cannot be told so is asked in the usual way.
+ * then waits for its turn. A driver that has no other way is asked in the usual one.
  */
 static int start_engine(const struct gpu_queue *queue, const struct gpu_piece *piece)
 {
