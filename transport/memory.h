@@ -58,10 +58,11 @@ void memory_free_pools(struct tr_memory *m);
 enum pages_work { PAGES_NONE = 0, PAGES_WAITING, PAGES_BUSY, PAGES_DONE };
 /* Whether there is memory for them: NOMEM, or they are left to the first writer. */
 int pages_admit(struct tr *tr, struct tr_pool *pool, struct kv_error *err);
-/* The first of them, by the caller. UNSUPPORTED: the kernel makes no huge ones. */
+/* The first of them by the caller, but for "auto". UNSUPPORTED: the kernel makes no huge ones. */
 int pages_try(struct tr *tr, struct tr_pool *pool, struct kv_error *err);
 void pages_begin(struct tr *tr, struct tr_pool *pool); /* the others, in a thread */
 void pages_end(struct tr_memory *m, struct tr_pool *pool); /* returns within one of them */
+void pages_settle(struct tr_pool *pool); /* until they are made */
 /* Until those of the pool in which the region lies are made. */
 void pages_await(struct tr_memory *m, const struct tr_mem *mem);
 void pages_close(struct tr_memory *m); /* every pool has ended */

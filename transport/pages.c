@@ -127,11 +127,21 @@ static int make_pages(struct tr_pool *pool, size_t at)
 	return 0;
 }
 
+/*
+ * So many bytes get their pages inside the call, because it fails where the kernel has none. With
+ * "auto" nothing fails for them, and the call does not wait: MADV_COLLAPSE takes seconds where many
+ * processes want a processor, as the kernel first has a worker run on each.
+ */
+static size_t made_by_call(const struct tr *tr, const struct tr_pool *pool)
+{
+	return pool->len < KV_HUGE_PAGE || !mode_is(tr, "auto") ? KV_HUGE_PAGE : 0;
+}
+
 int pages_try(struct tr *tr, struct tr_pool *pool, struct kv_error *err)
 {
 	int error;
 
-	if (pool->work != PAGES_WAITING)
+	if (pool->work != PAGES_WAITING || !made_by_call(tr, pool))
 		return 0;
 	error = make_pages(pool, 0);
 	if (error || pool->len <= KV_HUGE_PAGE)
@@ -153,15 +163,16 @@ int pages_try(struct tr *tr, struct tr_pool *pool, struct kv_error *err)
 
 static void make_others(struct tr *tr, struct tr_pool *pool)
 {
+	const size_t first = made_by_call(tr, pool);
 	struct kv_room room;
 	const char *why = NULL;
 
-	for (size_t at = KV_HUGE_PAGE; at < pool->len && !why; at += KV_HUGE_PAGE) {
+	for (size_t at = first; at < pool->len && !why; at += KV_HUGE_PAGE) {
 		size_t left = pool->len - at;
 
 		if (atomic_load(&pool->stop))
 			return;
-		if ((at == KV_HUGE_PAGE || at % PAGES_STEP == 0) &&
+		if ((at == first || at % PAGES_STEP == 0) &&
 		    !pages_have_room(left < PAGES_STEP ? left : PAGES_STEP, &room))
 			why = room.limit;
 		else if (make_pages(pool, at))
@@ -255,17 +266,24 @@ static struct tr_pool *pool_with(const struct tr_memory *m, const struct tr_mem 
 	return pool;
 }
 
+void pages_settle(struct tr_pool *pool)
+{
+	uint32_t work;
+
+	while ((work = atomic_load(&pool->work)) != PAGES_NONE && work != PAGES_DONE)
+		kv_futex_wait(&pool->work, work, kv_deadline_ns(LOOK_MS));
+}
+
 /* The region lies in the pool, so nobody frees it meanwhile. */
 void pages_await(struct tr_memory *m, const struct tr_mem *mem)
 {
 	struct tr_pool *pool;
-	uint32_t work;
 
 	pthread_mutex_lock(&m->lock);
 	pool = pool_with(m, mem);
 	pthread_mutex_unlock(&m->lock);
-	while (pool && (work = atomic_load(&pool->work)) != PAGES_NONE && work != PAGES_DONE)
-		kv_futex_wait(&pool->work, work, kv_deadline_ns(LOOK_MS));
+	if (pool)
+		pages_settle(pool);
 }
 
 /* ---------------------------------------------------------------- what is said of them */

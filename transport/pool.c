@@ -115,16 +115,18 @@ int tr_free(struct tr *tr, void *ptr, struct kv_error *err)
 enum tr_pages tr_pages_here(struct tr *tr)
 {
 	struct tr_memory *m = tr->memory;
-	enum tr_pages pages = TR_PAGES_UNKNOWN;
+	enum tr_pages pages;
+	struct tr_pool *pool;
 	void *sample;
 
 	if (tr_alloc(tr, KV_HUGE_PAGE, &sample, NULL))
-		return pages;
+		return TR_PAGES_UNKNOWN;
 	pthread_mutex_lock(&m->lock);
-	for (const struct tr_pool *pool = m->pools; pool; pool = pool->next)
-		if (pool->addr == sample)
-			pages = pages_of(pool);
+	for (pool = m->pools; pool->addr != sample;)
+		pool = pool->next;
 	pthread_mutex_unlock(&m->lock);
+	pages_settle(pool);
+	pages = pages_of(pool);
 	tr_free(tr, sample, NULL);
 	return pages;
 }
