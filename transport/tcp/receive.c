@@ -174,10 +174,7 @@ static int watch(struct tcp_stream *st, unsigned int what)
 	return 0;
 }
 
-/*
- * What came before is not what the owner polls for, so the first look asks for nothing: it takes
- * that behind what it sends now.
- */
+/* What came before is taken first: it may have a say in what the owner is about to send. */
 void tcp_polled(struct tr_conn *conn)
 {
 	struct tcp_conn *tc = tr_conn_priv(conn);
@@ -185,7 +182,7 @@ void tcp_polled(struct tr_conn *conn)
 	tc->looks = 0;
 	tcp_for_each (st, tc) {
 		watch(st, 0);
-		st->in.drained = true;
+		st->in.drained = false;
 	}
 }
 
@@ -283,6 +280,7 @@ int tcp_progress(struct tr_conn *conn)
 /* 0: it may sleep until the socket wakes it. */
 static int arm_stream(struct tcp_stream *st)
 {
+	st->in.drained = false;
 	queue_flush(st);
 	if (st->hung_up || st->in.stalled || stage_runs(st->in_stage.stage) ||
 	    stage_runs(st->out_stage.stage) || answer_queue(st))
