@@ -55,6 +55,7 @@ enum {
 	 * to this size: short arrays are not allocated each time, long ones are freed.
 	 */
 	KV_IDS_KEEP_BYTES = 16 << 10,
+	KV_AWAKE_TURNS = 16,
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
 	KV_ADDRESSES = 256, /* peers are counted by a hash of their address */
@@ -225,6 +226,11 @@ struct kv_engine {
 	 * after a release.
 	 */
 	atomic_bool wants[KV_ROWS_MAX];
+	/*
+	 * Caller mode: so many more turns look at this peer without an event: it may not be armed,
+	 * or had work a moment ago.
+	 */
+	_Atomic uint8_t awake[KV_ROWS_MAX];
 	uint32_t peer_generation[KV_ROWS_MAX];
 	_Atomic uint32_t peers_end; /* no peer lies at or above this index */
 	/*

@@ -33,6 +33,7 @@ void kv_peer_free(struct kv_peer *peer)
 	pthread_mutex_lock(&engine->lock);
 	kv_stats_keep(peer);
 	engine->peer[peer->index] = NULL;
+	atomic_store(&engine->awake[peer->index], 0);
 	engine->peer_generation[peer->index]++;
 	while (engine->peers_end && !engine->peer[engine->peers_end - 1])
 		engine->peers_end--;

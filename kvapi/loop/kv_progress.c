@@ -65,7 +65,9 @@ void kv_peer_release(struct kv_peer *peer)
 		kv_claim_release(&peer->claim);
 		return;
 	}
-	if (!engine->caller_mode)
+	if (engine->caller_mode)
+		kv_table_keep_awake(peer);
+	else
 		kv_peer_arm(peer, true, &done);
 	restless = peer->restless;
 	release_claim(peer);

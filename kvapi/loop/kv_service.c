@@ -23,18 +23,33 @@ static bool has_enough(const struct kv_engine *engine)
 	return engine->enough_ns != KV_NO_DEADLINE && kv_now_ns() >= engine->enough_ns;
 }
 
-/* Looks at every peer: deadlines, and in caller mode everything. */
-static int sweep(struct kv_engine *engine, bool *restless_p)
+/* A peer was served; with nothing done, and nothing left, only its events bring it back. */
+static void count_turn(struct kv_peer *peer, bool did)
+{
+	_Atomic uint8_t *awake = &peer->engine->awake[peer->index];
+
+	if (did || peer->restless)
+		kv_table_keep_awake(peer);
+	else if (atomic_load(awake))
+		atomic_fetch_sub(awake, 1);
+}
+
+/* Looks at every peer: deadlines; or, in caller mode, at those that are awake. */
+static int sweep(struct kv_engine *engine, bool all, bool *restless_p)
 {
 	int done = 0;
 
 	for (uint32_t i = 0; i < engine->peers_end && !has_enough(engine); i++) {
-		struct kv_peer *peer =
-			kv_linger_has(&engine->linger, i) ? NULL : kv_table_try(engine, i, NULL);
+		struct kv_peer *peer;
+		int before = done;
 
+		if ((!all && !atomic_load(&engine->awake[i])) || kv_linger_has(&engine->linger, i))
+			continue;
+		peer = kv_table_try(engine, i, NULL);
 		if (!peer || !serve_peer(peer, &done))
 			continue;
 		*restless_p |= peer->restless;
+		count_turn(peer, done != before);
 		if (peer->state < KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
 			kv_table_rearm(peer);
 		kv_claim_release(&peer->claim);
@@ -61,6 +76,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	if (!peer || !serve_peer(peer, &done))
 		return done;
 	*restless_p |= peer->restless;
+	count_turn(peer, done);
 	if (peer->state < KV_PEER_LOST && !kv_linger_take(peer, done))
 		kv_table_rearm(peer);
 	kv_claim_release(&peer->claim);
@@ -100,7 +116,7 @@ static void drain_wake(struct kv_engine *engine)
 static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadline_ns)
 {
 	struct epoll_event events[TURN_EVENTS];
-	bool restless = false, woken = false;
+	bool restless = false, woken = false, all;
 	int done = 0, n;
 
 	if (pthread_mutex_trylock(&engine->turn))
@@ -108,7 +124,7 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 	engine->turn_ns = deadline_ns;
 	engine->enough_ns = engine->caller_mode ? kv_deadline_ns(KV_STOP_MS) : KV_NO_DEADLINE;
 	if (engine->caller_mode)
-		done = sweep(engine, &restless);
+		done = sweep(engine, false, &restless);
 	else
 		done = kv_linger_turn(engine, &restless);
 	if (kv_peer_accept_due(engine)) {
@@ -126,13 +142,14 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 			done += serve_event(engine, &events[i], &restless);
 	if (woken)
 		drain_wake(engine);
-	if (woken || engine->restless ||
-	    kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS) {
+	all = woken || kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS;
+	if (all || engine->restless) {
 		restless = false;
-		done += sweep(engine, &restless);
+		done += sweep(engine, all || !engine->caller_mode, &restless);
 		if (engine->deaf || engine->knocked)
 			kv_peer_accept(engine);
-		engine->swept_ns = kv_now_ns();
+		if (all || !engine->caller_mode)
+			engine->swept_ns = kv_now_ns();
 	}
 	engine->restless = restless;
 	engine->moved = done;

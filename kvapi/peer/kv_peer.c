@@ -127,6 +127,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->index = i;
 	engine->peer[i] = peer;
 	atomic_store(&engine->wants[i], false);
+	kv_table_keep_awake(peer);
 	if (i >= engine->peers_end)
 		engine->peers_end = i + 1;
 	engine->peers_pending += incoming;

@@ -239,6 +239,10 @@ struct kv_peer *kv_table_glance(struct kv_engine *engine, uint32_t index);
  */
 struct kv_peer *kv_table_claim(struct kv_engine *engine, uint32_t index, int64_t deadline_ns);
 void kv_table_leave(struct kv_peer *peer);
+static inline void kv_table_keep_awake(const struct kv_peer *peer)
+{
+	atomic_store(&peer->engine->awake[peer->index], KV_AWAKE_TURNS);
+}
 /* What can be said of a peer whose claim another thread keeps; false: there is none. */
 struct kv_peer_look {
 	uint8_t state, leaving;

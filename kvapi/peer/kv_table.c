@@ -144,6 +144,7 @@ void kv_table_leave(struct kv_peer *peer)
 	struct kv_engine *engine = peer->engine;
 	uint32_t index = peer->index;
 
+	kv_table_keep_awake(peer);
 	kv_claim_release(&peer->claim);
 	if (atomic_load(&engine->wants[index]))
 		kv_engine_wake(engine); /* the sweep gives the descriptor back to epoll */

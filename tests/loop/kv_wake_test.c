@@ -81,6 +81,45 @@ CASE(a_thread_that_polls_one_peer_serves_the_others)
 	pair_close(&p);
 }
 
+static uint64_t calls_of(const struct node *node)
+{
+	struct kv_stats stats = KV_INIT(kv_stats);
+
+	assert_int_equal(kv_stats(node->engine, &stats, NULL), 0);
+	return stats.syscalls;
+}
+
+/* A look at a peer over TCP is a system call; but for one in 100 ms an idle one gets none. */
+CASE(a_caller_of_progress_looks_at_peers_that_have_work)
+{
+	enum { PEERS = 6, CALLS = 2000 };
+	const char *options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
+	struct kv_engine_config auto_mode = KV_INIT(kv_engine_config), caller_mode = auto_mode;
+	struct kv_peer *peer[PEERS];
+	struct node a, b;
+	uint64_t before;
+
+	auto_mode.options = caller_mode.options = options;
+	caller_mode.progress = KV_PROGRESS_CALLER;
+	node_open(&b, 2, &rig_shape, &auto_mode);
+	node_listen(&b);
+	node_open(&a, 1, &rig_shape, &caller_mode);
+	for (int i = 0; i < PEERS; i++)
+		ok(kv_connect(a.engine, "127.0.0.1", b.port, RIG_TIMEOUT_MS, &peer[i], &a.err),
+		   &a.err);
+	for (int i = 0; i < CALLS; i++)
+		assert_true(kv_progress(a.engine, 0, NULL) >= 0);
+	before = calls_of(&a);
+	for (int i = 0; i < CALLS; i++)
+		assert_true(kv_progress(a.engine, 0, NULL) >= 0);
+	assert_in_range(calls_of(&a) - before, 0, CALLS);
+	for (int i = 0; i < PEERS; i++)
+		ok(kv_write_blocks(peer[i], a.cache, all_layers, from, to, 3, NULL, &a.err),
+		   &a.err);
+	node_close(&a);
+	node_close(&b);
+}
+
 /* As for everybody: 0 where a caller does not poll, either; else where processors are free. */
 CASE(without_the_option_it_is_right_as_well)
 {
