@@ -68,28 +68,22 @@ static void run_in(int progress)
 	fake_end(); /* what a device still held at the close stays open */
 }
 
-static void with_a_service_thread(void **state)
+CASE(with_a_service_thread)
 {
-	(void)state;
 	run_in(KV_PROGRESS_AUTO);
 }
 
-static void without_one(void **state)
+CASE(without_one)
 {
-	(void)state;
 	run_in(KV_PROGRESS_CALLER);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest automatic[] = { cmocka_unit_test(with_a_service_thread) };
-	const struct CMUnitTest caller[] = { cmocka_unit_test(without_one) };
-
 	post = argc < 3 || strcmp(argv[2], "teardown");
 	setenv("KVCACHE_TRANSPORT", "ib", 1);
 	setenv("KVCACHE_IB_LANES", "1", 1);
 	bounds_setup();
-	return argc > 1 && !strcmp(argv[1], "caller")
-		       ? cmocka_run_group_tests(caller, NULL, NULL)
-		       : cmocka_run_group_tests(automatic, NULL, NULL);
+	cmocka_set_test_filter(argc > 1 && !strcmp(argv[1], "caller") ? "without_one" : "with_*");
+	return run_cases(NULL, NULL);
 }

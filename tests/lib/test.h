@@ -29,13 +29,16 @@ struct test_case {
 extern const struct test_case *const __start_cases[], *const __stop_cases[];
 
 #define CASE(name) CASE_WITH(name, NULL, NULL)
-#define CASE_WITH(name, setup, teardown)                                                         \
-	static void name(void **state);                                                          \
-	static const struct test_case case_##name = { { #name, name, setup, teardown, NULL },    \
-						      __LINE__ };                                \
-	static const struct test_case *const at_##name __attribute__((section("cases"), used)) = \
-		&case_##name;                                                                    \
+#define CASE_WITH(name, setup, teardown)                \
+	static void name(void **state);                 \
+	CASE_ENTRY(name, name, #name, setup, teardown); \
 	static void name(void **state __attribute__((unused)))
+/* A declared function as a case, maybe one more; `id` is the entry's own name. */
+#define CASE_ENTRY(id, name, text, setup, teardown)                                            \
+	static const struct test_case case_##id = { { text, name, setup, teardown, NULL },     \
+						    __LINE__ };                                \
+	static const struct test_case *const at_##id __attribute__((section("cases"), used)) = \
+		&case_##id
 
 static inline int by_line(const void *a, const void *b)
 {

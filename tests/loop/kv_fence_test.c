@@ -91,6 +91,11 @@ static int teardown(void **state)
 	return 0;
 }
 
+#define CASE_IN_BOTH_MODES(name)                                                    \
+	static void name(void **state);                                             \
+	CASE_ENTRY(name##_caller, name, #name " (caller)", setup_caller, teardown); \
+	CASE_WITH(name, setup, teardown)
+
 static struct kv_lease *open_lease(int64_t lifetime_ms)
 {
 	struct kv_lease *lease = NULL;
@@ -157,13 +162,12 @@ static void nothing_landed(void)
 
 /* ---------------------------------------------------------------- collected by a group */
 
-static void a_lease_revoked_before_the_group_ends_takes_nothing(void **state)
+CASE_IN_BOTH_MODES(a_lease_revoked_before_the_group_ends_takes_nothing)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	struct kv_group *group = start_group();
 	struct kv_op *op = collect_write(group, lease, opened);
 
-	(void)state;
 	revoke(lease);
 	await_end(op, KV_ERR_REVOKED); /* known before its group ends */
 	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
@@ -171,7 +175,7 @@ static void a_lease_revoked_before_the_group_ends_takes_nothing(void **state)
 }
 
 /* As every other call of a group: the call itself says what is wrong. */
-static void a_receive_of_wrong_blocks_is_not_collected(void **state)
+CASE_IN_BOTH_MODES(a_receive_of_wrong_blocks_is_not_collected)
 {
 	static const int64_t beyond[] = { 1, 2, 1 << 20 }, twice[] = { 1, 2, 1 };
 	struct kv_options opts = KV_INIT(kv_options);
@@ -179,7 +183,6 @@ static void a_receive_of_wrong_blocks_is_not_collected(void **state)
 	struct kv_op *op = NULL;
 	size_t failed = 1;
 
-	(void)state;
 	opts.group = start_group();
 	assert_int_equal(kv_recv_blocks_async(p.a.peer, p.a.cache, all_layers, beyond, 3, 1, &opts,
 					      &op, &err),
@@ -195,13 +198,12 @@ static void a_receive_of_wrong_blocks_is_not_collected(void **state)
 	assert_int_equal(failed, 0);
 }
 
-static void the_next_lease_of_the_same_blocks_does_not_let_it_in(void **state)
+CASE_IN_BOTH_MODES(the_next_lease_of_the_same_blocks_does_not_let_it_in)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	struct kv_group *group = start_group();
 	struct kv_op *op = collect_write(group, lease, opened);
 
-	(void)state;
 	revoke(lease);
 	lease = open_lease(RIG_TIMEOUT_MS);
 	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
@@ -209,28 +211,26 @@ static void the_next_lease_of_the_same_blocks_does_not_let_it_in(void **state)
 	revoke(lease);
 }
 
-static void a_lease_that_expired_and_was_revoked_takes_nothing(void **state)
+CASE_IN_BOTH_MODES(a_lease_that_expired_and_was_revoked_takes_nothing)
 {
 	struct kv_lease *lease = open_lease(slow_ms(20));
 	struct kv_group *group = start_group();
 	struct kv_op *op = collect_write(group, lease, opened);
 	struct kv_arrival arrival;
 
-	(void)state;
 	assert_true(await_kind(&p.b, KV_ARRIVAL_EXPIRED, &arrival, RIG_TIMEOUT_MS));
 	revoke(lease);
 	assert_int_equal(end_group(group, op), KV_ERR_REVOKED);
 	nothing_landed();
 }
 
-static void a_send_does_not_find_a_receive_that_was_cancelled(void **state)
+CASE_IN_BOTH_MODES(a_send_does_not_find_a_receive_that_was_cancelled)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_op *recv, *send;
 	struct kv_group *group = start_group();
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_recv_blocks_async(p.b.peer, p.b.cache, all_layers, opened, N, 8, NULL, &recv, &err),
 	   &err);
 	opts.group = group;
@@ -243,14 +243,13 @@ static void a_send_does_not_find_a_receive_that_was_cancelled(void **state)
 	nothing_landed();
 }
 
-static void ids_are_asked_again_when_they_are_posted(void **state)
+CASE_IN_BOTH_MODES(ids_are_asked_again_when_they_are_posted)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	struct kv_group *group = start_group();
 	int64_t to[N];
 	struct kv_op *op;
 
-	(void)state;
 	memcpy(to, opened, sizeof(to));
 	op = collect_write(group, lease, to);
 	to[2] = 23; /* not of the lease */
@@ -264,14 +263,13 @@ static void ids_are_asked_again_when_they_are_posted(void **state)
 	revoke(lease);
 }
 
-static void what_a_group_collected_can_be_cancelled(void **state)
+CASE_IN_BOTH_MODES(what_a_group_collected_can_be_cancelled)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	struct kv_group *group = start_group();
 	struct kv_op *op = collect_write(group, lease, opened);
 	struct kv_error err;
 
-	(void)state;
 	ok(kv_cancel(op, RIG_TIMEOUT_MS, &err), &err);
 	assert_int_equal(end_group(group, op), KV_ERR_CANCELLED);
 	nothing_landed();
@@ -325,7 +323,7 @@ static void free_slots(struct kv_op *op[KV_OPS_MAX])
 	}
 }
 
-static void a_write_that_waits_for_a_slot_learns_of_the_revoke(void **state)
+CASE_IN_BOTH_MODES(a_write_that_waits_for_a_slot_learns_of_the_revoke)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	uint64_t id = kv_lease_id(lease);
@@ -333,7 +331,6 @@ static void a_write_that_waits_for_a_slot_learns_of_the_revoke(void **state)
 	pthread_t thread;
 	void *ret;
 
-	(void)state;
 	fill_slots(op);
 	assert_int_equal(pthread_create(&thread, NULL, write_blocking, &id), 0);
 	await_waiting_op();
@@ -344,7 +341,7 @@ static void a_write_that_waits_for_a_slot_learns_of_the_revoke(void **state)
 	nothing_landed();
 }
 
-static void it_gets_its_slot_when_one_is_free(void **state)
+CASE_IN_BOTH_MODES(it_gets_its_slot_when_one_is_free)
 {
 	struct kv_lease *lease = open_lease(RIG_TIMEOUT_MS);
 	uint64_t id = kv_lease_id(lease);
@@ -352,7 +349,6 @@ static void it_gets_its_slot_when_one_is_free(void **state)
 	pthread_t thread;
 	void *ret;
 
-	(void)state;
 	fill_slots(op);
 	assert_int_equal(pthread_create(&thread, NULL, write_blocking, &id), 0);
 	await_waiting_op();
@@ -444,11 +440,10 @@ static bool close_half_way(void)
 	return half;
 }
 
-static void an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced(void **state)
+CASE(an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced)
 {
 	bool half = false;
 
-	(void)state;
 	for (int i = 0; i < 20 && !half; i++)
 		half = close_half_way();
 	assert_true(half);
@@ -458,7 +453,7 @@ static void an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced(void **
  * The same, and the last frame of the other end never comes: it is up and writes, and this end has
  * given the handshake up.
  */
-static void a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced(void **state)
+CASE(a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced)
 {
 	static const char *const options[] = { "KVCACHE_HANDSHAKE_MS=2000", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -468,7 +463,6 @@ static void a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced(voi
 	int64_t end;
 	int ret;
 
-	(void)state;
 	shape.malloced = true;
 	for (int t = 0; t < RIG_TENSORS; t++)
 		shape.block_bytes[t] = shape.stride[t] = 32 << 10;
@@ -501,36 +495,14 @@ static void a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced(voi
 	free(p.b.mem);
 }
 
-#define both_modes(f)                                           \
-	cmocka_unit_test_setup_teardown(f, setup, teardown),    \
-	{                                                       \
-#f " (caller)", f, setup_caller, teardown, NULL \
-	}
-
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		both_modes(a_lease_revoked_before_the_group_ends_takes_nothing),
-		both_modes(a_receive_of_wrong_blocks_is_not_collected),
-		both_modes(the_next_lease_of_the_same_blocks_does_not_let_it_in),
-		both_modes(a_lease_that_expired_and_was_revoked_takes_nothing),
-		both_modes(a_send_does_not_find_a_receive_that_was_cancelled),
-		both_modes(ids_are_asked_again_when_they_are_posted),
-		both_modes(what_a_group_collected_can_be_cancelled),
-		both_modes(a_write_that_waits_for_a_slot_learns_of_the_revoke),
-		both_modes(it_gets_its_slot_when_one_is_free),
-	};
-	/* Not over a pool, whose memory goes with the engine. */
-	const struct CMUnitTest handshakes[] = {
-		cmocka_unit_test(an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced),
-		cmocka_unit_test(a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced),
-	};
-
 	path = argc > 1 ? argv[1] : "";
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
 	if (argc > 1)
 		rig_path(argv[1]);
-	return cmocka_run_group_tests(tests, NULL, NULL) +
-	       (strcmp(path, "pool") ? cmocka_run_group_tests(handshakes, NULL, NULL) : 0);
+	if (!strcmp(path, "pool")) /* whose memory goes with the engine */
+		cmocka_set_skip_filter("*_handshake_*");
+	return run_cases(NULL, NULL);
 }
