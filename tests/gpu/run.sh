@@ -26,11 +26,13 @@ mkdir -p "$out"
 mkdir -p "$build"
 echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
 library=(bench/cuda.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c)
-library=("${library[@]/kvapi\/op\/kv_range.c/}") # of NVTX, whose header may not be there
+for i in "${!library[@]}"; do # NVTX's header may not be there
+	[ "${library[i]}" != kvapi/op/kv_range.c ] || unset "library[i]"
+done
 compile() { # program, its sources
 	cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
 		-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/$1" \
-		"${@:2}" ${library[@]} -lpthread -ldl -lm >"$out/${1##*/}.log" 2>&1 && return
+		"${@:2}" "${library[@]}" -lpthread -ldl -lm >"$out/${1##*/}.log" 2>&1 && return
 	tail -n 30 "$out/${1##*/}.log"
 	echo "FAILED build"
 	exit 1
