@@ -34,9 +34,11 @@ def command():
 
 
 def commit():
+    if os.environ.get("COMMIT"):  # of a tree that is a copy
+        return os.environ["COMMIT"]
     done = subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           text=True, check=False)
-    return done.stdout.strip() or os.environ.get("COMMIT") or "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def cpu():
