@@ -3,8 +3,9 @@
  * test.h -- cmocka, and the headers that must come before its own
  *
  * CASE(name) { ... } is a case, CASE_WITH(name, setup, teardown) one between these two; run_cases
- * runs those of a program in the order of the file: none can be written and not run. main.c calls
- * it where there is no main. Where arguments choose among lists, these are made as with cmocka.
+ * runs those of a program in the order of the file, or the one that KVRAIL_CASE names: none can be
+ * written and not run. main.c calls it where there is no main. Where arguments choose among lists,
+ * these are made as with cmocka.
  */
 #ifndef TEST_H
 #define TEST_H
@@ -58,6 +59,8 @@ static inline int run_cases(CMFixtureFunction setup, CMFixtureFunction teardown)
 	qsort(cases, n, sizeof(cases[0]), by_line);
 	for (size_t i = 0; i < n; i++)
 		tests[i] = cases[i]->test;
+	if (getenv("KVRAIL_CASE"))
+		cmocka_set_test_filter(getenv("KVRAIL_CASE"));
 	return _cmocka_run_group_tests("tests", tests, n, setup, teardown);
 }
 

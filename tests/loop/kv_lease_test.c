@@ -220,6 +220,63 @@ CASE_WITH(no_byte_lands_after_a_revoke_although_writers_go_on, setup, teardown)
 	assert_int_equal(stats.leases_fenced, 0);
 }
 
+static struct kv_op *begin_write(struct pair *q, const struct kv_lease *lease)
+{
+	struct kv_options opts = KV_INIT(kv_options);
+	struct kv_error err;
+	struct kv_op *op;
+
+	opts.lease = kv_lease_id(lease);
+	ok(kv_write_blocks_async(q->a.peer, q->a.cache, all_layers, source, opened, N, &opts, &op,
+				 &err),
+	   &err);
+	return op;
+}
+
+/* Its end; the receiver's engine does nothing by itself. */
+static int end_write(struct pair *q, struct kv_op *op)
+{
+	struct kv_error err;
+	int ret;
+
+	while ((ret = kv_test(op, &err)) >= 0 && ret < KV_ACKED)
+		kv_progress(q->b.engine, 1, NULL);
+	ok(kv_op_free(op, &err), &err);
+	return ret;
+}
+
+/* Where this side places the bytes a revoke does not wait for the writer: they go nowhere. */
+CASE(what_was_sent_before_a_revoke_and_comes_after_it_goes_nowhere)
+{
+	const char *path = getenv("KVCACHE_SHM_PATH"), *transport = getenv("KVCACHE_TRANSPORT");
+	struct kv_engine_config caller = KV_INIT(kv_engine_config);
+	struct shape shape = rig_shape;
+	struct kv_lease *lease;
+	struct kv_error err;
+	struct kv_op *op;
+	struct pair q;
+
+	if ((!path || strcmp(path, "ring")) && (!transport || strcmp(transport, "tcp"))) {
+		print_message("skipped: the writer's side places the bytes\n");
+		skip();
+	}
+	caller.progress = KV_PROGRESS_CALLER; /* it takes nothing between two calls */
+	shape.flags = 0;
+	node_open(&q.a, 1, &shape, NULL);
+	node_listen(&q.a);
+	node_open(&q.b, 2, &shape, &caller);
+	node_connect(&q.b, q.a.port);
+	node_await_peer(&q.a);
+	ok(kv_blocks_open(q.b.peer, q.b.cache, opened, N, 1, RIG_TIMEOUT_MS, &lease, &err), &err);
+	assert_int_equal(end_write(&q, begin_write(&q, lease)), KV_ACKED); /* it knows the lease */
+	fill_side(&q.b, 2, 0);
+	op = begin_write(&q, lease);
+	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &err), &err);
+	assert_int_equal(end_write(&q, op), KV_ERR_REVOKED);
+	assert_true(memory_is(&q.b, all_layers, 1, NULL, NULL, 0, 0));
+	pair_close(&q);
+}
+
 CASE(many_leases_are_open_at_once_and_one_more_is_busy)
 {
 	static struct kv_lease *lease[KV_LEASES_MAX];

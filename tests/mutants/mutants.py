@@ -5,13 +5,15 @@
 usage: mutants.py [--list] [--only NAME[,NAME...]] [--jobs N] [--json FILE] [--table FILE]
 
 The tree is copied to build-mutants/tree and built there. Each mutant is one change of one place, or one fix that stands in several;
-the programs of its test are built again, the test runs, and the one of its cases that is named must fail. A test that does not fail without any mutant is
-looked at first. Exit status 1: a mutant lived, or does not apply any more (a lint looks for that, too)."""
+the program of its test is built again, the case that is named runs, or the whole test where none is, and must fail. Without any mutant it must
+pass, which is looked at first. Exit status 1: a mutant lived, or does not apply any more (a lint looks for that, too)."""
 import argparse
 import collections
+import concurrent.futures
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -145,7 +147,7 @@ MUTANTS = [
            "kv_fork_test", "kv_fork_test", "a_child_that_stays_keeps_neither_port_nor_connection"),
     Mutant("revoked-and-placed", "bytes over TCP are placed whatever was revoked meanwhile",
            "transport/tcp/place.c", "in->verdict[i] = may == TR_PLACE ? TR_PLACE : TR_DROP;", "in->verdict[i] = TR_PLACE;",
-           "kv_lease_test_tcp", "kv_lease_test", "no_byte_lands_after_a_revoke_although_writers_go_on"),
+           "kv_lease_test_tcp", "kv_lease_test", "what_was_sent_before_a_revoke_and_comes_after_it_goes_nowhere"),
     Mutant("agent-release-without-fence", "a region is given back although a peer has not said that it has left it",
            "agent/ag_mem.c", "if (mem->told || mem->giving || atomic_load(&mem->uses))", "if (mem->giving || atomic_load(&mem->uses))",
            "agent_end_test", "agent_end_test", "nothing_lands_in_a_region_after_it_was_deregistered"),
@@ -155,7 +157,7 @@ MUTANTS = [
     Mutant("nixl-forgets-while-it-lands", "the NIXL plugin's last release of a request does not wait until nothing of it can land",
            "nixl_plugin/nixl_engine.cpp", "if (!request->stopping || std::chrono::steady_clock::now() >= until) {",
            "if (std::chrono::steady_clock::now() != until) {",
-           "nixl_peers", "kvrail_nixl", ""),
+           "nixl_peers", "kvrail_nixl", "a_release_is_a_fence"),
     Mutant("simulation-A1", "a revoke misses what has no slot yet, which is not asked again when it gets one", "", [
         ("kvapi/op/kv_op.c", "int ret = kv_op_admit(op, err);", "int ret = op->admitted ? 0 : kv_op_admit(op, err);"),
         ("kvapi/op/kv_op.c", "for (struct kv_op *op = peer->link->collected, *after; op; op = after) {",
@@ -177,7 +179,7 @@ MUTANTS = [
 ]
 SKIPPED = ["its test cannot run here"]
 SIMULATIONS = ("kv_sim", "np_sim")
-SECONDS = 60
+SECONDS, SECONDS_BEFORE = 60, 20  # of a simulation with a mutant, and without any
 
 
 def read(root, path):
@@ -203,9 +205,9 @@ def misfits(root):
                 yield f"tests/mutants/mutants.py: {mutant.name}: its text stands {n} times in {path}"
 
 
-def run(*command, cwd, timeout=900):
+def run(*command, cwd, timeout=900, **environment):
     return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
-                          timeout=timeout)
+                          timeout=timeout, env=dict(os.environ, **environment))
 
 
 class Copy:
@@ -231,30 +233,39 @@ class Copy:
             with open(to, "wb") as file:
                 file.write(data)
             os.chmod(to, os.stat(source).st_mode)
-        done = run("cmake", "--preset", "dev", "-B", self.build, "--log-level=WARNING", "-DKVRAIL_MPI=OFF", cwd=self.root)
+        # What is put back after a mutant is not compiled again.
+        cache = ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
+        done = run("cmake", "--preset", "dev", "-B", self.build, "--log-level=WARNING", "-DKVRAIL_MPI=OFF", *cache, cwd=self.root)
         if done.returncode:
             sys.exit(f"mutants: the copy cannot be configured\n{done.stdout}")
 
     def make(self, programs):
-        return run("cmake", "--build", self.build, "-j", self.jobs, "--target", *programs, cwd=self.root, timeout=3600)
+        return run("cmake", "--build", self.build, "-j", self.jobs, "--target", *programs, cwd=self.root, timeout=3600,
+                   CCACHE_BASEDIR=self.root, CCACHE_NOHASHDIR="1")
 
-    def test(self, mutant):
+    def passes(self, mutants):
+        """Their tests, without any mutant, or an end."""
+        once = list({(mutant.test, mutant.case): mutant for mutant in mutants}.values())
+        with concurrent.futures.ThreadPoolExecutor(int(self.jobs)) as pool:
+            for mutant, failed in zip(once, pool.map(lambda mutant: self.test(mutant, SECONDS_BEFORE), once)):
+                if failed not in (None, SKIPPED):
+                    sys.exit(f"mutants: {mutant.test} fails without any mutant: {' '.join(failed)}")
+
+    def test(self, mutant, seconds=SECONDS):
         """Names of the cases that failed; "" where the program ended without naming one; None: it passed."""
         if mutant.program in SIMULATIONS:
-            return self.simulate(mutant.program)
-        done = run("ctest", "--output-on-failure", "--timeout", "240", "-R", f"^{mutant.test}$", cwd=self.build)
-        if "No tests were found" in done.stdout:
-            sys.exit(f"mutants: there is no test {mutant.test}")
+            return self.simulate(mutant.program, seconds)
+        done = run("ctest", "--output-on-failure", "--timeout", "240", "-R", f"^{mutant.test}$", cwd=self.build,
+                   **({"KVRAIL_CASE": mutant.case} if mutant.case else {}))
         if "***Skipped" in done.stdout:
             return SKIPPED
         if not done.returncode:
             return None
         return sorted(set(re.findall(r"\[  FAILED  \] ([a-z]\w+)$", done.stdout, re.M))) or [""]
 
-
-    def simulate(self, program):
+    def simulate(self, program, seconds):
         """The seed that failed, after how many seconds, and how; None: none did."""
-        done = run(os.path.join(self.build, "tests", "sim", program), "--seconds", str(SECONDS), cwd=self.root, timeout=1200)
+        done = run(os.path.join(self.build, "tests", "sim", program), "--seconds", str(seconds), cwd=self.root, timeout=1200)
         failed = re.search(r"seed (\d+) FAILED at [\d.]+ s of its time: (.*)", done.stdout)
         took = re.search(r'"seconds": ([\d.]+)', done.stdout)
         return [failed[1], took[1], failed[2]] if failed else None
@@ -321,10 +332,7 @@ def main():
     done = copy.make(sorted({mutant.program for mutant in chosen}))
     if done.returncode:
         sys.exit(done.stdout[-4000:])
-    for mutant in {mutant.test: mutant for mutant in chosen}.values():
-        failed = copy.test(mutant)
-        if failed not in (None, SKIPPED):
-            sys.exit(f"mutants: {mutant.test} fails without any mutant: {' '.join(failed)}")
+    copy.passes(chosen)
     rows = []
     for mutant in chosen:
         since = time.monotonic()

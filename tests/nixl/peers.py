@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """peers.py -- NIXL itself moves bytes between two processes by the backend KVRAIL, and they are compared
 
-usage: peers.py PLUGIN [CASE...]
+usage: peers.py PLUGIN [CASE...]    (or KVRAIL_CASE)
 
 KVRAIL_NIXL_VERSION: another version than that of wheels.py
 
@@ -456,11 +456,16 @@ CASES = [writes_reads_and_notifications, long_lists_and_many_transfers, a_list_m
 
 
 def run_cases(cases, plugin, named):
+    named = named or os.environ.get("KVRAIL_CASE", "").split()
     chosen = [case for case in cases if not named or case.__name__ in named]
     for case in chosen:
         begun = time.monotonic()
         print(case.__name__, flush=True)
-        case(plugin)
+        try:
+            case(plugin)
+        except BaseException:
+            print(f"[  FAILED  ] {case.__name__}", flush=True)
+            raise
         print(f"  passed in {time.monotonic() - begun:.1f} s", flush=True)
     print(f"{len(chosen)} cases passed", flush=True)
 
