@@ -119,8 +119,8 @@ def rows_of(build, corpora, name):
     program, corpus = os.path.join(build, "tests", "fuzz", name), os.path.join(corpora, name)
     sizes = [os.path.getsize(os.path.join(corpus, file)) for file in os.listdir(corpus)]
     tried = os.path.join(os.path.dirname(build.rstrip("/")), "build-fuzz", "tests", "fuzz", name + ".tried")
-    runs = f"{int(open(tried, encoding='utf-8').read()):,}" if os.path.exists(tried) else "not run here"
-    yield f"| **{name}** | {len(sizes)} inputs, {sum(sizes):,} bytes; {runs} tried | | | |"
+    runs = f"{int(open(tried, encoding='utf-8').read()):,} tried" if os.path.exists(tried) else "new ones not looked for here"
+    yield f"| **{name}** | {len(sizes)} inputs, {sum(sizes):,} bytes; {runs} | | | |"
     found = reached(build, program, corpus, AIMS[name])
     for file in AIMS[name]:
         lines, hit, branches, taken, missed = found[file]
