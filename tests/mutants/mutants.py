@@ -13,7 +13,6 @@ import concurrent.futures
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -233,15 +232,12 @@ class Copy:
             with open(to, "wb") as file:
                 file.write(data)
             os.chmod(to, os.stat(source).st_mode)
-        # What is put back after a mutant is not compiled again.
-        cache = ["-DCMAKE_C_COMPILER_LAUNCHER=ccache", "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
-        done = run("cmake", "--preset", "dev", "-B", self.build, "--log-level=WARNING", "-DKVRAIL_MPI=OFF", *cache, cwd=self.root)
+        done = run("cmake", "--preset", "dev", "-B", self.build, "--log-level=WARNING", "-DKVRAIL_MPI=OFF", cwd=self.root)
         if done.returncode:
             sys.exit(f"mutants: the copy cannot be configured\n{done.stdout}")
 
     def make(self, programs):
-        return run("cmake", "--build", self.build, "-j", self.jobs, "--target", *programs, cwd=self.root, timeout=3600,
-                   CCACHE_BASEDIR=self.root, CCACHE_NOHASHDIR="1")
+        return run("cmake", "--build", self.build, "-j", self.jobs, "--target", *programs, cwd=self.root, timeout=3600)
 
     def passes(self, mutants):
         """Their tests, without any mutant, or an end."""
