@@ -42,6 +42,7 @@ class End:
         if backend not in self.agent.backends:
             sys.exit(f"nixl_calls.py: NIXL has no backend {backend}")
         self.memory = numpy.ones(BLOCKS * SIZES[-1], numpy.uint8)
+        numpy.random.default_rng(0)  # numpy imports it at its first use: tens of milliseconds that are no engine's
         self.agent.register_memory([(self.base(), self.memory.nbytes, 0, "")], "DRAM")
 
     def base(self):
