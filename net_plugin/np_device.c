@@ -26,7 +26,6 @@ enum {
 	 * makes at 80000 do not.
 	 */
 	HOST_MBPS = 48000,
-	GPU_MBPS = 80000, /* the GPUs copy, and eight channels are twice as fast as two */
 	COMMS_MAX = 65536,
 	/*
 	 * Where the speed of no port is known. NCCL counts by it what a
@@ -131,10 +130,10 @@ static void add_host(const struct kv_option_set *set)
 	/* The same for all ranks that can reach each other, another one elsewhere. */
 	if (kv_file_line(line, sizeof(line), "/proc/sys/kernel/random/boot_id"))
 		dev->guid = parse_guid(line);
+	dev->speed_mbps = HOST_MBPS;
 	dev->port = 1;
 	dev->is_host = true;
 	dev->ptr_support = host_ptr_support(set);
-	dev->speed_mbps = dev->ptr_support == NCCL_PTR_HOST ? HOST_MBPS : GPU_MBPS;
 }
 
 /* One of unknown speed counts as the fastest. */

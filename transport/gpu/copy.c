@@ -243,31 +243,15 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 					1, 1, THREADS, 1, 1, 0, queue->stream, params, NULL);
 }
 
-/*
- * A small copy that is asked for in the usual way may be done by the engine that runs kernels, and
- * then waits for its turn. A driver that has no other way is asked in the usual one.
- */
-static int start_engine(const struct gpu_queue *queue, const struct gpu_piece *piece)
-{
-	static const struct cuda_copying how = { .order = COPY_ORDER_STREAM,
-						 .flags = COPY_BESIDE_KERNELS };
-	const struct cuda_driver *cuda = queue->gpu->cuda;
-	cuda_ptr to = piece->to, from = piece->from;
-	size_t len = (size_t)piece->len, first = 0, failed;
-
-	if (cuda->copies &&
-	    !cuda->copies(&to, &from, &len, 1, &how, &first, 1, &failed, queue->stream))
-		return 0;
-	return cuda->copy(to, from, len, queue->stream);
-}
-
 /* In the context. */
 static int start_engines(struct gpu_queue *queue)
 {
+	const struct gpu_piece *piece = open_batch(queue)->piece;
 	int rc = 0;
 
 	for (unsigned int i = 0; i < queue->pieces && !rc; i++)
-		rc = start_engine(queue, &open_batch(queue)->piece[i]);
+		rc = queue->gpu->cuda->copy(piece[i].to, piece[i].from, piece[i].len,
+					    queue->stream);
 	return rc;
 }
 

@@ -62,7 +62,6 @@ static const struct kv_symbol symbols[] = {
 	{ "cuEventRecord", (void **)&cuda.event_record, false },
 	{ "cuEventQuery", (void **)&cuda.event_query, false },
 	{ "cuMemcpyAsync", (void **)&cuda.copy, false },
-	{ "cuMemcpyBatchAsync", (void **)&cuda.copies, true },
 	{ "cuLaunchKernel", (void **)&cuda.launch, false },
 	{ NULL, NULL, false },
 };

@@ -39,8 +39,6 @@ enum {
 	ACCESS_READ_WRITE = 3,
 	IPC_LAZY_ENABLE_PEER_ACCESS = 1,
 	HOST_PORTABLE_MAPPED = 1 | 2,
-	COPY_ORDER_STREAM = 1,
-	COPY_BESIDE_KERNELS = 1, /* CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE */
 	STREAM_NON_BLOCKING = 1,
 	CAPTURE_RELAXED = 2,
 	EVENT_DISABLE_TIMING = 2,
@@ -49,11 +47,6 @@ enum {
 typedef unsigned long long cuda_ptr;
 struct cuda_ipc_handle {
 	char bytes[64];
-};
-
-struct cuda_copying { /* CUmemcpyAttributes */
-	int order, from_location, from_id, to_location, to_id;
-	unsigned int flags;
 };
 
 struct cuda_access { /* CUmemAccessDesc */
@@ -115,10 +108,6 @@ struct cuda_driver {
 	int (*event_record)(void *event, void *stream);
 	int (*event_query)(void *event);
 	int (*copy)(cuda_ptr to, cuda_ptr from, size_t len, void *stream);
-	/* NULL before CUDA 12.8; n copies, with one attribute for all from the first on */
-	int (*copies)(cuda_ptr *to, cuda_ptr *from, size_t *len, size_t n,
-		      const struct cuda_copying *how, size_t *first, size_t hows, size_t *failed_p,
-		      void *stream);
 	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
 		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
 		      void *stream, void **params, void **extra);
