@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-why="deploy/Dockerfile was not built, and compose.yml only compared with its schema (deploy_manifests)"
+why="compose.yml was not run by compose: deploy_podman builds deploy/Dockerfile and runs the two containers"
 docker info >/dev/null 2>&1 || {
 	echo "skipped: no docker daemon here: $why"
 	exit 77
