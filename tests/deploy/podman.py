@@ -4,7 +4,7 @@
 usage: podman.py ROOT FOLDER
 
 Debian's packages are unpacked in FOLDER, and the base image is a Debian that mmdebstrap makes: no registry is asked. The containers have
-the commands and the names of compose.yml, and share one network. Needs root. What it makes is gone when it ends.
+the commands and the names of compose.yml, and share one network. Needs root. Of what it makes only the empty chains of netavark stay, in netfilter's tables.
 """
 import os
 import shutil
