@@ -348,6 +348,8 @@ static int reg_device(struct tr *tr, struct tr_mem *wanted, bool flushed, struct
 	if (gpu >= 0 && tr_mem_scratch(tr, gpu, &wanted->flush, &no_flush))
 		wanted->no_nic = &no_flush;
 	ret = reg(tr, wanted, mem_p, err);
+	wanted->no_dmabuf = NULL;
+	wanted->no_nic = NULL;
 	if (wanted->flush)
 		tr_mem_dereg(wanted->flush, NULL); /* the region has its own hold of it */
 	if (wanted->dmabuf_fd >= 0)
