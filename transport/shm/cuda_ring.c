@@ -90,14 +90,11 @@ void reads_end(struct shm_conn *sc)
 	}
 }
 
-int scatter_end(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err)
+int scatter_await(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err)
 {
-	int ret = 0;
+	int ret = deadline_ns ? stage_wait(sc->scatter, sc->conn, deadline_ns, err)
+			      : stage_end(sc->scatter, sc->conn, err);
 
-	if (!sc->scattering)
-		return 0;
-	ret = deadline_ns ? stage_wait(sc->scatter, sc->conn, deadline_ns, err)
-			  : stage_end(sc->scatter, sc->conn, err);
 	if (ret)
 		return ret;
 	sc->scattering = 0;

@@ -456,7 +456,11 @@ void publish_tail(struct shm_conn *sc); /* what is in our ring, unless it is bei
 int scatter_put(struct shm_conn *sc, struct tr_mem *mem, const uint8_t *payload, uint8_t *dst,
 		uint64_t len, struct kv_error *err);
 /* 0: all of it is there; TR_AGAIN, after a wait if there is a deadline; or the failure. */
-int scatter_end(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err);
+int scatter_await(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err);
+static inline int scatter_end(struct shm_conn *sc, int64_t deadline_ns, struct kv_error *err)
+{
+	return sc->scattering ? scatter_await(sc, deadline_ns, err) : 0; /* mostly host memory */
+}
 void reads_end(struct shm_conn *sc); /* those of which all bytes have come, unless scattering */
 /* false: the operation has ended, or the connection will end it, because a kernel runs on. */
 bool scatter_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
