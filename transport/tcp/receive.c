@@ -134,6 +134,7 @@ static int take_stream(struct tcp_stream *st, struct kv_error *err)
 	bool more = !in->drained;
 	ssize_t n = 1;
 
+	in->unasked = in->drained;
 	in->drained = false;
 	in->asked = in->next; /* another turn: what is open may have changed */
 	in->looked = false;
@@ -243,7 +244,7 @@ static int find_end(struct tcp_conn *tc, struct kv_error *err)
 	bool hung_up = false;
 
 	tcp_for_each (st, tc) {
-		if (st->in.stalled)
+		if (st->in.stalled || st->in.unasked)
 			return 0;
 		hung_up |= st->hung_up;
 	}

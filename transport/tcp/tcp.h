@@ -133,7 +133,8 @@ struct tcp_in {
 	bool stalled;			  /* a frame waits for room for its event, */
 	bool behind;			  /* or for another stream (AFTER) */
 	bool looked;			  /* in this turn: the peer has not broken the connection */
-	bool drained; /* the last look took all that there was: the next one asks for no more */
+	bool drained; /* the last look took all that there was: the next one asks for no more, */
+	bool unasked; /* as this one has: more may have come since */
 };
 
 /* What a GPU's memory goes through, one way. */
