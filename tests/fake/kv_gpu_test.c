@@ -611,9 +611,9 @@ CASE(a_flush_that_cannot_be_made_refuses_the_peer)
 	node_open(&p.a, 1, &shape, NULL);
 	node_open(&p.b, 2, &shape, NULL);
 	node_listen(&p.b);
-	kv_fault_arm(KV_FAULT_IB_LOOP_ALLOC, 1);
+	kv_fault_arm(KV_FAULT_GPU_LOOP_ALLOC, 1);
 	assert_true(kv_connect(p.a.engine, NULL, p.b.port, RIG_TIMEOUT_MS, &p.a.peer, &err) < 0);
-	assert_true(kv_fault_fired(KV_FAULT_IB_LOOP_ALLOC));
+	assert_true(kv_fault_fired(KV_FAULT_GPU_LOOP_ALLOC));
 	assert_non_null(strstr(err.message, "cannot allocate a flush of fake0:1"));
 	node_connect(&p.a, p.b.port);
 	pair_close(&p);

@@ -67,7 +67,7 @@ static const char *connect_loop(const struct ib_ctx *ctx, const struct ib_path *
 static int make_loop(struct ib_ctx *ctx, const struct ib_path *path, struct kv_error *err)
 {
 	struct ib_rail *rail = path->rail;
-	struct ib_loop *loop = kv_fault(IB_LOOP_ALLOC) ? NULL : calloc(1, sizeof(*loop));
+	struct ib_loop *loop = kv_fault(GPU_LOOP_ALLOC) ? NULL : calloc(1, sizeof(*loop));
 	struct ibv_qp_init_attr attr = {
 		.cap = { .max_send_wr = 2, .max_recv_wr = 1, .max_send_sge = 1, .max_recv_sge = 1 },
 		.qp_type = IBV_QPT_RC,
