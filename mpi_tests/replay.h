@@ -40,7 +40,7 @@ struct replay_options {
 	uint32_t layers;
 	struct schedule_cut cut;
 	uint64_t pool_bytes, source_bytes;
-	uint32_t check_every;
+	uint32_t check_every, linger_s;
 	int64_t kill_rank; /* -1: nobody */
 	uint32_t kill_request;
 	int restart;

@@ -14,6 +14,7 @@ enum {
 	KEY_CORRUPT,
 	KEY_POOL,
 	KEY_CHECK,
+	KEY_LINGER,
 };
 
 static const struct argp_option options[] = {
@@ -34,6 +35,9 @@ static const struct argp_option options[] = {
 	{ NULL, 0, NULL, 0, "Checks and faults:", JOB_GROUP_HOW },
 	{ "check-every", KEY_CHECK, "K", 0,
 	  "check the whole pool after every K requests (50); 0 = only at the end", JOB_GROUP_HOW },
+	{ "linger", KEY_LINGER, "SECONDS", 0,
+	  "each rank stays so long before it closes, for a reader of its metrics (0)",
+	  JOB_GROUP_HOW },
 	{ "kill", KEY_KILL, "RANK@REQUEST", 0,
 	  "let this rank die by SIGKILL in the middle of that request, or of the next one that it "
 	  "serves",
@@ -154,6 +158,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 		break;
 	case KEY_CHECK:
 		o->check_every = job_number32(arg, 0, UINT32_MAX, "--check-every", state);
+		break;
+	case KEY_LINGER:
+		o->linger_s = job_number32(arg, 0, 3600, "--linger", state);
 		break;
 	case KEY_KILL:
 		set_kill(o, arg, state);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* replay_rank.c -- one rank from engine to result */
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -211,6 +212,16 @@ static int wait_for_all(struct replay *rp)
 	return rc < 0 ? -1 : 0;
 }
 
+static void linger(struct replay *rp)
+{
+	uint64_t end = now_ns() + rp->opt->linger_s * UINT64_C(1000000000);
+
+	while (now_ns() < end) {
+		replay_beat(rp);
+		poll(NULL, 0, REPLAY_POLL_MS);
+	}
+}
+
 static void rank_close(struct replay *rp)
 {
 	struct kv_error err;
@@ -245,6 +256,7 @@ int replay_rank_run(struct rank *rank, void *arg)
 		result->errors = 1;
 	if (rc == 0 && wait_for_all(&rp))
 		rc = 1;
+	linger(&rp);
 	rank_close(&rp);
 	if (rank_result(rank, result, sizeof(*result)))
 		rc = 1;

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""prometheus_test.py -- a real Prometheus, with node_exporter, reads the metrics of two processes, one of which is killed
+"""prometheus_test.py -- a real Prometheus, with node_exporter, reads the metrics of two processes, one of which is killed, and of a replay
 
-usage: prometheus_test.py ROOT FOLDER        by the Python that has the package kvrail; FOLDER keeps Debian's programs
+usage: prometheus_test.py ROOT FOLDER [KV_PD_REPLAY]        by the Python that has the package kvrail; FOLDER keeps Debian's programs
 
-Both read the same numbers as the engine's own stats(); promtool finds nothing in the text, the rules or the settings; the
-alert of a lost peer fires. Nothing is installed: the packages are unpacked into FOLDER.
+Both read the same numbers as the engine's own stats(), and sums over the ranks of a replay are those of its own table; promtool finds
+nothing in the text, the rules or the settings; the alert of a lost peer fires, of a replay's killed rank too. Nothing is installed: the
+packages are unpacked into FOLDER.
 """
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -138,28 +140,68 @@ def run(prometheus, folder, port, receiver):
     return text
 
 
+def start_replay(program, root, metrics, *options):
+    for name in os.listdir(metrics):
+        os.remove(os.path.join(metrics, name))
+    return subprocess.Popen(
+        [program, "--local", "2+1", "--layers", "4", "--scale", "16", "--requests", "60", "--pool", "64M", *options,
+         os.path.join(root, "mpi_tests", "traces", "conversation-300.jsonl")],
+        env={**os.environ, "KVCACHE_METRICS_DIR": metrics}, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def stop(process):
+    """With all of its ranks."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_replay(prometheus, program, root, work, metrics):
+    """A rank's file is there until it closes, so the ranks stay after their last byte. Orders go the other way, and are not in the table."""
+    table = os.path.join(work, "replay.json")
+    assert start_replay(program, root, metrics, "--json", table).wait() == 0
+    with open(table, encoding="utf-8") as file:
+        total = json.load(file)["total"]
+    job = start_replay(program, root, metrics, "--linger", "600")
+    try:
+        prometheus.expect('sum(kvrail_bytes_total{job="replay",direction="out",engine=~"prefill.*"})', total["bytes"])
+        prometheus.expect('sum(kvrail_bytes_total{job="replay",direction="in",engine=~"decode.*"})', total["bytes"])
+        prometheus.expect('sum(kvrail_operations_total{job="replay",kind="send",result="OK"})', total["operations"])
+        assert job.poll() is None
+    finally:
+        stop(job)
+    job = start_replay(program, root, metrics, "--linger", "600", "--kill", "0@20", "--restart")
+    try:
+        prometheus.expect('sum(kvrail_peers_lost_total{job="replay",cause="PEER_LOST"})', 1)
+        prometheus.expect('count(ALERTS{job="replay",alertname="KvrailPeerLost",alertstate="firing"})', 1)
+    finally:
+        stop(job)
+
+
 def main():
     root, folder = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
     rules = os.path.join(root, "docs", "kvrail-alerts.yml")
     found = programs(folder)
     with tempfile.TemporaryDirectory() as work:
-        metrics = os.path.join(work, "metrics")
+        metrics, job_metrics = os.path.join(work, "metrics"), os.path.join(work, "job")
         os.mkdir(metrics)
+        os.mkdir(job_metrics)
         os.environ["KVCACHE_METRICS_DIR"] = metrics
-        node, port = free_port(), free_port()
+        node, replay, port = free_port(), free_port(), free_port()
         receiver = subprocess.Popen([sys.executable, "-c", RECEIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        exporter = subprocess.Popen(
+        exporters = [subprocess.Popen(
             [found["prometheus-node-exporter"], "--collector.disable-defaults", "--collector.textfile",
-             f"--collector.textfile.directory={metrics}", f"--web.listen-address=127.0.0.1:{node}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        prometheus = Prometheus(found["prometheus"], work, {"kvrail": port, "node": node}, rules)
+             f"--collector.textfile.directory={directory}", f"--web.listen-address=127.0.0.1:{at}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for directory, at in ((metrics, node), (job_metrics, replay))]
+        prometheus = Prometheus(found["prometheus"], work, {"kvrail": port, "node": node, "replay": replay}, rules)
         try:
             until("Prometheus is ready", lambda: get(f"http://127.0.0.1:{prometheus.port}/-/ready"))
             text = run(prometheus, metrics, port, receiver)
             subprocess.run([found["promtool"], "check", "metrics"], input=text, text=True, check=True)
             subprocess.run([found["promtool"], "check", "config", prometheus.config], check=True)
+            for program in sys.argv[3:]:
+                run_replay(prometheus, program, root, work, job_metrics)
         finally:
-            for process in (receiver, exporter, prometheus.process):
+            for process in (receiver, *exporters, prometheus.process):
                 process.kill()
                 process.wait()
 
