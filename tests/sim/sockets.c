@@ -54,6 +54,22 @@ static socklen_t name_of(struct sockaddr_un *un, uint16_t port)
 	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
 }
 
+/*
+ * A name that the product draws at random is the seed's: two processes that play the same seed
+ * would meet at one door.
+ */
+static socklen_t own_name(struct sockaddr_un *un, const struct sockaddr *sa, socklen_t len)
+{
+	size_t at = len - offsetof(struct sockaddr_un, sun_path);
+
+	memset(un, 0, sizeof(*un));
+	memcpy(un, sa, len < sizeof(*un) ? len : sizeof(*un));
+	if (!sched_is_on() || sa->sa_family != AF_UNIX || un->sun_path[0])
+		return len;
+	return len + (socklen_t)snprintf(un->sun_path + at, sizeof(un->sun_path) - at, "-%d",
+					 (int)getpid());
+}
+
 static uint16_t port_of(const struct sockaddr *sa)
 {
 	return ntohs(sa->sa_family == AF_INET6
@@ -90,8 +106,10 @@ int __wrap_bind(int fd, const struct sockaddr *sa, socklen_t len)
 {
 	struct sockaddr_un un;
 
-	if (!is_tcp(fd))
-		return __real_bind(fd, sa, len);
+	if (!is_tcp(fd)) {
+		len = own_name(&un, sa, len);
+		return __real_bind(fd, (struct sockaddr *)&un, len);
+	}
 	sock[fd].port = port_of(sa) ? port_of(sa) : next_port++;
 	len = name_of(&un, sock[fd].port);
 	return __real_bind(fd, (struct sockaddr *)&un, len);
@@ -103,8 +121,10 @@ int __wrap_connect(int fd, const struct sockaddr *sa, socklen_t len)
 	int ret;
 
 	sched_point();
-	if (!is_tcp(fd))
-		return __real_connect(fd, sa, len);
+	if (!is_tcp(fd)) {
+		len = own_name(&un, sa, len);
+		return __real_connect(fd, (struct sockaddr *)&un, len);
+	}
 	len = name_of(&un, port_of(sa));
 	ret = __real_connect(fd, (struct sockaddr *)&un, len);
 	sock[fd].joined = !ret;
