@@ -86,11 +86,11 @@ static void fill_up(const char *path, const char *why)
 	ok(kv_write_blocks_async(a.peer, a.cache, all_layers, ids, ids, MANY, &opts, &op, &err),
 	   &err);
 	dump_until(why);
-	says("operation write_blocks, stage post, ");
-	says("waits_for room in the transport (its peer's connection says why)");
+	dump_until("operation write_blocks, stage post, ");
+	dump_until("waits_for room in the transport (its peer's connection says why)");
 	snprintf(words, sizeof(words), "peer process %d, which is stopped, ", (int)stopped.pid);
 	if (strcmp(path, "tcp"))
-		says(words);
+		dump_until(words);
 	child_kill(&stopped, SIGCONT);
 	end_op(op);
 	close(stopped.fd);
@@ -158,7 +158,7 @@ static void a_writer_that_does_not_give_its_blocks_back(void **state)
 	assert_true(stop_process(stopped.pid));
 	assert_int_equal(pthread_create(&thread, NULL, take_back, lease), 0);
 	dump_until("state closed, waits for the writer to stop, tag 77, ");
-	says("which is stopped, ");
+	dump_until("which is stopped, ");
 	child_kill(&stopped, SIGCONT);
 	pthread_join(thread, NULL);
 	close(stopped.fd);
@@ -203,7 +203,7 @@ static void arrivals_that_nobody_takes(void **state)
 	for (int i = 0; i < WRITES; i++)
 		op[i] = begin_write(&p.a, (uint64_t)i, NULL);
 	dump_until("waits_for the peer's application, which takes no arrivals");
-	says("arrivals_waiting 64, arrivals_room 64");
+	dump_until("arrivals_waiting 64, arrivals_room 64"); /* the other engine, read before it */
 	dump_until("state waits for room in the arrivals");
 	for (int i = 0; i < WRITES; i++)
 		assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
@@ -241,7 +241,7 @@ static void an_engine_that_nobody_drives(void **state)
 	pthread_join(thread, NULL);
 	op = begin_write(&a, TAG, NULL);
 	dump_until("not_served the application calls neither kv_progress nor a wait");
-	says("waits_for the peer's acknowledgement");
+	dump_until("waits_for the peer's acknowledgement");
 	atomic_store(&served, false);
 	assert_int_equal(pthread_create(&thread, NULL, serve, b.engine), 0);
 	end_op(op);
