@@ -52,8 +52,7 @@ static int other_end(int fd, const void *arg)
 
 	shape.malloced = !strcmp(word, "stuck");
 	node_open(&node, 2, &shape, NULL);
-	node_listen(&node);
-	child_send(fd, &node.port, sizeof(node.port));
+	child_listens(fd, &node);
 	child_receive(fd, &byte, 1); /* it is connected */
 	if (!strcmp(word, "flood")) {
 		for (int i = 0; i < PEERS; i++) {

@@ -34,8 +34,7 @@ static int receiver(int fd, const void *arg)
 	char end;
 
 	node_open(&node, 2, shape, NULL);
-	node_listen(&node);
-	child_send(fd, &node.port, sizeof(node.port));
+	child_listens(fd, &node);
 	while (recv(fd, &end, 1, MSG_DONTWAIT) < 0) {
 		struct kv_arrival arrivals[64];
 
@@ -52,12 +51,10 @@ static int writer(int fd, const void *arg)
 	struct kv_error err;
 	struct node node;
 	uint64_t lease;
-	uint32_t port;
 
 	(void)arg;
-	child_receive(fd, &port, sizeof(port));
 	node_open(&node, 1, NULL, NULL);
-	node_connect(&node, port);
+	child_connects(fd, &node);
 	child_receive(fd, &lease, sizeof(lease));
 	for (bool said = false;;) {
 		struct kv_options opts = KV_INIT(kv_options);

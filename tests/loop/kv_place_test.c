@@ -113,11 +113,10 @@ static int liar(int fd, const void *arg)
 	struct node a;
 	uint64_t lease;
 	struct aim aim;
-	uint32_t port;
+	char byte;
 
-	child_receive(fd, &port, sizeof(port));
 	node_open(&a, 1, NULL, NULL);
-	node_connect(&a, port);
+	child_connects(fd, &a);
 	child_receive(fd, &lease, sizeof(lease));
 	memset(payload, 0xee, sizeof(payload));
 	aim = aim_at(&a, lie, payload);
@@ -130,7 +129,7 @@ static int liar(int fd, const void *arg)
 		lie_in_ring(tr_conn_priv(a.peer->conn), lie, &aim);
 	kv_claim_release(&a.peer->claim);
 	child_send(fd, "", 1);
-	child_receive(fd, &port, 1);
+	child_receive(fd, &byte, 1);
 	return 0;
 }
 
@@ -223,12 +222,10 @@ static int writer(int fd, const void *arg)
 	struct kv_error err;
 	struct node a;
 	uint64_t lease;
-	uint32_t port;
 
 	(void)arg;
-	child_receive(fd, &port, sizeof(port));
 	node_open(&a, 1, NULL, NULL);
-	node_connect(&a, port);
+	child_connects(fd, &a);
 	for (;;) {
 		struct kv_options opts = KV_INIT(kv_options);
 		int ret;
@@ -329,12 +326,11 @@ static int half_writer(int fd, const void *arg)
 	struct aim aim;
 	struct tcp_conn *tc;
 	uint64_t lease;
-	uint32_t port;
+	char byte;
 
 	(void)arg;
-	child_receive(fd, &port, sizeof(port));
 	node_open(&a, 1, NULL, NULL);
-	node_connect(&a, port);
+	child_connects(fd, &a);
 	child_receive(fd, &lease, sizeof(lease));
 	memset(payload, 0xee, sizeof(payload));
 	aim = aim_at(&a, &half, payload);
@@ -350,7 +346,7 @@ static int half_writer(int fd, const void *arg)
 		    &(struct stream_span){ aim.offset, (uint32_t)half.len });
 	send_all(tc->data->stream[0].sock, payload, half.len / 2);
 	child_send(fd, "", 1);
-	child_receive(fd, &port, 1);
+	child_receive(fd, &byte, 1);
 	send_all(tc->data->stream[0].sock, payload, half.len / 2);
 	kv_claim_release(&a.peer->claim);
 	ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &a.err), &a.err);

@@ -393,6 +393,30 @@ void child_kill(struct child *child, int sig)
 		assert_int_equal(kill(child->pid, sig), 0);
 }
 
+void child_listens(int fd, struct node *node)
+{
+	node_listen(node);
+	child_send(fd, &node->port, sizeof(node->port));
+}
+
+void child_connects(int fd, struct node *node)
+{
+	uint32_t port;
+
+	child_receive(fd, &port, sizeof(port));
+	node_connect(node, port);
+}
+
+int child_ends(int fd, struct node *node)
+{
+	char byte;
+
+	if (recv(fd, &byte, 1, 0) > 0)
+		return 1;
+	node_close(node);
+	return 0;
+}
+
 int rig_stuck_receiver(int fd, const void *arg)
 {
 	struct shape shape = rig_shape;
@@ -402,8 +426,7 @@ int rig_stuck_receiver(int fd, const void *arg)
 	(void)arg;
 	shape.malloced = true;
 	node_open(&node, 2, &shape, NULL);
-	node_listen(&node);
-	child_send(fd, &node.port, sizeof(node.port));
+	child_listens(fd, &node);
 	child_receive(fd, &word, 1);
 	if (word == 1 && stuck_begin_inside(node.mem, node.len) < 0)
 		return 1;

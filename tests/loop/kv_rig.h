@@ -110,6 +110,10 @@ void child_send(int fd, const void *p, size_t n);
 void child_receive(int fd, void *p, size_t n); /* fails the test after RIG_TIMEOUT_MS */
 int child_join(struct child *child);	       /* its exit code, or 128 + signal */
 void child_kill(struct child *child, int sig);
+/* In the child, with a node of its own: */
+void child_listens(int fd, struct node *node); /* and sends its port */
+void child_connects(int fd, struct node *node); /* to the port that it is sent */
+int child_ends(int fd, struct node *node); /* when the parent closes its end; the exit code */
 /*
  * `run` of a child that receives: sends its port, waits for a byte, and sends one. From then on
  * its memory answers no page fault (stuck.h), if the byte was 1. It ends when it is killed.

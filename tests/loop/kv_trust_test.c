@@ -113,23 +113,22 @@ static int stranger(int fd, const void *arg)
 	struct attempt attempt = { 0 };
 	struct kv_error err;
 	struct node a;
-	uint32_t port;
+	char byte;
 
 	(void)arg;
-	child_receive(fd, &port, sizeof(port));
 	if (setgid(STRANGER) || setuid(STRANGER))
 		return 1;
 	node_open(&a, 1, NULL, NULL);
-	node_connect(&a, port);
+	child_connects(fd, &a);
 	child_receive(fd, &opts.lease, sizeof(opts.lease));
 	attempt.without = kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, NULL, &err);
 	ok(kv_peer_info(a.peer, &info, &err), &err);
 	snprintf(attempt.path, sizeof(attempt.path), "%s", info.path);
 	child_send(fd, &attempt, sizeof(attempt));
-	child_receive(fd, &port, 1); /* the receiver has looked */
+	child_receive(fd, &byte, 1); /* the receiver has looked */
 	attempt.with = kv_write_blocks(a.peer, a.cache, all_layers, from, to, N, &opts, &err);
 	child_send(fd, &attempt, sizeof(attempt));
-	child_receive(fd, &port, 1);
+	child_receive(fd, &byte, 1);
 	node_close(&a);
 	return 0;
 }

@@ -48,15 +48,10 @@ static void end_op(struct kv_op *op)
 static int receiver(int fd, const void *arg)
 {
 	struct node b;
-	char byte;
 
 	node_open(&b, 2, arg, NULL);
-	node_listen(&b);
-	child_send(fd, &b.port, sizeof(b.port));
-	if (recv(fd, &byte, 1, 0) > 0) /* the other end closes */
-		return 1;
-	node_close(&b);
-	return 0;
+	child_listens(fd, &b);
+	return child_ends(fd, &b);
 }
 
 /* Many large blocks to a process that is stopped: what is between the two is full soon. */
@@ -115,18 +110,12 @@ static void a_full_ring(void **state)
 static int writer(int fd, const void *arg)
 {
 	struct node a;
-	uint32_t port;
-	char byte;
 
 	(void)arg;
-	child_receive(fd, &port, sizeof(port));
 	node_open(&a, 1, NULL, NULL);
-	node_connect(&a, port);
+	child_connects(fd, &a);
 	child_send(fd, "", 1);
-	if (recv(fd, &byte, 1, 0) > 0)
-		return 1;
-	node_close(&a);
-	return 0;
+	return child_ends(fd, &a);
 }
 
 static void *take_back(void *arg)
