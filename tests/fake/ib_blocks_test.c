@@ -75,13 +75,12 @@ static void add_area(struct setting *s, struct tr_op *op, size_t area, uint8_t *
 		       setting_at(s, 0, b.local_base + (uint64_t)local[i] * b.local_stride), len);
 }
 
-static void blocks_move_what_a_loop_over_them_moves(void **state)
+CASE(blocks_move_what_a_loop_over_them_moves)
 {
 	static const char *const lanes[][2] = { { "KVCACHE_IB_LANES=1" },
 						{ "KVCACHE_IB_LANES=3" } };
 	static uint8_t want[SIZE];
 
-	(void)state;
 	for (uint64_t round = 1; round <= 24; round++) {
 		struct fake_config config = { .seed = round, .devices = round % 3 ? 1 : 2 };
 		struct setting s;
@@ -106,7 +105,7 @@ static void blocks_move_what_a_loop_over_them_moves(void **state)
 	}
 }
 
-static void a_block_outside_of_a_region_is_refused_with_its_index(void **state)
+CASE(a_block_outside_of_a_region_is_refused_with_its_index)
 {
 	static const int64_t good[] = { 0, 1, 2, 3 };
 	static const int64_t bad[][4] = { { 0, 1, 4, 2 }, { 0, -1, 1, 2 }, { 3, 2, 1, INT64_MAX } };
@@ -115,7 +114,6 @@ static void a_block_outside_of_a_region_is_refused_with_its_index(void **state)
 	struct setting s;
 	struct tr_op *op;
 
-	(void)state;
 	setting_make(&s, NULL, NULL, 4096);
 	assert_int_equal(tr_op_begin(s.rig.side[0].conn, TR_WRITE, 1, &op, &err), 0);
 	for (int i = 0; i < 6; i++) {
@@ -138,14 +136,4 @@ static void a_block_outside_of_a_region_is_refused_with_its_index(void **state)
 	for (size_t i = 0; i < 4096; i++)
 		assert_int_equal(*setting_at(&s, 1, i), EMPTY);
 	setting_end(&s);
-}
-
-int main(void)
-{
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(blocks_move_what_a_loop_over_them_moves),
-		cmocka_unit_test(a_block_outside_of_a_region_is_refused_with_its_index),
-	};
-
-	return cmocka_run_group_tests(tests, NULL, NULL);
 }

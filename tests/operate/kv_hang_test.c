@@ -95,15 +95,13 @@ static void fill_up(const char *path, const char *why)
 	rig_path("pool");
 }
 
-static void a_full_socket(void **state)
+CASE(a_full_socket)
 {
-	(void)state;
 	fill_up("tcp", "out of room: the peer reads nothing, or its network carries nothing");
 }
 
-static void a_full_ring(void **state)
+CASE(a_full_ring)
 {
-	(void)state;
 	fill_up("ring", "out of room: the peer takes nothing from the ring");
 }
 
@@ -126,7 +124,7 @@ static void *take_back(void *arg)
 	return NULL;
 }
 
-static void a_writer_that_does_not_give_its_blocks_back(void **state)
+CASE(a_writer_that_does_not_give_its_blocks_back)
 {
 	struct kv_arrival arrival;
 	struct kv_lease *lease;
@@ -136,7 +134,6 @@ static void a_writer_that_does_not_give_its_blocks_back(void **state)
 	char byte;
 	struct node b;
 
-	(void)state;
 	child_start(&stopped, writer, NULL);
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
@@ -157,14 +154,13 @@ static void a_writer_that_does_not_give_its_blocks_back(void **state)
 
 /* ---------------------------------------------------------------- an application that does not */
 
-static void a_lease_that_nobody_opens(void **state)
+CASE(a_lease_that_nobody_opens)
 {
 	struct kv_options opts = KV_INIT(kv_options);
 	struct kv_error err;
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	opts.timeout_ms = OP_MS;
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, TAG, &opts, &op, &err),
@@ -178,7 +174,7 @@ static void a_lease_that_nobody_opens(void **state)
 	pair_close(&p);
 }
 
-static void arrivals_that_nobody_takes(void **state)
+CASE(arrivals_that_nobody_takes)
 {
 	static const char *const options[] = { "KVCACHE_ARRIVALS=64", NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
@@ -186,7 +182,6 @@ static void arrivals_that_nobody_takes(void **state)
 	struct kv_op *op[WRITES];
 	struct pair p;
 
-	(void)state;
 	config.options = options;
 	pair_open(&p, NULL, &config);
 	for (int i = 0; i < WRITES; i++)
@@ -210,14 +205,13 @@ static void *serve(void *arg)
 	return NULL;
 }
 
-static void an_engine_that_nobody_drives(void **state)
+CASE(an_engine_that_nobody_drives)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_op *op;
 	pthread_t thread;
 	struct node a, b;
 
-	(void)state;
 	config.progress = KV_PROGRESS_CALLER;
 	config.name = "decode-3";
 	node_open(&b, 2, NULL, &config);
@@ -240,14 +234,13 @@ static void an_engine_that_nobody_drives(void **state)
 	node_close(&b);
 }
 
-static void a_group_that_is_not_ended(void **state)
+CASE(a_group_that_is_not_ended)
 {
 	struct kv_group *group;
 	struct kv_error err;
 	struct kv_op *op;
 	struct pair p;
 
-	(void)state;
 	pair_open(&p, NULL, NULL);
 	ok(kv_group_start(p.a.engine, &group, &err), &err);
 	op = begin_write(&p.a, TAG, group);
@@ -270,13 +263,12 @@ static void *connect_in_vain(void *arg)
 	return NULL;
 }
 
-static void a_handshake_that_nobody_answers(void **state)
+CASE(a_handshake_that_nobody_answers)
 {
 	pthread_t thread;
 	struct node a;
 	int fd;
 
-	(void)state;
 	node_open(&a, 1, NULL, NULL);
 	fd = port_hold(&a.port);
 	assert_int_equal(listen(fd, 1), 0);
@@ -291,22 +283,11 @@ static void a_handshake_that_nobody_answers(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_full_socket),
-		cmocka_unit_test(a_full_ring),
-		cmocka_unit_test(a_writer_that_does_not_give_its_blocks_back),
-		cmocka_unit_test(a_lease_that_nobody_opens),
-		cmocka_unit_test(arrivals_that_nobody_takes),
-		cmocka_unit_test(an_engine_that_nobody_drives),
-		cmocka_unit_test(a_group_that_is_not_ended),
-		cmocka_unit_test(a_handshake_that_nobody_answers),
-	};
-
 	if (argc < 2)
 		return 2;
 	ask_program = argv[1];
 	if (argc > 2)
 		cmocka_set_test_filter(argv[2]);
 	setenv("KVCACHE_VIEW", "1", 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }

@@ -98,14 +98,13 @@ static void poller_stop(struct poller *p)
 
 /* ---------------------------------------------------------------- the tests */
 
-static void a_send_without_a_receive_waits_for_one(void **state)
+CASE(a_send_without_a_receive_waits_for_one)
 {
 	struct side s = open_loop();
 	void *send = send_one(&s, TAG), *receive;
 	struct poller p;
 	char words[64];
 
-	(void)state;
 	dump("");
 	says("nccl device shm, peers_up 2, bytes_out 0, ");
 	says("operations_in_flight 1, oldest_ms 0"); /* NCCL has not asked for it yet */
@@ -130,13 +129,12 @@ static void a_send_without_a_receive_waits_for_one(void **state)
 	close_loop(&s);
 }
 
-static void tags_that_differ_are_seen_at_both_ends(void **state)
+CASE(tags_that_differ_are_seen_at_both_ends)
 {
 	struct side s = open_loop();
 	void *receive = receive_one(&s, TAG), *send = NULL;
 	struct poller p;
 
-	(void)state;
 	/* "Not now": the oldest receive of the peer is another one. */
 	for (int i = 0; i < 10; i++)
 		CHECK(!s.net->isend(s.loop.send, s.from.bytes, LEN, OTHER_TAG, s.from.mhandle, NULL,
@@ -154,13 +152,12 @@ static void tags_that_differ_are_seen_at_both_ends(void **state)
 	close_loop(&s);
 }
 
-static void a_handshake_that_waits_says_at_which_end(void **state)
+CASE(a_handshake_that_waits_says_at_which_end)
 {
 	struct side s = open_side(-1, false);
 	struct loop l = { .listen = NULL };
 	struct handle handle;
 
-	(void)state;
 	side_handle_init(&handle);
 	CHECK(!s.net->listen(s.ctx, 0, handle.bytes, &l.listen));
 	CHECK(!s.net->connect(s.ctx, 0, handle.bytes, &l.send, NULL) && !l.send);
@@ -174,14 +171,13 @@ static void a_handshake_that_waits_says_at_which_end(void **state)
 	PASSES(&s, side_stop(&s));
 }
 
-static void a_killed_rank_leaves_its_cause(void **state)
+CASE(a_killed_rank_leaves_its_cause)
 {
 	struct side s;
 	void *request;
 	int sock[2], done = 0;
 	pid_t pid;
 
-	(void)state;
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sock), 0);
 	fflush(NULL);
 	pid = fork();
@@ -213,17 +209,10 @@ static void a_killed_rank_leaves_its_cause(void **state)
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_send_without_a_receive_waits_for_one),
-		cmocka_unit_test(tags_that_differ_are_seen_at_both_ends),
-		cmocka_unit_test(a_handshake_that_waits_says_at_which_end),
-		cmocka_unit_test(a_killed_rank_leaves_its_cause),
-	};
-
 	if (argc < 2)
 		return 2;
 	ask_program = argv[1];
 	setenv("KVCACHE_VIEW", "1", 1);
 	setenv("KVCACHE_TRANSPORT", "shm", 1);
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return run_cases(NULL, NULL);
 }
