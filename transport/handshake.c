@@ -272,13 +272,12 @@ static void set_provider(struct tr_conn *conn, int index, void *priv)
 /* Of a known transport; "" if it is open here and the peer has taken another. */
 static const char *why_not(const struct tr_conn *conn, int known)
 {
-	const struct tr *tr = conn->tr;
+	int i = conn->hs ? tr_provider_at(conn->tr, tr_known[known]) : -1;
 
-	for (int i = 0; conn->hs && i < tr->providers; i++)
-		if (tr->provider[i] == tr_known[known])
-			return conn->accepting || *conn->hs->why[i] ? conn->hs->why[i]
-								    : "the peer does not have it";
-	return tr->absent[known];
+	if (i < 0)
+		return conn->tr->absent[known];
+	return conn->accepting || *conn->hs->why[i] ? conn->hs->why[i]
+						    : "the peer does not have it";
 }
 
 const char *tr_conn_why_not(const struct tr_conn *conn, const char *name)

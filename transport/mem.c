@@ -547,17 +547,14 @@ bool mem_misses(struct tr *tr, int provider, struct kv_error *why)
 
 const struct kv_error *tr_mem_why(const struct tr_mem *mem, const struct tr_provider *provider)
 {
-	int i = 0;
+	int i = tr_provider_at(mem->tr, provider);
 
-	while (mem->tr->provider[i] != provider)
-		i++;
-	return mem->why[i];
+	return i < 0 ? NULL : mem->why[i];
 }
 
 void *tr_mem_handle(const struct tr_mem *mem, const struct tr_provider *provider)
 {
-	for (int i = 0; i < mem->tr->providers; i++)
-		if (mem->tr->provider[i] == provider)
-			return mem->handle[i];
-	return NULL;
+	int i = tr_provider_at(mem->tr, provider);
+
+	return i < 0 ? NULL : mem->handle[i];
 }

@@ -127,6 +127,16 @@ struct tr {
 	_Atomic int64_t warned_ns; /* when the log had a line of a refusal: control.c */
 };
 
+/* Its place in the tables of a context; -1: it is not open there. */
+static inline int tr_provider_at(const struct tr *tr, const struct tr_provider *provider)
+{
+	int i = tr->providers;
+
+	while (i-- && tr->provider[i] != provider)
+		;
+	return i;
+}
+
 struct tr_mem {
 	struct tr *tr;
 	uint8_t *addr;

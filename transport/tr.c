@@ -136,13 +136,11 @@ int tr_device_get(struct tr *tr, size_t index, struct kv_device_info *info)
 {
 	*info = (struct kv_device_info){ .size = sizeof(*info), .gid_index = -1, .numa_node = -1 };
 	for (int k = 0; k < TR_PROVIDERS; k++) {
-		void *ctx = NULL;
+		int i = tr_provider_at(tr, tr_known[k]);
+		void *ctx = i < 0 ? NULL : tr->provider_ctx[i];
 
 		if (!tr_known[k]->device_get)
 			continue;
-		for (int i = 0; i < tr->providers; i++)
-			if (tr->provider[i] == tr_known[k])
-				ctx = tr->provider_ctx[i];
 		for (size_t row = 0; !tr_known[k]->device_get(ctx, row, info); row++)
 			if (!index--)
 				return 0;
