@@ -17,10 +17,11 @@ void kv_op_spin(struct kv_op *op, int grade);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
 /*
- * Posts what the transport takes, until all is posted or another thread wants the peer: then
- * op->passed is set, and the caller releases the claim and calls again. false: nothing moved.
+ * With the claim: rounds of its peer, each with a piece of it, until all is posted or another
+ * thread wants the peer: then op->passed is set, and the caller releases the claim and calls again.
+ * false: nothing moved.
  */
-bool kv_op_post(struct kv_op *op);
+bool kv_op_progress(struct kv_op *op);
 int kv_recv_start(struct kv_op *op, struct kv_error *err);
 /* kv_group.c: a group takes it instead of beginning it */
 int kv_group_add(struct kv_group *group, struct kv_op *op, struct kv_error *err);

@@ -125,11 +125,6 @@ static int64_t ask_at(const struct kv_op *op)
 	return op->engine->interrupted ? kv_deadline_ns(KV_ASK_MS) : KV_NO_DEADLINE;
 }
 
-static int64_t sooner(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
 /*
  * Waits for a slot, or the deadline. Claim held before, and after unless another call still holds
  * it (op->unclaimed): false. The operation is collected meanwhile: what ends it, a revoke or the
@@ -149,7 +144,7 @@ static bool wait_for_slot(struct kv_op *op)
 		if (lacks_slot(op)) {
 			kv_peer_release(peer);
 			kv_service_sleep(op->engine, &peer->waiter, seq,
-					 sooner(ask_ns, op->deadline_ns), op->deadline_ns);
+					 kv_sooner(ask_ns, op->deadline_ns), op->deadline_ns);
 			given_up = kv_engine_given_up(op->engine, &ask_ns);
 			op->unclaimed = !kv_claim_until(
 				&peer->claim, op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS);
@@ -217,7 +212,7 @@ static int request_start(struct kv_op *op, bool wait, struct kv_error *err)
 	}
 	if (ret)
 		return ret;
-	kv_op_post(op);
+	kv_op_progress(op);
 	if (needs_ids(op)) {
 		struct kv_error cause;
 
@@ -295,7 +290,7 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 static void request_go_on(struct kv_op *op)
 {
 	while (op->passed && kv_claim_until(&op->peer->claim, op->deadline_ns)) {
-		kv_op_post(op);
+		kv_op_progress(op);
 		kv_peer_release(op->peer);
 	}
 	op->passed = false;
@@ -348,7 +343,7 @@ static int await_end(struct kv_op *op)
 	/* It ends at its own deadline, unless its device does not let go. */
 	int64_t until_ns = op->deadline_ns + KV_SLACK_MS * KV_NS_PER_MS, ask_ns = ask_at(op);
 
-	while (!kv_op_wait_for(op, KV_ACKED, sooner(ask_ns, until_ns))) {
+	while (!kv_op_wait_for(op, KV_ACKED, kv_sooner(ask_ns, until_ns))) {
 		if (kv_now_ns() >= until_ns)
 			return KV_ERR_TIMEOUT;
 		if (kv_engine_given_up(op->engine, &ask_ns) && kv_cancel(op, KV_STOP_MS, NULL))

@@ -9,11 +9,6 @@ static bool reached(const struct kv_op *op, int grade)
 	return atomic_load(&op->ended) || atomic_load(&op->grade) >= grade;
 }
 
-static int64_t earlier(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
 /*
  * How long to spin from now on: the option's time, or half of what the operation has taken so far,
  * but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on an
@@ -24,12 +19,12 @@ enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000 };
 static int64_t spin_until(const struct kv_op *op)
 {
 	int64_t now = kv_now_ns(), spin = op->engine->spin_ns;
-	int64_t share = earlier((now - op->begun_ns) / SPIN_SHARE, SPIN_MOST_NS);
+	int64_t share = kv_sooner((now - op->begun_ns) / SPIN_SHARE, SPIN_MOST_NS);
 
 	return now + (spin && share > spin ? share : spin);
 }
 
-bool kv_op_post(struct kv_op *op)
+bool kv_op_progress(struct kv_op *op)
 {
 	bool any = false, moved, posting;
 
@@ -49,7 +44,7 @@ void kv_op_spin(struct kv_op *op, int grade)
 	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
 		int64_t now = kv_now_ns();
 
-		if (kv_op_post(op))
+		if (kv_op_progress(op))
 			until = spin_until(op);
 		else if (now >= until)
 			return;
@@ -68,7 +63,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		int64_t own = KV_NO_DEADLINE;
 		bool passed;
 
-		if (!kv_claim_until(&peer->claim, earlier(deadline_ns, give_up_ns))) {
+		if (!kv_claim_until(&peer->claim, kv_sooner(deadline_ns, give_up_ns))) {
 			kv_waiter_leave(op->waiter);
 			if (give_up_ns >= deadline_ns)
 				return reached(op, grade);
@@ -93,7 +88,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		if (!passed && !reached(op, grade) && kv_now_ns() < deadline_ns)
 			kv_service_sleep(
 				op->engine, op->waiter, seq,
-				earlier(earlier(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)),
+				kv_sooner(kv_sooner(deadline_ns, own), kv_deadline_ns(KV_TICK_MS)),
 				op->blocking ? op->deadline_ns : deadline_ns);
 		kv_waiter_leave(op->waiter);
 		if (kv_now_ns() >= deadline_ns)

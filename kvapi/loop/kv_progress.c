@@ -234,8 +234,8 @@ static void flush_messages(struct kv_peer *peer)
 		kv_lease_flush(peer);
 }
 
-/* For the service thread, which looks without the claim (kv_service.c). */
-static void store(_Atomic int64_t *to, int64_t value)
+/* For the watcher, which looks without the claim (kv_watch.c). */
+static void show(_Atomic int64_t *to, int64_t value)
 {
 	atomic_store_explicit(to, value, memory_order_release);
 }
@@ -248,7 +248,7 @@ static unsigned int post_slots(struct kv_peer *peer, unsigned int i, unsigned in
 
 	for (i = kv_bit_next(link->posting, i); i < end && peer->turn_bytes < KV_PIECE_BYTES;
 	     i = kv_bit_next(link->posting, i + 1)) {
-		store(&peer->posting_ns, link->slot[i].op->deadline_ns);
+		show(&peer->posting_ns, link->slot[i].op->deadline_ns);
 		*done_p += kv_op_step(link->slot[i].op, may_post);
 	}
 	return i;
@@ -273,7 +273,7 @@ static int post_round(struct kv_peer *peer, bool may_post)
 		if (i >= first)
 			i = first + 1;
 	}
-	store(&peer->posting_ns, KV_NO_DEADLINE);
+	show(&peer->posting_ns, KV_NO_DEADLINE);
 	peer->link->turn = i % KV_OPS_MAX;
 	return done;
 }
@@ -322,7 +322,7 @@ int kv_peer_round(struct kv_peer *peer, bool may_post)
 
 	if (peer->state != KV_PEER_UP)
 		return done;
-	store(&peer->rounds, peer->rounds + 1);
+	show(&peer->rounds, peer->rounds + 1);
 	kv_incoming_retry(peer);
 	flush_messages(peer);
 	done += post_round(peer, may_post);
@@ -344,5 +344,3 @@ int kv_peer_progress(struct kv_peer *peer, bool may_post)
 		 !atomic_load_explicit(&peer->claim.wanting, memory_order_relaxed));
 	return done;
 }
-
-/* ---------------------------------------------------------------- the service's part */

@@ -173,7 +173,7 @@ void kv_service_sleep(struct kv_engine *engine, struct kv_waiter *waiter, uint32
 		return;
 	/* Another thread runs the loop and may return at any time: look again soon. */
 	soon = kv_deadline_ns(1);
-	kv_waiter_sleep(waiter, seq, soon < wake_ns ? soon : wake_ns);
+	kv_waiter_sleep(waiter, seq, kv_sooner(soon, wake_ns));
 }
 
 static void *service_main(void *arg)
@@ -304,8 +304,7 @@ int kv_progress(struct kv_engine *engine, int64_t timeout_ms, struct kv_error *e
 			int64_t soon = kv_deadline_ns(1);
 
 			if (!engine->caller_mode || done < 0)
-				kv_waiter_sleep(&engine->waiter, seq,
-						soon < deadline ? soon : deadline);
+				kv_waiter_sleep(&engine->waiter, seq, kv_sooner(soon, deadline));
 		}
 		kv_waiter_leave(&engine->waiter);
 		if (done > 0 || kv_now_ns() >= deadline)

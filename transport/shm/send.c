@@ -3,8 +3,8 @@
  * send.c -- operations and messages going out
  *
  * Pool spans are done when op_add returns, and process_vm spans mostly (call.c). Ring spans are
- * done when they are in the
- * ring: the source may be reused, the peer copies them before it sees the notify that follows.
+ * done when they are in the ring: the source may be reused, the peer copies them before it sees the
+ * notify that follows.
  */
 #include <errno.h>
 #include <string.h>
