@@ -6,17 +6,12 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ID_INDEX_BITS = 16, OWNERS_PAGE = 4096, OWNERS_OF_PAGE = OWNERS_PAGE / sizeof(uint32_t) };
-
-static unsigned int grant_index(uint64_t id)
-{
-	return (unsigned int)(id & ((1u << ID_INDEX_BITS) - 1));
-}
+enum { OWNERS_PAGE = 4096, OWNERS_OF_PAGE = OWNERS_PAGE / sizeof(uint32_t) };
 
 struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 {
 	struct kv_grant *grant =
-		grant_index(id) < peer->link->grants ? peer->link->grant[grant_index(id)] : NULL;
+		kv_id_place(id) < peer->link->grants ? peer->link->grant[kv_id_place(id)] : NULL;
 
 	return grant && grant->live && grant->id == id ? grant : NULL;
 }
@@ -24,7 +19,7 @@ struct kv_grant *kv_grant_find(struct kv_peer *peer, uint64_t id)
 /* Its LEASE message has not come. */
 static bool grant_is_new(const struct kv_peer *peer, uint64_t id)
 {
-	return (int32_t)((uint32_t)(id >> ID_INDEX_BITS) - peer->link->newest_serial) > 0;
+	return (int32_t)(kv_id_serial(id) - peer->link->newest_serial) > 0;
 }
 
 bool kv_grant_under_way(struct kv_peer *peer, uint64_t id)
@@ -36,7 +31,7 @@ bool kv_grant_under_way(struct kv_peer *peer, uint64_t id)
 
 uint32_t kv_grant_owner(const struct kv_grant *grant)
 {
-	return grant_index(grant->id) + 1;
+	return kv_id_place(grant->id) + 1;
 }
 
 /* ---------------------------------------------------------------- learning of a lease */
@@ -184,12 +179,12 @@ static void grant_append(struct kv_link *link, struct kv_grant *grant)
 int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 {
 	struct kv_map *map = peer->link->map[msg->cache];
-	unsigned int i = grant_index(msg->lease);
+	unsigned int i = kv_id_place(msg->lease);
 	struct kv_grant *grant;
 	int ret = 0;
 
-	if (i >= KV_LEASES_MAX || msg->lease >> (ID_INDEX_BITS + 32) || !map->cache ||
-	    !map->meets || msg->blocks > map->remote.blocks || msg->blocks > KV_LEASE_BLOCKS_MAX ||
+	if (i >= KV_LEASES_MAX || msg->lease >> KV_ID_BITS || !map->cache || !map->meets ||
+	    msg->blocks > map->remote.blocks || msg->blocks > KV_LEASE_BLOCKS_MAX ||
 	    (uint32_t)msg->first + msg->count > map->remote.layers ||
 	    !grant_is_new(peer, msg->lease) || /* numbers come in their order */
 	    (i < peer->link->grants && peer->link->grant[i] && peer->link->grant[i]->live))
@@ -201,7 +196,7 @@ int kv_grant_lease(struct kv_peer *peer, const struct kv_msg_lease *msg)
 	if (ret)
 		return ret;
 	grant = peer->link->grant[i];
-	peer->link->newest_serial = (uint32_t)(msg->lease >> ID_INDEX_BITS);
+	peer->link->newest_serial = kv_id_serial(msg->lease);
 	grant->id = msg->lease;
 	grant->tag = msg->tag;
 	grant->cache = msg->cache;
@@ -341,11 +336,11 @@ void kv_grant_settled(struct kv_peer *peer, uint64_t id, struct kv_layers layers
 
 int kv_grant_revoke(struct kv_peer *peer, uint64_t id)
 {
-	unsigned int i = grant_index(id);
+	unsigned int i = kv_id_place(id);
 	struct kv_grant *grant;
 	int ret;
 
-	if (i >= KV_LEASES_MAX || !id || id >> (ID_INDEX_BITS + 32) || grant_is_new(peer, id))
+	if (i >= KV_LEASES_MAX || !id || id >> KV_ID_BITS || grant_is_new(peer, id))
 		return KV_ERR_PROTOCOL;
 	ret = make_record(peer, i); /* it is answered also where we have forgotten the lease */
 	if (ret)

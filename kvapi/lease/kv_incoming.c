@@ -8,16 +8,14 @@
  */
 #include "kv_lease.h"
 
-enum { ID_SLOT_BITS = 16 };
-
 /* 0, NOMEM, or PROTOCOL: the peer has no such slot. */
 static int incoming_at(struct kv_peer *peer, uint64_t op, struct kv_incoming **in_p)
 {
-	unsigned int i = op & ((1u << ID_SLOT_BITS) - 1);
+	unsigned int i = kv_id_place(op);
 	struct kv_link *link = peer->link;
 	struct kv_incoming *in;
 
-	if (i >= KV_OPS_MAX || op >> (ID_SLOT_BITS + 32))
+	if (i >= KV_OPS_MAX || op >> KV_ID_BITS)
 		return KV_ERR_PROTOCOL;
 	in = kv_table_grow(link->in, &link->ins, i + 1, sizeof(*in));
 	if (!in)
@@ -98,9 +96,7 @@ static bool is_sane(const struct kv_peer *peer, const struct kv_msg_begin *begin
 /* A slot is used again under a later generation. */
 static bool is_later(const struct kv_incoming *in, uint64_t op)
 {
-	uint32_t was = (uint32_t)(in->begin.op >> ID_SLOT_BITS);
-
-	return (int32_t)((uint32_t)(op >> ID_SLOT_BITS) - was) > 0;
+	return (int32_t)(kv_id_serial(op) - kv_id_serial(in->begin.op)) > 0;
 }
 
 int kv_incoming_begin(struct kv_peer *peer, const struct kv_msg_begin *begin)
@@ -299,7 +295,7 @@ bool kv_incoming_flush(struct kv_peer *peer)
 		if (kv_peer_send(peer, &msg))
 			return false;
 		for (int i = 0; i < msg.ack.count; i++) {
-			unsigned int at = msg.ack.ack[i].op & ((1u << ID_SLOT_BITS) - 1);
+			unsigned int at = kv_id_place(msg.ack.ack[i].op);
 
 			link->in[at].begun = msg.ack.ack[i].status == KV_ACK_VISIBLE;
 			kv_bit_clear(link->ack, at);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ID_INDEX_BITS = 16 };
-
 /* ---------------------------------------------------------------- objects */
 
 static struct kv_lease *take_lease(struct kv_engine *engine)
@@ -71,9 +69,12 @@ void kv_lease_pool_free(struct kv_engine *engine)
 	}
 }
 
-static unsigned int lease_index(const struct kv_lease *lease)
+struct kv_lease *kv_lease_find(struct kv_peer *peer, uint64_t id)
 {
-	return (unsigned int)(lease->id & ((1u << ID_INDEX_BITS) - 1));
+	unsigned int i = kv_id_place(id);
+	struct kv_lease *lease = i < peer->link->leases_cap ? peer->link->lease[i] : NULL;
+
+	return lease && lease->id == id ? lease : NULL;
 }
 
 /* ---------------------------------------------------------------- owners of blocks */
@@ -168,7 +169,7 @@ static int fill_lease(struct kv_lease *lease, const struct kv_lease_request *req
 	do
 		lease->serial = atomic_fetch_add(&req->peer->engine->lease_serial, 1) + 1;
 	while (!lease->serial);
-	lease->id = (uint64_t)lease->serial << ID_INDEX_BITS | index;
+	lease->id = kv_id(lease->serial, index);
 	lease->peer = req->peer;
 	lease->cache = req->cache;
 	lease->tag = req->tag;
@@ -250,7 +251,7 @@ void kv_lease_release(struct kv_lease *lease)
 
 	announce_no_more(lease);
 	disown_blocks(lease);
-	link->lease[lease_index(lease)] = NULL;
+	link->lease[kv_id_place(lease->id)] = NULL;
 	link->leases--;
 	while (link->leases_end && !link->lease[link->leases_end - 1])
 		link->leases_end--;

@@ -11,7 +11,7 @@ struct kv_lease {
 	struct kv_engine *engine; /* also while it lies in the pool */
 	uint32_t magic;
 	uint32_t serial;
-	uint64_t id; /* serial, index in the peer's table */
+	uint64_t id; /* kv_id: serial, place in the peer's table */
 	struct kv_peer *peer;
 	struct kv_cache *cache;
 	struct kv_op *op; /* of kv_recv_blocks */
@@ -45,6 +45,8 @@ struct kv_lease_request {
 	int64_t expires_ns;
 	bool once;
 };
+/* The lease of this peer with the id; NULL: there is none, or no longer. */
+struct kv_lease *kv_lease_find(struct kv_peer *peer, uint64_t id);
 int kv_lease_open(const struct kv_lease_request *req, struct kv_lease **lease_p,
 		  struct kv_error *err);
 /* The peer of a handle, held; NULL: the lease is gone, its peer was closed. */

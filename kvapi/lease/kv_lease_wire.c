@@ -4,19 +4,9 @@
  */
 #include "kv_lease.h"
 
-enum { ID_INDEX_BITS = 16 };
-
-static struct kv_lease *lease_find(struct kv_peer *peer, uint64_t id)
-{
-	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
-	struct kv_lease *lease = i < peer->link->leases_cap ? peer->link->lease[i] : NULL;
-
-	return lease && lease->id == id ? lease : NULL;
-}
-
 bool kv_recv_is_open(const struct kv_op *op)
 {
-	const struct kv_lease *lease = lease_find(op->peer, op->grant);
+	const struct kv_lease *lease = kv_lease_find(op->peer, op->grant);
 
 	return lease && !lease->stopped;
 }
@@ -110,16 +100,15 @@ bool kv_lease_flush(struct kv_peer *peer)
 /* The number of a lease that this engine has given out: it may be gone by now. */
 static bool was_given(const struct kv_peer *peer, uint64_t id)
 {
-	uint32_t serial = (uint32_t)(id >> ID_INDEX_BITS);
+	uint32_t serial = kv_id_serial(id);
 
-	return serial && !(id >> (ID_INDEX_BITS + 32)) &&
-	       (id & ((1u << ID_INDEX_BITS) - 1)) < KV_LEASES_MAX &&
+	return serial && !(id >> KV_ID_BITS) && kv_id_place(id) < KV_LEASES_MAX &&
 	       (int32_t)(atomic_load(&peer->engine->lease_serial) - serial) >= 0;
 }
 
 int kv_lease_revoked(struct kv_peer *peer, uint64_t id)
 {
-	struct kv_lease *lease = lease_find(peer, id);
+	struct kv_lease *lease = kv_lease_find(peer, id);
 
 	if (!lease || !lease->revoke_sent || lease->stopped || kv_incoming_uses(peer, id))
 		return KV_ERR_PROTOCOL;
@@ -129,7 +118,7 @@ int kv_lease_revoked(struct kv_peer *peer, uint64_t id)
 
 bool kv_lease_allows(struct kv_peer *peer, const struct kv_msg_begin *begin)
 {
-	const struct kv_lease *lease = lease_find(peer, begin->lease);
+	const struct kv_lease *lease = kv_lease_find(peer, begin->lease);
 
 	if (!lease) /* released meanwhile, by the last commit of its layers perhaps */
 		return was_given(peer, begin->lease);
@@ -167,7 +156,7 @@ static int disagree(struct kv_lease *lease, const struct kv_msg_begin *begin)
 int kv_lease_commit(struct kv_peer *peer, const struct kv_msg_begin *begin,
 		    struct kv_lease **lease_p)
 {
-	struct kv_lease *lease = lease_find(peer, begin->lease);
+	struct kv_lease *lease = kv_lease_find(peer, begin->lease);
 	const struct kv_cache *cache = peer->link->map[begin->cache]->cache;
 	uint32_t end = (uint32_t)begin->first + begin->count;
 
@@ -203,7 +192,7 @@ void kv_lease_committed(struct kv_lease *lease, struct kv_layers layers)
 
 int kv_lease_aborted(struct kv_peer *peer, uint64_t id, int status)
 {
-	struct kv_lease *lease = lease_find(peer, id);
+	struct kv_lease *lease = kv_lease_find(peer, id);
 	struct kv_error err;
 	int code = status == KV_ERR_GEOMETRY ? KV_ERR_GEOMETRY : KV_ERR_REVOKED;
 

@@ -7,16 +7,6 @@
  */
 #include "kv_lease.h"
 
-enum { ID_INDEX_BITS = 16 };
-
-static struct kv_lease *lease_of(struct kv_peer *peer, uint64_t id)
-{
-	uint64_t i = id & ((1u << ID_INDEX_BITS) - 1);
-	struct kv_lease *lease = i < peer->link->leases_cap ? peer->link->lease[i] : NULL;
-
-	return lease && lease->id == id ? lease : NULL;
-}
-
 /* A place in a cache: byte `in` of a block of a slab, which is a tensor of a layer. */
 struct place {
 	unsigned int slab, tensor;
@@ -102,7 +92,7 @@ int kv_place_may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t 
 {
 	struct kv_peer *peer = arg;
 	struct kv_link *link = peer->link;
-	const struct kv_lease *lease = grant ? lease_of(peer, grant) : NULL;
+	const struct kv_lease *lease = grant ? kv_lease_find(peer, grant) : NULL;
 
 	if (access & TR_REMOTE_READ)
 		return in_cache_with(link, KV_CACHE_READABLE, mem, offset, len) ? TR_PLACE

@@ -6,8 +6,6 @@
 
 #include <stdio.h>
 
-enum { ID_SLOT_BITS = 16 };
-
 static const char *const stage_names[] = {
 	"not begun", "waits for a lease", "begin",     "post", "commit",
 	"prove",     "digests",		  "in flight", "stop", "ended"
@@ -22,15 +20,15 @@ const char *kv_op_stage_name(int stage)
 
 static struct kv_slot *slot_at(struct kv_peer *peer, uint64_t id)
 {
-	uint64_t i = id & ((1u << ID_SLOT_BITS) - 1);
+	unsigned int i = kv_id_place(id);
 	struct kv_slot *slot = i < peer->link->slots ? &peer->link->slot[i] : NULL;
 
-	return slot && slot->generation == (uint32_t)(id >> ID_SLOT_BITS) ? slot : NULL;
+	return slot && slot->generation == kv_id_serial(id) ? slot : NULL;
 }
 
 unsigned int kv_op_slot(const struct kv_op *op)
 {
-	return (unsigned int)(op->id & ((1u << ID_SLOT_BITS) - 1));
+	return kv_id_place(op->id);
 }
 
 static void free_slot(struct kv_peer *peer, struct kv_slot *slot)
@@ -122,7 +120,7 @@ int kv_op_activate(struct kv_op *op, struct kv_error *err)
 	link->slot[i].state = KV_SLOT_BUSY;
 	link->slot[i].op = op;
 	link->slots_used++;
-	op->id = (uint64_t)++link->slot[i].generation << ID_SLOT_BITS | i;
+	op->id = kv_id(++link->slot[i].generation, i);
 	kv_bit_set(link->busy, i);
 	kv_bit_set(link->posting, i);
 	op->stage = op->kind == KV_OP_SEND || op->early ? KV_STAGE_WAIT_GRANT : KV_STAGE_BEGIN;
@@ -168,7 +166,7 @@ bool kv_op_flush(struct kv_peer *peer)
 		struct kv_slot *slot = &link->slot[i];
 		struct kv_msg msg = { .type = KV_MSG_ABORT };
 
-		msg.abort.op = (uint64_t)slot->generation << ID_SLOT_BITS | i;
+		msg.abort.op = kv_id(slot->generation, i);
 		msg.abort.lease = slot->send ? slot->grant : 0;
 		msg.abort.status = slot->status;
 		if (kv_peer_send(peer, &msg))

@@ -63,6 +63,27 @@ enum {
 	KV_DIGESTS_BYTES = 256 << 10, /* of blocks in one message, unless it is one block */
 };
 
+/*
+ * The id of an operation or a lease, made by one end and given back by the other: its place in a
+ * table (16 bits), and which use of the place, or which lease, it is (32 bits).
+ */
+enum { KV_ID_PLACE_BITS = 16, KV_ID_BITS = 48 };
+
+static inline uint64_t kv_id(uint32_t serial, unsigned int place)
+{
+	return (uint64_t)serial << KV_ID_PLACE_BITS | place;
+}
+
+static inline unsigned int kv_id_place(uint64_t id)
+{
+	return (unsigned int)(id & ((1u << KV_ID_PLACE_BITS) - 1));
+}
+
+static inline uint32_t kv_id_serial(uint64_t id)
+{
+	return (uint32_t)(id >> KV_ID_PLACE_BITS);
+}
+
 /* Bits of the hello's features. */
 enum { KV_CAN_CHECK = 1 << 0, KV_WANTS_CHECK = 1 << 1, KV_SENDS_PONG = 1 << 2 };
 
@@ -73,7 +94,7 @@ enum { KV_ACK_VISIBLE = 1 };
 enum { KV_LEASE_ONCE = 1 << 0 };
 
 struct kv_msg_begin {
-	uint64_t op; /* slot (16 bits), generation (32 bits) */
+	uint64_t op; /* kv_id: slot, generation */
 	uint8_t cache;
 	uint16_t first; /* layers */
 	uint16_t count;

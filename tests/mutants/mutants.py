@@ -59,7 +59,7 @@ MUTANTS = [
            "kvapi/wire/kv_plan.c", "if (mark[to] == round)", "if (mark[to] == round && false)",
            "kv_plan_test", "kv_plan_test", ""),
     Mutant("generation-ignored", "an acknowledgement of an earlier operation of a slot counts for the next",
-           "kvapi/op/kv_op.c", "return slot && slot->generation == (uint32_t)(id >> ID_SLOT_BITS) ? slot : NULL;", "return slot;",
+           "kvapi/op/kv_op.c", "return slot && slot->generation == kv_id_serial(id) ? slot : NULL;", "return slot;",
            "kv_lie_test", "kv_lie_test", "an_acknowledgement_is_of_the_operation_that_has_the_slot_now"),
     Mutant("deadline-forgotten", "an operation that its peer does not answer waits for ever",
            "kvapi/loop/kv_progress.c", "kv_op_timeout(op);", "(void)kv_op_timeout;",
