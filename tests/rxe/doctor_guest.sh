@@ -180,5 +180,5 @@ sees ok driver ' rxe0 \(software\)$'
 rdma link delete rxe0
 doctor
 exits 0
-sees warn driver 'no RDMA device: shared memory only' 'rdma link add'
+sees warn driver 'no RDMA device: shared memory on one host, TCP between hosts' 'rdma link add'
 exit $failed

@@ -64,8 +64,9 @@ void check_driver(struct doctor *d)
 	} else if (*devices) {
 		doctor_note(d, CHECK_DRIVER, DOCTOR_OK, "", "%s", devices);
 	} else {
-		doctor_note(d, CHECK_DRIVER, DOCTOR_WARN, "",
-			    "this machine has no RDMA device: shared memory only");
+		doctor_note(
+			d, CHECK_DRIVER, DOCTOR_WARN, "",
+			"this machine has no RDMA device: shared memory on one host, TCP between hosts");
 		doctor_fix(d,
 			   "install the card and its driver, or for a test: modprobe rdma_rxe && "
 			   "rdma link add rxe0 type rxe netdev eth0");
