@@ -71,33 +71,12 @@ static int get_name(void *arg, struct tr_conn *conn, const void *buf, size_t len
 	return 0;
 }
 
-static int put_nothing(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)cap;
-	(void)err;
-	return 0; /* regions are described when they are asked for */
-}
-
-static int get_nothing(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		       struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	return len ? kv_fail(err, KV_ERR_PROTOCOL, "connect", "%zu bytes where none belong", len)
-		   : 0;
-}
-
+/* Regions are described when they are asked for: no setup. */
 static const struct tr_upper_ops agent_ops = {
 	.id = TR_UPPER_AGENT,
 	.version = AG_WIRE_VERSION,
 	.hello_put = put_name,
 	.hello_get = get_name,
-	.setup_put = put_nothing,
-	.setup_get = get_nothing,
 };
 
 int ag_watch(struct ag_peer *peer, bool again, struct kv_error *err)

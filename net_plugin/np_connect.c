@@ -37,26 +37,6 @@ struct np_listener {
 
 /* ------------------------------------------------------ what the two ends send in the handshake */
 
-static int nothing_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
-		       struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	return len ? kv_fail(err, KV_ERR_PROTOCOL, "handshake", "%zu bytes where none belong", len)
-		   : 0;
-}
-
-static int no_setup(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)cap;
-	(void)err;
-	return 0;
-}
-
 static int put_nonce(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	const struct np_comm *comm = arg;
@@ -109,8 +89,6 @@ static const struct tr_upper_ops connecting_ops = {
 	.version = NP_WIRE_VERSION,
 	.hello_put = put_nonce,
 	.hello_get = get_ahead,
-	.setup_put = no_setup,
-	.setup_get = nothing_get,
 };
 
 static const struct tr_upper_ops accepting_ops = {
@@ -118,8 +96,6 @@ static const struct tr_upper_ops accepting_ops = {
 	.version = NP_WIRE_VERSION,
 	.hello_put = put_ahead,
 	.hello_get = get_nonce,
-	.setup_put = no_setup,
-	.setup_get = nothing_get,
 };
 
 static struct tr_conn_config config_of(const struct np_rail *rail, const struct tr_upper_ops *ops,

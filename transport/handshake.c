@@ -187,7 +187,9 @@ static int put_setup(struct tr_conn *conn, struct kv_error *err)
 	ret = conn->provider->setup_put(conn, &p, err);
 	if (ret)
 		goto out;
-	len = conn->upper->setup_put(conn->upper_arg, conn, upper, TR_SETUP_MAX, err);
+	len = !conn->upper->setup_put
+		      ? 0
+		      : conn->upper->setup_put(conn->upper_arg, conn, upper, TR_SETUP_MAX, err);
 	if (len < 0) {
 		ret = len;
 		goto out;
@@ -360,6 +362,16 @@ static int start_offer(struct tr_conn *conn, struct kv_error *err)
 	return reached_by_none(conn, why.hint, err);
 }
 
+static int take_upper_setup(struct tr_conn *conn, const void *bytes, size_t len,
+			    struct kv_error *err)
+{
+	if (conn->upper->setup_get)
+		return conn->upper->setup_get(conn->upper_arg, conn, bytes, len, err);
+	return len ? kv_fail(err, KV_ERR_PROTOCOL, "handshake", "a setup has %zu bytes too many",
+			     len)
+		   : 0;
+}
+
 /* Both sides: the provider first, because the upper layer's setup opens regions through it. */
 static int got_setup(struct tr_conn *conn, struct kv_error *err)
 {
@@ -387,8 +399,7 @@ static int got_setup(struct tr_conn *conn, struct kv_error *err)
 		ret = kv_fail(err, KV_ERR_PROTOCOL, "handshake", "the peer's %s setup is malformed",
 			      conn->provider->name);
 	if (!ret)
-		ret = conn->upper->setup_get(conn->upper_arg, conn, setup.upper.p, setup.upper.len,
-					     err);
+		ret = take_upper_setup(conn, setup.upper.p, setup.upper.len, err);
 	if (ret)
 		return ret;
 	ret = op_make_data(conn, err);

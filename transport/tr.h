@@ -164,7 +164,7 @@ size_t tr_rmem_len(const struct tr_rmem *rmem);
  * hello_put, hello_get (the accepting side: get before put), setup_put, setup_get (the accepting
  * side: get before put). *_put: write at most cap bytes, return their number or a negative code.
  * *_get: 0 accepts, a negative code refuses; the code, err->message and err->hint are sent to the
- * peer.
+ * peer. setup_put and setup_get are NULL where a protocol has nothing to say there.
  */
 struct tr_upper_ops {
 	uint16_t id;	  /* TR_UPPER_*: both ends must have the same */

@@ -33,16 +33,6 @@ static int put_lie(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	return (int)l->hello_len;
 }
 
-static int put_none(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)cap;
-	(void)err;
-	return 0;
-}
-
 static int get_any(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		   struct kv_error *err)
 {
@@ -59,8 +49,6 @@ static const struct tr_upper_ops lying_ops = {
 	.version = 1,
 	.hello_put = put_lie,
 	.hello_get = get_any,
-	.setup_put = put_none,
-	.setup_get = get_any,
 };
 
 static int lie_connect(struct liar *l, const struct rig_end *to, struct kv_error *err)

@@ -20,25 +20,18 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	return 0;
 }
 
-static int get(void *arg, struct tr_conn *conn, const void *buf, size_t len, struct kv_error *err)
+static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
+		     struct kv_error *err)
 {
 	(void)arg, (void)conn, (void)buf, (void)err;
 	return len ? KV_ERR_PROTOCOL : 0;
-}
-
-static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
-{
-	(void)arg, (void)conn, (void)buf, (void)cap, (void)err;
-	return 0;
 }
 
 static const struct tr_upper_ops upper = {
 	.id = TR_UPPER_TEST,
 	.version = 1,
 	.hello_put = hello_put,
-	.hello_get = get,
-	.setup_put = setup_put,
-	.setup_get = get,
+	.hello_get = hello_get,
 };
 
 /*

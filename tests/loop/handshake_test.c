@@ -92,6 +92,10 @@ static struct tr_upper_ops upper_v2 = { TR_UPPER_TEST, 2,	  hello_put, hello_get
 static struct tr_upper_ops upper_other = { TR_UPPER_NCCL, 1,	     hello_put, hello_get,
 					   setup_put,	  setup_get, NULL };
 
+static struct tr_upper_ops upper_bare = {
+	TR_UPPER_TEST, 1, hello_put, hello_get, NULL, NULL, NULL
+};
+
 static struct kv_option_set *options;
 static struct tr *tr;
 static struct tr_listener *listener;
@@ -207,6 +211,25 @@ CASE(both_ends_learn_hello_and_setup)
 	assert_string_equal(tr_conn_transport(a), tr_conn_transport(b));
 	tr_conn_close(a);
 	tr_conn_close(b);
+}
+
+CASE(a_setup_where_none_belongs_is_refused)
+{
+	struct side c = { .hello = "x", .setup = "setup c" }, s = { .hello = "y" };
+	const struct tr_upper_ops *ops[] = { &upper_bare, &upper };
+	struct kv_error c_err, s_err;
+	int a_ret, b_ret;
+
+	for (int i = 0; i < 2; i++) {
+		struct tr_conn *a = connect_to_listener(&c, ops[i]);
+		struct tr_conn *b = accept_within(&s, 0, &upper_bare);
+
+		step_both(a, b, &a_ret, &b_ret, &c_err, &s_err);
+		assert_int_equal(a_ret, i ? KV_ERR_PROTOCOL : 0);
+		assert_int_equal(b_ret, i ? KV_ERR_PROTOCOL : 0);
+		tr_conn_close(a);
+		tr_conn_close(b);
+	}
 }
 
 CASE(a_refusal_reaches_the_other_end_with_its_cause)
