@@ -14,7 +14,6 @@
 #include "agent.h"
 #include "base/clock.h"
 
-enum { RIG_NOTES = 64 };
 #define RIG_WAIT_MS slow_ms(30000) /* for what surely comes, on whatever machine */
 
 struct rig_end {

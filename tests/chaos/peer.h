@@ -124,7 +124,7 @@ extern const struct kv_layers all_layers;
 struct order {
 	uint64_t check; /* of what follows */
 	uint64_t receiver, tag, lease, seed;
-	uint64_t n, layered;
+	uint64_t n;
 	int64_t ids[N_MAX];
 };
 _Static_assert(sizeof(struct order) <= MAIL_BYTES, "an order is one block");

@@ -15,26 +15,11 @@ enum { SIZE = 16 << 10 };
 static const struct fake_config infiniband = { .infiniband = true };
 static const struct fake_config without_cm = { .infiniband = true, .no_cm = true };
 
-/* Bytes go both ways. The fake loses what is addressed wrongly. */
-static void move(struct setting *s)
-{
-	struct tr_span span = { 0, 0, SIZE };
-
-	for (int side = 0; side < 2; side++) {
-		setting_fill(s, side, (uint64_t)side + 1);
-		rig_op(&s->rig, side, TR_WRITE, 5, s->mem[side], s->rmem[side], &span, 1, TR_NOTIFY,
-		       5);
-		setting_expect_notify(s, !side, 5);
-		setting_expect_written(s, side, 5);
-		assert_memory_equal(setting_at(s, !side, 0), setting_at(s, side, 0), SIZE);
-	}
-}
-
 /* In the world that has begun. */
 static void connect_and_move(struct setting *s, const char *const *options)
 {
 	setting_connect(s, options, SIZE, 0);
-	move(s);
+	setting_move(s);
 }
 
 static struct ibv_qp_attr attr_of(int host)
@@ -301,7 +286,7 @@ CASE(connections_made_after_lids_have_changed_use_the_new_ones)
 			fail_msg("%s", err.message);
 		for (int side = 0; side < 2; side++)
 			s.rmem[side] = rig_see(&s.rig, side, s.mem[!side]);
-		move(&s);
+		setting_move(&s);
 		for (int host = 0; host < 2; host++) {
 			assert_int_equal(attr_of(host).ah_attr.dlid, fake_lid(!host, 0) + !i);
 			assert_int_equal(attr_of(host).ah_attr.src_path_bits, !i);

@@ -88,6 +88,20 @@ void setting_expect_notify(struct setting *s, int side, uint64_t value)
 	assert_int_equal(event->value, value);
 }
 
+void setting_move(struct setting *s)
+{
+	struct tr_span span = { 0, 0, s->size };
+
+	for (int side = 0; side < 2; side++) {
+		setting_fill(s, side, (uint64_t)side + 1);
+		rig_op(&s->rig, side, TR_WRITE, 5, s->mem[side], s->rmem[side], &span, 1, TR_NOTIFY,
+		       5);
+		setting_expect_notify(s, !side, 5);
+		setting_expect_written(s, side, 5);
+		assert_memory_equal(setting_at(s, !side, 0), setting_at(s, side, 0), s->size);
+	}
+}
+
 const char *setting_rails(struct rig *rig, int side)
 {
 	static char text[256];

@@ -28,6 +28,8 @@ uint8_t *setting_at(struct setting *s, int side, size_t offset);
 void setting_fill(struct setting *s, int side, uint64_t epoch);
 void setting_expect_written(struct setting *s, int side, uint64_t user);
 void setting_expect_notify(struct setting *s, int side, uint64_t value);
+/* All bytes go both ways; the fake loses what is addressed wrongly. */
+void setting_move(struct setting *s);
 /* "fake1 fake0": the rails of a side by their devices. */
 const char *setting_rails(struct rig *rig, int side);
 /* Sends `calls` messages of `len` bytes each; *share: what each device of side 0 has carried. */

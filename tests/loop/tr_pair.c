@@ -468,3 +468,27 @@ void pair_suffer(struct pair_side *s, uint64_t seed, const char *text)
 	PAIR_CHECK(!s->notifies && !s->msgs);
 	PAIR_CHECK(pair_differs(s->base, seed, 0, region) < 0);
 }
+
+void pair_swap(struct pair_side *s, const char *path)
+{
+	size_t len = s->config->region, half = len / 2;
+	uint64_t mine = s->child ? 2 : 1, theirs = s->child ? 1 : 2;
+	struct tr_span span = { .local = 1, .remote = half + 3, .len = half - 7 };
+	struct tr_op *op;
+
+	pair_up(s);
+	pair_fill(s->base, mine, 0, len);
+	pair_meet(s);
+	if (!strstr(tr_conn_path(s->conn), path))
+		fprintf(stderr, "path: %s\n", tr_conn_path(s->conn));
+	PAIR_CHECK(strstr(tr_conn_path(s->conn), path));
+	op = pair_begin(s, TR_WRITE, 1);
+	pair_add(s, op, &span, 1);
+	pair_commit(s, op, TR_NOTIFY, 5);
+	pair_wait_ended(s, 1);
+	pair_wait_notifies(s, 1);
+	PAIR_CHECK(pair_differs(s->base, mine, 0, half + 3) < 0);
+	PAIR_CHECK(pair_differs(s->base + half + 3, theirs, 1, half - 7) < 0);
+	PAIR_CHECK(pair_differs(s->base + len - 4, mine, len - 4, 4) < 0);
+	pair_meet(s);
+}

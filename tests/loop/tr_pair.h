@@ -112,6 +112,12 @@ void pair_commit(struct pair_side *s, struct tr_op *op, unsigned int flags, uint
 void pair_wait_ended(struct pair_side *s, unsigned int n);
 void pair_send(struct pair_side *s, const void *buf, size_t len);
 
+/*
+ * Both sides: from their start (pair_up) to their end each writes nearly half of its region into
+ * the other's second half, by a path of this text, and looks at every byte.
+ */
+void pair_swap(struct pair_side *s, const char *path);
+
 /* The byte that `seed` gives to an offset. */
 static inline uint8_t pair_byte(uint64_t seed, uint64_t offset)
 {
