@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""peers.py -- in the guest: other engines' programs beside ours, the same transfer and the same faults: peers.py SITE_PACKAGES
+"""peers.py -- in the guest: other engines' programs beside ours, the same transfer and the same faults
+
+usage: peers.py SITE_PACKAGES [ENGINE...]
 
 64 blocks of 64 KiB go from a process on rxe0 to one on rxe1. Each engine is driven through its Python API as its users do.
 Soft-RoCE in an emulated machine: no time here is a network's, but ratios of one run, packets and what a fault is
@@ -12,10 +14,12 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 
@@ -25,10 +29,12 @@ import results  # noqa: E402
 
 BLOCKS, BYTES, BATCHES = 64, 65536, 5
 LEN = BLOCKS * BYTES
+ANSWER_S = 300  # for what surely comes, in an emulation on a busy machine
+LAST_LINES = 60  # of what the engines print themselves
 REPORT_S = 45  # a fault that was not reported by then hangs
 ENGINES = {"kvrail": "kvrail", "nixl": "nixl-cu12", "nixl over kvrail": "nixl-cu12", "mooncake": "mooncake-transfer-engine-non-cuda"}  # and their packages
 ADDRESSES = {"target": "10.77.0.2", "initiator": "10.77.0.1"}
-FIELDS = "time_ratio", "packets", "work_requests", "killed", "outside", "withdrawn"
+FIELDS = "time_ratio", "packets", "work_requests", "killed", "outside", "withdrawn", "failed"
 DEVICES = {"target": "rxe1", "initiator": "rxe0"}
 
 
@@ -203,7 +209,7 @@ class Process:
     def say(self, *words):
         self.child.stdin.write(json.dumps(words) + "\n")
 
-    def hear(self, limit=60):
+    def hear(self, limit=ANSWER_S):
         """The answer; None where none came in time."""
         ready = select.select([self.child.stdout], [], [], limit)[0]
         line = self.child.stdout.readline() if ready else None
@@ -229,12 +235,15 @@ class Pair:
     """Two connected processes of an engine that have moved one batch."""
 
     def __init__(self, name, log):
-        self.log = log
         self.target, self.initiator = Process(name, "target", log), Process(name, "initiator", log)
 
     def __enter__(self):
-        self.initiator.ask("connect", self.target.ask("address"))
-        self.batch(1)
+        try:
+            self.initiator.ask("connect", self.target.ask("address"))
+            self.batch(1)
+        except BaseException:  # nothing of it may run beside the next pair
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *unused):
@@ -309,41 +318,71 @@ def let_nixl_find_rxe(site_packages):
         shutil.copy(system, path)
 
 
-def main():
-    if len(sys.argv) == 3:
-        return serve(*sys.argv[1:])
-    let_nixl_find_rxe(sys.argv[1])
-    versions = {package: importlib.metadata.version(package) for package in ENGINES.values()}
-    rows = {name: dict.fromkeys(FIELDS) for name in ("ib_write_bw", *ENGINES)}
-    with open("/tmp/peers.log", "w", encoding="utf-8") as log:
-        print(", ".join(f"{package} {version}" for package, version in versions.items()) + ".", end=" ")
-        rate, packets = perftest.ib_write_bw(BYTES, BLOCKS * BATCHES)
-        base_s = LEN / 1e6 / rate
-        print(f"Soft-RoCE in an emulated machine: correctness, not speed. {BLOCKS} blocks of {BYTES} bytes, bytes checked, medians "
-              f"of {BATCHES}.\n\n| engine | time, ib_write_bw = 1 | packets | work requests |\n| --- | ---: | ---: | ---: |", flush=True)
-        print(f"| ib_write_bw | 1.0 | {packets * BLOCKS:.0f} | {BLOCKS} |", flush=True)
-        rows["ib_write_bw"].update(time_ratio=1, packets=packets * BLOCKS, work_requests=BLOCKS)
-        for name in ENGINES:
+def measure(names, log):
+    """The rows; each is said on stderr when it is there."""
+    rate, packets = perftest.ib_write_bw(BYTES, BLOCKS * BATCHES)
+    base_s = LEN / 1e6 / rate
+    rows = [{"engine": "ib_write_bw", **dict.fromkeys(FIELDS), "time_ratio": 1, "packets": round(packets * BLOCKS), "work_requests": BLOCKS}]
+    for name in names:
+        row = {"engine": name, **dict.fromkeys(FIELDS)}
+        rows.append(row)
+        try:
+            moved = quiet(name, log)
+            row.update(time_ratio=round(moved["s"] / base_s, 1), packets=round(moved["packets"]), work_requests=moved["requests"])
+        except RuntimeError as error:
+            row["failed"] = str(error)
+        for scenario in killed, outside, withdrawn:
             try:
-                row = quiet(name, log)
-                rows[name].update(time_ratio=row["s"] / base_s, packets=row["packets"], work_requests=row["requests"])
-                print(f"| {name} | {row['s'] / base_s:.1f} | {row['packets']:.0f} | {row['requests'] or 'not reported'} |", flush=True)
-            except RuntimeError as error:
-                print(f"| {name} | {error} | | |", flush=True)
-        print("\n| engine | the target is killed | an address outside | the target withdraws its memory |\n| --- | --- | --- | --- |")
-        for name in ENGINES:
-            cells = []
-            for scenario in killed, outside, withdrawn:
-                try:
-                    cells.append(scenario(name, log))
-                except (RuntimeError, BrokenPipeError) as error:
-                    cells.append(f"could not be tried: {error}")
-                rows[name][scenario.__name__] = cells[-1]
-            print(f"| {name} | {' | '.join(cell.replace('|', '/') for cell in cells)} |", flush=True)
-    if "PEERS_JSON" in os.environ:
-        head = results.head("peers", "ib", wait=None, blocks=BLOCKS, block_bytes=BYTES, batches=BATCHES, versions=versions)
-        results.write(os.environ["PEERS_JSON"], head, [{"engine": name, **row} for name, row in rows.items()])
-    return 0
+                row[scenario.__name__] = scenario(name, log)
+            except (RuntimeError, BrokenPipeError) as error:
+                row[scenario.__name__] = f"could not be tried: {error}"
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def tables(told, rows):
+    """As Markdown, for the page."""
+    versions = ", ".join(f"{package} {version}" for package, version in told["settings"]["versions"].items())
+    lines = [f"{versions}. Soft-RoCE in an emulated machine: correctness, not speed. {BLOCKS} blocks of {BYTES} bytes, bytes checked, "
+             f"medians of {BATCHES}, commit {told['commit']}.", "",
+             "| engine | time, ib_write_bw = 1 | packets | work requests |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {row['engine']} | " + (row["failed"] + " | | |" if row["failed"] else
+              f"{row['time_ratio']} | {row['packets']} | {row['work_requests'] or 'not reported'} |") for row in rows]
+    lines += ["", "| engine | the target is killed | an address outside | the target withdraws its memory |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['engine']} | " + " | ".join(row[what].replace("|", "/") for what in FIELDS[3:6]) + " |" for row in rows[1:]]
+    return "\n".join(lines) + "\n"
+
+
+def wrong(rows):
+    """What must not be, of NIXL's two: both move every byte, and over kvrail each fault is reported as what it is."""
+    findings = [f"{row['engine']}: {row['failed']}" for row in rows if row["failed"]]
+    wanted = {"killed": "nixlRemoteDisconnectError", "outside": "nixlNotFoundError", "withdrawn": "writer: nixlNotFoundError"}
+    for row in rows:
+        if row["engine"] == "nixl over kvrail":
+            findings += [f"{row['engine']}, {what}: {row[what]}" for what, begin in wanted.items() if not row[what].startswith(begin)]
+    return "\n".join(findings)
+
+
+def main():
+    site, *names = sys.argv[1:]
+    if len(names) == 1 and names[0] in DEVICES:
+        return serve(site, names[0])
+    names = names or list(ENGINES)
+    if unknown := set(names) - set(ENGINES):
+        sys.exit(f"peers.py: no engine {', '.join(unknown)}; there are {', '.join(ENGINES)}")
+    let_nixl_find_rxe(site)
+    versions = {package: importlib.metadata.version(package) for package in dict.fromkeys(("kvrail", *(ENGINES[name] for name in names)))}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        rows = measure(names, log)
+        if wrong(rows):
+            log.seek(0)
+            sys.stderr.writelines(log.readlines()[-LAST_LINES:])
+    told = results.head("peers", "ib", wait=None, blocks=BLOCKS, block_bytes=BYTES, batches=BATCHES, versions=versions)
+    print(tables(told, rows), end="")
+    if file := os.environ.get("PEERS_JSON"):
+        told["command"] = shlex.join(["bench/peers.sh", os.path.basename(file), *sys.argv[2:]])
+        results.write(file, told, rows)
+    return wrong(rows) or 0
 
 
 if __name__ == "__main__":
