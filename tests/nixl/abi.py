@@ -4,7 +4,7 @@
 usage: abi.py PLUGIN
 
 Both are read with nm and readelf, out of our file and out of libplugin_UCX.so of NIXL's wheels: of one version, with KVRAIL_LONG=1 of
-all that are named in wheels.py.
+all that are named in wheels.py, and of the newest that PyPI has.
 """
 import os
 import re
@@ -55,7 +55,7 @@ def compare(ours, theirs, where):
 def main():
     ours = slots(sys.argv[1], "kvrailEngine")
     findings, looked, why = [], [], None
-    for version in (wheels.VERSION, *(wheels.OLDER if os.environ.get("KVRAIL_LONG") == "1" else ())):
+    for version in (wheels.VERSION, *((*wheels.OLDER, wheels.NEWEST) if os.environ.get("KVRAIL_LONG") == "1" else ())):
         try:
             path = wheels.plugin(wheels.site_packages(version))
         except wheels.Unavailable as error:

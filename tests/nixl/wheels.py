@@ -5,8 +5,10 @@ Instead of these: the folder of site-packages that KVRAIL_NIXL names.
 """
 import glob
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -15,6 +17,7 @@ from library import Unavailable, cache_folder, fetch, skip  # noqa: E402, F401
 
 VERSION = "1.5.1"
 OLDER = ("1.0.1", "1.2.0", "1.3.2", "1.4.1")  # with KVRAIL_LONG=1
+NEWEST = "newest"  # with KVRAIL_LONG=1, too: what PyPI has that these are not
 FETCH_S = 120
 
 
@@ -25,7 +28,23 @@ def site_packages(version):
         return named
     if os.uname().machine != "x86_64":
         raise Unavailable(f"the tests know NIXL's wheels for x86_64 only, not for {os.uname().machine}")
+    if version == NEWEST:  # without the package nixl, of which there are versions that ask for a nixl-cu12 that nobody has (1.5.2)
+        version = newest()
+        return unpacked(version, [f"nixl-cu12=={version}", "numpy"])
     return unpacked(version, [f"nixl=={version}", f"nixl-cu12=={version}", "numpy"])
+
+
+def newest():
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--quiet",
+               "--disable-pip-version-check", "--retries", "0", "--timeout", "10", "--report", "-", "nixl-cu12"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_S, check=True).stdout
+        version = json.loads(told)["install"][0]["metadata"]["version"]
+    except (subprocess.SubprocessError, ValueError) as error:
+        raise Unavailable(f"pip does not say which nixl-cu12 is the newest: {error}") from error
+    if version in (VERSION, *OLDER):
+        raise Unavailable(f"the newest NIXL is {version}, which has tests of its own")
+    return version
 
 
 def pytest_packages():
