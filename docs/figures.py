@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""figures.py -- the figures in docs/reliability.md, from docs/results/*.json, and in docs/nixl.md, from bench/stored/nixl.json
+"""figures.py -- the figures in docs/reliability.md, from docs/results/*.json, and in docs/nixl.md, from
+bench/stored/nixl.json and peers.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -18,6 +19,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(os.path.join(ROOT, "bench"))
 import nixl_calls  # noqa: E402
+import peers  # noqa: E402
 
 BEGIN, END = "<!-- made by docs/figures.py -->\n", "<!-- end -->\n"
 
@@ -87,12 +89,20 @@ def table():
     return "\n".join(rows) + "\n"
 
 
+def stored(name):
+    with open(os.path.join(ROOT, "bench", "stored", name + ".json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
 def nixl_table():
-    with open(os.path.join(ROOT, "bench", "stored", "nixl.json"), encoding="utf-8") as file:
-        told = json.load(file)
+    told = stored("nixl")
     settings = told["settings"]
     return (f"{told['cpu']}, NIXL {settings['nixl']}, load {settings['load']}, commit {told['commit']}, the median of {settings['passes']} passes"
-            + ("; so much ran beside them that they say little" if settings["load"] > 1 else "") + ":\n\n" + nixl_calls.tables(told["rows"]))
+            + ("; so much ran beside them that they say little" if settings["load"] > 1 else "") + ":\n\n" + nixl_calls.tables(told["rows"]) + "\n" + over_soft_roce(stored("peers")))
+
+
+def over_soft_roce(told):
+    return f"Over RDMA there is Soft-RoCE only, software and no network: `{told['command']}`.\n\n" + peers.tables(told, told["rows"])
 
 
 PAGES = {"reliability.md": table, "nixl.md": nixl_table}
