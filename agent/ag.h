@@ -365,7 +365,7 @@ void ag_rmem_put(struct ag_rmem *rmem);
 
 /* ag_dial.c: connections begun and accepted */
 int ag_dial(struct ag_peer *peer, struct kv_error *err); /* the next address; UNREACHABLE: none */
-int ag_watch(struct ag_peer *peer, bool again, struct kv_error *err);
+int ag_watch(struct ag_peer *peer, struct kv_error *err);
 bool ag_accept(struct ag_agent *agent); /* false: not before the next tick */
 
 /* ag_talk.c: a message of the peer */

@@ -79,16 +79,11 @@ static const struct tr_upper_ops agent_ops = {
 	.hello_get = get_name,
 };
 
-int ag_watch(struct ag_peer *peer, bool again, struct kv_error *err)
+int ag_watch(struct ag_peer *peer, struct kv_error *err)
 {
-	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT,
-				     .data.u64 = (uint64_t)peer->generation << 32 |
-						 (AG_TOKEN_PEERS + peer->index) };
-
-	if (epoll_ctl(peer->agent->epoll_fd, again ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
-		      tr_conn_fd(peer->conn), &event))
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
-	return 0;
+	return tr_conn_enter_set(peer->conn, peer->agent->epoll_fd,
+				 (uint64_t)peer->generation << 32 | (AG_TOKEN_PEERS + peer->index),
+				 err);
 }
 
 int ag_dial(struct ag_peer *peer, struct kv_error *err)
@@ -100,7 +95,7 @@ int ag_dial(struct ag_peer *peer, struct kv_error *err)
 	while (ret && peer->next_host < peer->place.hosts) {
 		ret = tr_connect(peer->agent->tr, peer->place.host[peer->next_host++],
 				 peer->place.port, &config, &peer->conn, err);
-		if (!ret && (ret = ag_watch(peer, false, err))) {
+		if (!ret && (ret = ag_watch(peer, err))) {
 			tr_conn_close(peer->conn);
 			peer->conn = NULL;
 		}
@@ -120,7 +115,7 @@ static int enter_stranger(struct ag_peer *peer, struct kv_error *err)
 	pthread_mutex_unlock(&peer->agent->lock);
 	if (ret)
 		return ret;
-	ret = ag_watch(peer, false, err);
+	ret = ag_watch(peer, err);
 	if (ret)
 		ag_peer_leave(peer);
 	return ret;

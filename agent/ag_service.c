@@ -32,8 +32,8 @@ static void serve_turn(struct service *s, struct ag_peer *peer)
 	atomic_store(&peer->kicked, false);
 	pthread_mutex_lock(&peer->drive);
 	turn = ag_drive(peer, AG_SERVICE_BYTES);
-	if (turn == AG_TURN_OVER && peer->conn && ag_watch(peer, true, NULL))
-		turn = AG_TURN_SOON;
+	if (turn == AG_TURN_OVER && peer->conn)
+		tr_conn_rearm(peer->conn, TR_EVERY_SLOT);
 	pthread_mutex_unlock(&peer->drive);
 	note_turn(s, peer, turn);
 }
@@ -92,19 +92,21 @@ static void agent_turn(struct ag_agent *agent, struct service *s)
 {
 	struct epoll_event event[EVENTS];
 	int n = epoll_wait(agent->epoll_fd, event, EVENTS, timeout_ms(agent, s));
-	bool tick = kv_now_ns() >= s->tick_ns;
+	bool tick = kv_now_ns() >= s->tick_ns, all = tick;
 
 	s->more = s->soon = false;
 	for (int i = 0; i < n; i++)
 		if (event[i].data.u64 == AG_TOKEN_WAKE)
 			drain_wake_fd(agent);
+		else if (event[i].data.u64 == TR_TOKEN_ALL)
+			all = true;
 		else if (event[i].data.u64 == AG_TOKEN_LISTENER)
 			s->knocked = true;
 		else
-			serve_token(agent, s, event[i].data.u64);
+			serve_token(agent, s, tr_event_token(event[i].data.u64));
 	if (s->knocked || tick || kv_now_ns() >= tr_listener_deadline(agent->listener))
 		s->knocked = !ag_accept(agent);
-	serve_kicked(agent, s, tick);
+	serve_kicked(agent, s, all);
 	if (tick) {
 		ag_mem_retire(agent);
 		s->tick_ns = kv_deadline_ns(AG_TICK_MS);

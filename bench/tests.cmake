@@ -77,7 +77,9 @@ set(cost "") # of memory, where no sanitizer has its share: below 100 kB
 if(NOT KVRAIL_SANITIZE)
 	set(cost ": +[0-9]{1,2}\\.[0-9] kB")
 endif()
-kvrail_add_test(peer_cost_runs COMMAND ${expect} 0 "16 peers over shm${cost}" -- $<TARGET_FILE:peer_cost> 16)
+kvrail_add_test(peer_cost_runs COMMAND ${expect} 0 "16 peers over shm${cost}.* 3\\.00 descriptors" -- $<TARGET_FILE:peer_cost> 16)
+kvrail_add_test(peer_cost_tcp COMMAND ${expect} 0 "16 peers over tcp:.* 2\\.00 descriptors" -- $<TARGET_FILE:peer_cost> 16)
+set_property(TEST peer_cost_tcp APPEND PROPERTY ENVIRONMENT KVCACHE_TRANSPORT=tcp)
 foreach(pages auto huge populate lazy)
 	kvrail_add_test(pool_pass_${pages} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_POOL_PAGES=${pages}
 		${expect} 0 -s UNSUPPORTED "memfd pool" -- $<TARGET_FILE:pool_pass> 32 4096)

@@ -1,43 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* conn.c -- what a connection says of itself, and what it waits for */
+/* conn.c -- what a connection says of itself */
 #include "conn.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <sys/epoll.h>
 
 #include "base/error.h"
-#include "base/fault.h"
-
-int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err)
-{
-	struct epoll_event ev = { .events = EPOLLIN, .data.fd = fd };
-
-	if (tr_conn_polled(conn))
-		return 0;
-	if (kv_fault(TR_CONN_EPOLL) ? (errno = ENOSPC, -1)
-				    : epoll_ctl(conn->epfd, EPOLL_CTL_ADD, fd, &ev))
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
-	return 0;
-}
-
-int tr_conn_watch_for(struct tr_conn *conn, int fd, unsigned int what, struct kv_error *err)
-{
-	struct epoll_event ev = { .events = (what & TR_WATCH_IN ? (uint32_t)EPOLLIN : 0) |
-					    (what & TR_WATCH_OUT ? (uint32_t)EPOLLOUT : 0),
-				  .data.fd = fd };
-
-	if (!tr_conn_polled(conn) && epoll_ctl(conn->epfd, EPOLL_CTL_MOD, fd, &ev))
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl of a socket");
-	return 0;
-}
-
-void tr_conn_unwatch(struct tr_conn *conn, int fd)
-{
-	if (!tr_conn_polled(conn))
-		epoll_ctl(conn->epfd, EPOLL_CTL_DEL, fd, NULL);
-}
 
 bool tr_conn_places(const struct tr_conn *conn)
 {
@@ -50,11 +18,6 @@ int tr_conn_may(struct tr_conn *conn, const struct tr_mem *mem, uint64_t offset,
 	if (conn->upper->may)
 		return conn->upper->may(conn->upper_arg, mem, offset, len, access, grant);
 	return conn_exposes(conn, mem) ? TR_PLACE : KV_ERR_PROTOCOL;
-}
-
-int tr_conn_fd(const struct tr_conn *conn)
-{
-	return conn->epfd;
 }
 
 int64_t tr_conn_deadline(const struct tr_conn *conn)

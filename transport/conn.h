@@ -84,12 +84,22 @@ struct silence {
 	bool deaf;	      /* the kernel has given the TCP connection up */
 };
 
+/* A descriptor that is waited for, and the events of epoll; fd -1: the slot is free. */
+struct conn_watch {
+	int fd;
+	uint32_t events;
+};
+
 struct tr_conn {
 	struct tr *tr;
 	const struct tr_provider *provider;
 	void *priv;
 	int provider_index;
-	int sock, epfd;
+	int sock;
+	int epoll_fd; /* of the owner, -1: not yet, or no more; and its token there */
+	uint64_t token;
+	struct conn_watch *watch; /* by slot: watch.c */
+	unsigned int watches;
 	bool accepting;
 	bool lost_reported;
 	bool leaving; /* fenced, and the goodbye byte is not sent yet */

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* connect.c -- the life of a connection: made, described, closed */
-#include <errno.h>
 #include <stdlib.h>
-#include <sys/epoll.h>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "base/fault.h"
@@ -22,14 +19,13 @@ int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
 	     struct tr_conn **conn_p, struct kv_error *err)
 {
 	struct tr_conn *conn = kv_fault(TR_CONN_ALLOC) ? NULL : calloc(1, sizeof(*conn));
-	int ret;
 
 	if (!conn)
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a connection");
 	conn->tr = tr;
 	conn->accepting = accepting;
 	conn->sock = -1;
-	conn->epfd = -1;
+	conn->epoll_fd = -1;
 	conn->upper = config->ops;
 	conn->upper_arg = config->arg;
 	conn->flags = config->flags;
@@ -39,22 +35,11 @@ int conn_new(struct tr *tr, const struct tr_conn_config *config, bool accepting,
 	conn->deadline_ns = INT64_MAX;
 	conn->hs = kv_fault(TR_CONN_ALLOC) ? NULL : calloc(1, sizeof(*conn->hs));
 	if (!conn->hs) {
-		ret = kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a handshake");
-		goto close_conn;
-	}
-	if (!tr_conn_polled(conn))
-		conn->epfd = kv_fault(TR_CONN_EPOLL) ? (errno = EMFILE, -1)
-						     : epoll_create1(EPOLL_CLOEXEC);
-	if (conn->epfd < 0 && !tr_conn_polled(conn)) {
-		ret = kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_create1");
-		goto close_conn;
+		tr_conn_close(conn);
+		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a handshake");
 	}
 	*conn_p = conn;
 	return 0;
-
-close_conn:
-	tr_conn_close(conn);
-	return ret;
 }
 
 int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_conn_config *config,
@@ -78,6 +63,7 @@ void tr_conn_close(struct tr_conn *conn)
 {
 	if (!conn)
 		return;
+	tr_conn_leave_set(conn);
 	control_goodbye(conn);
 	if (conn->sock >= 0)
 		silence_end(conn);
@@ -95,8 +81,7 @@ void tr_conn_close(struct tr_conn *conn)
 	op_free_data(conn);
 	free(conn->exposed);
 	kv_fd_close(conn->sock);
-	if (conn->epfd >= 0)
-		close(conn->epfd);
+	free(conn->watch);
 	free(conn);
 }
 

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -61,7 +60,6 @@ static int begin_next(struct dial *dial, struct kv_error *err)
 {
 	unsigned int i = dial->begun++;
 	const struct address *to = &dial->list.at[i];
-	struct epoll_event ev = { .events = EPOLLOUT };
 	int fd, ret;
 
 	dial->turn_ns = kv_deadline_ns(TURN_MS);
@@ -84,13 +82,8 @@ static int begin_next(struct dial *dial, struct kv_error *err)
 		failed(dial, i, errno);
 		return 0;
 	}
-	ev.data.fd = fd;
-	if (tr_conn_polled(dial->conn))
-		return 0;
-	if (kv_fault(TR_CONN_EPOLL) ? (errno = ENOSPC, -1)
-				    : epoll_ctl(dial->conn->epfd, EPOLL_CTL_ADD, fd, &ev))
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect", "epoll_ctl");
-	return 0;
+	ret = tr_conn_watch(dial->conn, fd, err);
+	return ret ? ret : tr_conn_watch_for(dial->conn, fd, TR_WATCH_OUT, err);
 }
 
 static int nobody(const struct dial *dial, struct kv_error *err)

@@ -248,8 +248,10 @@ struct tr_counters *tr_conn_count(struct tr_conn *conn);
 void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));
 
-/* Adds a descriptor to / removes it from the connection's epoll instance (readable). */
+/* Adds a descriptor to what the owner waits for (readable), or removes it before it is closed. */
 int tr_conn_watch(struct tr_conn *conn, int fd, struct kv_error *err);
+/* One that other connections watch as well, and that is read until it has no more. */
+int tr_conn_watch_shared(struct tr_conn *conn, int fd, struct kv_error *err);
 /* The same, of one that is there already: what makes it known besides its end. */
 enum tr_watch { TR_WATCH_IN = 1 << 0, TR_WATCH_OUT = 1 << 1 };
 int tr_conn_watch_for(struct tr_conn *conn, int fd, unsigned int what, struct kv_error *err);

@@ -11,7 +11,7 @@
  *          upper layer holds its lock per call. Connections share no lock on the data path.
  * Blocking Nothing here blocks, except that tr_listen waits for a name server, KVCACHE_HANDSHAKE_MS
  *          at most. TR_AGAIN means "not now, call again with the same arguments"; waiting is the
- *          caller's: tr_conn_arm, then poll(2) on tr_conn_fd.
+ *          caller's: tr_conn_arm, then epoll (tr_conn_enter_set).
  * Errors   0 or a positive count, TR_AGAIN where it is named, or a negative KV_ERR_* with the cause
  *          in `err` (may be NULL). A failed call has changed nothing. A connection that fails
  *          reports TR_PEER_LOST once, after it has reported the end of each of its operations; then
@@ -194,7 +194,7 @@ enum tr_conn_flags {
 	TR_LINE_ORDER = 1 << 0,
 	/*
 	 * The owner never sleeps and has no pools of tr_alloc, nor has its peer's: what is only
-	 * there to wake it, or to pass them, costs no descriptor. tr_conn_fd is -1.
+	 * there to wake it, or to pass them, costs no descriptor, and none is waited for.
 	 */
 	TR_POLLED = 1 << 1,
 	/* Beside it: but GPU memory of either end may have to be passed. */
@@ -255,8 +255,8 @@ int tr_connect(struct tr *tr, const char *host, uint32_t port, const struct tr_c
 	       struct tr_conn **conn_p, struct kv_error *err);
 
 /*
- * 0: ready. TR_AGAIN: poll tr_conn_fd and call again. Negative: failed for good (VERSION, GEOMETRY,
- * PROTOCOL, UNREACHABLE, TIMEOUT, ...).
+ * 0: ready. TR_AGAIN: wait for an event and call again. Negative: failed for good (VERSION,
+ * GEOMETRY, PROTOCOL, UNREACHABLE, TIMEOUT, ...).
  */
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
 
@@ -267,10 +267,27 @@ int tr_conn_step(struct tr_conn *conn, struct kv_error *err);
 void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why);
 
 /*
- * A descriptor that polls readable when tr_conn_step or tr_poll has something to do (an epoll
- * instance of the connection).
+ * Puts the descriptors of the connection into an epoll set of the caller, with those that follow:
+ * an event comes there when tr_conn_step or tr_poll has something to do. Its data are the token
+ * with a slot in bits 24 to 31, or TR_TOKEN_ALL: any connection may have something to do. An event
+ * comes once, until its slot is armed again; one of TR_TOKEN_ALL is not armed again. SYSTEM; after
+ * a failure it is as before.
  */
-int tr_conn_fd(const struct tr_conn *conn);
+int tr_conn_enter_set(struct tr_conn *conn, int epoll_fd, uint64_t token, struct kv_error *err);
+void tr_conn_rearm(const struct tr_conn *conn, unsigned int slot);
+void tr_conn_leave_set(struct tr_conn *conn); /* takes them out */
+enum { TR_SLOT_SHIFT = 24, TR_SLOTS_MAX = 256, TR_EVERY_SLOT = TR_SLOTS_MAX };
+#define TR_TOKEN_ALL UINT64_MAX
+static inline unsigned int tr_event_slot(uint64_t data)
+{
+	return (unsigned int)(data >> TR_SLOT_SHIFT) % TR_SLOTS_MAX;
+}
+static inline uint64_t tr_event_token(uint64_t data)
+{
+	return data & ~((uint64_t)(TR_SLOTS_MAX - 1) << TR_SLOT_SHIFT);
+}
+/* Sleeps until one of them has an event, or the time has passed: false. In a set or in none. */
+bool tr_conn_wait(const struct tr_conn *conn, int ms);
 
 /*
  * Nanoseconds (CLOCK_MONOTONIC) at which the handshake fails, INT64_MAX if it has not begun or is
@@ -483,13 +500,13 @@ struct tr_event {
 int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
 
 /*
- * Before sleeping on tr_conn_fd: 0 = armed, an event or room from now on makes the descriptor
- * readable; 1 = an event, or room for a call that returned TR_AGAIN, is there already: poll and
- * call again instead. A wake-up may be spurious.
+ * Before sleeping: 0 = armed, an event or room from now on makes a descriptor readable; 1 = an
+ * event, or room for a call that returned TR_AGAIN, is there already: poll and call again instead.
+ * A wake-up may be spurious.
  */
 int tr_conn_arm(struct tr_conn *conn);
 /*
- * The owner polls from now until it arms: what comes meanwhile need not make tr_conn_fd readable,
+ * The owner polls from now until it arms: what comes meanwhile need not make a descriptor readable,
  * which would wake a thread that has nothing to do here.
  */
 void tr_conn_poll_on(struct tr_conn *conn);

@@ -92,9 +92,7 @@ static bool wait_for_end(struct kv_peer *peer, int64_t deadline_ns, bool *given_
 			kv_waiter_leave(&peer->waiter);
 			return true;
 		}
-		kv_claim_release(&peer->claim);
-		if (atomic_exchange(&peer->engine->wants[peer->index], false))
-			kv_table_rearm(peer);
+		kv_peer_release(peer);
 		kv_service_sleep(peer->engine, &peer->waiter, seq, until_ns, deadline_ns);
 		kv_waiter_leave(&peer->waiter);
 	}

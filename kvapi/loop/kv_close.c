@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_close.c -- the end of a peer: its operations, the goodbye, the fence, its memory */
-#include <poll.h>
-
 #include "kv_loop.h"
 
 /* Those that have begun or wait for a slot. */
@@ -29,7 +27,7 @@ void kv_peer_free(struct kv_peer *peer)
 		end_the_rest(peer);
 	kv_arrivals_forget(engine, peer);
 	if (peer->conn)
-		kv_table_unwatch(peer);
+		tr_conn_leave_set(peer->conn);
 	pthread_mutex_lock(&engine->lock);
 	kv_stats_keep(peer);
 	engine->peer[peer->index] = NULL;
@@ -59,10 +57,8 @@ static bool peer_is_idle(const struct kv_peer *peer)
 
 static void peer_nap(const struct kv_peer *peer, int64_t deadline_ns)
 {
-	struct pollfd fd = { .fd = tr_conn_fd(peer->conn), .events = POLLIN };
-
-	/* Short: a fence is not always announced on the descriptor. */
-	poll(&fd, 1, kv_poll_ms(deadline_ns, 2));
+	/* Short: a fence is not always announced on a descriptor. */
+	tr_conn_wait(peer->conn, kv_poll_ms(deadline_ns, 2));
 }
 
 static void end_operations(struct kv_peer *peer, int64_t deadline_ns)
@@ -185,7 +181,7 @@ bool kv_peer_discard(struct kv_peer *peer)
 	peer->owned = false;
 	peer->announced = KV_LOST_QUEUED;
 	if (peer->state == KV_PEER_HANDSHAKE) {
-		kv_table_unwatch(peer);
+		tr_conn_leave_set(peer->conn);
 		kv_peer_leave_pending(peer, KV_PEER_LOST);
 	}
 	return kv_peer_finish_lost(peer);

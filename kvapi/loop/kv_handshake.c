@@ -84,7 +84,7 @@ bool kv_peer_handshake(struct kv_peer *peer, int *done_p)
 	}
 	if (!peer->error.code) /* else our hello failed and has set the error */
 		peer->error = err;
-	kv_table_unwatch(peer);
+	tr_conn_leave_set(peer->conn);
 	kv_peer_leave_pending(peer, KV_PEER_LOST);
 	peer->announced = KV_LOST_QUEUED;
 	kv_waiter_wake(&peer->waiter);

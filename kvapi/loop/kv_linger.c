@@ -122,7 +122,7 @@ static int end_linger(struct kv_engine *engine, bool *restless_p)
 			continue;
 		*restless_p |= peer->restless;
 		if (peer->state < KV_PEER_LOST)
-			kv_table_rearm(peer);
+			tr_conn_rearm(peer->conn, TR_EVERY_SLOT);
 		kv_claim_release(&peer->claim);
 	}
 	linger->n = 0;

@@ -40,7 +40,7 @@ static void release_claim(struct kv_peer *peer)
 
 	for (;;) {
 		if (atomic_load(wants) && atomic_exchange(wants, false))
-			kv_table_rearm(peer);
+			tr_conn_rearm(peer->conn, TR_EVERY_SLOT);
 		kv_claim_release(&peer->claim);
 		/*
 		 * It may have been set before the release. A thread that has the claim by now
@@ -155,7 +155,7 @@ static void lose_peer(struct kv_peer *peer, const struct kv_error *cause)
 	if (!peer->error.code)
 		peer->error = *cause;
 	peer->state = KV_PEER_LOST;
-	kv_table_unwatch(peer);
+	tr_conn_leave_set(peer->conn);
 	if (!peer->leaving) {
 		kv_engine_note(engine, &peer->error);
 		kv_count(engine, peers_lost, 1);

@@ -51,7 +51,7 @@ static int sweep(struct kv_engine *engine, bool all, bool *restless_p)
 		*restless_p |= peer->restless;
 		count_turn(peer, done != before);
 		if (peer->state < KV_PEER_LOST && atomic_exchange(&engine->wants[i], false))
-			kv_table_rearm(peer);
+			tr_conn_rearm(peer->conn, TR_EVERY_SLOT);
 		kv_claim_release(&peer->claim);
 	}
 	return done;
@@ -60,7 +60,7 @@ static int sweep(struct kv_engine *engine, bool all, bool *restless_p)
 static int serve_event(struct kv_engine *engine, const struct epoll_event *event, bool *restless_p)
 {
 	uint32_t generation = (uint32_t)(event->data.u64 >> 32);
-	uint32_t token = (uint32_t)event->data.u64;
+	uint32_t token = (uint32_t)tr_event_token(event->data.u64);
 	struct kv_peer *peer;
 	int done = 0;
 
@@ -78,7 +78,7 @@ static int serve_event(struct kv_engine *engine, const struct epoll_event *event
 	*restless_p |= peer->restless;
 	count_turn(peer, done);
 	if (peer->state < KV_PEER_LOST && !kv_linger_take(peer, done))
-		kv_table_rearm(peer);
+		tr_conn_rearm(peer->conn, tr_event_slot(event->data.u64));
 	kv_claim_release(&peer->claim);
 	return done;
 }
@@ -136,7 +136,7 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 		       done || engine->linger.n ? 0 : turn_timeout_ms(engine, wake_ns, restless));
 	atomic_store(&engine->idle, false);
 	for (int i = 0; i < n; i++)
-		if (events[i].data.u64 == KV_TOKEN_WAKE)
+		if (events[i].data.u64 == KV_TOKEN_WAKE || events[i].data.u64 == TR_TOKEN_ALL)
 			woken = true;
 		else
 			done += serve_event(engine, &events[i], &restless);

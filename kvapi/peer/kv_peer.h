@@ -226,8 +226,6 @@ void kv_stats_keep(struct kv_peer *peer);
 
 enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
 int kv_table_watch(struct kv_peer *peer, struct kv_error *err);
-void kv_table_rearm(struct kv_peer *peer);
-void kv_table_unwatch(struct kv_peer *peer);
 /* With its claim, or NULL. `generation` NULL: any peer there, and engine.wants is not set. */
 struct kv_peer *kv_table_try(struct kv_engine *engine, uint32_t index, const uint32_t *generation);
 /* The same, but threads that wait for the peer have it first, and its holder learns nothing. */

@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 
 #include "base/thread.h"
 #include "kv_peer.h"
@@ -12,6 +11,8 @@
 /*
  * A peer is named by index and generation, so that a closed one is not mistaken for its successor.
  */
+_Static_assert(KV_PEERS_MAX + KV_TOKEN_PEERS < 1 << TR_SLOT_SHIFT, "a token has room for a slot");
+
 static uint64_t token_of(const struct kv_peer *peer)
 {
 	return (uint64_t)peer->engine->peer_generation[peer->index] << 32 |
@@ -20,27 +21,9 @@ static uint64_t token_of(const struct kv_peer *peer)
 
 int kv_table_watch(struct kv_peer *peer, struct kv_error *err)
 {
-	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
-	int ret = kv_fault(KV_WATCH) ? (errno = ENOMEM, -1)
-				     : epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_ADD,
-						 tr_conn_fd(peer->conn), &event);
-
-	if (ret)
-		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "watch", "epoll_ctl failed");
-	return 0;
-}
-
-void kv_table_rearm(struct kv_peer *peer)
-{
-	struct epoll_event event = { .events = EPOLLIN | EPOLLONESHOT, .data.u64 = token_of(peer) };
-
-	/* Cannot fail for a descriptor that is there; a peer that is lost was taken out. */
-	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_MOD, tr_conn_fd(peer->conn), &event);
-}
-
-void kv_table_unwatch(struct kv_peer *peer)
-{
-	epoll_ctl(peer->engine->epoll_fd, EPOLL_CTL_DEL, tr_conn_fd(peer->conn), NULL);
+	if (kv_fault(KV_WATCH))
+		return kv_fail_errno(err, KV_ERR_SYSTEM, ENOMEM, "watch", "epoll_ctl failed");
+	return tr_conn_enter_set(peer->conn, peer->engine->epoll_fd, token_of(peer), err);
 }
 
 /*

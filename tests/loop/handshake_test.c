@@ -170,11 +170,8 @@ static int step_until(struct tr_conn *conn, int64_t ms, struct kv_error *err)
 	int64_t deadline = kv_deadline_ns(ms);
 	int ret;
 
-	while ((ret = tr_conn_step(conn, err)) == TR_AGAIN && kv_now_ns() < deadline) {
-		struct pollfd p = { .fd = tr_conn_fd(conn), .events = POLLIN };
-
-		poll(&p, 1, 5);
-	}
+	while ((ret = tr_conn_step(conn, err)) == TR_AGAIN && kv_now_ns() < deadline)
+		tr_conn_wait(conn, 5);
 	return ret;
 }
 

@@ -345,7 +345,7 @@ CASE(leases_of_all_peers_cost_no_more_than_those_of_four)
 	kv_engine_close(writer.engine);
 }
 
-enum { FDS_OF_A_PEER = 5 };
+enum { FDS_OF_A_PEER = 4 };
 
 CASE(a_peer_costs_few_descriptors)
 {

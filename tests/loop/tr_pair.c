@@ -133,10 +133,8 @@ static int step(struct pair_side *s, struct kv_error *err)
 	int ret;
 
 	while ((ret = tr_conn_step(s->conn, err)) == TR_AGAIN) {
-		struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
-
 		PAIR_CHECK(kv_now_ns() < deadline_ns);
-		poll(&p, 1, 20);
+		tr_conn_wait(s->conn, 20);
 	}
 	return ret;
 }
@@ -337,12 +335,9 @@ int pair_poll(struct pair_side *s, int sleep_ms)
 
 	for (int i = 0; i < n; i++)
 		take(s, &events[i]);
-	if (!n && sleep_ms && !tr_conn_arm(s->conn)) {
-		struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
-
-		if (!poll(&p, 1, sleep_ms) && sleep_ms == PAIR_WAIT_MS)
-			dump(s);
-	}
+	if (!n && sleep_ms && !tr_conn_arm(s->conn) && !tr_conn_wait(s->conn, sleep_ms) &&
+	    sleep_ms == PAIR_WAIT_MS)
+		dump(s);
 	return n;
 }
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tr_shm_wake.c -- a wake-up that the kernel has no memory for is rung again */
-#include <poll.h>
 
 #include "base/fault.h"
 #include "lib/test.h"
@@ -10,7 +9,6 @@
 /* Asleep, and nothing else will wake it. */
 static void sleeper(struct pair_side *s)
 {
-	struct pollfd p = { .events = POLLIN };
 	struct tr_event events[16];
 
 	pair_up(s);
@@ -21,8 +19,7 @@ static void sleeper(struct pair_side *s)
 			;
 	while (tr_conn_arm(s->conn));
 	pair_say(s, 1);
-	p.fd = tr_conn_fd(s->conn);
-	PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1);
+	PAIR_CHECK(tr_conn_wait(s->conn, (int)PAIR_WAIT_MS));
 	pair_wait_msgs(s, 1);
 	pair_say(s, 2);
 	PAIR_CHECK(pair_hear(s) == 3);

@@ -4,7 +4,6 @@
  * and its notify leave by one and come by one, and each further stream costs one more; and whom
  * what comes wakes
  */
-#include <poll.h>
 
 #include "lib/test.h"
 #include "tr_pair.h"
@@ -65,9 +64,7 @@ static void be_written(struct pair_side *s)
 	PAIR_CHECK(pair_hear(s) == 1); /* all of it is here, or on its way */
 	before = calls(s);
 	if (cost->comes_at_once) {
-		struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
-
-		PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1);
+		PAIR_CHECK(tr_conn_wait(s->conn, (int)PAIR_WAIT_MS));
 		pair_poll(s, 0);
 		PAIR_CHECK(s->notifies == 1 && calls(s) - before == 1);
 	}
@@ -105,9 +102,7 @@ static void notify_once(struct pair_side *s)
 
 static int is_readable(const struct pair_side *s, int ms)
 {
-	struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
-
-	return poll(&p, 1, ms);
+	return tr_conn_wait(s->conn, ms);
 }
 
 /* Its owner polls, and sleeps at the socket itself if it has to poll for long. */

@@ -401,13 +401,12 @@ static void twice_and_one_too_many(struct pair_side *s)
 {
 	static const uint8_t index[] = { 0, 0, 2, 255 };
 	uint8_t proof[STREAM_PROOF], answer[STREAM_GREETING];
-	struct pollfd p = { .fd = tr_conn_fd(s->conn), .events = POLLIN };
 	int fd[4];
 	struct kv_error err;
 
 	for (int i = 0; i < 4; i++)
 		fd[i] = knock_at_door();
-	PAIR_CHECK(poll(&p, 1, (int)PAIR_WAIT_MS) == 1); /* the offer */
+	PAIR_CHECK(tr_conn_wait(s->conn, (int)PAIR_WAIT_MS)); /* the offer */
 	PAIR_CHECK(stop_process(s->other));
 	while (!s->conn->hs->offer_priv[0])
 		PAIR_CHECK(tr_conn_step(s->conn, &err) == TR_AGAIN);

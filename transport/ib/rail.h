@@ -54,11 +54,6 @@ enum ib_limits {
 	IB_CLOSE_MS = 1000,    /* and this long when the context is closed */
 	IB_AGAIN_MS = 32,      /* between two tries to destroy what a device refuses to, at most */
 	IB_ASYNC_EVERY = 1024, /* idle polls between two looks at a device's asynchronous events */
-	/*
-	 * Connections that a device's asynchronous events wake; what one of them learns is the
-	 * rail's. The kernel lets a descriptor wake 500 epolls that another one watches.
-	 */
-	IB_ASYNC_WATCHERS = 256,
 	/* slices of one region: their keys on all rails fit a description */
 	IB_SLICES_MAX = (TR_MEM_PACK_MAX - 64) / (4 * IB_RAILS_MAX),
 	IB_SOFT_ROCE = 0xffffff, /* what Soft-RoCE calls its vendor */
@@ -101,7 +96,6 @@ struct ib_rail {
 	atomic_bool ill;  /* verbs fail; new connections do without it until they work again */
 	_Atomic int64_t ill_until_ns; /* not even tried before */
 	atomic_bool lame; /* it could not register memory: it is used no more, a new one may come */
-	atomic_uint watchers; /* of its asynchronous events */
 	struct ib_loop *loop; /* NULL until one is needed; under loop_lock */
 	bool noted;	  /* it has failed, and is looked for again: late.c */
 	unsigned int users; /* connections, registrations: it is not closed under them */

@@ -408,20 +408,6 @@ static void tell_path(struct ib_conn *c)
 			 path->chosen);
 }
 
-static int watch_async(struct ib_conn *c, struct ib_path *path, struct kv_error *err)
-{
-	struct ib_rail *rail = path->rail;
-	int ret = 0;
-
-	path->watched_async = atomic_fetch_add(&rail->watchers, 1) < IB_ASYNC_WATCHERS;
-	if (path->watched_async)
-		ret = tr_conn_watch(c->conn, rail->context->async_fd, err);
-	if (ret || !path->watched_async)
-		atomic_fetch_sub(&rail->watchers, 1);
-	path->watched_async &= !ret;
-	return ret;
-}
-
 static int watch_channels(struct ib_conn *c, struct kv_error *err)
 {
 	int ret;
@@ -433,9 +419,10 @@ static int watch_channels(struct ib_conn *c, struct kv_error *err)
 		if (ret)
 			return ret;
 		path->watched = true;
-		ret = watch_async(c, path, err);
+		ret = tr_conn_watch_shared(c->conn, path->rail->context->async_fd, err);
 		if (ret)
 			return ret;
+		path->watched_async = true;
 	}
 	return 0;
 }
@@ -483,10 +470,8 @@ void ib_stop(struct tr_conn *conn, void *priv)
 
 		if (path->watched)
 			tr_conn_unwatch(conn, path->channel->fd);
-		if (path->watched_async) {
+		if (path->watched_async)
 			tr_conn_unwatch(conn, path->rail->context->async_fd);
-			atomic_fetch_sub(&path->rail->watchers, 1);
-		}
 	}
 	ib_match_end(c);
 	ib_conn_close(c);
