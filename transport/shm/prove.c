@@ -225,8 +225,6 @@ int shm_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader
 		ret = link_identify(sc, err);
 	if (!ret)
 		ret = pass_segment(sc, token, ring_bytes, err);
-	if (!ret)
-		ret = watch_peer(sc, err);
 	if (ret) {
 		free_conn(sc);
 		return ret;
@@ -350,6 +348,9 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 			       "the peer does not see the memory that was passed to it");
 	} else {
 		ret = link_drain(sc, err); /* its ends of the control connection */
+		/* Not before: what waits there would be an event again and again. */
+		if (!ret)
+			ret = watch_peer(sc, err);
 		if (ret)
 			return ret;
 	}
