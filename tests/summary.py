@@ -14,6 +14,8 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
+CAUSE_LINES, CAUSE_WIDTH = 8, 240
+
 
 def reason_of(output):
     """The reason that a skipped test printed: its last line that speaks of skipping, else its last line."""
@@ -21,6 +23,13 @@ def reason_of(output):
     telling = [line for line in lines if "skip" in line.lower()]
     line = (telling or lines or ["gave no reason"])[-1]
     return re.sub(r"^skip(ped)?\s*:\s*", "", line, flags=re.IGNORECASE)
+
+
+def cause_of(output):
+    """What a failed test said of its failure: the lines that name an error, else its last ones."""
+    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"error|fail|sanitizer|timeout|assert|killed", line, re.IGNORECASE)]
+    return [line[:CAUSE_WIDTH] for line in (telling or lines)[-CAUSE_LINES:]]
 
 
 class Case:
@@ -82,7 +91,9 @@ def account(cases, complaints, out, skipped=()):
     if skips:
         out.write("Skipped, not counted as passed:\n")
     out.writelines(f"  {line}\n" for line in skips or ["Nothing was skipped."])
-    out.writelines(f"  FAILED {c.name} ({c.where})\n" for c in failed)
+    for c in failed:
+        out.write(f"  FAILED {c.name} ({c.where})\n")
+        out.writelines(f"    {line}\n" for line in cause_of(c.output))
     out.writelines(f"  FAILED {line}\n" for line in complaints)
     percent = 100 * (ran - len(failed)) // ran if ran else 0
     if complaints:

@@ -672,6 +672,13 @@ skipped: no second user
             self.assertIn("FAILED bad (dev)", text)
             self.assertIn("50% tests passed, 1 tests failed out of 2", text)
 
+    def test_a_failure_is_told_with_what_the_test_said_of_it(self):
+        said = "starting\nERROR: x.c:3 differs\ngoing on\nclosing\n"
+        _, text = self.run_summary(f'<testcase name="bad" status="fail"><system-out>{said}</system-out></testcase>')
+        self.assertIn("  FAILED bad (dev)\n    ERROR: x.c:3 differs\n\n", text)
+        _, text = self.run_summary('<testcase name="mute" status="fail"><system-out>one\ntwo\n</system-out></testcase>')
+        self.assertIn("  FAILED mute (dev)\n    one\n    two\n\n", text)
+
     def test_a_run_that_left_no_results_fails(self):
         out = io.StringIO()
         self.assertFalse(summary.summary([os.path.join(self.root, "build-asan")], [], out))
