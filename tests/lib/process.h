@@ -34,6 +34,17 @@ static inline int count_descriptors(void)
 	return process_entries(getpid(), "fd");
 }
 
+/* Whether no more are open than that: a thread that ends closes its own a moment later. */
+static inline bool descriptors_have_gone(int left)
+{
+	for (int i = 0; i < 5000; i++) {
+		if (count_descriptors() <= left)
+			return true;
+		usleep(1000);
+	}
+	return false;
+}
+
 static inline int count_threads(void)
 {
 	return process_entries(getpid(), "task") - 2;

@@ -125,6 +125,7 @@ CASE(one_address_does_not_take_all_places)
 	assert_non_null(strstr(a.err.message, "its limit of peers from one address is reached"));
 	assert_non_null(strstr(a.err.hint, "KVCACHE_MAX_PER_ADDRESS"));
 	ok(kv_connect(a.engine, "::1", port, RIG_TIMEOUT_MS, &peer[1], &a.err), &a.err);
+	await_stat(&b, peers_now, 3); /* who connects knows it before who accepts */
 	ok(kv_peer_close(a.peer, RIG_TIMEOUT_MS, &a.err), &a.err);
 	await_stat(&b, peers_now, 2);
 	node_connect(&a, port);
