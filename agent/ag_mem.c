@@ -28,8 +28,8 @@ int ag_mem_reg(struct ag_agent *agent, void *addr, size_t len, int kind, struct 
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
 	if (kv_option_bool(agent->options, KV_OPT_RELAX_ORDERING))
 		access |= TR_RELAXED;
-	ret = tr_mem_reg(agent->tr, addr, len, kind == AG_CUDA ? TR_MEM_DEVICE : TR_MEM_HOST,
-			 access, &mem->mem, err);
+	ret = tr_mem_reg(agent->tr, addr, len, kind == AG_CUDA ? TR_MEM_CUDA : TR_MEM_HOST, access,
+			 &mem->mem, err);
 	if (ret) {
 		free(mem);
 		return ret;

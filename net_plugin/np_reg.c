@@ -19,7 +19,7 @@ static int register_range(struct np_comm *comm, const struct range *range, unsig
 {
 	return range->fd < 0
 		       ? tr_mem_reg(comm->tr, range->data, range->size,
-				    range->is_gpu ? TR_MEM_DEVICE : TR_MEM_HOST, access, mem_p, err)
+				    range->is_gpu ? TR_MEM_CUDA : TR_MEM_HOST, access, mem_p, err)
 		       : tr_mem_reg_dmabuf(comm->tr, range->data, range->size, range->fd,
 					   range->offset, access, mem_p, err);
 }

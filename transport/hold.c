@@ -239,7 +239,7 @@ struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id)
 {
 	struct tr_mem *mem = tr_mem_get(conn->tr, id);
 
-	if (!mem || (mem->kind == TR_MEM_DEVICE && conn_exposes(conn, mem)))
+	if (!mem || (mem->kind != TR_MEM_HOST && conn_exposes(conn, mem)))
 		return mem;
 	tr_mem_put(mem);
 	return NULL;

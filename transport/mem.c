@@ -155,7 +155,7 @@ static int leave_out_provider(struct tr_mem *mem, int i, const struct kv_error *
 			      struct kv_error *err)
 {
 	bool device = why->code == KV_ERR_MEMLOCK || why->code == KV_ERR_DEVICE ||
-		      (why->code == KV_ERR_UNSUPPORTED && mem->kind == TR_MEM_DEVICE);
+		      (why->code == KV_ERR_UNSUPPORTED && mem->kind != TR_MEM_HOST);
 	int others = 0;
 
 	for (int k = 0; k < mem->tr->providers; k++)
@@ -329,23 +329,25 @@ static int reg(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **mem_p
 }
 
 /*
- * As the DMA-BUF that CUDA exports, or without one: then a device needs nvidia_peermem. flushed: a
- * kernel might read what was there before, although the notify has come, unless NICs flush it.
+ * As the DMA-BUF that its driver exports, or without one: then a NIC needs a module of the kernel.
+ * flushed: a kernel might read what was there before, although the notify has come, unless NICs
+ * flush it.
  */
 static int reg_device(struct tr *tr, struct tr_mem *wanted, bool flushed, struct tr_mem **mem_p,
 		      struct kv_error *err)
 {
 	bool always = kv_option_bool(tr->options, KV_OPT_GDRCOPY_FLUSH);
 	struct kv_error why, no_flush;
-	int ret = gpu_dmabuf(wanted->addr, wanted->len, &wanted->dmabuf_fd, &wanted->dmabuf_off,
-			     &why);
-	int gpu = flushed ? gpu_needs_flush(wanted->addr, always) : -1;
+	const struct gpu_kind *kind = tr_kinds[wanted->kind];
+	int ret = kind->dmabuf(wanted->addr, wanted->len, &wanted->dmabuf_fd, &wanted->dmabuf_off,
+			       &why);
+	int gpu = flushed ? kind->needs_flush(wanted->addr, always) : -1;
 
 	if (ret && ret != KV_ERR_UNSUPPORTED)
 		return kv_error_copy(err, &why);
 	if (ret)
 		wanted->no_dmabuf = why.message;
-	if (gpu >= 0 && tr_mem_scratch(tr, gpu, &wanted->flush, &no_flush))
+	if (gpu >= 0 && tr_mem_scratch(tr, wanted->kind, gpu, &wanted->flush, &no_flush))
 		wanted->no_nic = &no_flush;
 	ret = reg(tr, wanted, mem_p, err);
 	wanted->no_dmabuf = NULL;
@@ -357,10 +359,11 @@ static int reg_device(struct tr *tr, struct tr_mem *wanted, bool flushed, struct
 	return ret;
 }
 
-int tr_mem_scratch(struct tr *tr, int gpu, struct tr_mem **mem_p, struct kv_error *err)
+int tr_mem_scratch(struct tr *tr, int kind, int gpu, struct tr_mem **mem_p, struct kv_error *err)
 {
-	struct tr_mem wanted = { .kind = TR_MEM_DEVICE, .dmabuf_fd = -1, .access = TR_REMOTE_READ };
-	int ret = gpu_scratch(tr->gpu, gpu, (void **)&wanted.addr, &wanted.len, err);
+	struct tr_mem wanted = { .kind = kind, .dmabuf_fd = -1, .access = TR_REMOTE_READ };
+	int ret = tr_kinds[kind]->scratch(tr->gpu[kind], gpu, (void **)&wanted.addr, &wanted.len,
+					  err);
 
 	ret = ret ? ret : reg_device(tr, &wanted, false, mem_p, err);
 	if (!ret)
@@ -375,12 +378,12 @@ int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int acc
 		.addr = addr, .len = len, .kind = kind, .dmabuf_fd = -1, .access = access
 	};
 
-	if (kind == TR_MEM_DEVICE)
-		return reg_device(tr, &wanted, true, mem_p, err);
-	if (kind != TR_MEM_HOST)
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-			       "memory kind %d is not supported", kind);
-	return reg(tr, &wanted, mem_p, err);
+	if (kind == TR_MEM_HOST)
+		return reg(tr, &wanted, mem_p, err);
+	if (kind < 0 || kind >= TR_MEM_KINDS || !tr_kinds[kind])
+		return kv_fail(err, KV_ERR_ARG, "register",
+			       "there is no kind of memory with number %d", kind);
+	return reg_device(tr, &wanted, true, mem_p, err);
 }
 
 int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t offset,
@@ -395,7 +398,7 @@ int tr_mem_reg_dmabuf(struct tr *tr, void *addr, size_t len, int fd, uint64_t of
 	return reg(tr,
 		   &(struct tr_mem){ .addr = addr,
 				     .len = len,
-				     .kind = TR_MEM_DEVICE,
+				     .kind = TR_MEM_CUDA,
 				     .dmabuf_fd = fd,
 				     .dmabuf_off = offset,
 				     .access = access },
@@ -536,8 +539,7 @@ bool mem_misses(struct tr *tr, int provider, struct kv_error *why)
 
 	pthread_mutex_lock(&tr->memory->lock);
 	for (const struct tr_mem *mem = tr->memory->mems; mem && !misses; mem = mem->next) {
-		misses = mem->kind == TR_MEM_DEVICE && atomic_load(&mem->ready) &&
-			 mem->why[provider];
+		misses = mem->kind != TR_MEM_HOST && atomic_load(&mem->ready) && mem->why[provider];
 		if (misses)
 			kv_error_copy(why, mem->why[provider]);
 	}

@@ -321,7 +321,7 @@ int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err)
 {
 	if (conn->stage != CONN_READY)
 		return not_ready(conn, "flush", err);
-	if (mem->kind == TR_MEM_DEVICE && !conn->provider->flushed)
+	if (mem->kind != TR_MEM_HOST && !conn->provider->flushed)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "flush",
 			       "the NIC's writes into a GPU's memory cannot be flushed yet");
 	/* The completion that tr_poll read ordered the bytes of host memory. */

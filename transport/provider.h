@@ -108,6 +108,8 @@ extern const struct tr_provider tr_shm_provider;
 extern const struct tr_provider tr_ib_provider;
 extern const struct tr_provider tr_tcp_provider;
 extern const struct tr_provider *const tr_known[TR_PROVIDERS]; /* in order of preference */
+/* kinds.c: by enum tr_mem_kind; NULL: there is none, or it is the host's */
+extern const struct gpu_kind *const tr_kinds[TR_MEM_KINDS];
 
 /* ----------------------------------------------------- what providers see of the common objects */
 
@@ -121,7 +123,7 @@ struct tr {
 	int providers;
 	char absent[TR_PROVIDERS][TR_WHY]; /* as tr_known: why it is not open here; "" = it is */
 	struct tr_memory *memory; /* mem.c */
-	struct gpu *gpu;	  /* GPUs that it has used */
+	struct gpu *gpu[TR_MEM_KINDS]; /* those of each kind that it has used */
 	struct psk_file *psk;	  /* NULL: none is asked for */
 	_Atomic uint8_t keyless; /* what was logged of that: listener.c */
 	_Atomic int64_t warned_ns; /* when the log had a line of a refusal: control.c */
@@ -142,13 +144,13 @@ struct tr_mem {
 	uint8_t *addr;
 	size_t len;
 	int kind;
-	int gpu; /* TR_MEM_DEVICE: the ordinal of that whose kernels copy it (stage.h) */
-	/* TR_MEM_DEVICE, while it is being registered: the buffer that holds it, or -1 */
+	int gpu; /* a GPU's: the ordinal of that whose kernels copy it (stage.h) */
+	/* A GPU's, while it is being registered: the buffer that holds it, or -1 */
 	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */
 	const char *no_dmabuf;    /* why there is none */
 	/*
-	 * TR_MEM_DEVICE, if its GPU does not order what NICs write: memory of the library there,
+	 * A GPU's, if that does not order what NICs write: memory of the library there,
 	 * which they read to flush that; until it is deregistered. NULL: no need, or
 	 */
 	struct tr_mem *flush;
@@ -178,7 +180,7 @@ struct tr_rmem {
 	uint64_t len;
 	uint32_t id;
 	unsigned int access;
-	bool device;              /* TR_MEM_DEVICE over there */
+	bool device;              /* a GPU's over there */
 	unsigned int refs;
 	void *priv;               /* the provider's */
 	struct tr_rmem *next;
@@ -193,7 +195,7 @@ struct tr_op {
 	uint16_t index;           /* 0 .. TR_OPS_MAX - 1 */
 	uint8_t kind;             /* TR_WRITE or TR_READ_OP */
 	bool any_order;           /* TR_ANY_ORDER */
-	bool to_device;           /* some of it goes to TR_MEM_DEVICE */
+	bool to_device;           /* some of it goes to a GPU's */
 	uint8_t state;            /* enum tr_op_state */
 	/* changes with each use of the slot: a stale completion is recognised */
 	uint32_t generation;
@@ -278,7 +280,7 @@ struct tr_mem *tr_conn_reach(const struct tr_conn *conn, uint32_t id, uint64_t o
 			     unsigned int access);
 void tr_mem_put(struct tr_mem *mem);
 /* The memory of the library on that GPU (tr_mem.flush), once more; tr_mem_dereg gives it back. */
-int tr_mem_scratch(struct tr *tr, int gpu, struct tr_mem **mem_p, struct kv_error *err);
+int tr_mem_scratch(struct tr *tr, int kind, int gpu, struct tr_mem **mem_p, struct kv_error *err);
 /* The same of a region of a device that was described to the peer. */
 struct tr_mem *tr_mem_lent(struct tr_conn *conn, uint32_t id);
 /* tr_upper_ops.may, or what stands for it; asked before bytes of the peer are placed here. */

@@ -6,7 +6,7 @@
 #include "base/fault.h"
 #include "conn.h"
 
-enum { PACKED_DEVICE = 1 << 8 }; /* beside the access bits of a description: TR_MEM_DEVICE */
+enum { PACKED_DEVICE = 1 << 8 }; /* beside the access bits of a description: a GPU's */
 
 int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap, size_t *len_p,
 		struct kv_error *err)
@@ -18,7 +18,7 @@ int tr_mem_pack(struct tr_conn *conn, struct tr_mem *mem, void *buf, size_t cap,
 		return ret;
 	wire_put_u32(&w, mem->id);
 	wire_put_u32(&w, (mem->access & (TR_REMOTE_READ | TR_REMOTE_WRITE)) |
-				 (mem->kind == TR_MEM_DEVICE ? PACKED_DEVICE : 0));
+				 (mem->kind != TR_MEM_HOST ? PACKED_DEVICE : 0));
 	wire_put_u64(&w, mem->len);
 	ret = conn->provider->mem_pack(conn, mem, &w, err);
 	if (ret)

@@ -12,6 +12,8 @@
 #include "gpu/gpu.h"
 
 struct stage {
+	int kind; /* of memory, one for all that goes through it */
+	const struct gpu_kind *of;
 	struct gpu *gpu;
 	int sms;
 	uint8_t *bytes; /* pinned for this GPU, -1: not yet; kernels see it at `at` */
@@ -29,9 +31,10 @@ struct stage {
 
 int stage_register(struct tr_mem *mem, struct kv_error *err)
 {
-	int ret = gpu_of(mem->addr, mem->len, &mem->gpu, err);
+	const struct gpu_kind *of = tr_kinds[mem->kind];
+	int ret = of->of(mem->addr, mem->len, &mem->gpu, err);
 
-	return ret ? ret : gpu_prepare(mem->tr->gpu, mem->gpu, err);
+	return ret ? ret : of->prepare(mem->tr->gpu[mem->kind], mem->gpu, err);
 }
 
 /* The place of its queue, or of the first that is free. */
@@ -39,7 +42,8 @@ static int find_queue(const struct stage *stage, int device)
 {
 	int i = 0;
 
-	while (i < STAGE_GPUS && stage->queue[i] && gpu_queue_device(stage->queue[i]) != device)
+	while (i < STAGE_GPUS && stage->queue[i] &&
+	       stage->of->queue_device(stage->queue[i]) != device)
 		i++;
 	return i;
 }
@@ -55,20 +59,27 @@ int stage_open(struct stage **stage_p, struct tr *tr, uint8_t *bytes, size_t len
 	if (!stage)
 		return kv_fail(err, KV_ERR_NOMEM, "gpu", "cannot allocate a stage");
 	if (!stage->bytes) {
-		stage->gpu = tr->gpu;
+		stage->kind = mem->kind;
+		stage->of = tr_kinds[mem->kind];
+		stage->gpu = tr->gpu[mem->kind];
 		stage->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 		stage->bytes = bytes;
 		stage->pinned_for = -1;
 	}
+	if (stage->kind != mem->kind)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+			       "a connection stages memory of %s or of %s, not of both",
+			       stage->of->name, tr_kinds[mem->kind]->name);
 	i = find_queue(stage, mem->gpu);
 	if (i == STAGE_GPUS)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
 			       "a connection uses at most %d GPUs of one process", STAGE_GPUS);
 	if (!stage->queue[i])
-		ret = gpu_queue_open(stage->gpu, mem->gpu, stage->sms, &stage->queue[i], err);
+		ret = stage->of->queue_open(stage->gpu, mem->gpu, stage->sms, &stage->queue[i],
+					    err);
 	if (ret || stage->pinned_for >= 0)
 		return ret;
-	ret = gpu_pin(stage->gpu, mem->gpu, bytes, len, &stage->unpin, &stage->at, err);
+	ret = stage->of->pin(stage->gpu, mem->gpu, bytes, len, &stage->unpin, &stage->at, err);
 	if (!ret)
 		stage->pinned_for = mem->gpu;
 	return ret;
@@ -109,7 +120,7 @@ int stage_put(struct stage *stage, struct tr_mem *mem, bool out, uint8_t *here, 
 
 	if (stage->busy && stage->busy != queue)
 		return TR_AGAIN;
-	room = gpu_queue_room(queue, false, &piece, err);
+	room = stage->of->queue_room(queue, false, &piece, err);
 	if (room <= 0)
 		return room ? room : TR_AGAIN;
 	if (!hold_region(stage, mem))
@@ -118,21 +129,22 @@ int stage_put(struct stage *stage, struct tr_mem *mem, bool out, uint8_t *here, 
 		stage->late_ns = kv_deadline_ns(STAGE_LATE_MS);
 	stage->busy = queue;
 	*piece = (struct gpu_piece){ out ? staged : at, out ? at : staged, len };
-	ret = gpu_queue_put(queue, 1, gpu_chunks(len), err);
-	stage->batch = gpu_queue_last(queue);
+	ret = stage->of->queue_put(queue, 1, gpu_chunks(len), err);
+	stage->batch = stage->of->queue_last(queue);
 	return ret;
 }
 
 int stage_end(struct stage *stage, const struct tr_conn *conn, struct kv_error *err)
 {
-	int ret = stage_runs(stage) ? gpu_queue_end(stage->busy, stage->batch, err) : 0;
+	int ret = stage_runs(stage) ? stage->of->queue_end(stage->busy, stage->batch, err) : 0;
 
 	if (ret > 0 && kv_now_ns() < stage->late_ns)
 		return TR_AGAIN;
 	if (ret > 0) {
 		ret = kv_fail(err, KV_ERR_TIMEOUT, "gpu",
 			      "a copy on GPU %d for %s has not ended within %d ms",
-			      gpu_queue_device(stage->busy), tr_conn_address(conn), STAGE_LATE_MS);
+			      stage->of->queue_device(stage->busy), tr_conn_address(conn),
+			      STAGE_LATE_MS);
 		kv_error_hint(err, "other kernels hold the GPU, or it hangs (nvidia-smi)");
 	}
 	if (!ret && stage_runs(stage))
@@ -164,7 +176,7 @@ bool stage_quit(struct stage *stage)
 {
 	if (!stage_runs(stage))
 		return true;
-	if (!gpu_queue_quit(stage->busy, kv_deadline_ns(STAGE_GRACE_MS)))
+	if (!stage->of->queue_quit(stage->busy, kv_deadline_ns(STAGE_GRACE_MS)))
 		return false;
 	let_regions_go(stage);
 	return true;
@@ -175,9 +187,9 @@ bool stage_close(struct stage *stage)
 	bool closed = true;
 
 	for (int i = 0; stage && i < STAGE_GPUS && stage->queue[i]; i++)
-		closed &= gpu_queue_close(stage->queue[i]);
+		closed &= stage->of->queue_close(stage->queue[i]);
 	if (stage && closed && stage->unpin)
-		gpu_unpin(stage->gpu, stage->pinned_for, stage->bytes);
+		stage->of->unpin(stage->gpu, stage->pinned_for, stage->bytes);
 	free(stage);
 	return closed;
 }

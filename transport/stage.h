@@ -14,10 +14,10 @@
 #include "provider.h"
 
 enum {
-	STAGE_GPUS = 16,	/* of one process that a stage meets */
-	STAGE_REGIONS = 64,	/* that one kernel copies from, or to */
-	STAGE_LATE_MS = 5000,	/* that a kernel may take: a GPU may be busy with others */
-	STAGE_GRACE_MS = 100,	/* that a call waits for a kernel when it has to end */
+	STAGE_GPUS = 16,      /* of one process that a stage meets */
+	STAGE_REGIONS = 64,   /* that one kernel copies from, or to */
+	STAGE_LATE_MS = 5000, /* that a kernel may take: a GPU may be busy with others */
+	STAGE_GRACE_MS = 100, /* that a call waits for a kernel when it has to end */
 };
 
 struct stage;
@@ -27,7 +27,7 @@ int stage_register(struct tr_mem *mem, struct kv_error *err);
 /* The region as stage_put wants it: NULL if a CPU may touch it. */
 static inline struct tr_mem *stage_region(struct tr_mem *mem)
 {
-	return mem && mem->kind == TR_MEM_DEVICE ? mem : NULL;
+	return mem && mem->kind != TR_MEM_HOST ? mem : NULL;
 }
 /*
  * Before anything of that region goes through it; made at first use. bytes: the staging memory,

@@ -74,8 +74,9 @@ static void close_providers(struct tr *tr)
 {
 	while (tr->providers--)
 		tr->provider[tr->providers]->close(tr->provider_ctx[tr->providers]);
-	if (tr->gpu)
-		gpu_close(tr->gpu);
+	for (int i = 0; i < TR_MEM_KINDS; i++)
+		if (tr->gpu[i])
+			tr_kinds[i]->close(tr->gpu[i]);
 }
 
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err)
@@ -98,16 +99,16 @@ int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *e
 	ret = tr_memory_open(tr, err);
 	if (ret)
 		goto close_psk;
-	ret = gpu_open(config->gpu_apart, &tr->gpu, err);
-	if (ret)
-		goto close_memory;
-	ret = open_providers(tr, err);
+	for (int i = 0; i < TR_MEM_KINDS && !ret; i++)
+		if (tr_kinds[i])
+			ret = tr_kinds[i]->open(config->gpu_apart, &tr->gpu[i], err);
+	if (!ret)
+		ret = open_providers(tr, err);
 	if (!ret) {
 		*tr_p = tr;
 		return 0;
 	}
 
-close_memory:
 	tr_memory_close(tr);
 	close_providers(tr);
 close_psk:

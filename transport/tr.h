@@ -60,7 +60,7 @@ struct tr_config {
 	struct kv_log *log;		     /* must outlive the context; may be NULL */
 	/*
 	 * GPUs copy in contexts of their own, so that no call of the application into CUDA holds a
-	 * copy up; then only memory that is mapped piece by piece (cuMemMap) is TR_MEM_DEVICE.
+	 * copy up; then only memory that is mapped piece by piece (cuMemMap) is TR_MEM_CUDA.
 	 */
 	bool gpu_apart;
 };
@@ -77,9 +77,11 @@ const uint8_t *tr_incarnation(const struct tr *tr);
 
 /* ---------------------------------------------------------------- memory */
 
+/* The numbers of kv.h. All but HOST: a GPU's; no CPU touches it, but its kernels and NICs do */
 enum tr_mem_kind {
 	TR_MEM_HOST = 0,
-	TR_MEM_DEVICE, /* a GPU's: no CPU touches it, but its kernels and NICs do */
+	TR_MEM_CUDA,
+	TR_MEM_KINDS = 4, /* numbers that the table of kinds has room for (kinds.c) */
 };
 
 enum tr_access {
@@ -99,14 +101,15 @@ size_t tr_pools_dump(struct tr *tr, char *buf, size_t cap);
 /*
  * Registers [addr, addr + len) with every provider. A range inside a region that is registered with
  * at least the same access shares that region (reference count), so tr_mem_addr(mem) may be lower
- * than addr. May be called long after connections were made. TR_MEM_DEVICE goes as the DMA-BUF that
- * CUDA exports of it, or else needs nvidia_peermem. UNSUPPORTED: no device of this machine reaches
- * it. DEVICE: its GPU does not see what a NIC writes in order.
+ * than addr. May be called long after connections were made. A GPU's goes as the DMA-BUF that its
+ * driver exports of it, or else needs a module of the kernel (nvidia_peermem). ARG: also a kind
+ * that there is not. UNSUPPORTED: no device of this machine reaches it. DEVICE: its GPU does not
+ * see what a NIC writes in order.
  */
 int tr_mem_reg(struct tr *tr, void *addr, size_t len, int kind, unsigned int access,
 	       struct tr_mem **mem_p, struct kv_error *err);
 /*
- * Registers TR_MEM_DEVICE as a DMA-BUF: `addr` is what `offset` of the buffer is called in spans,
+ * Registers TR_MEM_CUDA as a DMA-BUF: `addr` is what `offset` of the buffer is called in spans,
  * and is not read. Both have the same offset within a page. The descriptor may be closed after the
  * call. A device without DMA-BUF gets the memory as tr_mem_reg gives it.
  */
@@ -299,14 +302,14 @@ const char *tr_conn_stage(const struct tr_conn *conn);	 /* "waiting for hello", 
 const char *tr_conn_address(const struct tr_conn *conn); /* "127.0.0.1:4711" of the other end */
 uint64_t tr_conn_host(const struct tr_conn *conn); /* equal for connections from one address */
 const char *tr_conn_transport(const struct tr_conn *conn); /* "shm", "ib", "" before it is chosen */
-bool tr_has_cuda(void); /* the driver is installed: there may be TR_MEM_DEVICE */
+bool tr_has_cuda(void); /* the driver is installed: there may be TR_MEM_CUDA */
 /* 0: CUDA runs in this process, so its GPUs copy for peers of this host; UNSUPPORTED: why not */
 int tr_runs_cuda(struct kv_error *err);
 const char *tr_transport_name(unsigned int i); /* those that there are, from 0 on; NULL: no more */
 /* how bytes travel and why, for people */
 const char *tr_conn_path(const struct tr_conn *conn);
 const uint8_t *tr_conn_incarnation(const struct tr_conn *conn); /* the peer's */
-uint64_t tr_conn_features(const struct tr_conn *conn); /* the peer's, from hello_get on */
+uint64_t tr_conn_features(const struct tr_conn *conn);		/* the peer's, from hello_get on */
 
 /*
  * Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died,
@@ -443,7 +446,7 @@ int tr_msg_lazy(struct tr_conn *conn, const void *buf, size_t len, struct kv_err
 /*
  * After 0: a reader (CPU; later a GPU kernel) started now sees the bytes of every notify that was
  * polled. Host memory, and a GPU's that GPUs of this host wrote, needs nothing more than the poll
- * itself; TR_MEM_DEVICE that a NIC wrote is UNSUPPORTED.
+ * itself; a GPU's that a NIC wrote is UNSUPPORTED.
  */
 int tr_flush(struct tr_conn *conn, struct tr_mem *mem, struct kv_error *err);
 

@@ -117,6 +117,7 @@ static uintptr_t range_of(struct kv_engine *engine, uintptr_t addr)
  * those that overlap (all layers of a block side by side) are of one.
  * ASSUMPTION: they come in the order of their addresses.
  */
+_Static_assert((int)KV_MEM_CUDA == (int)TR_MEM_CUDA, "the numbers of kinds are one");
 static int register_extents(struct kv_cache *cache, int kind, const struct kv_extent *extents,
 			    size_t n, struct kv_error *err)
 {
@@ -131,7 +132,7 @@ static int register_extents(struct kv_cache *cache, int kind, const struct kv_ex
 		uintptr_t range = range_of(cache->engine, begin);
 		struct tr_mem *mem;
 		/* Of a pool, all of it is ours. */
-		size_t gap = kind == TR_MEM_DEVICE ? 0 : range ? PAGE + 1 : 1;
+		size_t gap = kind != TR_MEM_HOST ? 0 : range ? PAGE + 1 : 1;
 		int ret;
 
 		for (next = i + 1; next < n && extents[next].addr < end + gap &&
@@ -160,7 +161,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	struct kv_extent *extents;
 	int ret;
 
-	cache->device = layout->mem_kind == KV_MEM_CUDA;
+	cache->device = layout->mem_kind != KV_MEM_HOST;
 	if (kv_fault(KV_CACHE_SLABS))
 		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate %zu slabs", n);
 	cache->slab = calloc(n, sizeof(*cache->slab));
@@ -171,8 +172,7 @@ static int make_regions(const struct kv_layout *layout, struct kv_cache *cache,
 	else
 		ret = kv_layout_place(layout, &cache->geometry, cache->stride, extents, err);
 	if (!ret)
-		ret = register_extents(cache, cache->device ? TR_MEM_DEVICE : TR_MEM_HOST, extents,
-				       n, err);
+		ret = register_extents(cache, layout->mem_kind, extents, n, err);
 	free(extents);
 	return ret;
 }

@@ -59,10 +59,6 @@ int kv_layout_take(const struct kv_layout *layout, struct kv_geometry *g,
 			layout->size != offsetof(struct kv_layout, kv_heads)))
 		return kv_fail(err, KV_ERR_ARG, "register",
 			       "kv_layout is NULL or its size is not %zu", sizeof(*layout));
-	if (layout->mem_kind != KV_MEM_HOST && layout->mem_kind != KV_MEM_CUDA)
-		return kv_fail(err, KV_ERR_ARG, "register",
-			       "mem_kind is %d; this version knows KV_MEM_HOST and KV_MEM_CUDA",
-			       layout->mem_kind);
 	*g = (struct kv_geometry){
 		.cache_id = layout->cache_id,
 		.layers = layout->layers,

@@ -190,7 +190,7 @@ CASE(a_device_without_dmabuf_says_so_and_how_to_get_it)
 	assert_non_null(strstr(err.message, "takes no DMA-BUF, and nvidia_peermem is not loaded"));
 	assert_non_null(strstr(err.hint, "modprobe nvidia_peermem"));
 	assert_string_equal(err.device, "fake0:1");
-	assert_int_equal(tr_mem_reg(s.rig.side[0].tr, gpu.addr, ALL, TR_MEM_DEVICE, 0, &mem, &err),
+	assert_int_equal(tr_mem_reg(s.rig.side[0].tr, gpu.addr, ALL, TR_MEM_CUDA, 0, &mem, &err),
 			 KV_ERR_UNSUPPORTED);
 	assert_non_null(
 		strstr(err.message, "CUDA does not run in this process, and nvidia_peermem"));
@@ -256,7 +256,7 @@ CASE(peermem_is_taken_where_dmabuf_is_not)
 	setting_fill(&s, 0, 6);
 	for (int i = 0; i < 2; i++) {
 		memset(gpu.bytes, BLANK, ALL);
-		assert_int_equal(i ? tr_mem_reg(s.rig.side[1].tr, gpu.addr, ALL, TR_MEM_DEVICE,
+		assert_int_equal(i ? tr_mem_reg(s.rig.side[1].tr, gpu.addr, ALL, TR_MEM_CUDA,
 						TR_REMOTE_WRITE, &mem, NULL)
 				   : tr_mem_reg_dmabuf(s.rig.side[1].tr, gpu.addr, ALL, gpu.fd, 0,
 						       TR_REMOTE_WRITE, &mem, NULL),

@@ -35,7 +35,7 @@ static struct ends *begin(void)
 	for (size_t i = 0; i < LEN; i++)
 		e->host[i] = rig_byte(1, i);
 	e->mem[0] = rig_reg(&e->rig, 0, e->host, LEN, TR_REMOTE_WRITE | TR_REMOTE_READ);
-	if (tr_mem_reg(e->rig.side[1].tr, e->addr, LEN, TR_MEM_DEVICE,
+	if (tr_mem_reg(e->rig.side[1].tr, e->addr, LEN, TR_MEM_CUDA,
 		       TR_REMOTE_WRITE | TR_REMOTE_READ, &e->mem[1], &err))
 		fail_msg("register: %s", err.message);
 	for (int i = 0; i < 2; i++)

@@ -15,7 +15,7 @@ LAYERS = [
     ("include/kvrail/", set()),
     ("transport/base/", {"include/kvrail/kv_error.h"}),
     ("transport/gpu/", {"transport/base/", "include/kvrail/"}),
-    ("transport/ib/", {"transport/", "transport/base/", "include/kvrail/"}),
+    ("transport/ib/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/shm/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/tcp/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),

@@ -183,7 +183,7 @@ static void register_cache(struct node *node)
 	layout.tp_size = s->tp_size;
 	layout.tp_rank = s->tp_rank;
 	layout.flags = s->flags;
-	layout.mem_kind = s->cuda ? KV_MEM_CUDA : KV_MEM_HOST;
+	layout.mem_kind = !s->cuda ? KV_MEM_HOST : s->kind ? s->kind : KV_MEM_CUDA;
 	ok(kv_cache_register(node->engine, &layout, &node->cache, &node->err), &node->err);
 }
 

@@ -27,6 +27,7 @@ struct shape {
 	bool malloced; /* memory that did not come from kv_alloc */
 	/* Memory of a GPU: returns where this process sees it; *addr_p is its address for CUDA. */
 	uint8_t *(*cuda)(size_t len, uint8_t **addr_p);
+	int32_t kind; /* of it, if it is not CUDA's */
 };
 extern const struct shape
 	rig_shape; /* K without gaps, V with gaps, KV_CACHE_OPEN | KV_CACHE_READABLE */

@@ -33,6 +33,7 @@ enum {
 	SMS_MAX = 256,
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
 };
+_Static_assert((int)PIECES >= (int)GPU_ROOM, "what gpu_kind promises");
 
 /* Pinned, and read by the kernel. */
 struct batch {

@@ -3,6 +3,7 @@
  * gpu.h -- memory of a GPU: as peers of this host map it, as NICs reach it, and the kernels that
  * copy it
  *
+ *   cuda.c       CUDA's row in the table of kinds (gpu_kind)
  *   cuda_load.c  the driver's functions
  *   dmabuf.c     a DMA-BUF for NICs
  *   vmm.c        regions of memory that is mapped piece by piece
@@ -22,6 +23,53 @@
 
 #include "cuda_load.h"
 
+struct gpu; /* GPUs that a context of the transport has used */
+struct gpu_queue;
+struct gpu_piece;
+enum { GPU_ROOM = 1024 };
+
+/*
+ * A kind of memory that no CPU touches: what the transport asks of it. The functions do what those
+ * of CUDA, of like names, say below; `struct gpu` and `struct gpu_queue` are each kind's own.
+ * Another kind is a file with a row, and its place in ../kinds.c; between processes of a host it
+ * goes through the ring, as kernels that reach the other process are CUDA's (../shm/cuda.c).
+ */
+struct gpu_kind {
+	const char *name;
+	int (*open)(bool apart, struct gpu **gpu_p, struct kv_error *err);
+	void (*close)(struct gpu *gpu);
+
+	/* For NICs. `modules` of the kernel let them register its addresses as they are. */
+	int (*dmabuf)(const void *addr, size_t len, int *fd_p, uint64_t *offset_p,
+		      struct kv_error *err);
+	int (*needs_flush)(const void *addr, bool always);
+	int (*scratch)(struct gpu *gpu, int device, void **addr_p, size_t *len_p,
+		       struct kv_error *err);
+	const char *modules[2], *hint;
+
+	/*
+	 * For staging in pinned memory (../stage.c). A queue has room for GPU_ROOM pieces at least
+	 * when all before them have ended.
+	 */
+	int (*of)(const void *addr, size_t len, int *device_p, struct kv_error *err);
+	int (*prepare)(struct gpu *gpu, int device, struct kv_error *err);
+	int (*pin)(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
+		   uint64_t *at_p, struct kv_error *err);
+	void (*unpin)(struct gpu *gpu, int device, void *addr);
+	int (*queue_open)(struct gpu *gpu, int device, int sms, struct gpu_queue **queue_p,
+			  struct kv_error *err);
+	bool (*queue_close)(struct gpu_queue *queue);
+	int (*queue_device)(const struct gpu_queue *queue);
+	int (*queue_room)(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
+			  struct kv_error *err);
+	int (*queue_put)(struct gpu_queue *queue, unsigned int n, uint64_t chunks,
+			 struct kv_error *err);
+	uint64_t (*queue_last)(const struct gpu_queue *queue);
+	int (*queue_end)(struct gpu_queue *queue, uint64_t batch, struct kv_error *err);
+	bool (*queue_quit)(struct gpu_queue *queue, int64_t deadline_ns);
+};
+extern const struct gpu_kind gpu_cuda;
+
 /* ---------------------------------------------------------------- regions */
 
 /* 0 if [addr, addr + len) is one GPU's, and all of it in one allocation; else ARG. */
@@ -39,8 +87,6 @@ int gpu_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset_p, stru
  * capability 9.0), or if `always`; else -1.
  */
 int gpu_needs_flush(const void *addr, bool always);
-
-struct gpu; /* GPUs that a context of the transport has used */
 
 /* A region as another process of this host may map it. */
 struct gpu_share {
@@ -107,7 +153,6 @@ void gpu_close(struct gpu *gpu);
 
 /* ---------------------------------------------------------------- queues */
 
-struct gpu_queue;
 /*
  * A queue whose kernels run on that GPU, on at most `sms` multiprocessors. UNSUPPORTED or DEVICE
  * (the driver's error) otherwise.

@@ -116,7 +116,7 @@ int ib_gpu_add(struct ib_conn *c, const struct tr_mem *flush, struct kv_error *e
 	int ret;
 
 	for (unsigned int i = 0; i < c->scratches; i++)
-		if (c->scratch[i]->gpu == flush->gpu)
+		if (c->scratch[i]->kind == flush->kind && c->scratch[i]->gpu == flush->gpu)
 			return 0;
 	if (c->scratches == IB_FLUSH_GPUS)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
@@ -124,7 +124,8 @@ int ib_gpu_add(struct ib_conn *c, const struct tr_mem *flush, struct kv_error *e
 			       IB_FLUSH_GPUS);
 	ret = open_loops(c, err);
 	if (!ret)
-		ret = tr_mem_scratch(c->ctx->tr, flush->gpu, &c->scratch[c->scratches], err);
+		ret = tr_mem_scratch(c->ctx->tr, flush->kind, flush->gpu, &c->scratch[c->scratches],
+				     err);
 	c->scratches += !ret;
 	return ret;
 }

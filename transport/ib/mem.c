@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "gpu/gpu.h"
 #include "ib.h"
 
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
@@ -37,14 +38,14 @@ int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	return ret;
 }
 
-/* nvidia_peermem makes the addresses of GPUs known to plain registration. */
-static bool has_peermem(const struct ib_ctx *ctx)
+/* A module of the kernel makes the addresses of GPUs known to plain registration. */
+static bool has_peermem(const struct ib_ctx *ctx, int kind)
 {
-	static const char *const modules[] = { "nvidia_peermem", "nv_peer_mem" };
+	const struct gpu_kind *of = tr_kinds[kind];
 	char path[256];
 
-	for (size_t i = 0; i < sizeof(modules) / sizeof(*modules); i++) {
-		snprintf(path, sizeof(path), "%s/sys/module/%s", ctx->sysroot, modules[i]);
+	for (size_t i = 0; of && i < 2 && of->modules[i]; i++) {
+		snprintf(path, sizeof(path), "%s/sys/module/%s", ctx->sysroot, of->modules[i]);
 		if (!access(path, F_OK))
 			return true;
 	}
@@ -59,7 +60,7 @@ static bool not_offered(int why)
 /* enum kv_gpu_reach. A device that takes DMA-BUFs says of descriptor -1 that it is none. */
 int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail)
 {
-	int reach = has_peermem(ctx) ? KV_GPU_PEERMEM : 0;
+	int reach = has_peermem(ctx, TR_MEM_CUDA) ? KV_GPU_PEERMEM : 0;
 
 	if (ctx->v->reg_dmabuf_mr && !ctx->v->reg_dmabuf_mr(rail->pd, 0, 0, 0, -1, 0) &&
 	    errno == EBADF)
@@ -69,17 +70,18 @@ int ib_gpu_reach(const struct ib_ctx *ctx, const struct ib_rail *rail)
 
 static int refuse_gpu(const struct ib_rail *rail, const struct tr_mem *mem, struct kv_error *err)
 {
+	const struct gpu_kind *of = tr_kinds[mem->kind];
+
 	kv_fail(err, KV_ERR_UNSUPPORTED, "register",
-		"%s does not reach a GPU's memory: %s, and nvidia_peermem is not loaded",
-		rail->name,
-		mem->dmabuf_fd < 0 ? mem->no_dmabuf : "its driver or libibverbs takes no DMA-BUF");
-	kv_error_hint(err, "modprobe nvidia_peermem, or the open kernel modules (apt-get install "
-			   "nvidia-open) for DMA-BUF; kvrail doctor");
+		"%s does not reach a GPU's memory: %s, and %s is not loaded", rail->name,
+		mem->dmabuf_fd < 0 ? mem->no_dmabuf : "its driver or libibverbs takes no DMA-BUF",
+		of->modules[0] ? of->modules[0] : "a module for it");
+	kv_error_hint(err, "%s", of->hint);
 	ib_name_peer(NULL, rail, err);
 	return KV_ERR_UNSUPPORTED;
 }
 
-/* Bytes [from, to) of a GPU's memory: as a DMA-BUF, or by nvidia_peermem. */
+/* Bytes [from, to) of a GPU's memory: as a DMA-BUF, or by a module. */
 static int make_gpu_mr(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_mem *mem,
 		       uint64_t from, uint64_t to, unsigned int access, struct ibv_mr **mr_p,
 		       struct kv_error *err)
@@ -102,9 +104,9 @@ static int make_gpu_mr(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr
 		ib_name_peer(NULL, rail, err);
 		return why;
 	}
-	return has_peermem(ctx) ? ib_mr_make(ctx, rail, (void *)(uintptr_t)from, to - from, access,
-					     mr_p, err)
-				: refuse_gpu(rail, mem, err);
+	return has_peermem(ctx, mem->kind) ? ib_mr_make(ctx, rail, (void *)(uintptr_t)from,
+							to - from, access, mr_p, err)
+					   : refuse_gpu(rail, mem, err);
 }
 
 /* Bytes [*from_p, return) of the region are in slice `slice`. */
@@ -137,9 +139,9 @@ static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_
 {
 	unsigned int access = access_of(ctx, mem);
 
-	return mem->kind == TR_MEM_DEVICE ? make_gpu_mr(ctx, rail, mem, from, to, access, mr_p, err)
-					  : ib_mr_make(ctx, rail, (void *)(uintptr_t)from,
-						       to - from, access, mr_p, err);
+	return mem->kind != TR_MEM_HOST ? make_gpu_mr(ctx, rail, mem, from, to, access, mr_p, err)
+					: ib_mr_make(ctx, rail, (void *)(uintptr_t)from, to - from,
+						     access, mr_p, err);
 }
 
 /* Slices as large as it takes: their keys must fit one description, whatever the region's size. */

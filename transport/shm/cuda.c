@@ -103,7 +103,7 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}
-	if (lmem->kind == TR_MEM_HOST && write && gpu_is_apart(sc->ctx->tr->gpu))
+	if (lmem->kind == TR_MEM_HOST && write && gpu_is_apart(sc->ctx->gpu))
 		took = put_staged(queue, remote, lmem->addr, spans, n, &cause);
 	else
 		took = put_spans(queue, op, write ? remote : local, write ? local : remote, spans,

@@ -36,10 +36,14 @@ struct shm_region {
 static int register_gpu(struct shm_region *region, struct tr_mem *mem, struct kv_error *err)
 {
 	struct kv_error why;
-	int ret = gpu_share(mem->tr->gpu, mem->addr, mem->len, &region->share, &why);
+	int ret = mem->kind == TR_MEM_CUDA
+			  ? gpu_share(region->ctx->gpu, mem->addr, mem->len, &region->share, &why)
+			  : kv_fail(&why, KV_ERR_UNSUPPORTED, "register",
+				    "memory of %s is mapped by no other process",
+				    tr_kinds[mem->kind]->name);
 
 	region->shared = !ret;
-	if (ret && (ret != KV_ERR_UNSUPPORTED || gpu_is_apart(mem->tr->gpu)))
+	if (ret && (ret != KV_ERR_UNSUPPORTED || gpu_is_apart(region->ctx->gpu)))
 		return kv_error_copy(err, &why);
 	ret = stage_register(mem, err);
 	if (!ret && !region->shared)
@@ -58,7 +62,7 @@ int shm_mem_reg(void *priv, struct tr_mem *mem, void **handle_p, struct kv_error
 	region->ctx = priv;
 	region->addr = mem->addr;
 	region->len = mem->len;
-	if (mem->kind == TR_MEM_DEVICE)
+	if (mem->kind != TR_MEM_HOST)
 		ret = register_gpu(region, mem, err);
 	if (ret)
 		free(region);
@@ -73,7 +77,7 @@ void shm_mem_dereg(void *priv, void *handle)
 	struct shm_ctx *ctx = priv;
 
 	if (region->pinned)
-		gpu_unpin(ctx->tr->gpu, region->pinned_for, region->addr);
+		gpu_unpin(ctx->gpu, region->pinned_for, region->addr);
 	if (region->shared)
 		gpu_unshare(&region->share);
 	free(region);
@@ -97,7 +101,7 @@ static int pin_region(struct shm_ctx *ctx, struct shm_region *region, int device
 
 	pthread_mutex_lock(&ctx->pin_lock);
 	if (!region->known)
-		ret = gpu_pin(ctx->tr->gpu, device, region->addr, region->len, &region->pinned,
+		ret = gpu_pin(ctx->gpu, device, region->addr, region->len, &region->pinned,
 			      &region->at, err);
 	if (!ret && !region->known) {
 		region->known = true;
@@ -125,7 +129,7 @@ static int queue_for(struct shm_conn *sc, int device, struct kv_error *err)
 	if (i == SHM_GPUS)
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
 			       "a connection uses at most %d GPUs of one process", SHM_GPUS);
-	ret = gpu_queue_open(sc->ctx->tr->gpu, device, sc->ctx->sms, &sc->cuda->queue[i], err);
+	ret = gpu_queue_open(sc->ctx->gpu, device, sc->ctx->sms, &sc->cuda->queue[i], err);
 	if (!ret)
 		kv_log_info(tr_conn_tr(sc->conn)->log,
 			    "GPU %d copies for %s, with at most %d multiprocessors", device,
@@ -181,7 +185,7 @@ static int pin_pool(struct shm_conn *sc, struct shm_rmem *rm, int queue, struct 
 		return 0;
 	i = pool_of(sc, rm->addr);
 	if (!sc->cuda->pool[i].at) {
-		ret = gpu_pin(sc->ctx->tr->gpu, device, sc->pool[i].addr, sc->pool[i].len,
+		ret = gpu_pin(sc->ctx->gpu, device, sc->pool[i].addr, sc->pool[i].len,
 			      &sc->cuda->pool[i].pinned, &sc->cuda->pool[i].at, err);
 		if (ret)
 			return ret;
@@ -196,12 +200,16 @@ int cuda_find_ends(struct shm_conn *sc, struct tr_mem *lmem, struct tr_rmem *rme
 {
 	struct shm_region *region = region_of(lmem);
 	struct shm_rmem *rm = rmem->priv;
-	bool local = lmem->kind == TR_MEM_DEVICE;
-	bool apart = gpu_is_apart(sc->ctx->tr->gpu);
+	bool local = lmem->kind != TR_MEM_HOST;
+	bool apart = gpu_is_apart(sc->ctx->gpu);
 	int device = local ? lmem->gpu : -1, queue, ret = 0;
 
+	if (local && lmem->kind != TR_MEM_CUDA)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+			       "kernels of CUDA do not copy memory of %s",
+			       tr_kinds[lmem->kind]->name);
 	if (!local && apart)
-		device = gpu_used(sc->ctx->tr->gpu);
+		device = gpu_used(sc->ctx->gpu);
 	if (!local && device < 0)
 		ret = gpu_find(rm->share.uuid, -1, &device, err);
 	queue = ret ? ret : queue_for(sc, device, err);
@@ -277,7 +285,7 @@ bool cuda_close(struct shm_conn *sc)
 
 	for (unsigned int i = 0; sc->cuda && closed && i < sc->pools; i++)
 		if (sc->cuda->pool[i].pinned)
-			gpu_unpin(sc->ctx->tr->gpu, sc->cuda->pool[i].device, sc->pool[i].addr);
+			gpu_unpin(sc->ctx->gpu, sc->cuda->pool[i].device, sc->pool[i].addr);
 	free(sc->cuda);
 	sc->cuda = NULL;
 	if (!closed)

@@ -53,8 +53,7 @@ static int place_pieces(struct shm_conn *sc, int device, struct kv_error *err)
 			       (unsigned long long)SHM_MAP_ALL_BYTES);
 	rm->range.len = rm->share.span;
 	for (unsigned int i = 0; i < p->fds.n && !ret; i++)
-		ret = gpu_range_add(sc->ctx->tr->gpu, device, &rm->range, p->fds.fd[i], p->len,
-				    err);
+		ret = gpu_range_add(sc->ctx->gpu, device, &rm->range, p->fds.fd[i], p->len, err);
 	return ret;
 }
 
@@ -83,7 +82,7 @@ int range_map(struct shm_conn *sc, struct tr_rmem *rmem, int device, struct kv_e
 		if (ret && whose == rm)
 			return kv_error_copy(err, &why);
 	}
-	return gpu_range_allow(sc->ctx->tr->gpu, device, &rm->range, err);
+	return gpu_range_allow(sc->ctx->gpu, device, &rm->range, err);
 }
 
 void range_forget(struct shm_conn *sc, const struct shm_rmem *rm)
@@ -97,7 +96,7 @@ void range_unmap(struct shm_conn *sc, struct shm_rmem *rm, int device)
 	if (!rm->range.len)
 		return;
 	pool_give_budget(sc, rm->range.len);
-	gpu_range_free(sc->ctx->tr->gpu, device, &rm->range);
+	gpu_range_free(sc->ctx->gpu, device, &rm->range);
 }
 
 /* ---------------------------------------------------------------- answering */
@@ -118,7 +117,7 @@ static void export_pieces(struct shm_conn *sc, int device, const uint8_t *at, ui
 {
 	while (left && fds->n < SHM_PIECES) {
 		uint64_t len;
-		int fd, rc = gpu_export(sc->ctx->tr->gpu, device, at, &fd, &len);
+		int fd, rc = gpu_export(sc->ctx->gpu, device, at, &fd, &len);
 
 		if (rc) {
 			message->len = fds->n ? message->len : (uint64_t)rc;

@@ -63,7 +63,7 @@ int shm_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w
 	wire_put_u64(w, mem->pool_id);
 	wire_put_u64(w, mem->pool_len);
 	wire_put_u64(w, mem->pool_off);
-	if (mem->kind == TR_MEM_DEVICE)
+	if (mem->kind != TR_MEM_HOST)
 		put_share(sc, cuda_share(mem), w);
 	return ret;
 }

@@ -306,7 +306,7 @@ static long add_of_gpu(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 		rm->told = true;
 	}
 	*path_p = SHM_RING;
-	return lmem->kind == TR_MEM_DEVICE
+	return lmem->kind != TR_MEM_HOST
 		       ? staged_open(sc, op->kind == TR_WRITE ? &sc->gather : &sc->scatter, lmem,
 				     err)
 		       : 0;
@@ -318,7 +318,7 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	const struct shm_rmem *rm = rmem->priv;
 	enum shm_path path = path_of(rm, op->any_order, n ? spans[0].len : 0);
-	bool gpu = lmem->kind == TR_MEM_DEVICE || rm->path == SHM_CUDA;
+	bool gpu = lmem->kind != TR_MEM_HOST || rm->path == SHM_CUDA;
 	size_t now;
 	long done = 0;
 

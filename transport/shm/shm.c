@@ -61,6 +61,7 @@ static int shm_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 	ctx->nt = store_nt(&ctx->nt_name);
 	ret = trust_read(ctx, err);
 	ctx->split = threads > 0;
+	ctx->gpu = tr->gpu[TR_MEM_CUDA];
 	ctx->sms = (int)kv_option_int(tr->options, KV_OPT_GPU_SMS);
 	if (!ret)
 		ret = copy_open(threads, ctx->spin_ns, &ctx->copy, err);

@@ -84,6 +84,7 @@ struct shm_ctx {
 	_Atomic uint64_t mapped; /* bytes of peers' pools */
 	int64_t spin_ns;	 /* KVCACHE_SPIN_US */
 	struct copy_pool *copy;
+	struct gpu *gpu; /* CUDA's */
 	int sms; /* KVCACHE_GPU_SMS */
 	pthread_mutex_t pin_lock; /* of what cuda.c pins of local regions */
 };

@@ -11,9 +11,11 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "gpu/gpu.h"
 #include "tcp.h"
 
 enum { STAGE_BYTES = 512 << 10 };
+_Static_assert((int)STREAM_SPANS_MAX < (int)GPU_ROOM, "one kernel takes what one frame has");
 
 int tcp_stage_open(struct tcp_stream *st, struct tcp_stage *ts, const struct tr_mem *mem,
 		   struct kv_error *err)
@@ -62,7 +64,8 @@ size_t tcp_stage_reach(const struct iovec *piece, struct tr_mem *const *mem, uns
 	for (unsigned int i = 0; i < n && bytes < STAGE_BYTES; i++) {
 		regions += mem[i] != last;
 		last = mem[i];
-		if (!last || last->gpu != mem[0]->gpu || regions > STAGE_REGIONS)
+		if (!last || last->gpu != mem[0]->gpu || last->kind != mem[0]->kind ||
+		    regions > STAGE_REGIONS)
 			break;
 		bytes += piece[i].iov_len;
 	}
