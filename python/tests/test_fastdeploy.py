@@ -19,7 +19,7 @@ from typing import Any, Callable, List
 import children as far
 import numpy as np
 import pytest
-from children import PATIENCE, Child, held_port
+from children import AGES, PATIENCE, Child, held_port
 from conftest import pattern
 
 import rdma_comm
@@ -139,6 +139,60 @@ def test_the_benchmark_writes_several_runs_of_blocks_for_each_layer(child: Child
         want = np.zeros_like(array)
         want[:, written] = array[:, written]
         assert np.array_equal(got, want)
+
+
+# -- its test program on a GPU's pointers, in two processes that have nothing else in common
+
+STANDIN = Path(__file__).parent / "standin"
+
+
+def published() -> str:
+    """FastDeploy's own transfer_factory/kvcache_transfer/test.py."""
+    if "KVRAIL_FASTDEPLOY_TEST" not in os.environ:
+        pytest.skip("KVRAIL_FASTDEPLOY_TEST does not name FastDeploy's test.py")
+    return os.environ["KVRAIL_FASTDEPLOY_TEST"]
+
+
+@pytest.mark.parametrize("environment", [{}, {"KVCACHE_SHM_PATH": "ring"}, {"KVCACHE_TRANSPORT": "tcp"}], ids=["auto", "ring", "tcp"])
+@pytest.mark.parametrize("program", ["calls gpu", "calls cpu", "published"])
+def test_the_test_program_on_a_gpus_pointers(program: str, environment: Any, tmp_path: Path) -> None:
+    if "KVRAIL_CUDA" not in os.environ:
+        pytest.skip("KVRAIL_CUDA names no libcuda.so.1")
+    name, _, device = program.partition(" ")
+    file = published() if name == "published" else str(STANDIN / "calls.py")
+    log, rounds = tmp_path / "log", 3
+    common = {"PYTHONPATH": os.pathsep.join([str(STANDIN), os.environ["PYTHONPATH"]]), "PYTHONUNBUFFERED": "1", "KVCACHE_DEBUG": "1"}
+    with held_port() as rdma, held_port() as channel:
+        ports = f"--decode_rdma_port={rdma.getsockname()[1]}", f"--decode_zmq_port={channel.getsockname()[1]}"
+        command = [sys.executable, file, "--decode_ip=127.0.0.1", f"--test_num={rounds}", *ports]
+        decode = subprocess.Popen(
+            [*command, "--splitwise_role=decode"],
+            env={**os.environ, **common, **environment, "KVCACHE_DEBUG_FILE": str(tmp_path / "decode")},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert decode.stdout is not None
+            shown = "".join(iter_until(decode.stdout, "waiting for request"))
+            ran = subprocess.run(
+                [*command, "--splitwise_role=prefill", *([f"--device={device}"] if device else [])],
+                env={**os.environ, **common, **environment, "KVCACHE_DEBUG_FILE": str(log)},
+                timeout=AGES,
+            )
+            shown += decode.communicate(timeout=AGES)[0]
+        finally:
+            decode.kill()
+            decode.wait()
+    assert ran.returncode == 0 and f"test_num: {rounds}, success_num: {rounds}\n" in shown, shown
+    way = {"": "CUDA kernels", "ring": "ring to the peer's GPU", "tcp": "over tcp"}["".join(environment.values())]
+    assert way in log.read_text(), log.read_text()
+
+
+def iter_until(lines: Any, word: str) -> Any:
+    for line in lines:
+        yield line
+        if word in line:
+            return
 
 
 # -- every environment name of the reference
