@@ -14,7 +14,12 @@
 
 enum { ARENA = 64 << 20, ALLOCATIONS = 256, PAGE = 4096 };
 enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_READY = 600, NOT_SUPPORTED = 801 };
-enum { GPUS = 4 };
+enum { GPUS = 4, OTHER_GPU = 2 };
+
+static bool is_gpu(int device)
+{
+	return device == FAKE_GPU || device == OTHER_GPU;
+}
 
 EXPORT struct fake_cuda fake_cuda = { .ordering = 200 };
 
@@ -24,9 +29,20 @@ static struct {
 	size_t used;
 	struct {
 		size_t at, len;
+		int gpu;
 	} allocation[ALLOCATIONS];
 	int n;
 } arena;
+
+/* What a context that was destroyed had nobody gives back; what is left otherwise `open` counts. */
+extern void __lsan_ignore_object(const void *p) __attribute__((weak));
+
+static void *of_driver(void *p)
+{
+	if (p && __lsan_ignore_object)
+		__lsan_ignore_object(p);
+	return p;
+}
 
 static bool make_arena(void)
 {
@@ -47,6 +63,7 @@ EXPORT uint8_t *fake_cuda_alloc(size_t len, uint8_t **addr_p)
 	    len % PAGE)
 		return NULL;
 	arena.allocation[arena.n].at = at;
+	arena.allocation[arena.n].gpu = fake_cuda.alloc_on ? fake_cuda.alloc_on : FAKE_GPU;
 	arena.allocation[arena.n++].len = len;
 	arena.used += len;
 	*addr_p = arena.addr + at;
@@ -92,7 +109,7 @@ EXPORT int cuPointerGetAttribute(void *value, int attribute, unsigned long long 
 		*(unsigned int *)value = fake_cuda.managed ? 1 : 2;
 		return SUCCESS;
 	case 9: /* device ordinal */
-		*(int *)value = FAKE_GPU;
+		*(int *)value = arena.allocation[i].gpu;
 		return SUCCESS;
 	case 10: /* capable of legacy IPC */
 		*(bool *)value = !fake_cuda.pool;
@@ -123,7 +140,7 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device);
 EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
 	*value = fake_cuda.ordering;
-	return attribute == 118 && device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
+	return attribute == 118 && is_gpu(device) ? SUCCESS : INVALID_VALUE;
 }
 
 static _Thread_local void *current; /* that an application has set */
@@ -148,6 +165,8 @@ EXPORT int cuCtxDestroy_v2(void *context)
 EXPORT int cuCtxPushCurrent_v2(void *context);
 EXPORT int cuCtxPushCurrent_v2(void *context)
 {
+	if (fake_cuda.push_says)
+		return fake_cuda.push_says;
 	fake_cuda.contexts++;
 	return context == &arena || context == &arena.fd ? SUCCESS : INVALID_VALUE;
 }
@@ -252,6 +271,8 @@ EXPORT int cuIpcOpenMemHandle_v2(unsigned long long *ptr_p, struct ipc_handle ha
 	void *at;
 	int fd, i = 0;
 
+	if (fake_cuda.open_says)
+		return fake_cuda.open_says;
 	if (handle.pid == (uint64_t)getpid() || !fake_cuda.contexts || flags != 1)
 		return INVALID_VALUE;
 	while (i < MAPPINGS && mapping[i].at)
@@ -266,6 +287,7 @@ EXPORT int cuIpcOpenMemHandle_v2(unsigned long long *ptr_p, struct ipc_handle ha
 		return OUT_OF_MEMORY;
 	mapping[i].at = at;
 	mapping[i].len = handle.len;
+	fake_cuda.mapped++;
 	fake_cuda.open++;
 	*ptr_p = (uintptr_t)at;
 	return SUCCESS;
@@ -316,7 +338,7 @@ EXPORT int cuDeviceGetUuid_v2(char uuid[16], int device)
 EXPORT int cuDeviceCanAccessPeer(int *can_p, int from, int to);
 EXPORT int cuDeviceCanAccessPeer(int *can_p, int from, int to)
 {
-	*can_p = 0;
+	*can_p = fake_cuda.linked;
 	return from == to ? INVALID_VALUE : SUCCESS;
 }
 
@@ -324,13 +346,13 @@ EXPORT int cuDevicePrimaryCtxRetain(void **context_p, int device)
 {
 	fake_cuda.open++;
 	*context_p = &arena;
-	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
+	return is_gpu(device) ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuDevicePrimaryCtxRelease_v2(int device)
 {
 	fake_cuda.open--;
-	return device == FAKE_GPU ? SUCCESS : INVALID_VALUE;
+	return is_gpu(device) ? SUCCESS : INVALID_VALUE;
 }
 
 EXPORT int cuMemFree_v2(unsigned long long ptr);
@@ -344,7 +366,7 @@ EXPORT int cuMemHostAlloc(void **ptr_p, size_t len, unsigned int flags)
 {
 	if (!fake_cuda.contexts || flags != 3 || ends_capture())
 		return INVALID_VALUE;
-	*ptr_p = malloc(len);
+	*ptr_p = of_driver(malloc(len));
 	fake_cuda.open += *ptr_p != NULL;
 	return *ptr_p ? SUCCESS : OUT_OF_MEMORY;
 }
@@ -393,7 +415,7 @@ EXPORT int cuModuleLoadData(void **module_p, const void *image)
 	if (!strstr(image, ".visible .entry kvrail_copy(") || !fake_cuda.contexts)
 		return INVALID_VALUE;
 	fake_cuda.open++;
-	*module_p = calloc(1, sizeof(struct module));
+	*module_p = of_driver(calloc(1, sizeof(struct module)));
 	return SUCCESS;
 }
 
@@ -441,7 +463,7 @@ struct event {
 EXPORT int cuStreamCreate(void **stream_p, unsigned int flags);
 EXPORT int cuStreamCreate(void **stream_p, unsigned int flags)
 {
-	*stream_p = calloc(1, sizeof(struct stream));
+	*stream_p = of_driver(calloc(1, sizeof(struct stream)));
 	fake_cuda.open++;
 	return flags == 1 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
 }
@@ -470,7 +492,7 @@ EXPORT int cuStreamDestroy_v2(void *stream)
 
 EXPORT int cuEventCreate(void **event_p, unsigned int flags)
 {
-	*event_p = calloc(1, sizeof(struct event));
+	*event_p = of_driver(calloc(1, sizeof(struct event)));
 	fake_cuda.open++;
 	return flags == 2 && fake_cuda.contexts ? SUCCESS : INVALID_VALUE;
 }
@@ -504,6 +526,8 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	stream->launched++;
 	job->module = function;
 	function->running++;
+	if ((int)gx > fake_cuda.blocks)
+		fake_cuda.blocks = (int)gx;
 	fake_cuda.launched++;
 	return SUCCESS;
 }

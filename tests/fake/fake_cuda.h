@@ -25,7 +25,9 @@ struct fake_cuda {
 	bool hold;	 /* no kernel ends */
 	int launch_says; /* what cuLaunchKernel returns; 0 = it works */
 	int kernel_says; /* the same of an event */
+	int push_says;	 /* the same of cuCtxPushCurrent */
 	int ipc_says;	 /* the same of cuIpcGetMemHandle, */
+	int open_says;	 /* cuIpcOpenMemHandle, */
 	int export_piece_says, import_says; /* cuMemExport..., cuMemImportShareableHandle */
 	bool hidden;	 /* no GPU is visible, whose memory a peer describes, too */
 	bool pool;	 /* all memory is a pool's, as cudaMallocAsync's is */
@@ -34,6 +36,10 @@ struct fake_cuda {
 	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	int launched;	 /* kernels */
+	int blocks;	 /* of threads, that the largest of them had */
+	int mapped;	 /* IPC handles that were opened */
+	int alloc_on;	 /* the GPU of what is allocated next; 0: FAKE_GPU */
+	bool linked;	 /* GPUs reach each other's memory */
 	int engines;	 /* copies of the copy engines */
 	_Atomic int open; /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };

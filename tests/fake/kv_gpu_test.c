@@ -507,8 +507,15 @@ CASE(a_revoke_waits_for_a_kernel_of_this_side)
 CASE(layers_that_overlap_are_registered_once)
 {
 	enum { LAYERS = 4, BYTES = 4096, BLOCKS = 64 };
-	struct kv_tensor tensor = {
-		.name = "k", .block_bytes = BYTES, .stride = LAYERS * BYTES, .layer_stride = BYTES
+	struct kv_tensor tensor[2] = {
+		{ .name = "k",
+		  .block_bytes = BYTES,
+		  .stride = 2 * LAYERS * BYTES,
+		  .layer_stride = 2 * BYTES },
+		{ .name = "v",
+		  .block_bytes = BYTES,
+		  .stride = 2 * LAYERS * BYTES,
+		  .layer_stride = 2 * BYTES },
 	};
 	struct kv_layout layout = KV_INIT(kv_layout);
 	struct kv_engine *engine;
@@ -517,12 +524,13 @@ CASE(layers_that_overlap_are_registered_once)
 	uint8_t *addr;
 
 	ok(kv_engine_open(NULL, &engine, &err), &err);
-	assert_non_null(fake_cuda_alloc((size_t)LAYERS * BLOCKS * BYTES, &addr));
-	tensor.base = addr;
+	assert_non_null(fake_cuda_alloc((size_t)2 * LAYERS * BLOCKS * BYTES, &addr));
+	tensor[0].base = addr;
+	tensor[1].base = addr + BYTES;
 	layout.layers = LAYERS;
-	layout.tensors = 1;
+	layout.tensors = 2;
 	layout.blocks = BLOCKS;
-	layout.tensor = &tensor;
+	layout.tensor = tensor;
 	layout.mem_kind = KV_MEM_CUDA;
 	ok(kv_cache_register(engine, &layout, &cache, &err), &err);
 	assert_int_equal(fake_cuda.exported, 1);
