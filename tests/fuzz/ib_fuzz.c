@@ -36,14 +36,6 @@ ssize_t getrandom(void *buf, size_t len, unsigned int flags)
 
 /* ---------------------------------------------------------------- the product's end */
 
-static void ended(int ret, const struct kv_error *err)
-{
-	if (ret >= 0)
-		return;
-	FUZZ_CHECK(err->code == ret && err->message[0] && ret != KV_ERR_INTERNAL);
-	w.over = true;
-}
-
 /* Its bytes are in the peer's memory, which never has THEIRS of its own accord. */
 static void check_written(const struct own_op *own)
 {
@@ -327,7 +319,7 @@ static void handshake(bool connecting)
 	for (int i = 0; i < 12 && !w.over; i++) {
 		int ret = tr_conn_step(w.conn, &err);
 
-		ended(ret, &err);
+		w.over |= rig_failed(ret, &err);
 		if (!ret)
 			break;
 		if (!w.over)

@@ -99,6 +99,12 @@ static size_t heap_before;
 static int fds_before;
 enum { FDS = 64 }; /* no input opens more */
 
+bool rig_failed(int ret, const struct kv_error *err)
+{
+	FUZZ_CHECK(ret >= 0 || (err->code == ret && err->message[0] && ret != KV_ERR_INTERNAL));
+	return ret < 0;
+}
+
 size_t rig_heap(void)
 {
 	size_t now;

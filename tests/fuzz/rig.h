@@ -35,6 +35,8 @@ extern int64_t rig_tick_ns; /* that looking at the clock takes */
 /* Descriptors and heap before; the same after: checked at the end of each input. */
 void rig_begin(void);
 void rig_end(void);
+/* A call of the product has failed, and says why as it should; false: it has not. */
+bool rig_failed(int ret, const struct kv_error *err);
 size_t rig_heap(void); /* bytes that are allocated since then; 0 where that is not known */
 void rig_heap_from_here(void);
 /* One of the fault points (base/fault.def) fails once in this input; 0: none. */

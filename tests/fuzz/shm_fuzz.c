@@ -399,14 +399,6 @@ static void say_link(const struct step *s)
 
 /* ---------------------------------------------------------------- the product's end */
 
-static void ended(int ret, const struct kv_error *err)
-{
-	if (ret >= 0)
-		return;
-	FUZZ_CHECK(err->code == ret && err->message[0] && ret != KV_ERR_INTERNAL);
-	m.over = true;
-}
-
 static void poll_conn(void)
 {
 	struct tr_event event[8];
@@ -557,7 +549,7 @@ static void handshake(bool connecting)
 	for (int i = 0; i < 4 && !m.over; i++) {
 		int ret = tr_conn_step(m.conn, &err);
 
-		ended(ret, &err);
+		m.over |= rig_failed(ret, &err);
 		if (ret && !m.over)
 			far_moves();
 	}

@@ -94,6 +94,18 @@ int pair_run(const struct pair_config *config, pair_fn *parent, pair_fn *child)
 	return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
 }
 
+int pair_run_apart(const struct pair_config *config, pair_fn *parent, pair_fn *child)
+{
+	int status;
+	pid_t pid = fork();
+
+	PAIR_CHECK(pid >= 0);
+	if (!pid)
+		_exit(pair_run(config, parent, child) ? 1 : 0);
+	PAIR_CHECK(waitpid(pid, &status, 0) == pid);
+	return status;
+}
+
 /* ---------------------------------------------------------------- up and down */
 
 void pair_open(struct pair_side *s)

@@ -80,6 +80,8 @@ typedef void pair_fn(struct pair_side *s);
 
 /* Runs both; returns the child's exit status (-signal if it was killed). */
 int pair_run(const struct pair_config *config, pair_fn *parent, pair_fn *child);
+/* In a process of its own, with which users, namespaces and the environment go. 0: all is well. */
+int pair_run_apart(const struct pair_config *config, pair_fn *parent, pair_fn *child);
 
 void pair_open(struct pair_side *s); /* context and region */
 int pair_connect(struct pair_side *s,

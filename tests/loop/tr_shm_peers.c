@@ -32,19 +32,6 @@ static void exchange(struct pair_side *s)
 	pair_down(s);
 }
 
-/* A change of namespaces or users stays with the process: each case runs in its own. */
-static void exchange_apart(const struct pair_config *config)
-{
-	int status;
-	pid_t pid = fork();
-
-	assert_true(pid >= 0);
-	if (!pid)
-		_exit(pair_run(config, exchange, exchange) ? 1 : 0);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
-}
-
 static void cannot(const char *what)
 {
 	perror(what);
@@ -74,7 +61,7 @@ static void run_case(struct case_arg *arg, bool pool)
 
 	if (!can(arg->change))
 		skip();
-	exchange_apart(&config);
+	assert_int_equal(pair_run_apart(&config, exchange, exchange), 0);
 }
 
 static void become_stranger(void)

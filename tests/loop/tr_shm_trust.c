@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 
 #include "lib/process.h"
 #include "lib/test.h"
@@ -43,7 +42,6 @@ static void exchange(struct pair_side *s)
 	pair_down(s);
 }
 
-/* In a process of its own: users and the environment stay with it. */
 static void run_apart(struct case_arg *arg, bool relayed)
 {
 	struct pair_config config = { .region = REGION,
@@ -51,14 +49,12 @@ static void run_apart(struct case_arg *arg, bool relayed)
 				      .child_pool = true,
 				      .relayed = relayed,
 				      .arg = arg };
-	int status;
-	pid_t pid = fork();
 
-	assert_true(pid >= 0);
-	if (!pid)
-		_exit(pair_run(&config, exchange, exchange) ? 1 : 0);
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	if (arg->stranger && geteuid()) {
+		print_message("skipped: only root can act as another user\n");
+		skip();
+	}
+	assert_int_equal(pair_run_apart(&config, exchange, exchange), 0);
 }
 
 static const char another_user[] = "ring (the peer is another user's process)";
@@ -67,10 +63,6 @@ CASE(another_user_is_given_no_pool)
 {
 	struct case_arg arg = { NULL, NULL, another_user, another_user, 0, 0, true };
 
-	if (geteuid()) {
-		print_message("skipped: only root can act as another user\n");
-		skip();
-	}
 	run_apart(&arg, false);
 }
 
@@ -78,10 +70,6 @@ CASE(an_allowed_user_is_written_by_its_pool)
 {
 	struct case_arg arg = { "77,54321", "0", "memfd pool", "memfd pool", 1, 1, true };
 
-	if (geteuid()) {
-		print_message("skipped: only root can act as another user\n");
-		skip();
-	}
 	run_apart(&arg, false);
 }
 
@@ -92,10 +80,6 @@ CASE(it_takes_both_to_agree)
 				another_user, 1,    0,
 				true };
 
-	if (geteuid()) {
-		print_message("skipped: only root can act as another user\n");
-		skip();
-	}
 	run_apart(&arg, false);
 }
 
