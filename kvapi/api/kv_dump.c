@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_dump.c -- the engine's state for people and programs: "why does it hang" */
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -306,21 +305,14 @@ static void report_traffic(struct kv_report *r, const struct kv_engine *engine)
 	kv_report_int(r, "bytes_read", (int64_t)read);
 }
 
-/* Since the first who asked: how many operations took up to 1 us, 2 us, 4 us, ... */
+/* Since the first who asked. */
 static void report_times(struct kv_report *r, struct kv_engine *engine)
 {
-	char said[KV_TIME_BUCKETS * 21];
-	struct kv_text text = { said, sizeof(said), 0 };
+	struct kv_times all = { .sum_ns = 0 };
 
-	for (int i = 0; i < KV_TIME_BUCKETS; i++) {
-		uint64_t n = 0;
-
-		for (int kind = 0; kind < KV_KINDS; kind++)
-			n += atomic_load_explicit(&engine->times[kind][KV_TIME_ALL].bucket[i],
-						  memory_order_relaxed);
-		kv_text_add(&text, i ? " %" PRIu64 : "%" PRIu64, n);
-	}
-	kv_report_text(r, "times", "%s", said);
+	for (int kind = 0; kind < KV_KINDS; kind++)
+		kv_times_add(&all, &engine->times[kind][KV_TIME_ALL]);
+	kv_times_report(r, &all);
 }
 
 void kv_report_engine(struct kv_engine *engine, struct kv_report *r)

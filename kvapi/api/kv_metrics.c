@@ -93,33 +93,14 @@ static void add(struct kv_text *t, const struct kv_metrics *m, size_t family, co
 		    families[family].name, m->labels, label, value, n);
 }
 
-static void add_time(struct kv_text *t, const struct kv_metrics *m, enum family family,
-		     const char *kind, struct kv_times *times)
-{
-	const char *name = families[family].name;
-	uint64_t n = 0;
-
-	for (int i = 0; i < KV_TIME_BUCKETS - 1; i++) {
-		n += kv_counter_get(&times->bucket[i]);
-		kv_text_add(t, "%s_bucket{%s,kind=\"%s\",le=\"%.9g\"} %" PRIu64 "\n", name,
-			    m->labels, kind, (double)(1u << i) / 1e6, n);
-	}
-	n += kv_counter_get(&times->bucket[KV_TIME_BUCKETS - 1]);
-	kv_text_add(t,
-		    "%s_bucket{%s,kind=\"%s\",le=\"+Inf\"} %" PRIu64 "\n"
-		    "%s_sum{%s,kind=\"%s\"} %.9g\n"
-		    "%s_count{%s,kind=\"%s\"} %" PRIu64 "\n",
-		    name, m->labels, kind, n, name, m->labels, kind,
-		    (double)kv_counter_get(&times->sum_ns) / 1e9, name, m->labels, kind, n);
-}
-
 static void add_times(struct kv_text *t, const struct kv_metrics *m, enum family family)
 {
 	enum kv_time time = (enum kv_time)(family - FIRST_SECONDS);
 
 	for (int kind = 0; kind < KV_KINDS; kind++)
 		if (kind != KV_OP_RECV || time == KV_TIME_ALL)
-			add_time(t, m, family, kinds[kind], &m->engine->times[kind][time]);
+			kv_sample_times(t, families[family].name, m->labels, "kind", kinds[kind],
+					&m->engine->times[kind][time]);
 }
 
 static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum family family)

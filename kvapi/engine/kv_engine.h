@@ -27,6 +27,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"
+#include "base/sample.h"
 #include "kv_geometry.h"
 #include "kv_plan.h"
 #include "kv_wire.h"
@@ -120,8 +121,7 @@ struct kv_counters {
 enum {
 	KV_KINDS = 4,	     /* enum kv_op_kind */
 	KV_CODES = 96,	     /* -KV_ERR_*; 0: success */
-	KV_TRANSPORTS = 4,   /* tr_transport_name */
-	KV_TIME_BUCKETS = 26 /* up to 1 us, 2 us, 4 us, ... 16.8 s, and more */
+	KV_TRANSPORTS = 4    /* tr_transport_name */
 };
 
 /* What went over one transport, and came. */
@@ -132,18 +132,6 @@ struct kv_traffic {
 
 /* Parts of an operation's time, measured where metrics are asked for. */
 enum kv_time { KV_TIME_FIRST, KV_TIME_ACK, KV_TIME_ALL, KV_TIMES };
-struct kv_times {
-	_Atomic uint64_t bucket[KV_TIME_BUCKETS];
-	_Atomic uint64_t sum_ns;
-};
-static inline void kv_time_count(struct kv_times *times, int64_t ns)
-{
-	uint64_t us = ns > 0 ? ((uint64_t)ns + 999) / 1000 : 0;
-	int i = us > 1 ? 64 - __builtin_clzll(us - 1) : 0;
-
-	kv_count_at(&times->bucket[i < KV_TIME_BUCKETS ? i : KV_TIME_BUCKETS - 1], 1);
-	kv_count_at(&times->sum_ns, ns > 0 ? ns : 0);
-}
 
 /* ---------------------------------------------------------------- arrivals: kv_arrival.c */
 

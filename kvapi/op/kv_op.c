@@ -185,10 +185,10 @@ static void count_times(const struct kv_op *op)
 	int64_t now = kv_now_ns();
 
 	if (op->first_ns)
-		kv_time_count(&times[KV_TIME_FIRST], op->first_ns - op->begun_ns);
+		kv_times_count(&times[KV_TIME_FIRST], op->first_ns - op->begun_ns);
 	if (op->written_ns)
-		kv_time_count(&times[KV_TIME_ACK], now - op->written_ns);
-	kv_time_count(&times[KV_TIME_ALL], now - op->begun_ns);
+		kv_times_count(&times[KV_TIME_ACK], now - op->written_ns);
+	kv_times_count(&times[KV_TIME_ALL], now - op->begun_ns);
 }
 
 static void count_end(struct kv_op *op, int code)

@@ -98,29 +98,12 @@ void kv_report_flag(struct kv_report *r, const char *key, bool value)
 		kv_text_add(&r->text, "%s", value ? "true" : "false");
 }
 
-/* The bytes of a sequence of UTF-8 that begins here; 0: it is none. */
-static unsigned int length_of_utf8(const unsigned char *p)
-{
-	unsigned int more = p[0] >= 0xf0 && p[0] <= 0xf4  ? 3
-			    : p[0] >= 0xe0 && p[0] < 0xf0 ? 2
-			    : p[0] >= 0xc2 && p[0] < 0xe0 ? 1
-							  : 0;
-
-	if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
-	    (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
-		return 0;
-	for (unsigned int i = 1; i <= more; i++)
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-	return p[0] < 0x80 ? 1 : more ? more + 1 : 0;
-}
-
 static void add_value(struct kv_report *r, const char *value)
 {
 	const unsigned char *p = (const unsigned char *)value;
 
 	while (*p) {
-		unsigned int n = length_of_utf8(p);
+		unsigned int n = kv_utf8_length(p);
 
 		if (!n || *p < 0x20 || *p == 0x7f)
 			kv_text_add(&r->text, *p == '\n' && r->json ? "\\n" : "?");

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "text.h"
+#include "report.h"
 
 /* Any thread counts; the order to anything else is not promised. */
 static inline void kv_counter_add(_Atomic uint64_t *counter, uint64_t n)
@@ -20,7 +20,36 @@ static inline uint64_t kv_counter_get(const _Atomic uint64_t *counter)
 	return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-/* A label's value: quotes and backslashes escaped. */
+/*
+ * How long something took: up to 1 us, 2 us, 4 us, ... 16.8 s, and more. Any thread counts, without
+ * a lock; zero it, and there is nothing to free.
+ */
+enum { KV_TIME_BUCKETS = 26 };
+struct kv_times {
+	_Atomic uint64_t bucket[KV_TIME_BUCKETS];
+	_Atomic uint64_t sum_ns;
+};
+static inline void kv_times_count(struct kv_times *times, int64_t ns)
+{
+	uint64_t us = ns > 0 ? ((uint64_t)ns + 999) / 1000 : 0;
+	int i = us > 1 ? 64 - __builtin_clzll(us - 1) : 0;
+
+	kv_counter_add(&times->bucket[i < KV_TIME_BUCKETS ? i : KV_TIME_BUCKETS - 1], 1);
+	kv_counter_add(&times->sum_ns, ns > 0 ? (uint64_t)ns : 0);
+}
+void kv_times_add(struct kv_times *to, const struct kv_times *from);
+uint64_t kv_times_n(const struct kv_times *times);
+uint64_t kv_times_p99_us(const struct kv_times *times); /* 99 of 100 took less; 0: none did */
+/* Field `times`: the buckets, for `kvrail top`, which asks again and takes the difference. */
+void kv_times_report(struct kv_report *r, const struct kv_times *times);
+/* The lines of a histogram, NAME_bucket{LABELS,LABEL="VALUE",le="..."} n and so on. */
+void kv_sample_times(struct kv_text *text, const char *name, const char *labels, const char *label,
+		     const char *value, const struct kv_times *times);
+
+/*
+ * A label's value: quotes and backslashes escaped, and a question mark for what is no UTF-8, which
+ * Prometheus would not read, or a control character. `cap` of 8 at least.
+ */
 const char *kv_label(char *buf, size_t cap, const char *value);
 
 /*

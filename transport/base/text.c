@@ -21,6 +21,22 @@ void kv_text_add(struct kv_text *text, const char *fmt, ...)
 		text->len += (size_t)n;
 }
 
+unsigned int kv_utf8_length(const unsigned char *p)
+{
+	unsigned int more = p[0] >= 0xf0 && p[0] <= 0xf4  ? 3
+			    : p[0] >= 0xe0 && p[0] < 0xf0 ? 2
+			    : p[0] >= 0xc2 && p[0] < 0xe0 ? 1
+							  : 0;
+
+	if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+	    (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f))
+		return 0;
+	for (unsigned int i = 1; i <= more; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	return p[0] < 0x80 ? 1 : more ? more + 1 : 0;
+}
+
 bool kv_file_line(char *line, size_t cap, const char *path_fmt, ...)
 {
 	char path[PATH_MAX];

@@ -14,6 +14,9 @@ struct kv_text {
 
 void kv_text_add(struct kv_text *text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* The bytes of a sequence of UTF-8 that begins here; 0: it is none. */
+unsigned int kv_utf8_length(const unsigned char *p);
+
 /* Of sysfs and procfs: without its newline. false, and "": there is none. */
 bool kv_file_line(char *line, size_t cap, const char *path_fmt, ...)
 	__attribute__((format(printf, 3, 4)));
