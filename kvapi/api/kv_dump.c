@@ -13,6 +13,7 @@ enum {
 	ROWS_SHOWN = 64,  /* of each list of a peer */
 	SERVED_MS = 1000, /* after that it is said why */
 	ROWS_OF_MANY = 4, /* where there are more than so many peers */
+	PEERS_TIMED = 256,
 };
 
 /* ---------------------------------------------------------------- operations */
@@ -172,9 +173,18 @@ static const char *state_name(unsigned int state)
 	return states[state];
 }
 
+static void report_p99(struct kv_report *r, const struct kv_times *times)
+{
+	if (!kv_times_n(times))
+		return;
+	kv_report_int(r, "operations_timed", (int64_t)kv_times_n(times));
+	kv_report_int(r, "p99_us", (int64_t)kv_times_p99_us(times));
+}
+
 static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 {
 	unsigned int rows = peer->engine->peers_end > ROWS_SHOWN ? ROWS_OF_MANY : ROWS_SHOWN;
+	struct kv_times times = { .sum_ns = 0 };
 
 	kv_report_text(r, "name", "%s", peer->name);
 	kv_report_text(r, "state", "%s", state_name(peer->state));
@@ -187,6 +197,8 @@ static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 		kv_report_text(r, "error", "KV_ERR_%s", kv_error_name(peer->error.code));
 		kv_report_text(r, "cause", "%s", peer->error.message);
 	}
+	kv_times_of(peer, &times);
+	report_p99(r, &times);
 	if (peer->link) {
 		kv_report_int(r, "leases_open", peer->link->leases);
 		report_slots(r, peer->link);
@@ -211,6 +223,7 @@ static void report_busy(struct kv_report *r, const struct kv_peer_look *look)
 	kv_report_text(r, "busy", "another thread is in a call on it");
 	if (look->round_ns)
 		kv_report_age(r, "progress_ms_ago", look->round_ns);
+	report_p99(r, &look->times);
 }
 
 static void report_peers(struct kv_report *r, struct kv_engine *engine)
@@ -308,11 +321,37 @@ static void report_traffic(struct kv_report *r, const struct kv_engine *engine)
 /* Since the first who asked. */
 static void report_times(struct kv_report *r, struct kv_engine *engine)
 {
-	struct kv_times all = { .sum_ns = 0 };
+	struct kv_times sum = { .sum_ns = 0 };
+	struct kv_timing all;
+	size_t n;
 
+	if (!kv_times_look(engine, &all, NULL, 0, &n))
+		return;
 	for (int kind = 0; kind < KV_KINDS; kind++)
-		kv_times_add(&all, &engine->times[kind][KV_TIME_ALL]);
-	kv_times_report(r, &all);
+		kv_times_add(&sum, &all.of[kind][KV_TIME_ALL]);
+	kv_times_report(r, &sum);
+}
+
+static void report_times_of_peers(struct kv_report *r, struct kv_engine *engine)
+{
+	int64_t deadline = kv_deadline_ns(PATIENCE_MS);
+	unsigned int n = 0;
+
+	kv_report_list(r, "peers");
+	for (uint32_t i = 0; i < engine->peers_end && n < PEERS_TIMED; i++) {
+		struct kv_peer_look look;
+
+		if (!kv_table_look(engine, i, deadline, &look) || look.state == KV_PEER_HANDSHAKE)
+			continue;
+		n++;
+		kv_report_item(r, "peer");
+		kv_report_int(r, "index", i);
+		kv_report_text(r, "name", "%s", look.name);
+		kv_report_text(r, "state", "%s", state_name(look.state));
+		kv_times_report(r, &look.times);
+		kv_report_end_item(r);
+	}
+	kv_report_end_list(r);
 }
 
 void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
@@ -349,6 +388,8 @@ void kv_report_engine(struct kv_engine *engine, struct kv_report *r)
 		atomic_store(&engine->timed, true);
 		report_times(r, engine);
 	}
+	if (r->peers)
+		report_times_of_peers(r, engine);
 	if (locked && !r->brief)
 		report_peers(r, engine);
 	kv_report_end_item(r);

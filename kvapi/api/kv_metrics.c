@@ -15,6 +15,9 @@ enum family {
 	FIRST_SECONDS,
 	ACK_SECONDS,
 	ALL_SECONDS,
+	PEER_FIRST_SECONDS,
+	PEER_ACK_SECONDS,
+	PEER_ALL_SECONDS,
 	BLOCKS,
 	BYTES,
 	SPANS,
@@ -47,6 +50,12 @@ static const struct kv_family families[FAMILIES] = {
 	TIME(ACK_SECONDS, "operation_ack",
 	     "From the last byte away to the acknowledgement, of operations that succeeded."),
 	TIME(ALL_SECONDS, "operation", "From the call to the end, of operations that succeeded."),
+	TIME(PEER_FIRST_SECONDS, "peer_operation_first_byte",
+	     "The same of each of the first peers (KVCACHE_METRICS_PEERS)."),
+	TIME(PEER_ACK_SECONDS, "peer_operation_ack",
+	     "The same of each of the first peers (KVCACHE_METRICS_PEERS)."),
+	TIME(PEER_ALL_SECONDS, "peer_operation",
+	     "The same of each of the first peers (KVCACHE_METRICS_PEERS)."),
 	COUNTER(BLOCKS, "blocks",
 		"Blocks, by direction (out and in: of writes and sends; read) and transport."),
 	COUNTER(BYTES, "bytes",
@@ -81,6 +90,9 @@ struct kv_metrics {
 	struct kv_engine *engine;
 	struct kv_stats stats;
 	uint64_t pool_bytes;
+	struct kv_timing timing;
+	struct kv_timed_peer *peer; /* `peers` of `peers_max` that have labels of their own */
+	size_t peers, peers_max;
 	char labels[2 * KV_NAME_MAX + 32]; /* of every sample: the engine's name and number */
 };
 
@@ -100,7 +112,25 @@ static void add_times(struct kv_text *t, const struct kv_metrics *m, enum family
 	for (int kind = 0; kind < KV_KINDS; kind++)
 		if (kind != KV_OP_RECV || time == KV_TIME_ALL)
 			kv_sample_times(t, families[family].name, m->labels, "kind", kinds[kind],
-					&m->engine->times[kind][time]);
+					&m->timing.of[kind][time]);
+}
+
+/* Of the kinds that the peer has had. Two peers may have one name. */
+static void add_times_of_peers(struct kv_text *t, const struct kv_metrics *m, enum family family)
+{
+	enum kv_time time = (enum kv_time)(family - PEER_FIRST_SECONDS);
+	char name[2 * KV_NAME_MAX], labels[sizeof(m->labels) + sizeof(name) + 32];
+
+	for (size_t i = 0; i < m->peers; i++) {
+		const struct kv_timed_peer *peer = &m->peer[i];
+
+		snprintf(labels, sizeof(labels), "%s,peer=\"%s\",index=\"%" PRIu32 "\"", m->labels,
+			 kv_label(name, sizeof(name), peer->name), peer->index);
+		for (int kind = 0; kind < KV_KINDS; kind++)
+			if (kv_times_n(&peer->timing.of[kind][time]))
+				kv_sample_times(t, families[family].name, labels, "kind",
+						kinds[kind], &peer->timing.of[kind][time]);
+	}
 }
 
 static void add_traffic_of(struct kv_text *t, const struct kv_metrics *m, enum family family)
@@ -187,6 +217,11 @@ static void metrics_sample(void *arg, size_t family, struct kv_text *t)
 	case ALL_SECONDS:
 		add_times(t, m, (enum family)family);
 		break;
+	case PEER_FIRST_SECONDS:
+	case PEER_ACK_SECONDS:
+	case PEER_ALL_SECONDS:
+		add_times_of_peers(t, m, (enum family)family);
+		break;
 	case BLOCKS:
 	case BYTES:
 		add_traffic_of(t, m, (enum family)family);
@@ -208,7 +243,9 @@ static void metrics_look(void *arg)
 {
 	struct kv_metrics *m = arg;
 
-	kv_stats_look(m->engine, &m->stats, &m->pool_bytes); /* else as it was seen last */
+	/* Else as it was seen last. */
+	kv_stats_look(m->engine, &m->stats, &m->pool_bytes);
+	kv_times_look(m->engine, &m->timing, m->peer, m->peers_max, &m->peers);
 }
 
 static void metrics_report(void *arg, struct kv_report *r)
@@ -223,14 +260,22 @@ void kv_metrics_start(struct kv_engine *engine)
 	static atomic_uint engines;
 	char name[2 * KV_NAME_MAX];
 	struct kv_metrics *m;
+	size_t peers;
 
 	if (!kv_expose_is_wanted(engine->options))
 		return;
+	peers = kv_expose_measures(engine->options)
+			? (size_t)kv_option_int(engine->options, KV_OPT_METRICS_PEERS)
+			: 0;
 	m = calloc(1, sizeof(*m));
-	if (!m) {
+	if (m)
+		m->peer = calloc(peers + 1, sizeof(*m->peer));
+	if (!m || !m->peer) {
+		free(m);
 		kv_log_warn(engine->log, "metrics: there is no memory for them");
 		return;
 	}
+	m->peers_max = peers;
 	m->engine = engine;
 	m->source = (struct kv_source){ .file = "kvrail",
 					.families = families,
@@ -251,6 +296,7 @@ void kv_metrics_stop(struct kv_engine *engine)
 	if (!engine->metrics)
 		return;
 	kv_expose_remove(&engine->metrics->source);
+	free(engine->metrics->peer);
 	free(engine->metrics);
 	engine->metrics = NULL;
 }

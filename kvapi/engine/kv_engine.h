@@ -132,6 +132,9 @@ struct kv_traffic {
 
 /* Parts of an operation's time, measured where metrics are asked for. */
 enum kv_time { KV_TIME_FIRST, KV_TIME_ACK, KV_TIME_ALL, KV_TIMES };
+struct kv_timing {
+	struct kv_times of[KV_KINDS][KV_TIMES];
+};
 
 /* ---------------------------------------------------------------- arrivals: kv_arrival.c */
 
@@ -253,8 +256,8 @@ struct kv_engine {
 	_Atomic uint64_t ended[KV_KINDS][KV_CODES]; /* operations, by how they ended */
 	_Atomic uint64_t lost[KV_CODES];	    /* peers, by the cause */
 	struct kv_traffic traffic[KV_TRANSPORTS];
-	atomic_bool timed; /* `times` are measured: from the first who asks on */
-	struct kv_times times[KV_KINDS][KV_TIMES];
+	atomic_bool timed; /* operations are: from the first who asks on */
+	struct kv_timing timing_gone; /* of peers that are no more; under lock */
 	struct kv_metrics *metrics; /* NULL: not asked for */
 };
 static inline bool kv_engine_times(const struct kv_engine *engine)

@@ -30,6 +30,7 @@ void kv_peer_free(struct kv_peer *peer)
 		tr_conn_leave_set(peer->conn);
 	pthread_mutex_lock(&engine->lock);
 	kv_stats_keep(peer);
+	kv_times_keep(peer);
 	engine->peer[peer->index] = NULL;
 	atomic_store(&engine->awake[peer->index], 0);
 	engine->peer_generation[peer->index]++;

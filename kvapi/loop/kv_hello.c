@@ -26,8 +26,11 @@ static int make_link(struct kv_peer *peer, struct kv_error *err)
 {
 	struct kv_link *link = kv_fault(KV_LINK_ALLOC) ? NULL : calloc(1, sizeof(*link));
 
-	if (!link)
+	peer->timing = link ? calloc(1, sizeof(*peer->timing)) : NULL;
+	if (!peer->timing) {
+		free(link);
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a peer's tables");
+	}
 	for (unsigned int i = 0; i < KV_CACHES_MAX; i++) {
 		link->known[i] = peer->engine->cache[i];
 		if (link->known[i])

@@ -181,7 +181,7 @@ bool kv_op_flush(struct kv_peer *peer)
 
 static void count_times(const struct kv_op *op)
 {
-	struct kv_times *times = op->engine->times[op->kind];
+	struct kv_times *times = op->peer->timing->of[op->kind];
 	int64_t now = kv_now_ns();
 
 	if (op->first_ns)

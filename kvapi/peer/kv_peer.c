@@ -157,8 +157,10 @@ void kv_peer_hold(struct kv_peer *peer)
 
 void kv_peer_drop(struct kv_peer *peer)
 {
-	if (atomic_fetch_sub(&peer->holders, 1) == 1)
-		free(peer);
+	if (atomic_fetch_sub(&peer->holders, 1) != 1)
+		return;
+	free(peer->timing);
+	free(peer);
 }
 
 int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_error *err)

@@ -163,6 +163,7 @@ struct kv_peer {
 	struct kv_error error;	 /* why it failed or was lost */
 	struct tr_counters count; /* as kv_stats saw them last; under engine.lock */
 	struct kv_traffic *traffic;	  /* the engine's, of its transport */
+	struct kv_timing *timing;	  /* its own; as long as the record, from its tables on */
 	struct kv_link *link;
 };
 
@@ -222,6 +223,24 @@ bool kv_stats_look(struct kv_engine *engine, struct kv_stats *stats, uint64_t *p
 /* The counters of a connection that is about to close. Claim and engine.lock held. */
 void kv_stats_keep(struct kv_peer *peer);
 
+/* ---------------------------------------------------------------- kv_times.c */
+
+/* A peer that is about to leave the table. engine.lock held. */
+void kv_times_keep(struct kv_peer *peer);
+/* Adds its operations of every kind. engine.lock or claim held. */
+void kv_times_of(const struct kv_peer *peer, struct kv_times *sum);
+struct kv_timed_peer {
+	uint32_t index;
+	char name[KV_NAME_MAX];
+	struct kv_timing timing;
+};
+/*
+ * All that there were, and the first `cap` peers of the table. No claim is taken. false, and
+ * nothing is written: a thread keeps engine.lock.
+ */
+bool kv_times_look(struct kv_engine *engine, struct kv_timing *all, struct kv_timed_peer *rows,
+		   size_t cap, size_t *n_p);
+
 /* ---------------------------------------------------------------- the table: kv_table.c */
 
 enum { KV_TOKEN_WAKE = 0, KV_TOKEN_LISTENER = 1, KV_TOKEN_PEERS = 2 }; /* data of epoll events */
@@ -247,6 +266,7 @@ struct kv_peer_look {
 	bool incoming;
 	int64_t round_ns;
 	char name[KV_NAME_MAX], address[64], transport[16];
+	struct kv_times times; /* kv_times_of */
 };
 uint32_t kv_table_count(const struct kv_engine *engine, unsigned int state); /* under engine.lock */
 bool kv_table_look(struct kv_engine *engine, uint32_t index, int64_t deadline_ns,

@@ -96,6 +96,7 @@ KV_LOOKS static void look_at_peer(const struct kv_peer *peer, struct kv_peer_loo
 		to->address[i] = KV_SEEN(peer->address[i]);
 	for (size_t i = 0; i < sizeof(to->transport) - 1; i++)
 		to->transport[i] = KV_SEEN(peer->transport[i]);
+	kv_times_of(peer, &to->times);
 }
 
 uint32_t kv_table_count(const struct kv_engine *engine, unsigned int state)

@@ -6,6 +6,8 @@
 #include "kv_rig.h"
 
 #include <dirent.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,6 +160,133 @@ CASE_WITH(the_metrics_say_what_kv_stats_says, with_metrics, without)
 	assert_int_equal(times("# TYPE kvrail_bytes_total counter\n"), 1);
 	assert_int_equal(times("kvrail_build_info{"), 2);
 	pair_close(&p);
+}
+
+static struct kv_peer *connect_to(struct node *node)
+{
+	struct kv_peer *before = p.a.peer, *peer;
+
+	node_connect(&p.a, node->port);
+	peer = p.a.peer;
+	p.a.peer = before;
+	return peer;
+}
+
+static void write_to(struct kv_peer *peer, int n)
+{
+	struct kv_error err;
+
+	for (int i = 0; i < n; i++)
+		ok(kv_write_blocks(peer, p.a.cache, all_layers, from, to, N, NULL, &err), &err);
+}
+
+CASE_WITH(a_peer_has_histograms_of_its_own_and_leaves_them_to_the_sum, with_metrics, without)
+{
+	struct kv_error err;
+	struct kv_peer *second;
+	struct node c;
+
+	pair_open(&p, NULL, NULL);
+	node_open(&c, 3, NULL, NULL);
+	node_listen(&c);
+	second = connect_to(&c);
+	write_to(p.a.peer, WRITES);
+	write_to(second, 5);
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""),
+			 WRITES + 5);
+	/* All have the process's name; what has not been has no line. */
+	assert_int_equal(sum_of("kvrail_peer_operation_seconds_count", "index=\"0\"", "write"),
+			 WRITES);
+	assert_int_equal(sum_of("kvrail_peer_operation_ack_seconds_count", "index=\"1\"", ""), 5);
+	assert_int_equal(
+		sum_of("kvrail_peer_operation_first_byte_seconds_bucket", "index=\"1\"", "+Inf"),
+		5);
+	assert_int_equal(times("kvrail_peer_operation_seconds_count{"), 2);
+	ok(kv_peer_close(second, RIG_TIMEOUT_MS, &err), &err);
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""),
+			 WRITES + 5);
+	assert_int_equal(sum_of("kvrail_peer_operation_seconds_count", "", ""), WRITES);
+	/* The next one at its place begins anew. */
+	second = connect_to(&c);
+	write_to(second, 1);
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_peer_operation_seconds_count", "index=\"1\"", ""), 1);
+	assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""),
+			 WRITES + 6);
+	node_close(&c);
+	pair_close(&p);
+}
+
+CASE_WITH(so_many_peers_as_the_option_says_have_lines_of_their_own, with_metrics, without)
+{
+	struct node c;
+
+	for (int n = 0; n <= 2; n++) {
+		char of[8];
+
+		snprintf(of, sizeof(of), "%d", n);
+		setenv("KVCACHE_METRICS_PEERS", of, 1);
+		pair_open(&p, NULL, NULL);
+		node_open(&c, 3, NULL, NULL);
+		node_listen(&c);
+		write_to(connect_to(&c), 1);
+		write_to(p.a.peer, 1);
+		ask_metrics();
+		assert_int_equal(times("kvrail_peer_operation_seconds_count{"), n);
+		assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""), 2);
+		node_close(&c);
+		pair_close(&p);
+	}
+	unsetenv("KVCACHE_METRICS_PEERS");
+}
+
+struct scraper {
+	pthread_t thread;
+	atomic_bool stops;
+	char *text;
+	double seen;
+	bool fell;
+};
+
+static void *scrape_on(void *arg)
+{
+	struct scraper *s = arg;
+
+	while (!atomic_load(&s->stops)) {
+		double n;
+
+		scrape_metrics(port, s->text, TEXT_MAX);
+		n = scrape_sum(s->text, "kvrail_operation_seconds_count", "kind=\"write\"", "");
+		s->fell |= n < s->seen;
+		s->seen = n;
+	}
+	return NULL;
+}
+
+CASE_WITH(no_sum_falls_while_peers_come_and_go, with_metrics, without)
+{
+	struct scraper s = { .text = malloc(TEXT_MAX) };
+	enum { PEERS = 50 };
+	struct kv_error err;
+
+	assert_non_null(s.text);
+	pair_open(&p, NULL, NULL);
+	assert_int_equal(pthread_create(&s.thread, NULL, scrape_on, &s), 0);
+	for (int i = 0; i < PEERS; i++) {
+		struct kv_peer *peer = connect_to(&p.b);
+
+		write_to(peer, 2);
+		ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+	}
+	atomic_store(&s.stops, true);
+	pthread_join(s.thread, NULL);
+	assert_false(s.fell);
+	ask_metrics();
+	assert_int_equal(sum_of("kvrail_operation_seconds_count", "kind=\"write\"", ""), 2 * PEERS);
+	pair_close(&p);
+	free(s.text);
 }
 
 /* Reads count where they end: this test's own table is what was asked for and came. */

@@ -416,7 +416,7 @@ static double number_after(const char *key)
 	return at ? strtod(at + strlen(key), NULL) : 0;
 }
 
-CASE(top_counts_the_bytes_of_a_second)
+CASE(top_counts_the_bytes_of_a_second_and_the_time_of_each_peer)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	char words[64];
@@ -440,6 +440,21 @@ CASE(top_counts_the_bytes_of_a_second)
 	assert_int_equal(kvrail(words), 0);
 	says("last error");
 	says("prefill-0");
+	snprintf(words, sizeof(words), "top %d --once --json --peers", (int)getpid());
+	assert_int_equal(kvrail(words), 0);
+	/* The receiver has a peer, too, and no operation. */
+	says("\"engine\": \"prefill-0\", \"index\": 0, \"peer\": \"prefill-0\", \"state\": \"up\", "
+	     "\"operations\": 0, \"p99_us\": 0");
+	assert_non_null(strchr(text, '}'));
+	memmove(text, strchr(text, '}'), strlen(strchr(text, '}')) + 1);
+	assert_true(number_after("\"operations\": ") > 0);
+	assert_true(number_after("\"p99_us\": ") > 0);
+	snprintf(words, sizeof(words), "top %d --once --peers", (int)getpid());
+	assert_int_equal(kvrail(words), 0);
+	says("operations");
+	dump("");
+	assert_true(number_after("operations_timed ") > 0);
+	assert_true(number_after("p99_us ") > 0);
 	atomic_store(&writers_end, true);
 	pthread_join(thread, NULL);
 	pair_close(&p);

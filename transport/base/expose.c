@@ -218,7 +218,8 @@ static void answer_look(int fd)
 		struct kv_report how;
 	} questions[] = { { "dump\n", { .json = false } },
 			  { "dump json\n", { .json = true } },
-			  { "top\n", { .json = true, .brief = true } } };
+			  { "top\n", { .json = true, .brief = true } },
+			  { "top peers\n", { .json = true, .brief = true, .peers = true } } };
 	int64_t deadline_ns = kv_deadline_ns(CLIENT_MS);
 	char question[KV_VIEW_QUESTION_MAX];
 

@@ -23,6 +23,7 @@ struct kv_report {
 	struct kv_text text;
 	bool json;
 	bool brief;	     /* numbers of the whole, nothing of its parts */
+	bool peers;	     /* brief, and numbers of each peer */
 	bool inside, begun;  /* the writer's: an item's line is open; something stands in it */
 	unsigned int depth;  /* items around the next one */
 };

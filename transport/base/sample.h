@@ -47,7 +47,7 @@ void kv_sample_times(struct kv_text *text, const char *name, const char *labels,
 		     const char *value, const struct kv_times *times);
 
 /*
- * A label's value: quotes and backslashes escaped, and a question mark for what is no UTF-8, which
+ * A label's value: quotes and backslashes escaped, and a question mark for what is not UTF-8, which
  * Prometheus would not read, or a control character. `cap` of 8 at least.
  */
 const char *kv_label(char *buf, size_t cap, const char *value);

@@ -11,7 +11,7 @@
  * name has no mode: the kernel says who connects (SO_PEERCRED), and only the same user
  * and root are read from.
  *
- * The client sends one line, "dump", "dump json" or "top", and reads until the end.
+ * The client sends one line, "dump", "dump json", "top" or "top peers", and reads until the end.
  */
 #ifndef BASE_VIEW_H
 #define BASE_VIEW_H
