@@ -7,17 +7,21 @@
 #include "ag.h"
 #include "base/expose.h"
 
-enum { TRANSFERS, BYTES, PEERS, LOST, NOTES, FAMILIES };
+enum { TRANSFERS, BYTES, SECONDS, PEERS, LOST, NOTES, FAMILIES };
 
 #define COUNTER(id, name, help) [id] = { "kvrail_agent_" name "_total", "counter", help }
 #define GAUGE(id, name, help) [id] = { "kvrail_agent_" name, "gauge", help }
 static const struct kv_family families[FAMILIES] = {
 	COUNTER(TRANSFERS, "transfers", "Transfers that have ended, by kind and result."),
 	COUNTER(BYTES, "bytes", "Bytes of transfers that succeeded, by kind."),
+	[SECONDS] = { "kvrail_agent_transfer_seconds", "histogram",
+		      "From the post to the end, of one of 4 transfers that succeeded." },
 	GAUGE(PEERS, "peers", "Peers with a connection, or one that is being made."),
 	COUNTER(LOST, "peers_lost", "Peers that were lost, by cause."),
 	GAUGE(NOTES, "notes_bytes", "Bytes of notifications that the engine has not taken."),
 };
+
+enum { TIMED_OF = 4 }; /* looking at the clock costs more than all that is counted */
 
 static const char *const kinds[AG_KINDS] = { "write", "read" };
 
@@ -29,6 +33,8 @@ struct ag_metrics {
 	pthread_mutex_t lock; /* of the last error; short */
 	struct kv_error last;
 	int64_t last_ns;
+	atomic_bool timed; /* transfers are: from the first who asks on */
+	struct kv_times times[AG_KINDS];
 	_Atomic uint64_t begun, ended[AG_KINDS][AG_CODES], bytes[AG_KINDS], lost[AG_CODES];
 	char labels[2 * AG_NAME_MAX + 16]; /* of every sample: the agent's name */
 };
@@ -51,14 +57,18 @@ void ag_metrics_begun(struct ag_agent *agent)
 void ag_metrics_ended(struct ag_agent *agent, const struct ag_xfer *xfer)
 {
 	struct ag_metrics *m = agent->metrics;
+	uint64_t n;
 
 	if (!m)
 		return;
-	kv_counter_add(&m->ended[xfer->kind][-xfer->error.code], 1);
-	if (xfer->error.code)
+	n = kv_counter_add(&m->ended[xfer->kind][-xfer->error.code], 1);
+	if (xfer->error.code) {
 		note_error(m, xfer->peer, &xfer->error);
-	else
-		kv_counter_add(&m->bytes[xfer->kind], xfer->plan.bytes);
+		return;
+	}
+	kv_counter_add(&m->bytes[xfer->kind], xfer->plan.bytes);
+	if (!(n % TIMED_OF) && atomic_load_explicit(&m->timed, memory_order_relaxed))
+		kv_times_count(&m->times[xfer->kind], kv_now_ns() - xfer->posted_ns);
 }
 
 void ag_metrics_lost(struct ag_agent *agent, const struct ag_peer *peer)
@@ -92,6 +102,8 @@ static void say_family(void *arg, size_t family, struct kv_text *t)
 		else if (family == BYTES)
 			kv_text_add(t, "%s{%s,kind=\"%s\"} %" PRIu64 "\n", name, m->labels,
 				    kinds[kind], kv_counter_get(&m->bytes[kind]));
+		else if (family == SECONDS)
+			kv_sample_times(t, name, m->labels, "kind", kinds[kind], &m->times[kind]);
 	}
 }
 
@@ -107,6 +119,7 @@ static void see_agent(void *arg)
 static void report_counted(void *arg, struct kv_report *r)
 {
 	struct ag_metrics *m = arg;
+	struct kv_times times = { .sum_ns = 0 };
 	uint64_t ended = 0, begun;
 	struct kv_error last;
 	int64_t last_ns;
@@ -125,6 +138,14 @@ static void report_counted(void *arg, struct kv_report *r)
 	last_ns = m->last_ns;
 	pthread_mutex_unlock(&m->lock);
 	kv_report_last_error(r, &last, last_ns);
+	for (int kind = 0; kind < AG_KINDS; kind++)
+		kv_times_add(&times, &m->times[kind]);
+	if (r->brief) {
+		atomic_store(&m->timed, true);
+		kv_times_report(r, &times);
+	} else {
+		kv_times_report_p99(r, &times);
+	}
 	m->report(m->agent, r);
 	kv_report_end_item(r);
 }
@@ -146,6 +167,7 @@ void ag_metrics_start(struct ag_agent *agent,
 	}
 	m->agent = agent;
 	m->report = report;
+	m->timed = kv_expose_measures(agent->options);
 	pthread_mutex_init(&m->lock, NULL);
 	m->source = (struct kv_source){ .file = "kvrail-agent",
 					.families = families,

@@ -9,14 +9,19 @@
 #include "base/unload.h"
 #include "np.h"
 
-enum { REQUESTS, BYTES, COMMUNICATORS, FAILED, FAMILIES };
-enum { CODES = 96 }; /* -KV_ERR_* */
+enum { REQUESTS, BYTES, SECONDS, COMMUNICATORS, FAILED, FAMILIES };
+enum {
+	CODES = 96,    /* -KV_ERR_* */
+	TIMED_OF = 16, /* looking at the clock costs more than all that is counted */
+};
 
 #define COUNTER(id, name, help) [id] = { "kvrail_nccl_" name "_total", "counter", help }
 #define GAUGE(id, name, help) [id] = { "kvrail_nccl_" name, "gauge", help }
 static const struct kv_family families[FAMILIES] = {
 	COUNTER(REQUESTS, "requests", "Sends and receives that NCCL knows to be done."),
 	COUNTER(BYTES, "bytes", "Their bytes."),
+	[SECONDS] = { "kvrail_nccl_request_seconds", "histogram",
+		      "How long NCCL asked for a request in vain, of one of 16; 0: it never did." },
 	GAUGE(COMMUNICATORS, "communicators",
 	      "Communicators that are open, each of one direction."),
 	COUNTER(FAILED, "failed", "Communicators that failed, by cause."),
@@ -26,6 +31,8 @@ struct np_metrics {
 	struct kv_source source;
 	_Atomic uint64_t requests[2], bytes[2]; /* out, in */
 	_Atomic uint64_t communicators, failed[CODES];
+	atomic_bool timed; /* requests are: from the first who asks on */
+	struct kv_times times[2];
 	struct np_context *ctx;
 	void *held;
 	struct np_view view;
@@ -36,15 +43,24 @@ struct np_metrics {
 	char labels[160]; /* of every sample: the device and the context's number */
 };
 
+static __attribute__((noinline)) void count_wait(struct np_metrics *m,
+						 const struct np_request *request)
+{
+	if (atomic_load_explicit(&m->timed, memory_order_relaxed))
+		kv_times_count(&m->times[request->kind == NP_RECV],
+			       request->waits_ns ? kv_now_ns() - request->waits_ns : 0);
+}
+
 void np_metrics_done(struct np_metrics *m, const struct np_request *request)
 {
 	bool in = request->kind == NP_RECV;
 
 	if (!m)
 		return;
-	kv_counter_add(&m->requests[in], 1);
 	for (unsigned int i = 0; i < request->n; i++)
 		kv_counter_add(&m->bytes[in], request->size[i]);
+	if (!(kv_counter_add(&m->requests[in], 1) % TIMED_OF))
+		count_wait(m, request);
 }
 
 void np_metrics_open(struct np_metrics *m, int more)
@@ -87,6 +103,8 @@ static void say_family(void *arg, size_t family, struct kv_text *t)
 		kv_text_add(t, "%s{%s,direction=\"%s\"} %" PRIu64 "\n", name, m->labels,
 			    directions[i],
 			    kv_counter_get(family == BYTES ? &m->bytes[i] : &m->requests[i]));
+	for (int i = 0; i < 2 && family == SECONDS; i++)
+		kv_sample_times(t, name, m->labels, "direction", directions[i], &m->times[i]);
 	if (family == FAILED)
 		kv_sample_codes(t, name, m->labels, NULL, "cause", m->failed, CODES,
 				KV_ERR_PEER_LOST);
@@ -95,6 +113,7 @@ static void say_family(void *arg, size_t family, struct kv_text *t)
 static void report_device(void *arg, struct kv_report *r)
 {
 	struct np_metrics *m = arg;
+	struct kv_times times = { .sum_ns = 0 };
 	struct kv_error last;
 	int64_t last_ns;
 
@@ -108,6 +127,14 @@ static void report_device(void *arg, struct kv_report *r)
 	kv_report_int(r, "bytes_out", (int64_t)kv_counter_get(&m->bytes[0]));
 	kv_report_int(r, "bytes_in", (int64_t)kv_counter_get(&m->bytes[1]));
 	kv_report_last_error(r, &last, last_ns);
+	kv_times_add(&times, &m->times[0]);
+	kv_times_add(&times, &m->times[1]);
+	if (r->brief) {
+		atomic_store(&m->timed, true);
+		kv_times_report(r, &times);
+	} else {
+		kv_times_report_p99(r, &times);
+	}
 	np_view_report(&m->view, r);
 	if (!r->brief)
 		m->ctx->connecting_report(m->ctx, m, r);
@@ -137,6 +164,7 @@ void np_metrics_start(struct np_context *ctx, struct np_rail *rail, const struct
 					.arg = m,
 					.log = rail->log };
 	m->ctx = ctx;
+	m->timed = kv_expose_measures(rail->options);
 	np_view_init(&m->view);
 	pthread_mutex_init(&m->lock, NULL);
 	snprintf(m->name, sizeof(m->name), "%s", device->name);

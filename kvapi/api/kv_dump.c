@@ -173,14 +173,6 @@ static const char *state_name(unsigned int state)
 	return states[state];
 }
 
-static void report_p99(struct kv_report *r, const struct kv_times *times)
-{
-	if (!kv_times_n(times))
-		return;
-	kv_report_int(r, "operations_timed", (int64_t)kv_times_n(times));
-	kv_report_int(r, "p99_us", (int64_t)kv_times_p99_us(times));
-}
-
 static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 {
 	unsigned int rows = peer->engine->peers_end > ROWS_SHOWN ? ROWS_OF_MANY : ROWS_SHOWN;
@@ -198,7 +190,7 @@ static void report_peer(struct kv_report *r, const struct kv_peer *peer)
 		kv_report_text(r, "cause", "%s", peer->error.message);
 	}
 	kv_times_of(peer, &times);
-	report_p99(r, &times);
+	kv_times_report_p99(r, &times);
 	if (peer->link) {
 		kv_report_int(r, "leases_open", peer->link->leases);
 		report_slots(r, peer->link);
@@ -223,7 +215,7 @@ static void report_busy(struct kv_report *r, const struct kv_peer_look *look)
 	kv_report_text(r, "busy", "another thread is in a call on it");
 	if (look->round_ns)
 		kv_report_age(r, "progress_ms_ago", look->round_ns);
-	report_p99(r, &look->times);
+	kv_times_report_p99(r, &look->times);
 }
 
 static void report_peers(struct kv_report *r, struct kv_engine *engine)

@@ -7,7 +7,9 @@
  */
 #include "agent/agent_rig.h"
 
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +148,45 @@ CASE(a_peer_that_is_stopped_is_named)
 	kill(f.pid, SIGCONT);
 	assert_int_equal(rig_end_of(xfer, &err), 0);
 	rig_release(xfer);
+	far_close(&f);
+}
+
+struct mover {
+	struct far *far;
+	atomic_bool stops;
+	pthread_t thread;
+};
+
+static void *move_on(void *arg)
+{
+	struct mover *m = arg;
+
+	while (!atomic_load(&m->stops))
+		move_once(m->far);
+	return NULL;
+}
+
+CASE(top_says_how_long_transfers_take)
+{
+	struct far f;
+	struct mover m = { .far = &f };
+	char words[64];
+
+	far_open(&f);
+	load(&f);
+	move_once(&f);
+	dump("");
+	assert_null(strstr(text, "p99_us")); /* nobody has asked for it */
+	assert_int_equal(pthread_create(&m.thread, NULL, move_on, &m), 0);
+	snprintf(words, sizeof(words), "top %d --once --json", (int)getpid());
+	assert_int_equal(kvrail(words), 0);
+	atomic_store(&m.stops, true);
+	pthread_join(m.thread, NULL);
+	says("\"engine\": \"prefill-0\", ");
+	assert_true(number_after("\"p99_us\": ") > 0);
+	dump("");
+	assert_true(number_after("operations_timed ") > 0);
+	assert_true(number_after("p99_us ") > 0);
 	far_close(&f);
 }
 

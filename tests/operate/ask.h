@@ -4,6 +4,7 @@
 #define ASK_H
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -59,6 +60,16 @@ static inline void dump_until(const char *word)
 	for (dump(""); !strstr(text, word) && kv_now_ns() < end; dump(""))
 		usleep(10000);
 	says(word);
+}
+
+/* What stands behind the first of these words, and 0 if that is not a number. */
+static inline double number_after(const char *key)
+{
+	const char *at = strstr(text, key);
+
+	if (!at)
+		fail_msg("it does not say %s: %s", key, text);
+	return at ? strtod(at + strlen(key), NULL) : 0;
 }
 
 #endif

@@ -33,9 +33,9 @@ def main(kv_cost, net_cost, plugin, agent_cost):
         sys.exit(77)
     rows = (("block API, a write of 256 blocks of 1 KiB", [kv_cost, "1024", "256", "50", "1"]),
             ("block API, a write of 1538 blocks of 1 KiB as kv_pd_bench makes them", [kv_cost, "1024", "1538", "20", "1"]),
-            ("NCCL plugin, messages of 1 KiB", [net_cost, plugin, "1024", "50", "1"]),
+            ("NCCL plugin, messages of 1 KiB", [net_cost, plugin, "1024", "300", "1"]),
             ("NCCL plugin, messages of 64 KiB", [net_cost, plugin, "65536", "10", "1"]))
-    agent = [agent_cost, "1024", "32", "50", "1"]
+    agent = [agent_cost, "1024", "32", "200", "1"]
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, command in rows:

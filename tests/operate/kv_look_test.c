@@ -407,15 +407,6 @@ static void *write_on(void *arg)
 	return NULL;
 }
 
-static double number_after(const char *key)
-{
-	const char *at = strstr(text, key);
-
-	if (!at)
-		fail_msg("it does not say %s: %s", key, text);
-	return at ? strtod(at + strlen(key), NULL) : 0;
-}
-
 CASE(top_counts_the_bytes_of_a_second_and_the_time_of_each_peer)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);

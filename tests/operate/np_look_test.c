@@ -171,6 +171,39 @@ CASE(a_handshake_that_waits_says_at_which_end)
 	PASSES(&s, side_stop(&s));
 }
 
+static void *move_on(void *arg)
+{
+	struct poller *p = arg;
+
+	while (!atomic_load(&p->stops)) {
+		void *receive = receive_one(p->s, TAG), *send = send_one(p->s, TAG);
+
+		PASSES(p->s, side_wait(p->s, send, NULL));
+		PASSES(p->s, side_wait(p->s, receive, NULL));
+	}
+	return NULL;
+}
+
+CASE(top_says_how_long_requests_take)
+{
+	struct side s = open_loop();
+	struct poller p = { .s = &s };
+	char words[64];
+
+	dump("");
+	assert_null(strstr(text, "p99_us")); /* nobody has asked for it */
+	assert_int_equal(pthread_create(&p.thread, NULL, move_on, &p), 0);
+	snprintf(words, sizeof(words), "top %d --once --json", (int)getpid());
+	assert_int_equal(kvrail(words), 0);
+	poller_stop(&p);
+	says("\"engine\": \"shm\", ");
+	assert_true(number_after("\"p99_us\": ") > 0);
+	dump("");
+	assert_true(number_after("operations_timed ") > 0);
+	assert_true(number_after("p99_us ") > 0);
+	close_loop(&s);
+}
+
 CASE(a_killed_rank_leaves_its_cause)
 {
 	struct side s;

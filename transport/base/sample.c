@@ -35,6 +35,16 @@ uint64_t kv_times_p99_us(const struct kv_times *times)
 	return 0;
 }
 
+void kv_times_report_p99(struct kv_report *r, const struct kv_times *times)
+{
+	uint64_t n = kv_times_n(times);
+
+	if (!n)
+		return;
+	kv_report_int(r, "operations_timed", (int64_t)n);
+	kv_report_int(r, "p99_us", (int64_t)kv_times_p99_us(times));
+}
+
 void kv_times_report(struct kv_report *r, const struct kv_times *times)
 {
 	char said[KV_TIME_BUCKETS * 21];

@@ -9,10 +9,10 @@
 
 #include "report.h"
 
-/* Any thread counts; the order to anything else is not promised. */
-static inline void kv_counter_add(_Atomic uint64_t *counter, uint64_t n)
+/* Any thread counts; the order to anything else is not promised. Returns what it was before. */
+static inline uint64_t kv_counter_add(_Atomic uint64_t *counter, uint64_t n)
 {
-	atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+	return atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
 static inline uint64_t kv_counter_get(const _Atomic uint64_t *counter)
@@ -40,6 +40,8 @@ static inline void kv_times_count(struct kv_times *times, int64_t ns)
 void kv_times_add(struct kv_times *to, const struct kv_times *from);
 uint64_t kv_times_n(const struct kv_times *times);
 uint64_t kv_times_p99_us(const struct kv_times *times); /* 99 of 100 took less; 0: none did */
+/* Fields operations_timed and p99_us; nothing, if there are none. */
+void kv_times_report_p99(struct kv_report *r, const struct kv_times *times);
 /* Field `times`: the buckets, for `kvrail top`, which asks again and takes the difference. */
 void kv_times_report(struct kv_report *r, const struct kv_times *times);
 /* The lines of a histogram, NAME_bucket{LABELS,LABEL="VALUE",le="..."} n and so on. */
