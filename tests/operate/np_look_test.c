@@ -113,6 +113,7 @@ CASE(a_send_without_a_receive_waits_for_one)
 	says("operation send, waits_for a receive of the peer, tag 7, ");
 	says("communicator receives, peer 127.0.0.1:");
 	poller_start(&p, &s, send);
+	dump_until("operation send, age_ms ");
 	dump_until("connection 127.0.0.1:"); /* said by the thread that polls */
 	says("transport shm, path ");
 	says("operation send, age_ms ");
@@ -141,6 +142,7 @@ CASE(tags_that_differ_are_seen_at_both_ends)
 				    &send) &&
 		      !send);
 	poller_start(&p, &s, receive);
+	dump_until("operation receive, age_ms ");
 	dump_until("connection 127.0.0.1:");
 	says("operation receive, age_ms ");
 	says("waits_for a send of the peer, tag 7, bytes 4096, parts 1, parts_missing 1");
