@@ -4,8 +4,10 @@
 usage: podman.py ROOT FOLDER
 
 Debian's packages are unpacked in FOLDER, and the base image is a Debian that mmdebstrap makes: no registry is asked. The containers have
-the commands and the names of compose.yml, and share one network. Needs root. Of what it makes only the empty chains of netavark stay, in netfilter's tables.
+the commands and the names of compose.yml, and share one network. Needs root. Nothing of it stays: what podman mounts, and the links and the
+netfilter tables of its networks, are in namespaces that end with this process.
 """
+import ctypes
 import os
 import shutil
 import subprocess
@@ -37,7 +39,27 @@ network_backend = "netavark"
 seccomp_profile = "{root}/usr/share/containers/seccomp.json"
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 """
-STORAGE = '[storage]\ndriver = "vfs"\ngraphroot = "{work}/store"\nrunroot = "{work}/run"\n'
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+STORAGE = '[storage]\ndriver = "{driver}"\ngraphroot = "{work}/store"\nrunroot = "{work}/run"\n'
+
+
+def into_namespaces(flags):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(flags):
+        skip(f"no namespaces here: {os.strerror(ctypes.get_errno())}")
+
+
+def storage_driver(work):
+    """overlay, where it can be mounted on that file system: vfs copies the whole image for each layer."""
+    names = [os.path.join(work, "try", name) for name in ("lower", "upper", "work", "merged")]
+    for name in names:
+        os.makedirs(name)
+    lower, upper, inner, merged = names
+    done = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={inner}", merged],
+                          check=False, stderr=subprocess.DEVNULL)
+    if not done.returncode:
+        subprocess.run(["umount", merged], check=True)
+    return "vfs" if done.returncode else "overlay"
 
 
 class Podman:
@@ -48,7 +70,7 @@ class Podman:
                     "CONTAINERS_CONF": f"{work}/containers.conf", "CONTAINERS_STORAGE_CONF": f"{work}/storage.conf"}
         for name, text in (("containers.conf", CONTAINERS), ("storage.conf", STORAGE)):
             with open(f"{work}/{name}", "w", encoding="utf-8") as file:
-                file.write(text.format(root=root, work=work))
+                file.write(text.format(root=root, work=work, driver=storage_driver(work) if text is STORAGE else ""))
         os.makedirs(f"{work}/.config/containers")
         shutil.copy(f"{root}/etc/containers/policy.json", f"{work}/.config/containers")
         os.mkdir(f"{work}/bin")
@@ -93,6 +115,8 @@ def main(tree, folder):
     root = os.path.realpath(unpacked(folder, "usr/bin/podman", PACKAGES))
     with open(f"{tree}/deploy/compose.yml", encoding="utf-8") as file:
         services = yaml.safe_load(file)["services"]
+    into_namespaces(CLONE_NEWNS)
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
     work = tempfile.mkdtemp(prefix="kvrail-podman.", dir=os.environ.get("TMPDIR", "/var/tmp"))
     try:
         made = subprocess.run(["mmdebstrap", "--variant=minbase", "bookworm", f"{work}/base.tar"], text=True, stdout=subprocess.PIPE,
@@ -105,6 +129,7 @@ def main(tree, folder):
             skip(f"podman can run no container here: {podman.said.strip()[-300:]}")
         podman("build", "--pull=never", "--network", "host", "--ignorefile", f"{tree}/deploy/Dockerfile.dockerignore",
                "-f", f"{tree}/deploy/Dockerfile", "-t", "kvrail", tree, seconds=BUILD_S)
+        into_namespaces(CLONE_NEWNET)  # nothing is fetched any more
         print(podman("run", "--rm", "kvrail").splitlines()[-1])  # the doctor
         two_containers(podman, services)
     finally:
