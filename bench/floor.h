@@ -41,6 +41,7 @@ struct bench {
 	uint8_t *floor_dst;
 	uint64_t peer_base;
 	uint32_t next; /* batch */
+	bool both_ends; /* whose processor time counts */
 	unsigned int acks;
 };
 
