@@ -118,8 +118,6 @@ _NAMES = {
     "KV_CACHE_OPEN": "with open=True",
     "KV_CACHE_READABLE": "readable=True",
     "KV_COMM_ALL": "0",
-    "KV_MEM_CUDA": "a GPU's",
-    "KV_MEM_HOST": "the host's",
     "KV_PROGRESS_CALLER": 'progress="caller"',
     "base, layer_base, layer_stride or stride": "the memory of a tensor or a layer",
     "kv_alloc": "Engine.alloc",
