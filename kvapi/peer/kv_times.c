@@ -3,7 +3,6 @@
  * kv_times.c -- how long operations took: counted in their peer's record, with no lock; those of a
  * peer that goes stay with the engine, so that no sum of all ever falls
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "kv_peer.h"

@@ -11,12 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fake_cuda.h"
+#include "gpu_blocks.h"
 #include "lib/process.h"
-
-static const struct kv_layers all_layers = { 0, 0 };
-static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
-enum { N = 6 };
 
 static uint8_t *on_gpu(size_t len, uint8_t **addr_p)
 {
@@ -192,27 +188,13 @@ CASE(after_a_cancel_no_kernel_of_the_operation_writes)
 CASE(a_revoke_waits_for_a_kernel_of_the_writer)
 {
 	struct kv_engine_config config = config_of(ways[0]);
-	struct kv_options options = KV_INIT(kv_options);
 	struct shape shape = gpu_shape();
 	struct pair p = { 0 };
-	struct kv_lease *lease;
 	struct kv_op *op;
 
 	shape.flags = 0; /* only the lease opens them */
 	pair_open(&p, &shape, &config);
-	ok(kv_blocks_open(p.b.peer, p.b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
-	   &p.b.err);
-	fake_cuda.hold = true;
-	options.timeout_ms = RIG_TIMEOUT_MS;
-	options.lease = kv_lease_id(lease);
-	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, &options, &op,
-				 &p.a.err),
-	   &p.a.err);
-	while (!fake_cuda.launched)
-		poll(NULL, 0, 1);
-	assert_int_equal(kv_revoke(lease, 50, &p.b.err), KV_ERR_BUSY);
-	fake_cuda.hold = false;
-	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &p.b.err), &p.b.err);
+	op = revoke_waits_for_kernel(&p);
 	fill_side(&p.b, 2, 0);
 	assert_true(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &p.a.err) < 0);
 	ok(kv_op_free(op, &p.a.err), &p.a.err);

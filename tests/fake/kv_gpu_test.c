@@ -16,11 +16,9 @@
 
 #include "base/fault.h"
 #include "fake.h"
-#include "fake_cuda.h"
+#include "gpu_blocks.h"
 
-static const struct kv_layers all_layers = { 0, 0 };
-static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
-enum { N = 6, K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
+enum { K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
 
 /* Every tensor of every layer is an allocation of its own; they touch. */
 static uint8_t *in_pieces(size_t len, uint8_t **addr_p)
@@ -72,15 +70,9 @@ static void blocks_go(const struct shape *shapes, size_t ends,
 	struct pair p = { 0 };
 
 	ends_open(&p, &shapes[ends % 3], &shapes[ends / 3], config);
-	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
-	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
-	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
+	blocks_go_and_come(&p);
 	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	assert_int_equal(arrival.blocks, N);
-	fill_side(&p.b, 2, 0);
-	ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err), &p.a.err);
-	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
-	assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
 	pair_close(&p);
 	assert_int_equal(fake_cuda.contexts, 0);
 }
@@ -466,27 +458,13 @@ CASE(a_kernel_of_the_receiver_that_fails_is_its_error)
 static void revoke_waits(const struct kv_engine_config *config)
 {
 	struct shape shape = cuda_shape(in_one_piece);
-	struct kv_options options = KV_INIT(kv_options);
 	struct pair p = { 0 };
-	struct kv_lease *lease;
 	struct kv_op *op;
 
 	shape.flags = 0; /* only the lease opens them */
 	ends_open(&p, &rig_shape, &shape, config);
 	node_await_peer(&p.b);
-	ok(kv_blocks_open(p.b.peer, p.b.cache, to, N, 1, RIG_TIMEOUT_MS, &lease, &p.b.err),
-	   &p.b.err);
-	fake_cuda.hold = true;
-	options.timeout_ms = RIG_TIMEOUT_MS;
-	options.lease = kv_lease_id(lease);
-	ok(kv_write_blocks_async(p.a.peer, p.a.cache, all_layers, from, to, N, &options, &op,
-				 &p.a.err),
-	   &p.a.err);
-	while (!fake_cuda.launched)
-		poll(NULL, 0, 1);
-	assert_int_equal(kv_revoke(lease, 50, &p.b.err), KV_ERR_BUSY);
-	fake_cuda.hold = false;
-	ok(kv_revoke(lease, RIG_TIMEOUT_MS, &p.b.err), &p.b.err);
+	op = revoke_waits_for_kernel(&p);
 	assert_int_equal(kv_error_scope(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &p.a.err)),
 			 KV_SCOPE_PEER);
 	ok(kv_op_free(op, &p.a.err), &p.a.err);

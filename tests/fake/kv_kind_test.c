@@ -19,6 +19,7 @@
 #include "base/error.h"
 #include "fake.h"
 #include "gpu/gpu.h"
+#include "gpu_blocks.h"
 #include "lib/process.h"
 #include "provider.h"
 
@@ -273,10 +274,6 @@ const struct gpu_kind *const tr_kinds[TR_MEM_KINDS] = {
 
 /* ---------------------------------------------------------------- the cases */
 
-static const struct kv_layers all_layers = { 0, 0 };
-static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };
-enum { N = 6 };
-
 /* Each end made up, or the host's; written, then read back. */
 static void blocks_go(const char *transport, const char *path, int ends)
 {
@@ -298,13 +295,7 @@ static void blocks_go(const char *transport, const char *path, int ends)
 	node_connect(&p.a, p.b.port);
 	ok(kv_peer_info(p.a.peer, &info, &p.a.err), &p.a.err);
 	assert_string_equal(info.transport, strchr(transport, '=') + 1);
-	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
-	assert_true(memory_is(&p.b, all_layers, 1, from, to, N, 0));
-	assert_true(memory_is(&p.a, all_layers, 1, NULL, NULL, 0, 0));
-	fill_side(&p.b, 2, 0);
-	ok(kv_read_blocks(p.a.peer, p.a.cache, all_layers, to, from, N, NULL, &p.a.err), &p.a.err);
-	assert_true(memory_is(&p.a, all_layers, 2, from, to, N, 0));
-	assert_true(memory_is(&p.b, all_layers, 2, NULL, NULL, 0, 0));
+	blocks_go_and_come(&p);
 	pair_close(&p);
 	assert_int_equal(made.open, 0);
 }
