@@ -103,9 +103,9 @@ void bounds_setup(void)
 {
 	char text[16];
 
-	snprintf(text, sizeof(text), "%d", BOUNDS_OP_MS);
+	snprintf(text, sizeof(text), "%lld", (long long)slow_ms(BOUNDS_OP_MS));
 	setenv("KVCACHE_OP_TIMEOUT_MS", text, 1);
-	snprintf(text, sizeof(text), "%d", BOUNDS_HANDSHAKE_MS);
+	snprintf(text, sizeof(text), "%lld", (long long)slow_ms(BOUNDS_HANDSHAKE_MS));
 	setenv("KVCACHE_HANDSHAKE_MS", text, 1);
 	read_table();
 	table_names_every_function();
