@@ -14,7 +14,9 @@ import re
 import sys
 import xml.etree.ElementTree as ElementTree
 
-CAUSE_LINES, CAUSE_WIDTH = 8, 240
+CAUSE_LINES, CAUSE_WIDTH = 16, 240
+TELLING = re.compile(r"error|fail|left something|sanitizer|timeout|assert|killed", re.IGNORECASE)
+PASSING = re.compile(r"^\[ +(RUN|OK|PASSED) +\]|\bPassed\b")
 
 
 def reason_of(output):
@@ -26,10 +28,16 @@ def reason_of(output):
 
 
 def cause_of(output):
-    """What a failed test said of its failure: the lines that name an error, else its last ones."""
-    lines = [line.rstrip() for line in output.splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"error|fail|sanitizer|timeout|assert|killed", line, re.IGNORECASE)]
-    return [line[:CAUSE_WIDTH] for line in (telling or lines)[-CAUSE_LINES:]]
+    """What a failed test said of its failure: the first and the last lines that name an error, else its last ones.
+
+    A test of several stages goes on after one that failed: its cause may stand far above the end.
+    """
+    lines = [line.rstrip()[:CAUSE_WIDTH] for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if TELLING.search(line) and not PASSING.search(line)]
+    if not telling:
+        return lines[-CAUSE_LINES:]
+    first = telling[: CAUSE_LINES // 2]
+    return first + telling[len(first) :][-CAUSE_LINES // 2 :]
 
 
 class Case:

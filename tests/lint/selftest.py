@@ -676,6 +676,11 @@ skipped: no second user
         said = "starting\nERROR: x.c:3 differs\ngoing on\nclosing\n"
         _, text = self.run_summary(f'<testcase name="bad" status="fail"><system-out>{said}</system-out></testcase>')
         self.assertIn("  FAILED bad (dev)\n    ERROR: x.c:3 differs\n\n", text)
+        later = "".join(f"[ RUN      ] fails_{n}\n[       OK ] fails_{n}\nstage {n} failed\n" for n in range(20))
+        _, text = self.run_summary(f'<testcase name="bad" status="fail"><system-out>{said}{later}</system-out></testcase>')
+        self.assertIn("ERROR: x.c:3 differs\n    stage 0 failed\n", text)
+        self.assertIn("stage 18 failed\n    stage 19 failed\n\n", text)
+        self.assertNotIn("OK", text)
         _, text = self.run_summary('<testcase name="mute" status="fail"><system-out>one\ntwo\n</system-out></testcase>')
         self.assertIn("  FAILED mute (dev)\n    one\n    two\n\n", text)
 

@@ -158,7 +158,10 @@ for stage; do
 	}
 	packets=$(($(counter) - packets))
 	echo "in_guest: $stage: the devices sent $packets packets"
-	[ $packets -gt 500 ] || failed=1
+	[ $packets -gt 500 ] || {
+		echo "in_guest: $stage failed: more than 500 packets were expected"
+		failed=1
+	}
 	after=$(objects "$before")
 	if [ "$before" != "$after" ]; then
 		printf 'in_guest: %s left something behind:\n%s\n%s\n' "$stage" "$before" "$after"
