@@ -219,6 +219,27 @@ def check_pages(root):
     return findings + [f"CONTRIBUTING.md: no row lint_{name}" for name in sorted(lint_names(root)) if f"| `lint_{name}` |" not in text]
 
 
+def check_names(root):
+    """Functions, types and numbers of the libraries that a document names exist, and the stages of the picture are those of the code."""
+    words = {os.path.splitext(os.path.basename(path))[0] for path in source.files(root)}
+    for path in source.files(root):
+        if not path.endswith((".md", ".json")):
+            try:
+                words.update(re.findall(r"\w+", source.read(root, path)))
+            except UnicodeDecodeError:
+                continue
+    findings, picture = [], "docs/architecture.md"
+    for page in (path for path in source.files(root) if path.endswith(".md") and path != "CHANGELOG.md"):
+        text = source.read(root, page)
+        if page.endswith("decisions.md"):  # its first column is what there is no more
+            text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
+        named = set(re.findall(r"`((?:kv|tr|ag|np|KV|TR|AG|NP)_\w+)", text))
+        findings += [f"{page}: there is no {name}" for name in sorted(named - words)]
+    section = source.read(root, picture).partition("## The stages")[2].partition("\n## ")[0]
+    stages = re.findall(r"\bKV_STAGE_(\w+)[ ,]", source.read(root, "kvapi/op/kv_op.h"))
+    return findings + [f"{picture}: the stage {stage} is not in the picture" for stage in stages if not re.search(rf"\b{stage}\b", section)]
+
+
 def check_links(root):
     """Every link between the documents leads to a file, and to a heading of it."""
     findings = []
@@ -323,7 +344,7 @@ def check_pictures(root):
 
 def check(root):
     checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability,
-              check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_links, check_figures,
+              check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_names, check_links, check_figures,
               check_skips, check_repeats, check_mutants, check_parsers, check_pictures)
     return [finding for one in checks for finding in one(root)]
 

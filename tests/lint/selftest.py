@@ -483,6 +483,16 @@ class Agree(Tree):
         self.write("CONTRIBUTING.md", good.replace("lint_words", "words"))
         self.assert_finds("no row lint_words", agree.check_pages(self.root))
 
+    def test_a_name_that_the_code_has_not_is_found(self):
+        self.write("kvapi/op/kv_op.h", "enum { KV_STAGE_IDLE = 0,\n\tKV_STAGE_POST };\nint kv_here(void);\n")
+        self.write("docs/architecture.md", "`kv_here(x)` kv_gone\n## The stages\nIDLE POST\n")
+        self.write("docs/design/decisions.md", "| `tr_old` | `kv_here` |\n")
+        self.assertEqual(agree.check_names(self.root), [])
+        self.write("docs/architecture.md", "`kv_gone`\n## The stages\nPOST\n")
+        self.write("docs/design/decisions.md", "| x | `tr_old` |\n")
+        self.assert_finds("there is no ", agree.check_names(self.root)[:2], 2)
+        self.assert_finds("the stage IDLE", agree.check_names(self.root)[2:])
+
     def test_a_link_that_leads_nowhere_is_found(self):
         self.write("docs/a.md", "# One thing, `x`\n[b](../b.md#two) [here](#one-thing-x) [web](https://x/y.md#z)\n")
         self.write("b.md", "## Two\n[a](docs/a.md)\n")
