@@ -87,103 +87,60 @@ typedef struct {
 
 /* ---------------------------------------------------------------- properties */
 
-typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
+#define NCCL_PROPS_NAME \
+	char *name;     \
+	char *pciPath;  \
+	uint64_t guid;  \
 	int ptrSupport;
-	int speed; /* Mbit/s */
-	int port;
-	float latency; /* microseconds */
-	int maxComms;
+/* In Mbit/s and microseconds. */
+#define NCCL_PROPS_SPEED \
+	int speed;       \
+	int port;        \
+	float latency;   \
+	int maxComms;    \
 	int maxRecvs;
+#define NCCL_PROPS_DEVICE                \
+	ncclNetDeviceType netDeviceType; \
+	int netDeviceVersion;
+#define NCCL_PROPS_V9(vprops_t) \
+	NCCL_PROPS_NAME         \
+	int regIsGlobal;        \
+	int forceFlush;         \
+	NCCL_PROPS_SPEED        \
+	NCCL_PROPS_DEVICE       \
+	vprops_t vProps;        \
+	size_t maxP2pBytes;     \
+	size_t maxCollBytes;
+
+typedef struct {
+	NCCL_PROPS_NAME
+	NCCL_PROPS_SPEED
 } ncclNetProperties_v6_t;
 
 typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
-	int ptrSupport;
-	int speed;
-	int port;
-	float latency;
-	int maxComms;
-	int maxRecvs;
-	ncclNetDeviceType netDeviceType;
-	int netDeviceVersion;
+	NCCL_PROPS_NAME
+	NCCL_PROPS_SPEED
+	NCCL_PROPS_DEVICE
 } ncclNetProperties_v7_t;
 
 typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
-	int ptrSupport;
+	NCCL_PROPS_NAME
 	int regIsGlobal;
-	int speed;
-	int port;
-	float latency;
-	int maxComms;
-	int maxRecvs;
-	ncclNetDeviceType netDeviceType;
-	int netDeviceVersion;
+	NCCL_PROPS_SPEED
+	NCCL_PROPS_DEVICE
 } ncclNetProperties_v8_t;
 
 typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
-	int ptrSupport;
-	int regIsGlobal;
-	int forceFlush;
-	int speed;
-	int port;
-	float latency;
-	int maxComms;
-	int maxRecvs;
-	ncclNetDeviceType netDeviceType;
-	int netDeviceVersion;
-	ncclNetVDeviceProps_v9_t vProps;
-	size_t maxP2pBytes;
-	size_t maxCollBytes;
+	NCCL_PROPS_V9(ncclNetVDeviceProps_v9_t)
 } ncclNetProperties_v9_t;
 
 typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
-	int ptrSupport;
-	int regIsGlobal;
-	int forceFlush;
-	int speed;
-	int port;
-	float latency;
-	int maxComms;
-	int maxRecvs;
-	ncclNetDeviceType netDeviceType;
-	int netDeviceVersion;
-	ncclNetVDeviceProps_v9_t vProps;
-	size_t maxP2pBytes;
-	size_t maxCollBytes;
+	NCCL_PROPS_V9(ncclNetVDeviceProps_v9_t)
 	int maxMultiRequestSize;
 } ncclNetProperties_v11_t;
 
 typedef struct {
-	char *name;
-	char *pciPath;
-	uint64_t guid;
-	int ptrSupport;
-	int regIsGlobal;
-	int forceFlush;
-	int speed;
-	int port;
-	float latency;
-	int maxComms;
-	int maxRecvs;
-	ncclNetDeviceType netDeviceType;
-	int netDeviceVersion;
-	ncclNetVDeviceProps_v12_t vProps;
-	size_t maxP2pBytes;
-	size_t maxCollBytes;
+	NCCL_PROPS_V9(ncclNetVDeviceProps_v12_t)
 	int maxMultiRequestSize;
 	int16_t railId;
 	int16_t planeId;
@@ -192,31 +149,30 @@ typedef struct {
 /* ---------------------------------------------------------------- the tables */
 
 /* Slots whose types have not changed since the version named. Later tables are made of them. */
-#define NCCL_SLOTS_REG_V8                                                                     \
-	ncclResult_t (*regMr)(void *comm, void *data, size_t size, int type, void **mhandle); \
-	ncclResult_t (*regMrDmaBuf)(void *comm, void *data, size_t size, int type,            \
-				    uint64_t offset, int fd, void **mhandle);                 \
+#define NCCL_SLOTS_BEGIN_V6(props_t)                    \
+	const char *name;                               \
+	ncclResult_t (*init)(ncclDebugLogger_t logger); \
+	ncclResult_t (*devices)(int *ndev);             \
+	ncclResult_t (*getProperties)(int dev, props_t *props);
+#define NCCL_SLOTS_REG(size_type)                                                                \
+	ncclResult_t (*regMr)(void *comm, void *data, size_type size, int type, void **mhandle); \
+	ncclResult_t (*regMrDmaBuf)(void *comm, void *data, size_t size, int type,               \
+				    uint64_t offset, int fd, void **mhandle);                    \
 	ncclResult_t (*deregMr)(void *comm, void *mhandle);
-#define NCCL_SLOTS_REG_V6                                                                  \
-	ncclResult_t (*regMr)(void *comm, void *data, int size, int type, void **mhandle); \
-	ncclResult_t (*regMrDmaBuf)(void *comm, void *data, size_t size, int type,         \
-				    uint64_t offset, int fd, void **mhandle);              \
-	ncclResult_t (*deregMr)(void *comm, void *mhandle);
+#define NCCL_SLOTS_REG_V8 NCCL_SLOTS_REG(size_t)
+#define NCCL_SLOTS_REG_V6 NCCL_SLOTS_REG(int)
 #define NCCL_SLOTS_MOVE_V10                                                                \
 	ncclResult_t (*isend)(void *comm, void *data, size_t size, int tag, void *mhandle, \
 			      void *phandle, void **request);                              \
 	ncclResult_t (*irecv)(void *comm, int n, void **data, size_t *sizes, int *tags,    \
 			      void **mhandles, void **phandles, void **request);
-#define NCCL_SLOTS_MOVE_V9                                                                 \
-	ncclResult_t (*isend)(void *comm, void *data, size_t size, int tag, void *mhandle, \
-			      void **request);                                             \
-	ncclResult_t (*irecv)(void *comm, int n, void **data, size_t *sizes, int *tags,    \
+#define NCCL_SLOTS_MOVE(size_type)                                                            \
+	ncclResult_t (*isend)(void *comm, void *data, size_type size, int tag, void *mhandle, \
+			      void **request);                                                \
+	ncclResult_t (*irecv)(void *comm, int n, void **data, size_type *sizes, int *tags,    \
 			      void **mhandles, void **request);
-#define NCCL_SLOTS_MOVE_V6                                                              \
-	ncclResult_t (*isend)(void *comm, void *data, int size, int tag, void *mhandle, \
-			      void **request);                                          \
-	ncclResult_t (*irecv)(void *comm, int n, void **data, int *sizes, int *tags,    \
-			      void **mhandles, void **request);
+#define NCCL_SLOTS_MOVE_V9 NCCL_SLOTS_MOVE(size_t)
+#define NCCL_SLOTS_MOVE_V6 NCCL_SLOTS_MOVE(int)
 #define NCCL_SLOTS_END_V6                                                                   \
 	ncclResult_t (*iflush)(void *comm, int n, void **data, int *sizes, void **mhandles, \
 			       void **request);                                             \
@@ -234,10 +190,7 @@ typedef struct {
 	ncclResult_t (*accept)(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device);
 
 typedef struct {
-	const char *name;
-	ncclResult_t (*init)(ncclDebugLogger_t logger);
-	ncclResult_t (*devices)(int *ndev);
-	ncclResult_t (*getProperties)(int dev, ncclNetProperties_v6_t *props);
+	NCCL_SLOTS_BEGIN_V6(ncclNetProperties_v6_t)
 	ncclResult_t (*listen)(int dev, void *handle, void **comm);
 	ncclResult_t (*connect)(int dev, void *handle, void **comm);
 	ncclResult_t (*accept)(void *listen, void **comm);
@@ -247,10 +200,7 @@ typedef struct {
 } ncclNet_v6_t;
 
 typedef struct {
-	const char *name;
-	ncclResult_t (*init)(ncclDebugLogger_t logger);
-	ncclResult_t (*devices)(int *ndev);
-	ncclResult_t (*getProperties)(int dev, ncclNetProperties_v7_t *props);
+	NCCL_SLOTS_BEGIN_V6(ncclNetProperties_v7_t)
 	NCCL_SLOTS_CONNECT_V7
 	NCCL_SLOTS_REG_V6
 	NCCL_SLOTS_MOVE_V6
@@ -259,10 +209,7 @@ typedef struct {
 } ncclNet_v7_t;
 
 typedef struct {
-	const char *name;
-	ncclResult_t (*init)(ncclDebugLogger_t logger);
-	ncclResult_t (*devices)(int *ndev);
-	ncclResult_t (*getProperties)(int dev, ncclNetProperties_v8_t *props);
+	NCCL_SLOTS_BEGIN_V6(ncclNetProperties_v8_t)
 	NCCL_SLOTS_CONNECT_V7
 	NCCL_SLOTS_REG_V8
 	NCCL_SLOTS_MOVE_V6
@@ -271,10 +218,7 @@ typedef struct {
 } ncclNet_v8_t;
 
 typedef struct {
-	const char *name;
-	ncclResult_t (*init)(ncclDebugLogger_t logger);
-	ncclResult_t (*devices)(int *ndev);
-	ncclResult_t (*getProperties)(int dev, ncclNetProperties_v9_t *props);
+	NCCL_SLOTS_BEGIN_V6(ncclNetProperties_v9_t)
 	NCCL_SLOTS_CONNECT_V7
 	NCCL_SLOTS_REG_V8
 	NCCL_SLOTS_MOVE_V9

@@ -21,6 +21,11 @@
 	.listen = np_listen, .connect = np_connect, .accept = np_accept, .regMr = np_reg, \
 	.isend = np_isend, .irecv = np_irecv, .finalize = np_finalize, .setNetAttr = np_set_attr
 
+#define SAME_V6_TO_V8 SAME_IN_ALL, .listen = listen_shared, .isend = isend_v6, .irecv = irecv_v6
+#define SAME_V9_V10                                                                                \
+	SAME_IN_ALL, .getProperties = properties_v9, .listen = listen_shared, .accept = np_accept, \
+		     .regMr = np_reg, .makeVDevice = make_vdevice_v9
+
 /* v10 names a traffic class with each connect; each has its context, made at its first use. */
 enum { TRAFFIC_CLASSES = 1 + 256 }; /* the first is that of none */
 
@@ -82,51 +87,47 @@ __attribute__((destructor)) static void end_shared(void)
 
 /* ---------------------------------------------------------------- v12, v11 */
 
-static ncclResult_t init_v12(void **ctx, uint64_t comm_id, ncclNetCommConfig_v10_t *config,
-			     ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
-{
-	(void)comm_id;
-	(void)profiler;
-	return ctx ? np_init(12, ctx, config, logger) : ncclInternalError;
-}
+#define INIT_V11(v)                                                                              \
+	static ncclResult_t init_v##v(void **ctx, uint64_t comm_id,                              \
+				      ncclNetCommConfig_v10_t *config, ncclDebugLogger_t logger, \
+				      ncclProfilerCallback_t profiler)                           \
+	{                                                                                        \
+		(void)comm_id;                                                                   \
+		(void)profiler;                                                                  \
+		return ctx ? np_init(v, ctx, config, logger) : ncclInternalError;                \
+	}
+INIT_V11(12)
+INIT_V11(11)
 
-static ncclResult_t init_v11(void **ctx, uint64_t comm_id, ncclNetCommConfig_v10_t *config,
-			     ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
-{
-	(void)comm_id;
-	(void)profiler;
-	return ctx ? np_init(11, ctx, config, logger) : ncclInternalError;
-}
+/* What every version has of np_properties; behind it what this one has more. */
+#define PROPERTIES(v, ...)                                                                \
+	static ncclResult_t properties_##v(int dev, ncclNetProperties_##v##_t *props)     \
+	{                                                                                 \
+		ncclNetProperties_v12_t p;                                                \
+		ncclResult_t result = np_properties(dev, &p);                             \
+                                                                                          \
+		if (!result)                                                              \
+			*props = (ncclNetProperties_##v##_t){ .name = p.name,             \
+							      .pciPath = p.pciPath,       \
+							      .guid = p.guid,             \
+							      .ptrSupport = p.ptrSupport, \
+							      .speed = p.speed,           \
+							      .port = p.port,             \
+							      .latency = p.latency,       \
+							      .maxComms = p.maxComms,     \
+							      .maxRecvs = p.maxRecvs,     \
+							      __VA_ARGS__ };              \
+		return result;                                                            \
+	}
+#define SINCE_V7 .netDeviceType = p.netDeviceType, .netDeviceVersion = p.netDeviceVersion
+#define SINCE_V8 SINCE_V7, .regIsGlobal = p.regIsGlobal
+#define SINCE_V9                                                                         \
+	SINCE_V8, .forceFlush = p.forceFlush, .maxP2pBytes = p.maxP2pBytes,              \
+		  .maxCollBytes = p.maxCollBytes, .vProps.ndevs = p.vProps.ndevs,        \
+		  .vProps.devs = { p.vProps.devs[0], p.vProps.devs[1], p.vProps.devs[2], \
+				   p.vProps.devs[3] }
 
-static ncclResult_t properties_v11(int dev, ncclNetProperties_v11_t *props)
-{
-	ncclNetProperties_v12_t p;
-	ncclResult_t result = np_properties(dev, &p);
-
-	if (result)
-		return result;
-	*props = (ncclNetProperties_v11_t){
-		.name = p.name,
-		.pciPath = p.pciPath,
-		.guid = p.guid,
-		.ptrSupport = p.ptrSupport,
-		.regIsGlobal = p.regIsGlobal,
-		.forceFlush = p.forceFlush,
-		.speed = p.speed,
-		.port = p.port,
-		.latency = p.latency,
-		.maxComms = p.maxComms,
-		.maxRecvs = p.maxRecvs,
-		.netDeviceType = p.netDeviceType,
-		.netDeviceVersion = p.netDeviceVersion,
-		.vProps.ndevs = p.vProps.ndevs,
-		.maxP2pBytes = p.maxP2pBytes,
-		.maxCollBytes = p.maxCollBytes,
-		.maxMultiRequestSize = p.maxMultiRequestSize,
-	};
-	memcpy(props->vProps.devs, p.vProps.devs, sizeof(props->vProps.devs));
-	return ncclSuccess;
-}
+PROPERTIES(v11, SINCE_V9, .maxMultiRequestSize = p.maxMultiRequestSize)
 
 static ncclResult_t make_vdevice_v9(int *dev, ncclNetVDeviceProps_v9_t *props)
 {
@@ -157,28 +158,20 @@ EXPORT const ncclNet_v11_t ncclNetPlugin_v11 = {
 
 /* ---------------------------------------------------------------- v10, v9 */
 
+#define INIT_V6(v)                                              \
+	static ncclResult_t init_v##v(ncclDebugLogger_t logger) \
+	{                                                       \
+		return init_shared(v, logger);                  \
+	}
+
 static ncclResult_t init_v10(ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
 {
 	(void)profiler;
 	return init_shared(10, logger);
 }
 
-static ncclResult_t init_v9(ncclDebugLogger_t logger)
-{
-	return init_shared(9, logger);
-}
-
-static ncclResult_t properties_v9(int dev, ncclNetProperties_v9_t *props)
-{
-	ncclNetProperties_v11_t p;
-	ncclResult_t result = properties_v11(dev, &p);
-
-	_Static_assert(offsetof(ncclNetProperties_v11_t, maxMultiRequestSize) == sizeof(*props),
-		       "v11 is v9 and one field more");
-	if (!result)
-		memcpy(props, &p, sizeof(*props));
-	return result;
-}
+INIT_V6(9)
+PROPERTIES(v9, SINCE_V9)
 
 static ncclResult_t listen_shared(int dev, void *handle, void **comm)
 {
@@ -216,86 +209,21 @@ static ncclResult_t irecv_v9(void *comm, int n, void **data, size_t *sizes, int 
 }
 
 EXPORT const ncclNet_v10_t ncclNetPlugin_v10 = {
-	SAME_IN_ALL,
-	.init = init_v10,
-	.getProperties = properties_v9,
-	.listen = listen_shared,
-	.connect = connect_v10,
-	.accept = np_accept,
-	.regMr = np_reg,
-	.isend = np_isend,
-	.irecv = np_irecv,
-	.makeVDevice = make_vdevice_v9,
+	SAME_V9_V10, .init = init_v10, .connect = connect_v10, .isend = np_isend, .irecv = np_irecv,
 };
 
 EXPORT const ncclNet_v9_t ncclNetPlugin_v9 = {
-	SAME_IN_ALL,
-	.init = init_v9,
-	.getProperties = properties_v9,
-	.listen = listen_shared,
-	.connect = connect_v7,
-	.accept = np_accept,
-	.regMr = np_reg,
-	.isend = isend_v9,
-	.irecv = irecv_v9,
-	.makeVDevice = make_vdevice_v9,
+	SAME_V9_V10, .init = init_v9, .connect = connect_v7, .isend = isend_v9, .irecv = irecv_v9,
 };
 
 /* ---------------------------------------------------------------- v8, v7, v6: sizes are int */
 
-static ncclResult_t init_v8(ncclDebugLogger_t logger)
-{
-	return init_shared(8, logger);
-}
-
-static ncclResult_t init_v7(ncclDebugLogger_t logger)
-{
-	return init_shared(7, logger);
-}
-
-static ncclResult_t init_v6(ncclDebugLogger_t logger)
-{
-	return init_shared(6, logger);
-}
-
-static ncclResult_t properties_v8(int dev, ncclNetProperties_v8_t *props)
-{
-	ncclNetProperties_v12_t p;
-	ncclResult_t result = np_properties(dev, &p);
-
-	if (!result)
-		*props = (ncclNetProperties_v8_t){
-			p.name,	       p.pciPath,  p.guid,	    p.ptrSupport,
-			p.regIsGlobal, p.speed,	   p.port,	    p.latency,
-			p.maxComms,    p.maxRecvs, p.netDeviceType, p.netDeviceVersion
-		};
-	return result;
-}
-
-static ncclResult_t properties_v7(int dev, ncclNetProperties_v7_t *props)
-{
-	ncclNetProperties_v12_t p;
-	ncclResult_t result = np_properties(dev, &p);
-
-	if (!result)
-		*props = (ncclNetProperties_v7_t){ p.name,	    p.pciPath,	       p.guid,
-						   p.ptrSupport,    p.speed,	       p.port,
-						   p.latency,	    p.maxComms,	       p.maxRecvs,
-						   p.netDeviceType, p.netDeviceVersion };
-	return result;
-}
-
-static ncclResult_t properties_v6(int dev, ncclNetProperties_v6_t *props)
-{
-	ncclNetProperties_v12_t p;
-	ncclResult_t result = np_properties(dev, &p);
-
-	if (!result)
-		*props = (ncclNetProperties_v6_t){ p.name,	 p.pciPath,  p.guid,
-						   p.ptrSupport, p.speed,    p.port,
-						   p.latency,	 p.maxComms, p.maxRecvs };
-	return result;
-}
+INIT_V6(8)
+INIT_V6(7)
+INIT_V6(6)
+PROPERTIES(v8, SINCE_V8)
+PROPERTIES(v7, SINCE_V7)
+PROPERTIES(v6)
 
 static ncclResult_t connect_v6(int dev, void *handle, void **comm)
 {
@@ -336,37 +264,16 @@ static ncclResult_t irecv_v6(void *comm, int n, void **data, int *sizes, int *ta
 }
 
 EXPORT const ncclNet_v8_t ncclNetPlugin_v8 = {
-	SAME_IN_ALL,
-	.init = init_v8,
-	.getProperties = properties_v8,
-	.listen = listen_shared,
-	.connect = connect_v7,
-	.accept = np_accept,
-	.regMr = np_reg,
-	.isend = isend_v6,
-	.irecv = irecv_v6,
+	SAME_V6_TO_V8,	       .init = init_v8,	    .getProperties = properties_v8,
+	.connect = connect_v7, .accept = np_accept, .regMr = np_reg,
 };
 
 EXPORT const ncclNet_v7_t ncclNetPlugin_v7 = {
-	SAME_IN_ALL,
-	.init = init_v7,
-	.getProperties = properties_v7,
-	.listen = listen_shared,
-	.connect = connect_v7,
-	.accept = np_accept,
-	.regMr = reg_v6,
-	.isend = isend_v6,
-	.irecv = irecv_v6,
+	SAME_V6_TO_V8,	       .init = init_v7,	    .getProperties = properties_v7,
+	.connect = connect_v7, .accept = np_accept, .regMr = reg_v6,
 };
 
 EXPORT const ncclNet_v6_t ncclNetPlugin_v6 = {
-	SAME_IN_ALL,
-	.init = init_v6,
-	.getProperties = properties_v6,
-	.listen = listen_shared,
-	.connect = connect_v6,
-	.accept = accept_v6,
-	.regMr = reg_v6,
-	.isend = isend_v6,
-	.irecv = irecv_v6,
+	SAME_V6_TO_V8,	       .init = init_v6,	    .getProperties = properties_v6,
+	.connect = connect_v6, .accept = accept_v6, .regMr = reg_v6,
 };

@@ -20,77 +20,42 @@ static ncclNet_v12_t adapted;
 
 /* ---------------------------------------------------------------- properties */
 
-#define COMMON(p)                                                                                 \
-	.name = (p).name, .pciPath = (p).pciPath, .guid = (p).guid, .ptrSupport = (p).ptrSupport, \
-	.speed = (p).speed, .port = (p).port, .latency = (p).latency, .maxComms = (p).maxComms,   \
-	.maxRecvs = (p).maxRecvs, .vProps.ndevs = 1, .maxP2pBytes = 1 << 30, .railId = -1,        \
-	.planeId = -1
+#define PROPS(v, table, type, ...)                                                      \
+	static ncclResult_t props_v##v(int dev, ncclNetProperties_v12_t *props)         \
+	{                                                                               \
+		type p;                                                                 \
+		ncclResult_t ret = (table)->getProperties(dev, &p);                     \
+                                                                                        \
+		if (!ret)                                                               \
+			*props = (ncclNetProperties_v12_t){ .name = p.name,             \
+							    .pciPath = p.pciPath,       \
+							    .guid = p.guid,             \
+							    .ptrSupport = p.ptrSupport, \
+							    .speed = p.speed,           \
+							    .port = p.port,             \
+							    .latency = p.latency,       \
+							    .maxComms = p.maxComms,     \
+							    .maxRecvs = p.maxRecvs,     \
+							    .railId = -1,               \
+							    .planeId = -1,              \
+							    __VA_ARGS__ };              \
+		return ret;                                                             \
+	}
+#define BEFORE_V9 .vProps.ndevs = 1, .maxP2pBytes = 1 << 30
+#define SINCE_V7 .netDeviceType = p.netDeviceType
+#define SINCE_V8 SINCE_V7, .regIsGlobal = p.regIsGlobal
+#define SINCE_V9                                                                         \
+	SINCE_V8, .forceFlush = p.forceFlush, .maxP2pBytes = p.maxP2pBytes,              \
+		  .maxCollBytes = p.maxCollBytes, .vProps.ndevs = p.vProps.ndevs,        \
+		  .vProps.devs = { p.vProps.devs[0], p.vProps.devs[1], p.vProps.devs[2], \
+				   p.vProps.devs[3] }
 
-static ncclResult_t props_v6(int dev, ncclNetProperties_v12_t *props)
-{
-	ncclNetProperties_v6_t p;
-	ncclResult_t ret = V(6)->getProperties(dev, &p);
-
-	if (!ret)
-		*props = (ncclNetProperties_v12_t){ COMMON(p) };
-	return ret;
-}
-
-static ncclResult_t props_v7(int dev, ncclNetProperties_v12_t *props)
-{
-	ncclNetProperties_v7_t p;
-	ncclResult_t ret = V(7)->getProperties(dev, &p);
-
-	if (!ret)
-		*props = (ncclNetProperties_v12_t){ COMMON(p), .netDeviceType = p.netDeviceType };
-	return ret;
-}
-
-static ncclResult_t props_v8(int dev, ncclNetProperties_v12_t *props)
-{
-	ncclNetProperties_v8_t p;
-	ncclResult_t ret = V(8)->getProperties(dev, &p);
-
-	if (!ret)
-		*props = (ncclNetProperties_v12_t){ COMMON(p), .netDeviceType = p.netDeviceType,
-						    .regIsGlobal = p.regIsGlobal };
-	return ret;
-}
-
-static void widen_v9(ncclNetProperties_v12_t *props, const ncclNetProperties_v9_t *p)
-{
-	*props = (ncclNetProperties_v12_t){ COMMON(*p), .netDeviceType = p->netDeviceType,
-					    .regIsGlobal = p->regIsGlobal,
-					    .forceFlush = p->forceFlush };
-	props->maxP2pBytes = p->maxP2pBytes;
-	props->maxCollBytes = p->maxCollBytes;
-	props->vProps.ndevs = p->vProps.ndevs;
-	memcpy(props->vProps.devs, p->vProps.devs, sizeof(p->vProps.devs));
-}
-
-static ncclResult_t props_v9(int dev, ncclNetProperties_v12_t *props)
-{
-	ncclNetProperties_v9_t p;
-	ncclResult_t ret = (table[9] ? V(9)->getProperties : V(10)->getProperties)(dev, &p);
-
-	if (!ret)
-		widen_v9(props, &p);
-	return ret;
-}
-
-static ncclResult_t props_v11(int dev, ncclNetProperties_v12_t *props)
-{
-	ncclNetProperties_v11_t p;
-	ncclNetProperties_v9_t old;
-	ncclResult_t ret = V(11)->getProperties(dev, &p);
-
-	if (ret)
-		return ret;
-	memcpy(&old, &p, sizeof(old)); /* v11 is v9 and one field more */
-	widen_v9(props, &old);
-	props->maxMultiRequestSize = p.maxMultiRequestSize;
-	return ncclSuccess;
-}
+PROPS(6, V(6), ncclNetProperties_v6_t, BEFORE_V9)
+PROPS(7, V(7), ncclNetProperties_v7_t, BEFORE_V9, SINCE_V7)
+PROPS(8, V(8), ncclNetProperties_v8_t, BEFORE_V9, SINCE_V8)
+PROPS(9, V(9), ncclNetProperties_v9_t, SINCE_V9)
+PROPS(10, V(10), ncclNetProperties_v9_t, SINCE_V9)
+PROPS(11, V(11), ncclNetProperties_v11_t, SINCE_V9, .maxMultiRequestSize = p.maxMultiRequestSize)
 
 static ncclResult_t vdevice_v9(int *dev, ncclNetVDeviceProps_v12_t *props)
 {
@@ -208,80 +173,68 @@ static ncclResult_t irecv_v6(void *comm, int n, void **data, size_t *sizes, int 
 
 /* ---------------------------------------------------------------- choosing */
 
-/* What v6 to v12 have alike. */
-#define TAKE(t)                                 \
-	adapted.name = (t)->name;               \
-	adapted.devices = (t)->devices;         \
-	adapted.regMrDmaBuf = (t)->regMrDmaBuf; \
-	adapted.deregMr = (t)->deregMr;         \
-	adapted.iflush = (t)->iflush;           \
-	adapted.test = (t)->test;               \
-	adapted.closeSend = (t)->closeSend;     \
-	adapted.closeRecv = (t)->closeRecv;     \
-	adapted.closeListen = (t)->closeListen
+/* What v6 to v12 have alike, and with whose properties. */
+#define TAKE(n)                                  \
+	adapted.name = V(n)->name;               \
+	adapted.devices = V(n)->devices;         \
+	adapted.regMrDmaBuf = V(n)->regMrDmaBuf; \
+	adapted.deregMr = V(n)->deregMr;         \
+	adapted.iflush = V(n)->iflush;           \
+	adapted.test = V(n)->test;               \
+	adapted.closeSend = V(n)->closeSend;     \
+	adapted.closeRecv = V(n)->closeRecv;     \
+	adapted.closeListen = V(n)->closeListen; \
+	adapted.getProperties = props_v##n
+#define TAKE_V7(n) \
+	TAKE(n);   \
+	adapted.accept = V(n)->accept
+#define TAKE_V9(n)                   \
+	TAKE_V7(n);                  \
+	adapted.regMr = V(n)->regMr; \
+	adapted.makeVDevice = V(n)->makeVDevice ? vdevice_v9 : NULL
+#define TAKE_V10(n)                  \
+	TAKE_V9(n);                  \
+	adapted.isend = V(n)->isend; \
+	adapted.irecv = V(n)->irecv
 
-static void adapt_oldest(int version)
+static void adapt(int version)
 {
 	adapted.init = init_old;
 	adapted.finalize = finalize_old;
 	adapted.listen = listen_old;
 	adapted.connect = connect_old;
-	adapted.regMr = version < 8 ? reg_v6 : version == 8 ? V(8)->regMr : V(9)->regMr;
+	adapted.regMr = reg_v6;
 	adapted.isend = version < 9 ? isend_v6 : isend_v9;
 	adapted.irecv = version < 9 ? irecv_v6 : irecv_v9;
 	switch (version) {
 	case 6:
-		TAKE(V(6));
+		TAKE(6);
 		adapted.accept = accept_v6;
-		adapted.getProperties = props_v6;
 		break;
 	case 7:
-		TAKE(V(7));
-		adapted.accept = V(7)->accept;
-		adapted.getProperties = props_v7;
+		TAKE_V7(7);
 		break;
 	case 8:
-		TAKE(V(8));
-		adapted.accept = V(8)->accept;
-		adapted.getProperties = props_v8;
+		TAKE_V7(8);
+		adapted.regMr = V(8)->regMr;
+		break;
+	case 9:
+		TAKE_V9(9);
+		break;
+	case 10:
+		TAKE_V10(10);
+		break;
+	case 11:
+		TAKE_V10(11);
+		adapted.init = V(11)->init;
+		adapted.finalize = V(11)->finalize;
+		adapted.setNetAttr = V(11)->setNetAttr;
+		adapted.listen = V(11)->listen;
+		adapted.connect = V(11)->connect;
 		break;
 	default:
-		TAKE(V(9));
-		adapted.accept = V(9)->accept;
-		adapted.getProperties = props_v9;
-		adapted.makeVDevice = V(9)->makeVDevice ? vdevice_v9 : NULL;
+		adapted = *V(12);
 	}
-}
-
-static void adapt_v10(void)
-{
-	TAKE(V(10));
-	adapted.init = init_old;
-	adapted.finalize = finalize_old;
-	adapted.listen = listen_old;
-	adapted.connect = connect_old;
-	adapted.accept = V(10)->accept;
-	adapted.regMr = V(10)->regMr;
-	adapted.isend = V(10)->isend;
-	adapted.irecv = V(10)->irecv;
-	adapted.getProperties = props_v9;
-	adapted.makeVDevice = V(10)->makeVDevice ? vdevice_v9 : NULL;
-}
-
-static void adapt_v11(void)
-{
-	TAKE(V(11));
-	adapted.init = V(11)->init;
-	adapted.finalize = V(11)->finalize;
-	adapted.setNetAttr = V(11)->setNetAttr;
-	adapted.listen = V(11)->listen;
-	adapted.connect = V(11)->connect;
-	adapted.accept = V(11)->accept;
-	adapted.regMr = V(11)->regMr;
-	adapted.isend = V(11)->isend;
-	adapted.irecv = V(11)->irecv;
-	adapted.getProperties = props_v11;
-	adapted.makeVDevice = V(11)->makeVDevice ? vdevice_v9 : NULL;
 }
 
 struct wanted {
@@ -341,14 +294,7 @@ static const ncclNet_v12_t *load(const struct net_source *source, int *version_p
 		return NULL;
 	}
 	*version_p = version;
-	if (version == NEWEST)
-		adapted = *V(12);
-	else if (version == 11)
-		adapt_v11();
-	else if (version == 10)
-		adapt_v10();
-	else
-		adapt_oldest(version);
+	adapt(version);
 	return &adapted;
 }
 
@@ -364,11 +310,6 @@ const ncclNet_v12_t *net_load(const struct net_source *source, int *version_p, c
 	*version_p = version;
 	pthread_mutex_unlock(&lock);
 	return loaded;
-}
-
-void *net_library(void)
-{
-	return library;
 }
 
 void net_unload(void)

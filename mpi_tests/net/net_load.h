@@ -20,8 +20,7 @@ struct net_source {
 
 /* NULL: could not be opened, why_p says why. */
 const ncclNet_v12_t *net_load(const struct net_source *source, int *version_p, const char **why_p);
-void *net_library(void); /* dlopen handle */
-void net_unload(void);	 /* dlclose */
+void net_unload(void); /* dlclose */
 
 /* The version's own table, to look at its slots, and how many pointers it has. */
 const void *net_raw_table(int version, size_t *pointers_p);
