@@ -131,8 +131,8 @@ class Python:
             if first and re.search(r"\s|\.(py|sh)$", first[0]):  # a text that is another argument somewhere
                 continue
             script = shell.Programs("")
-            script.command(line, first + [self.texts(e)[0] if self.texts(e) else "$value" for e in elements[1:]])
-            self.names |= script.names
+            script.command(first + [self.texts(e)[0] if self.texts(e) else "$value" for e in elements[1:]])
+            self.names |= {(line, name) for name in script.names}
 
     def firsts(self, elements):
         if isinstance(elements[0], ast.Starred):

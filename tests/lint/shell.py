@@ -5,215 +5,92 @@ A word keeps its expansions as they are written ("$build/tests/x"); quotes are g
 script of its own, as is what sh -c, eval and trap are given, where it is written out.
 """
 import re
+import shlex
 
 RESERVED = {"if", "then", "elif", "else", "fi", "while", "until", "do", "done", "{", "}", "!", "time", "esac", "in"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\[[^\]]*\])?\+?=")
-
-SUBSTITUTED = "$substituted"
+# Where a bracket is one: not in '…', behind a backslash, or in a comment.
+PIECES = re.compile(r"\\.|'[^']*'|(?<![^\s;&|(])#[^\n]*|\$\(\(|\$\(|<\(|\(|\)|\"|`", re.DOTALL)
 
 
 class Script:
-    """commands: [(line, [word, …])] of each simple command; functions; variables: {name: [value, …]}."""
+    """commands: [[word, …]] of each simple command; functions: {name: body}; variables: {name: [value, …]}."""
 
-    def __init__(self, text, line=1):
-        self.text, self.at, self.line = text, 0, line
+    def __init__(self, text):
         self.commands, self.functions, self.variables = [], {}, {}
-        self.words, self.begun, self.heredocs = [], line, []
-        self.cases = 0  # cases whose pattern, not whose commands, come next
-        self.scan()
+        text = re.sub(r"<<-?\s*['\"\\]?(\w+)['\"]?(.*\n)(?:.*\n)*?[ \t]*\1(?=\n|\Z)", r"< here \2", text)
+        for match in re.finditer(r"^[ \t]*([\w-]+)\(\)[ \t]*\{(.*?)(?:^[ \t]*\}|\}[ \t]*$)", text, re.MULTILINE | re.DOTALL):
+            self.functions[match[1]] = match[2]
+        self.read(self.outer(text))
 
-    # ---------------------------------------------------------------- words
+    def outer(self, text):
+        """The text with $(…), `…` and arrays taken out and read as scripts; a word of its own stands in their place."""
+        out, at, quoted = "", 0, False
+        while match := PIECES.search(text, at):
+            piece, start = match[0], match.start()
+            out, at = out + text[at:start], match.end()
+            if quoted and piece[0] in "'#":
+                out, at = out + piece[0], start + 1
+            elif piece in ("$(", "<(", "`") and not (quoted and piece == "<("):
+                end = text.find("`", at) if piece == "`" else self.close(text, at)
+                self.nested(text[at:end])
+                out, at = out + "$substituted", end + 1
+            elif piece == "$((":
+                out, at = out + "$substituted", self.close(text, at) + 2
+            elif piece == "(" and not quoted and (array := re.search(r"(\w+)\+?=$", out)):
+                end = self.close(text, at)
+                self.variables.setdefault(array[1], []).append(text[at:end])
+                self.nested("$array " + text[at:end].replace("\n", " "))
+                out, at = out + "$array", end + 1
+            else:
+                quoted ^= piece == '"'
+                out += "" if piece[0] == "#" or piece == "\\\n" else piece
+        return out + text[at:]
 
-    def quoted(self):
-        """The text of "…" whose first quote has been read."""
-        out = ""
-        while self.at < len(self.text) and self.text[self.at] != '"':
-            out += self.piece(in_quotes=True)
-        self.at += 1
-        return out
-
-    def inner(self, end, opener=None):
-        """What stands before the closing bracket, with those of its own inside; quotes hide brackets."""
-        depth, start = 1, self.at
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if char == "\\":
-                self.at += 1
-            elif char == "'" and end != '"':
-                self.at = self.text.index("'", self.at + 1)
-            elif char == '"':
-                self.at += 1
-                while self.text[self.at] != '"':
-                    self.at += 2 if self.text[self.at] == "\\" else 1
-            elif char == opener:
-                depth += 1
-            elif char == end:
-                depth -= 1
-                if not depth:
-                    break
-            self.at += 1
-        body = self.text[start:self.at]
-        self.at += 1
-        return body
-
-    def here(self):
-        return self.text.count("\n", 0, self.at) + self.line
+    @staticmethod
+    def close(text, at):
+        """Where the bracket that was opened before `at` is closed."""
+        depth = 1
+        while depth and (match := PIECES.search(text, at)):
+            depth += match[0].count("(") * (match[0][0] in "($<") - (match[0] == ")")
+            at = match.end()
+        return at - 1
 
     def nested(self, body):
-        inside = Script(body, self.here())
+        inside = Script(body)
         self.commands += inside.commands
         for name, values in inside.variables.items():
             self.variables.setdefault(name, []).extend(values)
 
-    def piece(self, in_quotes=False):
-        char = self.text[self.at]
-        rest = self.text[self.at:]
-        if char == "\\":
-            self.at += 2
-            return "" if rest[1:2] == "\n" else rest[1:2]
-        if rest.startswith("$(("):
-            self.at += 3
-            self.inner(")", "(")
-            self.at += 1
-            return SUBSTITUTED
-        if rest.startswith("$("):
-            self.at += 2
-            self.nested(self.inner(")", "("))
-            return SUBSTITUTED
-        if char == "`":
-            self.at += 1
-            self.nested(self.inner("`"))
-            return SUBSTITUTED
-        if rest.startswith("${"):
-            self.at += 2
-            return "${" + self.inner("}", "{") + "}"
-        self.at += 1
-        if in_quotes:
-            return char
-        if char == "'":
-            end = self.text.index("'", self.at)
-            body, self.at = self.text[self.at:end], end + 1
-            return body
-        if char == '"':
-            return self.quoted()
-        return char
+    def read(self, text):
+        text = re.sub(r"\$\{[^}]*\}", lambda match: re.sub(r"[^\w@${}\[\]]", "_", match[0]), text)
+        lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|()<>\n")
+        lexer.whitespace, lexer.commenters, lexer.whitespace_split = " \t", "", True
+        words, pattern, redirected = [], False, False
+        for word in [*lexer, "\n"]:
+            if pattern:  # of a case, up to its bracket
+                pattern = ")" not in word and word != "esac"
+            elif redirected:
+                redirected = False
+            elif word.strip(";&|()<>\n"):
+                if words or word not in RESERVED:
+                    words.append(word)
+                if (words[:1], word) in ((["case"], "in"), (["[["], "]]")):
+                    words, pattern = [], word == "in"
+            elif re.fullmatch(r"&?[<>]+[&|]?", word):
+                redirected = True
+                if words and words[-1].isdigit():
+                    words.pop()
+            elif words[:1] != ["[["]:
+                self.end(words)
+                words, pattern = [], ";;" in word
 
-    def word(self):
-        out = ""
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if char in " \t\n;&|<>" or char == ")" or (char == "(" and not out.endswith("=")):
-                break
-            if char == "(":  # an array: its words
-                self.at += 1
-                body = self.inner(")", "(")
-                self.variables.setdefault(ASSIGNMENT.match(out).group().rstrip("+="), []).append(body)
-                self.nested("$array " + body.replace("\n", " "))
-                return out
-            out += self.piece()
-        return out
-
-    # ---------------------------------------------------------------- commands
-
-    def end(self):
-        if self.words:
-            self.commands.append((self.begun, self.words))
-        self.words = []
-
-    def redirection(self):
-        operator = re.match(r"<<<|<<-?|>>|[<>]&|&>>?|>\||[<>]", self.text[self.at:])
-        if self.words and self.words[-1].isdigit() and self.text[self.at - 1].isdigit():
-            self.words.pop()
-        self.at += operator.end()
-        while self.text[self.at] in " \t":
-            self.at += 1
-        if self.text[self.at] == "(":  # <(…)
-            self.at += 1
-            self.nested(self.inner(")", "("))
-            return
-        target = self.word()
-        if operator.group() in ("<<", "<<-"):
-            self.heredocs.append(target)
-
-    def skip_heredocs(self):
-        for name in self.heredocs:
-            while self.at < len(self.text):
-                line, _, _ = self.text[self.at:].partition("\n")
-                self.at += len(line) + 1
-                if line.strip() == name:
-                    break
-        self.heredocs = []
-
-    def take_word(self):
-        word = self.word()
-        if not self.words:
-            self.begun = self.here()
-            if word in ("[[", "(("):
-                close = "]]" if word == "[[" else "))"
-                end = self.text.index(close, self.at)
-                body, self.at = self.text[self.at:end], end + 2
-                for match in re.finditer(r"\$\(([^()]*)\)", body):
-                    self.nested(match[1])
-                return
-            if word == "esac":
-                self.cases = max(0, self.cases - 1)
-            if word in RESERVED:
-                return
-            match = ASSIGNMENT.match(word)
-            if match:
-                self.variables.setdefault(match.group().rstrip("+="), []).append(word[match.end():])
-                return
-        if self.text[self.at:self.at + 2] == "()" and not self.words:
-            self.at += 2
-            self.functions[word] = re.match(r"\s*(.*?)(^}|}$|\Z)", self.text[self.at:], re.MULTILINE | re.DOTALL)[1]
-            return
-        self.words.append(word)
-        if self.words[0] == "case" and word == "in":
-            self.words = []
-            self.pattern()
-
-    def pattern(self):
-        """Up to the ")" that ends a case's pattern, or to its esac."""
-        while True:
-            self.at += len(re.match(r"(\s|#[^\n]*\n|\\\n)*", self.text[self.at:]).group())
-            if self.text.startswith("esac", self.at):
-                self.at += 4
-                return
-            while self.text[self.at] != ")":
-                self.piece()
-            self.at += 1
-            self.cases += 1
-            return
-
-    def scan(self):
-        while self.at < len(self.text):
-            char = self.text[self.at]
-            if char == "\\" and self.text[self.at:self.at + 2] == "\\\n":
-                self.at += 2
-            elif char in " \t":
-                self.at += 1
-            elif char == "#":
-                self.at += len(self.text[self.at:].partition("\n")[0])
-            elif char == "\n":
-                self.end()
-                self.at += 1
-                self.skip_heredocs()
-            elif self.text.startswith(";;", self.at):
-                self.end()
-                self.at += 2
-                self.cases -= 1
-                self.pattern()
-            elif re.match(r"[<>]|&>", self.text[self.at:]):
-                self.redirection()
-            elif char in ";&|()":
-                self.end()
-                self.at += 1
-            else:
-                before = self.at
-                self.take_word()
-                if self.at == before:
-                    self.at += 1
-        self.end()
+    def end(self, words):
+        while words and (match := ASSIGNMENT.match(words[0])):
+            self.variables.setdefault(match[0].rstrip("+="), []).append(words[0][match.end():])
+            words = words[1:]
+        if words:
+            self.commands.append(words)
 
 
 # A command that runs the command behind its own arguments: how many plain words it takes first.
@@ -225,20 +102,20 @@ TAKES = {"nice": {"-n"}, "sudo": {"-u"}, "timeout": {"-k", "-s"}, "xargs": {"-n"
 
 
 class Programs:
-    """names: {(line, name)} of what a script calls that it does not define itself."""
+    """names: what a script calls that it does not define itself."""
 
-    def __init__(self, text, line=1):
-        self.script = Script(text, line)
+    def __init__(self, text):
+        self.script = Script(text)
         self.names = set()
         self.runs_arguments = {name: self.shifted(body) for name, body in self.script.functions.items()
                                if self.ends_in_arguments(body)}
-        for at, words in self.script.commands:
-            self.command(at, words)
+        for words in self.script.commands:
+            self.command(words)
 
     @staticmethod
     def ends_in_arguments(body):
         """Whether a function runs what it is given as a command."""
-        return any(words[-1] == "$@" and (len(words) == 1 or words[0] in {*PREFIXES, "sh"}) for _, words in Script(body).commands)
+        return any(words[-1] == "$@" and (len(words) == 1 or words[0] in {*PREFIXES, "sh"}) for words in Script(body).commands)
 
     @staticmethod
     def shifted(body):
@@ -248,9 +125,9 @@ class Programs:
         """What a variable in the place of a command is set to in this script, as lists of words."""
         match = re.fullmatch(r"\$\{?(\w+)(\[[@*]\])?\}?", word)
         values = self.script.variables.get(match[1], ()) if match else ()
-        return [words for value in values for _, words in Script(value.replace("\n", " ")).commands[:1]]
+        return [words for value in values for words in Script(value.replace("\n", " ")).commands[:1]]
 
-    def command(self, at, words, seen=()):
+    def command(self, words, seen=()):
         while words and ASSIGNMENT.match(words[0]):
             words = words[1:]
         if not words:
@@ -260,22 +137,22 @@ class Programs:
             if name in seen:
                 return
             for value in self.values(name):
-                self.command(at, value + rest, (*seen, name))
+                self.command(value + rest, (*seen, name))
             if name.endswith("[@]}") or name == "$@":
-                self.command(at, rest, (*seen, name))
+                self.command(rest, (*seen, name))
             return
         if name in ("for", "select", "case", "function") or not name:
             return
         if name in self.script.functions:
             if name in self.runs_arguments:
-                self.command(at, rest[self.runs_arguments[name]:], seen)
+                self.command(rest[self.runs_arguments[name]:], seen)
             return
-        self.names.add((at, name))
+        self.names.add(name)
         base = name.rpartition("/")[2]
         if base in ("sh", "bash") and "-c" in rest:
-            self.text(at, rest[rest.index("-c") + 1:][:1])
+            self.text(rest[rest.index("-c") + 1:][:1])
         elif base in ("eval", "trap"):
-            self.text(at, rest[:1])
+            self.text(rest[:1])
         elif base in PREFIXES and not (base == "command" and rest[:1] == ["-v"]):
             plain = PREFIXES[base]
             while rest and (rest[0].startswith("-") or ASSIGNMENT.match(rest[0]) or plain):
@@ -286,15 +163,15 @@ class Programs:
                     break
                 elif not word.startswith("-") and not ASSIGNMENT.match(word):
                     plain -= 1
-            self.command(at, rest, seen)
+            self.command(rest, seen)
         elif base == "command":
-            self.names.update((at, word) for word in rest[1:] if not word.startswith("$"))
+            self.names.update(word for word in rest[1:] if not word.startswith("$"))
 
-    def text(self, at, words):
+    def text(self, words):
         for word in words:
-            inside = Programs(word, at)
-            self.names |= {(line, name) for line, name in inside.names if name not in self.script.functions}
+            self.names |= Programs(word).names - set(self.script.functions)
 
 
-def programs(text, line=1):
-    return Programs(text, line).names
+def programs(text):
+    """{(line, name)}: of each name the first line that has it."""
+    return {(text.count("\n", 0, max(0, text.find(name))) + 1, name) for name in Programs(text).names}
