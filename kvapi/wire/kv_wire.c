@@ -11,164 +11,87 @@ _Static_assert(14 + KV_RUNS_MAX * 6 <= TR_MSG_MAX, "an IDS message must fit");
 _Static_assert(10 + KV_DIGESTS_MAX * 8 <= TR_MSG_MAX, "a DIGESTS message must fit");
 _Static_assert(KV_LAYERS_MAX <= UINT16_MAX && KV_CACHES_MAX <= UINT8_MAX, "field widths");
 
-static void put_ack(struct wire_writer *w, const struct kv_msg_ack *m)
-{
-	wire_put_u8(w, m->count);
-	for (int i = 0; i < m->count; i++) {
-		wire_put_u64(w, m->ack[i].op);
-		wire_put_u32(w, (uint32_t)m->ack[i].status);
-	}
-}
+/*
+ * The fields of a message in their order, with their bytes. What writes it and what reads it are
+ * made of this one list.
+ */
+#define BEGIN(F) \
+	F(8, op) F(1, cache) F(2, first) F(2, count) F(4, blocks) F(8, bytes) F(8, lease) F(8, tag)
+#define ACK(F) F(1, count)
+#define ACK_EACH(F) F(8, ack[i].op) F(4, ack[i].status)
+#define ABORT(F) F(8, op) F(8, lease) F(4, status)
+#define LEASE(F) F(8, lease) F(8, tag) F(1, cache) F(1, flags) F(2, first) F(2, count) F(4, blocks)
+#define IDS(F) F(8, lease) F(4, at) F(1, runs)
+#define IDS_EACH(F) F(4, run[i].first) F(2, run[i].count)
+#define ID(F) F(8, lease)
+#define DIGESTS(F) F(8, op) F(1, count)
+#define DIGESTS_EACH(F) F(4, block[i].block) F(4, block[i].digest)
+#define WRONG(F) F(8, op) F(2, layer) F(1, tensor) F(4, block) F(4, index)
+#define SHAPE(F) F(1, cache_id) F(2, layers) F(4, blocks) F(4, tp_size) F(4, tp_rank)
+#define GEOMETRY(F) SHAPE(F) F(4, block_tokens) F(4, dtype) F(4, flags) F(4, kv_heads) F(1, tensors)
+#define TENSOR(F) F(8, tensor[i].block_bytes) F(1, tensor[i].flags) F(1, tensor[i].order)
+#define HELLO(F) F(8, comm) F(4, comm_rank) F(1, caches)
 
-static void get_ack(struct wire_reader *r, struct kv_msg_ack *m)
-{
-	m->count = wire_get_u8(r);
-	if (!m->count || m->count > KV_ACKS_MAX)
-		r->bad = true;
-	for (int i = 0; i < m->count && !r->bad; i++) {
-		m->ack[i].op = wire_get_u64(r);
-		m->ack[i].status = (int32_t)wire_get_u32(r);
-	}
-}
+#define PUT(bytes, field) wire_put_uint(w, (uint64_t)m->field, bytes);
+#define GET(bytes, field) m->field = (__typeof__(m->field))wire_get_uint(r, bytes);
 
-static void put_begin(struct wire_writer *w, const struct kv_msg_begin *m)
-{
-	wire_put_u64(w, m->op);
-	wire_put_u8(w, m->cache);
-	wire_put_u16(w, m->first);
-	wire_put_u16(w, m->count);
-	wire_put_u32(w, m->blocks);
-	wire_put_u64(w, m->bytes);
-	wire_put_u64(w, m->lease);
-	wire_put_u64(w, m->tag);
-}
+#define MESSAGE(name, FIELDS, good)                                                  \
+	static void put_##name(struct wire_writer *w, const struct kv_msg_##name *m) \
+	{                                                                            \
+		FIELDS(PUT)                                                          \
+	}                                                                            \
+	static void get_##name(struct wire_reader *r, struct kv_msg_##name *m)       \
+	{                                                                            \
+		FIELDS(GET)                                                          \
+		if (!(good))                                                         \
+			r->bad = true;                                               \
+	}
+/* One that ends in 1 to `most` of something; `good` is asked of each. */
+#define MESSAGE_OF_MANY(name, FIELDS, number, most, EACH, good)                      \
+	static void put_##name(struct wire_writer *w, const struct kv_msg_##name *m) \
+	{                                                                            \
+		FIELDS(PUT)                                                          \
+		for (int i = 0; i < m->number; i++) {                                \
+			EACH(PUT)                                                    \
+		}                                                                    \
+	}                                                                            \
+	static void get_##name(struct wire_reader *r, struct kv_msg_##name *m)       \
+	{                                                                            \
+		FIELDS(GET)                                                          \
+		if (!m->number || m->number > (most))                                \
+			r->bad = true;                                               \
+		for (int i = 0; i < m->number && !r->bad; i++) {                     \
+			EACH(GET)                                                    \
+			if (!(good))                                                 \
+				r->bad = true;                                       \
+		}                                                                    \
+	}
 
 static bool layers_ok(uint16_t first, uint16_t count)
 {
 	return count && first + count <= KV_LAYERS_MAX;
 }
 
-static void get_begin(struct wire_reader *r, struct kv_msg_begin *m)
-{
-	m->op = wire_get_u64(r);
-	m->cache = wire_get_u8(r);
-	m->first = wire_get_u16(r);
-	m->count = wire_get_u16(r);
-	m->blocks = wire_get_u32(r);
-	m->bytes = wire_get_u64(r);
-	m->lease = wire_get_u64(r);
-	m->tag = wire_get_u64(r);
-	if (m->cache >= KV_CACHES_MAX || !layers_ok(m->first, m->count) || !m->blocks ||
-	    m->blocks > KV_CALL_BLOCKS_MAX)
-		r->bad = true;
-}
+MESSAGE(begin, BEGIN,
+	m->cache < KV_CACHES_MAX && layers_ok(m->first, m->count) && m->blocks &&
+		m->blocks <= KV_CALL_BLOCKS_MAX)
+MESSAGE_OF_MANY(ack, ACK, count, KV_ACKS_MAX, ACK_EACH, true)
+MESSAGE(abort, ABORT, true)
+MESSAGE(lease, LEASE,
+	m->cache < KV_CACHES_MAX && !(m->flags & ~KV_LEASE_ONCE) && layers_ok(m->first, m->count) &&
+		m->blocks && m->blocks <= KV_LEASE_BLOCKS_MAX)
+MESSAGE_OF_MANY(ids, IDS, runs, KV_RUNS_MAX, IDS_EACH, m->run[i].count)
+MESSAGE(id, ID, true)
+MESSAGE_OF_MANY(digests, DIGESTS, count, KV_DIGESTS_MAX, DIGESTS_EACH, true)
+MESSAGE(wrong, WRONG, m->layer < KV_LAYERS_MAX && m->tensor < KV_TENSORS_MAX)
 
-static void put_lease(struct wire_writer *w, const struct kv_msg_lease *m)
-{
-	wire_put_u64(w, m->lease);
-	wire_put_u64(w, m->tag);
-	wire_put_u8(w, m->cache);
-	wire_put_u8(w, m->flags);
-	wire_put_u16(w, m->first);
-	wire_put_u16(w, m->count);
-	wire_put_u32(w, m->blocks);
-}
-
-static void get_lease(struct wire_reader *r, struct kv_msg_lease *m)
-{
-	m->lease = wire_get_u64(r);
-	m->tag = wire_get_u64(r);
-	m->cache = wire_get_u8(r);
-	m->flags = wire_get_u8(r);
-	m->first = wire_get_u16(r);
-	m->count = wire_get_u16(r);
-	m->blocks = wire_get_u32(r);
-	if (m->cache >= KV_CACHES_MAX || m->flags & ~KV_LEASE_ONCE ||
-	    !layers_ok(m->first, m->count) || !m->blocks || m->blocks > KV_LEASE_BLOCKS_MAX)
-		r->bad = true;
-}
-
-static void put_ids(struct wire_writer *w, const struct kv_msg_ids *m)
-{
-	wire_put_u64(w, m->lease);
-	wire_put_u32(w, m->at);
-	wire_put_u8(w, m->runs);
-	for (int i = 0; i < m->runs; i++) {
-		wire_put_u32(w, m->run[i].first);
-		wire_put_u16(w, m->run[i].count);
-	}
-}
-
-static void get_ids(struct wire_reader *r, struct kv_msg_ids *m)
-{
-	m->lease = wire_get_u64(r);
-	m->at = wire_get_u32(r);
-	m->runs = wire_get_u8(r);
-	if (!m->runs || m->runs > KV_RUNS_MAX)
-		r->bad = true;
-	for (int i = 0; i < m->runs && !r->bad; i++) {
-		m->run[i].first = wire_get_u32(r);
-		m->run[i].count = wire_get_u16(r);
-		if (!m->run[i].count)
-			r->bad = true;
-	}
-}
-
-static void put_abort(struct wire_writer *w, const struct kv_msg_abort *m)
-{
-	wire_put_u64(w, m->op);
-	wire_put_u64(w, m->lease);
-	wire_put_u32(w, (uint32_t)m->status);
-}
-
-static void get_abort(struct wire_reader *r, struct kv_msg_abort *m)
-{
-	m->op = wire_get_u64(r);
-	m->lease = wire_get_u64(r);
-	m->status = (int32_t)wire_get_u32(r);
-}
-
-static void put_digests(struct wire_writer *w, const struct kv_msg_digests *m)
-{
-	wire_put_u64(w, m->op);
-	wire_put_u8(w, m->count);
-	for (int i = 0; i < m->count; i++) {
-		wire_put_u32(w, m->block[i].block);
-		wire_put_u32(w, m->block[i].digest);
-	}
-}
-
-static void get_digests(struct wire_reader *r, struct kv_msg_digests *m)
-{
-	m->op = wire_get_u64(r);
-	m->count = wire_get_u8(r);
-	if (!m->count || m->count > KV_DIGESTS_MAX)
-		r->bad = true;
-	for (int i = 0; i < m->count && !r->bad; i++) {
-		m->block[i].block = wire_get_u32(r);
-		m->block[i].digest = wire_get_u32(r);
-	}
-}
-
-static void put_wrong(struct wire_writer *w, const struct kv_msg_wrong *m)
-{
-	wire_put_u64(w, m->op);
-	wire_put_u16(w, m->layer);
-	wire_put_u8(w, m->tensor);
-	wire_put_u32(w, m->block);
-	wire_put_u32(w, m->index);
-}
-
-static void get_wrong(struct wire_reader *r, struct kv_msg_wrong *m)
-{
-	m->op = wire_get_u64(r);
-	m->layer = wire_get_u16(r);
-	m->tensor = wire_get_u8(r);
-	m->block = wire_get_u32(r);
-	m->index = wire_get_u32(r);
-	if (m->layer >= KV_LAYERS_MAX || m->tensor >= KV_TENSORS_MAX)
-		r->bad = true;
-}
+/* BYE, ADOPTED, PING, PONG have no fields. */
+#define MESSAGES(X)     \
+	X(BEGIN, begin) \
+	X(PROVE, begin) \
+	X(ACK, ack)     \
+	X(ABORT, abort) \
+	X(LEASE, lease) X(IDS, ids) X(REVOKE, id) X(REVOKED, id) X(DIGESTS, digests) X(WRONG, wrong)
 
 size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 {
@@ -176,33 +99,12 @@ size_t kv_wire_put(const struct kv_msg *msg, void *buf, size_t cap)
 
 	wire_put_u8(&w, msg->type);
 	switch (msg->type) {
-	case KV_MSG_BEGIN:
-	case KV_MSG_PROVE:
-		put_begin(&w, &msg->begin);
+#define PUT_MESSAGE(type, name)             \
+	case KV_MSG_##type:                 \
+		put_##name(&w, &msg->name); \
 		break;
-	case KV_MSG_ACK:
-		put_ack(&w, &msg->ack);
-		break;
-	case KV_MSG_ABORT:
-		put_abort(&w, &msg->abort);
-		break;
-	case KV_MSG_LEASE:
-		put_lease(&w, &msg->lease);
-		break;
-	case KV_MSG_IDS:
-		put_ids(&w, &msg->ids);
-		break;
-	case KV_MSG_REVOKE:
-	case KV_MSG_REVOKED:
-		wire_put_u64(&w, msg->id.lease);
-		break;
-	case KV_MSG_DIGESTS:
-		put_digests(&w, &msg->digests);
-		break;
-	case KV_MSG_WRONG:
-		put_wrong(&w, &msg->wrong);
-		break;
-	default: /* BYE, ADOPTED, PING, PONG have no fields */
+		MESSAGES(PUT_MESSAGE)
+	default:
 		break;
 	}
 	return w.bad ? 0 : w.len;
@@ -214,32 +116,11 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 
 	msg->type = wire_get_u8(&r);
 	switch (msg->type) {
-	case KV_MSG_BEGIN:
-	case KV_MSG_PROVE:
-		get_begin(&r, &msg->begin);
+#define GET_MESSAGE(type, name)             \
+	case KV_MSG_##type:                 \
+		get_##name(&r, &msg->name); \
 		break;
-	case KV_MSG_ACK:
-		get_ack(&r, &msg->ack);
-		break;
-	case KV_MSG_ABORT:
-		get_abort(&r, &msg->abort);
-		break;
-	case KV_MSG_LEASE:
-		get_lease(&r, &msg->lease);
-		break;
-	case KV_MSG_IDS:
-		get_ids(&r, &msg->ids);
-		break;
-	case KV_MSG_REVOKE:
-	case KV_MSG_REVOKED:
-		msg->id.lease = wire_get_u64(&r);
-		break;
-	case KV_MSG_DIGESTS:
-		get_digests(&r, &msg->digests);
-		break;
-	case KV_MSG_WRONG:
-		get_wrong(&r, &msg->wrong);
-		break;
+		MESSAGES(GET_MESSAGE)
 	case KV_MSG_BYE:
 	case KV_MSG_ADOPTED:
 	case KV_MSG_PING:
@@ -251,81 +132,55 @@ bool kv_wire_get(const void *buf, size_t len, struct kv_msg *msg)
 	return wire_done(&r);
 }
 
-static void put_geometry(struct wire_writer *w, const struct kv_geometry *g)
+static void put_geometry(struct wire_writer *w, const struct kv_geometry *m)
 {
-	wire_put_u8(w, (uint8_t)g->cache_id);
-	wire_put_u16(w, (uint16_t)g->layers);
-	wire_put_u32(w, g->blocks);
-	wire_put_u32(w, g->tp_size);
-	wire_put_u32(w, g->tp_rank);
-	wire_put_u32(w, g->block_tokens);
-	wire_put_u32(w, g->dtype);
-	wire_put_u32(w, g->flags);
-	wire_put_u32(w, g->kv_heads);
-	wire_put_u8(w, (uint8_t)g->tensors);
-	for (uint32_t i = 0; i < g->tensors; i++) {
-		wire_put_string(w, g->tensor[i].name);
-		wire_put_u64(w, g->tensor[i].block_bytes);
-		wire_put_u8(w, (uint8_t)g->tensor[i].flags);
-		wire_put_u8(w, (uint8_t)g->tensor[i].order);
+	GEOMETRY(PUT)
+	for (uint32_t i = 0; i < m->tensors; i++) {
+		wire_put_string(w, m->tensor[i].name);
+		TENSOR(PUT)
 	}
 }
 
-static void get_geometry(struct wire_reader *r, struct kv_geometry *g)
+static void get_geometry(struct wire_reader *r, struct kv_geometry *m)
 {
-	memset(g, 0, sizeof(*g));
-	g->cache_id = wire_get_u8(r);
-	g->layers = wire_get_u16(r);
-	g->blocks = wire_get_u32(r);
-	g->tp_size = wire_get_u32(r);
-	g->tp_rank = wire_get_u32(r);
-	g->block_tokens = wire_get_u32(r);
-	g->dtype = wire_get_u32(r);
-	g->flags = wire_get_u32(r);
-	g->kv_heads = wire_get_u32(r);
-	g->tensors = wire_get_u8(r);
-	if (g->tensors > KV_TENSORS_MAX)
+	memset(m, 0, sizeof(*m));
+	GEOMETRY(GET)
+	if (m->tensors > KV_TENSORS_MAX)
 		r->bad = true;
-	for (uint32_t i = 0; i < g->tensors && !r->bad; i++) {
-		wire_get_string(r, g->tensor[i].name, sizeof(g->tensor[i].name));
-		g->tensor[i].block_bytes = wire_get_u64(r);
-		g->tensor[i].flags = wire_get_u8(r);
-		g->tensor[i].order = wire_get_u8(r);
+	for (uint32_t i = 0; i < m->tensors && !r->bad; i++) {
+		wire_get_string(r, m->tensor[i].name, sizeof(m->tensor[i].name));
+		TENSOR(GET)
 	}
-	if (!r->bad && kv_geometry_check(g, "connect", NULL))
+	if (!r->bad && kv_geometry_check(m, "connect", NULL))
 		r->bad = true;
 }
 
-size_t kv_wire_put_hello(const struct kv_hello *hello, void *buf, size_t cap)
+size_t kv_wire_put_hello(const struct kv_hello *m, void *buf, size_t cap)
 {
-	struct wire_writer w = wire_writer_of(buf, cap);
+	struct wire_writer cursor = wire_writer_of(buf, cap), *w = &cursor;
 
-	wire_put_string(&w, hello->name);
-	wire_put_u64(&w, hello->comm);
-	wire_put_u32(&w, hello->comm_rank);
-	wire_put_u8(&w, (uint8_t)hello->caches);
-	for (uint32_t i = 0; i < hello->caches; i++)
-		put_geometry(&w, &hello->cache[i]);
-	return w.bad ? 0 : w.len;
+	wire_put_string(w, m->name);
+	HELLO(PUT)
+	for (uint32_t i = 0; i < m->caches; i++)
+		put_geometry(w, &m->cache[i]);
+	return w->bad ? 0 : w->len;
 }
 
-bool kv_wire_get_hello(const void *buf, size_t len, struct kv_hello *hello)
+bool kv_wire_get_hello(const void *buf, size_t len, struct kv_hello *m)
 {
-	struct wire_reader r = wire_reader_of(buf, len);
+	struct wire_reader cursor = wire_reader_of(buf, len), *r = &cursor;
 	uint32_t seen = 0;
 
-	wire_get_string(&r, hello->name, sizeof(hello->name));
-	hello->comm = wire_get_u64(&r);
-	hello->comm_rank = wire_get_u32(&r);
-	hello->caches = wire_get_u8(&r);
-	if (hello->caches > KV_CACHES_MAX)
+	wire_get_string(r, m->name, sizeof(m->name));
+	HELLO(GET)
+	if (m->caches > KV_CACHES_MAX)
 		return false;
-	for (uint32_t i = 0; i < hello->caches && !r.bad; i++) {
-		get_geometry(&r, &hello->cache[i]);
-		if (!r.bad && seen & 1u << hello->cache[i].cache_id)
+	for (uint32_t i = 0; i < m->caches && !r->bad; i++) {
+		get_geometry(r, &m->cache[i]);
+		if (!r->bad && seen & 1u << m->cache[i].cache_id)
 			return false; /* an id twice */
-		if (!r.bad)
-			seen |= 1u << hello->cache[i].cache_id;
+		if (!r->bad)
+			seen |= 1u << m->cache[i].cache_id;
 	}
-	return wire_done(&r);
+	return wire_done(r);
 }
