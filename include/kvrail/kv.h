@@ -414,8 +414,8 @@ struct kv_options {
  * remote_ids[i]. All layers and tensors are one operation: one arrival at the receiver, one
  * acknowledgement. The ids are read during the call only. Remote blocks that are adjacent where the
  * local ones are adjacent too move as one piece. n == 0 is a no-op that succeeds without an
- * arrival. `opts` may be NULL. On failure the destination blocks of this call are undefined
- * (err->in_doubt) unless the code's scope is CALL: then no byte moved.
+ * arrival. `opts` may be NULL. On failure the destination blocks of this call are undefined if
+ * err->in_doubt is 1; else no byte moved.
  *
  * ERRORS
  *   ARG          layers out of range, n > KV_CALL_BLOCKS_MAX, ids NULL, another engine's cache

@@ -52,10 +52,11 @@ def missing_tests(root, cells):
     """What is wrong with [(what, text that names tests)]: a test is a file under a folder of tests, or a name of ctest."""
     findings, texts = [], {}
     for path in source.files(root):
-        if re.match(r"(tests|mpi_tests|bench|python/tests|net_plugin)/", path) and path.endswith((".c", ".py", ".sh", "CMakeLists.txt")):
+        if re.match(r"(tests|mpi_tests|bench|python/tests|net_plugin|tool|kvapi/examples)/", path) and path.endswith((".c", ".py", ".sh", "CMakeLists.txt")):
             stem = os.path.splitext(os.path.basename(path))[0]
             texts[stem] = texts.get(stem, "") + source.read(root, path)
-    ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", texts.get("CMakeLists", "")))
+    makes = texts.get("CMakeLists", "")
+    ctests = set(re.findall(r"kvrail(?:_add)?_test\((\w+)", makes)) | {"lint_" + name for name in re.findall(r"kvrail_lint\((\w+)", makes)}
     for what, cell in cells:
         named = re.findall(r"`(\w+)(?:: (\w+))?`", cell)
         if not named and "no test" not in cell:
@@ -114,6 +115,35 @@ def check_reliability(root):
     return findings + missing_tests(root, [(f"{page}: fault {number}", cell) for number, cell in rows]) + missing_tests(
         root, [(f"{page}: {promise}", cell) for promise, cell in re.findall(r"^\| (A[^|]*) \|([^|]*)\|$", promised, re.MULTILINE)]
     )
+
+
+def check_first_hour(root):
+    """Each row of what a new user tries names tests that exist."""
+    page = "docs/first-hour.md"
+    rows = re.findall(r"^\| (\d+) \|.*\|([^|]*)\|$", source.read(root, page), re.MULTILINE)
+    return [f"{page}: row {n} stands where {k} is due" for k, (n, _) in enumerate(rows, 1) if int(n) != k] + missing_tests(
+        root, [(f"{page}: row {number}", cell) for number, cell in rows]
+    )
+
+
+GPU_PAGES = ("docs/gpu.md", "docs/nccl.md", "docs/nixl.md", "docs/architecture.md", "docs/fuzz.md")  # plugins; files of the source
+
+
+def check_gpu(root):
+    """What becomes of memory of a GPU is said in one page; others that speak of it link there."""
+    mentions = re.compile(r"(memory|pointers|caches?) (of|on|in) (a )?GPUs?|GPU'?s? (memory|pointers)|\bCUDA (tensor|memory)", re.IGNORECASE)
+    becomes = re.compile(r"refused|raises|copied|moved|goes|carried|taken|reached|UNSUPPORTED|UnsupportedError")
+    return [f"{path}:{line}: memory of a GPU, and no link to gpu.md" for path in source.files(root)
+            if path.endswith(".md") and path.startswith(("README", "docs/")) and path not in GPU_PAGES and "/design/" not in path
+            for line, piece in pieces(source.read(root, path)) if mentions.search(piece) and becomes.search(piece) and "gpu.md" not in piece]
+
+
+def pieces(text):
+    """(line, text) of each paragraph, each row of a table and each point of a list."""
+    line = 1
+    for piece in re.split(r"(?<=\n)(?=\n|[|] |- |\d+\. )", text):
+        yield line, piece
+        line += piece.count("\n")
 
 
 def check_doctor(root):
@@ -343,9 +373,9 @@ def check_pictures(root):
 
 
 def check(root):
-    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability,
+    checks = (check_faults, check_codes, check_raised, check_options, check_invariants, check_costs, check_key, check_reliability, check_first_hour,
               check_doctor, check_statuses, check_nccls_variables, check_version, check_paths, check_pages, check_names, check_links, check_figures,
-              check_skips, check_repeats, check_mutants, check_parsers, check_pictures)
+              check_skips, check_repeats, check_mutants, check_parsers, check_pictures, check_gpu)
     return [finding for one in checks for finding in one(root)]
 
 

@@ -16,6 +16,7 @@ import agree
 import arrows
 import calls
 import circles
+import commands
 import cppcheck
 import format as formatting
 import headers
@@ -483,6 +484,21 @@ class Agree(Tree):
         self.write("CONTRIBUTING.md", good.replace("lint_words", "words"))
         self.assert_finds("no row lint_words", agree.check_pages(self.root))
 
+    def test_a_row_of_the_first_hour_without_its_test_is_found(self):
+        self.write("tests/lint/CMakeLists.txt", "kvrail_lint(words)\n")
+        self.write("tool/a_test.py", "def test_b(): pass\n")
+        self.write("docs/first-hour.md", "| 1 | x | y | `a_test: test_b` |\n| 2 | x | y | `lint_words` |\n")
+        self.assertEqual(agree.check_first_hour(self.root), [])
+        self.write("docs/first-hour.md", "| 1 | x | y | `a_test: test_c` |\n| 3 | x | y | `lint_words` |\n| 3 | x | y | z |\n")
+        self.assert_finds("row ", agree.check_first_hour(self.root), 3)
+
+    def test_a_second_place_that_says_what_becomes_of_a_gpus_memory_is_found(self):
+        self.write("docs/gpu.md", "Memory of a GPU is copied.\n")
+        self.write("docs/a.md", "Pointers of a GPU are refused ([gpu.md](gpu.md)).\n\n- a GPU's memory\n- is refused\n")
+        self.assertEqual(agree.check_gpu(self.root), [])
+        self.write("docs/a.md", "x\n\n| GPU memory | is refused |\n\nA NIC\nmoves CUDA memory; it is taken.\n")
+        self.assert_finds("no link to gpu.md", agree.check_gpu(self.root), 2)
+
     def test_a_name_that_the_code_has_not_is_found(self):
         self.write("kvapi/op/kv_op.h", "enum { KV_STAGE_IDLE = 0,\n\tKV_STAGE_POST };\nint kv_here(void);\n")
         self.write("docs/architecture.md", "`kv_here(x)` kv_gone\n## The stages\nIDLE POST\n")
@@ -553,6 +569,35 @@ class Programs(Tree):
     def test_two_lists_that_differ_are_found(self):
         self.write("tests/rxe/image.py", "PACKAGES = [('iproute2', 'rdma'), ('kmod', 'rmmod')]\n")
         self.assertEqual({finding.split(":")[0] for finding in programs.check(self.root)}, {"busybox-static", "kmod"})
+
+
+class Commands(Tree):
+    def setUp(self):
+        super().setUp()
+        self.write("bin/tool/prog", "--good")
+        os.chmod(os.path.join(self.root, "bin/tool/prog"), 0o755)
+        self.write("tests/a.sh", "life) x --yes\n")
+        self.commands = commands.Commands.__new__(commands.Commands)
+        self.commands.root, self.commands.build = self.root, os.path.join(self.root, "bin")
+        self.commands.tests, self.commands.files = [("a_test", {"unit"})], set(source.files(self.root))
+
+    def look(self, line):
+        return [what for words in commands.words_of(line) for what in self.commands.look(words)]
+
+    def test_what_there_is_is_good(self):
+        for line in ("X=1 prog --good=3 # why", "build-dev/tool/prog --help", "tests/a.sh life prog --good", "(cd build-dev && ctest -R '^a_') | x --y",
+                     "ctest -L unit", "y 'sleep 2; build-dev/tool/prog --good' --other", "an 'unbalanced word"):
+            self.assertEqual(self.look(line), [], line)
+
+    def test_what_there_is_not_is_found(self):
+        for line in ("prog --gone", "build-dev/tool/gone", "tests/gone.sh", "tests/a.sh death", "ctest -R gone", "ctest -L gone", "y 'prog --gone'"):
+            self.assert_finds("", self.look(line))
+
+    def test_marked_lines_are_run(self):
+        text = "a\n\n<!-- run 1 3 -->\n\n    true\n    no\n    $ false\n\nx\n\n    b\n"
+        self.assertEqual(list(commands.blocks(text)), [({1, 3}, ["true", "no", "false"]), (set(), ["b"])])
+        self.assertEqual([list(self.commands.run(line)) for line in ("true", "prog --good")], [[], ["exit status 127"]])
+        self.assertEqual(list(self.commands.run("exit 3")), ["exit status 3"])
 
 
 class Quickstart(Tree):

@@ -116,7 +116,7 @@ class Peer(Closing):
     ) -> None:
         """Write local block local_ids[i] to the peer's block remote_ids[i]; return when the peer's engine has them all.
 
-        timeout None is KVCACHE_OP_TIMEOUT_MS. On failure the destination blocks are undefined unless the error is a CallError.
+        timeout None is KVCACHE_OP_TIMEOUT_MS. On failure the destination blocks are undefined if the error's in_doubt is set.
         stream, of all transfers: a CUDA stream (torch, CuPy, a number); no byte moves before what is on it now has ended.
         """
         arguments = self._arguments(cache, local_ids, remote_ids, layers, timeout)
