@@ -50,6 +50,13 @@ class Pair(unittest.TestCase):
         self.assertIn("; there: kvrail bench " + address, line)
         return side, line.split()[-1]
 
+    def await_peer(self, side):
+        """Until the listening side says that somebody has connected; what it said instead, if it ends before."""
+        for line in side.stdout:
+            if line.startswith("127.0.0.1:"):
+                return
+        self.fail(f"nobody connected, exit status {side.wait(LIMIT_S)}: {side.stderr.read()}")
+
     def connect(self, target, *arguments, env=CLEAN, inside=()):
         return self.run_out(self.begin(*inside, PROGRAM, "bench", target, *arguments, env=env))
 
@@ -100,8 +107,7 @@ class Loopback(Pair):
     def test_ctrl_c_ends_it_and_a_listener_that_keeps_on_serves_the_next(self):
         side, target = self.listen("--keep")
         first = self.begin(PROGRAM, "bench", target, *LONG, env=CLEAN)
-        while not side.stdout.readline().startswith("127.0.0.1:"):
-            pass
+        self.await_peer(side)
         status, out, err = self.connect(target, *SMALL)
         self.assertEqual(status, 1)
         self.assertRegex(err, "PEER_LOST.*\nfix: it serves one run at a time")
@@ -117,8 +123,7 @@ class Loopback(Pair):
     def test_ctrl_c_ends_a_wait_for_a_side_that_is_stopped(self):
         side, target = self.listen()
         first = self.begin(PROGRAM, "bench", target, *LONG, env=CLEAN)
-        while not side.stdout.readline().startswith("127.0.0.1:"):
-            pass
+        self.await_peer(side)
         side.send_signal(signal.SIGSTOP)
         first.send_signal(signal.SIGINT)
         self.assertEqual(self.run_out(first)[0], 130)
