@@ -132,6 +132,8 @@ void control_set_options(const struct tr_conn *conn);
 int control_flush(struct tr_conn *conn, struct kv_error *err);
 /* until hs->got == want: 0 or TR_AGAIN */
 int control_fill(struct tr_conn *conn, size_t want, struct kv_error *err);
+/* The REJECT frame that the other end has sent, if it is the next in the socket; it stays there. */
+bool control_refusal(const struct tr_conn *conn, struct frame_reject *reject);
 /* EOF, reset or bytes after READY */
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);

@@ -4,7 +4,8 @@
  *
  * After READY it only shows that the peer's process or host is gone: EOF when it dies or closes, no
  * answer to keepalives when its host disappears (silence.c). An end that closes in good order sends
- * one byte first; any other byte after READY is a protocol error.
+ * one byte first, and one that gives the handshake up while READY is on its way a REJECT frame; any
+ * other byte after READY is a protocol error.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -182,6 +183,39 @@ void control_reject(int fd, struct auth *auth, int code, const char *message, co
 		;
 }
 
+/* What there is stays in the socket. */
+static ssize_t peek(const struct tr_conn *conn, uint8_t *bytes, size_t len)
+{
+	ssize_t n;
+
+	do
+		n = recv(conn->sock, bytes, len, MSG_DONTWAIT | MSG_PEEK);
+	while (n < 0 && errno == EINTR);
+	return n;
+}
+
+bool control_refusal(const struct tr_conn *conn, struct frame_reject *reject)
+{
+	uint8_t bytes[FRAME_HEADER + FRAME_REJECT_MAX + MAC_BYTES], *payload = bytes + FRAME_HEADER;
+	struct auth auth = conn->auth; /* looking changes nothing */
+	ssize_t n = peek(conn, bytes, sizeof(bytes));
+	struct frame_header header;
+	size_t len;
+
+	if (n < FRAME_HEADER || frame_get_header(bytes, &header) || header.type != FRAME_REJECT ||
+	    (size_t)n < FRAME_HEADER + header.len)
+		return false;
+	len = header.len;
+	if (auth.on) {
+		if (len < MAC_BYTES)
+			return false;
+		len -= MAC_BYTES;
+		if (!auth_opens(&auth, bytes, FRAME_HEADER + len, payload + len))
+			return false;
+	}
+	return !frame_get_reject(payload, len, reject);
+}
+
 int control_flush(struct tr_conn *conn, struct kv_error *err)
 {
 	struct conn_handshake *hs = conn->hs;
@@ -242,7 +276,7 @@ static bool is_silence(int error)
 	       error == ENETDOWN;
 }
 
-/* Whether the other end has said that it closes; what there is stays in the socket. */
+/* Whether the other end has said that it closes. */
 static bool says_goodbye(const struct tr_conn *conn, const uint8_t *bytes, ssize_t n)
 {
 	struct auth auth = conn->auth; /* looking changes nothing */
@@ -252,16 +286,6 @@ static bool says_goodbye(const struct tr_conn *conn, const uint8_t *bytes, ssize
 	return !auth.on || (n == GOODBYE_MOST && auth_opens(&auth, bytes, 1, bytes + 1));
 }
 
-static ssize_t peek(const struct tr_conn *conn, uint8_t bytes[GOODBYE_MOST])
-{
-	ssize_t n;
-
-	do
-		n = recv(conn->sock, bytes, GOODBYE_MOST, MSG_DONTWAIT | MSG_PEEK);
-	while (n < 0 && errno == EINTR);
-	return n;
-}
-
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 {
 	uint8_t bytes[GOODBYE_MOST];
@@ -269,7 +293,7 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 
 	if (conn->silence.deaf)
 		return false;
-	n = peek(conn, bytes);
+	n = peek(conn, bytes, sizeof(bytes));
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return false;
 	if (n < 0 && is_silence(errno)) {
@@ -311,5 +335,6 @@ bool tr_conn_peer_left(const struct tr_conn *conn)
 {
 	uint8_t bytes[GOODBYE_MOST];
 
-	return !conn->hs && conn->data && says_goodbye(conn, bytes, peek(conn, bytes));
+	return !conn->hs && conn->data &&
+	       says_goodbye(conn, bytes, peek(conn, bytes, sizeof(bytes)));
 }

@@ -62,9 +62,21 @@ static bool set_error(struct tr_conn *conn, const struct kv_error *cause)
 	return true;
 }
 
-/* A loss that this side did not ask for. */
+/*
+ * A loss that this side did not ask for. One that came of the other end's giving the handshake up
+ * is reported in its words, whatever has shown it first.
+ */
 static void set_loss(struct tr_conn *conn, const struct kv_error *cause)
 {
+	struct frame_reject reject;
+	struct kv_error refused;
+
+	if (!conn->error.code && !conn->accepting && control_refusal(conn, &reject)) {
+		kv_fail(&refused, KV_ERR_PEER_LOST, "poll", "%s refused: KV_ERR_%s: %s",
+			conn->address, kv_error_name(reject.code), reject.message);
+		kv_error_hint(&refused, "%s", reject.hint);
+		cause = &refused;
+	}
 	if (set_error(conn, cause))
 		kv_log_warn(conn->tr->log, "connection to %s is lost: KV_ERR_%s: %s", conn->address,
 			    kv_error_name(conn->error.code), conn->error.message);

@@ -413,6 +413,14 @@ static int got_setup(struct tr_conn *conn, struct kv_error *err)
 	return send_frame(conn, FRAME_READY, NULL, 0, err);
 }
 
+static int report_reject(const struct tr_conn *conn, const struct frame_reject *reject,
+			 struct kv_error *err)
+{
+	kv_fail(err, reject->code, "handshake", "%s refused: %s", conn->address, reject->message);
+	kv_error_hint(err, "%s", reject->hint);
+	return reject->code;
+}
+
 static int got_reject(struct tr_conn *conn, struct kv_error *err)
 {
 	struct frame_reject reject;
@@ -420,9 +428,7 @@ static int got_reject(struct tr_conn *conn, struct kv_error *err)
 	if (frame_get_reject(conn->hs->payload, conn->hs->in.len, &reject))
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "a refusal of %u bytes is malformed", conn->hs->in.len);
-	kv_fail(err, reject.code, "handshake", "%s refused: %s", conn->address, reject.message);
-	kv_error_hint(err, "%s", reject.hint);
-	return reject.code;
+	return report_reject(conn, &reject, err);
 }
 
 /* ---------------------------------------------------------------- the key */
@@ -637,6 +643,23 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 	return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
 }
 
+/*
+ * What has failed may have failed because the other end had given up: what it says of that is the
+ * next frame, and not read yet.
+ */
+static void prefer_refusal(struct tr_conn *conn, int code, struct kv_error *cause)
+{
+	bool may_follow =
+		code == KV_ERR_PEER_LOST || code == KV_ERR_UNREACHABLE || code == KV_ERR_TIMEOUT;
+	struct frame_reject reject;
+
+	if (may_follow && conn->hs && !conn->hs->got && conn->hs->in.type != FRAME_REJECT &&
+	    control_refusal(conn, &reject)) {
+		conn->hs->in.type = FRAME_REJECT;
+		report_reject(conn, &reject, cause);
+	}
+}
+
 int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 {
 	struct kv_error cause;
@@ -655,6 +678,7 @@ int tr_conn_step(struct tr_conn *conn, struct kv_error *err)
 	}
 	if (ret >= 0)
 		return ret;
+	prefer_refusal(conn, ret, &cause);
 	return kv_error_copy(err, fail(conn, &cause));
 }
 

@@ -440,6 +440,30 @@ CASE(a_peer_that_goes_ends_the_operations_here)
 	setting_end(&s);
 }
 
+/* This end is through; the other one gave it up while the last frame was on its way. */
+CASE(a_peer_that_gave_the_handshake_up_is_lost_with_its_refusal)
+{
+	static const struct kv_error late = { .code = KV_ERR_TIMEOUT, .message = "it took long" };
+	struct rig rig;
+	struct kv_error err;
+	struct rig_event *lost;
+
+	fake_begin(NULL);
+	assert_int_equal(rig_open(&rig, "ib", four_lanes, &err), 0);
+	rig.half = true;
+	assert_int_equal(rig_connect(&rig, &err), 0);
+	assert_int_equal(tr_msg(rig.side[0].conn, "x", 1, &err), 0);
+	tr_conn_refuse(rig.side[1].conn, &late);
+	tr_conn_close(rig.side[1].conn);
+	rig.side[1].conn = NULL;
+	lost = rig_wait(&rig, 0, TR_PEER_LOST, BUDGET);
+	assert_non_null(lost);
+	assert_int_equal(lost->status, KV_ERR_PEER_LOST);
+	assert_non_null(strstr(lost->cause.message, "refused: KV_ERR_TIMEOUT: it took long"));
+	rig_close(&rig);
+	assert_true(fake_end());
+}
+
 CASE(completions_of_another_life_are_counted_and_ignored)
 {
 	struct setting s;

@@ -86,6 +86,12 @@ int rig_open(struct rig *rig, const char *transport, const char *const *options,
 	return ret;
 }
 
+/* Side 1, once its end is made. */
+static bool stops_there(const struct rig *rig)
+{
+	return rig->half && !strcmp(tr_conn_stage(rig->side[1].conn), "waiting for ready");
+}
+
 int rig_connect(struct rig *rig, struct kv_error *err)
 {
 	struct tr_conn_config config = { .ops = &upper, .flags = rig->flags };
@@ -98,7 +104,7 @@ int rig_connect(struct rig *rig, struct kv_error *err)
 	if (ret[0])
 		return ret[0];
 	ret[0] = TR_AGAIN;
-	while ((ret[0] == TR_AGAIN || ret[1] == TR_AGAIN) && kv_now_ns() < end) {
+	while ((ret[0] == TR_AGAIN || (ret[1] == TR_AGAIN && !rig->half)) && kv_now_ns() < end) {
 		if (!rig->side[1].conn && ret[1] == TR_AGAIN) {
 			int got = tr_accept(rig->listener, &config, &rig->side[1].conn, &why[1]);
 
@@ -106,12 +112,12 @@ int rig_connect(struct rig *rig, struct kv_error *err)
 		}
 		if (ret[0] == TR_AGAIN)
 			ret[0] = tr_conn_step(rig->side[0].conn, &why[0]);
-		if (rig->side[1].conn && ret[1] == TR_AGAIN)
+		if (rig->side[1].conn && ret[1] == TR_AGAIN && !stops_there(rig))
 			ret[1] = tr_conn_step(rig->side[1].conn, &why[1]);
 		if (ret[0] < 0 && !rig->side[1].conn)
 			break;
 	}
-	if (!ret[0] && !ret[1])
+	if (!ret[0] && (!ret[1] || rig->half))
 		return 0;
 	/* The side that decided, not the one that was refused. */
 	for (int i = 0; i < 2; i++)

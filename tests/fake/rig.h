@@ -35,6 +35,7 @@ struct rig {
 	struct rig_side side[2]; /* 0 connects, 1 accepts */
 	struct tr_listener *listener;
 	unsigned int flags; /* enum tr_conn_flags of both ends */
+	bool half;	    /* side 1 does not read the last frame of the handshake */
 };
 
 /*

@@ -19,7 +19,9 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fault.h"
 #include "base/option.h"
+#include "lib/key.h"
 #include "lib/process.h"
 #include "frame.h"
 #include "lib/reject.h"
@@ -101,14 +103,19 @@ static struct tr *tr;
 static struct tr_listener *listener;
 static struct tr_conn *calling; /* is to send its hello, or accept waits in vain */
 
-static int open_all(void **state)
+static void open_with(const char *const *settings)
 {
 	struct kv_error err;
 
-	(void)state;
-	assert_int_equal(kv_option_read(NULL, &options, NULL), 0);
+	assert_int_equal(kv_option_read(settings, &options, NULL), 0);
 	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, &err), 0);
 	assert_int_equal(tr_listen(tr, NULL, 0, &listener, &err), 0);
+}
+
+static int open_all(void **state)
+{
+	(void)state;
+	open_with(NULL);
 	return 0;
 }
 
@@ -119,6 +126,14 @@ static int close_all(void **state)
 	tr_close(tr);
 	kv_option_free(options);
 	return 0;
+}
+
+static void open_again(const char *setting)
+{
+	const char *const settings[] = { setting, NULL };
+
+	close_all(NULL);
+	open_with(settings);
 }
 
 static struct tr_conn *accept_within(struct side *side, int64_t handshake_ms,
@@ -255,6 +270,108 @@ CASE(a_refusal_reaches_the_other_end_with_its_cause)
 	assert_int_equal(b_ret, KV_ERR_GEOMETRY);
 	tr_conn_close(a);
 	tr_conn_close(b);
+}
+
+static const struct kv_error give_up = {
+	.code = KV_ERR_TIMEOUT,
+	.message = "it took longer than ever",
+	.hint = "be quicker",
+};
+
+/* Polls until the connection is lost; its cause. */
+static struct kv_error await_loss(struct tr_conn *conn)
+{
+	int64_t deadline = kv_deadline_ns(WAIT_MS);
+	struct tr_event event;
+
+	while (tr_poll(conn, &event, 1) != 1)
+		assert_true(kv_now_ns() < deadline);
+	assert_int_equal(event.kind, TR_PEER_LOST);
+	assert_int_equal(event.status, event.cause->code);
+	return *event.cause;
+}
+
+/* The connecting end is through, and its last frame is not read any more. */
+static void refuse_after_the_last_frame(bool gone)
+{
+	struct side c = { .hello = "x", .setup = "" }, s = { .hello = "y", .setup = "" };
+	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
+	int64_t deadline = kv_deadline_ns(WAIT_MS);
+	struct kv_error err;
+	int ret = TR_AGAIN;
+
+	while (ret == TR_AGAIN) {
+		if (strcmp(tr_conn_stage(b), "waiting for ready"))
+			assert_int_equal(tr_conn_step(b, &err), TR_AGAIN);
+		ret = tr_conn_step(a, &err);
+		assert_true(kv_now_ns() < deadline);
+	}
+	assert_int_equal(ret, 0);
+	tr_conn_refuse(b, &give_up);
+	if (gone) /* what moves the bytes may show it first */
+		tr_conn_close(b);
+	err = await_loss(a);
+	assert_int_equal(err.code, KV_ERR_PEER_LOST);
+	assert_non_null(strstr(err.message, "refused: KV_ERR_TIMEOUT: it took longer than ever"));
+	assert_string_equal(err.hint, give_up.hint);
+	tr_conn_close(a);
+	if (!gone)
+		tr_conn_close(b);
+}
+
+CASE(a_refusal_that_crosses_the_last_frame_is_the_cause_of_the_loss)
+{
+	char path[] = "/tmp/kvrail-key-XXXXXX", file[64];
+	const char *const settings[] = { "KVCACHE_TRANSPORT=shm", "KVCACHE_TRANSPORT=tcp", file };
+
+	close(mkstemp(path));
+	write_key(path, KEY_A, 0600);
+	snprintf(file, sizeof(file), "KVCACHE_PSK_FILE=%s", path);
+	for (int i = 0; i < 3; i++) {
+		open_again(settings[i]);
+		refuse_after_the_last_frame(false);
+		refuse_after_the_last_frame(true);
+	}
+	open_again(NULL);
+	unlink(path);
+}
+
+/* The other end has given up while this one was about to answer. */
+static void refuse_before_an_answer(bool gone)
+{
+	struct side c = { .hello = "x", .setup = "" }, s = { .hello = "y", .setup = "" };
+	struct tr_conn *a = connect_to_listener(&c, &upper), *b = accept_within(&s, 0, &upper);
+	int64_t deadline = kv_deadline_ns(WAIT_MS);
+	struct kv_error err;
+	int ret;
+
+	while (strcmp(tr_conn_stage(b), "waiting for setup")) {
+		assert_int_equal(tr_conn_step(b, &err), TR_AGAIN);
+		assert_true(kv_now_ns() < deadline);
+	}
+	tr_conn_refuse(b, &give_up);
+	if (gone)
+		tr_conn_close(b);
+	while ((ret = tr_conn_step(a, &err)) == TR_AGAIN)
+		assert_true(kv_now_ns() < deadline);
+	assert_int_equal(ret, KV_ERR_TIMEOUT);
+	assert_non_null(strstr(err.message, "refused: it took longer than ever"));
+	assert_string_equal(err.hint, give_up.hint);
+	tr_conn_close(a);
+	if (!gone)
+		tr_conn_close(b);
+}
+
+CASE(a_refusal_is_the_cause_where_the_other_end_is_not_reached_any_more)
+{
+	open_again("KVCACHE_TRANSPORT=tcp");
+	refuse_before_an_answer(true); /* its data sockets are gone */
+	open_again("KVCACHE_TRANSPORT=shm");
+	refuse_before_an_answer(true);		/* its local socket */
+	kv_fault_arm(KV_FAULT_TR_CONN_SEND, 3); /* after the two hellos */
+	refuse_before_an_answer(false);
+	assert_true(kv_fault_fired(KV_FAULT_TR_CONN_SEND));
+	open_again(NULL);
 }
 
 CASE(other_protocols_and_versions_are_named)
