@@ -11,7 +11,7 @@
 
 enum event { EVENT_UP, EVENT_MESSAGE, EVENT_LOST, EVENT_SILENT, EVENT_FAILED };
 
-enum { ANSWER_MS = 10000 }; /* for the plan, and to connect again */
+enum { ANSWER_MS = 10000 }; /* for the plan, and at least to connect again */
 
 static const int64_t in_id = 1;
 
@@ -183,7 +183,9 @@ static int serve_rounds(struct bench_side *s, const struct bench_options *opt,
 			const struct bench_plan *plan)
 {
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
-	enum event event = next_event(s, ANSWER_MS);
+	/* It takes memory before, as this side did, and may have been waited for as long. */
+	enum event event =
+		next_event(s, plan->timeout_ms > ANSWER_MS ? plan->timeout_ms : ANSWER_MS);
 	struct account sum = { 0 };
 	struct bench_message m;
 	char moved[32];
