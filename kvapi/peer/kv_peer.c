@@ -101,6 +101,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 {
 	struct kv_peer *peer = kv_fault(KV_PEER_ALLOC) ? NULL : calloc(1, sizeof(*peer));
 	uint32_t i;
+	bool first;
 
 	if (!peer)
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate a peer");
@@ -128,10 +129,14 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	engine->peer[i] = peer;
 	atomic_store(&engine->wants[i], false);
 	kv_table_keep_awake(peer);
+	first = !incoming && !engine->peers_end;
 	if (i >= engine->peers_end)
 		engine->peers_end = i + 1;
 	engine->peers_pending += incoming;
 	pthread_mutex_unlock(&engine->lock);
+	/* A turn of another thread sleeps until an event: it has deadlines from now on. */
+	if (first)
+		kv_engine_wake(engine);
 	*peer_p = peer;
 	return 0;
 }

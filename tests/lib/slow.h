@@ -9,6 +9,7 @@
 #define SLOW_H
 
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 static inline int64_t slow_ms(int64_t ms)
@@ -16,6 +17,13 @@ static inline int64_t slow_ms(int64_t ms)
 	const char *factor = getenv("KVRAIL_TEST_SLOW");
 
 	return factor ? ms * strtol(factor, NULL, 10) : ms;
+}
+
+/* "NAME=MS" of that many, for a list of options. Returns text. */
+static inline const char *slow_setting(char text[64], const char *name, int64_t ms)
+{
+	snprintf(text, 64, "%s=%lld", name, (long long)slow_ms(ms));
+	return text;
 }
 
 #endif
