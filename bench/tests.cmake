@@ -23,6 +23,7 @@ set_property(TEST ${gpu_tests} ${gpu_tcp_tests} gpu_life gpu_life_pieces APPEND 
 # Each loss is noticed, and names what it leaves undone; how soon is for an idle machine.
 kvrail_add_test(bench_detect COMMAND kv_detect --kills 20 --restarts 5 --stops 1)
 kvrail_add_test(bench_detect_long COMMAND kv_detect --bars LABELS long TIMEOUT 600)
+set_property(TEST bench_detect_long PROPERTY RUN_SERIAL TRUE) # its bars are those of a machine that does nothing else
 
 if(TARGET kv_pd_bench)
 	set(bench $<TARGET_FILE:kv_pd_bench>)
