@@ -17,7 +17,7 @@
 
 #include <kvrail/kv.h>
 
-enum { LAYERS = 4, TENSORS = 2, BLOCKS = 64, BLOCK_BYTES = 4096, WAIT_MS = 10000 };
+enum { LAYERS = 4, TENSORS = 2, BLOCKS = 64, BLOCK_BYTES = 4096, WAIT_MS = 60000 };
 
 /* Ends the program with the whole cause if `code` is an error: check(kv_...(..., &err), &err). */
 static inline void check(int code, const struct kv_error *err)

@@ -11,7 +11,7 @@
 
 #include "net_side.h"
 
-enum { NOT_BLOCKING_MS = 500 }; /* one call sleeps less */
+#define NOT_BLOCKING_MS ((int)slow_ms(500)) /* one call sleeps less */
 
 static int listen_handles(struct side *s)
 {

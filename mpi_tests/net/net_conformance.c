@@ -22,7 +22,7 @@
 #include "cuda.h"
 #include "net_side.h"
 
-enum { CASE_MS = 60000 };
+#define CASE_MS ((int)slow_ms(60000))
 
 struct options {
 	struct net_source source;

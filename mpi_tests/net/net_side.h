@@ -13,11 +13,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "lib/slow.h"
 #include "net_load.h"
 
 enum { PASS = 0, FAIL = 1, SKIP = 77 };
 /* For what surely comes, and for what a close may wait on a peer. */
-enum { SIDE_WAIT_MS = 20000, SIDE_CLOSE_MS = 5000, SIDE_GUARD = 128, SIDE_POISON = 0xa5 };
+enum { SIDE_GUARD = 128, SIDE_POISON = 0xa5 };
+#define SIDE_WAIT_MS ((int)slow_ms(20000))
+#define SIDE_CLOSE_MS ((int)slow_ms(5000))
 
 /* A registered buffer with guards on both sides. */
 struct buffer {

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "lib/slow.h"
 #include "lib/test.h"
 #include "rig.h"
 
@@ -95,7 +96,8 @@ static void writer_step(void)
 		} else if (msg->what == ACK) {
 			acked++;
 		} else if (l->op) {
-			assert_int_equal(tr_op_cancel(l->op, kv_deadline_ns(10000), NULL), 0);
+			assert_int_equal(tr_op_cancel(l->op, kv_deadline_ns(slow_ms(10000)), NULL),
+					 0);
 			l->stage = CLOSING;
 		} else {
 			say(0, REVOKED, msg->lease, NULL);

@@ -455,7 +455,9 @@ CASE(an_engine_that_closes_in_the_middle_of_a_handshake_is_fenced)
  */
 CASE(a_handshake_that_is_given_up_while_the_other_end_is_up_is_fenced)
 {
-	static const char *const options[] = { "KVCACHE_HANDSHAKE_MS=2000", NULL };
+	char deadline[64];
+	const char *const options[] = { slow_setting(deadline, "KVCACHE_HANDSHAKE_MS", 2000),
+					NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	static char text[1 << 14];
 	struct shape shape = rig_shape;

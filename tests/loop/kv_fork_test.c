@@ -59,7 +59,7 @@ static int parent(int fd, const void *arg)
 		kv_engine_close(node.engine); /* of a forked engine: touches nothing */
 		left.sockets += count_sockets() - before;
 		child_send(fd, &left, sizeof(left));
-		alarm(60); /* if the test fails */
+		alarm((unsigned int)slow_ms(60)); /* if the test fails */
 		for (;;)
 			pause();
 	}

@@ -208,7 +208,8 @@ CASE(a_killed_writer_is_reported_and_its_blocks_come_back_after_the_fence)
 /* The process is there, and its sockets: nothing but the heartbeat tells. */
 CASE(a_stopped_peer_is_lost_after_five_heartbeats)
 {
-	static const char *const options[] = { "KVCACHE_HEARTBEAT_MS=200", NULL };
+	char beat[64];
+	const char *const options[] = { slow_setting(beat, "KVCACHE_HEARTBEAT_MS", 200), NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_arrival arrival;
 	struct kv_error err;

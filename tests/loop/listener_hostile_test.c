@@ -137,12 +137,12 @@ static void an_honest_write(uint8_t value)
 
 static int open_decode(void **state)
 {
-	char handshake[32];
+	char handshake[64];
 	const char *const options[] = { handshake, NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 
 	(void)state;
-	snprintf(handshake, sizeof(handshake), "KVCACHE_HANDSHAKE_MS=%d", (int)slow_ms(3000));
+	slow_setting(handshake, "KVCACHE_HANDSHAKE_MS", 3000);
 	config.options = options;
 	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */
 	assert_int_equal(kv_engine_open(&config, &decode, NULL), 0);

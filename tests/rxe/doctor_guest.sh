@@ -5,6 +5,7 @@
 # What cannot be undone (ptrace scope 3, the device's module gone) comes last.
 kvrail=$1
 here=$(dirname "$0")
+export KVCACHE_HANDSHAKE_MS=30000 KVCACHE_OP_TIMEOUT_MS=30000 # an emulated machine is slow
 out=/tmp/doctor.out
 failed=0
 
