@@ -58,9 +58,7 @@ static struct batch *batch_take(struct handle *engine, size_t max)
 		PyErr_NoMemory();
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	n = kv_poll_arrivals(engine->ptr, arrivals, max, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(n = kv_poll_arrivals(engine->ptr, arrivals, max, &err));
 	if (n < 0) {
 		free(b);
 		raise_error(&err);
@@ -115,7 +113,7 @@ static PyObject *list_of(struct handle *engine, struct batch *b, int count, PyOb
  * poll(engine, max, make) -> list of make((kind, status, new peer or None, peer, cache, first,
  * count, tag, lease, blocks, bytes))
  */
-static PyObject *engine_poll(PyObject *module, PyObject *args)
+static PyObject *engine_poll(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	PyObject *obj, *make, *list = NULL;
 	struct handle *h;
@@ -123,7 +121,6 @@ static PyObject *engine_poll(PyObject *module, PyObject *args)
 	Py_ssize_t max;
 	int count;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OnO", &obj, &max, &make))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);

@@ -80,7 +80,7 @@ static PyObject *peers_of(struct handle *comm, Py_ssize_t ranks)
  * comm_init(engine, rank, nranks, group, host, allgather, timeout_ms) -> (comm, [peer of each rank
  * or None])
  */
-static PyObject *comm_init(PyObject *module, PyObject *args)
+static PyObject *comm_init(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_comm_config config = KV_INIT(kv_comm_config);
 	struct handle *engine, *made;
@@ -91,7 +91,6 @@ static PyObject *comm_init(PyObject *module, PyObject *args)
 	struct gather g;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OIIizOL", &obj, &config.rank, &config.nranks, &config.group,
 			      &config.host, &g.function, &timeout_ms))
 		return NULL;
@@ -107,9 +106,7 @@ static PyObject *comm_init(PyObject *module, PyObject *args)
 	config.allgather = allgather;
 	config.arg = &g;
 	config.timeout_ms = timeout_ms;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_comm_init(engine->ptr, &config, &comm, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_comm_init(engine->ptr, &config, &comm, &err));
 	made->ptr = comm;
 	handle_leave(engine);
 	if (!PyErr_Occurred() && rc == KV_ERR_CANCELLED)

@@ -67,7 +67,7 @@ static const char **strings_of(PyObject *list)
  * engine_open(name, progress, arrivals_off, options, log_fd): log_fd -1 = the library's own log
  * files
  */
-static PyObject *engine_open(PyObject *module, PyObject *args)
+static PyObject *engine_open(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct kv_engine *engine = NULL;
@@ -77,7 +77,6 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 	PyObject *list;
 	int log_fd, rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "ziiOi", &config.name, &config.progress, &config.arrivals_off,
 			      &list, &log_fd))
 		return NULL;
@@ -92,9 +91,7 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 		config.log = log_to_pipe;
 		config.log_arg = (void *)(intptr_t)log_fd;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_engine_open(&config, &engine, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_engine_open(&config, &engine, &err));
 	free(options);
 	if (rc) {
 		Py_DECREF((PyObject *)h);
@@ -106,7 +103,7 @@ static PyObject *engine_open(PyObject *module, PyObject *args)
 }
 
 /* listen(engine, host, port) -> port */
-static PyObject *engine_listen(PyObject *module, PyObject *args)
+static PyObject *engine_listen(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	unsigned int port;
@@ -116,21 +113,18 @@ static PyObject *engine_listen(PyObject *module, PyObject *args)
 	PyObject *obj;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OzI", &obj, &host, &port))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_listen(h->ptr, host, port, &got, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_listen(h->ptr, host, port, &got, &err));
 	handle_leave(h);
 	return rc ? raise_error(&err) : PyLong_FromUnsignedLong(got);
 }
 
 /* progress(engine, timeout_ms) -> events handled; waits a slice at most */
-static PyObject *engine_progress(PyObject *module, PyObject *args)
+static PyObject *engine_progress(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	long long timeout_ms;
@@ -138,25 +132,21 @@ static PyObject *engine_progress(PyObject *module, PyObject *args)
 	PyObject *obj;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OL", &obj, &timeout_ms))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_progress(h->ptr, timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_progress(h->ptr, timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms, &err));
 	handle_leave(h);
 	return rc < 0 ? raise_error(&err) : PyLong_FromLong(rc);
 }
 
-static PyObject *engine_arrivals_fd(PyObject *module, PyObject *obj)
+static PyObject *engine_arrivals_fd(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct handle *h = handle_enter(obj, H_ENGINE);
 	int fd;
 
-	(void)module;
 	if (!h)
 		return NULL;
 	fd = kv_arrivals_fd(h->ptr);

@@ -11,9 +11,8 @@ static PyObject *error_factory;
  * set_error_factory(f): f(code, name, scope, text, message, op, peer, device, hint, numbers)
  * returns an exception
  */
-PyObject *core_set_error_factory(PyObject *module, PyObject *factory)
+PyObject *core_set_error_factory(PyObject *Py_UNUSED(module), PyObject *factory)
 {
-	(void)module;
 	Py_INCREF(factory);
 	Py_XDECREF(error_factory);
 	error_factory = factory;

@@ -23,6 +23,13 @@
 
 #include <kvrail/kv.h>
 
+#define WITHOUT_GIL(...)               \
+	do {                           \
+		Py_BEGIN_ALLOW_THREADS \
+		__VA_ARGS__;           \
+		Py_END_ALLOW_THREADS   \
+	} while (0)
+
 /* Waits are cut into pieces of this length, so that Ctrl-C and close() are seen. */
 enum { SLICE_MS = 50, DROP_MS = 1000 };
 
@@ -66,7 +73,7 @@ int handle_type_add(PyObject *module);
 struct handle *handle_new(enum handle_kind kind, void *ptr, struct handle *parent);
 /* The handle of this kind, open and entered; NULL with an exception. */
 struct handle *handle_enter(PyObject *obj, enum handle_kind kind);
-void handle_leave(struct handle *h);
+void handle_leave(struct handle *h); /* NULL is allowed */
 bool handle_closing(const struct handle *h);
 /* Whether one that this thread is inside of is being closed. */
 bool handle_inside_closing(void);

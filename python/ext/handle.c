@@ -253,9 +253,7 @@ static int handle_quiet(struct handle *h)
 	const struct timespec nap = { .tv_nsec = 1000000 };
 
 	while (h->users && h->pid == getpid()) {
-		Py_BEGIN_ALLOW_THREADS;
-		nanosleep(&nap, NULL);
-		Py_END_ALLOW_THREADS;
+		WITHOUT_GIL(nanosleep(&nap, NULL));
 		if (PyErr_CheckSignals())
 			return -1;
 	}
@@ -263,7 +261,7 @@ static int handle_quiet(struct handle *h)
 }
 
 /* close(handle, timeout_ms): a handle that is closed already, or whose engine is, is fine. */
-PyObject *core_close(PyObject *module, PyObject *args)
+PyObject *core_close(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	long long timeout_ms;
@@ -271,7 +269,6 @@ PyObject *core_close(PyObject *module, PyObject *args)
 	PyObject *obj;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OL", &obj, &timeout_ms))
 		return NULL;
 	h = (struct handle *)obj;
@@ -313,9 +310,8 @@ PyObject *core_close(PyObject *module, PyObject *args)
 }
 
 /* ident(handle): the number under which arrivals name it */
-PyObject *core_ident(PyObject *module, PyObject *arg)
+PyObject *core_ident(PyObject *Py_UNUSED(module), PyObject *arg)
 {
-	(void)module;
 	if (Py_TYPE(arg) != handle_type)
 		return PyErr_Format(PyExc_TypeError, "a kvrail handle is needed");
 	return PyLong_FromVoidPtr(((struct handle *)arg)->ptr);
@@ -330,11 +326,9 @@ static PyObject *handle_repr(PyObject *self)
 }
 
 /* Handles are made here only. */
-static PyObject *refuse_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+static PyObject *refuse_new(PyTypeObject *Py_UNUSED(type), PyObject *Py_UNUSED(args),
+			    PyObject *Py_UNUSED(kwargs))
 {
-	(void)type;
-	(void)args;
-	(void)kwargs;
 	return PyErr_Format(PyExc_TypeError, "kvrail handles are made by kvrail's functions");
 }
 

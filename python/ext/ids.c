@@ -416,14 +416,13 @@ int ids_take(struct ids *ids, PyObject *obj, const char *what)
  * dlpack_info(capsule) -> (device type, device id, address, bytes of an item or 0 if they are not
  * whole ones, shape, strides in bytes, whether it must not be written)
  */
-PyObject *core_dlpack_info(PyObject *module, PyObject *capsule)
+PyObject *core_dlpack_info(PyObject *Py_UNUSED(module), PyObject *capsule)
 {
 	bool readonly;
 	const struct dl_tensor *t = tensor_of(capsule, "memory", &readonly);
 	PyObject *shape, *strides, *n;
 	int itemsize;
 
-	(void)module;
 	if (!t)
 		return NULL;
 	itemsize = t->dtype.bits * t->dtype.lanes % 8 ? 0 : t->dtype.bits * t->dtype.lanes / 8;

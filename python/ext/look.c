@@ -55,7 +55,7 @@ _Static_assert(sizeof(counters) / sizeof(counters[0]) * sizeof(uint64_t) + sizeo
 	       "every counter of kv.h is listed");
 
 /* stats(engine) -> {name: number} */
-static PyObject *look_stats(PyObject *module, PyObject *obj)
+static PyObject *look_stats(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct handle *h = handle_enter(obj, H_ENGINE);
 	struct kv_stats stats = KV_INIT(kv_stats);
@@ -63,12 +63,9 @@ static PyObject *look_stats(PyObject *module, PyObject *obj)
 	PyObject *dict, *n;
 	int rc;
 
-	(void)module;
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_stats(h->ptr, &stats, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_stats(h->ptr, &stats, &err));
 	handle_leave(h);
 	if (rc)
 		return raise_error(&err);
@@ -85,14 +82,13 @@ static PyObject *look_stats(PyObject *module, PyObject *obj)
 }
 
 /* dump(engine) -> text; the state may grow between the two calls, then its end is missing */
-static PyObject *look_dump(PyObject *module, PyObject *obj)
+static PyObject *look_dump(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct handle *h = handle_enter(obj, H_ENGINE);
 	PyObject *text = NULL;
 	char *buf = NULL;
 	int n;
 
-	(void)module;
 	if (!h)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS;
@@ -155,31 +151,26 @@ static PyObject *table(PyObject *obj, PyObject *(*row)(struct kv_engine *engine,
 			Py_CLEAR(list);
 		Py_DECREF(item);
 	}
-	if (h)
-		handle_leave(h);
+	handle_leave(h);
 	if (PyErr_Occurred())
 		Py_CLEAR(list);
 	return list;
 }
 
 /* options(engine or None) -> [(name, type, range, default, help, value, source)] */
-static PyObject *look_options(PyObject *module, PyObject *obj)
+static PyObject *look_options(PyObject *Py_UNUSED(module), PyObject *obj)
 {
-	(void)module;
 	return table(obj, option_tuple);
 }
 
 /* devices(engine or None) -> [the fields of struct kv_device_info from transport to reason] */
-static PyObject *look_devices(PyObject *module, PyObject *obj)
+static PyObject *look_devices(PyObject *Py_UNUSED(module), PyObject *obj)
 {
-	(void)module;
 	return table(obj, device_tuple);
 }
 
-static PyObject *look_version(PyObject *module, PyObject *none)
+static PyObject *look_version(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
-	(void)module;
-	(void)none;
 	return PyUnicode_FromString(kv_version());
 }
 

@@ -14,7 +14,7 @@
  * same pages (mremap of length 0 makes one of a shared mapping), which lives as long as the handle.
  * memory_info translates.
  */
-static PyObject *memory_alloc(PyObject *module, PyObject *args)
+static PyObject *memory_alloc(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	void *ptr = NULL, *own;
@@ -23,7 +23,6 @@ static PyObject *memory_alloc(PyObject *module, PyObject *args)
 	PyObject *obj;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "On", &obj, &len))
 		return NULL;
 	if (len < 0)
@@ -36,9 +35,7 @@ static PyObject *memory_alloc(PyObject *module, PyObject *args)
 		handle_leave(h);
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_alloc(h->ptr, (size_t)len, &ptr, &err));
 	mem->ptr = ptr;
 	own = rc ? MAP_FAILED : mremap(ptr, 0, (size_t)len, MREMAP_MAYMOVE);
 	if (rc)
@@ -58,12 +55,11 @@ static PyObject *memory_alloc(PyObject *module, PyObject *args)
 }
 
 /* memory_info(memory) -> (address for Python, the engine's address, length) */
-static PyObject *memory_info(PyObject *module, PyObject *obj)
+static PyObject *memory_info(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct handle *h = handle_enter(obj, H_MEMORY);
 	PyObject *info;
 
-	(void)module;
 	if (!h)
 		return NULL;
 	info = Py_BuildValue("KKn", (unsigned long long)(uintptr_t)h->own,
@@ -126,9 +122,7 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
 	if (made) {
 		layout->tensor = tensors;
 		layout->tensors = (uint32_t)n;
-		Py_BEGIN_ALLOW_THREADS;
-		rc = kv_cache_register(h->ptr, layout, &cache, &err);
-		Py_END_ALLOW_THREADS;
+		WITHOUT_GIL(rc = kv_cache_register(h->ptr, layout, &cache, &err));
 		made->ptr = cache;
 		if (rc) {
 			raise_error(&err);
@@ -144,13 +138,12 @@ static PyObject *cache_register_entered(struct handle *h, struct kv_layout *layo
  * cache_register(engine, cache_id, layers, blocks, tensors, tp_size, tp_rank, block_tokens, dtype,
  * kv_heads, flags, mem_kind)
  */
-static PyObject *cache_register(PyObject *module, PyObject *args)
+static PyObject *cache_register(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_layout layout = KV_INIT(kv_layout);
 	PyObject *obj, *list, *cache;
 	struct handle *h;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OIIIO!IIIIIIi", &obj, &layout.cache_id, &layout.layers,
 			      &layout.blocks, &PyList_Type, &list, &layout.tp_size, &layout.tp_rank,
 			      &layout.block_tokens, &layout.dtype, &layout.kv_heads, &layout.flags,

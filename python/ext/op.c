@@ -63,12 +63,9 @@ static void transfer_leave(struct transfer *t)
 {
 	ids_drop(&t->local);
 	ids_drop(&t->remote);
-	if (t->group)
-		handle_leave(t->group);
-	if (t->cache)
-		handle_leave(t->cache);
-	if (t->peer)
-		handle_leave(t->peer);
+	handle_leave(t->group);
+	handle_leave(t->cache);
+	handle_leave(t->peer);
 }
 
 /* An integer of any kind (numpy's too) that must lie in 0..max. */
@@ -155,18 +152,15 @@ err_leave:
  * blocking.
  * `interrupted` of engine.c sees signals, and that the peer or the cache is being closed.
  */
-static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *transfer(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
 	struct kv_error err;
 	struct transfer t;
 	int rc;
 
-	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = call(&t, NULL, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = call(&t, NULL, &err));
 	transfer_leave(&t);
 	if (PyErr_Occurred()) /* a signal's handler raised it */
 		return NULL;
@@ -181,7 +175,7 @@ static PyObject *transfer(PyObject *module, PyObject *const *args, Py_ssize_t na
  * start(kind, peer, cache, first, count, local, remote, timeout_ms, tag, lease, group[, stream])
  * -> operation
  */
-static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
 	struct kv_error err;
 	struct kv_op *op = NULL;
@@ -189,7 +183,6 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 	struct handle *h;
 	int rc;
 
-	(void)module;
 	if (transfer_enter(&t, args, nargs))
 		return NULL;
 	engine_reap(handle_engine(t.peer));
@@ -198,9 +191,7 @@ static PyObject *start(PyObject *module, PyObject *const *args, Py_ssize_t nargs
 		transfer_leave(&t);
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	rc = call(&t, &op, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = call(&t, &op, &err));
 	h->ptr = op;
 	if (!rc) {
 		h->peer = t.peer;
@@ -238,26 +229,23 @@ static void op_leave(struct handle *h, bool peer_entered)
 }
 
 /* op_test(op) -> grade */
-static PyObject *op_test(PyObject *module, PyObject *obj)
+static PyObject *op_test(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct kv_error err = { 0 };
 	struct handle *h;
 	bool peer;
 	int rc;
 
-	(void)module;
 	h = op_enter(obj, &peer);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_test(h->ptr, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_test(h->ptr, &err));
 	op_leave(h, peer);
 	return rc < 0 ? raise_error(&err) : PyLong_FromLong(rc);
 }
 
 /* op_wait(op, grade, timeout_ms) -> whether it was reached; raises what the operation ended with */
-static PyObject *op_wait(PyObject *module, PyObject *args)
+static PyObject *op_wait(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	long long timeout_ms, slice;
@@ -266,7 +254,6 @@ static PyObject *op_wait(PyObject *module, PyObject *args)
 	int grade, rc;
 	bool peer;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OiL", &obj, &grade, &timeout_ms))
 		return NULL;
 	do {
@@ -274,9 +261,7 @@ static PyObject *op_wait(PyObject *module, PyObject *args)
 		if (!h)
 			return NULL;
 		slice = timeout_ms > SLICE_MS ? SLICE_MS : timeout_ms;
-		Py_BEGIN_ALLOW_THREADS;
-		rc = kv_wait(h->ptr, grade, slice, &err);
-		Py_END_ALLOW_THREADS;
+		WITHOUT_GIL(rc = kv_wait(h->ptr, grade, slice, &err));
 		op_leave(h, peer);
 		if (rc != KV_ERR_TIMEOUT || strcmp(err.op, "wait") != 0)
 			break;
@@ -290,7 +275,7 @@ static PyObject *op_wait(PyObject *module, PyObject *args)
 }
 
 /* op_cancel(op, timeout_ms) */
-static PyObject *op_cancel(PyObject *module, PyObject *args)
+static PyObject *op_cancel(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_error err = { 0 };
 	long long timeout_ms;
@@ -299,28 +284,24 @@ static PyObject *op_cancel(PyObject *module, PyObject *args)
 	bool peer;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OL", &obj, &timeout_ms))
 		return NULL;
 	h = op_enter(obj, &peer);
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_cancel(h->ptr, timeout_ms, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_cancel(h->ptr, timeout_ms, &err));
 	op_leave(h, peer);
 	if (rc)
 		return raise_error(&err);
 	Py_RETURN_NONE;
 }
 
-static PyObject *group_start(PyObject *module, PyObject *obj)
+static PyObject *group_start(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct handle *h = handle_enter(obj, H_ENGINE), *made;
 	struct kv_group *group = NULL;
 	struct kv_error err = { 0 };
 
-	(void)module;
 	if (!h)
 		return NULL;
 	made = handle_new(H_GROUP, NULL, h);

@@ -3,7 +3,7 @@
 #include "ext.h"
 
 /* connect(engine, host, port, timeout_ms) -> peer */
-static PyObject *peer_connect(PyObject *module, PyObject *args)
+static PyObject *peer_connect(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	struct kv_peer *peer = NULL;
 	struct kv_error err = { 0 };
@@ -14,7 +14,6 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 	PyObject *obj;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OsIL", &obj, &host, &port, &timeout_ms))
 		return NULL;
 	h = handle_enter(obj, H_ENGINE);
@@ -25,9 +24,7 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 		handle_leave(h);
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_connect(h->ptr, host, port, timeout_ms, &peer, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_connect(h->ptr, host, port, timeout_ms, &peer, &err));
 	made->ptr = peer;
 	handle_leave(h);
 	if (!rc && !PyErr_Occurred())
@@ -41,19 +38,16 @@ static PyObject *peer_connect(PyObject *module, PyObject *args)
 }
 
 /* peer_info(peer) -> (name, address, transport, path, incarnation, connected, incoming) */
-static PyObject *peer_info(PyObject *module, PyObject *obj)
+static PyObject *peer_info(PyObject *Py_UNUSED(module), PyObject *obj)
 {
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
 	struct kv_error err = { 0 };
 	struct handle *h = handle_enter(obj, H_PEER);
 	int rc;
 
-	(void)module;
 	if (!h)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_peer_info(h->ptr, &info, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_peer_info(h->ptr, &info, &err));
 	handle_leave(h);
 	if (rc)
 		return raise_error(&err);
@@ -64,7 +58,7 @@ static PyObject *peer_info(PyObject *module, PyObject *obj)
 }
 
 /* lease_open(peer, cache, ids, tag, lifetime_ms) -> (lease, its number) */
-static PyObject *lease_open(PyObject *module, PyObject *args)
+static PyObject *lease_open(PyObject *Py_UNUSED(module), PyObject *args)
 {
 	PyObject *obj, *cache_obj, *ids_obj;
 	struct handle *peer, *cache, *made;
@@ -76,7 +70,6 @@ static PyObject *lease_open(PyObject *module, PyObject *args)
 	uint64_t id;
 	int rc;
 
-	(void)module;
 	if (!PyArg_ParseTuple(args, "OOOKL", &obj, &cache_obj, &ids_obj, &tag, &lifetime_ms))
 		return NULL;
 	if (ids_take(&ids, ids_obj, "ids"))
@@ -90,9 +83,8 @@ static PyObject *lease_open(PyObject *module, PyObject *args)
 		ids_drop(&ids);
 		return NULL;
 	}
-	Py_BEGIN_ALLOW_THREADS;
-	rc = kv_blocks_open(peer->ptr, cache->ptr, ids.id, ids.n, tag, lifetime_ms, &lease, &err);
-	Py_END_ALLOW_THREADS;
+	WITHOUT_GIL(rc = kv_blocks_open(peer->ptr, cache->ptr, ids.id, ids.n, tag, lifetime_ms,
+					&lease, &err));
 	ids_drop(&ids);
 	handle_leave(cache);
 	made->ptr = lease;
