@@ -113,26 +113,6 @@ static void spurious(struct sim_actor *actor)
 	count(fake_spurious(some_host(actor), draw(actor, 2), &wc));
 }
 
-static void mute(struct sim_actor *actor)
-{
-	int host = some_host(actor);
-
-	await_moment(actor);
-	fake_mute(host, true);
-	count(true);
-	last(actor);
-	fake_mute(host, false);
-}
-
-static void hold_answers(struct sim_actor *actor)
-{
-	await_moment(actor);
-	fake_hold_answers(true);
-	count(true);
-	last(actor);
-	fake_hold_answers(false);
-}
-
 static void note_held(int host)
 {
 	int ms = atomic_load(&world.slow_teardown_ms[host]);
@@ -145,18 +125,27 @@ static void note_held(int host)
 	}
 }
 
-static void stick(struct sim_actor *actor)
-{
-	int host = some_host(actor);
-
-	await_moment(actor);
-	fake_stick(host, true);
-	note_held(host);
-	count(true);
-	last(actor);
-	fake_stick(host, false);
-	note_held(host);
-}
+/* What begins at some moment, and is over after a while. */
+#define FOR_A_WHILE(name, where, on, off)         \
+	static void name(struct sim_actor *actor) \
+	{                                         \
+		where await_moment(actor);        \
+		on;                               \
+		count(true);                      \
+		last(actor);                      \
+		off;                              \
+	}
+#define HOST int host = some_host(actor);
+#define DEVICE int host = some_host(actor), device = some_device(actor);
+FOR_A_WHILE(mute, HOST, fake_mute(host, true), fake_mute(host, false))
+FOR_A_WHILE(hold_answers, , fake_hold_answers(true), fake_hold_answers(false))
+FOR_A_WHILE(stick, HOST, (fake_stick(host, true), note_held(host)),
+	    (fake_stick(host, false), note_held(host)))
+FOR_A_WHILE(link_down, DEVICE, fake_link(host, device, false), fake_link(host, device, true))
+/* The device is taken out of its host, and comes back. */
+FOR_A_WHILE(remove_device, DEVICE, fake_device_fatal(host, device), fake_device_back(host, device))
+FOR_A_WHILE(sicken, DEVICE, fake_sicken(host, device, FAKE_MAKES_NOTHING),
+	    fake_sicken(host, device, FAKE_WELL))
 
 static void slow_teardown(struct sim_actor *actor)
 {
@@ -192,40 +181,6 @@ static void hold_reg(struct sim_actor *actor)
 	count(true);
 	sched_sleep((int64_t)(1 + draw(actor, 300)) * 1000000);
 	fake_hold_reg(false);
-}
-
-static void link_down(struct sim_actor *actor)
-{
-	int host = some_host(actor), device = some_device(actor);
-
-	await_moment(actor);
-	fake_link(host, device, false);
-	count(true);
-	last(actor);
-	fake_link(host, device, true);
-}
-
-/* The device is taken out of its host, and comes back. */
-static void remove_device(struct sim_actor *actor)
-{
-	int host = some_host(actor), device = some_device(actor);
-
-	await_moment(actor);
-	fake_device_fatal(host, device);
-	count(true);
-	last(actor);
-	fake_device_back(host, device);
-}
-
-static void sicken(struct sim_actor *actor)
-{
-	int host = some_host(actor), device = some_device(actor);
-
-	await_moment(actor);
-	fake_sicken(host, device, FAKE_MAKES_NOTHING);
-	count(true);
-	last(actor);
-	fake_sicken(host, device, FAKE_WELL);
 }
 
 static void cut_tcp(struct sim_actor *actor)
