@@ -9,45 +9,33 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-static int send_full(int fd, const void *data, size_t len)
+static int move_full(int fd, const void *out, void *in, size_t len)
 {
-	const char *p = data;
+	size_t done = 0;
 	ssize_t n;
 
-	while (len > 0) {
-		n = send(fd, p, len, MSG_NOSIGNAL);
+	while (done < len) {
+		n = out ? send(fd, (const char *)out + done, len - done, MSG_NOSIGNAL)
+			: recv(fd, (char *)in + done, len - done, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
 			return -1;
-		p += n;
-		len -= (size_t)n;
+		done += (size_t)n;
 	}
 	return 0;
 }
 
 int rank_recv_full(int fd, void *data, size_t len)
 {
-	char *p = data;
-	ssize_t n;
-
-	while (len > 0) {
-		n = recv(fd, p, len, 0);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return -1;
-		p += n;
-		len -= (size_t)n;
-	}
-	return 0;
+	return move_full(fd, NULL, data, len);
 }
 
 int rank_send(int fd, const struct rank_head *head, const void *data)
 {
-	if (send_full(fd, head, sizeof(*head)))
+	if (move_full(fd, head, NULL, sizeof(*head)))
 		return -1;
-	return head->len ? send_full(fd, data, head->len) : 0;
+	return head->len ? move_full(fd, data, NULL, head->len) : 0;
 }
 
 int rank_allgather(void *arg, const void *mine, void *all, size_t len)

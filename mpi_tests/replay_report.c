@@ -21,6 +21,11 @@ struct total {
 	char why[WHY_MAX];
 };
 
+/* Of a rank's result: added for all ranks, and written by name. */
+#define SENT(X) X(resent) X(streamed) X(prompt_blocks) X(hit_blocks) X(blocks) X(bytes)
+#define CHECKED(X) X(evictions) X(checked_bytes) X(whole_checks) X(wrong_bytes) X(errors)
+#define COUNTS(X) X(requests_failed) X(requests_before) SENT(X) CHECKED(X) X(false_success)
+
 static uint32_t ranks_of(const struct replay_options *opt)
 {
 	return opt->job.prefills + opt->job.decodes;
@@ -36,24 +41,10 @@ static void add(struct total *t, const struct replay_result *r, int is_decode)
 	struct replay_result *s = &t->sum;
 
 	s->requests += is_decode ? r->requests : 0;
-	s->requests_failed += r->requests_failed;
-	s->requests_before += r->requests_before;
-	s->resent += r->resent;
-	s->streamed += r->streamed;
-	s->prompt_blocks += r->prompt_blocks;
-	s->hit_blocks += r->hit_blocks;
-	s->blocks += r->blocks;
-	s->bytes += r->bytes;
 	s->transfer_ns += r->transfer_ns;
-	s->evictions += r->evictions;
-	s->whole_checks += r->whole_checks;
-	s->checked_bytes += r->checked_bytes;
 	s->check_ns += r->check_ns;
-	s->wrong_bytes += r->wrong_bytes;
 	s->wrong_blocks += r->wrong_blocks;
 	s->lost_ops += r->lost_ops;
-	s->false_success += r->false_success;
-	s->errors += r->errors;
 	if (s->begin_ns == 0 || (r->begin_ns && r->begin_ns < s->begin_ns))
 		s->begin_ns = r->begin_ns;
 	if (r->end_ns > s->end_ns)
@@ -62,6 +53,8 @@ static void add(struct total *t, const struct replay_result *r, int is_decode)
 		t->busiest_ns = r->transfer_ns;
 	hist_merge(&s->batch, &r->batch);
 	timeline_merge(&s->timeline, &r->timeline);
+#define ADD(name) s->name += r->name;
+	COUNTS(ADD)
 }
 
 /*
@@ -281,32 +274,11 @@ static void print_notes(const struct replay_options *opt, const struct replay_re
 /* What a rank, or all of them, did: members of the object that is open. */
 static void put_result(struct results *r, const struct replay_result *s, uint64_t time_ns)
 {
-	const struct {
-		const char *key;
-		uint64_t v;
-	} counts[] = {
-		{ "requests", s->requests },
-		{ "requests_failed", s->requests_failed },
-		{ "requests_before", s->requests_before },
-		{ "resent", s->resent },
-		{ "streamed", s->streamed },
-		{ "prompt_blocks", s->prompt_blocks },
-		{ "hit_blocks", s->hit_blocks },
-		{ "blocks", s->blocks },
-		{ "bytes", s->bytes },
-		{ "operations", s->batch.samples },
-		{ "evictions", s->evictions },
-		{ "checked_bytes", s->checked_bytes },
-		{ "whole_checks", s->whole_checks },
-		{ "wrong_bytes", s->wrong_bytes },
-		{ "errors", s->errors },
-		{ "peer_lost_operations", s->lost_ops },
-		{ "false_success", s->false_success },
-	};
-	uint32_t i;
-
-	for (i = 0; i < sizeof(counts) / sizeof(*counts); i++)
-		results_integer(r, counts[i].key, counts[i].v);
+	results_integer(r, "requests", s->requests);
+#define PUT(name) results_integer(r, #name, s->name);
+	COUNTS(PUT)
+	results_integer(r, "operations", s->batch.samples);
+	results_integer(r, "peer_lost_operations", s->lost_ops);
 	results_number(r, "transfer_s", (double)time_ns / 1e9);
 	results_number(r, "gb_per_s", gbps(s->bytes, time_ns));
 	results_number(r, "p50_us", (double)hist_percentile(&s->batch, 5000) / 1e3);

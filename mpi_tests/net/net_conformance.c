@@ -6,7 +6,6 @@
  * Each case runs in processes of its own (two, or one for loopback) under a deadline; one line each
  * says how it went.
  */
-#include <errno.h>
 #include <fnmatch.h>
 #include <getopt.h>
 #include <poll.h>
@@ -27,7 +26,6 @@
 struct options {
 	struct net_source source;
 	const char *only;
-	const char *json;
 	const char *without;
 	bool quick, threads;
 	int gpu[2]; /* of the receiver, and of the sender; -1: none */
@@ -48,7 +46,6 @@ static void usage(FILE *to)
 	      "  -t, --threads        both sides as threads of one process, for a network that lives in one\n"
 	      "  -g, --gpu R,S        GPUs of the two sides (cases 19c to 19e)\n"
 	      "      --long           also what takes long or much memory\n"
-	      "  -J, --json FILE      results as JSON\n"
 	      "  -l, --list           names the cases\n"
 	      "NET_LOG=1 in the environment shows what the plugin logs.\n",
 	      to);
@@ -230,39 +227,10 @@ static bool wanted(const struct options *o, const char *id)
 	return false;
 }
 
-static void print_json_text(FILE *f, const char *text)
-{
-	for (; *text; text++)
-		if (*text == '"' || *text == '\\')
-			fprintf(f, "\\%c", *text);
-		else
-			fputc((unsigned char)*text < 0x20 ? ' ' : *text, f);
-}
-
-static void print_json(FILE *f, bool first, const struct net_case *c, const struct result *r)
-{
-	fprintf(f, "%s\n  {\"case\": \"%s\", \"what\": \"", first ? "" : ",", c->id);
-	print_json_text(f, c->what);
-	fprintf(f, "\", \"verdict\": \"%s\", \"reason\": \"",
-		r->verdict == PASS   ? "pass"
-		: r->verdict == SKIP ? "skip"
-				     : "fail");
-	print_json_text(f, r->reason);
-	fputs("\"}", f);
-}
-
 static int run_all(const struct options *o)
 {
-	FILE *json = o->json ? fopen(o->json, "we") : NULL;
 	int count[3] = { 0 };
-	bool first = true;
 
-	if (o->json && !json) {
-		fprintf(stderr, "net_conformance: %s: %s\n", o->json, strerror(errno));
-		return 2;
-	}
-	if (json)
-		fputc('[', json);
 	for (size_t i = 0; i < sizeof(suites) / sizeof(*suites); i++)
 		for (const struct net_case *c = suites[i]; c->id; c++) {
 			struct result r;
@@ -277,14 +245,7 @@ static int run_all(const struct options *o)
 						   : "FAIL",
 			       c->what, r.reason[0] ? ": " : "", r.reason);
 			fflush(stdout);
-			if (json)
-				print_json(json, first, c, &r);
-			first = false;
 		}
-	if (json) {
-		fputs("\n]\n", json);
-		fclose(json);
-	}
 	printf("%d passed, %d skipped, %d failed\n", count[0], count[1], count[2]);
 	if (!count[2] && !count[0] && count[1])
 		printf("skipped: every case was\n");
@@ -309,7 +270,6 @@ int main(int argc, char **argv)
 		{ "threads", no_argument, NULL, 't' },
 		{ "gpu", required_argument, NULL, 'g' },
 		{ "long", no_argument, NULL, 'L' },
-		{ "json", required_argument, NULL, 'J' },
 		{ "list", no_argument, NULL, 'l' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
@@ -317,7 +277,7 @@ int main(int argc, char **argv)
 	struct options o = { .quick = true, .gpu = { -1, -1 } };
 	int opt;
 
-	while ((opt = getopt_long(argc, argv, "c:v:s:w:tg:J:lh", longs, NULL)) != -1)
+	while ((opt = getopt_long(argc, argv, "c:v:s:w:tg:lh", longs, NULL)) != -1)
 		switch (opt) {
 		case 'c':
 			o.only = optarg;
@@ -342,9 +302,6 @@ int main(int argc, char **argv)
 			break;
 		case 'L':
 			o.quick = false;
-			break;
-		case 'J':
-			o.json = optarg;
 			break;
 		case 'l':
 			list();
