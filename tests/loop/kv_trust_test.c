@@ -144,7 +144,6 @@ CASE(another_user_reaches_open_blocks_only_and_through_the_receiver)
 		struct node b;
 		uint64_t id;
 
-		(void)state;
 		if (geteuid()) {
 			print_message("skipped: only root can act as another user\n");
 			skip();

@@ -307,7 +307,6 @@ CASE(each_failure_leaves_nothing_behind)
 	print_message("skipped: built without fault points\n");
 	skip();
 #endif
-	(void)state;
 }
 
 int main(void)
