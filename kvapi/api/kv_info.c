@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kv_info.c -- the option table and the devices, for people */
+/* kv_info.c -- what there is: options, devices, a peer */
+#include <stdio.h>
 #include <string.h>
 
 #include "kv_api.h"
@@ -89,4 +90,34 @@ int kv_device_get(struct kv_engine *engine, size_t index, struct kv_device_info 
 	all.size = info->size;
 	memcpy(info, &all, info->size);
 	return 0;
+}
+
+int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_error *err)
+{
+	int ret = kv_peer_use(peer, "peer_info", err);
+
+	if (ret)
+		return ret;
+	if (!info || info->size != sizeof(*info))
+		return kv_fail(err, KV_ERR_ARG, "peer_info",
+			       "kv_peer_info is NULL or its size is not %zu", sizeof(*info));
+	/* No claim, which another call may hold: all of it is final since the handshake. */
+	*info = (struct kv_peer_info){
+		.size = sizeof(*info),
+		.connected = peer->state == KV_PEER_UP,
+		.incoming = peer->incoming,
+		.user = atomic_load(&peer->user),
+	};
+	snprintf(info->name, sizeof(info->name), "%s", peer->name);
+	snprintf(info->address, sizeof(info->address), "%s", tr_conn_address(peer->conn));
+	snprintf(info->transport, sizeof(info->transport), "%s", tr_conn_transport(peer->conn));
+	snprintf(info->path, sizeof(info->path), "%s", tr_conn_path(peer->conn));
+	memcpy(info->incarnation, tr_conn_incarnation(peer->conn), sizeof(info->incarnation));
+	return 0;
+}
+
+void kv_peer_set_user(struct kv_peer *peer, uint64_t user)
+{
+	if (peer && peer->magic == KV_MAGIC_PEER)
+		atomic_store(&peer->user, user);
 }

@@ -80,8 +80,12 @@ void kv_peer_release(struct kv_peer *peer)
 static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 {
 	static const char *const names[] = {
-		"BEGIN", "ACK",	    "ABORT",   "LEASE", "IDS",	 "REVOKE", "REVOKED",
-		"BYE",	 "ADOPTED", "DIGESTS", "WRONG", "PROVE", "PING",   "PONG",
+		[KV_MSG_BEGIN] = "BEGIN",     [KV_MSG_ACK] = "ACK",
+		[KV_MSG_ABORT] = "ABORT",     [KV_MSG_LEASE] = "LEASE",
+		[KV_MSG_IDS] = "IDS",	      [KV_MSG_REVOKE] = "REVOKE",
+		[KV_MSG_REVOKED] = "REVOKED", [KV_MSG_BYE] = "BYE",
+		[KV_MSG_ADOPTED] = "ADOPTED", [KV_MSG_DIGESTS] = "DIGESTS",
+		[KV_MSG_WRONG] = "WRONG",     [KV_MSG_PROVE] = "PROVE",
 	};
 	struct kv_msg msg;
 	int ret = 0;
@@ -130,21 +134,20 @@ static void receive_message(struct kv_peer *peer, const struct tr_event *event)
 	case KV_MSG_WRONG:
 		ret = kv_op_wrong(peer, &msg.wrong);
 		break;
-	case KV_MSG_PING:
-		peer->pong = true;
-		break;
 	case KV_MSG_PROVE:
 		ret = kv_incoming_prove(peer, &msg.begin);
 		break;
-	default:
+	case KV_MSG_PING:
+		peer->pong = true;
+		break;
+	default: /* a PONG: that it came is all */
 		break;
 	}
 	if (ret == KV_ERR_PROTOCOL)
 		kv_peer_break(peer, ret, "a %s message contradicts what was sent before",
-			      names[msg.type - KV_MSG_BEGIN]);
+			      names[msg.type]);
 	else if (ret)
-		kv_peer_break(peer, ret, "there is no memory for a %s message",
-			      names[msg.type - KV_MSG_BEGIN]);
+		kv_peer_break(peer, ret, "there is no memory for a %s message", names[msg.type]);
 }
 
 /* Ends every operation and lease of the lost peer. */

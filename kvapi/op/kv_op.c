@@ -333,6 +333,7 @@ void kv_op_stop(struct kv_op *op, int code, int64_t stop_ns, const struct kv_err
 
 int kv_op_late(const struct kv_op *op, struct kv_error *err)
 {
+	int code = KV_ERR_TIMEOUT;
 	const char *missing =
 		op->stage == KV_STAGE_WAIT_GRANT ? "no lease with this tag was opened"
 		: op->stage == KV_STAGE_POST && op->peer->awaits && op->gate.context
@@ -341,8 +342,6 @@ int kv_op_late(const struct kv_op *op, struct kv_error *err)
 		: op->stage == KV_STAGE_FLIGHT && op->written ? "the peer did not acknowledge"
 		: op->stage == KV_STAGE_FLIGHT		      ? "the blocks were not delivered"
 							      : "the blocks were not all posted";
-
-	int code = KV_ERR_TIMEOUT;
 
 	if (op->stage == KV_STAGE_WAIT_GRANT && op->kind == KV_OP_WRITE) {
 		code = KV_ERR_LEASE;

@@ -168,36 +168,6 @@ void kv_peer_drop(struct kv_peer *peer)
 	free(peer);
 }
 
-int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_error *err)
-{
-	int ret = kv_peer_use(peer, "peer_info", err);
-
-	if (ret)
-		return ret;
-	if (!info || info->size != sizeof(*info))
-		return kv_fail(err, KV_ERR_ARG, "peer_info",
-			       "kv_peer_info is NULL or its size is not %zu", sizeof(*info));
-	/* No claim, which another call may hold: all of it is final since the handshake. */
-	*info = (struct kv_peer_info){
-		.size = sizeof(*info),
-		.connected = peer->state == KV_PEER_UP,
-		.incoming = peer->incoming,
-		.user = atomic_load(&peer->user),
-	};
-	snprintf(info->name, sizeof(info->name), "%s", peer->name);
-	snprintf(info->address, sizeof(info->address), "%s", tr_conn_address(peer->conn));
-	snprintf(info->transport, sizeof(info->transport), "%s", tr_conn_transport(peer->conn));
-	snprintf(info->path, sizeof(info->path), "%s", tr_conn_path(peer->conn));
-	memcpy(info->incarnation, tr_conn_incarnation(peer->conn), sizeof(info->incarnation));
-	return 0;
-}
-
-void kv_peer_set_user(struct kv_peer *peer, uint64_t user)
-{
-	if (peer && peer->magic == KV_MAGIC_PEER)
-		atomic_store(&peer->user, user);
-}
-
 /* true: PEER_UP is queued, or need not be. false: the queue is full, try again later. */
 bool kv_peer_tell_up(struct kv_peer *peer)
 {
