@@ -180,7 +180,7 @@ struct tr_rmem {
 	uint64_t len;
 	uint32_t id;
 	unsigned int access;
-	bool device;              /* a GPU's over there */
+	bool device;              /* a GPU's over there, into which a NIC writes */
 	unsigned int refs;
 	void *priv;               /* the provider's */
 	struct tr_rmem *next;

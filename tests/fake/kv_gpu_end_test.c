@@ -41,8 +41,9 @@ static const char *const ways[][3] = {
 	{ "KVCACHE_TRANSPORT=shm", "KVCACHE_SHM_PATH=auto", NULL },
 	{ "KVCACHE_TRANSPORT=shm", "KVCACHE_SHM_PATH=ring", NULL },
 	{ "KVCACHE_TRANSPORT=tcp", "KVCACHE_TCP_STREAMS=1", NULL },
+	{ "KVCACHE_TRANSPORT=ib", "KVCACHE_IB_LANES=2", NULL }, /* a NIC that reaches no GPU */
 };
-enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
+enum { WAYS = sizeof(ways) / sizeof(ways[0]), OVER_NIC = WAYS - 1 };
 
 static struct kv_engine_config config_of(const char *const *options)
 {
@@ -67,6 +68,7 @@ CASE(a_context_that_the_application_destroyed_is_an_error)
 		struct kv_engine_config config = config_of(ways[i / 2]);
 		struct pair p = { 0 };
 
+		fake_cuda.export_says = i / 2 == OVER_NIC ? 801 : 0;
 		pair_open(&p, &shape, &config);
 		if (i % 2) /* its queue, and what was pinned, are from before */
 			ok(write_now(&p), &p.a.err);
@@ -165,6 +167,7 @@ CASE(after_a_cancel_no_kernel_of_the_operation_writes)
 		struct pair p = { 0 };
 		struct kv_op *op;
 
+		fake_cuda.export_says = i == OVER_NIC ? 801 : 0;
 		pair_open(&p, &shape, &config);
 		fake_cuda.slow = 20;
 		op = begin_write(&p);

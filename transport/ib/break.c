@@ -105,6 +105,7 @@ void ib_break_step(struct ib_conn *c)
 		if (!ib_slow_run(c, reset))
 			return;
 	}
+	ib_staged_stop(c);
 	c->state = IB_DOWN;
 	tr_conn_lost(c->conn, &c->end.cause);
 }

@@ -198,6 +198,7 @@ bool ib_conn_mem_free(struct ib_conn *c)
 
 	ib_lanes_destroy(c);
 	destroyed = !ib_has_lanes(c);
+	ib_staged_free(c);
 	for (int p = 0; p < c->paths; p++)
 		free_path(c, &c->path[p]);
 	free(c->chain[0]);

@@ -27,6 +27,16 @@ static void put_ops(struct kv_text *t, const struct ib_conn *c)
 		(long long)((now - oldest) / KV_NS_PER_MS));
 }
 
+void ib_set_path(struct ib_conn *c)
+{
+	const struct ib_path *path = &c->path[0];
+
+	tr_conn_set_path(c->conn, "%s%d lanes on %d rails, the first %s (%s), mtu %u, %s",
+			 c->staged ? "GPU through pinned memory; " : "", c->lanes, c->paths,
+			 path->rail->name, path->rail->ethernet ? "RoCE v2" : "InfiniBand",
+			 ib_path_packet(path), path->chosen);
+}
+
 int ib_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
 	static const char *const states[] = { "setup", "live", "breaking", "down" };
@@ -48,6 +58,7 @@ int ib_dump(const struct tr_conn *conn, char *buf, size_t cap)
 		kv_text_add(&t, "\n");
 	}
 	put_ops(&t, c);
+	ib_staged_dump(&t, c);
 	for (int i = 0; c->lane && i < c->lanes; i++) {
 		const struct ib_lane *lane = &c->lane[i];
 

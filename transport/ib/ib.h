@@ -17,7 +17,8 @@
  *          goes to the device in lists, each by one doorbell                      doorbell.c
  *   slot   what a lane remembers of each post until all of it is finished         poll.c
  *
- * What comes into a GPU that does not order it is flushed by flush_gpu.c.
+ * What comes into a GPU that does not order it is flushed by flush_gpu.c. What no NIC reaches goes
+ * through pinned memory: slot.h.
  *
  * An operation is begun, committed, cancelled and ended by op.c. A connection that fails goes
  * through break.c, its fence and its end are stop.c.
@@ -35,13 +36,16 @@
 
 struct ib_conn;
 struct ib_match;
+struct ib_staged;
+struct kv_text;
 
 enum ib_kind {
 	IB_KIND_WRITE = 1,
 	IB_KIND_READ,
 	IB_KIND_NOTIFY,
 	IB_KIND_PROOF, /* the READ behind the last WRITE */
-	IB_KIND_ASK,   /* the READ that asks whether the peer is there; of no operation */
+	IB_KIND_STAGED, /* the WRITE of a slot (slot.h); of no operation, as those behind it */
+	IB_KIND_ASK,	/* the READ that asks whether the peer is there */
 	IB_KIND_MSG,
 	IB_KIND_CREDIT,
 	IB_KIND_RECV,
@@ -51,7 +55,7 @@ struct ib_rmr {
 	uint64_t addr; /* of the region in the peer */
 	uint64_t first;
 	uint64_t slice_bytes;
-	uint32_t slices;
+	uint32_t slices; /* 0: it is staged */
 	unsigned int shift;
 	uint32_t rkey[]; /* [path * slices + slice] */
 };
@@ -144,6 +148,9 @@ struct ib_op {
 	bool proof_due; /* stopping: the READs behind its bytes are not posted yet */
 	bool flushes;	/* it reads into a GPU that ib_conn.scratch is for */
 	bool failed;	/* one of its work requests ended with an error: never TR_WRITTEN */
+	bool staged;	/* some of it is: in slots before this one, */
+	uint32_t staged_to;
+	uint32_t reads; /* and so many spans of a read have not come */
 	int64_t began_ns;
 	int64_t deadline_ns; /* of stopping */
 	uint32_t share;	     /* bytes of a chain of its last spans */
@@ -164,6 +171,7 @@ struct ib_inbox {
 	uint16_t want; /* lanes that carry it, 0 = nothing is here yet */
 	uint16_t len;  /* of a message */
 	bool is_msg;
+	bool staged; /* a message of staged.c */
 	uint8_t msg; /* index of its copy */
 };
 
@@ -228,6 +236,8 @@ struct ib_conn {
 	uint32_t msgs_in;
 	struct tr_mem *scratch[IB_FLUSH_GPUS]; /* of GPUs to flush: flush_gpu.c */
 	unsigned int scratches;
+	struct ib_staged *staged; /* NULL: nothing was */
+	bool staged_ends;	  /* an operation that is may have ended */
 	bool asking;	   /* an IB_KIND_ASK is under way */
 	uint32_t stopping; /* operations that are being cancelled */
 	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
@@ -364,6 +374,26 @@ void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem);
 /* Breaks the connection, which has a path without keys for the region. */
 int ib_mem_lacks(struct ib_conn *c, const struct ib_mr *mr, struct kv_error *err);
 
+/* gather.c, staged.c, kernels.c: memory that no NIC reaches */
+/* Puts what there is room for into slots; advances the span. 0: all of it; or TR_AGAIN. */
+int ib_staged_put(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, struct tr_span *span,
+		  struct kv_error *err);
+/* 0: what was put is with the device; TR_AGAIN; or negative. */
+int ib_staged_flush(struct ib_conn *c, const struct tr_op *op, struct kv_error *err);
+void ib_staged_cancel(struct ib_conn *c, struct tr_op *op);
+/* The peer has not taken all of it, or not all has come. */
+bool ib_staged_holds(const struct ib_conn *c, const struct tr_op *op);
+int ib_staged_push(struct ib_conn *c); /* what is due goes out: things done */
+/* A message of the peer's, in its turn; false: it is not done, and what follows it waits. */
+bool ib_staged_take(struct ib_conn *c, const uint8_t *text, size_t len);
+bool ib_staged_runs(const struct ib_conn *c); /* a kernel does */
+/* Waits a moment for kernels. false: one runs on. */
+bool ib_staged_quit(struct ib_conn *c);
+void ib_staged_stop(struct ib_conn *c); /* the same before the loss is reported */
+void ib_staged_close(struct ib_conn *c); /* the stages; and the rest, without queue pairs: */
+void ib_staged_free(struct ib_conn *c);
+void ib_staged_dump(struct kv_text *t, const struct ib_conn *c);
+
 /* flush_gpu.c */
 /* From now on what comes into that GPU is flushed (tr_mem.flush of a region). */
 int ib_gpu_add(struct ib_conn *c, const struct tr_mem *flush, struct kv_error *err);
@@ -397,6 +427,10 @@ bool ib_path_wants_grh(const struct ib_path *path);
 uint16_t ib_path_lid(const struct ib_path *path);
 uint8_t ib_path_sl(const struct ib_path *path, const struct kv_option_set *options);
 enum ibv_mtu ib_path_mtu(const struct ib_path *path);
+static inline uint32_t ib_path_packet(const struct ib_path *path) /* bytes */
+{
+	return 128u << ib_path_mtu(path);
+}
 void ib_path_vector(const struct ib_path *path, const struct kv_option_set *options,
 		    struct ibv_ah_attr *ah);
 
@@ -423,7 +457,7 @@ long ib_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 long ib_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 /* The rest of a span that was accepted in part, and the doorbell for it. */
-int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err);
+int ib_post_rest(struct ib_conn *c, struct tr_op *op, struct kv_error *err);
 
 /* turn.c */
 struct ib_lane *ib_next_lane(struct ib_conn *c);
@@ -457,6 +491,10 @@ bool ib_ask(struct tr_conn *conn);
 
 /* msg.c */
 int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err);
+/* One of staged.c: the same. */
+int ib_msg_staged(struct ib_conn *c, const void *text, size_t len);
+/* There is room for a message, and n work requests with it. */
+bool ib_msg_room(const struct ib_conn *c, uint32_t n);
 void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buffer);
 void ib_credits_return(struct ib_conn *c);
 /* False: the peer gives back more than was used. */
@@ -467,6 +505,7 @@ void ib_op_begin(struct tr_op *op);
 int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err);
 void ib_op_cancel(struct tr_op *op, int64_t deadline_ns);
 void ib_op_stop_step(struct ib_conn *c);
+void ib_op_settle_staged(struct ib_conn *c);
 void ib_op_settle(struct ib_conn *c, struct tr_op *op); /* reports its end if it has come */
 
 /* poll.c */
@@ -506,6 +545,7 @@ void ib_async_cause(const struct ib_lane *lane, int type, struct kv_error *err);
 void ib_name_peer(const struct ib_conn *c, const struct ib_rail *rail, struct kv_error *err);
 
 /* dump.c */
+void ib_set_path(struct ib_conn *c); /* the words of kv_peer_info */
 int ib_dump(const struct tr_conn *conn, char *buf, size_t cap);
 
 #endif

@@ -16,8 +16,10 @@
 
 #include "base/error.h"
 #include "base/fault.h"
+#include "base/log.h"
 #include "gpu/gpu.h"
 #include "ib.h"
+#include "stage.h"
 
 int ib_mr_make(struct ib_ctx *ctx, struct ib_rail *rail, void *addr, size_t len,
 	       unsigned int access, struct ibv_mr **mr_p, struct kv_error *err)
@@ -268,17 +270,21 @@ static int serve_rails(struct ib_ctx *ctx, struct ib_mr *mr, uint32_t *rails_p,
 	return ret || !mr->have ? kv_error_copy(err, &why) : 0;
 }
 
-int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+static int reg_direct(struct ib_ctx *ctx, struct tr_mem *mem, struct ib_mr **mr_p,
+		      struct kv_error *err)
 {
-	struct ib_ctx *ctx = arg;
+	const struct ib_mr *flush = mem->flush ? tr_mem_handle(mem->flush, &tr_ib_provider) : NULL;
 	struct ib_mr head = { .mem = mem }, *mr = NULL;
 	uint32_t rails;
 	int ret;
 
 	if (mem->no_nic)
 		return kv_error_copy(err, mem->no_nic);
-	if (mem->flush && !tr_mem_handle(mem->flush, &tr_ib_provider))
+	if (mem->flush && !flush)
 		return kv_error_copy(err, tr_mem_why(mem->flush, &tr_ib_provider));
+	if (flush && !flush->slices)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+			       "no NIC reaches GPU %d, which each has to flush", mem->flush->gpu);
 	rails = ib_rails_use(ctx, false);
 	ret = cut(ctx, rails, mem, &head, err);
 	if (ret)
@@ -296,11 +302,49 @@ int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *
 		ib_mr_drop(ctx, mr, mr->have);
 		free(mr);
 	} else {
-		*handle_p = mr;
+		*mr_p = mr;
 	}
 let_go:
 	ib_rails_let_go(ctx, rails);
 	return ret;
+}
+
+/*
+ * No NIC reaches it, or the one at the other end does not reach what that has: kernels copy it
+ * (slot.h).
+ */
+static int reg_staged(struct ib_ctx *ctx, struct tr_mem *mem, struct ib_mr **mr_p,
+		      const struct kv_error *why, struct kv_error *err)
+{
+	struct kv_error no_stage;
+
+	if (stage_register(mem, &no_stage))
+		return kv_error_copy(err, why);
+	*mr_p = kv_fault(GPU_SLOTS) ? NULL : calloc(1, sizeof(**mr_p));
+	if (!*mr_p)
+		return kv_fail(err, KV_ERR_NOMEM, "register", "cannot allocate a region's record");
+	if (!atomic_exchange(&ctx->warned_staged, true))
+		kv_log_warn(ctx->tr->log, "memory of GPU %d goes through pinned memory: %s; %s",
+			    mem->gpu, why->message, why->hint);
+	return 0;
+}
+
+int ib_mem_reg(void *arg, struct tr_mem *mem, void **handle_p, struct kv_error *err)
+{
+	struct ib_ctx *ctx = arg;
+	struct ib_mr *mr = NULL;
+	struct kv_error why;
+	int ret = reg_direct(ctx, mem, &mr, &why);
+
+	if (ret == KV_ERR_UNSUPPORTED && mem->kind != TR_MEM_HOST)
+		ret = reg_staged(ctx, mem, &mr, &why, err);
+	else if (ret)
+		kv_error_copy(err, &why);
+	if (ret)
+		return ret;
+	mr->stages = mem->kind != TR_MEM_HOST && (!mr->slices || !stage_register(mem, NULL));
+	*handle_p = mr;
+	return 0;
 }
 
 void ib_mem_dereg(void *arg, void *handle)
@@ -309,6 +353,10 @@ void ib_mem_dereg(void *arg, void *handle)
 	struct ib_mr *mr = handle;
 	uint32_t rails;
 
+	if (!mr->slices) {
+		free(mr);
+		return;
+	}
 	pthread_mutex_lock(&ctx->lock);
 	while (mr->busy)
 		pthread_cond_wait(&ctx->idle, &ctx->lock);
@@ -347,16 +395,18 @@ int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 	const struct ib_mr *mr = tr_mem_handle(mem, &tr_ib_provider);
 	int ret;
 
-	if (c->rails & ~mr->have)
+	if (mr->slices && c->rails & ~mr->have)
 		return ib_mem_lacks(c, mr, err);
-	ret = mem->flush && mem->access & TR_REMOTE_WRITE ? ib_gpu_add(c, mem->flush, err) : 0;
+	ret = mr->slices && mem->flush && mem->access & TR_REMOTE_WRITE
+		      ? ib_gpu_add(c, mem->flush, err)
+		      : 0;
 	if (ret)
 		return ret;
 	wire_put_u64(w, (uint64_t)(uintptr_t)mem->addr);
 	wire_put_u64(w, mr->first);
 	wire_put_u64(w, mr->slice_bytes);
 	wire_put_u32(w, mr->slices);
-	wire_put_u8(w, (uint8_t)c->paths);
+	wire_put_u8(w, mr->slices ? (uint8_t)c->paths : 0);
 	for (int p = 0; p < c->paths; p++)
 		for (uint32_t s = 0; s < mr->slices; s++)
 			wire_put_u32(w, mr->mr[c->path[p].rail_index * mr->slices + s]->rkey);
@@ -368,6 +418,17 @@ int ib_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 	return 0;
 }
 
+/*
+ * The slices must cover [addr, addr + len) exactly, so that no later index can leave the table.
+ */
+static bool slices_cover(const struct ib_rmr *r, uint64_t len)
+{
+	return r->slices && r->slices <= IB_SLICES_MAX && r->slice_bytes >= 4096 &&
+	       r->slice_bytes % IB_LINE == 0 && r->first <= r->addr &&
+	       r->addr - r->first < r->slice_bytes && len <= UINT64_MAX - r->addr && len &&
+	       (r->addr + len - r->first - 1) / r->slice_bytes + 1 == r->slices;
+}
+
 int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
 		struct kv_error *err)
 {
@@ -375,6 +436,7 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 	struct ib_rmr head = { 0 }, *rmr;
 	uint64_t keys;
 	uint8_t paths;
+	bool staged;
 
 	head.addr = wire_get_u64(r);
 	head.first = wire_get_u64(r);
@@ -382,16 +444,9 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 	head.slices = wire_get_u32(r);
 	paths = wire_get_u8(r);
 	keys = (uint64_t)head.slices * paths;
-	/*
-	 * The slices must cover [addr, addr + len) exactly, so that no later index can leave the
-	 * table.
-	 */
-	if (r->bad || paths != c->paths || !head.slices || head.slices > IB_SLICES_MAX ||
-	    head.slice_bytes < 4096 || head.slice_bytes % IB_LINE || head.first > head.addr ||
-	    head.addr - head.first >= head.slice_bytes || rmem->len > UINT64_MAX - head.addr ||
-	    !rmem->len ||
-	    (head.addr + rmem->len - head.first - 1) / head.slice_bytes + 1 != head.slices ||
-	    wire_left(r) < keys * 4)
+	staged = !head.slices && !paths && !head.slice_bytes && rmem->device;
+	if (r->bad || (!staged && !slices_cover(&head, rmem->len)) ||
+	    (!staged && paths != c->paths) || wire_left(r) < keys * 4)
 		return kv_fail(err, KV_ERR_PROTOCOL, "open_memory",
 			       "the peer's description of region %u is malformed", rmem->id);
 	rmr = kv_fault(IB_RMEM_ALLOC) ? NULL
@@ -400,10 +455,11 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 		return kv_fail(err, KV_ERR_NOMEM, "open_memory",
 			       "cannot allocate the keys of a remote region");
 	*rmr = head;
-	rmr->shift = ib_slice_shift(head.slice_bytes, head.slices);
+	rmr->shift = staged ? 0 : ib_slice_shift(head.slice_bytes, head.slices);
 	for (uint64_t i = 0; i < keys; i++)
 		rmr->rkey[i] = wire_get_u32(r);
 	rmem->priv = rmr;
+	rmem->device &= !staged; /* the peer says that it has placed the bytes */
 	return 0;
 }
 

@@ -6,7 +6,7 @@
  *   u32 sequence  as in a notify (a credit message has none: 0)
  *   u16 credits   of this lane, given back
  *   u16 length    of the text behind it
- *   u8 kind       1 message, 2 credits only
+ *   u8 kind       1 message, 2 credits only, 3 of staged memory (slot.h)
  *   u8[7] 0
  *
  * Credits. Each lane of each end has IB_RECVS = D + 2 receive requests posted, D = IB_RECV_DATA. A
@@ -38,7 +38,7 @@
 #include "base/error.h"
 #include "ib.h"
 
-enum { MSG_TEXT = 1, MSG_CREDIT = 2 };
+enum { MSG_TEXT = 1, MSG_CREDIT = 2, MSG_STAGED = 3 };
 
 _Static_assert(IB_RECV_DATA - IB_RECV_MSG >= IB_RECV_DATA / 2, "the proof above");
 
@@ -65,7 +65,7 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, 
 		.send_flags = lane->inlines && r->sge[0].length <= IB_INLINE ? IBV_SEND_INLINE : 0,
 	};
 
-	wire_put_u32(&w, kind == MSG_TEXT ? c->seq_out : 0);
+	wire_put_u32(&w, kind == MSG_CREDIT ? 0 : c->seq_out);
 	wire_put_u16(&w, lane->owed);
 	wire_put_u16(&w, len);
 	wire_put_u8(&w, (uint8_t)kind);
@@ -74,12 +74,34 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, 
 	if (hold)
 		lane->held = true;
 	else
-		ret = ib_post_one(lane, &r->wr, kind == MSG_TEXT ? IB_KIND_MSG : IB_KIND_CREDIT, 0,
-				  err);
+		ret = ib_post_one(lane, &r->wr, kind == MSG_CREDIT ? IB_KIND_CREDIT : IB_KIND_MSG,
+				  0, err);
 	if (ret)
 		return ret;
 	lane->owed = 0;
 	lane->ctl_posted++;
+	return 0;
+}
+
+bool ib_msg_room(const struct ib_conn *c, uint32_t n)
+{
+	const struct ib_lane *lane = &c->lane[0];
+
+	return lane->credits && ib_lane_room(lane, IB_SQ_CREDIT) >= n &&
+	       lane->ctl_posted - lane->ctl_retired < IB_RECV_DATA - IB_SQ_CREDIT;
+}
+
+/* There is room. */
+static int send_numbered(struct ib_conn *c, int kind, const void *text, size_t len, bool hold,
+			 struct kv_error *err)
+{
+	struct ib_lane *lane = &c->lane[0];
+	int ret = post(lane, kind, text, (uint16_t)len, hold, err);
+
+	if (ret)
+		return ret;
+	lane->credits--;
+	c->seq_out++;
 	return 0;
 }
 
@@ -90,25 +112,23 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, 
 int ib_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
-	struct ib_lane *lane = &c->lane[0];
 	int ret;
 
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
-	if (!lane->credits || !ib_lane_room(lane, IB_SQ_CREDIT) ||
-	    lane->ctl_posted - lane->ctl_retired >= IB_RECV_DATA - IB_SQ_CREDIT)
+	if (!ib_msg_room(c, 1))
 		return ib_again(c);
 	if (!wake && ib_waits(c)) {
 		ret = ib_flush(c, err);
 		if (ret)
 			return ret;
 	}
-	ret = post(lane, MSG_TEXT, buf, (uint16_t)len, !wake, err);
-	if (ret)
-		return ret;
-	lane->credits--;
-	c->seq_out++;
-	return 0;
+	return send_numbered(c, MSG_TEXT, buf, len, !wake, err);
+}
+
+int ib_msg_staged(struct ib_conn *c, const void *text, size_t len)
+{
+	return ib_msg_room(c, 1) ? send_numbered(c, MSG_STAGED, text, len, false, NULL) : TR_AGAIN;
 }
 
 /* A failure to post breaks the connection, which progress then sees. */
@@ -155,8 +175,8 @@ void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buff
 	struct ib_inbox *in = &c->inbox[sequence & c->inbox_mask];
 
 	wire_get_uint(&r, 7);
-	if (r.bad || len != wire_left(&r) || len > TR_MSG_MAX ||
-	    (kind != MSG_TEXT && kind != MSG_CREDIT) || !ib_credits_take(lane, credits))
+	if (r.bad || len != wire_left(&r) || len > TR_MSG_MAX || !kind || kind > MSG_STAGED ||
+	    !ib_credits_take(lane, credits))
 		return refuse_msg(lane, wc);
 	if (kind == MSG_CREDIT)
 		return;
@@ -166,6 +186,7 @@ void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buff
 				 .want = 1,
 				 .len = len,
 				 .is_msg = true,
+				 .staged = kind == MSG_STAGED,
 				 .msg = (uint8_t)(c->msgs_in % IB_RECV_DATA) };
 	wire_get_bytes(&r, c->msgs[c->msgs_in++ % IB_RECV_DATA], len);
 }

@@ -138,6 +138,20 @@ void ib_notify_arrived(struct ib_lane *lane, const struct ibv_wc *wc)
 	in->lanes |= UINT64_C(1) << lane->index;
 }
 
+/* false: it waits, or the connection breaks. */
+static bool deliver(struct ib_conn *c, const struct ib_inbox *in)
+{
+	if (in->staged)
+		return ib_staged_take(c, c->msgs[in->msg], in->len);
+	if (!ib_gpus_flush(c, in->lanes))
+		return false;
+	if (in->is_msg)
+		tr_conn_message(c->conn, c->msgs[in->msg], in->len);
+	else
+		tr_conn_notified(c->conn, in->value);
+	return true;
+}
+
 /*
  * Hands on what is complete, in order, as far as the core has room; what is handed on is owed to
  * the peer as credits.
@@ -151,12 +165,8 @@ int ib_inbox_deliver(struct ib_conn *c)
 
 		if (!in->want || __builtin_popcountll(in->lanes) < in->want)
 			break;
-		if (!ib_gpus_flush(c, in->lanes))
+		if (!deliver(c, in))
 			break;
-		if (in->is_msg)
-			tr_conn_message(c->conn, c->msgs[in->msg], in->len);
-		else
-			tr_conn_notified(c->conn, in->value);
 		for (int i = 0; i < c->lanes; i++)
 			c->lane[i].owed = (uint16_t)(c->lane[i].owed + (in->lanes >> i & 1));
 		*in = (struct ib_inbox){ 0 };

@@ -29,6 +29,8 @@ void ib_op_settle(struct ib_conn *c, struct tr_op *op)
 		return;
 	if (!state->committed && !(state->stopping && c->state == IB_LIVE))
 		return;
+	if (state->staged && ib_staged_holds(c, op))
+		return;
 	if (state->flushes && !ib_gpus_flush(c, state->lanes)) {
 		state->failed = true;
 		return;
@@ -61,8 +63,12 @@ int ib_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv
 		return kv_fail(err, KV_ERR_UNSUPPORTED, "commit",
 			       "a READ of the peer's memory proves nothing about a GPU's");
 	ret = ib_post_rest(c, op, err);
-	if (ret || state->rest.len)
-		return ret ? ret : ib_again(c);
+	if (!ret && state->rest.len)
+		return ib_again(c);
+	if (!ret)
+		ret = ib_staged_flush(c, op, err);
+	if (ret)
+		return ret;
 	lanes = state->lanes;
 	if (c->open && c->open->op == op && c->open->n)
 		lanes |= UINT64_C(1) << c->open->lane->index;
@@ -109,9 +115,19 @@ void ib_op_cancel(struct tr_op *op, int64_t deadline_ns)
 	state->rest.len = 0;
 	/* What is committed is all posted: its end is what it would have been. */
 	state->proof_due = !state->committed && state->lanes && op->kind == TR_WRITE;
+	ib_staged_cancel(c, op);
 	c->stopping++;
 	prove(c, op);
 	ib_op_settle(c, op);
+}
+
+/* Those that the peer has taken slots of, or answered reads of. */
+void ib_op_settle_staged(struct ib_conn *c)
+{
+	c->staged_ends = false;
+	for (unsigned int i = 0; i < tr_conn_ops(c->conn); i++)
+		if (ib_op_at(c, i)->staged)
+			ib_op_settle(c, tr_conn_op(c->conn, i));
 }
 
 /*
@@ -129,7 +145,8 @@ void ib_op_stop_step(struct ib_conn *c)
 		if (!state->busy || !state->stopping)
 			continue;
 		prove(c, tr_conn_op(c->conn, i));
-		if (now < state->deadline_ns)
+		ib_op_settle(c, tr_conn_op(c->conn, i));
+		if (!state->busy || now < state->deadline_ns)
 			continue;
 		kv_fail(&cause, KV_ERR_TIMEOUT, "cancel",
 			"%u work requests of a cancelled operation were under way at its deadline",

@@ -172,7 +172,10 @@ int ib_poll(struct ib_conn *c)
 		did += poll_queue(c, path, path->scq);
 	}
 	c->room |= did && c->refused;
-	return did + ib_inbox_deliver(c);
+	did += ib_inbox_deliver(c);
+	if (c->staged_ends)
+		ib_op_settle_staged(c);
+	return did;
 }
 
 /*
@@ -211,6 +214,8 @@ int ib_progress(struct tr_conn *conn)
 	if (ib_waits(c))
 		ib_flush(c, NULL);
 	did = ib_poll(c);
+	if (c->staged)
+		did += ib_staged_push(c) + ib_staged_runs(c);
 	if (!did && ++c->idle % IB_ASYNC_EVERY == 0) {
 		ib_async_drain(c->ctx, c->rails);
 		check_rails(c);
@@ -239,7 +244,7 @@ int ib_arm(struct tr_conn *conn)
 
 	if (c->state != IB_LIVE)
 		return 1;
-	if (ib_waits(c))
+	if (ib_waits(c) || ib_staged_runs(c))
 		return 1;
 	if (c->room) {
 		c->refused = c->room = false;

@@ -363,6 +363,15 @@ static int put_piece(struct ib_conn *c, struct ib_chain *chain, const struct tr_
 	return 0;
 }
 
+/* The NIC of an end does not reach its part. */
+static bool is_staged(const struct tr_mem *lmem, const struct tr_rmem *rmem)
+{
+	const struct ib_mr *mr = tr_mem_handle(lmem, &tr_ib_provider);
+	const struct ib_rmr *rmr = rmem->priv;
+
+	return !mr->slices || !rmr->slices;
+}
+
 static struct tr_span rest_of(const struct tr_span *span, const struct piece *piece)
 {
 	uint64_t done = span->len - piece->len;
@@ -371,7 +380,7 @@ static struct tr_span rest_of(const struct tr_span *span, const struct piece *pi
 }
 
 /* Continues the span that was accepted in part. */
-static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op,
+static int put_rest(struct ib_conn *c, struct ib_chain *chain, struct tr_op *op,
 		    struct kv_error *err)
 {
 	struct ib_op *state = ib_op_of(op);
@@ -382,6 +391,8 @@ static int put_rest(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 
 	if (!state->rest.len)
 		return 0;
+	if (is_staged(state->lmem, state->rmem))
+		return ib_staged_put(op, state->lmem, state->rmem, &state->rest, err);
 	pair = pair_of(c, op, state->lmem, state->rmem);
 	piece = piece_of(&pair, &state->rest);
 	ret = put_piece(c, chain, op, &pair, &piece, false, &slices, err);
@@ -438,6 +449,33 @@ static uint32_t share_of(const struct ib_conn *c, const struct tr_rmem *rmem,
 	return share < c->chunk ? (uint32_t)share : c->chunk;
 }
 
+static long add_staged(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		       const struct source *from, struct kv_error *err)
+{
+	struct ib_conn *c = ib_conn_of(op->conn);
+	struct ib_op *state = ib_op_of(op);
+	int ret = ib_post_rest(c, op, err);
+	size_t i = 0;
+
+	if (!ret && state->rest.len)
+		ret = TR_AGAIN;
+	while (i < from->n && !ret) {
+		struct tr_span span = span_at(from, i);
+		uint64_t len = span.len;
+
+		ret = ib_staged_put(op, lmem, rmem, &span, err);
+		if (ret < 0 || span.len == len)
+			break;
+		i++;
+		state->lmem = lmem;
+		state->rmem = rmem;
+		state->rest = span;
+	}
+	if (ret >= 0 && i < from->n)
+		ib_again(c);
+	return ret < 0 ? ret : (long)i;
+}
+
 static long add_source(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct source *from, struct kv_error *err)
 {
@@ -452,6 +490,8 @@ static long add_source(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 
 	if (c->state != IB_LIVE)
 		return kv_error_copy(err, &c->end.cause);
+	if (is_staged(lmem, rmem))
+		return add_staged(op, lmem, rmem, from, err);
 	if (c->rails & ~atomic_load_explicit(&mr->have, memory_order_relaxed))
 		return ib_mem_lacks(c, mr, err);
 	if (lmem->flush && op->kind == TR_READ_OP) {
@@ -507,7 +547,7 @@ long ib_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rme
 	return add_source(op, lmem, rmem, &from, err);
 }
 
-int ib_post_rest(struct ib_conn *c, const struct tr_op *op, struct kv_error *err)
+int ib_post_rest(struct ib_conn *c, struct tr_op *op, struct kv_error *err)
 {
 	struct ib_chain *chain = c->chain[op->kind];
 

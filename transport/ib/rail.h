@@ -144,6 +144,7 @@ struct ib_ctx {
 	pthread_t late_thread;
 	int64_t late_next_ns;
 	int absents;
+	atomic_bool warned_staged; /* the log has why memory of a GPU is */
 	struct ib_absent absent[IB_PORTS_MAX];
 };
 
@@ -233,11 +234,12 @@ void ib_gid_text(const union ibv_gid *gid, char *buf, size_t cap);
 struct ib_mr {
 	uint64_t first; /* of slice 0's range: the address rounded down to a page */
 	uint64_t slice_bytes;
-	uint32_t slices;
+	uint32_t slices; /* 0: no NIC has it, it is staged */
 	unsigned int shift; /* see ib_slice_shift */
 	/* Rails that have it: a bit for each; late.c adds and removes one while others use them. */
 	_Atomic uint32_t have;
 	bool busy;	    /* the job of late.c works on it */
+	bool stages;	    /* kernels copy it, where the other end is staged */
 	const struct tr_mem *mem;
 	struct ib_mr *next, **prev;
 	struct ibv_mr *mr[]; /* [rail * slices + slice], for IB_RAILS_MAX rails */

@@ -28,7 +28,7 @@
 #include "base/option.h"
 #include "ib.h"
 
-enum { SETUP_VERSION = 3, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
+enum { SETUP_VERSION = 4, LID_UNICAST_MAX = 0xbfff, NUMBER_MAX = 0xffffff };
 
 static int make_ib_conn(struct ib_ctx *ctx, struct tr_conn *conn, struct ib_conn **c_p,
 			struct kv_error *err)
@@ -377,11 +377,6 @@ static int get_lanes(struct ib_conn *c, struct wire_reader *r, struct kv_error *
 	return 0;
 }
 
-static uint32_t packet_bytes(const struct ib_path *path)
-{
-	return 128u << ib_path_mtu(path);
-}
-
 /*
  * Soft-RoCE that sends a message of several packets again, while late acknowledgements of the first
  * time still come in, may lose count of its packets (docs/rdma.md, section 7). With one packet it
@@ -393,19 +388,9 @@ static void set_message(struct ib_conn *c)
 	for (int p = 0; p < c->paths; p++) {
 		const struct ib_path *path = &c->path[p];
 
-		if (path->rail->attr.vendor_id == IB_SOFT_ROCE && packet_bytes(path) < c->message)
-			c->message = packet_bytes(path);
+		if (path->rail->attr.vendor_id == IB_SOFT_ROCE && ib_path_packet(path) < c->message)
+			c->message = ib_path_packet(path);
 	}
-}
-
-static void tell_path(struct ib_conn *c)
-{
-	const struct ib_path *path = &c->path[0];
-
-	tr_conn_set_path(c->conn, "%d lanes on %d rails, the first %s (%s), mtu %u, %s", c->lanes,
-			 c->paths, path->rail->name,
-			 path->rail->ethernet ? "RoCE v2" : "InfiniBand", packet_bytes(path),
-			 path->chosen);
 }
 
 static int watch_channels(struct ib_conn *c, struct kv_error *err)
@@ -456,7 +441,7 @@ int ib_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *e
 		return ret;
 	set_message(c);
 	ib_speed_weigh(c);
-	tell_path(c);
+	ib_set_path(c);
 	c->state = IB_LIVE;
 	return 0;
 }

@@ -44,7 +44,6 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct ib_conn *c = ib_conn_of(conn);
 
-	(void)err;
 	if (lingers(c, linger_ns))
 		return TR_AGAIN;
 	tr_conn_goodbye(conn); /* it may overtake what is still under way */
@@ -56,7 +55,11 @@ int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	if (ib_slow_busy(c) || (ib_has_lanes(c) && !ib_slow_run(c, ib_lanes_destroy)))
 		return TR_AGAIN;
 	if (ib_has_lanes(c))
-		return TR_AGAIN;      /* the device refused: try again */
+		return TR_AGAIN; /* the device refused: try again */
+	if (!ib_staged_quit(c))	 /* they have had their time before: break.c */
+		return kv_fail(err, KV_ERR_BUSY, "fence",
+			       "a GPU's copy of what came from %s, or goes to it, does not end",
+			       tr_conn_address(conn));
 	ib_gpus_flush(c, UINT64_MAX); /* what it has accepted */
 	return 0;
 }
@@ -147,6 +150,7 @@ static bool leave(struct ib_conn *c)
 void ib_conn_close(struct ib_conn *c)
 {
 	ib_gpus_forget(c);
+	ib_staged_close(c);
 	if (ib_slow_busy(c) && leave(c))
 		return;
 	if (ib_has_lanes(c) && !ib_slow_run(c, destroy_lanes) && leave(c))
