@@ -181,7 +181,7 @@ static int find(struct kv_error *err)
 			np_info("%s %s is not used: %s", info.transport, info.name, info.detail);
 		else if (!strcmp(info.transport, "shm"))
 			host = true;
-		else
+		else if (!strcmp(info.transport, "ib"))
 			add_ib(&info, set);
 	}
 	tr_close(tr);

@@ -67,6 +67,20 @@ class Info(unittest.TestCase):
         self.assertTrue(all(option["help"] for option in options.values()))
         self.assertEqual(document["warnings"], [])
 
+    def test_tcp_has_a_row_for_each_interface_with_its_addresses(self):
+        def rows(**settings):
+            return {device["device"]: device for device in json.loads(kvrail("info", "--json", **settings).stdout)["devices"]
+                    if device["transport"] == "tcp"}
+
+        tcp = rows()
+        self.assertIn("127.0.0.1", tcp["lo"]["detail"].split(", "))
+        self.assertTrue(all(row["usable"] for row in tcp.values()), tcp)
+        bound = rows(KVCACHE_SOCKET_IFNAME="lo")
+        self.assertEqual({name for name, row in bound.items() if row["usable"]}, {"lo"})
+        self.assertEqual(set(bound), set(tcp))
+        refused = rows(KVCACHE_TRANSPORT="shm")
+        self.assertEqual([(row["usable"], row["detail"]) for row in refused.values()], [(False, "not allowed by KVCACHE_TRANSPORT")])
+
     def test_the_table_holds_the_same_rows_in_straight_columns(self):
         run = kvrail("info")
         document = json.loads(kvrail("info", "--json").stdout)

@@ -98,8 +98,10 @@ static void note_devices(struct doctor *d, struct kv_engine *engine)
 	struct kv_device_info row = KV_INIT(kv_device_info);
 
 	for (size_t i = 0; !kv_device_get(engine, i, &row, NULL); i++) {
-		bool ib = strcmp(row.transport, "shm");
+		bool ib = !strcmp(row.transport, "ib");
 
+		if (!strcmp(row.transport, "tcp")) /* kvrail info */
+			continue;
 		doctor_note(d, ib ? CHECK_IB : CHECK_SHM, row.usable ? DOCTOR_OK : DOCTOR_WARN,
 			    row.name, "%s%s%s", row.detail, *row.distance ? "; from the GPU: " : "",
 			    row.distance);

@@ -156,6 +156,7 @@ const struct tr_provider tr_tcp_provider = {
 	.id = TR_PROVIDER_TCP,
 	.open = tcp_open_provider,
 	.close = tcp_close_provider,
+	.device_get = tcp_device_get,
 	.mem_reg = tcp_mem_reg,
 	.mem_dereg = tcp_mem_dereg,
 	.offer = tcp_offer,

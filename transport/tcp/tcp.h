@@ -12,6 +12,7 @@
  *   place.c    where the bytes of a frame go
  *   stage.c    pinned memory between a socket and the memory of a GPU
  *   stop.c     the end: loss, fence
+ *   device.c   the interfaces, for `kvrail info`
  *
  * A stream is one data socket with what goes out and comes in by it. All of them carry blocks,
  * dealt in turns, and reads with their answers; notifies and messages go by the first. Before a
@@ -315,6 +316,9 @@ int place_wait(struct tcp_stream *st, int64_t deadline_ns);
 ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err);
 /* Up to so many bytes of the socket, which are thrown away: as recv. */
 ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes);
+
+/* device.c */
+int tcp_device_get(void *ctx, size_t index, struct kv_device_info *info);
 
 /* stop.c */
 int tcp_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
