@@ -72,7 +72,8 @@ struct tr_provider {
 	 * done.
 	 */
 	void (*polled)(struct tr_conn *conn); /* tr_conn_poll_on; NULL: it costs nothing anyway */
-	bool (*await)(struct tr_conn *conn, int64_t ns); /* tr_conn_await; NULL: false */
+	/* tr_conn_await; NULL: false */
+	bool (*await)(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
 	void (*op_begin)(struct tr_op *op);
 	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err);

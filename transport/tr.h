@@ -514,10 +514,11 @@ int tr_conn_arm(struct tr_conn *conn);
  */
 void tr_conn_poll_on(struct tr_conn *conn);
 /*
- * Between two polls that found nothing: sleeps until there may be something, `ns` at most. false:
- * polling again is all that there is, or what comes may come at any moment.
+ * Between two polls that found nothing: sleeps until there may be something, for `most_ns`, or
+ * until another descriptor, or -1, is readable. A caller that would poll for `looks_ns` may be left
+ * to that first. false: polling again is all that there is, or what comes may come at any moment.
  */
-bool tr_conn_await(struct tr_conn *conn, int64_t ns);
+bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
 
 /* ---------------------------------------------------------------- looking inside */
 

@@ -12,8 +12,11 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, const char *name,
 		   struct kv_error *err);
 int kv_op_result(const struct kv_op *op, struct kv_error *err);
-/* With the claim: polls and posts for a while, or until another thread wants the peer. */
-void kv_op_spin(struct kv_op *op, int grade);
+/*
+ * With the claim: polls and posts for a while, or until another thread wants the peer; sleeps at
+ * its socket until the deadline at most.
+ */
+void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */
 bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns);
 /*

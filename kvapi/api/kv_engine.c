@@ -43,6 +43,11 @@ static int make_descriptors(struct kv_engine *engine, struct kv_error *err)
 					       : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (engine->wake_fd < 0)
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "eventfd failed");
+	engine->nudge_fd = kv_fault(KV_NUDGE)
+				   ? (errno = EMFILE, -1)
+				   : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE);
+	if (engine->nudge_fd < 0)
+		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "eventfd failed");
 	if (epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, engine->wake_fd, &event))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "open", "epoll_ctl failed");
 	return kv_arrivals_open(engine, err);
@@ -131,6 +136,8 @@ static void free_engine(struct kv_engine *engine)
 	kv_arrivals_close(engine);
 	if (engine->wake_fd >= 0)
 		close(engine->wake_fd);
+	if (engine->nudge_fd >= 0)
+		close(engine->nudge_fd);
 	if (engine->epoll_fd >= 0)
 		close(engine->epoll_fd);
 	kv_log_close(engine->log);
@@ -192,7 +199,7 @@ int kv_engine_open(const struct kv_engine_config *config, struct kv_engine **eng
 	engine = kv_fault(KV_ENGINE_ALLOC) ? NULL : calloc(1, sizeof(*engine));
 	if (!engine)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the engine");
-	engine->epoll_fd = engine->wake_fd = engine->arrivals.fd = -1;
+	engine->epoll_fd = engine->wake_fd = engine->nudge_fd = engine->arrivals.fd = -1;
 	engine->listener_ns = KV_NO_DEADLINE;
 	pthread_mutex_init(&engine->turn, NULL);
 	pthread_mutex_init(&engine->lock, NULL);

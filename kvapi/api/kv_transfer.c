@@ -276,7 +276,7 @@ static int request_begin(struct request *req, struct kv_op *op, struct kv_error 
 	if (op->unclaimed)
 		return ret;
 	if (!ret && req->blocking) { /* not armed meanwhile: its end needs no bell */
-		kv_op_spin(op, KV_ACKED);
+		kv_op_spin(op, KV_ACKED, op->deadline_ns);
 		op->spun = true;
 	}
 	kv_peer_release(op->peer);

@@ -15,6 +15,12 @@ static bool reached(const struct kv_op *op, int grade)
  * operation of a millisecond; an operation that takes long hardly spins.
  */
 enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000 };
+/*
+ * How long to sleep at the socket of the peer, where the transport has one. That costs no
+ * processor, and the answer wakes this thread; later it wakes the service thread, which wakes this
+ * one. An engine without that thread serves its other peers instead.
+ */
+enum { AWAIT_NS = 5000000, AWAIT_GPU_NS = 50000 }; /* a GPU that is done wakes nobody */
 
 static int64_t spin_until(const struct kv_op *op)
 {
@@ -37,19 +43,48 @@ bool kv_op_progress(struct kv_op *op)
 	return any;
 }
 
-void kv_op_spin(struct kv_op *op, int grade)
+static int64_t await_until(const struct kv_op *op, int64_t deadline_ns)
 {
-	int64_t until = spin_until(op);
+	int64_t until = kv_sooner(deadline_ns, op->deadline_ns);
 
-	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
-		int64_t now = kv_now_ns();
+	return op->engine->caller_mode ? 0 : kv_sooner(kv_now_ns() + AWAIT_NS, until);
+}
 
-		if (kv_op_progress(op))
-			until = spin_until(op);
-		else if (now >= until)
+/* True if it slept, until something came, for so long, or until another thread wants the peer. */
+static bool await_peer(struct kv_peer *peer, int64_t looks_ns, int64_t most_ns)
+{
+	struct kv_claim *claim = &peer->claim;
+	bool slept = false;
+
+	if (peer->state != KV_PEER_UP)
+		return false;
+	atomic_store(&claim->at_socket, true);
+	if (!atomic_load(&claim->wanting))
+		slept = tr_conn_await(peer->conn, looks_ns,
+				      peer->awaits ? kv_sooner(most_ns, AWAIT_GPU_NS) : most_ns,
+				      claim->nudge_fd);
+	atomic_store(&claim->at_socket, false);
+	return slept;
+}
+
+void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
+{
+	int64_t until = spin_until(op), leave = await_until(op, deadline_ns), now = kv_now_ns();
+
+	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting) &&
+	       (now < until || now < leave)) {
+		bool slept =
+			await_peer(op->peer, until - now, (leave > until ? leave : until) - now);
+
+		if (!slept && now >= until)
 			return;
-		else
-			kv_peer_await(op->peer, until - now);
+		if (!slept)
+			kv_cpu_relax();
+		if (kv_op_progress(op)) {
+			until = spin_until(op);
+			leave = await_until(op, deadline_ns);
+		}
+		now = kv_now_ns();
 	}
 }
 
@@ -77,7 +112,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		}
 		if (!op->spun) {
 			kv_peer_poll_on(peer);
-			kv_op_spin(op, grade);
+			kv_op_spin(op, grade, deadline_ns);
 		}
 		op->spun = false;
 		/* No other thread may be there to see that its deadline has passed. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_claim.c -- the lock of a peer, taken with a deadline of CLOCK_MONOTONIC */
 #include <assert.h>
+#include <errno.h>
+#include <unistd.h>
 
 #include "base/thread.h"
 #include "kv_engine.h"
@@ -70,15 +72,37 @@ static bool wait_for(struct kv_claim *claim, int64_t deadline_ns)
 	}
 }
 
+/* Its holder sets at_socket and then looks at `wanting`; here it is the other way round. */
+static bool nudge(const struct kv_claim *claim)
+{
+	uint64_t one = 1;
+
+	return atomic_load(&claim->at_socket) &&
+	       write(claim->nudge_fd, &one, sizeof(one)) == (ssize_t)sizeof(one);
+}
+
+static void end_nudge(const struct kv_claim *claim)
+{
+	uint64_t one;
+
+	while (read(claim->nudge_fd, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+}
+
 bool kv_claim_until(struct kv_claim *claim, int64_t deadline_ns)
 {
 	bool got = kv_claim_try(claim);
 
 	assert(deadline_ns != KV_NO_DEADLINE);
 	if (!got) {
+		bool nudges;
+
 		atomic_fetch_add(&claim->wanting, 1);
+		nudges = nudge(claim);
 		got = wait_for(claim, deadline_ns);
 		atomic_fetch_sub(&claim->wanting, 1);
+		if (nudges)
+			end_nudge(claim);
 	}
 	if (got)
 		atomic_store_explicit(&claim->until_ns, deadline_ns, memory_order_relaxed);

@@ -85,6 +85,8 @@ struct kv_claim {
 	atomic_uint word;
 	atomic_uint wanting;	  /* threads that wait for it */
 	_Atomic int64_t until_ns; /* the deadline of the call that holds it; for kv_watch.c */
+	atomic_bool at_socket;	  /* its holder sleeps there until it is nudged, too: */
+	int nudge_fd;		  /* the engine's eventfd, above 0 while a thread nudges */
 };
 /*
  * Every wait has a deadline. Waiting threads get the claim before a thread that was not waiting: a
@@ -185,7 +187,7 @@ struct kv_engine {
 	struct kv_log *log;
 	struct tr *tr;
 
-	int epoll_fd, wake_fd;
+	int epoll_fd, wake_fd, nudge_fd;
 	pthread_t thread;
 	bool thread_on;
 	atomic_bool stopping, stopped; /* asked to end; has ended */

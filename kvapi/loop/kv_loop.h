@@ -46,12 +46,6 @@ static inline void kv_peer_poll_on(struct kv_peer *peer)
 	if (peer->state == KV_PEER_UP)
 		tr_conn_poll_on(peer->conn);
 }
-/* A moment, or until something comes at the socket on which alone it comes. */
-static inline void kv_peer_await(struct kv_peer *peer, int64_t ns)
-{
-	if (peer->state != KV_PEER_UP || !tr_conn_await(peer->conn, ns))
-		kv_cpu_relax();
-}
 /*
  * kv_peer_round polls, dispatches, sends what waits, posts one piece of each operation, or
  * KV_PIECE_BYTES in all; kv_peer_progress does so until nothing is left to be done, another thread

@@ -113,6 +113,7 @@ int kv_peer_new(struct kv_engine *engine, bool incoming, struct kv_peer **peer_p
 	peer->next_deadline_ns = KV_NO_DEADLINE;
 	atomic_init(&peer->posting_ns, KV_NO_DEADLINE);
 	atomic_init(&peer->holders, 1);
+	peer->claim.nudge_fd = engine->nudge_fd;
 	kv_claim_try(&peer->claim); /* no other thread can reach it yet */
 	pthread_mutex_lock(&engine->lock);
 	for (i = 0; i < KV_ROWS_MAX && engine->peer[i]; i++)

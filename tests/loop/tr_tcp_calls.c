@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tr_tcp_calls.c -- system calls that move the bytes of an operation over TCP, at each end: a block
- * and its notify leave by one and come by one, and each further stream costs one more; and whom
- * what comes wakes
+ * and its notify leave by one and come by one, and each further stream costs one more; whom what
+ * comes wakes, and how long its owner looks before it sleeps
  */
 
+#include <unistd.h>
+
+#include "base/clock.h"
 #include "lib/test.h"
 #include "tr_pair.h"
 
@@ -113,7 +116,7 @@ static void poll_on(struct pair_side *s)
 	pair_up(s);
 	tr_conn_poll_on(s->conn);
 	for (int i = 0; i < 64; i++)
-		slept += tr_conn_await(s->conn, 1000);
+		slept += tr_conn_await(s->conn, 1000, 1000, -1);
 	PAIR_CHECK(slept > 0 && slept < 64);
 	pair_meet(s);
 	PAIR_CHECK(pair_hear(s) == 1); /* it is here */
@@ -130,4 +133,47 @@ CASE(what_comes_to_an_owner_who_polls_wakes_nobody_else)
 	struct pair_config config = { .parent_path = "tcp", .child_path = "tcp", .region = REGION };
 
 	assert_int_equal(pair_run(&config, poll_on, notify_once), 0);
+}
+
+/* One descriptor more ends the sleep: the test's own timeout tells that it does. */
+static void be_woken(struct pair_side *s)
+{
+	int pipes[2];
+
+	PAIR_CHECK(!pipe(pipes));
+	PAIR_CHECK(write(pipes[1], "", 1) == 1);
+	PAIR_CHECK(tr_conn_await(s->conn, 0, INT64_C(3600000) * KV_NS_PER_MS, pipes[0]));
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+/* It may try first whether looking is enough. */
+static void look_in_vain(struct pair_side *s)
+{
+	unsigned int looks = 0;
+
+	pair_up(s);
+	tr_conn_poll_on(s->conn);
+	while (!tr_conn_await(s->conn, KV_NS_PER_MS, 1, -1))
+		looks++;
+	PAIR_CHECK(looks < 64);
+	be_woken(s);
+	tr_conn_poll_on(s->conn);
+	be_woken(s); /* who would not look at all does not */
+	pair_meet(s);
+	pair_down(s);
+}
+
+static void say_nothing(struct pair_side *s)
+{
+	pair_up(s);
+	pair_meet(s);
+	pair_down(s);
+}
+
+CASE(who_looks_in_vain_sleeps_and_another_descriptor_ends_that)
+{
+	struct pair_config config = { .parent_path = "tcp", .child_path = "tcp", .region = REGION };
+
+	assert_int_equal(pair_run(&config, look_in_vain, say_nothing), 0);
 }

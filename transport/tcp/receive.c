@@ -175,6 +175,34 @@ static int watch(struct tcp_stream *st, unsigned int what)
 	return 0;
 }
 
+/*
+ * Looking is quicker where both ends have a processor. Where processors are busy the peer gets the
+ * one of this thread once that sleeps.
+ */
+static void begin_wait(struct tcp_conn *tc)
+{
+	bool tries = !(++tc->waits % TCP_TRY_EVERY);
+
+	tc->at_once = (tc->took_ns[true] < tc->took_ns[false]) != tries;
+	tc->wait_ns = kv_now_ns();
+}
+
+static void end_wait(struct tcp_conn *tc)
+{
+	int64_t *average = &tc->took_ns[tc->at_once];
+	int64_t took = kv_sooner(kv_now_ns() - tc->wait_ns, TCP_WAIT_NS);
+
+	*average += (took - *average) / 8;
+	tc->looks = 0;
+}
+
+static bool looks_on(struct tcp_conn *tc)
+{
+	if (!tc->looks++)
+		begin_wait(tc);
+	return tc->looks < TCP_LOOKS && !tc->at_once;
+}
+
 /* What came before is taken first: it may have a say in what the owner is about to send. */
 void tcp_polled(struct tr_conn *conn)
 {
@@ -187,22 +215,42 @@ void tcp_polled(struct tr_conn *conn)
 	}
 }
 
+static bool copies(const struct tcp_stream *st)
+{
+	return stage_runs(st->in_stage.stage) || stage_runs(st->out_stage.stage);
+}
+
+/* What its owner sleeps for. */
+static unsigned int wanted(const struct tcp_stream *st)
+{
+	return (st->in.behind ? 0 : (unsigned int)TR_WATCH_IN) |
+	       (queue_pending(&st->queue) ? (unsigned int)TR_WATCH_OUT : 0);
+}
+
 /* A thread that polls for long may have the processor that the peer needs. */
-bool tcp_await(struct tr_conn *conn, int64_t ns)
+bool tcp_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd)
 {
 	struct tcp_conn *tc = tr_conn_priv(conn);
-	struct timespec limit = { .tv_nsec = ns < TCP_AWAIT_NS ? ns : TCP_AWAIT_NS };
-	struct pollfd p[TCP_STREAMS_MAX];
+	struct pollfd p[TCP_STREAMS_MAX + 1];
+	struct timespec limit;
 
-	if (++tc->looks < TCP_LOOKS)
+	if (looks_on(tc) && looks_ns > 0)
 		return false;
-	tcp_for_each (st, tc)
-		p[st->index] = (struct pollfd){
-			.fd = st->sock,
-			.events = (short)(queue_pending(&st->queue) ? POLLIN | POLLOUT : POLLIN),
-		};
+	tcp_for_each (st, tc) {
+		p[st->index] = (struct pollfd){ .fd = st->sock };
+		if (wanted(st) & TR_WATCH_IN)
+			p[st->index].events |= POLLIN;
+		if (wanted(st) & TR_WATCH_OUT)
+			p[st->index].events |= POLLOUT;
+		if (copies(st))
+			most_ns = kv_sooner(most_ns, TCP_COPY_NS);
+	}
+	p[tc->streams] = (struct pollfd){ .fd = fd, .events = POLLIN };
+	most_ns = most_ns > 0 ? most_ns : 0;
+	limit.tv_sec = most_ns / INT64_C(1000000000);
+	limit.tv_nsec = most_ns % INT64_C(1000000000);
 	tr_conn_count(conn)->syscalls++;
-	ppoll(p, tc->streams, &limit, NULL);
+	ppoll(p, tc->streams + 1, &limit, NULL);
 	return true;
 }
 
@@ -269,8 +317,8 @@ int tcp_progress(struct tr_conn *conn)
 	/* Last: what the peer sent before it went still counts, an acknowledgement among it. */
 	if (!done)
 		done = find_end(tc, &cause);
-	if (done)
-		tc->looks = 0;
+	if (done && tc->looks)
+		end_wait(tc);
 	if (done < 0) {
 		tcp_lose(tc, &cause);
 		return 1;
@@ -283,11 +331,9 @@ static int arm_stream(struct tcp_stream *st)
 {
 	st->in.drained = false;
 	queue_flush(st);
-	if (st->hung_up || st->in.stalled || stage_runs(st->in_stage.stage) ||
-	    stage_runs(st->out_stage.stage) || answer_queue(st))
+	if (st->hung_up || st->in.stalled || copies(st) || answer_queue(st))
 		return 1;
-	return watch(st, (st->in.behind ? 0 : (unsigned int)TR_WATCH_IN) |
-				 (queue_pending(&st->queue) ? (unsigned int)TR_WATCH_OUT : 0));
+	return watch(st, wanted(st));
 }
 
 int tcp_arm(struct tr_conn *conn)

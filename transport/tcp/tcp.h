@@ -50,11 +50,14 @@ enum tcp_limits {
 	TCP_IN_BYTES = 8 << 10, /* a header with its spans, or what comes in one small piece */
 	TCP_TAKE_BYTES = 1 << 20, /* that one progress takes at most */
 	/*
-	 * Looks in a row, some 10 us, after which a thread that waits sleeps at the socket, and for
-	 * how long at most: another one may want the connection meanwhile.
+	 * Looks in a row, some 10 to 40 us, after which a thread that waits sleeps at the socket.
+	 * Whether it looks at all, or sleeps at once, is what took less time so far; one wait of so
+	 * many tries the other way.
 	 */
 	TCP_LOOKS = 32,
-	TCP_AWAIT_NS = 50000,
+	TCP_TRY_EVERY = 16,
+	TCP_WAIT_NS = 100000, /* what a wait counts for at most */
+	TCP_COPY_NS = 50000, /* that it sleeps while a GPU copies, which wakes nobody */
 	TCP_FENCE_MS = 1000,	  /* that a fence waits until the last words have left */
 };
 
@@ -183,7 +186,12 @@ struct tcp_conn {
 	struct tr_conn *conn;
 	unsigned int streams; /* that are offered; then, that there are */
 	int64_t fence_ns;     /* 0: not begun */
-	unsigned int looks;   /* that found nothing, since one did */
+	/* The wait for something to come: */
+	unsigned int looks; /* that found nothing; 0: none waits */
+	bool at_once;	    /* it sleeps at once */
+	int64_t wait_ns;    /* when it began */
+	unsigned int waits; /* so far, */
+	int64_t took_ns[2]; /* and how long they took, with looks and at once, on average */
 
 	/* Handshake: */
 	uint8_t token[16];
@@ -294,7 +302,7 @@ ssize_t answer_send(struct tcp_stream *st, size_t len);
 
 /* receive.c */
 void tcp_polled(struct tr_conn *conn);
-bool tcp_await(struct tr_conn *conn, int64_t ns);
+bool tcp_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
 int tcp_progress(struct tr_conn *conn);
 int tcp_arm(struct tr_conn *conn);
 
