@@ -4,6 +4,7 @@
  * a peer that lies, and each point failing once
  */
 #include "base/fault.h"
+#include "conn.h"
 #include "staged_pair.h"
 #include "sweep.h"
 
@@ -157,6 +158,62 @@ CASE(each_lie_ends_the_connection_and_places_nothing)
 	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++)
 		tell_lie(&lies[i], true);
 	tell_lie(&early, false);
+}
+
+/* ---------------------------------------------------------------- what is not open */
+
+enum { GONE = 5, NEVER = 6 }; /* grants */
+
+static int may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
+	       unsigned int access, uint64_t grant)
+{
+	(void)arg, (void)mem, (void)offset, (void)len, (void)access;
+	return grant == NEVER ? KV_ERR_PROTOCOL : grant == GONE ? TR_DROP : TR_PLACE;
+}
+
+static void write_under(struct pair *p, uint64_t grant)
+{
+	struct tr_span spans[] = { { 0, 0, SMALL }, { SMALL, 2 * SMALL, SMALL } };
+	struct kv_error err;
+	struct tr_op *op;
+	long added;
+
+	assert_int_equal(tr_op_begin(p->rig.side[0].conn, TR_WRITE, 7, &op, &err), 0);
+	tr_op_grant(op, grant);
+	while (!(added = tr_op_add(op, p->end[0].mem, p->end[1].rmem, spans, 2, &err)))
+		rig_pump(&p->rig);
+	assert_int_equal(added, 2);
+	commit(p, op, TR_NOTIFY);
+}
+
+/* The receiver is asked for each span, under the grant of its operation. */
+CASE(bytes_of_a_grant_that_is_gone_go_nowhere)
+{
+	for (int gpus = 1; gpus < 4; gpus++) {
+		struct tr_upper_ops ops;
+		struct pair p;
+
+		begin(&p, gpus);
+		ops = *p.rig.side[1].conn->upper;
+		ops.may = may;
+		p.rig.side[1].conn->upper = &ops;
+		fill(&p.end[0], 1);
+		write_under(&p, GONE);
+		assert_non_null(rig_wait(&p.rig, 1, TR_NOTIFIED, BUDGET));
+		assert_non_null(rig_wait(&p.rig, 0, TR_WRITTEN, BUDGET));
+		for (size_t i = 0; i < LEN; i++)
+			assert_int_equal(p.end[1].seen[i], BLANK);
+		write_under(&p, GONE + 10);
+		assert_non_null(rig_wait(&p.rig, 1, TR_NOTIFIED, BUDGET));
+		assert_memory_equal(p.end[1].seen + 2 * SMALL, p.end[0].seen + SMALL, SMALL);
+		memset(p.end[1].seen, BLANK, LEN);
+		write_under(&p, NEVER);
+		assert_int_equal(rig_wait(&p.rig, 1, TR_PEER_LOST, BUDGET)->status,
+				 KV_ERR_PROTOCOL);
+		for (size_t i = 0; i < LEN; i++)
+			assert_int_equal(p.end[1].seen[i], BLANK);
+		finish(&p);
+	}
 }
 
 /* ---------------------------------------------------------------- each point fails once */
