@@ -40,6 +40,11 @@ bool tr_conn_is_proof(const struct tr_conn *conn, const char label[8], const uin
 	return auth_equal(right, proof, sizeof(right));
 }
 
+void tr_conn_own_link(struct tr_conn *conn)
+{
+	conn->own_link = true;
+}
+
 const char *tr_conn_address(const struct tr_conn *conn)
 {
 	return conn->address;

@@ -103,6 +103,7 @@ struct tr_conn {
 	bool accepting;
 	bool lost_reported;
 	bool leaving; /* fenced, and the goodbye byte is not sent yet */
+	bool own_link; /* tr_conn_own_link; soon after READY there is no `sock` */
 	uint8_t stage;              /* enum conn_stage */
 	unsigned int flags;         /* enum tr_conn_flags */
 	unsigned int idle_polls;
@@ -119,6 +120,7 @@ struct tr_conn {
 	struct silence silence;
 	uint8_t incarnation[16];
 	uint64_t features, peer_features; /* tr_conn_config.features of both ends */
+	uint64_t host; /* tr_conn_host */
 	char address[64];
 	char path[96];
 	struct kv_error error;
@@ -128,6 +130,8 @@ struct tr_conn {
 /* options of an established socket; watches it */
 int control_prepare(struct tr_conn *conn, struct kv_error *err);
 void control_set_options(const struct tr_conn *conn);
+/* The address of the other end. */
+void control_name(struct tr_conn *conn, const struct sockaddr_storage *sa, socklen_t len);
 /* sends hs->out: 0 or TR_AGAIN */
 int control_flush(struct tr_conn *conn, struct kv_error *err);
 /* until hs->got == want: 0 or TR_AGAIN */
@@ -137,6 +141,7 @@ bool control_refusal(const struct tr_conn *conn, struct frame_reject *reject);
 /* EOF, reset or bytes after READY */
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err);
 void control_goodbye(struct tr_conn *conn);
+void control_close(struct tr_conn *conn);
 int control_bind_interface(struct tr *tr, int fd, struct kv_error *err);
 /*
  * Puts the header before a payload that stands at buf + FRAME_HEADER and, where both ends have the

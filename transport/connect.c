@@ -65,8 +65,7 @@ void tr_conn_close(struct tr_conn *conn)
 		return;
 	tr_conn_leave_set(conn);
 	control_goodbye(conn);
-	if (conn->sock >= 0)
-		silence_end(conn);
+	silence_end(conn);
 	/* Remote regions first: the provider that made them is still whole. */
 	while (conn->rmems) {
 		struct tr_rmem *rmem = conn->rmems;

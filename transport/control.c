@@ -5,7 +5,9 @@
  * After READY it only shows that the peer's process or host is gone: EOF when it dies or closes, no
  * answer to keepalives when its host disappears (silence.c). An end that closes in good order sends
  * one byte first, and one that gives the handshake up while READY is on its way a REJECT frame; any
- * other byte after READY is a protocol error.
+ * other byte after READY is a protocol error. Where the provider has a link of its own that shows
+ * the end (tr_conn_own_link) the accepting side closes the socket when READY has come, and the
+ * connecting side when it sees that.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -86,12 +88,7 @@ bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends)
 
 uint64_t tr_conn_host(const struct tr_conn *conn)
 {
-	struct sockaddr_storage sa;
-	socklen_t len = sizeof(sa);
-	uint64_t seed;
-
-	memcpy(&seed, conn->tr->incarnation, sizeof(seed));
-	return getpeername(conn->sock, (struct sockaddr *)&sa, &len) ? 0 : address_key(&sa, seed);
+	return conn->host;
 }
 
 static void set_port_of(struct sockaddr_storage *sa, uint16_t port)
@@ -136,6 +133,15 @@ void control_set_options(const struct tr_conn *conn)
 	silence_prepare(conn);
 }
 
+void control_name(struct tr_conn *conn, const struct sockaddr_storage *sa, socklen_t len)
+{
+	uint64_t seed;
+
+	address_print((const struct sockaddr *)sa, len, conn->address);
+	memcpy(&seed, conn->tr->incarnation, sizeof(seed));
+	conn->host = address_key(sa, seed);
+}
+
 int control_prepare(struct tr_conn *conn, struct kv_error *err)
 {
 	struct sockaddr_storage sa;
@@ -143,7 +149,7 @@ int control_prepare(struct tr_conn *conn, struct kv_error *err)
 
 	control_set_options(conn);
 	if (!getpeername(conn->sock, (struct sockaddr *)&sa, &len))
-		address_print((struct sockaddr *)&sa, len, conn->address);
+		control_name(conn, &sa, len);
 	return tr_conn_watch(conn, conn->sock, err);
 }
 
@@ -286,6 +292,13 @@ static bool says_goodbye(const struct tr_conn *conn, const uint8_t *bytes, ssize
 	return !auth.on || (n == GOODBYE_MOST && auth_opens(&auth, bytes, 1, bytes + 1));
 }
 
+void control_close(struct tr_conn *conn)
+{
+	tr_conn_unwatch(conn, conn->sock);
+	kv_fd_close(conn->sock);
+	conn->sock = -1;
+}
+
 bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 {
 	uint8_t bytes[GOODBYE_MOST];
@@ -296,6 +309,11 @@ bool control_is_dead(struct tr_conn *conn, struct kv_error *err)
 	n = peek(conn, bytes, sizeof(bytes));
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return false;
+	if (n <= 0 &&
+	    conn->own_link) { /* the other end is through, too; or that link shows why not */
+		control_close(conn);
+		return false;
+	}
 	if (n < 0 && is_silence(errno)) {
 		conn->silence.deaf = true;
 		tr_conn_unwatch(conn, conn->sock);
@@ -316,7 +334,7 @@ void control_goodbye(struct tr_conn *conn)
 {
 	uint8_t bytes[GOODBYE_MOST] = { GOODBYE };
 
-	if (conn->hs || !conn->data)
+	if (conn->hs || !conn->data || conn->sock < 0)
 		return;
 	if (conn->auth.on)
 		auth_seal(&conn->auth, bytes, 1, bytes + 1);
@@ -335,6 +353,6 @@ bool tr_conn_peer_left(const struct tr_conn *conn)
 {
 	uint8_t bytes[GOODBYE_MOST];
 
-	return !conn->hs && conn->data &&
+	return !conn->hs && conn->data && conn->sock >= 0 &&
 	       says_goodbye(conn, bytes, peek(conn, bytes, sizeof(bytes)));
 }

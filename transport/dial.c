@@ -163,7 +163,7 @@ static bool stands(struct dial *dial, int fd)
 		failed(dial, i, error);
 		return false;
 	}
-	print(dial, i, dial->conn->address);
+	control_name(dial->conn, &dial->list.at[i].sa, dial->list.at[i].len);
 	dial->conn->sock = fd;
 	dial->sock[i] = -1;
 	dial->open--;

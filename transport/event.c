@@ -89,7 +89,8 @@ void tr_conn_lost(struct tr_conn *conn, const struct kv_error *cause)
 	set_loss(conn, cause);
 	conn->stage = CONN_LOST;
 	silence_end(conn);
-	shutdown(conn->sock, SHUT_RDWR); /* the peer sees it at once */
+	if (conn->sock >= 0)
+		shutdown(conn->sock, SHUT_RDWR); /* the peer sees it at once */
 	for (unsigned int i = 0; i < tr_conn_ops(conn); i++) {
 		struct tr_op *op = tr_conn_op(conn, i);
 
@@ -140,6 +141,11 @@ static void watch_control(struct tr_conn *conn)
 	struct kv_error cause;
 
 	conn->idle_polls = 0;
+	if (conn->sock < 0) { /* what its link shows the provider reports by itself */
+		if (tr_conn_wait(conn, 0))
+			conn->provider->ask(conn);
+		return;
+	}
 	if (!control_is_dead(conn, &cause) && !silence_is_loss(conn, &cause))
 		return;
 	if (conn->provider->progress(conn)) {
@@ -211,6 +217,9 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 		data->event_head = data->event_tail = 0; /* the same few places are used again */
 	if (conn->stage == CONN_READY && !conn->provider->progress(conn) &&
 	    ++conn->idle_polls == CONTROL_EVERY)
+		watch_control(conn);
+	/* At every look: a descriptor is to be closed, soon. */
+	if (conn->stage == CONN_READY && conn->own_link && conn->sock >= 0)
 		watch_control(conn);
 	/*
 	 * A provider that cannot be fenced yet still has nothing of ours under way: only foreign

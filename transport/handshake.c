@@ -640,7 +640,11 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 	kv_log_info(conn->tr->log, "%s %s over %s: %s",
 		    conn->accepting ? "accepted" : "connected to", conn->address,
 		    conn->provider->name, conn->path);
-	return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
+	if (!conn->own_link || !conn->accepting)
+		return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
+	control_close(
+		conn); /* the other end's word that it may, too: nothing is refused any more */
+	return 0;
 }
 
 /*

@@ -247,6 +247,12 @@ struct tr_conn_ends {
 bool tr_conn_ends(const struct tr_conn *conn, struct tr_conn_ends *ends);
 unsigned int tr_conn_ops(const struct tr_conn *conn); /* slots that there are */
 struct tr_op *tr_conn_op(const struct tr_conn *conn, unsigned int index);
+/*
+ * From setup_get: both ends have said that descriptors of the provider's own, which are watched,
+ * show the peer's end as soon as the control socket does. That is closed at READY (control.c);
+ * `ask` is called when one of them is readable.
+ */
+void tr_conn_own_link(struct tr_conn *conn);
 struct tr_counters *tr_conn_count(struct tr_conn *conn);
 void tr_conn_set_path(struct tr_conn *conn, const char *fmt, ...)
 	__attribute__((format(printf, 2, 3)));

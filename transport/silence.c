@@ -9,7 +9,8 @@
  * peer is alive when it acknowledges something over TCP, or when anything is completed over its
  * provider. Once both have been silent for most of KVCACHE_PEER_TIMEOUT_MS the provider asks on its
  * own path, so that a peer that is merely idle answers; when all of that time has passed the peer
- * is lost.
+ * is lost. A provider whose own link shows the end (tr_conn_own_link) joins processes of one host,
+ * where nothing vanishes without a word.
  */
 #include <limits.h>
 #include <netinet/in.h>
@@ -56,13 +57,18 @@ void silence_prepare(const struct tr_conn *conn)
 
 void silence_begin(struct tr_conn *conn)
 {
+	if (conn->own_link) {
+		conn->silence.look_ns = INT64_MAX;
+		return;
+	}
 	kernel_gives_up_after(conn, INT_MAX);
 	conn->silence = (struct silence){ .heard_ns = kv_now_ns() };
 }
 
 void silence_end(const struct tr_conn *conn)
 {
-	kernel_gives_up_after(conn, limit_ms(conn));
+	if (conn->sock >= 0)
+		kernel_gives_up_after(conn, limit_ms(conn));
 }
 
 /* When the peer's host acknowledged something over TCP. */

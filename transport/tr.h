@@ -313,7 +313,7 @@ uint64_t tr_conn_features(const struct tr_conn *conn);		/* the peer's, from hell
 
 /*
  * Of a connection that was lost: the peer ended it by tr_fence or tr_conn_close; false if it died,
- * or it is not known.
+ * or it is not known: so over shared memory, unless an end is TR_POLLED.
  */
 bool tr_conn_peer_left(const struct tr_conn *conn);
 

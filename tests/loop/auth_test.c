@@ -98,7 +98,8 @@ struct end {
 
 static struct end end[2];
 static struct tr_listener *listener;
-static char warned[1024]; /* the last warning in a log */
+static unsigned int flags; /* enum tr_conn_flags, of both */
+static char warned[1024];  /* the last warning in a log */
 
 static void keep_warning(void *arg, int level, const char *line)
 {
@@ -155,7 +156,7 @@ static void ends_close(void)
 
 static void conns_begin(uint32_t port)
 {
-	struct tr_conn_config config = { .ops = &upper, .arg = (void *)CONNECTING };
+	struct tr_conn_config config = { .ops = &upper, .arg = (void *)CONNECTING, .flags = flags };
 
 	memset(seen, 0, sizeof(seen));
 	for (int i = 0; i < 2; i++)
@@ -168,7 +169,9 @@ static void conns_begin(uint32_t port)
 /* One step of each end that is under way. */
 static void conns_step(void)
 {
-	struct tr_conn_config config = { .ops = &upper, .arg = (void *)(uintptr_t)ACCEPTING };
+	struct tr_conn_config config = { .ops = &upper,
+					 .arg = (void *)(uintptr_t)ACCEPTING,
+					 .flags = flags };
 	struct kv_error err;
 
 	if (!end[ACCEPTING].conn)
@@ -481,6 +484,7 @@ CASE(a_goodbye_needs_the_key)
 	struct tr_event event;
 	int n;
 
+	flags = TR_POLLED; /* else there is no control socket for it */
 	ends_open(KEY_A, KEY_A);
 	relay_open();
 	they_meet_over_relay();
@@ -501,6 +505,7 @@ CASE(a_goodbye_needs_the_key)
 	while (!tr_conn_peer_left(end[CONNECTING].conn))
 		assert_true(kv_now_ns() < deadline);
 	ends_close();
+	flags = 0;
 }
 
 /* ---------------------------------------------------------------- an older version */

@@ -13,6 +13,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "conn.h"
+
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	(void)arg;
@@ -210,6 +212,8 @@ int pair_connect(struct pair_side *s, struct kv_error *err)
 	struct tr_conn_config config = { .ops = &pair_ops, .arg = s, .flags = s->config->flags };
 	int ret;
 
+	if (s->child)
+		config.flags |= s->config->child_flags;
 	if (!s->child) {
 		uint32_t port = (uint32_t)pair_hear(s);
 
@@ -250,6 +254,7 @@ void pair_up(struct pair_side *s)
 		fprintf(stderr, "%s\n", line);
 	}
 	PAIR_CHECK(!ret);
+	pair_settle(s);
 }
 
 void pair_down(struct pair_side *s)
@@ -363,6 +368,16 @@ int pair_poll(struct pair_side *s, int sleep_ms)
 			pair_poll(s, (int)(ms));               \
 		}                                              \
 	} while (0)
+
+void pair_settle(struct pair_side *s)
+{
+	int64_t deadline_ns = kv_deadline_ns(PAIR_WAIT_MS);
+
+	while (s->conn->own_link && s->conn->sock >= 0) {
+		PAIR_CHECK(kv_now_ns() < deadline_ns);
+		pair_poll(s, 1);
+	}
+}
 
 void pair_wait_notifies(struct pair_side *s, unsigned int n)
 {

@@ -42,6 +42,7 @@ struct pair_config {
 	size_t ring;			      /* 0: default */
 	bool relayed; /* the control connection goes through a process in between */
 	unsigned int flags;		      /* enum tr_conn_flags */
+	unsigned int child_flags;	      /* the child's, besides */
 	unsigned int access;		      /* 0: remote read and write */
 	const char *option;		      /* one more, of both sides */
 	/* The connecting side has sent its hello, and has not looked for the answer. */
@@ -96,6 +97,8 @@ uint64_t pair_hear(struct pair_side *s);
 /* Both sides: returns when the other has come here too; polls meanwhile. */
 void pair_meet(struct pair_side *s);
 
+/* Returns when the connection has no descriptor that was the handshake's: over shm it loses one. */
+void pair_settle(struct pair_side *s);
 /* Polls, and sleeps if there is nothing. Returns the number of events. */
 int pair_poll(struct pair_side *s, int sleep_ms);
 void pair_wait_notifies(struct pair_side *s, unsigned int n);

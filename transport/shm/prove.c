@@ -40,6 +40,7 @@ enum {
 	SETUP_ALLOWS_CMA = 1 << 1,
 	SETUP_LINE_ORDER = 1 << 2,
 	SETUP_PASSES_GPU = 1 << 3, /* TR_PASSES_GPU: the local socket stays open, on both sides */
+	SETUP_OWN_LINK = 1 << 4,   /* does not need the control socket any more */
 };
 
 static socklen_t address_of(struct sockaddr_un *sa, const uint8_t name[NAME_BYTES])
@@ -284,13 +285,24 @@ static int accept_peer(struct shm_conn *sc, struct kv_error *err)
 		       "the peer chose shared memory but did not connect to the local socket");
 }
 
+/*
+ * Whether the end of the peer shows here without the control socket: on the local socket, and on
+ * the pidfd where a forked child has inherited that. TR_POLLED: the owner looks at none of them,
+ * and asks for a goodbye, which comes by the control socket.
+ */
+static bool has_own_link(const struct shm_conn *sc)
+{
+	return !tr_conn_polled(sc->conn) && sc->pidfd >= 0;
+}
+
 int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	enum shm_path forced = sc->ctx->forced;
 	uint8_t nonce[16] = { 0 };
 	uint32_t flags = (tr_conn_line_order(conn) ? SETUP_LINE_ORDER : 0u) |
-			 (tr_conn_passes_gpu(conn) ? SETUP_PASSES_GPU : 0u);
+			 (tr_conn_passes_gpu(conn) ? SETUP_PASSES_GPU : 0u) |
+			 (has_own_link(sc) ? SETUP_OWN_LINK : 0u);
 
 	(void)err;
 	/*
@@ -359,6 +371,8 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 	sc->line_order = tr_conn_line_order(conn) || (flags & SETUP_LINE_ORDER);
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
 	cma_probe(sc);
+	if (has_own_link(sc) && (flags & SETUP_OWN_LINK))
+		tr_conn_own_link(conn);
 	if (tr_conn_polled(conn) && !tr_conn_passes_gpu(conn) && !(flags & SETUP_PASSES_GPU)) {
 		/*
 		 * TR_POLLED: neither side sleeps. A death shows on the pidfd and on the control
