@@ -79,7 +79,7 @@ if(NOT KVRAIL_SANITIZE)
 	set(cost ": +[0-9]{1,2}\\.[0-9] kB")
 endif()
 kvrail_add_test(peer_cost_runs COMMAND ${expect} 0 "16 peers over shm${cost}.* 2\\.00 descriptors" -- $<TARGET_FILE:peer_cost> 16)
-kvrail_add_test(peer_cost_tcp COMMAND ${expect} 0 "16 peers over tcp:.* 2\\.00 descriptors" -- $<TARGET_FILE:peer_cost> 16)
+kvrail_add_test(peer_cost_tcp COMMAND ${expect} 0 "16 peers over tcp${cost}.* 2\\.00 descriptors" -- $<TARGET_FILE:peer_cost> 16)
 set_property(TEST peer_cost_tcp APPEND PROPERTY ENVIRONMENT KVCACHE_TRANSPORT=tcp)
 foreach(pages auto huge populate lazy)
 	kvrail_add_test(pool_pass_${pages} COMMAND ${CMAKE_COMMAND} -E env KVCACHE_POOL_PAGES=${pages}

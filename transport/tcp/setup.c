@@ -21,6 +21,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 
@@ -63,6 +64,11 @@ static void drop_socket(struct tcp_conn *tc, int *fd)
 	*fd = -1;
 }
 
+static size_t data_bytes(const struct tcp_conn *tc)
+{
+	return sizeof(*tc->data) + tc->streams * sizeof(*tc->data->stream);
+}
+
 void tcp_stop(struct tr_conn *conn, void *priv)
 {
 	struct tcp_conn *tc = priv;
@@ -74,7 +80,8 @@ void tcp_stop(struct tr_conn *conn, void *priv)
 		drop_socket(tc, &tc->proven[i]);
 		drop_socket(tc, &tc->knock[i].fd);
 	}
-	free(tc->data);
+	if (tc->data)
+		munmap(tc->data, data_bytes(tc));
 	free(tc);
 }
 
@@ -267,14 +274,16 @@ int tcp_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 	return 0;
 }
 
+/* Pages of its own: those of tables and queues that are never used do not come into being. */
 static int make_tcp_data(struct tcp_conn *tc, struct kv_error *err)
 {
-	struct tcp_data *d = kv_fault(TCP_DATA)
-				     ? NULL
-				     : calloc(1, sizeof(*d) + tc->streams * sizeof(*d->stream));
+	struct tcp_data *d = kv_fault(TCP_DATA) ? MAP_FAILED
+						: mmap(NULL, data_bytes(tc), PROT_READ | PROT_WRITE,
+						       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	if (!d)
+	if (d == MAP_FAILED)
 		return kv_fail(err, KV_ERR_NOMEM, "handshake", "cannot allocate a tcp connection");
+	madvise(d, data_bytes(tc), MADV_NOHUGEPAGE); /* one would be more than all of it */
 	for (unsigned int i = 0; i < tc->streams; i++) {
 		d->stream[i].tc = tc;
 		d->stream[i].index = i;
