@@ -20,7 +20,7 @@ import urllib.parse
 import urllib.request
 
 PACKAGES = ("prometheus", "prometheus-node-exporter")
-LIMIT_S = 120
+LIMIT_S = 400  # for what surely comes, on whatever machine
 LINGER_S = 20  # the files are written every 5 s, and read every second
 WRITES, READS, BLOCKS = 50, 20, 7
 
@@ -63,7 +63,7 @@ def get(url):
 
 
 def until(what, ready):
-    """The first answer of `ready` that is not None."""
+    """The first answer of `ready` that is not None; what() says what was awaited, and what there is instead."""
     end = time.monotonic() + LIMIT_S
     while time.monotonic() < end:
         try:
@@ -73,7 +73,7 @@ def until(what, ready):
         if found is not None:
             return found
         time.sleep(0.2)
-    sys.exit(f"not in {LIMIT_S} s: {what}")
+    sys.exit(f"not in {LIMIT_S} s: {what()}")
 
 
 class Prometheus:
@@ -96,7 +96,7 @@ class Prometheus:
         return float(result[0]["value"][1]) if result else None
 
     def expect(self, query, want):
-        until(f"{query} == {want}; it is {self.ask(query)}", lambda: True if self.ask(query) == want else None)
+        until(lambda: f"{query} == {want}; it is {self.ask(query)}", lambda: True if self.ask(query) == want else None)
         print(f"{query}: {want:g}")
 
 
@@ -191,7 +191,7 @@ def main():
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for directory, at in ((metrics, node), (job_metrics, replay))]
         prometheus = Prometheus(found["prometheus"], work, {"kvrail": port, "node": node, "replay": replay}, rules)
         try:
-            until("Prometheus is ready", lambda: get(f"http://127.0.0.1:{prometheus.port}/-/ready"))
+            until(lambda: "Prometheus is ready", lambda: get(f"http://127.0.0.1:{prometheus.port}/-/ready"))
             text = run(prometheus, metrics, port, receiver)
             subprocess.run([found["promtool"], "check", "metrics"], input=text, text=True, check=True)
             subprocess.run([found["promtool"], "check", "config", prometheus.config], check=True)
