@@ -4,7 +4,7 @@
  *
  * Both sides are in this process, and each advances only when it is called, so the work is the same
  * in every run: its time does not depend on who else uses the machine as much as wall clock does,
- * and its instructions can be counted (valgrind --tool=callgrind --toggle-collect=measured).
+ * and its instructions can be counted (valgrind --tool=callgrind '--toggle-collect=measured*').
  */
 #ifndef COST_H
 #define COST_H
