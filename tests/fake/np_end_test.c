@@ -154,7 +154,7 @@ static void measured(void)
 	CHECK(moved("kvrail_nccl_communicators", "") == 2);
 	CHECK(moved("kvrail_nccl_failed_total", "") == 0);
 	np_rig_part(&s);
-	CHECK(count_threads() == 1);
+	CHECK(threads_have_gone(THREADS_LAST));
 }
 
 CASE(what_nccl_moves_is_in_the_metrics)

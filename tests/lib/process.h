@@ -69,11 +69,14 @@ static inline bool stop_process(pid_t pid)
 	return !kill(pid, SIGSTOP) && waitpid(pid, &how, WUNTRACED) == pid && WIFSTOPPED(how);
 }
 
-/* A race detector has up to so many bytes of its own for one of the program. */
+/*
+ * A race detector has up to so many bytes of its own for one of the program, and threads beside
+ * the program's last one: two in a child that was forked.
+ */
 #ifdef __SANITIZE_THREAD__
-enum { RESIDENT_FACTOR = 8 };
+enum { RESIDENT_FACTOR = 8, THREADS_LAST = 3 };
 #else
-enum { RESIDENT_FACTOR = 1 };
+enum { RESIDENT_FACTOR = 1, THREADS_LAST = 1 };
 #endif
 
 static inline long resident_kib(pid_t pid)

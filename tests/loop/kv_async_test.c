@@ -106,11 +106,12 @@ CASE(no_acknowledgement_is_a_timeout_and_the_commit_still_arrives_once)
 	struct pair p;
 
 	idle_pair_open(&p, NULL, NULL);
-	opts.timeout_ms = slow_ms(500); /* enough to be committed in */
+	opts.timeout_ms = slow_ms(1000); /* enough to be committed in */
 	begun = kv_now_ns();
 	assert_int_equal(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, &opts, &err),
 			 KV_ERR_TIMEOUT);
-	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(500) - 1, RIG_TIMEOUT_MS / 2);
+	assert_in_range((kv_now_ns() - begun) / KV_NS_PER_MS, slow_ms(1000) - 1,
+			RIG_TIMEOUT_MS / 2);
 	assert_int_equal(err.in_doubt, 1);
 	assert_string_equal(err.op, "write_blocks");
 	assert_non_null(strstr(err.hint, "kv_dump"));
