@@ -22,7 +22,6 @@ enum {
 	REGISTER_TRIES = 8,
 	OPEN_TRIES = 600,
 };
-#define MEMORY UINT64_C(0x200000000000) /* of the engines */
 
 struct world w;
 
@@ -36,8 +35,8 @@ static void must(int ret, const struct kv_error *err, const char *what)
 
 static uint8_t *place_of(int engine, int cache)
 {
-	return (uint8_t *)(uintptr_t)(MEMORY + ((uint64_t)engine * CACHES + (uint64_t)cache) *
-						       (UINT64_C(1) << 32));
+	return (uint8_t *)(uintptr_t)(SIM_MEMORY + ((uint64_t)engine * CACHES + (uint64_t)cache) *
+							   (UINT64_C(1) << 32));
 }
 
 static void map_memory(struct engine *e, int cache)

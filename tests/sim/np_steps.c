@@ -29,7 +29,6 @@ enum {
 	CLOSE_S = 200,	/* of trying to give memory back */
 	CALL_MS = 6000, /* that a close may take */
 };
-#define MEMORY UINT64_C(0x210000000000)
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
@@ -72,8 +71,8 @@ static void logger(ncclDebugLogLevel level, unsigned long flags, const char *fil
 
 static uint8_t *map_at(int number, int which)
 {
-	void *at = (void *)(uintptr_t)(MEMORY + ((uint64_t)number * 2 + (uint64_t)which) *
-							(UINT64_C(1) << 32));
+	void *at = (void *)(uintptr_t)(SIM_MEMORY + ((uint64_t)number * 2 + (uint64_t)which) *
+							    (UINT64_C(1) << 32));
 
 	return mmap(at, BYTES, PROT_READ | PROT_WRITE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);

@@ -13,6 +13,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/*
+ * Where a seed's memory lies, the same in each run. A race detector has a part of the addresses
+ * only.
+ */
+#ifdef __SANITIZE_THREAD__
+#define SIM_MEMORY UINT64_C(0x7e9000000000)
+#else
+#define SIM_MEMORY UINT64_C(0x200000000000)
+#endif
+
 enum { SIM_STEPS = 2560, SIM_ACTORS = 24 };
 
 static inline uint64_t sim_random(uint64_t *state)
