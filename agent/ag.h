@@ -220,6 +220,7 @@ struct ag_peer {
 	atomic_uint refs;
 	atomic_int state;      /* enum ag_peer_state */
 	atomic_bool kicked;    /* the service thread is to look at it */
+	atomic_bool served;    /* and comes at once: it has much to move */
 	atomic_bool dropped;   /* nobody wants it any more */
 	atomic_bool fenced;    /* lost, and nothing of its connection moves any more */
 	atomic_uint cancels;   /* transfers that are to be stopped */

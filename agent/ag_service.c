@@ -34,6 +34,7 @@ static void serve_turn(struct service *s, struct ag_peer *peer)
 	turn = ag_drive(peer, AG_SERVICE_BYTES);
 	if (turn == AG_TURN_OVER && peer->conn)
 		tr_conn_rearm(peer->conn, TR_EVERY_SLOT);
+	atomic_store(&peer->served, turn == AG_TURN_MORE);
 	pthread_mutex_unlock(&peer->drive);
 	note_turn(s, peer, turn);
 }

@@ -103,7 +103,12 @@ int ag_xfer_check(struct ag_xfer *xfer, struct kv_error *err)
 {
 	if (atomic_load(&xfer->stage) == AG_IDLE)
 		return kv_fail(err, KV_ERR_ARG, "check", "the transfer was never posted");
-	if (is_under_way(xfer))
+	/*
+	 * While the service thread moves it, a caller who asks moves a piece beside it, and does
+	 * not take the lock for which that thread comes at once.
+	 */
+	if (is_under_way(xfer) && !tr_help(xfer->peer->agent->tr, AG_CALLER_BYTES) &&
+	    !atomic_load(&xfer->peer->served))
 		ag_try_drive(xfer->peer, AG_CALLER_BYTES, false);
 	if (is_under_way(xfer))
 		return AG_AGAIN;
@@ -162,10 +167,12 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 		return ret;
 	}
 	/* What is large is left to the service thread whole. */
-	if (xfer->plan.bytes <= AG_CALLER_BYTES)
+	if (xfer->plan.bytes <= AG_CALLER_BYTES) {
 		ag_try_drive(peer, AG_CALLER_BYTES, true);
-	else
+	} else {
+		atomic_store(&peer->served, true);
 		ag_kick(peer);
+	}
 	if (is_under_way(xfer))
 		return AG_AGAIN;
 	return xfer->error.code ? kv_error_copy(err, &xfer->error) : 0;

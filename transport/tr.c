@@ -128,6 +128,16 @@ void tr_close(struct tr *tr)
 	free(tr);
 }
 
+uint64_t tr_help(struct tr *tr, uint64_t most)
+{
+	uint64_t moved = 0;
+
+	for (int i = 0; i < tr->providers && !moved; i++)
+		if (tr->provider[i]->help)
+			moved = tr->provider[i]->help(tr->provider_ctx[i], most);
+	return moved;
+}
+
 const uint8_t *tr_incarnation(const struct tr *tr)
 {
 	return tr->incarnation;

@@ -68,6 +68,12 @@ struct tr_config {
 int tr_open(const struct tr_config *config, struct tr **tr_p, struct kv_error *err);
 /* every connection, listener and region of it must be closed before */
 void tr_close(struct tr *tr);
+/*
+ * From any thread, for one that waits until another has moved an operation's bytes: moves some of
+ * them itself, `most` at most. Never waits. Returns how many; 0: nobody moves any just now, or not
+ * in a way in which help is of use.
+ */
+uint64_t tr_help(struct tr *tr, uint64_t most);
 
 /*
  * 128 random bits of this process's context: another value is another process, or another life of

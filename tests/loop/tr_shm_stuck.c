@@ -40,6 +40,8 @@ static void unanswering(struct pair_side *s)
 	pair_down(s);
 }
 
+static bool helped; /* the pieces of a call are offered to others */
+
 /* Begins an operation that cannot end: returns when its call is late. */
 static void begin_stuck(struct pair_side *s, int kind)
 {
@@ -52,8 +54,10 @@ static void begin_stuck(struct pair_side *s, int kind)
 	pair_fill(s->base, SEED, 0, REGION);
 	pair_meet(s);
 	PAIR_CHECK(pair_hear(s) == 1);
+	PAIR_CHECK(!helped || !tr_help(s->tr, REGION));
 	op = pair_begin(s, kind, 7);
 	pair_add(s, op, &span, 1);
+	PAIR_CHECK(!tr_help(s->tr, REGION));
 	PAIR_CHECK(tr_op_commit(op, 0, 0, NULL) == TR_AGAIN);
 	PAIR_CHECK(bar_holds(begun, 3000, "a commit into stuck memory"));
 	PAIR_CHECK(((struct shm_conn *)tr_conn_priv(s->conn))->late == op);
@@ -200,5 +204,13 @@ int main(void)
 {
 	if (!stuck_can())
 		return PAIR_SKIP;
-	return run_cases(NULL, NULL);
+	for (int i = 0; i < 2; i++) {
+		int failed;
+
+		helped = i;
+		failed = run_cases(NULL, NULL);
+		if (failed)
+			return failed;
+	}
+	return 0;
 }

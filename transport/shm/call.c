@@ -3,10 +3,11 @@
  * call.c -- bytes of operations by process_vm_*: handed to a thread (copy.c), waited for a moment,
  * looked after if it takes longer
  *
- * A call that finds its pages is made here (present.c). Of the others a connection has one at a
- * time. Its caller waits for it SHM_COPY_PATIENCE_MS; a copy of
- * SHM_ADD_BYTES takes a tenth of that. One that takes longer is late: its operation goes on when it
- * returns, and the connection is given up if that operation is to end before.
+ * A call that finds its pages is made here (present.c), a large one together with who helps
+ * (help.c). Of the others a connection has one at a time. Its caller waits for it
+ * SHM_COPY_PATIENCE_MS; a copy of SHM_ADD_BYTES takes a tenth of that. One that takes longer is
+ * late: its operation goes on when it returns, and the connection is given up if that operation is
+ * to end before.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -74,23 +75,35 @@ static int wait_a_moment(struct shm_conn *sc, struct tr_op *op)
 	return ret;
 }
 
+/* Large enough, of spans that are long enough, and there is somebody. */
+static bool worth_sharing(const struct shm_conn *sc, uint64_t len, size_t n)
+{
+	return len >= SHM_HELP_LEAST && len / n >= SHM_HELP_SPAN && sc->pagemap >= 0 &&
+	       atomic_load_explicit(&sc->ctx->helped, memory_order_relaxed);
+}
+
 long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8_t *remote,
 	       const struct tr_span *spans, size_t n)
 {
 	struct copy_job *call = &sc->call;
+	uint64_t len = 0;
+	bool shared;
 	int ret;
 
 	if (sc->late)
 		return 0;
 	n = n < SHM_CMA_SPANS ? n : SHM_CMA_SPANS;
+	for (size_t i = 0; i < n; i++)
+		len += spans[i].len;
+	shared = worth_sharing(sc, len, n);
 	/* Calls that do not return may hold every thread: a call that needs none is still made. */
-	if (n > SHM_PRESENT_SPANS && copy_is_full(sc)) {
+	if (n > SHM_PRESENT_SPANS && !shared && copy_is_full(sc)) {
 		n = SHM_PRESENT_SPANS;
 		sc->cut = true;
 	}
-	tr_conn_count(sc->conn)->syscalls += 2;
+	tr_conn_count(sc->conn)->syscalls += shared ? n + 1 : 2;
 	tr_conn_count(sc->conn)->work_requests++;
-	if (present(sc, remote, spans, n)) {
+	if (!shared && present(sc, remote, spans, n)) {
 		ret = cma_move(sc, op->kind, true, lmem->addr, remote, spans, n);
 		return ret ? -ret : (long)n;
 	}
@@ -102,9 +115,11 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 				   .remote = remote,
 				   .span = sc->call_span,
 				   .spans = (uint32_t)n,
-				   .len = 1 };
+				   .len = len };
+	if (shared)
+		help_share(call);
 	/* A process that can start no thread makes the call here, whatever it may take. */
-	if (copy_begin(call))
+	if (shared || copy_begin(call))
 		ret = wait_a_moment(sc, op);
 	else
 		ret = -cma_move(sc, call->kind, false, call->local, call->remote, spans, n);
@@ -176,8 +191,10 @@ bool call_split(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, stru
 				     .mem = lmem,
 				     .kind = TR_WRITE,
 				     .split = true,
-				     .local = lmem->addr + spans->local,
-				     .remote = rm->addr + spans->remote,
+				     .local = lmem->addr,
+				     .remote = rm->addr,
+				     .span = &so->range,
+				     .spans = 1,
 				     .len = spans->len };
 	so->copying = copy_begin(&so->job);
 	sc->copies += so->copying;
@@ -198,10 +215,10 @@ int call_end_split(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 	so->in_ring = true; /* the region's owner copies */
 	sc->rest.op = op;
 	sc->rest.of = NULL;
-	sc->rest.src = so->job.local;
+	sc->rest.src = so->job.local + so->range.local;
 	sc->rest.offset = so->range.remote;
 	sc->rest.left = so->range.len;
-	sc->rest.addr = (uintptr_t)so->job.remote;
+	sc->rest.addr = (uintptr_t)so->job.remote + so->range.remote;
 	sc->rest.mem = so->rmem->id;
 	return 0;
 }

@@ -26,29 +26,12 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/thread.h"
-#include "shm.h"
+#include "copy.h"
 
 enum {
 	PIECE = 128 << 10,
 	/* until a thread that an option asked for sleeps: waking it costs as much as a piece */
 	SPIN_NS = 200000,
-};
-
-struct copy_pool {
-	pthread_mutex_t lock;
-	pthread_cond_t more;
-	struct copy_job *first, **last;
-	_Atomic bool work; /* there is a job */
-	_Atomic bool full; /* no thread is idle, and no more are started */
-	bool stopping;
-	int split;  /* threads for the pieces of one job; 0: a job is not split */
-	int wanted; /* at most; fewer after one could not be started */
-	int started, idle, sleeping;
-	int jobs; /* in the list */
-	int64_t spin_ns;
-	pthread_t thread[SHM_COPY_THREADS_MAX];
-	atomic_bool ended[SHM_COPY_THREADS_MAX];
-	struct shm_conn *left; /* closed, and a thread is in a call for it */
 };
 
 int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_error *err)
@@ -104,30 +87,46 @@ static void wait_for_work(struct copy_pool *pool)
 	note_full(pool);
 }
 
-/* The first job, or a piece of it. Under the lock. */
-static struct copy_job *job_take(struct copy_pool *pool, struct tr_span *piece)
+void piece_next(const struct copy_job *job, uint64_t most, struct copy_piece *piece)
 {
-	struct copy_job *job = pool->first;
-	uint64_t at = job->taken, n = job->len - at;
+	uint64_t skip = job->at_byte;
 
-	if (job->split && n > PIECE)
-		n = PIECE;
-	job->taken += n;
-	if (job->taken == job->len)
-		job_remove(pool, &pool->first);
-	*piece = (struct tr_span){ .local = at, .remote = at, .len = n };
-	return job;
+	piece->n = 0;
+	piece->len = 0;
+	for (uint32_t i = job->at; i < job->spans && piece->len < most; i++, skip = 0) {
+		const struct tr_span *s = &job->span[i];
+		uint64_t len = s->len - skip;
+
+		if (len > most - piece->len) {
+			if (piece->n)
+				return; /* a span is cut only where it has to be */
+			len = most;
+		}
+		piece->span[piece->n++] =
+			(struct tr_span){ s->local + skip, s->remote + skip, len };
+		piece->len += len;
+	}
 }
 
-static void job_run(struct copy_job *job, const struct tr_span *piece)
+void piece_take(struct copy_job *job, const struct copy_piece *piece)
+{
+	job->untaken -= piece->len;
+	for (size_t i = 0; i < piece->n; i++) {
+		job->at_byte += piece->span[i].len;
+		if (job->at_byte < job->span[job->at].len)
+			return;
+		job->at_byte = 0;
+		job->at++;
+	}
+}
+
+void piece_run(struct copy_job *job, const struct copy_piece *piece, bool alive)
 {
 	struct shm_conn *sc = job->sc;
 	struct tr_mem *mem = job->mem;
 	uint32_t state;
-	int bell, error = job->split ? cma_move(sc, job->kind, false, job->local, job->remote,
-						piece, 1)
-				     : cma_move(sc, job->kind, false, job->local, job->remote,
-						job->span, job->spans);
+	int bell, error = cma_move(sc, job->kind, alive, job->local, job->remote, piece->span,
+				   piece->n);
 
 	if (error)
 		atomic_store_explicit(&job->error, error, memory_order_relaxed);
@@ -146,28 +145,36 @@ static void job_run(struct copy_job *job, const struct tr_span *piece)
 		eventfd_write(bell, 1);
 }
 
+void copy_leave_call(struct shm_conn *sc)
+{
+	if (!--sc->calls && sc->quitting)
+		segment_promise(&sc->seg, sc->side);
+}
+
 static void *copy_main(void *arg)
 {
 	struct copy_pool *pool = arg;
+	struct copy_piece piece;
 
 	pthread_mutex_lock(&pool->lock);
 	while (!pool->stopping) {
-		struct tr_span piece;
-		struct copy_job *job;
+		struct copy_job *job = pool->first;
 		struct shm_conn *sc;
 
-		if (!pool->first) {
+		if (!job) {
 			wait_for_work(pool);
 			continue;
 		}
-		job = job_take(pool, &piece);
+		piece_next(job, job->split ? PIECE : UINT64_MAX, &piece);
+		piece_take(job, &piece);
+		if (!job->untaken)
+			job_remove(pool, &pool->first);
 		sc = job->sc;
 		sc->calls++;
 		pthread_mutex_unlock(&pool->lock);
-		job_run(job, &piece);
+		piece_run(job, &piece, false);
 		pthread_mutex_lock(&pool->lock);
-		if (!--sc->calls && sc->quitting)
-			segment_promise(&sc->seg, sc->side);
+		copy_leave_call(sc);
 	}
 	for (int i = 0; i < pool->started; i++)
 		if (pthread_equal(pool->thread[i], pthread_self()))
@@ -207,22 +214,38 @@ static int missing(const struct copy_pool *pool, const struct copy_job *job)
 	return pool->jobs > pool->idle ? 1 : 0;
 }
 
-bool copy_begin(struct copy_job *job)
+void copy_prepare(struct copy_job *job)
 {
-	struct copy_pool *pool = job->sc->ctx->copy;
-	bool taken;
-
-	job->split &= pool->split > 0;
-	job->taken = 0;
+	job->at = 0;
+	job->at_byte = 0;
+	job->untaken = job->len;
 	job->next = NULL;
 	atomic_init(&job->left, job->len);
 	atomic_init(&job->error, 0);
 	atomic_init(&job->state, COPY_BEGUN);
+	atomic_fetch_add_explicit(&job->mem->in_flight, 1, memory_order_relaxed);
+}
+
+bool copy_begin(struct copy_job *job)
+{
+	job->split &= job->sc->ctx->copy->split > 0;
+	copy_prepare(job);
+	if (copy_hand(job))
+		return true;
+	atomic_fetch_sub_explicit(&job->mem->in_flight, 1, memory_order_relaxed);
+	return false;
+}
+
+bool copy_hand(struct copy_job *job)
+{
+	struct copy_pool *pool = job->sc->ctx->copy;
+	bool taken;
+
 	pthread_mutex_lock(&pool->lock);
 	pool->jobs++;
 	taken = start_threads(pool, tr_conn_tr(job->sc->conn)->log, missing(pool, job));
 	if (taken) {
-		atomic_fetch_add_explicit(&job->mem->in_flight, 1, memory_order_relaxed);
+		job->next = NULL;
 		*pool->last = job;
 		pool->last = &job->next;
 		atomic_store_explicit(&pool->work, true, memory_order_relaxed);
@@ -278,7 +301,7 @@ void copy_stop(struct copy_job *job)
 	for (at = &pool->first; *at && *at != job; at = &(*at)->next)
 		;
 	if (*at) {
-		uint64_t rest = job->len - job->taken;
+		uint64_t rest = job->untaken;
 
 		job_remove(pool, at);
 		/* What no thread has taken; what one has is counted off by it. */

@@ -72,6 +72,19 @@ static bool pages_are_there(struct shm_conn *sc, uint64_t first, uint64_t end, i
 	return true;
 }
 
+bool present_now(const struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans,
+		 size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		uintptr_t at = (uintptr_t)remote + spans[i].remote;
+
+		if (!table_shows(sc->pagemap, at >> PAGE_SHIFT,
+				 ((at + spans[i].len - 1) >> PAGE_SHIFT) + 1))
+			return false;
+	}
+	return true;
+}
+
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n)
 {
 	int64_t now_ns;

@@ -186,4 +186,5 @@ const struct tr_provider tr_shm_provider = {
 	.ask = shm_ask,
 	.dump = shm_dump,
 	.places = shm_places,
+	.help = shm_help,
 };

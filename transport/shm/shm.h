@@ -11,6 +11,7 @@
  *   pool.c     the peer's memfd pools
  *   cma.c      process_vm_writev, process_vm_readv
  *   copy.c     threads that do the latter, as such a call may never return
+ *   help.c     pieces of them that those move who would only wait
  *   call.c     operations whose bytes they move
  *   present.c  whether such a call finds its pages at once, and so needs no thread
  *   store.c    copy loops of the pool path
@@ -51,6 +52,8 @@ enum shm_limits {
 	SHM_COPY_THREADS_MAX = 64,
 	/* Spans of a call whose pages are asked for; more are worth a thread, if one is idle. */
 	SHM_PRESENT_SPANS = 8,
+	SHM_HELP_LEAST = 256 << 10, /* bytes of a call that are worth sharing with a caller who */
+	SHM_HELP_SPAN = 32 << 10,  /* asks, if its spans have so many: a look costs a microsecond */
 	SHM_UNLOOKED = 8,	    /* ends of a sleep without a bell, until it looks at the link */
 	SHM_LOOKS = 8,		    /* answers that are remembered, for */
 	SHM_LOOK_NS = 50 * 1000,    /* as long as a call for 1 MiB takes */
@@ -84,6 +87,7 @@ struct shm_ctx {
 	_Atomic uint64_t mapped; /* bytes of peers' pools */
 	int64_t spin_ns;	 /* KVCACHE_SPIN_US */
 	struct copy_pool *copy;
+	atomic_bool helped;	  /* there are callers who take pieces */
 	struct gpu *gpu; /* CUDA's */
 	int sms; /* KVCACHE_GPU_SMS */
 	pthread_mutex_t pin_lock; /* of what cuda.c pins of local regions */
@@ -109,17 +113,19 @@ struct shm_rmem {
 	struct gpu_range range; /* share.span: filled as cuda_range.c gets the pieces */
 };
 
-/* Spans that a thread moves by process_vm_*, or one range that several do in pieces. */
+/* Spans that are moved by process_vm_*: by one thread, or in pieces by several. */
 struct copy_job {
 	struct shm_conn *sc;
 	struct tr_mem *mem; /* the local region: counted in_flight until nothing touches it */
 	int kind;	    /* TR_WRITE or TR_READ_OP */
-	bool split;	    /* span 0 alone, in pieces */
+	bool split;	    /* threads take it in pieces */
 	uint8_t *local, *remote;
 	const struct tr_span *span;
 	uint32_t spans;
-	uint64_t len;
-	uint64_t taken; /* by a thread; under the pool's lock */
+	uint64_t len; /* of all spans */
+	/* Under the pool's lock: what no one has taken begins in this span. */
+	uint32_t at;
+	uint64_t at_byte, untaken;
 	_Atomic uint64_t left;
 	_Atomic int error; /* errno */
 	_Atomic uint32_t state;
@@ -260,6 +266,7 @@ struct shm_conn {
 	atomic_int bell;	   /* eventfd that a late call rings, or -1 */
 	/* Under the copy threads' lock. */
 	unsigned int calls; /* in which a thread is */
+	uint64_t look;	    /* at the pages of call's next piece: its number; 0: nobody looks */
 	bool quitting;	    /* the last of them says that this side has stopped */
 	struct shm_conn *next_left;
 
@@ -386,8 +393,16 @@ bool copy_quit(struct shm_conn *sc);
 /* From `stop`: frees the connection, now or when a thread returns from a call for it. */
 void copy_leave(struct shm_conn *sc);
 
+/* help.c */
+/* A prepared job's pieces are moved, here and by who helps, or left to a thread: then copy_wait. */
+void help_share(struct copy_job *job);
+uint64_t shm_help(void *ctx, uint64_t most); /* bytes that were moved; any thread */
+
 /* present.c */
 void present_open(struct shm_conn *sc);
+/* Any thread: all pages are there now. */
+bool present_now(const struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans,
+		 size_t n);
 /* True proves as well that the peer's process had not ended SHM_LOOK_NS ago. */
 bool present(struct shm_conn *sc, const uint8_t *remote, const struct tr_span *spans, size_t n);
 
