@@ -13,8 +13,8 @@ int kv_request_map(const struct kv_peer *peer, const struct kv_cache *cache, con
 		   struct kv_error *err);
 int kv_op_result(const struct kv_op *op, struct kv_error *err);
 /*
- * With the claim: polls and posts for a while, or until another thread wants the peer; sleeps at
- * its socket until the deadline at most.
+ * With the claim, after kv_op_progress: goes on polling and posting for a while, at least once, or
+ * until another thread wants the peer; sleeps at its socket until the deadline at most.
  */
 void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns);
 /* Waits for a grade or the end. Takes and releases the claim. false: the deadline passed before. */

@@ -69,22 +69,20 @@ static bool await_peer(struct kv_peer *peer, int64_t looks_ns, int64_t most_ns)
 
 void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 {
-	int64_t until = spin_until(op), leave = await_until(op, deadline_ns), now = kv_now_ns();
+	int64_t until = spin_until(op), leave = await_until(op, deadline_ns);
 
-	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting) &&
-	       (now < until || now < leave)) {
-		bool slept =
-			await_peer(op->peer, until - now, (leave > until ? leave : until) - now);
+	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
+		int64_t now = kv_now_ns(), last = until > leave ? until : leave;
+		bool slept = now < last && await_peer(op->peer, until - now, last - now);
 
-		if (!slept && now >= until)
-			return;
 		if (!slept)
 			kv_cpu_relax();
 		if (kv_op_progress(op)) {
 			until = spin_until(op);
 			leave = await_until(op, deadline_ns);
+		} else if (!slept && now >= until) {
+			return;
 		}
-		now = kv_now_ns();
 	}
 }
 
@@ -112,6 +110,7 @@ bool kv_op_wait_for(struct kv_op *op, int grade, int64_t deadline_ns)
 		}
 		if (!op->spun) {
 			kv_peer_poll_on(peer);
+			kv_op_progress(op);
 			kv_op_spin(op, grade, deadline_ns);
 		}
 		op->spun = false;
