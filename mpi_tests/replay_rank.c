@@ -169,6 +169,11 @@ static int connect_peers(struct replay *rp, struct kv_error *err)
 	rc = kv_comm_init(rp->engine, &config, &rp->comm, err);
 	for (i = 0; rc == 0 && i < rp->peers; i++)
 		rp->peer[i] = kv_comm_peer(rp->comm, other + i);
+	/* A rank that is to die does so later: that is a fault of work, not of connecting. */
+	if (rc == 0 && rank_allgather(rp->rank, &port, keep, sizeof(port))) {
+		replay_note(rp, "a rank died before all had connected");
+		rc = -1;
+	}
 	return rc;
 }
 
@@ -186,6 +191,8 @@ static int rank_open(struct replay *rp)
 	    open_mail(rp, &err) || connect_peers(rp, &err)) {
 		if (err.code)
 			replay_failed(rp, "opening", &err);
+		if (err.code == KV_ERR_PEER_LOST)
+			replay_note(rp, "opening: %s", err.message);
 		rp->result->errors += err.code == 0 || err.code == KV_ERR_PEER_LOST;
 		return -1;
 	}
