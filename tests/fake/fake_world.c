@@ -17,10 +17,13 @@ static _Thread_local int current_host;
 
 static int fake_fork_init(void)
 {
-	if (world.counts.mrs)
-		return EINVAL;
-	world.fork_inits++;
-	return 0;
+	int ret;
+
+	pthread_mutex_lock(&world.lock);
+	ret = world.counts.mrs ? EINVAL : 0;
+	world.fork_inits += !ret;
+	pthread_mutex_unlock(&world.lock);
+	return ret;
 }
 
 int fake_fork_inits(void)
