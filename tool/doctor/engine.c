@@ -89,7 +89,7 @@ void doctor_engine_open(struct doctor *d)
 		rail->size = sizeof(*rail);
 		if (kv_device_get(d->engine, i, rail, NULL))
 			break;
-		d->rails += rail->usable && *rail->link;
+		d->rails += rail->usable && !strcmp(rail->transport, "ib");
 	}
 }
 
