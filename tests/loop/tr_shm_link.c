@@ -5,7 +5,6 @@
  */
 #include <poll.h>
 #include <signal.h>
-#include <sys/syscall.h>
 
 #include "conn.h"
 #include "lib/process.h"
@@ -77,7 +76,7 @@ static void end_it(struct pair_side *s)
 	pair_up(s);
 	pair_meet(s);
 	/* A process that has its descriptors and knows nothing of the library. */
-	if (how == KILLED_WITH_AN_HEIR && !syscall(SYS_fork)) {
+	if (how == KILLED_WITH_AN_HEIR && !_Fork()) {
 		struct pollfd test_ends = { .fd = s->from };
 
 		poll(&test_ends, 1, (int)PAIR_WAIT_MS);
