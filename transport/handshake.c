@@ -642,8 +642,8 @@ static int handshake_finish(struct tr_conn *conn, struct kv_error *err)
 		    conn->provider->name, conn->path);
 	if (!conn->own_link || !conn->accepting)
 		return tr_conn_watch_for(conn, conn->sock, TR_WATCH_IN, err);
-	control_close(
-		conn); /* the other end's word that it may, too: nothing is refused any more */
+	/* The other end's word that it may close it, too: nothing is refused any more. */
+	control_close(conn);
 	return 0;
 }
 
