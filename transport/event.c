@@ -238,10 +238,14 @@ void tr_conn_poll_on(struct tr_conn *conn)
 		conn->provider->polled(conn);
 }
 
+bool tr_conn_awaits(const struct tr_conn *conn)
+{
+	return conn->stage == CONN_READY && conn->provider->await;
+}
+
 bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd)
 {
-	return conn->stage == CONN_READY && conn->provider->await &&
-	       conn->provider->await(conn, looks_ns, most_ns, fd);
+	return tr_conn_awaits(conn) && conn->provider->await(conn, looks_ns, most_ns, fd);
 }
 
 int tr_conn_arm(struct tr_conn *conn)

@@ -525,6 +525,7 @@ void tr_conn_poll_on(struct tr_conn *conn);
  * to that first. false: polling again is all that there is, or what comes may come at any moment.
  */
 bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
+bool tr_conn_awaits(const struct tr_conn *conn); /* it may sleep there at all */
 
 /* ---------------------------------------------------------------- looking inside */
 

@@ -43,11 +43,19 @@ bool kv_op_progress(struct kv_op *op)
 	return any;
 }
 
+/* Otherwise all that there is is to poll. */
+static bool has_socket(const struct kv_peer *peer)
+{
+	return peer->state == KV_PEER_UP && tr_conn_awaits(peer->conn);
+}
+
 static int64_t await_until(const struct kv_op *op, int64_t deadline_ns)
 {
 	int64_t until = kv_sooner(deadline_ns, op->deadline_ns);
 
-	return op->engine->caller_mode ? 0 : kv_sooner(kv_now_ns() + AWAIT_NS, until);
+	if (op->engine->caller_mode || !has_socket(op->peer))
+		return 0;
+	return kv_sooner(kv_now_ns() + AWAIT_NS, until);
 }
 
 /* True if it slept, until something came, for so long, or until another thread wants the peer. */
@@ -56,7 +64,7 @@ static bool await_peer(struct kv_peer *peer, int64_t looks_ns, int64_t most_ns)
 	struct kv_claim *claim = &peer->claim;
 	bool slept = false;
 
-	if (peer->state != KV_PEER_UP)
+	if (!has_socket(peer))
 		return false;
 	atomic_store(&claim->at_socket, true);
 	if (!atomic_load(&claim->wanting))
