@@ -112,6 +112,21 @@ typedef struct {
 	size_t maxP2pBytes;     \
 	size_t maxCollBytes;
 
+/* Initializers: what properties have had since that version, out of those of another version. */
+#define NCCL_PROPS_OF_V6(p)                                                                       \
+	.name = (p).name, .pciPath = (p).pciPath, .guid = (p).guid, .ptrSupport = (p).ptrSupport, \
+	.speed = (p).speed, .port = (p).port, .latency = (p).latency, .maxComms = (p).maxComms,   \
+	.maxRecvs = (p).maxRecvs
+#define NCCL_PROPS_OF_V7(p)                                      \
+	NCCL_PROPS_OF_V6(p), .netDeviceType = (p).netDeviceType, \
+			     .netDeviceVersion = (p).netDeviceVersion
+#define NCCL_PROPS_OF_V8(p) NCCL_PROPS_OF_V7(p), .regIsGlobal = (p).regIsGlobal
+#define NCCL_PROPS_OF_V9(p)                                                                      \
+	NCCL_PROPS_OF_V8(p), .forceFlush = (p).forceFlush, .maxP2pBytes = (p).maxP2pBytes,       \
+			     .maxCollBytes = (p).maxCollBytes, .vProps.ndevs = (p).vProps.ndevs, \
+			     .vProps.devs = { (p).vProps.devs[0], (p).vProps.devs[1],            \
+					      (p).vProps.devs[2], (p).vProps.devs[3] }
+
 typedef struct {
 	NCCL_PROPS_NAME
 	NCCL_PROPS_SPEED

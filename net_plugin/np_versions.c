@@ -99,35 +99,18 @@ __attribute__((destructor)) static void end_shared(void)
 INIT_V11(12)
 INIT_V11(11)
 
-/* What every version has of np_properties; behind it what this one has more. */
-#define PROPERTIES(v, ...)                                                                \
-	static ncclResult_t properties_##v(int dev, ncclNetProperties_##v##_t *props)     \
-	{                                                                                 \
-		ncclNetProperties_v12_t p;                                                \
-		ncclResult_t result = np_properties(dev, &p);                             \
-                                                                                          \
-		if (!result)                                                              \
-			*props = (ncclNetProperties_##v##_t){ .name = p.name,             \
-							      .pciPath = p.pciPath,       \
-							      .guid = p.guid,             \
-							      .ptrSupport = p.ptrSupport, \
-							      .speed = p.speed,           \
-							      .port = p.port,             \
-							      .latency = p.latency,       \
-							      .maxComms = p.maxComms,     \
-							      .maxRecvs = p.maxRecvs,     \
-							      __VA_ARGS__ };              \
-		return result;                                                            \
+#define PROPERTIES(v, ...)                                                            \
+	static ncclResult_t properties_##v(int dev, ncclNetProperties_##v##_t *props) \
+	{                                                                             \
+		ncclNetProperties_v12_t p;                                            \
+		ncclResult_t result = np_properties(dev, &p);                         \
+                                                                                      \
+		if (!result)                                                          \
+			*props = (ncclNetProperties_##v##_t){ __VA_ARGS__ };          \
+		return result;                                                        \
 	}
-#define SINCE_V7 .netDeviceType = p.netDeviceType, .netDeviceVersion = p.netDeviceVersion
-#define SINCE_V8 SINCE_V7, .regIsGlobal = p.regIsGlobal
-#define SINCE_V9                                                                         \
-	SINCE_V8, .forceFlush = p.forceFlush, .maxP2pBytes = p.maxP2pBytes,              \
-		  .maxCollBytes = p.maxCollBytes, .vProps.ndevs = p.vProps.ndevs,        \
-		  .vProps.devs = { p.vProps.devs[0], p.vProps.devs[1], p.vProps.devs[2], \
-				   p.vProps.devs[3] }
 
-PROPERTIES(v11, SINCE_V9, .maxMultiRequestSize = p.maxMultiRequestSize)
+PROPERTIES(v11, NCCL_PROPS_OF_V9(p), .maxMultiRequestSize = p.maxMultiRequestSize)
 
 static ncclResult_t make_vdevice_v9(int *dev, ncclNetVDeviceProps_v9_t *props)
 {
@@ -171,7 +154,7 @@ static ncclResult_t init_v10(ncclDebugLogger_t logger, ncclProfilerCallback_t pr
 }
 
 INIT_V6(9)
-PROPERTIES(v9, SINCE_V9)
+PROPERTIES(v9, NCCL_PROPS_OF_V9(p))
 
 static ncclResult_t listen_shared(int dev, void *handle, void **comm)
 {
@@ -221,9 +204,9 @@ EXPORT const ncclNet_v9_t ncclNetPlugin_v9 = {
 INIT_V6(8)
 INIT_V6(7)
 INIT_V6(6)
-PROPERTIES(v8, SINCE_V8)
-PROPERTIES(v7, SINCE_V7)
-PROPERTIES(v6)
+PROPERTIES(v8, NCCL_PROPS_OF_V8(p))
+PROPERTIES(v7, NCCL_PROPS_OF_V7(p))
+PROPERTIES(v6, NCCL_PROPS_OF_V6(p))
 
 static ncclResult_t connect_v6(int dev, void *handle, void **comm)
 {

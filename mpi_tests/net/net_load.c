@@ -20,42 +20,27 @@ static ncclNet_v12_t adapted;
 
 /* ---------------------------------------------------------------- properties */
 
-#define PROPS(v, table, type, ...)                                                      \
-	static ncclResult_t props_v##v(int dev, ncclNetProperties_v12_t *props)         \
-	{                                                                               \
-		type p;                                                                 \
-		ncclResult_t ret = (table)->getProperties(dev, &p);                     \
-                                                                                        \
-		if (!ret)                                                               \
-			*props = (ncclNetProperties_v12_t){ .name = p.name,             \
-							    .pciPath = p.pciPath,       \
-							    .guid = p.guid,             \
-							    .ptrSupport = p.ptrSupport, \
-							    .speed = p.speed,           \
-							    .port = p.port,             \
-							    .latency = p.latency,       \
-							    .maxComms = p.maxComms,     \
-							    .maxRecvs = p.maxRecvs,     \
-							    .railId = -1,               \
-							    .planeId = -1,              \
-							    __VA_ARGS__ };              \
-		return ret;                                                             \
+#define PROPS(v, table, type, ...)                                              \
+	static ncclResult_t props_v##v(int dev, ncclNetProperties_v12_t *props) \
+	{                                                                       \
+		type p;                                                         \
+		ncclResult_t ret = (table)->getProperties(dev, &p);             \
+                                                                                \
+		if (!ret)                                                       \
+			*props = (ncclNetProperties_v12_t){ .railId = -1,       \
+							    .planeId = -1,      \
+							    __VA_ARGS__ };      \
+		return ret;                                                     \
 	}
 #define BEFORE_V9 .vProps.ndevs = 1, .maxP2pBytes = 1 << 30
-#define SINCE_V7 .netDeviceType = p.netDeviceType
-#define SINCE_V8 SINCE_V7, .regIsGlobal = p.regIsGlobal
-#define SINCE_V9                                                                         \
-	SINCE_V8, .forceFlush = p.forceFlush, .maxP2pBytes = p.maxP2pBytes,              \
-		  .maxCollBytes = p.maxCollBytes, .vProps.ndevs = p.vProps.ndevs,        \
-		  .vProps.devs = { p.vProps.devs[0], p.vProps.devs[1], p.vProps.devs[2], \
-				   p.vProps.devs[3] }
 
-PROPS(6, V(6), ncclNetProperties_v6_t, BEFORE_V9)
-PROPS(7, V(7), ncclNetProperties_v7_t, BEFORE_V9, SINCE_V7)
-PROPS(8, V(8), ncclNetProperties_v8_t, BEFORE_V9, SINCE_V8)
-PROPS(9, V(9), ncclNetProperties_v9_t, SINCE_V9)
-PROPS(10, V(10), ncclNetProperties_v9_t, SINCE_V9)
-PROPS(11, V(11), ncclNetProperties_v11_t, SINCE_V9, .maxMultiRequestSize = p.maxMultiRequestSize)
+PROPS(6, V(6), ncclNetProperties_v6_t, BEFORE_V9, NCCL_PROPS_OF_V6(p))
+PROPS(7, V(7), ncclNetProperties_v7_t, BEFORE_V9, NCCL_PROPS_OF_V7(p))
+PROPS(8, V(8), ncclNetProperties_v8_t, BEFORE_V9, NCCL_PROPS_OF_V8(p))
+PROPS(9, V(9), ncclNetProperties_v9_t, NCCL_PROPS_OF_V9(p))
+PROPS(10, V(10), ncclNetProperties_v9_t, NCCL_PROPS_OF_V9(p))
+PROPS(11, V(11), ncclNetProperties_v11_t, NCCL_PROPS_OF_V9(p),
+      .maxMultiRequestSize = p.maxMultiRequestSize)
 
 static ncclResult_t vdevice_v9(int *dev, ncclNetVDeviceProps_v12_t *props)
 {
