@@ -218,8 +218,6 @@ CASE(bytes_of_a_grant_that_is_gone_go_nowhere)
 
 /* ---------------------------------------------------------------- each point fails once */
 
-static bool infiniband;
-
 /* Of two causes the one that is not about the other end. */
 static int cause(const struct pair *p, struct kv_error *err)
 {
@@ -300,7 +298,7 @@ static int see(struct pair *p, int side, struct kv_error *err)
 static int play(struct kv_error *err)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
-	struct fake_config config = { .seed = 7, .infiniband = infiniband };
+	struct fake_config config = { .seed = 7, .infiniband = sweep_infiniband };
 	struct pair p = { 0 };
 	int ret, i;
 
@@ -341,16 +339,10 @@ static uint32_t next(uint32_t nth)
 	return nth < 12 ? nth + 1 : nth + nth / 3;
 }
 
-static void fail_verb(enum fake_verb verb, int nth, int error)
-{
-	infiniband = verb == FAKE_query_pkey;
-	fake_fail_verb_ahead(verb, nth, error);
-}
-
 static const struct sweep sweep = {
 	.play = play,
 	.next = next,
-	.fail_verb = fail_verb,
+	.fail_verb = sweep_fail_verb,
 	.verb_fired = fake_verb_fired,
 	.fail_wr = fake_fail_wr_ahead,
 };
@@ -372,21 +364,7 @@ CASE(every_allocation_fails_once)
 						      KV_FAULT_GPU_LAUNCH };
 
 	for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
-		for (uint32_t nth = 1;; nth = next(nth)) {
-			struct kv_error err = { 0 };
-			bool fired;
-			int ret;
-
-			kv_fault_arm(points[i], nth);
-			ret = play(&err);
-			fired = kv_fault_fired(points[i]);
-			kv_fault_arm(points[i], 0);
-			if (!fired) {
-				assert_true(nth > 1);
-				break;
-			}
-			sweep_check(&sweep, kv_fault_name(points[i]), nth, ret, &err, false);
-		}
+		sweep_point(&sweep, points[i]);
 }
 
 int main(int argc, char **argv)

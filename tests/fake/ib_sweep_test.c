@@ -7,12 +7,10 @@
 #include "lib/test.h"
 #include "sweep.h"
 
-static bool infiniband; /* link layer of the next world: a P_Key is looked up */
-
 static int play(struct kv_error *err)
 {
 	static const char *const options[] = { "KVCACHE_IB_LANES=2", NULL };
-	struct fake_config config = { .seed = 7, .infiniband = infiniband, .dmabuf = true };
+	struct fake_config config = { .seed = 7, .infiniband = sweep_infiniband, .dmabuf = true };
 	int ret;
 
 	fake_begin(&config);
@@ -27,16 +25,10 @@ static uint32_t next(uint32_t nth)
 	return nth < 20 ? nth + 1 : nth + nth / 4;
 }
 
-static void fail_verb(enum fake_verb verb, int nth, int error)
-{
-	infiniband = verb == FAKE_query_pkey;
-	fake_fail_verb_ahead(verb, nth, error);
-}
-
 static const struct sweep over_the_fake = {
 	.play = play,
 	.next = next,
-	.fail_verb = fail_verb,
+	.fail_verb = sweep_fail_verb,
 	.verb_fired = fake_verb_fired,
 	.fail_wr = fake_fail_wr_ahead,
 };

@@ -13,7 +13,6 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/fault.h"
 #include "gpu.h"
 #include "lib/test.h"
 
@@ -233,10 +232,19 @@ int sweep_scene(const char *const *options, struct kv_error *err)
 	return ret;
 }
 
+bool sweep_infiniband;
+
+void sweep_fail_verb(enum fake_verb verb, int nth, int error)
+{
+	sweep_infiniband = verb == FAKE_query_pkey;
+	fake_fail_verb_ahead(verb, nth, error);
+}
+
 static int runs, noticed;
 
-void sweep_check(const struct sweep *s, const char *what, uint32_t nth, int ret,
-		 const struct kv_error *err, bool may_succeed)
+/* What a play that was to fail has returned; `what` and `nth` are for the message. */
+static void check(const struct sweep *s, const char *what, uint32_t nth, int ret,
+		  const struct kv_error *err, bool may_succeed)
 {
 	int descriptors = count_descriptors();
 	struct kv_error second;
@@ -260,7 +268,7 @@ static void tell(const char *what)
 	runs = noticed = 0;
 }
 
-static void sweep_point(const struct sweep *s, enum kv_fault_point point)
+void sweep_point(const struct sweep *s, enum kv_fault_point point)
 {
 	const char *name = kv_fault_name(point);
 
@@ -276,9 +284,9 @@ static void sweep_point(const struct sweep *s, enum kv_fault_point point)
 		if (!fired)
 			break;
 		/* Without librdmacm the GID tables choose, without a thread the call waits. */
-		sweep_check(s, name, nth, ret, &err,
-			    point == KV_FAULT_IB_CM_DLOPEN || point == KV_FAULT_IB_ASIDE ||
-				    !strncmp(name, "IB_ROUTE_", 9));
+		check(s, name, nth, ret, &err,
+		      point == KV_FAULT_IB_CM_DLOPEN || point == KV_FAULT_IB_ASIDE ||
+			      !strncmp(name, "IB_ROUTE_", 9));
 	}
 	if (!runs)
 		fail_msg("the scene does not pass %s", name);
@@ -319,11 +327,10 @@ static void sweep_verb(const struct sweep *s, enum fake_verb verb)
 		 * destroyed; without librdmacm the GID tables choose; a partition that could not be
 		 * read is read again in the second round of the pairing.
 		 */
-		sweep_check(s, name, nth, ret, &err,
-			    verb == FAKE_req_notify_cq || verb == FAKE_modify_qp ||
-				    verb == FAKE_query_pkey ||
-				    (s->spare && is_of_one_device(verb)) ||
-				    verb >= FAKE_cm_create_event_channel);
+		check(s, name, nth, ret, &err,
+		      verb == FAKE_req_notify_cq || verb == FAKE_modify_qp ||
+			      verb == FAKE_query_pkey || (s->spare && is_of_one_device(verb)) ||
+			      verb >= FAKE_cm_create_event_channel);
 	}
 	if (!runs)
 		fail_msg("the scene does not call %s", name);
@@ -349,7 +356,7 @@ void sweep_work_requests(const struct sweep *s)
 			break;
 		assert_int_equal(err.code, KV_ERR_NOMEM);
 		assert_non_null(strstr(err.message, "ibv_post_send"));
-		sweep_check(s, "work request", nth, ret, &err, false);
+		check(s, "work request", nth, ret, &err, false);
 	}
 	if (!runs)
 		fail_msg("the scene posts no work request");

@@ -11,6 +11,7 @@
 #ifndef SWEEP_H
 #define SWEEP_H
 
+#include "base/fault.h"
 #include "rig.h"
 
 /* The verbs' table that is in place; the same options for both ends. Returns the first error. */
@@ -29,11 +30,12 @@ struct sweep {
 	bool spare;	/* there are two devices: where one fails the other carries on */
 };
 
+/* fail_verb over the fake; the link layer that its next world has: there a P_Key is looked up. */
+void sweep_fail_verb(enum fake_verb verb, int nth, int error);
+extern bool sweep_infiniband;
+
 void sweep_fault_points(const struct sweep *s);
+void sweep_point(const struct sweep *s, enum kv_fault_point point);
 void sweep_verbs(const struct sweep *s);
 void sweep_work_requests(const struct sweep *s);
-/* What a play that was to fail has returned; `what` and `nth` are for the message. */
-void sweep_check(const struct sweep *s, const char *what, uint32_t nth, int ret,
-		 const struct kv_error *err, bool may_succeed);
-
 #endif
