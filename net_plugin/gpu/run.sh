@@ -35,13 +35,14 @@ build_with_cmake() {
 # The same by hand, for a machine that lacks what other parts of the tree are configured with.
 build_with_cc() {
 	local flags=(-O3 -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -fno-strict-aliasing
-		-Iinclude -Itransport -Inet_plugin)
+		-Iinclude -Itransport -Inet_plugin -Ibench -Itests -Impi_tests/net "-I$build")
 	mkdir -p "$(dirname "$plugin")" "$tests" "$perf" &&
+		echo "#define RESULTS_COMMIT \"${COMMIT:-unknown}\"" >"$build/results_commit.h" &&
 		cc "${flags[@]}" -shared -Wl,--version-script=net_plugin/net_plugin.map -o "$plugin" \
-			transport/*.c transport/base/*.c transport/shm/*.c transport/ib/*.c transport/gpu/*.c net_plugin/*.c -lpthread -ldl &&
-		cc "${flags[@]}" -Ibench -o "$tests/net_conformance" mpi_tests/net/*.c \
+			transport/{,*/}*.c net_plugin/*.c -lpthread -ldl &&
+		cc "${flags[@]}" -o "$tests/net_conformance" mpi_tests/net/*.c \
 			bench/cuda.c -lpthread -ldl &&
-		cc "${flags[@]}" -o "$perf/net_perf" -Impi_tests/net bench/{net_perf,results}.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
+		cc "${flags[@]}" -o "$perf/net_perf" bench/{net_perf,results}.c mpi_tests/net/{net_elf,net_load,net_side}.c -lpthread -ldl
 }
 
 if ! build_with_cmake >"$out/build.log" 2>&1 && ! build_with_cc >>"$out/build.log" 2>&1; then
