@@ -53,7 +53,7 @@ static uint32_t *bucket_of(const struct pool *pool, uint64_t key)
 	return &pool->bucket[mix64(key) & (pool->buckets - 1)];
 }
 
-uint32_t pool_find(const struct pool *pool, uint64_t key)
+uint32_t pool_lookup(const struct pool *pool, uint64_t key)
 {
 	uint32_t id = *bucket_of(pool, key);
 
@@ -149,7 +149,7 @@ void pool_publish(struct pool *pool, uint32_t id, uint64_t key)
 	uint32_t *bucket = bucket_of(pool, key);
 
 	assert(b->state == POOL_HELD && b->key == POOL_NO_KEY && key != POOL_NO_KEY);
-	if (pool_find(pool, key) != POOL_NO_BLOCK)
+	if (pool_lookup(pool, key) != POOL_NO_BLOCK)
 		return;
 	b->key = key;
 	b->hash_next = *bucket;
@@ -158,7 +158,7 @@ void pool_publish(struct pool *pool, uint32_t id, uint64_t key)
 
 uint32_t pool_take(struct pool *pool, uint64_t key)
 {
-	uint32_t id = pool_find(pool, key);
+	uint32_t id = pool_lookup(pool, key);
 
 	if (id != POOL_NO_BLOCK && pool->block[id].refs++ == 0)
 		lru_remove(pool, id);

@@ -73,7 +73,7 @@ void pool_publish(struct pool *pool, uint32_t id, uint64_t key);
 uint32_t pool_take(struct pool *pool, uint64_t key);
 
 /* Is a block published under `key`? Changes nothing. */
-uint32_t pool_find(const struct pool *pool, uint64_t key);
+uint32_t pool_lookup(const struct pool *pool, uint64_t key);
 
 /* Gives one reference back. An OPEN block becomes FREE with its last reference. */
 void pool_release(struct pool *pool, uint32_t id);

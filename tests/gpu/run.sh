@@ -3,7 +3,7 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [check|life|table|replay|all|two|tcp|python]
+# usage: tests/gpu/run.sh [build|check|life|table|replay|all|two|tcp|python]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
 # one bare kernel of the same run and leaves JSON in $OUT; replay is kv_pd_replay with its pools there; all is these four. two: the table and life between GPU 0 and GPU 1.
@@ -11,7 +11,7 @@
 # name folders that hold those packages.
 # python: torch, CuPy and DLPack, rdma_comm, the calls of FastDeploy's test.py (itself with KVRAIL_FASTDEPLOY_TEST=FILE), and the example of transformers' Llama (each what is there), with KVRAIL_CORE=..._core.abi3.so
 # or one that is built here (Python.h).
-# tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
+# build only builds all of it (CFLAGS are added). tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
@@ -22,27 +22,59 @@ build=${BUILD:-build-gpu}
 ways=(gpu-gpu gpu-host host-gpu)
 mkdir -p "$out"
 
-# By hand: what cmake asks for besides is not needed here.
-mkdir -p "$build"
+# By hand: what cmake asks for besides is not needed here. The library's files once, several at a time.
+mkdir -p "$build/library"
 echo "#define RESULTS_COMMIT \"${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}\"" >"$build/results_commit.h"
-library=(bench/cuda.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c)
-for i in "${!library[@]}"; do # NVTX's header may not be there
-	[ "${library[i]}" != kvapi/op/kv_range.c ] || unset "library[i]"
-done
-compile() { # program, its sources
-	cc -O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -Iinclude -Itransport \
-		-Ikvapi/{api,engine,grant,lease,loop,op,peer,wire} -Ibench -Impi_tests -I"$build" -o "$build/$1" \
-		"${@:2}" "${library[@]}" -lpthread -ldl -lm >"$out/${1##*/}.log" 2>&1 && return
-	tail -n 30 "$out/${1##*/}.log"
+flags=(-O3 -g -DNDEBUG -std=gnu11 -D_GNU_SOURCE -fno-strict-aliasing -fPIC -Iinclude -Itransport -Ikvapi/{api,engine,grant,lease,loop,op,peer,wire}
+	-Ibench -Impi_tests -I"$build")
+read -ra more <<<"${CFLAGS:-}"
+flags+=("${more[@]}")
+built() { # the name of its log; what failed is shown and ends the run
+	[ $? -ne 0 ] || return 0
+	tail -n 30 "$out/$1.log"
 	echo "FAILED build"
 	exit 1
+}
+# NVTX's header may not be there.
+for file in bench/cuda.c kvapi/{api,engine,grant,lease,loop,op,peer,wire}/*.c transport/{,*/}*.c; do
+	[ "$file" = kvapi/op/kv_range.c ] || printf '%s\0%s\0' "$build/library/${file//\//_}.o" "$file"
+done | xargs -0 -n 2 -P "$(nproc)" cc "${flags[@]}" -c -o >"$out/library.log" 2>&1
+built library
+compile() { # program, its sources
+	cc "${flags[@]}" -o "$build/$1" "${@:2}" "$build"/library/*.o -lpthread -ldl -lm >"$out/${1##*/}.log" 2>&1
+	built "${1##*/}"
+}
+compile_replay() {
+	if echo '#include <jansson.h>' | cc -E - >/dev/null 2>&1; then
+		compile kv_pd_replay mpi_tests/{kv_pd_replay,rank_memory,replay_{admit,check,decode,flight,memory,options,prefill,rank,report,schedule},job_{options,output},rank,rank_job,progress,hist,model,pattern,pool,timeline,trace,util}.c \
+			bench/results.c -ljansson
+	else
+		echo "left out: kv_pd_replay (libjansson-dev)"
+		false
+	fi
+}
+compile_core() {
+	mkdir -p "$build/python"
+	cp -r python/src/kvrail python/src/rdma_comm "$build/python"
+	if [ -n "${KVRAIL_CORE:-}" ]; then
+		cp "$KVRAIL_CORE" "$build/python/kvrail/_core.abi3.so"
+	else
+		compile python/kvrail/_core.abi3.so -shared -Ipython/ext -I"$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+			python/ext/*.c
+	fi
 }
 if [ "$what" != python ]; then
 	compile gpu_pd bench/{gpu_pd,results}.c
 	compile gpu_life tests/gpu/gpu_life.c
 fi
-[ "$what" != tcp ] || compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c \
-	mpi_tests/{pattern,util}.c
+if [ "$what" = tcp ] || [ "$what" = build ]; then
+	compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c mpi_tests/{pattern,util}.c
+fi
+if [ "$what" = build ]; then
+	compile_replay || exit 77
+	compile_core
+	exit 0
+fi
 build=$(realpath "$build")
 peers=$(realpath bench/gpu_peers.py)
 tensors=$(realpath tests/gpu/tensors.py)
@@ -68,13 +100,9 @@ if [ "$what" = check ] || [ "$what" = all ]; then
 	done
 fi
 if [ "$what" = replay ] || [ "$what" = all ]; then
-	if echo '#include <jansson.h>' | cc -E - >/dev/null 2>&1; then
-		compile kv_pd_replay mpi_tests/{kv_pd_replay,rank_memory,replay_{admit,check,decode,flight,memory,options,prefill,rank,report,schedule},job_{options,output},rank,rank_job,progress,hist,model,pattern,pool,timeline,trace,util}.c \
-			bench/results.c -ljansson
+	if compile_replay; then
 		run "$build/kv_pd_replay" --local 1+1 --memory cuda --requests 40 --scale 32 --layers 3 --pool 64M --check-every 10 \
 			"$PWD/mpi_tests/traces/conversation-300.jsonl"
-	else
-		echo "left out: kv_pd_replay (libjansson-dev)"
 	fi
 fi
 if [ "$what" = life ] || [ "$what" = all ]; then
@@ -100,14 +128,7 @@ if [ "$what" = table ] || [ "$what" = all ]; then
 fi
 if [ "$what" = python ]; then
 	export PYTHONPATH=$build/python
-	mkdir -p "$build/python"
-	cp -r python/src/kvrail python/src/rdma_comm "$build/python"
-	if [ -n "${KVRAIL_CORE:-}" ]; then
-		cp "$KVRAIL_CORE" "$build/python/kvrail/_core.abi3.so"
-	else
-		compile python/kvrail/_core.abi3.so -fPIC -shared -Ipython/ext \
-			-I"$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" python/ext/*.c
-	fi
+	compile_core
 	run python3 -B "$tensors"
 	run python3 -B "$example" --hf --requests 2
 	if python3 -c 'import pytest' 2>/dev/null; then

@@ -82,7 +82,7 @@ CASE(a_block_is_free_only_after_its_last_reference)
 
 	new_pool(&p, BLOCKS);
 	assert_int_equal(pool_alloc(&p, 1, &id), 0);
-	assert_int_equal(pool_find(&p, 77), POOL_NO_BLOCK);
+	assert_int_equal(pool_lookup(&p, 77), POOL_NO_BLOCK);
 	pool_written(&p, (uint32_t)id, 5, 2, 1);
 	pool_publish(&p, (uint32_t)id, 77);
 	assert_int_equal(pool_take(&p, 77), id);
@@ -121,9 +121,9 @@ CASE(eviction_takes_the_least_recently_used)
 	assert_int_equal(freed[0], block[1]);
 	assert_int_equal(freed[1], block[3]);
 	assert_int_equal(freed[2], block[4]);
-	assert_int_equal(pool_find(&p, 101), POOL_NO_BLOCK);
-	assert_int_equal(pool_find(&p, 100), block[0]);
-	assert_int_equal(pool_find(&p, 102), block[2]);
+	assert_int_equal(pool_lookup(&p, 101), POOL_NO_BLOCK);
+	assert_int_equal(pool_lookup(&p, 100), block[0]);
+	assert_int_equal(pool_lookup(&p, 102), block[2]);
 	pool_destroy(&p);
 }
 
@@ -138,7 +138,7 @@ CASE(a_referenced_prefix_is_never_evicted)
 	assert_int_equal(pool_take(&p, 1), held);
 	assert_int_equal(pool_alloc(&p, BLOCKS, ids), -1);
 	assert_int_equal(pool_alloc(&p, BLOCKS - 1, ids), 0);
-	assert_int_equal(pool_find(&p, 1), held);
+	assert_int_equal(pool_lookup(&p, 1), held);
 	pool_destroy(&p);
 }
 
@@ -155,7 +155,7 @@ CASE(a_key_that_is_taken_leaves_the_second_block_unpublished)
 	pool_publish(&p, (uint32_t)id, 9);
 	pool_release(&p, (uint32_t)id);
 	assert_int_equal(p.block[id].state, POOL_FREE);
-	assert_int_equal(pool_find(&p, 9), first);
+	assert_int_equal(pool_lookup(&p, 9), first);
 	pool_destroy(&p);
 }
 
