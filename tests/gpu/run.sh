@@ -3,7 +3,7 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [build|check|life|table|replay|all|two|tcp|python]
+# usage: tests/gpu/run.sh [build|check|life|table|replay|all|two|tcp|python|engines]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
 # one bare kernel of the same run and leaves JSON in $OUT; replay is kv_pd_replay with its pools there; all is these four. two: the table and life between GPU 0 and GPU 1.
@@ -12,6 +12,7 @@
 # python: torch, CuPy and DLPack, rdma_comm, the calls of FastDeploy's test.py (itself with KVRAIL_FASTDEPLOY_TEST=FILE), and the example of transformers' Llama (each what is there), with KVRAIL_CORE=..._core.abi3.so
 # or one that is built here (Python.h).
 # build only builds all of it (CFLAGS are added). tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
+# engines: the kernel beside the copy engines, by the size of a span; with OTHER=1 to GPU 1, too.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
@@ -63,7 +64,10 @@ compile_core() {
 			python/ext/*.c
 	fi
 }
-if [ "$what" != python ]; then
+if [ "$what" = engines ] || [ "$what" = build ]; then
+	compile gpu_engines bench/{gpu_engines,results}.c
+fi
+if [ "$what" != python ] && [ "$what" != engines ]; then
 	compile gpu_pd bench/{gpu_pd,results}.c
 	compile gpu_life tests/gpu/gpu_life.c
 fi
@@ -136,6 +140,11 @@ if [ "$what" = python ]; then
 	else
 		echo "left out: the calls of FastDeploy's test.py (pytest)"
 	fi
+fi
+if [ "$what" = engines ]; then
+	for mib in 64 8; do
+		run "$build/gpu_engines" ${OTHER:+--other "$OTHER"} --bytes "$mib" --json "h200_engines_$mib.json"
+	done
 fi
 if [ "$what" = tcp ]; then
 	export KVCACHE_TRANSPORT=tcp
