@@ -15,32 +15,33 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Each may be changed while threads of the library run. */
 struct fake_cuda {
-	int ordering;	 /* of a NIC's writes: 0, 100 or 200 (all devices) */
-	int export_says; /* what cuMemGetHandleForAddressRange returns; 0 = it works */
-	bool managed;	 /* the driver calls the memory the host's */
-	_Atomic int contexts; /* pushed and not popped */
-	int exported;	 /* descriptors given out */
-	int slow;	 /* questions that each event answers with NOT_READY */
-	bool hold;	 /* no kernel ends */
-	int launch_says; /* what cuLaunchKernel returns; 0 = it works */
-	int kernel_says; /* the same of an event */
-	int push_says;	 /* the same of cuCtxPushCurrent */
-	int ipc_says;	 /* the same of cuIpcGetMemHandle, */
-	int open_says;	 /* cuIpcOpenMemHandle, */
-	int export_piece_says, import_says; /* cuMemExport..., cuMemImportShareableHandle */
-	bool hidden;	 /* no GPU is visible, whose memory a peer describes, too */
-	bool pool;	 /* all memory is a pool's, as cudaMallocAsync's is */
-	int exported_pieces;
-	bool no_types;	 /* no piece may be exported */
-	bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
-	int waited;	 /* calls that CUDA would not return from before a kernel ends */
-	int launched;	 /* kernels */
-	int blocks;	 /* of threads, that the largest of them had */
-	int mapped;	 /* IPC handles that were opened */
-	int alloc_on;	 /* the GPU of what is allocated next; 0: FAKE_GPU */
-	bool linked;	 /* GPUs reach each other's memory */
-	int engines;	 /* copies of the copy engines */
+	_Atomic int ordering;	 /* of a NIC's writes: 0, 100 or 200 (all devices) */
+	_Atomic int export_says; /* what cuMemGetHandleForAddressRange returns; 0 = it works */
+	_Atomic bool managed;	 /* the driver calls the memory the host's */
+	_Atomic int contexts;	 /* pushed and not popped */
+	_Atomic int exported;	 /* descriptors given out */
+	_Atomic int slow;	 /* questions that each event answers with NOT_READY */
+	_Atomic bool hold;	 /* no kernel ends */
+	_Atomic int launch_says; /* what cuLaunchKernel returns; 0 = it works */
+	_Atomic int kernel_says; /* the same of an event */
+	_Atomic int push_says;	 /* the same of cuCtxPushCurrent */
+	_Atomic int ipc_says;	 /* the same of cuIpcGetMemHandle, */
+	_Atomic int open_says;	 /* cuIpcOpenMemHandle, */
+	_Atomic int export_piece_says, import_says; /* cuMemExport..., cuMemImportShareableHandle */
+	_Atomic bool hidden;	 /* no GPU is visible, whose memory a peer describes, too */
+	_Atomic bool pool;	 /* all memory is a pool's, as cudaMallocAsync's is */
+	_Atomic int exported_pieces;
+	_Atomic bool no_types;	 /* no piece may be exported */
+	_Atomic bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
+	_Atomic int waited;	 /* calls that CUDA would not return from before a kernel ends */
+	_Atomic int launched;	 /* kernels */
+	_Atomic int blocks;	 /* of threads, that the largest of them had */
+	_Atomic int mapped;	 /* IPC handles that were opened */
+	_Atomic int alloc_on;	 /* the GPU of what is allocated next; 0: FAKE_GPU */
+	_Atomic bool linked;	 /* GPUs reach each other's memory */
+	_Atomic int engines;	 /* copies of the copy engines */
 	_Atomic int open; /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };
 extern struct fake_cuda fake_cuda;
