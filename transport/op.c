@@ -212,19 +212,12 @@ static uint64_t last_block(uint64_t region, uint64_t base, uint64_t stride, uint
 	return stride ? (region - len - base) / stride : INT64_MAX;
 }
 
-/* Whether all ids are in [0, last]: the sign of what is or-ed, so that nothing branches. */
-static bool are_inside(const int64_t *ids, size_t n, uint64_t last)
+bool tr_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem)
 {
-	uint64_t outside = 0;
+	const struct tr_provider *provider = rmem->conn->provider;
 
-	for (size_t i = 0; i < n; i++)
-		outside |= (last - (uint64_t)ids[i]) | (uint64_t)ids[i];
-	return !(outside >> 63);
-}
-
-bool tr_conn_takes_blocks(const struct tr_conn *conn)
-{
-	return conn->provider && conn->provider->op_add_blocks;
+	return provider && provider->op_add_blocks &&
+	       (!provider->takes_blocks || provider->takes_blocks(lmem, rmem));
 }
 
 long tr_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
@@ -237,11 +230,11 @@ long tr_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rme
 
 	if (done)
 		return done;
-	if (!are_inside(b->local, n, local) || !are_inside(b->remote, n, remote)) {
+	if (!tr_ids_inside(b->local, n, local) || !tr_ids_inside(b->remote, n, remote)) {
 		struct tr_span span;
 
-		while (are_inside(&b->local[bad], 1, local) &&
-		       are_inside(&b->remote[bad], 1, remote))
+		while (tr_ids_inside(&b->local[bad], 1, local) &&
+		       tr_ids_inside(&b->remote[bad], 1, remote))
 			bad++;
 		span = tr_block_span(b, bad);
 		return refuse_span(lmem, rmem, &span, bad, err);

@@ -77,7 +77,8 @@ struct tr_provider {
 	void (*op_begin)(struct tr_op *op);
 	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err);
-	/* NULL: its upper layer makes spans of them. */
+	/* NULL: its upper layer makes spans of them; takes_blocks NULL: it takes all. */
+	bool (*takes_blocks)(const struct tr_mem *lmem, const struct tr_rmem *rmem);
 	long (*op_add_blocks)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 			      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 	int (*op_commit)(struct tr_op *op, unsigned int flags, uint64_t value,

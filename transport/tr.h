@@ -390,6 +390,15 @@ int tr_op_begin(struct tr_conn *conn, int kind, uint64_t user, struct tr_op **op
 long tr_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	       const struct tr_span *spans, size_t n, struct kv_error *err);
 
+/* Whether all ids are in [0, last]: the sign of what is or-ed, so that nothing branches. */
+static inline bool tr_ids_inside(const int64_t *ids, size_t n, uint64_t last)
+{
+	uint64_t outside = 0;
+
+	for (size_t i = 0; i < n; i++)
+		outside |= (last - (uint64_t)ids[i]) | (uint64_t)ids[i];
+	return !(outside >> 63);
+}
 /*
  * Blocks of one size by their numbers: number i begins at base + i * stride of the region, on
  * either side. `ids` are the numbers, of the same block here and in the peer.
@@ -401,10 +410,10 @@ struct tr_blocks {
 	const int64_t *local, *remote; /* ids */
 };
 /*
- * The same as tr_op_add with the spans of n blocks, which no one has to make, where the connection
- * takes them.
+ * The same as tr_op_add with the spans of n blocks, which no one has to make, where it is taken
+ * between these regions. It may not be any more in the middle: 0, and then the rest goes as spans.
  */
-bool tr_conn_takes_blocks(const struct tr_conn *conn);
+bool tr_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem);
 long tr_op_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		      const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 

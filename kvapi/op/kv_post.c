@@ -97,7 +97,7 @@ static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t sla
 	size_t count = 0;
 	long taken;
 
-	if (tr_conn_takes_blocks(op->peer->conn))
+	if (tr_takes_blocks(lmem, rmem))
 		count = kv_plan_blocks(pitch, op->local, op->remote, op->n, op->place, &blocks);
 	if (count) {
 		count = count < BLOCKS_GOOD ? count : BLOCKS_GOOD;

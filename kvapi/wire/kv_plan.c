@@ -60,23 +60,17 @@ static int bad_block(const struct kv_plan_check *c, size_t i, bool destination, 
 	return code;
 }
 
-int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
+/* Marks every destination block, unless one of them may not be written. */
+static int mark_blocks(const struct kv_plan_check *c, struct kv_error *err)
 {
-	uint16_t round;
-	uint16_t *mark;
+	uint16_t round = next_round(c->marks), *mark = c->marks->mark;
+	const int64_t *ids = c->destination;
+	uint64_t blocks = c->destination_blocks;
 
-	/* A negative id counts as a huge one. */
-	for (size_t i = 0; c->source && i < c->n; i++)
-		if ((uint64_t)c->source[i] >= c->source_blocks)
-			return bad_block(c, i, false, KV_ERR_BLOCK_ID, err);
-	if (!c->destination)
-		return 0;
-	round = next_round(c->marks);
-	mark = c->marks->mark;
 	for (size_t i = 0; i < c->n; i++) {
-		uint64_t to = (uint64_t)c->destination[i];
+		uint64_t to = (uint64_t)ids[i]; /* a negative id counts as a huge one */
 
-		if (to >= c->destination_blocks)
+		if (to >= blocks)
 			return bad_block(c, i, true, KV_ERR_BLOCK_ID, err);
 		if (mark[to] == round)
 			return bad_block(c, i, true, KV_ERR_DUP_BLOCK, err);
@@ -85,6 +79,19 @@ int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
 			return bad_block(c, i, true, KV_ERR_LEASE, err);
 	}
 	return 0;
+}
+
+int kv_plan_check(const struct kv_plan_check *c, struct kv_error *err)
+{
+	uint64_t last = (uint64_t)c->source_blocks - 1;
+	size_t bad = 0;
+
+	if (c->source && !tr_ids_inside(c->source, c->n, last)) {
+		while (tr_ids_inside(&c->source[bad], 1, last))
+			bad++;
+		return bad_block(c, bad, false, KV_ERR_BLOCK_ID, err);
+	}
+	return c->destination ? mark_blocks(c, err) : 0;
 }
 
 /* Blocks of which only a part of each token's heads moves. */

@@ -175,6 +175,34 @@ CASE(each_layer_waits_for_its_event)
 	close_all(&p);
 }
 
+/* Few blocks, for which no kernel is begun while more of them come. */
+CASE(a_layer_on_a_gpu_is_copied_while_the_next_one_is_awaited)
+{
+	struct kv_options options = KV_INIT(kv_options);
+	void *events[RIG_LAYERS] = { NULL }, *stream = fake_cuda_stream();
+	struct pair p = { 0 };
+	struct kv_op *op;
+
+	open_with(&p, &settings[0]);
+	assert_int_equal(cuEventCreate(&events[1], 2), 0);
+	assert_int_equal(cuEventRecord(events[1], stream), 0);
+	options.events = events;
+	options.timeout_ms = RIG_TIMEOUT_MS;
+	op = begin(&p, false, &options);
+	for (int64_t until = kv_deadline_ns(RIG_TIMEOUT_MS); !fake_cuda.launched;)
+		assert_true(kv_test(op, NULL) == KV_NONE && kv_now_ns() < until);
+	for (int i = 0; i < 100; i++)
+		assert_int_equal(kv_test(op, NULL), KV_NONE);
+	fake_cuda_stream_ends(stream, 0);
+	ok(kv_wait(op, KV_ACKED, RIG_TIMEOUT_MS, &p.a.err), &p.a.err);
+	assert_true(fake_cuda.launched >= 2);
+	assert_true(layers_are(&p, RIG_LAYERS));
+	ok(kv_op_free(op, &p.a.err), &p.a.err);
+	cuEventDestroy_v2(events[1]);
+	free(stream);
+	close_all(&p);
+}
+
 /* It is cancelled, its time is up, or the stream fails: no byte has moved, or ever does. */
 CASE(what_waits_can_be_stopped)
 {

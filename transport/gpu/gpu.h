@@ -219,6 +219,8 @@ uint64_t gpu_queue_last(const struct gpu_queue *queue);
  * to every reader that begins after this; 1: not yet; or the queue's failure (DEVICE).
  */
 int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err);
+/* Starts what is not started, if nothing was put since this was called last. */
+void gpu_queue_go(struct gpu_queue *queue);
 /* What is not started never will be. */
 void gpu_queue_drop(struct gpu_queue *queue);
 /* No kernel of it runs. */

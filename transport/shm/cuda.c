@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "shm.h"
 
 /* The connection's failure: a kernel, or the GPU. */
@@ -20,30 +21,67 @@ static int gpu_failed(struct shm_conn *sc, const struct kv_error *cause, struct 
 	return kv_error_copy(err, cause);
 }
 
-/* Returns how many of the spans the queue took, or its failure. */
-static long put_spans(struct gpu_queue *queue, const struct tr_op *op, uint64_t to, uint64_t from,
-		      const struct tr_span *spans, size_t n, struct kv_error *err)
+/* Spans, or blocks where there are no spans, from one region to another as kernels see them. */
+struct move {
+	uint64_t to, from;
+	const struct tr_span *spans;
+	const struct tr_blocks *blocks;
+	size_t n;
+	bool write;
+};
+
+/* The pieces of `some` of them, from `first` on; returns their chunks. */
+static uint64_t put_spans(const struct move *m, size_t first, unsigned int some,
+			  struct gpu_piece *piece)
 {
-	bool write = op->kind == TR_WRITE;
+	const struct tr_span *s = m->spans + first;
+	uint64_t chunks = 0;
+
+	for (unsigned int i = 0; i < some; i++) {
+		piece[i].to = m->to + (m->write ? s[i].remote : s[i].local);
+		piece[i].from = m->from + (m->write ? s[i].local : s[i].remote);
+		piece[i].len = s[i].len;
+		chunks += gpu_chunks(s[i].len);
+	}
+	return chunks;
+}
+
+static uint64_t put_blocks(const struct move *m, size_t first, unsigned int some,
+			   struct gpu_piece *piece)
+{
+	const struct tr_blocks *b = m->blocks;
+	const int64_t *there = (m->write ? b->remote : b->local) + first;
+	const int64_t *here = (m->write ? b->local : b->remote) + first;
+	uint64_t to = m->to + (m->write ? b->remote_base : b->local_base);
+	uint64_t from = m->from + (m->write ? b->local_base : b->remote_base);
+	uint64_t to_stride = m->write ? b->remote_stride : b->local_stride;
+	uint64_t from_stride = m->write ? b->local_stride : b->remote_stride;
+	uint64_t len = b->len;
+
+	for (unsigned int i = 0; i < some; i++)
+		piece[i] = (struct gpu_piece){ to + (uint64_t)there[i] * to_stride,
+					       from + (uint64_t)here[i] * from_stride, len };
+	return some * gpu_chunks(len);
+}
+
+/* Returns how many of them the queue took, or its failure. */
+static long put_pieces(struct gpu_queue *queue, bool engines, const struct move *m,
+		       struct kv_error *err)
+{
 	struct gpu_piece *piece;
 	size_t done = 0;
 
-	while (done < n) {
-		int ret, room = gpu_queue_room(queue, op->any_order, &piece, err);
-		uint64_t chunks = 0;
+	while (done < m->n) {
+		int ret, room = gpu_queue_room(queue, engines, &piece, err);
 		unsigned int some;
+		uint64_t chunks;
 
 		if (room <= 0)
 			return room ? room : (long)done;
-		some = n - done < (size_t)room ? (unsigned int)(n - done) : (unsigned int)room;
-		for (unsigned int i = 0; i < some; i++) {
-			const struct tr_span *s = &spans[done + i];
-
-			piece[i].to = to + (write ? s->remote : s->local);
-			piece[i].from = from + (write ? s->local : s->remote);
-			piece[i].len = s->len;
-			chunks += gpu_chunks(s->len);
-		}
+		some = m->n - done < (size_t)room ? (unsigned int)(m->n - done)
+						  : (unsigned int)room;
+		chunks = m->spans ? put_spans(m, done, some, piece)
+				  : put_blocks(m, done, some, piece);
 		ret = gpu_queue_put(queue, some, chunks, err);
 		if (ret)
 			return ret;
@@ -82,11 +120,11 @@ static long put_staged(struct gpu_queue *queue, uint64_t to, const uint8_t *from
 	return (long)n;
 }
 
-long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
-	      const struct tr_span *spans, size_t n, struct kv_error *err)
+/* `m` lacks where the two are. */
+static long add_move(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, struct move *m,
+		     struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	bool write = op->kind == TR_WRITE;
 	struct gpu_queue *queue;
 	uint64_t local, remote;
 	struct kv_error cause;
@@ -103,19 +141,68 @@ long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		if (ret)
 			return ret == TR_AGAIN ? 0 : ret;
 	}
-	if (lmem->kind == TR_MEM_HOST && write && gpu_is_apart(sc->ctx->gpu))
-		took = put_staged(queue, remote, lmem->addr, spans, n, &cause);
+	m->write = op->kind == TR_WRITE;
+	m->to = m->write ? remote : local;
+	m->from = m->write ? local : remote;
+	if (lmem->kind == TR_MEM_HOST && m->write && gpu_is_apart(sc->ctx->gpu))
+		took = put_staged(queue, remote, lmem->addr, m->spans, m->n, &cause);
 	else
-		took = put_spans(queue, op, write ? remote : local, write ? local : remote, spans,
-				 n, &cause);
+		took = put_pieces(queue, op->any_order, m, &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);
-	sc->cut |= (size_t)took < n;
+	sc->cut |= (size_t)took < m->n;
 	if (took) {
 		sc->cuda->op[op->index].queue = queue;
 		sc->cuda->op[op->index].batch = gpu_queue_last(queue);
 	}
 	return took;
+}
+
+/* The same; UNSUPPORTED: kernels do not reach the two, and the log has why. */
+static long try_move(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem, struct move *m,
+		     struct kv_error *err)
+{
+	struct shm_rmem *rm = rmem->priv;
+	struct kv_error why;
+	long done = add_move(op, lmem, rmem, m, &why);
+
+	if (done >= 0)
+		return done;
+	if (done == KV_ERR_UNSUPPORTED && !rm->told)
+		kv_log_info(tr_conn_tr(op->conn)->log, "region %u of %s: ring (%s)", rmem->id,
+			    tr_conn_address(op->conn), why.message);
+	rm->told |= done == KV_ERR_UNSUPPORTED;
+	return kv_error_copy(err, &why);
+}
+
+long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+	      const struct tr_span *spans, size_t n, struct kv_error *err)
+{
+	struct move m = { .spans = spans, .n = n };
+
+	return try_move(op, lmem, rmem, &m, err);
+}
+
+bool cuda_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem)
+{
+	const struct shm_conn *sc = tr_conn_priv(rmem->conn);
+	const struct shm_rmem *rm = rmem->priv;
+
+	return !rm->told && !gpu_is_apart(sc->ctx->gpu) &&
+	       (rm->path == SHM_CUDA || (rm->path == SHM_POOL && lmem->kind != TR_MEM_HOST));
+}
+
+long cuda_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		     const struct tr_blocks *blocks, size_t n, struct kv_error *err)
+{
+	struct shm_conn *sc = tr_conn_priv(op->conn);
+	struct move m = { .blocks = blocks, .n = n };
+	long done = try_move(op, lmem, rmem, &m, err);
+
+	if (done != KV_ERR_UNSUPPORTED)
+		return done;
+	sc->cut = true; /* they come again, as spans */
+	return 0;
 }
 
 int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
@@ -132,6 +219,12 @@ int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 	}
 	sc->cut = true; /* nothing but a look shows that it has ended: the caller comes again */
 	return TR_AGAIN;
+}
+
+void cuda_go(struct shm_conn *sc)
+{
+	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)
+		gpu_queue_go(sc->cuda->queue[i]);
 }
 
 bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns)

@@ -292,18 +292,13 @@ static long add_of_gpu(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 		       struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
-	struct shm_rmem *rm = rmem->priv;
-	struct kv_error why;
+	const struct shm_rmem *rm = rmem->priv;
 	long done;
 
 	if (rm->path == SHM_CUDA || rm->path == SHM_POOL) {
-		done = cuda_add(op, lmem, rmem, spans, n, &why);
+		done = cuda_add(op, lmem, rmem, spans, n, err);
 		if (done != KV_ERR_UNSUPPORTED)
-			return done < 0 ? kv_error_copy(err, &why) : done;
-		if (!rm->told)
-			kv_log_info(tr_conn_tr(sc->conn)->log, "region %u of %s: ring (%s)",
-				    rmem->id, tr_conn_address(sc->conn), why.message);
-		rm->told = true;
+			return done;
 	}
 	*path_p = SHM_RING;
 	return lmem->kind != TR_MEM_HOST
@@ -483,6 +478,8 @@ int send_progress(struct shm_conn *sc)
 			shm_op_cancel(late, sc->late_deadline_ns);
 		return 1;
 	}
+	if (sc->cuda)
+		cuda_go(sc);
 	while (sc->cuda && sc->cuda->stopping && (op = cuda_ended(sc))) {
 		shm_op_cancel(op, kv_now_ns()); /* it ends now: nothing of it runs */
 		done++;

@@ -449,6 +449,10 @@ bool cuda_close(struct shm_conn *sc);
 /* Number of spans that were taken, or negative. */
 long cuda_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	      const struct tr_span *spans, size_t n, struct kv_error *err);
+/* The same with blocks, where kernels may reach both; 0 also if they turn out not to. */
+bool cuda_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem);
+long cuda_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
+		     const struct tr_blocks *blocks, size_t n, struct kv_error *err);
 /* Every kernel of the operation has ended: 0; TR_AGAIN; or the connection's failure. */
 int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err);
 /* Some of its spans may still be copied. */
@@ -456,6 +460,8 @@ static inline bool cuda_has(const struct shm_conn *sc, const struct tr_op *op)
 {
 	return sc->cuda && sc->cuda->op[op->index].queue;
 }
+/* Each progress: what operations have put and no commit has started, as they wait for an event. */
+void cuda_go(struct shm_conn *sc);
 /* false: nothing of it runs. true: cuda_ended will return it, or the connection ends it. */
 bool cuda_cancel(struct shm_conn *sc, struct tr_op *op, int64_t deadline_ns);
 struct tr_op *cuda_ended(struct shm_conn *sc); /* a cancelled one of which nothing runs now */
