@@ -160,7 +160,8 @@ enum { KV_LINGER_PEERS = 8 };
 
 /* Under engine.turn. */
 struct kv_linger {
-	int64_t ns;	  /* that a peer is polled after it had work */
+	int64_t ns;	  /* that a peer is polled after it had work, */
+	int64_t open_ns;  /* and while the notify of one of its operations is to come */
 	bool asked;	  /* by the option: whatever processors there are */
 	int processors;   /* that this process may use */
 	int64_t until_ns; /* of all peers here */

@@ -215,6 +215,16 @@ bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease)
 	return false;
 }
 
+bool kv_incoming_open(const struct kv_peer *peer)
+{
+	const struct kv_link *link = peer->link;
+
+	for (unsigned int i = 0; i < link->ins; i++)
+		if (link->in[i].begun && !is_committed(peer, &link->in[i]))
+			return true;
+	return false;
+}
+
 void kv_incoming_retry(struct kv_peer *peer)
 {
 	uint64_t *withheld = peer->link->withheld;

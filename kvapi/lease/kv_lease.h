@@ -92,6 +92,7 @@ int kv_incoming_digests(struct kv_peer *peer, const struct kv_msg_digests *diges
 int kv_incoming_abort(struct kv_peer *peer, const struct kv_msg_abort *abort);
 /* An operation that was begun under the lease is neither committed nor aborted. */
 bool kv_incoming_uses(const struct kv_peer *peer, uint64_t lease);
+bool kv_incoming_open(const struct kv_peer *peer); /* the same of any operation */
 void kv_incoming_retry(struct kv_peer *peer); /* arrivals that found the queue full */
 /* What a lost writer leaves undone is said: UNFINISHED. false: the queue is full. */
 bool kv_incoming_tell_unfinished(struct kv_peer *peer, int status);

@@ -17,7 +17,9 @@
 enum {
 	LINGER_SLICE_NS = 10000, /* of polling, until others are looked at */
 	LINGER_OFF_MS = 10,
-	LINGER_US = 50, /* KVCACHE_SERVICE_SPIN_US is -1 */
+	/* KVCACHE_SERVICE_SPIN_US is -1; and while the notify of an operation is to come */
+	LINGER_US = 50,
+	LINGER_OPEN_US = 500,
 };
 
 static atomic_int lingering; /* threads of this process */
@@ -35,6 +37,9 @@ void kv_linger_open(struct kv_engine *engine)
 
 	engine->linger.asked = us >= 0;
 	engine->linger.ns = (us >= 0 ? us : engine->spin_ns ? LINGER_US : 0) * KV_NS_PER_US;
+	engine->linger.open_ns = engine->linger.ns;
+	if (us < 0 && engine->linger.ns)
+		engine->linger.open_ns = LINGER_OPEN_US * KV_NS_PER_US;
 	engine->linger.processors = count_processors();
 }
 
@@ -72,6 +77,12 @@ bool kv_linger_has(const struct kv_linger *linger, uint32_t index)
 	return i < linger->n;
 }
 
+/* From work that it had just now on. */
+static int64_t linger_ns(const struct kv_linger *linger, const struct kv_peer *peer)
+{
+	return kv_incoming_open(peer) ? linger->open_ns : linger->ns;
+}
+
 bool kv_linger_take(struct kv_peer *peer, int done)
 {
 	struct kv_engine *engine = peer->engine;
@@ -86,16 +97,19 @@ bool kv_linger_take(struct kv_peer *peer, int done)
 		return false;
 	linger->peer[linger->n].index = peer->index;
 	linger->peer[linger->n++].generation = engine->peer_generation[peer->index];
-	linger->until_ns = kv_now_ns() + linger->ns;
+	linger->until_ns = kv_now_ns() + linger_ns(linger, peer);
 	return true;
 }
 
-static int poll_lingering(struct kv_engine *engine)
+/* *ns_p: for how long it goes on, by those that had work. */
+static int poll_lingering(struct kv_engine *engine, int64_t *ns_p)
 {
 	int done = 0;
 
 	for (unsigned int i = 0; i < engine->linger.n; i++) {
 		struct kv_peer *peer = kv_table_glance(engine, engine->linger.peer[i].index);
+
+		int before = done;
 
 		if (!peer)
 			continue;
@@ -103,6 +117,8 @@ static int poll_lingering(struct kv_engine *engine)
 			kv_peer_poll(peer, &done);
 		if (peer->state != KV_PEER_UP)
 			engine->linger.until_ns = 0; /* a sweep follows it to its end */
+		else if (done > before && linger_ns(&engine->linger, peer) > *ns_p)
+			*ns_p = linger_ns(&engine->linger, peer);
 		kv_claim_release(&peer->claim);
 	}
 	return done;
@@ -140,13 +156,15 @@ int kv_linger_turn(struct kv_engine *engine, bool *restless_p)
 		return 0;
 	atomic_store(&engine->idle, false);
 	do {
-		moved = poll_lingering(engine);
+		int64_t ns = linger->ns;
+
+		moved = poll_lingering(engine, &ns);
 		done += moved;
 		now = kv_now_ns();
 		if (!slice)
 			slice = now + LINGER_SLICE_NS;
 		if (moved && linger->until_ns)
-			linger->until_ns = now + linger->ns;
+			linger->until_ns = now + ns;
 		else
 			kv_cpu_relax();
 	} while (now < slice && now < linger->until_ns && !atomic_load(&engine->stopping));
