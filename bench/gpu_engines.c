@@ -16,7 +16,7 @@
 #include "results.h"
 #include "util.h"
 
-enum { SPANS_MAX = 4096, ROUNDS = 20, SMS_MAX = 256, CHUNK = 512, SIZES = 9 };
+enum { SPANS_MAX = 4096, ROUNDS = 20, CHUNK = 512, SIZES = 9 };
 static const uint64_t sizes[SIZES] = { 16 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20,
 				       2 << 20,	 4 << 20,  16 << 20,  64 << 20 };
 static const uint64_t pool = UINT64_C(512) << 20;
@@ -29,15 +29,11 @@ static struct {
 
 extern const char gpu_copy_ptx[];
 
-/* As copy.cu has them. */
+/* As copy.cu has it. */
 struct piece {
 	uint64_t to, from, len;
 };
-struct start {
-	uint32_t piece, chunk;
-};
 static struct piece *piece;
-static struct start *start;
 static void *stream, *kernel;
 static uint32_t spans;
 
@@ -55,26 +51,19 @@ static int (*enable_peer)(void *context, unsigned int flags);
 
 static double launched_us; /* from the first call until the last has returned */
 
-static uint32_t warps;
+static uint32_t warps, even;
 
-/* The kernel's lists, for so many multiprocessors. */
+/* For so many multiprocessors. */
 static void prepare(uint32_t sms)
 {
-	uint32_t chunks = (uint32_t)(piece[0].len / CHUNK);
-	uint64_t all = (uint64_t)chunks * spans;
-
-	warps = sms * 32 < all ? sms * 32 : (uint32_t)all;
-	for (uint32_t w = 0; w < warps; w++) {
-		uint64_t first = w * all / warps;
-
-		start[w] = (struct start){ (uint32_t)(first / chunks), (uint32_t)(first % chunks) };
-	}
-	start[warps] = (struct start){ spans - 1, chunks };
+	even = (uint32_t)(piece[0].len / CHUNK);
+	warps = sms * 32 < even * spans ? sms * 32 : even * spans;
 }
 
 static void by_kernel(void)
 {
-	void *params[] = { &piece, &start, &warps };
+	const void *no_starts = NULL; /* the spans are of one size */
+	void *params[] = { &piece, &no_starts, &warps, &spans, &even };
 
 	must(cuda.launch(kernel, (warps + 31) / 32, 1, 1, 1024, 1, 1, 0, stream, params, NULL),
 	     "cuLaunchKernel");
@@ -374,8 +363,6 @@ int main(int argc, char **argv)
 	must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
 	must(cuda.host_alloc(&memory, SPANS_MAX * sizeof(*piece), 3), "cuMemHostAlloc");
 	piece = memory;
-	must(cuda.host_alloc(&memory, (SMS_MAX * 32 + 1) * sizeof(*start), 3), "cuMemHostAlloc");
-	start = memory;
 	must(cuda.mem_alloc(&near, pool), "cuMemAlloc");
 	must(cuda.mem_alloc(&far, pool), "cuMemAlloc");
 	must(cuda.host_alloc(&memory, pool, 3), "cuMemHostAlloc");

@@ -284,24 +284,22 @@ static double time_many(const struct run *r)
 
 /* ---------------------------------------------------------------- the floor */
 
-/* As copy.cu has them. */
+/* As copy.cu has it. */
 struct piece {
 	uint64_t to, from, len;
-};
-struct start {
-	uint32_t piece, chunk;
 };
 
 static double time_floor(const struct run *r, cuda_ptr far)
 {
 	static void *stream, *module, *kernel;
 	static struct piece *piece;
-	static struct start *start;
-	uint64_t block = sizes[r->size], chunks = block / 512, all = chunks * r->n;
+	const void *no_starts = NULL; /* the pieces are of one size */
+	uint64_t block = sizes[r->size], all = block / 512 * r->n;
 	cuda_ptr near = (cuda_ptr)(uintptr_t)r->side->pool;
 	uint32_t warps = cfg.sms * 32;
 	void *memory;
-	void *params[] = { &piece, &start, &warps };
+	uint32_t n = r->n, even = (uint32_t)(block / 512);
+	void *params[] = { &piece, &no_starts, &warps, &n, &even };
 	double us[ROUNDS_MAX] = { 0 };
 
 	if (!stream) {
@@ -310,9 +308,6 @@ static double time_floor(const struct run *r, cuda_ptr far)
 		must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
 		must(cuda.host_alloc(&memory, cfg.batch * sizeof(*piece), 3), "cuMemHostAlloc");
 		piece = memory;
-		must(cuda.host_alloc(&memory, (SMS_MAX * 32 + 1) * sizeof(*start), 3),
-		     "cuMemHostAlloc");
-		start = memory;
 	}
 	for (uint32_t i = 0; i < r->n; i++) {
 		uint64_t a = near + (uint64_t)r->from[i] * block,
@@ -325,12 +320,6 @@ static double time_floor(const struct run *r, cuda_ptr far)
 	}
 	if (warps > all)
 		warps = (uint32_t)all;
-	for (uint32_t w = 0; w <= warps; w++) {
-		uint64_t first = w * all / warps;
-
-		start[w] = (struct start){ (uint32_t)(first / chunks), (uint32_t)(first % chunks) };
-	}
-	start[warps] = (struct start){ r->n - 1, (uint32_t)chunks };
 	for (uint32_t i = 0; i < cfg.rounds + 3; i++) {
 		double begin = now_us();
 

@@ -449,7 +449,7 @@ struct stream {
 		struct piece copy;
 		const struct piece *piece;
 		const struct start *start;
-		unsigned int warps;
+		unsigned int warps, n, even;
 	} job[JOBS];
 	int launched, done;
 	bool blocked; /* the application's: what is on it does not end, or */
@@ -521,6 +521,8 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	memcpy(&job->piece, params[0], sizeof(job->piece));
 	memcpy(&job->start, params[1], sizeof(job->start));
 	memcpy(&job->warps, params[2], sizeof(job->warps));
+	memcpy(&job->n, params[3], sizeof(job->n));
+	memcpy(&job->even, params[4], sizeof(job->even));
 	if (job->warps > gx * bx / 32)
 		return INVALID_VALUE;
 	stream->launched++;
@@ -588,6 +590,17 @@ static uint8_t *seen(uint64_t at)
 			     : (uint8_t *)(uintptr_t)at;
 }
 
+/* Where warp w begins, and the one before it ends. */
+static struct start start_of(const struct job *job, unsigned int w)
+{
+	uint64_t all = (uint64_t)job->n * job->even, at;
+
+	if (!job->even)
+		return job->start[w];
+	at = w * (all / job->warps) + (w < all % job->warps ? w : all % job->warps);
+	return (struct start){ (uint32_t)(at / job->even), (uint32_t)(at % job->even) };
+}
+
 static void run(const struct job *job)
 {
 	if (!job->module) {
@@ -596,9 +609,9 @@ static void run(const struct job *job)
 	}
 	job->module->running--;
 	for (unsigned int w = 0; w < job->warps; w++) {
-		struct start begin = job->start[w], end = job->start[w + 1];
+		struct start begin = start_of(job, w), end = start_of(job, w + 1);
 
-		for (uint32_t i = begin.piece; i <= end.piece; i++) {
+		for (uint32_t i = begin.piece; i <= end.piece && i < job->n; i++) {
 			const struct piece *p = &job->piece[i];
 			uint64_t from = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
 			uint64_t to = i == end.piece ? (uint64_t)end.chunk * CHUNK : p->len;

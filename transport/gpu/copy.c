@@ -34,6 +34,7 @@ enum {
 	 */
 	WORTH = 16384,
 	SMS_MAX = 256,
+	EVEN_MAX = UINT32_MAX / PIECES, /* chunks of a piece: the kernel counts in 32 bits */
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
 };
 _Static_assert((int)PIECES >= (int)GPU_ROOM, "what gpu_kind promises");
@@ -58,6 +59,7 @@ struct gpu_queue {
 	bool engines;		 /* copy that one */
 	bool fresh;		 /* pieces were put into it since gpu_queue_go */
 	uint64_t chunks;
+	uint32_t even; /* of each of them; 0: they differ */
 	struct kv_error failed;
 	struct gpu_queue *next_kept;
 };
@@ -239,11 +241,12 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 	unsigned int warps = (unsigned int)queue->sms * (THREADS / LANES);
 	cuda_ptr pieces = queue->batch_at + slot * sizeof(struct batch);
 	cuda_ptr starts = pieces + offsetof(struct batch, start);
-	void *params[] = { &pieces, &starts, &warps };
+	void *params[] = { &pieces, &starts, &warps, &queue->pieces, &queue->even };
 
 	if (warps > queue->chunks)
 		warps = (unsigned int)queue->chunks;
-	share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
+	if (!queue->even)
+		share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
 	return queue->gpu->cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS,
 					1, 1, THREADS, 1, 1, 0, queue->stream, params, NULL);
 }
@@ -322,11 +325,17 @@ void *gpu_queue_stage(const struct gpu_queue *queue, uint64_t *at_p)
 	return queue->stage ? queue->stage + at : NULL;
 }
 
-int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
+/* even: chunks of each; 0: they differ. */
+static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks, uint64_t even,
+			struct kv_error *err)
 {
 	uint64_t before = queue->chunks;
 	int ret = 0;
 
+	if (!queue->pieces)
+		queue->even = even <= EVEN_MAX ? (uint32_t)even : 0;
+	else if (queue->even != even)
+		queue->even = 0;
 	queue->chunks += chunks;
 	queue->pieces += n;
 	queue->fresh = true;
@@ -337,6 +346,16 @@ int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, stru
 	if (queue->done != queue->launched)
 		ret = look_at_events(queue, err);
 	return ret || queue->done != queue->launched ? ret : launch(queue, err);
+}
+
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
+{
+	return count_pieces(queue, n, chunks, 0, err);
+}
+
+int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err)
+{
+	return count_pieces(queue, n, n * gpu_chunks(len), gpu_chunks(len), err);
 }
 
 void gpu_queue_go(struct gpu_queue *queue)

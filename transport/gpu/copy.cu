@@ -40,8 +40,19 @@ static __device__ void move(uint64_t to, uint64_t from, uint64_t first, uint64_t
 		__stcs(dst + i, __ldcs(src + i));
 }
 
+/* Of n chunks in pieces of `even`: those before warp w. */
+static __device__ uint32_t first_of(uint32_t w, uint32_t warps, uint32_t n)
+{
+	return w * (n / warps) + min(w, n % warps);
+}
+
+/*
+ * even: chunks of each of n pieces, whose shares are worked out here: one read over the bus less.
+ * 0: they differ, and `starts` has the shares.
+ */
 extern "C" __global__ void __launch_bounds__(1024, 1)
-	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps)
+	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps,
+		    uint32_t n, uint32_t even)
 {
 	uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
 	struct start begin, end;
@@ -49,11 +60,21 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 
 	if (warp >= warps)
 		return;
-	begin = starts[warp];
-	end = starts[warp + 1];
+	if (even) {
+		uint32_t first = first_of(warp, warps, n * even);
+		uint32_t last = first_of(warp + 1, warps, n * even) - 1;
+
+		begin.piece = first / even;
+		begin.chunk = first % even;
+		end.piece = last / even;
+		end.chunk = last % even + 1;
+	} else {
+		begin = starts[warp];
+		end = starts[warp + 1];
+	}
 	for (uint32_t i = begin.piece; i <= end.piece; i++) {
 		uint32_t k = (i - begin.piece) % LANES;
-		uint64_t t, f, n, a, b;
+		uint64_t t, f, l, a, b;
 
 		if (!k) { /* 32 pieces by one read over the bus */
 			uint32_t mine = i + lane;
@@ -67,16 +88,16 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 		}
 		t = __shfl_sync(0xffffffff, to, k);
 		f = __shfl_sync(0xffffffff, from, k);
-		n = __shfl_sync(0xffffffff, len, k);
+		l = __shfl_sync(0xffffffff, len, k);
 		a = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
-		b = i == end.piece ? (uint64_t)end.chunk * CHUNK : n;
-		if (b > n)
-			b = n;
+		b = i == end.piece ? (uint64_t)end.chunk * CHUNK : l;
+		if (b > l)
+			b = l;
 		if (a >= b)
 			continue;
-		if (!((t | f | n) & 15))
+		if (!((t | f | l) & 15))
 			move<uint4>(t, f, a, b, lane);
-		else if (!((t | f | n) & 3))
+		else if (!((t | f | l) & 3))
 			move<uint32_t>(t, f, a, b, lane);
 		else
 			move<uint8_t>(t, f, a, b, lane);

@@ -201,6 +201,8 @@ struct gpu_piece {
 int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		   struct kv_error *err);
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err);
+/* The same where all of them have one length. */
+int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err);
 /*
  * Apart: GPU_STAGE bytes of pinned memory, for the one piece that gpu_queue_room has room for next,
  * and is for engines. NULL: it is not apart.

@@ -30,9 +30,9 @@ struct move {
 	bool write;
 };
 
-/* The pieces of `some` of them, from `first` on; returns their chunks. */
-static uint64_t put_spans(const struct move *m, size_t first, unsigned int some,
-			  struct gpu_piece *piece)
+/* The pieces of `some` of them, from `first` on. */
+static int put_spans(struct gpu_queue *queue, const struct move *m, size_t first, unsigned int some,
+		     struct gpu_piece *piece, struct kv_error *err)
 {
 	const struct tr_span *s = m->spans + first;
 	uint64_t chunks = 0;
@@ -43,11 +43,11 @@ static uint64_t put_spans(const struct move *m, size_t first, unsigned int some,
 		piece[i].len = s[i].len;
 		chunks += gpu_chunks(s[i].len);
 	}
-	return chunks;
+	return gpu_queue_put(queue, some, chunks, err);
 }
 
-static uint64_t put_blocks(const struct move *m, size_t first, unsigned int some,
-			   struct gpu_piece *piece)
+static int put_blocks(struct gpu_queue *queue, const struct move *m, size_t first,
+		      unsigned int some, struct gpu_piece *piece, struct kv_error *err)
 {
 	const struct tr_blocks *b = m->blocks;
 	const int64_t *there = (m->write ? b->remote : b->local) + first;
@@ -61,7 +61,7 @@ static uint64_t put_blocks(const struct move *m, size_t first, unsigned int some
 	for (unsigned int i = 0; i < some; i++)
 		piece[i] = (struct gpu_piece){ to + (uint64_t)there[i] * to_stride,
 					       from + (uint64_t)here[i] * from_stride, len };
-	return some * gpu_chunks(len);
+	return gpu_queue_put_even(queue, some, len, err);
 }
 
 /* Returns how many of them the queue took, or its failure. */
@@ -74,15 +74,13 @@ static long put_pieces(struct gpu_queue *queue, bool engines, const struct move 
 	while (done < m->n) {
 		int ret, room = gpu_queue_room(queue, engines, &piece, err);
 		unsigned int some;
-		uint64_t chunks;
 
 		if (room <= 0)
 			return room ? room : (long)done;
 		some = m->n - done < (size_t)room ? (unsigned int)(m->n - done)
 						  : (unsigned int)room;
-		chunks = m->spans ? put_spans(m, done, some, piece)
-				  : put_blocks(m, done, some, piece);
-		ret = gpu_queue_put(queue, some, chunks, err);
+		ret = m->spans ? put_spans(queue, m, done, some, piece, err)
+			       : put_blocks(queue, m, done, some, piece, err);
 		if (ret)
 			return ret;
 		done += some;
