@@ -369,7 +369,7 @@ struct kv_peer_info {
 	char name[KV_NAME_MAX];     /* the peer's engine name */
 	char address[64];           /* "127.0.0.1:41000" */
 	char transport[16];         /* "shm", "ib", "tcp" */
-	char path[96]; /* how its bytes travel and why: "memfd pool, non-temporal stores" */
+	char path[96]; /* how its bytes travel, each way once: "memfd pool, plain stores; ..." */
 	uint8_t incarnation[16];    /* another value = another process */
 	int32_t connected;          /* 1 until the peer is lost or closed */
 	int32_t incoming;           /* 1: it connected to us */

@@ -438,6 +438,38 @@ CASE(a_receiver_that_comes_back_with_another_shape_is_refused_by_name)
 	node_close(&b);
 }
 
+/* A pool and memory of the program's own are reached in two ways: neither hides the other. */
+CASE(a_path_names_each_way_that_its_regions_take)
+{
+	static const char *const any[] = { "KVCACHE_SHM_PATH=auto", NULL };
+	static _Alignas(4096) uint8_t own[2][4096];
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_peer_info info = KV_INIT(kv_peer_info);
+	struct node node[2];
+	struct kv_error err;
+
+	config.options = any;
+	for (unsigned int i = 0; i < 2; i++) {
+		struct kv_tensor tensor = { .name = "own", .block_bytes = 64, .base = own[i] };
+		struct kv_layout layout = KV_INIT(kv_layout);
+		struct kv_cache *cache;
+
+		node_open(&node[i], i + 1, NULL, &config);
+		layout.cache_id = layout.layers = layout.tensors = layout.blocks = 1;
+		layout.tensor = &tensor;
+		ok(kv_cache_register(node[i].engine, &layout, &cache, &err), &err);
+	}
+	node_listen(&node[1]);
+	node_connect(&node[0], node[1].port);
+	ok(kv_peer_info(node[0].peer, &info, &err), &err);
+	if (!strcmp(info.transport, "shm")) {
+		assert_non_null(strstr(info.path, "memfd pool"));
+		assert_non_null(strstr(info.path, "; ")); /* and process_vm, or the ring */
+	}
+	node_close(&node[0]);
+	node_close(&node[1]);
+}
+
 static void *connect_in_vain(void *arg)
 {
 	struct node *a = arg;

@@ -17,6 +17,8 @@
 #include "base/option.h"
 #include "shm.h"
 
+enum { PATH_TEXT = 160 }; /* what a region's way is called, and why it is that */
+
 /* As it travels in a memory description, after the core's part. */
 struct description {
 	uint64_t addr; /* the region's, in its process */
@@ -130,7 +132,8 @@ static int open_in_pool(struct shm_conn *sc, const struct description *d, uint64
 	return pool_find(sc, d->pool_id, d->pool_len, pool_p, err);
 }
 
-static void choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d)
+static void choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
+			char say[PATH_TEXT])
 {
 	const char *why = sc->ctx->forced == SHM_RING ? "KVCACHE_SHM_PATH" : trust_refuses(sc);
 
@@ -140,13 +143,13 @@ static void choose_cuda(struct shm_conn *sc, struct shm_rmem *rm, const struct d
 	rm->addr = (uint8_t *)(uintptr_t)d->addr;
 	rm->share = d->share;
 	if (why)
-		tr_conn_set_path(sc->conn, "ring to the peer's GPU (%s)", why);
+		snprintf(say, PATH_TEXT, "ring to the peer's GPU (%s)", why);
 	else
-		tr_conn_set_path(sc->conn, "CUDA kernels, %d multiprocessors", sc->ctx->sms);
+		snprintf(say, PATH_TEXT, "CUDA kernels, %d multiprocessors", sc->ctx->sms);
 }
 
 static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct description *d,
-		       uint64_t len, struct kv_error *err)
+		       uint64_t len, char say[PATH_TEXT], struct kv_error *err)
 {
 	enum shm_path forced = sc->ctx->forced;
 	const char *pool_why = no_pool(sc, d), *cma_why = no_cma(sc);
@@ -164,8 +167,8 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 	if (!pool_why) {
 		rm->path = SHM_POOL;
 		rm->addr = pool->addr + d->pool_off;
-		tr_conn_set_path(sc->conn, "memfd pool, %s%s", stores_text(sc, text, sizeof(text)),
-				 tr_pages_text(pool->pages));
+		snprintf(say, PATH_TEXT, "memfd pool, %s%s", stores_text(sc, text, sizeof(text)),
+			 tr_pages_text(pool->pages));
 		return 0;
 	}
 	if (forced == SHM_POOL)
@@ -174,8 +177,8 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 	rm->addr = (uint8_t *)(uintptr_t)d->addr;
 	if (!cma_why) {
 		rm->path = SHM_CMA;
-		tr_conn_set_path(sc->conn, "process_vm_writev, %d spans a call (%s)", SHM_CMA_SPANS,
-				 pool_why);
+		snprintf(say, PATH_TEXT, "process_vm_writev, %d spans a call (%s)", SHM_CMA_SPANS,
+			 pool_why);
 		return 0;
 	}
 	if (forced == SHM_CMA)
@@ -184,9 +187,21 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 	rm->path = SHM_RING;
 	rm->cma_any_order = forced == SHM_AUTO && sc->line_order && sc->peer_allows_cma &&
 			    !trust_refuses(sc) && sc->cma_works;
-	tr_conn_set_path(sc->conn, "ring (%s)%s", cma_why,
-			 rm->cma_any_order ? ", process_vm for any order" : "");
+	snprintf(say, PATH_TEXT, "ring (%s)%s", cma_why,
+		 rm->cma_any_order ? ", process_vm for any order" : "");
 	return 0;
+}
+
+/* A connection says each way that its regions take, in the order in which they came. */
+static void connection_says(struct tr_conn *conn, const char *say, bool first)
+{
+	char before[PATH_TEXT];
+
+	snprintf(before, sizeof(before), "%s", tr_conn_path(conn));
+	if (first)
+		tr_conn_set_path(conn, "%s", say);
+	else if (!strstr(before, say))
+		tr_conn_set_path(conn, "%s; %s", before, say);
 }
 
 bool path_falls_back(struct shm_rmem *rm, int error)
@@ -203,6 +218,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct description d;
 	struct shm_rmem *rm;
+	char say[PATH_TEXT];
 	int ret;
 
 	get_description(r, rmem->device, &d);
@@ -215,7 +231,8 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	if (!rm)
 		return kv_fail(err, KV_ERR_NOMEM, "mem_open",
 			       "cannot allocate a remote region's path");
-	ret = rmem->device ? (choose_cuda(sc, rm, &d), 0) : choose_path(sc, rm, &d, rmem->len, err);
+	ret = rmem->device ? (choose_cuda(sc, rm, &d, say), 0)
+			   : choose_path(sc, rm, &d, rmem->len, say, err);
 	if (!ret && (rm->path == SHM_CMA || rm->cma_any_order))
 		ret = call_open(sc, err);
 	if (ret) {
@@ -224,7 +241,9 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	}
 	rmem->priv = rm;
 	kv_log_info(tr_conn_tr(conn)->log, "region %u of %s (%llu bytes): %s", rmem->id,
-		    tr_conn_address(conn), (unsigned long long)rmem->len, tr_conn_path(conn));
+		    tr_conn_address(conn), (unsigned long long)rmem->len, say);
+	connection_says(conn, say, !sc->opened);
+	sc->opened = true;
 	return 0;
 }
 

@@ -239,6 +239,7 @@ struct shm_conn {
 	bool we_allow_direct;
 	bool cma_works;
 	bool line_order;
+	bool opened; /* a region: the path names what its bytes take */
 	char no_cma[96];
 
 	struct segment seg;
