@@ -16,7 +16,7 @@
 #include "results.h"
 #include "util.h"
 
-enum { SPANS_MAX = 4096, ROUNDS = 20, CHUNK = 512, SIZES = 9 };
+enum { SPANS_MAX = 4096, ROUNDS = 20, SMS_MAX = 256, CHUNK = 512, SIZES = 9 };
 static const uint64_t sizes[SIZES] = { 16 << 10, 64 << 10, 256 << 10, 512 << 10, 1 << 20,
 				       2 << 20,	 4 << 20,  16 << 20,  64 << 20 };
 static const uint64_t pool = UINT64_C(512) << 20;
@@ -51,7 +51,8 @@ static int (*enable_peer)(void *context, unsigned int flags);
 
 static double launched_us; /* from the first call until the last has returned */
 
-static uint32_t warps, even;
+static uint32_t warps, even, number;
+static volatile uint32_t *ended; /* SMS_MAX words: each block of the kernel writes its number */
 
 /* For so many multiprocessors. */
 static void prepare(uint32_t sms)
@@ -63,8 +64,9 @@ static void prepare(uint32_t sms)
 static void by_kernel(void)
 {
 	const void *no_starts = NULL; /* the spans are of one size */
-	void *params[] = { &piece, &no_starts, &warps, &spans, &even };
+	void *params[] = { &piece, &no_starts, &warps, &spans, &even, &ended, &number };
 
+	number++;
 	must(cuda.launch(kernel, (warps + 31) / 32, 1, 1, 1024, 1, 1, 0, stream, params, NULL),
 	     "cuLaunchKernel");
 }
@@ -224,6 +226,13 @@ static void until_value(void)
 		;
 }
 
+static void until_blocks(void)
+{
+	by_kernel();
+	while (*ended != number)
+		;
+}
+
 static void until_stream(void)
 {
 	by_kernel();
@@ -243,6 +252,7 @@ static const struct {
 	{ "a kernel, until the stream says so", until_stream },
 	{ "a kernel, until an event says so", until_event },
 	{ "a kernel, until a value is written", until_value },
+	{ "a kernel, until its blocks say so", until_blocks },
 };
 
 /* One piece of a chunk: nothing but what it costs to have it done. */
@@ -363,6 +373,8 @@ int main(int argc, char **argv)
 	must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
 	must(cuda.host_alloc(&memory, SPANS_MAX * sizeof(*piece), 3), "cuMemHostAlloc");
 	piece = memory;
+	must(cuda.host_alloc(&memory, SMS_MAX * sizeof(*ended), 3), "cuMemHostAlloc");
+	ended = memory;
 	must(cuda.mem_alloc(&near, pool), "cuMemAlloc");
 	must(cuda.mem_alloc(&far, pool), "cuMemAlloc");
 	must(cuda.host_alloc(&memory, pool, 3), "cuMemHostAlloc");

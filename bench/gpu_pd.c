@@ -326,7 +326,9 @@ static double time_floor(const struct run *r, cuda_ptr far)
 	uint32_t warps = cfg.sms * 32;
 	void *memory;
 	uint32_t n = r->n, even = (uint32_t)(block / 512);
-	void *params[] = { &piece, &no_starts, &warps, &n, &even };
+	static uint32_t *ended;
+	uint32_t number = 0;
+	void *params[] = { &piece, &no_starts, &warps, &n, &even, &ended, &number };
 	double us[ROUNDS_MAX] = { 0 };
 
 	if (!stream) {
@@ -335,6 +337,8 @@ static double time_floor(const struct run *r, cuda_ptr far)
 		must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
 		must(cuda.host_alloc(&memory, cfg.batch * sizeof(*piece), 3), "cuMemHostAlloc");
 		piece = memory;
+		must(cuda.host_alloc(&memory, SMS_MAX * sizeof(*ended), 3), "cuMemHostAlloc");
+		ended = memory;
 	}
 	for (uint32_t i = 0; i < r->n; i++) {
 		uint64_t a = near + (uint64_t)r->from[i] * block,

@@ -449,7 +449,8 @@ struct stream {
 		struct piece copy;
 		const struct piece *piece;
 		const struct start *start;
-		unsigned int warps, n, even;
+		unsigned int warps, n, even, blocks, number;
+		uint32_t *ended;
 	} job[JOBS];
 	int launched, done;
 	bool blocked; /* the application's: what is on it does not end, or */
@@ -504,6 +505,58 @@ EXPORT int cuEventDestroy_v2(void *event)
 	return SUCCESS;
 }
 
+/* Where the CPU finds what the GPU calls so. */
+static uint8_t *seen(uint64_t at)
+{
+	uint8_t *piece = fake_vmm_seen(at);
+
+	if (piece)
+		return piece;
+	return find(at) >= 0 ? arena.bytes + (at - (uintptr_t)arena.addr)
+			     : (uint8_t *)(uintptr_t)at;
+}
+
+/* Where warp w begins, and the one before it ends. */
+static struct start start_of(const struct job *job, unsigned int w)
+{
+	uint64_t all = (uint64_t)job->n * job->even, at;
+
+	if (!job->even)
+		return job->start[w];
+	at = w * (all / job->warps) + (w < all % job->warps ? w : all % job->warps);
+	return (struct start){ (uint32_t)(at / job->even), (uint32_t)(at % job->even) };
+}
+
+static void run(const struct job *job)
+{
+	if (!job->module) {
+		memcpy(seen(job->copy.to), seen(job->copy.from), job->copy.len);
+		return;
+	}
+	job->module->running--;
+	for (unsigned int w = 0; w < job->warps; w++) {
+		struct start begin = start_of(job, w), end = start_of(job, w + 1);
+
+		for (uint32_t i = begin.piece; i <= end.piece && i < job->n; i++) {
+			const struct piece *p = &job->piece[i];
+			uint64_t from = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
+			uint64_t to = i == end.piece ? (uint64_t)end.chunk * CHUNK : p->len;
+
+			to = to < p->len ? to : p->len;
+			if (from < to)
+				memcpy(seen(p->to) + from, seen(p->from) + from, to - from);
+		}
+	}
+	for (unsigned int i = 0; i < job->blocks; i++)
+		__atomic_store_n(&job->ended[i], job->number, __ATOMIC_RELEASE);
+}
+
+static void run_until(struct stream *stream, int until)
+{
+	while (stream->done < until)
+		run(&stream->job[stream->done++ % JOBS]);
+}
+
 EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int gy,
 			  unsigned int gz, unsigned int bx, unsigned int by, unsigned int bz,
 			  unsigned int shared, struct stream *stream, void **params, void **extra);
@@ -523,6 +576,9 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	memcpy(&job->warps, params[2], sizeof(job->warps));
 	memcpy(&job->n, params[3], sizeof(job->n));
 	memcpy(&job->even, params[4], sizeof(job->even));
+	memcpy(&job->ended, params[5], sizeof(job->ended));
+	memcpy(&job->number, params[6], sizeof(job->number));
+	job->blocks = gx;
 	if (job->warps > gx * bx / 32)
 		return INVALID_VALUE;
 	stream->launched++;
@@ -531,6 +587,8 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	if ((int)gx > fake_cuda.blocks)
 		fake_cuda.blocks = (int)gx;
 	fake_cuda.launched++;
+	if (!fake_cuda.hold && !fake_cuda.slow && !fake_cuda.kernel_says)
+		run_until(stream, stream->launched);
 	return SUCCESS;
 }
 
@@ -579,55 +637,12 @@ EXPORT int cuEventRecord(void *event, void *stream)
 	return SUCCESS;
 }
 
-/* Where the CPU finds what the GPU calls so. */
-static uint8_t *seen(uint64_t at)
-{
-	uint8_t *piece = fake_vmm_seen(at);
-
-	if (piece)
-		return piece;
-	return find(at) >= 0 ? arena.bytes + (at - (uintptr_t)arena.addr)
-			     : (uint8_t *)(uintptr_t)at;
-}
-
-/* Where warp w begins, and the one before it ends. */
-static struct start start_of(const struct job *job, unsigned int w)
-{
-	uint64_t all = (uint64_t)job->n * job->even, at;
-
-	if (!job->even)
-		return job->start[w];
-	at = w * (all / job->warps) + (w < all % job->warps ? w : all % job->warps);
-	return (struct start){ (uint32_t)(at / job->even), (uint32_t)(at % job->even) };
-}
-
-static void run(const struct job *job)
-{
-	if (!job->module) {
-		memcpy(seen(job->copy.to), seen(job->copy.from), job->copy.len);
-		return;
-	}
-	job->module->running--;
-	for (unsigned int w = 0; w < job->warps; w++) {
-		struct start begin = start_of(job, w), end = start_of(job, w + 1);
-
-		for (uint32_t i = begin.piece; i <= end.piece && i < job->n; i++) {
-			const struct piece *p = &job->piece[i];
-			uint64_t from = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
-			uint64_t to = i == end.piece ? (uint64_t)end.chunk * CHUNK : p->len;
-
-			to = to < p->len ? to : p->len;
-			if (from < to)
-				memcpy(seen(p->to) + from, seen(p->from) + from, to - from);
-		}
-	}
-}
-
 EXPORT int cuEventQuery(struct event *event);
 EXPORT int cuEventQuery(struct event *event)
 {
 	struct stream *stream = event->stream;
 
+	fake_cuda.asked++;
 	if (fake_cuda.hold || __atomic_load_n(&stream->blocked, __ATOMIC_ACQUIRE) ||
 	    event->looks++ < fake_cuda.slow)
 		return NOT_READY;
@@ -642,8 +657,7 @@ EXPORT int cuEventQuery(struct event *event)
 				stream->job[stream->done % JOBS].module->running--;
 		return fake_cuda.kernel_says;
 	}
-	while (stream->done < event->until)
-		run(&stream->job[stream->done++ % JOBS]);
+	run_until(stream, event->until);
 	return SUCCESS;
 }
 
@@ -716,7 +730,6 @@ EXPORT int cuCtxSynchronize(void)
 EXPORT int cuStreamQuery(struct stream *stream);
 EXPORT int cuStreamQuery(struct stream *stream)
 {
-	while (stream->done < stream->launched)
-		run(&stream->job[stream->done++ % JOBS]);
+	run_until(stream, stream->launched);
 	return SUCCESS;
 }

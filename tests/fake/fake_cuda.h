@@ -5,8 +5,8 @@
  *
  * Allocations follow each other without a gap, as CUDA's may. A "DMA-BUF" is a descriptor of the
  * memfd behind them, positioned where the pages begin (fake_device.c). An IPC handle leads another
- * process of this user to the same memfd. The copy kernel is done here by the CPU when its event is
- * asked for, warp after warp.
+ * process of this user to the same memfd. The copy kernel is done here by the CPU, warp after warp:
+ * at once, or, where it is slow, fails or does not end, when its event is asked for.
  */
 #ifndef FAKE_CUDA_H
 #define FAKE_CUDA_H
@@ -37,6 +37,7 @@ struct fake_cuda {
 	_Atomic bool capturing;	 /* another thread captures a graph: calls in a strict mode fail */
 	_Atomic int waited;	 /* calls that CUDA would not return from before a kernel ends */
 	_Atomic int launched;	 /* kernels */
+	_Atomic int asked;	 /* questions for events */
 	_Atomic int blocks;	 /* of threads, that the largest of them had */
 	_Atomic int mapped;	 /* IPC handles that were opened */
 	_Atomic int alloc_on;	 /* the GPU of what is allocated next; 0: FAKE_GPU */

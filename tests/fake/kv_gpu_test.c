@@ -380,6 +380,7 @@ CASE(one_kernel_copies_all_layers)
 	ends_open(&p, &shape, &shape, &config);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, from, to, N, NULL, &p.a.err), &p.a.err);
 	assert_int_equal(fake_cuda.launched, 1);
+	assert_int_equal(fake_cuda.asked, 0); /* the kernel has said that it has ended */
 	pair_close(&p);
 	fake_cuda_reset();
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, its end seen by an
- * event
+ * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, whose end its blocks
+ * write there; an event, which costs a call to ask for, shows an error, or the copy engines' end
  *
  * Or the copy engines take a batch, a call for each piece: they need no multiprocessor, so an owner
  * whose peer's kernels hold all of them until the bytes come gets them there. The stream has the
@@ -12,7 +12,9 @@
  * is written again only after its kernel has ended.
  */
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -29,10 +31,12 @@ enum {
 	BATCHES = 4,
 	PIECES = 2048, /* of a batch: at 1 KiB its kernel takes ten times what launching it does */
 	/*
-	 * Chunks, 8 MiB, for which a kernel is begun while the next pieces are gathered, if none
-	 * runs: one more launch costs 5 us, and to gather 2048 pieces takes less.
+	 * Chunks, 8 MiB, for which a kernel is begun while the next pieces are gathered: one
+	 * more launch costs 5 us, and to gather 2048 pieces takes less.
 	 */
 	WORTH = 16384,
+	AHEAD = 2,	 /* kernels that run or are about to: so none waits for a launch */
+	ASK_NS = 100000, /* the driver is asked for the error of a kernel that does not end */
 	SMS_MAX = 256,
 	EVEN_MAX = UINT32_MAX / PIECES, /* chunks of a piece: the kernel counts in 32 bits */
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
@@ -43,6 +47,7 @@ _Static_assert((int)PIECES >= (int)GPU_ROOM, "what gpu_kind promises");
 struct batch {
 	struct gpu_piece piece[PIECES];
 	struct start start[STARTS];
+	_Atomic uint32_t ended[SMS_MAX]; /* the kernel's blocks: the number of their last batch */
 };
 
 struct gpu_queue {
@@ -54,10 +59,12 @@ struct gpu_queue {
 	uint8_t *stage;	     /* apart: GPU_STAGE bytes of each, and */
 	cuda_ptr stage_at;
 	void *event[BATCHES];
-	uint64_t launched, done; /* batches */
-	unsigned int pieces;	 /* in the one that is open: launched + 1 */
-	bool engines;		 /* copy that one */
-	bool fresh;		 /* pieces were put into it since gpu_queue_go */
+	unsigned int blocks[BATCHES]; /* of its kernel; 0: the copy engines have it */
+	int64_t asked_ns;	      /* the driver for an event, or when a kernel was begun */
+	uint64_t launched, done;      /* batches */
+	unsigned int pieces;	      /* in the one that is open: launched + 1 */
+	bool engines;		      /* copy that one */
+	bool fresh;		      /* pieces were put into it since gpu_queue_go */
 	uint64_t chunks;
 	uint32_t even; /* of each of them; 0: they differ */
 	struct kv_error failed;
@@ -89,6 +96,8 @@ static int make_queue(struct gpu_queue *queue)
 		rc = cuda->host_alloc(&memory, BATCHES * sizeof(struct batch),
 				      HOST_PORTABLE_MAPPED);
 	queue->batch = memory;
+	for (int i = 0; i < BATCHES && memory; i++)
+		memset(queue->batch[i].ended, 0, sizeof(queue->batch[i].ended));
 	if (!rc)
 		rc = cuda->host_pointer(&queue->batch_at, memory, 0);
 	memory = NULL;
@@ -241,22 +250,29 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 	unsigned int warps = (unsigned int)queue->sms * (THREADS / LANES);
 	cuda_ptr pieces = queue->batch_at + slot * sizeof(struct batch);
 	cuda_ptr starts = pieces + offsetof(struct batch, start);
-	void *params[] = { &pieces, &starts, &warps, &queue->pieces, &queue->even };
+	cuda_ptr ended = pieces + offsetof(struct batch, ended);
+	uint32_t number = (uint32_t)(queue->launched + 1);
+	void *params[] = {
+		&pieces, &starts, &warps, &queue->pieces, &queue->even, &ended, &number
+	};
 
 	if (warps > queue->chunks)
 		warps = (unsigned int)queue->chunks;
 	if (!queue->even)
 		share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
-	return queue->gpu->cuda->launch(queue->gpu->kernel, (warps * LANES + THREADS - 1) / THREADS,
-					1, 1, THREADS, 1, 1, 0, queue->stream, params, NULL);
+	queue->blocks[slot] = (warps * LANES + THREADS - 1) / THREADS;
+	queue->asked_ns = kv_now_ns();
+	return queue->gpu->cuda->launch(queue->gpu->kernel, queue->blocks[slot], 1, 1, THREADS, 1,
+					1, 0, queue->stream, params, NULL);
 }
 
 /* In the context. */
-static int start_engines(struct gpu_queue *queue)
+static int start_engines(struct gpu_queue *queue, uint64_t slot)
 {
 	const struct gpu_piece *piece = open_batch(queue)->piece;
 	int rc = 0;
 
+	queue->blocks[slot] = 0;
 	for (unsigned int i = 0; i < queue->pieces && !rc; i++)
 		rc = queue->gpu->cuda->copy(piece[i].to, piece[i].from, piece[i].len,
 					    queue->stream);
@@ -270,7 +286,7 @@ static int launch(struct gpu_queue *queue, struct kv_error *err)
 	int mode, rc = kv_fault(GPU_LAUNCH) ? CUDA_OUT_OF_MEMORY : gpu_enter(queue->gpu, &mode);
 
 	if (!rc) {
-		rc = queue->engines ? start_engines(queue) : start_kernel(queue, slot);
+		rc = queue->engines ? start_engines(queue, slot) : start_kernel(queue, slot);
 		if (!rc)
 			rc = cuda->event_record(queue->event[slot], queue->stream);
 		gpu_leave(queue->gpu, &mode);
@@ -282,15 +298,24 @@ static int launch(struct gpu_queue *queue, struct kv_error *err)
 	return 0;
 }
 
-/* Looks at the events. */
-static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
+/* All blocks of its kernel have said so. */
+static bool kernel_ended(const struct gpu_queue *queue, uint64_t batch)
+{
+	const struct batch *b = &queue->batch[batch % BATCHES];
+	unsigned int blocks = queue->blocks[batch % BATCHES], i = 0;
+
+	/* acquire: the words come after the bytes that the kernel has stored */
+	while (i < blocks &&
+	       atomic_load_explicit(&b->ended[i], memory_order_acquire) == (uint32_t)batch)
+		i++;
+	return i && i == blocks;
+}
+
+static int ask_events(struct gpu_queue *queue, struct kv_error *err)
 {
 	const struct cuda_driver *cuda = queue->gpu->cuda;
-	int rc, mode;
+	int mode, rc = gpu_enter(queue->gpu, &mode);
 
-	if (queue->done == queue->launched)
-		return 0;
-	rc = gpu_enter(queue->gpu, &mode);
 	if (rc)
 		return queue_failed(queue, "cannot enter the context", rc, err);
 	while (queue->done != queue->launched && !rc) {
@@ -301,6 +326,22 @@ static int look_at_events(struct gpu_queue *queue, struct kv_error *err)
 	return !rc || rc == CUDA_NOT_READY ? 0 : queue_failed(queue, "a copy failed", rc, err);
 }
 
+/* Counts the batches that have ended; `ask`: at least the driver knows. */
+static int count_ended(struct gpu_queue *queue, bool ask, struct kv_error *err)
+{
+	int64_t now;
+
+	while (queue->done != queue->launched && kernel_ended(queue, queue->done + 1))
+		queue->done++;
+	if (queue->done == queue->launched)
+		return 0;
+	now = kv_now_ns();
+	if (!ask && queue->blocks[(queue->done + 1) % BATCHES] && now - queue->asked_ns < ASK_NS)
+		return 0;
+	queue->asked_ns = now;
+	return ask_events(queue, err);
+}
+
 int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		   struct kv_error *err)
 {
@@ -309,7 +350,7 @@ int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **pie
 	if (!ret && (queue->pieces == PIECES || (queue->pieces && queue->engines != engines)))
 		ret = launch(queue, err);
 	if (!ret && queue->launched - queue->done == BATCHES)
-		ret = look_at_events(queue, err);
+		ret = count_ended(queue, false, err);
 	if (ret || queue->launched - queue->done == BATCHES)
 		return ret;
 	queue->engines = engines;
@@ -343,9 +384,9 @@ static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks
 		return launch(queue, err);
 	if (queue->chunks / WORTH == before / WORTH)
 		return 0;
-	if (queue->done != queue->launched)
-		ret = look_at_events(queue, err);
-	return ret || queue->done != queue->launched ? ret : launch(queue, err);
+	if (queue->launched - queue->done >= AHEAD)
+		ret = count_ended(queue, false, err);
+	return ret || queue->launched - queue->done >= AHEAD ? ret : launch(queue, err);
 }
 
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
@@ -379,7 +420,7 @@ int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
 	if (!ret && batch > queue->launched && queue->pieces)
 		ret = launch(queue, err);
 	if (!ret)
-		ret = look_at_events(queue, err);
+		ret = count_ended(queue, false, err);
 	return ret ? ret : queue->done < batch;
 }
 
@@ -394,7 +435,7 @@ bool gpu_queue_quiet(struct gpu_queue *queue)
 {
 	struct kv_error err;
 
-	return look_at_events(queue, &err) || queue->done == queue->launched;
+	return count_ended(queue, true, &err) || queue->done == queue->launched;
 }
 
 bool gpu_queue_quit(struct gpu_queue *queue, int64_t deadline_ns)

@@ -46,20 +46,14 @@ static __device__ uint32_t first_of(uint32_t w, uint32_t warps, uint32_t n)
 	return w * (n / warps) + min(w, n % warps);
 }
 
-/*
- * even: chunks of each of n pieces, whose shares are worked out here: one read over the bus less.
- * 0: they differ, and `starts` has the shares.
- */
-extern "C" __global__ void __launch_bounds__(1024, 1)
-	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps,
-		    uint32_t n, uint32_t even)
+/* What warp `warp` has to do of it. */
+static __device__ void copy_share(const struct piece *pieces, const struct start *starts,
+				  uint32_t warp, uint32_t warps, uint32_t n, uint32_t even,
+				  uint32_t lane)
 {
-	uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / LANES, lane = threadIdx.x % LANES;
 	struct start begin, end;
 	uint64_t to = 0, from = 0, len = 0;
 
-	if (warp >= warps)
-		return;
 	if (even) {
 		uint32_t first = first_of(warp, warps, n * even);
 		uint32_t last = first_of(warp + 1, warps, n * even) - 1;
@@ -102,4 +96,25 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 		else
 			move<uint8_t>(t, f, a, b, lane);
 	}
+}
+
+/*
+ * even: chunks of each of n pieces, whose shares are worked out here: one read over the bus less.
+ * 0: they differ, and `starts` has the shares. When all of a block's bytes are visible everywhere
+ * it writes `number` into its word of `ended`, in pinned memory of the host: the processor sees
+ * that sooner than the end of the kernel, and asks no driver.
+ */
+extern "C" __global__ void __launch_bounds__(1024, 1)
+	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps,
+		    uint32_t n, uint32_t even, volatile uint32_t *ended, uint32_t number)
+{
+	uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / LANES;
+
+	if (warp < warps)
+		copy_share(pieces, starts, warp, warps, n, even, threadIdx.x % LANES);
+	__syncthreads();
+	if (threadIdx.x)
+		return;
+	__threadfence_system(); /* of the block: the barrier has ordered its stores before this */
+	ended[blockIdx.x] = number;
 }
