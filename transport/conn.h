@@ -161,6 +161,7 @@ void silence_prepare(const struct tr_conn *conn); /* options of a TCP socket, fo
 void silence_begin(struct tr_conn *conn);	  /* it is over */
 void silence_end(const struct tr_conn *conn);	  /* the connection is not watched any more */
 bool silence_is_due(const struct tr_conn *conn); /* to be looked at again */
+void silence_look_again(struct tr_conn *conn);	 /* own link: it was looked at now */
 bool silence_is_loss(struct tr_conn *conn, struct kv_error *err);
 
 /* connect.c */

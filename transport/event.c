@@ -142,8 +142,8 @@ static void watch_control(struct tr_conn *conn)
 
 	conn->idle_polls = 0;
 	if (conn->sock < 0) { /* what its link shows the provider reports by itself */
-		if (tr_conn_wait(conn, 0))
-			conn->provider->ask(conn);
+		silence_look_again(conn);
+		conn->provider->ask(conn);
 		return;
 	}
 	if (!control_is_dead(conn, &cause) && !silence_is_loss(conn, &cause))

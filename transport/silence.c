@@ -10,7 +10,9 @@
  * provider. Once both have been silent for most of KVCACHE_PEER_TIMEOUT_MS the provider asks on its
  * own path, so that a peer that is merely idle answers; when all of that time has passed the peer
  * is lost. A provider whose own link shows the end (tr_conn_own_link) joins processes of one host,
- * where nothing vanishes without a word.
+ * where nothing vanishes without a word. The word may come late, though: the kernel closes the
+ * sockets of a process that was killed after it has taken its memory away, which takes hundreds of
+ * milliseconds for gigabytes. So the provider is asked whether the peer is ending, now and then.
  */
 #include <limits.h>
 #include <netinet/in.h>
@@ -26,6 +28,7 @@ enum {
 	LOOKS = 16,	    /* in the time that a peer may be silent */
 	ASK_AFTER = 12,	    /* of them the provider asks */
 	PROBE_SHARE = 2500, /* ms of that time for each second before the kernel's first question */
+	LINK_LOOK_MS = 10,  /* between two looks of a caller at a peer with a link of its own */
 };
 
 static int64_t limit_ms(const struct tr_conn *conn)
@@ -57,12 +60,15 @@ void silence_prepare(const struct tr_conn *conn)
 
 void silence_begin(struct tr_conn *conn)
 {
-	if (conn->own_link) {
-		conn->silence.look_ns = INT64_MAX;
-		return;
-	}
+	if (conn->own_link)
+		return silence_look_again(conn);
 	kernel_gives_up_after(conn, INT_MAX);
 	conn->silence = (struct silence){ .heard_ns = kv_now_ns() };
+}
+
+void silence_look_again(struct tr_conn *conn)
+{
+	conn->silence.look_ns = kv_deadline_ns(LINK_LOOK_MS);
 }
 
 void silence_end(const struct tr_conn *conn)
@@ -92,7 +98,7 @@ bool silence_is_loss(struct tr_conn *conn, struct kv_error *err)
 	struct silence *s = &conn->silence;
 	int64_t limit = limit_ms(conn) * KV_NS_PER_MS, now = kv_now_ns(), tcp;
 
-	if (now < s->look_ns)
+	if (conn->own_link || now < s->look_ns)
 		return false;
 	s->look_ns = now + limit / LOOKS;
 	tcp = tcp_heard_ns(conn, now);

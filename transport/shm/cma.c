@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cma.c -- cross memory attach: the kernel copies between two processes, many spans a call */
+#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -10,20 +12,26 @@
 #include "shm.h"
 
 /*
- * Whether the kernel allows it. It checks the right before the address, so an address that no
- * process has is enough: EFAULT means yes. No address that the peer names is touched here: its page
- * may be one that never comes (userfaultfd, FUSE).
+ * What the kernel says to a call for an address that no process has: it checks the right before the
+ * address, so EFAULT means that it allows it. No address that the peer names is touched here: its
+ * page may be one that never comes (userfaultfd, FUSE).
  */
-static bool may_touch(const struct shm_conn *sc, bool write)
+static int touch(pid_t pid, bool write)
 {
 	uint8_t byte = 0;
 	struct iovec mine = { &byte, 1 }, theirs = { (void *)(uintptr_t)-4096, 1 };
 
+	if ((write ? process_vm_writev(pid, &mine, 1, &theirs, 1, 0)
+		   : process_vm_readv(pid, &mine, 1, &theirs, 1, 0)) >= 0)
+		errno = 0;
+	return errno;
+}
+
+static bool may_touch(const struct shm_conn *sc, bool write)
+{
 	if (kv_fault(SHM_PROBE))
 		return errno = EPERM, false;
-	return (write ? process_vm_writev(sc->pid, &mine, 1, &theirs, 1, 0)
-		      : process_vm_readv(sc->pid, &mine, 1, &theirs, 1, 0)) < 0 &&
-	       errno == EFAULT;
+	return touch(sc->pid, write) == EFAULT;
 }
 
 /* no_cma gives the reasons why not. */
@@ -46,6 +54,36 @@ void cma_probe(struct shm_conn *sc)
 			return;
 		}
 	sc->cma_works = true;
+}
+
+/* A process has as many as it likes: with more it is not known. */
+enum { THREADS_LOOKED_AT = 4096 };
+
+static bool is_gone(pid_t thread)
+{
+	return touch(thread, false) == ESRCH;
+}
+
+/* Of all its threads, as the first one may have ended alone. */
+static bool no_thread_has_memory(pid_t pid)
+{
+	int n = 0, with = 0;
+	char path[64];
+	DIR *threads;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	threads = opendir(path);
+	if (!threads)
+		return false;
+	for (const struct dirent *d; !with && n < THREADS_LOOKED_AT && (d = readdir(threads)); n++)
+		with = d->d_name[0] != '.' && !is_gone((pid_t)strtol(d->d_name, NULL, 10));
+	closedir(threads);
+	return n && n < THREADS_LOOKED_AT && !with;
+}
+
+bool cma_peer_is_ending(const struct shm_conn *sc)
+{
+	return sc->cma_works && is_gone(sc->pid) && no_thread_has_memory(sc->pid);
 }
 
 static ssize_t transfer(const struct shm_conn *sc, int kind, bool alive, struct iovec *local,

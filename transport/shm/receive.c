@@ -295,13 +295,16 @@ int shm_progress(struct tr_conn *conn)
 	return ret;
 }
 
-/* The local socket and the pidfd show it, whatever TCP does. */
+/* The local socket and the pidfd show it, whatever TCP does, and the peer's memory sooner. */
 bool shm_ask(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct kv_error cause;
+	int ret = look_at_link(sc, &cause);
 
-	if (look_at_link(sc, &cause))
+	if (!ret && !sc->hung_up)
+		sc->hung_up = cma_peer_is_ending(sc);
+	if (ret)
 		shm_lose(sc, &cause);
 	else if (!sc->hung_up)
 		return sc->sock >= 0 || sc->pidfd >= 0;

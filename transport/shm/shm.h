@@ -285,7 +285,7 @@ struct shm_conn {
 	bool armed;
 	uint8_t unlooked; /* times that it was armed, not rung, and the link not looked at */
 	bool unrung;  /* the peer may sleep though link_wake was called */
-	bool hung_up; /* the socket's EOF or the pidfd was seen */
+	bool hung_up; /* the socket's EOF or the pidfd was seen, or that the peer is ending */
 
 	int64_t fence_deadline_ns; /* 0: not begun */
 
@@ -365,6 +365,11 @@ void pool_give_budget(struct shm_conn *sc, uint64_t len);
 
 /* cma.c */
 void cma_probe(struct shm_conn *sc);
+/*
+ * The peer's address space is gone: nothing of it runs any more, and its sockets will close, when
+ * the kernel has freed its memory. A GPU may still store for it. Seen where process_vm_* works.
+ */
+bool cma_peer_is_ending(const struct shm_conn *sc);
 /*
  * Moves all spans: 0 or errno. May never return (copy.c). Touches nothing of the connection that
  * changes; any thread may call it. alive: the caller has just seen that the process still exists.
