@@ -238,6 +238,11 @@ void tr_conn_poll_on(struct tr_conn *conn)
 		conn->provider->polled(conn);
 }
 
+bool tr_conn_computes(const struct tr_conn *conn)
+{
+	return conn->provider && conn->provider->computes && conn->provider->computes(conn);
+}
+
 bool tr_conn_awaits(const struct tr_conn *conn)
 {
 	return conn->stage == CONN_READY && conn->provider->await;

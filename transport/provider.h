@@ -74,6 +74,7 @@ struct tr_provider {
 	void (*polled)(struct tr_conn *conn); /* tr_conn_poll_on; NULL: it costs nothing anyway */
 	/* tr_conn_await; NULL: false */
 	bool (*await)(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
+	bool (*computes)(const struct tr_conn *conn); /* tr_conn_computes; NULL: no */
 	void (*op_begin)(struct tr_op *op);
 	long (*op_add)(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err);

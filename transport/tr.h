@@ -535,6 +535,8 @@ void tr_conn_poll_on(struct tr_conn *conn);
  */
 bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd);
 bool tr_conn_awaits(const struct tr_conn *conn); /* it may sleep there at all */
+/* A kernel of a GPU runs for it, whose end wakes nobody: who sleeps now learns of it late. */
+bool tr_conn_computes(const struct tr_conn *conn);
 
 /* ---------------------------------------------------------------- looking inside */
 

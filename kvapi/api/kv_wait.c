@@ -75,6 +75,13 @@ static bool await_peer(struct kv_peer *peer, int64_t looks_ns, int64_t most_ns)
 	return slept;
 }
 
+/* It would be missed: a batch of a GPU takes so long, and a wake-up as much again. */
+static bool kernel_runs(const struct kv_op *op, int64_t now)
+{
+	return op->engine->spin_ns && now - op->begun_ns < SPIN_MOST_NS &&
+	       op->peer->state == KV_PEER_UP && tr_conn_computes(op->peer->conn);
+}
+
 void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 {
 	int64_t until = spin_until(op), leave = await_until(op, deadline_ns);
@@ -88,7 +95,7 @@ void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 		if (kv_op_progress(op)) {
 			until = spin_until(op);
 			leave = await_until(op, deadline_ns);
-		} else if (!slept && now >= until) {
+		} else if (!slept && now >= until && !kernel_runs(op, now)) {
 			return;
 		}
 	}

@@ -424,6 +424,11 @@ int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
 	return ret ? ret : queue->done < batch;
 }
 
+bool gpu_queue_runs(const struct gpu_queue *queue)
+{
+	return queue->launched != queue->done;
+}
+
 void gpu_queue_drop(struct gpu_queue *queue)
 {
 	queue->pieces = 0;

@@ -225,6 +225,8 @@ int gpu_queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
 void gpu_queue_go(struct gpu_queue *queue);
 /* What is not started never will be. */
 void gpu_queue_drop(struct gpu_queue *queue);
+/* A kernel of it does, as far as it has looked. */
+bool gpu_queue_runs(const struct gpu_queue *queue);
 /* No kernel of it runs. */
 bool gpu_queue_quiet(struct gpu_queue *queue);
 /* What is not started never will be, and what runs is waited for; false: it does so no longer. */

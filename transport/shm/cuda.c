@@ -219,6 +219,16 @@ int cuda_end(struct shm_conn *sc, struct tr_op *op, struct kv_error *err)
 	return TR_AGAIN;
 }
 
+bool cuda_runs(const struct tr_conn *conn)
+{
+	const struct shm_cuda *cuda = ((const struct shm_conn *)tr_conn_priv(conn))->cuda;
+	int i = 0;
+
+	while (cuda && i < SHM_GPUS && cuda->queue[i] && !gpu_queue_runs(cuda->queue[i]))
+		i++;
+	return cuda && i < SHM_GPUS && cuda->queue[i];
+}
+
 void cuda_go(struct shm_conn *sc)
 {
 	for (int i = 0; i < SHM_GPUS && sc->cuda->queue[i]; i++)

@@ -174,6 +174,7 @@ const struct tr_provider tr_shm_provider = {
 	.mem_close = shm_mem_close,
 	.op_bytes = sizeof(struct shm_op),
 	.op_begin = shm_op_begin,
+	.computes = cuda_runs,
 	.op_add = shm_op_add,
 	.takes_blocks = cuda_takes_blocks,
 	.op_add_blocks = cuda_add_blocks,

@@ -466,6 +466,7 @@ static inline bool cuda_has(const struct shm_conn *sc, const struct tr_op *op)
 {
 	return sc->cuda && sc->cuda->op[op->index].queue;
 }
+bool cuda_runs(const struct tr_conn *conn); /* a kernel does, as far as was looked */
 /* Each progress: what operations have put and no commit has started, as they wait for an event. */
 void cuda_go(struct shm_conn *sc);
 /* false: nothing of it runs. true: cuda_ended will return it, or the connection ends it. */
