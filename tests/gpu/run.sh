@@ -3,7 +3,7 @@
 #
 # run.sh -- GPU memory between two processes of one host, on a machine that has a GPU; about 2 minutes; no network
 #
-# usage: tests/gpu/run.sh [build|check|life|table|replay|all|two|tcp|python|engines]
+# usage: tests/gpu/run.sh [build|check|life|table|replay|all|two|tcp|python|engines|streams]
 #
 # check compares every byte, small; life makes 1,000 connections and kills processes whose kernels run; table prints GB/s beside
 # one bare kernel of the same run and leaves JSON in $OUT; replay is kv_pd_replay with its pools there; all is these four. two: the table and life between GPU 0 and GPU 1.
@@ -13,6 +13,7 @@
 # or one that is built here (Python.h).
 # build only builds all of it (CFLAGS are added). tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # engines: the kernel beside the copy engines, by the size of a span; with OTHER=1 to GPU 1, too.
+# streams: one and two streams of TCP in turn (bench/tcp_figures.py); no GPU, many cores.
 # COMMIT=... names the tree in the JSON files where git is not there.
 # Needs gcc, the headers of libibverbs and librdmacm, and the driver of a GPU of compute capability 8.0 or later.
 set -uo pipefail
@@ -67,11 +68,11 @@ compile_core() {
 if [ "$what" = engines ] || [ "$what" = build ]; then
 	compile gpu_engines bench/{gpu_engines,results}.c
 fi
-if [ "$what" != python ] && [ "$what" != engines ]; then
+if [ "$what" != python ] && [ "$what" != engines ] && [ "$what" != streams ]; then
 	compile gpu_pd bench/{gpu_pd,results}.c
 	compile gpu_life tests/gpu/gpu_life.c
 fi
-if [ "$what" = tcp ] || [ "$what" = build ]; then
+if [ "$what" = tcp ] || [ "$what" = streams ] || [ "$what" = build ]; then
 	compile kv_floor -Itests bench/{kv_floor,copy,floor_loops,floor_receiver,floor_tcp,results}.c tests/loop/tr_pair.c mpi_tests/{pattern,util}.c
 fi
 if [ "$what" = build ]; then
@@ -81,6 +82,7 @@ if [ "$what" = build ]; then
 fi
 build=$(realpath "$build")
 peers=$(realpath bench/gpu_peers.py)
+figures=$(realpath bench/tcp_figures.py)
 tensors=$(realpath tests/gpu/tensors.py)
 example=$(realpath python/examples/disaggregated.py)
 fastdeploy=$(realpath python/tests/test_fastdeploy.py)
@@ -145,6 +147,9 @@ if [ "$what" = engines ]; then
 	for mib in 64 8; do
 		run "$build/gpu_engines" ${OTHER:+--other "$OTHER"} --bytes "$mib" --json "h200_engines_$mib.json"
 	done
+fi
+if [ "$what" = streams ]; then
+	run python3 -B "$figures" "$build" --only streams --rounds 2 --json tcp_streams.json
 fi
 if [ "$what" = tcp ]; then
 	export KVCACHE_TRANSPORT=tcp
