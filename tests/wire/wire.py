@@ -4,8 +4,9 @@
     left namespace              middle (the caller's)                 right namespace
     wire0 10.77.0.1  == veth ==  left   <- Wire: a thread ->  right  == veth ==  wire0 10.77.0.2
 
-The thread carries each frame from one side to the other by packet sockets, and loses, delays and reorders them as a seed says. So no
-module of the kernel is needed beyond veth: sch_netem is in few kernels of cloud machines."""
+The thread carries each frame from one side to the other by packet sockets, and loses, delays, reorders and changes them as a seed says. So
+no module of the kernel is needed beyond veth: sch_netem is in few kernels of cloud machines."""
+import array
 import ctypes
 import fcntl
 import heapq
@@ -24,6 +25,7 @@ ADDRESS = {"left": "10.77.0.1", "right": "10.77.0.2"}
 ADDRESS6 = {"left": "fd77::1", "right": "fd77::2"}
 ETH_P_ALL, PACKET_OUTGOING = 3, 4
 SIOCETHTOOL, PR_SET_PDEATHSIG = 0x8946, 1
+QUEUE_S = 0.2  # of a wire with a rate: how long a frame waits at most, else it is lost
 # What a NIC would do and this wire does not: checksums, segments of more than a frame.
 OFFLOADS = {"checksums": 0x17, "scatter": 0x19, "TCP segments": 0x1F, "segments": 0x24}
 
@@ -52,6 +54,66 @@ def without_offloads(name):
         for command in OFFLOADS.values():
             value = ctypes.create_string_buffer(struct.pack("II", command, 0))
             fcntl.ioctl(s, SIOCETHTOOL, struct.pack("16sQ16x", name.encode(), ctypes.addressof(value)))
+
+
+# ------------------------------------------------------------------------------------------------ what is in a frame
+
+ETHERNET, IP_TCP, FIN, SYN, RST, ACK = 14, 6, 1, 2, 4, 16
+
+
+def tcp_at(frame):
+    """Where the header of TCP begins in a frame of IPv4, or None."""
+    if frame[12:14] != b"\x08\x00" or frame[23] != IP_TCP:
+        return None
+    return ETHERNET + (frame[ETHERNET] & 15) * 4
+
+
+def ports(frame):
+    """Of a segment of TCP: (from, to); else ()."""
+    at = tcp_at(frame)
+    return struct.unpack_from("!HH", frame, at) if at else ()
+
+
+def ones_sum(data):
+    words = array.array("H", bytes(data) + b"\0" * (len(data) % 2))
+    words.byteswap()
+    total = sum(words)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def with_checksums(frame):
+    """After its headers were changed."""
+    frame, at, end = bytearray(frame), tcp_at(frame), ETHERNET + struct.unpack_from("!H", frame, ETHERNET + 2)[0]
+    struct.pack_into("!H", frame, ETHERNET + 10, 0)
+    struct.pack_into("!H", frame, ETHERNET + 10, ones_sum(frame[ETHERNET:at]))
+    struct.pack_into("!H", frame, at + 16, 0)
+    pseudo = frame[ETHERNET + 12:ETHERNET + 20] + struct.pack("!BBH", 0, IP_TCP, end - at)
+    struct.pack_into("!H", frame, at + 16, ones_sum(pseudo + frame[at:end]))
+    return bytes(frame)
+
+
+def reset_after(frame):
+    """What a firewall that has forgotten the connection would send in the name of this segment's sender."""
+    at, end = tcp_at(frame), ETHERNET + struct.unpack_from("!H", frame, ETHERNET + 2)[0]
+    sequence, = struct.unpack_from("!I", frame, at + 4)
+    payload = end - at - (frame[at + 12] >> 4) * 4
+    reset = bytearray(frame[:at + 20])
+    struct.pack_into("!H", reset, ETHERNET + 2, at + 20 - ETHERNET)
+    struct.pack_into("!I", reset, at + 4, sequence + payload & 0xFFFFFFFF)
+    reset[at + 12], reset[at + 13] = 5 << 4, RST | ACK
+    return with_checksums(reset)
+
+
+def without_window(frame):
+    """The same segment, whose sender says that it has no room."""
+    frame = bytearray(frame)
+    struct.pack_into("!H", frame, tcp_at(frame) + 14, 0)
+    return with_checksums(frame)
+
+
+# ------------------------------------------------------------------------------------------------ the wire
 
 
 class Side:
@@ -91,7 +153,8 @@ class Side:
 
 
 class Wire(threading.Thread):
-    """Frames from side to side. By the side that they come from: loss and reorder are shares, delay is in seconds."""
+    """Frames from side to side. By the side that they come from: loss and reorder are shares, delay is in seconds, rate in bits a second.
+    change(side, frame) returns the frames that are carried instead of one."""
 
     def __init__(self, seed):
         super().__init__(daemon=True)
@@ -110,6 +173,7 @@ class Wire(threading.Thread):
     def quiet(self):
         """As a good wire."""
         self.loss, self.delay, self.reorder, self.cut = [0, 0], 0, 0, [False, False]
+        self.change, self.rate, self.free = None, 0, [0, 0]
 
     def take(self, side):
         try:
@@ -121,13 +185,25 @@ class Wire(threading.Thread):
         if self.cut[side] or self.random.random() < self.loss[side]:
             self.lost += 1
             return True
+        change = self.change
+        for one in change(side, frame) if change else [frame]:
+            self.carry(side, one)
+        return True
+
+    def carry(self, side, frame):
         wait = self.delay + (0.02 if self.random.random() < self.reorder else 0)
+        if self.rate:
+            now = time.monotonic()
+            if self.free[side] > now + QUEUE_S:
+                self.lost += 1
+                return
+            self.free[side] = max(now, self.free[side]) + 8 * len(frame) / self.rate
+            wait += self.free[side] - now
         if wait:
             self.number += 1
             heapq.heappush(self.late, (time.monotonic() + wait, self.number, 1 - side, frame))
         else:
             self.give(1 - side, frame)
-        return True
 
     def give(self, side, frame):
         try:
