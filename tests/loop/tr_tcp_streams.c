@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * tr_tcp_streams.c -- one of several streams is late: the notify, the end of the operation and what
- * follows wait for its bytes
+ * follows wait for its bytes; many bytes over all of them, by threads
  */
+#include <stdlib.h>
+
+#include "base/fault.h"
 #include "lib/test.h"
 #include "tcp/tcp.h"
 #include "tr_pair.h"
@@ -82,3 +85,89 @@ CASE(what_follows_waits_for_the_stream_that_is_late)
 
 	assert_int_equal(pair_run(&config, writer, reader), 0);
 }
+
+enum { MUCH = 8 << 20, PIECE = 64 << 10, ROUNDS = 2 };
+
+static struct tr_op *begin_much(struct pair_side *s, int kind, unsigned int round)
+{
+	struct tr_op *op = pair_begin(s, kind, round);
+
+	/* In another order, each to where it lies here. */
+	for (uint64_t i = 0; i < MUCH / PIECE; i++) {
+		uint64_t at = (i * 77 + round) % (MUCH / PIECE) * PIECE;
+		struct tr_span span = { at, at, PIECE };
+
+		pair_add(s, op, &span, 1);
+	}
+	return op;
+}
+
+struct may_start {
+	unsigned int threads;
+	uint32_t fails; /* the first that does not start; 0: none */
+};
+
+static void move_much(struct pair_side *s)
+{
+	const struct may_start *may = s->config->arg;
+	struct tcp_conn *tc;
+
+	pair_up(s);
+	tc = tr_conn_priv(s->conn);
+	kv_fault_arm(KV_FAULT_TCP_THREAD, may->fails);
+	for (unsigned int i = 0; i < ROUNDS; i++) {
+		pair_fill(s->base, SEED + i, 0, MUCH);
+		pair_commit(s, begin_much(s, TR_WRITE, i), TR_NOTIFY | TR_LANDED, i);
+		pair_wait_ended(s, 2 * i + 1);
+		PAIR_CHECK(s->last_end == TR_WRITTEN);
+		pair_meet(s); /* it has looked at them, and has others now */
+		pair_commit(s, begin_much(s, TR_READ_OP, i), 0, 0);
+		pair_wait_ended(s, 2 * i + 2);
+		PAIR_CHECK(s->last_end == TR_READ &&
+			   pair_differs(s->base, TARGET_SEED + i, 0, MUCH) < 0);
+		pair_meet(s);
+	}
+	PAIR_CHECK(tc->ctx->calls.started == may->threads);
+	pair_down(s);
+}
+
+static void have_much(struct pair_side *s)
+{
+	pair_up(s);
+	for (unsigned int i = 0; i < ROUNDS; i++) {
+		pair_wait_notifies(s, i + 1);
+		PAIR_CHECK(pair_differs(s->base, SEED + i, 0, MUCH) < 0);
+		pair_fill(s->base, TARGET_SEED + i, 0, MUCH);
+		pair_meet(s);
+		pair_meet(s);
+	}
+	pair_down(s);
+}
+
+CASE(what_several_streams_carry_is_moved_by_threads_too)
+{
+	struct may_start both = { .threads = 2 };
+	struct pair_config config = { .parent_path = "tcp",
+				      .child_path = "tcp",
+				      .region = MUCH,
+				      .option = "KVCACHE_TCP_STREAMS=3",
+				      .arg = &both };
+
+	setenv("KVCACHE_TCP_THREADS", "2", 1);
+	assert_int_equal(pair_run(&config, move_much, have_much), 0);
+}
+
+#ifdef KVRAIL_FAULTS
+CASE(without_threads_their_owner_moves_it_alone)
+{
+	struct may_start none = { .fails = 1 };
+	struct pair_config config = { .parent_path = "tcp",
+				      .child_path = "tcp",
+				      .region = MUCH,
+				      .option = "KVCACHE_TCP_STREAMS=3",
+				      .arg = &none };
+
+	setenv("KVCACHE_TCP_THREADS", "2", 1);
+	assert_int_equal(pair_run(&config, move_much, have_much), 0);
+}
+#endif

@@ -70,29 +70,26 @@ int place_check_answer(struct tcp_stream *st, struct kv_error *err)
 
 /* ---------------------------------------------------------------- the next places */
 
-/* The next places of a payload, alike: all are memory, all are a GPU's, or all are nowhere. */
-struct places {
-	struct iovec iov[STREAM_SPANS_MAX + 1];	 /* and what follows the payload */
-	struct tr_mem *of[STREAM_SPANS_MAX + 1]; /* the region if it is a GPU's; else NULL */
-	unsigned int n;
-	size_t bytes;
-	bool nowhere;
-	struct tr_mem *mem; /* held */
-};
-
-static void add_place(struct places *p, uint8_t *at, size_t len, struct tr_mem *gpu)
+static void add_place(struct tcp_places *p, uint8_t *at, size_t len, struct tr_mem *gpu)
 {
 	p->of[p->n] = gpu;
 	p->iov[p->n++] = (struct iovec){ at, len };
 	p->bytes += len;
 }
 
-static bool is_gpus(const struct places *p)
+static void drop_region(struct tcp_places *p)
+{
+	if (p->mem)
+		tr_mem_put(p->mem);
+	p->mem = NULL;
+}
+
+static bool is_gpus(const struct tcp_places *p)
 {
 	return p->n && p->of[0];
 }
 
-static int data_places(struct tcp_stream *st, struct places *p, struct kv_error *err)
+static int data_places(struct tcp_stream *st, struct tcp_places *p, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
 	uint32_t done = in->done;
@@ -117,7 +114,7 @@ static int data_places(struct tcp_stream *st, struct places *p, struct kv_error 
 	return 0;
 }
 
-static void answer_places(const struct tcp_stream *st, struct places *p)
+static void answer_places(const struct tcp_stream *st, struct tcp_places *p)
 {
 	for (unsigned int i = st->read_head; p->n < STREAM_SPANS_MAX && p->bytes < st->in.left;
 	     i++) {
@@ -146,7 +143,7 @@ static bool has_broken(struct tcp_stream *st)
 }
 
 /* 0, TR_AGAIN: no more is placed, or the connection's failure. */
-static int find_places(struct tcp_stream *st, struct places *p, struct kv_error *err)
+static int find_places(struct tcp_stream *st, struct tcp_places *p, struct kv_error *err)
 {
 	const struct tcp_in *in = &st->in;
 
@@ -240,7 +237,7 @@ int place_wait(struct tcp_stream *st, int64_t deadline_ns)
 }
 
 /* Bytes that came with a header: to a GPU. */
-static int scatter_buffered(struct tcp_stream *st, const struct places *p, struct kv_error *err)
+static int scatter_buffered(struct tcp_stream *st, const struct tcp_places *p, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
 	int ret = tcp_stage_open(st, &st->in_stage, p->of[0], err);
@@ -258,7 +255,7 @@ static int scatter_buffered(struct tcp_stream *st, const struct places *p, struc
 int place_buffered(struct tcp_stream *st, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	struct places p;
+	struct tcp_places p;
 
 	while (in->left && in->from != in->to) {
 		size_t n, have = in->to - in->from;
@@ -275,8 +272,7 @@ int place_buffered(struct tcp_stream *st, struct kv_error *err)
 			in->from += n;
 			placed(st, n);
 		}
-		if (p.mem)
-			tr_mem_put(p.mem);
+		drop_region(&p);
 		if (ret)
 			return ret;
 	}
@@ -289,75 +285,83 @@ ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes)
 	return recv(st->sock, NULL, bytes, MSG_TRUNC | MSG_DONTWAIT);
 }
 
-/* n 0: the bytes go nowhere. */
-static ssize_t receive(struct tcp_stream *st, struct iovec *iov, unsigned int n, size_t bytes)
+static struct tcp_call receive_call(const struct tcp_stream *st, struct iovec *iov, unsigned int n)
 {
-	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = n };
-	ssize_t got;
-
-	tr_conn_count(st->tc->conn)->syscalls++;
-	do
-		got = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
-		      : !n		    ? place_nowhere(st, bytes)
-					    : recvmsg(st->sock, &msg, MSG_DONTWAIT);
-	while (got < 0 && errno == EINTR);
-	return got;
+	return (struct tcp_call){ .sock = st->sock,
+				  .flags = MSG_DONTWAIT,
+				  .msg = { .msg_iov = iov, .msg_iovlen = n } };
 }
 
 /* What follows the payload stays in the socket. */
-static ssize_t receive_for_gpu(struct tcp_stream *st, const struct places *p, bool *more_p,
-			       struct kv_error *err)
+static int receive_for_gpu(struct tcp_stream *st, struct tcp_places *p, struct kv_error *err)
 {
 	int ret = tcp_stage_open(st, &st->in_stage, p->of[0], err);
 	struct iovec iov;
-	ssize_t n;
 
 	if (ret)
-		return -2;
+		return ret;
 	iov = (struct iovec){ st->in_stage.bytes, tcp_stage_reach(p->iov, p->of, p->n) };
-	n = receive(st, &iov, 1, iov.iov_len);
-	*more_p = n == (ssize_t)iov.iov_len;
-	if (n > 0 && tcp_stage_scatter(st, p->iov, p->of, (size_t)n, err) < 0)
-		return -2;
-	return n;
+	p->call = receive_call(st, &iov, 1);
+	calls_make(st->tc, &p->call, 1);
+	p->more = p->call.bytes == (ssize_t)iov.iov_len;
+	return p->call.bytes <= 0
+		       ? 0
+		       : tcp_stage_scatter(st, p->iov, p->of, (size_t)p->call.bytes, err);
 }
 
-ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err)
+static void receive_nowhere(struct tcp_stream *st, struct tcp_places *p)
+{
+	tr_conn_count(st->tc->conn)->syscalls++;
+	do
+		p->call.bytes = kv_fault(TCP_RECEIVE) ? (errno = ECONNRESET, -1)
+						      : place_nowhere(st, p->bytes);
+	while (p->call.bytes < 0 && errno == EINTR);
+	p->call.error = errno;
+}
+
+bool place_receive_begin(struct tcp_stream *st, struct tcp_places *p, struct kv_error *err)
 {
 	struct tcp_in *in = &st->in;
-	struct places p;
-	size_t payload, want;
-	ssize_t n;
-	int ret;
+	int ret = 0;
 
-	p.n = 0;
-	p.bytes = 0;
-	p.mem = NULL;
-	ret = stage_runs(st->in_stage.stage) ? TR_AGAIN : in->left ? find_places(st, &p, err) : 0;
-	if (ret || is_gpus(&p)) {
-		n = ret ? ret : receive_for_gpu(st, &p, more_p, err);
-		if (p.mem)
-			tr_mem_put(p.mem);
-		if (!ret)
-			return n;
-		errno = EAGAIN;
-		return ret < 0 ? -2 : -1;
+	p->n = 0;
+	p->bytes = 0;
+	p->nowhere = p->more = false;
+	p->mem = NULL;
+	p->call.bytes = -1; /* none, so far */
+	p->call.error = EAGAIN;
+	if (stage_runs(st->in_stage.stage))
+		return false;
+	if (in->left)
+		ret = find_places(st, p, err);
+	if (!ret && is_gpus(p))
+		ret = receive_for_gpu(st, p, err);
+	if (ret < 0)
+		p->call.bytes = -2;
+	if (ret || is_gpus(p)) {
+		drop_region(p);
+		return false;
 	}
-	payload = p.bytes;
-	if (payload && p.nowhere)
-		p.n = 0;
-	else if (payload == in->left)
-		add_place(&p, in->bytes + in->to, sizeof(in->bytes) - in->to, NULL);
-	want = p.bytes;
-	n = receive(st, p.iov, p.n, want);
-	if (p.mem)
-		tr_mem_put(p.mem);
-	*more_p = n == (ssize_t)want;
-	if (n <= 0)
-		return n;
-	if (payload > (size_t)n)
-		payload = (size_t)n;
-	in->to += (size_t)n - payload;
+	p->payload = p->bytes;
+	if (p->nowhere) {
+		receive_nowhere(st, p);
+		place_receive_end(st, p);
+		return false;
+	}
+	if (p->payload == in->left)
+		add_place(p, in->bytes + in->to, sizeof(in->bytes) - in->to, NULL);
+	p->call = receive_call(st, p->iov, p->n);
+	return true;
+}
+
+void place_receive_end(struct tcp_stream *st, struct tcp_places *p)
+{
+	size_t payload = p->payload, n = p->call.bytes > 0 ? (size_t)p->call.bytes : 0;
+
+	drop_region(p);
+	p->more = n == p->bytes;
+	if (payload > n)
+		payload = n;
+	st->in.to += n - payload;
 	placed(st, payload);
-	return n;
 }

@@ -10,7 +10,6 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
-#include "base/fault.h"
 #include "tcp.h"
 
 static bool has_room(const struct tcp_queue *q, size_t bytes, unsigned int pieces, size_t keep)
@@ -94,7 +93,7 @@ bool queue_reports(const struct tcp_stream *st)
 }
 
 /* What the receiver and the sender have to say to each other, as far as there is room. */
-static void append_due(struct tcp_stream *st)
+void queue_due(struct tcp_stream *st)
 {
 	struct tcp_queue *q = &st->queue;
 	struct tcp_in *in = &st->in;
@@ -118,19 +117,25 @@ static void append_due(struct tcp_stream *st)
 
 /* ---------------------------------------------------------------- to the socket */
 
+/* Up to 1024 pieces. */
+static struct tcp_call send_call(const struct tcp_stream *st, const struct iovec *piece,
+				 unsigned int n, bool more)
+{
+	return (struct tcp_call){
+		.sock = st->sock,
+		.sends = true,
+		.flags = MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0),
+		.msg = { .msg_iov = (struct iovec *)(uintptr_t)piece, .msg_iovlen = n },
+	};
+}
+
 ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned int n, bool more)
 {
-	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)piece, .msg_iovlen = n };
-	ssize_t sent;
+	struct tcp_call call = send_call(st, piece, n, more);
 
-	tr_conn_count(st->tc->conn)->syscalls++;
-	do
-		sent = kv_fault(TCP_SEND)
-			       ? (errno = ECONNRESET, -1)
-			       : sendmsg(st->sock, &msg,
-					 MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
-	while (sent < 0 && errno == EINTR);
-	return sent;
+	calls_make(st->tc, &call, 1);
+	errno = call.error;
+	return call.bytes;
 }
 
 ssize_t queue_send_gathered(struct tcp_stream *st, const struct iovec *piece,
@@ -148,19 +153,27 @@ ssize_t queue_send_gathered(struct tcp_stream *st, const struct iovec *piece,
 	return sent;
 }
 
+/* The first pieces that are in memory of this host: how many. */
+static unsigned int plain_pieces(const struct tcp_queue *q)
+{
+	unsigned int end = q->head;
+
+	while (end != q->tail && q->piece[end].iov_base && !q->of[end])
+		end++;
+	return end - q->head;
+}
+
 static ssize_t send_front(struct tcp_stream *st)
 {
 	struct tcp_queue *q = &st->queue;
-	unsigned int end = q->head;
+	unsigned int n = plain_pieces(q);
 
-	if (!q->piece[q->head].iov_base)
-		return answer_send(st, q->piece[q->head].iov_len);
+	if (n)
+		return queue_send(st, &q->piece[q->head], n, q->head + n != q->tail);
 	if (q->of[q->head])
 		return queue_send_gathered(st, &q->piece[q->head], &q->of[q->head],
 					   q->tail - q->head);
-	while (end != q->tail && q->piece[end].iov_base && !q->of[end])
-		end++;
-	return queue_send(st, &q->piece[q->head], end - q->head, end != q->tail);
+	return answer_send(st, q->piece[q->head].iov_len);
 }
 
 static void drop_front(struct tcp_queue *q, size_t n)
@@ -182,34 +195,87 @@ static void drop_front(struct tcp_queue *q, size_t n)
 	}
 }
 
-void queue_flush(struct tcp_stream *st)
+/* Something waits that the socket may take. */
+static bool can_send(const struct tcp_stream *st)
 {
-	append_due(st);
-	queue_push(st);
+	const struct tcp_queue *q = &st->queue;
+
+	return q->head != q->tail && !q->full && !st->tc->data->failure.code;
 }
 
-void queue_push(struct tcp_stream *st)
+/* n: bytes, or as queue_send_gathered, and errno. True: there is more that can be sent. */
+static bool note_sent(struct tcp_stream *st, ssize_t n)
 {
 	struct kv_error *failure = &st->tc->data->failure;
 	struct tcp_queue *q = &st->queue;
 
-	while (q->head != q->tail && !q->full && !failure->code) {
-		ssize_t n = send_front(st);
-
-		if (n >= 0) {
-			drop_front(q, (size_t)n);
-			continue;
-		}
-		if (n == QUEUE_AGAIN) /* progress comes again */
-			return;
-		q->full = n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
-		if (n == -1 && !q->full)
-			kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "tcp", "sending to %s",
-				      tr_conn_address(st->tc->conn));
-		return;
+	if (n >= 0) {
+		drop_front(q, (size_t)n);
+		return can_send(st);
 	}
+	q->full = n == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
+	if (n == -1 && !q->full && !failure->code)
+		kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "tcp", "sending to %s",
+			      tr_conn_address(st->tc->conn));
+	return false; /* QUEUE_AGAIN: progress comes again */
+}
+
+static void push_stream(struct tcp_stream *st)
+{
+	struct tcp_queue *q = &st->queue;
+	bool more = can_send(st);
+
+	while (more)
+		more = note_sent(st, send_front(st));
 	if (q->head != q->tail)
 		return;
 	q->head = q->tail = 0;
 	q->used = 0;
+}
+
+void queue_flush(struct tcp_stream *st)
+{
+	queue_due(st);
+	push_stream(st);
+}
+
+/* What several streams have to send is sent at the same time: true if there were several. */
+static bool push_together(struct tcp_conn *tc)
+{
+	struct tcp_call call[TCP_STREAMS_MAX];
+	struct tcp_stream *of[TCP_STREAMS_MAX];
+	unsigned int n = 0, plain;
+
+	tcp_for_each (st, tc) {
+		struct tcp_queue *q = &st->queue;
+
+		plain = can_send(st) && queue_pending(q) >= TCP_SHARE ? plain_pieces(q) : 0;
+		if (!plain)
+			continue;
+		of[n] = st;
+		call[n++] = send_call(st, &q->piece[q->head], plain, q->head + plain != q->tail);
+	}
+	if (n < 2)
+		return false;
+	calls_make(tc, call, n);
+	for (unsigned int i = 0; i < n; i++) {
+		errno = call[i].error;
+		note_sent(of[i], call[i].bytes);
+	}
+	return true;
+}
+
+void queue_push_all(struct tcp_conn *tc)
+{
+	while (tc->streams > 1 && push_together(tc))
+		;
+	tcp_for_each (st, tc)
+		push_stream(st);
+}
+
+void queue_flush_all(struct tcp_conn *tc)
+{
+	tcp_for_each (st, tc)
+		queue_due(st);
+	queue_push_all(tc);
 }

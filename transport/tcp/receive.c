@@ -124,46 +124,148 @@ static int take_buffered(struct tcp_stream *st, struct kv_error *err)
 	return done;
 }
 
-/* Number of things done, or the connection's failure. */
-static int take_stream(struct tcp_stream *st, struct kv_error *err)
-{
-	struct kv_error *failure = &st->tc->data->failure;
-	struct tcp_in *in = &st->in;
-	uint64_t end = in->taken + TCP_TAKE_BYTES;
-	int done = 0, taken;
-	bool more = !in->drained;
-	ssize_t n = 1;
+/* What one look takes of a stream. */
+struct turn {
+	uint64_t end; /* position at which it is over */
+	int done;     /* things */
+	bool over, more;
+};
 
+static void begin_turn(struct tcp_stream *st, struct turn *turn)
+{
+	struct tcp_in *in = &st->in;
+
+	turn->end = in->taken + TCP_TAKE_BYTES;
+	turn->done = 0;
+	turn->over = false;
+	turn->more = !in->drained;
 	in->unasked = in->drained;
 	in->drained = false;
 	in->asked = in->next; /* another turn: what is open may have changed */
 	in->looked = false;
-	for (;;) {
-		taken = place_settle(st, err);
-		if (taken)
-			return taken == TR_AGAIN ? done + 1 : taken; /* a kernel works */
+}
+
+static bool others_are_over(const struct tcp_conn *tc, const struct turn *turns)
+{
+	for (unsigned int i = 1; i < tc->streams; i++)
+		if (!turns[i].over)
+			return false;
+	return true;
+}
+
+/* What is there already: 0, or the failure. */
+static int take_what_is_there(struct tcp_stream *st, struct turn *turns, struct kv_error *err)
+{
+	struct turn *turn = &turns[st->index];
+	struct tcp_in *in = &st->in;
+	int taken = place_settle(st, err);
+
+	if (taken == TR_AGAIN) { /* a kernel works */
+		turn->done++;
+		turn->over = true;
+		return 0;
+	}
+	if (!taken)
 		taken = take_buffered(st, err);
-		if (taken < 0)
-			return taken;
-		done += taken;
-		if (n <= 0 || !more || in->stalled || in->behind || st->hung_up || in->taken >= end)
-			return done;
-		n = place_receive(st, &more, err);
-		if (n == -2)
-			return err->code;
-		if (n > 0) {
-			tr_conn_count(st->tc->conn)->completions++; /* a sign of life: silence.c */
-			in->drained = !more;
-			done++;
-		} else if (!n) {
-			st->hung_up = true;
-		} else if (errno != EAGAIN && errno != EWOULDBLOCK) {
-			st->hung_up = true;
-			if (!failure->code)
-				kv_fail_errno(failure, KV_ERR_PEER_LOST, errno, "poll",
-					      "receiving from %s", tr_conn_address(st->tc->conn));
+	if (taken < 0)
+		return taken;
+	turn->done += taken;
+	/* It is looked at again once what it waits for may have come. */
+	if (in->behind)
+		turn->over = others_are_over(st->tc, turns);
+	else
+		turn->over = !turn->more || in->stalled || st->hung_up || in->taken >= turn->end;
+	return 0;
+}
+
+/* After a call to the socket: 0, or the failure. */
+static int note_received(struct tcp_stream *st, struct turn *turn, const struct kv_error *err)
+{
+	struct kv_error *failure = &st->tc->data->failure;
+	ssize_t n = st->places.call.bytes;
+	int error = st->places.call.error;
+
+	turn->more = n > 0 && st->places.more;
+	if (n == -2)
+		return err->code;
+	if (n > 0) {
+		tr_conn_count(st->tc->conn)->completions++; /* a sign of life: silence.c */
+		st->in.drained = !turn->more;
+		turn->done++;
+	} else if (!n) {
+		st->hung_up = true;
+	} else if (error != EAGAIN && error != EWOULDBLOCK) {
+		st->hung_up = true;
+		if (!failure->code)
+			kv_fail_errno(failure, KV_ERR_PEER_LOST, error, "poll", "receiving from %s",
+				      tr_conn_address(st->tc->conn));
+	}
+	return 0;
+}
+
+/*
+ * What is there, and a call to the socket, unless it is for so many bytes that it is made together
+ * with those of other streams: 1. Or the failure.
+ */
+static int take_some(struct tcp_stream *st, struct turn *turns, struct kv_error *err)
+{
+	int ret = take_what_is_there(st, turns, err);
+
+	if (ret || turns[st->index].over || st->in.behind)
+		return ret;
+	if (place_receive_begin(st, &st->places, err)) {
+		if (st->tc->streams > 1 && st->in.left >= TCP_SHARE)
+			return 1;
+		calls_make(st->tc, &st->places.call, 1);
+		place_receive_end(st, &st->places);
+	}
+	return note_received(st, &turns[st->index], err);
+}
+
+/*
+ * Each stream that has not had its turn; the first one last: its notifies wait for what the others
+ * bring.
+ */
+static int take_round(struct tcp_conn *tc, struct turn *turns, struct kv_error *err)
+{
+	struct tcp_stream *of[TCP_STREAMS_MAX], *st = tc->data->stream + tc->streams;
+	struct tcp_call call[TCP_STREAMS_MAX];
+	unsigned int n = 0;
+	int ret = 0;
+
+	while (ret >= 0 && st-- != tc->data->stream) {
+		ret = turns[st->index].over ? 0 : take_some(st, turns, err);
+		if (ret == 1) {
+			of[n] = st;
+			call[n++] = st->places.call;
 		}
 	}
+	if (n && ret >= 0)
+		calls_make(tc, call, n);
+	for (unsigned int i = 0; i < n; i++) {
+		of[i]->places.call = call[i];
+		place_receive_end(of[i], &of[i]->places);
+		if (ret >= 0)
+			ret = note_received(of[i], &turns[of[i]->index], err);
+	}
+	return ret < 0 ? ret : 0;
+}
+
+/* What has come by all streams: things done by each of them. 0, or the connection's failure. */
+static int take_streams(struct tcp_conn *tc, struct turn *turns, struct kv_error *err)
+{
+	bool over;
+	int ret;
+
+	tcp_for_each (st, tc)
+		begin_turn(st, &turns[st->index]);
+	do {
+		ret = take_round(tc, turns, err);
+		over = true;
+		tcp_for_each (st, tc)
+			over &= turns[st->index].over;
+	} while (!ret && !over);
+	return ret;
 }
 
 /* 0, or the system refuses: then the owner does not sleep. */
@@ -255,34 +357,31 @@ bool tcp_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int fd)
 }
 
 /* What has come, then what is to go: the number of things done, or the connection's failure. */
-static int move_stream(struct tcp_stream *st, struct kv_error *err)
-{
-	bool reports = queue_reports(st);
-	int done = take_stream(st, err);
-
-	if (done < 0)
-		return done;
-	done += answer_queue(st);
-	st->queue.full = false;
-	/*
-	 * A report that has just become due waits for what the owner makes of the same frames, an
-	 * acknowledgement: one packet for both.
-	 */
-	if (reports || !done)
-		queue_flush(st);
-	else
-		queue_push(st);
-	return done;
-}
-
-/* The first one last: its notifies wait for what the others bring. */
 static int move_streams(struct tcp_conn *tc, struct kv_error *err)
 {
-	int done = 0, moved = 0;
+	struct turn turn[TCP_STREAMS_MAX];
+	bool reports[TCP_STREAMS_MAX];
+	int done = 0, ret;
 
-	for (unsigned int i = tc->streams; moved >= 0 && i-- > 0; done += moved)
-		moved = move_stream(&tc->data->stream[i], err);
-	return moved < 0 ? moved : done;
+	tcp_for_each (st, tc)
+		reports[st->index] = queue_reports(st);
+	ret = take_streams(tc, turn, err);
+	if (ret)
+		return ret;
+	tcp_for_each (st, tc) {
+		int moved = turn[st->index].done + answer_queue(st);
+
+		st->queue.full = false;
+		/*
+		 * A report that has just become due waits for what the owner makes of the same
+		 * frames, an acknowledgement: one packet for both.
+		 */
+		if (reports[st->index] || !moved)
+			queue_due(st);
+		done += moved;
+	}
+	queue_push_all(tc);
+	return done;
 }
 
 /* The peer's end, or a failure to send: once nothing more comes. */

@@ -128,6 +128,15 @@ static int open_stages(struct tcp_conn *tc, int kind, const struct tr_mem *gpu,
 	return ret;
 }
 
+/* To be sent before the commit: by every stream, so that all can be sent at the same time. */
+static bool is_enough(struct tcp_conn *tc)
+{
+	tcp_for_each (st, tc)
+		if (queue_pending(&st->queue) < TCP_FLUSH)
+			return false;
+	return true;
+}
+
 long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		const struct tr_span *spans, size_t n, struct kv_error *err)
 {
@@ -159,8 +168,8 @@ long tcp_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		to->part = b.part;
 		bytes += b.bytes;
 		d->dealt += b.bytes;
-		if (queue_pending(&st->queue) >= TCP_FLUSH)
-			queue_flush(st);
+		if (is_enough(tc))
+			queue_flush_all(tc);
 	}
 	d->cut |= done < n && bytes >= TCP_ADD_BYTES;
 	return (long)done;
@@ -242,12 +251,6 @@ int send_settle(struct tcp_conn *tc, struct kv_error *err)
 
 /* ---------------------------------------------------------------- the provider's other calls */
 
-static void flush_streams(struct tcp_conn *tc)
-{
-	tcp_for_each (st, tc)
-		queue_flush(st);
-}
-
 static bool has_small_credit(const struct tcp_stream *first)
 {
 	return first->small - first->small_landed < TCP_SMALL_MAX;
@@ -263,7 +266,7 @@ static bool put_small_frame(struct tcp_conn *tc, const struct stream_frame *fram
 		first->small++;
 		return true;
 	}
-	flush_streams(tc); /* the caller waits for room */
+	queue_flush_all(tc); /* the caller waits for room */
 	tc->data->blocked = true;
 	return false;
 }
@@ -308,7 +311,7 @@ int tcp_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 		stand_in(flags & (TR_PROVEN | TR_LANDED) ? &d->to_land : &d->to_send, tc, op,
 			 TR_WRITTEN);
 	}
-	flush_streams(tc);
+	queue_flush_all(tc);
 	settle_line(tc, &d->to_send);
 	return 0;
 }

@@ -47,15 +47,20 @@ static int tcp_open_provider(struct tr *tr, void **ctx_p, struct kv_error *err)
 		return kv_fail(err, KV_ERR_NOMEM, "open", "cannot allocate the tcp provider");
 	ctx->tr = tr;
 	ret = read_ports(ctx, kv_option_string(tr->options, KV_OPT_TCP_PORTS), err);
-	if (ret)
+	if (ret) {
 		free(ctx);
-	else
-		*ctx_p = ctx;
-	return ret;
+		return ret;
+	}
+	calls_open(&ctx->calls, kv_option_int(tr->options, KV_OPT_TCP_THREADS));
+	*ctx_p = ctx;
+	return 0;
 }
 
-static void tcp_close_provider(void *ctx)
+static void tcp_close_provider(void *priv)
 {
+	struct tcp_ctx *ctx = priv;
+
+	calls_close(&ctx->calls);
 	free(ctx);
 }
 

@@ -5,6 +5,7 @@
  *   setup.c    the handshake: the connecting side opens data sockets to the accepting side's door
  *   door.c     the door: a connection there has to prove that it is the peer's
  *   stream.c   frames on a data socket (pure)
+ *   calls.c    system calls of several streams, made at the same time
  *   queue.c    frames going out: headers and small frames in a buffer, block data from where it is
  *   send.c     op_begin .. op_cancel, messages, when an operation is done
  *   answer.c   the peer's reads
@@ -22,6 +23,9 @@
 #ifndef TCP_H
 #define TCP_H
 
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 
 #include "provider.h"
@@ -32,23 +36,24 @@ enum tcp_limits {
 	TCP_STREAMS_MAX = 8,
 	/* Connections at a door that have not proven themselves: the peer's, a few of others. */
 	TCP_STRANGERS = TCP_STREAMS_MAX + 4,
-	TCP_ACCEPTS = 16, /* that one look at a door takes */
+	TCP_ACCEPTS = 16,      /* that one look at a door takes */
 	TCP_STRIPE = 64 << 10, /* bytes that are dealt to a stream before the next one's turn */
 	TCP_QUEUE_BYTES = 64 << 10, /* headers and small frames that wait to be sent */
 	TCP_QUEUE_PIECES = 1024,    /* of the queue: what one sendmsg takes */
-	TCP_BATCH_LEAST = 64, /* free pieces for which a batch is worth its header */
+	TCP_BATCH_LEAST = 64,	    /* free pieces for which a batch is worth its header */
 	/* Of the queue, kept for notifies and messages, and of that for TELL and REPORT. */
 	TCP_KEEP_BYTES = 16 << 10,
 	TCP_KEEP_PIECES = 64,
 	TCP_KEEP_LAST = 2 * STREAM_FIXED,
-	TCP_PENDING = 2 << 20,	/* bytes in the queue, for which no more are accepted */
-	TCP_FLUSH = 512 << 10,	/* that are sent without waiting for the commit */
-	TCP_ADD_BYTES = 4 << 20, /* that one call sends: how long it may keep its caller */
-	TCP_SMALL_MAX = 256,	/* notifies and messages that the peer has not taken */
-	TCP_SMALL_TOLD = 64,	/* of them, for which it says so unasked */
-	TCP_READS_MAX = 1024,	/* spans that were asked for and have not come, per side */
-	TCP_IN_BYTES = 8 << 10, /* a header with its spans, or what comes in one small piece */
+	TCP_PENDING = 2 << 20,	  /* bytes in the queue, for which no more are accepted */
+	TCP_FLUSH = 512 << 10,	  /* that are sent without waiting for the commit */
+	TCP_ADD_BYTES = 4 << 20,  /* that one call sends: how long it may keep its caller */
+	TCP_SMALL_MAX = 256,	  /* notifies and messages that the peer has not taken */
+	TCP_SMALL_TOLD = 64,	  /* of them, for which it says so unasked */
+	TCP_READS_MAX = 1024,	  /* spans that were asked for and have not come, per side */
+	TCP_IN_BYTES = 8 << 10,	  /* a header with its spans, or what comes in one small piece */
 	TCP_TAKE_BYTES = 1 << 20, /* that one progress takes at most */
+	TCP_SHARE = 64 << 10,	  /* for which a call is worth another thread */
 	/*
 	 * Looks in a row, some 10 to 40 us, after which a thread that waits sleeps at the socket.
 	 * Whether it looks at all, or sleeps at once, is what took less time so far; one wait of so
@@ -57,18 +62,40 @@ enum tcp_limits {
 	TCP_LOOKS = 32,
 	TCP_TRY_EVERY = 16,
 	TCP_WAIT_NS = 100000, /* what a wait counts for at most */
-	TCP_COPY_NS = 50000, /* that it sleeps while a GPU copies, which wakes nobody */
-	TCP_FENCE_MS = 1000,	  /* that a fence waits until the last words have left */
+	TCP_COPY_NS = 50000,  /* that it sleeps while a GPU copies, which wakes nobody */
+	TCP_FENCE_MS = 1000,  /* that a fence waits until the last words have left */
+};
+
+/* One system call of a stream. */
+struct tcp_call {
+	int sock;
+	bool sends;
+	int flags; /* MSG_DONTWAIT among them */
+	struct msghdr msg;
+	ssize_t bytes; /* that it returned, */
+	int error;     /* and errno */
+};
+
+/* Threads that make them: calls.c. */
+struct tcp_calls {
+	pthread_mutex_t lock;
+	pthread_cond_t more, done;
+	struct calls_job *first;
+	_Atomic bool work; /* there is a job */
+	bool stopping;
+	unsigned int started, most, sleeping;
+	pthread_t thread[TCP_STREAMS_MAX - 1];
 };
 
 struct tcp_ctx {
 	struct tr *tr;
+	struct tcp_calls calls;
 	uint16_t first_port, last_port; /* of doors: KVCACHE_TCP_PORTS; 0: any */
 };
 
 /* A connection at a door, ours or the peer's, until the other end's greeting has come. */
 struct tcp_knock {
-	int fd; /* -1: none */
+	int fd;	      /* -1: none */
 	bool greeted; /* connecting side: its own is sent */
 	uint8_t got;
 	uint8_t greeting[STREAM_GREETING];
@@ -108,7 +135,7 @@ struct tcp_line {
 
 /* A span that we read, or a piece of it. Answers come in the order of the requests. */
 struct tcp_read {
-	uint8_t *dst; /* NULL: cancelled, the bytes are thrown away */
+	uint8_t *dst;	   /* NULL: cancelled, the bytes are thrown away */
 	struct tr_mem *of; /* as in tcp_queue */
 	uint32_t left;
 	uint16_t op;
@@ -148,6 +175,19 @@ struct tcp_stage {
 	size_t filled, sent; /* bytes; of those that were gathered, what has left */
 };
 
+/* The next places of a payload, alike: all are memory, all are a GPU's, or all are nowhere. */
+struct tcp_places {
+	struct iovec iov[STREAM_SPANS_MAX + 1];	 /* and what follows the payload */
+	struct tr_mem *of[STREAM_SPANS_MAX + 1]; /* the region if it is a GPU's; else NULL */
+	unsigned int n;
+	size_t bytes;
+	bool nowhere;
+	struct tr_mem *mem; /* held */
+	size_t payload;	    /* of these bytes */
+	bool more;	    /* the socket may have more */
+	struct tcp_call call;
+};
+
 struct tcp_stream {
 	struct tcp_conn *tc;
 	unsigned int index; /* 0: the first, which carries notifies and messages */
@@ -156,6 +196,7 @@ struct tcp_stream {
 	bool hung_up;	      /* the peer's end of it was seen */
 	struct tcp_queue queue;
 	struct tcp_in in;
+	struct tcp_places places; /* of the call that receives */
 	struct tcp_stage out_stage, in_stage;
 	uint64_t landed; /* the peer has taken it up to here */
 	uint32_t small, small_landed;
@@ -173,11 +214,11 @@ struct tcp_data {
 	struct tcp_op op[TR_OPS_MAX];
 	struct tcp_line to_send, to_land;
 	unsigned int stopping; /* operations with a deadline */
-	bool blocked; /* a call found no room in a queue; room was not reported since */
-	bool short_of_reads; /* the same: too many spans are asked for */
-	bool cut;	     /* a call stopped at TCP_ADD_BYTES; that was not reported yet */
-	unsigned int turn;   /* the stream that gets the next batch, */
-	uint64_t dealt;	     /* and the bytes that it had in this turn */
+	bool blocked;	       /* a call found no room in a queue; room was not reported since */
+	bool short_of_reads;   /* the same: too many spans are asked for */
+	bool cut;	       /* a call stopped at TCP_ADD_BYTES; that was not reported yet */
+	unsigned int turn;     /* the stream that gets the next batch, */
+	uint64_t dealt;	       /* and the bytes that it had in this turn */
 	struct tcp_stream stream[]; /* tcp_conn.streams */
 };
 
@@ -208,9 +249,9 @@ struct tcp_conn {
 };
 
 /* Each stream of a connection that is set up. */
-#define tcp_for_each(st, tc)                                                    \
-	for (struct tcp_stream *st = (tc)->data->stream;                        \
-	     st < (tc)->data->stream + (tc)->streams; st++)
+#define tcp_for_each(st, tc)                                                                      \
+	for (struct tcp_stream *st = (tc)->data->stream; st < (tc)->data->stream + (tc)->streams; \
+	     st++)
 
 /* setup.c */
 int tcp_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
@@ -236,6 +277,13 @@ int door_open(struct tcp_conn *tc, uint16_t *port_p, struct kv_error *err);
 void door_look(struct tcp_conn *tc);
 void door_close(struct tcp_conn *tc);
 
+/* calls.c */
+/* threads: at most so many; -1: as many as suit this machine. */
+void calls_open(struct tcp_calls *calls, long long threads);
+/* Makes them all, several with the help of threads. */
+void calls_make(struct tcp_conn *tc, struct tcp_call *call, unsigned int n);
+void calls_close(struct tcp_calls *calls);
+
 /* queue.c */
 /* Room for a batch: how many spans of at most `want`; 0: none. */
 unsigned int queue_batch_room(const struct tcp_stream *st, unsigned int want);
@@ -248,7 +296,9 @@ bool queue_small(struct tcp_stream *st, const struct stream_frame *frame, const 
  * the peer had sent before is taken.
  */
 void queue_flush(struct tcp_stream *st);
-void queue_push(struct tcp_stream *st); /* the same, without a REPORT that is due */
+void queue_flush_all(struct tcp_conn *tc);
+void queue_push_all(struct tcp_conn *tc);	 /* the same, without a REPORT that is due */
+void queue_due(struct tcp_stream *st);		 /* it is sent with what is sent next */
 bool queue_reports(const struct tcp_stream *st); /* a REPORT is due */
 /* Sends up to 1024 pieces: bytes, or -1 and errno. */
 ssize_t queue_send(struct tcp_stream *st, const struct iovec *piece, unsigned int n, bool more);
@@ -318,10 +368,12 @@ int place_settle(struct tcp_stream *st, struct kv_error *err);
 /* The same after a wait, to the deadline or for STAGE_GRACE_MS; it becomes data->failure. */
 int place_wait(struct tcp_stream *st, int64_t deadline_ns);
 /*
- * Receives into the places, and what follows the payload into in.bytes. Bytes, 0: the peer's end,
- * -1 and errno, or -2: the connection's failure. *more_p: the socket may have more.
+ * Receives into the places, and what follows the payload into in.bytes: true: by p->call, which is
+ * to be made, and place_receive_end follows; false: that has been done.
  */
-ssize_t place_receive(struct tcp_stream *st, bool *more_p, struct kv_error *err);
+bool place_receive_begin(struct tcp_stream *st, struct tcp_places *p, struct kv_error *err);
+void place_receive_end(struct tcp_stream *st, struct tcp_places *p);
+/* p->call.bytes: bytes, 0: the peer's end, -1 and call.error, or -2: the connection's failure. */
 /* Up to so many bytes of the socket, which are thrown away: as recv. */
 ssize_t place_nowhere(const struct tcp_stream *st, size_t bytes);
 
