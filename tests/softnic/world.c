@@ -225,14 +225,30 @@ void sn_lock_give(struct sn_lock *lock)
 	atomic_store(&lock->owner, 0);
 }
 
+static char address_head[64]; /* of all names of this world */
+
+static void name_world(void)
+{
+	snprintf(address_head, sizeof(address_head), "softnic.%u.%.32s.", geteuid(),
+		 setting("SOFTNIC_WORLD", "0"));
+}
+
 static socklen_t address_of(struct sockaddr_un *to, uint32_t name)
 {
-	memset(to, 0, sizeof(*to));
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	char digits[16], *digit = digits + sizeof(digits), *at;
+	size_t n;
+
+	pthread_once(&once, name_world);
 	to->sun_family = AF_UNIX; /* an abstract name: nothing is left of it */
-	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
-			   (size_t)snprintf(to->sun_path + 1, sizeof(to->sun_path) - 1,
-					    "softnic.%u.%.32s.%u", geteuid(),
-					    setting("SOFTNIC_WORLD", "0"), name));
+	to->sun_path[0] = 0;
+	at = stpcpy(to->sun_path + 1, address_head);
+	do
+		*--digit = (char)('0' + name % 10);
+	while (name /= 10);
+	n = (size_t)(digits + sizeof(digits) - digit);
+	memcpy(at, digit, n);
+	return (socklen_t)(at + n - (char *)to);
 }
 
 int sn_socket(uint32_t *name_p)
