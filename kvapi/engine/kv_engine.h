@@ -200,7 +200,7 @@ struct kv_engine {
 	pthread_mutex_t turn;
 	int64_t swept_ns;	 /* under turn: when every peer was looked at last */
 	/* under turn: the deadline of the call that runs it; when it serves no further peer */
-	int64_t turn_ns, enough_ns;
+	int64_t turn_ns, enough_ns, look_ns;
 	/* under turn: a peer wants to be looked at again soon, at once if the last turn moved */
 	bool restless, moved;
 	/*

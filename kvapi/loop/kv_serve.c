@@ -49,7 +49,11 @@ bool kv_peer_service(struct kv_peer *peer, int *done_p)
 	if (peer->state >= KV_PEER_LOST)
 		return kv_peer_finish_lost(peer);
 	done = kv_peer_progress(peer, peer->engine->caller_mode);
-	kv_peer_arm(peer, peer->engine->caller_mode, &done);
+	/* What had work is looked at in the caller's next turn, before that may sleep. */
+	if (peer->engine->caller_mode && done)
+		peer->restless = peer->awaits;
+	else
+		kv_peer_arm(peer, peer->engine->caller_mode, &done);
 	*done_p += done;
 	if (peer->state != KV_PEER_UP)
 		return true;

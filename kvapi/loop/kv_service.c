@@ -8,7 +8,7 @@
 #include "base/thread.h"
 #include "kv_loop.h"
 
-enum { TURN_EVENTS = 64, RESTLESS_MS = 1 };
+enum { TURN_EVENTS = 64, RESTLESS_MS = 1, LOOK_US = 100 };
 
 /* One peer, in whose device the thread may be stuck: kv_watch.c. False: it was freed. */
 static bool serve_peer(struct kv_peer *peer, int *done_p)
@@ -110,6 +110,25 @@ static void drain_wake(struct kv_engine *engine)
 }
 
 /*
+ * The descriptors that have something, or none where a caller's turn has moved something already:
+ * then other peers are looked at each LOOK_US.
+ */
+static int await_events(struct kv_engine *engine, struct epoll_event *events, int timeout_ms,
+			bool moved)
+{
+	int64_t now = kv_now_ns();
+	int n;
+
+	if (moved && engine->caller_mode && now < engine->look_ns)
+		return 0;
+	engine->look_ns = now + LOOK_US * KV_NS_PER_US;
+	atomic_store(&engine->idle, true);
+	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS, timeout_ms);
+	atomic_store(&engine->idle, false);
+	return n;
+}
+
+/*
  * One round of epoll, until `wake_ns` at the latest, for a call with that deadline; returns the
  * number of things done, or -1 if another thread runs it.
  */
@@ -131,10 +150,9 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 		kv_peer_accept(engine);
 		done++;
 	}
-	atomic_store(&engine->idle, true);
-	n = epoll_wait(engine->epoll_fd, events, TURN_EVENTS,
-		       done || engine->linger.n ? 0 : turn_timeout_ms(engine, wake_ns, restless));
-	atomic_store(&engine->idle, false);
+	n = await_events(engine, events,
+			 done || engine->linger.n ? 0 : turn_timeout_ms(engine, wake_ns, restless),
+			 done);
 	for (int i = 0; i < n; i++)
 		if (events[i].data.u64 == KV_TOKEN_WAKE || events[i].data.u64 == TR_TOKEN_ALL)
 			woken = true;

@@ -367,7 +367,7 @@ CASE(a_refusal_is_the_cause_where_the_other_end_is_not_reached_any_more)
 	open_again("KVCACHE_TRANSPORT=tcp");
 	refuse_before_an_answer(true); /* its data sockets are gone */
 	open_again("KVCACHE_TRANSPORT=shm");
-	refuse_before_an_answer(true);		/* its local socket */
+	refuse_before_an_answer(true); /* its local socket */
 #ifdef KVRAIL_FAULTS
 	kv_fault_arm(KV_FAULT_TR_CONN_SEND, 3); /* after the two hellos */
 	refuse_before_an_answer(false);

@@ -3,6 +3,9 @@
  * kv_wake_test.c -- how often a write wakes a thread, over shared memory: counted by the doorbells,
  * which are the only thing that wakes a service thread for a peer
  */
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "kv_rig.h"
 
 enum { WRITES = 300 };
@@ -116,6 +119,64 @@ CASE(a_caller_of_progress_looks_at_peers_that_have_work)
 	for (int i = 0; i < PEERS; i++)
 		ok(kv_write_blocks(peer[i], a.cache, all_layers, from, to, 3, NULL, &a.err),
 		   &a.err);
+	node_close(&a);
+	node_close(&b);
+}
+
+struct accepting {
+	struct kv_engine *engine;
+	atomic_bool done;
+};
+
+static void *accept_peer(void *arg)
+{
+	struct accepting *a = arg;
+
+	while (!atomic_load(&a->done))
+		assert_true(kv_progress(a->engine, 1, NULL) >= 0);
+	return NULL;
+}
+
+static void await_acked(struct kv_op *op, struct node *a, const struct node *b)
+{
+	int grade = kv_test(op, &a->err);
+
+	for (; grade >= 0 && grade < KV_ACKED; grade = kv_test(op, &a->err))
+		assert_true(kv_progress(b->engine, 0, NULL) >= 0);
+	assert_int_equal(grade, KV_ACKED);
+	assert_int_equal(kv_op_free(op, NULL), 0);
+}
+
+/* One thread drives both engines: what is looked at in the next turn anyway needs no bell. */
+CASE(a_caller_that_finds_work_in_each_turn_is_not_rung)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct accepting accepting = { .done = false };
+	struct node a, b;
+	pthread_t thread;
+	uint64_t before;
+
+	config.progress = KV_PROGRESS_CALLER;
+	node_open(&b, 2, &rig_shape, &config);
+	node_listen(&b);
+	accepting.engine = b.engine;
+	assert_int_equal(pthread_create(&thread, NULL, accept_peer, &accepting), 0);
+	node_open(&a, 1, &rig_shape, &config);
+	node_connect(&a, b.port);
+	atomic_store(&accepting.done, true);
+	pthread_join(thread, NULL);
+	before = doorbells(&a) + doorbells(&b);
+	for (int i = 0; i < WRITES; i++) {
+		struct kv_op *op;
+
+		ok(kv_write_blocks_async(a.peer, a.cache, all_layers, from, to, 3, NULL, &op,
+					 &a.err),
+		   &a.err);
+		await_acked(op, &a, &b);
+	}
+	/* A tenth: now and then all peers are looked at, idle ones, too. */
+	assert_in_range(doorbells(&a) + doorbells(&b) - before, 0, WRITES / 10);
+	assert_true(memory_is(&b, all_layers, 1, from, to, 3, 0));
 	node_close(&a);
 	node_close(&b);
 }
