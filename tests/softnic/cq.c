@@ -109,7 +109,12 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_cont
 	}
 	for (cq->size = 16; cq->size < (uint32_t)cqe;)
 		cq->size *= 2;
-	cq->entry = calloc(cq->size, sizeof(*cq->entry));
+	cq->entry = sn_map(cq->size * sizeof(*cq->entry));
+	if (!cq->entry) {
+		atomic_store(&cq->shared->host, 0);
+		free(cq);
+		return NULL;
+	}
 	cq->cq.context = context;
 	cq->cq.channel = channel;
 	cq->cq.cq_context = cq_context;
@@ -150,7 +155,7 @@ int ibv_destroy_cq(struct ibv_cq *ibv_cq)
 	sn.counts.ns += cq->ns;
 	pthread_mutex_unlock(&sn.lock);
 	atomic_store(&cq->shared->host, 0);
-	free(cq->entry);
+	sn_unmap(cq->entry, cq->size * sizeof(*cq->entry));
 	free(cq);
 	return 0;
 }

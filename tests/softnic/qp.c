@@ -32,9 +32,9 @@ static struct sn_shared_qp *take_qp(uint32_t *qpn_p)
 
 static void free_qp(struct sn_qp *qp)
 {
-	free(qp->record);
-	free(qp->more);
-	free(qp->kept);
+	sn_unmap(qp->record, (qp->sq_mask + 1) * SN_UNIT);
+	sn_unmap(qp->more, (qp->sq_mask + 1) * sizeof(*qp->more));
+	sn_unmap(qp->kept, (qp->sq_mask + 1) * sizeof(*qp->kept));
 	free(qp);
 }
 
@@ -46,9 +46,9 @@ static struct sn_qp *allocate(const struct ibv_qp_cap *cap)
 	if (!qp)
 		return NULL;
 	qp->sq_mask = n - 1;
-	qp->record = aligned_alloc(SN_UNIT, (size_t)n * SN_UNIT);
-	qp->more = calloc(n, sizeof(*qp->more));
-	qp->kept = calloc(n, sizeof(*qp->kept));
+	qp->record = sn_map((size_t)n * SN_UNIT);
+	qp->more = sn_map(n * sizeof(*qp->more));
+	qp->kept = sn_map(n * sizeof(*qp->kept));
 	if (qp->record && qp->more && qp->kept)
 		return qp;
 	free_qp(qp);

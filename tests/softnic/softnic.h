@@ -248,6 +248,12 @@ static inline struct sn_context *sn_context_of(struct ibv_context *context)
 
 /* world.c */
 bool sn_attach(void); /* this process is in the world; false: errno, and why was printed */
+/*
+ * Zeroed, or NULL. All of a device's queues are shared memory, as the world is: RssAnon of the
+ * process is its program's.
+ */
+void *sn_map(size_t len);
+void sn_unmap(void *at, size_t len);
 void sn_lock_take(struct sn_lock *lock);
 void sn_lock_give(struct sn_lock *lock);
 int sn_socket(uint32_t *name_p); /* bound to a new name */

@@ -274,6 +274,19 @@ void sn_tell(uint32_t name, const void *what, size_t len)
 	errno = error;
 }
 
+void *sn_map(size_t len)
+{
+	void *at = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	return at == MAP_FAILED ? NULL : at;
+}
+
+void sn_unmap(void *at, size_t len)
+{
+	if (at)
+		munmap(at, len);
+}
+
 /* ---------------------------------------------------------------- counters */
 
 void sn_count(struct sn_counts *to, const struct sn_counts *from)
