@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * conn_mem.c -- the memory of a connection that is not the caller's: cells, probe, buffers, queues
+ * conn_mem.c -- the memory of a connection that is not the caller's: cells, probe, buffers, tables,
+ * queues
  *
- * One mapping with three parts, each with no more rights than it needs:
+ * One mapping with three parts that devices reach, each with no more rights than it needs:
  *   cells    the peer's devices write notify records here: IB_RECV_DATA cells of IB_CELL bytes for
  *            each lane. Read only after the receive completion of the write that filled the cell.
  *   probe    one page that the peer's devices read 8 bytes of, behind their writes (notify.c).
  *            Never written.
  *   private  source records and messages (IB_RECV_DATA for each lane), receive buffers (IB_RECVS
- *            for each lane), the 8 bytes of each lane where a probe lands. No remote rights.
+ *            for each lane), the 8 bytes of each lane where a probe lands. No remote rights. Only
+ *            the first lane's are as long as a message.
+ * A device keeps all pages of it in memory. Another mapping, the tables, is this process's own, and
+ * has the pages that were used.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -23,7 +27,7 @@
 
 static size_t private_bytes(const struct ib_conn *c)
 {
-	return (size_t)c->lanes * ((size_t)(IB_RECV_DATA + IB_RECVS) * IB_BUFFER + IB_LANDING);
+	return ib_conn_buffers((uint32_t)c->lanes) + (size_t)c->lanes * IB_LANDING;
 }
 
 static size_t pages(size_t len)
@@ -33,28 +37,46 @@ static size_t pages(size_t len)
 	return (len + page - 1) / page * page;
 }
 
-static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
+/*
+ * Messages, notifies, slots and chains. Not from malloc, which may clear what it gives, and so give
+ * it pages that an idle connection does not need.
+ */
+static int make_tables(struct ib_conn *c, struct kv_error *err)
 {
-	for (int i = 0; i < IB_CHAIN; i++) {
-		struct ib_request *r = &chain->request[i];
+	size_t slots = (size_t)c->lanes * c->ctx->sq_depth * sizeof(*c->slots), inbox;
+	uint8_t *at;
 
-		r->wr.opcode = opcode;
-		r->wr.sg_list = r->sge;
-		r->wr.next = i + 1 < IB_CHAIN ? &r[1].wr : NULL;
-	}
+	for (inbox = 1; inbox < (size_t)c->lanes * IB_RECV_DATA;)
+		inbox *= 2;
+	c->inbox_mask = (uint32_t)inbox - 1;
+	c->tables_len = slots + inbox * sizeof(*c->inbox) + IB_RECV_DATA * sizeof(*c->msgs) +
+			2 * sizeof(*c->chain[0]);
+	at = kv_fault(IB_TABLES_MMAP) ? MAP_FAILED
+				      : mmap(NULL, c->tables_len, PROT_READ | PROT_WRITE,
+					     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED)
+		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot map the tables of %d lanes",
+			       c->lanes);
+	c->slots = (struct ib_slot *)at;
+	c->inbox = (struct ib_inbox *)(at += slots);
+	c->msgs = (uint8_t(*)[TR_MSG_MAX])(at += inbox * sizeof(*c->inbox));
+	at += IB_RECV_DATA * sizeof(*c->msgs);
+	c->chain[0] = (struct ib_chain *)at;
+	c->chain[1] = c->chain[0] + 1;
+	return 0;
 }
 
 static int make_memory(struct ib_conn *c, struct kv_error *err)
 {
 	size_t cells = pages((size_t)c->lanes * IB_RECV_DATA * IB_CELL);
-	uint32_t inbox = 1;
 
 	c->probe_off = cells;
 	c->private_off = cells + pages(1);
 	c->region_len = c->private_off + pages(private_bytes(c));
-	c->region = kv_fault(IB_CONTROL_MMAP) ? (errno = ENOMEM, MAP_FAILED)
-					      : mmap(NULL, c->region_len, PROT_READ | PROT_WRITE,
-						     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	c->region = kv_fault(IB_CONTROL_MMAP)
+			    ? (errno = ENOMEM, MAP_FAILED)
+			    : mmap(NULL, c->region_len, PROT_READ | PROT_WRITE,
+				   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (c->region == MAP_FAILED) {
 		c->region = NULL;
 		return kv_fail_errno(err, KV_ERR_NOMEM, errno, "connect",
@@ -65,24 +87,10 @@ static int make_memory(struct ib_conn *c, struct kv_error *err)
 					 : madvise(c->region, c->region_len, MADV_DONTFORK))
 		return kv_fail_errno(err, KV_ERR_SYSTEM, errno, "connect",
 				     "cannot keep the control region from children");
-	while (inbox < (uint32_t)c->lanes * IB_RECV_DATA)
-		inbox *= 2;
-	c->inbox_mask = inbox - 1;
 	c->lane = kv_fault(IB_LANES_ALLOC) ? NULL : calloc((size_t)c->lanes, sizeof(*c->lane));
-	c->slots = kv_fault(IB_SLOTS_ALLOC)
-			   ? NULL
-			   : calloc((size_t)c->lanes * c->ctx->sq_depth, sizeof(*c->slots));
-	c->inbox = kv_fault(IB_INBOX_ALLOC) ? NULL : calloc(inbox, sizeof(*c->inbox));
-	c->msgs = kv_fault(IB_MSGS_ALLOC) ? NULL : calloc(IB_RECV_DATA, sizeof(*c->msgs));
-	for (int i = 0; i < 2; i++) {
-		c->chain[i] = kv_fault(IB_CHAIN_ALLOC) ? NULL : calloc(1, sizeof(*c->chain[i]));
-		if (c->chain[i])
-			build_chain(c->chain[i],
-				    i == TR_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ);
-	}
-	if (!c->lane || !c->slots || !c->inbox || !c->msgs || !c->chain[0] || !c->chain[1])
+	if (!c->lane)
 		return kv_fail(err, KV_ERR_NOMEM, "connect", "cannot allocate %d lanes", c->lanes);
-	return 0;
+	return make_tables(c, err);
 }
 
 static int unblock_channel(int fd)
@@ -201,11 +209,8 @@ bool ib_conn_mem_free(struct ib_conn *c)
 	ib_staged_free(c);
 	for (int p = 0; p < c->paths; p++)
 		free_path(c, &c->path[p]);
-	free(c->chain[0]);
-	free(c->chain[1]);
-	free(c->msgs);
-	free(c->inbox);
-	free(c->slots);
+	if (c->slots)
+		munmap(c->slots, c->tables_len);
 	free(c->lane);
 	if (c->region)
 		munmap(c->region, c->region_len);

@@ -217,7 +217,8 @@ struct ib_conn {
 	/* Sending and receiving, while it is IB_LIVE. */
 	bool line_order;
 	bool uneven; /* the paths are not equally fast */
-	struct ib_slot *slots;
+	struct ib_slot *slots; /* where the tables begin: conn_mem.c */
+	size_t tables_len;
 	uint32_t chunk;		   /* bytes of a chain, */
 	uint32_t message;	   /* and of one work request */
 	uint32_t turn;		   /* of the lanes: post.c */
@@ -343,25 +344,38 @@ static inline uint64_t ib_peer_cell(const struct ib_lane *lane, uint32_t number)
 	       ((uint64_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_CELL;
 }
 
+/* Messages go on the first lane alone; the others carry notifies and credits. */
+static inline size_t ib_buffer_len(uint32_t lane)
+{
+	return lane ? (size_t)IB_CELL : (size_t)IB_BUFFER;
+}
+_Static_assert(IB_MSG_HEADER <= IB_CELL, "a message of credits fits the buffer of any lane");
+
+/* The bytes of so many lanes' buffers: where those of the next lane begin. */
+static inline size_t ib_conn_buffers(uint32_t lanes)
+{
+	size_t each = IB_RECV_DATA + IB_RECVS;
+
+	return lanes ? each * IB_BUFFER + (lanes - 1) * each * IB_CELL : 0;
+}
+
 static inline uint8_t *ib_conn_source(struct ib_conn *c, const struct ib_lane *lane,
 				      uint32_t number)
 {
-	return c->region + c->private_off +
-	       ((size_t)lane->index * IB_RECV_DATA + number % IB_RECV_DATA) * IB_BUFFER;
+	return c->region + c->private_off + ib_conn_buffers(lane->index) +
+	       number % IB_RECV_DATA * ib_buffer_len(lane->index);
 }
 
 static inline uint8_t *ib_conn_buffer(struct ib_conn *c, const struct ib_lane *lane,
 				      uint32_t number)
 {
-	return c->region + c->private_off +
-	       ((size_t)c->lanes * IB_RECV_DATA + (size_t)lane->index * IB_RECVS + number) *
-		       IB_BUFFER;
+	return c->region + c->private_off + ib_conn_buffers(lane->index) +
+	       (IB_RECV_DATA + number) * ib_buffer_len(lane->index);
 }
 
 static inline uint8_t *ib_conn_landing(struct ib_conn *c, const struct ib_lane *lane)
 {
-	return c->region + c->private_off +
-	       (size_t)c->lanes * (IB_RECV_DATA + IB_RECVS) * IB_BUFFER +
+	return c->region + c->private_off + ib_conn_buffers((uint32_t)c->lanes) +
 	       (size_t)lane->index * IB_LANDING;
 }
 

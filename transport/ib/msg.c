@@ -48,7 +48,7 @@ static int post(struct ib_lane *lane, int kind, const void *text, uint16_t len, 
 {
 	struct ib_conn *c = lane->c;
 	uint8_t *source = ib_conn_source(c, lane, lane->ctl_posted);
-	struct wire_writer w = wire_writer_of(source, IB_BUFFER);
+	struct wire_writer w = wire_writer_of(source, ib_buffer_len(lane->index));
 	struct ib_request now, *r = &now;
 	int ret = 0;
 
@@ -166,7 +166,8 @@ static void refuse_msg(struct ib_lane *lane, const struct ibv_wc *wc)
 void ib_msg_arrived(struct ib_lane *lane, const struct ibv_wc *wc, uint32_t buffer)
 {
 	struct ib_conn *c = lane->c;
-	size_t size = wc->byte_len < IB_BUFFER ? wc->byte_len : IB_BUFFER;
+	size_t most = ib_buffer_len(lane->index);
+	size_t size = wc->byte_len < most ? wc->byte_len : most;
 	struct wire_reader r = wire_reader_of(ib_conn_buffer(c, lane, buffer), size);
 	uint32_t sequence = wire_get_u32(&r);
 	uint16_t credits = wire_get_u16(&r);

@@ -146,7 +146,7 @@ int ib_lane_post_recv(struct ib_lane *lane, uint32_t number, struct kv_error *er
 	struct ib_conn *c = lane->c;
 	struct ibv_sge sge = {
 		.addr = (uint64_t)(uintptr_t)ib_conn_buffer(c, lane, number),
-		.length = IB_BUFFER,
+		.length = (uint32_t)ib_buffer_len(lane->index),
 		.lkey = lane->path->mr_private->lkey,
 	};
 	struct ibv_recv_wr wr = {

@@ -61,6 +61,17 @@ static struct ib_lane *lane_by_weight(struct ib_conn *c, uint32_t *room_p)
 	return best;
 }
 
+static void build_chain(struct ib_chain *chain, enum ibv_wr_opcode opcode)
+{
+	for (int i = 0; i < IB_CHAIN; i++) {
+		struct ib_request *r = &chain->request[i];
+
+		r->wr.opcode = opcode;
+		r->wr.sg_list = r->sge;
+		r->wr.next = i + 1 < IB_CHAIN ? &r[1].wr : NULL;
+	}
+}
+
 /* Of one path, the lane that holds a message is the next one. */
 bool ib_chain_begin(struct ib_conn *c, struct ib_chain *chain, const struct tr_op *op)
 {
@@ -73,6 +84,8 @@ bool ib_chain_begin(struct ib_conn *c, struct ib_chain *chain, const struct tr_o
 		return false;
 	if (chain->room > IB_CHAIN)
 		chain->room = IB_CHAIN;
+	if (!chain->request[0].wr.sg_list) /* its first use */
+		build_chain(chain, op->kind == TR_WRITE ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_READ);
 	chain->lane = lane;
 	chain->op = op;
 	c->open = chain;
