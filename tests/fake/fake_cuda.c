@@ -445,8 +445,9 @@ struct start {
 };
 struct stream {
 	struct job {
-		struct module *module; /* NULL: a copy engine's, of `copy` */
+		struct module *module; /* NULL: a copy engine's, of `copy`, or of rows */
 		struct piece copy;
+		size_t row, from_pitch, to_pitch;
 		const struct piece *piece;
 		const struct start *start;
 		unsigned int warps, n, even, blocks, number;
@@ -530,7 +531,11 @@ static struct start start_of(const struct job *job, unsigned int w)
 static void run(const struct job *job)
 {
 	if (!job->module) {
-		memcpy(seen(job->copy.to), seen(job->copy.from), job->copy.len);
+		size_t row = job->row ? job->row : job->copy.len;
+
+		for (size_t i = 0; row && i < job->copy.len / row; i++)
+			memcpy(seen(job->copy.to) + i * job->to_pitch,
+			       seen(job->copy.from) + i * job->from_pitch, row);
 		return;
 	}
 	job->module->running--;
@@ -603,6 +608,39 @@ EXPORT int cuMemcpyAsync(unsigned long long to, unsigned long long from, size_t 
 		return INVALID_VALUE;
 	stream->job[stream->launched++ % JOBS] = (struct job){ .copy = { to, from, len } };
 	fake_cuda.engines++;
+	return SUCCESS;
+}
+
+struct rows {
+	struct rows_end {
+		size_t x, y;
+		int type;
+		void *host;
+		unsigned long long device;
+		void *array;
+		size_t pitch;
+	} from, to;
+	size_t width, height;
+};
+
+/* From the host to a GPU, as the library uses it. */
+EXPORT int cuMemcpy2DAsync_v2(const struct rows *rows, struct stream *stream);
+EXPORT int cuMemcpy2DAsync_v2(const struct rows *rows, struct stream *stream)
+{
+	int rc;
+
+	if (rows->from.type != 1 || rows->to.type != 2 || rows->from.x || rows->from.y ||
+	    rows->to.x || rows->to.y || rows->from.pitch < rows->width ||
+	    rows->to.pitch < rows->width)
+		return INVALID_VALUE;
+	rc = cuMemcpyAsync(rows->to.device, (uintptr_t)rows->from.host, rows->width * rows->height,
+			   stream);
+	if (rc)
+		return rc;
+	stream->job[(stream->launched - 1) % JOBS].row = rows->width;
+	stream->job[(stream->launched - 1) % JOBS].from_pitch = rows->from.pitch;
+	stream->job[(stream->launched - 1) % JOBS].to_pitch = rows->to.pitch;
+	fake_cuda.rows++;
 	return SUCCESS;
 }
 

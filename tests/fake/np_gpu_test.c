@@ -15,6 +15,7 @@
 static const ncclNet_v12_t *const net = &ncclNetPlugin_v12;
 
 enum { LEN = 8192, SMALL = 100 }; /* small enough to go ahead of its receive */
+enum { HOST_LEN = 40 << 10 };
 
 static void set_support(int dev, int ptr_support)
 {
@@ -116,6 +117,50 @@ static void move(struct side *s, uint8_t *at, void *mh, void *const *from_mh, in
 	CHECK(!net->iflush(s->loop.recv, n, data, got, mhs, &request) && !request);
 }
 
+/* One message of host memory to `to`. */
+static void move_host(struct side *s, uint8_t *to, void *to_mh, size_t size)
+{
+	int tag = 7, done = 0, all = 0, got;
+	int64_t end = side_ms() + SIDE_WAIT_MS;
+	void *in = NULL, *out, *data = to;
+
+	CHECK(!net->irecv(s->loop.recv, 1, &data, &size, &tag, &to_mh, NULL, &in) && in);
+	PASSES(s, side_isend(s, s->loop.send, s->from.bytes, size, tag, s->from.mhandle, &out));
+	while (!done || !all) {
+		if (!done)
+			CHECK(!net->test(out, &done, NULL));
+		if (!all)
+			CHECK(!net->test(in, &all, &got));
+		CHECK(side_ms() < end);
+	}
+	CHECK(got == (int)size);
+}
+
+/* What a short linear copy waits for on a GPU, a copy of rows does not (transport/gpu/copy.c). */
+static void short_host_memory_goes_in_rows(struct side *s, uint8_t *bytes, uint8_t *addr)
+{
+	static const struct {
+		size_t size;
+		bool rows;
+	} of[] = { { 16, true }, { LEN, true }, { 48, true }, { 24, false }, { HOST_LEN, false } };
+	int engines = fake_cuda.engines, rows = fake_cuda.rows;
+	void *mh;
+
+	PASSES(s, side_buffer(s, s->loop.send, HOST_LEN, &s->from));
+	CHECK(!net->regMr(s->loop.recv, addr, 2 * HOST_LEN, NCCL_PTR_CUDA, &mh));
+	for (unsigned int i = 0; i < sizeof(of) / sizeof(of[0]); i++) {
+		side_fill(s->from.bytes, HOST_LEN, 10 + i);
+		memset(bytes, 0, 2 * HOST_LEN);
+		move_host(s, addr + 64, mh, of[i].size);
+		rows += of[i].rows;
+		CHECK(fake_cuda.engines == ++engines && fake_cuda.rows == rows);
+		CHECK(!memcmp(bytes + 64, s->from.bytes, of[i].size));
+		CHECK(!bytes[63] && !bytes[64 + of[i].size]);
+	}
+	CHECK(!net->deregMr(s->loop.recv, mh));
+	PASSES(s, side_buffer_free(s, s->loop.send, &s->from));
+}
+
 static void copy_between_ranks(void)
 {
 	ncclNetProperties_v12_t p;
@@ -142,6 +187,7 @@ static void copy_between_ranks(void)
 	move(&s, addr, to_mh, &from_mh, 2, false);
 	CHECK(fake_cuda.launched == 2 && fake_cuda.engines == 3);
 	CHECK(!memcmp(bytes, bytes + LEN / 2, 2 * SMALL));
+	short_host_memory_goes_in_rows(&s, bytes + LEN, addr + LEN);
 	CHECK(!net->deregMr(s.loop.send, from_mh) && !net->deregMr(s.loop.recv, to_mh));
 	PASSES(&s, side_loop_close(&s, &s.loop));
 	PASSES(&s, side_stop(&s));

@@ -62,6 +62,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuEventRecord", (void **)&cuda.event_record, false },
 	{ "cuEventQuery", (void **)&cuda.event_query, false },
 	{ "cuMemcpyAsync", (void **)&cuda.copy, false },
+	{ "cuMemcpy2DAsync_v2", (void **)&cuda.copy_rows, false },
 	{ "cuLaunchKernel", (void **)&cuda.launch, false },
 	{ NULL, NULL, false },
 };

@@ -30,6 +30,7 @@ enum {
 	POINTER_MEMORY_POOL = 17,
 	POINTER_MAPPING_SIZE = 18,
 	POINTER_MAPPING_BASE = 19,
+	MEMORY_TYPE_HOST = 1,
 	MEMORY_TYPE_DEVICE = 2,
 	DEVICE_RDMA_WRITES_ORDERING = 118,
 	ORDERED_FOR_OWNER = 100,
@@ -51,6 +52,19 @@ struct cuda_ipc_handle {
 
 struct cuda_access { /* CUmemAccessDesc */
 	int location, device, rights;
+};
+
+struct cuda_rows_end { /* half of a CUDA_MEMCPY2D */
+	size_t x, y;
+	int type; /* MEMORY_TYPE_ */
+	void *host;
+	cuda_ptr device;
+	void *array;
+	size_t pitch; /* bytes from one row to the next */
+};
+struct cuda_rows { /* CUDA_MEMCPY2D */
+	struct cuda_rows_end from, to;
+	size_t width, height; /* of a row, in bytes; rows */
 };
 
 struct cuda_driver {
@@ -108,6 +122,7 @@ struct cuda_driver {
 	int (*event_record)(void *event, void *stream);
 	int (*event_query)(void *event);
 	int (*copy)(cuda_ptr to, cuda_ptr from, size_t len, void *stream);
+	int (*copy_rows)(const struct cuda_rows *rows, void *stream);
 	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
 		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
 		      void *stream, void **params, void **extra);

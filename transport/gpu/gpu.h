@@ -204,11 +204,12 @@ int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, stru
 /* The same where all of them have one length. */
 int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err);
 /*
- * Apart: GPU_STAGE bytes of pinned memory, for the one piece that gpu_queue_room has room for next,
- * and is for engines. NULL: it is not apart.
+ * Apart, and after gpu_queue_room for engines: the same for host memory, which is read before this
+ * returns and may then change. Words of 8 bytes arrive whole where `to` is a multiple of 8.
  */
-enum { GPU_STAGE = 128 << 10 };
-void *gpu_queue_stage(const struct gpu_queue *queue, uint64_t *at_p);
+enum { GPU_STAGE = 128 << 10 }; /* at most */
+int gpu_queue_put_host(struct gpu_queue *queue, uint64_t to, const void *from, size_t len,
+		       struct kv_error *err);
 /* Of a piece: what the warps share out. The sum over all goes to gpu_queue_put. */
 static inline uint64_t gpu_chunks(uint64_t len)
 {

@@ -90,17 +90,14 @@ static long put_pieces(struct gpu_queue *queue, bool engines, const struct move 
 
 /*
  * Apart no GPU sees host memory that the application has pinned, so it goes through memory of the
- * queue: done with when this returns. LL, whose lines a GPU watches, has words of 8 bytes, and an
- * engine writes 32 or more at once.
+ * queue: done with when this returns. LL, whose lines a GPU watches, has words of 8 bytes.
  */
 static long put_staged(struct gpu_queue *queue, uint64_t to, const uint8_t *from,
 		       const struct tr_span *spans, size_t n, struct kv_error *err)
 {
 	for (size_t i = 0; i < n; i++) {
 		struct gpu_piece *piece;
-		uint64_t at;
-		int room = gpu_queue_room(queue, true, &piece, err), ret;
-		void *stage = gpu_queue_stage(queue, &at);
+		int ret, room = gpu_queue_room(queue, true, &piece, err);
 
 		if (room <= 0)
 			return room ? room : (long)i;
@@ -109,9 +106,8 @@ static long put_staged(struct gpu_queue *queue, uint64_t to, const uint8_t *from
 				err, KV_ERR_UNSUPPORTED, "gpu",
 				"%llu bytes of host memory at once to a GPU: %d are the most",
 				(unsigned long long)spans[i].len, GPU_STAGE);
-		memcpy(stage, from + spans[i].local, spans[i].len);
-		*piece = (struct gpu_piece){ to + spans[i].remote, at, spans[i].len };
-		ret = gpu_queue_put(queue, 1, gpu_chunks(spans[i].len), err);
+		ret = gpu_queue_put_host(queue, to + spans[i].remote, from + spans[i].local,
+					 spans[i].len, err);
 		if (ret)
 			return ret;
 	}
