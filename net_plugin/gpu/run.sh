@@ -3,9 +3,9 @@
 #
 # run.sh -- real NCCL over the plugin, on two GPUs of one host, or on one (no speed then); about 4 minutes; no network
 #
-# usage: net_plugin/gpu/run.sh [build|load|quick|cuda|check|perf|all]     (check has load, quick and cuda in it; load takes half a minute)
+# usage: net_plugin/gpu/run.sh [build|load|quick|cuda|check|perf|perf-cuda|all]     (check has load, quick and cuda in it; load takes half a minute)
 #
-# cuda: the same checks with CUDA pointers, where the GPUs copy between the ranks.
+# cuda: the same checks with CUDA pointers, where the GPUs copy between the ranks; perf-cuda: their figures.
 # LIBNCCL=/path/libnccl.so.2 puts another NCCL in the place of torch's. One from a .deb: dpkg-deb -x FILE FOLDER into a folder of its
 # own, never over /, where unpacking would put a folder in the place of the link /lib and leave the system without its loader.
 # Needs a GPU, better two, Python with torch (its NCCL is used), gcc, cmake, ninja, the headers of libibverbs and librdmacm. Each rank gets another
@@ -183,19 +183,31 @@ perf() {
 	local cases="--case kvrail=kvrail --case threads2=kvrail,KVCACHE_NET_COPY_THREADS=2"
 	cases="$cases --case threads4=kvrail,KVCACHE_NET_COPY_THREADS=4 --case ring=kvrail,KVCACHE_SHM_PATH=ring --case Socket=Socket"
 	step perf "nccl_ops --json $out/perf.json $cases" 240 "NCCL_NET_PLUGIN=$plugin" ${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
-	step perf-cuda "nccl_ops --json $out/perf-cuda.json --case cuda=kvrail" 120 "NCCL_NET_PLUGIN=$plugin" "${cuda[@]}" \
-		${LIBNCCL:+"LD_PRELOAD=$LIBNCCL"}
 	SAME_HOST=1 step perf-shm "nccl_ops --json $out/perf-shm.json --case SHM=SHM" 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
 	SAME_HOST=1 step perf-nvlink "nccl_ops --json $out/perf-nvlink.json --case NVLink=SHM" 120 NCCL_NET_PLUGIN=none
 	"$python" bench/nccl_table.py --commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
-		--json "$out/results.json" "$out"/perf{,-cuda,-shm,-nvlink}.json
+		--json "$out/results.json" "$out"/perf{,-shm,-nvlink}.json
 	"$perf"/net_perf -b 8 "$plugin" | tee "$out/net_perf.txt"
+}
+
+# CUDA pointers, a process for each: NCCL reads its variables once.
+perf_cuda() {
+	local ops="nccl_ops --repeats 3"
+	step perf-cuda "$ops --json $out/cuda.json --case cuda=kvrail" 120 "${kvrail[@]}" "${cuda[@]}" NCCL_P2P_NET_CHUNKSIZE=524288
+	step perf-cuda-128K "$ops --json $out/cuda-128K.json --case cuda-128K=kvrail" 120 "${kvrail[@]}" "${cuda[@]}"
+	step perf-cuda-channels "$ops --json $out/cuda-channels.json --case cuda-channels=kvrail" 120 "${kvrail[@]}" "${cuda[@]}" \
+		NCCL_P2P_NET_CHUNKSIZE=1048576 NCCL_BUFFSIZE=8388608 NCCL_MIN_NCHANNELS=8
+	step perf-Socket "$ops --json $out/Socket.json --case Socket=Socket" 120
+	SAME_HOST=1 step perf-SHM-host "$ops --json $out/SHM.json --case SHM=SHM" 120 NCCL_P2P_DISABLE=1 NCCL_NET_PLUGIN=none
+	SAME_HOST=1 step perf-NVLink "$ops --json $out/NVLink.json --case NVLink=SHM" 120 NCCL_NET_PLUGIN=none
+	"$python" bench/nccl_table.py --commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
+		--json "$out/results-cuda.json" "$out"/{cuda,cuda-128K,cuda-channels,Socket,SHM,NVLink}.json
 }
 
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 [ -z "${LIBNCCL:-}" ] || echo "with $LIBNCCL"
 "$python" -c 'import torch; print("torch", torch.__version__, "nccl", torch.cuda.nccl.version(), torch.cuda.device_count(), "x", torch.cuda.get_device_name(0))'
-if [ "$what" != load ] && [ "$what" != cuda ]; then
+if [[ $what != load && $what != *cuda ]]; then
 	timeout 150 "$tests"/net_conformance -w KVCACHE_TRANSPORT=ib "$plugin" >"$out/conformance.txt" 2>&1
 	grep -E 'FAIL|passed' "$out/conformance.txt"
 fi
@@ -205,8 +217,10 @@ check) check ;;
 quick) quick ;;
 cuda) with_cuda ;;
 perf) perf ;;
+perf-cuda) perf_cuda ;;
 all)
 	perf
+	perf_cuda
 	check
 	;;
 esac
