@@ -106,7 +106,7 @@ int kv_peer_shut(struct kv_peer *peer, int64_t deadline_ns, struct kv_error *err
 	}
 	/* The transport's last events, the ends of operations above all. */
 	while (kv_peer_take_events(peer) > 0)
-		;
+		peer->now_ns = 0;
 	if (peer->link)
 		kv_lease_fenced(peer);
 	return 0;

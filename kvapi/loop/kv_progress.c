@@ -283,8 +283,12 @@ static int post_round(struct kv_peer *peer, bool may_post)
 
 static void check_deadlines(struct kv_peer *peer)
 {
-	int64_t now = kv_now_ns();
+	int64_t now = peer->now_ns;
 
+	if (now)
+		peer->now_ns = 0; /* the next round reads it anew */
+	else
+		now = kv_now_ns();
 	peer->round_ns = now;
 	if (peer->heard)
 		kv_heartbeat_heard(peer, now);

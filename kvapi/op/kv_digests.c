@@ -48,7 +48,7 @@ bool kv_digests_step(struct kv_op *op)
 
 	do {
 		if (unsent->msg.digests.op != op->id) /* else it found no credit before */
-			peer->turn_bytes += fill(op, unsent);
+			kv_peer_posted(peer, fill(op, unsent));
 		if (kv_peer_send(peer, &unsent->msg))
 			return moved;
 		moved = true;

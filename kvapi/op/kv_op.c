@@ -182,7 +182,7 @@ bool kv_op_flush(struct kv_peer *peer)
 static void count_times(const struct kv_op *op)
 {
 	struct kv_times *times = op->peer->timing->of[op->kind];
-	int64_t now = kv_now_ns();
+	int64_t now = kv_peer_now(op->peer);
 
 	if (op->first_ns)
 		kv_times_count(&times[KV_TIME_FIRST], op->first_ns - op->begun_ns);
@@ -410,7 +410,7 @@ static void written(struct kv_op *op)
 	op->written = true;
 	KV_PROBE_OP(written, op, 0);
 	if (kv_engine_times(op->engine))
-		op->written_ns = kv_now_ns();
+		op->written_ns = kv_peer_now(op->peer);
 	if (op->acked)
 		finish_acked(op);
 	else if (kv_op_is_proven(op))

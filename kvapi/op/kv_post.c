@@ -103,13 +103,13 @@ static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t sla
 		count = count < BLOCKS_GOOD ? count : BLOCKS_GOOD;
 		taken = tr_op_add_blocks(op->tr, lmem, rmem, &blocks, count, err);
 		op->place.index += taken < 0 ? 0 : (size_t)taken;
-		op->peer->turn_bytes += taken < 0 ? 0 : (size_t)taken * pitch->len;
+		kv_peer_posted(op->peer, taken < 0 ? 0 : (size_t)taken * pitch->len);
 		return taken;
 	}
 	count = kv_plan_next(pitch, op->local, op->remote, op->n, op->place, spans, TR_SPANS_GOOD);
 	taken = tr_op_add(op->tr, lmem, rmem, spans, count, err);
 	if (taken >= 0)
-		op->peer->turn_bytes += kv_plan_take(pitch, spans, (size_t)taken, &op->place);
+		kv_peer_posted(op->peer, kv_plan_take(pitch, spans, (size_t)taken, &op->place));
 	return taken;
 }
 
@@ -130,7 +130,7 @@ static enum kv_step post_piece(struct kv_op *op)
 		return step_failed(op, &err);
 	kv_count(op->engine, spans_out, taken);
 	if (kv_engine_times(op->engine) && !op->first_ns && taken)
-		op->first_ns = kv_now_ns();
+		op->first_ns = kv_peer_now(op->peer);
 	if (op->place.index == op->n * pitch.rows)
 		next_tensor(op);
 	return taken ? KV_STEP_ON : KV_STEP_NONE;

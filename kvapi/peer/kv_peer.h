@@ -146,6 +146,7 @@ struct kv_peer {
 	int64_t heard_ns;	    /* kv_heartbeat.c: when one came last, and */
 	unsigned int pings;	    /* how many went out since */
 	int64_t round_ns;	    /* when the last round ended */
+	int64_t now_ns;		    /* kv_peer_now; 0: not read in this round */
 	uint64_t turn_bytes;	    /* posted in this round */
 	_Atomic int64_t rounds;	    /* of progress, and */
 	_Atomic int64_t posting_ns; /* the deadline of the operation that is being posted */
@@ -167,6 +168,18 @@ struct kv_peer {
 	struct kv_link *link;
 };
 
+/* The clock, read once in a round for all that takes next to no time: not posting. */
+static inline int64_t kv_peer_now(struct kv_peer *peer)
+{
+	if (!peer->now_ns)
+		peer->now_ns = kv_now_ns();
+	return peer->now_ns;
+}
+static inline void kv_peer_posted(struct kv_peer *peer, uint64_t bytes)
+{
+	peer->turn_bytes += bytes;
+	peer->now_ns = 0;
+}
 int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, const char *op,
 		 const char *fmt, ...) __attribute__((format(printf, 5, 6)));
