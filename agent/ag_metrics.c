@@ -36,7 +36,8 @@ struct ag_metrics {
 	atomic_bool timed; /* transfers are: from the first who asks on */
 	struct kv_times times[AG_KINDS];
 	_Atomic uint64_t begun, ended[AG_KINDS][AG_CODES], bytes[AG_KINDS], lost[AG_CODES];
-	char labels[2 * AG_NAME_MAX + 16]; /* of every sample: the agent's name */
+	/* of every sample: the agent's name and its process */
+	char labels[2 * AG_NAME_MAX + 32 + KV_PROCESS_MAX];
 };
 
 static void note_error(struct ag_metrics *m, const struct ag_peer *peer, const struct kv_error *err)
@@ -155,7 +156,7 @@ static void report_counted(void *arg, struct kv_report *r)
 void ag_metrics_start(struct ag_agent *agent,
 		      void (*report)(struct ag_agent *agent, struct kv_report *r))
 {
-	char name[2 * AG_NAME_MAX];
+	char name[2 * AG_NAME_MAX], process[KV_PROCESS_MAX];
 	struct ag_metrics *m;
 
 	if (!kv_expose_is_wanted(agent->options))
@@ -177,8 +178,8 @@ void ag_metrics_start(struct ag_agent *agent,
 					.report = report_counted,
 					.arg = m,
 					.log = agent->log };
-	snprintf(m->labels, sizeof(m->labels), "agent=\"%s\"",
-		 kv_label(name, sizeof(name), agent->name));
+	snprintf(m->labels, sizeof(m->labels), "agent=\"%s\",process=\"%s\"",
+		 kv_label(name, sizeof(name), agent->name), kv_expose_process(process));
 	agent->metrics = m;
 	kv_expose_add(agent->options, &m->source);
 }

@@ -40,7 +40,8 @@ struct np_metrics {
 	struct kv_error last;
 	int64_t last_ns;
 	char name[128];
-	char labels[160]; /* of every sample: the device and the context's number */
+	/* of every sample: the device, the context's number and the process */
+	char labels[160 + KV_PROCESS_MAX];
 };
 
 static __attribute__((noinline)) void count_wait(struct np_metrics *m,
@@ -147,7 +148,7 @@ void np_metrics_start(struct np_context *ctx, struct np_rail *rail, const struct
 {
 	static atomic_uint rails;
 	struct np_metrics *m;
-	char name[128];
+	char name[128], process[KV_PROCESS_MAX];
 
 	if (!kv_expose_is_wanted(rail->options))
 		return;
@@ -168,8 +169,9 @@ void np_metrics_start(struct np_context *ctx, struct np_rail *rail, const struct
 	np_view_init(&m->view);
 	pthread_mutex_init(&m->lock, NULL);
 	snprintf(m->name, sizeof(m->name), "%s", device->name);
-	snprintf(m->labels, sizeof(m->labels), "device=\"%.100s\",id=\"%u\"",
-		 kv_label(name, sizeof(name), device->name), atomic_fetch_add(&rails, 1));
+	snprintf(m->labels, sizeof(m->labels), "device=\"%.100s\",id=\"%u\",process=\"%s\"",
+		 kv_label(name, sizeof(name), device->name), atomic_fetch_add(&rails, 1),
+		 kv_expose_process(process));
 	if (!ctx->shared) /* NCCL may close it with contexts, and so a thread, in it */
 		m->held = kv_library_hold();
 	rail->metrics = m;

@@ -93,7 +93,8 @@ struct kv_metrics {
 	struct kv_timing timing;
 	struct kv_timed_peer *peer; /* `peers` of `peers_max` that have labels of their own */
 	size_t peers, peers_max;
-	char labels[2 * KV_NAME_MAX + 32]; /* of every sample: the engine's name and number */
+	/* of every sample: the engine's name, its number and its process */
+	char labels[2 * KV_NAME_MAX + 48 + KV_PROCESS_MAX];
 };
 
 /* ---------------------------------------------------------------- samples */
@@ -258,7 +259,7 @@ static void metrics_report(void *arg, struct kv_report *r)
 void kv_metrics_start(struct kv_engine *engine)
 {
 	static atomic_uint engines;
-	char name[2 * KV_NAME_MAX];
+	char name[2 * KV_NAME_MAX], process[KV_PROCESS_MAX];
 	struct kv_metrics *m;
 	size_t peers;
 
@@ -285,8 +286,9 @@ void kv_metrics_start(struct kv_engine *engine)
 					.report = metrics_report,
 					.arg = m,
 					.log = engine->log };
-	snprintf(m->labels, sizeof(m->labels), "engine=\"%s\",id=\"%u\"",
-		 kv_label(name, sizeof(name), engine->name), atomic_fetch_add(&engines, 1));
+	snprintf(m->labels, sizeof(m->labels), "engine=\"%s\",id=\"%u\",process=\"%s\"",
+		 kv_label(name, sizeof(name), engine->name), atomic_fetch_add(&engines, 1),
+		 kv_expose_process(process));
 	engine->metrics = m;
 	kv_expose_add(engine->options, &m->source);
 }

@@ -321,14 +321,21 @@ static void *expose_main(void *arg)
 	}
 }
 
-static void name_file(const char *folder, const char *file, struct kv_log *log)
+const char *kv_expose_process(char buf[static KV_PROCESS_MAX])
 {
 	char host[64] = "";
-	int len;
 
 	gethostname(host, sizeof(host) - 1);
-	len = snprintf(here.path, sizeof(here.path), "%s/%s.%s.%d.prom", folder, file, host,
-		       (int)getpid());
+	snprintf(buf, KV_PROCESS_MAX, "%s.%d", host, (int)getpid());
+	return buf;
+}
+
+static void name_file(const char *folder, const char *file, struct kv_log *log)
+{
+	char process[KV_PROCESS_MAX];
+	int len = snprintf(here.path, sizeof(here.path), "%s/%s.%s.prom", folder, file,
+			   kv_expose_process(process));
+
 	if (len >= (int)sizeof(here.path) - 4) {
 		kv_log_warn(log, "metrics: KVCACHE_METRICS_DIR is too long");
 		here.path[0] = 0;

@@ -46,6 +46,12 @@ struct kv_source {
 	bool measured, shown, logged; /* at the port, at the socket, at the signal */
 };
 
+/*
+ * HOST.PID, as it stands in the file's name: a label of every sample. node_exporter drops what two
+ * files say alike, those of the ranks of a host, or of a process that was killed and its successor.
+ */
+enum { KV_PROCESS_MAX = 80 };
+const char *kv_expose_process(char buf[static KV_PROCESS_MAX]);
 /* The options ask for metrics; for anything of this file. */
 bool kv_expose_measures(const struct kv_option_set *options);
 bool kv_expose_is_wanted(const struct kv_option_set *options);
