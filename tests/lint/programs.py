@@ -44,7 +44,8 @@ BASE = {
 OPTIONAL = {
     "auditwheel": "./dev wheel: PyPI's, in an environment of its own",
     "clang-format": "clang-format-14 by another name",
-    "docker": "tests/deploy: on a machine that has it",
+    "docker": "tests/deploy: Debian's, which the test unpacks",
+    "dockerd": "tests/deploy: Debian's, which the test unpacks",
     "kvrail": "tests/fresh: what was installed there",
     "man": "tests/fresh: installed by the test in a machine of its own",
     "nvcc": "net_plugin/gpu: on a machine with GPUs only",
