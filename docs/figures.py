@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""figures.py -- the figures in docs/reliability.md, from docs/results/*.json, and in docs/nixl.md, from
-bench/stored/nixl.json and peers.json
+"""figures.py -- the figures in docs/reliability.md, from docs/results/*.json, in docs/nixl.md, from
+bench/stored/nixl.json and peers.json, and in docs/operate.md, from bench/stored/metrics.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -13,6 +13,7 @@ import glob
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -105,7 +106,20 @@ def over_soft_roce(told):
     return f"Over RDMA there is Soft-RoCE only, software and no network: `{told['command']}`.\n\n" + peers.tables(told, told["rows"])
 
 
-PAGES = {"reliability.md": table, "nixl.md": nixl_table}
+def metrics_table():
+    told = stored("metrics")
+    us = told["kv_pd_bench_p50_us"]
+    percent = [100 * (more / less - 1) for less, more in zip(us["without"], us["with"])]
+    low, middle, high = statistics.quantiles(percent)
+    rows = ["| with metrics and the view, more | by |", "| --- | ---: |"]
+    rows += [f"| instructions: {name} | {100 * more / without:.2f} % |" for name, (without, more) in told["instructions"].items()]
+    rows += [f"| time: `kv_pd_bench` at 1 KiB, {len(percent)} pairs of runs, {statistics.median(us['without']):.0f} us an operation without | "
+             f"{middle:.1f} % (quartiles {low:.1f} and {high:.1f} %) |"]
+    return (f"`{told['command']}`, {told['cpu']}, load {told['load']}, commit {told['commit']}"
+            + ("; so much ran beside it that the time says little" if told["load"] > 1 else "") + ":\n\n" + "\n".join(rows) + "\n")
+
+
+PAGES = {"reliability.md": table, "nixl.md": nixl_table, "operate.md": metrics_table}
 
 
 def main():
