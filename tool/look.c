@@ -205,6 +205,24 @@ static bool is_whom_we_ask(int fd, int pid, int *pid_p)
 	return who.pid && (who.uid == geteuid() || !geteuid());
 }
 
+static bool is_stopped(int pid)
+{
+	char path[32], stat[128];
+	const char *name_end;
+	ssize_t n = -1;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		n = read(fd, stat, sizeof(stat) - 1);
+		close(fd);
+	}
+	stat[n > 0 ? n : 0] = 0;
+	name_end = strrchr(stat, ')');
+	return name_end && (!strncmp(name_end, ") T", 3) || !strncmp(name_end, ") t", 3));
+}
+
 static char *read_all(int fd, long long deadline_ms)
 {
 	char *text = NULL;
@@ -251,10 +269,12 @@ char *look_ask(const struct look_socket *socket, const char *question, int *pid_
 		return NULL;
 	if (!is_whom_we_ask(fd, socket->pid, pid_p)) {
 		*why_p = "the socket of its name is another process's";
+		*pid_p = 0;
+	} else if (is_stopped(*pid_p)) {
+		*why_p = "it is stopped: kill -CONT lets it go on, or the debugger that has it";
 	} else if (send(fd, question, len, MSG_NOSIGNAL) == (ssize_t)len) {
 		text = read_all(fd, deadline_ms);
-		*why_p = "it has not answered: it is another user's, it is stopped, or its machine "
-			 "is very busy";
+		*why_p = "it has not answered: it is another user's, or its machine is very busy";
 	}
 	close(fd);
 	return text;

@@ -21,7 +21,7 @@ int look_pid(const char *text); /* 0: not the number of a process */
 int look_find(int pid, struct look_socket *found, size_t cap);
 /*
  * The answer, of malloc, and the process that gave it; NULL: *why says it in words. A socket of a
- * process that is not `socket->pid`, or of another user, is not asked.
+ * process that is not `socket->pid`, or of another user, is not asked: *pid_p is 0.
  */
 char *look_ask(const struct look_socket *socket, const char *question, int *pid_p,
 	       const char **why_p);

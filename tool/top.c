@@ -122,13 +122,20 @@ static void read_peers(json_t *said, const struct row *engine, struct view *view
 
 static void look_at(const struct look_socket *socket, bool peers, struct view *view)
 {
-	const char *why;
+	const char *why = "";
 	int pid = 0;
 	char *text = look_ask(socket, peers ? "top peers\n" : "top\n", &pid, &why);
 	json_t *said = text ? json_loads(text, 0, NULL) : NULL, *engine;
 	unsigned int place = 0;
 	size_t i;
 
+	if (!text && pid) {
+		struct row *row = next_row(view, &(struct row){ .pid = pid, .peer = NO_PEER });
+
+		if (row)
+			snprintf(row->error, sizeof(row->error), "%s", why);
+		return;
+	}
 	for (i = 0; i < view->n; i++)
 		place += view->row[i].pid == pid && view->row[i].peer == NO_PEER;
 	json_array_foreach(json_object_get(said, "engines"), i, engine)

@@ -133,6 +133,8 @@ CASE(a_hang_is_explained_while_every_thread_hangs)
 	says("busy another thread is in a call on it");
 	snprintf(address, sizeof(address), "peer process %d, which is stopped, ", stopped.pid);
 	says(address);
+	assert_int_equal(kvrail("top --once"), 0);
+	says("it is stopped: kill -CONT lets it go on");
 	dump("--json");
 	says("\"waits_for\": \"the peer's acknowledgement\"");
 	/* Nothing of the application runs under the engine's lock; a fault of ours might. */
