@@ -5,10 +5,12 @@
 usage: nixl_calls.py PLUGIN [--passes N] [--json FILE]
 
 NIXL is that of tests/nixl/wheels.py. UCX twice: without its progress thread, where it is fastest, and with what vLLM gives it
-(a progress thread and four more). Each case has two processes of its own, and nothing else runs beside them; a pass has all cases
+(a progress thread and four more). What the memory itself takes at its first use and at the tenth is measured without NIXL: the same blocks
+by process_vm_writev alone. Each case has two processes of its own, and nothing else runs beside them; a pass has all cases
 one after the other, and a figure is the median of the passes. Blocks are in another order on each side; the last are compared.
 """
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -23,7 +25,9 @@ import results
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CASES = {"KVRAIL": ("KVRAIL", {}), "UCX": ("UCX", {"enable_prog_thread": False}), "UCX as vLLM starts it": ("UCX", {"num_threads": 4})}
+FLOOR = "process_vm_writev alone"
 KIB, BLOCKS = 1024, 1538
+SPANS = 256  # of one call of it, as KVRAIL makes them
 SIZES = (KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB)
 NOTE = 300
 ROW_S, ROW_ROUNDS, PINGS, REQUESTS = 0.7, 40, 400, 10
@@ -32,30 +36,40 @@ POLL_S = 0.0005
 now = time.perf_counter
 
 
+def memory():
+    import numpy
+
+    ones = numpy.ones(BLOCKS * SIZES[-1], numpy.uint8)
+    numpy.random.default_rng(0)  # numpy imports it at its first use: tens of milliseconds that are no engine's
+    return ones
+
+
+def addresses(base, block, seed):
+    """The blocks of a cache, in an order that the seed gives: their addresses and lengths."""
+    import numpy
+
+    rows = numpy.zeros((BLOCKS, 3), numpy.uint64)
+    rows[:, 0] = base + numpy.random.default_rng(seed).permutation(BLOCKS) * block
+    rows[:, 1] = block
+    return rows
+
+
 class End:
     def __init__(self, name, case):
-        import numpy
         from nixl_cu12._api import nixl_agent, nixl_agent_config
 
         backend, more = CASES[case]
         self.agent = nixl_agent(name, nixl_agent_config(backends=[backend], **more))
         if backend not in self.agent.backends:
             sys.exit(f"nixl_calls.py: NIXL has no backend {backend}")
-        self.memory = numpy.ones(BLOCKS * SIZES[-1], numpy.uint8)
-        numpy.random.default_rng(0)  # numpy imports it at its first use: tens of milliseconds that are no engine's
+        self.memory = memory()
         self.agent.register_memory([(self.base(), self.memory.nbytes, 0, "")], "DRAM")
 
     def base(self):
         return self.memory.ctypes.data
 
     def rows(self, base, block, seed):
-        """The blocks of a cache, in an order that the seed gives."""
-        import numpy
-
-        rows = numpy.zeros((BLOCKS, 3), numpy.uint64)
-        rows[:, 0] = base + numpy.random.default_rng(seed).permutation(BLOCKS) * block
-        rows[:, 1] = block
-        return self.agent.get_xfer_descs(rows, "DRAM")
+        return self.agent.get_xfer_descs(addresses(base, block, seed), "DRAM")
 
     def crc(self):
         return zlib.crc32(self.memory)
@@ -176,8 +190,38 @@ class Writer:
             sys.exit("nixl_calls.py: wrong bytes")
 
 
+def floor_target(pipe):
+    kept = memory()
+    pipe.send((os.getpid(), kept.ctypes.data))
+    pipe.poll(WAIT_S)  # until the other end has closed it
+
+
+def measure_floor():
+    """As Writer.requests: the same blocks, by the call that moves them and nothing else."""
+    import numpy
+
+    write = ctypes.CDLL(None, use_errno=True).process_vm_writev
+    write.argtypes = [ctypes.c_int, *[ctypes.c_void_p, ctypes.c_ulong] * 2, ctypes.c_ulong]
+    write.restype = ctypes.c_ssize_t
+    pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+    multiprocessing.get_context("spawn").Process(target=floor_target, args=(theirs,), daemon=True).start()
+    mine, (pid, base), took = memory(), pipe.recv(), []
+    for _ in range(REQUESTS):
+        begun = now()
+        ours, other = (numpy.ascontiguousarray(addresses(*of)[:, :2]) for of in ((mine.ctypes.data, 4 * KIB, 1), (base, 4 * KIB, 2)))
+        for at in range(0, BLOCKS, SPANS):
+            n, skip = min(SPANS, BLOCKS - at), at * ours.strides[0]
+            if write(pid, ours.ctypes.data + skip, n, other.ctypes.data + skip, n, 0) != n * 4 * KIB:
+                sys.exit(f"nixl_calls.py: process_vm_writev: {os.strerror(ctypes.get_errno())}")
+        took.append(1e3 * (now() - begun))
+    return [{"case": FLOOR, "first_ms": took[0], "tenth_ms": took[-1]}]
+
+
 def measure(case):
     """In a process of its own: the rows of one case as a line of JSON."""
+    if case == FLOOR:
+        print(json.dumps(measure_floor()), flush=True)
+        os._exit(0)
     writer = Writer(case)
     rows = [{"case": case, **writer.requests(), **writer.ping()}]
     rows += [{"case": case, "way": way, "block_bytes": block, **writer.size(way, block)} for way in ("WRITE", "READ") for block in SIZES]
@@ -217,6 +261,12 @@ def tables(rows):
             (f"a notification of {NOTE} bytes, us", "note_us", {"way": None}),
             ("first request of 4 KiB x 1538 after the start, ms", "first_ms", {"way": None}), ("the tenth, ms", "tenth_ms", {"way": None}))
     lines += [" | ".join([f"| {what}", *(f"{find(field, case=case, **wanted):.1f}" for case in CASES)]) + " |" for what, field, wanted in rest]
+    floor = next((row for row in rows if row["case"] == FLOOR), None)
+    if floor:
+        first, tenth = (find(field, case="KVRAIL", way=None) - floor[field] for field in ("first_ms", "tenth_ms"))
+        lines += ["", f"The first finds cold memory: {FLOOR}, without NIXL, takes {floor['first_ms']:.1f} ms for the first of the same blocks and "
+                  f"{floor['tenth_ms']:.1f} ms for the tenth. KVRAIL takes {first:.1f} ms more for its first, which waits for the connection, too, and "
+                  f"{tenth:.1f} ms more for its tenth."]
     return "\n".join(lines) + "\n"
 
 
@@ -225,7 +275,7 @@ def main():
     parser.add_argument("plugin", metavar="PLUGIN", help="libplugin_KVRAIL.so")
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=[*CASES, FLOOR], help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
         return measure(asked.case)
@@ -242,7 +292,7 @@ def main():
         environ = {"NIXL_LOG_LEVEL": "FATAL", "KVCACHE_AGENT_ADDRESS": "127.0.0.1", **os.environ, "PYTHONPATH": site}
         for _ in range(asked.passes):
             rows = []
-            for case in CASES:
+            for case in (*CASES, FLOOR):
                 command = [sys.executable, os.path.abspath(__file__), asked.plugin, "--case", case]
                 run = subprocess.run(command, env=environ, stdout=subprocess.PIPE, text=True, timeout=600, check=False)
                 if run.returncode:
