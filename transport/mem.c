@@ -528,9 +528,14 @@ size_t tr_mem_len(const struct tr_mem *mem)
 
 int tr_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err)
 {
-	const struct kv_error *why = conn->provider ? mem->why[conn->provider_index] : NULL;
+	const struct tr_provider *provider = conn->provider;
+	const struct kv_error *why = provider ? mem->why[conn->provider_index] : NULL;
 
-	return why ? kv_error_copy(err, why) : 0;
+	if (why)
+		return kv_error_copy(err, why);
+	return mem->kind != TR_MEM_HOST && provider && provider->mem_usable
+		       ? provider->mem_usable(conn, mem, err)
+		       : 0;
 }
 
 bool mem_misses(struct tr *tr, int provider, struct kv_error *why)

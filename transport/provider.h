@@ -36,6 +36,9 @@ struct tr_provider {
 	bool pins; /* mem_reg holds pages where they are, so those of a pool are made before */
 	int (*mem_reg)(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);
 	void (*mem_dereg)(void *ctx, void *handle);
+	/* tr_mem_usable, of a device's memory that it has taken; NULL: it is */
+	int (*mem_usable)(const struct tr_conn *conn, const struct tr_mem *mem,
+			  struct kv_error *err);
 
 	/*
 	 * Handshake. Accepting side: offer (after the hello was accepted; KV_ERR_UNSUPPORTED = not

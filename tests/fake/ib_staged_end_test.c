@@ -61,23 +61,29 @@ CASE(a_writer_that_leaves_is_heard_to_the_end)
 	finish(&p);
 }
 
+/* Its owner learns of that before an operation names it: NCCL when it registers the memory. */
 CASE(a_connection_that_keeps_lines_refuses_it)
 {
 	struct tr_span span = { 0, 0, SMALL };
 	struct kv_error err;
 	struct tr_op *op;
-	struct pair p = { 0 };
+	struct pair p = { .end[1].gpu = true };
 
 	fake_begin(NULL);
 	assert_int_equal(rig_open(&p.rig, "ib", NULL, &err), 0);
 	p.rig.flags = TR_LINE_ORDER;
 	assert_int_equal(rig_connect(&p.rig, &err), 0);
-	for (int i = 0; i < 2; i++)
-		make_end(&p, i, i, &p.end[i]);
-	assert_int_equal(rig_try_op(&p.rig, 0, TR_WRITE, 1, p.end[0].mem, p.end[1].rmem, &span, 1,
+	make_end(&p, 0, false, &p.end[0]);
+	p.end[1].seen = fake_cuda_alloc(ALLOCATED, &p.end[1].addr);
+	assert_int_equal(tr_mem_reg(p.rig.side[1].tr, p.end[1].addr, LEN, TR_MEM_CUDA, 0,
+				    &p.end[1].mem, &err),
+			 0);
+	assert_int_equal(tr_mem_usable(p.rig.side[0].conn, p.end[0].mem, &err), 0);
+	assert_int_equal(tr_mem_usable(p.rig.side[1].conn, p.end[1].mem, &err), KV_ERR_UNSUPPORTED);
+	assert_non_null(strstr(err.message, "keeps the order of lines"));
+	assert_int_equal(rig_try_op(&p.rig, 1, TR_WRITE, 1, p.end[1].mem, p.end[0].rmem, &span, 1,
 				    0, 0, &op, &err),
 			 KV_ERR_UNSUPPORTED);
-	assert_non_null(strstr(err.message, "keeps the order of lines"));
 	finish(&p);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib.c -- the ib provider: opened once per context, and the table of what it does */
 #include "ib.h"
+#include "slot.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,6 +194,7 @@ const struct tr_provider tr_ib_provider = {
 	.pins = true,
 	.mem_reg = ib_mem_reg,
 	.mem_dereg = ib_mem_dereg,
+	.mem_usable = ib_mem_usable,
 	.offer = ib_offer,
 	.start = ib_start,
 	.setup_put = ib_setup_put,

@@ -120,6 +120,8 @@ static inline uint8_t *staged_in(const struct ib_staged *s, uint32_t number)
 /* slots.c */
 /* The slots of this end, made at first use. */
 int ib_staged_make(struct ib_conn *c, struct kv_error *err);
+/* tr_provider.mem_usable: UNSUPPORTED where the connection keeps the order of lines. */
+int ib_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err);
 /* Before bytes of that region are gathered (out), or scattered: nothing to do for a host's. */
 int ib_staged_open(struct ib_conn *c, struct tr_mem *mem, bool out, struct kv_error *err);
 void ib_staged_break(struct ib_conn *c, const struct kv_error *why); /* the connection fails */

@@ -33,6 +33,20 @@ static int fill_staged(struct ib_conn *c, struct ib_staged *s, struct kv_error *
 	return ret;
 }
 
+static int refuse_lines(struct kv_error *err)
+{
+	return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
+		       "memory that the NIC does not reach cannot go over a connection that keeps "
+		       "the order of lines");
+}
+
+int ib_mem_usable(const struct tr_conn *conn, const struct tr_mem *mem, struct kv_error *err)
+{
+	const struct ib_mr *mr = tr_mem_handle(mem, &tr_ib_provider);
+
+	return mr->slices || !ib_conn_of(conn)->line_order ? 0 : refuse_lines(err);
+}
+
 int ib_staged_make(struct ib_conn *c, struct kv_error *err)
 {
 	struct ib_staged *s;
@@ -41,9 +55,7 @@ int ib_staged_make(struct ib_conn *c, struct kv_error *err)
 	if (c->staged)
 		return 0;
 	if (c->line_order)
-		return kv_fail(err, KV_ERR_UNSUPPORTED, "gpu",
-			       "memory that the NIC does not reach cannot go over a connection "
-			       "that keeps the order of lines");
+		return refuse_lines(err);
 	s = kv_fault(GPU_SLOTS) ? NULL : calloc(1, sizeof(*s));
 	if (!s)
 		return kv_fail(err, KV_ERR_NOMEM, "gpu", "cannot allocate the slots of a stage");
