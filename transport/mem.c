@@ -202,6 +202,8 @@ static int reserve(struct tr *tr, const struct tr_mem *wanted, struct tr_mem **m
 	mem->dmabuf_fd = wanted->dmabuf_fd;
 	mem->dmabuf_off = wanted->dmabuf_off;
 	mem->no_dmabuf = wanted->no_dmabuf;
+	mem->piece_first = wanted->piece_first;
+	mem->piece_bytes = wanted->piece_bytes;
 	mem->no_nic = wanted->no_nic;
 	mem->flush = wanted->flush;
 	if (mem->flush)
@@ -347,6 +349,9 @@ static int reg_device(struct tr *tr, struct tr_mem *wanted, bool flushed, struct
 		return kv_error_copy(err, &why);
 	if (ret)
 		wanted->no_dmabuf = why.message;
+	if (ret && kind->grid &&
+	    !kind->grid(wanted->addr, wanted->len, &wanted->piece_first, &wanted->piece_bytes))
+		wanted->piece_bytes = 0;
 	if (gpu >= 0 && tr_mem_scratch(tr, wanted->kind, gpu, &wanted->flush, &no_flush))
 		wanted->no_nic = &no_flush;
 	ret = reg(tr, wanted, mem_p, err);

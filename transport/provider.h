@@ -156,6 +156,8 @@ struct tr_mem {
 	int dmabuf_fd;
 	uint64_t dmabuf_off;      /* of addr in the buffer */
 	const char *no_dmabuf;    /* why there is none */
+	/* There is one of each piece of the grid that begins here; 0: no such pieces (gpu_grid) */
+	uint64_t piece_first, piece_bytes;
 	/*
 	 * A GPU's, if that does not order what NICs write: memory of the library there,
 	 * which they read to flush that; until it is deregistered. NULL: no need, or

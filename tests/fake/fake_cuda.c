@@ -218,6 +218,12 @@ EXPORT int cuMemGetHandleForAddressRange(void *handle, unsigned long long ptr, s
 
 	if (fake_cuda.export_says)
 		return fake_cuda.export_says;
+	if (fake_vmm_seen(ptr)) {
+		fd = fake_cuda.one_mapping ? fake_vmm_export(ptr, len) : -1;
+		fake_cuda.exported += fd >= 0;
+		*(int *)handle = fd;
+		return fd < 0 ? NOT_SUPPORTED : SUCCESS;
+	}
 	/* Whole pages, of one allocation, in its context. */
 	if (i < 0 || type != 1 || flags || ptr % PAGE || len % PAGE || !fake_cuda.contexts ||
 	    find(ptr + len - 1) != i)

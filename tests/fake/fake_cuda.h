@@ -19,6 +19,7 @@
 struct fake_cuda {
 	_Atomic int ordering;	 /* of a NIC's writes: 0, 100 or 200 (all devices) */
 	_Atomic int export_says; /* what cuMemGetHandleForAddressRange returns; 0 = it works */
+	_Atomic bool one_mapping; /* a DMA-BUF of mapped pieces is of one of them; else of none */
 	_Atomic bool managed;	 /* the driver calls the memory the host's */
 	_Atomic int contexts;	 /* pushed and not popped */
 	_Atomic int exported;	 /* descriptors given out */

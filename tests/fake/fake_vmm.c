@@ -122,6 +122,21 @@ int fake_vmm_attribute(void *value, int attribute, unsigned long long ptr)
 	}
 }
 
+int fake_vmm_export(unsigned long long ptr, size_t len)
+{
+	const struct mapping *m = mapping_of(ptr);
+	size_t at = m ? ptr - (uintptr_t)m->in->at - m->off : 0;
+	char path[64];
+	int fd;
+
+	if (!m || ptr % 4096 || len % 4096 || len > m->len - at)
+		return -1;
+	/* Another descriptor, as each has its own position. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", m->piece->fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	return fd >= 0 && lseek(fd, (off_t)at, SEEK_SET) < 0 ? -1 : fd;
+}
+
 /* Of the mapping. */
 EXPORT int cuMemGetAddressRange_v2(unsigned long long *first_p, size_t *len_p,
 				   unsigned long long ptr);

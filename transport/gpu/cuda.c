@@ -7,6 +7,7 @@ const struct gpu_kind gpu_cuda = {
 	.open = gpu_open,
 	.close = gpu_close,
 	.dmabuf = gpu_dmabuf,
+	.grid = gpu_grid,
 	.needs_flush = gpu_needs_flush,
 	.scratch = gpu_scratch,
 	.modules = { "nvidia_peermem", "nv_peer_mem" },

@@ -96,3 +96,38 @@ int gpu_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset_p, stru
 	*offset_p = (uintptr_t)addr - first;
 	return 0;
 }
+
+static uint64_t common_divisor(uint64_t a, uint64_t b)
+{
+	while (b) {
+		uint64_t rest = a % b;
+
+		a = b;
+		b = rest;
+	}
+	return a;
+}
+
+bool gpu_grid(const void *addr, size_t len, uint64_t *first_p, uint64_t *bytes_p)
+{
+	const struct cuda_driver *cuda = cuda_driver("register", NULL);
+	cuda_ptr begin = (uintptr_t)addr, at = begin, base = 0, first = 0;
+	uint64_t bytes = 0;
+
+	while (cuda && at - begin < len) {
+		size_t size = 0;
+
+		if (cuda->pointer_get(&base, POINTER_MAPPING_BASE, at) ||
+		    cuda->pointer_get(&size, POINTER_MAPPING_SIZE, at) || base > at ||
+		    size <= at - base)
+			return false;
+		if (at == begin)
+			first = base;
+		else
+			bytes = common_divisor(bytes, base - first);
+		at = base + size;
+	}
+	*first_p = first;
+	*bytes_p = bytes;
+	return bytes;
+}

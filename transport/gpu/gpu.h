@@ -42,6 +42,8 @@ struct gpu_kind {
 	/* For NICs. `modules` of the kernel let them register its addresses as they are. */
 	int (*dmabuf)(const void *addr, size_t len, int *fd_p, uint64_t *offset_p,
 		      struct kv_error *err);
+	/* NULL: all of it is in one piece */
+	bool (*grid)(const void *addr, size_t len, uint64_t *first_p, uint64_t *bytes_p);
 	int (*needs_flush)(const void *addr, bool always);
 	int (*scratch)(struct gpu *gpu, int device, void **addr_p, size_t *len_p,
 		       struct kv_error *err);
@@ -82,6 +84,12 @@ int gpu_check_range(const struct cuda_driver *cuda, const void *addr, size_t len
  * GPU, or more than one allocation.
  */
 int gpu_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset_p, struct kv_error *err);
+/*
+ * Of memory that is mapped piece by piece: all pieces begin at *first_p, which is not behind addr,
+ * or a multiple of *bytes_p behind it. Drivers that export no DMA-BUF over several pieces do so of
+ * what lies in one. false: it is one piece, or a part of it is not mapped.
+ */
+bool gpu_grid(const void *addr, size_t len, uint64_t *first_p, uint64_t *bytes_p);
 /*
  * The ordinal of its GPU if that does not see a NIC's writes in their order (before compute
  * capability 9.0), or if `always`; else -1.

@@ -83,21 +83,40 @@ static int refuse_gpu(const struct ib_rail *rail, const struct tr_mem *mem, stru
 	return KV_ERR_UNSUPPORTED;
 }
 
+/*
+ * The buffer that holds them, and where: of all of the memory, or of a piece, whose buffer is the
+ * caller's to close. -1: there is none.
+ */
+static int buffer_of(const struct tr_mem *mem, uint64_t from, uint64_t to, uint64_t *offset_p)
+{
+	int fd = -1;
+
+	*offset_p = mem->dmabuf_off + (from - (uint64_t)(uintptr_t)mem->addr);
+	if (!mem->piece_bytes)
+		return mem->dmabuf_fd;
+	return tr_kinds[mem->kind]->dmabuf((void *)(uintptr_t)from, to - from, &fd, offset_p, NULL)
+		       ? -1
+		       : fd;
+}
+
 /* Bytes [from, to) of a GPU's memory: as a DMA-BUF, or by a module. */
 static int make_gpu_mr(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_mem *mem,
 		       uint64_t from, uint64_t to, unsigned int access, struct ibv_mr **mr_p,
 		       struct kv_error *err)
 {
-	uint64_t offset = mem->dmabuf_off + (from - (uint64_t)(uintptr_t)mem->addr);
+	uint64_t offset;
+	int fd = ctx->v->reg_dmabuf_mr ? buffer_of(mem, from, to, &offset) : -1;
 	int why = EOPNOTSUPP;
 
-	if (mem->dmabuf_fd >= 0 && ctx->v->reg_dmabuf_mr) {
-		*mr_p = ctx->v->reg_dmabuf_mr(rail->pd, offset, to - from, from, mem->dmabuf_fd,
-					      (int)access);
-		if (*mr_p)
-			return 0;
+	*mr_p = NULL;
+	if (fd >= 0) {
+		*mr_p = ctx->v->reg_dmabuf_mr(rail->pd, offset, to - from, from, fd, (int)access);
 		why = errno;
 	}
+	if (fd >= 0 && mem->piece_bytes)
+		close(fd); /* what is registered keeps it */
+	if (*mr_p)
+		return 0;
 	if (!not_offered(why)) {
 		why = kv_fail_errno(err, KV_ERR_DEVICE, why, "register",
 				    "%s cannot register %llu bytes at %llu of a DMA-BUF",
@@ -150,13 +169,23 @@ static int make_slice(struct ib_ctx *ctx, struct ib_rail *rail, const struct tr_
 static int cut(const struct ib_ctx *ctx, uint32_t rails, const struct tr_mem *mem, struct ib_mr *mr,
 	       struct kv_error *err)
 {
-	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), span, begin;
 
 	mr->first = (uint64_t)(uintptr_t)mem->addr & ~(page - 1);
 	span = (uint64_t)(uintptr_t)mem->addr + mem->len - mr->first;
 	mr->slice_bytes = ctx->slice_bytes;
 	while ((span - 1) / mr->slice_bytes >= IB_SLICES_MAX)
 		mr->slice_bytes *= 2;
+	if (mem->piece_bytes) {
+		begin = (uint64_t)(uintptr_t)mem->addr - mem->piece_first;
+		mr->slice_bytes = mem->piece_bytes;
+		mr->first = mem->piece_first + begin / mr->slice_bytes * mr->slice_bytes;
+		span = (uint64_t)(uintptr_t)mem->addr + mem->len - mr->first;
+	}
+	if ((span - 1) / mr->slice_bytes >= IB_SLICES_MAX)
+		return kv_fail(err, KV_ERR_UNSUPPORTED, "register",
+			       "%zu bytes in pieces of %llu are more than %d, and %s", mem->len,
+			       (unsigned long long)mr->slice_bytes, IB_SLICES_MAX, mem->no_dmabuf);
 	mr->slices = (uint32_t)((span - 1) / mr->slice_bytes + 1);
 	mr->shift = ib_slice_shift(mr->slice_bytes, mr->slices);
 	for (; rails; rails &= rails - 1) {

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * kv_gpu_pieces_test.c -- caches in a GPU's memory that is mapped piece by piece, each of which a
+ * NIC reaches by a buffer of its own
+ *
+ * libcuda is a stand-in (fake_cuda.h).
+ */
+#include "lib/process.h"
+#include "loop/kv_rig.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fake.h"
+#include "fake_cuda.h"
+
+static const struct kv_layers all_layers = { 0, 0 };
+
+static struct kv_engine_config over(const char *const *options)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.options = options;
+	return config;
+}
+
+static const char *const ib[] = { "KVCACHE_TRANSPORT=ib", NULL };
+
+/* The last block lies in two pieces. Staged where the driver exports none of them, either. */
+CASE(a_nic_reaches_each_piece_where_no_buffer_holds_them_all)
+{
+	enum { PIECE = 2 << 20, BYTES = 96 << 10, BLOCKS = 60 };
+	static const int64_t mine[] = { 0, 21, 42, 59 }, theirs[] = { 21, 59, 0, 42 };
+	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_engine_config config = over(ib);
+	int fds = count_descriptors();
+
+	layout.layers = layout.tensors = 1;
+	layout.blocks = BLOCKS;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	layout.flags = KV_CACHE_OPEN | KV_CACHE_READABLE;
+	for (int exported = 0; exported < 2; exported++) {
+		uint8_t *seen[2], *addr[2];
+		struct kv_engine *engine[2];
+		struct kv_cache *cache[2];
+		struct kv_peer *peer;
+		struct kv_error err;
+		uint32_t port;
+
+		fake_cuda.one_mapping = exported;
+		for (size_t i = 0; i < 2; i++) {
+			size_t at = i ? PIECE - BYTES / 2 : 640; /* where in the first piece */
+
+			seen[i] = fake_cuda_map(4, &addr[i]);
+			assert_non_null(seen[i]);
+			seen[i] += at;
+			tensor.base = addr[i] + at;
+			ok(kv_engine_open(&config, &engine[i], &err), &err);
+			ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
+		}
+		for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
+			seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
+		ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
+		ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
+		ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 4, NULL, &err), &err);
+		for (int i = 0; i < 4; i++)
+			assert_memory_equal(seen[1] + theirs[i] * BYTES, seen[0] + mine[i] * BYTES,
+					    BYTES);
+		ok(kv_read_blocks(peer, cache[0], all_layers, mine, theirs + 1, 3, NULL, &err),
+		   &err);
+		for (int i = 0; i < 3; i++)
+			assert_memory_equal(seen[0] + mine[i] * BYTES,
+					    seen[1] + theirs[i + 1] * BYTES, BYTES);
+		assert_int_equal(fake_cuda.launched > 0, !exported);
+		ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+		for (size_t i = 0; i < 2; i++) {
+			kv_engine_close(engine[i]);
+			fake_cuda_unmap(addr[i]);
+		}
+		assert_int_equal(fake_cuda.open, 0);
+		fake_cuda_reset();
+		assert_int_equal(count_descriptors(), fds);
+	}
+}
+
+CASE(a_piece_that_cannot_be_registered_leaves_nothing)
+{
+	enum { PIECES = 6, PIECE = 2 << 20, BYTES = 4096 };
+	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES, .stride = PIECE };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_engine_config config = over(ib);
+	struct fake_counts before, after;
+	struct kv_engine *engine;
+	struct kv_cache *cache;
+	struct kv_error err;
+	uint8_t *addr;
+	int fds;
+
+	layout.layers = layout.tensors = 1;
+	layout.blocks = PIECES;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	fake_cuda.one_mapping = true;
+	assert_non_null(fake_cuda_map(PIECES, &addr));
+	tensor.base = addr;
+	ok(kv_engine_open(&config, &engine, &err), &err);
+	fake_counts(&before);
+	fds = count_descriptors();
+	for (int nth = 1; nth <= PIECES; nth++) {
+		fake_fail_verb(FAKE_reg_dmabuf_mr, nth, EINVAL);
+		assert_int_equal(kv_cache_register(engine, &layout, &cache, &err), KV_ERR_DEVICE);
+		assert_non_null(strstr(err.message, "of a DMA-BUF"));
+		fake_counts(&after);
+		assert_int_equal(after.mrs, before.mrs);
+		assert_int_equal(count_descriptors(), fds);
+	}
+	ok(kv_cache_register(engine, &layout, &cache, &err), &err);
+	fake_counts(&after);
+	assert_true(after.mrs >= before.mrs + PIECES);
+	kv_engine_close(engine);
+	fake_cuda_unmap(addr);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+int main(void)
+{
+	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */
+	return run_cases(NULL, NULL);
+}
