@@ -432,7 +432,7 @@ EXPORT int cuModuleGetFunction(void **function_p, void *of, const char *name)
 	return !strcmp(name, "kvrail_copy") ? SUCCESS : INVALID_VALUE;
 }
 
-enum { CHUNK = 512, JOBS = 16 };
+enum { CHUNK = 512, JOBS = 128 };
 
 EXPORT int cuModuleUnload(struct module *module);
 EXPORT int cuModuleUnload(struct module *module)
@@ -648,6 +648,25 @@ EXPORT int cuMemcpy2DAsync_v2(const struct rows *rows, struct stream *stream)
 	stream->job[(stream->launched - 1) % JOBS].to_pitch = rows->to.pitch;
 	fake_cuda.rows++;
 	return SUCCESS;
+}
+
+/* copies: CUmemcpyAttributes, which begin with the order of the source and end with flags. */
+EXPORT int cuMemcpyBatchAsync(unsigned long long *to, unsigned long long *from, size_t *len,
+			      size_t n, const int *copies, size_t *first, size_t kinds,
+			      size_t *bad_p, struct stream *stream);
+EXPORT int cuMemcpyBatchAsync(unsigned long long *to, unsigned long long *from, size_t *len,
+			      size_t n, const int *copies, size_t *first, size_t kinds,
+			      size_t *bad_p, struct stream *stream)
+{
+	int rc = SUCCESS;
+
+	*bad_p = SIZE_MAX;
+	if (copies[0] != 1 || copies[5] || kinds != 1 || *first)
+		return INVALID_VALUE;
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = cuMemcpyAsync(to[i], from[i], len[i], stream);
+	fake_cuda.together += rc ? 0 : (int)n;
+	return rc;
 }
 
 EXPORT int cuStreamGetCtx(const struct stream *stream, void **context_p);

@@ -43,8 +43,9 @@ struct fake_cuda {
 	_Atomic int mapped;	 /* IPC handles that were opened */
 	_Atomic int alloc_on;	 /* the GPU of what is allocated next; 0: FAKE_GPU */
 	_Atomic bool linked;	 /* GPUs reach each other's memory */
-	_Atomic int engines;	 /* copies of the copy engines */
-	_Atomic int rows;	 /* of these, copies of rows */
+	_Atomic int engines;	 /* copies of the copy engines, */
+	_Atomic int rows;	 /* of these, copies of rows, */
+	_Atomic int together;	 /* and those that came several in a call */
 	_Atomic int open; /* streams, events, mappings, pinned ranges, retained contexts, modules */
 };
 extern struct fake_cuda fake_cuda;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * kv_gpu_pieces_test.c -- caches in a GPU's memory that is mapped piece by piece, each of which a
- * NIC reaches by a buffer of its own
+ * NIC reaches by a buffer of its own; and pieces so large that the copy engines take them
  *
  * libcuda is a stand-in (fake_cuda.h).
  */
@@ -25,6 +25,7 @@ static struct kv_engine_config over(const char *const *options)
 }
 
 static const char *const ib[] = { "KVCACHE_TRANSPORT=ib", NULL };
+static const char *const shm[] = { "KVCACHE_TRANSPORT=shm", NULL };
 
 /* The last block lies in two pieces. Staged where the driver exports none of them, either. */
 CASE(a_nic_reaches_each_piece_where_no_buffer_holds_them_all)
@@ -121,6 +122,62 @@ CASE(a_piece_that_cannot_be_registered_leaves_nothing)
 	assert_true(after.mrs >= before.mrs + PIECES);
 	kv_engine_close(engine);
 	fake_cuda_unmap(addr);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+/* Neighbours at both ends that are 4 MiB together: two by one call; what is left by a kernel. */
+CASE(large_spans_go_by_the_copy_engines)
+{
+	enum { BLOCKS = 160, BYTES = 64 << 10, EACH = (4 << 20) / BYTES };
+	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_engine_config config = over(shm);
+	int64_t mine[2 * EACH + 2], theirs[2 * EACH + 2];
+	uint8_t *seen[2], *addr[2];
+	struct kv_engine *engine[2];
+	struct kv_cache *cache[2];
+	struct kv_peer *peer;
+	struct kv_error err;
+	uint32_t port;
+
+	layout.layers = layout.tensors = 1;
+	layout.blocks = BLOCKS;
+	layout.tensor = &tensor;
+	layout.mem_kind = KV_MEM_CUDA;
+	layout.flags = KV_CACHE_OPEN;
+	for (size_t i = 0; i < 2; i++) {
+		seen[i] = fake_cuda_alloc((size_t)BLOCKS * BYTES, &addr[i]);
+		tensor.base = addr[i];
+		ok(kv_engine_open(&config, &engine[i], &err), &err);
+		ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
+	}
+	for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
+		seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
+	ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
+	ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
+	for (int64_t i = 0; i < 2 * EACH + 2; i++) {
+		mine[i] = i < 2 * EACH ? i + 3 : i - 2 * EACH;
+		theirs[i] = i < 2 * EACH ? i + 20 : i + 21;
+	}
+	memset(seen[1], 0, (size_t)BLOCKS * BYTES);
+	ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2 * EACH + 2, NULL, &err),
+	   &err);
+	assert_int_equal(fake_cuda.engines, 2);
+	assert_int_equal(fake_cuda.together, 2);
+	assert_int_equal(fake_cuda.launched, 1); /* the two that are left */
+	for (int64_t i = 0; i < 2 * EACH + 2; i++)
+		assert_memory_equal(seen[1] + theirs[i] * BYTES, seen[0] + mine[i] * BYTES, BYTES);
+	for (int64_t i = 0; i < 20 * BYTES; i++)
+		assert_int_equal(seen[1][i], 0);
+	fake_cuda.launch_says = 2;
+	assert_int_equal(
+		kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2 * EACH, NULL, &err),
+		KV_ERR_DEVICE);
+	fake_cuda.launch_says = 0;
+	kv_peer_close(peer, RIG_TIMEOUT_MS, &err);
+	for (size_t i = 0; i < 2; i++)
+		kv_engine_close(engine[i]);
 	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }

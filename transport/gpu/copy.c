@@ -3,7 +3,7 @@
  * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, whose end its blocks
  * write there; an event, which costs a call to ask for, shows an error, or the copy engines' end
  *
- * Or the copy engines take a batch, a call for each piece: they need no multiprocessor, so an owner
+ * Or the copy engines take a batch: they need no multiprocessor, so an owner
  * whose peer's kernels hold all of them until the bytes come gets them there. The stream has the
  * greatest priority, for that reason, too: its kernel takes the first multiprocessors that are
  * free, and does not stand in the queue of the application's streams.
@@ -39,6 +39,8 @@ enum {
 	ASK_NS = 100000,   /* the driver is asked for the error of a kernel that does not end */
 	LINEAR = 32 << 10, /* bytes from which on a copy needs no rows, and */
 	ROW_GAP = 64,	   /* between those */
+	COPIES = 64,	   /* of one call for the copy engines */
+	LARGE_SMS = 8,	   /* an owner who gives the kernel more has it used */
 	SMS_MAX = 256,
 	EVEN_MAX = UINT32_MAX / PIECES, /* chunks of a piece: the kernel counts in 32 bits */
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
@@ -270,9 +272,36 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 }
 
 /* In the context. */
+static int copy_together(const struct gpu_queue *queue, const struct gpu_piece *piece, size_t n)
+{
+	const struct cuda_copies alike = { .source_order = SOURCE_ORDER_STREAM };
+	cuda_ptr to[COPIES], from[COPIES];
+	size_t len[COPIES], first = 0, bad;
+
+	for (size_t i = 0; i < n; i++) {
+		to[i] = piece[i].to;
+		from[i] = piece[i].from;
+		len[i] = piece[i].len;
+	}
+	return queue->gpu->cuda->copy_batch(to, from, len, n, &alike, &first, 1, &bad,
+					    queue->stream);
+}
+
+/* Of n pieces from the first on: how many large ones go by one call. */
+static unsigned int count_large(const struct gpu_piece *piece, unsigned int n)
+{
+	unsigned int i = 0;
+
+	while (i < n && i < COPIES && piece[i].len >= GPU_LARGE)
+		i++;
+	return i;
+}
+
+/* In the context. */
 static int start_engines(struct gpu_queue *queue, uint64_t slot)
 {
 	const struct gpu_piece *piece = open_batch(queue)->piece;
+	unsigned int n = queue->pieces, some;
 	int rc = 0;
 
 	queue->blocks[slot] = 0;
@@ -289,9 +318,13 @@ static int start_engines(struct gpu_queue *queue, uint64_t slot)
 		};
 		return queue->gpu->cuda->copy_rows(&rows, queue->stream);
 	}
-	for (unsigned int i = 0; i < queue->pieces && !rc; i++)
-		rc = queue->gpu->cuda->copy(piece[i].to, piece[i].from, piece[i].len,
-					    queue->stream);
+	for (unsigned int i = 0; i < n && !rc; i += some) {
+		some = gpu_queue_takes_large(queue) ? count_large(&piece[i], n - i) : 0;
+		some = some ? some : 1;
+		rc = some > 1 ? copy_together(queue, &piece[i], some)
+			      : queue->gpu->cuda->copy(piece[i].to, piece[i].from, piece[i].len,
+						       queue->stream);
+	}
 	return rc;
 }
 
@@ -374,6 +407,11 @@ int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **pie
 	return (int)(PIECES - queue->pieces);
 }
 
+bool gpu_queue_takes_large(const struct gpu_queue *queue)
+{
+	return queue->gpu->cuda->copy_batch && queue->sms <= LARGE_SMS;
+}
+
 /* even: chunks of each; 0: they differ. */
 static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks, uint64_t even,
 			struct kv_error *err)
@@ -388,7 +426,8 @@ static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks
 	queue->chunks += chunks;
 	queue->pieces += n;
 	queue->fresh = true;
-	if (queue->engines)
+	/* Small ones are for an owner who waits for them; several large ones go together. */
+	if (queue->engines && chunks / n < gpu_chunks(GPU_LARGE))
 		return launch(queue, err);
 	if (queue->chunks / WORTH == before / WORTH)
 		return 0;

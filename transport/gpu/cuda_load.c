@@ -63,6 +63,7 @@ static const struct kv_symbol symbols[] = {
 	{ "cuEventQuery", (void **)&cuda.event_query, false },
 	{ "cuMemcpyAsync", (void **)&cuda.copy, false },
 	{ "cuMemcpy2DAsync_v2", (void **)&cuda.copy_rows, false },
+	{ "cuMemcpyBatchAsync", (void **)&cuda.copy_batch, true },
 	{ "cuLaunchKernel", (void **)&cuda.launch, false },
 	{ NULL, NULL, false },
 };

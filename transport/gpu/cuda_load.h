@@ -42,6 +42,7 @@ enum {
 	HOST_PORTABLE_MAPPED = 1 | 2,
 	STREAM_NON_BLOCKING = 1,
 	CAPTURE_RELAXED = 2,
+	SOURCE_ORDER_STREAM = 1,
 	EVENT_DISABLE_TIMING = 2,
 };
 
@@ -65,6 +66,11 @@ struct cuda_rows_end { /* half of a CUDA_MEMCPY2D */
 struct cuda_rows { /* CUDA_MEMCPY2D */
 	struct cuda_rows_end from, to;
 	size_t width, height; /* of a row, in bytes; rows */
+};
+
+struct cuda_copies { /* CUmemcpyAttributes */
+	int source_order, places[4]; /* these are asked for managed memory only */
+	unsigned int flags;
 };
 
 struct cuda_driver {
@@ -123,6 +129,10 @@ struct cuda_driver {
 	int (*event_query)(void *event);
 	int (*copy)(cuda_ptr to, cuda_ptr from, size_t len, void *stream);
 	int (*copy_rows)(const struct cuda_rows *rows, void *stream);
+	/* NULL before CUDA 12.8 */
+	int (*copy_batch)(cuda_ptr *to, cuda_ptr *from, size_t *len, size_t n,
+			  const struct cuda_copies *copies, size_t *first, size_t kinds,
+			  size_t *bad_p, void *stream);
 	int (*launch)(void *function, unsigned int gx, unsigned int gy, unsigned int gz,
 		      unsigned int bx, unsigned int by, unsigned int bz, unsigned int shared,
 		      void *stream, void **params, void **extra);

@@ -208,6 +208,13 @@ struct gpu_piece {
  */
 int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		   struct kv_error *err);
+/*
+ * From so many bytes on, several of them by one call, the copy engines are faster than 8
+ * multiprocessors on every way, and need none (docs/gpu.md). false: the driver has no such call,
+ * or the kernel has more.
+ */
+enum { GPU_LARGE = 4 << 20 };
+bool gpu_queue_takes_large(const struct gpu_queue *queue);
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err);
 /* The same where all of them have one length. */
 int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err);

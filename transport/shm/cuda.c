@@ -64,21 +64,34 @@ static int put_blocks(struct gpu_queue *queue, const struct move *m, size_t firs
 	return gpu_queue_put_even(queue, some, len, err);
 }
 
-/* Returns how many of them the queue took, or its failure. */
-static long put_pieces(struct gpu_queue *queue, bool engines, const struct move *m,
+/* How many of `n` spans are large, or not, as the first of them is. */
+static unsigned int count_alike(const struct tr_span *spans, unsigned int n)
+{
+	unsigned int i = 1;
+
+	while (i < n && (spans[i].len >= GPU_LARGE) == (spans[0].len >= GPU_LARGE))
+		i++;
+	return i;
+}
+
+/* Returns how many of them the queue took, or its failure. engines: for all of them. */
+static long put_pieces(struct gpu_queue *queue, bool engines, bool may, const struct move *m,
 		       struct kv_error *err)
 {
 	struct gpu_piece *piece;
 	size_t done = 0;
 
 	while (done < m->n) {
-		int ret, room = gpu_queue_room(queue, engines, &piece, err);
+		bool large = may && m->spans && m->spans[done].len >= GPU_LARGE;
+		int ret, room = gpu_queue_room(queue, engines || large, &piece, err);
 		unsigned int some;
 
 		if (room <= 0)
 			return room ? room : (long)done;
 		some = m->n - done < (size_t)room ? (unsigned int)(m->n - done)
 						  : (unsigned int)room;
+		if (may && m->spans)
+			some = count_alike(m->spans + done, some);
 		ret = m->spans ? put_spans(queue, m, done, some, piece, err)
 			       : put_blocks(queue, m, done, some, piece, err);
 		if (ret)
@@ -141,7 +154,8 @@ static long add_move(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 	if (lmem->kind == TR_MEM_HOST && m->write && gpu_is_apart(sc->ctx->gpu))
 		took = put_staged(queue, remote, lmem->addr, m->spans, m->n, &cause);
 	else
-		took = put_pieces(queue, op->any_order, m, &cause);
+		took = put_pieces(queue, op->any_order,
+				  !sc->line_order && gpu_queue_takes_large(queue), m, &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);
 	sc->cut |= (size_t)took < m->n;
@@ -186,13 +200,35 @@ bool cuda_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem)
 	       (rm->path == SHM_CUDA || (rm->path == SHM_POOL && lmem->kind != TR_MEM_HOST));
 }
 
+/* One after the other, without a gap at either end. */
+static bool is_run(const struct tr_blocks *b, size_t n)
+{
+	size_t i = 1;
+
+	if (b->local_stride != b->len || b->remote_stride != b->len ||
+	    (uint64_t)(b->local[n - 1] - b->local[0]) != n - 1)
+		return false;
+	while (i < n && b->local[i] == b->local[i - 1] + 1 && b->remote[i] == b->remote[i - 1] + 1)
+		i++;
+	return i == n;
+}
+
 long cuda_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		     const struct tr_blocks *blocks, size_t n, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	struct move m = { .blocks = blocks, .n = n };
-	long done = try_move(op, lmem, rmem, &m, err);
+	struct tr_span all;
+	long done;
 
+	if (n * blocks->len >= GPU_LARGE && is_run(blocks, n)) {
+		all = tr_block_span(blocks, 0);
+		all.len *= n;
+		m = (struct move){ .spans = &all, .n = 1 };
+	}
+	done = try_move(op, lmem, rmem, &m, err);
+	if (m.spans && done > 0)
+		done = (long)n;
 	if (done != KV_ERR_UNSUPPORTED)
 		return done;
 	sc->cut = true; /* they come again, as spans */
