@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""tcp_stress.py -- very many operations over TCP, with random cancels, revokes and closes, by kv_stress: one stream, then three
+"""tcp_stress.py -- very many operations over TCP, with random cancels, revokes and closes, by kv_stress: one stream, then three, which two more threads serve
 
 After a call that gives blocks back has returned 0, not one byte of them may change."""
 import argparse
@@ -18,7 +18,7 @@ FIELDS = ("operations", "blocks_taken_back", "closes", "losses", "bytes_late")
 
 def stress(program, operations, streams):
     done = subprocess.run([program, str(operations), "tcp"], stdout=subprocess.PIPE, text=True, check=False,
-                          env={**os.environ, "KVCACHE_TCP_STREAMS": str(streams)})
+                          env={**os.environ, "KVCACHE_TCP_STREAMS": str(streams), "KVCACHE_TCP_THREADS": str(streams - 1)})
     print(done.stdout, end="", flush=True)
     line = re.search(r"^(\d+) operations, blocks taken back (\d+) times, (\d+) of them by a close, (\d+) losses: "
                      r"(\d+) bytes late; ended(.*)$", done.stdout, re.M)
