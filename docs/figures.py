@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """figures.py -- the figures in docs/reliability.md, from docs/results/*.json, in docs/nixl.md, from
-bench/stored/nixl.json and peers.json, and in docs/operate.md, from bench/stored/metrics.json
+bench/stored/nixl.json and peers.json, in docs/operate.md, from bench/stored/metrics.json, and in docs/tcp.md,
+from bench/stored/tcp.json and tcp_streams.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -21,6 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(os.path.join(ROOT, "bench"))
 import nixl_calls  # noqa: E402
 import peers  # noqa: E402
+import tcp_figures  # noqa: E402
 
 BEGIN, END = "<!-- made by docs/figures.py -->\n", "<!-- end -->\n"
 
@@ -119,7 +121,13 @@ def metrics_table():
             + ("; so much ran beside it that the time says little" if told["load"] > 1 else "") + ":\n\n" + "\n".join(rows) + "\n")
 
 
-PAGES = {"reliability.md": table, "nixl.md": nixl_table, "operate.md": metrics_table}
+def tcp_tables():
+    told = [stored(name) for name in ("tcp", "tcp_streams")]
+    return "\n".join(f"`{re.sub(r'^.*?(?=chrt|tcp_figures)', '', one['command'])}`, {one['cpu']}, load {one['settings']['load']}, commit {one['commit']}:\n\n"
+                     + tcp_figures.table(one["rows"]) for one in told)
+
+
+PAGES = {"reliability.md": table, "nixl.md": nixl_table, "operate.md": metrics_table, "tcp.md": tcp_tables}
 
 
 def main():
