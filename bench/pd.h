@@ -15,6 +15,7 @@ enum {
 	BENCH_ROWS_MAX = KV_CACHES_MAX, /* each block size is a cache of its own */
 	BENCH_BATCHES = 64,		/* cold: so many different batches in turn */
 	BENCH_NOTE_MAX = 320,
+	BENCH_IN_FLIGHT_MAX = 16,
 };
 
 struct bench_options {
@@ -26,6 +27,7 @@ struct bench_options {
 	uint32_t layers, tensors;
 	uint64_t pool_bytes;
 	int check, hot, two_sided, corrupt;
+	uint32_t in_flight; /* batches that are begun before the first of them is waited for */
 	uint32_t rows;
 	uint64_t row_bytes[BENCH_ROWS_MAX];
 };

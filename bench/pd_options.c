@@ -13,6 +13,7 @@ enum {
 	KEY_TENSORS,
 	KEY_POOL,
 	KEY_CORRUPT,
+	KEY_IN_FLIGHT,
 };
 
 static const struct argp_option options[] = {
@@ -26,6 +27,9 @@ static const struct argp_option options[] = {
 	{ "tensors", KEY_TENSORS, "T", 0, "tensors of each layer (1)", JOB_GROUP_WHAT },
 	{ "two-sided", KEY_TWO_SIDED, NULL, 0,
 	  "kv_send_blocks and kv_recv_blocks, not kv_write_blocks", JOB_GROUP_WHAT },
+	{ "in-flight", KEY_IN_FLIGHT, "N", 0,
+	  "write N batches ahead of the one that is waited for; to one decode rank (1)",
+	  JOB_GROUP_WHAT },
 	{ "pool", KEY_POOL, "BYTES", 0, "memory of each rank (1G)", JOB_GROUP_WHAT },
 	{ "hot", KEY_HOT, NULL, 0, "the same batch again and again, in the caches",
 	  JOB_GROUP_WHAT },
@@ -66,6 +70,8 @@ static void check_together(struct bench_options *o, struct argp_state *state)
 	if (o->two_sided && o->batch > KV_LEASE_BLOCKS_MAX)
 		argp_error(state, "--two-sided takes batches of at most %d blocks",
 			   KV_LEASE_BLOCKS_MAX);
+	if (o->in_flight > 1 && (o->two_sided || o->job.decodes > 1))
+		argp_error(state, "--in-flight is for kv_write_blocks to one decode rank");
 	for (bytes = o->first_bytes; bytes <= o->last_bytes; bytes *= o->factor) {
 		if (o->rows == BENCH_ROWS_MAX)
 			argp_error(state, "more than %d block sizes", BENCH_ROWS_MAX);
@@ -132,6 +138,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 	case KEY_POOL:
 		o->pool_bytes = job_number(arg, 1, UINT64_C(1) << 44, "--pool", state);
 		break;
+	case KEY_IN_FLIGHT:
+		o->in_flight = job_number32(arg, 1, BENCH_IN_FLIGHT_MAX, "--in-flight", state);
+		break;
 	case KEY_HOT:
 		o->hot = 1;
 		break;
@@ -155,6 +164,7 @@ void bench_options_parse(struct bench_options *opt, int argc, char **argv)
 		.warmup = BENCH_BATCHES,
 		.layers = 1,
 		.tensors = 1,
+		.in_flight = 1,
 		.pool_bytes = UINT64_C(1) << 30,
 		.check = 1,
 	};

@@ -17,6 +17,7 @@ struct bench {
 	struct kv_comm *comm;
 	struct kv_cache *cache[BENCH_ROWS_MAX];
 	struct kv_peer *peer[RANK_MAX];
+	struct kv_op *ahead[BENCH_IN_FLIGHT_MAX]; /* under way, by their places */
 	struct rank_memory memory;
 	struct bench_pool pool;		/* of its bytes */
 	struct bench_ids ids[RANK_MAX]; /* with each peer */
@@ -158,6 +159,44 @@ static int write_one(struct bench *b, uint32_t row, uint32_t it)
 	return rc ? failed(b, "writing", &err) : 0;
 }
 
+/* Waits for the operation in this place, if there is one. */
+static int end_ahead(struct bench *b, uint32_t place)
+{
+	struct kv_op *op = b->ahead[place];
+	struct kv_error err;
+
+	b->ahead[place] = NULL;
+	if (op && (kv_wait(op, KV_ACKED, b->opt->job.timeout_ms, &err) || kv_op_free(op, &err)))
+		return failed(b, "writing", &err);
+	return 0;
+}
+
+static int end_all_ahead(struct bench *b)
+{
+	int rc = 0;
+
+	for (uint32_t i = 0; i < BENCH_IN_FLIGHT_MAX; i++)
+		rc |= end_ahead(b, i);
+	return rc;
+}
+
+/* A batch, begun while those before it are under way. */
+static int write_ahead(struct bench *b, uint32_t row, uint32_t it)
+{
+	const struct bench_ids *ids = &b->ids[0];
+	size_t at = (size_t)(it % ids->batches) * ids->batch;
+	uint32_t place = it % b->opt->in_flight;
+	struct kv_options o = op_options(b, it);
+	struct kv_error err;
+
+	if (end_ahead(b, place))
+		return -1;
+	if (kv_write_blocks_async(b->peer[0], b->cache[row], all_layers, ids->source + at,
+				  ids->dest + at, ids->batch, &o, &b->ahead[place], &err))
+		return failed(b, "writing", &err);
+	return 0;
+}
+
 /* One batch to every decode rank, posted together. */
 static int write_group(struct bench *b, uint32_t row, uint32_t it)
 {
@@ -196,6 +235,8 @@ static int write_group(struct bench *b, uint32_t row, uint32_t it)
 static int write_batch(struct bench *b, uint32_t row, uint32_t it)
 {
 	atomic_fetch_add(&b->rank->slot->beat, 1);
+	if (b->opt->in_flight > 1)
+		return write_ahead(b, row, it);
 	return b->peers == 1 ? write_one(b, row, it) : write_group(b, row, it);
 }
 
@@ -218,6 +259,8 @@ static int prefill_row(struct bench *b, uint32_t row)
 		b->row.end_ns = after;
 		hist_add(&b->row.batch, after - before);
 	}
+	if (end_all_ahead(b))
+		return -1;
 	b->row.bytes = (uint64_t)opt->iters * opt->batch * b->peers * opt->layers * opt->tensors *
 		       opt->row_bytes[row];
 	if (!opt->check)
@@ -227,7 +270,7 @@ static int prefill_row(struct bench *b, uint32_t row)
 			     b->ids[d].source + (size_t)(it % b->ids[d].batches) * opt->batch,
 			     opt->batch, 1);
 	to_gpu(b);
-	return write_batch(b, row, it);
+	return write_batch(b, row, it) | end_all_ahead(b);
 }
 
 static int open_recvs(struct bench *b, uint32_t row, uint32_t it, struct kv_op **op)

@@ -50,6 +50,9 @@ static void print_settings(const struct bench_options *opt, const char *transpor
 	       "iterations after %u\n",
 	       opt->two_sided ? "two-sided" : "one-sided", opt->layers, opt->tensors, opt->iters,
 	       opt->warmup);
+	if (opt->in_flight > 1)
+		printf("# %u operations in flight: a time is that from one end to the next\n",
+		       opt->in_flight);
 	printf("# waiting: %s; check: %s\n", wait,
 	       opt->check ? "every byte of the decode pools" : "off");
 	printf("# GB = 10^9 bytes. memcpy, nt: the same blocks copied by one thread inside one "
@@ -75,6 +78,7 @@ struct bench_report *bench_report_begin(const struct bench_options *opt, const c
 	results_integer(r, "pool_bytes", opt->hot ? 0 : opt->pool_bytes);
 	results_text(r, "pools", opt->hot ? "hot" : "cold");
 	results_text(r, "calls", opt->two_sided ? "two-sided" : "one-sided");
+	results_integer(r, "in_flight", opt->in_flight);
 	results_integer(r, "iterations", opt->iters);
 	results_integer(r, "warmup", opt->warmup);
 	results_close(r);
