@@ -28,7 +28,7 @@ uint64_t sn_now(void)
 /*
  * Two servers, each with its own queue: the port, which is busy for the bytes of a message or for
  * what a message costs at least, and the queue pair. It is sent when both are done with it. So
- * other queue pairs fill the port while one is held up by its own rate.
+ * other queue pairs fill the port while one is held up by its own rate. With the clock's lock.
  */
 uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now)
 {
@@ -37,11 +37,9 @@ uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now)
 
 	now <<= 10;
 	qp->clock = (qp->clock > now ? qp->clock : now) + sn.qp_cost;
-	pthread_mutex_lock(&clock->lock);
 	clock->free = (clock->free > now ? clock->free : now) +
 		      (bytes > sn.message_cost ? bytes : sn.message_cost);
 	sent = clock->free;
-	pthread_mutex_unlock(&clock->lock);
 	return (sent > qp->clock ? sent : qp->clock) >> 10;
 }
 

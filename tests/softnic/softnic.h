@@ -295,7 +295,7 @@ void sn_qp_error(struct sn_shared_qp *qp);
 /* late.c */
 void sn_late(void); /* somebody sleeps, and something is not done yet */
 uint64_t sn_now(void);
-/* When the modelled NIC has sent this. */
+/* When the modelled NIC has sent this; its clock is locked. */
 uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now);
 
 #endif

@@ -329,10 +329,20 @@ static void set_pending(struct sn_qp *qp, bool pending)
 		sn_late();
 }
 
+/* The clock is locked once for many requests: a lock each would cost as much as the request. */
+static void lock_clock(struct sn_qp *qp, bool lock, bool *locked)
+{
+	if (lock && !*locked)
+		pthread_mutex_lock(&qp->device->clock.lock);
+	else if (!lock && *locked)
+		pthread_mutex_unlock(&qp->device->clock.lock);
+	*locked = lock;
+}
+
 void sn_run(struct sn_qp *qp)
 {
 	uint64_t now = sn.mode == SN_MODEL && qp->sq_done != qp->sq_tail ? sn_now() : 0;
-	bool there = sn.mode != SN_COPY && reach(qp);
+	bool there = sn.mode != SN_COPY && reach(qp), locked = false;
 	int status = IBV_WC_SUCCESS;
 
 	for (; qp->sq_done != qp->sq_tail; qp->sq_done++) {
@@ -340,15 +350,22 @@ void sn_run(struct sn_qp *qp)
 		const struct sn_kept *kept = &qp->kept[slot];
 		bool up = atomic_load_explicit(&qp->shared->state, memory_order_relaxed) !=
 			  IBV_QPS_ERR;
-		uint64_t sent = now && up ? sn_clock_sends(qp, kept->len, now) : 0;
+		uint64_t sent = 0;
 
-		if (!up)
+		if (now && up) {
+			lock_clock(qp, true, &locked);
+			sent = sn_clock_sends(qp, kept->len, now);
+		}
+		if (!up) {
 			status = IBV_WC_WR_FLUSH_ERR;
-		else if (!there || !is_dropped(kept))
+		} else if (!there || !is_dropped(kept)) {
+			lock_clock(qp, false, &locked);
 			status = execute(qp, slot, sent ? sent + sn.latency_ns / 2 : 0);
+		}
 		if (status == LATER)
 			break;
 		complete(qp, kept, status, sent ? sent + sn.latency_ns : 0);
 	}
+	lock_clock(qp, false, &locked);
 	set_pending(qp, status == LATER);
 }
