@@ -84,9 +84,10 @@ def replay(told):
 def curves(told):
     panels = []
     for name in dict.fromkeys(row["curve"] for row in told["rows"]):
-        rows = {t: [r for r in told["rows"] if (r["transport"], r["curve"]) == (t, name)] for t in ("ib", "shm")}
-        panels.append(panel("", name, "time of a block / the first point's", [
-            curve("line", "over softnic" if t == "ib" else t, rows[t], "at", lambda row: row["ratio"]) for t in rows], "count"))
+        rows = {t: [r for r in told["rows"] if (r["transport"], r["curve"]) == (t, name)] for t in ("ib", "shm", "tcp")}
+        key, label = ("connect_ms", "ms to connect") if name == "connect" else ("ratio", "time of a block / the first point's")
+        panels.append(panel("", name, label, [
+            curve("line", "over softnic" if t == "ib" else t, rows[t], "at", lambda row: row[key]) for t in rows if rows[t]], "count"))
     return panels
 
 

@@ -67,8 +67,12 @@ def documented():
     return {name: re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) for name, text in zip(sections[1::2], sections[2::2])}
 
 
-def print_table(columns, rows, texts=1):
+def table_text(columns, rows, texts=1):
     """As Markdown; all but the first `texts` columns are numbers."""
-    for cells in (columns, ["---"] * texts + ["---:"] * (len(columns) - texts), *rows):
-        print("| " + " | ".join(cells) + " |")
+    lines = (columns, ["---"] * texts + ["---:"] * (len(columns) - texts), *rows)
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def print_table(columns, rows, texts=1):
+    print(table_text(columns, rows, texts), end="")
     sys.stdout.flush()
