@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """figures.py -- the figures in docs/reliability.md, from docs/results/*.json, in docs/nixl.md, from
 bench/stored/nixl.json and peers.json, in docs/operate.md, from bench/stored/metrics.json, and in docs/tcp.md,
-from bench/stored/tcp.json and tcp_streams.json
+from bench/stored/tcp.json and tcp_streams.json, and in docs/benchmarks.md, from bench/stored/verbs.json and curves.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -20,9 +20,11 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.append(os.path.join(ROOT, "bench"))
+import curves  # noqa: E402
 import nixl_calls  # noqa: E402
 import peers  # noqa: E402
 import tcp_figures  # noqa: E402
+import verbs  # noqa: E402
 
 BEGIN, END = "<!-- made by docs/figures.py -->\n", "<!-- end -->\n"
 
@@ -127,7 +129,30 @@ def tcp_tables():
                      + tcp_figures.table(one["rows"]) for one in told)
 
 
-PAGES = {"reliability.md": table, "nixl.md": nixl_table, "operate.md": metrics_table, "tcp.md": tcp_tables}
+def run_of(told):
+    load = told["settings"]["load"]
+    return (f"`{told['command']}`: {told['cpu']}, {told['date'][:10]}, commit {told['commit']}, load {load}, {told['settings']['rounds']} rounds"
+            + ("; so much ran beside it that only the quickest of each says something" if load > 1 else "") + ".\n\n")
+
+
+def verbs_tables():
+    told = stored("verbs")
+    return run_of(told) + verbs.tables(told["rows"])
+
+
+def curve_table(which):
+    told = stored("curves")
+    return run_of(told) + curves.tables(told["rows"])[which]
+
+
+PAGES = {"reliability.md": [table], "nixl.md": [nixl_table], "operate.md": [metrics_table], "tcp.md": [tcp_tables],
+         "benchmarks.md": [lambda: curve_table(1), verbs_tables, lambda: curve_table(0)]}
+
+
+def page_of(text, parts):
+    """The page with each part between the next marks."""
+    head, *rests = text.split(BEGIN)
+    return head + "".join(BEGIN + made() + END + rest.split(END)[1] for made, rest in zip(parts, rests, strict=True))
 
 
 def main():
@@ -137,12 +162,11 @@ def main():
     arguments = parser.parse_args()
     if arguments.measure:
         measure(arguments.measure)
-    for name, made in PAGES.items():
+    for name, parts in PAGES.items():
         page = os.path.join(ROOT, "docs", name)
         with open(page, encoding="utf-8") as file:
             text = file.read()
-        head, rest = text.split(BEGIN)
-        new = head + BEGIN + made() + END + rest.split(END)[1]
+        new = page_of(text, parts)
         if arguments.check and new != text:
             return f"{page} is not what docs/figures.py makes: ./dev docs"
         if not arguments.check:
