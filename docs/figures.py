@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """figures.py -- the figures in docs/reliability.md, from docs/results/*.json, in docs/nixl.md, from
-bench/stored/nixl.json and peers.json, in docs/operate.md, from bench/stored/metrics.json, and in docs/tcp.md,
-from bench/stored/tcp.json and tcp_streams.json, and in docs/benchmarks.md, from bench/stored/verbs.json and curves.json
+bench/stored/nixl.json and peers.json, in docs/operate.md, from bench/stored/metrics.json, in docs/tcp.md,
+from bench/stored/tcp.json and tcp_streams.json, in docs/benchmarks.md, from bench/stored/verbs.json and curves.json, and in
+docs/gpu.md, from bench/stored/h200*.json
 
 usage: figures.py [--check] [--measure BUILD]
 
@@ -145,7 +146,37 @@ def curve_table(which):
     return run_of(told) + curves.tables(told["rows"])[which]
 
 
-PAGES = {"reliability.md": [table], "nixl.md": [nixl_table], "operate.md": [metrics_table], "tcp.md": [tcp_tables],
+def gpu_table(name, title):
+    told = stored(name)
+    rows = ["| block | one | several | floor | post, us | one / floor | several / floor |", "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    rows += [f"| {row['block_kib']} KiB | {row['one_gb_per_s']:.1f} | {row['several_gb_per_s']:.1f} | {row['floor_gb_per_s']:.1f} | {row['post_us']:.0f} "
+             f"| {row['one_ratio']:.2f} | {row['several_ratio']:.2f} |" for row in told["rows"]]
+    wrong = sum(row["wrong_bytes"] for row in told["rows"])
+    return (f"{title} ([{name}.json](../bench/stored/{name}.json), `{re.sub(r'^.*?gpu_pd', 'gpu_pd', told['command'])}`, commit {told['commit']}, "
+            f"{wrong} bytes wrong):\n\n" + "\n".join(rows) + "\n")
+
+
+def gpu_tables():
+    return "\n".join(gpu_table(name, title) for name, title in (
+        ("h200_gpu_gpu", "One GPU, both processes on it"),
+        ("h200_gpu_host", "The same GPU into the memfd pool of the other process"),
+        ("h200_host_gpu", "And read back from it"),
+        ("h200x2_gpu", "Two GPUs over NVLink"),
+        ("h200x2_gpu_132", "The same with all multiprocessors"))) + "\n" + gpu_peers()
+
+
+def gpu_peers():
+    told, ours = stored("h200x2_peers"), stored("h200x2_gpu")
+    one = {row["block_kib"]: row["one_gb_per_s"] for row in ours["rows"]}
+    rows = ["| engine | block | GB/s | kvrail / it |", "| --- | ---: | ---: | ---: |"]
+    rows += [f"| {row['way']} | {row['block_kib']} KiB | {row['one_gb_per_s']:.3f} | {one[row['block_kib']] / row['one_gb_per_s']:.1f} |"
+             for row in told["rows"]]
+    return (f"NIXL 1.5.1 (UCX, no progress thread, lists prepared once) and Mooncake 0.3.14 (`nvlink_intra`) between two such GPUs, one batch at a time "
+            f"([h200x2_peers.json](../bench/stored/h200x2_peers.json), commit {told['commit']}), beside kvrail's `one` over NVLink, **which is of another run** "
+            "(`run.sh two` makes both in one):\n\n" + "\n".join(rows) + "\n")
+
+
+PAGES = {"gpu.md": [gpu_tables], "reliability.md": [table], "nixl.md": [nixl_table], "operate.md": [metrics_table], "tcp.md": [tcp_tables],
          "benchmarks.md": [lambda: curve_table(1), verbs_tables, lambda: curve_table(0)]}
 
 

@@ -303,13 +303,11 @@ def check_figures(root):
     """The figures of README and docs are those of the stored JSON file, or of the table, that they come from."""
     findings, page, tables = [], "docs/benchmarks.md", "docs/nccl.md"
     text, readme = source.read(root, page), source.read(root, "README.md")
-    for page_of in filter(lambda name: os.path.exists(os.path.join(root, name)), (page, "docs/gpu.md")):
-        found = source.read(root, page_of)
-        lines = [line.split() for line in found.splitlines() if line.startswith("    ")]
-        for path in sorted(set(re.findall(r"\]\(\.\./(bench/stored/\w+\.json)\)", found))):
-            for number, row in enumerate(json.loads(source.read(root, path))["rows"], 1):
-                if not any(len(line) == len(row) and all(map(shows, line, row.values())) for line in lines):
-                    findings.append(f"{page_of}: no line has the figures of row {number} of {path}")
+    lines = [line.split() for line in text.splitlines() if line.startswith("    ")]
+    for path in sorted(set(re.findall(r"\]\(\.\./(bench/stored/\w+\.json)\)", text))):
+        for number, row in enumerate(json.loads(source.read(root, path))["rows"], 1):
+            if not any(len(line) == len(row) and all(map(shows, line, row.values())) for line in lines):
+                findings.append(f"{page}: no line has the figures of row {number} of {path}")
     for path in sorted(set(re.findall(r"nccl_table\.py (bench/stored/\w+\.json)", source.read(root, tables)))):
         printed = subprocess.run([sys.executable, "-B", os.path.join(root, "bench/nccl_table.py"), os.path.join(root, path)],
                                  stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
