@@ -91,7 +91,7 @@ def main():
     if arguments.time:
         load, us = round(os.getloadavg()[0], 1), pd_bench(arguments.build, PASSES)
         with open(arguments.time, "w", encoding="utf-8") as file:
-            json.dump({"command": "python3 tests/operate/cost_test.py build-bench --time bench/stored/metrics.json", "commit": results.commit(),
+            json.dump({"command": "python3 tests/operate/cost_test.py build-bench --time docs/results/metrics.json", "commit": results.commit(),
                        "cpu": results.cpu(), "load": load, "instructions": {name: list(pair) for name, pair in found.items()},
                        "kv_pd_bench_p50_us": us}, file, indent=1)
             file.write("\n")
