@@ -55,7 +55,7 @@ void calls_open(struct tcp_calls *calls, long long threads)
 	calls->most = most < TCP_STREAMS_MAX - 1 ? most : TCP_STREAMS_MAX - 1;
 }
 
-static void make(struct tcp_call *call)
+static void make_call(struct tcp_call *call)
 {
 	do
 		if (call->sends ? kv_fault(TCP_SEND) : kv_fault(TCP_RECEIVE))
@@ -78,7 +78,7 @@ static void make_next(struct tcp_calls *calls, struct calls_job **at)
 		atomic_store_explicit(&calls->work, calls->first != NULL, memory_order_relaxed);
 	}
 	pthread_mutex_unlock(&calls->lock);
-	make(call);
+	make_call(call);
 	pthread_mutex_lock(&calls->lock);
 	/* release: what the call did comes before. The job may be gone after the last one. */
 	if (atomic_fetch_sub_explicit(&job->left, 1, memory_order_release) == 1)
@@ -159,7 +159,7 @@ void calls_make(struct tcp_conn *tc, struct tcp_call *call, unsigned int n)
 
 	tr_conn_count(tc->conn)->syscalls += n;
 	if (n == 1) {
-		make(call);
+		make_call(call);
 		return;
 	}
 	atomic_init(&job.left, n);
