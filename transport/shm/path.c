@@ -17,8 +17,6 @@
 #include "base/option.h"
 #include "shm.h"
 
-enum { PATH_TEXT = 160 }; /* what a region's way is called, and why it is that */
-
 /* As it travels in a memory description, after the core's part. */
 struct description {
 	uint64_t addr; /* the region's, in its process */
@@ -192,16 +190,18 @@ static int choose_path(struct shm_conn *sc, struct shm_rmem *rm, const struct de
 	return 0;
 }
 
-/* A connection says each way that its regions take, in the order in which they came. */
-static void connection_says(struct tr_conn *conn, const char *say, bool first)
+/* A connection says each way that its regions take, and of those of one way the last. */
+static void connection_says(struct shm_conn *sc, enum shm_path way, const char *say)
 {
-	char before[PATH_TEXT];
+	char all[PATH_TEXT * SHM_WAYS] = "";
+	size_t n = 0;
 
-	snprintf(before, sizeof(before), "%s", tr_conn_path(conn));
-	if (first)
-		tr_conn_set_path(conn, "%s", say);
-	else if (!strstr(before, say))
-		tr_conn_set_path(conn, "%s; %s", before, say);
+	snprintf(sc->says[way], sizeof(sc->says[way]), "%s", say);
+	for (int i = 0; i < SHM_WAYS; i++)
+		if (sc->says[i][0])
+			n += (size_t)snprintf(all + n, sizeof(all) - n, "%s%s", n ? "; " : "",
+					      sc->says[i]);
+	tr_conn_set_path(sc->conn, "%s", all);
 }
 
 bool path_falls_back(struct shm_rmem *rm, int error)
@@ -242,8 +242,7 @@ int shm_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader 
 	rmem->priv = rm;
 	kv_log_info(tr_conn_tr(conn)->log, "region %u of %s (%llu bytes): %s", rmem->id,
 		    tr_conn_address(conn), (unsigned long long)rmem->len, say);
-	connection_says(conn, say, !sc->opened);
-	sc->opened = true;
+	connection_says(sc, rm->path, say);
 	return 0;
 }
 

@@ -72,7 +72,8 @@ enum shm_limits {
 #define SHM_MAP_PEER_BYTES (UINT64_C(4) << 40) /* of one connection */
 #define SHM_MAP_ALL_BYTES (UINT64_C(32) << 40) /* of one context */
 
-enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING, SHM_CUDA };
+enum shm_path { SHM_AUTO = 0, SHM_POOL, SHM_CMA, SHM_RING, SHM_CUDA, SHM_WAYS };
+enum { PATH_TEXT = 160 }; /* what a way is called, and why it is that */
 
 struct shm_ctx {
 	struct tr *tr;
@@ -239,7 +240,7 @@ struct shm_conn {
 	bool we_allow_direct;
 	bool cma_works;
 	bool line_order;
-	bool opened; /* a region: the path names what its bytes take */
+	char says[SHM_WAYS][PATH_TEXT]; /* "": no region goes that way */
 	char no_cma[96];
 
 	struct segment seg;
