@@ -31,11 +31,10 @@ enum {
 	BATCHES = 4,
 	PIECES = 2048, /* of a batch: at 1 KiB its kernel takes ten times what launching it does */
 	/*
-	 * Chunks, 8 MiB, for which a kernel is begun while the next pieces are gathered: one
-	 * more launch costs 5 us, and to gather 2048 pieces takes less.
+	 * Chunks, 8 MiB, for which a kernel is begun while the next pieces are gathered, if none
+	 * runs: one more launch costs 5 us, and to gather 2048 pieces takes less.
 	 */
 	WORTH = 16384,
-	AHEAD = 2,	   /* kernels that run or are about to: so none waits for a launch */
 	ASK_NS = 100000,   /* the driver is asked for the error of a kernel that does not end */
 	LINEAR = 32 << 10, /* bytes from which on a copy needs no rows, and */
 	ROW_GAP = 64,	   /* between those */
@@ -431,9 +430,9 @@ static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks
 		return launch(queue, err);
 	if (queue->chunks / WORTH == before / WORTH)
 		return 0;
-	if (queue->launched - queue->done >= AHEAD)
+	if (queue->done != queue->launched)
 		ret = count_ended(queue, false, err);
-	return ret || queue->launched - queue->done >= AHEAD ? ret : launch(queue, err);
+	return ret || queue->done != queue->launched ? ret : launch(queue, err);
 }
 
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
