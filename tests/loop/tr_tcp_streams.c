@@ -114,7 +114,9 @@ static void move_much(struct pair_side *s)
 
 	pair_up(s);
 	tc = tr_conn_priv(s->conn);
+#ifdef KVRAIL_FAULTS
 	kv_fault_arm(KV_FAULT_TCP_THREAD, may->fails);
+#endif
 	for (unsigned int i = 0; i < ROUNDS; i++) {
 		pair_fill(s->base, SEED + i, 0, MUCH);
 		pair_commit(s, begin_much(s, TR_WRITE, i), TR_NOTIFY | TR_LANDED, i);

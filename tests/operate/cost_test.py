@@ -27,7 +27,7 @@ SLOW = {"NCCL_SOCKET_IFNAME": "lo", "KVCACHE_TRANSPORT": "shm", "KVCACHE_HANDSHA
 
 
 def instructions(command, folder, functions=("measured*",), **settings):
-    done = subprocess.run(["valgrind", "--tool=callgrind", *(f"--toggle-collect={name}" for name in functions),
+    done = subprocess.run(["valgrind", "--tool=callgrind", "--fair-sched=yes", *(f"--toggle-collect={name}" for name in functions),
                            f"--callgrind-out-file={folder}/callgrind.out", *command], env={**CLEAN, **SLOW, **settings}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     found = re.search(r"Collected : (\d+)", done.stdout)
     if done.returncode or not found:
