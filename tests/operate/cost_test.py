@@ -89,11 +89,11 @@ def main():
     for name, (without, more) in found.items():
         print(f"{name}: {without} instructions, {100 * more / without:+.2f} % with metrics and the view")
     if arguments.time:
-        load, us = round(os.getloadavg()[0], 1), pd_bench(arguments.build, PASSES)
+        told = {"command": "python3 tests/operate/cost_test.py build-bench --time docs/results/metrics.json", "commit": results.commit(),
+                "cpu": results.cpu(), "load": round(os.getloadavg()[0], 1), "instructions": {name: list(pair) for name, pair in found.items()},
+                "kv_pd_bench_p50_us": pd_bench(arguments.build, PASSES)}
         with open(arguments.time, "w", encoding="utf-8") as file:
-            json.dump({"command": "python3 tests/operate/cost_test.py build-bench --time docs/results/metrics.json", "commit": results.commit(),
-                       "cpu": results.cpu(), "load": load, "instructions": {name: list(pair) for name, pair in found.items()},
-                       "kv_pd_bench_p50_us": us}, file, indent=1)
+            json.dump(told, file, indent=1)
             file.write("\n")
     dear = sum(100 * more > LIMIT_PERCENT * without for without, more in found.values())
     if dear:
