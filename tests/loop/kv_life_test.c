@@ -283,6 +283,8 @@ CASE(a_stopped_writer_keeps_its_blocks_in_quarantine_until_it_is_gone)
 			poll(NULL, 0, 5);
 		ok(ret, &err);
 	} else {
+		if (ret == KV_ERR_BUSY) /* queue pairs take their time on a slow machine */
+			ret = kv_revoke(lease, RIG_TIMEOUT_MS, &err);
 		ok(ret,
 		   /* ring: this side copies, and has stopped; ib: its queue pairs are gone */
 		   &err);
@@ -353,6 +355,8 @@ CASE(a_receive_is_not_cancelled_while_its_stopped_sender_could_write)
 		assert_int_equal(kv_cancel(op, 0, &err),
 				 KV_ERR_BUSY); /* nor now that it has ended */
 		child_kill(&child, SIGKILL);
+		ret = kv_cancel(op, RIG_TIMEOUT_MS, &err);
+	} else if (ret == KV_ERR_BUSY) { /* queue pairs take their time on a slow machine */
 		ret = kv_cancel(op, RIG_TIMEOUT_MS, &err);
 	}
 	ok(ret, &err);
