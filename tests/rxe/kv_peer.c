@@ -33,6 +33,7 @@ enum {
 	WORDS = 2048,
 	N = 16,
 	WAIT_MS = 30000,
+	ANSWER_MS = 6500,
 	IDLE_S = 90,
 	TELLS = 5,
 	ATTEMPTS = 16
@@ -300,7 +301,7 @@ static int await_answer(struct prefill *p, uint64_t tag, struct kv_error *err)
 {
 	struct pollfd fd = { .fd = kv_arrivals_fd(p->engine), .events = POLLIN };
 	struct kv_peer_info info = KV_INIT(kv_peer_info);
-	double limit = seconds() + WAIT_MS / 1000.0;
+	double limit = seconds() + ANSWER_MS / 1000.0; /* more than an operation has */
 	struct kv_arrival arrival;
 
 	do {

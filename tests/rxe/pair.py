@@ -460,7 +460,8 @@ def run_guests(a, b, timeout, **environment):
 
 def run_faults(args, names):
     me = [sys.executable, "-B", os.path.abspath(__file__), "--side"]
-    return run_guests([*me, "a", args.kv_peer], [*me, "b", args.kv_peer, *names], args.timeout, KVCACHE_TRANSPORT=args.transport)
+    return run_guests([*me, "a", args.kv_peer], [*me, "b", args.kv_peer, *names], args.timeout, KVCACHE_TRANSPORT=args.transport,
+                      KVCACHE_OP_TIMEOUT_MS="5000")  # the default: over TCP it is what tells of a process that stands still
 
 
 def table(results):
