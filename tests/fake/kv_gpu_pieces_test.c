@@ -13,6 +13,7 @@
 
 #include "fake.h"
 #include "fake_cuda.h"
+#include "gpu/gpu.h"
 
 static const struct kv_layers all_layers = { 0, 0 };
 
@@ -178,6 +179,42 @@ CASE(large_spans_go_by_the_copy_engines)
 	kv_peer_close(peer, RIG_TIMEOUT_MS, &err);
 	for (size_t i = 0; i < 2; i++)
 		kv_engine_close(engine[i]);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+/* One batch has both: what goes in rows is not what stands first in it. */
+CASE(host_memory_goes_beside_a_large_piece_that_has_not_begun)
+{
+	enum { TO = 5 << 20, SHORT = 64 };
+	struct gpu_queue *queue;
+	struct gpu_piece *piece;
+	struct kv_error err;
+	uint8_t *seen, *addr, from[SHORT];
+	struct gpu *gpu;
+	int device;
+
+	seen = fake_cuda_map(6, &addr);
+	assert_non_null(seen);
+	for (size_t i = 0; i < GPU_LARGE; i++)
+		seen[i] = (uint8_t)(i % 251);
+	memset(from, 7, sizeof(from));
+	ok(gpu_open(true, &gpu, &err), &err);
+	ok(gpu_of(addr, GPU_LARGE, &device, &err), &err);
+	ok(gpu_queue_open(gpu, device, 8, &queue, &err), &err);
+	assert_true(gpu_queue_room(queue, true, &piece, &err) > 0);
+	*piece = (struct gpu_piece){ (uintptr_t)addr + TO, (uintptr_t)addr, GPU_LARGE };
+	ok(gpu_queue_put(queue, 1, gpu_chunks(GPU_LARGE), &err), &err);
+	assert_int_equal(fake_cuda.engines, 0);
+	assert_true(gpu_queue_room(queue, true, &piece, &err) > 0);
+	ok(gpu_queue_put_host(queue, (uintptr_t)addr + GPU_LARGE, from, SHORT, &err), &err);
+	while (gpu_queue_end(queue, gpu_queue_last(queue), &err) > 0)
+		;
+	assert_memory_equal(seen + TO, seen, GPU_LARGE);
+	assert_memory_equal(seen + GPU_LARGE, from, SHORT);
+	assert_true(gpu_queue_close(queue));
+	gpu_close(gpu);
+	fake_cuda_unmap(addr);
 	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }

@@ -67,7 +67,7 @@ struct gpu_queue {
 	uint64_t launched, done;      /* batches */
 	unsigned int pieces;	      /* in the one that is open: launched + 1 */
 	bool engines;		      /* copy that one, */
-	size_t row;		      /* in two rows of so many bytes from the stage; 0: not so */
+	size_t row;		      /* its only piece, in two rows from the stage; 0: not so */
 	bool fresh;		      /* pieces were put into it since gpu_queue_go */
 	uint64_t chunks;
 	uint32_t even; /* of each of them; 0: they differ */
@@ -457,7 +457,7 @@ int gpu_queue_put_host(struct gpu_queue *queue, uint64_t to, const void *from, s
 	uint64_t at = (queue->launched + 1) % BATCHES * GPU_STAGE;
 	uint8_t *stage = queue->stage + at;
 
-	queue->row = len < LINEAR && len % 16 == 0 ? len / 2 : 0;
+	queue->row = !queue->pieces && len < LINEAR && len % 16 == 0 ? len / 2 : 0;
 	if (queue->row) {
 		memcpy(stage, from, queue->row);
 		memcpy(stage + queue->row + ROW_GAP, (const uint8_t *)from + queue->row,
