@@ -14,6 +14,7 @@
 #include "fake.h"
 #include "fake_cuda.h"
 #include "gpu/gpu.h"
+#include "gpu_flat.h"
 
 static const struct kv_layers all_layers = { 0, 0 };
 
@@ -33,23 +34,14 @@ CASE(a_nic_reaches_each_piece_where_no_buffer_holds_them_all)
 {
 	enum { PIECE = 2 << 20, BYTES = 96 << 10, BLOCKS = 60 };
 	static const int64_t mine[] = { 0, 21, 42, 59 }, theirs[] = { 21, 59, 0, 42 };
-	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
-	struct kv_layout layout = KV_INIT(kv_layout);
+	const struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
 	struct kv_engine_config config = over(ib);
 	int fds = count_descriptors();
 
-	layout.layers = layout.tensors = 1;
-	layout.blocks = BLOCKS;
-	layout.tensor = &tensor;
-	layout.mem_kind = KV_MEM_CUDA;
-	layout.flags = KV_CACHE_OPEN | KV_CACHE_READABLE;
 	for (int exported = 0; exported < 2; exported++) {
-		uint8_t *seen[2], *addr[2];
-		struct kv_engine *engine[2];
-		struct kv_cache *cache[2];
-		struct kv_peer *peer;
+		uint8_t *seen[2], *addr[2], *begin[2];
+		struct flat_pair p;
 		struct kv_error err;
-		uint32_t port;
 
 		fake_cuda.one_mapping = exported;
 		for (size_t i = 0; i < 2; i++) {
@@ -58,27 +50,25 @@ CASE(a_nic_reaches_each_piece_where_no_buffer_holds_them_all)
 			seen[i] = fake_cuda_map(4, &addr[i]);
 			assert_non_null(seen[i]);
 			seen[i] += at;
-			tensor.base = addr[i] + at;
-			ok(kv_engine_open(&config, &engine[i], &err), &err);
-			ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
+			begin[i] = addr[i] + at;
 		}
+		flat_open(&p, &config, tensor, BLOCKS, KV_CACHE_OPEN | KV_CACHE_READABLE, begin);
 		for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
 			seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
-		ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
-		ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
-		ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 4, NULL, &err), &err);
+		ok(kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 4, NULL, &err),
+		   &err);
 		for (int i = 0; i < 4; i++)
 			assert_memory_equal(seen[1] + theirs[i] * BYTES, seen[0] + mine[i] * BYTES,
 					    BYTES);
-		ok(kv_read_blocks(peer, cache[0], all_layers, mine, theirs + 1, 3, NULL, &err),
+		ok(kv_read_blocks(p.peer, p.cache[0], all_layers, mine, theirs + 1, 3, NULL, &err),
 		   &err);
 		for (int i = 0; i < 3; i++)
 			assert_memory_equal(seen[0] + mine[i] * BYTES,
 					    seen[1] + theirs[i + 1] * BYTES, BYTES);
 		assert_int_equal(fake_cuda.launched > 0, !exported);
-		ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+		ok(kv_peer_close(p.peer, RIG_TIMEOUT_MS, &err), &err);
 		for (size_t i = 0; i < 2; i++) {
-			kv_engine_close(engine[i]);
+			kv_engine_close(p.engine[i]);
 			fake_cuda_unmap(addr[i]);
 		}
 		assert_int_equal(fake_cuda.open, 0);
@@ -91,7 +81,7 @@ CASE(a_piece_that_cannot_be_registered_leaves_nothing)
 {
 	enum { PIECES = 6, PIECE = 2 << 20, BYTES = 4096 };
 	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES, .stride = PIECE };
-	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_layout layout = flat_layout(&tensor, PIECES, 0);
 	struct kv_engine_config config = over(ib);
 	struct fake_counts before, after;
 	struct kv_engine *engine;
@@ -100,10 +90,6 @@ CASE(a_piece_that_cannot_be_registered_leaves_nothing)
 	uint8_t *addr;
 	int fds;
 
-	layout.layers = layout.tensors = 1;
-	layout.blocks = PIECES;
-	layout.tensor = &tensor;
-	layout.mem_kind = KV_MEM_CUDA;
 	fake_cuda.one_mapping = true;
 	assert_non_null(fake_cuda_map(PIECES, &addr));
 	tensor.base = addr;
@@ -131,38 +117,24 @@ CASE(a_piece_that_cannot_be_registered_leaves_nothing)
 CASE(large_spans_go_by_the_copy_engines)
 {
 	enum { BLOCKS = 160, BYTES = 64 << 10, EACH = (4 << 20) / BYTES };
-	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
-	struct kv_layout layout = KV_INIT(kv_layout);
+	const struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
 	struct kv_engine_config config = over(shm);
 	int64_t mine[2 * EACH + 2], theirs[2 * EACH + 2];
 	uint8_t *seen[2], *addr[2];
-	struct kv_engine *engine[2];
-	struct kv_cache *cache[2];
-	struct kv_peer *peer;
+	struct flat_pair p;
 	struct kv_error err;
-	uint32_t port;
 
-	layout.layers = layout.tensors = 1;
-	layout.blocks = BLOCKS;
-	layout.tensor = &tensor;
-	layout.mem_kind = KV_MEM_CUDA;
-	layout.flags = KV_CACHE_OPEN;
-	for (size_t i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 2; i++)
 		seen[i] = fake_cuda_alloc((size_t)BLOCKS * BYTES, &addr[i]);
-		tensor.base = addr[i];
-		ok(kv_engine_open(&config, &engine[i], &err), &err);
-		ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
-	}
+	flat_open(&p, &config, tensor, BLOCKS, KV_CACHE_OPEN, addr);
 	for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
 		seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
-	ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
-	ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
 	for (int64_t i = 0; i < 2 * EACH + 2; i++) {
 		mine[i] = i < 2 * EACH ? i + 3 : i - 2 * EACH;
 		theirs[i] = i < 2 * EACH ? i + 20 : i + 21;
 	}
 	memset(seen[1], 0, (size_t)BLOCKS * BYTES);
-	ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2 * EACH + 2, NULL, &err),
+	ok(kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 2 * EACH + 2, NULL, &err),
 	   &err);
 	assert_int_equal(fake_cuda.engines, 2);
 	assert_int_equal(fake_cuda.together, 2);
@@ -173,12 +145,12 @@ CASE(large_spans_go_by_the_copy_engines)
 		assert_int_equal(seen[1][i], 0);
 	fake_cuda.launch_says = 2;
 	assert_int_equal(
-		kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2 * EACH, NULL, &err),
+		kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 2 * EACH, NULL, &err),
 		KV_ERR_DEVICE);
 	fake_cuda.launch_says = 0;
-	kv_peer_close(peer, RIG_TIMEOUT_MS, &err);
+	kv_peer_close(p.peer, RIG_TIMEOUT_MS, &err);
 	for (size_t i = 0; i < 2; i++)
-		kv_engine_close(engine[i]);
+		kv_engine_close(p.engine[i]);
 	assert_int_equal(fake_cuda.open, 0);
 	fake_cuda_reset();
 }

@@ -17,6 +17,7 @@
 #include "base/fault.h"
 #include "fake.h"
 #include "gpu_blocks.h"
+#include "gpu_flat.h"
 
 enum { K = 512 * RIG_BLOCKS, V = 384 * RIG_BLOCKS };
 
@@ -277,39 +278,26 @@ CASE(a_cache_of_many_pieces_is_mapped_in_turns)
 {
 	enum { BLOCKS = 80, APART = 2 << 20, BYTES = 4096 };
 	static const int64_t mine[] = { 3, 79 }, theirs[] = { 79, 0 };
-	struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES, .stride = APART };
-	struct kv_layout layout = KV_INIT(kv_layout);
+	const struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES, .stride = APART };
 	struct kv_engine_config config = over_shm();
 	uint8_t *seen[2], *addr[2];
-	struct kv_engine *engine[2];
-	struct kv_cache *cache[2];
-	struct kv_peer *peer;
+	struct flat_pair p;
 	struct kv_error err;
-	uint32_t port;
 
-	layout.layers = layout.tensors = 1;
-	layout.blocks = BLOCKS;
-	layout.tensor = &tensor;
-	layout.mem_kind = KV_MEM_CUDA;
-	layout.flags = KV_CACHE_OPEN;
 	for (size_t i = 0; i < 2; i++) {
 		seen[i] = fake_cuda_map(BLOCKS, &addr[i]);
 		assert_non_null(seen[i]);
-		tensor.base = addr[i];
-		ok(kv_engine_open(&config, &engine[i], &err), &err);
-		ok(kv_cache_register(engine[i], &layout, &cache[i], &err), &err);
 	}
+	flat_open(&p, &config, tensor, BLOCKS, KV_CACHE_OPEN, addr);
 	memset(seen[0] + 3 * APART, 'x', BYTES);
 	memset(seen[0] + 79 * APART, 'y', BYTES);
-	ok(kv_listen(engine[1], NULL, 0, &port, &err), &err);
-	ok(kv_connect(engine[0], NULL, port, RIG_TIMEOUT_MS, &peer, &err), &err);
-	ok(kv_write_blocks(peer, cache[0], all_layers, mine, theirs, 2, NULL, &err), &err);
+	ok(kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 2, NULL, &err), &err);
 	assert_memory_equal(seen[1] + 79 * APART, seen[0] + 3 * APART, BYTES);
 	assert_memory_equal(seen[1], seen[0] + 79 * APART, BYTES);
 	assert_int_equal(fake_cuda.exported_pieces, BLOCKS);
-	ok(kv_peer_close(peer, RIG_TIMEOUT_MS, &err), &err);
+	ok(kv_peer_close(p.peer, RIG_TIMEOUT_MS, &err), &err);
 	for (size_t i = 0; i < 2; i++) {
-		kv_engine_close(engine[i]);
+		kv_engine_close(p.engine[i]);
 		fake_cuda_unmap(addr[i]);
 	}
 	assert_int_equal(fake_cuda.open, 0);
