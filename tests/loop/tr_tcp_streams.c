@@ -146,30 +146,26 @@ static void have_much(struct pair_side *s)
 	pair_down(s);
 }
 
-CASE(what_several_streams_carry_is_moved_by_threads_too)
+static void much_is_moved(struct may_start may)
 {
-	struct may_start both = { .threads = 2 };
 	struct pair_config config = { .parent_path = "tcp",
 				      .child_path = "tcp",
 				      .region = MUCH,
 				      .option = "KVCACHE_TCP_STREAMS=3",
-				      .arg = &both };
+				      .arg = &may };
 
 	setenv("KVCACHE_TCP_THREADS", "2", 1);
 	assert_int_equal(pair_run(&config, move_much, have_much), 0);
 }
 
+CASE(what_several_streams_carry_is_moved_by_threads_too)
+{
+	much_is_moved((struct may_start){ .threads = 2 });
+}
+
 #ifdef KVRAIL_FAULTS
 CASE(without_threads_their_owner_moves_it_alone)
 {
-	struct may_start none = { .fails = 1 };
-	struct pair_config config = { .parent_path = "tcp",
-				      .child_path = "tcp",
-				      .region = MUCH,
-				      .option = "KVCACHE_TCP_STREAMS=3",
-				      .arg = &none };
-
-	setenv("KVCACHE_TCP_THREADS", "2", 1);
-	assert_int_equal(pair_run(&config, move_much, have_much), 0);
+	much_is_moved((struct may_start){ .fails = 1 });
 }
 #endif
