@@ -22,6 +22,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/text.h"
+
 enum {
 	PATIENCE_MS = 5000,
 	CHUNK = 64 << 10,
@@ -207,20 +209,9 @@ static bool is_whom_we_ask(int fd, int pid, int *pid_p)
 
 static bool is_stopped(int pid)
 {
-	char path[32], stat[128];
-	const char *name_end;
-	ssize_t n = -1;
-	int fd;
+	char state = kv_process_state(pid);
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		n = read(fd, stat, sizeof(stat) - 1);
-		close(fd);
-	}
-	stat[n > 0 ? n : 0] = 0;
-	name_end = strrchr(stat, ')');
-	return name_end && (!strncmp(name_end, ") T", 3) || !strncmp(name_end, ") t", 3));
+	return state == 'T' || state == 't';
 }
 
 static char *read_all(int fd, long long deadline_ms)

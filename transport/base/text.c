@@ -54,3 +54,12 @@ bool kv_file_line(char *line, size_t cap, const char *path_fmt, ...)
 	line[found ? strcspn(line, "\n") : 0] = '\0';
 	return found;
 }
+
+char kv_process_state(int pid)
+{
+	char line[512];
+	const char *at =
+		kv_file_line(line, sizeof(line), "/proc/%d/stat", pid) ? strrchr(line, ')') : NULL;
+
+	return at && at[1] ? at[2] : 0;
+}

@@ -21,4 +21,7 @@ unsigned int kv_utf8_length(const unsigned char *p);
 bool kv_file_line(char *line, size_t cap, const char *path_fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* The letter that the kernel has for what it does ('T': stopped), of proc(5); 0: there is none. */
+char kv_process_state(int pid);
+
 #endif

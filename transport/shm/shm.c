@@ -111,12 +111,7 @@ static int shm_device_get(void *ctx, size_t index, struct kv_device_info *info)
 /* What the kernel says of the peer: the reason of most waits that do not end. */
 static const char *state_of_process(pid_t pid)
 {
-	char line[512];
-	const char *at = kv_file_line(line, sizeof(line), "/proc/%d/stat", (int)pid)
-				 ? strrchr(line, ')')
-				 : NULL;
-
-	switch (at && at[1] ? at[2] : 0) {
+	switch (kv_process_state((int)pid)) {
 	case 'T':
 		return ", which is stopped";
 	case 't':
