@@ -31,11 +31,12 @@ struct kv_times {
 };
 static inline void kv_times_count(struct kv_times *times, int64_t ns)
 {
-	uint64_t us = (uint64_t)ns / 1000; /* rounded down: less than 1 us, 2 us, 4 us, ... */
+	uint64_t all = ns > 0 ? (uint64_t)ns : 0; /* a clock may be a round old: kv_peer_now */
+	uint64_t us = (all - (all > 0)) / 1000;	  /* 0 up to 1 us, 1 up to 2 us, ... */
 	size_t i = 63 - (size_t)__builtin_clzll(2 * us + 1); /* how many bits it has */
 
 	kv_counter_add(&times->bucket[i < KV_TIME_BUCKETS ? i : KV_TIME_BUCKETS - 1], 1);
-	kv_counter_add(&times->sum_ns, (uint64_t)ns);
+	kv_counter_add(&times->sum_ns, all);
 }
 void kv_times_add(struct kv_times *to, const struct kv_times *from);
 uint64_t kv_times_n(const struct kv_times *times);
