@@ -20,6 +20,7 @@ chmod -R a+rX "$folder"
 
 # in_container WORDS...: an engine behind these words; $pid is its number here
 in_container() {
+	: >"$folder/out" # the one before has said the same
 	"$@" "$folder/kvrail" bench --listen 0.0.0.0:0 >"$folder/out" 2>&1 &
 	job=$!
 	until grep -q '^listening' "$folder/out"; do
