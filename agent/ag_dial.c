@@ -21,7 +21,6 @@ static int put_name(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	const struct ag_peer *peer = arg;
 	struct wire_writer w = wire_writer_of(buf, cap);
 
-	(void)conn;
 	if (peer->incoming)
 		return 0;
 	wire_put_bytes(&w, peer->place.secret, AG_SECRET);

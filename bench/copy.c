@@ -12,8 +12,6 @@ enum { LINE = 64 };
 void copy_plain(uint8_t *to, const uint8_t *from, size_t len, const uint8_t *next_to,
 		const uint8_t *next_from)
 {
-	(void)next_to;
-	(void)next_from;
 	memcpy(to, from, len);
 }
 
@@ -63,7 +61,6 @@ void copy_fence(void)
 #else
 copy_fn *copy_stream(size_t len, const char **name_p)
 {
-	(void)len;
 	*name_p = "none";
 	return NULL;
 }

@@ -50,7 +50,6 @@ static void receive(const struct cost_child *child, const void *arg)
 	struct kv_engine *engine = open_engine(&cache);
 	uint32_t port;
 
-	(void)arg;
 	COST_TRY(kv_listen(engine, "127.0.0.1", 0, &port, &err));
 	cost_serve(child, port);
 }

@@ -403,5 +403,4 @@ void rank_job_end(const struct rank_job *job)
 	if (!job->local)
 		rank_mpi_end();
 #endif
-	(void)job;
 }

@@ -49,7 +49,6 @@ static struct rank_slot *dying_slot;
 
 static void die_now(int signal_number)
 {
-	(void)signal_number;
 	atomic_store(&dying_slot->killed_ns, now_ns());
 	kill(getpid(), SIGKILL);
 }

@@ -41,7 +41,6 @@ static int put_nonce(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	const struct np_comm *comm = arg;
 
-	(void)conn;
 	if (cap < NP_NONCE)
 		return KV_ERR_INTERNAL;
 	memcpy(buf, comm->nonce, NP_NONCE);
@@ -53,7 +52,6 @@ static int get_nonce(void *arg, struct tr_conn *conn, const void *buf, size_t le
 {
 	const struct np_listener *l = arg;
 
-	(void)conn;
 	if (len != NP_NONCE || memcmp(buf, l->nonce, NP_NONCE))
 		return kv_fail(err, KV_ERR_STALE_PEER, "handshake",
 			       "the handle is not of this listener");
@@ -65,7 +63,6 @@ static int put_ahead(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	const struct np_listener *l = arg;
 
-	(void)conn;
 	if (!cap)
 		return KV_ERR_INTERNAL;
 	*(uint8_t *)buf = l->rail->ptr_support == NCCL_PTR_HOST;
@@ -77,7 +74,6 @@ static int get_ahead(void *arg, struct tr_conn *conn, const void *buf, size_t le
 {
 	struct np_comm *comm = arg;
 
-	(void)conn;
 	if (len != 1)
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake", "%zu bytes of hello, not 1", len);
 	np_send_of(comm)->may_ahead = *(const uint8_t *)buf;

@@ -70,7 +70,6 @@ ncclResult_t np_set_attr(void *context, ncclNetAttr_v11_t *attr)
 {
 	struct np_context *ctx = context;
 
-	(void)attr;
 	if (ctx && !ctx->hints_off)
 		atomic_store_explicit(&ctx->hints, true, memory_order_relaxed);
 	return ncclSuccess;

@@ -37,7 +37,6 @@ void np_log_line(ncclDebugLogLevel level, unsigned long subsystem, const char *f
  */
 void np_log_sink(void *arg, int level, const char *line)
 {
-	(void)arg;
 	np_log_line(level == 1	? NCCL_LOG_WARN
 		    : level < 4 ? NCCL_LOG_INFO
 				: NCCL_LOG_TRACE,

@@ -134,7 +134,6 @@ ncclResult_t np_irecv(void *comm, int n, void **data, size_t *sizes, int *tags, 
 	ncclResult_t result;
 	int ret;
 
-	(void)phandles;
 	if (!r || !request_p || !sizes || !tags)
 		return np_misuse("irecv: a pointer is NULL");
 	if (n < 1 || n > NP_GROUP)
@@ -178,7 +177,6 @@ ncclResult_t np_iflush(void *comm, int n, void **data, int *sizes, void **mhandl
 	struct kv_error err;
 	int ret = 0;
 
-	(void)data;
 	if (!r || !request_p || n < 0 || n > NP_GROUP || (n && (!sizes || !mhandles)))
 		return np_misuse("iflush: %d buffers", n);
 	*request_p = NULL;

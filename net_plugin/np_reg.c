@@ -89,6 +89,7 @@ ncclResult_t np_reg(void *comm, void *data, size_t size, int type, void **mhandl
 	return reg(comm, &range, type & (NCCL_PTR_HOST | NCCL_PTR_CUDA), mhandle, "regMr");
 }
 
+/* `type` is that of the address; the descriptor says more. */
 ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64_t offset, int fd,
 			   void **mhandle)
 {
@@ -96,7 +97,6 @@ ncclResult_t np_reg_dmabuf(void *comm, void *data, size_t size, int type, uint64
 		.data = data, .size = size, .is_gpu = true, .fd = fd, .offset = offset
 	};
 
-	(void)type; /* of the address; the descriptor says more */
 	if (fd < 0)
 		return np_misuse("regMrDmaBuf: descriptor %d", fd);
 	return reg(comm, &range, NCCL_PTR_DMABUF, mhandle, "regMrDmaBuf");

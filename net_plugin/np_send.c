@@ -268,7 +268,6 @@ ncclResult_t np_isend(void *comm, void *data, size_t size, int tag, void *mhandl
 	ncclResult_t result;
 	int row, ret;
 
-	(void)phandle;
 	if (!s || !request_p)
 		return np_misuse("isend: a pointer is NULL");
 	*request_p = NULL;

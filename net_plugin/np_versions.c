@@ -92,8 +92,6 @@ __attribute__((destructor)) static void end_shared(void)
 				      ncclNetCommConfig_v10_t *config, ncclDebugLogger_t logger, \
 				      ncclProfilerCallback_t profiler)                           \
 	{                                                                                        \
-		(void)comm_id;                                                                   \
-		(void)profiler;                                                                  \
 		return ctx ? np_init(v, ctx, config, logger) : ncclInternalError;                \
 	}
 INIT_V11(12)
@@ -149,7 +147,6 @@ EXPORT const ncclNet_v11_t ncclNetPlugin_v11 = {
 
 static ncclResult_t init_v10(ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
 {
-	(void)profiler;
 	return init_shared(10, logger);
 }
 

@@ -108,7 +108,6 @@ static void each_wide(struct tr_op *op, bool clear, void (*f)(void *arg, struct 
 
 static void end_use(void *arg, struct tr_mem *mem)
 {
-	(void)arg;
 	/* release: the operation's accesses come before the thread that frees the memory. */
 	atomic_fetch_sub_explicit(&mem->in_flight, 1, memory_order_release);
 }
@@ -256,7 +255,6 @@ struct tr_left {
 
 static void count_one(void *arg, struct tr_mem *mem)
 {
-	(void)mem;
 	++*(size_t *)arg;
 }
 

@@ -99,7 +99,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 	struct kv_hello hello = { .comm = peer->comm, .comm_rank = peer->comm_rank };
 	size_t len;
 
-	(void)conn;
 	if (!peer->link) {
 		int ret = make_link_checked(peer, &peer->error);
 

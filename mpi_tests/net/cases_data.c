@@ -9,11 +9,6 @@
 
 static ncclResult_t profiler(void **event, int type, void *phandle, int64_t plugin_id, void *data)
 {
-	(void)event;
-	(void)type;
-	(void)phandle;
-	(void)plugin_id;
-	(void)data;
 	return ncclSuccess;
 }
 

@@ -182,7 +182,6 @@ static int beside_a_child(struct side *s)
 
 static void ignore(int signal)
 {
-	(void)signal;
 }
 
 /* Without SA_RESTART every system call may be interrupted. */

@@ -61,8 +61,6 @@ static int one_context;
 static ncclResult_t init_old(void **ctx, uint64_t id, ncclNetCommConfig_v10_t *config,
 			     ncclDebugLogger_t logger, ncclProfilerCallback_t profiler)
 {
-	(void)id;
-	(void)config;
 	*ctx = &one_context;
 	if (table[10])
 		return V(10)->init(logger, profiler);
@@ -74,13 +72,11 @@ static ncclResult_t init_old(void **ctx, uint64_t id, ncclNetCommConfig_v10_t *c
 
 static ncclResult_t finalize_old(void *ctx)
 {
-	(void)ctx;
 	return ncclSuccess;
 }
 
 static ncclResult_t listen_old(void *ctx, int dev, void *handle, void **comm)
 {
-	(void)ctx;
 	return (table[6]   ? V(6)->listen
 		: table[7] ? V(7)->listen
 		: table[8] ? V(8)->listen
@@ -93,7 +89,6 @@ static ncclResult_t connect_old(void *ctx, int dev, void *handle, void **comm,
 {
 	ncclNetCommConfig_v10_t config = { -1 };
 
-	(void)ctx;
 	if (table[6])
 		return V(6)->connect(dev, handle, comm);
 	if (table[10])
@@ -105,7 +100,6 @@ static ncclResult_t connect_old(void *ctx, int dev, void *handle, void **comm,
 
 static ncclResult_t accept_v6(void *listen, void **comm, ncclNetDeviceHandle_v7_t **device)
 {
-	(void)device;
 	return V(6)->accept(listen, comm);
 }
 
@@ -121,21 +115,18 @@ static ncclResult_t reg_v6(void *comm, void *data, size_t size, int type, void *
 static ncclResult_t isend_v9(void *comm, void *data, size_t size, int tag, void *mhandle,
 			     void *phandle, void **request)
 {
-	(void)phandle;
 	return V(9)->isend(comm, data, size, tag, mhandle, request);
 }
 
 static ncclResult_t irecv_v9(void *comm, int n, void **data, size_t *sizes, int *tags,
 			     void **mhandles, void **phandles, void **request)
 {
-	(void)phandles;
 	return V(9)->irecv(comm, n, data, sizes, tags, mhandles, request);
 }
 
 static ncclResult_t isend_v6(void *comm, void *data, size_t size, int tag, void *mhandle,
 			     void *phandle, void **request)
 {
-	(void)phandle;
 	if (size > INT32_MAX)
 		return ncclInvalidUsage;
 	return (table[6]   ? V(6)->isend
@@ -148,7 +139,6 @@ static ncclResult_t irecv_v6(void *comm, int n, void **data, size_t *sizes, int 
 {
 	int narrow[GROUP_MAX] = { 0 };
 
-	(void)phandles;
 	for (int i = 0; i < n && i < GROUP_MAX; i++)
 		narrow[i] = sizes[i] > INT32_MAX ? INT32_MAX : (int)sizes[i];
 	return (table[6]   ? V(6)->irecv

@@ -35,7 +35,6 @@ static int interrupted(void *arg)
 	PyGILState_STATE gil = PyGILState_Ensure();
 	int stop = handle_inside_closing() || PyErr_CheckSignals();
 
-	(void)arg;
 	PyGILState_Release(gil);
 	return stop;
 }

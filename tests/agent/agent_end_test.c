@@ -65,7 +65,6 @@ static void a_late_region_is_found_and_a_withdrawn_one_refuses(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	old = whole(&t);
 	rig_move(&t.a, "b", AG_WRITE, &old, 1, NULL, 0);
@@ -108,7 +107,6 @@ static void nothing_lands_in_a_region_after_it_was_deregistered(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	for (int round = 0; round < 4; round++) {
 		struct ag_xfer *xfer;
 		struct ag_pair p;
@@ -149,7 +147,6 @@ static void a_local_region_is_not_given_back_under_a_transfer(void **state)
 	struct rig_two t;
 	int ret;
 
-	(void)state;
 	rig_up(&t, big);
 	p = whole(&t);
 	rig_fill(t.b.buf, 1, big);
@@ -176,7 +173,6 @@ static void after_a_release_nothing_lands(void **state)
 	struct kv_error err;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, big);
 	for (int round = 0; round < 8; round++) {
 		int kind = round & 1 ? AG_READ : AG_WRITE;
@@ -208,7 +204,6 @@ static void those_that_wait_are_released_at_once(void **state)
 	struct ag_pair p;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	p = whole(&t);
 	for (int i = 0; i < N; i++) { /* before the two are connected */
@@ -234,7 +229,6 @@ static void a_name_comes_back_with_another_agent(void **state)
 	struct rig_two t;
 	int ret;
 
-	(void)state;
 	rig_up(&t, LEN);
 	p = whole(&t);
 	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
@@ -263,7 +257,6 @@ static void a_dropped_peer_gets_what_was_said_before(void **state)
 	struct ag_pair p;
 	struct rig_two t;
 
-	(void)state;
 	rig_up(&t, LEN);
 	for (int i = 0; i < 100; i++)
 		assert_int_equal(ag_notify(t.a.agent, "b", "last", 4, &err), 0);
@@ -300,7 +293,6 @@ static void other_secrets_and_other_lives_are_refused(void **state)
 	struct rig_two t;
 	size_t len;
 
-	(void)state;
 	rig_up(&t, LEN);
 	memcpy(info, ag_info(t.b.agent, &len), AG_INFO_MAX);
 	info[8 + 16] ^= 1; /* of the secret */
@@ -406,7 +398,6 @@ static void kill_b(struct dead *d)
 
 static void a_killed_peer_ends_what_is_under_way(void **state)
 {
-	(void)state;
 	for (int stage = 0; stage < 4; stage++) { /* connecting, connected, in the middle, done */
 		struct ag_xfer *xfer;
 		struct kv_error err;
@@ -451,7 +442,6 @@ static void a_stopped_peer_does_not_hold_a_caller(void **state)
 	struct card c;
 	char word;
 
-	(void)state;
 	start_dead(&d);
 	c = card_of(&d.a);
 	assert_true(write(d.down[1], &c, sizeof(c)) == sizeof(c));
@@ -468,7 +458,6 @@ static void what_an_agent_took_is_given_back(void **state)
 {
 	int fds = 0, threads = 0;
 
-	(void)state;
 	for (int round = 0; round < 3; round++) {
 		struct rig_two t;
 		struct ag_pair p;

@@ -34,9 +34,6 @@ static uint8_t from[LEN], to[LEN];
 
 static bool count_note(void *arg, const char *name, const void *note, size_t len)
 {
-	(void)name;
-	(void)note;
-	(void)len;
 	++*(size_t *)arg;
 	return true;
 }

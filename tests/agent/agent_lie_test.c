@@ -27,7 +27,6 @@ static int put_lie(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	struct liar *l = arg;
 
-	(void)conn;
 	assert_true(cap >= l->hello_len);
 	memcpy(buf, l->hello, l->hello_len);
 	return (int)l->hello_len;
@@ -36,11 +35,6 @@ static int put_lie(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 static int get_any(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		   struct kv_error *err)
 {
-	(void)arg;
-	(void)conn;
-	(void)buf;
-	(void)len;
-	(void)err;
 	return 0;
 }
 
@@ -202,7 +196,6 @@ CASE(odd_questions_are_answered)
 
 static void watch_log(void *arg, int level, const char *line)
 {
-	(void)level;
 	if (strstr(line, "before it reads the answers"))
 		atomic_store((atomic_bool *)arg, true);
 }

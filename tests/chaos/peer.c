@@ -39,7 +39,6 @@ static struct kv_peer *new_peer[IDS]; /* by number of the dial: for the main thr
 
 static void on_sigterm(int number)
 {
-	(void)number;
 	stopped = 1;
 }
 
@@ -184,7 +183,6 @@ static bool take_arrivals(void)
 
 static void log_line(void *arg, int level, const char *line)
 {
-	(void)arg;
 	if (level <= KV_LOG_WARN)
 		tell("log: %s", line);
 }

@@ -172,7 +172,6 @@ static int resolve_addr(struct rdma_cm_id *cm_id, struct sockaddr *src, struct s
 	int host = channel_of(cm_id->channel)->host;
 	int ret = 0;
 
-	(void)timeout_ms;
 	fake_lock();
 	id->to = owner(&to);
 	id->pkey = dst->sa_family == AF_IB ? ntohs(((struct sockaddr_ib *)(void *)dst)->sib_pkey)
@@ -213,7 +212,6 @@ static int resolve_route(struct rdma_cm_id *cm_id, int timeout_ms)
 	const struct fake_sa *sa = &world.sa;
 	int ret = 0;
 
-	(void)timeout_ms;
 	fake_lock();
 	if (fake_fault(FAKE_cm_resolve_route)) {
 		ret = -1;

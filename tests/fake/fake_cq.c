@@ -74,7 +74,6 @@ struct ibv_cq *fake_create_cq(struct ibv_context *context, int cqe, void *cq_con
 {
 	struct fake_cq *cq = NULL;
 
-	(void)comp_vector;
 	fake_lock();
 	if (!fake_fails(fake_context_of(context)->device, FAKE_create_cq)) {
 		cq = calloc(1, sizeof(*cq));
@@ -200,7 +199,6 @@ int fake_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 	struct fake_cq *cq = fake_cq_of(ibv_cq);
 	int ret = 0;
 
-	(void)solicited_only;
 	fake_lock();
 	if (fake_fault(FAKE_req_notify_cq)) {
 		ret = errno;
@@ -273,7 +271,6 @@ int fake_get_async_event(struct ibv_context *context, struct ibv_async_event *ev
 
 void fake_ack_async_event(struct ibv_async_event *event)
 {
-	(void)event;
 	fake_lock();
 	for (struct fake_context *c = world.contexts; c; c = c->next)
 		c->unacked = 0;

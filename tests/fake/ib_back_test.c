@@ -74,8 +74,6 @@ static void keep_log(void *arg, int level, const char *line)
 {
 	size_t used = strlen(warnings);
 
-	(void)arg;
-	(void)level;
 	snprintf(warnings + used, sizeof(warnings) - used, "%s\n", line);
 }
 

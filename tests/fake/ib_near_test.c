@@ -35,7 +35,6 @@ static int setup(void **state)
 {
 	char command[2048];
 
-	(void)state;
 	if (!mkdtemp(root))
 		return -1;
 	snprintf(command, sizeof(command), tree, root);
@@ -46,7 +45,6 @@ static int teardown(void **state)
 {
 	char command[64];
 
-	(void)state;
 	snprintf(command, sizeof(command), "rm -r %s", root);
 	return system(command);
 }
@@ -64,7 +62,6 @@ static void keep_log(void *arg, int level, const char *line)
 	struct host *host = arg;
 	size_t used = strlen(host->log);
 
-	(void)level;
 	snprintf(host->log + used, sizeof(host->log) - used, "%s\n", line);
 }
 

@@ -23,7 +23,6 @@ static char root[] = "/tmp/kvrail-rail-XXXXXX";
 
 static int setup(void **state)
 {
-	(void)state;
 	return mkdtemp(root) ? 0 : -1;
 }
 
@@ -31,7 +30,6 @@ static int teardown(void **state)
 {
 	char command[64];
 
-	(void)state;
 	snprintf(command, sizeof(command), "rm -r %s", root);
 	return system(command);
 }

@@ -173,7 +173,6 @@ enum { GONE = 5, NEVER = 6 }; /* grants */
 static int may(void *arg, const struct tr_mem *mem, uint64_t offset, uint64_t len,
 	       unsigned int access, uint64_t grant)
 {
-	(void)arg, (void)mem, (void)offset, (void)len, (void)access;
 	return grant == NEVER ? KV_ERR_PROTOCOL : grant == GONE ? TR_DROP : TR_PLACE;
 }
 

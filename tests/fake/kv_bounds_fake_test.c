@@ -18,7 +18,6 @@ static bool post;
 
 static void relax(struct scene *scene)
 {
-	(void)scene;
 	fake_stick(0, false);
 	fake_mute(0, false);
 	fake_slow_teardown(0, 0);

@@ -107,7 +107,6 @@ CASE(a_kernel_has_as_many_multiprocessors_as_the_option_says)
 
 static void note_line(void *arg, int level, const char *line)
 {
-	(void)level;
 	if (strstr(line, "ring (GPU 3 does not reach GPU 2)"))
 		++*(atomic_int *)arg;
 }
@@ -215,7 +214,6 @@ static int receiver(int fd, const void *arg)
 	struct node b;
 	char byte, right;
 
-	(void)arg;
 	node_open(&b, 2, &shape, &config);
 	node_listen(&b);
 	child_send(fd, &b.port, sizeof(b.port));

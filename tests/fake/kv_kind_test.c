@@ -86,8 +86,6 @@ static int made_of(const void *addr, size_t len, int *device_p, struct kv_error 
 
 static int made_open(bool apart, struct gpu **gpu_p, struct kv_error *err)
 {
-	(void)apart;
-	(void)err;
 	*gpu_p = calloc(1, sizeof(**gpu_p));
 	made.open++;
 	return 0;
@@ -118,8 +116,6 @@ static int made_dmabuf(const void *addr, size_t len, int *fd_p, uint64_t *offset
 
 static int made_needs_flush(const void *addr, bool always)
 {
-	(void)addr;
-	(void)always;
 	return 1;
 }
 
@@ -128,7 +124,6 @@ static int made_scratch(struct gpu *gpu, int device, void **addr_p, size_t *len_
 {
 	uint8_t *addr;
 
-	(void)err;
 	assert_int_equal(device, 1);
 	if (!gpu->scratch) {
 		made_alloc(PAGE, &addr);
@@ -142,19 +137,12 @@ static int made_scratch(struct gpu *gpu, int device, void **addr_p, size_t *len_
 
 static int made_prepare(struct gpu *gpu, int device, struct kv_error *err)
 {
-	(void)gpu;
-	(void)device;
-	(void)err;
 	return 0;
 }
 
 static int made_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *pinned_p,
 		    uint64_t *at_p, struct kv_error *err)
 {
-	(void)gpu;
-	(void)device;
-	(void)len;
-	(void)err;
 	made.open++;
 	*pinned_p = true;
 	*at_p = (uintptr_t)addr;
@@ -163,18 +151,12 @@ static int made_pin(struct gpu *gpu, int device, void *addr, size_t len, bool *p
 
 static void made_unpin(struct gpu *gpu, int device, void *addr)
 {
-	(void)gpu;
-	(void)device;
-	(void)addr;
 	made.open--;
 }
 
 static int queue_open(struct gpu *gpu, int device, int sms, struct gpu_queue **queue_p,
 		      struct kv_error *err)
 {
-	(void)gpu;
-	(void)sms;
-	(void)err;
 	assert_int_equal(device, 1);
 	*queue_p = calloc(1, sizeof(**queue_p));
 	made.open++;
@@ -190,23 +172,18 @@ static bool queue_close(struct gpu_queue *queue)
 
 static int queue_device(const struct gpu_queue *queue)
 {
-	(void)queue;
 	return 1;
 }
 
 static int queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
 		      struct kv_error *err)
 {
-	(void)engines;
-	(void)err;
 	*piece_p = &queue->piece[queue->n];
 	return BATCH - (int)queue->n;
 }
 
 static int queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
 {
-	(void)chunks;
-	(void)err;
 	queue->n += n;
 	queue->asked = 0;
 	return 0;
@@ -226,7 +203,6 @@ static uint8_t *seen(uint64_t at)
 
 static int queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *err)
 {
-	(void)err;
 	if (batch <= queue->ended)
 		return 0;
 	if (queue->asked++ < QUESTIONS)
@@ -241,7 +217,6 @@ static int queue_end(struct gpu_queue *queue, uint64_t batch, struct kv_error *e
 
 static bool queue_quit(struct gpu_queue *queue, int64_t deadline_ns)
 {
-	(void)deadline_ns;
 	queue->n = 0;
 	return true;
 }

@@ -164,7 +164,6 @@ CASE(no_byte_lands_after_a_revoke)
 
 static void note_line(void *arg, int level, const char *line)
 {
-	(void)level;
 	if (strstr(line, "memory of GPU 3 goes through pinned memory: fake0:1 does not reach a "
 			 "GPU's memory: CUDA exports no DMA-BUF of"))
 		++((atomic_int *)arg)[0];

@@ -283,7 +283,6 @@ CASE(deregistering_under_a_send_ends_it)
 
 static void *open_gate(void *arg)
 {
-	(void)arg;
 	poll(NULL, 0, 100);
 	atomic_store(&gate->closed, false);
 	return NULL;

@@ -16,14 +16,12 @@ enum { CONNECT_MS = 60000 };
 
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
-	(void)arg, (void)conn, (void)buf, (void)cap;
 	return 0;
 }
 
 static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)arg, (void)conn, (void)buf, (void)err;
 	return len ? KV_ERR_PROTOCOL : 0;
 }
 

@@ -115,14 +115,11 @@ static struct kv_engine *some_engine(const struct step *s)
 
 static int interrupted(void *arg)
 {
-	(void)arg;
 	return m.gives_up;
 }
 
 static void quiet(void *arg, int level, const char *line)
 {
-	(void)arg;
-	(void)level;
 	FUZZ_CHECK(*line);
 }
 

@@ -24,7 +24,6 @@ static void say_name(void)
 
 static void aborted(int signal)
 {
-	(void)signal;
 	say_name();
 }
 

@@ -55,8 +55,6 @@ static void check_proven(void)
 
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
-	(void)arg;
-	(void)conn;
 	FUZZ_CHECK(cap == TR_HELLO_MAX);
 	memcpy(buf, "hello", 5);
 	return 5;
@@ -65,7 +63,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)arg;
 	check_proven();
 	FUZZ_CHECK(!h.hellos++ && len <= TR_HELLO_MAX);
 	FUZZ_CHECK(!len || ((const uint8_t *)buf)[0] + ((const uint8_t *)buf)[len - 1] >= 0);
@@ -76,9 +73,6 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 
 static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
 {
-	(void)arg;
-	(void)conn;
-	(void)err;
 	FUZZ_CHECK(cap == TR_SETUP_MAX);
 	memcpy(buf, "setup", 5);
 	return 5;
@@ -87,9 +81,6 @@ static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, str
 static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)arg;
-	(void)conn;
-	(void)err;
 	check_proven();
 	FUZZ_CHECK(h.hellos && !h.setups++);
 	FUZZ_CHECK(!len || ((const uint8_t *)buf)[0] + ((const uint8_t *)buf)[len - 1] >= 0);

@@ -26,7 +26,6 @@ static uint64_t random_state;
 
 ssize_t getrandom(void *buf, size_t len, unsigned int flags)
 {
-	(void)flags;
 	for (size_t i = 0; i < len; i++) {
 		random_state = random_state * UINT64_C(6364136223846793005) + 1442695040888963407;
 		((uint8_t *)buf)[i] = (uint8_t)(random_state >> 56);

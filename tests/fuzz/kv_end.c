@@ -56,7 +56,6 @@ static void spans(const struct tr_op *op, const struct tr_mem *lmem, const struc
 	uint64_t grant = op->grant;
 	unsigned int i;
 
-	(void)rmem;
 	check_local(at, span->len);
 	if (op->kind == TR_READ_OP) {
 		memset(at, 0xee, span->len);
@@ -126,8 +125,6 @@ void end_connect(bool incoming)
 
 static void no_log(void *arg, int level, const char *line)
 {
-	(void)arg;
-	(void)level;
 	FUZZ_CHECK(*line);
 }
 

@@ -43,10 +43,6 @@ static uint8_t memory[MEMORY], given[MEMORY]; /* given: bytes of some receive */
 static void no_log(ncclDebugLogLevel level, unsigned long flags, const char *file, int line,
 		   const char *fmt, ...)
 {
-	(void)level;
-	(void)flags;
-	(void)file;
-	(void)line;
 	FUZZ_CHECK(*fmt);
 }
 
@@ -118,7 +114,6 @@ static void spans(const struct tr_op *op, const struct tr_mem *lmem, const struc
 {
 	const uint8_t *at = lmem->addr + span->local;
 
-	(void)rmem;
 	FUZZ_CHECK(op->kind == TR_WRITE && n.sends);
 	FUZZ_CHECK(at >= memory && at + span->len <= memory + MEMORY);
 }

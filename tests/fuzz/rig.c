@@ -75,7 +75,6 @@ int poll(struct pollfd *fds, nfds_t n, int timeout)
 
 int ppoll(struct pollfd *fds, nfds_t n, const struct timespec *timeout, const sigset_t *mask)
 {
-	(void)mask;
 	return poll(fds, n, timeout ? (int)(timeout->tv_sec * 1000 + 1) : -1);
 }
 
@@ -85,8 +84,6 @@ void __wrap_kv_futex_wait(void *word, uint32_t value, int64_t deadline_ns)
 {
 	int64_t now = kv_now_ns();
 
-	(void)word;
-	(void)value;
 	FUZZ_CHECK(deadline_ns != INT64_MAX); /* or it would wait for ever */
 	now_ns += deadline_ns > now ? deadline_ns - now : 0;
 }
@@ -141,7 +138,6 @@ void rig_fault(uint32_t which)
 	if (armed)
 		kv_fault_arm((enum kv_fault_point)(armed - 1), 1 + (which >> 16) % 4);
 #else
-	(void)which;
 #endif
 }
 
@@ -185,25 +181,17 @@ void rig_take(struct tr *tr)
 
 static int rig_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
-	(void)ctx;
-	(void)mem;
-	(void)err;
 	*handle_p = NULL;
 	return 0;
 }
 
 static void rig_dereg(void *ctx, void *handle)
 {
-	(void)ctx;
-	(void)handle;
 }
 
 static int rig_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer *w,
 		     struct kv_error *err)
 {
-	(void)ctx;
-	(void)conn;
-	(void)err;
 	*priv_p = &rig;
 	wire_put_u8(w, 7);
 	return 0;
@@ -212,8 +200,6 @@ static int rig_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire
 static int rig_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_reader *r,
 		     struct kv_error *err)
 {
-	(void)ctx;
-	(void)conn;
 	*priv_p = &rig;
 	return wire_get_u8(r) == 7 && wire_done(r)
 		       ? 0
@@ -222,15 +208,12 @@ static int rig_start(void *ctx, struct tr_conn *conn, void **priv_p, struct wire
 
 static int rig_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *err)
 {
-	(void)conn;
-	(void)err;
 	wire_put_u8(w, 8);
 	return 0;
 }
 
 static int rig_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *err)
 {
-	(void)conn;
 	return wire_get_u8(r) == 8
 		       ? 0
 		       : kv_fail(err, KV_ERR_PROTOCOL, "handshake", "the setup is malformed");
@@ -238,27 +221,18 @@ static int rig_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_
 
 static void rig_stop(struct tr_conn *conn, void *priv)
 {
-	(void)conn;
 	FUZZ_CHECK(priv == &rig);
 }
 
 static int rig_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 		    struct kv_error *err)
 {
-	(void)conn;
-	(void)mem;
-	(void)w;
-	(void)err;
 	return 0;
 }
 
 static int rig_unpack(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
 		      struct kv_error *err)
 {
-	(void)conn;
-	(void)rmem;
-	(void)r;
-	(void)err;
 	return 0;
 }
 
@@ -269,13 +243,11 @@ static void rig_unpacked(struct tr_conn *conn, struct tr_rmem *rmem)
 
 static void rig_op_begin(struct tr_op *op)
 {
-	(void)op;
 }
 
 static long rig_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		       const struct tr_span *spans, size_t n, struct kv_error *err)
 {
-	(void)err;
 	for (size_t i = 0; i < n; i++) {
 		if (rig.refuses)
 			return (long)i;
@@ -292,7 +264,6 @@ static long rig_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rm
 
 static int rig_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct kv_error *err)
 {
-	(void)err;
 	if (rig.refuses)
 		return TR_AGAIN;
 	if (rig.commit)
@@ -302,7 +273,6 @@ static int rig_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, s
 
 static void rig_op_cancel(struct tr_op *op, int64_t deadline_ns)
 {
-	(void)deadline_ns;
 	if (!rig.holds)
 		tr_op_end(op, TR_CANCELLED);
 }
@@ -310,9 +280,6 @@ static void rig_op_cancel(struct tr_op *op, int64_t deadline_ns)
 static int rig_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake,
 		   struct kv_error *err)
 {
-	(void)conn;
-	(void)wake;
-	(void)err;
 	if (rig.refuses)
 		return TR_AGAIN;
 	rig.said++;
@@ -358,35 +325,29 @@ static int rig_progress(struct tr_conn *conn)
 
 static int rig_arm(struct tr_conn *conn)
 {
-	(void)conn;
 	return rig.events > 0;
 }
 
 static int rig_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
-	(void)linger_ns;
 	if (rig.busy)
 		return TR_AGAIN;
-	(void)err;
 	tr_conn_goodbye(conn);
 	return 0;
 }
 
 static bool rig_ask(struct tr_conn *conn)
 {
-	(void)conn;
 	return true;
 }
 
 static int rig_dump(const struct tr_conn *conn, char *buf, size_t cap)
 {
-	(void)conn;
 	return snprintf(buf, cap, "a transport of the fuzzer\n");
 }
 
 static bool rig_places(const struct tr_conn *conn)
 {
-	(void)conn;
 	return rig.places;
 }
 
@@ -587,9 +548,6 @@ int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener
 {
 	struct tr_listener *l = malloc(sizeof(*l));
 
-	(void)host;
-	(void)port;
-	(void)err;
 	FUZZ_CHECK(l);
 	l->tr = tr;
 	l->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -600,7 +558,6 @@ int tr_listen(struct tr *tr, const char *host, uint32_t port, struct tr_listener
 
 uint32_t tr_listener_port(const struct tr_listener *l)
 {
-	(void)l;
 	return 4711;
 }
 
@@ -611,19 +568,16 @@ int tr_listener_fd(const struct tr_listener *l)
 
 int64_t tr_listener_deadline(const struct tr_listener *l)
 {
-	(void)l;
 	return INT64_MAX;
 }
 
 bool tr_listener_waiting(const struct tr_listener *l)
 {
-	(void)l;
 	return waiting >= 0;
 }
 
 void tr_listener_refused(struct tr_listener *l, struct tr_refused *refused)
 {
-	(void)l;
 	*refused = (struct tr_refused){ 0 };
 }
 
@@ -640,7 +594,6 @@ void tr_listener_close(struct tr_listener *l)
 
 int tr_listener_tend(struct tr_listener *l, struct kv_error *err)
 {
-	(void)err;
 	ring_bell(l, false);
 	return 0;
 }
@@ -669,10 +622,6 @@ struct dial {
 int dial_start(struct tr_conn *conn, const char *host, uint32_t port, struct dial **dial_p,
 	       struct kv_error *err)
 {
-	(void)conn;
-	(void)host;
-	(void)port;
-	(void)err;
 	*dial_p = malloc(sizeof(struct dial));
 	FUZZ_CHECK(*dial_p);
 	(*dial_p)->fd = far_open(false);
@@ -692,7 +641,6 @@ int dial_finish(struct tr_conn *conn, struct kv_error *err)
 
 bool dial_resolves(const struct dial *dial)
 {
-	(void)dial;
 	return false;
 }
 

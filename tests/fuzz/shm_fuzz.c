@@ -64,13 +64,11 @@ static int address_of(struct sockaddr *sa, socklen_t *len, uint16_t port)
 
 int getsockname(int fd, struct sockaddr *sa, socklen_t *len)
 {
-	(void)fd;
 	return address_of(sa, len, 1);
 }
 
 int getpeername(int fd, struct sockaddr *sa, socklen_t *len)
 {
-	(void)fd;
 	return address_of(sa, len, 2);
 }
 

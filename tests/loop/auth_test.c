@@ -42,9 +42,6 @@ static struct {
 
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
-	(void)arg;
-	(void)conn;
-	(void)cap;
 	memcpy(buf, "hello", 5);
 	return 5;
 }
@@ -52,8 +49,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)conn;
-	(void)err;
 	assert_int_equal(len, 5);
 	assert_memory_equal(buf, "hello", 5);
 	seen[(uintptr_t)arg].hellos++;
@@ -62,10 +57,6 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 
 static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, struct kv_error *err)
 {
-	(void)arg;
-	(void)conn;
-	(void)cap;
-	(void)err;
 	memcpy(buf, "setup", 5);
 	return 5;
 }
@@ -73,8 +64,6 @@ static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, str
 static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)conn;
-	(void)err;
 	assert_int_equal(len, 5);
 	assert_memory_equal(buf, "setup", 5);
 	seen[(uintptr_t)arg].setups++;
@@ -103,7 +92,6 @@ static char warned[1024];  /* the last warning in a log */
 
 static void keep_warning(void *arg, int level, const char *line)
 {
-	(void)arg;
 	if (level <= 2)
 		snprintf(warned, sizeof(warned), "%s", line);
 }

@@ -41,7 +41,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	struct side *s = arg;
 
-	(void)conn;
 	assert_true(cap == TR_HELLO_MAX);
 	memcpy(buf, s->hello, strlen(s->hello));
 	return (int)strlen(s->hello);
@@ -52,7 +51,6 @@ static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 {
 	struct side *s = arg;
 
-	(void)conn;
 	assert_true(len < sizeof(s->got_hello));
 	memcpy(s->got_hello, buf, len);
 	s->got_hello[len] = 0;
@@ -67,8 +65,6 @@ static int setup_put(void *arg, struct tr_conn *conn, void *buf, size_t cap, str
 {
 	struct side *s = arg;
 
-	(void)conn;
-	(void)err;
 	assert_true(cap == TR_SETUP_MAX);
 	memcpy(buf, s->setup, strlen(s->setup));
 	return (int)strlen(s->setup);
@@ -79,8 +75,6 @@ static int setup_get(void *arg, struct tr_conn *conn, const void *buf, size_t le
 {
 	struct side *s = arg;
 
-	(void)conn;
-	(void)err;
 	assert_true(len < sizeof(s->got_setup));
 	memcpy(s->got_setup, buf, len);
 	s->got_setup[len] = 0;
@@ -114,14 +108,12 @@ static void open_with(const char *const *settings)
 
 static int open_all(void **state)
 {
-	(void)state;
 	open_with(NULL);
 	return 0;
 }
 
 static int close_all(void **state)
 {
-	(void)state;
 	tr_listener_close(listener);
 	tr_close(tr);
 	kv_option_free(options);

@@ -113,7 +113,6 @@ static struct registrar registrar;
 /* Before the engine is closed, which nobody may use then. */
 static void join_registrar(struct scene *scene)
 {
-	(void)scene;
 	if (!registrar.engine)
 		return;
 	atomic_store(&registrar.stop, true);

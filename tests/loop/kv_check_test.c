@@ -31,7 +31,6 @@ static char logged[1024]; /* the errors of the receiver */
 
 static void keep(void *arg, int level, const char *line)
 {
-	(void)arg;
 	if (level == KV_LOG_ERROR)
 		snprintf(logged, sizeof(logged), "%s", line);
 }
@@ -58,14 +57,12 @@ static void open_checked(const char *writer, const char *receiver)
 
 static int setup(void **state)
 {
-	(void)state;
 	open_checked("KVCACHE_CHECKSUM=1", "KVCACHE_CHECKSUM=0");
 	return 0;
 }
 
 static int teardown(void **state)
 {
-	(void)state;
 	pair_close(&p);
 	return 0;
 }
@@ -286,8 +283,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
 	static const struct kv_hello hello = { .name = "older" };
 
-	(void)arg;
-	(void)conn;
 	return (int)kv_wire_put_hello(&hello, buf, cap);
 }
 

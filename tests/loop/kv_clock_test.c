@@ -29,7 +29,6 @@ int gettimeofday(struct timeval *tv, void *zone)
 {
 	struct timespec ts;
 
-	(void)zone;
 	clock_gettime(CLOCK_REALTIME, &ts);
 	tv->tv_sec = ts.tv_sec;
 	tv->tv_usec = ts.tv_nsec / 1000;

@@ -198,7 +198,6 @@ static int stand_still(void *arg)
 {
 	struct kv_stats stats = KV_INIT(kv_stats);
 
-	(void)arg;
 	ok(kv_stats(halt.rank[0].node.engine, &stats, NULL), NULL);
 	if (!stats.peers_connected)
 		return 0;

@@ -29,7 +29,6 @@ static atomic_bool driving;
 /* With KV_PROGRESS_CALLER the two engines advance in a thread of the application's. */
 static void *drive(void *arg)
 {
-	(void)arg;
 	while (atomic_load(&driving)) {
 		kv_progress(p.a.engine, 0, NULL);
 		kv_progress(p.b.engine, 0, NULL);
@@ -40,7 +39,6 @@ static void *drive(void *arg)
 
 static void *connect_a(void *arg)
 {
-	(void)arg;
 	node_connect(&p.a, p.b.port);
 	return NULL;
 }
@@ -68,21 +66,18 @@ static void open_pair(bool caller)
 
 static int setup(void **state)
 {
-	(void)state;
 	open_pair(false);
 	return 0;
 }
 
 static int setup_caller(void **state)
 {
-	(void)state;
 	open_pair(true);
 	return 0;
 }
 
 static int teardown(void **state)
 {
-	(void)state;
 	if (caller_mode) {
 		atomic_store(&driving, false);
 		pthread_join(driver, NULL);
@@ -369,7 +364,6 @@ static void *connect_and_write(void *arg)
 {
 	int64_t ids[RIG_BLOCKS];
 
-	(void)arg;
 	for (int64_t i = 0; i < RIG_BLOCKS; i++)
 		ids[i] = i;
 	node_connect(&p.a, p.b.port);

@@ -95,7 +95,6 @@ static int open_pair(void **state)
 {
 	struct kv_lease *lease;
 
-	(void)state;
 	pair_open(&p, &narrow, NULL);
 	lease = open_blocks(8);
 	cancel_and_free(write_early(lease, 8));
@@ -106,7 +105,6 @@ static int open_pair(void **state)
 
 static int close_pair(void **state)
 {
-	(void)state;
 	pair_close(&p);
 	return 0;
 }

@@ -16,7 +16,6 @@ static int setup(void **state)
 {
 	struct shape shape = rig_shape;
 
-	(void)state;
 	shape.flags = 0; /* closed: only leases open it */
 	pair_open(&p, &shape, NULL);
 	return 0;
@@ -24,7 +23,6 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-	(void)state;
 	pair_close(&p);
 	return 0;
 }
@@ -343,7 +341,6 @@ static void *receive_in_thread(void *arg)
 {
 	struct kv_error err;
 
-	(void)arg;
 	ok(kv_recv_blocks(p.b.peer, p.b.cache, all_layers, opened, N, 8, NULL, &err), &err);
 	return NULL;
 }

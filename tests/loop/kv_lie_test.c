@@ -59,7 +59,6 @@ static int setup(void **state)
 {
 	struct kv_arrival arrival;
 
-	(void)state;
 	open_pair(NULL, 1);
 	assert_true(next_arrival(&p.b, &arrival, RIG_TIMEOUT_MS));
 	return 0;
@@ -67,7 +66,6 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-	(void)state;
 	kv_claim_release(&p.a.peer->claim);
 	pair_close(&p);
 	return 0;

@@ -52,7 +52,6 @@ static int writer(int fd, const void *arg)
 	struct node node;
 	uint64_t lease;
 
-	(void)arg;
 	node_open(&node, 1, NULL, NULL);
 	child_connects(fd, &node);
 	child_receive(fd, &lease, sizeof(lease));

@@ -32,8 +32,6 @@ static void calls_back(void *arg, int level, const char *line)
 	struct kv_error err;
 	char text[64];
 
-	(void)level;
-	(void)line;
 	if (!atomic_load(&armed))
 		return;
 	atomic_fetch_add(&lines, 1);

@@ -98,7 +98,6 @@ static unsigned int times(const char *word)
 
 static int with_metrics(void **state)
 {
-	(void)state;
 	setenv("KVCACHE_METRICS_DIR", folder, 1);
 	setenv("KVCACHE_METRICS_PORT", port_text, 1);
 	return 0;
@@ -106,7 +105,6 @@ static int with_metrics(void **state)
 
 static int without(void **state)
 {
-	(void)state;
 	unsetenv("KVCACHE_METRICS_DIR");
 	unsetenv("KVCACHE_METRICS_PORT");
 	return 0;

@@ -26,7 +26,6 @@ static atomic_int asked;
 
 static int on_the_third(void *arg)
 {
-	(void)arg;
 	return atomic_fetch_add(&asked, 1) >= 2;
 }
 

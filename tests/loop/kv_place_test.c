@@ -223,7 +223,6 @@ static int writer(int fd, const void *arg)
 	struct node a;
 	uint64_t lease;
 
-	(void)arg;
 	node_open(&a, 1, NULL, NULL);
 	child_connects(fd, &a);
 	for (;;) {
@@ -328,7 +327,6 @@ static int half_writer(int fd, const void *arg)
 	uint64_t lease;
 	char byte;
 
-	(void)arg;
 	node_open(&a, 1, NULL, NULL);
 	child_connects(fd, &a);
 	child_receive(fd, &lease, sizeof(lease));

@@ -423,7 +423,6 @@ int rig_stuck_receiver(int fd, const void *arg)
 	struct node node;
 	char word;
 
-	(void)arg;
 	shape.malloced = true;
 	node_open(&node, 2, &shape, NULL);
 	child_listens(fd, &node);

@@ -13,7 +13,6 @@ static const int64_t ids[N] = { 1, 2, 3 }, leased[N] = { 10, 11, 12 };
 
 static int gather_alone(void *arg, const void *mine, void *all, size_t len)
 {
-	(void)arg;
 	memcpy(all, mine, len);
 	return 0;
 }

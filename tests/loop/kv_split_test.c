@@ -70,8 +70,6 @@ static char refused[512]; /* what the accepting side logs */
 
 static void keep_refusal(void *arg, int level, const char *line)
 {
-	(void)arg;
-	(void)level;
 	if (strstr(line, "refused "))
 		snprintf(refused, sizeof(refused), "%s", line);
 }

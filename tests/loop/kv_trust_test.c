@@ -115,7 +115,6 @@ static int stranger(int fd, const void *arg)
 	struct node a;
 	char byte;
 
-	(void)arg;
 	if (setgid(STRANGER) || setuid(STRANGER))
 		return 1;
 	node_open(&a, 1, NULL, NULL);

@@ -86,9 +86,6 @@ static pthread_t main_thread;
 /* The first that comes, but the test itself, stays until it is released. */
 static void stay(void *arg, int level, const char *line)
 {
-	(void)arg;
-	(void)level;
-	(void)line;
 	if (pthread_equal(pthread_self(), main_thread) || atomic_exchange(&in_log, true))
 		return;
 	while (!atomic_load(&released))

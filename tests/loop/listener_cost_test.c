@@ -84,7 +84,6 @@ static int record_hello(void **state)
 	struct tiny t;
 	ssize_t n;
 
-	(void)state;
 	assert_int_equal(bind(fd, (struct sockaddr *)&sa, len) || listen(fd, 1), 0);
 	assert_int_equal(getsockname(fd, (struct sockaddr *)&sa, &len), 0);
 	tiny_open(&t, NULL);

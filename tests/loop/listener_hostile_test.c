@@ -49,7 +49,6 @@ static struct kv_cache *make_cache(struct kv_engine *engine, uint8_t **memory_p)
 
 static int close_decode(void **state)
 {
-	(void)state;
 	kv_engine_close(decode);
 	return 0;
 }
@@ -141,7 +140,6 @@ static int open_decode(void **state)
 	const char *const options[] = { handshake, NULL };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 
-	(void)state;
 	slow_setting(handshake, "KVCACHE_HANDSHAKE_MS", 3000);
 	config.options = options;
 	config.arrivals_off = 1; /* so that peers which have left are the engine's to free */

@@ -483,7 +483,6 @@ static void a_context_that_cannot_be_allocated_is_an_error(void **state)
 	struct kv_error err;
 	struct tr *tr;
 
-	(void)state;
 	assert_int_equal(kv_option_read(NULL, &options, &err), 0);
 	for (int i = 0; i < 2; i++) {
 		kv_fault_arm(points[i], 1);

@@ -17,9 +17,6 @@
 
 static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 {
-	(void)arg;
-	(void)conn;
-	(void)cap;
 	memcpy(buf, "pair", 4);
 	return 4;
 }
@@ -27,8 +24,6 @@ static int hello_put(void *arg, struct tr_conn *conn, void *buf, size_t cap)
 static int hello_get(void *arg, struct tr_conn *conn, const void *buf, size_t len,
 		     struct kv_error *err)
 {
-	(void)arg;
-	(void)conn;
 	if (len != 4 || memcmp(buf, "pair", 4))
 		return kv_fail(err, KV_ERR_PROTOCOL, "test", "no pair");
 	return 0;

@@ -45,38 +45,32 @@ static void put_and_publish(struct shm_conn *sc, struct ring_record record)
 
 static void tail_between_records(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	publish(sc, sc->out.tail + 7);
 }
 
 static void tail_far_ahead(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	publish(sc, sc->out.tail + sc->out.size + RING_ALIGN);
 }
 
 static void tail_behind(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	publish(sc, sc->out.tail - RING_ALIGN);
 }
 
 static void unknown_type(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	put_and_publish(sc, (struct ring_record){ .type = 99 });
 }
 
 static void longer_than_published(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	put(sc, (struct ring_record){ .type = RING_MSG, .len = 200 });
 	publish(sc, sc->out.tail + RING_ALIGN);
 }
 
 static void longer_than_the_ring(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	put(sc, (struct ring_record){ .type = RING_DATA, .len = UINT32_MAX, .mem = s->rmem->id });
 	publish(sc, sc->out.tail + sc->out.size);
 }
@@ -86,7 +80,6 @@ static void across_the_end(struct pair_side *s, struct shm_conn *sc)
 {
 	struct ring_record pad = { .type = RING_PAD, .len = RING - 3 * RING_ALIGN };
 
-	(void)s;
 	put(sc, pad);
 	sc->out.tail += RING - 2 * RING_ALIGN;
 	put(sc, (struct ring_record){ .type = RING_PAD, .len = 4 * RING_ALIGN });
@@ -142,7 +135,6 @@ static void too_many_reads(struct pair_side *s, struct shm_conn *sc)
 
 static void answer_without_a_read(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	put_and_publish(sc, (struct ring_record){ .type = RING_READ_DATA, .len = 8 });
 }
 
@@ -157,26 +149,22 @@ static void pieces_asked_for_twice(struct pair_side *s, struct shm_conn *sc)
 
 static void message_too_long(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	put_and_publish(sc, (struct ring_record){ .type = RING_MSG, .len = TR_MSG_MAX + 1 });
 }
 
 static void head_that_was_never_written(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	atomic_store(&sc->in.shared->head, 1 << 20);
 	publish(sc, sc->out.tail);
 }
 
 static void strange_word_on_the_socket(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	send(sc->sock, "x", 1, 0);
 }
 
 static void strange_kind_on_the_socket(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	send(sc->sock, &(struct link_message){ .kind = 77 }, sizeof(struct link_message), 0);
 }
 
@@ -187,7 +175,6 @@ static void pool_without_seals(struct pair_side *s, struct shm_conn *sc)
 	FILE *f = tmpfile();
 	struct kv_error err;
 
-	(void)s;
 	PAIR_CHECK(f && !link_send(sc, &message, &(struct link_fds){ 1, { fileno(f) } }, &err));
 }
 
@@ -214,13 +201,11 @@ static int sealed(unsigned int flags, int seals)
  */
 static void pool_of_huge_pages(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	pass(sc, sealed(MFD_HUGETLB, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
 }
 
 static void pool_that_must_not_be_written(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	pass(sc, sealed(0, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE));
 }
 
@@ -228,7 +213,6 @@ static void pool_that_is_a_pipe(struct pair_side *s, struct shm_conn *sc)
 {
 	int fd[2];
 
-	(void)s;
 	PAIR_CHECK(!pipe2(fd, O_CLOEXEC));
 	pass(sc, fd[0]);
 	close(fd[1]);
@@ -238,7 +222,6 @@ static void pool_shorter_than_it_says(struct pair_side *s, struct shm_conn *sc)
 {
 	int fd = memfd_create("pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
-	(void)s;
 	PAIR_CHECK(!ftruncate(fd, 4096) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
 	pass(sc, fd);
 }
@@ -248,7 +231,6 @@ static void one_pool_too_many(struct pair_side *s, struct shm_conn *sc)
 {
 	int64_t deadline_ns = kv_deadline_ns(PAIR_SOON_MS);
 
-	(void)s;
 	for (uint64_t i = 0; i <= SHM_POOLS_MAX; i++) {
 		struct link_message message = { .kind = LINK_POOL, .id = 5000 + i, .len = 4096 };
 		int fd = memfd_create("pool", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -288,14 +270,12 @@ static void ring_with(struct shm_conn *sc, size_t len, size_t n)
 /* Padding after the control message has room for the second. */
 static void two_descriptors_in_one_message(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	ring_with(sc, sizeof(struct link_message), 2);
 }
 
 /* It looks like the end of the socket. */
 static void a_descriptor_without_a_message(struct pair_side *s, struct shm_conn *sc)
 {
-	(void)s;
 	ring_with(sc, 0, 1);
 }
 
@@ -304,7 +284,6 @@ static void pieces_that_were_not_asked_for(struct pair_side *s, struct shm_conn 
 	struct link_message message = { .kind = LINK_PIECES, .id = 0, .len = 1 << 21 };
 	int fd = sealed(0, F_SEAL_SHRINK);
 
-	(void)s;
 	PAIR_CHECK(!link_send(sc, &message, &(struct link_fds){ 1, { fd } }, NULL));
 	close(fd);
 }

@@ -56,7 +56,6 @@ static void say_frame(struct tcp_conn *tc, struct stream_frame frame,
 #define SAY(what, ...)                                                     \
 	static void what(struct pair_side *s, struct tcp_conn *tc)         \
 	{                                                                  \
-		(void)s;                                                   \
 		say_frame(tc, (struct stream_frame){ __VA_ARGS__ }, NULL); \
 	}
 SAY(unknown_type, .type = 99)
@@ -80,7 +79,6 @@ static void random_words(struct pair_side *s, struct tcp_conn *tc)
 {
 	uint64_t words[64], random = 4711;
 
-	(void)s;
 	for (int i = 0; i < 64; i++)
 		words[i] = pair_random(&random) | 0xf0;
 	say_bytes(tc, words, sizeof(words));
@@ -90,7 +88,6 @@ static void too_many_spans(struct pair_side *s, struct tcp_conn *tc)
 {
 	uint8_t header[STREAM_FIXED] = { STREAM_DATA, 0, 1, 1 }; /* 257 */
 
-	(void)s;
 	say_bytes(tc, header, sizeof(header));
 }
 
@@ -290,7 +287,6 @@ static int loris[LORISES];
 /* Each begins well and says no more: the newest few wait, the others are sent away. */
 static void slow_ones(struct pair_side *s)
 {
-	(void)s;
 	for (int i = 0; i < LORISES; i++) {
 		loris[i] = knock_at_door();
 		PAIR_CHECK(send(loris[i], "KVR", 3, MSG_NOSIGNAL) == 3);
@@ -308,7 +304,6 @@ static void wrong_proof(struct pair_side *s)
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	int fd = knock_at_door();
 
-	(void)s;
 	stream_put(&w, &frame, &(struct stream_span){ 0, 8 });
 	say_greeting(fd, 0, proof);
 	send(fd, buf, w.len + 8, MSG_NOSIGNAL);
@@ -319,7 +314,6 @@ static void garbage(struct pair_side *s)
 {
 	int fd = knock_at_door();
 
-	(void)s;
 	PAIR_CHECK(send(fd, "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL) == 18);
 	await_end(fd);
 }
@@ -328,7 +322,6 @@ static void what_was_right_before(struct pair_side *s)
 {
 	int fd = knock_at_door();
 
-	(void)s;
 	say_greeting(fd, 0, last_token);
 	await_end(fd);
 }
@@ -337,7 +330,6 @@ static void half_a_greeting_and_gone(struct pair_side *s)
 {
 	int fd = knock_at_door();
 
-	(void)s;
 	PAIR_CHECK(send(fd, "KVRD", 4, MSG_NOSIGNAL) == 4);
 	close(fd);
 }

@@ -101,8 +101,6 @@ static void *run_rank(void *arg)
 
 static int is_kvrail(struct dl_phdr_info *info, size_t size, void *arg)
 {
-	(void)size;
-	(void)arg;
 	return strstr(info->dlpi_name, "libnccl-net") != NULL;
 }
 

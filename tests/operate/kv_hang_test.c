@@ -109,7 +109,6 @@ static int writer(int fd, const void *arg)
 {
 	struct node a;
 
-	(void)arg;
 	node_open(&a, 1, NULL, NULL);
 	child_connects(fd, &a);
 	child_send(fd, "", 1);

@@ -44,7 +44,6 @@ static int receiver(int fd, const void *arg)
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct node b;
 
-	(void)arg;
 	config.name = "decode-3";
 	node_open(&b, 2, NULL, &config);
 	child_listens(fd, &b);
@@ -56,7 +55,6 @@ static int caller(int fd, const void *arg)
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct node c;
 
-	(void)arg;
 	config.name = "decode-4";
 	node_open(&c, 3, NULL, &config);
 	child_connects(fd, &c);
@@ -71,8 +69,6 @@ static struct {
 
 static void hanging_callback(void *arg, int level, const char *line)
 {
-	(void)arg;
-	(void)level;
 	if (!strstr(line, "decode-4"))
 		return;
 	atomic_store(&callback.inside, true);
@@ -301,8 +297,6 @@ static void keep_line(void *arg, int level, const char *line)
 {
 	size_t len;
 
-	(void)arg;
-	(void)level;
 	pthread_mutex_lock(&logged.lock);
 	len = strlen(logged.lines);
 	snprintf(logged.lines + len, sizeof(logged.lines) - len, "%s\n", line);
@@ -330,7 +324,6 @@ static void await_log(const char *word)
 
 static void on_signal(int sig)
 {
-	(void)sig;
 	application_handled++;
 }
 

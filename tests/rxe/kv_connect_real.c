@@ -248,7 +248,6 @@ static int set_up(void **state)
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	struct shape shape = rig_shape;
 
-	(void)state;
 	broken_begin();
 	node_open(&b, 2, NULL, NULL);
 	node_listen(&b);
@@ -273,7 +272,6 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-	(void)state;
 	node_close(&other);
 	node_close(&a);
 	node_close(&full);

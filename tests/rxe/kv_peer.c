@@ -53,7 +53,6 @@ static volatile sig_atomic_t stopped;
 
 static void on_sigterm(int number)
 {
-	(void)number;
 	stopped = 1;
 }
 

@@ -60,7 +60,6 @@ static void logger(ncclDebugLogLevel level, unsigned long flags, const char *fil
 	char text[512];
 	va_list ap;
 
-	(void)flags;
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);

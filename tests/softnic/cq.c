@@ -76,7 +76,6 @@ int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq **cq_p, voi
 
 void ibv_ack_cq_events(struct ibv_cq *cq, unsigned int n)
 {
-	(void)cq, (void)n;
 }
 
 /* ---------------------------------------------------------------- queues */
@@ -100,7 +99,6 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_cont
 {
 	struct sn_cq *cq = calloc(1, sizeof(*cq));
 
-	(void)comp_vector;
 	if (cq)
 		cq->shared = take_cq(&cq->number);
 	if (!cq || !cq->shared || cqe < 1) {
@@ -254,7 +252,6 @@ int sn_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 {
 	struct sn_cq *cq = sn_cq_of(ibv_cq);
 
-	(void)solicited_only;
 	atomic_store(&cq->shared->armed, 1);
 	if (atomic_load(&cq->pending) || sn_undue(cq, sn_now()))
 		sn_late();

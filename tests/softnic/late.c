@@ -70,7 +70,6 @@ static uint64_t look(uint64_t now)
 
 static void *watch(void *unused)
 {
-	(void)unused;
 	for (;;) {
 		uint64_t next = look(sn_now());
 		struct timespec until = { .tv_sec = (time_t)(next / 1000000000),

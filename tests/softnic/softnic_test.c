@@ -181,7 +181,6 @@ static int setup(void **state)
 {
 	int fd[2];
 
-	(void)state;
 	if (socketpair(AF_UNIX, SOCK_STREAM, 0, fd))
 		return -1;
 	fflush(stdout);
@@ -202,7 +201,6 @@ static int teardown(void **state)
 {
 	int status;
 
-	(void)state;
 	close_end(&end);
 	return waitpid(end.child, &status, 0) != end.child ||
 			       (WIFEXITED(status) && WEXITSTATUS(status))

@@ -44,7 +44,6 @@ static uint32_t model(const uint8_t *at, uint64_t len)
 
 static int needs_the_instruction(void **state)
 {
-	(void)state;
 	if (kv_digest_works())
 		return 0;
 	print_message("skipped: this processor has no instruction for CRC-32C\n");

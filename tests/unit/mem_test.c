@@ -23,7 +23,6 @@ static struct tr *tr;
 
 static int open_tr(void **state)
 {
-	(void)state;
 	assert_int_equal(kv_option_read(NULL, &options, NULL), 0);
 	assert_int_equal(tr_open(&(struct tr_config){ .options = options }, &tr, NULL), 0);
 	return 0;
@@ -31,7 +30,6 @@ static int open_tr(void **state)
 
 static int close_tr(void **state)
 {
-	(void)state;
 	tr_close(tr);
 	kv_option_free(options);
 	return 0;
@@ -221,7 +219,6 @@ static void *look_up(void *arg)
 {
 	uintptr_t found = 0;
 
-	(void)arg;
 	while (!atomic_load(&looked_up.over)) {
 		struct tr_mem *mem = tr_mem_get(tr, atomic_load(&looked_up.id));
 

@@ -77,7 +77,6 @@ static void make_gpu(const char *address, const char *uuid)
 
 static int setup(void **state)
 {
-	(void)state;
 	if (!mkdtemp(root))
 		return -1;
 	make_device(SWITCH_A "/0000:17:00.0/0000:18:00.0", "0\n"); /* the GPU */
@@ -99,7 +98,6 @@ static int teardown(void **state)
 {
 	char command[64];
 
-	(void)state;
 	snprintf(command, sizeof(command), "rm -r %s", root);
 	return system(command);
 }

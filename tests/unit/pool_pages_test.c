@@ -29,7 +29,6 @@ static struct {
 
 static void keep_line(void *arg, int level, const char *line)
 {
-	(void)arg;
 	if (level > 2)
 		return;
 	now.warnings++;

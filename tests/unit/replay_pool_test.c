@@ -15,7 +15,6 @@ static uint32_t freed[256], freed_n;
 
 static void note_free(void *arg, uint32_t id)
 {
-	(void)arg;
 	if (freed_n < 256)
 		freed[freed_n++] = id;
 }

@@ -44,7 +44,6 @@ static int work_gathers(struct rank *r, void *arg)
 	uint32_t mine = 10 + r->rank, all[RANKS], i;
 	struct words w = { 0 };
 
-	(void)arg;
 	if (rank_allgather(r, &mine, all, sizeof(mine)))
 		return 1;
 	for (i = 0; i < RANKS; i++)
@@ -74,7 +73,6 @@ static int work_dies_early(struct rank *r, void *arg)
 	uint32_t mine = r->rank, all[RANKS];
 	struct words w = { 0 };
 
-	(void)arg;
 	if (r->rank == 2)
 		kill(getpid(), SIGKILL);
 	w.gathered = rank_allgather(r, &mine, all, sizeof(mine)) == 0;
@@ -105,7 +103,6 @@ static int work_dies_late(struct rank *r, void *arg)
 {
 	struct words w = { .life = r->life };
 
-	(void)arg;
 	if (rank_arrive(r))
 		return 1;
 	if (r->rank == 1 && r->life == 0) {
@@ -150,7 +147,6 @@ static int work_hangs(struct rank *r, void *arg)
 {
 	struct words w = { 0 };
 
-	(void)arg;
 	if (r->rank == 3)
 		for (;;)
 			pause();

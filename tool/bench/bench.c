@@ -212,7 +212,6 @@ static int finish_options(struct bench_options *opt)
 
 static void on_signal(int number)
 {
-	(void)number;
 	bench_interrupted = 1;
 }
 

@@ -11,7 +11,6 @@ volatile sig_atomic_t bench_interrupted;
 
 static int interrupted(void *arg)
 {
-	(void)arg;
 	return bench_interrupted;
 }
 

@@ -16,7 +16,6 @@ enum { GIDS_MAX = 1024, JUMBO = 4200 };
 
 static void find_netdev(struct doctor *d, const char *path, void *arg)
 {
-	(void)d;
 	snprintf(arg, sizeof(((struct doctor_port *)0)->netdev), "%s", strrchr(path, '/') + 1);
 }
 
@@ -27,7 +26,6 @@ static void add_port(struct doctor *d, const char *path, void *arg)
 	struct pci_place place;
 	char text[64], pattern[128];
 
-	(void)arg;
 	if (d->ports == DEVICES_MAX)
 		return;
 	d->ports++;

@@ -22,7 +22,6 @@ static void on_dump_signal(int sig)
 	uint64_t one = 1;
 	ssize_t n;
 
-	(void)sig;
 	atomic_store(&came, true);
 	n = fd >= 0 ? write(fd, &one, sizeof(one)) : 0;
 	(void)n; /* full: the thread is awake */

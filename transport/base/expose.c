@@ -289,7 +289,6 @@ static void *expose_main(void *arg)
 {
 	int64_t next_ns = 0;
 
-	(void)arg;
 	for (;;) {
 		struct pollfd pfd[3];
 		bool stops, writes, tired;

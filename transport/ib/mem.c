@@ -494,7 +494,6 @@ int ib_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *
 
 void ib_mem_close(struct tr_conn *conn, struct tr_rmem *rmem)
 {
-	(void)conn;
 	free(rmem->priv);
 	rmem->priv = NULL;
 }

@@ -238,7 +238,6 @@ void shm_stop(struct tr_conn *conn, void *priv)
 {
 	struct shm_conn *sc = priv;
 
-	(void)conn;
 	if (sc->seg.shared)
 		stop_leave(sc);
 	free_conn(sc);
@@ -304,7 +303,6 @@ int shm_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 			 (tr_conn_passes_gpu(conn) ? SETUP_PASSES_GPU : 0u) |
 			 (has_own_link(sc) ? SETUP_OWN_LINK : 0u);
 
-	(void)err;
 	/*
 	 * A writer with direct access must be of a user that may have it, and one whose death we
 	 * can see (invariant 4 of the design).

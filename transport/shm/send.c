@@ -396,7 +396,6 @@ int shm_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 	struct shm_conn *sc = tr_conn_priv(conn);
 	struct ring_record record = { .type = RING_MSG, .len = (uint32_t)len };
 
-	(void)err;
 	ring_refresh(&sc->out);
 	if (!put_small(sc, &record, buf)) {
 		refused(sc);

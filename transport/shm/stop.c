@@ -58,11 +58,11 @@ void shm_lose(struct shm_conn *sc, const struct kv_error *cause)
 	tr_conn_lost(sc->conn, cause);
 }
 
+/* It does not linger: what was sent is in the ring and stays there. */
 int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
 
-	(void)linger_ns; /* what was sent is in the ring and stays there */
 	tr_conn_goodbye(conn);
 	if (!sc->seg.shared)
 		return 0;

@@ -13,7 +13,6 @@
 
 void store_plain(uint8_t *dst, const uint8_t *src, size_t n, struct store_ahead ahead)
 {
-	(void)ahead;
 	memcpy(dst, src, n);
 }
 
@@ -24,7 +23,6 @@ void store_plain(uint8_t *dst, const uint8_t *src, size_t n, struct store_ahead 
  */
 void store_ordered(uint8_t *dst, const uint8_t *src, size_t n, struct store_ahead ahead)
 {
-	(void)ahead;
 	while (n && ((uintptr_t)dst & 7)) {
 		__atomic_store_n(dst++, *src++, __ATOMIC_RELEASE);
 		n--;

@@ -297,7 +297,6 @@ int tcp_op_commit(struct tr_op *op, unsigned int flags, uint64_t value, struct k
 	struct tcp_op *to = &d->op[op->index];
 	struct stream_frame notify = { .type = STREAM_NOTIFY, .value = value };
 
-	(void)err;
 	if ((flags & TR_NOTIFY) &&
 	    (!put_after_the_others(tc) || !put_small_frame(tc, &notify, NULL)))
 		return TR_AGAIN;
@@ -321,7 +320,6 @@ int tcp_msg(struct tr_conn *conn, const void *buf, size_t len, bool wake, struct
 	struct tcp_conn *tc = tr_conn_priv(conn);
 	struct stream_frame frame = { .type = STREAM_MSG, .payload = (uint32_t)len };
 
-	(void)err;
 	if (!put_small_frame(tc, &frame, buf))
 		return TR_AGAIN;
 	if (wake) /* else it leaves with what is sent next, or when the owner goes to sleep */

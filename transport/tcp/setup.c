@@ -73,7 +73,6 @@ void tcp_stop(struct tr_conn *conn, void *priv)
 {
 	struct tcp_conn *tc = priv;
 
-	(void)conn;
 	door_close(tc);
 	stop_close(tc);
 	for (unsigned int i = 0; i < TCP_STREAMS_MAX; i++) {
@@ -115,7 +114,6 @@ int tcp_offer(void *ctx, struct tr_conn *conn, void **priv_p, struct wire_writer
 
 void tcp_offered(struct tr_conn *conn, void *priv)
 {
-	(void)conn;
 	door_look(priv);
 }
 
@@ -269,7 +267,6 @@ int tcp_setup_put(struct tr_conn *conn, struct wire_writer *w, struct kv_error *
 {
 	const struct tcp_conn *tc = tr_conn_priv(conn);
 
-	(void)err;
 	wire_put_u8(w, (uint8_t)tc->streams);
 	return 0;
 }

@@ -66,48 +66,34 @@ static void tcp_close_provider(void *priv)
 
 static int tcp_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err)
 {
-	(void)ctx;
 	*handle_p = NULL; /* nothing is needed of host memory */
 	return mem->kind == TR_MEM_HOST ? 0 : stage_register(mem, err);
 }
 
 static void tcp_mem_dereg(void *ctx, void *handle)
 {
-	(void)ctx;
-	(void)handle;
 }
 
 /* The core's part of a description, id and length, is enough. */
 static int tcp_mem_pack(struct tr_conn *conn, struct tr_mem *mem, struct wire_writer *w,
 			struct kv_error *err)
 {
-	(void)conn;
-	(void)mem;
-	(void)w;
-	(void)err;
 	return 0;
 }
 
 static int tcp_mem_open(struct tr_conn *conn, struct tr_rmem *rmem, struct wire_reader *r,
 			struct kv_error *err)
 {
-	(void)conn;
-	(void)rmem;
-	(void)r;
-	(void)err;
 	return 0;
 }
 
 static void tcp_mem_close(struct tr_conn *conn, struct tr_rmem *rmem)
 {
-	(void)conn;
-	(void)rmem;
 }
 
 /* The control socket's keepalive takes the same way: there is nothing more to ask. */
 static bool tcp_ask(struct tr_conn *conn)
 {
-	(void)conn;
 	return false;
 }
 
