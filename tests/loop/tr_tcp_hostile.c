@@ -433,7 +433,7 @@ static void crowded(struct pair_side *s)
 	pair_down(s);
 }
 
-/* Below the ports that the kernel gives to whoever names none, which another test may have next. */
+/* Below the ports that the kernel gives to a socket that names none: another test may be next. */
 static uint16_t free_port(void)
 {
 	struct sockaddr_in sa = { .sin_family = AF_INET,
