@@ -8,29 +8,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "lib/port.h"
 #include "lib/scrape.h"
 
 enum { LEN = 1 << 20, WRITES = 5, PIECE = 3000, TEXT_MAX = 1 << 18 };
 
 static char text[TEXT_MAX], folder[] = "/tmp/agent_metrics_test.XXXXXX";
 static uint32_t port;
-
-static int free_port(void)
-{
-	struct sockaddr_in at = { .sin_family = AF_INET,
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t len = sizeof(at);
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-	char number[8];
-
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) ||
-	    bind(fd, (struct sockaddr *)&at, len) || getsockname(fd, (struct sockaddr *)&at, &len))
-		return -1;
-	port = ntohs(at.sin_port);
-	snprintf(number, sizeof(number), "%u", port);
-	setenv("KVCACHE_METRICS_PORT", number, 1);
-	return fd;
-}
 
 static bool folder_has(const char *begins)
 {
@@ -83,14 +67,17 @@ CASE(the_metrics_are_what_was_moved)
 
 int main(int argc, char **argv)
 {
-	int holder = free_port(), failed;
+	int holder = port_hold(&port), failed;
+	char number[16];
 
-	if (holder < 0 || !mkdtemp(folder))
+	if (!mkdtemp(folder))
 		return 1;
-	close(holder);
+	snprintf(number, sizeof(number), "%u", port);
+	setenv("KVCACHE_METRICS_PORT", number, 1);
 	setenv("KVCACHE_METRICS_DIR", folder, 1);
 	rig_path(argc > 1 ? argv[1] : NULL);
 	failed = run_cases(NULL, NULL);
+	close(holder);
 	rmdir(folder);
 	return failed;
 }

@@ -12,7 +12,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import statistics
 import struct
 import subprocess
@@ -22,6 +21,9 @@ import time
 
 import report
 from report import FAULTY
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from ports import held_port  # noqa: E402
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 IDS, CODES = 8, 80
@@ -47,12 +49,6 @@ def until(done, limit_s):
             return None
         time.sleep(0.005)
     return time.monotonic() - began
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 # ------------------------------------------------------------------------------------------------ one process
@@ -228,7 +224,7 @@ class World:
         return Process(self, number, sends)
 
     def port_of(self, _):
-        return free_port()
+        return held_port()
 
     def make(self, name, p, numbers):
         """Makes a fault to a process."""

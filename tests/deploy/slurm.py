@@ -16,6 +16,9 @@ import time
 
 from debian import skip, unpacked
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from ports import held_port  # noqa: E402
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2", "liblua5.1-0", "libhwloc15")
 LIMIT_S = 200
 SETTINGS = """ClusterName=kvrail
@@ -40,13 +43,6 @@ PartitionName=all Nodes=ALL Default=YES State=UP
 """
 
 
-def free_ports():
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 class Slurm:
     """munged, slurmctld and slurmd; each ends with the `with`."""
 
@@ -58,7 +54,7 @@ class Slurm:
         self.env = {**os.environ, "SLURM_CONF": f"{work}/slurm.conf", "LD_LIBRARY_PATH": f"{libraries}:{plugins}",
                     "PATH": f"{programs}:{usr}/bin:{os.environ['PATH']}"}
         with open(f"{work}/slurm.conf", "w", encoding="utf-8") as file:
-            file.write(SETTINGS.format(host=socket.gethostname().split(".")[0], ports=free_ports(), user=getpass.getuser(), work=work,
+            file.write(SETTINGS.format(host=socket.gethostname().split(".")[0], ports=(held_port(), held_port()), user=getpass.getuser(), work=work,
                                        plugins=plugins, job=10 + os.getpid() % 9000))
         with open(f"{work}/munge.key", "wb", opener=lambda path, flags: os.open(path, flags, 0o400)) as file:
             file.write(os.urandom(1024))

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "lib/port.h"
 #include "lib/process.h"
 #include "lib/scrape.h"
 #include "lib/test.h"
@@ -160,16 +161,10 @@ static void measured(void)
 CASE(what_nccl_moves_is_in_the_metrics)
 {
 	static const char *const variables[] = { metrics_option, NULL };
-	struct sockaddr_in at = { .sin_family = AF_INET,
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t len = sizeof(at);
-	int holder = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+	uint32_t port;
+	int holder = port_hold(&port);
 
-	CHECK(!setsockopt(holder, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)));
-	CHECK(!bind(holder, (struct sockaddr *)&at, len));
-	CHECK(!getsockname(holder, (struct sockaddr *)&at, &len));
-	snprintf(metrics_option, sizeof(metrics_option), "KVCACHE_METRICS_PORT=%u",
-		 ntohs(at.sin_port));
+	snprintf(metrics_option, sizeof(metrics_option), "KVCACHE_METRICS_PORT=%u", port);
 	np_rig_process(variables, measured);
 	close(holder);
 }

@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "lib/bar.h"
+#include "lib/port.h"
 
 static const struct kv_layers all_layers = { 0, 0 };
 static const int64_t from[] = { 5, 6, 7, 0, 95, 40 }, to[] = { 10, 11, 12, 95, 0, 3 };

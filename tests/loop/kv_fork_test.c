@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "lib/bar.h"
+#include "lib/port.h"
 
 enum { LOST_MS = 1000 };
 

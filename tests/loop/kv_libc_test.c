@@ -17,6 +17,7 @@
 
 #include "lib/libc.h"
 #include "lib/libc_sweep.h"
+#include "lib/port.h"
 #include "lib/process.h"
 
 static int play(bool patient, struct kv_error *err)

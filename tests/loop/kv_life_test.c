@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "lib/bar.h"
+#include "lib/port.h"
 
 enum { N = 6, OPS = 16 };
 

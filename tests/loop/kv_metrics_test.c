@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "lib/port.h"
 #include "lib/scrape.h"
 
 enum { N = 3, WRITES = 20, TEXT_MAX = 1 << 20 };
@@ -418,9 +419,9 @@ int main(void)
 
 	if (!mkdtemp(folder))
 		return 1;
-	close(holder);
 	snprintf(port_text, sizeof(port_text), "%u", port);
 	failed = run_cases(NULL, NULL);
+	close(holder);
 	rmdir(folder);
 	return failed;
 }

@@ -2,7 +2,6 @@
 /* kv_rig.c -- two engines, their patterned memory, and child processes */
 #include "kv_rig.h"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -297,20 +296,6 @@ void pair_close(struct pair *pair)
 {
 	node_close(&pair->a);
 	node_close(&pair->b);
-}
-
-int port_hold(uint32_t *port_p)
-{
-	struct sockaddr_in at = { .sin_family = AF_INET,
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	socklen_t len = sizeof(at);
-	int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), 0);
-	assert_int_equal(bind(fd, (struct sockaddr *)&at, len), 0);
-	assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &len), 0);
-	*port_p = ntohs(at.sin_port);
-	return fd;
 }
 
 /* ---------------------------------------------------------------- children */

@@ -84,12 +84,6 @@ bool await_kind(struct node *node, int kind, struct kv_arrival *arrival, int64_t
 #define await_stat(node, field, want) await_count((node), offsetof(struct kv_stats, field), (want))
 void await_count(struct node *node, size_t at, uint64_t want);
 
-/*
- * A socket bound to a free port of this host, which nobody else is given while it is open. Nobody
- * listens there: that is the caller's to do, or a kv_listen's with this port.
- */
-int port_hold(uint32_t *port_p);
-
 /* Fails the test with the whole error in words. */
 void check_ok(int ret, const struct kv_error *err, const char *what);
 #define ok(call, err) check_ok((call), (err), #call)

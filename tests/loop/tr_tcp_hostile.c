@@ -16,6 +16,7 @@
 
 #include "base/text.h"
 #include "conn.h"
+#include "lib/port.h"
 #include "lib/process.h"
 #include "lib/test.h"
 #include "tcp/tcp.h"
@@ -433,22 +434,6 @@ static void crowded(struct pair_side *s)
 	pair_down(s);
 }
 
-/* Below the ports that the kernel gives to a socket that names none: another test may be next. */
-static uint16_t free_port(void)
-{
-	struct sockaddr_in sa = { .sin_family = AF_INET,
-				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-	uint16_t port = (uint16_t)(20000 + getpid() % 10000);
-	int fd = socket(AF_INET, SOCK_STREAM, 0);
-
-	assert_true(fd >= 0);
-	do
-		sa.sin_port = htons(++port);
-	while (bind(fd, (struct sockaddr *)&sa, sizeof(sa)) && port < 32000);
-	close(fd);
-	return port;
-}
-
 static void besiege_by(void (*strangers)(struct pair_side *s), pair_fn *both)
 {
 	char ports[64];
@@ -458,11 +443,12 @@ static void besiege_by(void (*strangers)(struct pair_side *s), pair_fn *both)
 				      .option = ports,
 				      .greeted = strangers,
 				      .arg = (void *)strangers };
+	int holder = port_hold(&door_port);
 
-	door_port = free_port();
 	snprintf(ports, sizeof(ports), "KVCACHE_TCP_PORTS=%u", door_port);
 	setenv("KVCACHE_TCP_STREAMS", "2", 1);
 	assert_int_equal(pair_run(&config, both, both), 0);
+	close(holder);
 }
 
 static void besiege(void (*strangers)(struct pair_side *s))

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 
 #include "ask.h"
+#include "lib/port.h"
 #include "lib/process.h"
 
 enum { N = 3, OP_MS = 600000, ROOM = 64, WRITES = ROOM + 4, TAG = 77, MANY = 90 };

@@ -11,13 +11,15 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
 import urllib.request
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from ports import held_port  # noqa: E402
 
 PACKAGES = ("prometheus", "prometheus-node-exporter")
 LIMIT_S = 400  # for what surely comes, on whatever machine
@@ -49,12 +51,6 @@ def programs(folder):
             if name.endswith(".deb"):
                 subprocess.run(["dpkg", "-x", name, root], cwd=folder, check=True)
     return {name: os.path.join(root, "usr", "bin", name) for name in names}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def check_rules(promtool, rules, folder):
@@ -92,7 +88,7 @@ def until(what, ready):
 
 class Prometheus:
     def __init__(self, path, folder, targets, rules):
-        self.port = free_port()
+        self.port = held_port()
         config = os.path.join(folder, "prometheus.yml")
         jobs = [{"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for name, port in targets.items()]
         with open(config, "w", encoding="utf-8") as file:  # JSON is YAML
@@ -199,7 +195,7 @@ def main():
         os.mkdir(metrics)
         os.mkdir(job_metrics)
         os.environ["KVCACHE_METRICS_DIR"] = metrics
-        node, replay, port = free_port(), free_port(), free_port()
+        node, replay, port = held_port(), held_port(), held_port()
         receiver = subprocess.Popen([sys.executable, "-c", RECEIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         exporters = [subprocess.Popen(
             [found["prometheus-node-exporter"], "--collector.disable-defaults", "--collector.textfile",

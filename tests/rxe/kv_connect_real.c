@@ -4,6 +4,7 @@
  * each hundred the device's objects (`rdma resource show`) and this process's descriptors are those
  * of before
  */
+#include "lib/port.h"
 #include "lib/process.h"
 #include "kv_rig.h"
 

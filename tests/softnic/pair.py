@@ -10,19 +10,15 @@ with -p PORT, the client with -p PORT and the address.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from ports import held_port  # noqa: E402
+
 TIMEOUT = 120
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def listens(port):
@@ -41,7 +37,7 @@ def main():
     with tempfile.TemporaryDirectory() as out:
         counted = os.path.join(out, "client.json")
         env = dict(os.environ, LD_LIBRARY_PATH=folder, SOFTNIC_WORLD=f"pair{os.getpid()}")
-        port = free_port()
+        port = held_port()
         command = [program, *arguments, "-p", str(port)]
         with subprocess.Popen(command, env=env) as server:
             while server.poll() is None and not listens(port):
