@@ -666,9 +666,9 @@ int kv_group_end(struct kv_group *group, int64_t timeout_ms, size_t *failed_p,
  * does not yet: on `host`, any port) and the lower rank of each pair connects to the higher one.
  * Ranks of the same `group` number are not connected to each other (prefill 0, decode 1);
  * KV_COMM_ALL connects all. Every rank must call it with the same nranks. Returns when every rank
- * that this one is connected to has made it part of its communicator, too. A rank that comes while
- * no kv_comm_init of this engine is under way, as it failed or is still to come, is dropped after
- * 30 s and gets PEER_LOST.
+ * that this one is connected to has made it part of its communicator, too: it may leave then, and
+ * no other rank's call fails for that. A rank that comes while no kv_comm_init of this engine is
+ * under way, as it failed or is still to come, is dropped after 30 s and gets PEER_LOST.
  *
  * ERRORS as kv_listen and kv_connect, and
  *   SYSTEM     allgather returned non-zero

@@ -152,7 +152,7 @@ static void take_in(struct kv_comm *comm, const struct rank_info *all)
 		if (kv_peer_is_waif(peer) && peer->comm == comm->id && r < comm->rank &&
 		    connected(&all[comm->rank], &all[r]) && !comm->peer[r]) {
 			comm->peer[r] = peer;
-			kv_peer_adopt(peer);
+			peer->owned = true;
 		}
 		kv_table_leave(peer);
 	}
@@ -178,8 +178,9 @@ static void break_waiting_peers(struct kv_comm *comm)
 }
 
 /*
- * 0: every rank is connected and has made us part of the communicator. TR_AGAIN: not yet
- * *missing_p.
+ * 0: the lower ranks have connected, the higher ones have adopted us. TR_AGAIN: not yet *missing_p,
+ * which is the one that the others wait for, as far as it is known here. A higher rank that has
+ * adopted us needs nothing more of ours, and may have left since.
  */
 static int check_members(const struct kv_comm *comm, const struct rank_info *all,
 			 uint32_t *missing_p, struct kv_error *err)
@@ -188,18 +189,42 @@ static int check_members(const struct kv_comm *comm, const struct rank_info *all
 
 	for (uint32_t r = 0; r < comm->nranks; r++) {
 		const struct kv_peer *peer = comm->peer[r];
+		/* Read before `adopted`, which stays. */
+		bool up = peer && peer->state == KV_PEER_UP;
 
-		if (!connected(&all[comm->rank], &all[r]))
+		if (!connected(&all[comm->rank], &all[r]) || (peer && atomic_load(&peer->adopted)))
 			continue;
-		if (peer && peer->state != KV_PEER_UP)
+		if (peer && !up)
 			return kv_peer_fail(peer, err, KV_ERR_PEER_LOST, "comm_init",
 					    "rank %u has left the communicator", r);
-		if (!ret && (!peer || !atomic_load(&peer->adopted))) {
+		if (peer && r < comm->rank)
+			continue;
+		if (!ret || *missing_p > comm->rank)
 			*missing_p = r;
-			ret = TR_AGAIN;
-		}
+		ret = TR_AGAIN;
 	}
 	return ret;
+}
+
+/*
+ * Tells the lower ranks that this one has all of its own. So the ranks are done from the highest
+ * one down, and who is done may leave: each that still waits for others knows that it was there.
+ */
+static int adopt_lower(struct kv_comm *comm, int64_t deadline_ns, struct kv_error *err)
+{
+	for (uint32_t r = 0; r < comm->rank; r++) {
+		struct kv_peer *peer = comm->peer[r];
+
+		if (!peer)
+			continue;
+		if (!kv_claim_until(&peer->claim, deadline_ns))
+			return kv_fail(err, KV_ERR_TIMEOUT, "comm_init",
+				       "another call on rank %u does not return", r);
+		if (peer->state == KV_PEER_UP)
+			kv_peer_adopt(peer);
+		kv_peer_release(peer);
+	}
+	return 0;
 }
 
 static int await_all(struct kv_comm *comm, const struct rank_info *all, int64_t deadline_ns,
@@ -244,6 +269,8 @@ static int comm_join(struct kv_comm *comm, const struct rank_info *all, int64_t 
 					      comm->id, comm->rank, &comm->peer[r], err);
 	if (!ret)
 		ret = await_all(comm, all, deadline_ns, err);
+	if (!ret)
+		ret = adopt_lower(comm, deadline_ns, err);
 	if (ret)
 		break_waiting_peers(comm);
 	return ret;

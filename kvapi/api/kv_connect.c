@@ -141,7 +141,8 @@ int kv_peer_connect(struct kv_engine *engine, const char *host, uint32_t port, i
 	}
 	kv_claim_release(&peer->claim);
 	claimed = wait_for_end(peer, deadline_ns, &given_up);
-	if (claimed && peer->state == KV_PEER_UP) {
+	/* A rank that has adopted this one may have left before this thread looked. */
+	if (claimed && (peer->state == KV_PEER_UP || atomic_load(&peer->adopted))) {
 		kv_peer_release(peer);
 		*peer_p = peer;
 		return 0;

@@ -225,7 +225,7 @@ static void flush_messages(struct kv_peer *peer)
 	static const struct kv_msg adopted = { .type = KV_MSG_ADOPTED };
 	static const struct kv_msg pong = { .type = KV_MSG_PONG };
 
-	if (peer->incoming && peer->comm && peer->owned && !peer->adopted_sent)
+	if (peer->incoming && atomic_load(&peer->adopted) && !peer->adopted_sent)
 		peer->adopted_sent = !kv_peer_send(peer, &adopted);
 	if (peer->pong && !peer->leaving) /* nothing follows a BYE */
 		peer->pong = kv_peer_send(peer, &pong);

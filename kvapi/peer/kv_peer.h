@@ -129,7 +129,7 @@ struct kv_peer {
 	bool awaits; /* a GPU: in its last round an operation met an event that is to come */
 	bool restless; /* it had more than one turn holds: it comes again without an event */
 	uint8_t leaving, announced;
-	/* kv_comm_init: both ends have made it part of their communicator */
+	/* kv_comm_init: the end that accepted has all of its ranks */
 	atomic_bool adopted;
 	bool adopted_sent; /* to the end that connected */
 	int64_t adopt_by_ns;

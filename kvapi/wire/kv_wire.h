@@ -16,8 +16,8 @@
  *   IDS      receiver -> writer  the next ids of a lease, as runs of consecutive blocks
  *   REVOKE   receiver -> writer  stop writing to the lease
  *   REVOKED  writer -> receiver  nothing of the lease is under way any more, it is forgotten
- *   ADOPTED  accepting ->        kv_comm_init has made the peer part of its communicator
- *            connecting
+ *   ADOPTED  accepting ->        kv_comm_init has made the peer part of its communicator, and has
+ *            connecting          all of its ranks
  *   DIGESTS  writer -> receiver  after the commit, where digests were agreed on: of the next
  *            blocks in the order layer, tensor, id; the last one makes the receiver answer
  *   WRONG    receiver -> writer  in the place of an ACK: the first block whose digest is another

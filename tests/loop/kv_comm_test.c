@@ -16,12 +16,12 @@
 #include "base/clock.h"
 #include "kv_api.h"
 
-enum { RANKS = 3 };
+enum { RANKS = 3, HALF = 2, RANKS_MAX = 2 * HALF };
 
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	uint8_t blob[RANKS][256];
+	uint8_t blob[RANKS_MAX][256];
 	unsigned int in;
 	bool shut; /* a rank with `waits` set stays in its allgather */
 } table = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
@@ -31,8 +31,10 @@ struct rank {
 	struct kv_comm *comm;
 	uint32_t rank, nranks;
 	int64_t timeout_ms;
-	bool fails; /* its allgather does, after it has sent to the others */
-	bool waits; /* in its allgather, until the table is not shut any more */
+	bool fails;  /* its allgather does, after it has sent to the others */
+	bool waits;  /* in its allgather, until the table is not shut any more */
+	bool halves; /* prefill and decode: ranks of one half are not connected */
+	atomic_bool left;
 	int ret;
 	int64_t took_ms;
 };
@@ -61,7 +63,7 @@ static void *init_rank(void *arg)
 
 	config.rank = r->rank;
 	config.nranks = r->nranks;
-	config.group = KV_COMM_ALL;
+	config.group = r->halves ? (int32_t)(r->rank / HALF) : KV_COMM_ALL;
 	config.allgather = allgather;
 	config.arg = r;
 	config.timeout_ms = r->timeout_ms;
@@ -94,7 +96,7 @@ static void *free_rank(void *arg)
 
 static void in_threads(struct rank *rank, uint32_t n, void *(*f)(void *rank))
 {
-	pthread_t thread[RANKS];
+	pthread_t thread[RANKS_MAX];
 
 	for (uint32_t i = 0; i < n; i++)
 		assert_int_equal(pthread_create(&thread[i], NULL, f, &rank[i]), 0);
@@ -105,6 +107,26 @@ static void in_threads(struct rank *rank, uint32_t n, void *(*f)(void *rank))
 static void init_all(struct rank *rank, uint32_t n)
 {
 	in_threads(rank, n, init_rank);
+}
+
+/* Joins, and has nothing to do there. */
+static void *init_and_leave(void *arg)
+{
+	struct rank *r = arg;
+
+	init_rank(r);
+	if (!r->ret)
+		r->ret = kv_comm_free(r->comm, RIG_TIMEOUT_MS, &r->node.err);
+	atomic_store(&r->left, true);
+	return NULL;
+}
+
+static void open_table(void)
+{
+	pthread_mutex_lock(&table.lock);
+	table.shut = false;
+	pthread_cond_broadcast(&table.changed);
+	pthread_mutex_unlock(&table.lock);
 }
 
 /* What the engine keeps of a communicator that did not come about: nothing, a moment later. */
@@ -207,6 +229,13 @@ static int stand_still(void *arg)
 	return 1;
 }
 
+/* The same, and it goes on then. */
+static int stand_still_for_a_while(void *arg)
+{
+	stand_still(arg);
+	return 0;
+}
+
 CASE(a_peer_that_cannot_be_closed_yet_is_freed_once_it_can)
 {
 	int64_t deadline = kv_deadline_ns(RIG_TIMEOUT_MS);
@@ -231,6 +260,91 @@ CASE(a_peer_that_cannot_be_closed_yet_is_freed_once_it_can)
 		nothing_is_left(&rank[i]);
 		node_close(&rank[i].node);
 	}
+}
+
+/* ---------------------------------------------------------- who is done leaves */
+
+static void all_have_left(struct rank *rank, uint32_t n, const pthread_t *thread)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		pthread_join(thread[i], NULL);
+		ok(rank[i].ret, &rank[i].node.err);
+	}
+	for (uint32_t i = 0; i < n; i++)
+		node_close(&rank[i].node);
+}
+
+static void await_leaving(struct rank *r)
+{
+	for (int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS); !atomic_load(&r->left);) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+}
+
+/* Whether that rank's kv_comm_init has made `lower` part of the communicator. */
+static bool has_taken_in(struct rank *r, uint32_t lower)
+{
+	struct kv_engine *engine = r->node.engine;
+	bool has = false;
+
+	for (uint32_t i = 0; i < engine->peers_end && !has; i++) {
+		struct kv_peer *peer = kv_table_claim(engine, i, kv_deadline_ns(RIG_TIMEOUT_MS));
+
+		has = peer && peer->incoming && peer->owned && peer->comm_rank == lower;
+		if (peer)
+			kv_table_leave(peer);
+	}
+	return has;
+}
+
+/*
+ * Both decode ranks have the first prefill rank and wait for the second one: what that rank writes
+ * would be acknowledged, and they would see it leave.
+ */
+CASE(no_rank_is_done_before_those_that_it_is_connected_to)
+{
+	int64_t end = kv_deadline_ns(RIG_TIMEOUT_MS);
+	struct rank rank[RANKS_MAX];
+	pthread_t thread[RANKS_MAX];
+
+	open_ranks(rank, RANKS_MAX, KV_PROGRESS_AUTO);
+	rank[1].waits = true;
+	for (uint32_t i = 0; i < RANKS_MAX; i++) {
+		rank[i].halves = true;
+		assert_int_equal(pthread_create(&thread[i], NULL, init_and_leave, &rank[i]), 0);
+	}
+	while (!has_taken_in(&rank[HALF], 0) || !has_taken_in(&rank[HALF + 1], 0)) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+	for (int i = 0; i < 50 && !atomic_load(&rank[0].left); i++)
+		poll(NULL, 0, 1);
+	assert_false(atomic_load(&rank[0].left));
+	open_table();
+	all_have_left(rank, RANKS_MAX, thread);
+}
+
+/* Rank 2 has all, and leaves; rank 1 stands still meanwhile, rank 0 is still to come there. */
+CASE(a_rank_that_leaves_when_it_is_done_fails_nobody)
+{
+	struct rank rank[RANKS];
+	pthread_t thread[RANKS];
+
+	open_ranks(rank, RANKS, KV_PROGRESS_AUTO);
+	rank[0].waits = true;
+	halt.rank = &rank[1];
+	atomic_store(&halt.stopped, false);
+	atomic_store(&halt.go_on, false);
+	kv_engine_set_interrupt(rank[1].node.engine, stand_still_for_a_while, NULL);
+	for (uint32_t i = 0; i < RANKS; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, init_and_leave, &rank[i]), 0);
+	while (!atomic_load(&halt.stopped))
+		poll(NULL, 0, 1);
+	open_table();
+	await_leaving(&rank[2]);
+	atomic_store(&halt.go_on, true);
+	all_have_left(rank, RANKS, thread);
 }
 
 /* ---------------------------------------------------------- how long a rank is nobody's */
@@ -311,10 +425,7 @@ CASE(it_is_not_dropped_while_it_may_still_be_taken_in)
 		poll(NULL, 0, 1); /* the service looks at it at least each 100 ms */
 	assert_int_equal(waif->state, KV_PEER_UP);
 	kv_peer_drop(waif);
-	pthread_mutex_lock(&table.lock);
-	table.shut = false;
-	pthread_cond_broadcast(&table.changed);
-	pthread_mutex_unlock(&table.lock);
+	open_table();
 	for (int i = 0; i < 2; i++) {
 		pthread_join(thread[i], NULL);
 		ok(rank[i].ret, &rank[i].node.err);
