@@ -190,16 +190,26 @@ CASE(a_rank_that_nobody_takes_in_learns_of_it_and_leaves_nothing_behind)
 	node_close(&rank[1].node);
 }
 
-/* Rank 2 is there and fails; rank 1 has no patience; rank 0 has, and need not wait for it. */
+/*
+ * Rank 2 is there and fails; rank 1 has no patience; rank 0 has, and need not wait for it. Both are
+ * connected with it when rank 1 begins.
+ */
 CASE(a_rank_that_gives_up_is_known_to_the_others)
 {
 	struct rank rank[RANKS];
+	pthread_t thread[RANKS];
 
 	open_ranks(rank, RANKS, KV_PROGRESS_AUTO);
 	rank[0].timeout_ms = KV_TIMEOUT_MAX_MS;
 	rank[1].timeout_ms = slow_ms(200);
+	rank[1].waits = true;
 	rank[2].fails = true;
-	init_all(rank, RANKS);
+	for (int i = 0; i < RANKS; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, init_rank, &rank[i]), 0);
+	await_stat(&rank[0].node, peers_connected, RANKS - 1);
+	open_table();
+	for (int i = 0; i < RANKS; i++)
+		pthread_join(thread[i], NULL);
 	assert_int_equal(rank[1].ret, KV_ERR_TIMEOUT);
 	assert_int_equal(rank[0].ret, KV_ERR_PEER_LOST);
 	assert_non_null(strstr(rank[0].node.err.message, "rank 1 has left"));
