@@ -210,11 +210,13 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n)
 
 	if (!data || conn->hs)
 		return 0; /* the handshake is not over */
-	data->event_head +=
-		data->event_lent; /* what the last call gave out may be overwritten now */
-	data->event_lent = 0;
-	if (data->event_head == data->event_tail)
-		data->event_head = data->event_tail = 0; /* the same few places are used again */
+	/* What the last call gave out may be overwritten now. */
+	if (data->event_lent) {
+		data->event_head += data->event_lent;
+		data->event_lent = 0;
+		if (data->event_head == data->event_tail)
+			data->event_head = data->event_tail = 0; /* the same few places again */
+	}
 	if (conn->stage == CONN_READY && !conn->provider->progress(conn) &&
 	    ++conn->idle_polls == CONTROL_EVERY)
 		watch_control(conn);

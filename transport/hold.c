@@ -223,14 +223,13 @@ bool conn_exposes(struct tr_conn *conn, const struct tr_mem *mem)
 {
 	struct tr_exposed *e = conn->exposed;
 
-	for (uint32_t i = 0; e && i < e->n; i++) {
-		uint32_t at = (e->last + i) % e->n;
-
-		if (e->id[at] == mem->id) {
-			e->last = at;
+	if (e && e->n && e->id[e->last] == mem->id)
+		return true;
+	for (uint32_t i = 0; e && i < e->n; i++)
+		if (e->id[i] == mem->id) {
+			e->last = i;
 			return true;
 		}
-	}
 	return false;
 }
 

@@ -148,7 +148,7 @@ void piece_run(struct copy_job *job, const struct copy_piece *piece, bool alive)
 void copy_leave_call(struct shm_conn *sc)
 {
 	if (!--sc->calls && sc->quitting)
-		segment_promise(&sc->seg, sc->side);
+		segment_promise(&sc->seg);
 }
 
 static void *copy_main(void *arg)

@@ -150,7 +150,7 @@ static void answer_with(struct shm_conn *sc, struct tr_mem *mem, uint64_t from,
 			      share->span - from, message, fds);
 }
 
-int range_answer(struct shm_conn *sc, struct kv_error *err)
+int range_pass(struct shm_conn *sc, struct kv_error *err)
 {
 	struct shm_pieces *p = &sc->pieces;
 	struct link_message message = { .kind = LINK_PIECES,
@@ -160,7 +160,7 @@ int range_answer(struct shm_conn *sc, struct kv_error *err)
 	struct tr_mem *mem;
 	int ret;
 
-	if (!p->due || sc->sock < 0)
+	if (sc->sock < 0)
 		return 0;
 	mem = tr_mem_lent(sc->conn, p->due_mem);
 	if (mem) {

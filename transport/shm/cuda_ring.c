@@ -68,9 +68,14 @@ void publish_tail(struct shm_conn *sc)
 int scatter_put(struct shm_conn *sc, struct tr_mem *mem, const uint8_t *payload, uint8_t *dst,
 		uint64_t len, struct kv_error *err)
 {
-	int ret = len ? staged_open(sc, &sc->scatter, mem, err) : 0;
+	int ret;
 
-	if (ret || !len)
+	if (!len)
+		return 0;
+	if (sc->scattering >= sc->in.size / 2)
+		return TR_AGAIN;
+	ret = staged_open(sc, &sc->scatter, mem, err);
+	if (ret)
 		return ret;
 	ret = stage_put(sc->scatter, mem, false, (uint8_t *)(uintptr_t)payload, dst, len, err);
 	if (!ret)

@@ -185,7 +185,7 @@ int link_drain(struct shm_conn *sc, struct kv_error *err)
 void link_wake(struct shm_conn *sc, uint32_t why)
 {
 	static const struct link_message doorbell = { .kind = LINK_DOORBELL };
-	_Atomic uint32_t *asleep = &sc->seg.shared->side[!sc->side].asleep;
+	_Atomic uint32_t *asleep = &sc->seg.theirs->asleep;
 	uint32_t reasons;
 
 	/*

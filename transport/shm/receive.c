@@ -128,7 +128,7 @@ static void publish_head(struct shm_conn *sc)
 /* acquire: pairs with the release in stop_announce. Look at it before the ring. */
 static bool must_stop(const struct shm_conn *sc)
 {
-	return atomic_load_explicit(&sc->seg.shared->side[!sc->side].stop, memory_order_acquire);
+	return atomic_load_explicit(&sc->seg.theirs->stop, memory_order_acquire);
 }
 
 static bool carries_bytes(const struct ring_record *r)
@@ -152,8 +152,7 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 
 	if (ret)
 		return ret; /* TR_AGAIN: a kernel works, and what follows still counts */
-	while (sc->in.head < end && done < SHM_PROGRESS_RECORDS &&
-	       sc->scattering < sc->in.size / 2) {
+	while (sc->in.head < end && done < SHM_PROGRESS_RECORDS) {
 		ret = ring_next(&sc->in, &record, &payload);
 		if (ret < 0)
 			return kv_fail(err, KV_ERR_PROTOCOL, "shm",
@@ -166,7 +165,7 @@ static int take_records(struct shm_conn *sc, struct kv_error *err)
 		 */
 		if (carries_bytes(&record) && must_stop(sc))
 			break;
-		ret = follows_bytes(&record) ? scatter_end(sc, 0, err) : 0;
+		ret = sc->scattering && follows_bytes(&record) ? scatter_await(sc, 0, err) : 0;
 		if (!ret)
 			ret = take_one_record(sc, &record, payload, err);
 		if (ret < 0)
@@ -255,7 +254,7 @@ static int move_rings(struct shm_conn *sc, struct kv_error *err)
  */
 static bool may_be_told(struct shm_conn *sc)
 {
-	_Atomic uint32_t *asleep = &sc->seg.shared->side[sc->side].asleep;
+	_Atomic uint32_t *asleep = &sc->seg.mine->asleep;
 	bool rung = !atomic_exchange_explicit(asleep, 0, memory_order_relaxed);
 
 	if (!rung && ++sc->unlooked < SHM_UNLOOKED)
@@ -314,7 +313,6 @@ bool shm_ask(struct tr_conn *conn)
 int shm_arm(struct tr_conn *conn)
 {
 	struct shm_conn *sc = tr_conn_priv(conn);
-	struct segment_side *me = &sc->seg.shared->side[sc->side];
 	bool room = sc->blocked || sc->rest.op || sc->wait || sc->answer_head != sc->answer_tail;
 
 	/* Once for each refusal: a caller that gave up must be able to sleep. */
@@ -329,7 +327,7 @@ int shm_arm(struct tr_conn *conn)
 	if (sc->unrung)
 		return 1;
 	sc->armed = true;
-	atomic_store_explicit(&me->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),
+	atomic_store_explicit(&sc->seg.mine->asleep, WAKE_DATA | (room ? (uint32_t)WAKE_ROOM : 0),
 			      memory_order_relaxed);
 	/*
 	 * seq_cst fence: `asleep` is stored before the words below are looked at; the partner is in

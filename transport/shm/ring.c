@@ -18,30 +18,16 @@ bool ring_refresh(struct ring_out *out)
 	return true;
 }
 
-int64_t ring_fit(struct ring_out *out, uint64_t want, uint64_t least, uint64_t keep)
+bool ring_pad(struct ring_out *out, uint64_t need, uint64_t to_end, uint64_t *room_p)
 {
-	uint64_t used = out->tail - out->head;
-	uint64_t room = out->size > used + keep ? out->size - used - keep : 0;
-	uint64_t at = out->tail & (out->size - 1);
-	uint64_t to_end = out->size - at; /* at least RING_ALIGN */
-	uint64_t fit;
+	struct ring_record pad = { .type = RING_PAD, .len = (uint32_t)to_end - RING_ALIGN };
 
-	if (to_end < ring_record_bytes(least)) {
-		struct ring_record pad = { .type = RING_PAD, .len = (uint32_t)to_end - RING_ALIGN };
-
-		if (room < to_end + ring_record_bytes(least))
-			return -1;
-		memcpy(out->data + at, &pad, sizeof(pad));
-		out->tail += to_end;
-		room -= to_end;
-		to_end = out->size;
-	}
-	fit = room < to_end ? room : to_end;
-	fit &= ~(uint64_t)(RING_ALIGN - 1);
-	if (fit < ring_record_bytes(least))
-		return -1;
-	fit -= RING_ALIGN;
-	return (int64_t)(fit < want ? fit : want);
+	if (*room_p < to_end + need)
+		return false;
+	memcpy(out->data + (out->tail & (out->size - 1)), &pad, sizeof(pad));
+	out->tail += to_end;
+	*room_p -= to_end;
+	return true;
 }
 
 void ring_put(struct ring_out *out, const struct ring_record *record, const void *payload)
@@ -85,6 +71,7 @@ int ring_next(struct ring_in *in, struct ring_record *record, const uint8_t **pa
 	}
 	/* Each word is read exactly once: what is checked below is what is used later. */
 	words = (const uint64_t *)(const void *)(in->data + at);
+#pragma GCC unroll 4
 	for (unsigned int i = 0; i < RING_ALIGN / 8; i++)
 		copy[i] = __atomic_load_n(&words[i], __ATOMIC_RELAXED);
 	memcpy(record, copy, sizeof(*record));

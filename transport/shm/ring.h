@@ -68,14 +68,38 @@ struct ring_in {
 	uint64_t tail; /* as of the last look */
 };
 
+static inline uint64_t ring_record_bytes(uint64_t payload_len)
+{
+	return RING_ALIGN + ((payload_len + RING_ALIGN - 1) & ~(uint64_t)(RING_ALIGN - 1));
+}
+
 /* Reads what the consumer has freed: false if its position is impossible. */
 bool ring_refresh(struct ring_out *out);
+/* Seldom: up to its end, to_end bytes, the ring gets no record of `need` bytes. false: no room. */
+bool ring_pad(struct ring_out *out, uint64_t need, uint64_t to_end, uint64_t *room_p);
 /*
  * The payload bytes (at most want, at least `least`) of one record that fit now while `keep` bytes
  * of the ring stay free; -1 if none. May write a PAD. A ring_put of at most so many bytes may
  * follow.
  */
-int64_t ring_fit(struct ring_out *out, uint64_t want, uint64_t least, uint64_t keep);
+static inline int64_t ring_fit(struct ring_out *out, uint64_t want, uint64_t least, uint64_t keep)
+{
+	uint64_t used = out->tail - out->head, need = ring_record_bytes(least);
+	uint64_t room = out->size > used + keep ? out->size - used - keep : 0;
+	uint64_t to_end = out->size - (out->tail & (out->size - 1)); /* at least RING_ALIGN */
+	uint64_t fit;
+
+	if (to_end < need) {
+		if (!ring_pad(out, need, to_end, &room))
+			return -1;
+		to_end = out->size;
+	}
+	fit = (room < to_end ? room : to_end) & ~(uint64_t)(RING_ALIGN - 1);
+	if (fit < need)
+		return -1;
+	fit -= RING_ALIGN;
+	return (int64_t)(fit < want ? fit : want);
+}
 /* payload NULL: there is none, or it is there. */
 void ring_put(struct ring_out *out, const struct ring_record *record, const void *payload);
 /* True if there was something to publish. */
@@ -85,10 +109,5 @@ bool ring_publish(struct ring_out *out);
 int ring_next(struct ring_in *in, struct ring_record *record, const uint8_t **payload_p);
 void ring_consume(struct ring_in *in, const struct ring_record *record);
 bool ring_publish_head(struct ring_in *in);
-
-static inline uint64_t ring_record_bytes(uint64_t payload_len)
-{
-	return RING_ALIGN + ((payload_len + RING_ALIGN - 1) & ~(uint64_t)(RING_ALIGN - 1));
-}
 
 #endif

@@ -30,7 +30,7 @@ static size_t total(uint64_t ring_bytes)
 	return SEGMENT_RINGS_AT + 2 * (size_t)ring_bytes;
 }
 
-static int map(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error *err)
+static int map(struct segment *seg, int fd, uint64_t ring_bytes, int side, struct kv_error *err)
 {
 	size_t len = total(ring_bytes);
 	void *at = kv_fault(SHM_SEGMENT_MMAP)
@@ -42,6 +42,8 @@ static int map(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error
 				     "cannot map a shared segment of %zu bytes", len);
 	madvise(at, len, MADV_DONTFORK);
 	seg->shared = at;
+	seg->mine = &seg->shared->side[side];
+	seg->theirs = &seg->shared->side[!side];
 	seg->len = len;
 	seg->ring_bytes = ring_bytes;
 	return 0;
@@ -69,7 +71,7 @@ int segment_create(struct segment *seg, uint64_t ring_bytes, const uint8_t nonce
 				    "cannot seal a shared segment");
 		goto close_fd;
 	}
-	ret = map(seg, fd, ring_bytes, err);
+	ret = map(seg, fd, ring_bytes, SEGMENT_CONNECTING, err);
 	if (ret)
 		goto close_fd;
 	seg->shared->magic = SEGMENT_MAGIC;
@@ -118,7 +120,7 @@ int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_err
 		return kv_fail(err, KV_ERR_PROTOCOL, "handshake",
 			       "the peer's shared segment of %lld bytes has a bad header",
 			       (long long)st.st_size);
-	return map(seg, fd, header.ring_bytes, err);
+	return map(seg, fd, header.ring_bytes, SEGMENT_ACCEPTING, err);
 }
 
 void segment_close(struct segment *seg)
@@ -144,11 +146,11 @@ void segment_rings(const struct segment *seg, int side, struct ring_out *out, st
 	};
 }
 
-void segment_promise(struct segment *seg, int side)
+void segment_promise(struct segment *seg)
 {
 	/*
 	 * release: our last stores to the peer's memory come before the word that promises that
 	 * there will be no more.
 	 */
-	atomic_store_explicit(&seg->shared->side[side].stopped, 1, memory_order_release);
+	atomic_store_explicit(&seg->mine->stopped, 1, memory_order_release);
 }

@@ -35,6 +35,7 @@ struct segment_shared {
 
 struct segment {
 	struct segment_shared *shared;
+	struct segment_side *mine, *theirs; /* in it */
 	size_t len;
 	bool kept; /* a kernel may still use it: segment_close does not unmap it */
 	uint64_t ring_bytes; /* a power of two; our copy, not the shared one */
@@ -47,17 +48,20 @@ struct segment {
  */
 bool memfd_is_sound(int fd, uint64_t len);
 
-/* Makes and maps a sealed memfd; the caller passes *fd_p to the peer and closes it. */
+/*
+ * The connecting side makes and maps a sealed memfd; the caller passes *fd_p to the peer and closes
+ * it.
+ */
 int segment_create(struct segment *seg, uint64_t ring_bytes, const uint8_t nonce[16], int *fd_p,
 		   struct kv_error *err);
 /*
- * Checks and maps what a peer passed: seals, size, header; rings of at most ring_bytes. Does not
- * close the fd.
+ * The accepting side checks and maps what the peer passed: seals, size, header; rings of at most
+ * ring_bytes. Does not close the fd.
  */
 int segment_open(struct segment *seg, int fd, uint64_t ring_bytes, struct kv_error *err);
 void segment_close(struct segment *seg);
 /* This side will never again store to the peer's memory. */
-void segment_promise(struct segment *seg, int side);
+void segment_promise(struct segment *seg);
 void segment_rings(const struct segment *seg, int side, struct ring_out *out, struct ring_in *in);
 
 #endif

@@ -16,7 +16,7 @@
 
 void shm_op_begin(struct tr_op *op)
 {
-	*shm_op_of(op) = (struct shm_op){ 0 };
+	memset(shm_op_of(op), 0, offsetof(struct shm_op, wait));
 }
 
 /* ---------------------------------------------------------------- pool */
@@ -247,6 +247,8 @@ static long add_now(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 	ring_refresh(&sc->out); /* an impossible position: the next progress fails on it */
 	done = (long)(op->kind == TR_WRITE ? write_by_ring(sc, op, lmem, rmem, spans, n)
 					   : read_by_ring(sc, op, lmem, rmem, spans, n));
+	if ((size_t)done == n && !sc->rest.op)
+		return done; /* the commit publishes it, or the next progress */
 	publish_tail(sc);
 	if ((size_t)done < n)
 		refused(sc);
@@ -330,8 +332,9 @@ long shm_op_add(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
 		done = add_part(op, lmem, rmem, spans, path, err);
 	else
 		done = add_now(op, lmem, rmem, spans, now, path, err);
-	sc->cut |= done > 0 && (size_t)done < n &&
-		   ((path != SHM_RING && rm->path != SHM_RING) || (size_t)done == now);
+	if (done > 0 && (size_t)done < n &&
+	    ((path != SHM_RING && rm->path != SHM_RING) || (size_t)done == now))
+		sc->cut = true;
 	return done;
 }
 

@@ -173,13 +173,14 @@ struct shm_op {
 		const uint8_t *local, *remote;
 		uint64_t len, done;
 	} part;
+	/* What follows is set when a field above begins to say that it is there. */
 	struct { /* waiting: */
 		uint64_t at; /* up to here; */
 		int64_t deadline_ns; /* of a cancelled one; INT64_MAX */
 		int32_t end_kind;
 		struct tr_op *next;
 	} wait;
-	struct copy_job job;
+	struct copy_job job;	/* copying: */
 	struct tr_span range;	/* of job, */
 	struct tr_rmem *rmem;	/* and where it goes */
 };
@@ -437,7 +438,12 @@ void range_unmap(struct shm_conn *sc, struct shm_rmem *rm, int device);
 void range_forget(struct shm_conn *sc, const struct shm_rmem *rm); /* its pieces are not wanted */
 /* The peer asks: false if it may not. */
 bool range_asked(struct shm_conn *sc, uint32_t mem, uint64_t from);
-int range_answer(struct shm_conn *sc, struct kv_error *err); /* things done, or negative */
+/* What is due: things done, or negative. */
+int range_pass(struct shm_conn *sc, struct kv_error *err);
+static inline int range_answer(struct shm_conn *sc, struct kv_error *err)
+{
+	return sc->pieces.due ? range_pass(sc, err) : 0; /* seldom, and each progress asks */
+}
 
 /* cuda_map.c */
 int shm_mem_reg(void *ctx, struct tr_mem *mem, void **handle_p, struct kv_error *err);

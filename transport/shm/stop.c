@@ -37,7 +37,7 @@ void stop_leave(struct shm_conn *sc)
 	store_drain();
 	sc->kernels_run = !cuda_quit(sc);
 	if (copy_quit(sc) && !sc->kernels_run)
-		segment_promise(&sc->seg, sc->side);
+		segment_promise(&sc->seg);
 	link_wake(sc, WAKE_DATA | WAKE_ROOM);
 }
 
@@ -48,7 +48,7 @@ void stop_leave(struct shm_conn *sc)
 static void stop_announce(struct shm_conn *sc)
 {
 	/* release: a side that sees it finds every record published before in the ring. */
-	atomic_store_explicit(&sc->seg.shared->side[sc->side].stop, 1, memory_order_release);
+	atomic_store_explicit(&sc->seg.mine->stop, 1, memory_order_release);
 	stop_leave(sc);
 }
 
@@ -72,7 +72,7 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	}
 	if (sc->kernels_run && copy_is_quiet(sc) && cuda_quit(sc)) {
 		sc->kernels_run = false;
-		segment_promise(&sc->seg, sc->side);
+		segment_promise(&sc->seg);
 	}
 	if (!copy_is_quiet(sc) || sc->kernels_run) {
 		if (kv_now_ns() < sc->fence_deadline_ns)
@@ -86,7 +86,7 @@ int shm_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err)
 	if (!sc->we_allow_direct)
 		return 0;
 	/* acquire: pairs with the release in the peer's segment_promise. */
-	if (atomic_load_explicit(&sc->seg.shared->side[!sc->side].stopped, memory_order_acquire) ||
+	if (atomic_load_explicit(&sc->seg.theirs->stopped, memory_order_acquire) ||
 	    link_peer_is_dead(sc))
 		return 0;
 	if (kv_now_ns() < sc->fence_deadline_ns)
