@@ -5,7 +5,7 @@ usage: fuzz.py run PROGRAM CORPUS            as the preset fuzz's test: what is 
        fuzz.py grow BUILD CORPORA [TARGET…]  the same, and each corpus becomes the smallest that reaches as much
        fuzz.py coverage BUILD CORPORA PAGE   BUILD: of the preset coverage. Writes the table into PAGE
 
-KVRAIL_FUZZ_SECONDS=N   how long, each (60); KVRAIL_LONG=1 multiplies it by 20
+KVRAIL_FUZZ_SECONDS=N   how long, each (30); KVRAIL_LONG=1 multiplies it by 40
 """
 import glob
 import json
@@ -44,7 +44,7 @@ OPTIONS = ["-timeout=25", "-rss_limit_mb=2048", "-max_len=1024", "-print_final_s
 
 
 def seconds():
-    return int(os.environ.get("KVRAIL_FUZZ_SECONDS", "60")) * (20 if os.environ.get("KVRAIL_LONG") == "1" else 1)
+    return int(os.environ.get("KVRAIL_FUZZ_SECONDS", "30")) * (40 if os.environ.get("KVRAIL_LONG") == "1" else 1)
 
 
 def run(program, corpus):
