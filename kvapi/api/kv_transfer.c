@@ -29,7 +29,7 @@ static bool two_sided(int kind)
 	return kind == KV_OP_SEND || kind == KV_OP_RECV;
 }
 
-/* Programs of 0.1.0 have no more of it than that. */
+/* kv_options as programs of 0.1.0 were compiled with it ends here. */
 enum { OPTIONS_FIRST = offsetof(struct kv_options, events) };
 
 static bool has_start(const struct request *req)
@@ -325,7 +325,10 @@ static int request_run(struct request *req, struct kv_op **op_p, struct kv_error
 	return 0;
 }
 
-/* The operation may be freed by now; its peer is valid as long as the caller has the handle. */
+/*
+ * The error of a call that left its operation behind. That may be freed by now; its peer is valid
+ * as long as the caller has the handle.
+ */
 static int stuck(const struct request *req, int code, struct kv_error *err)
 {
 	kv_peer_fail(req->peer, err, code, request_name(req),
@@ -337,7 +340,7 @@ static int stuck(const struct request *req, int code, struct kv_error *err)
 	return code;
 }
 
-/* Until its end. 0, or why it is left: its device still holds what was posted. */
+/* Until the operation ends: 0. Else why it is left: its device still holds what was posted. */
 static int await_end(struct kv_op *op)
 {
 	/* It ends at its own deadline, unless its device does not let go. */
@@ -352,7 +355,7 @@ static int await_end(struct kv_op *op)
 	return 0;
 }
 
-/* The same, and waits for its end. */
+/* A call that waits: request_run, then until the end of its operation. */
 static int request_finish(struct request *req, struct kv_error *err)
 {
 	struct kv_op *op;
