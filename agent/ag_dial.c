@@ -6,8 +6,6 @@
  * is refused before anything is spent on the connection, and a peer that answers with another
  * incarnation than the one that was loaded is another process.
  */
-#include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 

@@ -6,7 +6,6 @@
  * asked to stop what it has under way there, and says when it has. Only then is it deregistered, so
  * that no peer meets a device that refuses, which would end its connection.
  */
-#include <errno.h>
 #include <stdlib.h>
 
 #include "ag.h"

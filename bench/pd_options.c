@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pd_options.c -- the command line of kv_pd_bench */
 #include <argp.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "pd.h"
 

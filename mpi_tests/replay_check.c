@@ -2,8 +2,6 @@
 /* replay_check.c -- does every byte of a decode pool hold what it must? */
 #include "replay_check.h"
 
-#include <string.h>
-
 #include "util.h"
 
 enum {

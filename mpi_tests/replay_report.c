@@ -2,7 +2,6 @@
 /* replay_report.c -- one table for the whole job, its JSON, and the verdict */
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 
 #include "replay.h"

@@ -8,7 +8,6 @@
  * accept would wait for ever; so a connect that has waited for long steps the handshakes of the
  * listeners of its communicator as well, and accept finds them done.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>

@@ -16,7 +16,6 @@
  */
 #include <string.h>
 
-#include "base/fault.h"
 #include "np.h"
 
 static struct np_request *take_request(struct np_send *s)

@@ -5,8 +5,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "base/error.h"
-
 bool tr_conn_places(const struct tr_conn *conn)
 {
 	return conn->provider && conn->provider->places && conn->provider->places(conn);

@@ -15,7 +15,6 @@
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/fds.h"
-#include "base/log.h"
 #include "base/option.h"
 #include "conn.h"
 

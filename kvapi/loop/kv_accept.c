@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_accept.c -- connections from the listener: places for them, and which one makes room */
-#include <errno.h>
 #include <sys/epoll.h>
 
 #include "kv_loop.h"

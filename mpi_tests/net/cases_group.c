@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cases_group.c -- cases 24 and 25: receives of several messages, matched by tag */
-#include <stdio.h>
-#include <string.h>
 
 #include "net_side.h"
 

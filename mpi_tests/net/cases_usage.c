@@ -4,7 +4,6 @@
  * programs that test plugins have
  */
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

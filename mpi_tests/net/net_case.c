@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* net_case.c -- what a conformance case finds made, and whole messages for it */
 #include <sched.h>
-#include <string.h>
 
 #include "net_side.h"
 

@@ -2,7 +2,6 @@
 /* receive.c -- opens blocks, orders their bytes, takes some back early, looks at each byte */
 #include "peer.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 enum request_state { UNUSED, OPEN, TAKEN_BACK };

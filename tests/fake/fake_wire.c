@@ -10,7 +10,6 @@
  * order too (in any order for relaxed regions), in pieces, each no later than the next receive
  * completion or READ of the same queue pair.
  */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 

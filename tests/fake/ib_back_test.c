@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <kvrail/kv.h>
-
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/option.h"

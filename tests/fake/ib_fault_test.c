@@ -3,7 +3,6 @@
  * ib_fault_test.c -- the ib provider over the fake device when things go wrong: typed causes, one
  * end each, fences that hold
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_gid_test.c -- the choice of a GID: pure */
 #include <arpa/inet.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "ib/ib.h"

@@ -11,7 +11,6 @@
 
 #include <kvrail/kv.h>
 
-#include "base/fault.h"
 #include "gpu.h"
 #include "lib/test.h"
 #include "provider.h"

@@ -3,7 +3,6 @@
  * ib_pair_test.c -- which rails are joined: by librdmacm's routes, by their order, and which are
  * left out
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include <kvrail/kv.h>

@@ -15,7 +15,6 @@
  * usage: ib_seeds_test [first seed [number]]
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

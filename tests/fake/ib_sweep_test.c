@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ib_sweep_test.c -- each point of the ib provider fails once, over the fake device (sweep.h) */
-#include <stdio.h>
 #include <string.h>
 
 #include "base/fault.h"

@@ -12,7 +12,6 @@
 #include <string.h>
 
 #include "gpu_blocks.h"
-#include "lib/process.h"
 
 static uint8_t *on_gpu(size_t len, uint8_t **addr_p)
 {

@@ -9,7 +9,6 @@
 #include "lib/process.h"
 #include "loop/kv_rig.h"
 
-#include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>

@@ -3,7 +3,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "fake.h"
 #include "loop/kv_rig.h"
 

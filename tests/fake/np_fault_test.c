@@ -4,8 +4,6 @@
  * fails on request: one communicator ends with a typed error and a cause, the others go on, and
  * what is connected afterwards works
  */
-#include <stdlib.h>
-#include <string.h>
 
 #include "lib/test.h"
 #include "np_rig.h"

@@ -3,7 +3,6 @@
  * np_gpu_test.c -- GPU memory under the NCCL plugin, where the two ranks or two devices do not
  * offer the same
  */
-#include <stdio.h>
 #include <string.h>
 
 #include "fake_cuda.h"

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* np_qp_test.c -- what NCCL's variables and traffic class change on a queue pair; rights */
 #include <stdlib.h>
-#include <string.h>
 
-#include "base/clock.h"
 #include "lib/test.h"
 #include "np_rig.h"
 

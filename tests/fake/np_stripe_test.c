@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* np_stripe_test.c -- how the NCCL plugin deals a message over the devices of a virtual NIC */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "lib/test.h"

@@ -13,7 +13,6 @@
 #include <sys/random.h>
 
 #include "base/clock.h"
-#include "base/error.h"
 #include "base/option.h"
 #include "fake_world.h"
 #include "ib_world.h"

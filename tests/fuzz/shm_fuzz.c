@@ -8,18 +8,15 @@
  * beside it is read to the peer; a lie ends the connection with PROTOCOL; no descriptor, mapping or
  * byte of a budget is left. process_vm is left out: the peer is this process.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/error.h"
 #include "base/option.h"
 #include "rig.h"
 #include "shm/shm.h"

@@ -4,13 +4,11 @@
  * kernel and NCCL: each is taken and keeps its limits, or is refused in words. The first byte says
  * which; the rest is it.
  */
-#include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/error.h"
 #include "base/option.h"
 #include "base/pci.h"
 #include "doctor/doctor.h"

@@ -7,7 +7,6 @@
  * Loopback, both ends stepped in one thread; between them may be a relay that sees every byte.
  */
 #include <arpa/inet.h>
-#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +19,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/option.h"

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "lib/bar.h"
 
 enum { FUNCTIONS_MAX = 64, N = 2, GRACE_MS = 400 }; /* of a loaded machine */

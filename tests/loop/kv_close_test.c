@@ -2,7 +2,6 @@
 /* kv_close_test.c -- what ends in this process: forks, peers with work in flight, memory in use */
 #include "kv_rig.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -7,13 +7,9 @@
 
 #include <dirent.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "lib/bar.h"
 #include "lib/port.h"
 

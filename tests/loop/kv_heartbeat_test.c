@@ -9,7 +9,6 @@
 
 #include <poll.h>
 #include <pthread.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "kv_api.h"

@@ -10,8 +10,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#include "base/clock.h"
-
 enum { N = 3, OPS = 8, ROUNDS = 15 };
 
 static const struct kv_layers all_layers = { 0, 0 };

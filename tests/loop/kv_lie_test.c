@@ -9,7 +9,6 @@
 #include "kv_rig.h"
 
 #include <poll.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "kv_api.h"

@@ -9,8 +9,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-
 static struct node nodes[2];
 static atomic_int lines, refused;
 static atomic_bool armed;

@@ -6,7 +6,6 @@
 #include "kv_rig.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { LAYERS = 2, BLOCKS = 5, TOKENS = 4, DIM = 24, RANKS_MAX = 8, TENSORS = 2 };

@@ -12,8 +12,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-
 enum { ROUNDS = 60, OPS = 4, N = 3 };
 
 static const struct kv_layers all_layers = { 0, 0 };

@@ -3,7 +3,6 @@
  * kv_unload_test.c -- a program closes the library (dlclose) while a thread of it is in a call that
  * has not returned: the code stays, as the thread comes back to it
  */
-#include <dirent.h>
 #include <dlfcn.h>
 #include <poll.h>
 #include <pthread.h>

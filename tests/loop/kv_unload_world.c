@@ -7,7 +7,6 @@
 #include <signal.h>
 
 #include "kv_rig.h"
-#include "lib/stuck.h"
 #include "unload.h"
 
 static const struct kv_layers all_layers = { 0, 0 };

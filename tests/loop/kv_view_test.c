@@ -5,9 +5,6 @@
  */
 #include "kv_rig.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 enum { FINE = 256 }; /* bytes of a block of the second cache; K of the first has twice as many */
 
 static const struct kv_layers all_layers = { 0, 0 };

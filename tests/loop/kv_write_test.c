@@ -5,12 +5,6 @@
  */
 #include "kv_rig.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "base/clock.h"
-
 enum { BLOCK_SUM = 512 + 320 };
 
 static const struct kv_layers all_layers = { 0, 0 };

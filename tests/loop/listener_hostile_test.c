@@ -6,7 +6,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -18,7 +17,6 @@
 
 #include "lib/bar.h"
 #include "lib/process.h"
-#include "frame.h"
 #include "lib/reject.h"
 #include "lib/slow.h"
 #include "lib/test.h"

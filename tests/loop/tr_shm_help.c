@@ -3,7 +3,6 @@
  * tr_shm_help.c -- threads that move pieces of what the owner of a connection moves by
  * process_vm_*: every byte where it belongs, and none of them waits for a page that does not come
  */
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>

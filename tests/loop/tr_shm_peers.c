@@ -4,7 +4,6 @@
  * right path, the right reason, the right bytes
  */
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tr_shm_store.c -- the copy loops and the ring by themselves, in one process */
-#include <stdlib.h>
 #include <string.h>
 
 #include "lib/test.h"

@@ -3,10 +3,7 @@
  * tr_shm_stuck.c -- process_vm_* into memory whose page fault nobody answers: the caller goes on,
  * the connection is given up, and nothing is called safe while the call may still move bytes
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>

@@ -17,7 +17,6 @@
 #include "lib/check.h"
 #include "lib/process.h"
 #include "net_side.h"
-#include "np.h"
 
 extern const ncclNet_v12_t ncclNetPlugin_v12;
 

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/fault.h"
 #include "broken_verbs.h"
 #include "ib/ib.h"
 #include "lib/test.h"

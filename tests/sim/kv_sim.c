@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kv_sim.c -- two or three engines of the block API over fake devices, or over shared memory */
 #include <stdlib.h>
-#include <string.h>
 
 #include "fake.h"
 #include "faults.h"

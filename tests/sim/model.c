@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "schedule.h"
 #include "sim.h"
 
 enum { OPS_MAX = 1 << 14, CONST_STAMP = 1, POISON_STAMP = 0xdead };

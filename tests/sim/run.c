@@ -5,7 +5,6 @@
  */
 #include "run.h"
 
-#include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,7 +19,6 @@
 #include <unistd.h>
 
 #include "lib/slow.h"
-#include "plan.h"
 #include "schedule.h"
 
 enum {

@@ -6,7 +6,6 @@
  * kernel delivers it. Ports begin at PORT_FIRST in every run.
  */
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <stddef.h>

@@ -2,7 +2,6 @@
 /* cq.c -- completion queues and the channels that their users sleep on */
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 

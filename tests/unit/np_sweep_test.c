@@ -4,7 +4,6 @@
  * the C library, failed once: an error of NCCL's or the right bytes, never both wrong, never a
  * hang; afterwards everything works, and no descriptor is left over
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "util.h"
-
 volatile sig_atomic_t bench_interrupted;
 
 static int interrupted(void *arg)

@@ -5,11 +5,9 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "error.h"
 #include "unload.h"
 
 static atomic_int wake = -1;

@@ -4,7 +4,6 @@
 
 #include <dlfcn.h>
 #include <pthread.h>
-#include <stddef.h>
 
 static bool load_table(const struct kv_library *library, const char **lacks_p)
 {

@@ -2,7 +2,6 @@
 /* room.c -- how much more memory this process may take: of the machine and of its cgroups */
 #include "room.h"
 
-#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

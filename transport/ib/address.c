@@ -8,7 +8,6 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "base/option.h"

@@ -7,7 +7,6 @@
  * What else is posted on the lane, or the next look at completions (ib_flush), takes it along. At
  * most one chain of a connection is open, and a message is held on the first lane only.
  */
-#include <string.h>
 
 #include "base/error.h"
 #include "ib.h"

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* gather.c -- slots going out (slot.h): writes, requests to read, answers to the peer's */
-#include <endian.h>
 #include <string.h>
 
 #include "base/error.h"

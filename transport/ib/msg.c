@@ -33,7 +33,6 @@
  * itself drains without software. If the peer's upper layer never polls, only its own deadline
  * helps, and that is the upper layer's.
  */
-#include <string.h>
 
 #include "base/error.h"
 #include "ib.h"

@@ -22,7 +22,6 @@
  * credits.
  */
 #include <endian.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "ib.h"

@@ -7,7 +7,6 @@
  * that follow are consequences and only counted off. A completion whose wr_id does not name a
  * request that is under way belongs to another life: it is counted and ignored.
  */
-#include <errno.h>
 
 #include "base/error.h"
 #include "ib.h"

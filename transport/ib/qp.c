@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* qp.c -- a lane's queue pair: made, connected, given receive requests, destroyed */
 #include <errno.h>
-#include <string.h>
 #include <sys/random.h>
 
 #include "base/error.h"

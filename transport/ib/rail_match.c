@@ -14,7 +14,6 @@
  * GID tables. As between two ends of librdmacm, the connecting side asks and the accepting side
  * uses the path the other way round: the kernel asks the subnet manager for reversible paths only.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

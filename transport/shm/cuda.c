@@ -7,7 +7,6 @@
  * batches; its commit starts the last of them and is refused until its kernel has ended, so notify,
  * order and end are those of a pool.
  */
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"

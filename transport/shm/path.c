@@ -9,12 +9,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/error.h"
 #include "base/fault.h"
 #include "base/log.h"
-#include "base/option.h"
 #include "shm.h"
 
 /* As it travels in a memory description, after the core's part. */

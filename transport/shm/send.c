@@ -6,12 +6,9 @@
  * done when they are in the ring: the source may be reused, the peer copies them before it sees the
  * notify that follows.
  */
-#include <errno.h>
-#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/log.h"
 #include "shm.h"
 
 void shm_op_begin(struct tr_op *op)
