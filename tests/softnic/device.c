@@ -337,6 +337,7 @@ int ibv_dereg_mr(struct ibv_mr *mr)
 	atomic_store(&shared->lkey, UINT32_MAX);
 	for (int tries = 0; atomic_load(&shared->users) && tries < 1 << 20; tries++)
 		sched_yield(); /* bounded: a user may have been killed */
+	sn_collect_all();
 	atomic_store(&shared->users, 0);
 	atomic_store(&shared->lkey, 0);
 	free(mr);

@@ -30,15 +30,14 @@ uint64_t sn_now(void)
  * what a message costs at least, and the queue pair. It is sent when both are done with it. So
  * other queue pairs fill the port while one is held up by its own rate. With the clock's lock.
  */
-uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now)
+uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t n, uint64_t port_cost, uint64_t now)
 {
 	struct sn_clock *clock = &qp->device->clock;
-	uint64_t bytes = len * sn.byte_cost >> 10, sent;
+	uint64_t sent;
 
 	now <<= 10;
-	qp->clock = (qp->clock > now ? qp->clock : now) + sn.qp_cost;
-	clock->free = (clock->free > now ? clock->free : now) +
-		      (bytes > sn.message_cost ? bytes : sn.message_cost);
+	qp->clock = (qp->clock > now ? qp->clock : now) + n * sn.qp_cost;
+	clock->free = (clock->free > now ? clock->free : now) + port_cost;
 	sent = clock->free;
 	return (sent > qp->clock ? sent : qp->clock) >> 10;
 }

@@ -243,9 +243,15 @@ int ibv_destroy_qp(struct ibv_qp *ibv_qp)
 
 /* ---------------------------------------------------------------- posting */
 
-static void put_pointers(struct sn_qp *qp, uint32_t slot, const struct ibv_send_wr *wr)
+/* The next one in turn: what was touched just now is used again soon. */
+static union sn_more *take_more(struct sn_qp *qp)
 {
-	struct sn_pointer *to = wr->num_sge > 2 ? qp->more[slot].pointer : qp->record[slot].pointer;
+	return &qp->more[qp->mores++ & qp->sq_mask];
+}
+
+static void put_pointers(struct sn_qp *qp, struct sn_record *record, const struct ibv_send_wr *wr)
+{
+	struct sn_pointer *to = wr->num_sge > 2 ? take_more(qp)->pointer : record->pointer;
 
 	for (int i = 0; i < wr->num_sge; i++)
 		to[i] = (struct sn_pointer){ .len = htobe32(wr->sg_list[i].length),
@@ -253,9 +259,9 @@ static void put_pointers(struct sn_qp *qp, uint32_t slot, const struct ibv_send_
 					     .addr = htobe64(wr->sg_list[i].addr) };
 }
 
-static void put_inline(struct sn_qp *qp, uint32_t slot, const struct ibv_send_wr *wr)
+static void put_inline(struct sn_qp *qp, const struct ibv_send_wr *wr)
 {
-	uint8_t *to = qp->more[slot].inlined;
+	uint8_t *to = take_more(qp)->inlined;
 
 	for (int i = 0; i < wr->num_sge; i++) {
 		memcpy(to, (void *)(uintptr_t)wr->sg_list[i].addr, wr->sg_list[i].length);
@@ -288,16 +294,18 @@ int sn_record_put(struct sn_qp *qp, const struct ibv_send_wr *wr)
 	record->rkey = htobe32(wr->wr.rdma.rkey);
 	record->reserved = 0;
 	if (is_inline)
-		put_inline(qp, slot, wr);
+		put_inline(qp, wr);
 	else
-		put_pointers(qp, slot, wr);
+		put_pointers(qp, record, wr);
 	qp->kept[slot] = (struct sn_kept){
 		.wr_id = wr->wr_id,
 		.len = (uint32_t)len,
+		.more = qp->mores - 1,
 		.opcode = (uint8_t)wr->opcode,
 		.sges = (uint8_t)wr->num_sge,
 		.signalled = (wr->send_flags & IBV_SEND_SIGNALED) || qp->init.sq_sig_all,
 		.is_inline = is_inline,
+		.dropped = sn.mode != SN_COPY && wr->opcode == IBV_WR_RDMA_WRITE && !is_inline,
 	};
 	qp->sq_tail++;
 	qp->counts.work_requests++;
@@ -395,6 +403,7 @@ static void take_recv(struct sn_qp *qp, bool flushed)
 	entry.wc.status = flushed ? IBV_WC_WR_FLUSH_ERR : (enum ibv_wc_status)r->status;
 	entry.wc.opcode = r->written ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV;
 	if (!flushed) {
+		memcpy((void *)(uintptr_t)r->to, r->bytes, r->carried);
 		entry.due = r->due;
 		entry.wc.byte_len = r->byte_len;
 		entry.wc.src_qp = r->src_qp;
@@ -421,4 +430,16 @@ void sn_collect(struct sn_qp *qp)
 		s->rq_head = s->rq_tail;
 	}
 	pthread_mutex_unlock(&qp->recv_lock);
+}
+
+void sn_collect_all(void)
+{
+	pthread_mutex_lock(&sn.lock);
+	for (struct sn_cq *cq = sn.cqs; cq; cq = cq->next) {
+		pthread_mutex_lock(&cq->scan);
+		for (struct sn_qp *qp = cq->receivers; qp; qp = qp->next_receiver)
+			sn_collect(qp);
+		pthread_mutex_unlock(&cq->scan);
+	}
+	pthread_mutex_unlock(&sn.lock);
 }

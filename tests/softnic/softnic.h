@@ -12,7 +12,9 @@
  *
  * In SOFTNIC_MODE=null and model the payload of plain WRITEs is dropped: what is left of one is
  * what a driver does, a 64-byte record in the send queue, and one doorbell a post. Inline WRITEs,
- * SENDs, WRITEs with an immediate and READs work as always. README.md: what a program can set.
+ * SENDs, WRITEs with an immediate and READs work as always; but small ones of the former lie in the
+ * receive request that they use until the receiver polls, as a system call for each would cost the
+ * sender what no driver costs. README.md: what a program can set.
  */
 #ifndef SOFTNIC_H
 #define SOFTNIC_H
@@ -52,6 +54,10 @@ struct sn_shared_recv {
 	bool written; /* a WRITE with an immediate used it */
 	bool has_imm;
 	uint64_t due; /* when it has arrived */
+	/* a small payload, that the receiver's process puts there before its user sees this */
+	uint32_t carried;
+	uint64_t to;
+	uint8_t bytes[MODEL_INLINE];
 };
 
 struct sn_shared_cq {
@@ -197,8 +203,10 @@ union sn_more {
 struct sn_kept {
 	uint64_t wr_id;
 	uint32_t len;
+	uint32_t more; /* its place there, if it has something */
 	uint8_t opcode, sges;
 	bool signalled, is_inline;
+	bool dropped; /* nothing of it but its completion is left */
 };
 
 struct sn_qp {
@@ -213,6 +221,7 @@ struct sn_qp {
 	union sn_more *more;
 	struct sn_kept *kept;
 	uint32_t sq_mask, sq_tail, sq_done; /* posted, done */
+	uint32_t mores;			    /* of the requests that had some; free-running */
 	_Atomic uint32_t sq_polled;	    /* its completion was taken */
 	bool pending, reached;
 	uint64_t retry_until; /* 0 = nothing is tried again */
@@ -284,6 +293,7 @@ int sn_record_put(struct sn_qp *qp, const struct ibv_send_wr *wr);
 void sn_doorbell(struct sn_qp *qp);
 struct ibv_qp *sn_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
 void sn_collect(struct sn_qp *qp);
+void sn_collect_all(void); /* what is carried to this process is in its memory */
 
 /* wr.c */
 void sn_wr_init(struct sn_qp *qp);
@@ -295,7 +305,14 @@ void sn_qp_error(struct sn_shared_qp *qp);
 /* late.c */
 void sn_late(void); /* somebody sleeps, and something is not done yet */
 uint64_t sn_now(void);
-/* When the modelled NIC has sent this; its clock is locked. */
-uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t len, uint64_t now);
+/* What the port takes for so many bytes, in the clock's unit. */
+static inline uint64_t sn_port_cost(uint32_t len)
+{
+	uint64_t bytes = len * sn.byte_cost >> 10;
+
+	return bytes > sn.message_cost ? bytes : sn.message_cost;
+}
+/* When the modelled NIC has sent n messages that cost its port so much; its clock is locked. */
+uint64_t sn_clock_sends(struct sn_qp *qp, uint32_t n, uint64_t port_cost, uint64_t now);
 
 #endif

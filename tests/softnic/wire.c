@@ -21,6 +21,7 @@ struct request {
 	const struct sn_record *record;
 	const union sn_more *more;
 	struct sn_shared_qp *to;
+	struct sn_shared_recv *recv; /* that it uses, or NULL */
 	uint64_t arrives;
 	struct iovec local[MODEL_SGES], remote[MODEL_SGES];
 	unsigned long locals, remotes;
@@ -133,6 +134,22 @@ static void move_here(const struct request *r, bool from_peer)
 	}
 }
 
+/* The sender's part of carrying a small payload; sn_collect has the receiver's. */
+static bool carry(const struct request *r)
+{
+	uint8_t *to = r->recv ? r->recv->bytes : NULL;
+
+	if (!to || sn.mode == SN_COPY || r->kept->len > sizeof(r->recv->bytes) || r->remotes != 1)
+		return false;
+	for (unsigned long i = 0; i < r->locals; i++) {
+		memcpy(to, r->local[i].iov_base, r->local[i].iov_len);
+		to += r->local[i].iov_len;
+	}
+	r->recv->to = (uintptr_t)r->remote[0].iov_base;
+	r->recv->carried = r->kept->len;
+	return true;
+}
+
 /* All of it, or an error of the peer's. */
 static enum ibv_wc_status move(const struct request *r, bool from_peer)
 {
@@ -145,6 +162,8 @@ static enum ibv_wc_status move(const struct request *r, bool from_peer)
 		move_here(r, from_peer);
 		return IBV_WC_SUCCESS;
 	}
+	if (carry(r))
+		return IBV_WC_SUCCESS;
 	n = (from_peer ? process_vm_readv : process_vm_writev)(pid, r->local, r->locals, r->remote,
 							       r->remotes, 0);
 	if (n == (ssize_t)r->kept->len)
@@ -177,9 +196,9 @@ static enum ibv_wc_status one_sided(struct request *r)
 }
 
 /* A SEND into the receive request; what its user sees of it goes to *receiver_p. */
-static enum ibv_wc_status two_sided(struct request *r, const struct sn_shared_recv *recv,
-				    enum ibv_wc_status *receiver_p)
+static enum ibv_wc_status two_sided(struct request *r, enum ibv_wc_status *receiver_p)
 {
+	const struct sn_shared_recv *recv = r->recv;
 	uint32_t left = r->kept->len;
 	enum ibv_wc_status status = IBV_WC_SUCCESS;
 
@@ -235,7 +254,7 @@ static int not_ready(struct sn_qp *qp)
 static void received(const struct request *r, enum ibv_wc_status status)
 {
 	struct sn_shared_qp *to = r->to;
-	struct sn_shared_recv *recv = &to->recv[to->rq_head & to->recv_mask];
+	struct sn_shared_recv *recv = r->recv;
 	struct sn_shared_cq *cq = &sn.world->cq[to->recv_cq];
 
 	recv->status = (uint16_t)status;
@@ -258,13 +277,17 @@ static int respond(struct request *r)
 	struct sn_shared_qp *to = r->to;
 	enum ibv_wc_status status, receiver = IBV_WC_SUCCESS;
 
-	if (model_needs_receive(opcode) && to->rq_head == atomic_load(&to->rq_tail))
-		return not_ready(r->qp);
+	if (model_needs_receive(opcode)) {
+		if (to->rq_head == atomic_load(&to->rq_tail))
+			return not_ready(r->qp);
+		r->recv = &to->recv[to->rq_head & to->recv_mask];
+		r->recv->carried = 0;
+	}
 	if (opcode == IBV_WR_SEND || opcode == IBV_WR_SEND_WITH_IMM)
-		status = two_sided(r, &to->recv[to->rq_head & to->recv_mask], &receiver);
+		status = two_sided(r, &receiver);
 	else
 		status = one_sided(r);
-	if (model_needs_receive(opcode) && (status == IBV_WC_SUCCESS || receiver != IBV_WC_SUCCESS))
+	if (r->recv && (status == IBV_WC_SUCCESS || receiver != IBV_WC_SUCCESS))
 		received(r, receiver);
 	if (receiver != IBV_WC_SUCCESS)
 		sn_qp_error(to);
@@ -276,7 +299,7 @@ static int execute(struct sn_qp *qp, uint32_t slot, uint64_t arrives)
 	struct request r = { .qp = qp,
 			     .kept = &qp->kept[slot],
 			     .record = &qp->record[slot],
-			     .more = &qp->more[slot],
+			     .more = &qp->more[qp->kept[slot].more & qp->sq_mask],
 			     .arrives = arrives };
 	int status;
 
@@ -292,12 +315,6 @@ static int execute(struct sn_qp *qp, uint32_t slot, uint64_t arrives)
 	if (status != LATER)
 		qp->retry_until = 0;
 	return status;
-}
-
-/* Nothing of it but its completion is left: the payload of a plain WRITE. */
-static bool is_dropped(const struct sn_kept *kept)
-{
-	return sn.mode != SN_COPY && kept->opcode == IBV_WR_RDMA_WRITE && !kept->is_inline;
 }
 
 static void complete(struct sn_qp *qp, const struct sn_kept *kept, int status, uint64_t due)
@@ -339,6 +356,23 @@ static void lock_clock(struct sn_qp *qp, bool lock, bool *locked)
 	*locked = lock;
 }
 
+/* Passes over what is dropped and has no completion, as nearly all of a list is. */
+static void pass_plain(struct sn_qp *qp, uint64_t now)
+{
+	uint32_t from = qp->sq_done;
+	uint64_t port_cost = 0;
+
+	for (; qp->sq_done != qp->sq_tail; qp->sq_done++) {
+		const struct sn_kept *kept = &qp->kept[qp->sq_done & qp->sq_mask];
+
+		if (!kept->dropped || kept->signalled)
+			break;
+		port_cost += sn_port_cost(kept->len);
+	}
+	if (now && qp->sq_done != from)
+		sn_clock_sends(qp, qp->sq_done - from, port_cost, now);
+}
+
 void sn_run(struct sn_qp *qp)
 {
 	uint64_t now = sn.mode == SN_MODEL && qp->sq_done != qp->sq_tail ? sn_now() : 0;
@@ -346,19 +380,25 @@ void sn_run(struct sn_qp *qp)
 	int status = IBV_WC_SUCCESS;
 
 	for (; qp->sq_done != qp->sq_tail; qp->sq_done++) {
-		uint32_t slot = qp->sq_done & qp->sq_mask;
-		const struct sn_kept *kept = &qp->kept[slot];
 		bool up = atomic_load_explicit(&qp->shared->state, memory_order_relaxed) !=
 			  IBV_QPS_ERR;
+		const struct sn_kept *kept;
 		uint64_t sent = 0;
+		uint32_t slot;
 
-		if (now && up) {
+		if (now && up)
 			lock_clock(qp, true, &locked);
-			sent = sn_clock_sends(qp, kept->len, now);
-		}
+		if (up && there)
+			pass_plain(qp, now);
+		if (qp->sq_done == qp->sq_tail)
+			break;
+		slot = qp->sq_done & qp->sq_mask;
+		kept = &qp->kept[slot];
+		if (now && up)
+			sent = sn_clock_sends(qp, 1, sn_port_cost(kept->len), now);
 		if (!up) {
 			status = IBV_WC_WR_FLUSH_ERR;
-		} else if (!there || !is_dropped(kept)) {
+		} else if (!there || !kept->dropped) {
 			lock_clock(qp, false, &locked);
 			status = execute(qp, slot, sent ? sent + sn.latency_ns / 2 : 0);
 		}
