@@ -255,7 +255,8 @@ bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int 
 	return tr_conn_awaits(conn) && conn->provider->await(conn, looks_ns, most_ns, fd);
 }
 
-int tr_conn_arm(struct tr_conn *conn)
+/* What it is without the provider: 0 or 1; -1: only that can say. */
+static int arm_core(struct tr_conn *conn)
 {
 	const struct conn_data *data = conn->data;
 
@@ -267,7 +268,22 @@ int tr_conn_arm(struct tr_conn *conn)
 		return 1;
 	if (conn->stage == CONN_LOST)
 		return !conn->lost_reported;
-	if (conn->stage == CONN_BREAKING)
-		return 1;
-	return conn->provider->arm(conn);
+	return conn->stage == CONN_BREAKING ? 1 : -1;
+}
+
+int tr_conn_arm(struct tr_conn *conn)
+{
+	int known = arm_core(conn);
+
+	return known >= 0 ? known : conn->provider->arm(conn);
+}
+
+int tr_conn_hand_over(struct tr_conn *conn)
+{
+	const struct tr_provider *provider = conn->provider;
+	int known = arm_core(conn);
+
+	if (known >= 0)
+		return known;
+	return provider->hand_over ? provider->hand_over(conn) : provider->arm(conn);
 }

@@ -92,6 +92,7 @@ struct tr_provider {
 		   struct kv_error *err);
 	int (*progress)(struct tr_conn *conn);
 	int (*arm)(struct tr_conn *conn);
+	int (*hand_over)(struct tr_conn *conn); /* tr_conn_hand_over; NULL: as arm */
 	int (*fence)(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);
 	/* `fence`, once begun, leaves nothing of this side's under way, even if it is not done. */
 	bool stops_at_once;

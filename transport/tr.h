@@ -524,6 +524,11 @@ int tr_poll(struct tr_conn *conn, struct tr_event *events, int n);
  */
 int tr_conn_arm(struct tr_conn *conn);
 /*
+ * The same by a thread that lets the connection go while another one sleeps at its descriptors:
+ * what woke that one for nothing is left to it, so this costs fewer system calls.
+ */
+int tr_conn_hand_over(struct tr_conn *conn);
+/*
  * The owner polls from now until it arms: what comes meanwhile need not make a descriptor readable,
  * which would wake a thread that has nothing to do here.
  */

@@ -477,6 +477,41 @@ CASE(arming_tells_of_room_that_a_poll_has_found)
 	setting_end(&s);
 }
 
+static uint64_t calls_of(const struct tr_conn *conn)
+{
+	struct tr_counters counters;
+
+	tr_conn_counters(conn, &counters);
+	return counters.syscalls;
+}
+
+/* Who lets the connection go takes the events of what it has seen, and asks for no more. */
+CASE(handing_over_costs_no_call_for_what_has_not_come)
+{
+	struct tr_conn *conn;
+	struct setting s;
+	uint64_t calls;
+
+	setting_make(&s, NULL, NULL, 4096);
+	conn = s.rig.side[1].conn;
+	while (tr_conn_arm(conn))
+		rig_pump(&s.rig);
+	calls = calls_of(conn);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(tr_conn_hand_over(conn), 0);
+	assert_int_equal(calls_of(conn), calls);
+	rig_op(&s.rig, 0, TR_WRITE, 1, s.mem[0], s.rmem[0], NULL, 0, TR_NOTIFY, 6);
+	fake_settle();
+	assert_true(tr_conn_wait(conn, 0)); /* its sleeper is woken */
+	assert_int_equal(tr_conn_hand_over(conn), 1);
+	setting_expect_notify(&s, 1, 6);
+	while (tr_conn_hand_over(conn))
+		rig_pump_side(&s.rig, 1);
+	assert_false(tr_conn_wait(conn, 0)); /* nor again for what was seen */
+	assert_true(calls_of(conn) - calls <= 2);
+	setting_end(&s);
+}
+
 CASE(a_sleeper_is_woken)
 {
 	struct setting s;

@@ -212,6 +212,7 @@ const struct tr_provider tr_ib_provider = {
 	.msg = ib_msg,
 	.progress = ib_progress,
 	.arm = ib_arm,
+	.hand_over = ib_hand_over,
 	.fence = ib_fence,
 	.cut = ib_cut,
 	.ask = ib_ask,

@@ -134,6 +134,8 @@ struct ib_path {
 	const char *chosen; /* by what */
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *scq, *rcq;
+	bool asked_s, asked_r; /* for an event of the queue's next completion */
+	uint8_t events;	       /* that were asked for, whose completions have come */
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
 	struct ib_end peer;
 	bool watched, watched_async;
@@ -526,6 +528,7 @@ void ib_op_settle(struct ib_conn *c, struct tr_op *op); /* reports its end if it
 int ib_poll(struct ib_conn *c);
 int ib_progress(struct tr_conn *conn);
 int ib_arm(struct tr_conn *conn);
+int ib_hand_over(struct tr_conn *conn);
 
 /* stop.c */
 int ib_fence(struct tr_conn *conn, int64_t linger_ns, struct kv_error *err);

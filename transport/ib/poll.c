@@ -135,7 +135,7 @@ static void poll_failed(struct ib_conn *c, struct ib_path *path)
 	ib_break(c, &cause);
 }
 
-static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq)
+static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq, bool *asked)
 {
 	struct ibv_wc wc[IB_POLL];
 	int n = c->v->poll_cq(cq, IB_POLL, wc);
@@ -144,6 +144,8 @@ static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq
 		poll_failed(c, path);
 		return 0;
 	}
+	path->events = (uint8_t)(path->events + (n && *asked));
+	*asked &= !n;
 	for (int i = 0; i < n; i++) {
 		struct ib_lane *lane = lane_of(c, &wc[i]);
 
@@ -167,8 +169,8 @@ int ib_poll(struct ib_conn *c)
 		struct ib_path *path = &c->path[p];
 
 		/* Receives first: credits that they bring let the sends go on. */
-		did += poll_queue(c, path, path->rcq);
-		did += poll_queue(c, path, path->scq);
+		did += poll_queue(c, path, path->rcq, &path->asked_r);
+		did += poll_queue(c, path, path->scq, &path->asked_s);
 	}
 	c->room |= did && c->refused;
 	did += ib_inbox_deliver(c);
@@ -231,16 +233,31 @@ int ib_progress(struct tr_conn *conn)
 	return did;
 }
 
-/*
- * A completion between the last poll and the request for events would wake no thread: so ask first,
- * then poll once more.
- */
-int ib_arm(struct tr_conn *conn)
+/* Takes the events that must be there, or all: one that stays wakes a sleeper for nothing. */
+static void take_cq_events(struct ib_conn *c, struct ib_path *path, bool all)
 {
-	struct ib_conn *c = ib_conn_of(conn);
 	struct ibv_cq *cq;
 	void *unused;
 
+	while (all || path->events) {
+		tr_conn_count(c->conn)->syscalls++;
+		if (c->v->get_cq_event(path->channel, &cq, &unused)) {
+			if (all) /* what comes now wakes a sleeper */
+				path->events = 0;
+			return;
+		}
+		c->v->ack_cq_events(cq, 1);
+		if (path->events)
+			path->events--;
+	}
+}
+
+/*
+ * A completion between the last poll and the request for events would wake no thread: so ask first,
+ * then poll once more. `all`: also what woke the caller for nothing, and devices' events.
+ */
+static int arm(struct ib_conn *c, bool all)
+{
 	if (c->state != IB_LIVE)
 		return 1;
 	if (ib_waits(c) || ib_staged_runs(c))
@@ -252,13 +269,23 @@ int ib_arm(struct tr_conn *conn)
 	for (int p = 0; p < c->paths; p++) {
 		struct ib_path *path = &c->path[p];
 
-		while (!c->v->get_cq_event(path->channel, &cq, &unused))
-			c->v->ack_cq_events(cq, 1);
+		take_cq_events(c, path, all);
+		path->asked_r = path->asked_s = true;
 		if (c->v->req_notify_cq(path->rcq, 0) || c->v->req_notify_cq(path->scq, 0))
 			return 1;
-		tr_conn_count(conn)->syscalls++;
 	}
-	ib_async_drain(c->ctx, c->rails);
+	if (all)
+		ib_async_drain(c->ctx, c->rails);
 	check_rails(c);
-	return ib_progress(conn) > 0;
+	return ib_progress(c->conn) > 0;
+}
+
+int ib_arm(struct tr_conn *conn)
+{
+	return arm(ib_conn_of(conn), true);
+}
+
+int ib_hand_over(struct tr_conn *conn)
+{
+	return arm(ib_conn_of(conn), false);
 }
