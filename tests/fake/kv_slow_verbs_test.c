@@ -218,9 +218,22 @@ CASE(blocks_of_a_silent_writer_come_back_at_once)
 	three_close(&t);
 }
 
+/* The threads that a close has left to their verbs have ended, too. */
+static void await_queue_pairs(void)
+{
+	int64_t end = kv_deadline_ns(ALL_MS);
+	struct fake_counts counts;
+
+	for (fake_counts(&counts); counts.qps || counts.mrs; fake_counts(&counts)) {
+		assert_true(kv_now_ns() < end);
+		poll(NULL, 0, 1);
+	}
+}
+
 CASE(an_engine_closes_without_waiting_for_each_queue_pair)
 {
 	struct three t;
+	bool in_time;
 
 	three_open(&t);
 	for (int i = 0; i < PEERS; i++)
@@ -229,10 +242,13 @@ CASE(an_engine_closes_without_waiting_for_each_queue_pair)
 	began = bar_begin();
 	node_close(&t.a);
 	within(2 * STOP_MS + SOON_MS, "kv_engine_close"); /* one after the other takes 5 s */
+	in_time = kv_now_ns() / KV_NS_PER_MS - began.ms < STOP_MS;
 	fake_slow_teardown(0, 0);
 	node_close(&t.b);
 	node_close(&t.c);
-	assert_true(fake_end());
+	await_queue_pairs();
+	/* The context stays open if the device still had one of them when the close gave up. */
+	assert_true(fake_end() || !in_time);
 }
 
 struct caller {
