@@ -21,7 +21,7 @@
 #include "cuda.h"
 #include "net_side.h"
 
-#define CASE_MS ((int)slow_ms(60000))
+#define CASE_MS ((int)slow_ms(180000))
 
 struct options {
 	struct net_source source;
