@@ -137,6 +137,7 @@ other=$!
 "$kvrail" doctor --peer 10.77.0.1 >$out
 sees ok write 'read back alike'
 kill $other
+wait $other
 "$kvrail" doctor --peer 10.77.0.1 >$out
 status=$?
 exits 1

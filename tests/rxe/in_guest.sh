@@ -68,6 +68,7 @@ doctor() {
 	"$kvrail" doctor --peer 10.77.0.1
 	status=$?
 	kill $other
+	wait $other
 	eval "$("$kvrail" doctor --export-env)"
 	echo "chosen: $KVCACHE_RDMA_NICS $NCCL_IB_HCA $UCX_NET_DEVICES, gid index $NCCL_IB_GID_INDEX"
 	[ $status = 0 ] && [ "$KVCACHE_RDMA_NICS $NCCL_IB_GID_INDEX" = "rxe0:1,rxe1:1 1" ]
