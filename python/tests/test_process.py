@@ -78,6 +78,7 @@ def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
             with writer.group(timeout=AGES) as group:
                 global ops
                 ops = [peer.send_blocks_async(source, [1], 77, group=group, timeout=AGES)]  # nobody has opened blocks
+                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
         def comm():
             def gather(mine):
@@ -90,7 +91,8 @@ def test_ctrl_c_ends_a_connect_a_group_and_a_communicator_at_once() -> None:
         for call in (connect, group, comm):
             start = time.monotonic()
             try:
-                threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+                if call is not group:  # which is to have its operation before
+                    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
                 call()
             except KeyboardInterrupt:
                 print(call.__name__, time.monotonic() - start < PATIENCE)
@@ -221,17 +223,17 @@ def test_a_close_inside_a_call_of_the_same_thread_is_refused_instead_of_waiting_
 
         def close_inside(what, call):
             signal.signal(signal.SIGALRM, lambda *_: what.close())
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            signal.setitimer(signal.ITIMER_REAL, 1)  # the call has long begun, on a busy machine, too
             start = time.monotonic()
             try:
                 print(call(), end=" ")
             except kvrail.CallError as exc:
                 print(exc.name, exc.cause, end=" ")
-            print(time.monotonic() - start < 3)
+            print(time.monotonic() - start < PATIENCE)
 
-        close_inside(reader, lambda: back.recv_blocks(target, [1], 5, timeout=20))
-        close_inside(back, lambda: back.recv_blocks(target, [1], 6, timeout=20))
-        close_inside(writer, lambda: writer.connect("127.0.0.1", mute, timeout=20))
+        close_inside(reader, lambda: back.recv_blocks(target, [1], 5, timeout=AGES))
+        close_inside(back, lambda: back.recv_blocks(target, [1], 6, timeout=AGES))
+        close_inside(writer, lambda: writer.connect("127.0.0.1", mute, timeout=AGES))
         with kvrail.Engine() as other:
             def gather(mine):
                 other.close()
@@ -274,7 +276,7 @@ def test_a_child_forked_while_another_thread_connects_does_not_wait_for_it() -> 
         time.sleep(0.3)
         pid = os.fork()
         if not pid:
-            signal.alarm(10)
+            signal.alarm(int(PATIENCE))
             ok = not comm.connect("127.0.0.1", mute) and "fork" in comm.last_error()
             ok = ok and not comm.connect("127.0.0.1", decode.port) and not comm.is_connected("127.0.0.1", decode.port)
             ok = ok and comm.write_cache("127.0.0.1", decode.port, [1], [2], 0) == -1 and "FORKED" in comm.last_error()
@@ -396,7 +398,7 @@ def test_the_programs_of_the_documents_run_as_printed(page: str, tmp_path: Path)
 def test_a_model_split_in_two_says_the_same_tokens() -> None:
     example = ROOT / "python" / "examples" / "disaggregated.py"
     ran = subprocess.run(
-        [sys.executable, str(example), "--prompt", "200", "--tokens", "6"], capture_output=True, text=True, timeout=60
+        [sys.executable, str(example), "--prompt", "200", "--tokens", "6"], capture_output=True, text=True, timeout=4 * PATIENCE
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "same tokens: yes" in ran.stdout and "time to first token" in ran.stdout
@@ -427,7 +429,7 @@ def test_the_benchmark_of_a_call_measures(tmp_path: Path) -> None:
     out = tmp_path / "figures.json"
     bench = ROOT / "bench" / "call.py"
     ran = subprocess.run(
-        [sys.executable, str(bench), "--rounds", "50", "--json", str(out)], capture_output=True, text=True, timeout=60
+        [sys.executable, str(bench), "--rounds", "50", "--json", str(out)], capture_output=True, text=True, timeout=4 * PATIENCE
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     told = json.loads(out.read_text())
