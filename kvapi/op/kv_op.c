@@ -338,6 +338,7 @@ int kv_op_late(const struct kv_op *op, struct kv_error *err)
 		op->stage == KV_STAGE_WAIT_GRANT ? "no lease with this tag was opened"
 		: op->stage == KV_STAGE_POST && op->peer->awaits && op->gate.context
 			? "the GPU was not done with the blocks"
+		: op->visible ? "the blocks are there, and the peer's queue of arrivals stayed full"
 		: op->stage == KV_STAGE_FLIGHT && op->kind == KV_OP_RECV ? "not every layer arrived"
 		: op->stage == KV_STAGE_FLIGHT && op->written ? "the peer did not acknowledge"
 		: op->stage == KV_STAGE_FLIGHT		      ? "the blocks were not delivered"
@@ -351,8 +352,10 @@ int kv_op_late(const struct kv_op *op, struct kv_error *err)
 		     (long long)op->timeout_ms);
 	kv_error_hint(err, op->stage == KV_STAGE_WAIT_GRANT
 				   ? "do both ends name the same tag and cache, or lease?"
-				   : "kv_dump of both engines says what waits; timeout_ms or "
-				     "KVCACHE_OP_TIMEOUT_MS gives it more time");
+			   : op->visible ? "its application has to take them (kv_poll_arrivals); "
+					   "KVCACHE_ARRIVALS says there how many may wait"
+					 : "kv_dump of both engines says what waits; timeout_ms or "
+					   "KVCACHE_OP_TIMEOUT_MS gives it more time");
 	return code;
 }
 

@@ -328,6 +328,33 @@ CASE(a_slow_reader_slows_the_writer_and_loses_nothing)
 	pair_close(&p);
 }
 
+/* How long it has to wait until the peer has said so is the machine's affair. */
+CASE(a_writer_whose_peer_takes_no_arrivals_is_told_of_that)
+{
+	static const char *const small_queue[] = { "KVCACHE_ARRIVALS=64", NULL };
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+	struct kv_options opts = KV_INIT(kv_options);
+	const struct kv_layers one = { 0, 1 };
+	const int64_t id = 3;
+	struct kv_error err;
+	struct pair p;
+	int ret;
+
+	config.options = small_queue;
+	pair_open(&p, NULL, &config);
+	for (int i = 0; i < 64; i++)
+		ok(kv_write_blocks(p.a.peer, p.a.cache, one, &id, &id, 1, NULL, &err), &err);
+	opts.timeout_ms = slow_ms(100);
+	do {
+		ret = kv_write_blocks(p.a.peer, p.a.cache, one, &id, &id, 1, &opts, &err);
+		assert_int_equal(ret, KV_ERR_TIMEOUT);
+		opts.timeout_ms *= 2;
+	} while (!strstr(err.message, "queue of arrivals") && opts.timeout_ms < RIG_TIMEOUT_MS);
+	assert_non_null(strstr(err.message, "queue of arrivals stayed full"));
+	assert_non_null(strstr(err.hint, "KVCACHE_ARRIVALS"));
+	pair_close(&p);
+}
+
 static int give_up(void *arg)
 {
 	++*(int *)arg;
