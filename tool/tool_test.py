@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import unittest
 
 PROGRAM = sys.argv.pop(1)
@@ -171,6 +172,13 @@ class Doctor(unittest.TestCase):
         run = kvrail("doctor", "--peer", "127.0.0.1", "--port", held_port(self))
         self.assertEqual(run.returncode, 1)
         self.assertRegex(run.stdout, r"(?m)^fail  connect .*(?:\n) +fix: there: kvrail doctor --listen 127.0.0.1")
+        # Its deadline is the option's, also where that is longer than the default.
+        mute = socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody answers
+        self.addCleanup(mute.close)
+        began = time.monotonic()
+        run = kvrail("doctor", "--peer", "127.0.0.1", "--port", str(mute.getsockname()[1]), KVCACHE_HANDSHAKE_MS="6000")
+        self.assertGreaterEqual(time.monotonic() - began, 6)
+        self.assertRegex(run.stdout, r"(?m)^fail  connect .*KV_ERR_TIMEOUT: the deadline passed")
         run = kvrail("doctor", "--peer", "no-such-host.invalid")
         self.assertEqual(run.returncode, 1)
         self.assertRegex(run.stdout, r"(?m)^fail  resolve .*\n +fix: ")

@@ -19,7 +19,7 @@ LAYERS = [
     ("transport/shm/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/tcp/", {"transport/", "transport/gpu/", "transport/base/", "include/kvrail/"}),
     ("transport/", {"transport/base/", "transport/gpu/", "include/kvrail/"}),
-    ("tool/", {"include/kvrail/", "transport/base/pci.h", "transport/base/text.h", "bench/copy.h", "bench/results.h",
+    ("tool/", {"include/kvrail/", "transport/base/number.h", "transport/base/pci.h", "transport/base/text.h", "bench/copy.h", "bench/results.h",
               "mpi_tests/hist.h", "mpi_tests/pattern.h", "mpi_tests/util.h"}),
     ("kvapi/examples/", {"include/kvrail/"}),
     *((f"kvapi/{folder}/", {"transport/tr.h", "transport/base/", "include/kvrail/"}

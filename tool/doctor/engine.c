@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "base/number.h"
+
 enum { BLOCKS = 2, BLOCK_BYTES = 1 << 20, WAIT_MS = 5000 };
 
 /* The small cache that is registered, written from and read back into. */
@@ -188,6 +190,19 @@ static bool resolve(struct doctor *d, const char *host)
 	return true;
 }
 
+static int64_t handshake_ms(struct kv_engine *engine)
+{
+	struct kv_option_info option = KV_INIT(kv_option_info);
+
+	long long ms = WAIT_MS;
+	const char *end;
+
+	for (size_t i = 0; !kv_option_get(engine, i, &option, NULL); i++)
+		if (!strcmp(option.name, "KVCACHE_HANDSHAKE_MS"))
+			kv_number(option.value, &ms, &end);
+	return ms;
+}
+
 static struct kv_peer *connect_to(struct doctor *d, struct doctor_cache *c, const char *host,
 				  uint32_t port)
 {
@@ -195,7 +210,7 @@ static struct kv_peer *connect_to(struct doctor *d, struct doctor_cache *c, cons
 	struct kv_peer *peer;
 	struct kv_error err;
 
-	if (!kv_connect(c->engine, host, port, WAIT_MS, &peer, &err)) {
+	if (!kv_connect(c->engine, host, port, handshake_ms(c->engine), &peer, &err)) {
 		kv_peer_info(peer, &info, NULL);
 		doctor_note(d, CHECK_CONNECT, DOCTOR_OK, info.transport, "%s, %s", info.address,
 			    info.path);
