@@ -7,6 +7,7 @@
  */
 #include "listener_rig.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -56,6 +57,15 @@ struct outcome {
 	char message[256];
 };
 
+/* A thousand engines take a busy machine a while. */
+static void hear(int fd, void *p, size_t n)
+{
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+	assert_int_equal(poll(&pfd, 1, (int)(10 * RIG_TIMEOUT_MS)), 1);
+	child_receive(fd, p, n);
+}
+
 /* Opens its engines, waits for the word, connects them all at once, and waits for a byte. */
 static int guests(int fd, const void *arg)
 {
@@ -69,7 +79,7 @@ static int guests(int fd, const void *arg)
 		g[i].port = config->port;
 	}
 	child_send(fd, "r", 1);
-	child_receive(fd, &go, 1);
+	hear(fd, &go, 1);
 	for (int i = 0; i < config->peers; i++)
 		assert_int_equal(pthread_create(&g[i].thread, NULL, come, &g[i]), 0);
 	for (int i = 0; i < config->peers; i++) {
@@ -86,7 +96,7 @@ static int guests(int fd, const void *arg)
 				 kv_error_name(g[i].ret), g[i].err.message);
 	}
 	child_send(fd, &out, sizeof(out));
-	child_receive(fd, &go, 1);
+	hear(fd, &go, 1);
 	for (int i = 0; i < config->peers; i++)
 		kv_engine_close(g[i].t.engine);
 	free(g);
@@ -103,13 +113,13 @@ static struct outcome come_all(uint32_t port, int peers, int processes)
 	for (int i = 0; i < processes; i++)
 		child_start(&child[i], guests, &config);
 	for (int i = 0; i < processes; i++)
-		child_receive(child[i].fd, &ready, 1);
+		hear(child[i].fd, &ready, 1);
 	for (int i = 0; i < processes; i++)
 		child_send(child[i].fd, "g", 1);
 	for (int i = 0; i < processes; i++) {
 		struct outcome out;
 
-		child_receive(child[i].fd, &out, sizeof(out));
+		hear(child[i].fd, &out, sizeof(out));
 		sum.connected += out.connected;
 		sum.busy += out.busy;
 		sum.other += out.other;
