@@ -162,13 +162,21 @@ class Guest:
         self.sockets["control"].send(b"go\n")
 
     def obey(self, folder):
-        """While there is a file freeze-NAME this guest is stopped, while there is unplug-NAME its end of the wire is out."""
+        """While there is a file freeze-NAME this guest is stopped, while there is unplug-NAME its end of the wire is out.
+
+        Beside it lies a file of that name and .done when it is so."""
         frozen, unplugged = (os.path.exists(os.path.join(folder, f"{what}-{self.name}")) for what in ("freeze", "unplug"))
         if frozen != self.frozen:
             self.process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
         if unplugged != self.unplugged:
             self.sockets["qmp"].send(b'{"execute":"qmp_capabilities"}\n' + json.dumps(
                 {"execute": "set_link", "arguments": {"name": "wire", "up": not unplugged}}).encode() + b"\n")
+        for what, now, before in (("freeze", frozen, self.frozen), ("unplug", unplugged, self.unplugged)):
+            done = os.path.join(folder, f"{what}-{self.name}.done")
+            if now and not before:
+                open(done, "w", encoding="ascii").close()
+            elif before and not now:
+                os.remove(done)
         self.frozen, self.unplugged = frozen, unplugged
 
     def last_words(self):

@@ -62,10 +62,15 @@ class While:
 
     def __enter__(self):
         open(self.path, "w", encoding="ascii").close()
-        time.sleep(0.3)  # the rig looks five times a second
+        self.until_done(True)
 
     def __exit__(self, *_):
         os.remove(self.path)
+        self.until_done(False)
+
+    def until_done(self, there):
+        if until(lambda: os.path.exists(self.path + ".done") == there, 30) is None:
+            raise RuntimeError(f"the rig did not {'' if there else 'end '}{os.path.basename(self.path)}")
 
 
 # ------------------------------------------------------------------------------------------------ guest a
