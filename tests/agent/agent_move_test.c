@@ -2,15 +2,18 @@
 /* agent_move_test.c -- bytes and notifications between agents that are well */
 #include "agent_rig.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "../lib/bar.h"
+#include "../lib/process.h"
 
 enum { LEN = 1 << 20 };
 
 static bool slow_path; /* a device in software */
+static int by_calls;   /* 1: of process_vm_writev */
 
 static struct ag_pair pair_at(const struct rig_two *t, size_t local, size_t remote, size_t len)
 {
@@ -223,6 +226,31 @@ CASE(a_long_list_is_posted_at_once_and_moves_unwatched)
 	free(pair);
 }
 
+/* Starting one takes longer than moving the first blocks, and a second one would find no work. */
+CASE(the_thread_that_moves_lists_is_there_before_the_first)
+{
+	enum { BLOCKS = 512, BLOCK = 1024 };
+	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
+	struct ag_pair p[BLOCKS];
+	struct rig_two t;
+	int threads;
+
+	rig_up(&t, LEN);
+	while (threads_named("kvrail copy") < by_calls) {
+		assert_true(kv_now_ns() < deadline);
+		poll(NULL, 0, 1);
+	}
+	threads = count_threads();
+	for (size_t i = 0; i < BLOCKS; i++)
+		p[i] = pair_at(&t, 2 * i * BLOCK, 2 * (BLOCKS - 1 - i) * BLOCK, BLOCK);
+	for (unsigned int round = 0; round < 20; round++) {
+		rig_move(&t.a, "b", AG_WRITE, p, BLOCKS, NULL, 0);
+		assert_int_equal(threads_named("kvrail copy"), by_calls);
+	}
+	assert_true(!by_calls || count_threads() == threads);
+	rig_down(&t);
+}
+
 /* Blocks of many regions, in an order that changes the region with every pair. */
 CASE(lists_between_many_regions)
 {
@@ -425,6 +453,7 @@ int main(int argc, char **argv)
 	bool device = argc > 1 && !strcmp(argv[1], "ib");
 
 	slow_path = argc < 2 || device;
+	by_calls = argc > 1 && !strcmp(argv[1], "cma");
 	if (device) /* 64 MiB in messages of 256 bytes: minutes over an emulated wire */
 		cmocka_set_skip_filter("notifications_that_nobody_takes_wait");
 	rig_path(argc > 1 ? argv[1] : NULL);

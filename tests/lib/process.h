@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,6 +49,31 @@ static inline bool descriptors_have_gone(int left)
 static inline int count_threads(void)
 {
 	return process_entries(getpid(), "task") - 2;
+}
+
+/* Threads of this process by that name. */
+static inline int threads_named(const char *name)
+{
+	DIR *dir = opendir("/proc/self/task");
+	const struct dirent *entry;
+	int n = 0;
+
+	if (!dir)
+		abort();
+	while ((entry = readdir(dir))) {
+		char path[300], comm[32] = "";
+		FILE *f;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
+		f = fopen(path, "r");
+		if (!f)
+			continue;
+		if (fgets(comm, sizeof(comm), f))
+			n += !strncmp(comm, name, strlen(name));
+		fclose(f);
+	}
+	closedir(dir);
+	return n;
 }
 
 /* Whether no more are left than that: one that was joined may be listed a moment longer. */

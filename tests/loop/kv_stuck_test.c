@@ -130,30 +130,6 @@ CASE(an_engine_is_closed_while_a_call_is_stuck)
 
 enum { CROWD = 70, THREADS_MAX = 64, FDS_OF_A_PEER = 6, CROWD_MS = 1500 };
 
-/* Threads of this process by that name. */
-static int threads_named(const char *name)
-{
-	DIR *dir = opendir("/proc/self/task");
-	struct dirent *entry;
-	int n = 0;
-
-	assert_non_null(dir);
-	while ((entry = readdir(dir))) {
-		char path[300], comm[32] = "";
-		FILE *f;
-
-		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", entry->d_name);
-		f = fopen(path, "r");
-		if (!f)
-			continue;
-		if (fgets(comm, sizeof(comm), f))
-			n += !strncmp(comm, name, strlen(name));
-		fclose(f);
-	}
-	closedir(dir);
-	return n;
-}
-
 /* Nearly all blocks of a peer that answers, and few, there and back. */
 static void is_served(struct node *a, struct kv_peer *peer)
 {

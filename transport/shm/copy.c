@@ -10,8 +10,8 @@
  * it does; the connection is given up long before.
  *
  * A job lies in its connection, so nothing is allocated. It is taken by one thread, or, if an
- * option asks for threads, in pieces by several. Threads start when a job finds none that is idle,
- * and end with the context.
+ * option asks for threads, in pieces by several. The first thread starts when a region is opened
+ * whose peer may need one, another when a job finds none that is idle; they end with the context.
  */
 #include <errno.h>
 #include <limits.h>
@@ -120,13 +120,17 @@ void piece_take(struct copy_job *job, const struct copy_piece *piece)
 	}
 }
 
-void piece_run(struct copy_job *job, const struct copy_piece *piece, bool alive)
+static int piece_move(const struct copy_job *job, const struct copy_piece *piece, bool alive)
+{
+	return cma_move(job->sc, job->kind, alive, job->local, job->remote, piece->span, piece->n);
+}
+
+static void piece_end(struct copy_job *job, const struct copy_piece *piece, int error)
 {
 	struct shm_conn *sc = job->sc;
 	struct tr_mem *mem = job->mem;
 	uint32_t state;
-	int bell, error = cma_move(sc, job->kind, alive, job->local, job->remote, piece->span,
-				   piece->n);
+	int bell;
 
 	if (error)
 		atomic_store_explicit(&job->error, error, memory_order_relaxed);
@@ -145,6 +149,11 @@ void piece_run(struct copy_job *job, const struct copy_piece *piece, bool alive)
 		eventfd_write(bell, 1);
 }
 
+void piece_run(struct copy_job *job, const struct copy_piece *piece, bool alive)
+{
+	piece_end(job, piece, piece_move(job, piece, alive));
+}
+
 void copy_leave_call(struct shm_conn *sc)
 {
 	if (!--sc->calls && sc->quitting)
@@ -157,9 +166,11 @@ static void *copy_main(void *arg)
 	struct copy_piece piece;
 
 	pthread_mutex_lock(&pool->lock);
+	atomic_fetch_sub(&pool->coming, 1);
 	while (!pool->stopping) {
 		struct copy_job *job = pool->first;
 		struct shm_conn *sc;
+		int error;
 
 		if (!job) {
 			wait_for_work(pool);
@@ -172,8 +183,11 @@ static void *copy_main(void *arg)
 		sc = job->sc;
 		sc->calls++;
 		pthread_mutex_unlock(&pool->lock);
-		piece_run(job, &piece, false);
+		error = piece_move(job, &piece, false);
+		atomic_fetch_add(&pool->coming, 1); /* before who waits for it hands on the next */
+		piece_end(job, &piece, error);
 		pthread_mutex_lock(&pool->lock);
+		atomic_fetch_sub(&pool->coming, 1);
 		copy_leave_call(sc);
 	}
 	for (int i = 0; i < pool->started; i++)
@@ -199,6 +213,7 @@ static bool start_threads(struct copy_pool *pool, struct kv_log *log, int more)
 			break;
 		}
 		pool->started++;
+		atomic_fetch_add(&pool->coming, 1);
 	}
 	note_full(pool);
 	return pool->started > 0;
@@ -206,12 +221,22 @@ static bool start_threads(struct copy_pool *pool, struct kv_log *log, int more)
 
 /* ---------------------------------------------------------------- the caller */
 
-/* Under the lock: the threads needed besides the idle ones. */
+/* Under the lock: the threads needed besides those that take a job next. */
 static int missing(const struct copy_pool *pool, const struct copy_job *job)
 {
 	if (job->split && pool->started < pool->split)
 		return pool->split - pool->started;
-	return pool->jobs > pool->idle ? 1 : 0;
+	return pool->jobs > pool->idle + atomic_load(&pool->coming) ? 1 : 0;
+}
+
+void copy_ready(struct shm_conn *sc)
+{
+	struct copy_pool *pool = sc->ctx->copy;
+
+	pthread_mutex_lock(&pool->lock);
+	if (!pool->started)
+		start_threads(pool, tr_conn_tr(sc->conn)->log, 1);
+	pthread_mutex_unlock(&pool->lock);
 }
 
 void copy_prepare(struct copy_job *job)

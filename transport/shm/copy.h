@@ -15,6 +15,7 @@ struct copy_pool {
 	int split;  /* threads for the pieces of one job; 0: a job is not split */
 	int wanted; /* at most; fewer after one could not be started */
 	int started, idle, sleeping;
+	_Atomic int coming; /* threads that look at the list next: started, or done with a piece */
 	int jobs; /* in the list */
 	int64_t spin_ns;
 	struct copy_job *offered; /* help.c: jobs of which those who wait may take pieces */
