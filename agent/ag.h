@@ -234,11 +234,14 @@ struct ag_peer {
 	struct ag_xfers posted;
 	struct ag_records said;
 	struct ag_rmem *loaded;
+	bool unreached;		/* no address answered: dialled anew when something is left here */
+	struct kv_error reason; /* of that */
 
 	pthread_mutex_t drive;
 	struct tr_conn *conn;
 	struct ag_place place; /* of one that was loaded */
 	unsigned int next_host;
+	bool for_request;  /* something waited when the first of its addresses was tried */
 	int64_t dial_ns;   /* the address that is tried is given up */
 	int64_t linger_ns; /* one that is dropped, or was lost: what it says last has until then */
 	unsigned int wanted; /* regions that were asked for and not answered */

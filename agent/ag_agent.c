@@ -224,12 +224,25 @@ static void drop_peer(struct ag_peer *peer)
 	ag_kick(peer);
 }
 
+/* Why it was not reached, or 0. Once it is given the peer may be dialled anew. */
+static int take_reason(struct ag_peer *peer, struct kv_error *err)
+{
+	int ret = 0;
+
+	pthread_mutex_lock(&peer->inbox);
+	if (peer->unreached)
+		ret = kv_error_copy(err, &peer->reason);
+	peer->unreached = false;
+	pthread_mutex_unlock(&peer->inbox);
+	return ret;
+}
+
 /* Under the agent's lock. 0: there is none any more. AG_AGAIN: it is there, as it is to be. */
 static int make_way(struct ag_peer *old, const void *info, size_t len, struct kv_error *err)
 {
 	if (!old)
 		return 0;
-	if (atomic_load(&old->state) == AG_LOST) {
+	if (atomic_load(&old->state) == AG_LOST || take_reason(old, NULL)) {
 		drop_peer(old);
 		return 0;
 	}
@@ -273,6 +286,8 @@ int ag_peer_check(struct ag_agent *agent, const char *name, struct kv_error *err
 	if (!peer)
 		return KV_ERR_ARG;
 	ret = ag_peer_gone(peer, err);
+	if (!ret && (ret = take_reason(peer, err)))
+		ag_kick(peer);
 	if (!ret && atomic_load(&peer->state) == AG_CONNECTING)
 		ret = AG_AGAIN;
 	ag_peer_put(peer);

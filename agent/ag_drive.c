@@ -8,18 +8,25 @@ enum { EVENTS = 32, ROUNDS = 64, HEAR_ROUNDS = 2, SOON_MS = 100 };
 
 /* ---------------------------------------------------------------- loss */
 
-static void lose(struct ag_peer *peer, const struct kv_error *cause)
+/* What failed is named; for the caller the peer is lost, whatever it was. */
+static void name_loss(const struct ag_peer *peer, const struct kv_error *cause,
+		      struct kv_error *err)
 {
 	bool connecting = atomic_load(&peer->state) == AG_CONNECTING;
+
+	*err = *cause;
+	if (kv_error_scope(cause->code) == KV_SCOPE_PEER)
+		return;
+	kv_fail(err, connecting ? KV_ERR_UNREACHABLE : KV_ERR_PEER_LOST, cause->op, "%s",
+		cause->message);
+	kv_error_hint(err, "%s", cause->hint);
+}
+
+static void lose(struct ag_peer *peer, const struct kv_error *cause)
+{
 	struct ag_rmem *loaded;
 
-	peer->error = *cause;
-	if (kv_error_scope(cause->code) != KV_SCOPE_PEER) {
-		/* What failed is named; for the caller the peer is lost, whatever it was. */
-		kv_fail(&peer->error, connecting ? KV_ERR_UNREACHABLE : KV_ERR_PEER_LOST, cause->op,
-			"%s", cause->message);
-		kv_error_hint(&peer->error, "%s", cause->hint);
-	}
+	name_loss(peer, cause, &peer->error);
 	pthread_mutex_lock(&peer->inbox);
 	atomic_store(&peer->state, AG_LOST); /* from now on nobody leaves anything there */
 	while (peer->posted.first) {
@@ -214,6 +221,39 @@ static enum ag_turn drive_up(struct ag_peer *peer, uint64_t budget, int rounds, 
 
 /* ---------------------------------------------------------------- a peer in its handshake */
 
+/* Under the inbox. */
+static bool is_asked_for(const struct ag_peer *peer)
+{
+	return peer->posted.first || peer->said.first;
+}
+
+/* The other end has answered, and will say the same again. */
+static bool is_final(int code)
+{
+	return code == KV_ERR_AUTH || code == KV_ERR_VERSION || code == KV_ERR_PROTOCOL ||
+	       code == KV_ERR_STALE_PEER;
+}
+
+/*
+ * No address is left. What failed before anybody wanted something of the peer is not held against
+ * who does: each request gets an attempt that began after it.
+ */
+static enum ag_turn dial_failed(struct ag_peer *peer, const struct kv_error *cause)
+{
+	bool asked;
+
+	if (peer->for_request || is_final(cause->code))
+		return fail_turn(peer, cause);
+	kv_log_info(peer->agent->log, "agent %s is not reached: %s", peer->name, cause->message);
+	peer->next_host = 0;
+	pthread_mutex_lock(&peer->inbox);
+	name_loss(peer, cause, &peer->reason);
+	peer->unreached = true;
+	asked = is_asked_for(peer);
+	pthread_mutex_unlock(&peer->inbox);
+	return asked ? AG_TURN_MORE : AG_TURN_OVER;
+}
+
 static enum ag_turn dial_next(struct ag_peer *peer, const struct kv_error *why)
 {
 	struct kv_error err;
@@ -222,7 +262,21 @@ static enum ag_turn dial_next(struct ag_peer *peer, const struct kv_error *why)
 	if (!ag_dial(peer, &err))
 		return AG_TURN_MORE;
 	/* What the last one said tells more than that there is no other. */
-	return fail_turn(peer, first ? &err : why);
+	return dial_failed(peer, first ? &err : why);
+}
+
+/* One that was not reached rests until it is asked for. */
+static enum ag_turn dial_first(struct ag_peer *peer)
+{
+	bool rests;
+
+	pthread_mutex_lock(&peer->inbox);
+	peer->for_request = is_asked_for(peer);
+	if (peer->for_request)
+		peer->unreached = false;
+	rests = peer->unreached;
+	pthread_mutex_unlock(&peer->inbox);
+	return rests ? AG_TURN_OVER : dial_next(peer, NULL);
 }
 
 static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
@@ -233,7 +287,7 @@ static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
 	if (atomic_load(&peer->dropped))
 		return drop_turn(peer);
 	if (!peer->conn)
-		return dial_next(peer, NULL);
+		return dial_first(peer);
 	ret = tr_conn_step(peer->conn, &err);
 	if (!ret) {
 		atomic_store(&peer->state, AG_UP);

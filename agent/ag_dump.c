@@ -109,6 +109,14 @@ static void report_regions(struct kv_report *r, const struct ag_peer *peer)
 	kv_report_int(r, "messages_waiting", (int64_t)peer->out.n);
 }
 
+static void report_reason(struct kv_report *r, struct ag_peer *peer)
+{
+	pthread_mutex_lock(&peer->inbox);
+	if (peer->unreached)
+		kv_report_text(r, "not_reached", "%s", peer->reason.message);
+	pthread_mutex_unlock(&peer->inbox);
+}
+
 static void report_far(struct kv_report *r, struct ag_peer *peer, int64_t deadline_ns)
 {
 	static const char *const states[] = { "handshake", "up", "lost" };
@@ -126,6 +134,7 @@ static void report_far(struct kv_report *r, struct ag_peer *peer, int64_t deadli
 			kv_report_text(r, "error", "KV_ERR_%s", kv_error_name(peer->error.code));
 			kv_report_text(r, "cause", "%s", peer->error.message);
 		}
+		report_reason(r, peer);
 		if (peer->conn) {
 			kv_report_text(r, "address", "%s", tr_conn_address(peer->conn));
 			tr_conn_report(peer->conn, r);

@@ -87,12 +87,14 @@ size_t ag_mem_info(const struct ag_mem *mem, uint8_t buf[AG_MEM_INFO_MAX]);
 
 /*
  * Begins to connect, and returns. The same bytes again: nothing. BUSY: the name has other ones, and
- * the peer is not lost. ARG: they are not those of an agent.
+ * the peer is not lost. ARG: they are not those of an agent. A peer that could not be reached is
+ * tried again for the first transfer or notification, which fails only if that fails, too.
  */
 int ag_peer_load(struct ag_agent *agent, const char *name, const void *info, size_t len,
 		 struct kv_error *err);
 /*
- * 0: connected. AG_AGAIN: not yet. Negative: why it is lost. ARG: no peer of that name was loaded.
+ * 0: connected. AG_AGAIN: not yet. Negative: why it is lost, or was not reached: that is said once,
+ * and it is tried again. ARG: no peer of that name was loaded.
  */
 int ag_peer_check(struct ag_agent *agent, const char *name, struct kv_error *err);
 /* Its transfers end; the name may be loaded anew at once. Nothing, if it is not loaded. */

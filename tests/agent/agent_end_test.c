@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -284,6 +285,67 @@ static int await_loss(struct rig_end *end, const char *name, struct kv_error *er
 	return ret;
 }
 
+/* The cause of then is reported, and the first transfer makes an attempt of its own. */
+static void a_peer_that_was_not_reached_is_tried_again(void **state)
+{
+	struct rlimit limit, none;
+	struct kv_error err;
+	struct rig_two t;
+	struct ag_pair p;
+
+	(void)state;
+	rig_open(&t.a, "a", LEN);
+	rig_open(&t.b, "b", LEN);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	none = (struct rlimit){ 0, limit.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	rig_load(&t.a, &t.b);
+	t.rmem = rig_see(&t.a, &t.b, t.b.mem);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(kv_error_scope(await_loss(&t.a, "b", &err)), KV_SCOPE_PEER);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	rig_fill(t.a.buf, 3, LEN);
+	p = whole(&t);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, "first", 5);
+	assert_true(rig_is(t.b.buf, 3, LEN));
+	assert_int_equal(ag_peer_check(t.a.agent, "b", &err), 0);
+	rig_down(&t);
+}
+
+/* Nobody answers there any more: what is posted ends, and the name may be loaded anew at once. */
+static void a_peer_that_is_gone_when_it_is_loaded_ends_what_is_posted(void **state)
+{
+	struct kv_error err;
+	struct rig_two t;
+	struct ag_pair p;
+	uint8_t info[AG_INFO_MAX], mem[AG_MEM_INFO_MAX];
+	struct ag_xfer *xfer;
+	size_t len, mem_len;
+
+	(void)state;
+	rig_open(&t.a, "a", LEN);
+	rig_open(&t.b, "b", LEN);
+	memcpy(info, ag_info(t.b.agent, &len), AG_INFO_MAX);
+	mem_len = ag_mem_info(t.b.mem, mem);
+	rig_close(&t.b);
+	assert_int_equal(ag_peer_load(t.a.agent, "b", info, len, &err), 0);
+	assert_int_equal(ag_rmem_load(t.a.agent, "b", mem, mem_len, &t.rmem, &err), 0);
+	assert_int_equal(kv_error_scope(await_loss(&t.a, "b", &err)), KV_SCOPE_PEER);
+	p = whole(&t);
+	xfer = prepare(&t.a, "b", AG_WRITE, &p, 1);
+	assert_int_equal(kv_error_scope(post_to_end(xfer)), KV_SCOPE_PEER);
+	rig_release(xfer);
+	ag_rmem_unload(t.rmem);
+	rig_open(&t.b, "b", LEN);
+	rig_load(&t.a, &t.b);
+	t.rmem = rig_see(&t.a, &t.b, t.b.mem);
+	p = whole(&t);
+	rig_fill(t.a.buf, 4, LEN);
+	rig_move(&t.a, "b", AG_WRITE, &p, 1, NULL, 0);
+	assert_true(rig_is(t.b.buf, 4, LEN));
+	rig_down(&t);
+}
+
 static void other_secrets_and_other_lives_are_refused(void **state)
 {
 	uint8_t info[AG_INFO_MAX];
@@ -483,6 +545,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(those_that_wait_are_released_at_once),
 		cmocka_unit_test(a_name_comes_back_with_another_agent),
 		cmocka_unit_test(a_dropped_peer_gets_what_was_said_before),
+		cmocka_unit_test(a_peer_that_was_not_reached_is_tried_again),
+		cmocka_unit_test(a_peer_that_is_gone_when_it_is_loaded_ends_what_is_posted),
 		cmocka_unit_test(other_secrets_and_other_lives_are_refused),
 		cmocka_unit_test(what_an_agent_took_is_given_back),
 	};

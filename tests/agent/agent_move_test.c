@@ -3,6 +3,7 @@
 #include "agent_rig.h"
 
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -356,6 +357,47 @@ CASE(one_large_pair_is_moved_by_all_who_look)
 		assert_int_equal(ret, 0);
 		assert_true(rig_is(b.buf, i, len));
 		rig_release(xfer);
+	}
+	ag_rmem_unload(rmem);
+	rig_close(&a);
+	rig_close(&b);
+}
+
+/* All of them are dialled at once; no caller waits for the others. */
+CASE(many_peers_are_loaded_before_the_first_transfer)
+{
+	unsigned int n = slow_path ? 10 : 100;
+	int64_t deadline = kv_deadline_ns(RIG_WAIT_MS);
+	char most_ms[24];
+	struct ag_rmem *rmem;
+	struct rig_end a, b;
+	struct kv_error err;
+	struct ag_pair p;
+
+	/* One thread on each side makes all of them: by a sanitizer, beside others, in seconds. */
+	snprintf(most_ms, sizeof(most_ms), "%lld", (long long)RIG_WAIT_MS);
+	setenv("KVCACHE_HANDSHAKE_MS", most_ms, 1);
+	rig_open(&a, "a", LEN);
+	rig_open(&b, "b", LEN);
+	unsetenv("KVCACHE_HANDSHAKE_MS");
+	for (unsigned int i = 0; i < n; i++) {
+		snprintf(b.name, sizeof(b.name), "b%u", i); /* names are this agent's affair */
+		rig_load(&a, &b);
+	}
+	rmem = rig_see(&a, &b, b.mem);
+	p = (struct ag_pair){ a.mem, rmem, (uintptr_t)a.buf, (uintptr_t)b.buf, LEN };
+	rig_fill(a.buf, 7, LEN);
+	rig_move(&a, b.name, AG_WRITE, &p, 1, NULL, 0);
+	assert_true(rig_is(b.buf, 7, LEN));
+	for (unsigned int i = 0; i < n; i++) {
+		int ret;
+
+		snprintf(b.name, sizeof(b.name), "b%u", i);
+		while ((ret = ag_peer_check(a.agent, b.name, &err)) == AG_AGAIN) {
+			assert_true(kv_now_ns() < deadline);
+			poll(NULL, 0, 1);
+		}
+		assert_int_equal(ret, 0);
 	}
 	ag_rmem_unload(rmem);
 	rig_close(&a);

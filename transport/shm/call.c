@@ -32,8 +32,8 @@ int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 }
 
 /*
- * The thread that makes calls of many spans is started here, by whoever opens regions: the first
- * call does not wait for it. TR_POLLED: of one span each, nearly always with its pages (NCCL).
+ * The thread that makes calls of many spans is started here: the first call does not wait for it.
+ * TR_POLLED: they have one span each, nearly always with its pages (NCCL).
  */
 int call_open(struct shm_conn *sc, struct kv_error *err)
 {
