@@ -20,13 +20,17 @@ enum {
 
 /* ---------------------------------------------------------------- claim */
 
+static int arm_peer(const struct kv_peer *peer, bool may_post)
+{
+	bool sleeps = !may_post || peer->engine->caller_mode; /* or hands over to who does */
+
+	return sleeps ? tr_conn_arm(peer->conn) : tr_conn_hand_over(peer->conn);
+}
+
 /* Leaves the connection so that its next event reaches the service thread. */
 void kv_peer_arm(struct kv_peer *peer, bool may_post, int *done_p)
 {
-	bool other = may_post && !peer->engine->caller_mode; /* than the service thread */
-	int (*arm)(struct tr_conn * conn) = other ? tr_conn_hand_over : tr_conn_arm;
-
-	for (int i = 0; peer->state == KV_PEER_UP && arm(peer->conn); i++) {
+	for (int i = 0; peer->state == KV_PEER_UP && arm_peer(peer, may_post); i++) {
 		if (i == ARM_ROUNDS) {
 			peer->restless = true; /* it always has more: others must have their turn */
 			return;

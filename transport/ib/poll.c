@@ -256,7 +256,7 @@ static void take_cq_events(struct ib_conn *c, struct ib_path *path, bool all)
  * A completion between the last poll and the request for events would wake no thread: so ask first,
  * then poll once more. `all`: also what woke the caller for nothing, and devices' events.
  */
-static int arm(struct ib_conn *c, bool all)
+static int arm_queues(struct ib_conn *c, bool all)
 {
 	if (c->state != IB_LIVE)
 		return 1;
@@ -282,10 +282,10 @@ static int arm(struct ib_conn *c, bool all)
 
 int ib_arm(struct tr_conn *conn)
 {
-	return arm(ib_conn_of(conn), true);
+	return arm_queues(ib_conn_of(conn), true);
 }
 
 int ib_hand_over(struct tr_conn *conn)
 {
-	return arm(ib_conn_of(conn), false);
+	return arm_queues(ib_conn_of(conn), false);
 }
