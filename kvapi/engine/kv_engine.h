@@ -56,7 +56,11 @@ enum {
 	 * to this size: short arrays are not allocated each time, long ones are freed.
 	 */
 	KV_IDS_KEEP_BYTES = 16 << 10,
-	KV_AWAKE_TURNS = 16,
+	/*
+	 * Of a caller of kv_progress, without an event: the first finds a peer that had work idle
+	 * and arms it, the second is for what came meanwhile.
+	 */
+	KV_AWAKE_TURNS = 2,
 	KV_WORDS = KV_OPS_MAX / 64,
 	KV_LAYER_WORDS = KV_LAYERS_MAX / 64,
 	KV_ADDRESSES = 256, /* peers are counted by a hash of their address */

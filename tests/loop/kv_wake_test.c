@@ -181,6 +181,41 @@ CASE(a_caller_that_finds_work_in_each_turn_is_not_rung)
 	node_close(&b);
 }
 
+/* Of many peers in turn those that had work before are not looked at, and armed, for long. */
+CASE(a_caller_of_progress_leaves_a_peer_soon)
+{
+	enum { PEERS = 6, CALLS = 16, TRIES = 50 };
+	const char *options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
+	struct kv_engine_config auto_mode = KV_INIT(kv_engine_config), caller_mode = auto_mode;
+	uint64_t least = UINT64_MAX;
+	struct kv_peer *peer[PEERS];
+	struct node a, b;
+
+	auto_mode.options = caller_mode.options = options;
+	caller_mode.progress = KV_PROGRESS_CALLER;
+	node_open(&b, 2, &rig_shape, &auto_mode);
+	node_listen(&b);
+	node_open(&a, 1, &rig_shape, &caller_mode);
+	for (int i = 0; i < PEERS; i++)
+		ok(kv_connect(a.engine, "127.0.0.1", b.port, RIG_TIMEOUT_MS, &peer[i], &a.err),
+		   &a.err);
+	for (int try = 0; try < TRIES; try++) { /* another sweep may come in between */
+		uint64_t before;
+
+		for (int i = 0; i < PEERS; i++)
+			ok(kv_write_blocks(peer[i], a.cache, all_layers, from, to, 3, NULL, &a.err),
+			   &a.err);
+		before = calls_of(&a);
+		for (int i = 0; i < CALLS; i++)
+			assert_true(kv_progress(a.engine, 0, NULL) >= 0);
+		if (calls_of(&a) - before < least)
+			least = calls_of(&a) - before;
+	}
+	assert_in_range(least, 0, PEERS * CALLS / 2);
+	node_close(&a);
+	node_close(&b);
+}
+
 /* As for everybody: 0 where a caller does not poll, either; else where processors are free. */
 CASE(without_the_option_it_is_right_as_well)
 {
