@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Dict, List

@@ -12,7 +12,7 @@ from typing import Any, Callable, List, Optional
 import children as far
 import numpy as np
 import pytest
-from children import PATIENCE, Child, held_port
+from children import Child, held_port
 from conftest import pattern
 
 from rdma_comm import ConnectStatus, RDMACommunicator, _gpu

@@ -4,19 +4,14 @@
  * killed while their kernels copy: nothing is lost of the GPU, nothing lands afterwards; and blocks
  * that a stream still fills when they are to be sent
  */
-#include <dirent.h>
 #include <errno.h>
 #include <getopt.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <kvrail/kv.h>
 
+#include "../lib/process.h"
 #include "cuda.h"
 #include "util.h"
 
@@ -216,18 +211,6 @@ static size_t free_bytes(void)
 	return left;
 }
 
-static unsigned int entries(const char *path)
-{
-	DIR *dir = opendir(path);
-	unsigned int n = 0;
-
-	while (dir && readdir(dir))
-		n++;
-	if (dir)
-		closedir(dir);
-	return n;
-}
-
 static unsigned int mappings(void)
 {
 	FILE *f = fopen("/proc/self/maps", "r");
@@ -247,7 +230,7 @@ struct count {
 
 static struct count count_now(void)
 {
-	return (struct count){ free_bytes(), entries("/proc/self/fd"), mappings() };
+	return (struct count){ free_bytes(), (unsigned int)count_descriptors(), mappings() };
 }
 
 /* The driver and malloc may keep some; what is lost once in each round is more. */

@@ -14,7 +14,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "lib/names.h"
 #include "lib/stuck.h"
@@ -82,28 +81,11 @@ struct registrar {
 
 static void *register_tib(void *arg)
 {
-	static const size_t len = UINT64_C(1) << TIB_SHIFT;
 	struct registrar *r = arg;
-	struct kv_tensor tensor = { .name = "huge", .block_bytes = len >> 10 };
-	struct kv_layout layout = KV_INIT(kv_layout);
-	void *mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	tensor.base = mem;
-	layout.cache_id = 1;
-	layout.layers = layout.tensors = 1;
-	layout.blocks = 1 << 10;
-	layout.tensor = &tensor;
-	while (!r->ret && !atomic_load(&r->stop)) {
-		struct kv_cache *cache;
-
-		r->ret = kv_cache_register(r->engine, &layout, &cache, &r->err);
-		if (!r->ret)
-			r->ret = kv_cache_unregister(cache, &r->err);
-		if (r->ret == KV_ERR_BUSY) /* somebody connected meanwhile, and knows it */
-			break;
-	}
-	munmap(mem, len);
+	while (!r->ret &&
+	       !atomic_load(&r->stop)) /* BUSY: somebody connected meanwhile, and knows it */
+		r->ret = register_untouched(r->engine, UINT64_C(1) << TIB_SHIFT, &r->err);
 	return NULL;
 }
 

@@ -209,26 +209,11 @@ struct registrar {
 	pthread_t thread;
 };
 
-/* Mapped, never touched: to look at its pages takes seconds all the same. */
 static void *register_huge(void *arg)
 {
-	static const size_t len = UINT64_C(1) << HUGE_SHIFT;
 	struct registrar *r = arg;
-	struct kv_tensor tensor = { .name = "huge", .block_bytes = len >> 10 };
-	struct kv_layout layout = KV_INIT(kv_layout);
-	struct kv_cache *cache;
-	void *mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	tensor.base = mem;
-	layout.cache_id = 1;
-	layout.layers = layout.tensors = 1;
-	layout.blocks = 1 << 10;
-	layout.tensor = &tensor;
-	r->ret = kv_cache_register(r->engine, &layout, &cache, &r->err);
-	if (!r->ret)
-		r->ret = kv_cache_unregister(cache, &r->err);
-	munmap(mem, len);
+	r->ret = register_untouched(r->engine, UINT64_C(1) << HUGE_SHIFT, &r->err);
 	atomic_store(&r->done, true);
 	return NULL;
 }

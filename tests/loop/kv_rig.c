@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -281,6 +282,26 @@ void no_arrival(struct node *node)
 	struct kv_arrival arrival;
 
 	assert_int_equal(kv_poll_arrivals(node->engine, &arrival, 1, NULL), 0);
+}
+
+int register_untouched(struct kv_engine *engine, size_t len, struct kv_error *err)
+{
+	struct kv_tensor tensor = { .name = "huge", .block_bytes = len >> 10 };
+	struct kv_layout layout = KV_INIT(kv_layout);
+	struct kv_cache *cache;
+	int ret;
+
+	tensor.base = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	layout.cache_id = 1;
+	layout.layers = layout.tensors = 1;
+	layout.blocks = 1 << 10;
+	layout.tensor = &tensor;
+	ret = kv_cache_register(engine, &layout, &cache, err);
+	if (!ret)
+		ret = kv_cache_unregister(cache, err);
+	munmap(tensor.base, len);
+	return ret;
 }
 
 void pair_open(struct pair *pair, const struct shape *shape, const struct kv_engine_config *config)

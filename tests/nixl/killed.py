@@ -18,7 +18,6 @@ import sys
 import time
 
 import peers
-import wheels
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs"))
 import figures  # noqa: E402

@@ -5,7 +5,6 @@
 Without --side it boots the guests. kv_peer decode runs in guest a, kv_peer prefill in guest b, where the faults are made while
 requests are written. Each ends in success or in a typed error at both sides within its bound, then requests go on."""
 import argparse
-import glob
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
