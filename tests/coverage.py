@@ -12,11 +12,11 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PRODUCT = "(transport|kvapi|net_plugin|tool)/"
+PRODUCT = "(transport|kvapi|agent|net_plugin|tool)/"
 HEAD = """# Coverage
 
 Made by `./dev coverage` at {commit}: what the tests of one host reach, without the guests that have real verbs, without the
-Python packages and NCCL. Branches are counted as gcc has them at -O1, those that only a fault makes among them; the fault points
+Python packages, NCCL and the NIXL plugin (C++, and run by real NIXL). Branches are counted as gcc has them at -O1, those that only a fault makes among them; the fault points
 (`transport/base/fault.def`) and the fake device reach many.
 
 """
