@@ -63,9 +63,9 @@ class Tree:
         self.build(self.fake, jobs, "ON", ["kv_late_test"])
         flags = ["-O2", "-std=gnu11", "-D_GNU_SOURCE", f"-I{HERE}", f"-I{self.root}/include"]
         library = self.shm + "/kvapi"
-        run("cc", *flags, HERE + "/kv_cost.c", "-o", folder + "/kv", f"-L{library}", "-lkvrail", f"-Wl,-rpath,{library}", "-pthread")
+        run("cc", *flags, HERE + "/kv_cost.c", HERE + "/copy.c", "-o", folder + "/kv", f"-L{library}", "-lkvrail", f"-Wl,-rpath,{library}", "-pthread")
         run("cc", *flags, HERE + "/net_cost.c", "-o", folder + "/net", "-ldl")
-        run("cc", *flags, "-c", HERE + "/kv_cost.c", "-o", folder + "/kv_cost.o")
+        run("cc", *flags, "-r", "-nostdlib", HERE + "/kv_cost.c", HERE + "/copy.c", "-o", folder + "/kv_cost.o")
         self.link_with_fake()
 
     def build(self, where, jobs, faults, targets):

@@ -3,12 +3,14 @@
  * kv_cost.c -- nanoseconds of processor time that a block costs: kv_write_blocks_async to KV_ACKED
  *
  * usage: kv_cost [BYTES [BLOCKS [ROUNDS [RUNS [LAYERS [TENSORS [PEERS [IDLE
- *                [POOL [THREADS]]]]]]]]]]
+ *                [POOL [THREADS [FLOOR]]]]]]]]]]]
  *
  * The bytes of a block; blocks, layers and tensors of a write; writes. PEERS are written to by
  * turns, IDLE more are connected, POOL is the blocks of each cache (0: twice BLOCKS). Without
  * THREADS one thread drives both engines. Else so many write with kv_write_blocks, each to peers of
  * its own, the engines have their service threads, and the time is that of the whole process.
+ * With FLOOR 1 a second number follows: one thread that copies the same blocks between the same
+ * memories, in turn with the writes, by the quicker of the loops of copy.c.
  *
  * Both engines are in this process. KVCACHE_SHM_PATH chooses the path of shm; linked with the fake
  * device (tests/fake/kv_world.c) it is the one of ib.
@@ -21,12 +23,15 @@
 
 #include <kvrail/kv.h>
 
+#include "copy.h"
 #include "cost.h"
 
 struct cost {
 	struct kv_engine *from, *to;
 	struct kv_cache *source, *target;
 	struct kv_peer **peer;
+	uint8_t *from_memory[4], *to_memory[4];
+	copy_fn *copy; /* of the floor */
 	int64_t *local, *remote;
 	size_t blocks, pool, bytes, layers, tensors, peers, threads;
 	atomic_bool connected;
@@ -39,7 +44,8 @@ static struct kv_error err;
 static const char *const limits[] = { "KVCACHE_MAX_PEERS=4096", "KVCACHE_MAX_PER_ADDRESS=4096",
 				      NULL };
 
-static struct kv_cache *make_cache(const struct cost *c, struct kv_engine *engine)
+static struct kv_cache *make_cache(const struct cost *c, struct kv_engine *engine,
+				   uint8_t *memory_of[4])
 {
 	static const char *const names[] = { "k", "v", "k_scale", "v_scale" };
 	struct kv_layout layout = KV_INIT(kv_layout);
@@ -52,6 +58,7 @@ static struct kv_cache *make_cache(const struct cost *c, struct kv_engine *engin
 
 		COST_TRY(kv_alloc(engine, c->layers * c->pool * c->bytes, &memory, &err));
 		memset(memory, 1, c->layers * c->pool * c->bytes);
+		memory_of[t] = memory;
 		tensor[t].name = names[t];
 		tensor[t].block_bytes = c->bytes;
 		tensor[t].base = memory;
@@ -168,10 +175,44 @@ void measured(void *arg, int rounds)
 	}
 }
 
+static void copy_all(void *arg, int rounds)
+{
+	const struct cost *c = arg;
+
+	for (int i = 0; i < rounds; i++)
+		for (size_t l = 0; l < c->layers; l++)
+			for (size_t t = 0; t < c->tensors; t++) {
+				size_t at = l * c->pool * c->bytes;
+
+				copy_blocks(c->copy, c->to_memory[t] + at, c->from_memory[t] + at,
+					    c->bytes, c->remote, c->local, (uint32_t)c->blocks);
+			}
+}
+
+static void report(struct cost *c, int rounds, int runs, bool with_floor)
+{
+	double blocks = (double)(c->blocks * c->layers * c->tensors) * rounds;
+	double least = 0, floor = 0;
+	const char *stores;
+	copy_fn *copy[] = { copy_plain, copy_stream(c->bytes, &stores) };
+
+	for (int i = 0; i < runs; i++) {
+		cost_clock = c->threads ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_THREAD_CPUTIME_ID;
+		cost_least(measured, c, rounds, blocks * (double)(c->threads ? c->threads : 1),
+			   &least);
+		cost_clock = CLOCK_THREAD_CPUTIME_ID;
+		for (int k = 0; with_floor && k < 2 && copy[k]; k++) {
+			c->copy = copy[k];
+			cost_least(copy_all, c, rounds, blocks, &floor);
+		}
+	}
+	printf(with_floor ? "%.2f %.2f\n" : "%.2f\n", least, floor);
+}
+
 int main(int argc, char **argv)
 {
-	/* BYTES .. THREADS */
-	size_t n[] = { 1024, 1024, 20, 10, 1, 1, 1, 0, 0, 0 };
+	/* BYTES .. FLOOR */
+	size_t n[] = { 1024, 1024, 20, 10, 1, 1, 1, 0, 0, 0, 0 };
 	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	static struct cost c; /* reached to the end: nothing of it is freed */
 	struct rlimit files;
@@ -197,15 +238,11 @@ int main(int argc, char **argv)
 	config.options = limits;
 	COST_TRY(kv_engine_open(&config, &c.from, &err));
 	COST_TRY(kv_engine_open(&config, &c.to, &err));
-	c.source = make_cache(&c, c.from);
-	c.target = make_cache(&c, c.to);
+	c.source = make_cache(&c, c.from, c.from_memory);
+	c.target = make_cache(&c, c.to, c.to_memory);
 	c.local = shuffled(c.pool, 1);
 	c.remote = shuffled(c.pool, 2);
 	connect_both(&c, c.peers + n[7]);
-	if (c.threads)
-		cost_clock = CLOCK_PROCESS_CPUTIME_ID;
-	cost_report(&c, (int)n[2], (int)n[3],
-		    (double)(c.blocks * c.layers * c.tensors * n[2]) *
-			    (double)(c.threads ? c.threads : 1));
+	report(&c, (int)n[2], (int)n[3], n[10] > 0);
 	return 0; /* the process's end is quicker than a good-bye to oneself */
 }

@@ -92,10 +92,11 @@ kvrail_add_test(tcp_call_runs COMMAND tcp_call -n 50 -r 1)
 
 # They leave the cleaning up to their process's end.
 kvrail_add_test(kv_cost_runs COMMAND kv_cost 1024 16 2 1)
+kvrail_add_test(kv_cost_floor COMMAND ${expect} 0 "^[0-9.]+ [0-9.]+\n" -- $<TARGET_FILE:kv_cost> 1024 16 2 1 2 2 1 0 0 0 1)
 if(NOT KVRAIL_SANITIZE)
 	kvrail_add_test(curves_run COMMAND Python3::Interpreter -B ${CMAKE_CURRENT_SOURCE_DIR}/curves.py ${PROJECT_BINARY_DIR}
 		--transports shm --curves tensors --blocks 16 --rounds 1)
 endif()
 kvrail_add_test(net_cost_runs COMMAND net_cost $<TARGET_FILE:kvrail_net> 4096 4 1)
-set_property(TEST kv_cost_runs net_cost_runs APPEND PROPERTY ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
+set_property(TEST kv_cost_runs kv_cost_floor net_cost_runs APPEND PROPERTY ENVIRONMENT ASAN_OPTIONS=detect_leaks=0)
 set_property(TEST net_cost_runs APPEND PROPERTY ENVIRONMENT ${net_env} KVCACHE_TRANSPORT=shm)

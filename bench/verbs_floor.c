@@ -3,14 +3,15 @@
  * verbs_floor.c -- what the barest user of libibverbs pays for a block: lists of work requests that
  * were built before, posted as they are
  *
- *   verbs_floor [-b BYTES] [-e BYTES] [-f F] [-n BLOCKS] [-c CHAIN] [-q QPS] [-x GID] [-J FILE]
+ *   verbs_floor [-b BYTES] [-e BYTES] [-f F] [-n BLOCKS] [-c CHAIN] [-q QPS] [-p PEERS] [-x GID]
+ *               [-J FILE]
  *
  * One process, one thread, the first device, QPS queue pairs that are connected to others of this
  * process. A batch is BLOCKS writes of one size between shuffled places, CHAIN of them a post to
  * each queue pair in turn, the last of each post signalled; the next batch begins when all
  * completions of this one were taken. 64 iterations after 64; a queue holds 512 requests, as
- * kvrail's do. bench/verbs.py runs it over
- * tests/softnic: no figure of that is the speed of a network.
+ * kvrail's do. Of PEERS each has QPS queue pairs; batches go to one of them after the other.
+ * bench/verbs.py runs it over tests/softnic: no figure of that is the speed of a network.
  */
 #include <getopt.h>
 #include <stdbool.h>
@@ -23,10 +24,10 @@
 #include "results.h"
 #include "util.h"
 
-enum { DEPTH = 512, ITERATIONS = 64, QPS_MAX = 16 };
+enum { DEPTH = 512, ITERATIONS = 64, QPS_MAX = 64 };
 
 struct floor {
-	uint64_t first, last, factor, blocks, chain, gid, qps;
+	uint64_t first, last, factor, blocks, chain, gid, qps, peers;
 	struct ibv_context *context;
 	struct ibv_pd *pd;
 	struct ibv_cq *cq;
@@ -66,7 +67,7 @@ static void open_device(struct floor *f)
 	f->pd = ibv_alloc_pd(f->context);
 	f->cq = f->pd ? ibv_create_cq(f->context, QPS_MAX * DEPTH, NULL, NULL, 0) : NULL;
 	NEED(f->cq, "verbs_floor: ibv_create_cq");
-	for (uint64_t i = 0; i < 2 * f->qps; i++) {
+	for (uint64_t i = 0; i < 2 * f->qps * f->peers; i++) {
 		struct ibv_qp_init_attr init = {
 			.send_cq = f->cq,
 			.recv_cq = f->cq,
@@ -186,7 +187,7 @@ static void drain(struct floor *f, uint64_t qp, uint64_t most)
 	}
 }
 
-static void post_batch(struct floor *f)
+static void post_batch(struct floor *f, uint64_t peer)
 {
 	struct ibv_send_wr *bad;
 	uint64_t qp = 0;
@@ -195,7 +196,8 @@ static void post_batch(struct floor *f)
 		uint64_t n = f->blocks - i < f->chain ? f->blocks - i : f->chain;
 
 		drain(f, qp, DEPTH - n);
-		NEED(!ibv_post_send(f->qp[qp], &f->wr[i], &bad), "verbs_floor: ibv_post_send");
+		NEED(!ibv_post_send(f->qp[peer * f->qps + qp], &f->wr[i], &bad),
+		     "verbs_floor: ibv_post_send");
 		f->posted[qp] += n;
 		qp = (qp + 1) % f->qps;
 	}
@@ -213,7 +215,7 @@ static void measure(struct floor *f, struct results *r, uint64_t bytes)
 	for (int i = 0; i < 2 * ITERATIONS; i++) {
 		uint64_t from = now_ns();
 
-		post_batch(f);
+		post_batch(f, (uint64_t)i % f->peers);
 		if (i >= ITERATIONS)
 			hist_add(times, now_ns() - from);
 	}
@@ -229,13 +231,14 @@ static const char *parse(struct floor *f, int argc, char **argv)
 	const char *json = NULL;
 	int c;
 
-	while ((c = getopt(argc, argv, "b:e:f:n:c:q:x:J:")) >= 0) {
+	while ((c = getopt(argc, argv, "b:e:f:n:c:q:p:x:J:")) >= 0) {
 		uint64_t *to = c == 'b'	  ? &f->first
 			       : c == 'e' ? &f->last
 			       : c == 'f' ? &f->factor
 			       : c == 'n' ? &f->blocks
 			       : c == 'c' ? &f->chain
 			       : c == 'q' ? &f->qps
+			       : c == 'p' ? &f->peers
 			       : c == 'x' ? &f->gid
 					  : NULL;
 
@@ -244,14 +247,15 @@ static const char *parse(struct floor *f, int argc, char **argv)
 		} else if (!to || size_parse(optarg, to)) {
 			fprintf(stderr,
 				"usage: verbs_floor [-b BYTES] [-e BYTES] [-f F] [-n BLOCKS] "
-				"[-c CHAIN] [-q QPS] [-x GID] [-J FILE]\n");
+				"[-c CHAIN] [-q QPS] [-p PEERS] [-x GID] [-J FILE]\n");
 			exit(2);
 		}
 	}
-	if (!f->blocks || !f->chain || !f->qps || f->qps > QPS_MAX || f->chain > DEPTH ||
-	    f->factor < 2 || !f->first || f->last < f->first) {
-		fprintf(stderr, "verbs_floor: CHAIN is 1 to %d, QPS to %d, F at least 2\n", DEPTH,
-			QPS_MAX);
+	if (!f->blocks || !f->chain || !f->qps || !f->peers || f->qps > QPS_MAX ||
+	    f->peers > QPS_MAX / f->qps || f->chain > DEPTH || f->factor < 2 || !f->first ||
+	    f->last < f->first) {
+		fprintf(stderr, "verbs_floor: CHAIN is 1 to %d, QPS x PEERS to %d, F at least 2\n",
+			DEPTH, QPS_MAX);
 		exit(2);
 	}
 	return json;
@@ -265,7 +269,8 @@ int main(int argc, char **argv)
 			   .blocks = 1538,
 			   .chain = 64,
 			   .gid = 3,
-			   .qps = 1 };
+			   .qps = 1,
+			   .peers = 1 };
 	char *command = results_command(argc, argv);
 	const char *json = parse(&f, argc, argv);
 	struct results *r;
@@ -273,18 +278,22 @@ int main(int argc, char **argv)
 	if (results_can_write("verbs_floor", json))
 		return 3;
 	open_device(&f);
-	for (uint64_t i = 0; i < 2 * f.qps; i++)
-		connect_to(&f, f.qp[i], f.qp[(i + f.qps) % (2 * f.qps)]->qp_num);
+	for (uint64_t i = 0; i < 2 * f.qps * f.peers; i++)
+		connect_to(&f, f.qp[i],
+			   f.qp[(i + f.qps * f.peers) % (2 * f.qps * f.peers)]->qp_num);
 	make_memory(&f);
-	printf("# verbs_floor: %s, %llu blocks, %llu a post, %llu queue pairs, %d iterations after %d\n",
+	printf("# verbs_floor: %s, %llu blocks, %llu a post, %llu peers, %llu queue pairs each, "
+	       "%d iterations after %d\n",
 	       ibv_get_device_name(f.context->device), (unsigned long long)f.blocks,
-	       (unsigned long long)f.chain, (unsigned long long)f.qps, ITERATIONS, ITERATIONS);
+	       (unsigned long long)f.chain, (unsigned long long)f.peers, (unsigned long long)f.qps,
+	       ITERATIONS, ITERATIONS);
 	r = results_new("verbs_floor", command, "verbs", ibv_get_device_name(f.context->device),
 			"poll");
 	results_open(r, "settings", '{');
 	results_integer(r, "blocks", f.blocks);
 	results_integer(r, "chain", f.chain);
 	results_integer(r, "queue_pairs", f.qps);
+	results_integer(r, "peers", f.peers);
 	results_close(r);
 	results_table(r, columns, sizeof(columns) / sizeof(*columns));
 	for (uint64_t bytes = f.first; bytes <= f.last; bytes *= f.factor)
