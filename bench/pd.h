@@ -93,10 +93,11 @@ uint64_t bench_check(const struct bench_pool *p, const struct bench_ids *ids, ui
 
 /*
  * The median time of copying one batch in this process, with memcpy and with non-temporal stores (0
- * = not here).
+ * = not here). *beat grows with each batch.
  */
 void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t dest_blocks,
-		 const struct bench_ids *ids, uint64_t *memcpy_ns_p, uint64_t *nt_ns_p);
+		 const struct bench_ids *ids, _Atomic uint64_t *beat, uint64_t *memcpy_ns_p,
+		 uint64_t *nt_ns_p);
 
 /* ---------------------------------------------------------------- pd_rank.c */
 

@@ -7,7 +7,8 @@
 #include "util.h"
 
 static uint64_t time_floor(copy_fn *copy, const struct bench_pool *from,
-			   const struct bench_pool *to, const struct bench_ids *ids)
+			   const struct bench_pool *to, const struct bench_ids *ids,
+			   _Atomic uint64_t *beat)
 {
 	const struct bench_options *opt = from->opt;
 	struct hist *times = need_calloc(1, sizeof(*times));
@@ -16,6 +17,7 @@ static uint64_t time_floor(copy_fn *copy, const struct bench_pool *from,
 	size_t at;
 
 	for (it = 0; it < opt->warmup + opt->iters; it++) {
+		atomic_fetch_add(beat, 1);
 		begin = now_ns();
 		at = (size_t)(it % ids->batches) * ids->batch;
 		for (layer = 0; layer < opt->layers; layer++)
@@ -32,7 +34,8 @@ static uint64_t time_floor(copy_fn *copy, const struct bench_pool *from,
 }
 
 void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t dest_blocks,
-		 const struct bench_ids *ids, uint64_t *memcpy_ns_p, uint64_t *nt_ns_p)
+		 const struct bench_ids *ids, _Atomic uint64_t *beat, uint64_t *memcpy_ns_p,
+		 uint64_t *nt_ns_p)
 {
 	const char *name;
 	copy_fn *stream = copy_stream(source->block_bytes, &name);
@@ -40,6 +43,6 @@ void bench_floor(const struct bench_pool *source, unsigned char *dest, uint32_t 
 
 	to.base = dest;
 	to.blocks = dest_blocks;
-	*memcpy_ns_p = time_floor(copy_plain, source, &to, ids);
-	*nt_ns_p = stream ? time_floor(stream, source, &to, ids) : 0;
+	*memcpy_ns_p = time_floor(copy_plain, source, &to, ids, beat);
+	*nt_ns_p = stream ? time_floor(stream, source, &to, ids, beat) : 0;
 }

@@ -378,7 +378,7 @@ static int run_row(struct bench *b, uint32_t row, struct bench_row *rows)
 		return -1;
 	if (rc == 0 && b->floor)
 		bench_floor(&b->pool, b->floor, bench_dest_blocks(b->opt, b->opt->row_bytes[row]),
-			    &b->ids[0], &b->row.memcpy_ns, &b->row.nt_ns);
+			    &b->ids[0], &b->rank->slot->beat, &b->row.memcpy_ns, &b->row.nt_ns);
 	for (i = 0; i < b->peers; i++)
 		bench_ids_destroy(&b->ids[i]);
 	if (rank_allgather(b->rank, &b->row, rows, sizeof(b->row)))
