@@ -31,15 +31,9 @@ int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 	return kv_error_copy(err, &cause);
 }
 
-/*
- * The thread that makes calls of many spans is started here: the first call does not wait for it.
- * TR_POLLED: they have one span each, nearly always with its pages (NCCL).
- */
 int call_open(struct shm_conn *sc, struct kv_error *err)
 {
 	present_open(sc);
-	if (!tr_conn_polled(sc->conn))
-		copy_ready(sc);
 	if (!sc->call_span)
 		sc->call_span =
 			kv_fault(SHM_CALL) ? NULL : calloc(SHM_CMA_SPANS, sizeof(*sc->call_span));

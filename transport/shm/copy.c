@@ -10,8 +10,8 @@
  * it does; the connection is given up long before.
  *
  * A job lies in its connection, so nothing is allocated. It is taken by one thread, or, if an
- * option asks for threads, in pieces by several. The first thread starts when a region is opened
- * whose peer may need one, another when a job finds none that is idle; they end with the context.
+ * option asks for threads, in pieces by several. Threads start when a job finds none that is idle,
+ * or will be at once, and end with the context.
  */
 #include <errno.h>
 #include <limits.h>
@@ -227,16 +227,6 @@ static int missing(const struct copy_pool *pool, const struct copy_job *job)
 	if (job->split && pool->started < pool->split)
 		return pool->split - pool->started;
 	return pool->jobs > pool->idle + atomic_load(&pool->coming) ? 1 : 0;
-}
-
-void copy_ready(struct shm_conn *sc)
-{
-	struct copy_pool *pool = sc->ctx->copy;
-
-	pthread_mutex_lock(&pool->lock);
-	if (!pool->started)
-		start_threads(pool, tr_conn_tr(sc->conn)->log, 1);
-	pthread_mutex_unlock(&pool->lock);
 }
 
 void copy_prepare(struct copy_job *job)

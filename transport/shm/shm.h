@@ -384,7 +384,6 @@ int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, ui
 int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_error *err);
 /* Every connection is closed. false: a call has not returned, and its thread goes on. */
 bool copy_close(struct copy_pool *pool);
-void copy_ready(struct shm_conn *sc); /* a thread is there, or on its way, if one can be started */
 /*
  * Hands the job (sc .. len) to a thread; false: there is none. It must stay where it is until
  * copy_end gives an end.
