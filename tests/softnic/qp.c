@@ -403,7 +403,8 @@ static void take_recv(struct sn_qp *qp, bool flushed)
 	entry.wc.status = flushed ? IBV_WC_WR_FLUSH_ERR : (enum ibv_wc_status)r->status;
 	entry.wc.opcode = r->written ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV;
 	if (!flushed) {
-		memcpy((void *)(uintptr_t)r->to, r->bytes, r->carried);
+		if (r->carried)
+			memcpy((void *)(uintptr_t)r->to, r->bytes, r->carried);
 		entry.due = r->due;
 		entry.wc.byte_len = r->byte_len;
 		entry.wc.src_qp = r->src_qp;
