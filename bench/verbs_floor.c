@@ -263,14 +263,14 @@ static const char *parse(struct floor *f, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct floor f = { .first = 1 << 10,
-			   .last = 256 << 10,
-			   .factor = 2,
-			   .blocks = 1538,
-			   .chain = 64,
-			   .gid = 3,
-			   .qps = 1,
-			   .peers = 1 };
+	static struct floor f = { .first = 1 << 10,
+				  .last = 256 << 10,
+				  .factor = 2,
+				  .blocks = 1538,
+				  .chain = 64,
+				  .gid = 3,
+				  .qps = 1,
+				  .peers = 1 };
 	char *command = results_command(argc, argv);
 	const char *json = parse(&f, argc, argv);
 	struct results *r;
