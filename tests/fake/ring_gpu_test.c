@@ -113,7 +113,7 @@ CASE(a_writer_that_leaves_is_heard_to_the_end)
 	assert_null(rig_find(&e->rig, 1, TR_PEER_LOST));
 	assert_null(rig_find(&e->rig, 1, TR_NOTIFIED));
 	fake_cuda.hold = false;
-	for (int i = 0; i < TURNS && !rig_find(&e->rig, 1, TR_PEER_LOST); i++)
+	for (int i = 0; i < BUDGET && !rig_find(&e->rig, 1, TR_PEER_LOST); i++)
 		rig_pump_side(&e->rig, 1);
 	assert_non_null(rig_find(&e->rig, 1, TR_NOTIFIED));
 	assert_memory_equal(e->seen, e->host, 4096);
