@@ -92,24 +92,31 @@ static uint64_t calls_of(const struct node *node)
 	return stats.syscalls;
 }
 
+/* a, in caller mode, has n connections over TCP to b. */
+static void open_caller(struct node *a, struct node *b, struct kv_peer **peer, int n)
+{
+	const char *options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
+	struct kv_engine_config auto_mode = KV_INIT(kv_engine_config), caller_mode = auto_mode;
+
+	auto_mode.options = caller_mode.options = options;
+	caller_mode.progress = KV_PROGRESS_CALLER;
+	node_open(b, 2, &rig_shape, &auto_mode);
+	node_listen(b);
+	node_open(a, 1, &rig_shape, &caller_mode);
+	for (int i = 0; i < n; i++)
+		ok(kv_connect(a->engine, "127.0.0.1", b->port, RIG_TIMEOUT_MS, &peer[i], &a->err),
+		   &a->err);
+}
+
 /* A look at a peer over TCP is a system call; but for one in 100 ms an idle one gets none. */
 CASE(a_caller_of_progress_looks_at_peers_that_have_work)
 {
 	enum { PEERS = 6, CALLS = 2000 };
-	const char *options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
-	struct kv_engine_config auto_mode = KV_INIT(kv_engine_config), caller_mode = auto_mode;
 	struct kv_peer *peer[PEERS];
 	struct node a, b;
 	uint64_t before;
 
-	auto_mode.options = caller_mode.options = options;
-	caller_mode.progress = KV_PROGRESS_CALLER;
-	node_open(&b, 2, &rig_shape, &auto_mode);
-	node_listen(&b);
-	node_open(&a, 1, &rig_shape, &caller_mode);
-	for (int i = 0; i < PEERS; i++)
-		ok(kv_connect(a.engine, "127.0.0.1", b.port, RIG_TIMEOUT_MS, &peer[i], &a.err),
-		   &a.err);
+	open_caller(&a, &b, peer, PEERS);
 	for (int i = 0; i < CALLS; i++)
 		assert_true(kv_progress(a.engine, 0, NULL) >= 0);
 	before = calls_of(&a);
@@ -185,20 +192,11 @@ CASE(a_caller_that_finds_work_in_each_turn_is_not_rung)
 CASE(a_caller_of_progress_leaves_a_peer_soon)
 {
 	enum { PEERS = 6, CALLS = 16, TRIES = 50 };
-	const char *options[] = { "KVCACHE_TRANSPORT=tcp", NULL };
-	struct kv_engine_config auto_mode = KV_INIT(kv_engine_config), caller_mode = auto_mode;
 	uint64_t least = UINT64_MAX;
 	struct kv_peer *peer[PEERS];
 	struct node a, b;
 
-	auto_mode.options = caller_mode.options = options;
-	caller_mode.progress = KV_PROGRESS_CALLER;
-	node_open(&b, 2, &rig_shape, &auto_mode);
-	node_listen(&b);
-	node_open(&a, 1, &rig_shape, &caller_mode);
-	for (int i = 0; i < PEERS; i++)
-		ok(kv_connect(a.engine, "127.0.0.1", b.port, RIG_TIMEOUT_MS, &peer[i], &a.err),
-		   &a.err);
+	open_caller(&a, &b, peer, PEERS);
 	for (int try = 0; try < TRIES; try++) { /* another sweep may come in between */
 		uint64_t before;
 
