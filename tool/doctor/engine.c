@@ -193,7 +193,6 @@ static bool resolve(struct doctor *d, const char *host)
 static int64_t handshake_ms(struct kv_engine *engine)
 {
 	struct kv_option_info option = KV_INIT(kv_option_info);
-
 	long long ms = WAIT_MS;
 	const char *end;
 

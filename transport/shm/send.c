@@ -6,6 +6,8 @@
  * done when they are in the ring: the source may be reused, the peer copies them before it sees the
  * notify that follows.
  */
+#include <stddef.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
