@@ -104,7 +104,7 @@ int kv_peer_info(struct kv_peer *peer, struct kv_peer_info *info, struct kv_erro
 	/* No claim, which another call may hold: all of it is final since the handshake. */
 	*info = (struct kv_peer_info){
 		.size = sizeof(*info),
-		.connected = peer->state == KV_PEER_UP,
+		.connected = kv_peer_is_connected(peer),
 		.incoming = peer->incoming,
 		.user = atomic_load(&peer->user),
 	};

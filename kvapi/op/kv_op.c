@@ -434,6 +434,16 @@ static void op_read(struct kv_op *op)
 	kv_bit_set(op->peer->link->posting, kv_op_slot(op));
 }
 
+static void in_doubt(struct kv_op *op, const struct tr_event *event)
+{
+	struct kv_peer *peer = op->peer;
+
+	atomic_store(&peer->failing, true);
+	/* Why this end gave the peer up says more than that it did. */
+	kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT,
+		  peer->error.code ? &peer->error : event->cause);
+}
+
 void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 {
 	struct kv_slot *slot = slot_at(peer, event->user);
@@ -450,9 +460,8 @@ void kv_op_event(struct kv_peer *peer, const struct tr_event *event)
 		written(op);
 	else if (event->kind == TR_READ)
 		op_read(op);
-	else /* why this end gave the peer up says more than that it did */
-		kv_op_end(op, event->status ? event->status : KV_ERR_IN_DOUBT,
-			  peer->error.code ? &peer->error : event->cause);
+	else
+		in_doubt(op, event);
 }
 
 static void take_ack(struct kv_op *op, int status)

@@ -13,6 +13,8 @@ enum {
 
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
 {
+	if (tr_conn_error(op->peer->conn)->code)
+		atomic_store(&op->peer->failing, true);
 	kv_op_stop(op, err->code, kv_deadline_ns(KV_STOP_MS), err);
 	return KV_STEP_OVER;
 }

@@ -121,6 +121,8 @@ enum kv_peer_state {
 struct kv_peer {
 	uint32_t magic;
 	_Atomic uint8_t state; /* changes under claim */
+	/* the connection has failed: its operations say so now, and TR_PEER_LOST follows */
+	atomic_bool failing;
 	bool incoming;
 	bool owned;   /* the application has the handle, or will have it from PEER_UP */
 	bool bye;      /* the other end has said that it closes */
@@ -179,6 +181,11 @@ static inline void kv_peer_posted(struct kv_peer *peer, uint64_t bytes)
 {
 	peer->turn_bytes += bytes;
 	peer->now_ns = 0;
+}
+/* What the application sees: the loss itself comes after the ends of the operations. */
+static inline bool kv_peer_is_connected(struct kv_peer *peer)
+{
+	return peer->state == KV_PEER_UP && !atomic_load(&peer->failing);
 }
 int kv_peer_use(const struct kv_peer *peer, const char *op, struct kv_error *err);
 int kv_peer_fail(const struct kv_peer *peer, struct kv_error *err, int code, const char *op,
