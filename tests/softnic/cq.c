@@ -214,7 +214,7 @@ void sn_scan(struct sn_cq *cq)
 
 static void give_room(const struct sn_entry *entry)
 {
-	atomic_store_explicit(entry->recv ? &entry->qp->rq_polled : &entry->qp->sq_polled,
+	atomic_store_explicit(entry->recv ? &entry->qp->own.polled : &entry->qp->sq_polled,
 			      entry->position + 1, memory_order_release);
 }
 

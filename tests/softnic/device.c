@@ -68,6 +68,9 @@ int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 	attr->max_cq = SN_CQS;
 	attr->max_mr = SN_MRS;
 	attr->max_pd = SN_MRS;
+	attr->max_srq = SN_SRQS;
+	attr->max_srq_wr = MODEL_DEPTH;
+	attr->max_srq_sge = MODEL_SGES;
 	attr->max_sge_rd = MODEL_SGES;
 	attr->max_res_rd_atom = 16 * SN_QPS;
 	attr->max_pkeys = 1;
@@ -200,7 +203,8 @@ struct ibv_context *ibv_open_device(struct ibv_device *device)
 		.ops = { .poll_cq = sn_poll_cq,
 			 .req_notify_cq = sn_req_notify_cq,
 			 .post_send = sn_post_send,
-			 .post_recv = sn_post_recv },
+			 .post_recv = sn_post_recv,
+			 .post_srq_recv = sn_post_srq_recv },
 	};
 	pthread_mutex_init(&c->verbs.context.mutex, NULL);
 	return &c->verbs.context;

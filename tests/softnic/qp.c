@@ -7,7 +7,7 @@
 
 #include "softnic.h"
 
-static uint32_t power_of_two(uint32_t least)
+uint32_t sn_power_of_two(uint32_t least)
 {
 	uint32_t n = 16;
 
@@ -40,7 +40,7 @@ static void free_qp(struct sn_qp *qp)
 
 static struct sn_qp *allocate(const struct ibv_qp_cap *cap)
 {
-	uint32_t n = power_of_two(cap->max_send_wr);
+	uint32_t n = sn_power_of_two(cap->max_send_wr);
 	struct sn_qp *qp = calloc(1, sizeof(*qp));
 
 	if (!qp)
@@ -67,8 +67,13 @@ static void share(struct sn_qp *qp, struct ibv_pd *pd)
 	s->async = context->async;
 	s->send_cq = sn_cq_of(qp->init.send_cq)->number;
 	s->recv_cq = sn_cq_of(qp->init.recv_cq)->number;
-	s->recv_mask = power_of_two(qp->init.cap.max_recv_wr) - 1;
-	s->rq_tail = s->rq_head = 0;
+	s->srq = qp->init.srq ? sn_srq_of(qp->init.srq)->number + 1 : 0;
+	sn_rq_init(&qp->own, &s->rq, qp->init.cap.max_recv_wr, qp->init.cap.max_recv_sge);
+	qp->rq = &qp->own;
+	if (qp->init.srq) {
+		qp->rq = &sn_srq_of(qp->init.srq)->rq;
+		atomic_fetch_add(&sn_srq_of(qp->init.srq)->users, 1);
+	}
 	s->state = IBV_QPS_RESET;
 }
 
@@ -93,7 +98,7 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 	uint32_t qpn;
 
 	errno = EINVAL;
-	if (!model_takes(attr, MODEL_INLINE) || attr->srq)
+	if (!model_takes(attr, MODEL_INLINE) || (attr->srq && attr->srq->pd != pd))
 		return NULL;
 	qp = allocate(&attr->cap);
 	if (!qp)
@@ -111,10 +116,10 @@ struct ibv_qp *ibv_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 					  .pd = pd,
 					  .send_cq = attr->send_cq,
 					  .recv_cq = attr->recv_cq,
+					  .srq = attr->srq,
 					  .qp_num = qpn,
 					  .qp_type = IBV_QPT_RC };
 	pthread_mutex_init(&qp->lock, NULL);
-	pthread_mutex_init(&qp->recv_lock, NULL);
 	share(qp, pd);
 	sn_wr_init(qp);
 	sn.qp[qpn % SN_QPS] = qp;
@@ -142,12 +147,7 @@ static void reset(struct sn_qp *qp)
 		atomic_fetch_sub(&sn_cq_of(qp->init.send_cq)->pending, 1);
 	qp->pending = false;
 	pthread_mutex_unlock(&qp->lock);
-	pthread_mutex_lock(&qp->recv_lock);
-	qp->shared->rq_tail = 0;
-	qp->shared->rq_head = 0;
-	qp->rq_seen = 0;
-	qp->rq_polled = 0;
-	pthread_mutex_unlock(&qp->recv_lock);
+	sn_rq_reset(&qp->own);
 	memset(&qp->attr, 0, sizeof(qp->attr));
 }
 
@@ -229,10 +229,14 @@ int ibv_destroy_qp(struct ibv_qp *ibv_qp)
 	struct sn_qp *qp = sn_qp_of(ibv_qp);
 
 	take_down(qp, IBV_QPS_RESET);
+	pthread_mutex_lock(&qp->rq->lock);
+	sn.qp[ibv_qp->qp_num % SN_QPS] = NULL; /* what came to it is nobody's */
+	pthread_mutex_unlock(&qp->rq->lock);
 	forget(sn_cq_of(qp->init.send_cq), qp);
 	forget(sn_cq_of(qp->init.recv_cq), qp);
 	reset(qp);
-	sn.qp[ibv_qp->qp_num % SN_QPS] = NULL;
+	if (qp->init.srq)
+		atomic_fetch_sub(&sn_srq_of(qp->init.srq)->users, 1);
 	pthread_mutex_lock(&sn.lock);
 	sn_count(&sn.counts, &qp->counts);
 	pthread_mutex_unlock(&sn.lock);
@@ -354,93 +358,4 @@ int sn_post_send(struct ibv_qp *ibv_qp, struct ibv_send_wr *wr, struct ibv_send_
 		qp->counts.ns += sn_now() - from;
 	pthread_mutex_unlock(&qp->lock);
 	return ret;
-}
-
-static int put_recv(struct sn_qp *qp, const struct ibv_recv_wr *wr)
-{
-	struct sn_shared_qp *s = qp->shared;
-	struct sn_shared_recv *to = &s->recv[s->rq_tail & s->recv_mask];
-
-	if (s->state == IBV_QPS_RESET || wr->num_sge > (int)qp->init.cap.max_recv_sge)
-		return EINVAL;
-	if (s->rq_tail - atomic_load(&qp->rq_polled) >= qp->init.cap.max_recv_wr)
-		return ENOMEM;
-	to->wr_id = wr->wr_id;
-	to->num_sge = (uint32_t)wr->num_sge;
-	memcpy(to->sge, wr->sg_list, (size_t)wr->num_sge * sizeof(to->sge[0]));
-	atomic_store_explicit(&s->rq_tail, s->rq_tail + 1, memory_order_release);
-	if (s->state == IBV_QPS_ERR) /* it is to be flushed */
-		atomic_fetch_add(&sn.world->cq[s->recv_cq].arrivals, 1);
-	return 0;
-}
-
-int sn_post_recv(struct ibv_qp *ibv_qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad)
-{
-	struct sn_qp *qp = sn_qp_of(ibv_qp);
-	int ret = 0;
-
-	pthread_mutex_lock(&qp->recv_lock);
-	while (wr && !ret) {
-		ret = put_recv(qp, wr);
-		if (!ret)
-			wr = wr->next;
-	}
-	if (bad)
-		*bad = wr;
-	pthread_mutex_unlock(&qp->recv_lock);
-	return ret;
-}
-
-/* ---------------------------------------------------------------- what has arrived */
-
-static void take_recv(struct sn_qp *qp, bool flushed)
-{
-	const struct sn_shared_recv *r = &qp->shared->recv[qp->rq_seen & qp->shared->recv_mask];
-	struct sn_entry entry = { .qp = qp, .position = qp->rq_seen++, .recv = true };
-
-	entry.wc.wr_id = r->wr_id;
-	entry.wc.qp_num = qp->ex.qp_base.qp_num;
-	entry.wc.status = flushed ? IBV_WC_WR_FLUSH_ERR : (enum ibv_wc_status)r->status;
-	entry.wc.opcode = r->written ? IBV_WC_RECV_RDMA_WITH_IMM : IBV_WC_RECV;
-	if (!flushed) {
-		if (r->carried)
-			memcpy((void *)(uintptr_t)r->to, r->bytes, r->carried);
-		entry.due = r->due;
-		entry.wc.byte_len = r->byte_len;
-		entry.wc.src_qp = r->src_qp;
-		entry.wc.imm_data = r->imm;
-		entry.wc.wc_flags = r->has_imm ? IBV_WC_WITH_IMM : 0;
-	}
-	sn_push(sn_cq_of(qp->init.recv_cq), &entry);
-}
-
-void sn_collect(struct sn_qp *qp)
-{
-	struct sn_shared_qp *s = qp->shared;
-
-	pthread_mutex_lock(&qp->recv_lock);
-	while (qp->rq_seen != atomic_load_explicit(&s->rq_head, memory_order_acquire))
-		take_recv(qp, false);
-	if (s->state == IBV_QPS_ERR && qp->rq_seen != s->rq_tail) {
-		sn_lock_take(&s->inbound); /* nobody uses one of them any more */
-		while (qp->rq_seen != s->rq_head)
-			take_recv(qp, false);
-		sn_lock_give(&s->inbound);
-		while (qp->rq_seen != s->rq_tail)
-			take_recv(qp, true);
-		s->rq_head = s->rq_tail;
-	}
-	pthread_mutex_unlock(&qp->recv_lock);
-}
-
-void sn_collect_all(void)
-{
-	pthread_mutex_lock(&sn.lock);
-	for (struct sn_cq *cq = sn.cqs; cq; cq = cq->next) {
-		pthread_mutex_lock(&cq->scan);
-		for (struct sn_qp *qp = cq->receivers; qp; qp = qp->next_receiver)
-			sn_collect(qp);
-		pthread_mutex_unlock(&cq->scan);
-	}
-	pthread_mutex_unlock(&sn.lock);
 }

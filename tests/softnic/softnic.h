@@ -32,6 +32,7 @@ enum {
 	SN_DEVICES = 4,
 	SN_QPS = 4096,
 	SN_CQS = 8192,
+	SN_SRQS = 256,
 	SN_MRS = 1 << 16,
 	SN_UNIT = 64,	      /* bytes of a work request in the send queue */
 	SN_RETRY_NS = 100000, /* between two tries of what was not answered, if nobody polls */
@@ -49,7 +50,7 @@ struct sn_shared_recv {
 	uint32_t num_sge;
 	struct ibv_sge sge[MODEL_SGES];
 	/* filled by the sender */
-	uint32_t byte_len, imm, src_qp;
+	uint32_t byte_len, imm, src_qp, qpn;
 	uint16_t status;
 	bool written; /* a WRITE with an immediate used it */
 	bool has_imm;
@@ -58,6 +59,19 @@ struct sn_shared_recv {
 	uint32_t carried;
 	uint64_t to;
 	uint8_t bytes[MODEL_INLINE];
+};
+
+/* Receive requests, of one queue pair or of several. */
+struct sn_shared_rq {
+	struct sn_lock taking;	     /* of several: whose message is next */
+	_Atomic uint32_t tail, head; /* posted, used; free-running */
+	uint32_t mask;
+	struct sn_shared_recv recv[MODEL_DEPTH];
+};
+
+struct sn_shared_srq {
+	atomic_int host; /* + 1; 0 = free */
+	struct sn_shared_rq rq;
 };
 
 struct sn_shared_cq {
@@ -76,9 +90,8 @@ struct sn_shared_qp {
 	uint32_t pd, async, send_cq, recv_cq;
 	uint32_t dest_qpn, sq_psn, rq_psn, mtu;
 	unsigned int access;
-	uint32_t recv_mask;
-	_Atomic uint32_t rq_tail, rq_head; /* posted, used; free-running */
-	struct sn_shared_recv recv[MODEL_DEPTH];
+	uint32_t srq; /* + 1; 0: its receive requests are its own */
+	struct sn_shared_rq rq;
 };
 
 struct sn_shared_mr {
@@ -92,10 +105,11 @@ struct sn_shared_mr {
 
 struct sn_world {
 	uint64_t magic;
-	_Atomic uint32_t next_qp, next_mr, next_cq, next_pd, next_name;
+	_Atomic uint32_t next_qp, next_mr, next_cq, next_srq, next_pd, next_name;
 	atomic_int host[SN_HOSTS]; /* pid, 0 = free */
 	struct sn_shared_cq cq[SN_CQS];
 	struct sn_shared_mr mr[SN_MRS];
+	struct sn_shared_srq srq[SN_SRQS];
 	struct sn_shared_qp qp[SN_QPS];
 };
 
@@ -181,6 +195,22 @@ struct sn_cq {
 	struct sn_cq *beside; /* the next one of its channel */
 };
 
+/* Receive requests, as their owner sees them. */
+struct sn_rq {
+	pthread_mutex_t lock;
+	struct sn_shared_rq *shared;
+	uint32_t max_wr, max_sge;
+	uint32_t seen;		 /* made into completions */
+	_Atomic uint32_t polled; /* whose place is free again */
+};
+
+struct sn_srq {
+	struct ibv_srq srq;
+	struct sn_rq rq;
+	uint32_t number;
+	atomic_int users;
+};
+
 /* As a driver writes one: control, remote address and up to two pointers, 64 bytes. */
 struct sn_record {
 	uint32_t opcode_index, qpn_ds, flags, imm;
@@ -235,14 +265,17 @@ struct sn_qp {
 		struct ibv_send_wr wr;
 		struct ibv_sge sge[MODEL_SGES];
 	} build;
-	pthread_mutex_t recv_lock;
-	uint32_t rq_seen; /* made into completions */
-	_Atomic uint32_t rq_polled;
+	struct sn_rq own, *rq; /* its own, or those that it shares */
 };
 
 static inline struct sn_qp *sn_qp_of(struct ibv_qp *qp)
 {
 	return (struct sn_qp *)qp;
+}
+
+static inline struct sn_srq *sn_srq_of(struct ibv_srq *srq)
+{
+	return (struct sn_srq *)srq;
 }
 
 static inline struct sn_cq *sn_cq_of(struct ibv_cq *cq)
@@ -288,10 +321,16 @@ int sn_req_notify_cq(struct ibv_cq *cq, int solicited_only);
 
 /* qp.c */
 int sn_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad);
-int sn_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
+uint32_t sn_power_of_two(uint32_t least);
 int sn_record_put(struct sn_qp *qp, const struct ibv_send_wr *wr);
 void sn_doorbell(struct sn_qp *qp);
 struct ibv_qp *sn_create_qp_ex(struct ibv_context *context, struct ibv_qp_init_attr_ex *attr);
+
+/* rq.c */
+void sn_rq_init(struct sn_rq *rq, struct sn_shared_rq *shared, uint32_t max_wr, uint32_t max_sge);
+void sn_rq_reset(struct sn_rq *rq);
+int sn_post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
+int sn_post_srq_recv(struct ibv_srq *srq, struct ibv_recv_wr *wr, struct ibv_recv_wr **bad);
 void sn_collect(struct sn_qp *qp);
 void sn_collect_all(void); /* what is carried to this process is in its memory */
 

@@ -14,9 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include <infiniband/verbs.h>
-
-#include "lib/test.h"
+#include "link.h"
 
 enum { LEN = 1 << 16, DEPTH = 8, SLICE = 512 };
 
@@ -30,12 +28,6 @@ struct end {
 	uint8_t *bytes;
 	int peer; /* a socket */
 	pid_t child;
-};
-
-struct card {
-	uint32_t qpn, rkey;
-	uint64_t addr;
-	union ibv_gid gid;
 };
 
 static void open_end(struct end *e, int peer)
@@ -78,47 +70,6 @@ static void close_end(struct end *e)
 	close(e->peer);
 }
 
-static void connect_end(struct end *e, struct card *peer)
-{
-	struct card own = { e->qp->qp_num, e->mr->rkey, (uintptr_t)e->bytes, { { 0 } } };
-	struct ibv_qp_attr attr = { .qp_state = IBV_QPS_INIT,
-				    .port_num = 1,
-				    .qp_access_flags =
-					    IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ };
-
-	assert_int_equal(ibv_query_gid(e->context, 1, 3, &own.gid), 0);
-	assert_int_equal(
-		ibv_modify_qp(e->qp, &attr,
-			      IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS),
-		0);
-	assert_int_equal(write(e->peer, &own, sizeof(own)), sizeof(own));
-	assert_int_equal(recv(e->peer, peer, sizeof(*peer), MSG_WAITALL), sizeof(*peer));
-	attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR,
-				     .path_mtu = IBV_MTU_4096,
-				     .dest_qp_num = peer->qpn,
-				     .max_dest_rd_atomic = 1,
-				     .ah_attr = { .is_global = 1,
-						  .port_num = 1,
-						  .grh = { .dgid = peer->gid, .sgid_index = 3 } } };
-	assert_int_equal(ibv_modify_qp(e->qp, &attr,
-				       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU |
-					       IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-					       IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER),
-			 0);
-	attr = (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTS,
-				     .timeout = 8,
-				     .retry_cnt = 1,
-				     .rnr_retry = 7,
-				     .max_rd_atomic = 1 };
-	assert_int_equal(ibv_modify_qp(e->qp, &attr,
-				       IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-					       IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
-					       IBV_QP_MAX_QP_RD_ATOMIC),
-			 0);
-	assert_int_equal(write(e->peer, "r", 1), 1); /* both are ready */
-	assert_int_equal(read(e->peer, &attr, 1), 1);
-}
-
 static void post_recv(struct end *e, uint64_t id, uint32_t at, uint32_t len)
 {
 	struct ibv_sge sge = { (uintptr_t)e->bytes + at, len, e->mr->lkey };
@@ -152,7 +103,7 @@ static void be_peer(int fd)
 	open_end(&e, fd);
 	for (int i = 0; i < LEN; i++)
 		e.bytes[i] = (uint8_t)(i * 7);
-	connect_end(&e, &card);
+	link_qp(e.qp, e.mr, fd, &card);
 	while (read(fd, &command, 1) == 1) {
 		if (command == 'b') /* its bytes */
 			assert_int_equal(write(fd, e.bytes, LEN), LEN);
@@ -197,7 +148,7 @@ static int setup(void **state)
 	pid_t child = end.child;
 	open_end(&end, fd[0]);
 	end.child = child;
-	connect_end(&end, &peer);
+	link_qp(end.qp, end.mr, end.peer, &peer);
 	return 0;
 }
 

@@ -21,6 +21,7 @@ struct request {
 	const struct sn_record *record;
 	const union sn_more *more;
 	struct sn_shared_qp *to;
+	struct sn_shared_rq *rq;
 	struct sn_shared_recv *recv; /* that it uses, or NULL */
 	uint64_t arrives;
 	struct iovec local[MODEL_SGES], remote[MODEL_SGES];
@@ -39,6 +40,8 @@ void sn_qp_error(struct sn_shared_qp *qp)
 	atomic_fetch_add(&recv->arrivals, 1);
 	sn_fire(send);
 	sn_fire(recv);
+	if (qp->srq) /* nothing is flushed that says so */
+		sn_tell_async(qp, IBV_EVENT_QP_LAST_WQE_REACHED);
 }
 
 /* ---------------------------------------------------------------- where it goes */
@@ -263,14 +266,15 @@ static void received(const struct request *r, enum ibv_wc_status status)
 	recv->has_imm = model_has_imm((enum ibv_wr_opcode)r->kept->opcode);
 	recv->written = r->kept->opcode == IBV_WR_RDMA_WRITE_WITH_IMM;
 	recv->src_qp = r->qp->ex.qp_base.qp_num;
+	recv->qpn = to->qpn;
 	recv->due = r->arrives;
 	/* Its bytes, and those of all before it, are there when its user sees it. */
-	atomic_store_explicit(&to->rq_head, to->rq_head + 1, memory_order_release);
+	atomic_store_explicit(&r->rq->head, r->rq->head + 1, memory_order_release);
 	atomic_fetch_add(&cq->arrivals, 1);
 	sn_fire(cq);
 }
 
-/* With the responder's lock. */
+/* With the responder's lock, and that of the receive requests if it shares them. */
 static int respond(struct request *r)
 {
 	enum ibv_wr_opcode opcode = (enum ibv_wr_opcode)r->kept->opcode;
@@ -278,9 +282,9 @@ static int respond(struct request *r)
 	enum ibv_wc_status status, receiver = IBV_WC_SUCCESS;
 
 	if (model_needs_receive(opcode)) {
-		if (to->rq_head == atomic_load(&to->rq_tail))
+		if (r->rq->head == atomic_load(&r->rq->tail))
 			return not_ready(r->qp);
-		r->recv = &to->recv[to->rq_head & to->recv_mask];
+		r->recv = &r->rq->recv[r->rq->head & r->rq->mask];
 		r->recv->carried = 0;
 	}
 	if (opcode == IBV_WR_SEND || opcode == IBV_WR_SEND_WITH_IMM)
@@ -292,6 +296,20 @@ static int respond(struct request *r)
 	if (receiver != IBV_WC_SUCCESS)
 		sn_qp_error(to);
 	return (int)status;
+}
+
+static int respond_from(struct request *r)
+{
+	struct sn_shared_qp *to = r->to;
+	int status;
+
+	r->rq = to->srq ? &sn.world->srq[to->srq - 1].rq : &to->rq;
+	if (to->srq)
+		sn_lock_take(&r->rq->taking);
+	status = respond(r);
+	if (to->srq)
+		sn_lock_give(&r->rq->taking);
+	return status;
 }
 
 static int execute(struct sn_qp *qp, uint32_t slot, uint64_t arrives)
@@ -308,7 +326,7 @@ static int execute(struct sn_qp *qp, uint32_t slot, uint64_t arrives)
 		return not_there(qp);
 	sn_lock_take(&r.to->inbound);
 	r.to = reach(qp); /* it may have been taken down meanwhile */
-	status = r.to ? respond(&r) : not_there(qp);
+	status = r.to ? respond_from(&r) : not_there(qp);
 	sn_lock_give(&sn.world->qp[qp->attr.dest_qp_num % SN_QPS].inbound);
 	while (r.uses)
 		atomic_fetch_sub(&r.used[--r.uses]->users, 1);

@@ -110,6 +110,9 @@ static void clear_host(int host)
 	for (uint32_t i = 0; i < SN_CQS && i < w->next_cq; i++)
 		if (w->cq[i].host == host + 1)
 			w->cq[i].host = 0;
+	for (uint32_t i = 0; i < SN_SRQS && i < w->next_srq; i++)
+		if (w->srq[i].host == host + 1)
+			w->srq[i].host = 0;
 	w->host[host] = 0;
 }
 
