@@ -281,27 +281,6 @@ CASE(a_key_that_is_no_longer_valid_is_refused_with_its_cause)
 	free(more);
 }
 
-CASE(a_hundred_connections_leave_nothing_behind)
-{
-	struct pair p;
-
-	up(&p, &four_lanes);
-	write_blocks(&p, 65536, 1, TR_NOTIFY);
-	for (int i = 0; i < 100; i++) {
-		struct kv_error err;
-
-		for (int side = 0; side < 2; side++)
-			tr_mem_close(p.rmem[side]);
-		rig_disconnect(&p.rig);
-		if (rig_connect(&p.rig, &err))
-			fail_msg("connection %d: %s", i, err.message);
-		for (int side = 0; side < 2; side++)
-			p.rmem[side] = rig_see(&p.rig, side, p.mem[!side]);
-	}
-	write_blocks(&p, 65536, 2, TR_NOTIFY);
-	down(&p);
-}
-
 /*
  * The dump's lines about the connecting side's paths; only what is between "; " and "; ", the
  * address, is kept.

@@ -16,6 +16,7 @@
 #   doctor kvrail doctor on both devices, with a peer, and what it would export
 #   bench  kvrail bench between two processes
 #   mpi    a small replay and a small bench between ranks over ib, beside ibv_devinfo and ib_write_bw
+#   nccl   the NCCL plugin: devices, sizes, slots, groups, lines, a killed peer (all cases: the same without -c)
 #   split  the example with a model split in two, rdma_comm between processes and its choice of devices, from the environment
 #          of python_packages
 #   limits an ordinary user with little memory to lock, and with each value of ptrace_scope (last: the kernel
@@ -94,6 +95,11 @@ mpi() {
 		mpirun -np 2 "$build/bench/kv_pd_bench" --prefill 1 --decode 1 -b 4K -e 64K -f 4 -n 64 \
 			-i 4 -w 2 --pool 32M &&
 		"$(dirname "$0")/perftest.py" "$build"
+}
+
+nccl() {
+	KVRAIL_TEST_SLOW=5 NCCL_IB_RETRY_CNT=6 "$build/mpi_tests/net/net_conformance" \
+		-c 7,9b,11d,19,20,22,24,28,32,32h,42,43,46 "$build/net_plugin/libnccl-net-kvrail.so"
 }
 
 split() {
