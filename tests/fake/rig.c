@@ -276,20 +276,3 @@ struct tr_op *rig_op(struct rig *rig, int side, int kind, uint64_t user, struct 
 		fail_msg("operation: %s", err.message);
 	return op;
 }
-
-bool rig_skip(const char *transport)
-{
-	struct kv_error err;
-	struct rig rig;
-	bool skip = false;
-
-	fake_begin(NULL);
-	if (rig_open(&rig, transport, NULL, &err)) {
-		skip = true;
-		printf("skipped: %s\n", err.message);
-	} else {
-		rig_close(&rig);
-	}
-	fake_end();
-	return skip;
-}

@@ -51,9 +51,6 @@ void rig_close(struct rig *rig);
 /* Both in one; fails the test on an error. */
 void rig_make(struct rig *rig, const char *transport, const char *const *options);
 
-/* True, with the reason printed, if this build or machine does not have the transport. */
-bool rig_skip(const char *transport);
-
 /* Polls both ends once. */
 void rig_pump(struct rig *rig);
 void rig_pump_side(struct rig *rig, int side);

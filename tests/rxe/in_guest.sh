@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # in_guest.sh -- what runs inside the guest: in_guest.sh BUILD_DIRECTORY STAGE...
 #
-#   loop   the ib provider's own test, the proofs of the contract, every example, and all of tests/loop over ib but
+#   loop   the ib provider's own test, every example, and all of tests/loop over ib but
 #          what is about shm itself: tr_shm_* (who may use which path, see limits; its ring, its stores) and kv_trust_test;
 #          kv_deadline_test, whose caches of gigabytes a guest's memory does not hold twice;
 #          what ends before a provider is chosen: handshake_test, listener_hostile_test, most of kv_split_test, kv_name_test;
@@ -46,7 +46,6 @@ objects() {
 
 loop() {
 	"$build/tests/rxe/ib_real_test" &&
-		"$build/tests/fake/proof_nccl_grouped_recv" rxe && "$build/tests/fake/proof_kv_lease" rxe &&
 		"$build/tests/loop/loop_tr_paths" ib && "$build/tests/loop/loop_tr_end" ib &&
 		"$build/tests/loop/kv_split_test" pool 'one_*' &&
 		ctest --test-dir "$build" -L 'examples|loop' -R '^(example_|kv_[a-z]*_test$)' \
