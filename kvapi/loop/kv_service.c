@@ -39,12 +39,14 @@ static int sweep(struct kv_engine *engine, bool all, bool *restless_p)
 {
 	int done = 0;
 
-	for (uint32_t i = 0; i < engine->peers_end && !has_enough(engine); i++) {
+	for (uint32_t i = 0; i < engine->peers_end; i++) {
 		struct kv_peer *peer;
 		int before = done;
 
 		if ((!all && !atomic_load(&engine->awake[i])) || kv_linger_has(&engine->linger, i))
 			continue;
+		if (has_enough(engine))
+			break;
 		peer = kv_table_try(engine, i, NULL);
 		if (!peer || !serve_peer(peer, &done))
 			continue;
