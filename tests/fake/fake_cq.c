@@ -150,7 +150,8 @@ void fake_push_wc(struct fake_cq *cq, const struct fake_wc *wc)
 	}
 	cq->wc[cq->tail++ % cq->size] = *wc;
 	world.stats.completions++;
-	fire(cq);
+	if (!cq->for_errors || wc->wc.status != IBV_WC_SUCCESS)
+		fire(cq);
 }
 
 /* The room of a queue comes back when a completion is taken, not when it is made. */
@@ -203,6 +204,8 @@ int fake_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 	if (fake_fault(FAKE_req_notify_cq)) {
 		ret = errno;
 	} else {
+		/* Who is woken by every completion stays so until then. */
+		cq->for_errors = solicited_only && (!cq->armed || cq->for_errors);
 		cq->armed = true;
 		for (int i = 0; fake_wire_step(); i++)
 			if (i == STEPS_OF_A_CALL) {

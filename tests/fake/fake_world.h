@@ -79,6 +79,7 @@ struct fake_cq {
 	struct fake_wc *wc;
 	uint32_t head, tail, size;
 	bool armed, overrun;
+	bool for_errors; /* armed for nothing else; no message here is solicited */
 	int users, unacked;
 };
 

@@ -157,6 +157,14 @@ int ibv_destroy_cq(struct ibv_cq *ibv_cq)
 	return 0;
 }
 
+static bool wakes(const struct sn_cq *cq, const struct sn_entry *entry)
+{
+	int armed = atomic_load_explicit(&cq->shared->armed, memory_order_relaxed);
+
+	return armed == SN_BY_ALL ||
+	       (armed == SN_BY_SOLICITED && (entry->recv || entry->wc.status != IBV_WC_SUCCESS));
+}
+
 /* In the order in which they become due; those of one queue pair come in their order anyway. */
 void sn_push(struct sn_cq *cq, const struct sn_entry *entry)
 {
@@ -178,7 +186,7 @@ void sn_push(struct sn_cq *cq, const struct sn_entry *entry)
 	pthread_mutex_unlock(&cq->lock);
 	if (full)
 		sn_tell_async(entry->qp->shared, IBV_EVENT_CQ_ERR);
-	else if (!atomic_load_explicit(&cq->shared->armed, memory_order_relaxed))
+	else if (!wakes(cq, entry))
 		return;
 	else if (entry->due > sn_now())
 		sn_late();
@@ -186,15 +194,20 @@ void sn_push(struct sn_cq *cq, const struct sn_entry *entry)
 		sn_fire(cq->shared);
 }
 
-uint64_t sn_undue(struct sn_cq *cq, uint64_t now)
+bool sn_wakes(struct sn_cq *cq, uint64_t now, uint64_t *due_p)
 {
+	const struct sn_entry *first = NULL;
 	uint64_t due = 0;
 
 	pthread_mutex_lock(&cq->lock);
-	if (cq->head != cq->tail)
-		due = cq->entry[cq->head & (cq->size - 1)].due;
+	for (uint32_t at = cq->head; at != cq->tail && !first; at++)
+		if (wakes(cq, &cq->entry[at & (cq->size - 1)]))
+			first = &cq->entry[at & (cq->size - 1)];
+	if (first)
+		due = first->due;
 	pthread_mutex_unlock(&cq->lock);
-	return due > now ? due : 0;
+	*due_p = due > now ? due : 0;
+	return first && due <= now;
 }
 
 /* What has happened to its queue pairs becomes completions. */
@@ -250,9 +263,15 @@ int sn_poll_cq(struct ibv_cq *ibv_cq, int n, struct ibv_wc *wc)
 int sn_req_notify_cq(struct ibv_cq *ibv_cq, int solicited_only)
 {
 	struct sn_cq *cq = sn_cq_of(ibv_cq);
+	int none = SN_BY_NOTHING;
+	uint64_t due;
 
-	atomic_store(&cq->shared->armed, 1);
-	if (atomic_load(&cq->pending) || sn_undue(cq, sn_now()))
+	if (solicited_only)
+		atomic_compare_exchange_strong(&cq->shared->armed, &none, SN_BY_SOLICITED);
+	else
+		atomic_store(&cq->shared->armed, SN_BY_ALL);
+	sn_wakes(cq, sn_now(), &due);
+	if (atomic_load(&cq->pending) || due)
 		sn_late();
 	return 0;
 }

@@ -57,11 +57,10 @@ static uint64_t look(uint64_t now)
 			sn_scan(cq);
 		if (atomic_load(&cq->pending) && now + SN_RETRY_NS < next)
 			next = now + SN_RETRY_NS;
-		due = sn_undue(cq, now);
-		if (due && due < next)
-			next = due;
-		else if (!due && cq->head != cq->tail)
+		if (sn_wakes(cq, now, &due))
 			sn_fire(cq->shared);
+		else if (due && due < next)
+			next = due;
 	}
 	pthread_mutex_unlock(&sn.lock);
 	return next;

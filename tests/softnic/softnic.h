@@ -74,10 +74,13 @@ struct sn_shared_srq {
 	struct sn_shared_rq rq;
 };
 
+/* What a sleeper is woken by. Every message that comes counts as solicited. */
+enum sn_armed { SN_BY_NOTHING, SN_BY_SOLICITED, SN_BY_ALL };
+
 struct sn_shared_cq {
 	atomic_int host;	   /* + 1; 0 = free */
 	_Atomic uint32_t arrivals; /* something happened to a queue pair of it */
-	atomic_int armed;
+	atomic_int armed; /* enum sn_armed */
 	atomic_int events;
 	_Atomic uint32_t channel; /* 0 = none */
 };
@@ -314,8 +317,11 @@ uint64_t sn_mr_at(const struct sn_shared_mr *mr, int host, uint32_t pd, uint64_t
 void sn_push(struct sn_cq *cq, const struct sn_entry *entry);
 void sn_fire(struct sn_shared_cq *cq); /* wakes who sleeps on it, once */
 void sn_scan(struct sn_cq *cq);
-uint64_t sn_undue(struct sn_cq *cq,
-		  uint64_t now); /* of its first completion; 0: it is due, or none is there */
+/*
+ * Whether a completion is due that wakes who sleeps; *due_p: when the first such one is if it is
+ * not yet, 0 = none is there.
+ */
+bool sn_wakes(struct sn_cq *cq, uint64_t now, uint64_t *due_p);
 int sn_poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc);
 int sn_req_notify_cq(struct ibv_cq *cq, int solicited_only);
 
