@@ -134,8 +134,9 @@ struct ib_path {
 	const char *chosen; /* by what */
 	struct ibv_comp_channel *channel;
 	struct ibv_cq *scq, *rcq;
-	bool asked_s, asked_r; /* for an event of the queue's next completion */
-	uint8_t events;	       /* that were asked for, whose completions have come */
+	/* Events that were asked for: of the queue's next completion, or of an error. */
+	enum ib_wakes { IB_WAKES_NOT, IB_WAKES_ERROR, IB_WAKES_NEXT } wakes_s, wakes_r;
+	uint8_t events; /* whose completions have come */
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
 	struct ib_end peer;
 	bool watched, watched_async;
@@ -242,7 +243,8 @@ struct ib_conn {
 	struct ib_staged *staged; /* NULL: nothing was */
 	bool staged_ends;	  /* an operation that is may have ended */
 	bool asking;	   /* an IB_KIND_ASK is under way */
-	uint32_t stopping; /* operations that are being cancelled */
+	uint32_t busy;	   /* operations that have begun and not ended; */
+	uint32_t stopping; /* those of them that are being cancelled */
 	bool refused;	   /* a call returned TR_AGAIN because the queue was full */
 	bool room; /* space appeared since; no event may follow, so poll again before sleeping */
 	uint32_t idle;

@@ -136,9 +136,12 @@ void ib_credits_return(struct ib_conn *c)
 	for (int i = 0; i < c->lanes && c->state == IB_LIVE; i++) {
 		struct ib_lane *lane = &c->lane[i];
 
-		if (lane->owed >= IB_RECV_DATA / 2 && ib_lane_room(lane, 0) &&
-		    lane->ctl_posted - lane->ctl_retired < IB_RECV_DATA)
+		if (lane->owed < IB_RECV_DATA / 2)
+			continue;
+		if (ib_lane_room(lane, 0) && lane->ctl_posted - lane->ctl_retired < IB_RECV_DATA)
 			post(lane, MSG_CREDIT, NULL, 0, false, NULL);
+		else
+			ib_again(c); /* the next completion of what was sent makes room */
 	}
 }
 

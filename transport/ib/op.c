@@ -14,6 +14,7 @@
 void ib_op_begin(struct tr_op *op)
 {
 	*ib_op_of(op) = (struct ib_op){ .busy = true, .began_ns = kv_now_ns() };
+	ib_conn_of(op->conn)->busy++;
 }
 
 /*
@@ -36,6 +37,7 @@ void ib_op_settle(struct ib_conn *c, struct tr_op *op)
 		return;
 	}
 	state->busy = false;
+	c->busy--;
 	if (state->stopping)
 		c->stopping--;
 	/* Cancelled too late: everything was posted already and has succeeded. */

@@ -135,7 +135,8 @@ static void poll_failed(struct ib_conn *c, struct ib_path *path)
 	ib_break(c, &cause);
 }
 
-static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq, bool *asked)
+static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq,
+		      enum ib_wakes *wakes)
 {
 	struct ibv_wc wc[IB_POLL];
 	int n = c->v->poll_cq(cq, IB_POLL, wc);
@@ -144,8 +145,10 @@ static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq
 		poll_failed(c, path);
 		return 0;
 	}
-	path->events = (uint8_t)(path->events + (n && *asked));
-	*asked &= !n;
+	if (n && *wakes == IB_WAKES_NEXT) {
+		path->events++;
+		*wakes = IB_WAKES_NOT;
+	}
 	for (int i = 0; i < n; i++) {
 		struct ib_lane *lane = lane_of(c, &wc[i]);
 
@@ -169,8 +172,8 @@ int ib_poll(struct ib_conn *c)
 		struct ib_path *path = &c->path[p];
 
 		/* Receives first: credits that they bring let the sends go on. */
-		did += poll_queue(c, path, path->rcq, &path->asked_r);
-		did += poll_queue(c, path, path->scq, &path->asked_s);
+		did += poll_queue(c, path, path->rcq, &path->wakes_r);
+		did += poll_queue(c, path, path->scq, &path->wakes_s);
 	}
 	c->room |= did && c->refused;
 	did += ib_inbox_deliver(c);
@@ -253,6 +256,28 @@ static void take_cq_events(struct ib_conn *c, struct ib_path *path, bool all)
 }
 
 /*
+ * Somebody waits for what was sent: an operation, or who was refused because there was no room.
+ * Else only an error of it wakes a sleeper: what acknowledges the peer's writes would wake a thread
+ * each time for nothing. Where a device raises no event for that, as Soft-RoCE does not, the
+ * receive requests, some of which are always there, are flushed after it, and wake.
+ */
+static bool awaits_sends(const struct ib_conn *c)
+{
+	return c->busy || c->refused || c->asking || c->staged;
+}
+
+static int ask_for_events(struct ib_conn *c, struct ib_path *path)
+{
+	bool next = awaits_sends(c) || path->wakes_s == IB_WAKES_NEXT;
+
+	if (c->v->req_notify_cq(path->rcq, 0) || c->v->req_notify_cq(path->scq, !next))
+		return -1;
+	path->wakes_r = IB_WAKES_NEXT;
+	path->wakes_s = next ? IB_WAKES_NEXT : IB_WAKES_ERROR;
+	return 0;
+}
+
+/*
  * A completion between the last poll and the request for events would wake no thread: so ask first,
  * then poll once more. `all`: also what woke the caller for nothing, and devices' events.
  */
@@ -270,8 +295,7 @@ static int arm_queues(struct ib_conn *c, bool all)
 		struct ib_path *path = &c->path[p];
 
 		take_cq_events(c, path, all);
-		path->asked_r = path->asked_s = true;
-		if (c->v->req_notify_cq(path->rcq, 0) || c->v->req_notify_cq(path->scq, 0))
+		if (ask_for_events(c, path))
 			return 1;
 	}
 	if (all)
