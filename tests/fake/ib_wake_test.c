@@ -215,3 +215,31 @@ CASE(an_error_wakes_although_nobody_waits)
 	assert_non_null(rig_wait(&s.rig, 0, TR_PEER_LOST, BUDGET));
 	setting_end(&s);
 }
+
+/* Its completion was taken before it came, so nobody has counted it. */
+CASE(an_event_that_comes_late_does_not_wake_for_ever)
+{
+	struct ib_path *path;
+	struct tr_conn *conn;
+	struct setting s;
+	int wakes = 0;
+
+	begin_setting(&s, NULL);
+	conn = s.rig.side[1].conn;
+	path = &ib_conn_of(conn)->path[0];
+	say(&s, 0);
+	fake_settle();
+	rig_pump_side(&s.rig, 1);
+	path->events = 0;
+	assert_int_equal(tr_conn_arm(conn), 0);
+	for (; tr_conn_wait(conn, 0); wakes++) {
+		assert_true(wakes < 4);
+		assert_int_equal(tr_conn_arm(conn), 0);
+	}
+	assert_true(wakes > 0);
+	assert_int_equal(is_woken(&s, 1), 0);
+	say(&s, 0);
+	fake_settle();
+	assert_true(tr_conn_wait(conn, 0)); /* nor is what comes next lost */
+	end_setting(&s);
+}

@@ -137,6 +137,7 @@ struct ib_path {
 	/* Events that were asked for: of the queue's next completion, or of an error. */
 	enum ib_wakes { IB_WAKES_NOT, IB_WAKES_ERROR, IB_WAKES_NEXT } wakes_s, wakes_r;
 	uint8_t events; /* whose completions have come */
+	uint8_t quiet;	/* it was armed so often since a completion; QUIET at most */
 	struct ibv_mr *mr_cells, *mr_probe, *mr_private;
 	struct ib_end peer;
 	bool watched, watched_async;

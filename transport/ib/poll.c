@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "ib.h"
 
+enum { QUIET = 2 }; /* ib_path.quiet */
+
 /* The requests before number `end` are finished: post by post, not one by one. */
 static void retire(struct ib_lane *lane, uint32_t end, bool failed)
 {
@@ -145,6 +147,8 @@ static int poll_queue(struct ib_conn *c, struct ib_path *path, struct ibv_cq *cq
 		poll_failed(c, path);
 		return 0;
 	}
+	if (n)
+		path->quiet = 0;
 	if (n && *wakes == IB_WAKES_NEXT) {
 		path->events++;
 		*wakes = IB_WAKES_NOT;
@@ -236,16 +240,22 @@ int ib_progress(struct tr_conn *conn)
 	return did;
 }
 
-/* Takes the events that must be there, or all: one that stays wakes a sleeper for nothing. */
-static void take_cq_events(struct ib_conn *c, struct ib_path *path, bool all)
+/*
+ * Takes the events that must be there. One that comes later wakes a sleeper for nothing; who then
+ * sleeps again and again, with nothing done between, looks whether there is any.
+ */
+static void take_cq_events(struct ib_conn *c, struct ib_path *path, bool sleeps)
 {
+	bool all = sleeps && path->quiet == QUIET;
 	struct ibv_cq *cq;
 	void *unused;
 
+	if (sleeps && !all)
+		path->quiet++;
 	while (all || path->events) {
 		tr_conn_count(c->conn)->syscalls++;
 		if (c->v->get_cq_event(path->channel, &cq, &unused)) {
-			if (all) /* what comes now wakes a sleeper */
+			if (sleeps)
 				path->events = 0;
 			return;
 		}
@@ -279,9 +289,9 @@ static int ask_for_events(struct ib_conn *c, struct ib_path *path)
 
 /*
  * A completion between the last poll and the request for events would wake no thread: so ask first,
- * then poll once more. `all`: also what woke the caller for nothing, and devices' events.
+ * then poll once more. `sleeps`: the caller does; it also takes devices' events.
  */
-static int arm_queues(struct ib_conn *c, bool all)
+static int arm_queues(struct ib_conn *c, bool sleeps)
 {
 	if (c->state != IB_LIVE)
 		return 1;
@@ -294,11 +304,11 @@ static int arm_queues(struct ib_conn *c, bool all)
 	for (int p = 0; p < c->paths; p++) {
 		struct ib_path *path = &c->path[p];
 
-		take_cq_events(c, path, all);
+		take_cq_events(c, path, sleeps);
 		if (ask_for_events(c, path))
 			return 1;
 	}
-	if (all)
+	if (sleeps)
 		ib_async_drain(c->ctx, c->rails);
 	check_rails(c);
 	return ib_progress(c->conn) > 0;
