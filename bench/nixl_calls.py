@@ -36,10 +36,10 @@ POLL_S = 0.0005
 now = time.perf_counter
 
 
-def memory():
+def memory(most=SIZES[-1]):
     import numpy
 
-    ones = numpy.ones(BLOCKS * SIZES[-1], numpy.uint8)
+    ones = numpy.ones(BLOCKS * most, numpy.uint8)
     numpy.random.default_rng(0)  # numpy imports it at its first use: tens of milliseconds that are no engine's
     return ones
 
@@ -55,14 +55,14 @@ def addresses(base, block, seed):
 
 
 class End:
-    def __init__(self, name, case):
+    def __init__(self, name, case, most):
         from nixl_cu12._api import nixl_agent, nixl_agent_config
 
         backend, more = CASES[case]
         self.agent = nixl_agent(name, nixl_agent_config(backends=[backend], **more))
         if backend not in self.agent.backends:
             sys.exit(f"nixl_calls.py: NIXL has no backend {backend}")
-        self.memory = memory()
+        self.memory = memory(most)
         self.agent.register_memory([(self.base(), self.memory.nbytes, 0, "")], "DRAM")
 
     def base(self):
@@ -94,8 +94,8 @@ class End:
                 self.agent.send_notif("writer", note)
 
 
-def target(pipe, case):
-    end = End("target", case)
+def target(pipe, case, most):
+    end = End("target", case, most)
     pipe.send((end.agent.get_agent_metadata(), end.base()))
     end.agent.add_remote_agent(pipe.recv())
     do = {"crc": end.crc, "echo": lambda times: end.echo(pipe, times)}
@@ -125,12 +125,13 @@ def transfer(agent, handle):
 
 
 class Writer:
-    def __init__(self, case):
+    def __init__(self, case, most=SIZES[-1]):
+        self.most = most
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        context.Process(target=target, args=(theirs, case), daemon=True).start()
+        context.Process(target=target, args=(theirs, case, most), daemon=True).start()
         theirs.close()
-        self.end = End("writer", case)
+        self.end = End("writer", case, most)
         metadata, self.base = self.pipe.recv()
         self.pipe.send(self.end.agent.get_agent_metadata())
         self.end.agent.add_remote_agent(metadata)
@@ -180,7 +181,7 @@ class Writer:
         import numpy
 
         self.end.fill(7)
-        handle = self.handle("WRITE", SIZES[-1])
+        handle = self.handle("WRITE", self.most)
         transfer(self.end.agent, handle)
         mine, theirs = (numpy.random.default_rng(seed).permutation(BLOCKS) for seed in (1, 2))
         blocks = self.end.memory.reshape(BLOCKS, -1)

@@ -2,16 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """verbs.py -- what a block costs over verbs, beside the barest user of libibverbs; over tests/softnic
 
-usage: verbs.py BUILD [--modes null,model,model:100] [--sizes 1K,4K,...] [--rounds N] [--mooncake PYTHON] [--json FILE]
+usage: verbs.py BUILD [--modes null,model,model:100] [--sizes 1K,4K,...] [--rounds N] [--nixl PYTHON] [--mooncake PYTHON] [--json FILE]
 
 For each mode of softnic (:N, with doorbells of N ns) and each block size, in turn in every round:
 
   floor     verbs_floor: lists of work requests that were built before, posted as they are
   cost      kv_cost: both ends of kvrail in one thread, its processor time, which other load hardly spoils
   1+1       kv_pd_bench: two processes, the time until the receiver has acknowledged; needs a core for each end
-  Mooncake  verbs_mooncake.py by PYTHON, whose packages have it: the same between two processes of that engine
+  NIXL      verbs_nixl.py by PYTHON, whose packages have it: the same between two processes of that engine, by its UCX
+  Mooncake  verbs_mooncake.py, likewise
 
-each with one slab of 1538 blocks an operation, and with 64 slabs where they fit 1 GiB; in `model`, where all have 4 queue pairs
+each with one slab of 1538 blocks an operation, and ours with 64 slabs where they fit 2 GiB; in `model`, where ours have 4 queue pairs
 (one makes 15 million messages a second), also with two operations in flight instead. Figures are nanoseconds of a block, the
 quickest of all iterations, with two in flight the mean of a run: what else the machine does only adds. `inside` is the part of 1+1 that is inside softnic, a
 mean by softnic's clock, so a busy machine spoils it.
@@ -27,11 +28,11 @@ import tempfile
 import results
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BATCH, SLABS, MOST = 1538, 64, 1 << 30
+BATCH, SLABS, MOST = 1538, 64, 2 << 30
 MODEL_QPS = "4"
 SIZES = "1K,4K,16K,64K,256K"
 INSIDE = ["inside_ns", "requests_per_block", "posts_per_block"]
-FIGURES = ["floor_ns", "cost_1_ns", "cost_64_ns", "pair_1_ns", "ahead_1_ns", "pair_64_ns", "mooncake_ns", *INSIDE]
+FIGURES = ["floor_ns", "cost_1_ns", "cost_64_ns", "pair_1_ns", "ahead_1_ns", "pair_64_ns", "nixl_ns", "mooncake_ns", *INSIDE]
 
 
 def size_of(text):
@@ -72,10 +73,9 @@ class Bench:
         pairs = MODEL_QPS if mode.startswith("model") else "1"
         return self.run(mode, "verbs_floor", "-b", str(size), "-e", str(size), "-q", pairs)[0]["p1_ns"]
 
-    def mooncake(self, mode, size, python):
-        done = subprocess.run([python, "-B", os.path.join(HERE, "verbs_mooncake.py"), str(BATCH), str(size), "32"], text=True,
-                              stdout=subprocess.PIPE, check=True, env=self.environ(mode))
-        return float(done.stdout)
+    def engine(self, mode, python, program, *arguments):
+        words = [python, "-B", os.path.join(HERE, program), *map(str, arguments)]
+        return float(subprocess.run(words, text=True, stdout=subprocess.PIPE, check=True, env=self.environ(mode)).stdout)
 
     def cost(self, mode, size, slabs):
         words = [f"{self.build}/bench/kv_cost", str(size), str(BATCH), "1" if slabs > 1 else "16", "16", str(slabs)]
@@ -98,7 +98,7 @@ class Bench:
                 counts["posts"] / blocks)
 
 
-def measure(bench, mode, size, rounds, mooncake):
+def measure(bench, mode, size, rounds, nixl, mooncake):
     seen = {name: [] for name in FIGURES}
 
     def note(*pairs):
@@ -115,8 +115,10 @@ def measure(bench, mode, size, rounds, mooncake):
                     note((f"cost_{slabs}_ns", bench.cost(mode, size, slabs)))
         if mode.startswith("model"):
             note(("ahead_1_ns", bench.ahead(mode, size)))
+        if nixl:
+            note(("nixl_ns", bench.engine(mode, nixl, "verbs_nixl.py", size, 32)))
         if mooncake:
-            note(("mooncake_ns", bench.mooncake(mode, size, mooncake)))
+            note(("mooncake_ns", bench.engine(mode, mooncake, "verbs_mooncake.py", BATCH, size, 32)))
     return {"mode": mode.split(":")[0], "doorbell_ns": int(mode.partition(":")[2] or 0), "block_bytes": size, **{name: min(values, default=None) for name, values in seen.items()}}
 
 
@@ -128,23 +130,25 @@ def cost_cells(r):
     cells = [str(r["block_bytes"]), text_of(r["floor_ns"])]
     for name in ("cost_1_ns", "cost_64_ns"):
         cells += [text_of(r[name]), text_of(r[name] and r[name] / r["floor_ns"], 2)]
-    times = r.get("mooncake_ns") and f"{r['mooncake_ns']:.0f} ({r['mooncake_ns'] / r['pair_1_ns']:.0f} times 1 slab)"
-    return cells + [text_of(r["pair_1_ns"]), text_of(r["pair_64_ns"]), times or "-", text_of(r["inside_ns"]),
-                    text_of(r["requests_per_block"], 3), text_of(r["posts_per_block"], 3)]
+    cells += [text_of(r["pair_1_ns"]), text_of(r["pair_64_ns"])]
+    for name in ("nixl_ns", "mooncake_ns"):
+        times = [f"{r[name] / r[of]:.1f}" if r.get(name) and r[of] else "-" for of in ("pair_1_ns", "pair_64_ns")]
+        cells += [text_of(r.get(name), 0), " / ".join(times)]
+    return cells + [text_of(r["inside_ns"]), text_of(r["requests_per_block"], 3), text_of(r["posts_per_block"], 3)]
 
 
 def model_cells(r):
     """GB/s: bytes of a block by its nanoseconds."""
     rates = [text_of(r.get(name) and r["block_bytes"] / r[name])
-             for name in ("floor_ns", "pair_1_ns", "ahead_1_ns", "pair_64_ns", "mooncake_ns")]
+             for name in ("floor_ns", "pair_1_ns", "ahead_1_ns", "pair_64_ns", "nixl_ns", "mooncake_ns")]
     return [str(r["block_bytes"]), str(r["doorbell_ns"]), *rates, text_of(r["posts_per_block"], 3)]
 
 
 TABLES = {
-    "null": (["block", "floor", "cost, 1 slab", "ratio", "cost, 64", "ratio", "1+1, 1 slab", "1+1, 64", "Mooncake, 1+1", "inside", "requests",
+    "null": (["block", "floor", "cost, 1 slab", "ratio", "cost, 64", "ratio", "1+1, 1 slab", "1+1, 64", "NIXL, 1+1", "times 1 / 64", "Mooncake, 1+1", "times 1 / 64", "inside", "requests",
               "posts"],
              cost_cells),
-    "model": (["block", "doorbell", "floor, GB/s", "one operation", "two in flight", "64 slabs", "Mooncake", "posts"], model_cells),
+    "model": (["block", "doorbell", "floor, GB/s", "one operation", "two in flight", "64 slabs", "NIXL", "Mooncake", "posts"], model_cells),
 }
 
 
@@ -164,6 +168,7 @@ def main():
     parser.add_argument("--modes", default="null,model,model:100")
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nixl", metavar="PYTHON")
     parser.add_argument("--mooncake", metavar="PYTHON")
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -173,7 +178,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(os.path.realpath(options.build), folder)
         for mode in options.modes.split(","):
-            rows += [measure(bench, mode, size_of(size), options.rounds, options.mooncake) for size in options.sizes.split(",")]
+            rows += [measure(bench, mode, size_of(size), options.rounds, options.nixl, options.mooncake) for size in options.sizes.split(",")]
     print(tables(rows), end="")
     if options.json:
         results.write(options.json, results.head("verbs.py", "ib", "softnic", batch=BATCH, rounds=options.rounds, load=load), rows)
