@@ -95,8 +95,8 @@ def main():
     check("ran from a folder of root's" in got.stdout, "an ordinary user runs a program in a folder of mode 0700")
     check("wrote to the root" not in got.stdout, "an ordinary user does not write to /usr")
     check(not os.path.exists("/usr/rxe-was-here"), "the host's root is unchanged")
-    if os.geteuid() == 0:
-        run_as_an_ordinary_user()
+    if os.geteuid() == 0 and os.environ.get("KVRAIL_LONG") == "1":
+        run_as_an_ordinary_user()  # boots a guest of its own
 
 
 if __name__ == "__main__":
