@@ -85,7 +85,7 @@ int ag_watch(struct ag_peer *peer, struct kv_error *err)
 
 int ag_dial(struct ag_peer *peer, struct kv_error *err)
 {
-	struct tr_conn_config config = { .ops = &agent_ops, .arg = peer };
+	struct tr_conn_config config = { .ops = &agent_ops, .arg = peer, .flags = TR_LISTS };
 	int ret = kv_fail(err, KV_ERR_UNREACHABLE, "connect", "no address of %.200s is left",
 			  peer->name);
 

@@ -10,8 +10,6 @@
 
 #include "ag.h"
 
-enum { SPANS = TR_SPANS_GOOD };
-
 void ag_xfers_init(struct ag_xfers *xfers)
 {
 	*xfers = (struct ag_xfers){ .last = &xfers->first };
@@ -283,7 +281,7 @@ static size_t next_spans(const struct ag_xfer *xfer, struct tr_span *span, uint6
 
 	if (xfer->again > budget)
 		return 0;
-	for (size_t i = xfer->at_span; i < run->n && n < SPANS && budget; i++) {
+	for (size_t i = xfer->at_span; i < run->n && n < TR_SPANS_MOST && budget; i++) {
 		const struct tr_span *s = &xfer->plan.span[run->first + i];
 		uint64_t len = s->len - skip < budget ? s->len - skip : budget;
 
@@ -322,7 +320,7 @@ static uint64_t advance_spans(struct ag_xfer *xfer, const struct tr_span *span, 
 static enum step add_spans(struct ag_peer *peer, struct ag_xfer *xfer, uint64_t *budget)
 {
 	const struct ag_run *run = &xfer->plan.run[xfer->at_run];
-	struct tr_span span[SPANS];
+	struct tr_span span[TR_SPANS_MOST];
 	size_t n = next_spans(xfer, span, *budget);
 	struct kv_error why;
 	long done;

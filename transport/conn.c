@@ -102,6 +102,11 @@ bool tr_conn_polled(const struct tr_conn *conn)
 	return conn->flags & TR_POLLED;
 }
 
+bool tr_conn_moves_lists(const struct tr_conn *conn)
+{
+	return conn->flags & TR_LISTS;
+}
+
 bool tr_conn_passes_gpu(const struct tr_conn *conn)
 {
 	return conn->flags & TR_PASSES_GPU;

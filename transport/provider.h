@@ -243,6 +243,7 @@ enum tr_pages tr_pages_here(struct tr *tr); /* what a pool gets that is made now
 const char *tr_pages_text(enum tr_pages pages); /* ", huge pages"; "": not known */
 bool tr_conn_line_order(const struct tr_conn *conn);
 bool tr_conn_polled(const struct tr_conn *conn); /* TR_POLLED */
+bool tr_conn_moves_lists(const struct tr_conn *conn); /* TR_LISTS */
 bool tr_conn_passes_gpu(const struct tr_conn *conn); /* TR_PASSES_GPU */
 /* This end's IP address of the control connection, IPv4 as IPv6 maps it; false: not known. */
 bool tr_conn_local(const struct tr_conn *conn, uint8_t address[16]);

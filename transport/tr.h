@@ -51,6 +51,7 @@ enum tr_limits {
 	TR_MEM_PACK_MAX = 4096, /* bytes of a packed memory description */
 	TR_MEMS_MAX = 65536,	/* registered regions of one context */
 	TR_SPANS_GOOD = 256,	/* spans a tr_op_add likes: a doorbell, a process_vm_writev */
+	TR_SPANS_MOST = 1024,	/* of long lists: that one is handed to a thread at a time */
 };
 
 /* ---------------------------------------------------------------- context */
@@ -208,6 +209,11 @@ enum tr_conn_flags {
 	TR_POLLED = 1 << 1,
 	/* Beside it: but GPU memory of either end may have to be passed. */
 	TR_PASSES_GPU = 1 << 2,
+	/*
+	 * The owner adds long lists, up to TR_SPANS_MOST spans at a time: what moves them is ready
+	 * before the first.
+	 */
+	TR_LISTS = 1 << 3,
 };
 
 struct tr_conn_config {

@@ -34,9 +34,10 @@ int call_failed(struct shm_conn *sc, int kind, int error, struct kv_error *err)
 int call_open(struct shm_conn *sc, struct kv_error *err)
 {
 	present_open(sc);
+	sc->call_spans = tr_conn_moves_lists(sc->conn) ? TR_SPANS_MOST : SHM_CMA_SPANS;
 	if (!sc->call_span)
 		sc->call_span =
-			kv_fault(SHM_CALL) ? NULL : calloc(SHM_CMA_SPANS, sizeof(*sc->call_span));
+			kv_fault(SHM_CALL) ? NULL : calloc(sc->call_spans, sizeof(*sc->call_span));
 	return sc->call_span ? 0
 			     : kv_fail(err, KV_ERR_NOMEM, "mem_open",
 				       "cannot allocate the spans of a call");
@@ -92,7 +93,7 @@ long call_move(struct shm_conn *sc, struct tr_op *op, struct tr_mem *lmem, uint8
 
 	if (sc->late)
 		return 0;
-	n = n < SHM_CMA_SPANS ? n : SHM_CMA_SPANS;
+	n = n < sc->call_spans ? n : sc->call_spans;
 	for (size_t i = 0; i < n; i++)
 		len += spans[i].len;
 	shared = worth_sharing(sc, len, n);

@@ -10,8 +10,9 @@
  * it does; the connection is given up long before.
  *
  * A job lies in its connection, so nothing is allocated. It is taken by one thread, or, if an
- * option asks for threads, in pieces by several. Threads start when a job finds none that is idle,
- * or will be at once, and end with the context.
+ * option asks for threads, in pieces by several. The first thread starts with a connection that
+ * will move lists (TR_LISTS), others when a job finds none that is idle, or will be at once; they
+ * end with the context.
  */
 #include <errno.h>
 #include <limits.h>
@@ -227,6 +228,16 @@ static int missing(const struct copy_pool *pool, const struct copy_job *job)
 	if (job->split && pool->started < pool->split)
 		return pool->split - pool->started;
 	return pool->jobs > pool->idle + atomic_load(&pool->coming) ? 1 : 0;
+}
+
+void copy_ready(struct shm_conn *sc)
+{
+	struct copy_pool *pool = sc->ctx->copy;
+
+	pthread_mutex_lock(&pool->lock);
+	if (!pool->started)
+		start_threads(pool, tr_conn_tr(sc->conn)->log, 1);
+	pthread_mutex_unlock(&pool->lock);
 }
 
 void copy_prepare(struct copy_job *job)

@@ -28,7 +28,7 @@ struct copy_pool {
 
 /* What one process_vm call, or a few, move. */
 struct copy_piece {
-	struct tr_span span[SHM_CMA_SPANS];
+	struct tr_span span[TR_SPANS_MOST];
 	size_t n;
 	uint64_t len;
 };

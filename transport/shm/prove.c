@@ -369,6 +369,8 @@ int shm_setup_get(struct tr_conn *conn, struct wire_reader *r, struct kv_error *
 	sc->line_order = tr_conn_line_order(conn) || (flags & SETUP_LINE_ORDER);
 	segment_rings(&sc->seg, sc->side, &sc->out, &sc->in);
 	cma_probe(sc);
+	if (sc->cma_works && sc->peer_allows_cma && tr_conn_moves_lists(conn))
+		copy_ready(sc);
 	if (has_own_link(sc) && (flags & SETUP_OWN_LINK))
 		tr_conn_own_link(conn);
 	if (tr_conn_polled(conn) && !tr_conn_passes_gpu(conn) && !(flags & SETUP_PASSES_GPU)) {

@@ -258,7 +258,8 @@ struct shm_conn {
 	} rest;
 	unsigned int copies; /* operations that are copying */
 	struct copy_job call; /* the one that its caller waits for */
-	struct tr_span *call_span; /* SHM_CMA_SPANS; NULL: no region is reached so */
+	struct tr_span *call_span; /* call_spans; NULL: no region is reached so */
+	size_t call_spans;
 	int pagemap;		   /* the peer's page table, or -1 */
 	struct { /* pages [first, end) of the peer were there, and it is still true enough */
 		uint64_t first, end;
@@ -384,6 +385,7 @@ int cma_move(const struct shm_conn *sc, int kind, bool alive, uint8_t *local, ui
 int copy_open(int split, int64_t spin_ns, struct copy_pool **pool_p, struct kv_error *err);
 /* Every connection is closed. false: a call has not returned, and its thread goes on. */
 bool copy_close(struct copy_pool *pool);
+void copy_ready(struct shm_conn *sc); /* a thread is there, or on its way, if one can be started */
 /*
  * Hands the job (sc .. len) to a thread; false: there is none. It must stay where it is until
  * copy_end gives an end.
