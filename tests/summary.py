@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """summary.py -- one account of several ctest runs: what failed, what was skipped and why, and the counts
 
-usage: summary.py [--require "LABEL ..."] [--skipped "WHAT: WHY"]... RESULTS ...
+usage: summary.py [--require "LABEL ..."] [--skipped "WHAT: WHY"]... BUILD_DIRECTORY ...
 
-Reads each RESULTS (ctest --output-junit) and tests.json (ctest --show-only=json-v1) beside it. Exit 0 only if each of them
-has a test that ran, nothing failed, and no label that --require names was skipped or is unknown.
+Reads results.xml (ctest --output-junit) and tests.json (ctest --show-only=json-v1) of each directory. Exit 0 only if
+each of them ran at least one test, nothing failed, and no label that --require names was skipped or is unknown.
 A test counts as skipped only if it exited with the agreed code itself; a program that is not there has failed.
 """
 import argparse
@@ -67,11 +67,11 @@ def read_labels(path):
     }
 
 
-def read(results):
+def read(directory):
+    results = os.path.join(directory, "results.xml")
     if not os.path.exists(results):
         return []
-    directory = os.path.dirname(os.path.abspath(results))
-    where = os.path.basename(directory).replace("build-", "")
+    where = os.path.basename(os.path.normpath(directory)).replace("build-", "")
     labels = read_labels(os.path.join(directory, "tests.json"))
     return [Case(where, element, labels) for element in ElementTree.parse(results).getroot().iter("testcase")]
 
@@ -110,12 +110,12 @@ def account(cases, complaints, out, skipped=()):
     return not failed and not complaints
 
 
-def summary(runs, required, out, skipped=()):
+def summary(directories, required, out, skipped=()):
     cases, complaints = [], []
-    for results in runs:
-        found = read(results)
+    for directory in directories:
+        found = read(directory)
         if not found:
-            complaints.append(f"{results}: no test ran")
+            complaints.append(f"{directory}: no test ran")
         cases += found
     complaints += unmet(required, cases)
     return account(cases, complaints, out, skipped)
@@ -125,6 +125,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--require", default="")
     parser.add_argument("--skipped", action="append", default=[], metavar="WHAT: WHY")
-    parser.add_argument("results", nargs="+")
+    parser.add_argument("directories", nargs="+")
     args = parser.parse_args()
-    sys.exit(0 if summary(args.results, args.require.split(), sys.stdout, args.skipped) else 1)
+    sys.exit(0 if summary(args.directories, args.require.split(), sys.stdout, args.skipped) else 1)

@@ -702,7 +702,7 @@ skipped: no second user
         self.write("build-dev/results.xml", self.RESULTS.format(more=more))
         self.write("build-dev/tests.json", self.LABELS)
         out = io.StringIO()
-        passed = summary.summary([os.path.join(self.root, "build-dev/results.xml")], required, out)
+        passed = summary.summary([os.path.join(self.root, "build-dev")], required, out)
         return passed, out.getvalue()
 
     def test_a_skip_is_told_with_its_reason_and_not_counted_as_passed(self):
@@ -740,11 +740,8 @@ skipped: no second user
         self.assertIn("  FAILED mute (dev)\n    one\n    two\n\n", text)
 
     def test_a_run_that_left_no_results_fails(self):
-        self.run_summary()
-        runs = [os.path.join(self.root, "build-dev", name) for name in ("results.xml", "results-guests.xml")]
         out = io.StringIO()
-        self.assertFalse(summary.summary(runs, [], out))
-        self.assertIn("results-guests.xml: no test ran", out.getvalue())
+        self.assertFalse(summary.summary([os.path.join(self.root, "build-asan")], [], out))
 
 
 if __name__ == "__main__":
