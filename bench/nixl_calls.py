@@ -31,7 +31,7 @@ SPANS = 256  # of one call of it, as KVRAIL makes them
 SIZES = (KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB)
 NOTE = 300
 ROW_S, ROW_ROUNDS, PINGS, REQUESTS = 0.7, 40, 400, 10
-WAIT_S = 120
+WAIT_S = 300
 POLL_S = 0.0005
 now = time.perf_counter
 

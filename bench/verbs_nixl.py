@@ -23,7 +23,7 @@ import tempfile
 
 import nixl_calls
 
-LIMIT_S = 300
+LIMIT_S = 500
 SETTINGS = {
     "UCX_TLS": "rc_verbs,tcp:aux", "UCX_NET_DEVICES": "softnic0:1,lo", "UCX_RC_VERBS_TX_MIN_SGE": "4",  # as many as softnic has
     "SOFTNIC_LINK": "infiniband",  # what kind a GID of RoCE is it asks the kernel
