@@ -81,16 +81,11 @@ void ibv_ack_cq_events(struct ibv_cq *cq, unsigned int n)
 
 static struct sn_shared_cq *take_cq(uint32_t *number_p)
 {
-	for (int tries = 0; tries < SN_CQS; tries++) {
-		int none = 0;
+	struct sn_shared_cq *all = sn.world->cq;
 
-		*number_p = atomic_fetch_add(&sn.world->next_cq, 1) % SN_CQS;
-		if (atomic_compare_exchange_strong(&sn.world->cq[*number_p].host, &none,
-						   sn.host + 1))
-			return &sn.world->cq[*number_p];
-	}
-	errno = ENOMEM;
-	return NULL;
+	return sn_take(&sn.world->next_cq, SN_CQS, &all->host, sizeof(*all), number_p)
+		       ? &all[*number_p]
+		       : NULL;
 }
 
 struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_context,
@@ -104,8 +99,7 @@ struct ibv_cq *ibv_create_cq(struct ibv_context *context, int cqe, void *cq_cont
 		free(cq);
 		return NULL;
 	}
-	for (cq->size = 16; cq->size < (uint32_t)cqe;)
-		cq->size *= 2;
+	cq->size = sn_power_of_two((uint32_t)cqe);
 	cq->entry = sn_map(cq->size * sizeof(*cq->entry));
 	if (!cq->entry) {
 		atomic_store(&cq->shared->host, 0);

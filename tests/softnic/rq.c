@@ -36,16 +36,11 @@ void sn_rq_reset(struct sn_rq *rq)
 
 static struct sn_shared_srq *take_srq(uint32_t *number_p)
 {
-	for (int tries = 0; tries < SN_SRQS; tries++) {
-		int none = 0;
+	struct sn_shared_srq *all = sn.world->srq;
 
-		*number_p = atomic_fetch_add(&sn.world->next_srq, 1) % SN_SRQS;
-		if (atomic_compare_exchange_strong(&sn.world->srq[*number_p].host, &none,
-						   sn.host + 1))
-			return &sn.world->srq[*number_p];
-	}
-	errno = ENOMEM;
-	return NULL;
+	return sn_take(&sn.world->next_srq, SN_SRQS, &all->host, sizeof(*all), number_p)
+		       ? &all[*number_p]
+		       : NULL;
 }
 
 struct ibv_srq *ibv_create_srq(struct ibv_pd *pd, struct ibv_srq_init_attr *init)

@@ -301,6 +301,11 @@ void *sn_map(size_t len);
 void sn_unmap(void *at, size_t len);
 void sn_lock_take(struct sn_lock *lock);
 void sn_lock_give(struct sn_lock *lock);
+/*
+ * Makes a free one of `n` places of the world this process's, by the word `host` of the first; the
+ * next one's is `size` bytes on. false with ENOMEM: all are taken.
+ */
+bool sn_take(_Atomic uint32_t *next, uint32_t n, atomic_int *host, size_t size, uint32_t *number_p);
 int sn_socket(uint32_t *name_p); /* bound to a new name */
 /* One datagram to it. */
 void sn_tell(uint32_t name, const void *what, size_t len);

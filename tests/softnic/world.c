@@ -254,6 +254,20 @@ static socklen_t address_of(struct sockaddr_un *to, uint32_t name)
 	return (socklen_t)(at + n - (char *)to);
 }
 
+bool sn_take(_Atomic uint32_t *next, uint32_t n, atomic_int *host, size_t size, uint32_t *number_p)
+{
+	for (uint32_t tries = 0; tries < n; tries++) {
+		int none = 0;
+
+		*number_p = atomic_fetch_add(next, 1) % n;
+		if (atomic_compare_exchange_strong(
+			    (atomic_int *)((uint8_t *)host + *number_p * size), &none, sn.host + 1))
+			return true;
+	}
+	errno = ENOMEM;
+	return false;
+}
+
 int sn_socket(uint32_t *name_p)
 {
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
