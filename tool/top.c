@@ -200,7 +200,7 @@ static unsigned long long ended(const struct row *now, const struct row *old)
 	return n;
 }
 
-/* Of these 99 of 100 took less than so many us; 0: there are none. */
+/* Of these 99 of 100 took no more than so many us; 0: there are none. */
 static double p99_us(const struct row *now, const struct row *old)
 {
 	unsigned long long all = ended(now, old), n = 0;
@@ -208,7 +208,7 @@ static double p99_us(const struct row *now, const struct row *old)
 	for (int i = 0; all && i < BUCKETS; i++) {
 		n += now->bucket[i] - old->bucket[i];
 		if (n * 100 >= all * 99)
-			return (double)(1ULL << i);
+			return (double)(1024ULL << i) / 1e3;
 	}
 	return 0;
 }

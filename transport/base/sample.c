@@ -30,7 +30,7 @@ uint64_t kv_times_p99_us(const struct kv_times *times)
 	for (int i = 0; all && i < KV_TIME_BUCKETS; i++) {
 		n += kv_counter_get(&times->bucket[i]);
 		if (n * 100 >= all * 99)
-			return UINT64_C(1) << i;
+			return (kv_times_end_ns((size_t)i) + 999) / 1000;
 	}
 	return 0;
 }
@@ -62,8 +62,8 @@ void kv_sample_times(struct kv_text *text, const char *name, const char *labels,
 
 	for (int i = 0; i < KV_TIME_BUCKETS - 1; i++) {
 		n += kv_counter_get(&times->bucket[i]);
-		kv_text_add(text, "%s_bucket{%s,%s=\"%s\",le=\"%.9g\"} %" PRIu64 "\n", name, labels,
-			    label, value, (double)(1u << i) / 1e6, n);
+		kv_text_add(text, "%s_bucket{%s,%s=\"%s\",le=\"%.11g\"} %" PRIu64 "\n", name,
+			    labels, label, value, (double)kv_times_end_ns((size_t)i) / 1e9, n);
 	}
 	n += kv_counter_get(&times->bucket[KV_TIME_BUCKETS - 1]);
 	kv_text_add(text,

@@ -21,8 +21,8 @@ static inline uint64_t kv_counter_get(const _Atomic uint64_t *counter)
 }
 
 /*
- * How long something took: up to 1 us, 2 us, 4 us, ... 16.8 s, and more. Any thread counts, without
- * a lock; zero it, and there is nothing to free.
+ * How long something took: up to 1024 ns, 2048 ns, 4096 ns, ... 17.2 s, and more. Any thread
+ * counts, without a lock; zero it, and there is nothing to free.
  */
 enum { KV_TIME_BUCKETS = 26 };
 struct kv_times {
@@ -31,16 +31,22 @@ struct kv_times {
 };
 static inline void kv_times_count(struct kv_times *times, int64_t ns)
 {
-	uint64_t all = ns > 0 ? (uint64_t)ns : 0; /* a clock may be a round old: kv_peer_now */
-	uint64_t us = (all - (all > 0)) / 1000;	  /* 0 up to 1 us, 1 up to 2 us, ... */
-	size_t i = 63 - (size_t)__builtin_clzll(2 * us + 1); /* how many bits it has */
+	uint64_t all = ns > 0 ? (uint64_t)ns : 1; /* a clock may be a round old: kv_peer_now */
+	/* The bits of all - 1 above the lowest ten. */
+	size_t i = 54 - (size_t)__builtin_clzll((all - 1) | 1023);
 
 	kv_counter_add(&times->bucket[i < KV_TIME_BUCKETS ? i : KV_TIME_BUCKETS - 1], 1);
 	kv_counter_add(&times->sum_ns, all);
 }
+/* Where bucket i ends; the last one does not. */
+static inline uint64_t kv_times_end_ns(size_t i)
+{
+	return UINT64_C(1024) << i;
+}
 void kv_times_add(struct kv_times *to, const struct kv_times *from);
 uint64_t kv_times_n(const struct kv_times *times);
-uint64_t kv_times_p99_us(const struct kv_times *times); /* 99 of 100 took less; 0: none did */
+/* 99 of 100 took no more than this, rounded up; 0: there are none. */
+uint64_t kv_times_p99_us(const struct kv_times *times);
 /* Fields operations_timed and p99_us; nothing, if there are none. */
 void kv_times_report_p99(struct kv_report *r, const struct kv_times *times);
 /* Field `times`: the buckets, for `kvrail top`, which asks again and takes the difference. */
