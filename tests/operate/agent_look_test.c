@@ -132,9 +132,9 @@ CASE(a_peer_that_is_stopped_is_named)
 	assert_int_equal(ag_rmem_load(f.a.agent, "b", f.card.mem, f.card.mem_len, &f.rmem, &err),
 			 0);
 	xfer = post(&f, AG_WRITE);
-	dump_until("operation write, age_ms ");
+	dump_until("waits_for the peer's description of a region");
+	says("operation write, age_ms ");
 	says("agent prefill-0, operations_in_flight 1, bytes_out 1048576");
-	says("waits_for the peer's description of a region");
 	says(" name b, state up, by agent, ");
 	says("transport ");
 	snprintf(words, sizeof(words), "peer process %d, which is stopped, ", (int)f.pid);
@@ -238,8 +238,8 @@ CASE(a_peer_that_died_leaves_its_cause)
 	load(&f);
 	move_once(&f);
 	kill(f.pid, SIGKILL);
+	dump_until("name b, state lost, ");
 	dump_until("last_error KV_ERR_PEER_LOST, ");
-	says("name b, state lost, ");
 	says("error KV_ERR_PEER_LOST, cause ");
 	far_close(&f);
 }

@@ -165,8 +165,7 @@ CASE(a_lease_that_nobody_opens)
 	opts.timeout_ms = OP_MS;
 	ok(kv_send_blocks_async(p.a.peer, p.a.cache, all_layers, from, N, TAG, &opts, &op, &err),
 	   &err);
-	dump("");
-	says("operation send_blocks, stage waits for a lease, ");
+	dump_until("operation send_blocks, stage waits for a lease, ");
 	says("waits_for a lease that the peer has not opened, ");
 	says("tag 77");
 	assert_int_equal(kv_cancel(op, RIG_TIMEOUT_MS, &err), 0);

@@ -117,11 +117,10 @@ CASE(a_hang_is_explained_while_every_thread_hangs)
 		assert_true(kv_now_ns() < end);
 		usleep(1000);
 	}
-	dump("");
+	dump_until("operation write_blocks, stage in flight, ");
 	if (shows)
 		fputs(text, stdout);
 	says("engine prefill-0, ");
-	says("operation write_blocks, stage in flight, ");
 	says("name decode-3");
 	says(address);
 	says("threads_in_log_callback 1");
