@@ -8,7 +8,8 @@
 enum {
 	LITTLE_SPANS = TR_SPANS_GOOD / 4,
 	LITTLE_BYTES = KV_PIECE_BYTES / 16,
-	BLOCKS_GOOD = 4 * TR_SPANS_GOOD, /* of a piece; none of them is a span in memory first */
+	BLOCKS_GOOD = 4 * TR_SPANS_GOOD, /* of a piece; none of them is a span in memory first, */
+	BLOCK_BYTES = KV_PIECE_BYTES / BLOCKS_GOOD, /* nor does a processor move its bytes */
 };
 
 static enum kv_step step_failed(struct kv_op *op, const struct kv_error *err)
@@ -97,6 +98,7 @@ static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t sla
 	struct tr_span spans[TR_SPANS_GOOD];
 	struct tr_blocks blocks;
 	size_t count = 0;
+	uint64_t share;
 	long taken;
 
 	if (tr_takes_blocks(lmem, rmem))
@@ -105,7 +107,8 @@ static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t sla
 		count = count < BLOCKS_GOOD ? count : BLOCKS_GOOD;
 		taken = tr_op_add_blocks(op->tr, lmem, rmem, &blocks, count, err);
 		op->place.index += taken < 0 ? 0 : (size_t)taken;
-		kv_peer_posted(op->peer, taken < 0 ? 0 : (size_t)taken * pitch->len);
+		share = pitch->len < BLOCK_BYTES ? pitch->len : BLOCK_BYTES;
+		kv_peer_posted(op->peer, taken < 0 ? 0 : (size_t)taken * share);
 		return taken;
 	}
 	count = kv_plan_next(pitch, op->local, op->remote, op->n, op->place, spans, TR_SPANS_GOOD);
@@ -116,7 +119,7 @@ static long add_piece(struct kv_op *op, const struct kv_pitch *pitch, size_t sla
 }
 
 /*
- * At most TR_SPANS_GOOD spans, or BLOCKS_GOOD blocks, and KV_PIECE_BYTES of one tensor of one
+ * At most TR_SPANS_GOOD spans and KV_PIECE_BYTES, or BLOCKS_GOOD blocks, of one tensor of one
  * layer: before the next piece deadlines, cancels and revocations are looked at, and others may
  * have the claim.
  */

@@ -159,7 +159,7 @@ size_t kv_plan_blocks(const struct kv_pitch *pitch, const int64_t *local_ids,
 		.local = local_ids + from.index,
 		.remote = remote_ids + from.index,
 	};
-	return end_of_piece(pitch, from.index, n) - from.index;
+	return n - from.index;
 }
 
 size_t kv_plan_next(const struct kv_pitch *pitch, const int64_t *local_ids,

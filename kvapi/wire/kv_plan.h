@@ -66,8 +66,8 @@ struct kv_place {
 };
 
 /*
- * The ids from `from` on for a transport that takes blocks: how many of them are in one piece; 0:
- * what comes next is a part of a block.
+ * The ids from `from` on for a transport that takes blocks: how many there are; 0: what comes next
+ * is a part of a block.
  */
 size_t kv_plan_blocks(const struct kv_pitch *pitch, const int64_t *local_ids,
 		      const int64_t *remote_ids, size_t n, struct kv_place from,

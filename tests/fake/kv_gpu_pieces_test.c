@@ -113,13 +113,13 @@ CASE(a_piece_that_cannot_be_registered_leaves_nothing)
 	fake_cuda_reset();
 }
 
-/* Neighbours at both ends that are 4 MiB together: two by one call; what is left by a kernel. */
-CASE(large_spans_go_by_the_copy_engines)
+/* What a batch has in one kernel it has in one piece, however many bytes that are. */
+CASE(a_batch_is_one_kernel)
 {
-	enum { BLOCKS = 160, BYTES = 64 << 10, EACH = (4 << 20) / BYTES };
+	enum { BLOCKS = 300, BYTES = 64 << 10 };
 	const struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
 	struct kv_engine_config config = over(shm);
-	int64_t mine[2 * EACH + 2], theirs[2 * EACH + 2];
+	int64_t mine[BLOCKS], theirs[BLOCKS];
 	uint8_t *seen[2], *addr[2];
 	struct flat_pair p;
 	struct kv_error err;
@@ -129,24 +129,59 @@ CASE(large_spans_go_by_the_copy_engines)
 	flat_open(&p, &config, tensor, BLOCKS, KV_CACHE_OPEN, addr);
 	for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
 		seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
-	for (int64_t i = 0; i < 2 * EACH + 2; i++) {
-		mine[i] = i < 2 * EACH ? i + 3 : i - 2 * EACH;
-		theirs[i] = i < 2 * EACH ? i + 20 : i + 21;
+	for (int64_t i = 0; i < BLOCKS; i++) {
+		mine[i] = (i * 7) % BLOCKS;
+		theirs[i] = (i * 11 + 5) % BLOCKS;
+	}
+	ok(kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, BLOCKS, NULL, &err), &err);
+	assert_int_equal(fake_cuda.launched, 1);
+	assert_int_equal(fake_cuda.engines, 0);
+	for (int64_t i = 0; i < BLOCKS; i++)
+		assert_memory_equal(seen[1] + theirs[i] * BYTES, seen[0] + mine[i] * BYTES, BYTES);
+	kv_peer_close(p.peer, RIG_TIMEOUT_MS, &err);
+	for (size_t i = 0; i < 2; i++)
+		kv_engine_close(p.engine[i]);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
+/*
+ * Neighbours at both ends that are 4 MiB together, wherever they stand in the list; the rest by
+ * a kernel.
+ */
+CASE(large_spans_go_by_the_copy_engines)
+{
+	enum { BLOCKS = 160, BYTES = 64 << 10, EACH = (4 << 20) / BYTES };
+	const struct kv_tensor tensor = { .name = "k", .block_bytes = BYTES };
+	struct kv_engine_config config = over(shm);
+	int64_t mine[2 * EACH + 2] = { 1 }, theirs[2 * EACH + 2] = { 0 };
+	uint8_t *seen[2], *addr[2];
+	struct flat_pair p;
+	struct kv_error err;
+
+	for (size_t i = 0; i < 2; i++)
+		seen[i] = fake_cuda_alloc((size_t)BLOCKS * BYTES, &addr[i]);
+	flat_open(&p, &config, tensor, BLOCKS, KV_CACHE_OPEN, addr);
+	for (size_t i = 0; i < (size_t)BLOCKS * BYTES; i++)
+		seen[0][i] = (uint8_t)(i / BYTES * 7 + i % 251);
+	for (int64_t i = 1; i < 2 * EACH + 2; i++) { /* a block, two runs, and a block */
+		mine[i] = i + 2;
+		theirs[i] = i + 20 + (i > EACH) + (i > 2 * EACH);
 	}
 	memset(seen[1], 0, (size_t)BLOCKS * BYTES);
 	ok(kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 2 * EACH + 2, NULL, &err),
 	   &err);
 	assert_int_equal(fake_cuda.engines, 2);
 	assert_int_equal(fake_cuda.together, 2);
-	assert_int_equal(fake_cuda.launched, 1); /* the two that are left */
+	assert_int_equal(fake_cuda.launched, 2); /* for the two that are left */
 	for (int64_t i = 0; i < 2 * EACH + 2; i++)
 		assert_memory_equal(seen[1] + theirs[i] * BYTES, seen[0] + mine[i] * BYTES, BYTES);
-	for (int64_t i = 0; i < 20 * BYTES; i++)
+	for (int64_t i = BYTES; i < 21 * BYTES; i++)
 		assert_int_equal(seen[1][i], 0);
 	fake_cuda.launch_says = 2;
-	assert_int_equal(
-		kv_write_blocks(p.peer, p.cache[0], all_layers, mine, theirs, 2 * EACH, NULL, &err),
-		KV_ERR_DEVICE);
+	assert_int_equal(kv_write_blocks(p.peer, p.cache[0], all_layers, mine + 1, theirs + 1, EACH,
+					 NULL, &err),
+			 KV_ERR_DEVICE);
 	fake_cuda.launch_says = 0;
 	kv_peer_close(p.peer, RIG_TIMEOUT_MS, &err);
 	for (size_t i = 0; i < 2; i++)

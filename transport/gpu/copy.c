@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * copy.c -- pieces gathered into batches in pinned memory, one kernel a batch, whose end its blocks
- * write there; an event, which costs a call to ask for, shows an error, or the copy engines' end
+ * write there; an event, which costs a call to make and one to ask for, shows the copy engines'
+ * end, and of a kernel that does not end in ASK_NS whether it failed
  *
  * Or the copy engines take a batch: they need no multiprocessor, so an owner
  * whose peer's kernels hold all of them until the bytes come gets them there. The stream has the
@@ -29,12 +30,11 @@ enum { LANES = 32, THREADS = 1024 };
 
 enum {
 	BATCHES = 4,
-	PIECES = 2048, /* of a batch: at 1 KiB its kernel takes ten times what launching it does */
 	/*
-	 * Chunks, 8 MiB, for which a kernel is begun while the next pieces are gathered, if none
-	 * runs: one more launch costs 5 us, and to gather 2048 pieces takes less.
+	 * Of a batch: at 1 KiB its kernel takes ten times what launching it does. None is begun
+	 * with fewer while there are more to put: a second launch takes as long as to gather them.
 	 */
-	WORTH = 16384,
+	PIECES = 2048,
 	ASK_NS = 100000,   /* the driver is asked for the error of a kernel that does not end */
 	LINEAR = 32 << 10, /* bytes from which on a copy needs no rows, and */
 	ROW_GAP = 64,	   /* between those */
@@ -63,6 +63,7 @@ struct gpu_queue {
 	cuda_ptr stage_at;
 	void *event[BATCHES];
 	unsigned int blocks[BATCHES]; /* of its kernel; 0: the copy engines have it */
+	bool recorded[BATCHES];	      /* its event is, behind it or behind later ones, too */
 	int64_t asked_ns;	      /* the driver for an event, or when a kernel was begun */
 	uint64_t launched, done;      /* batches */
 	unsigned int pieces;	      /* in the one that is open: launched + 1 */
@@ -335,7 +336,8 @@ static int launch(struct gpu_queue *queue, struct kv_error *err)
 
 	if (!rc) {
 		rc = queue->engines ? start_engines(queue, slot) : start_kernel(queue, slot);
-		if (!rc)
+		queue->recorded[slot] = queue->engines;
+		if (!rc && queue->engines)
 			rc = cuda->event_record(queue->event[slot], queue->stream);
 		gpu_leave(queue->gpu, &mode);
 	}
@@ -367,7 +369,13 @@ static int ask_events(struct gpu_queue *queue, struct kv_error *err)
 	if (rc)
 		return queue_failed(queue, "cannot enter the context", rc, err);
 	while (queue->done != queue->launched && !rc) {
-		rc = cuda->event_query(queue->event[(queue->done + 1) % BATCHES]);
+		uint64_t slot = (queue->done + 1) % BATCHES;
+
+		if (!queue->recorded[slot])
+			rc = cuda->event_record(queue->event[slot], queue->stream);
+		queue->recorded[slot] |= !rc;
+		if (!rc)
+			rc = cuda->event_query(queue->event[slot]);
 		queue->done += !rc;
 	}
 	gpu_leave(queue->gpu, &mode);
@@ -415,9 +423,6 @@ bool gpu_queue_takes_large(const struct gpu_queue *queue)
 static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks, uint64_t even,
 			struct kv_error *err)
 {
-	uint64_t before = queue->chunks;
-	int ret = 0;
-
 	if (!queue->pieces)
 		queue->even = even <= EVEN_MAX ? (uint32_t)even : 0;
 	else if (queue->even != even)
@@ -426,13 +431,7 @@ static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks
 	queue->pieces += n;
 	queue->fresh = true;
 	/* Small ones are for an owner who waits for them; several large ones go together. */
-	if (queue->engines && chunks / n < gpu_chunks(GPU_LARGE))
-		return launch(queue, err);
-	if (queue->chunks / WORTH == before / WORTH)
-		return 0;
-	if (queue->done != queue->launched)
-		ret = count_ended(queue, false, err);
-	return ret || queue->done != queue->launched ? ret : launch(queue, err);
+	return queue->engines && chunks / n < gpu_chunks(GPU_LARGE) ? launch(queue, err) : 0;
 }
 
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)

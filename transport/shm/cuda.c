@@ -199,17 +199,29 @@ bool cuda_takes_blocks(const struct tr_mem *lmem, const struct tr_rmem *rmem)
 	       (rm->path == SHM_CUDA || (rm->path == SHM_POOL && lmem->kind != TR_MEM_HOST));
 }
 
-/* One after the other, without a gap at either end. */
-static bool is_run(const struct tr_blocks *b, size_t n)
+/* The block behind the one before it at both ends. */
+static bool follows(const struct tr_blocks *b, size_t i)
 {
-	size_t i = 1;
+	return b->local[i] == b->local[i - 1] + 1 && b->remote[i] == b->remote[i - 1] + 1;
+}
 
-	if (b->local_stride != b->len || b->remote_stride != b->len ||
-	    (uint64_t)(b->local[n - 1] - b->local[0]) != n - 1)
-		return false;
-	while (i < n && b->local[i] == b->local[i - 1] + 1 && b->remote[i] == b->remote[i - 1] + 1)
-		i++;
-	return i == n;
+/* Where the first GPU_LARGE bytes without a gap at either end begin; n: there are none. */
+static size_t first_large(const struct tr_blocks *b, size_t n)
+{
+	size_t least = (GPU_LARGE + b->len - 1) / b->len, i = 0;
+
+	if (b->local_stride != b->len || b->remote_stride != b->len)
+		return n;
+	while (i + least <= n) {
+		size_t k = i + least - 1; /* its run begins so far back: no earlier one is long */
+
+		while (k > i && follows(b, k))
+			k--;
+		if (k == i)
+			return i;
+		i = k;
+	}
+	return n;
 }
 
 long cuda_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem,
@@ -217,17 +229,22 @@ long cuda_add_blocks(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 {
 	struct shm_conn *sc = tr_conn_priv(op->conn);
 	struct move m = { .blocks = blocks, .n = n };
+	size_t run = 1, large = first_large(blocks, n);
 	struct tr_span all;
 	long done;
 
-	if (n * blocks->len >= GPU_LARGE && is_run(blocks, n)) {
+	if (large) {
+		m.n = large; /* and then that */
+	} else {
+		while (run < n && follows(blocks, run))
+			run++;
 		all = tr_block_span(blocks, 0);
-		all.len *= n;
+		all.len *= run;
 		m = (struct move){ .spans = &all, .n = 1 };
 	}
 	done = try_move(op, lmem, rmem, &m, err);
 	if (m.spans && done > 0)
-		done = (long)n;
+		done = (long)run;
 	if (done != KV_ERR_UNSUPPORTED)
 		return done;
 	sc->cut = true; /* they come again, as spans */
