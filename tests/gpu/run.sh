@@ -9,7 +9,7 @@
 # one bare kernel of the same run and leaves JSON in $OUT; replay is kv_pd_replay with its pools there; all is these four. two: the table and life between GPU 0 and GPU 1.
 # Both tables have NIXL and Mooncake beside ours where Python has torch, nixl_cu13 and mooncake, or KVRAIL_NIXL and KVRAIL_MOONCAKE
 # name folders that hold those packages.
-# python: torch, CuPy and DLPack, rdma_comm, the calls of FastDeploy's test.py (itself with KVRAIL_FASTDEPLOY_TEST=FILE), and the example of transformers' Llama (each what is there), with KVRAIL_CORE=..._core.abi3.so
+# python: torch, CuPy and DLPack, what a matrix product loses meanwhile, rdma_comm, the calls of FastDeploy's test.py (itself with KVRAIL_FASTDEPLOY_TEST=FILE), and the example of transformers' Llama (each what is there), with KVRAIL_CORE=..._core.abi3.so
 # or one that is built here (Python.h).
 # build only builds all of it (CFLAGS are added). tcp: all ways over TCP, beside the barest program over the same kind of socket with host memory.
 # engines: the kernel beside the copy engines, by the size of a span; with OTHER=1 to GPU 1, too.
@@ -84,6 +84,7 @@ build=$(realpath "$build")
 peers=$(realpath bench/gpu_peers.py)
 figures=$(realpath bench/tcp_figures.py)
 tensors=$(realpath tests/gpu/tensors.py)
+beside=$(realpath tests/gpu/beside.py)
 example=$(realpath python/examples/disaggregated.py)
 fastdeploy=$(realpath python/tests/test_fastdeploy.py)
 failures=0
@@ -136,6 +137,7 @@ if [ "$what" = python ]; then
 	export PYTHONPATH=$build/python
 	compile_core
 	run python3 -B "$tensors"
+	run python3 -B "$beside" --json h200_beside.json
 	run python3 -B "$example" --hf --requests 2
 	if python3 -c 'import pytest' 2>/dev/null; then
 		run env KVRAIL_CUDA=libcuda.so.1 python3 -B -m pytest -q -p no:cacheprovider "$fastdeploy" -k on_a_gpus_pointers
