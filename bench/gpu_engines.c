@@ -28,11 +28,14 @@ static struct {
 
 extern const char gpu_copy_ptx[];
 
-/* As copy.cu has it. */
-struct piece {
+/* As copy.cu has them. */
+enum { STEP = 64 };
+static struct piece {
 	uint64_t to, from, len;
-};
-static struct piece *piece;
+} * piece, base;
+static struct block {
+	uint32_t to, from;
+} * list;
 static void *stream, *kernel;
 static uint32_t spans;
 
@@ -50,20 +53,29 @@ static int (*enable_peer)(void *context, unsigned int flags);
 
 static double launched_us; /* from the first call until the last has returned */
 
-static uint32_t warps, even, number;
+static uint32_t warps, number;
 static volatile uint32_t *ended; /* SMS_MAX words: each block of the kernel writes its number */
 
 /* For so many multiprocessors. */
 static void prepare(uint32_t sms)
 {
-	even = (uint32_t)(piece[0].len / CHUNK);
-	warps = sms * 32 < even * spans ? sms * 32 : even * spans;
+	uint32_t chunks = (uint32_t)(piece[0].len / CHUNK) * spans;
+
+	warps = sms * 32 < chunks ? sms * 32 : chunks;
+	base = piece[0];
+	for (uint32_t i = 0; i < spans; i++) {
+		base.to = piece[i].to < base.to ? piece[i].to : base.to;
+		base.from = piece[i].from < base.from ? piece[i].from : base.from;
+	}
+	for (uint32_t i = 0; i < spans; i++)
+		list[i] = (struct block){ (uint32_t)((piece[i].to - base.to) / STEP),
+					  (uint32_t)((piece[i].from - base.from) / STEP) };
 }
 
 static void by_kernel(void)
 {
 	const void *no_starts = NULL; /* the spans are of one size */
-	void *params[] = { &piece, &no_starts, &warps, &spans, &even, &ended, &number };
+	void *params[] = { &list, &no_starts, &warps, &spans, &base, &ended, &number };
 
 	number++;
 	must(cuda.launch(kernel, (warps + 31) / 32, 1, 1, 1024, 1, 1, 0, stream, params, NULL),
@@ -372,6 +384,8 @@ int main(int argc, char **argv)
 	must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
 	must(cuda.host_alloc(&memory, SPANS_MAX * sizeof(*piece), 3), "cuMemHostAlloc");
 	piece = memory;
+	must(cuda.host_alloc(&memory, SPANS_MAX * sizeof(*list), 3), "cuMemHostAlloc");
+	list = memory;
 	must(cuda.host_alloc(&memory, SMS_MAX * sizeof(*ended), 3), "cuMemHostAlloc");
 	ended = memory;
 	must(cuda.mem_alloc(&near, pool), "cuMemAlloc");

@@ -311,43 +311,45 @@ static double time_many(const struct run *r)
 
 /* ---------------------------------------------------------------- the floor */
 
-/* As copy.cu has it. */
+/* As copy.cu has them. */
+enum { STEP = 64 };
 struct piece {
 	uint64_t to, from, len;
+};
+struct block {
+	uint32_t to, from;
 };
 
 static double time_floor(const struct run *r, cuda_ptr far)
 {
 	static void *stream, *module, *kernel;
-	static struct piece *piece;
+	static struct block *list;
 	const void *no_starts = NULL; /* the pieces are of one size */
-	uint64_t block = sizes[r->size], all = block / 512 * r->n;
+	uint64_t block = sizes[r->size], all = block / 512 * r->n, step = block / STEP;
 	cuda_ptr near = (cuda_ptr)(uintptr_t)r->side->pool;
 	uint32_t warps = cfg.sms * 32;
 	void *memory;
-	uint32_t n = r->n, even = (uint32_t)(block / 512);
+	uint32_t n = r->n;
+	struct piece base = { r->read ? near : far, r->read ? far : near, block };
 	static uint32_t *ended;
 	uint32_t number = 0;
-	void *params[] = { &piece, &no_starts, &warps, &n, &even, &ended, &number };
+	void *params[] = { &list, &no_starts, &warps, &n, &base, &ended, &number };
 	double us[ROUNDS_MAX] = { 0 };
 
 	if (!stream) {
 		must(cuda.stream_create(&stream, 1), "cuStreamCreate");
 		must(cuda.module_load(&module, gpu_copy_ptx), "cuModuleLoadData");
 		must(cuda.module_function(&kernel, module, "kvrail_copy"), "cuModuleGetFunction");
-		must(cuda.host_alloc(&memory, cfg.batch * sizeof(*piece), 3), "cuMemHostAlloc");
-		piece = memory;
+		must(cuda.host_alloc(&memory, cfg.batch * sizeof(*list), 3), "cuMemHostAlloc");
+		list = memory;
 		must(cuda.host_alloc(&memory, SMS_MAX * sizeof(*ended), 3), "cuMemHostAlloc");
 		ended = memory;
 	}
 	for (uint32_t i = 0; i < r->n; i++) {
-		uint64_t a = near + (uint64_t)r->from[i] * block,
-			 b = far + (uint64_t)r->to[i] * block;
+		uint32_t here = (uint32_t)(r->from[i] * step), there = (uint32_t)(r->to[i] * step);
 
-		if (r->read) /* what was written comes back */
-			piece[i] = (struct piece){ .to = a, .from = b, .len = block };
-		else
-			piece[i] = (struct piece){ .to = b, .from = a, .len = block };
+		/* read: what was written comes back */
+		list[i] = r->read ? (struct block){ here, there } : (struct block){ there, here };
 	}
 	if (warps > all)
 		warps = (uint32_t)all;

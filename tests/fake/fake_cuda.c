@@ -452,11 +452,11 @@ struct start {
 struct stream {
 	struct job {
 		struct module *module; /* NULL: a copy engine's, of `copy`, or of rows */
-		struct piece copy;
+		struct piece copy, base;
 		size_t row, from_pitch, to_pitch;
 		const struct piece *piece;
 		const struct start *start;
-		unsigned int warps, n, even, blocks, number;
+		unsigned int warps, n, blocks, number;
 		uint32_t *ended;
 	} job[JOBS];
 	int launched, done;
@@ -515,10 +515,8 @@ EXPORT int cuEventDestroy_v2(void *event)
 /* Where the CPU finds what the GPU calls so. */
 static uint8_t *seen(uint64_t at)
 {
-	uint8_t *piece = fake_vmm_seen(at);
-
-	if (piece)
-		return piece;
+	if (fake_vmm_seen(at))
+		return fake_vmm_seen(at);
 	return find(at) >= 0 ? arena.bytes + (at - (uintptr_t)arena.addr)
 			     : (uint8_t *)(uintptr_t)at;
 }
@@ -526,12 +524,21 @@ static uint8_t *seen(uint64_t at)
 /* Where warp w begins, and the one before it ends. */
 static struct start start_of(const struct job *job, unsigned int w)
 {
-	uint64_t all = (uint64_t)job->n * job->even, at;
+	uint64_t each = (job->base.len + CHUNK - 1) / CHUNK, all = job->n * each, at;
 
-	if (!job->even)
+	if (!each)
 		return job->start[w];
 	at = w * (all / job->warps) + (w < all % job->warps ? w : all % job->warps);
-	return (struct start){ (uint32_t)(at / job->even), (uint32_t)(at % job->even) };
+	return (struct start){ (uint32_t)(at / each), (uint32_t)(at % each) };
+}
+
+static struct piece piece_of(const struct job *job, uint32_t i)
+{
+	const uint32_t *block = (const uint32_t *)job->piece + 2 * (size_t)i;
+
+	return job->base.len ? (struct piece){ job->base.to + block[0] * 64ULL,
+					       job->base.from + block[1] * 64ULL, job->base.len }
+			     : job->piece[i];
 }
 
 static void run(const struct job *job)
@@ -549,7 +556,7 @@ static void run(const struct job *job)
 		struct start begin = start_of(job, w), end = start_of(job, w + 1);
 
 		for (uint32_t i = begin.piece; i <= end.piece && i < job->n; i++) {
-			const struct piece *p = &job->piece[i];
+			const struct piece piece = piece_of(job, i), *p = &piece;
 			uint64_t from = i == begin.piece ? (uint64_t)begin.chunk * CHUNK : 0;
 			uint64_t to = i == end.piece ? (uint64_t)end.chunk * CHUNK : p->len;
 
@@ -586,7 +593,7 @@ EXPORT int cuLaunchKernel(struct module *function, unsigned int gx, unsigned int
 	memcpy(&job->start, params[1], sizeof(job->start));
 	memcpy(&job->warps, params[2], sizeof(job->warps));
 	memcpy(&job->n, params[3], sizeof(job->n));
-	memcpy(&job->even, params[4], sizeof(job->even));
+	memcpy(&job->base, params[4], sizeof(job->base));
 	memcpy(&job->ended, params[5], sizeof(job->ended));
 	memcpy(&job->number, params[6], sizeof(job->number));
 	job->blocks = gx;
@@ -782,12 +789,6 @@ EXPORT int cuMemsetD32Async(unsigned long long ptr, unsigned int word, size_t wo
 	for (size_t i = 0; i < words; i++)
 		at[i] = word;
 	return stream ? SUCCESS : INVALID_VALUE;
-}
-
-EXPORT int cuCtxSynchronize(void);
-EXPORT int cuCtxSynchronize(void)
-{
-	return SUCCESS;
 }
 
 EXPORT int cuStreamQuery(struct stream *stream);

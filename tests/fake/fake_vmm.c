@@ -360,3 +360,9 @@ EXPORT void fake_cuda_unmap(uint8_t *addr)
 	cuMemUnmap((uintptr_t)addr, s->mapped);
 	cuMemAddressFree((uintptr_t)addr, s->len);
 }
+
+EXPORT int cuCtxSynchronize(void);
+EXPORT int cuCtxSynchronize(void)
+{
+	return SUCCESS;
+}

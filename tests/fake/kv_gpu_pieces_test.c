@@ -226,6 +226,69 @@ CASE(host_memory_goes_beside_a_large_piece_that_has_not_begun)
 	fake_cuda_reset();
 }
 
+/* Blocks of one length are a short list; what differs makes it a long one, in the same kernel. */
+CASE(blocks_become_pieces_when_a_piece_joins_them)
+{
+	enum { BLOCK = 4096, N = 6 };
+	const uint64_t far = (uint64_t)GPU_STEP << 32;
+	struct gpu_bounds to, from, away;
+	struct gpu_queue *queue;
+	struct gpu_piece *piece, base;
+	struct gpu_block *block;
+	struct kv_error err;
+	uint8_t *seen, *addr;
+	struct gpu *gpu;
+	int device;
+
+	seen = fake_cuda_map(2, &addr);
+	assert_non_null(seen);
+	for (size_t i = 0; i < 2 << 20; i++)
+		seen[i] = (uint8_t)(i / BLOCK * 5 + i % 251);
+	from = (struct gpu_bounds){ (uintptr_t)addr, (uintptr_t)addr + (2 << 20) };
+	to = (struct gpu_bounds){ from.end, from.end + (2 << 20) };
+	away = (struct gpu_bounds){ to.first + far, to.end + far };
+	ok(gpu_open(true, &gpu, &err), &err);
+	ok(gpu_of(addr, BLOCK, &device, &err), &err);
+	ok(gpu_queue_open(gpu, device, 8, &queue, &err), &err);
+	for (int mixed = 0; mixed < 2; mixed++) {
+		memset(seen + (2 << 20), 0, 2 << 20);
+		assert_true(gpu_queue_takes_blocks(queue, &to, &from, BLOCK));
+		assert_true(gpu_queue_room_blocks(queue, &to, &from, BLOCK, &block, &base, &err) >=
+			    N);
+		for (uint32_t i = 0; i < N; i++) {
+			uint64_t there = to.first + (uint64_t)(N - i) * BLOCK;
+			uint64_t here = from.first + (uint64_t)i * 3 * BLOCK;
+
+			block[i].to = (uint32_t)((there - base.to) / GPU_STEP);
+			block[i].from = (uint32_t)((here - base.from) / GPU_STEP);
+		}
+		ok(gpu_queue_put(queue, N, N * gpu_chunks(BLOCK), &err), &err);
+		assert_true(gpu_queue_takes_blocks(queue, &to, &from, BLOCK));
+		assert_false(gpu_queue_takes_blocks(queue, &to, &from, 2 * BLOCK));
+		assert_false(gpu_queue_takes_blocks(queue, &away, &from, BLOCK));
+		assert_false(gpu_queue_takes_blocks(queue, &to, &away, BLOCK));
+		if (mixed) {
+			assert_true(gpu_queue_room(queue, false, &piece, &err) > 0);
+			*piece = (struct gpu_piece){ to.first + 40 * BLOCK + 1, from.first + 7, 9 };
+			ok(gpu_queue_put(queue, 1, gpu_chunks(9), &err), &err);
+			assert_false(gpu_queue_takes_blocks(queue, &to, &from, BLOCK));
+		}
+		while (gpu_queue_end(queue, gpu_queue_last(queue), &err) > 0)
+			;
+		assert_int_equal(fake_cuda.launched, mixed + 1);
+		for (size_t i = 0; i < N; i++)
+			assert_memory_equal(seen + (2 << 20) + (N - i) * BLOCK,
+					    seen + i * 3 * BLOCK, BLOCK);
+		assert_memory_equal(seen + (2 << 20) + 40 * BLOCK + 1,
+				    mixed ? seen + 7 : seen + (3 << 20), 9);
+	}
+	assert_true(gpu_queue_close(queue));
+	gpu_close(gpu);
+	fake_cuda_unmap(addr);
+	assert_int_equal(fake_cuda.open, 0);
+	fake_cuda_reset();
+}
+
 int main(void)
 {
 	ib_test_hook.sysroot = "/nowhere"; /* a machine without nvidia_peermem */

@@ -41,14 +41,17 @@ enum {
 	COPIES = 64,	   /* of one call for the copy engines */
 	LARGE_SMS = 8,	   /* an owner who gives the kernel more has it used */
 	SMS_MAX = 256,
-	EVEN_MAX = UINT32_MAX / PIECES, /* chunks of a piece: the kernel counts in 32 bits */
 	STARTS = SMS_MAX * (THREADS / LANES) + 1,
 };
 _Static_assert((int)PIECES >= (int)GPU_ROOM, "what gpu_kind promises");
+_Static_assert(GPU_BLOCK_MAX / GPU_CHUNK <= UINT32_MAX / PIECES, "the kernel counts in 32 bits");
 
 /* Pinned, and read by the kernel. */
 struct batch {
-	struct gpu_piece piece[PIECES];
+	union {
+		struct gpu_piece piece[PIECES];
+		struct gpu_block block[PIECES];
+	};
 	struct start start[STARTS];
 	_Atomic uint32_t ended[SMS_MAX]; /* the kernel's blocks: the number of their last batch */
 };
@@ -71,7 +74,7 @@ struct gpu_queue {
 	size_t row;		      /* its only piece, in two rows from the stage; 0: not so */
 	bool fresh;		      /* pieces were put into it since gpu_queue_go */
 	uint64_t chunks;
-	uint32_t even; /* of each of them; 0: they differ */
+	struct gpu_piece base; /* of the blocks in the open one; len 0: they are pieces */
 	struct kv_error failed;
 	struct gpu_queue *next_kept;
 };
@@ -258,12 +261,12 @@ static int start_kernel(struct gpu_queue *queue, uint64_t slot)
 	cuda_ptr ended = pieces + offsetof(struct batch, ended);
 	uint32_t number = (uint32_t)(queue->launched + 1);
 	void *params[] = {
-		&pieces, &starts, &warps, &queue->pieces, &queue->even, &ended, &number
+		&pieces, &starts, &warps, &queue->pieces, &queue->base, &ended, &number
 	};
 
 	if (warps > queue->chunks)
 		warps = (unsigned int)queue->chunks;
-	if (!queue->even)
+	if (!queue->base.len)
 		share_out(open_batch(queue), queue->pieces, queue->chunks, warps);
 	queue->blocks[slot] = (warps * LANES + THREADS - 1) / THREADS;
 	queue->asked_ns = kv_now_ns();
@@ -398,8 +401,8 @@ static int count_ended(struct gpu_queue *queue, bool ask, struct kv_error *err)
 	return ask_events(queue, err);
 }
 
-int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
-		   struct kv_error *err)
+/* engines: what the open batch has for the others goes before. */
+static int room_of(struct gpu_queue *queue, bool engines, struct kv_error *err)
 {
 	int ret = queue->failed.code ? kv_error_copy(err, &queue->failed) : 0;
 
@@ -410,8 +413,71 @@ int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **pie
 	if (ret || queue->launched - queue->done == BATCHES)
 		return ret;
 	queue->engines = engines;
-	*piece_p = &open_batch(queue)->piece[queue->pieces];
 	return (int)(PIECES - queue->pieces);
+}
+
+/* From the last to the first: a piece lies behind the blocks that are still to be read. */
+static void make_pieces(struct gpu_queue *queue)
+{
+	struct batch *batch = open_batch(queue);
+	struct gpu_piece base = queue->base;
+
+	for (size_t i = base.len ? queue->pieces : 0; i-- > 0;) {
+		struct gpu_block block = batch->block[i];
+
+		batch->piece[i].to = base.to + (uint64_t)block.to * GPU_STEP;
+		batch->piece[i].from = base.from + (uint64_t)block.from * GPU_STEP;
+		batch->piece[i].len = base.len;
+	}
+	queue->base.len = 0;
+}
+
+int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **piece_p,
+		   struct kv_error *err)
+{
+	int room = room_of(queue, engines, err);
+
+	if (room <= 0)
+		return room;
+	make_pieces(queue);
+	*piece_p = &open_batch(queue)->piece[queue->pieces];
+	return room;
+}
+
+/* Addresses that blocks of this base can have. */
+static bool reaches(uint64_t base, const struct gpu_bounds *in)
+{
+	return in->first >= base && in->end - base <= (uint64_t)GPU_STEP << 32;
+}
+
+static uint64_t base_of(const struct gpu_bounds *in)
+{
+	uint64_t below = (uint64_t)GPU_STEP << 31, first = in->first;
+
+	return first > below ? (first - below) / GPU_STEP * GPU_STEP : 0;
+}
+
+bool gpu_queue_takes_blocks(const struct gpu_queue *queue, const struct gpu_bounds *to,
+			    const struct gpu_bounds *from, uint64_t len)
+{
+	return !queue->pieces || queue->pieces == PIECES || queue->engines ||
+	       (queue->base.len == len && reaches(queue->base.to, to) &&
+		reaches(queue->base.from, from));
+}
+
+int gpu_queue_room_blocks(struct gpu_queue *queue, const struct gpu_bounds *to,
+			  const struct gpu_bounds *from, uint64_t len, struct gpu_block **block_p,
+			  struct gpu_piece *base_p, struct kv_error *err)
+{
+	int room = room_of(queue, false, err);
+
+	if (room <= 0)
+		return room;
+	if (!queue->pieces)
+		queue->base = (struct gpu_piece){ base_of(to), base_of(from), len };
+	*base_p = queue->base;
+	*block_p = &open_batch(queue)->block[queue->pieces];
+	return room;
 }
 
 bool gpu_queue_takes_large(const struct gpu_queue *queue)
@@ -419,29 +485,13 @@ bool gpu_queue_takes_large(const struct gpu_queue *queue)
 	return queue->gpu->cuda->copy_batch && queue->sms <= LARGE_SMS;
 }
 
-/* even: chunks of each; 0: they differ. */
-static int count_pieces(struct gpu_queue *queue, unsigned int n, uint64_t chunks, uint64_t even,
-			struct kv_error *err)
+int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
 {
-	if (!queue->pieces)
-		queue->even = even <= EVEN_MAX ? (uint32_t)even : 0;
-	else if (queue->even != even)
-		queue->even = 0;
 	queue->chunks += chunks;
 	queue->pieces += n;
 	queue->fresh = true;
 	/* Small ones are for an owner who waits for them; several large ones go together. */
 	return queue->engines && chunks / n < gpu_chunks(GPU_LARGE) ? launch(queue, err) : 0;
-}
-
-int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err)
-{
-	return count_pieces(queue, n, chunks, 0, err);
-}
-
-int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err)
-{
-	return count_pieces(queue, n, n * gpu_chunks(len), gpu_chunks(len), err);
 }
 
 /*
@@ -466,7 +516,7 @@ int gpu_queue_put_host(struct gpu_queue *queue, uint64_t to, const void *from, s
 	}
 	open_batch(queue)->piece[queue->pieces] =
 		(struct gpu_piece){ to, queue->stage_at + at, len };
-	return count_pieces(queue, 1, gpu_chunks(len), 0, err);
+	return gpu_queue_put(queue, 1, gpu_chunks(len), err);
 }
 
 void gpu_queue_go(struct gpu_queue *queue)

@@ -15,8 +15,12 @@ struct piece {
 struct start {
 	uint32_t piece, chunk;
 };
+/* A block of base.len bytes, so many times STEP behind `to` and `from` of the base. */
+struct block {
+	uint32_t to, from;
+};
 
-enum { CHUNK = 512, LANES = 32, DEPTH = 4 };
+enum { CHUNK = 512, LANES = 32, DEPTH = 4, STEP = 64 };
 
 /* [first, end) of a piece, by all lanes. T divides both addresses, `first` and `end`. */
 template <typename T>
@@ -47,14 +51,14 @@ static __device__ uint32_t first_of(uint32_t w, uint32_t warps, uint32_t n)
 }
 
 /* What warp `warp` has to do of it. */
-static __device__ void copy_share(const struct piece *pieces, const struct start *starts,
-				  uint32_t warp, uint32_t warps, uint32_t n, uint32_t even,
-				  uint32_t lane)
+static __device__ void copy_share(const void *list, const struct start *starts, uint32_t warp,
+				  uint32_t warps, uint32_t n, struct piece base, uint32_t lane)
 {
 	struct start begin, end;
 	uint64_t to = 0, from = 0, len = 0;
 
-	if (even) {
+	if (base.len) {
+		uint32_t even = (uint32_t)((base.len + CHUNK - 1) / CHUNK);
 		uint32_t first = first_of(warp, warps, n * even);
 		uint32_t last = first_of(warp + 1, warps, n * even) - 1;
 
@@ -74,10 +78,18 @@ static __device__ void copy_share(const struct piece *pieces, const struct start
 			uint32_t mine = i + lane;
 
 			to = from = len = 0;
-			if (mine <= end.piece) {
-				to = pieces[mine].to;
-				from = pieces[mine].from;
-				len = pieces[mine].len;
+			if (mine <= end.piece && base.len) {
+				struct block block = ((const struct block *)list)[mine];
+
+				to = base.to + (uint64_t)block.to * STEP;
+				from = base.from + (uint64_t)block.from * STEP;
+				len = base.len;
+			} else if (mine <= end.piece) {
+				struct piece piece = ((const struct piece *)list)[mine];
+
+				to = piece.to;
+				from = piece.from;
+				len = piece.len;
 			}
 		}
 		t = __shfl_sync(0xffffffff, to, k);
@@ -99,19 +111,19 @@ static __device__ void copy_share(const struct piece *pieces, const struct start
 }
 
 /*
- * even: chunks of each of n pieces, whose shares are worked out here: one read over the bus less.
- * 0: they differ, and `starts` has the shares. When all of a block's bytes are visible everywhere
- * it writes `number` into its word of `ended`, in pinned memory of the host: the processor sees
- * that sooner than the end of the kernel, and asks no driver.
+ * base.len: `list` has blocks, whose shares are worked out here: a third of the bytes and one read
+ * over the bus less. 0: it has pieces, and `starts` has the shares. When all bytes of a thread
+ * block are visible everywhere it writes `number` into its word of `ended`, in pinned memory of
+ * the host: the processor sees that sooner than the end of the kernel, and asks no driver.
  */
 extern "C" __global__ void __launch_bounds__(1024, 1)
-	kvrail_copy(const struct piece *pieces, const struct start *starts, uint32_t warps,
-		    uint32_t n, uint32_t even, volatile uint32_t *ended, uint32_t number)
+	kvrail_copy(const void *list, const struct start *starts, uint32_t warps, uint32_t n,
+		    struct piece base, volatile uint32_t *ended, uint32_t number)
 {
 	uint32_t warp = (blockIdx.x * blockDim.x + threadIdx.x) / LANES;
 
 	if (warp < warps)
-		copy_share(pieces, starts, warp, warps, n, even, threadIdx.x % LANES);
+		copy_share(list, starts, warp, warps, n, base, threadIdx.x % LANES);
 	__syncthreads();
 	if (threadIdx.x)
 		return;

@@ -200,6 +200,14 @@ enum { GPU_CHUNK = 512 };
 struct gpu_piece {
 	uint64_t to, from, len;
 };
+/* One of many of the same length: so many times GPU_STEP bytes behind a base. */
+struct gpu_block {
+	uint32_t to, from;
+};
+enum { GPU_STEP = 64, GPU_BLOCK_MAX = 64 << 20 };
+struct gpu_bounds {
+	uint64_t first, end;
+};
 /*
  * Where to write pieces, and how many; 0 if kernels that have not ended use all batches; or the
  * queue's failure. engines: the copy engines take them, in any order of their bytes, and not the
@@ -216,8 +224,18 @@ int gpu_queue_room(struct gpu_queue *queue, bool engines, struct gpu_piece **pie
 enum { GPU_LARGE = 4 << 20 };
 bool gpu_queue_takes_large(const struct gpu_queue *queue);
 int gpu_queue_put(struct gpu_queue *queue, unsigned int n, uint64_t chunks, struct kv_error *err);
-/* The same where all of them have one length. */
-int gpu_queue_put_even(struct gpu_queue *queue, unsigned int n, uint64_t len, struct kv_error *err);
+/*
+ * The same for the kernel, where blocks of `len` bytes, at most GPU_BLOCK_MAX, lie in `to` and
+ * `from`, of GPU_STEP << 31 bytes at most, everything a multiple of GPU_STEP: as a third of the
+ * bytes over the bus, and of the cache lines that the GPU has to give back. *base_p: what the
+ * blocks are counted from. gpu_queue_put takes them. Only after gpu_queue_takes_blocks: others
+ * that the batch has differ in length, or are too far away.
+ */
+bool gpu_queue_takes_blocks(const struct gpu_queue *queue, const struct gpu_bounds *to,
+			    const struct gpu_bounds *from, uint64_t len);
+int gpu_queue_room_blocks(struct gpu_queue *queue, const struct gpu_bounds *to,
+			  const struct gpu_bounds *from, uint64_t len, struct gpu_block **block_p,
+			  struct gpu_piece *base_p, struct kv_error *err);
 /*
  * Apart, and after gpu_queue_room for engines: the same for host memory, which is read before this
  * returns and may then change. Words of 8 bytes arrive whole where `to` is a multiple of 8.

@@ -22,7 +22,7 @@ static int gpu_failed(struct shm_conn *sc, const struct kv_error *cause, struct 
 
 /* Spans, or blocks where there are no spans, from one region to another as kernels see them. */
 struct move {
-	uint64_t to, from;
+	struct gpu_bounds to, from; /* the regions */
 	const struct tr_span *spans;
 	const struct tr_blocks *blocks;
 	size_t n;
@@ -37,30 +37,104 @@ static int put_spans(struct gpu_queue *queue, const struct move *m, size_t first
 	uint64_t chunks = 0;
 
 	for (unsigned int i = 0; i < some; i++) {
-		piece[i].to = m->to + (m->write ? s[i].remote : s[i].local);
-		piece[i].from = m->from + (m->write ? s[i].local : s[i].remote);
+		piece[i].to = m->to.first + (m->write ? s[i].remote : s[i].local);
+		piece[i].from = m->from.first + (m->write ? s[i].local : s[i].remote);
 		piece[i].len = s[i].len;
 		chunks += gpu_chunks(s[i].len);
 	}
 	return gpu_queue_put(queue, some, chunks, err);
 }
 
-static int put_blocks(struct gpu_queue *queue, const struct move *m, size_t first,
-		      unsigned int some, struct gpu_piece *piece, struct kv_error *err)
+/* Blocks, by the way that they go. */
+struct series {
+	const int64_t *to_id, *from_id;
+	uint64_t to, to_stride, from, from_stride, len;
+};
+
+static struct series series_of(const struct move *m)
 {
 	const struct tr_blocks *b = m->blocks;
-	const int64_t *there = (m->write ? b->remote : b->local) + first;
-	const int64_t *here = (m->write ? b->local : b->remote) + first;
-	uint64_t to = m->to + (m->write ? b->remote_base : b->local_base);
-	uint64_t from = m->from + (m->write ? b->local_base : b->remote_base);
-	uint64_t to_stride = m->write ? b->remote_stride : b->local_stride;
-	uint64_t from_stride = m->write ? b->local_stride : b->remote_stride;
-	uint64_t len = b->len;
+	struct series s = { .len = b->len };
 
-	for (unsigned int i = 0; i < some; i++)
-		piece[i] = (struct gpu_piece){ to + (uint64_t)there[i] * to_stride,
-					       from + (uint64_t)here[i] * from_stride, len };
-	return gpu_queue_put_even(queue, some, len, err);
+	s.to_id = m->write ? b->remote : b->local;
+	s.to = m->to.first + (m->write ? b->remote_base : b->local_base);
+	s.to_stride = m->write ? b->remote_stride : b->local_stride;
+	s.from_id = m->write ? b->local : b->remote;
+	s.from = m->from.first + (m->write ? b->local_base : b->remote_base);
+	s.from_stride = m->write ? b->local_stride : b->remote_stride;
+	return s;
+}
+
+static bool is_long(const struct gpu_bounds *in)
+{
+	return in->end - in->first > (uint64_t)GPU_STEP << 31;
+}
+
+/* What gpu_queue_room_blocks asks for. */
+static bool goes_by_steps(const struct move *m, const struct series *s)
+{
+	uint64_t bits = s->to | s->to_stride | s->from | s->from_stride | s->len | m->to.first |
+			m->from.first;
+
+	return !(bits % GPU_STEP) && s->len <= GPU_BLOCK_MAX && !is_long(&m->to) &&
+	       !is_long(&m->from);
+}
+
+static void fill_blocks(const struct series *s, size_t first, unsigned int n,
+			const struct gpu_piece *base, struct gpu_block *block)
+{
+	uint32_t to = (uint32_t)((s->to - base->to) / GPU_STEP);
+	uint32_t from = (uint32_t)((s->from - base->from) / GPU_STEP);
+	uint32_t to_step = (uint32_t)(s->to_stride / GPU_STEP);
+	uint32_t from_step = (uint32_t)(s->from_stride / GPU_STEP);
+
+	for (unsigned int i = 0; i < n; i++) {
+		block[i].to = to + (uint32_t)s->to_id[first + i] * to_step;
+		block[i].from = from + (uint32_t)s->from_id[first + i] * from_step;
+	}
+}
+
+static void fill_pieces(const struct series *s, size_t first, unsigned int n,
+			struct gpu_piece *piece)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		piece[i].to = s->to + (uint64_t)s->to_id[first + i] * s->to_stride;
+		piece[i].from = s->from + (uint64_t)s->from_id[first + i] * s->from_stride;
+		piece[i].len = s->len;
+	}
+}
+
+/* Returns how many of them the queue took, or its failure. engines: for all of them. */
+static long put_blocks(struct gpu_queue *queue, bool engines, const struct move *m,
+		       struct kv_error *err)
+{
+	const struct series s = series_of(m);
+	bool steps = !engines && goes_by_steps(m, &s);
+	struct gpu_piece *piece, base;
+	struct gpu_block *block;
+	size_t done = 0;
+	int ret, room;
+
+	while (done < m->n) {
+		bool short_list = steps && gpu_queue_takes_blocks(queue, &m->to, &m->from, s.len);
+		unsigned int n;
+
+		room = short_list ? gpu_queue_room_blocks(queue, &m->to, &m->from, s.len, &block,
+							  &base, err)
+				  : gpu_queue_room(queue, engines, &piece, err);
+		if (room <= 0)
+			return room ? room : (long)done;
+		n = m->n - done < (size_t)room ? (unsigned int)(m->n - done) : (unsigned int)room;
+		if (short_list)
+			fill_blocks(&s, done, n, &base, block);
+		else
+			fill_pieces(&s, done, n, piece);
+		ret = gpu_queue_put(queue, n, n * gpu_chunks(s.len), err);
+		if (ret)
+			return ret;
+		done += n;
+	}
+	return (long)done;
 }
 
 /* How many of `n` spans are large, or not, as the first of them is. */
@@ -73,7 +147,7 @@ static unsigned int count_alike(const struct tr_span *spans, unsigned int n)
 	return i;
 }
 
-/* Returns how many of them the queue took, or its failure. engines: for all of them. */
+/* The same; may: the copy engines those that are large. */
 static long put_pieces(struct gpu_queue *queue, bool engines, bool may, const struct move *m,
 		       struct kv_error *err)
 {
@@ -81,7 +155,7 @@ static long put_pieces(struct gpu_queue *queue, bool engines, bool may, const st
 	size_t done = 0;
 
 	while (done < m->n) {
-		bool large = may && m->spans && m->spans[done].len >= GPU_LARGE;
+		bool large = may && m->spans[done].len >= GPU_LARGE;
 		int ret, room = gpu_queue_room(queue, engines || large, &piece, err);
 		unsigned int some;
 
@@ -89,10 +163,9 @@ static long put_pieces(struct gpu_queue *queue, bool engines, bool may, const st
 			return room ? room : (long)done;
 		some = m->n - done < (size_t)room ? (unsigned int)(m->n - done)
 						  : (unsigned int)room;
-		if (may && m->spans)
+		if (may)
 			some = count_alike(m->spans + done, some);
-		ret = m->spans ? put_spans(queue, m, done, some, piece, err)
-			       : put_blocks(queue, m, done, some, piece, err);
+		ret = put_spans(queue, m, done, some, piece, err);
 		if (ret)
 			return ret;
 		done += some;
@@ -148,13 +221,17 @@ static long add_move(struct tr_op *op, struct tr_mem *lmem, struct tr_rmem *rmem
 			return ret == TR_AGAIN ? 0 : ret;
 	}
 	m->write = op->kind == TR_WRITE;
-	m->to = m->write ? remote : local;
-	m->from = m->write ? local : remote;
+	m->to.first = m->write ? remote : local;
+	m->to.end = m->to.first + (m->write ? rmem->len : lmem->len);
+	m->from.first = m->write ? local : remote;
+	m->from.end = m->from.first + (m->write ? lmem->len : rmem->len);
 	if (lmem->kind == TR_MEM_HOST && m->write && gpu_is_apart(sc->ctx->gpu))
 		took = put_staged(queue, remote, lmem->addr, m->spans, m->n, &cause);
-	else
+	else if (m->spans)
 		took = put_pieces(queue, op->any_order,
 				  !sc->line_order && gpu_queue_takes_large(queue), m, &cause);
+	else
+		took = put_blocks(queue, op->any_order, m, &cause);
 	if (took < 0)
 		return gpu_failed(sc, &cause, err);
 	sc->cut |= (size_t)took < m->n;
