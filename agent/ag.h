@@ -4,7 +4,8 @@
  *
  * Locks, in the order in which they are taken:
  *   ag_peer.drive  the connection and what stands under it in struct ag_peer. The service thread
- *                  waits for it; a caller only tries, and leaves the rest to the service thread.
+ *                  waits for it; a caller only tries, and leaves the rest to the service thread:
+ *                  what is large, strangers, and what is lost.
  *   ag_agent.lock  the tables of peers and regions; short
  *   ag_peer.inbox  what callers leave for the thread that drives; short
  *   ag_agent.notes_lock  notifications that have come; short
@@ -220,7 +221,7 @@ struct ag_peer {
 	atomic_uint refs;
 	atomic_int state;      /* enum ag_peer_state */
 	atomic_bool kicked;    /* the service thread is to look at it */
-	atomic_bool served;    /* and comes at once: it has much to move */
+	atomic_bool served;    /* and comes at once: there is much to move */
 	atomic_bool dropped;   /* nobody wants it any more */
 	atomic_bool fenced;    /* lost, and nothing of its connection moves any more */
 	atomic_uint cancels;   /* transfers that are to be stopped */
@@ -384,10 +385,13 @@ enum ag_turn {
 };
 enum { AG_TOKEN_WAKE = 0, AG_TOKEN_LISTENER = 1, AG_TOKEN_PEERS = 2 };
 
-/* ag_drive.c; drive held. Only the service thread drives one that is not up. */
+/* ag_drive.c; drive held; by the service thread. */
 enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget);
-/* By a caller; never waits. must: the service thread does it if this one cannot. */
-void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must);
+/*
+ * By a caller; never waits. must: the service thread does it if this one cannot. False: another
+ * thread does it, or has to go on.
+ */
+bool ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must);
 /* By a caller that asks for notifications and finds none: what has come is taken here at once. */
 void ag_try_hear(struct ag_agent *agent);
 

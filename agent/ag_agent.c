@@ -273,7 +273,7 @@ int ag_peer_load(struct ag_agent *agent, const char *name, const void *info, siz
 		ret = ag_peer_enter(peer, err);
 	pthread_mutex_unlock(&agent->lock);
 	if (!ret)
-		ag_kick(peer);
+		ag_try_drive(peer, 0, true);
 	ag_peer_put(peer);
 	return ret == AG_AGAIN ? 0 : ret;
 }

@@ -279,7 +279,7 @@ static enum ag_turn dial_first(struct ag_peer *peer)
 	return rests ? AG_TURN_OVER : dial_next(peer, NULL);
 }
 
-static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
+static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget, bool service)
 {
 	struct kv_error err;
 	int ret;
@@ -294,7 +294,7 @@ static enum ag_turn drive_handshake(struct ag_peer *peer, uint64_t budget)
 		kv_log_info(peer->agent->log, "agent %s %s by %s (%s)", peer->name,
 			    peer->incoming ? "came" : "is connected", tr_conn_transport(peer->conn),
 			    tr_conn_path(peer->conn));
-		return drive_up(peer, budget, ROUNDS, true);
+		return drive_up(peer, budget, ROUNDS, service);
 	}
 	if (ret == TR_AGAIN && (peer->incoming || kv_now_ns() < peer->dial_ns))
 		return AG_TURN_OVER;
@@ -316,7 +316,7 @@ enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget)
 {
 	switch (atomic_load(&peer->state)) {
 	case AG_CONNECTING:
-		return drive_handshake(peer, budget);
+		return drive_handshake(peer, budget, true);
 	case AG_UP:
 		return drive_up(peer, budget, ROUNDS, true);
 	default:
@@ -324,25 +324,53 @@ enum ag_turn ag_drive(struct ag_peer *peer, uint64_t budget)
 	}
 }
 
-static void try_drive(struct ag_peer *peer, uint64_t budget, int rounds, bool must)
+/*
+ * What a stranger costs before it is known, and what is lost, is the service thread's. A connection
+ * that this agent has begun goes on in who waits for it: that thread may have to wait until the
+ * scheduler takes the processor away from a caller that polls.
+ */
+static bool is_for_callers(const struct ag_peer *peer)
 {
-	enum ag_turn turn = AG_TURN_OVER;
+	int state = atomic_load(&peer->state);
 
-	if (atomic_load(&peer->state) != AG_UP || pthread_mutex_trylock(&peer->drive)) {
-		if (must)
-			ag_kick(peer);
-		return;
-	}
-	if (atomic_load(&peer->state) == AG_UP)
-		turn = drive_up(peer, budget, rounds, false);
-	pthread_mutex_unlock(&peer->drive);
-	if (turn != AG_TURN_OVER)
-		ag_kick(peer);
+	return state == AG_UP || (state == AG_CONNECTING && !peer->incoming);
 }
 
-void ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
+static enum ag_turn drive_by_caller(struct ag_peer *peer, uint64_t budget, int rounds)
 {
-	try_drive(peer, budget, ROUNDS, must);
+	enum ag_turn turn = AG_TURN_OVER;
+	bool dials = !peer->conn;
+
+	if (!is_for_callers(peer))
+		return turn;
+	if (atomic_load(&peer->state) == AG_UP)
+		return drive_up(peer, budget, rounds, false);
+	turn = drive_handshake(peer, budget, false);
+	/* One that is dialled on this host stands at once: the hello goes out, too. */
+	return dials && peer->conn ? drive_handshake(peer, budget, false) : turn;
+}
+
+static bool try_drive(struct ag_peer *peer, uint64_t budget, int rounds, bool must)
+{
+	enum ag_turn turn;
+
+	if (!is_for_callers(peer) || pthread_mutex_trylock(&peer->drive)) {
+		if (must)
+			ag_kick(peer);
+		return false;
+	}
+	turn = drive_by_caller(peer, budget, rounds);
+	pthread_mutex_unlock(&peer->drive);
+	if (turn == AG_TURN_MORE)
+		atomic_store(&peer->served, true); /* until it has come */
+	if (turn != AG_TURN_OVER)
+		ag_kick(peer);
+	return turn != AG_TURN_MORE;
+}
+
+bool ag_try_drive(struct ag_peer *peer, uint64_t budget, bool must)
+{
+	return try_drive(peer, budget, ROUNDS, must);
 }
 
 void ag_try_hear(struct ag_agent *agent)

@@ -11,7 +11,7 @@ int ag_rmem_load(struct ag_agent *agent, const char *name, const void *info, siz
 	struct ag_region region;
 	struct ag_rmem *rmem;
 	struct ag_peer *peer;
-	int ret = ag_region_get(&region, info, len, err);
+	int state, ret = ag_region_get(&region, info, len, err);
 
 	if (ret)
 		return ret;
@@ -27,7 +27,8 @@ int ag_rmem_load(struct ag_agent *agent, const char *name, const void *info, siz
 	rmem->region = region;
 	atomic_init(&rmem->refs, 1);
 	pthread_mutex_lock(&peer->inbox);
-	if (atomic_load(&peer->state) == AG_LOST) { /* nobody takes it any more */
+	state = atomic_load(&peer->state);
+	if (state == AG_LOST) { /* nobody takes it any more */
 		rmem->state = AG_RMEM_GONE;
 	} else {
 		atomic_fetch_add(&rmem->refs, 1); /* the peer's list */
@@ -35,7 +36,8 @@ int ag_rmem_load(struct ag_agent *agent, const char *name, const void *info, siz
 		peer->loaded = rmem;
 	}
 	pthread_mutex_unlock(&peer->inbox);
-	ag_kick(peer);
+	if (state == AG_UP) /* else it is asked for as soon as the peer is */
+		ag_kick(peer);
 	*rmem_p = rmem;
 	return 0;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ag_xfer.c -- what agent.h declares of transfers and of notifications that go out */
+#include <sched.h>
 #include <stdlib.h>
 
 #include "ag.h"
@@ -99,17 +100,35 @@ int ag_xfer_release(struct ag_xfer *xfer)
 
 /* ---------------------------------------------------------------- posted and watched */
 
+/* What is large the service thread moves whole. */
+static uint64_t callers_budget(const struct ag_xfer *xfer)
+{
+	return xfer->plan.bytes <= AG_CALLER_BYTES ? AG_CALLER_BYTES : 0;
+}
+
+/*
+ * While the service thread moves it, a caller who asks moves a piece beside it, and does not take
+ * the lock for which that thread comes at once. Where all depends on other threads, this agent's or
+ * the peer's, the caller makes way for them: the scheduler would let one that has to have this
+ * processor wait until its next tick, for milliseconds.
+ */
+static void help_on(struct ag_xfer *xfer)
+{
+	struct ag_peer *peer = xfer->peer;
+
+	if (tr_help(peer->agent->tr, AG_CALLER_BYTES))
+		return;
+	if (atomic_load(&peer->served) || !ag_try_drive(peer, callers_budget(xfer), false) ||
+	    atomic_load(&xfer->stage) == AG_WAITING)
+		sched_yield();
+}
+
 int ag_xfer_check(struct ag_xfer *xfer, struct kv_error *err)
 {
 	if (atomic_load(&xfer->stage) == AG_IDLE)
 		return kv_fail(err, KV_ERR_ARG, "check", "the transfer was never posted");
-	/*
-	 * While the service thread moves it, a caller who asks moves a piece beside it, and does
-	 * not take the lock for which that thread comes at once.
-	 */
-	if (is_under_way(xfer) && !tr_help(xfer->peer->agent->tr, AG_CALLER_BYTES) &&
-	    !atomic_load(&xfer->peer->served))
-		ag_try_drive(xfer->peer, AG_CALLER_BYTES, false);
+	if (is_under_way(xfer))
+		help_on(xfer);
 	if (is_under_way(xfer))
 		return AG_AGAIN;
 	return xfer->error.code ? kv_error_copy(err, &xfer->error) : 0;
@@ -166,13 +185,7 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 		xfer->note = NULL;
 		return ret;
 	}
-	/* What is large is left to the service thread whole. */
-	if (xfer->plan.bytes <= AG_CALLER_BYTES) {
-		ag_try_drive(peer, AG_CALLER_BYTES, true);
-	} else {
-		atomic_store(&peer->served, true);
-		ag_kick(peer);
-	}
+	ag_try_drive(peer, callers_budget(xfer), true);
 	if (is_under_way(xfer))
 		return AG_AGAIN;
 	return xfer->error.code ? kv_error_copy(err, &xfer->error) : 0;

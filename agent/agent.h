@@ -11,7 +11,9 @@
  *
  * Threads  Every call may come from any thread, but those for one transfer one at a time. Nothing
  *          waits for a peer, except ag_mem_dereg and ag_close. Bytes move in the service thread,
- *          and up to 64 KiB of them in the caller of ag_xfer_post and ag_xfer_check.
+ *          and up to 64 KiB of them in the caller of ag_xfer_post and ag_xfer_check. A peer that is
+ *          loaded is connected by that thread or by these callers, which of them is there first. A
+ *          caller that can only wait for a thread makes way for it (sched_yield), and returns.
  * Errors   0, AG_AGAIN where it is named, or a negative KV_ERR_* with the cause in `err` (may be
  *          NULL). A code of scope PEER (kv_error_scope) says that the peer is lost: its transfers
  *          have ended, and it has to be dropped and loaded anew.

@@ -36,7 +36,15 @@ static int fine(int ret, const struct kv_error *err)
 
 void rig_open(struct rig_end *end, const char *name, size_t len)
 {
-	struct ag_config config = { .name = name, .options = options };
+	rig_open_logging(end, name, len, NULL, NULL);
+}
+
+void rig_open_logging(struct rig_end *end, const char *name, size_t len,
+		      void (*log)(void *arg, int level, const char *line), void *log_arg)
+{
+	struct ag_config config = {
+		.name = name, .options = options, .log = log, .log_arg = log_arg
+	};
 	struct kv_error err;
 
 	snprintf(end->name, sizeof(end->name), "%s", name);

@@ -26,6 +26,8 @@ struct rig_end {
 
 void rig_path(const char *path); /* NULL: whatever KVCACHE_TRANSPORT says */
 void rig_open(struct rig_end *end, const char *name, size_t len);
+void rig_open_logging(struct rig_end *end, const char *name, size_t len,
+		      void (*log)(void *arg, int level, const char *line), void *log_arg);
 void rig_close(struct rig_end *end);
 /* `from` loads `to`, and the region of it; without waiting. */
 void rig_load(struct rig_end *from, const struct rig_end *to);
