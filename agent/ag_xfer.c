@@ -185,7 +185,12 @@ int ag_xfer_post(struct ag_xfer *xfer, const void *note, size_t note_len, struct
 		xfer->note = NULL;
 		return ret;
 	}
-	ag_try_drive(peer, callers_budget(xfer), true);
+	if (callers_budget(xfer) || atomic_load(&peer->state) == AG_CONNECTING) {
+		ag_try_drive(peer, callers_budget(xfer), true);
+	} else {
+		atomic_store(&peer->served, true);
+		ag_kick(peer);
+	}
 	if (is_under_way(xfer))
 		return AG_AGAIN;
 	return xfer->error.code ? kv_error_copy(err, &xfer->error) : 0;
