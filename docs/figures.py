@@ -162,19 +162,32 @@ def gpu_tables():
         ("h200_gpu_gpu", "One GPU, both processes on it"),
         ("h200_gpu_host", "The same GPU into the memfd pool of the other process"),
         ("h200_host_gpu", "And read back from it"),
+        ("h200_gpu_gpu_132", "One GPU, with all its multiprocessors"),
         ("h200x2_gpu", "Two GPUs over NVLink"),
-        ("h200x2_gpu_132", "The same with all multiprocessors"))) + "\n" + gpu_peers()
+        ("h200x2_gpu_132", "The same with all multiprocessors"))) + "\n" + "\n".join((
+            gpu_peers("h200_peers", "h200_gpu_gpu", "NIXL 1.5.1 (UCX, no progress thread, lists prepared once) and Mooncake 0.3.14 (`nvlink_intra`), "
+                      "two processes on one GPU, one batch at a time", "of the same run"),
+            gpu_peers("h200x2_peers", "h200x2_gpu", "The same two between two such GPUs", "over NVLink, **which is of another run** (`run.sh two` makes both in one)"),
+            beside()))
 
 
-def gpu_peers():
-    told, ours = stored("h200x2_peers"), stored("h200x2_gpu")
-    one = {row["block_kib"]: row["one_gb_per_s"] for row in ours["rows"]}
+def gpu_peers(name, ours, title, of):
+    told = stored(name)
+    one = {row["block_kib"]: row["one_gb_per_s"] for row in stored(ours)["rows"]}
     rows = ["| engine | block | GB/s | kvrail / it |", "| --- | ---: | ---: | ---: |"]
     rows += [f"| {row['way']} | {row['block_kib']} KiB | {row['one_gb_per_s']:.3f} | {one[row['block_kib']] / row['one_gb_per_s']:.1f} |"
              for row in told["rows"]]
-    return (f"NIXL 1.5.1 (UCX, no progress thread, lists prepared once) and Mooncake 0.3.14 (`nvlink_intra`) between two such GPUs, one batch at a time "
-            f"([h200x2_peers.json](../bench/stored/h200x2_peers.json), commit {told['commit']}), beside kvrail's `one` over NVLink, **which is of another run** "
-            "(`run.sh two` makes both in one):\n\n" + "\n".join(rows) + "\n")
+    return f"{title} ([{name}.json](../bench/stored/{name}.json), commit {told['commit']}), beside kvrail's `one` {of}:\n\n" + "\n".join(rows) + "\n"
+
+
+def beside():
+    told = stored("h200_beside")
+    rows = ["| block | copies, GB/s | product alone, TFLOPS | beside the copies | lost |", "| ---: | ---: | ---: | ---: | ---: |"]
+    rows += [f"| {row['block_kib']} KiB | {row['copies_gb_per_s']:.1f} | {row['tflops_alone']:.0f} | {row['tflops_beside']:.0f} | {row['lost_percent']:.1f} % |"
+             for row in told["rows"]]
+    return ("What a matrix product of the same process loses meanwhile (8192 x 8192 x 8192 in bfloat16, "
+            f"[h200_beside.json](../bench/stored/h200_beside.json), `tests/gpu/run.sh python`, commit {told['commit']}). It takes every multiprocessor in turn, so "
+            "a kernel waits for its end, about a millisecond; one batch at a time then moves little:\n\n" + "\n".join(rows) + "\n")
 
 
 PAGES = {"gpu.md": [gpu_tables], "reliability.md": [table], "nixl.md": [nixl_table], "operate.md": [metrics_table], "tcp.md": [tcp_tables],

@@ -7,12 +7,12 @@ Windows with and without the writes take turns; the product is 8192 x 8192 x 819
 thread writes 1538 shuffled blocks again and again, one batch at a time; the other process has memory on the GPU and no kernels. Every byte is compared.
 """
 import argparse
-import json
 import multiprocessing
-import os
 import statistics
 import sys
 import threading
+
+import results
 
 SIDE, PRODUCTS, WINDOWS, BATCH, POOL = 8192, 20, 15, 1538, 1 << 29
 SIZES = (1024, 16384, 65536, 262144)
@@ -94,6 +94,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    results.can_write(arguments.json)
     import kvrail
     import torch
 
@@ -120,8 +121,8 @@ def main():
     pipe.send(None)
     child.join(10)
     if arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({"program": "beside", "commit": os.environ.get("COMMIT", "unknown"), "gpu": torch.cuda.get_device_name(), "rows": rows}, file, indent=1)
+        results.write(arguments.json, results.head("beside", "shm", gpu=torch.cuda.get_device_name(), side=SIDE, products=PRODUCTS, windows=WINDOWS,
+                                                   batch=BATCH, pool_bytes=POOL), rows)
     return any(row["wrong_bytes"] for row in rows)
 
 
