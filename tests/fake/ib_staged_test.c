@@ -152,6 +152,38 @@ CASE(what_is_gathered_waits_for_the_kernel)
 	finish(&p);
 }
 
+/* The writer waits to be known that its slot was taken, and there is no place for that message. */
+CASE(room_for_what_is_due_wakes_a_sleeper)
+{
+	struct ib_lane *lane;
+	struct tr_conn *conn;
+	struct pair p;
+
+	begin(&p, 2);
+	move(&p, TR_WRITE, SMALL, 1, 1);
+	turn(&p, 20);
+	conn = p.rig.side[1].conn;
+	lane = &ib_conn_of(conn)->lane[0];
+	fake_hold_answers(true);
+	assert_int_equal(tr_msg(conn, "x", 1, NULL), 0);
+	lane->ctl_posted += IB_RECV_DATA - 1; /* as if so many more were under way */
+	commit(&p, begin_op(&p, 0, TR_WRITE, SMALL), 0);
+	fake_settle();
+	for (int i = 0; tr_conn_arm(conn); i++) {
+		assert_true(i < TURNS);
+		rig_pump_side(&p.rig, 1);
+	}
+	assert_false(tr_conn_wait(conn, 0));
+	assert_int_not_equal(ib_conn_of(conn)->staged->placed,
+			     ib_conn_of(conn)->staged->placed_sent);
+	fake_hold_answers(false);
+	fake_settle();
+	assert_true(tr_conn_wait(conn, 0));
+	lane->ctl_posted -= IB_RECV_DATA - 1;
+	assert_non_null(rig_wait(&p.rig, 0, TR_WRITTEN, BUDGET));
+	finish(&p);
+}
+
 /* The notify, the message behind it, and the writer's proof. */
 CASE(what_follows_the_bytes_waits_for_the_kernel)
 {
