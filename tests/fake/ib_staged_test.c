@@ -152,7 +152,7 @@ CASE(what_is_gathered_waits_for_the_kernel)
 	finish(&p);
 }
 
-/* The writer waits to be known that its slot was taken, and there is no place for that message. */
+/* The writer waits for the message that its slot was taken, and there is no place for it. */
 CASE(room_for_what_is_due_wakes_a_sleeper)
 {
 	struct ib_lane *lane;
