@@ -93,21 +93,23 @@ static void agent_turn(struct ag_agent *agent, struct service *s)
 {
 	struct epoll_event event[EVENTS];
 	int n = epoll_wait(agent->epoll_fd, event, EVENTS, timeout_ms(agent, s));
-	bool tick = kv_now_ns() >= s->tick_ns, all = tick;
+	bool tick = kv_now_ns() >= s->tick_ns, alarm = false;
 
 	s->more = s->soon = false;
 	for (int i = 0; i < n; i++)
 		if (event[i].data.u64 == AG_TOKEN_WAKE)
 			drain_wake_fd(agent);
 		else if (event[i].data.u64 == TR_TOKEN_ALL)
-			all = true;
+			alarm = true;
 		else if (event[i].data.u64 == AG_TOKEN_LISTENER)
 			s->knocked = true;
 		else
 			serve_token(agent, s, tr_event_token(event[i].data.u64));
 	if (s->knocked || tick || kv_now_ns() >= tr_listener_deadline(agent->listener))
 		s->knocked = !ag_accept(agent);
-	serve_kicked(agent, s, all);
+	if (alarm)
+		tr_alarm(agent->tr);
+	serve_kicked(agent, s, tick || alarm);
 	if (tick) {
 		ag_mem_retire(agent);
 		s->tick_ns = kv_deadline_ns(AG_TICK_MS);

@@ -108,6 +108,7 @@ struct tr_provider {
 	int (*dump)(const struct tr_conn *conn, char *buf, size_t cap);
 	bool (*places)(const struct tr_conn *conn); /* tr_conn_places; NULL: no */
 	uint64_t (*help)(void *ctx, uint64_t most); /* tr_help; any thread. NULL: 0 */
+	void (*alarm)(void *ctx); /* tr_alarm; any thread. NULL: it shares no descriptor */
 };
 
 enum { TR_PROVIDER_SHM = 1, TR_PROVIDER_IB = 2, TR_PROVIDER_TCP = 3, TR_PROVIDERS = 3 };

@@ -138,6 +138,13 @@ uint64_t tr_help(struct tr *tr, uint64_t most)
 	return moved;
 }
 
+void tr_alarm(struct tr *tr)
+{
+	for (int i = 0; i < tr->providers; i++)
+		if (tr->provider[i]->alarm)
+			tr->provider[i]->alarm(tr->provider_ctx[i]);
+}
+
 const uint8_t *tr_incarnation(const struct tr *tr)
 {
 	return tr->incarnation;

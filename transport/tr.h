@@ -285,14 +285,15 @@ void tr_conn_refuse(struct tr_conn *conn, const struct kv_error *why);
  * Puts the descriptors of the connection into an epoll set of the caller, with those that follow:
  * an event comes there when tr_conn_step or tr_poll has something to do. Its data are the token
  * with a slot in bits 24 to 31, or TR_TOKEN_ALL: any connection may have something to do. An event
- * comes once, until its slot is armed again; one of TR_TOKEN_ALL is not armed again. SYSTEM; after
- * a failure it is as before.
+ * comes once, until its slot is armed again; one of TR_TOKEN_ALL is not armed again, and the owner
+ * calls tr_alarm before it looks at its connections. SYSTEM; after a failure it is as before.
  */
 int tr_conn_enter_set(struct tr_conn *conn, int epoll_fd, uint64_t token, struct kv_error *err);
 void tr_conn_rearm(const struct tr_conn *conn, unsigned int slot);
 void tr_conn_leave_set(struct tr_conn *conn); /* takes them out */
 enum { TR_SLOT_SHIFT = 24, TR_SLOTS_MAX = 256, TR_EVERY_SLOT = TR_SLOTS_MAX };
 #define TR_TOKEN_ALL UINT64_MAX
+void tr_alarm(struct tr *tr); /* takes what devices have reported; any thread */
 static inline unsigned int tr_event_slot(uint64_t data)
 {
 	return (unsigned int)(data >> TR_SLOT_SHIFT) % TR_SLOTS_MAX;

@@ -152,10 +152,17 @@ void tr_conn_rearm(const struct tr_conn *conn, unsigned int slot)
 bool tr_conn_wait(const struct tr_conn *conn, int ms)
 {
 	struct pollfd p[TR_SLOTS_MAX];
+	int n;
 
 	/* poll(2) skips a slot without a descriptor. */
 	for (unsigned int i = 0; i < conn->watches; i++)
 		p[i] = (struct pollfd){ .fd = conn->watch[i].fd,
 					.events = conn->watch[i].events & (EPOLLIN | EPOLLOUT) };
-	return poll(p, conn->watches, ms) > 0;
+	n = poll(p, conn->watches, ms);
+	for (unsigned int i = 0; n > 0 && i < conn->watches; i++)
+		if (p[i].revents && is_shared(&conn->watch[i])) {
+			tr_alarm(conn->tr);
+			break;
+		}
+	return n > 0;
 }

@@ -137,7 +137,7 @@ static int await_events(struct kv_engine *engine, struct epoll_event *events, in
 static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadline_ns)
 {
 	struct epoll_event events[TURN_EVENTS];
-	bool restless = false, woken = false, all;
+	bool restless = false, woken = false, alarm = false, all;
 	int done = 0, n;
 
 	if (pthread_mutex_trylock(&engine->turn))
@@ -156,13 +156,17 @@ static int service_turn(struct kv_engine *engine, int64_t wake_ns, int64_t deadl
 			 done || engine->linger.n ? 0 : turn_timeout_ms(engine, wake_ns, restless),
 			 done);
 	for (int i = 0; i < n; i++)
-		if (events[i].data.u64 == KV_TOKEN_WAKE || events[i].data.u64 == TR_TOKEN_ALL)
+		if (events[i].data.u64 == TR_TOKEN_ALL)
+			alarm = true;
+		else if (events[i].data.u64 == KV_TOKEN_WAKE)
 			woken = true;
 		else
 			done += serve_event(engine, &events[i], &restless);
 	if (woken)
 		drain_wake(engine);
-	all = woken || kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS;
+	if (alarm)
+		tr_alarm(engine->tr);
+	all = woken || alarm || kv_now_ns() - engine->swept_ns >= KV_TICK_MS * KV_NS_PER_MS;
 	if (all || engine->restless) {
 		restless = false;
 		done += sweep(engine, all || !engine->caller_mode, &restless);

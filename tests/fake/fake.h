@@ -246,6 +246,7 @@ struct fake_stats {
 		refused; /* posts refused: a user that learns by ENOMEM how much room there is */
 	uint64_t overruns; /* of completion queues */
 	uint64_t rnr;	   /* arrivals without a receive request */
+	uint64_t async_asked; /* calls of get_async_event */
 };
 void fake_stats(struct fake_stats *stats);
 

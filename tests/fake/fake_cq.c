@@ -260,6 +260,9 @@ int fake_get_async_event(struct ibv_context *context, struct ibv_async_event *ev
 	struct fake_context *c = fake_context_of(context);
 	bool found = false;
 
+	fake_lock();
+	world.stats.async_asked++;
+	fake_unlock();
 	while (!found) {
 		if (take_signal(context->async_fd))
 			return -1;

@@ -216,6 +216,39 @@ CASE(an_error_wakes_although_nobody_waits)
 	setting_end(&s);
 }
 
+static uint64_t asked(void)
+{
+	struct fake_stats stats;
+
+	fake_stats(&stats);
+	return stats.async_asked;
+}
+
+/* Each question is a system call, and who sleeps between messages would put one each time. */
+CASE(a_device_is_asked_for_its_events_where_it_has_reported_one)
+{
+	struct tr_conn *conn;
+	struct setting s;
+	uint64_t before;
+
+	begin_setting(&s, NULL);
+	conn = s.rig.side[1].conn;
+	before = asked();
+	for (int i = 0; i < 10; i++) {
+		say(&s, 0);
+		fake_settle();
+		rig_pump_side(&s.rig, 1);
+		fall_asleep(&s, 1);
+	}
+	assert_int_equal(asked(), before);
+	fake_link(1, 0, false);
+	assert_true(tr_conn_wait(conn, 0));
+	assert_true(asked() > before);
+	assert_true(atomic_load(&ib_conn_of(conn)->path[0].rail->down));
+	fall_asleep(&s, 1); /* it does not wake for ever */
+	setting_end(&s);
+}
+
 /* Its completion was taken before it came, so nobody has counted it. */
 CASE(an_event_that_comes_late_does_not_wake_for_ever)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * kv_silence_test.c -- engines whose TCP packets all get lost: the peer stays while the device
- * carries bytes, and is lost in time once that is silent, too, though nobody waits for it
+ * carries bytes, and is lost in time once that is silent, too, or fails, though nobody waits for it
  */
 #include <stdio.h>
 #include <string.h>
@@ -27,11 +27,23 @@ static void rest(struct pair *p, int64_t ms)
 	assert_false(await_kind(&p->b, KV_ARRIVAL_PEER_LOST, &arrival, ms / 2));
 }
 
+static void open_both(struct pair *p, const char *const *options)
+{
+	struct kv_engine_config config = KV_INIT(kv_engine_config);
+
+	config.options = options;
+	node_open(&p->b, 2, &rig_shape, &config);
+	node_listen(&p->b);
+	config.progress = progress;
+	node_open(&p->a, 1, &rig_shape, &config);
+	node_connect(&p->a, p->b.port);
+	node_await_peer(&p->b);
+}
+
 CASE(a_peer_is_lost_once_tcp_and_the_device_are_silent)
 {
 	static const int64_t ids[] = { 3, 4 };
 	static const struct kv_layers all_layers = { 0, 0 };
-	struct kv_engine_config config = KV_INIT(kv_engine_config);
 	char limit[64];
 	const char *const list[] = { limit, NULL };
 	struct kv_arrival arrival;
@@ -41,13 +53,7 @@ CASE(a_peer_is_lost_once_tcp_and_the_device_are_silent)
 	struct bar bar;
 
 	snprintf(limit, sizeof(limit), "KVCACHE_PEER_TIMEOUT_MS=%lld", (long long)limit_ms());
-	config.options = list;
-	node_open(&p.b, 2, &rig_shape, &config);
-	node_listen(&p.b);
-	config.progress = progress;
-	node_open(&p.a, 1, &rig_shape, &config);
-	node_connect(&p.a, p.b.port);
-	node_await_peer(&p.b);
+	open_both(&p, list);
 	assert_int_equal(deaf_all(true), 2);
 	rest(&p, limit_ms() * 3 / 2);
 	ok(kv_write_blocks(p.a.peer, p.a.cache, all_layers, ids, ids, 2, NULL, &err), &err);
@@ -61,6 +67,20 @@ CASE(a_peer_is_lost_once_tcp_and_the_device_are_silent)
 	assert_true(bar_ms(bar) <= limit_ms() * 2 * BAR_FACTOR);
 	assert_true(await_kind(&p.b, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
 	fake_mute(0, false);
+	pair_close(&p);
+}
+
+/* Nothing is under way, and both threads sleep: the device's own word is all that there is. */
+CASE(a_device_that_fails_is_noticed_though_nobody_moves_anything)
+{
+	static const char *const list[] = { "KVCACHE_PEER_TIMEOUT_MS=86400000", NULL };
+	struct kv_arrival arrival;
+	struct pair p;
+
+	open_both(&p, list);
+	assert_false(await_kind(&p.a, KV_ARRIVAL_PEER_LOST, &arrival, 20));
+	fake_device_fatal(0, 0);
+	assert_true(await_kind(&p.a, KV_ARRIVAL_PEER_LOST, &arrival, RIG_TIMEOUT_MS));
 	pair_close(&p);
 }
 

@@ -185,6 +185,16 @@ static int ib_device_get(void *arg, size_t index, struct kv_device_info *info)
 	return 0;
 }
 
+/* Connections see what devices have reported when they are armed, or after many idle polls. */
+static void ib_alarm(void *provider_ctx)
+{
+	struct ib_ctx *ctx = provider_ctx;
+	uint32_t rails = ib_rails_use(ctx, true);
+
+	ib_async_drain(ctx, rails);
+	ib_rails_let_go(ctx, rails);
+}
+
 const struct tr_provider tr_ib_provider = {
 	.name = "ib",
 	.id = TR_PROVIDER_IB,
@@ -217,4 +227,5 @@ const struct tr_provider tr_ib_provider = {
 	.cut = ib_cut,
 	.ask = ib_ask,
 	.dump = ib_dump,
+	.alarm = ib_alarm,
 };

@@ -289,7 +289,7 @@ static int ask_for_events(struct ib_conn *c, struct ib_path *path)
 
 /*
  * A completion between the last poll and the request for events would wake no thread: so ask first,
- * then poll once more. `sleeps`: the caller does; it also takes devices' events.
+ * then poll once more. `sleeps`: the caller does. What devices report wakes it, too: ib_alarm.
  */
 static int arm_queues(struct ib_conn *c, bool sleeps)
 {
@@ -308,8 +308,6 @@ static int arm_queues(struct ib_conn *c, bool sleeps)
 		if (ask_for_events(c, path))
 			return 1;
 	}
-	if (sleeps)
-		ib_async_drain(c->ctx, c->rails);
 	check_rails(c);
 	return ib_progress(c->conn) > 0;
 }
