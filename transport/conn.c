@@ -117,6 +117,11 @@ struct tr_counters *tr_conn_count(struct tr_conn *conn)
 	return &conn->count;
 }
 
+uint64_t tr_conn_completions(const struct tr_conn *conn)
+{
+	return conn->count.completions;
+}
+
 void tr_conn_counters(const struct tr_conn *conn, struct tr_counters *counters)
 {
 	*counters = conn->count;

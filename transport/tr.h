@@ -549,6 +549,8 @@ bool tr_conn_await(struct tr_conn *conn, int64_t looks_ns, int64_t most_ns, int 
 bool tr_conn_awaits(const struct tr_conn *conn); /* it may sleep there at all */
 /* A kernel of a GPU runs for it, whose end wakes nobody: who sleeps now learns of it late. */
 bool tr_conn_computes(const struct tr_conn *conn);
+/* tr_counters.completions: while they grow bytes move, though no event says so yet. */
+uint64_t tr_conn_completions(const struct tr_conn *conn);
 
 /* ---------------------------------------------------------------- looking inside */
 

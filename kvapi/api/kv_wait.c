@@ -12,9 +12,11 @@ static bool reached(const struct kv_op *op, int grade)
 /*
  * How long to spin from now on: the option's time, or half of what the operation has taken so far,
  * but not above SPIN_MOST_NS. Sleeping costs two context switches on each side, which shows on an
- * operation of a millisecond; an operation that takes long hardly spins.
+ * operation of a millisecond; an operation that takes long hardly spins. But while a device
+ * completes one part after the other, so that a sleeper would be woken at once: for SPIN_MOVING
+ * times the option's time after each of them.
  */
-enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000 };
+enum { SPIN_SHARE = 2, SPIN_MOST_NS = 500000, SPIN_MOVING = 3 };
 /*
  * How long to sleep at the socket of the peer, where the transport has one. That costs no
  * processor, and the answer wakes this thread; later it wakes the service thread, which wakes this
@@ -28,6 +30,11 @@ static int64_t spin_until(const struct kv_op *op)
 	int64_t share = kv_sooner((now - op->begun_ns) / SPIN_SHARE, SPIN_MOST_NS);
 
 	return now + (spin && share > spin ? share : spin);
+}
+
+static uint64_t completions_of(const struct kv_peer *peer)
+{
+	return peer->state == KV_PEER_UP ? tr_conn_completions(peer->conn) : 0;
 }
 
 bool kv_op_progress(struct kv_op *op)
@@ -85,6 +92,7 @@ static bool kernel_runs(const struct kv_op *op, int64_t now)
 void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 {
 	int64_t until = spin_until(op), leave = await_until(op, deadline_ns);
+	uint64_t seen = completions_of(op->peer), completions;
 
 	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
 		int64_t now = kv_now_ns(), last = until > leave ? until : leave;
@@ -95,6 +103,9 @@ void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 		if (kv_op_progress(op)) {
 			until = spin_until(op);
 			leave = await_until(op, deadline_ns);
+		} else if ((completions = completions_of(op->peer)) != seen) {
+			seen = completions;
+			until = kv_later(until, now + SPIN_MOVING * op->engine->spin_ns);
 		} else if (!slept && now >= until && !kernel_runs(op, now)) {
 			return;
 		}

@@ -174,6 +174,7 @@ struct kv_linger {
 	unsigned int n; /* peers; they are neither armed nor watched */
 	struct {
 		uint32_t index, generation;
+		uint64_t completions; /* tr_conn_completions at the last look */
 	} peer[KV_LINGER_PEERS];
 };
 

@@ -16,7 +16,7 @@
 
 enum {
 	LINGER_SLICE_NS = 10000, /* of polling, until others are looked at */
-	LINGER_OFF_MS = 10,
+	LINGER_OFF_MS = 1,
 	/* KVCACHE_SERVICE_SPIN_US is -1; and while the notify of an operation is to come */
 	LINGER_US = 50,
 	LINGER_OPEN_US = 500,
@@ -96,9 +96,19 @@ bool kv_linger_take(struct kv_peer *peer, int done)
 	if (linger->n == KV_LINGER_PEERS)
 		return false;
 	linger->peer[linger->n].index = peer->index;
+	linger->peer[linger->n].completions = tr_conn_completions(peer->conn);
 	linger->peer[linger->n++].generation = engine->peer_generation[peer->index];
 	linger->until_ns = kv_now_ns() + linger_ns(linger, peer);
 	return true;
+}
+
+/* It has work that has not ended: its device completes a part of it now and then. */
+static bool moves(struct kv_linger *linger, unsigned int i, const struct kv_peer *peer)
+{
+	uint64_t before = linger->peer[i].completions;
+
+	linger->peer[i].completions = tr_conn_completions(peer->conn);
+	return linger->peer[i].completions != before;
 }
 
 /* *ns_p: for how long it goes on, by those that had work. */
@@ -108,13 +118,14 @@ static int poll_lingering(struct kv_engine *engine, int64_t *ns_p)
 
 	for (unsigned int i = 0; i < engine->linger.n; i++) {
 		struct kv_peer *peer = kv_table_glance(engine, engine->linger.peer[i].index);
-
 		int before = done;
 
 		if (!peer)
 			continue;
 		if (peer->state == KV_PEER_UP)
 			kv_peer_poll(peer, &done);
+		if (peer->state == KV_PEER_UP)
+			done += moves(&engine->linger, i, peer);
 		if (peer->state != KV_PEER_UP)
 			engine->linger.until_ns = 0; /* a sweep follows it to its end */
 		else if (done > before && linger_ns(&engine->linger, peer) > *ns_p)

@@ -31,6 +31,11 @@ static inline int64_t kv_sooner(int64_t a_ns, int64_t b_ns)
 	return a_ns < b_ns ? a_ns : b_ns;
 }
 
+static inline int64_t kv_later(int64_t a_ns, int64_t b_ns)
+{
+	return a_ns > b_ns ? a_ns : b_ns;
+}
+
 /* Milliseconds for poll(2) until a deadline, rounded up; 0 if it has passed, at most max_ms. */
 static inline int kv_poll_ms(int64_t deadline_ns, int max_ms)
 {
