@@ -40,13 +40,13 @@ PEERS_OF_SOFTNIC = 1000  # with two lanes it has no more queue pairs
 GROWS = {"served": "peers"}  # else what the curve is called
 FIGURES = ["ns", "ratio", "floor_ns", "memory_kb", "device_kb", "descriptors", "connect_ms"]
 WRITES_OF_A_PEER = 32  # of a run: the first ones touch its queues' memory for the first time
-UNITS = 200000  # blocks of a run, so that it lasts some milliseconds; of all runs of a point at least two writes each
+UNITS = 200000  # blocks of a run, so that it lasts some milliseconds
 
 
 def words_of(transport, curve, at, blocks):
     told = dict(BASE, blocks=blocks, floor=int(transport == "shm")) | CURVES[curve][1] | {GROWS.get(curve, curve): at}
     each = told["blocks"] * told["layers"] * told["tensors"] * max(told["threads"], 1)
-    told["writes"] = max(UNITS // each, 2, WRITES_OF_A_PEER * told["peers"])
+    told["writes"] = max(UNITS // each, WRITES_OF_A_PEER * told["peers"])
     return [str(told[name]) for name in NAMES]
 
 

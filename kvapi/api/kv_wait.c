@@ -95,7 +95,7 @@ void kv_op_spin(struct kv_op *op, int grade, int64_t deadline_ns)
 	uint64_t seen = completions_of(op->peer), completions;
 
 	while (!reached(op, grade) && !atomic_load(&op->peer->claim.wanting)) {
-		int64_t now = kv_now_ns(), last = until > leave ? until : leave;
+		int64_t now = kv_now_ns(), last = kv_later(until, leave);
 		bool slept = now < last && await_peer(op->peer, until - now, last - now);
 
 		if (!slept)

@@ -122,10 +122,10 @@ static int poll_lingering(struct kv_engine *engine, int64_t *ns_p)
 
 		if (!peer)
 			continue;
-		if (peer->state == KV_PEER_UP)
+		if (peer->state == KV_PEER_UP) {
 			kv_peer_poll(peer, &done);
-		if (peer->state == KV_PEER_UP)
 			done += moves(&engine->linger, i, peer);
+		}
 		if (peer->state != KV_PEER_UP)
 			engine->linger.until_ns = 0; /* a sweep follows it to its end */
 		else if (done > before && linger_ns(&engine->linger, peer) > *ns_p)
